@@ -1,0 +1,58 @@
+# `make` alone explains itself. Every target first sets up whatever it needs.
+
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench proto lock clean
+.DELETE_ON_ERROR:
+
+help:  ## this list
+	@echo "Cloister: federated training over data that never leaves its owner."
+	@echo
+	@awk -F ':.*##' '/^[a-z]+:.*##/ { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "Needs Python 3.11 or newer; to name one: make setup PYTHON=python3.12"
+	@echo "Options pass through: make test ARGS='tests/privacy -x'"
+
+setup: $(INSTALLED)  ## .venv with the locked packages; once, and again only when they change
+
+$(INSTALLED): pyproject.toml requirements/lock.txt requirements/torch.txt requirements/install.sh
+	@sh requirements/install.sh "$(PYTHON)"
+	@touch $@
+
+demo: setup  ## a server and three hospitals on this machine, training together
+	@$(BIN)/cloister demo $(ARGS)
+
+test: setup  ## all tests but those that run for minutes (those: ARGS='-m soak')
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup  ## format, lint and types, exactly as CI checks them
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+format: setup  ## format the code, and mend what ruff can mend
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+bench: setup  ## measure, side by side with others
+	@$(BIN)/cloister bench $(ARGS)
+
+proto: setup  ## regenerate transport/cloister_pb2.* from transport/cloister.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. transport/cloister.proto
+
+lock: setup  ## write requirements/lock.txt anew (newer versions: ARGS=--upgrade)
+	$(BIN)/uv pip compile pyproject.toml requirements/torch.txt --output-file requirements/lock.txt \
+		--all-extras --universal --python-version 3.11 --generate-hashes \
+		--excludes requirements/not-locked.txt --no-emit-package torch \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet $(ARGS)
+
+clean:  ## remove caches, builds and the demo's folder; .venv stays
+	rm -rf build dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info *.fab
+	find cloister simulations server client strategies transport privacy tests \
+		-type d -name __pycache__ -prune -exec rm -rf {} +

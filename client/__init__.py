@@ -1,0 +1,1 @@
+"""The agent: one site's process, its training, its keys and its ledger."""

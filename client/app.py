@@ -1,0 +1,93 @@
+"""The agent as a Flower `ClientApp`: query (does this site take part?), train, evaluate.
+
+The same app runs under every engine. It finds its site in the node's configuration (`site`, a path), or, in
+Flower's simulation, by the partition's number among the folders in the run's configuration (`sites`).
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.round import accept, evaluate, get_ready, open_sum, train_round
+from client.site import Site, open_site
+from privacy.errors import CloisterError, ConfigError
+from transport.contents import (
+    pack_opened,
+    pack_readiness,
+    pack_update,
+    read_manifest,
+    read_sum,
+    read_train,
+)
+from transport.flower import reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger("cloister.agent")
+
+REFUSED, FAILED = 100, 101  # codes of error replies
+
+app = ClientApp()
+
+
+def _site(context: Context) -> Site:
+    if named := context.node_config.get("site"):
+        return open_site(Path(str(named)))
+    partition = context.node_config.get("partition-id")
+    folders = sorted(path.parent for path in Path(str(context.run_config.get("sites", ""))).glob("*/site.toml"))
+    if not isinstance(partition, int) or partition >= len(folders):
+        msg = "this node does not know its site; set `site` in its configuration, or `sites` in the run's"
+        raise ConfigError(msg)
+    return open_site(folders[partition])
+
+
+def _answering(work: Callable[[Site, Message], RecordDict]) -> Callable[[Message, Context], Message]:
+    """Turn errors into error replies that tell the server no more than may leave the site."""
+
+    @wraps(work)
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            return reply(work(_site(context), message), message)
+        except CloisterError as error:
+            log.warning("%s: %s", message.metadata.message_type, error)
+            return reply(Error(REFUSED, error.public), message)
+        except Exception:  # a bug in a task must not end the agent
+            log.exception("%s failed", message.metadata.message_type)
+            return reply(Error(FAILED, "the site's agent met an unexpected error; the site's own log has it"), message)
+
+    return answer
+
+
+@app.query()
+@_answering
+def query(site: Site, message: Message) -> RecordDict:
+    """Say whether this site takes part."""
+    return pack_readiness(get_ready(site, read_manifest(message.content), message.metadata.dst_node_id))
+
+
+@app.train()
+@_answering
+def train(site: Site, message: Message) -> RecordDict:
+    """Train a round and return the signed, encrypted update."""
+    plan, missed = read_train(message.content)
+    update = train_round(site, read_manifest(message.content), plan, missed)
+    report = {}
+    if "epsilon" in site.settings.policy.share:
+        report["epsilon"] = site.ledger.spent(site.settings.budget.delta)
+    return pack_update(update, report)
+
+
+@app.evaluate()
+@_answering
+def open_and_evaluate(site: Site, message: Message) -> RecordDict:
+    """Open a round's sum, keep the model, and report its digest."""
+    accepted = accept(site, read_manifest(message.content))
+    checkpoint = open_sum(site, accepted, read_sum(message.content))
+    return pack_opened(checkpoint.model.digest, evaluate(site, accepted.manifest, checkpoint))

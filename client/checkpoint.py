@@ -1,0 +1,78 @@
+"""A run's model at one site: one safetensors file a run, replaced as a whole after every round.
+
+The file is the same, bit for bit, at every site that has opened the same sums.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from privacy.errors import KeyFileError
+from privacy.storage import write_atomically
+from privacy.update import Layout, Model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model, and after which round of which run it stands. Round 0 is the untrained model."""
+
+    run: str
+    round: int
+    model: Model
+
+
+class CheckpointStore:
+    """The checkpoints of one site."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._held: dict[str, Checkpoint] = {}
+
+    def path(self, name: str, run: str) -> Path:
+        """Return where a run's model lies."""
+        return self._folder / f"{name}-{run[:8]}.safetensors"
+
+    def load(self, name: str, run: str, layout: Layout) -> Checkpoint | None:
+        """Return the latest checkpoint of a run, or None before its first round.
+
+        Raises:
+            KeyFileError: if the file is damaged or of another model.
+        """
+        if run in self._held:
+            return self._held[run]
+        path = self.path(name, run)
+        if not path.exists():
+            return None
+        data = path.read_bytes()
+        try:
+            tensors = load(data)
+            note = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            number, digest = int(note["round"]), note["model"]
+            model = Model(layout.flatten({name: tensors[name].astype(np.float32) for name, _ in layout.shapes}), layout)
+        except (SafetensorError, KeyError, ValueError) as error:
+            msg = f"{path}: this checkpoint is damaged ({error}); move it aside and restart the agent"
+            raise KeyFileError(msg) from error
+        if note["run"] != run or model.digest != digest:
+            msg = f"{path}: this checkpoint was altered, or is of another run; move it aside and restart the agent"
+            raise KeyFileError(msg)
+        self._held[run] = Checkpoint(run, number, model)
+        return self._held[run]
+
+    def save(self, name: str, checkpoint: Checkpoint) -> Path:
+        """Replace a run's model, so that a crash leaves the old or the new one."""
+        path = self.path(name, checkpoint.run)
+        tensors = {key: np.ascontiguousarray(value) for key, value in
+                   checkpoint.model.layout.unflatten(checkpoint.model.vector).items()}  # fmt: skip
+        note = {"run": checkpoint.run, "round": str(checkpoint.round), "model": checkpoint.model.digest}
+        write_atomically(path, save(tensors, metadata=note))
+        self._held[checkpoint.run] = checkpoint
+        return path

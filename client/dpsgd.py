@@ -1,0 +1,108 @@
+"""DP-SGD (Abadi et al., 2016) with Opacus: the only file that touches it.
+
+What Opacus leaves to its caller, and what goes wrong if the caller does not look:
+
+- Batches are Poisson samples: each record is in a step's batch with probability `sample_rate`, by itself. The
+  accountant assumes exactly that; shuffled batches cost far more than it would say.
+- A step whose batch is empty still adds noise and still counts. Skipping it would cost utility and, worse, tell that
+  the batch was empty.
+- Gradients are divided by sample_rate times the size that the site declared in public, never by a private count.
+- Noise comes from a cipher, not from torch's generator.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from opacus import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from opacus.validators import ModuleValidator
+
+from privacy.errors import TaskError
+from privacy.update import Update
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from client.task import Task
+    from privacy.manifest import Manifest
+    from privacy.randomness import Randomness
+
+
+class _CipherNoise(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
+    """Opacus's optimizer with noise from our cipher, in double precision until it is added."""
+
+    def __init__(self, *args: Any, randomness: Randomness, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
+        super().__init__(*args, **kwargs)
+        self._randomness = randomness
+
+    def add_noise(self) -> None:
+        """Set every gradient to the clipped sum plus N(0, (σC)²)."""
+        scale = self.noise_multiplier * self.max_grad_norm
+        for parameter in self.params:
+            summed = parameter.summed_grad
+            if scale > 0:
+                drawn = torch.from_numpy(self._randomness.gaussian(summed.numel()) * scale)
+                summed = summed + drawn.to(device=summed.device, dtype=summed.dtype).view_as(summed)
+            parameter.grad = summed.view_as(parameter)
+            parameter.summed_grad = None
+
+
+def check_model(model: nn.Module, task: str) -> None:
+    """Refuse a model that DP-SGD cannot protect.
+
+    Raises:
+        TaskError: naming the layers.
+    """
+    problems = ModuleValidator.validate(model, strict=False)
+    if problems:
+        listed = "; ".join(str(problem).splitlines()[0] for problem in problems)
+        msg = f"{task}: its model cannot be trained with differential privacy: {listed}"
+        raise TaskError(msg)
+    if any(not parameter.requires_grad for parameter in model.parameters()) or list(model.buffers()):
+        msg = f"{task}: its model has frozen parameters or buffers, which are not shared; keep them outside the model"
+        raise TaskError(msg)
+
+
+def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, manifest: Manifest,
+          randomness: Randomness) -> Update:  # fmt: skip
+    """Train `model` in place for one round and return what changed, `(parameters,)`.
+
+    Args:
+        task: gives the loss.
+        model: on the device to train on.
+        records: inputs and targets `(n, ...)`, on the same device.
+        size: how many training records the site declares in public, about n.
+        manifest: steps, sampling rate, learning rate, clipping norm and σ.
+        randomness: of sampling and noise; a new one every round.
+    """
+    inputs, targets = records
+    training, privacy = manifest.settings.training, manifest.settings.privacy
+    before = _flat(model)
+    wrapped = GradSampleModule(model, loss_reduction="mean")
+    optimizer = _CipherNoise(
+        torch.optim.SGD(wrapped.parameters(), lr=training.learning_rate),
+        noise_multiplier=manifest.noise_multiplier,
+        max_grad_norm=privacy.max_grad_norm,
+        expected_batch_size=max(1.0, training.sample_rate * size),
+        loss_reduction="mean",
+        randomness=randomness,
+    )
+    try:
+        for _ in range(training.steps_per_round):
+            chosen = torch.from_numpy(randomness.uniform(len(inputs)) < training.sample_rate).to(inputs.device)
+            optimizer.zero_grad(set_to_none=True)
+            if chosen.any():
+                task.loss(wrapped(inputs[chosen]), targets[chosen]).backward()
+            else:
+                for parameter in optimizer.params:
+                    parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+            optimizer.step()
+    finally:
+        wrapped.to_standard_module()
+    return Update((_flat(model) - before).cpu().numpy())
+
+
+def _flat(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().reshape(-1).clone() for parameter in model.parameters()])

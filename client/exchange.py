@@ -1,0 +1,87 @@
+"""The agent's end of the wire: pull a message, push its reply. Every call has a deadline; failures have names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+
+from privacy.errors import AuthenticityError, MalformedError, ProtocolError, UnreachableError
+from transport import cloister_pb2 as pb
+from transport.channel import SERVICE, open_channel
+from transport.framing import PROTOCOL, assemble, to_frames
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from transport.channel import TlsFiles
+
+_WAIT_SECONDS = 20.0
+_TRANSFER_SECONDS = 600.0
+_MAX_BODY = 4 << 30
+
+_REFUSALS = {grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED}
+_MISFITS = {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS,
+            grpc.StatusCode.UNIMPLEMENTED}  # fmt: skip
+
+
+class Exchange:
+    """One site's connection to the server."""
+
+    def __init__(self, address: str, tls: TlsFiles) -> None:
+        self._address = address
+        self._channel = open_channel(address, tls)
+        self._pull = self._channel.unary_stream(
+            f"/{SERVICE}/Pull",
+            request_serializer=pb.PullRequest.SerializeToString,
+            response_deserializer=pb.Chunk.FromString,
+        )
+        self._push = self._channel.stream_unary(
+            f"/{SERVICE}/Push",
+            request_serializer=pb.Chunk.SerializeToString,
+            response_deserializer=pb.Receipt.FromString,
+        )
+
+    def __enter__(self) -> Self:
+        """Use the connection for a while."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        """Close it."""
+        self._channel.close()
+
+    def pull(self) -> bytes | None:
+        """Wait for a message for up to 20 seconds; return its bytes, or None if there was none.
+
+        Raises:
+            UnreachableError: if the server does not answer.
+            AuthenticityError: if it knows no such site.
+        """
+        request = pb.PullRequest(protocol=PROTOCOL, wait_seconds=_WAIT_SECONDS)
+        try:
+            return assemble(self._pull(request, timeout=_WAIT_SECONDS + _TRANSFER_SECONDS), _MAX_BODY)
+        except grpc.RpcError as error:
+            raise self._named(error) from error
+
+    def push(self, data: bytes, reply_to: str) -> bool:
+        """Deliver a reply; return whether the server still waited for it.
+
+        Raises:
+            UnreachableError: if the server does not answer; send the same bytes again.
+            ProtocolError: if the server refuses it for good.
+        """
+        try:
+            receipt = self._push(to_frames(data, reply_to), timeout=_TRANSFER_SECONDS)
+        except grpc.RpcError as error:
+            raise self._named(error) from error
+        return bool(receipt.status == pb.Receipt.ACCEPTED)
+
+    def _named(self, error: grpc.RpcError) -> AuthenticityError | MalformedError | ProtocolError | UnreachableError:
+        code, details = error.code(), error.details() or "no reason given"
+        if code in _REFUSALS:
+            return AuthenticityError(f"the server at {self._address} refuses this site: {details}")
+        if code in _MISFITS:
+            return ProtocolError(f"the server at {self._address} refused a message: {details}")
+        return UnreachableError(f"lost the server at {self._address} ({code.name.lower().replace('_', ' ')}: {details})")

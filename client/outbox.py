@@ -1,0 +1,57 @@
+"""The last signed update of every run, kept until its round is over.
+
+A retry resends these very bytes. Training again would be a new release, and cost privacy again.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from privacy.envelope import SignedUpdate
+from privacy.errors import ProtocolError
+from privacy.storage import write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from privacy.plan import RoundPlan
+
+
+class Outbox:
+    """Signed updates on disk, one a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, plan: RoundPlan) -> SignedUpdate | None:
+        """Return the update that was made for this plan already, if there is one.
+
+        Raises:
+            ProtocolError: if the server asks for the same attempt again under another plan.
+        """
+        path = self._path(plan.run)
+        if not path.exists():
+            return None
+        line, _, body = path.read_bytes().partition(b"\n")
+        note = json.loads(line)
+        if (note["round"], note["attempt"]) != (plan.round, plan.attempt):
+            return None
+        if note["plan"] != plan.digest:
+            msg = f"the server asks for round {plan.round} twice, with different plans; the second is refused"
+            raise ProtocolError(msg)
+        return SignedUpdate(note["header"].encode(), bytes.fromhex(note["signature"]), body)
+
+    def keep(self, plan: RoundPlan, update: SignedUpdate) -> None:
+        """Store an update before it is sent."""
+        note = {
+            "round": plan.round,
+            "attempt": plan.attempt,
+            "plan": plan.digest,
+            "header": update.header.decode(),
+            "signature": update.signature.hex(),
+        }
+        write_atomically(self._path(plan.run), json.dumps(note).encode() + b"\n" + update.body)
+
+    def _path(self, run: str) -> Path:
+        return self._folder / f"{run[:16]}.update"

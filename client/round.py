@@ -1,0 +1,161 @@
+"""A round at a site, in the order that keeps its promises.
+
+    1. open    what other rounds' sums this site has missed
+    2. check   the plan against the manifest, the manifest against the site's policy
+    3. reserve the round's privacy spend, on disk, before any record is read
+    4. train   with DP-SGD → Update → PrivateUpdate
+    5. encode  and encrypt → PackedUpdate → EncryptedUpdate
+    6. sign    → SignedUpdate, stored before it is sent; a retry sends these very bytes
+
+and when the server has added all updates:
+
+    7. check   who contributed to the sum; decrypt it; apply the mean; keep the model and name its digest
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from client.checkpoint import Checkpoint
+from client.dpsgd import train
+from privacy.accounting import epsilon
+from privacy.envelope import check_sum, sign_update
+from privacy.errors import ProtocolError
+from privacy.ledger import Release
+from privacy.manifest import open_manifest
+from privacy.packing import pack, unpack
+from privacy.plan import check_plan, read_plan
+from privacy.policy import check_policy
+from privacy.randomness import Randomness
+from privacy.signing import sign
+from privacy.update import privatise
+from strategies.averaging import average
+from transport.contents import Readiness
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from client.site import Site
+    from privacy.envelope import EncryptedSum, SignedUpdate
+    from privacy.manifest import Manifest
+    from privacy.plan import RoundPlan
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A run that the coordinator signed and this site's policy allows."""
+
+    manifest: Manifest
+    run: str
+
+
+def accept(site: Site, document: bytes) -> Accepted:
+    """Check who signed a manifest, and hold it against the site's policy.
+
+    Raises:
+        AuthenticityError: if the coordinator did not sign it.
+        RefusedError: if the policy does not allow it.
+        ProtocolError: if it is of another roster or key epoch than the site's.
+    """
+    manifest, run = open_manifest(document, site.roster.manifest_key)
+    if (manifest.roster_version, manifest.key_epoch) != (site.roster.version, site.roster.key_epoch):
+        msg = (
+            f"the run is for roster {manifest.roster_version} and key epoch {manifest.key_epoch}, {site.name} has "
+            f"{site.roster.version} and {site.roster.key_epoch}; bring the older one up to date"
+        )
+        raise ProtocolError(msg)
+    check_policy(site.settings.policy, manifest, epsilon([manifest.run_cost], site.settings.budget.delta), site.name)
+    return Accepted(manifest, run)
+
+
+def get_ready(site: Site, document: bytes, node_id: int) -> Readiness:
+    """Say whether this site can take part in a run, before anything is charged. No record is read for it.
+
+    Raises:
+        BudgetError: if what is left of the budget does not cover the rest of the run.
+    """
+    accepted = accept(site, document)
+    checkpoint = site.checkpoint(accepted.manifest, accepted.run)
+    if checkpoint.round == 0:
+        site.ledger.check_plan(accepted.manifest.run_cost, site.settings.budget.limit())
+    model = checkpoint.model
+    signed = Readiness.signed_part(accepted.run, site.name, node_id, model.digest)
+    return Readiness(site.name, model.digest, model.vector.size, model.layout.digest,
+                     sign(site.signing_key, "readiness", signed))  # fmt: skip
+
+
+def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence[EncryptedSum]) -> SignedUpdate:
+    """Steps 1 to 6. See there for the errors; whatever fails, nothing leaves the site that was not charged."""
+    accepted = accept(site, document)
+    for total in missed:
+        open_sum(site, accepted, total)
+    plan = read_plan(plan_bytes)
+    check_plan(plan, accepted.manifest, accepted.run, site.name)
+    if (made := site.outbox.find(plan)) is not None:
+        return made
+    checkpoint = site.checkpoint(accepted.manifest, accepted.run)
+    if checkpoint.model.digest != plan.base_model:
+        msg = f"{site.name} has another model than round {plan.round} starts from; it needs the sums that it missed"
+        raise ProtocolError(msg)
+    update = _make_update(site, accepted.manifest, plan, checkpoint)
+    site.outbox.keep(plan, update)
+    return update
+
+
+def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> SignedUpdate:
+    release = Release(plan.run, plan.round, plan.attempt)
+    charge = site.ledger.reserve(release, manifest.round_cost, site.settings.budget.limit())
+    study, settings = site.study(manifest.settings.task), manifest.settings
+    module = study.load_into(study.module(settings.model_seed), checkpoint.model)
+    size = settings.cohort.sizes[site.name]
+    update = train(study.task, module, study.training, size, manifest, _randomness(manifest, site, plan, "training"))
+    weight = manifest.weight(site.name)
+    packed = pack(privatise(update, charge), weight, manifest.packing, _randomness(manifest, site, plan, "rounding"))
+    encrypted = site.decryption_key.encrypt(packed)
+    model = checkpoint.model
+    return sign_update(encrypted, plan, site.name, model.vector.size, model.layout.digest, weight, site.signing_key)
+
+
+def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
+    """Step 7: decrypt a round's sum and arrive at the next model. Opening the same sum twice changes nothing.
+
+    Raises:
+        ProtocolError: if the sum does not apply to the model that this site has.
+    """
+    manifest, run = accepted.manifest, accepted.run
+    plan, weights = check_sum(total, run, manifest, site.roster)
+    checkpoint = site.checkpoint(manifest, run)
+    if checkpoint.round == plan.round:
+        return checkpoint
+    if checkpoint.model.digest != plan.base_model:
+        msg = f"the sum of round {plan.round} does not apply to {site.name}'s model of round {checkpoint.round}"
+        raise ProtocolError(msg)
+    coefficients = site.decryption_key.decrypt_sum(total.c0, [part.seeds for part in total.contributions])
+    mean = unpack(coefficients, checkpoint.model.vector.size, weights, manifest.packing)
+    opened = Checkpoint(run, plan.round, average(checkpoint.model, mean))
+    site.checkpoints.save(manifest.settings.name, opened)
+    return opened
+
+
+def evaluate(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, float]:
+    """Return sums of metrics over the held-out records, and their number, as far as the site's policy shares them."""
+    study, shared = site.study(manifest.settings.task), site.settings.policy.share
+    inputs, targets = study.held_out
+    if not len(inputs) or not set(shared) - {"epsilon"}:
+        return {}
+    module = study.load_into(study.module(manifest.settings.model_seed), checkpoint.model)
+    module.eval()
+    with torch.no_grad():
+        outputs = module(inputs)
+        found = {"loss": float(study.task.loss(outputs, targets)) * len(inputs)}
+        found |= {name: float(values.sum()) for name, values in study.task.metrics(outputs, targets).items()}
+    return {name: value for name, value in found.items() if name in shared} | {"records": float(len(inputs))}
+
+
+def _randomness(manifest: Manifest, site: Site, plan: RoundPlan, purpose: str) -> Randomness:
+    if manifest.settings.seed is None:
+        return Randomness.fresh()
+    return Randomness.seeded(manifest.settings.seed, site.name, plan.round, plan.attempt, purpose)

@@ -1,0 +1,92 @@
+"""`site.toml`: everything about one site that only the site decides."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from privacy.config import STRICT, read_toml
+from privacy.ledger import Budget as LedgerBudget
+from privacy.manifest import SiteName  # noqa: TC001 - pydantic needs it when it runs
+from privacy.policy import Policy  # noqa: TC001
+from transport.channel import TlsFiles
+
+File = Annotated[Path, Field(strict=False)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Data:
+    """`[data]`: the site's records, and whom they are about."""
+
+    file: File
+    lineage: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]  # the people, whatever the file is called: one budget
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the records that is never trained on
+
+
+@dataclass(frozen=True, config=STRICT)
+class Budget:
+    """`[budget]`: the most that may ever be spent on this lineage, over all runs."""
+
+    epsilon: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(gt=0, lt=1e-2)]
+
+    def limit(self) -> LedgerBudget:
+        """Return the ledger's form of it."""
+        return LedgerBudget(self.epsilon, self.delta)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Keys:
+    """`[keys]`: where the site's keys lie, and what it trusts."""
+
+    authority: File = Path("keys/authority.pem")
+    tls_certificate: File = Path("keys/tls.pem")
+    tls_key: File = Path("keys/tls.key")
+    signing_key: File = Path("keys/signing.key")
+    decryption_key: File = Path("keys/epoch-1.key")
+    roster: File = Path("keys/roster")
+
+
+@dataclass(frozen=True, config=STRICT)
+class SiteSettings:
+    """`site.toml`."""
+
+    site: SiteName
+    server: str  # host:port
+    data: Data
+    budget: Budget
+    policy: Policy
+    keys: Keys = field(default_factory=Keys)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True, config=STRICT)
+class SiteFolder:
+    """A site's settings and the folder in which they lie; every path in them is relative to it."""
+
+    folder: Path
+    settings: SiteSettings
+
+    def path(self, relative: Path) -> Path:
+        """Resolve a path of the settings."""
+        return self.folder / relative
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The site's TLS identity."""
+        keys = self.settings.keys
+        return TlsFiles(self.path(keys.authority), self.path(keys.tls_certificate), self.path(keys.tls_key))
+
+
+def read_site(path: Path) -> SiteFolder:
+    """Read a site's settings, given its `site.toml` or the folder that holds it.
+
+    Raises:
+        ConfigError: if the file is missing or does not fit.
+    """
+    file = path / "site.toml" if path.is_dir() else path
+    return SiteFolder(file.resolve().parent, read_toml(file, SiteSettings))

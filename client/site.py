@@ -1,0 +1,184 @@
+"""One site, opened from its folder: settings, keys, ledger, model store, and its records once they are needed."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from client.checkpoint import Checkpoint, CheckpointStore
+from client.dpsgd import check_model
+from client.outbox import Outbox
+from client.records import split_held_out
+from client.settings import read_site
+from client.task import import_task
+from privacy.encryption import DecryptionKey
+from privacy.errors import DataError, KeyFileError, TaskError
+from privacy.ledger import Ledger
+from privacy.roster import open_roster
+from privacy.update import Layout, Model
+from transport.pki import read_authority_key, read_signing_key
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from torch import Tensor, nn
+
+    from client.settings import SiteFolder
+    from client.task import Task
+    from privacy.manifest import Manifest
+    from privacy.roster import Roster
+
+Records = tuple["Tensor", "Tensor"]
+
+
+class Site:
+    """What an agent works with. Keys are read when the site is opened; records when a round needs them."""
+
+    def __init__(self, place: SiteFolder) -> None:
+        self.place, self.settings = place, place.settings
+        keys = self.settings.keys
+        self.name = self.settings.site
+        self.signing_key: Ed25519PrivateKey = read_signing_key(place.path(keys.signing_key))
+        self.roster: Roster = _read_roster(place)
+        self.ledger = Ledger(place.folder / "ledger" / self.settings.data.lineage, self.name, self.settings.data.lineage)
+        self.checkpoints = CheckpointStore(place.folder / "models")
+        self.outbox = Outbox(place.folder / "outbox")
+        self.device = _device(self.settings.device)
+        self._studies: dict[str, Study] = {}
+        listed = self.roster.member(self.name).signing_key
+        if self.signing_key.public_key().public_bytes_raw().hex() != listed:
+            msg = f"{place.path(keys.signing_key)}: the roster lists another signing key for {self.name}; join again"
+            raise KeyFileError(msg)
+
+    @cached_property
+    def decryption_key(self) -> DecryptionKey:
+        """The key of the current epoch."""
+        path = self.place.path(self.settings.keys.decryption_key)
+        try:
+            return DecryptionKey.from_bytes(path.read_bytes())
+        except OSError as error:
+            msg = f"{path}: {error.strerror}; restore the decryption key from the site's backup"
+            raise KeyFileError(msg) from error
+
+    def study(self, task: str) -> Study:
+        """Return a task with this site's records, read once.
+
+        Raises:
+            TaskError: if the task cannot be imported or trained.
+        """
+        if task not in self._studies:
+            self._studies[task] = Study(task, self)
+        return self._studies[task]
+
+    def check_records(self) -> dict[str, int]:
+        """Read the records for every task that the policy allows, for the eyes of this site alone.
+
+        Returns:
+            How many records each task would train on.
+
+        Raises:
+            DataError: if a record cannot be used; better said now than in the middle of a round.
+        """
+        return {task: len(self.study(task).training[0]) for task in self.settings.policy.tasks}
+
+    def checkpoint(self, manifest: Manifest, run: str) -> Checkpoint:
+        """Return the site's model in a run: its latest checkpoint, or the untrained model that all sites start from."""
+        study = self.study(manifest.settings.task)
+        seed = manifest.settings.model_seed
+        return self.checkpoints.load(manifest.settings.name, run, study.layout(seed)) or Checkpoint(
+            run, 0, study.untrained(seed)
+        )
+
+
+class Study:
+    """One task at one site."""
+
+    def __init__(self, name: str, site: Site) -> None:
+        self.name, self._site = name, site
+        self.task: Task = import_task(name)
+        check_model(self.module(0), name)
+
+    def module(self, seed: int) -> nn.Module:
+        """Make the untrained module; the same at every site."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = self.task.model()
+        if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
+            msg = f"{self.name}: its model has parameters that are not float32; make all of them float32"
+            raise TaskError(msg)
+        return module
+
+    def untrained(self, seed: int) -> Model:
+        """Return the untrained model's parameters."""
+        tensors = {name: tensor.detach().numpy() for name, tensor in self.module(seed).named_parameters()}
+        layout = Layout.of(tensors)
+        return Model(layout.flatten(tensors), layout)
+
+    def layout(self, seed: int) -> Layout:
+        """Return names and shapes of the parameters."""
+        return self.untrained(seed).layout
+
+    def load_into(self, module: nn.Module, model: Model) -> nn.Module:
+        """Set a module's parameters and move it to the site's device."""
+        with torch.no_grad():
+            for parameter, values in zip(module.parameters(), model.layout.unflatten(model.vector).values(), strict=True):
+                parameter.copy_(torch.from_numpy(np.array(values)))
+        return module.to(self._site.device)
+
+    @cached_property
+    def _records(self) -> tuple[Records, Records]:
+        data = self._site.settings.data
+        path = self._site.place.path(data.file)
+        inputs, targets = self.task.load(path)
+        if len(inputs) != len(targets) or len(inputs) == 0:
+            msg = f"{path}: the task read {len(inputs)} inputs and {len(targets)} targets; it needs as many, and some"
+            raise DataError(msg)
+        if not (torch.isfinite(inputs).all() and torch.isfinite(targets).all()):
+            msg = f"{path}: the task read values that are not finite; mend the records, or the task's scaling"
+            raise DataError(msg)
+        train, test = (torch.from_numpy(part) for part in split_held_out(len(inputs), data.held_out))
+        device = self._site.device
+        return (
+            (inputs[train].to(device), targets[train].to(device)),
+            (inputs[test].to(device), targets[test].to(device)),
+        )
+
+    @property
+    def training(self) -> Records:
+        """The records that are trained on: inputs and targets `(n, ...)`."""
+        return self._records[0]
+
+    @property
+    def held_out(self) -> Records:
+        """The records that are only evaluated on."""
+        return self._records[1]
+
+
+@lru_cache(maxsize=32)
+def open_site(path: Path) -> Site:
+    """Open a site once a process: keys, records and device stay warm between rounds."""
+    return Site(read_site(path))
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        msg = 'this machine has no usable CUDA device; set device = "auto" or "cpu" in site.toml'
+        raise TaskError(msg)
+    return torch.device(wanted)
+
+
+def _read_roster(place: SiteFolder) -> Roster:
+    keys = place.settings.keys
+    path = place.path(keys.roster)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        msg = f"{path}: {error.strerror}; ask the coordinator for the roster"
+        raise KeyFileError(msg) from error
+    return open_roster(data, read_authority_key(place.path(keys.authority)))

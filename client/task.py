@@ -1,0 +1,73 @@
+"""What a consortium trains together: the one class that a user writes.
+
+    class Diagnosis(Task):
+        def model(self):                    return nn.Linear(30, 1)
+        def load(self, path):               return inputs, targets          # of one site, from its own file
+        def loss(self, outputs, targets):   return F.binary_cross_entropy_with_logits(outputs, targets)
+        def metrics(self, outputs, targets): return {"accuracy": ((outputs > 0) == (targets > 0.5)).float()}
+
+A run names it as `module:Class`. A site imports it only from what the site itself has installed, and only
+if its policy lists that very name: code never travels.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from privacy.errors import TaskError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+
+class Task(ABC):
+    """Model, data, loss and metrics of one federated study. Instances hold no data."""
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """Make the untrained model. Cloister seeds torch first, so that every site makes the same one."""
+
+    @abstractmethod
+    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+        """Read one site's records from `path`, scaled by constants that do not come from the data.
+
+        Returns:
+            Inputs `(n, ...)` and targets `(n, ...)`, one row a record.
+
+        Raises:
+            DataError: if a record cannot be used; say which line, and how to mend it.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss over a batch: a scalar that depends on each record only by its own term."""
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return further metrics by name, one value `(n,)` a record; Cloister averages over all sites."""
+        del outputs, targets
+        return {}
+
+
+def import_task(name: str) -> Task:
+    """Import `module:Class` from the installed packages and make an instance.
+
+    Raises:
+        TaskError: if there is no such module or class, or it is no `Task`.
+    """
+    module_name, _, class_name = name.partition(":")
+    if not module_name or not class_name:
+        msg = f"the task {name!r} is not of the form module:Class; write for example mypackage.scores:Credit"
+        raise TaskError(msg)
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        msg = f"the task {name!r} cannot be imported here ({error}); install the package that contains it at this site"
+        raise TaskError(msg) from error
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        msg = f"{name!r} is not a cloister.Task; derive the class from it"
+        raise TaskError(msg)
+    return found()

@@ -1,0 +1,31 @@
+"""Cloister: one shared model over data that never leaves its owner.
+
+Users import from here alone: `Task` to write a study, `CloisterError` to catch what went wrong.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from privacy.errors import CloisterError
+
+if TYPE_CHECKING:
+    from client.records import read_csv
+    from client.task import Task
+
+__version__ = "0.1.0"
+__all__ = ["CloisterError", "Task", "read_csv"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a site needs only when it is asked for: the server has no torch."""
+    if name == "Task":
+        from client.task import Task  # noqa: PLC0415
+
+        return Task
+    if name == "read_csv":
+        from client.records import read_csv  # noqa: PLC0415
+
+        return read_csv
+    msg = f"module 'cloister' has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -1,0 +1,162 @@
+"""The `cloister` command. Errors are one sentence and exit 1; `--debug` shows where they came from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister import __version__
+from cloister.view import RoundTable, listen, make_console
+from privacy.errors import CloisterError
+
+app = typer.Typer(
+    name="cloister",
+    help="Train one shared model over data that never leaves its owner.",
+    epilog="Start here:  cloister demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+bench = typer.Typer(help="Measure, side by side with others, on this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object, alone on the last line.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Keep the options that all commands share."""
+    del version
+    _Debug.on = debug
+
+
+class _Debug:
+    on = False
+
+
+@app.command(epilog="Example:  cloister demo --folder /tmp/demo")
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where servers and hospitals get their folders.")] = Path("demo"),
+    as_json: Json = False,
+) -> None:
+    """Run a real federation here: a server and three hospitals as processes, TLS, privacy, encryption, real data."""
+    from cloister.demo import run_demo  # noqa: PLC0415 - loads torch
+
+    summary = run_demo(folder, make_console(json=as_json))
+    if as_json:
+        typer.echo(json.dumps(summary))
+
+
+@app.command(epilog="Example:  cloister sign study.toml --coordinator coordinator --roster server/roster --out run.manifest")
+def sign(
+    run: Annotated[Path, typer.Argument(help="The run's settings, run.toml.")],
+    coordinator: Annotated[Path, typer.Option(help="Folder with authority.pem and signing.key.")] = Path("coordinator"),
+    roster: Annotated[Path, typer.Option(help="The consortium's roster.")] = Path("server/roster"),
+    out: Annotated[Path, typer.Option(help="Where to write the signed run.")] = Path("run.manifest"),
+    as_json: Json = False,
+) -> None:
+    """Calibrate a run's noise, say what it will cost, and sign it as the coordinator."""
+    from cloister.signing import sign_run  # noqa: PLC0415
+
+    report = sign_run(run, coordinator, roster, out)
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        typer.echo(f"✓ {report['manifest']}: {report['rounds']} rounds cost each site ε {report['epsilon']:.2f} "
+                   f"at δ {report['delta']:g} (σ {report['noise_multiplier']:g})")  # fmt: skip
+        typer.echo(f"next: cloister server server {out}")
+
+
+@app.command(epilog="Example:  cloister server server run.manifest")
+def server(
+    consortium: Annotated[Path, typer.Argument(help="consortium.toml, or the folder that holds it.")],
+    manifest: Annotated[Path, typer.Argument(help="The signed run.")],
+) -> None:
+    """Run the aggregation server until the run is over. It holds no key that opens anything."""
+    from server.process import serve  # noqa: PLC0415 - sites need no server
+
+    with RoundTable(make_console(json=False)) as table:
+        listen(table)
+        serve(consortium, manifest, lambda port: typer.echo(f"listening on port {port}"))
+
+
+@app.command(epilog="Example:  cloister agent north")
+def agent(
+    site: Annotated[Path, typer.Argument(help="site.toml, or the folder that holds it.")],
+) -> None:
+    """Run a site's agent. Ctrl-C leaves safely."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    from client.agent import attend  # noqa: PLC0415 - loads torch
+
+    attend(site, threading.Event())
+
+
+@app.command(epilog="Example:  cloister simulate demo")
+def simulate(
+    folder: Annotated[Path, typer.Argument(help="A federation's folder, as `cloister demo` makes one.")],
+    run: Annotated[Path | None, typer.Option(help="Sign this run.toml first.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a federation's signed run in this process: the same apps, the same bytes, no network."""
+    from cloister.simulation import simulate_folder  # noqa: PLC0415 - loads torch
+
+    report = simulate_folder(folder, run, make_console(json=as_json))
+    typer.echo(json.dumps(report) if as_json else f"✓ {report['rounds']} rounds; the model is {report['model']}")
+
+
+@bench.command("round", epilog="Example:  cloister bench round --parameters 100000 --json")
+def bench_round(
+    parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure.")] = 30,
+    as_json: Json = False,
+) -> None:
+    """A round with no training: three agents as processes, TLS and encryption on."""
+    from cloister.benchmarks.round import measure, table  # noqa: PLC0415
+
+    report = measure(parameters, rounds)
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
+@bench.command("encryption", epilog="Example:  cloister bench encryption --parameters 1000000 --json")
+def bench_encryption(
+    parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")] = 1_000_000,
+    sites: Annotated[int, typer.Option(min=2, help="Sites in the sum.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Bytes and CPU of an encrypted round, beside CKKS as NVFlare ships it, measured in the same run."""
+    from cloister.benchmarks.encryption import measure, table  # noqa: PLC0415
+
+    report = measure(parameters, sites)
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app(standalone_mode=True)
+    except CloisterError as error:
+        if _Debug.on:
+            raise
+        typer.echo(f"✗ {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        sys.exit(130)

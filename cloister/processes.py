@@ -1,0 +1,90 @@
+"""Child processes that never outlive their parent's work: however it ends, they are asked to stop, then made to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from privacy.errors import RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+_GRACE = 5.0  # seconds between asking and making
+_POLL = 0.05
+
+
+class Processes:
+    """`cloister` commands running in the background, each with a log file."""
+
+    def __init__(self) -> None:
+        self._children: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        self.stop()
+
+    def start(self, name: str, log: Path, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start `cloister ARGUMENTS`, with everything that it prints going to `log`."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as file:
+            child = subprocess.Popen(  # noqa: S603 - our own command with our own arguments
+                [sys.executable, "-m", "cloister", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+                start_new_session=True,  # Ctrl-C reaches the parent only, which then stops its children in order
+            )
+        self._children[name] = child, log
+        return child
+
+    def wait_for_line(self, name: str, marker: str, seconds: float) -> str:
+        """Wait until a process has printed a line that holds `marker`, and return what follows the marker.
+
+        Raises:
+            RunError: if it ended without, or the time was over.
+        """
+        child, log = self._children[name]
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            ended = child.poll() is not None
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+                if marker in line:
+                    return line.split(marker, 1)[1].strip()
+            if ended:
+                break
+            time.sleep(_POLL)
+        msg = f"{name} did not start; its log {log} ends with:\n{self.tail(name)}"
+        raise RunError(msg)
+
+    def ended(self) -> dict[str, int]:
+        """Return the exit codes of processes that have ended."""
+        return {name: code for name, (child, _) in self._children.items() if (code := child.poll()) is not None}
+
+    def tail(self, name: str, lines: int = 5) -> str:
+        """Return the last lines that a process printed."""
+        return "\n".join(self._children[name][1].read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+    def stop(self) -> None:
+        """End all processes that still run."""
+        running = [child for child, _ in self._children.values() if child.poll() is None]
+        for child in running:
+            child.terminate()
+        deadline = time.monotonic() + _GRACE
+        for child in running:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.0, deadline - time.monotonic()))
+            if child.poll() is None:
+                child.kill()
+                child.wait()

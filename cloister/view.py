@@ -1,0 +1,112 @@
+"""What a person sees of a run: one row a round, then a summary. Readable in 80 columns and without a terminal."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+_KIB = 1024
+_ROW = "{:>5}  {:>5}  {:<6}  {:<8}  {:<16}  {:>9}  {:>7}"
+_WIDE = 1000  # columns for output that is no terminal: lines are never broken there
+
+
+def make_console(*, json: bool) -> Console:
+    """Return where people read: standard output, or standard error where a program reads the output."""
+    console = Console(stderr=json, highlight=False)
+    return console if console.is_terminal else Console(stderr=json, highlight=False, width=_WIDE)
+
+
+def size(count: float) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < _KIB or unit == "GB":
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"  # noqa: PLR2004
+        count /= _KIB
+    raise AssertionError
+
+
+class RoundTable:
+    """Shows a run's events: a row for every round, a bar at the bottom while it goes on."""
+
+    def __init__(self, console: Console, budget: float | None = None) -> None:
+        self._console, self._budget = console, budget
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("starting", total=None)
+        self._expected: set[str] = set()
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        self._bar.stop()
+
+    def status(self, text: str) -> None:
+        """Say what is going on below the table."""
+        self._bar.update(self._task, description=text)
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Show one event of the server's journal."""
+        if event["event"] == "started":
+            self._expected = set(event["sites"])
+            self._bar.update(self._task, total=event["rounds"], description="rounds")
+            limit = f" of {self._budget:g}" if self._budget else ""
+            self._print(_ROW.format("round", "sites", "loss", "accuracy", f"ε spent{limit}", "sent", "time"), "bold")
+        elif event["event"] == "round":
+            self._show_round(event)
+            self._bar.advance(self._task)
+        elif event["event"] == "failed":
+            self._print(f"✗ {event['reason']}", "red")
+
+    def _show_round(self, event: dict[str, Any]) -> None:
+        metrics = event.get("metrics", {})
+        epsilon = max(event["epsilon"].values(), default=None)
+        row = _ROW.format(
+            event["round"],
+            f"{len(event['sites'])}/{len(self._expected)}",
+            f"{metrics['loss']:.3f}" if "loss" in metrics else "–",
+            f"{metrics['accuracy']:.3f}" if "accuracy" in metrics else "–",
+            f"{epsilon:.2f}" if epsilon is not None else "–",
+            size(event["bytes_up"]),
+            f"{event['seconds']:.2f} s",
+        )
+        self._print(row, "" if event["released"] else "yellow")
+        if not event["released"]:
+            self._print(f"       nothing released: {event['reason']}", "yellow")
+        for site, reason in sorted(event["problems"].items()):
+            self._print(f"       {site}: {reason}", "yellow")
+
+    def _print(self, text: str, style: str) -> None:
+        self._console.print(text, style=style or None, markup=False, soft_wrap=True)
+
+
+class TableHandler(logging.Handler):
+    """Shows the events of a run in this process as they are logged."""
+
+    def __init__(self, table: RoundTable) -> None:
+        super().__init__()
+        self._table = table
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show the event that a log record carries."""
+        if (entry := getattr(record, "entry", None)) is not None:
+            self._table.show(entry)
+
+
+def listen(table: RoundTable) -> None:
+    """Show every run of this process in the table."""
+    logger = logging.getLogger("cloister.run")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(TableHandler(table))

@@ -1,0 +1,1 @@
+"""The pure core: updates, codec, encryption, signing, manifest, ledger, accounting. No flwr, no grpc."""

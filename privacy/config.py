@@ -1,0 +1,108 @@
+"""Settings files: TOML read into frozen dataclasses, with errors that point at the line.
+
+    study.toml:7  rouns = 20
+                  ^^^^^ unknown key; did you mean `rounds`?
+
+Types, bounds and cross-field rules stand in the dataclasses themselves (pydantic checks them whenever one is
+made, from a file or not); this module only turns their complaints into a place and a sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tomllib
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from privacy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pydantic_core import ErrorDetails
+
+T = TypeVar("T")
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=True)
+"""Pydantic settings of every settings dataclass: no unknown keys, no silent conversions."""
+
+_UNKNOWN = {"unexpected_keyword_argument", "extra_forbidden"}
+
+
+def read_toml(path: Path, into: type[T]) -> T:
+    """Read a TOML file into the settings dataclass `into`.
+
+    Raises:
+        ConfigError: if the file is missing, is no TOML, or does not fit; the message shows line and caret.
+    """
+    try:
+        text = path.read_bytes().decode()
+        return TypeAdapter(into).validate_json(json.dumps(tomllib.loads(text), default=str))
+    except OSError as error:
+        msg = f"{path}: {error.strerror or error}; name an existing settings file"
+        raise ConfigError(msg) from error
+    except UnicodeDecodeError as error:
+        msg = f"{path}: not a UTF-8 text file; save it as UTF-8"
+        raise ConfigError(msg) from error
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"at line (\d+), column (\d+)", str(error))
+        line, column = (int(found[1]), int(found[2])) if found else (text.count("\n") + 1, 1)
+        what = str(error).partition(" (at")[0]
+        raise ConfigError(_point(path, text, line, column - 1, 1, f"not valid TOML: {what.lower()}")) from error
+    except ValidationError as error:
+        # A misspelt key is also a missing one: the misspelling is what helps.
+        first = min(error.errors(), key=lambda each: each["type"] not in _UNKNOWN)
+        raise ConfigError(_explain(path, text, first, into)) from error
+
+
+def _explain(path: Path, text: str, error: ErrorDetails, into: type) -> str:
+    """Say what pydantic found, at the line where it stands."""
+    keys = [str(part) for part in error["loc"] if isinstance(part, str)]
+    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
+    if kind in _UNKNOWN:
+        near = get_close_matches(keys[-1], _fields(into, keys[:-1]), n=1)
+        message = "unknown key" + (f"; did you mean `{near[0]}`?" if near else "; remove it")
+    elif kind in {"missing", "missing_argument"}:
+        table = f" in [{'.'.join(keys[:-1])}]" if keys[:-1] else ""
+        return f"{path}: the key `{keys[-1]}` is missing{table}; add it"
+    else:
+        message = message.replace("Input should be", "must be")
+        message = message[:1].lower() + message[1:]
+    line, column = _locate(text, keys)
+    if line == 0:
+        return f"{path}: {message}"
+    return _point(path, text, line, column, len(keys[-1]) if keys else 1, message)
+
+
+def _fields(into: Any, table: list[str]) -> list[str]:  # noqa: ANN401 - walks type hints
+    """Names of the settings that exist in the table at this path."""
+    for name in table:
+        into = get_type_hints(into).get(name) if dataclasses.is_dataclass(into) else None
+    return [field.name for field in dataclasses.fields(into)] if dataclasses.is_dataclass(into) else []
+
+
+def _locate(text: str, keys: list[str]) -> tuple[int, int]:
+    """Line (from 1; 0 if nowhere) and column (from 0) where the key at this path is set, or its table opened."""
+    table: list[str] = []
+    opened = (0, 0)
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[\[?([^\]]+)\]", line):
+            table = [part.strip().strip("\"'") for part in header[1].split(".")]
+            if table == keys:
+                opened = (number, line.index("[") + 1)
+        elif (pair := re.match(r"""(\s*)(["']?[\w.-]+["']?)\s*=""", line)) and table + [
+            part.strip("\"'") for part in pair[2].split(".")
+        ] == keys:
+            return number, len(pair[1])
+    return opened
+
+
+def _point(path: Path, text: str, line: int, column: int, width: int, message: str) -> str:
+    place = f"{path}:{line}  "
+    lines = text.splitlines()
+    shown = lines[line - 1] if line <= len(lines) else ""
+    return f"{place}{shown}\n{' ' * (len(place) + column)}{'^' * max(width, 1)} {message}"

@@ -1,0 +1,84 @@
+"""The one tree of errors: every failure that a person may meet is a `CloisterError`.
+
+Each class is one sentence. Each message says what happened, where, and what to do next. Malformed bytes
+from outside always become one of these, never a leaked `ValueError` or a crash.
+
+`CloisterError.public` is what may leave the site that raised it: a message can quote a record, so only
+classes that promise not to (`may_leave_site`) let their text out.
+"""
+
+from typing import ClassVar
+
+
+class CloisterError(Exception):
+    """Cloister could not do what was asked."""
+
+    may_leave_site: ClassVar[bool] = False
+
+    @property
+    def public(self) -> str:
+        """The text that other parties may read: the whole message, or only what kind of error it was."""
+        if self.may_leave_site:
+            return str(self)
+        sentence = (type(self).__doc__ or "").strip().splitlines()[0].rstrip(".")
+        return f"{sentence}; the reason is in the site's own log"
+
+
+class ConfigError(CloisterError):
+    """A settings file is missing, malformed or contradicts itself."""
+
+
+class DataError(CloisterError):
+    """A site's records cannot be used as they are."""
+
+
+class TaskError(CloisterError):
+    """A task cannot be trained as it is written."""
+
+
+class RefusedError(CloisterError):
+    """A site's policy does not allow what a run asks for."""
+
+    may_leave_site = True
+
+
+class BudgetError(RefusedError):
+    """A site's privacy budget does not cover what a run would spend."""
+
+
+class LedgerError(CloisterError):
+    """A privacy ledger could not be read, trusted or written."""
+
+
+class KeyFileError(CloisterError):
+    """A key or certificate file is missing or unusable."""
+
+
+class MalformedError(CloisterError):
+    """Bytes from outside do not have the form that the protocol fixes."""
+
+    may_leave_site = True
+
+
+class AuthenticityError(CloisterError):
+    """A signature, certificate or digest does not match what it is said to be."""
+
+    may_leave_site = True
+
+
+class ProtocolError(CloisterError):
+    """A message is well-formed and genuine but does not belong here: wrong run, round, site or model."""
+
+    may_leave_site = True
+
+
+class EncryptionError(CloisterError):
+    """Encrypting or decrypting failed, or this build of TenSEAL is not one that Cloister knows."""
+
+
+class UnreachableError(CloisterError):
+    """The other side could not be reached."""
+
+
+class RunError(CloisterError):
+    """A run ended without what it was started for."""

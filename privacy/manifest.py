@@ -1,0 +1,196 @@
+"""A run's parameters: written as `run.toml`, calibrated once, signed by the coordinator, checked by every site.
+
+Everything that matters for privacy stands here and nowhere else; no later message can change it. The run's
+name in the protocol is the manifest's digest, so every signature that covers the run covers all of its parameters.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from privacy.accounting import Mechanism, calibrate
+from privacy.config import STRICT
+from privacy.errors import ConfigError, MalformedError
+from privacy.packing import Packing, Profile
+from privacy.signing import SignedDocument
+
+if TYPE_CHECKING:
+    from privacy.signing import PrivateKey, PublicKey
+
+KIND = "manifest"
+VERSION = 1
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+SiteName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Training:
+    """What every site does in a round."""
+
+    steps_per_round: Annotated[int, Field(ge=0)]  # optimiser steps; 0 measures the protocol alone
+    sample_rate: Annotated[float, Field(gt=0, le=1)]  # Poisson: the chance of each record to be in a step
+    learning_rate: Positive
+
+
+@dataclass(frozen=True, config=STRICT)
+class Privacy:
+    """DP-SGD's parameters: give either the ε that the whole run may cost or the noise itself."""
+
+    max_grad_norm: Positive  # C, the clipping norm of one record's gradient
+    delta: Annotated[float, Field(gt=0, lt=1e-2)] = 1e-5
+    epsilon: Positive | None = None  # of the whole run, by itself
+    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # σ / C
+
+    def __post_init__(self) -> None:
+        """Check that exactly one of the two is given."""
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            msg = "give either epsilon or noise_multiplier"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Encryption:
+    """How updates become integers. There is no way to turn encryption off."""
+
+    update_bound: Positive  # the codec's range: values of an update beyond it are cut
+    profile: Profile = "compact"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Cohort:
+    """Who trains: every site's name with the size that it declares in public."""
+
+    sizes: Annotated[dict[SiteName, Annotated[int, Field(gt=0)]], Field(min_length=1)]  # training records, about
+    minimum: Annotated[int, Field(ge=2)] = 3
+    round_deadline_seconds: Positive = 600.0
+
+    def __post_init__(self) -> None:
+        """Check that the minimum can be met."""
+        if self.minimum > len(self.sizes):
+            msg = f"the minimum cohort of {self.minimum} is more than the {len(self.sizes)} sites in sizes"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunSettings:
+    """`run.toml`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+    task: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    training: Training
+    privacy: Privacy
+    encryption: Encryption
+    cohort: Cohort
+    strategy: Literal["fedavg"] = "fedavg"
+    model_seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0  # of the untrained model, the same at all sites
+    seed: Annotated[int, Field(ge=0)] | None = None  # repeats a run without privacy, for measurements
+
+    def __post_init__(self) -> None:
+        """Check what concerns several tables."""
+        if self.seed is not None and self.privacy.noise_multiplier != 0:
+            msg = "a seed makes the noise predictable; remove it, or set noise_multiplier = 0"
+            raise ValueError(msg)
+        try:
+            _packing(self)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True, config=STRICT)
+class Manifest:
+    """A run as every site checks it: the settings, and the one σ that was calibrated over all its steps."""
+
+    settings: RunSettings
+    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    key_epoch: Annotated[int, Field(ge=1)]
+    roster_version: Annotated[int, Field(ge=1)]
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]  # two runs of the same settings are two runs
+    created: str
+    version: Literal[1] = VERSION
+
+    @property
+    def packing(self) -> Packing:
+        """The codec of this run."""
+        return _packing(self.settings)
+
+    def weight(self, site: str) -> float:
+        """Return the weight of a site's update: its declared size over the largest."""
+        sizes = self.settings.cohort.sizes
+        return sizes[site] / max(sizes.values())
+
+    @property
+    def round_cost(self) -> Mechanism:
+        """What one round costs a site."""
+        training = self.settings.training
+        return Mechanism(self.noise_multiplier, training.sample_rate, training.steps_per_round)
+
+    @property
+    def run_cost(self) -> Mechanism:
+        """What the whole run costs a site."""
+        training = self.settings.training
+        steps = training.steps_per_round * self.settings.rounds
+        return Mechanism(self.noise_multiplier, training.sample_rate, steps)
+
+
+def sign_manifest(settings: RunSettings, key: PrivateKey, *, key_epoch: int, roster_version: int) -> SignedDocument:
+    """Calibrate σ over the whole run and sign the result as the coordinator.
+
+    Raises:
+        ConfigError: if no noise reaches the ε that was asked for.
+    """
+    manifest = Manifest(
+        settings=settings,
+        noise_multiplier=_sigma(settings),
+        key_epoch=key_epoch,
+        roster_version=roster_version,
+        nonce=secrets.token_hex(8),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    payload = json.dumps(asdict(manifest), indent=1, sort_keys=True).encode()
+    return SignedDocument.make(key, KIND, payload)
+
+
+def open_manifest(data: bytes, key: PublicKey) -> tuple[Manifest, str]:
+    """Check the coordinator's signature, then read the manifest; return it and its digest, the run's name.
+
+    Raises:
+        AuthenticityError: if the coordinator did not sign it.
+        MalformedError: if it is no manifest of this version.
+    """
+    document = SignedDocument.open(data, KIND, key)
+    try:
+        return TypeAdapter(Manifest).validate_json(document.payload), document.digest
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        msg = f"this manifest does not fit this version of Cloister ({place}: {first['msg']}); use the same version everywhere"
+        raise MalformedError(msg) from error
+
+
+def _packing(settings: RunSettings) -> Packing:
+    return Packing.of(
+        settings.encryption.profile,
+        cohort=len(settings.cohort.sizes),
+        update_bound=settings.encryption.update_bound,
+        max_weight=1.0,
+    )
+
+
+def _sigma(settings: RunSettings) -> float:
+    privacy, training = settings.privacy, settings.training
+    if privacy.noise_multiplier is not None:
+        return privacy.noise_multiplier
+    if privacy.epsilon is None:  # RunSettings allows exactly one to be absent
+        msg = "give either epsilon or noise_multiplier"
+        raise ConfigError(msg)
+    steps = training.steps_per_round * settings.rounds
+    return calibrate(privacy.epsilon, privacy.delta, training.sample_rate, steps)

@@ -1,0 +1,148 @@
+"""From real numbers to integers whose sums are exact, several to a coefficient, and back.
+
+A homomorphic sum of integers is exact, so every site decrypts the bit-identical result; CKKS would add an
+error that differs at every decryption and is unsafe once results are shared (Li and Micciancio, eprint
+2020/1533). The price is a fixed range, `update_bound`, and rounding, which is stochastic and so unbiased.
+
+A coefficient has 48 bits: 3 fields of 16 (`compact`) or 2 of 24 (`precise`). With K sites at most, a field
+holds L = ⌊(2^B − 2)/K⌋ + 1 levels, so that K values add up to at most 2^B − 2: no field ever carries into the
+next, and every sum of coefficients stays below the plaintext modulus t. The last coefficient of each ciphertext
+is kept free.
+
+For an update x of weight w, at most w_max:   u = (w·x/(bound·w_max) + 1)·(L − 1)/2,   field = ⌊u + U[0,1)⌋.
+Over K' contributors:   Σ w·x = (Σ field − K'(L − 1)/2)·2·bound·w_max/(L − 1).
+
+    >>> packing = Packing.of("compact", cohort=3, update_bound=1.0, max_weight=1.0)
+    >>> packing.levels, packing.ciphertexts(1_000_000)
+    (21845, 82)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from privacy.errors import ConfigError, MalformedError
+from privacy.update import PackedUpdate, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+
+    from numpy.typing import NDArray
+
+    from privacy.randomness import Randomness
+    from privacy.update import PrivateUpdate
+
+RING_DEGREE = 4096
+PLAIN_MODULUS = (1 << 48) - 59  # the largest prime below 2^48
+_USABLE = RING_DEGREE - 1
+
+Profile = Literal["compact", "precise"]
+_FIELDS: dict[Profile, tuple[int, int]] = {"compact": (3, 16), "precise": (2, 24)}
+_MIN_LEVELS = 16
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How updates of one run become integers. The same at every site: it is fixed by the manifest."""
+
+    fields: int
+    bits: int
+    cohort: int  # the most sites that may ever be summed
+    update_bound: float
+    max_weight: float
+
+    @classmethod
+    def of(cls, profile: Profile, *, cohort: int, update_bound: float, max_weight: float) -> Self:
+        """Return the packing of a profile.
+
+        Raises:
+            ConfigError: if cohort, bound or weight leave no room in a field.
+        """
+        fields, bits = _FIELDS[profile]
+        return cls(fields, bits, cohort, update_bound, max_weight)
+
+    def __post_init__(self) -> None:
+        """Check that no sum can carry or wrap.
+
+        Raises:
+            ConfigError: if it could.
+        """
+        if self.cohort < 1 or self.levels < _MIN_LEVELS:
+            most = ((1 << self.bits) - 2) // (_MIN_LEVELS - 1)
+            msg = f"fields of {self.bits} bits have room for 1 to {most} sites, not {self.cohort}; use `precise`"
+            raise ConfigError(msg)
+        if not (0 < self.update_bound < np.inf and 0 < self.max_weight < np.inf):
+            msg = f"update_bound {self.update_bound} and weight {self.max_weight} must be positive and finite"
+            raise ConfigError(msg)
+
+    @property
+    def levels(self) -> int:
+        """How many values one site's field can take, L."""
+        return ((1 << self.bits) - 2) // self.cohort + 1
+
+    @property
+    def slots(self) -> int:
+        """How many parameters fit into one ciphertext."""
+        return self.fields * _USABLE
+
+    def ciphertexts(self, size: int) -> int:
+        """How many ciphertexts an update of `size` parameters takes."""
+        return -(-size // self.slots)
+
+    def max_error(self, weights: Sequence[float]) -> float:
+        """Largest error of the mean that rounding can cause: every contributor off by one level."""
+        return len(weights) * 2 * self.update_bound * self.max_weight / (self.levels - 1) / sum(weights)
+
+
+def pack(update: PrivateUpdate, weight: float, packing: Packing, randomness: Randomness) -> PackedUpdate:
+    """Clip to the bound, weigh, round stochastically and pack.
+
+    Raises:
+        MalformedError: if the weight is not in (0, w_max] or a value is not finite.
+    """
+    if not 0 < weight <= packing.max_weight:
+        msg = f"the weight {weight} is not in (0, {packing.max_weight}], the range that the manifest fixes"
+        raise MalformedError(msg)
+    if not np.isfinite(update.vector).all():
+        msg = "the update holds values that are not finite; nothing was encrypted"
+        raise MalformedError(msg)
+    size, top = update.vector.size, packing.levels - 1
+    count = packing.ciphertexts(size)
+    scale = weight / (packing.update_bound * packing.max_weight)
+    scaled = np.clip(update.vector, -packing.update_bound, packing.update_bound).astype(np.float64)
+    scaled *= scale * top / 2
+    scaled += top / 2
+    scaled += randomness.uniform32(size)
+    fields = np.zeros(count * packing.slots, dtype=np.uint64)
+    # u + U may round up to top + 1 in floating point; the clamp keeps the promise that nothing carries.
+    fields[:size] = np.minimum(scaled, top).astype(np.uint64)
+    blocks = fields.reshape(count, packing.fields, _USABLE)
+    coefficients = np.zeros((count, RING_DEGREE), dtype=np.uint64)
+    for k in range(packing.fields):
+        coefficients[:, :_USABLE] |= blocks[:, k] << np.uint64(packing.bits * k)
+    return PackedUpdate(coefficients, update.charge)
+
+
+def unpack(total: NDArray[np.uint64], size: int, weights: Sequence[float], packing: Packing) -> Update:
+    """Turn a decrypted sum `(ciphertexts, 4096)` into the weighted mean of the contributors' updates, `(size,)`.
+
+    Raises:
+        MalformedError: if the sum has another form, or a field that these contributors cannot have reached.
+    """
+    top, contributors = packing.levels - 1, len(weights)
+    if total.shape != (packing.ciphertexts(size), RING_DEGREE) or not 1 <= contributors <= packing.cohort:
+        msg = f"a sum of form {total.shape} over {contributors} sites does not fit this run"
+        raise MalformedError(msg)
+    mask = np.uint64((1 << packing.bits) - 1)
+    blocks = np.stack([total[:, :_USABLE] >> np.uint64(packing.bits * k) & mask for k in range(packing.fields)], axis=1)
+    fields = blocks.reshape(-1)[:size]
+    if size and int(fields.max()) > contributors * top:
+        msg = "the decrypted sum holds values that these contributors cannot have sent; it was altered"
+        raise MalformedError(msg)
+    centred = fields.astype(np.float64) - contributors * top / 2
+    unit = 2 * packing.update_bound * packing.max_weight / top / sum(weights)
+    return Update((centred * unit).astype(np.float32))

@@ -1,0 +1,88 @@
+"""The plan of one round: what the server asks of the cohort, and what every update of the round is bound to."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from privacy.config import STRICT
+from privacy.errors import MalformedError, ProtocolError
+from privacy.manifest import SiteName  # noqa: TC001 - pydantic needs it when it runs
+from privacy.roster import Hex32  # noqa: TC001
+from privacy.signing import digest
+
+if TYPE_CHECKING:
+    from privacy.manifest import Manifest
+
+
+@dataclass(frozen=True, config=STRICT)
+class RoundPlan:
+    """One attempt at one round. No privacy parameter stands here: those are the manifest's."""
+
+    run: Hex32  # digest of the manifest
+    round: Annotated[int, Field(ge=1)]
+    attempt: Annotated[int, Field(ge=1)]
+    cohort: Annotated[tuple[SiteName, ...], Field(min_length=1)]
+    roster_version: int
+    key_epoch: int
+    minimum_cohort: int
+    deadline: float  # seconds since 1970
+    base_model: Hex32  # digest of the model that training starts from
+
+    def to_bytes(self) -> bytes:
+        """Return the exact bytes that digests of this plan are over."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+
+    @property
+    def digest(self) -> str:
+        """The digest that every signed update of this round carries."""
+        return digest("plan", self.to_bytes())
+
+
+def read_plan(data: bytes) -> RoundPlan:
+    """Read a plan from the wire.
+
+    Raises:
+        MalformedError: if it is none, or not in the one form that its digest is defined over.
+    """
+    try:
+        plan = TypeAdapter(RoundPlan).validate_json(data)
+    except ValidationError as error:
+        msg = f"the round's plan is malformed ({error.errors()[0]['msg']}); server and sites must run the same version"
+        raise MalformedError(msg) from error
+    if plan.to_bytes() != data:
+        msg = "the round's plan is not in canonical form; server and sites must run the same version"
+        raise MalformedError(msg)
+    return plan
+
+
+def check_plan(plan: RoundPlan, manifest: Manifest, run: str, site: str) -> None:
+    """Hold a plan against the manifest, as a site does before it trains.
+
+    Raises:
+        ProtocolError: naming what does not fit.
+    """
+    settings = manifest.settings
+    wrong = None
+    if plan.run != run:
+        wrong = "it is for another run"
+    elif plan.round > settings.rounds:
+        wrong = f"round {plan.round} is beyond the {settings.rounds} that were signed and budgeted"
+    elif site not in plan.cohort:
+        wrong = f"{site} is not in its cohort"
+    elif len(set(plan.cohort)) != len(plan.cohort) or not set(plan.cohort) <= set(settings.cohort.sizes):
+        wrong = "its cohort names sites twice, or sites that the manifest does not"
+    elif plan.minimum_cohort < settings.cohort.minimum or len(plan.cohort) < plan.minimum_cohort:
+        wrong = f"its cohort may be smaller than the {settings.cohort.minimum} sites that were signed"
+    elif (plan.roster_version, plan.key_epoch) != (manifest.roster_version, manifest.key_epoch):
+        wrong = "its roster version or key epoch is not the manifest's"
+    elif plan.deadline < time.time():
+        wrong = "its deadline has passed (or the clocks disagree)"
+    if wrong:
+        msg = f"{site} refuses the plan of round {plan.round}: {wrong}"
+        raise ProtocolError(msg)

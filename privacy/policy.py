@@ -1,0 +1,61 @@
+"""What a site allows, whatever a run asks for: `[policy]` and `[budget]` of its `site.toml`.
+
+A run may only ask for less. Every refusal says which of the site's limits it met, so that the coordinator can
+ask again for something the site allows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from privacy.config import STRICT
+from privacy.errors import RefusedError
+from privacy.packing import Profile  # noqa: TC001 - pydantic needs it when it runs
+
+if TYPE_CHECKING:
+    from privacy.manifest import Manifest
+
+
+@dataclass(frozen=True, config=STRICT)
+class Policy:
+    """`[policy]`: limits on what the site takes part in, and what it lets out besides encrypted updates."""
+
+    tasks: tuple[str, ...]  # module:Class, from packages that this site installed
+    maximum_epsilon: Annotated[float, Field(gt=0)]  # of one run by itself
+    minimum_noise_multiplier: Annotated[float, Field(ge=0)] = 0.5
+    minimum_cohort: Annotated[int, Field(ge=2)] = 3
+    encryption: tuple[Profile, ...] = ("compact", "precise")  # encryption itself is not optional
+    share: tuple[str, ...] = ("epsilon",)  # what else may leave: "epsilon", and metrics by name, such as "loss"
+
+
+def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) -> None:
+    """Hold a run against the site's policy; `epsilon` is what the whole run costs by itself.
+
+    Raises:
+        RefusedError: naming the first limit that the run does not keep.
+    """
+    settings = manifest.settings
+    if settings.task not in policy.tasks:
+        raise _refusal(site, f"the task {settings.task}", f"tasks = {_listed(policy.tasks)}")
+    if site not in settings.cohort.sizes:
+        raise _refusal(site, "a run that does not name this site", "[cohort.sizes] of the run")
+    if settings.cohort.minimum < policy.minimum_cohort:
+        raise _refusal(site, f"a minimum cohort of {settings.cohort.minimum}", f"minimum_cohort = {policy.minimum_cohort}")
+    if manifest.noise_multiplier < policy.minimum_noise_multiplier:
+        asked = f"a noise multiplier of {manifest.noise_multiplier:g}"
+        raise _refusal(site, asked, f"minimum_noise_multiplier = {policy.minimum_noise_multiplier:g}")
+    if epsilon > policy.maximum_epsilon:
+        raise _refusal(site, f"a run of ε {epsilon:.2f}", f"maximum_epsilon = {policy.maximum_epsilon:g}")
+    if settings.encryption.profile not in policy.encryption:
+        raise _refusal(site, f"the profile {settings.encryption.profile}", f"encryption = {_listed(policy.encryption)}")
+
+
+def _refusal(site: str, asked: str, limit: str) -> RefusedError:
+    return RefusedError(f"{site} does not allow {asked}: its policy says {limit}; change the run, or the site its policy")
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return "[" + ", ".join(f'"{name}"' for name in names) + "]"

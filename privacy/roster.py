@@ -1,0 +1,107 @@
+"""The roster: who belongs to the consortium and with which keys, signed by its certificate authority.
+
+After The Update Framework: a version that may only grow and a date after which it no longer counts. A site
+knows the authority from its own disk, and everybody else from the roster; never from the server.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from hashlib import sha256
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from privacy.config import STRICT
+from privacy.errors import AuthenticityError, MalformedError, ProtocolError
+from privacy.manifest import SiteName  # noqa: TC001 - pydantic needs it when it runs
+from privacy.signing import SignedDocument
+
+if TYPE_CHECKING:
+    from privacy.signing import PrivateKey, PublicKey
+
+KIND = "roster"
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Member:
+    """One site and its keys."""
+
+    site: SiteName
+    tls_key: Hex32  # SHA-256 of the TLS certificate's public key (SubjectPublicKeyInfo)
+    signing_key: Hex32  # Ed25519
+
+    @property
+    def node_id(self) -> int:
+        """Flower's number for this site: 62 bits of a digest of its name, the same in every run."""
+        return int.from_bytes(sha256(b"cloister node " + self.site.encode()).digest()[:8], "big") >> 2
+
+    @property
+    def verification_key(self) -> Ed25519PublicKey:
+        """The key that verifies this site's updates."""
+        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.signing_key))
+
+
+@dataclass(frozen=True, config=STRICT)
+class Roster:
+    """The members of one consortium, as of one version."""
+
+    consortium: str
+    version: Annotated[int, Field(ge=1)]
+    expires: float  # seconds since 1970
+    key_epoch: Annotated[int, Field(ge=1)]
+    coordinator_key: Hex32  # Ed25519: signs manifests
+    members: Annotated[tuple[Member, ...], Field(min_length=1)]
+    format: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        """Check that no name stands twice."""
+        if len({member.site for member in self.members}) != len(self.members):
+            msg = "a site stands in it twice"
+            raise ValueError(msg)
+
+    def member(self, site: str) -> Member:
+        """Return the member of this name.
+
+        Raises:
+            ProtocolError: if there is none.
+        """
+        for member in self.members:
+            if member.site == site:
+                return member
+        msg = f"{site!r} is not a member of {self.consortium} (roster {self.version}); ask the coordinator to add it"
+        raise ProtocolError(msg)
+
+    @property
+    def manifest_key(self) -> Ed25519PublicKey:
+        """The key that verifies manifests."""
+        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.coordinator_key))
+
+
+def sign_roster(roster: Roster, authority: PrivateKey) -> SignedDocument:
+    """Sign a roster as the consortium's authority."""
+    return SignedDocument.make(authority, KIND, json.dumps(asdict(roster), indent=1, sort_keys=True).encode())
+
+
+def open_roster(data: bytes, authority: PublicKey) -> Roster:
+    """Check the authority's signature and the date, then read the roster.
+
+    Raises:
+        AuthenticityError: if the authority did not sign it, or it has expired.
+        MalformedError: if it is no roster of this version.
+    """
+    document = SignedDocument.open(data, KIND, authority)
+    try:
+        roster = TypeAdapter(Roster).validate_json(document.payload)
+    except ValidationError as error:
+        msg = f"this roster does not fit this version of Cloister ({error.errors()[0]['msg']}); use the same everywhere"
+        raise MalformedError(msg) from error
+    if roster.expires < time.time():
+        msg = f"roster {roster.version} of {roster.consortium} has expired; ask the coordinator for a newer one"
+        raise AuthenticityError(msg)
+    return roster

@@ -1,0 +1,113 @@
+"""The steps that an update passes through, each a type of its own.
+
+    Update → PrivateUpdate → PackedUpdate → EncryptedUpdate → SignedUpdate → (wire) → VerifiedUpdate → EncryptedSum → Update
+
+Each arrow is one function that takes the one type and returns the next, so that the order of the protocol is
+a type error to break: what was not charged to the ledger cannot be packed, what was not packed cannot be
+encrypted, what was not verified cannot be summed. The later types stand with the functions that make them:
+`privacy.ciphertext` and `privacy.envelope`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from privacy.errors import MalformedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+    from numpy.typing import NDArray
+
+    from privacy.ledger import Charge
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of a model's trained tensors, in the order in which they are laid end to end."""
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, NDArray[np.float32]]) -> Self:
+        """Return the layout of named tensors."""
+        return cls(tuple((name, tensor.shape) for name, tensor in tensors.items()))
+
+    @property
+    def size(self) -> int:
+        """How many parameters there are."""
+        return sum(math.prod(shape) for _, shape in self.shapes)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of the names and shapes."""
+        return sha256(b"cloister layout" + json.dumps(self.shapes).encode()).hexdigest()
+
+    def flatten(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Lay named tensors end to end: `(size,)`."""
+        return np.concatenate([np.ravel(tensors[name]) for name, _ in self.shapes])
+
+    def unflatten(self, vector: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Cut `(size,)` into named tensors."""
+        cuts = np.cumsum([math.prod(shape) for _, shape in self.shapes])[:-1]
+        parts = np.split(vector, cuts)
+        return {name: part.reshape(shape) for (name, shape), part in zip(self.shapes, parts, strict=True)}
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model's parameters as one vector `(size,)` of float32."""
+
+    vector: NDArray[np.float32]
+    layout: Layout
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of layout and values: equal exactly if two models are equal bit for bit."""
+        values = np.ascontiguousarray(self.vector, dtype="<f4")
+        return sha256(b"cloister model" + bytes.fromhex(self.layout.digest) + values.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What training changed: the local model less the global one, `(size,)` of float32."""
+
+    vector: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        """Refuse what no arithmetic should go on with.
+
+        Raises:
+            MalformedError: if a value is not finite.
+        """
+        if not np.isfinite(self.vector).all():
+            msg = "the update holds values that are not finite; lower the learning rate or check the records"
+            raise MalformedError(msg)
+
+
+@dataclass(frozen=True, eq=False)
+class PrivateUpdate:
+    """An update whose privacy cost stands in the site's ledger, on disk, since before its data was read."""
+
+    vector: NDArray[np.float32]
+    charge: Charge
+
+
+def privatise(update: Update, charge: Charge) -> PrivateUpdate:
+    """Join an update that DP-SGD made with the charge under which it was made."""
+    return PrivateUpdate(update.vector, charge)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedUpdate:
+    """An update as integers, several to a coefficient: `(ciphertexts, 4096)` of uint64, below t."""
+
+    coefficients: NDArray[np.uint64]
+    charge: Charge

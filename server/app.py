@@ -1,0 +1,61 @@
+"""The aggregation server as a Flower `ServerApp`. The same app runs under every engine.
+
+It finds its settings in the run's configuration: `consortium` (the path of `consortium.toml`) and `manifest` (the
+signed run). It holds no key that opens anything, and it runs where neither torch nor TenSEAL is installed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import ArrayRecord
+from flwr.serverapp import ServerApp
+
+from privacy.errors import CloisterError, ConfigError, RunError
+from server.settings import read_consortium, read_run
+from strategies.fedavg import EncryptedFedAvg
+from strategies.journal import Journal
+
+if TYPE_CHECKING:
+    from flwr.app import Context
+    from flwr.serverapp import Grid
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run all rounds of one manifest.
+
+    Raises:
+        RunError: if the run ended without one trained round, or the sites' models went apart.
+    """
+    consortium, manifest_path = (str(context.run_config.get(key) or "") for key in ("consortium", "manifest"))
+    if not consortium or not manifest_path:
+        msg = "the run's configuration must name `consortium` (consortium.toml) and `manifest` (a signed run)"
+        raise ConfigError(msg)
+    place = read_consortium(Path(consortium))
+    roster = place.roster()
+    document, manifest, run = read_run(Path(manifest_path), roster)
+    settings = manifest.settings
+    journal = Journal(place.folder / place.settings.runs / f"{settings.name}-{run[:8]}")
+    journal.record(
+        "started",
+        run=run,
+        name=settings.name,
+        rounds=settings.rounds,
+        sites=list(settings.cohort.sizes),
+        noise_multiplier=manifest.noise_multiplier,
+        profile=settings.encryption.profile,
+    )
+    strategy = EncryptedFedAvg(document, manifest, run, roster, journal)
+    try:
+        strategy.start(grid, ArrayRecord(), settings.rounds, timeout=settings.cohort.round_deadline_seconds)
+        if not strategy.released:
+            msg = "nothing was trained: no round had enough sites; no model was saved"
+            raise RunError(msg)
+    except CloisterError as error:
+        journal.record("failed", reason=str(error), rounds=strategy.released)
+        raise
+    journal.record("finished", rounds=strategy.released, model=strategy.model)

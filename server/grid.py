@@ -1,0 +1,56 @@
+"""The `grpc` grid: Flower messages through the hub to long-lived agents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flwr.app import Error
+
+from privacy.errors import MalformedError
+from transport.flower import reply
+from transport.grid import ReplyGrid
+from transport.parcel import decode_reply, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Set
+
+    from flwr.app import Message
+
+    from server.mailboxes import Mailboxes
+
+_MALFORMED = 102  # code of the error that stands for a reply that could not be read
+_GRACE = 2.0  # seconds between an agent's calls in which it still counts as online
+
+
+class GrpcGrid(ReplyGrid):
+    """Sends through mailboxes that agents pull from."""
+
+    def __init__(self, run_id: int, mailboxes: Mailboxes) -> None:
+        super().__init__(run_id)
+        self._mailboxes = mailboxes
+        self._sent: dict[str, Message] = {}
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the sites that are online."""
+        return sorted(self._mailboxes.online(_GRACE))
+
+    def _send(self, message: Message) -> None:
+        message_id = message.metadata.message_id
+        self._sent[message_id] = message
+        self._mailboxes.put(message.metadata.dst_node_id, message_id, encode(message))
+
+    def _next(self, waiting: Set[str], seconds: float) -> Message | None:
+        found = self._mailboxes.take(waiting, seconds)
+        if found is None:
+            return None
+        message_id, data = found
+        instruction = self._sent.pop(message_id)
+        try:
+            return decode_reply(data, instruction)
+        except MalformedError as error:
+            return reply(Error(_MALFORMED, str(error)), instruction)
+
+    def _withdraw(self, message_ids: Set[str]) -> None:
+        self._mailboxes.withdraw(message_ids)
+        for message_id in message_ids:
+            self._sent.pop(message_id, None)

@@ -1,0 +1,162 @@
+"""The port that agents dial: mutually authenticated gRPC in front of the mailboxes.
+
+A caller is whoever the roster lists under the public key of its TLS certificate; everyone else is turned away
+before a byte of theirs is parsed. Every body is announced, held to a limit, and refused before it is buffered; so
+many are taken at a time that memory does not grow with the number of sites.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+from cryptography import x509
+
+from privacy.errors import CloisterError, MalformedError, ProtocolError, UnreachableError
+from transport import cloister_pb2 as pb
+from transport.channel import OPTIONS, SERVICE, server_credentials
+from transport.framing import PROTOCOL, Assembly, to_frames
+from transport.pki import public_key_digest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from privacy.roster import Member, Roster
+    from server.mailboxes import Mailboxes
+    from transport.channel import TlsFiles
+
+_LONGEST_WAIT = 60.0  # seconds that a Pull may ask to wait
+_BODY_SECONDS = 600.0  # a body must be complete by then
+_BODIES_AT_ONCE = 4
+_MAX_STREAMS = 16  # calls that one connection may have open
+_START_SECONDS = 10.0
+
+
+class Hub:
+    """Serves the mailboxes on one port, from a thread of its own."""
+
+    def __init__(self, roster: Roster, mailboxes: Mailboxes, max_body_bytes: int) -> None:
+        self._members = {member.tls_key: member for member in roster.members}
+        self._mailboxes, self._limit = mailboxes, max_body_bytes
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="hub", daemon=True)
+        self._server: grpc.aio.Server | None = None
+
+    def start(self, address: str, tls: TlsFiles) -> int:
+        """Listen, and return the port.
+
+        Raises:
+            UnreachableError: if the address cannot be listened on.
+        """
+        credentials = server_credentials(tls)
+        self._thread.start()
+        future = asyncio.run_coroutine_threadsafe(self._start(address, credentials), self._loop)
+        return future.result(_START_SECONDS)
+
+    def stop(self, grace: float = 2.0) -> None:
+        """Let calls that are under way finish, then close the port."""
+        if self._server is not None:
+            asyncio.run_coroutine_threadsafe(self._server.stop(grace), self._loop).result(grace + _START_SECONDS)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_START_SECONDS)
+
+    async def _start(self, address: str, credentials: grpc.ServerCredentials) -> int:
+        self._bodies = asyncio.Semaphore(_BODIES_AT_ONCE)
+        server = grpc.aio.server(options=(*OPTIONS, ("grpc.max_concurrent_streams", _MAX_STREAMS)))
+        handlers = {
+            "Pull": grpc.unary_stream_rpc_method_handler(
+                self._pull,
+                request_deserializer=pb.PullRequest.FromString,
+                response_serializer=pb.Chunk.SerializeToString,
+            ),
+            "Push": grpc.stream_unary_rpc_method_handler(
+                self._push, request_deserializer=pb.Chunk.FromString, response_serializer=pb.Receipt.SerializeToString
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        try:
+            port = server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            msg = f"cannot listen on {address}; another program may hold the port: choose another in consortium.toml"
+            raise UnreachableError(msg) from error
+        await server.start()
+        self._server = server
+        return port
+
+    async def _pull(self, request: pb.PullRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.Chunk]:
+        member = await self._caller(context)
+        if request.protocol != PROTOCOL:
+            msg = f"protocol {request.protocol} is not spoken here, only {PROTOCOL}; install the server's version"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, msg)
+        data = await self._wait_for_message(member.node_id, min(max(request.wait_seconds, 0.0), _LONGEST_WAIT))
+        if data is not None:
+            for frame in to_frames(data):
+                yield frame
+
+    async def _wait_for_message(self, node: int, seconds: float) -> bytes | None:
+        arrived, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(arrived.set)
+
+        self._mailboxes.watch(node, wake)
+        try:
+            if (data := self._mailboxes.peek(node)) is None and seconds > 0:
+                async with asyncio.timeout(seconds):
+                    await arrived.wait()
+                data = self._mailboxes.peek(node)
+        except TimeoutError:
+            return None
+        finally:
+            self._mailboxes.unwatch(node, wake)
+        return data
+
+    async def _push(self, chunks: AsyncIterator[pb.Chunk], context: grpc.aio.ServicerContext) -> pb.Receipt:
+        member = await self._caller(context)
+        try:
+            async with asyncio.timeout(_BODY_SECONDS), self._bodies:
+                return await self._receive(member, chunks)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"a body must be complete in {_BODY_SECONDS:g} s")
+        except ProtocolError as error:
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
+        except CloisterError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        raise AssertionError  # abort always raises
+
+    async def _receive(self, member: Member, chunks: AsyncIterator[pb.Chunk]) -> pb.Receipt:
+        assembly, reply_to = Assembly(self._limit), None
+        async for chunk in chunks:
+            if reply_to is None:
+                reply_to = chunk.opening.reply_to
+                if not self._mailboxes.expects(member.node_id, reply_to):
+                    return pb.Receipt(status=pb.Receipt.LATE)
+            assembly.add(chunk)
+        data = assembly.finish()
+        if data is None or reply_to is None:
+            msg = "an empty body is no reply"
+            raise MalformedError(msg)
+        taken = self._mailboxes.answer(member.node_id, reply_to, data)
+        return pb.Receipt(status=pb.Receipt.ACCEPTED if taken else pb.Receipt.LATE)
+
+    async def _caller(self, context: grpc.aio.ServicerContext) -> Member:
+        """Return which member calls; end the call of anyone else."""
+        pem = context.auth_context().get("x509_pem_cert", [b""])[0]
+        member = self._members.get(_key_digest(bytes(pem)))
+        if member is None:
+            msg = "this certificate belongs to no member of the roster; ask the coordinator to add this site"
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, msg)
+            raise AssertionError  # abort always raises
+        return member
+
+
+@lru_cache(maxsize=4096)
+def _key_digest(pem: bytes) -> str:
+    try:
+        return public_key_digest(x509.load_pem_x509_certificate(pem))
+    except ValueError:
+        return ""

@@ -1,0 +1,123 @@
+"""Messages on their way to sites, and replies on their way back. All methods are safe from any thread.
+
+A message stays in its site's mailbox until it is answered or withdrawn: an agent that crashed and dials again gets
+it again. A reply is taken once; the same bytes sent again get the same receipt, other bytes are refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from hashlib import sha256
+from threading import Condition
+from typing import TYPE_CHECKING
+
+from privacy.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Set
+
+_REMEMBERED = 4096  # answered messages whose receipts can still be asked for
+
+
+@dataclass
+class _Box:
+    waiting: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
+    wakers: set[Callable[[], None]] = field(default_factory=set)
+    seen: float = 0.0
+
+
+class Mailboxes:
+    """One mailbox a site."""
+
+    def __init__(self, nodes: Set[int]) -> None:
+        self._changed = Condition()
+        self._boxes = {node: _Box() for node in nodes}
+        self._replies: dict[str, bytes] = {}
+        self._answered: OrderedDict[str, bytes] = OrderedDict()
+
+    def put(self, node: int, message_id: str, data: bytes) -> None:
+        """Leave a message for a site.
+
+        Raises:
+            ProtocolError: if there is no such site.
+        """
+        with self._changed:
+            if node not in self._boxes:
+                msg = f"node {node} is not in the roster; only members get messages"
+                raise ProtocolError(msg)
+            box = self._boxes[node]
+            box.waiting[message_id] = data
+            for wake in box.wakers:
+                wake()
+
+    def peek(self, node: int) -> bytes | None:
+        """Return the oldest message that this site has not answered."""
+        with self._changed:
+            return next(iter(self._boxes[node].waiting.values()), None)
+
+    def watch(self, node: int, wake: Callable[[], None]) -> None:
+        """Call `wake` whenever a message is left for the site; the site is online from now on."""
+        with self._changed:
+            self._boxes[node].wakers.add(wake)
+
+    def unwatch(self, node: int, wake: Callable[[], None]) -> None:
+        """Stop that."""
+        with self._changed:
+            self._boxes[node].wakers.discard(wake)
+            self._boxes[node].seen = time.monotonic()
+
+    def online(self, grace: float) -> set[int]:
+        """Return the sites that wait for messages, or did until `grace` seconds ago."""
+        now = time.monotonic()
+        with self._changed:
+            return {node for node, box in self._boxes.items() if box.wakers or now - box.seen < grace and box.seen}
+
+    def expects(self, node: int, message_id: str) -> bool:
+        """Whether a reply of this site to this message would be taken, or was."""
+        with self._changed:
+            return message_id in self._boxes[node].waiting or message_id in self._answered
+
+    def answer(self, node: int, message_id: str, data: bytes) -> bool:
+        """Take a reply; return whether anybody waited for it.
+
+        Raises:
+            ProtocolError: if another reply to the same message was taken before.
+        """
+        digest = sha256(data).digest()
+        with self._changed:
+            if message_id in self._answered:
+                if self._answered[message_id] != digest:
+                    msg = "another reply to this message was taken before; this one was refused"
+                    raise ProtocolError(msg)
+                return True
+            if self._boxes[node].waiting.pop(message_id, None) is None:
+                return False
+            self._answered[message_id] = digest
+            if len(self._answered) > _REMEMBERED:
+                self._answered.popitem(last=False)
+            self._replies[message_id] = data
+            self._changed.notify_all()
+            return True
+
+    def take(self, message_ids: Set[str], seconds: float) -> tuple[str, bytes] | None:
+        """Wait so long for a reply to any of these messages, and hand it over."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while True:
+                found = next((each for each in message_ids if each in self._replies), None)
+                if found is not None:
+                    return found, self._replies.pop(found)
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return None
+                self._changed.wait(left)
+
+    def withdraw(self, message_ids: Set[str]) -> None:
+        """Forget messages that nobody waits for any more."""
+        with self._changed:
+            for message_id in message_ids:
+                self._replies.pop(message_id, None)
+                for box in self._boxes.values():
+                    box.waiting.pop(message_id, None)

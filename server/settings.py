@@ -1,0 +1,86 @@
+"""`consortium.toml`: where the server listens and what it is known by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from privacy.config import STRICT, read_toml
+from privacy.errors import KeyFileError
+from privacy.manifest import Manifest, open_manifest
+from privacy.roster import Roster, open_roster
+from transport.channel import TlsFiles
+from transport.pki import read_authority_key
+
+File = Annotated[Path, Field(strict=False)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class ConsortiumSettings:
+    """`consortium.toml`."""
+
+    consortium: str
+    listen: str  # host:port; port 0 takes a free one
+    authority: File = Path("authority.pem")
+    tls_certificate: File = Path("tls.pem")
+    tls_key: File = Path("tls.key")
+    roster: File = Path("roster")
+    runs: File = Path("runs")  # the server's record of its runs
+    max_update_megabytes: Annotated[int, Field(ge=1)] = 1024
+
+
+@dataclass(frozen=True, config=STRICT)
+class ServerFolder:
+    """The server's settings and the folder in which they lie; every path in them is relative to it."""
+
+    folder: Path
+    settings: ConsortiumSettings
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The server's TLS identity."""
+        settings = self.settings
+        return TlsFiles(
+            self.folder / settings.authority, self.folder / settings.tls_certificate, self.folder / settings.tls_key
+        )
+
+    def roster(self) -> Roster:
+        """Read the roster and check the authority's signature.
+
+        Raises:
+            KeyFileError: if it is missing.
+        """
+        key = read_authority_key(self.folder / self.settings.authority)
+        return open_roster(_read(self.folder / self.settings.roster, "the coordinator makes it"), key)
+
+
+def read_consortium(path: Path) -> ServerFolder:
+    """Read the server's settings, given `consortium.toml` or the folder that holds it.
+
+    Raises:
+        ConfigError: if the file is missing or does not fit.
+    """
+    file = path / "consortium.toml" if path.is_dir() else path
+    return ServerFolder(file.resolve().parent, read_toml(file, ConsortiumSettings))
+
+
+def read_run(path: Path, roster: Roster) -> tuple[bytes, Manifest, str]:
+    """Read a signed manifest; return its bytes, its content and the run's name.
+
+    Raises:
+        AuthenticityError: if the coordinator did not sign it.
+        KeyFileError: if there is no such file.
+    """
+    document = _read(path, "`cloister sign RUN.toml` makes one")
+    return document, *open_manifest(document, roster.manifest_key)
+
+
+def _read(path: Path, hint: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        msg = f"{path}: {error.strerror}; {hint}"
+        raise KeyFileError(msg) from error

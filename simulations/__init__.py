@@ -1,0 +1,1 @@
+"""Federations on one machine: made-up consortia, the inline engine, reference tasks."""

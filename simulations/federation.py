@@ -1,0 +1,142 @@
+"""A whole consortium in one folder: the keys, certificates, roster and settings that real parties would each have.
+
+    folder/coordinator/   the authority's key, the key that signs runs
+    folder/server/        consortium.toml, the server's certificate, the roster
+    folder/SITE/          site.toml, the site's keys and records
+
+Everything has the form that it has in a real deployment, so that the demo, the simulations and the tests run the
+production code. Only the hands are different: here one program makes what a coordinator and the sites would make.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from privacy.encryption import DecryptionKey
+from privacy.manifest import RunSettings, sign_manifest
+from privacy.roster import Member, Roster, sign_roster
+from privacy.storage import write_atomically
+from transport.pki import Authority, certificate_pem, key_pem, public_key_digest, read_signing_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+_ROSTER_DAYS = 90
+_EPOCH = 1
+
+
+@dataclass(frozen=True)
+class SiteTerms:
+    """What a made-up site puts into its `site.toml`."""
+
+    tasks: tuple[str, ...]
+    epsilon: float = 3.0
+    delta: float = 1e-5
+    maximum_epsilon: float = 3.0
+    minimum_noise_multiplier: float = 0.5
+    minimum_cohort: int = 3
+    held_out: float = 0.2
+    share: tuple[str, ...] = ("epsilon", "loss", "accuracy")
+    file: str = "patients.csv"
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Where the parts of a made-up consortium lie."""
+
+    folder: Path
+    sites: tuple[str, ...]
+    paths: Mapping[str, Path] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Name each site's folder."""
+        object.__setattr__(self, "paths", {site: self.folder / site for site in self.sites})
+
+    @property
+    def server(self) -> Path:
+        """The server's folder."""
+        return self.folder / "server"
+
+    @property
+    def manifest(self) -> Path:
+        """Where `sign` puts the signed run."""
+        return self.server / "run.manifest"
+
+    @classmethod
+    def create(cls, folder: Path, sites: Sequence[str], consortium: str = "demo", host: str = "localhost") -> Federation:
+        """Make authority, roster, server and every site's keys. Settings and records are written separately."""
+        federation = cls(folder, tuple(sites))
+        authority = Authority.create(consortium)
+        coordinator = Ed25519PrivateKey.generate()
+        ca = certificate_pem(authority.certificate)
+        _write(folder / "coordinator", {
+            "authority.pem": ca, "authority.key": key_pem(authority.key), "signing.key": key_pem(coordinator)
+        })  # fmt: skip
+        secret = DecryptionKey.generate().to_bytes()
+        members = []
+        for site, path in federation.paths.items():
+            tls, signing = ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
+            certificate = authority.issue_site(site, tls.public_key())
+            members.append(Member(site, public_key_digest(certificate), signing.public_key().public_bytes_raw().hex()))
+            _write(path / "keys", {
+                "authority.pem": ca, "tls.pem": certificate_pem(certificate), "tls.key": key_pem(tls),
+                "signing.key": key_pem(signing), f"epoch-{_EPOCH}.key": secret,
+            })  # fmt: skip
+        public = coordinator.public_key().public_bytes_raw().hex()
+        roster = Roster(consortium, 1, time.time() + _ROSTER_DAYS * 86400, _EPOCH, public, tuple(members))
+        signed = sign_roster(roster, authority.key).to_bytes()
+        for path in federation.paths.values():
+            write_atomically(path / "keys" / "roster", signed)
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = authority.issue_server(host, key.public_key())
+        settings = f"consortium = {json.dumps(consortium)}\nlisten = {json.dumps(host + ':0')}\n"
+        _write(federation.server, {
+            "authority.pem": ca, "tls.pem": certificate_pem(certificate), "tls.key": key_pem(key), "roster": signed,
+            "consortium.toml": settings.encode(),
+        })  # fmt: skip
+        return federation
+
+    def write_settings(self, site: str, server: str, terms: SiteTerms) -> None:
+        """Write a site's `site.toml`."""
+        text = f"""\
+site = {json.dumps(site)}
+server = {json.dumps(server)}
+device = {json.dumps(terms.device)}
+
+[data]
+file = {json.dumps(terms.file)}
+lineage = "{site}-patients"   # the people that the records are about; their budget is one, whatever the file is called
+held_out = {terms.held_out}
+
+[budget]                      # the most that may ever be spent on these people
+epsilon = {terms.epsilon}
+delta = {terms.delta}
+
+[policy]                      # what this site takes part in, whatever a run asks for
+tasks = {json.dumps(list(terms.tasks))}
+maximum_epsilon = {terms.maximum_epsilon}
+minimum_noise_multiplier = {terms.minimum_noise_multiplier}
+minimum_cohort = {terms.minimum_cohort}
+share = {json.dumps(list(terms.share))}
+"""
+        write_atomically(self.paths[site] / "site.toml", text.encode())
+
+    def sign(self, settings: RunSettings) -> Path:
+        """Sign a run as the coordinator and hand it to the server; return where it lies."""
+        key = read_signing_key(self.folder / "coordinator" / "signing.key")
+        signed = sign_manifest(settings, key, key_epoch=_EPOCH, roster_version=1)
+        write_atomically(self.manifest, signed.to_bytes())
+        return self.manifest
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        write_atomically(folder / name, data)

@@ -1,0 +1,81 @@
+"""The `inline` engine: server and sites in this process, through the same Flower apps and the same bytes.
+
+Every message is encoded and decoded as it would be for the network, so that what works here works there.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from flwr.app import Context, RecordDict
+
+from client.app import app as client_app
+from client.site import open_site
+from server.app import app as server_app
+from server.settings import read_consortium, read_run
+from transport.flower import SERVER_NODE, quieten
+from transport.grid import ReplyGrid
+from transport.parcel import decode_instruction, decode_reply, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Set
+    from pathlib import Path
+
+    from flwr.app import Message
+
+    from simulations.federation import Federation
+
+
+
+class InlineGrid(ReplyGrid):
+    """Answers each message when its reply is awaited, by calling the node's app."""
+
+    def __init__(self, run_id: int, nodes: Mapping[int, Context], answer: Callable[[Message, Context], Message]) -> None:
+        super().__init__(run_id)
+        self._nodes, self._answer = nodes, answer
+        self._sent: OrderedDict[str, Message] = OrderedDict()
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return all nodes: they are always there."""
+        return sorted(self._nodes)
+
+    def _send(self, message: Message) -> None:
+        self._sent[message.metadata.message_id] = message
+
+    def _next(self, waiting: Set[str], seconds: float) -> Message | None:
+        del seconds  # a call in this process cannot be left half-way
+        message_id = next((each for each in self._sent if each in waiting), None)
+        if message_id is None:
+            return None
+        message = self._sent.pop(message_id)
+        arrived = decode_instruction(encode(message))
+        return decode_reply(encode(self._answer(arrived, self._nodes[message.metadata.dst_node_id])), message)
+
+    def _withdraw(self, message_ids: Set[str]) -> None:
+        for message_id in message_ids:
+            self._sent.pop(message_id, None)
+
+
+def run_inline(federation: Federation) -> str:
+    """Run the federation's signed manifest in this process; return the run's name.
+
+    Raises:
+        CloisterError: if the run failed.
+    """
+    quieten()
+    roster = read_consortium(federation.server).roster()
+    _, _, run = read_run(federation.manifest, roster)
+    run_id = int(run[:15], 16)
+    nodes = {}
+    for site, path in federation.paths.items():
+        open_site(path).check_records()
+        node = roster.member(site).node_id
+        nodes[node] = Context(run_id, node, {"site": str(path)}, RecordDict(), {})
+    config: dict[str, bool | float | int | str] = {
+        "consortium": str(federation.server), "manifest": str(federation.manifest)
+    }  # fmt: skip
+    server_app(
+        InlineGrid(run_id, nodes, client_app), Context(run_id, SERVER_NODE, {}, RecordDict(), config)
+    )
+    return run

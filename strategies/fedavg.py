@@ -1,0 +1,240 @@
+"""Encrypted federated averaging, the server's half: a Flower `Strategy` that adds what it cannot read.
+
+What Flower passes on as "the model" from round to round is here the encrypted sum. A round:
+
+1. Plan:  ask who is there, and bind cohort, model, deadline and minimum into one plan (`configure_train`).
+2. Add:   verify each update as it arrives, add it modulo q, close at the deadline (`aggregate_train`).
+3. Open:  deliver the sum; every site decrypts and applies it (`configure_evaluate`).
+4. Agree: all sites must arrive at the same model (`aggregate_evaluate`).
+
+Below the minimum cohort nothing is released and the model stays.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp.strategy import Strategy
+
+from privacy.envelope import RunningSum, verify_update
+from privacy.errors import CloisterError, ProtocolError, RunError
+from privacy.plan import RoundPlan
+from strategies.membership import Membership
+from transport.contents import (
+    pack_sum,
+    pack_train,
+    read_opened,
+    read_update,
+    sum_from_arrays,
+    sum_to_arrays,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flwr.serverapp import Grid
+
+    from privacy.manifest import Manifest
+    from privacy.roster import Roster
+    from strategies.journal import Journal
+
+_MOST_FAILURES = 3  # rounds in a row that release nothing end the run
+
+
+@dataclass
+class _Round:
+    """What is known about the round that is open."""
+
+    number: int
+    started: float
+    plan: RoundPlan | None = None
+    released: bool = False
+    contributors: tuple[str, ...] = ()
+    problems: dict[str, str] = field(default_factory=dict)
+    epsilon: dict[str, float] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class EncryptedFedAvg(Strategy):
+    """Federated averaging over ciphertexts. Weights are the sizes that sites declare in the manifest."""
+
+    def __init__(self, document: bytes, manifest: Manifest, run: str, roster: Roster, journal: Journal) -> None:
+        self._manifest, self._run, self._roster, self._journal = manifest, run, roster, journal
+        self._document = document
+        self._members = Membership(document, run, roster, journal)
+        self._round = _Round(0, time.monotonic())
+        self._failures = 0
+        self.released = 0
+
+    @property
+    def model(self) -> str | None:
+        """Digest of the model that the sites have."""
+        return self._members.model
+
+    def summary(self) -> None:
+        """Flower asks strategies to log their settings; ours are in the manifest."""
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord,
+                        grid: Grid) -> Iterable[Message]:  # fmt: skip
+        """Plan the round, and ask the cohort to train.
+
+        Raises:
+            RunError: if too many rounds in a row released nothing.
+        """
+        del arrays, config
+        if self._failures >= _MOST_FAILURES:
+            msg = f"{self._failures} rounds in a row released nothing: {_listed(self._round.problems)}"
+            raise RunError(msg)
+        self._round = current = _Round(server_round, time.monotonic())
+        cohort, seconds = self._manifest.settings.cohort, self._manifest.settings.cohort.round_deadline_seconds
+        present = self._members.gather(grid, cohort.minimum, seconds)
+        current.problems |= self._members.problems
+        if len(present) < cohort.minimum or self._members.model is None:
+            return []
+        current.plan = plan = RoundPlan(
+            run=self._run,
+            round=server_round,
+            attempt=1,
+            cohort=tuple(present),
+            roster_version=self._manifest.roster_version,
+            key_epoch=self._manifest.key_epoch,
+            minimum_cohort=cohort.minimum,
+            deadline=time.time() + seconds,
+            base_model=self._members.model,
+        )
+        messages = []
+        for site in present:
+            sums = self._journal.missing(self._members.models[site]) or []
+            current.bytes_down += sum(len(each.c0) for each in sums)
+            content = pack_train(self._document, plan.to_bytes(), sums)
+            messages.append(self._message(site, MessageType.TRAIN, content))
+        return messages
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]
+                        ) -> tuple[ArrayRecord | None, MetricRecord | None]:  # fmt: skip
+        """Verify and add updates as they arrive; return the encrypted sum, or nothing below the minimum."""
+        current, plan = self._round, self._round.plan
+        if plan is None:
+            self._close_unreleased("too few sites are ready")
+            return None, None
+        total = RunningSum(plan)
+        silent = set(plan.cohort)
+        for reply in replies:
+            site = self._members.site_of(reply.metadata.src_node_id)
+            silent.discard(site)
+            try:
+                self._add(total, site, reply)
+            except CloisterError as error:
+                current.problems[site] = str(error)
+        for site in silent:
+            current.problems[site] = "no update by the round's deadline"
+            self._members.doubt(site)
+        current.contributors = total.sites
+        try:
+            result = total.close()
+        except ProtocolError as error:
+            self._close_unreleased(str(error))
+            return None, None
+        self._journal.release(result)
+        current.released = True
+        return sum_to_arrays(result), None
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord,
+                           grid: Grid) -> Iterable[Message]:  # fmt: skip
+        """Deliver the sum to every site of the cohort that can open it."""
+        del server_round, config, grid
+        current = self._round
+        if not current.released or current.plan is None:
+            return []
+        total = sum_from_arrays(arrays)
+        seeds = sum(len(each.seeds) for each in total.contributions)
+        there = [site for site in current.plan.cohort if site in self._members.nodes]
+        current.bytes_down += (len(total.c0) + seeds) * len(there)
+        return [self._message(site, MessageType.EVALUATE, pack_sum(self._document, total)) for site in there]
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Check that all sites arrived at one model, and average the metrics that they let out.
+
+        Raises:
+            RunError: if they did not.
+        """
+        current = self._round
+        if not current.released or current.plan is None:
+            return None
+        models: dict[str, str] = {}
+        sums: dict[str, float] = {}
+        for reply in replies:
+            site = self._members.site_of(reply.metadata.src_node_id)
+            try:
+                if reply.has_error():
+                    raise ProtocolError(reply.error.reason or "it failed without a reason")
+                models[site], metrics = read_opened(reply.content)
+            except CloisterError as error:
+                current.problems[site] = str(error)
+                continue
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
+        self._agree(models)
+        records = sums.pop("records", 0.0)
+        metrics = {name: value / records for name, value in sums.items()} if records else {}
+        self._failures = 0
+        self.released += 1
+        self._record(model=self._members.model, metrics=metrics)
+        return MetricRecord(dict(metrics))
+
+    def _add(self, total: RunningSum, site: str, reply: Message) -> None:
+        if reply.has_error():
+            raise ProtocolError(reply.error.reason or "it failed without a reason")
+        signed, report = read_update(reply.content)
+        total.add(verify_update(signed, site, total.plan, self._manifest, self._roster))
+        # Training started from the run's model, so that is the model which the site has now.
+        self._members.models[site] = total.plan.base_model
+        self._round.bytes_up += len(signed.body) + len(signed.header) + len(signed.signature)
+        if "epsilon" in report:
+            self._round.epsilon[site] = report["epsilon"]
+
+    def _agree(self, models: dict[str, str]) -> None:
+        if len(set(models.values())) > 1:
+            said = ", ".join(f"{site} {model[:12]}" for site, model in sorted(models.items()))
+            msg = f"round {self._round.number} left the sites with different models: {said}; the run was stopped"
+            raise RunError(msg)
+        for site in list(self._members.nodes):
+            if site in models:
+                self._members.models[site] = models[site]
+            else:
+                self._members.doubt(site)
+        if models:
+            self._members.model = next(iter(models.values()))
+            self._journal.confirm(self._members.model)
+
+    def _message(self, site: str, kind: str, content: Any) -> Message:  # noqa: ANN401 - a RecordDict
+        seconds = self._manifest.settings.cohort.round_deadline_seconds
+        return Message(content, self._members.nodes[site], kind, ttl=seconds, group_id=str(self._round.number))
+
+    def _close_unreleased(self, reason: str) -> None:
+        self._failures += 1
+        self._record(reason=reason)
+
+    def _record(self, **details: Any) -> None:  # noqa: ANN401
+        current = self._round
+        self._journal.record(
+            "round",
+            round=current.number,
+            released=current.released,
+            cohort=list(current.plan.cohort) if current.plan else [],
+            sites=list(current.contributors),
+            problems=current.problems,
+            epsilon=current.epsilon,
+            bytes_up=current.bytes_up,
+            bytes_down=current.bytes_down,
+            seconds=round(time.monotonic() - current.started, 4),
+            **details,
+        )
+
+
+def _listed(problems: dict[str, str]) -> str:
+    return "; ".join(f"{site}: {reason}" for site, reason in sorted(problems.items())) or "too few sites came"

@@ -1,0 +1,82 @@
+"""What the server keeps on disk about a run: events as lines of JSON, and the encrypted sums.
+
+Nothing in it is readable to whoever holds the disk: sums are ciphertexts, and events hold what the sites chose to
+report. A site that missed a round gets the sums that it lacks from here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from privacy.plan import read_plan
+from privacy.storage import write_atomically
+from transport.contents import sum_from_arrays, sum_to_arrays
+from transport.parcel import decode_arrays, encode_arrays
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from privacy.envelope import EncryptedSum
+
+log = logging.getLogger("cloister.run")  # whoever shows a run to people listens here
+
+EVENTS = "events.jsonl"
+
+
+@dataclass
+class _Step:
+    """One released sum: the model that it applies to, where it lies, and the model that sites arrived at."""
+
+    base: str
+    path: Path
+    model: str | None = None
+
+
+class Journal:
+    """One run's record at the server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._steps: list[_Step] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def record(self, event: str, **details: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+        """Append an event."""
+        entry = {"event": event, "time": round(time.time(), 3), **details}
+        with (self.folder / EVENTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        log.info("%s", event, extra={"entry": entry})
+
+    def release(self, total: EncryptedSum) -> None:
+        """Keep a sum, durably, before any site gets it."""
+        plan = read_plan(total.plan)
+        path = self.folder / "sums" / f"{plan.round:06d}.sum"
+        write_atomically(path, encode_arrays(sum_to_arrays(total)))
+        self._steps.append(_Step(plan.base_model, path))
+
+    def confirm(self, model: str) -> None:
+        """Note which model the sites arrived at with the last sum."""
+        self._steps[-1].model = model
+
+    @property
+    def started(self) -> bool:
+        """Whether any sum was released yet."""
+        return bool(self._steps)
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether a sum is out whose outcome no site has told yet."""
+        return bool(self._steps) and self._steps[-1].model is None
+
+    def missing(self, model: str) -> list[EncryptedSum] | None:
+        """Return the sums that bring a site with this model up to date; None if this run never had such a model."""
+        if self._steps and self._steps[-1].model == model:
+            return []
+        for index, step in enumerate(self._steps):
+            if step.base == model:
+                return [sum_from_arrays(decode_arrays(each.path.read_bytes())) for each in self._steps[index:]]
+        return None

@@ -1,0 +1,113 @@
+"""Who takes part in a run, as the server sees it: which node speaks for which site, and with which model.
+
+A node is known by what it proves, not by the connection that it came over: its site signs its own name, the
+node's number and the model that it has. So the same strategy is safe on every grid.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from threading import Event
+from typing import TYPE_CHECKING
+
+from flwr.app import Message, MessageType
+
+from privacy.errors import CloisterError, ProtocolError, RunError
+from privacy.signing import verify
+from transport.contents import Readiness, pack_query, read_readiness
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+    from privacy.roster import Roster
+    from strategies.journal import Journal
+
+READINESS = "readiness"
+_POLL_SECONDS = 0.1
+_QUERY_SECONDS = 30.0
+
+
+@dataclass
+class Membership:
+    """The sites that said yes, and why others did not."""
+
+    manifest: bytes
+    run: str
+    roster: Roster
+    journal: Journal
+    nodes: dict[str, int] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    model: str | None = None  # the model of the run, once sites agree on one
+
+    def gather(self, grid: Grid, minimum: int, seconds: float) -> list[str]:
+        """Ask new nodes whether they take part, until enough do or the time is over; return who is there now.
+
+        Raises:
+            RunError: if sites start from different models.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            online = set(grid.get_node_ids())
+            here = [site for site, node in self.nodes.items() if node in online]
+            strangers = online - set(self.nodes.values())
+            if strangers:
+                self._ask(grid, strangers, min(_QUERY_SECONDS, seconds))
+                here = [site for site, node in self.nodes.items() if node in online]
+            if len(here) >= minimum or time.monotonic() > deadline:
+                return sorted(here)
+            # A site that refused may have been mended meanwhile: it is asked again at the next round, not sooner.
+            Event().wait(_POLL_SECONDS if not strangers else min(1.0, seconds / 10))
+
+    def site_of(self, node: int) -> str:
+        """Return the site that a node speaks for."""
+        for site, known in self.nodes.items():
+            if known == node:
+                return site
+        msg = f"node {node} speaks for no site of this run"
+        raise ProtocolError(msg)
+
+    def doubt(self, site: str) -> None:
+        """Forget what a site said: its model is unknown until it is asked again."""
+        self.nodes.pop(site, None)
+
+    def _ask(self, grid: Grid, nodes: set[int], seconds: float) -> None:
+        queries = [
+            Message(pack_query(self.manifest), node, MessageType.QUERY, ttl=seconds, group_id="ready") for node in nodes
+        ]
+        for reply in grid.send_and_receive(queries, timeout=seconds):
+            node = reply.metadata.src_node_id
+            name = next((member.site for member in self.roster.members if member.node_id == node), f"node {node}")
+            try:
+                if reply.has_error():
+                    self.problems[name] = reply.error.reason or "it failed without a reason"
+                    continue
+                self._admit(node, read_readiness(reply.content))
+            except RunError:
+                raise
+            except CloisterError as error:
+                self.problems[name] = str(error)
+
+    def _admit(self, node: int, readiness: Readiness) -> None:
+        site, model = readiness.site, readiness.model
+        signed = Readiness.signed_part(self.run, site, node, model)
+        verify(self.roster.member(site).verification_key, READINESS, signed, readiness.signature)
+        if self.model is None:
+            self.model = model
+        elif model != self.model and self.journal.missing(model) is None:
+            if not self.journal.unconfirmed:
+                self._disagree(site)
+            self.model = model
+            self.journal.confirm(model)
+        self.nodes[site] = node
+        self.models[site] = model
+        self.problems.pop(site, None)
+
+    def _disagree(self, site: str) -> None:
+        if not self.journal.started:
+            others = ", ".join(self.nodes)
+            msg = f"{site} starts from another model than {others}; install the same versions of torch and of the task"
+            raise RunError(msg)
+        msg = f"{site} has a model that this run never had; move its checkpoint of this run aside and restart its agent"
+        raise ProtocolError(msg)

@@ -1,0 +1,1 @@
+"""The wire that both processes share: certificates, framing, Flower messages to bytes and back."""

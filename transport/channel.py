@@ -1,0 +1,125 @@
+"""gRPC as both ends use it: mutual TLS, small frames, keep-alive, and a probe that explains failures.
+
+gRPC reports a wrong certificate, a wrong name and a dead host alike as "unavailable". `probe` makes the same TLS
+connection with Python's own ssl first and says within five seconds which of them it is.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+
+from privacy.errors import AuthenticityError, KeyFileError, MalformedError, UnreachableError
+from transport.framing import FRAME_BYTES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SERVICE = "cloister.v1.Exchange"
+PROBE_SECONDS = 4.0
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", FRAME_BYTES + (64 << 10)),
+    ("grpc.max_send_message_length", FRAME_BYTES + (64 << 10)),
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.enable_retries", 0),  # a retry is the agent's decision, never the transport's
+    ("grpc.so_reuseport", 0),  # a port that another server holds is an error, not a share of its calls
+)
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """Where one party's TLS identity lies."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+    def read(self) -> tuple[bytes, bytes, bytes]:
+        """Return authority, key and certificate, each as PEM.
+
+        Raises:
+            KeyFileError: if one is missing.
+        """
+        try:
+            return self.authority.read_bytes(), self.key.read_bytes(), self.certificate.read_bytes()
+        except OSError as error:
+            msg = f"{error.filename}: {error.strerror}; restore the file, or mend its path in the settings"
+            raise KeyFileError(msg) from error
+
+
+def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Credentials of a server that only speaks to clients which the authority certified."""
+    authority, key, certificate = files.read()
+    return grpc.ssl_server_credentials([(key, certificate)], root_certificates=authority, require_client_auth=True)
+
+
+def open_channel(address: str, files: TlsFiles) -> grpc.Channel:
+    """Open a channel to the server, as a site."""
+    authority, key, certificate = files.read()
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority, key, certificate), options=OPTIONS)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split `host:port`.
+
+    Raises:
+        MalformedError: if it is none.
+    """
+    found = re.fullmatch(r"\[?([^\[\]]+?)\]?:(\d{1,5})", address)
+    if not found or not int(found[2]) < 1 << 16:
+        msg = f"{address!r} is no address; write host:port, for example fed.example.org:9440"
+        raise MalformedError(msg)
+    return found[1], int(found[2])
+
+
+def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS) -> None:
+    """Make one TLS connection to the server and say what is wrong with it, if anything is.
+
+    Raises:
+        UnreachableError: if nobody answers at the address.
+        AuthenticityError: if the server's certificate, or this site's, is not accepted.
+        KeyFileError: if this site's own files cannot be used.
+    """
+    host, port = split_address(address)
+    files.read()
+    try:
+        context = ssl.create_default_context(cafile=str(files.authority))
+        context.load_cert_chain(files.certificate, files.key)
+    except ssl.SSLError as error:
+        msg = f"{files.certificate} and {files.key} are no matching certificate and key ({error.reason}); restore them"
+        raise KeyFileError(msg) from error
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((host, port), timeout=seconds) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secured,
+        ):
+            # TLS 1.3 tells a client that it was refused only after the handshake; a server that accepts speaks first.
+            if not secured.recv(1):
+                msg = f"{address} closed the connection; it does not accept the certificate {files.certificate}"
+                raise AuthenticityError(msg)
+    except ssl.SSLCertVerificationError as error:
+        msg = (
+            f"{address} shows a certificate that {files.authority} does not vouch for ({error.verify_message}); "
+            "check the address, and that both belong to the same consortium"
+        )
+        raise AuthenticityError(msg) from error
+    except (ssl.SSLError, ConnectionResetError) as error:
+        reason = getattr(error, "reason", None) or error
+        msg = f"{address} does not accept the certificate {files.certificate} ({reason}); ask the coordinator for a new one"
+        raise AuthenticityError(msg) from error
+    except OSError as error:
+        reason = error.strerror or str(error) or "no answer"
+        msg = f"cannot reach the server at {address}: {reason.lower()}; check that it runs and that the address is right"
+        raise UnreachableError(msg) from error

@@ -1,0 +1,184 @@
+"""What Cloister's messages say: protocol types to Flower records and back.
+
+    query     manifest                              → readiness
+    train     manifest, plan, sums not yet opened   → signed update, report
+    evaluate  manifest, sum                         → digest of the model, metrics
+
+Ciphertexts travel as `Array`s of opaque bytes, the only kind of record that Flower's own engines send in chunks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from privacy.envelope import Contribution, EncryptedSum, SignedUpdate
+from privacy.errors import MalformedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+T = TypeVar("T")
+_STYPE = "cloister.bytes.1"
+_MAX_SUMS = 10_000
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """A site's answer to a manifest: it takes part, and this is the model it has. The site signed `model`."""
+
+    site: str
+    model: str  # digest of the site's current model for this run
+    size: int  # parameters
+    layout: str
+    signature: bytes
+
+    @staticmethod
+    def signed_part(run: str, site: str, node_id: int, model: str) -> bytes:
+        """Return the bytes that the signature is over; the node id keeps another node from claiming the site."""
+        return f"{run} {site} {node_id} {model}".encode()
+
+
+def pack_query(manifest: bytes) -> RecordDict:
+    """Ask a site whether it takes part."""
+    return RecordDict({"run": ConfigRecord({"manifest": manifest})})
+
+
+def read_manifest(content: RecordDict) -> bytes:
+    """Return the signed manifest that every instruction carries."""
+    return _field(content, "run", "manifest", bytes)
+
+
+def pack_readiness(readiness: Readiness) -> RecordDict:
+    """Answer that this site takes part."""
+    return RecordDict({"readiness": ConfigRecord(asdict(readiness))})
+
+
+def read_readiness(content: RecordDict) -> Readiness:
+    """Read a site's answer."""
+    fields: dict[str, type] = {"site": str, "model": str, "size": int, "layout": str, "signature": bytes}
+    return Readiness(**{name: _field(content, "readiness", name, kind) for name, kind in fields.items()})
+
+
+def pack_train(manifest: bytes, plan: bytes, sums: Sequence[EncryptedSum]) -> RecordDict:
+    """Ask a site to train, and bring it the sums that it has not opened yet."""
+    content = RecordDict({"run": ConfigRecord({"manifest": manifest, "plan": plan, "sums": len(sums)})})
+    for index, total in enumerate(sums):
+        _put_sum(content, f"sum-{index}", total)
+    return content
+
+
+def read_train(content: RecordDict) -> tuple[bytes, list[EncryptedSum]]:
+    """Return the plan and the sums to open before training."""
+    count = _field(content, "run", "sums", int)
+    if not 0 <= count <= _MAX_SUMS:
+        raise _malformed("run.sums")
+    return _field(content, "run", "plan", bytes), [_get_sum(content, f"sum-{index}") for index in range(count)]
+
+
+def pack_update(update: SignedUpdate, report: dict[str, float]) -> RecordDict:
+    """Send an update, and what the site's policy lets out beside it."""
+    return RecordDict({
+        "update": ConfigRecord({"header": update.header, "signature": update.signature}),
+        "ciphertexts": ArrayRecord({"body": _blob(update.body)}),
+        "report": MetricRecord(dict(report)),
+    })
+
+
+def read_update(content: RecordDict) -> tuple[SignedUpdate, dict[str, float]]:
+    """Read a signed update and its report."""
+    header, signature = (_field(content, "update", name, bytes) for name in ("header", "signature"))
+    return SignedUpdate(header, signature, _array(content, "ciphertexts", "body")), _numbers(content, "report")
+
+
+def pack_sum(manifest: bytes, total: EncryptedSum) -> RecordDict:
+    """Deliver a round's sum."""
+    content = RecordDict({"run": ConfigRecord({"manifest": manifest})})
+    _put_sum(content, "sum", total)
+    return content
+
+
+def read_sum(content: RecordDict) -> EncryptedSum:
+    """Read a delivered sum."""
+    return _get_sum(content, "sum")
+
+
+def pack_opened(model: str, metrics: dict[str, float]) -> RecordDict:
+    """Report which model a site arrived at, and the metrics that its policy lets out."""
+    return RecordDict({"opened": ConfigRecord({"model": model}), "metrics": MetricRecord(dict(metrics))})
+
+
+def read_opened(content: RecordDict) -> tuple[str, dict[str, float]]:
+    """Read the digest and metrics."""
+    return _field(content, "opened", "model", str), _numbers(content, "metrics")
+
+
+def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:
+    """Put a sum into the arrays that a Flower strategy passes on as "the model"."""
+    arrays = {"plan": total.plan, "c0": total.c0}
+    for index, part in enumerate(total.contributions):
+        arrays |= {f"header-{index}": part.header, f"signature-{index}": part.signature, f"seeds-{index}": part.seeds}
+    return ArrayRecord({name: _blob(data) for name, data in arrays.items()})
+
+
+def sum_from_arrays(arrays: ArrayRecord) -> EncryptedSum:
+    """Undo `sum_to_arrays`.
+
+    Raises:
+        MalformedError: if they hold no sum.
+    """
+    try:
+        parts = {name: array.data for name, array in arrays.items()}
+        count, left = divmod(len(parts) - 2, 3)
+        if left:
+            raise _malformed("sum")
+        contributions = tuple(
+            Contribution(parts[f"header-{index}"], parts[f"signature-{index}"], parts[f"seeds-{index}"])
+            for index in range(count)
+        )
+        return EncryptedSum(parts["plan"], contributions, parts["c0"])
+    except KeyError as error:
+        raise _malformed(f"sum.{error.args[0]}") from error
+
+
+def _put_sum(content: RecordDict, name: str, total: EncryptedSum) -> None:
+    content[name] = sum_to_arrays(total)
+
+
+def _get_sum(content: RecordDict, name: str) -> EncryptedSum:
+    arrays = content.get(name)
+    if not isinstance(arrays, ArrayRecord):
+        raise _malformed(name)
+    return sum_from_arrays(arrays)
+
+
+def _blob(data: bytes) -> Array:
+    return Array("uint8", (len(data),), _STYPE, data)
+
+
+def _array(content: RecordDict, record: str, name: str) -> bytes:
+    arrays = content.get(record)
+    if not isinstance(arrays, ArrayRecord) or name not in arrays or arrays[name].stype != _STYPE:
+        raise _malformed(f"{record}.{name}")
+    return arrays[name].data
+
+
+def _field(content: RecordDict, record: str, name: str, kind: type[T]) -> T:
+    values = content.get(record)
+    value: Any = values.get(name) if isinstance(values, ConfigRecord) else None
+    if type(value) is not kind:
+        raise _malformed(f"{record}.{name}")
+    return value
+
+
+def _numbers(content: RecordDict, record: str) -> dict[str, float]:
+    values = content.get(record)
+    if not isinstance(values, MetricRecord) or not all(isinstance(each, (int, float)) for each in values.values()):
+        raise _malformed(record)
+    return {name: float(each) for name, each in values.items() if isinstance(each, (int, float))}
+
+
+def _malformed(what: str) -> MalformedError:
+    return MalformedError(f"a message lacks {what}, or holds it in another form; both sides must run the same version")

@@ -1,0 +1,57 @@
+"""The one place that touches Flower's internals, and only two of them.
+
+A `Message` reads run and node from the process-wide `TaskIdentity` when it is made, and gets its id by a write to
+its metadata. Everything else in Cloister uses Flower's public API; a contract test holds both facts, and
+pyproject.toml pins Flower to a minor range.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from typing import TYPE_CHECKING
+
+# Nobody who runs a hospital's agent expects it to call home; this must stand before flwr is imported.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+from flwr.app import Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+if TYPE_CHECKING:
+    from flwr.app import Error
+
+SERVER_NODE = 1
+
+
+def adopt_identity(run_id: int, node_id: int) -> None:
+    """Set on whose behalf this process makes messages, unless Flower's own engine has done so."""
+    TaskIdentity.task_id = 1
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = node_id
+
+
+def stamp(message: Message, message_id: str | None = None) -> str:
+    """Give a message its id, a new one unless told, and return it."""
+    chosen = message_id or uuid.uuid4().hex
+    message.metadata.__dict__["_message_id"] = chosen
+    return chosen
+
+
+def instruction(content: RecordDict, *, kind: str, node: int, run_id: int, group: str, ttl: float) -> Message:
+    """Make a message from the server to a node."""
+    adopt_identity(run_id, SERVER_NODE)
+    return Message(content, node, kind, ttl=ttl, group_id=group)
+
+
+def reply(content: RecordDict | Error, to: Message) -> Message:
+    """Make the reply to a message."""
+    if isinstance(content, RecordDict):
+        return Message(content, reply_to=to)
+    return Message(content, reply_to=to)
+
+
+def quieten() -> None:
+    """Keep Flower's own progress log out of what Cloister shows; its warnings still come through."""
+    logging.getLogger("flwr").setLevel(logging.WARNING)

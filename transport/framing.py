@@ -1,0 +1,74 @@
+"""Messages in chunks of at most a mebibyte, announced before they are sent and never held beyond what was allowed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from privacy.errors import MalformedError
+from transport import cloister_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+PROTOCOL = 1
+FRAME_BYTES = 1 << 20
+
+
+def to_frames(data: bytes, reply_to: str = "") -> Iterator[pb.Chunk]:
+    """Cut a serialised parcel into chunks; the first announces the whole length."""
+    opening = pb.Opening(protocol=PROTOCOL, total_bytes=len(data), reply_to=reply_to)
+    yield pb.Chunk(opening=opening, data=data[:FRAME_BYTES])
+    for start in range(FRAME_BYTES, len(data), FRAME_BYTES):
+        yield pb.Chunk(data=data[start : start + FRAME_BYTES])
+
+
+class Assembly:
+    """Puts chunks together again, and holds never more than was announced and allowed."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._data = bytearray()
+        self._total: int | None = None
+
+    def add(self, chunk: pb.Chunk) -> None:
+        """Take the next chunk.
+
+        Raises:
+            MalformedError: if the announced length is over the limit, or the chunks hold more than it.
+        """
+        if self._total is None:
+            self._total = self._check(chunk.opening)
+        if len(self._data) + len(chunk.data) > self._total:
+            msg = f"a message holds more than the {self._total:,} bytes that it announced; it was dropped"
+            raise MalformedError(msg)
+        self._data += chunk.data
+
+    def _check(self, opening: pb.Opening) -> int:
+        if opening.protocol != PROTOCOL:
+            msg = f"protocol {opening.protocol} is not spoken here, only {PROTOCOL}; install the same version everywhere"
+            raise MalformedError(msg)
+        if opening.total_bytes > self._limit:
+            msg = f"a message of {opening.total_bytes:,} bytes is over the limit of {self._limit:,}; it was not read"
+            raise MalformedError(msg)
+        return opening.total_bytes
+
+    def finish(self) -> bytes | None:
+        """Return the whole message; None if there was none.
+
+        Raises:
+            MalformedError: if it was cut short.
+        """
+        if self._total is None:
+            return None
+        if len(self._data) != self._total:
+            msg = f"a message was cut short: {len(self._data):,} of {self._total:,} bytes arrived"
+            raise MalformedError(msg)
+        return bytes(self._data)
+
+
+def assemble(chunks: Iterable[pb.Chunk], limit: int) -> bytes | None:
+    """Put all chunks of one message together; None if there were none. See `Assembly` for the errors."""
+    assembly = Assembly(limit)
+    for chunk in chunks:
+        assembly.add(chunk)
+    return assembly.finish()

@@ -1,0 +1,177 @@
+"""Flower messages to bytes and back.
+
+A parcel carries every kind of record that Flower's public API has, and nothing else: no pickles, no numpy files. An
+array stays the opaque bytes that its sender wrote; nothing here decodes them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
+from google.protobuf.message import DecodeError
+
+from privacy.errors import MalformedError
+from transport import cloister_pb2 as pb
+from transport.flower import instruction, reply, stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flwr.app import Message
+
+_LISTS = {float: "numbers", int: "integers", str: "texts", bytes: "blobs"}
+
+
+def encode(message: Message) -> bytes:
+    """Serialise a message with its id and metadata."""
+    meta = message.metadata
+    parcel = pb.Parcel(
+        message_id=meta.message_id,
+        reply_to=meta.reply_to_message_id,
+        run_id=meta.run_id,
+        source=meta.src_node_id,
+        destination=meta.dst_node_id,
+        group=meta.group_id,
+        kind=meta.message_type,
+        created_at=meta.created_at,
+        ttl=meta.ttl,
+    )
+    if message.has_error():
+        parcel.failure.code = message.error.code
+        parcel.failure.reason = message.error.reason or ""
+    else:
+        _fill(parcel.records, message.content)
+    return parcel.SerializeToString()
+
+
+def decode_instruction(data: bytes) -> Message:
+    """Read a message from the server, at a node.
+
+    Raises:
+        MalformedError: if the bytes are no such message.
+    """
+    parcel = _parse(data)
+    if parcel.reply_to or parcel.WhichOneof("body") != "records":
+        msg = "the server sent a message that is no instruction; it must run the same version of Cloister"
+        raise MalformedError(msg)
+    try:
+        message = instruction(
+            _records(parcel.records),
+            kind=parcel.kind,
+            node=parcel.destination,
+            run_id=parcel.run_id,
+            group=parcel.group,
+            ttl=parcel.ttl,
+        )
+    except (ValueError, TypeError) as error:
+        msg = f"the server sent a message that Flower does not accept ({error}); it must run the same version"
+        raise MalformedError(msg) from error
+    stamp(message, parcel.message_id)
+    return message
+
+
+def decode_reply(data: bytes, to: Message) -> Message:
+    """Read a node's reply to `to`, at the server.
+
+    Raises:
+        MalformedError: if the bytes are no reply to that message.
+    """
+    parcel = _parse(data)
+    if parcel.reply_to != to.metadata.message_id:
+        msg = "a reply names another message than the one it was sent for; it was dropped"
+        raise MalformedError(msg)
+    try:
+        if parcel.WhichOneof("body") == "records":
+            content: RecordDict | Error = _records(parcel.records)
+        else:
+            content = Error(parcel.failure.code, parcel.failure.reason[:1000])
+        message = reply(content, to)
+    except (ValueError, TypeError) as error:
+        msg = f"a reply holds records that Flower does not accept ({error}); it was dropped"
+        raise MalformedError(msg) from error
+    stamp(message, parcel.message_id)
+    return message
+
+
+def encode_arrays(arrays: ArrayRecord) -> bytes:
+    """Serialise arrays alone, for a file."""
+    return _arrays(arrays).SerializeToString()
+
+
+def decode_arrays(data: bytes) -> ArrayRecord:
+    """Undo `encode_arrays`.
+
+    Raises:
+        MalformedError: if the bytes are no arrays.
+    """
+    try:
+        return _array_record(pb.Arrays.FromString(data))
+    except (DecodeError, ValueError, TypeError) as error:
+        msg = f"these bytes hold no arrays ({error}); the file is damaged"
+        raise MalformedError(msg) from error
+
+
+def _arrays(arrays: ArrayRecord) -> pb.Arrays:
+    return pb.Arrays(
+        entries=[
+            pb.Arrays.Entry(name=name, dtype=array.dtype, shape=array.shape, stype=array.stype, data=array.data)
+            for name, array in arrays.items()
+        ]
+    )
+
+
+def _array_record(arrays: pb.Arrays) -> ArrayRecord:
+    return ArrayRecord({
+        entry.name: Array(entry.dtype, tuple(entry.shape), entry.stype, entry.data) for entry in arrays.entries
+    })
+
+
+def _parse(data: bytes) -> pb.Parcel:
+    try:
+        return pb.Parcel.FromString(data)
+    except DecodeError as error:
+        msg = "these bytes are no Cloister message; both sides must run the same version"
+        raise MalformedError(msg) from error
+
+
+def _fill(records: pb.Records, content: RecordDict) -> None:
+    for name, arrays in content.array_records.items():
+        records.arrays[name].CopyFrom(_arrays(arrays))
+    for target, source in ((records.metrics, content.metric_records), (records.configs, content.config_records)):
+        for name, values in source.items():
+            target[name].SetInParent()
+            _fill_values(target[name], values)
+
+
+def _fill_values(target: pb.Values, values: Mapping[str, Any]) -> None:
+    singles = {bool: "flag", int: "integer", float: "number", str: "text", bytes: "blob"}
+    for key, value in values.items():
+        slot = target.values[key]
+        if isinstance(value, list):
+            # An empty list has lost its type; any of the list fields carries it.
+            field = _LISTS[type(value[0]) if value else int]
+            getattr(slot, field).SetInParent()
+            getattr(slot, field).items.extend(value)
+        else:
+            setattr(slot, singles[type(value)], value)
+
+
+def _records(records: pb.Records) -> RecordDict:
+    content = RecordDict()
+    for name, arrays in records.arrays.items():
+        content[name] = _array_record(arrays)
+    for name, values in records.metrics.items():
+        content[name] = MetricRecord({key: _value(value) for key, value in values.values.items()})
+    for name, values in records.configs.items():
+        content[name] = ConfigRecord({key: _value(value) for key, value in values.values.items()})
+    return content
+
+
+def _value(value: pb.Value) -> Any:  # noqa: ANN401 - whatever scalar or list the sender's record held
+    field = value.WhichOneof("value")
+    if field is None:
+        msg = "a record holds a value without content"
+        raise ValueError(msg)
+    found = getattr(value, field)
+    return list(found.items) if field in {"numbers", "integers", "texts", "blobs"} else found

@@ -1,0 +1,176 @@
+"""Certificates of a consortium: an authority of its own, one server, many sites.
+
+All keys are P-256 (gRPC refuses Ed25519 certificates). A server's certificate may only serve and a site's may only
+call, so no member can pose as the server. Certificates live 90 days at most.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from privacy.errors import KeyFileError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Self
+
+    from privacy.signing import PrivateKey
+
+_LEAF_DAYS = 90
+_AUTHORITY_DAYS = 3650
+_SKEW = timedelta(minutes=10)  # how far behind another machine's clock may be
+
+
+@dataclass(frozen=True)
+class Authority:
+    """The consortium's certificate authority. Its key stays with the coordinator, offline."""
+
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+    @classmethod
+    def create(cls, consortium: str) -> Self:
+        """Make a new authority."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{consortium} authority")])
+        certificate = (
+            _builder(name, name, key.public_key(), _AUTHORITY_DAYS)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(signs_certificates=True), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        return cls(key, certificate)
+
+    def issue_server(self, host: str, key: ec.EllipticCurvePublicKey) -> x509.Certificate:
+        """Certify the server under the name or address that agents dial."""
+        return self._issue("cloister server", _host(host), key, ExtendedKeyUsageOID.SERVER_AUTH)
+
+    def issue_site(self, site: str, key: ec.EllipticCurvePublicKey) -> x509.Certificate:
+        """Certify a site."""
+        name = x509.UniformResourceIdentifier(f"cloister:site:{site}")
+        return self._issue(site, name, key, ExtendedKeyUsageOID.CLIENT_AUTH)
+
+    def _issue(self, common: str, alternative: x509.GeneralName, key: ec.EllipticCurvePublicKey,
+               use: x509.ObjectIdentifier) -> x509.Certificate:  # fmt: skip
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+        return (
+            _builder(name, self.certificate.subject, key, _LEAF_DAYS)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
+            )
+            .sign(self.key, hashes.SHA256())
+        )
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _SKEW)
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def public_key_digest(certificate: x509.Certificate) -> str:
+    """SHA-256, in hex, of a certificate's public key: what the roster lists a site's TLS identity by."""
+    return sha256(certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def certificate_pem(certificate: x509.Certificate) -> bytes:
+    """Return a certificate as PEM."""
+    return certificate.public_bytes(Encoding.PEM)
+
+
+def key_pem(key: PrivateKey) -> bytes:
+    """Return a private key as PEM (PKCS 8)."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """Read a certificate from a PEM file.
+
+    Raises:
+        KeyFileError: if there is none.
+    """
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        msg = f"{path}: no readable PEM certificate ({error}); restore it, or ask the coordinator for a new one"
+        raise KeyFileError(msg) from error
+
+
+def read_authority_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """Read the authority's public key from its certificate, which a site trusts because it stands on its own disk.
+
+    Raises:
+        KeyFileError: if the file holds no P-256 certificate.
+    """
+    key = read_certificate(path).public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        msg = f"{path}: the authority's certificate has no P-256 key; ask the coordinator for the right file"
+        raise KeyFileError(msg)
+    return key
+
+
+def read_signing_key(path: Path) -> Ed25519PrivateKey:
+    """Read an Ed25519 private key from a PEM file.
+
+    Raises:
+        KeyFileError: if there is none.
+    """
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        msg = f"{path}: no readable private key ({error}); restore it from the site's backup"
+        raise KeyFileError(msg) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        msg = f"{path}: this is no Ed25519 key; name the site's signing key"
+        raise KeyFileError(msg)
+    return key
