@@ -20,6 +20,8 @@ from privacy.update import Layout, Model
 if TYPE_CHECKING:
     from pathlib import Path
 
+_NOTE = "cloister"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -55,7 +57,8 @@ class CheckpointStore:
         data = path.read_bytes()
         try:
             tensors = load(data)
-            note = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            note = json.loads(header["__metadata__"][_NOTE])
             number, digest = int(note["round"]), note["model"]
             model = Model(layout.flatten({name: tensors[name].astype(np.float32) for name, _ in layout.shapes}), layout)
         except (SafetensorError, KeyError, ValueError) as error:
@@ -72,7 +75,8 @@ class CheckpointStore:
         path = self.path(name, checkpoint.run)
         tensors = {key: np.ascontiguousarray(value) for key, value in
                    checkpoint.model.layout.unflatten(checkpoint.model.vector).items()}  # fmt: skip
-        note = {"run": checkpoint.run, "round": str(checkpoint.round), "model": checkpoint.model.digest}
-        write_atomically(path, save(tensors, metadata=note))
+        note = {"run": checkpoint.run, "round": checkpoint.round, "model": checkpoint.model.digest}
+        # One entry only: safetensors writes several in an order that differs from call to call.
+        write_atomically(path, save(tensors, metadata={_NOTE: json.dumps(note)}))
         self._held[checkpoint.run] = checkpoint
         return path

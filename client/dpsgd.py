@@ -12,6 +12,7 @@ What Opacus leaves to its caller, and what goes wrong if the caller does not loo
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,18 +91,26 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         randomness=randomness,
     )
     try:
-        for _ in range(training.steps_per_round):
-            chosen = torch.from_numpy(randomness.uniform(len(inputs)) < training.sample_rate).to(inputs.device)
-            optimizer.zero_grad(set_to_none=True)
-            if chosen.any():
-                task.loss(wrapped(inputs[chosen]), targets[chosen]).backward()
-            else:
-                for parameter in optimizer.params:
-                    parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
-            optimizer.step()
+        with warnings.catch_warnings():
+            # torch remarks that inputs need no gradient; records never do.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            for _ in range(training.steps_per_round):
+                chosen = torch.from_numpy(randomness.uniform(len(inputs)) < training.sample_rate).to(inputs.device)
+                _step(task, wrapped, optimizer, inputs[chosen], targets[chosen])
     finally:
         wrapped.to_standard_module()
     return Update((_flat(model) - before).cpu().numpy())
+
+
+def _step(task: Task, wrapped: nn.Module, optimizer: DPOptimizer, inputs: Tensor, targets: Tensor) -> None:
+    """Take one step on a batch that may be empty: its noise counts all the same."""
+    optimizer.zero_grad(set_to_none=True)
+    if len(inputs):
+        task.loss(wrapped(inputs), targets).backward()
+    else:
+        for parameter in optimizer.params:
+            parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+    optimizer.step()
 
 
 def _flat(model: nn.Module) -> Tensor:

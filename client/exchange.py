@@ -84,4 +84,6 @@ class Exchange:
             return AuthenticityError(f"the server at {self._address} refuses this site: {details}")
         if code in _MISFITS:
             return ProtocolError(f"the server at {self._address} refused a message: {details}")
-        return UnreachableError(f"lost the server at {self._address} ({code.name.lower().replace('_', ' ')}: {details})")
+        return UnreachableError(
+            f"lost the server at {self._address} ({code.name.lower().replace('_', ' ')}: {details})"
+        )

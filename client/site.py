@@ -44,7 +44,9 @@ class Site:
         self.name = self.settings.site
         self.signing_key: Ed25519PrivateKey = read_signing_key(place.path(keys.signing_key))
         self.roster: Roster = _read_roster(place)
-        self.ledger = Ledger(place.folder / "ledger" / self.settings.data.lineage, self.name, self.settings.data.lineage)
+        self.ledger = Ledger(
+            place.folder / "ledger" / self.settings.data.lineage, self.name, self.settings.data.lineage
+        )
         self.checkpoints = CheckpointStore(place.folder / "models")
         self.outbox = Outbox(place.folder / "outbox")
         self.device = _device(self.settings.device)
@@ -125,7 +127,9 @@ class Study:
     def load_into(self, module: nn.Module, model: Model) -> nn.Module:
         """Set a module's parameters and move it to the site's device."""
         with torch.no_grad():
-            for parameter, values in zip(module.parameters(), model.layout.unflatten(model.vector).values(), strict=True):
+            for parameter, values in zip(
+                module.parameters(), model.layout.unflatten(model.vector).values(), strict=True
+            ):
                 parameter.copy_(torch.from_numpy(np.array(values)))
         return module.to(self._site.device)
 

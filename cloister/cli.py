@@ -40,7 +40,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Keep the options that all commands share."""
     del version
@@ -64,7 +66,9 @@ def demo(
         typer.echo(json.dumps(summary))
 
 
-@app.command(epilog="Example:  cloister sign study.toml --coordinator coordinator --roster server/roster --out run.manifest")
+@app.command(
+    epilog="Example:  cloister sign study.toml --coordinator coordinator --roster server/roster --out run.manifest"
+)
 def sign(
     run: Annotated[Path, typer.Argument(help="The run's settings, run.toml.")],
     coordinator: Annotated[Path, typer.Option(help="Folder with authority.pem and signing.key.")] = Path("coordinator"),

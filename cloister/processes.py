@@ -34,7 +34,9 @@ class Processes:
                  trace: TracebackType | None) -> None:  # fmt: skip
         self.stop()
 
-    def start(self, name: str, log: Path, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    def start(
+        self, name: str, log: Path, *arguments: str, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start `cloister ARGUMENTS`, with everything that it prints going to `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:

@@ -75,7 +75,9 @@ def calibrate(target: float, delta: float, sample_rate: float, steps: int) -> fl
     while guess < high and not within(guess):
         low, guess = guess, guess * 2
     if guess >= high:
-        msg = f"no noise makes {steps} steps at rate {sample_rate} cost only ε {target}; plan fewer steps or a lower rate"
+        msg = (
+            f"no noise makes {steps} steps at rate {sample_rate} cost only ε {target}; plan fewer steps or a lower rate"
+        )
         raise ConfigError(msg)
     high = guess
     while high - low > 1:

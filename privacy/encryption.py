@@ -188,7 +188,9 @@ class DecryptionKey:
     def encrypt(self, update: PackedUpdate) -> EncryptedUpdate:
         """Encrypt a packed update; each ciphertext under fresh randomness from SEAL's own generator."""
         binding = self._binding()
-        parts = [binding.split(self._encryptor.encrypt_symmetric(binding.plaintext(row))) for row in update.coefficients]
+        parts = [
+            binding.split(self._encryptor.encrypt_symmetric(binding.plaintext(row))) for row in update.coefficients
+        ]
         c0 = b"".join(pack60(words) for words, _ in parts)
         return EncryptedUpdate(Ciphertexts(c0, b"".join(seed for _, seed in parts)), update.charge)
 

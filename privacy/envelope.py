@@ -136,7 +136,9 @@ def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, man
     try:
         header = TypeAdapter(UpdateHeader).validate_json(data)
     except ValidationError as error:
-        msg = f"the header of {site}'s update is malformed ({error.errors()[0]['msg']}); run the same version everywhere"
+        msg = (
+            f"the header of {site}'s update is malformed ({error.errors()[0]['msg']}); run the same version everywhere"
+        )
         raise MalformedError(msg) from error
     expected = {
         "site": site,
@@ -159,7 +161,9 @@ def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, man
     return header
 
 
-def verify_update(signed: SignedUpdate, site: str, plan: RoundPlan, manifest: Manifest, roster: Roster) -> VerifiedUpdate:
+def verify_update(
+    signed: SignedUpdate, site: str, plan: RoundPlan, manifest: Manifest, roster: Roster
+) -> VerifiedUpdate:
     """Check everything about an update that can be checked without a key. See `verify_header` for the errors.
 
     Raises:

@@ -169,4 +169,3 @@ def _chain(head: str, body: bytes) -> str:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-

@@ -43,7 +43,9 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
     if site not in settings.cohort.sizes:
         raise _refusal(site, "a run that does not name this site", "[cohort.sizes] of the run")
     if settings.cohort.minimum < policy.minimum_cohort:
-        raise _refusal(site, f"a minimum cohort of {settings.cohort.minimum}", f"minimum_cohort = {policy.minimum_cohort}")
+        raise _refusal(
+            site, f"a minimum cohort of {settings.cohort.minimum}", f"minimum_cohort = {policy.minimum_cohort}"
+        )
     if manifest.noise_multiplier < policy.minimum_noise_multiplier:
         asked = f"a noise multiplier of {manifest.noise_multiplier:g}"
         raise _refusal(site, asked, f"minimum_noise_multiplier = {policy.minimum_noise_multiplier:g}")
@@ -54,7 +56,9 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
 
 
 def _refusal(site: str, asked: str, limit: str) -> RefusedError:
-    return RefusedError(f"{site} does not allow {asked}: its policy says {limit}; change the run, or the site its policy")
+    return RefusedError(
+        f"{site} does not allow {asked}: its policy says {limit}; change the run, or the site its policy"
+    )
 
 
 def _listed(names: tuple[str, ...]) -> str:

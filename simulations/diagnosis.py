@@ -107,7 +107,7 @@ class Diagnosis(Task):
     @override
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return whether each diagnosis is right: 1 or 0, `(n,)`."""
-        return {"accuracy": ((outputs > 0) == (targets > 0.5)).float().squeeze(1)}
+        return {"accuracy": ((outputs > 0) == targets.bool()).float().squeeze(1)}
 
 
 def scale(features: Tensor) -> Tensor:

@@ -71,7 +71,9 @@ class Federation:
         return self.server / "run.manifest"
 
     @classmethod
-    def create(cls, folder: Path, sites: Sequence[str], consortium: str = "demo", host: str = "localhost") -> Federation:
+    def create(
+        cls, folder: Path, sites: Sequence[str], consortium: str = "demo", host: str = "localhost"
+    ) -> Federation:
         """Make authority, roster, server and every site's keys. Settings and records are written separately."""
         federation = cls(folder, tuple(sites))
         authority = Authority.create(consortium)

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from simulations.federation import Federation
 
 
-
 class InlineGrid(ReplyGrid):
     """Answers each message when its reply is awaited, by calling the node's app."""
 
-    def __init__(self, run_id: int, nodes: Mapping[int, Context], answer: Callable[[Message, Context], Message]) -> None:
+    def __init__(
+        self, run_id: int, nodes: Mapping[int, Context], answer: Callable[[Message, Context], Message]
+    ) -> None:
         super().__init__(run_id)
         self._nodes, self._answer = nodes, answer
         self._sent: OrderedDict[str, Message] = OrderedDict()
@@ -75,7 +76,5 @@ def run_inline(federation: Federation) -> str:
     config: dict[str, bool | float | int | str] = {
         "consortium": str(federation.server), "manifest": str(federation.manifest)
     }  # fmt: skip
-    server_app(
-        InlineGrid(run_id, nodes, client_app), Context(run_id, SERVER_NODE, {}, RecordDict(), config)
-    )
+    server_app(InlineGrid(run_id, nodes, client_app), Context(run_id, SERVER_NODE, {}, RecordDict(), config))
     return run

@@ -93,6 +93,7 @@ class EncryptedFedAvg(Strategy):
         cohort, seconds = self._manifest.settings.cohort, self._manifest.settings.cohort.round_deadline_seconds
         present = self._members.gather(grid, cohort.minimum, seconds)
         current.problems |= self._members.problems
+        current.started = time.monotonic()  # what came before was waiting for sites
         if len(present) < cohort.minimum or self._members.model is None:
             return []
         current.plan = plan = RoundPlan(

@@ -121,5 +121,7 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS) -> None
         raise AuthenticityError(msg) from error
     except OSError as error:
         reason = error.strerror or str(error) or "no answer"
-        msg = f"cannot reach the server at {address}: {reason.lower()}; check that it runs and that the address is right"
+        msg = (
+            f"cannot reach the server at {address}: {reason.lower()}; check that it runs and that the address is right"
+        )
         raise UnreachableError(msg) from error

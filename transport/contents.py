@@ -80,11 +80,13 @@ def read_train(content: RecordDict) -> tuple[bytes, list[EncryptedSum]]:
 
 def pack_update(update: SignedUpdate, report: dict[str, float]) -> RecordDict:
     """Send an update, and what the site's policy lets out beside it."""
-    return RecordDict({
-        "update": ConfigRecord({"header": update.header, "signature": update.signature}),
-        "ciphertexts": ArrayRecord({"body": _blob(update.body)}),
-        "report": MetricRecord(dict(report)),
-    })
+    return RecordDict(
+        {
+            "update": ConfigRecord({"header": update.header, "signature": update.signature}),
+            "ciphertexts": ArrayRecord({"body": _blob(update.body)}),
+            "report": MetricRecord(dict(report)),
+        }
+    )
 
 
 def read_update(content: RecordDict) -> tuple[SignedUpdate, dict[str, float]]:

@@ -45,7 +45,9 @@ class Assembly:
 
     def _check(self, opening: pb.Opening) -> int:
         if opening.protocol != PROTOCOL:
-            msg = f"protocol {opening.protocol} is not spoken here, only {PROTOCOL}; install the same version everywhere"
+            msg = (
+                f"protocol {opening.protocol} is not spoken here, only {PROTOCOL}; install the same version everywhere"
+            )
             raise MalformedError(msg)
         if opening.total_bytes > self._limit:
             msg = f"a message of {opening.total_bytes:,} bytes is over the limit of {self._limit:,}; it was not read"

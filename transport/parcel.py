@@ -122,9 +122,9 @@ def _arrays(arrays: ArrayRecord) -> pb.Arrays:
 
 
 def _array_record(arrays: pb.Arrays) -> ArrayRecord:
-    return ArrayRecord({
-        entry.name: Array(entry.dtype, tuple(entry.shape), entry.stype, entry.data) for entry in arrays.entries
-    })
+    return ArrayRecord(
+        {entry.name: Array(entry.dtype, tuple(entry.shape), entry.stype, entry.data) for entry in arrays.entries}
+    )
 
 
 def _parse(data: bytes) -> pb.Parcel:

@@ -1,0 +1,164 @@
+"""`cloister demo`: a real federation on this machine, run by the same commands that hospitals would run.
+
+1. Make a consortium in a folder: keys, certificates, roster, three hospitals with their own records.
+2. Start `cloister server` and three times `cloister agent`, as processes of their own.
+3. Follow the server's journal until the run is over; stop everything, however it ends.
+4. Compare: the shared model, each hospital alone, all records pooled without privacy.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from cloister.processes import Processes
+from cloister.view import RoundTable, size
+from privacy.config import read_toml
+from privacy.errors import ConfigError, RunError
+from privacy.manifest import RunSettings
+from simulations.federation import Federation, SiteTerms
+from simulations.hospitals import DECLARED_SIZES, write_hospital_records
+from simulations.results import Results, journal_path, read_events, read_results
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+_MARK = ".cloister-demo"  # a folder with this file is the demo's, and may be replaced
+_START_SECONDS = 60.0
+_SILENCE_SECONDS = 120.0  # without any event, something is wrong
+_POLL = 0.05
+
+
+def run_demo(folder: Path, console: Console) -> dict[str, Any]:
+    """Run the demo in `folder` and return its summary.
+
+    Raises:
+        ConfigError: if the folder holds something else.
+        RunError: if the run failed.
+    """
+    started = time.monotonic()
+    federation, settings, terms = _prepare(folder)
+    patients = write_hospital_records(federation.paths)
+    console.print(
+        f"{len(federation.sites)} hospitals · {sum(patients.values())} patients · TLS, encryption and privacy on · "
+        "this machine only"
+    )
+    with Processes() as processes, RoundTable(console, terms.epsilon) as table:
+        _start(processes, federation, terms, table)
+        _follow(processes, federation, table)
+    results = read_results(federation)
+    summary = _summarise(federation, settings, terms, results, started)
+    _print(console, summary, federation)
+    return summary
+
+
+def _prepare(folder: Path) -> tuple[Federation, RunSettings, SiteTerms]:
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / _MARK).exists():
+            msg = f"{folder} holds files that are not the demo's; name another folder with --folder"
+            raise ConfigError(msg)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARK).write_text("cloister demo replaces this folder\n")
+    federation = Federation.create(folder, tuple(DECLARED_SIZES), consortium="demo")
+    run = folder / "coordinator" / "run.toml"
+    run.write_bytes((resources.files("simulations") / "diagnosis.toml").read_bytes())
+    settings = read_toml(run, RunSettings)
+    federation.sign(settings)
+    return federation, settings, SiteTerms(tasks=(settings.task,))
+
+
+def _start(processes: Processes, federation: Federation, terms: SiteTerms, table: RoundTable) -> None:
+    table.status("starting the server")
+    log = federation.server / "server.log"
+    processes.start("server", log, "server", str(federation.server), str(federation.manifest))
+    port = processes.wait_for_line("server", "listening on port ", _START_SECONDS)
+    table.status("starting the hospitals' agents")
+    for site, path in federation.paths.items():
+        federation.write_settings(site, f"localhost:{port}", terms)
+        processes.start(site, path / "agent.log", "agent", str(path))
+
+
+def _follow(processes: Processes, federation: Federation, table: RoundTable) -> None:
+    """Show events until the run is over.
+
+    Raises:
+        RunError: if it failed, or a process died.
+    """
+    path = journal_path(federation)
+    shown, last = 0, time.monotonic()
+    while True:
+        ended = processes.ended()
+        events = read_events(path)
+        for event in events[shown:]:
+            table.show(event)
+            last = time.monotonic()
+        shown = len(events)
+        if events and events[-1]["event"] in {"finished", "failed"}:
+            return
+        for name in ended:
+            msg = f"{name} ended before the run did; its log ends with:\n{processes.tail(name)}"
+            raise RunError(msg)
+        if time.monotonic() - last > _SILENCE_SECONDS:
+            msg = f"nothing happened for {_SILENCE_SECONDS:.0f} s; the logs are in {federation.folder}/*/*.log"
+            raise RunError(msg)
+        time.sleep(_POLL)
+
+
+def _summarise(federation: Federation, settings: RunSettings, terms: SiteTerms, results: Results,
+               started: float) -> dict[str, Any]:  # fmt: skip
+    from client.site import open_site  # noqa: PLC0415 - loads torch, which the agents should have to themselves first
+    from privacy.manifest import open_manifest  # noqa: PLC0415
+    from simulations.baselines import accuracy_alone, accuracy_pooled  # noqa: PLC0415
+
+    if set(results.digests) != set(federation.sites) or len(set(results.digests.values())) != 1:
+        msg = f"the hospitals do not all have the same model: {results.digests}; the logs are in {federation.folder}"
+        raise RunError(msg)
+    sites = {site: open_site(path) for site, path in federation.paths.items()}
+    roster = next(iter(sites.values())).roster
+    manifest, _ = open_manifest(federation.manifest.read_bytes(), roster.manifest_key)
+    released = [event for event in results.events if event["event"] == "round" and event["released"]]
+    parameters = next(iter(sites.values())).checkpoint(manifest, results.run).model.vector.size
+    updates = sum(len(event["sites"]) for event in released)
+    bytes_up = sum(event["bytes_up"] for event in released)
+    return {
+        "rounds": results.rounds,
+        "accuracy": released[-1]["metrics"]["accuracy"],
+        "accuracy_alone": accuracy_alone(federation, manifest),
+        "accuracy_pooled": accuracy_pooled(federation, manifest),
+        "epsilon": {site: opened.ledger.spent(terms.delta) for site, opened in sites.items()},
+        "delta": dict.fromkeys(federation.sites, terms.delta),
+        "epsilon_budget": dict.fromkeys(federation.sites, terms.epsilon),
+        "parameters": parameters,
+        "ciphertexts": updates * manifest.packing.ciphertexts(parameters),
+        "upload_bytes_per_parameter": bytes_up / updates / parameters,
+        "model": {site: str(path) for site, path in results.paths.items()},
+        "model_digest": results.digests,
+        "task": settings.task,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _print(console: Console, summary: dict[str, Any], federation: Federation) -> None:
+    """Print the summary for people."""
+    alone = " · ".join(f"{value:.2f}" for value in summary["accuracy_alone"].values())
+    digest = next(iter(summary["model_digest"].values()))
+    epsilon = max(summary["epsilon"].values())
+    site, path = next(iter(summary["model"].items()))
+    lines = [
+        f"✓ {summary['seconds']:.0f} s. The same model at all {len(federation.sites)} hospitals: sha256 {digest[:16]}…",
+        f"  accuracy  together {summary['accuracy']:.2f}   alone {alone}   pooled, no privacy {summary['accuracy_pooled']:.2f}",
+        f"  privacy   ε {epsilon:.2f} of {max(summary['epsilon_budget'].values()):g}, δ {max(summary['delta'].values()):g}, "
+        "per patient, at each hospital",
+        f"  the server saw  {summary['ciphertexts']} ciphertexts, no key and no weight in the clear",
+        f"  sent up   {size(summary['upload_bytes_per_parameter'] * summary['parameters'])} an update: the model has "
+        f"{summary['parameters']} parameters, a ciphertext holds 12,285",
+        f"  model     {path}",
+        "  next: cat " + str(federation.paths[site] / "site.toml"),
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,44 @@
+"""`cloister sign`: from run.toml to a manifest that the coordinator vouches for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from privacy.accounting import epsilon
+from privacy.config import read_toml
+from privacy.errors import KeyFileError
+from privacy.manifest import RunSettings, open_manifest, sign_manifest
+from privacy.roster import open_roster
+from privacy.storage import write_atomically
+from transport.pki import read_authority_key, read_signing_key
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def sign_run(run: Path, coordinator: Path, roster: Path, out: Path) -> dict[str, Any]:
+    """Sign a run, and return what it will cost every site.
+
+    Raises:
+        CloisterError: if settings or keys are wrong, or the run names a site that is no member.
+    """
+    settings = read_toml(run, RunSettings)
+    try:
+        members = open_roster(roster.read_bytes(), read_authority_key(coordinator / "authority.pem"))
+    except OSError as error:
+        msg = f"{roster}: {error.strerror}; name the consortium's roster with --roster"
+        raise KeyFileError(msg) from error
+    for site in settings.cohort.sizes:
+        members.member(site)
+    key = read_signing_key(coordinator / "signing.key")
+    document = sign_manifest(settings, key, key_epoch=members.key_epoch, roster_version=members.version)
+    write_atomically(out, document.to_bytes())
+    manifest, digest = open_manifest(document.to_bytes(), members.manifest_key)
+    return {
+        "manifest": str(out),
+        "run": digest,
+        "rounds": settings.rounds,
+        "noise_multiplier": manifest.noise_multiplier,
+        "epsilon": epsilon([manifest.run_cost], settings.privacy.delta),
+        "delta": settings.privacy.delta,
+    }
