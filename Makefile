@@ -53,6 +53,7 @@ lock: setup  ## write requirements/lock.txt anew (newer versions: ARGS=--upgrade
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet $(ARGS)
 
 clean:  ## remove caches, builds and the demo's folder; .venv stays
-	rm -rf build dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info *.fab
+	test ! -e demo/.cloister-demo || rm -rf demo
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info *.fab
 	find cloister simulations server client strategies transport privacy tests \
 		-type d -name __pycache__ -prune -exec rm -rf {} +

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from privacy.manifest import Manifest
     from privacy.randomness import Randomness
 
+_SUM, _SAMPLES = "summed_grad", "grad_sample"  # where Opacus keeps a parameter's clipped sum and per-record gradients
+
 
 class _CipherNoise(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
     """Opacus's optimizer with noise from our cipher, in double precision until it is added."""
@@ -42,12 +44,12 @@ class _CipherNoise(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         """Set every gradient to the clipped sum plus N(0, (σC)²)."""
         scale = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
-            summed = parameter.summed_grad
+            summed: Tensor = getattr(parameter, _SUM)
             if scale > 0:
                 drawn = torch.from_numpy(self._randomness.gaussian(summed.numel()) * scale)
                 summed = summed + drawn.to(device=summed.device, dtype=summed.dtype).view_as(summed)
             parameter.grad = summed.view_as(parameter)
-            parameter.summed_grad = None
+            setattr(parameter, _SUM, None)
 
 
 def check_model(model: nn.Module, task: str) -> None:
@@ -109,7 +111,7 @@ def _step(task: Task, wrapped: nn.Module, optimizer: DPOptimizer, inputs: Tensor
         task.loss(wrapped(inputs), targets).backward()
     else:
         for parameter in optimizer.params:
-            parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+            setattr(parameter, _SAMPLES, parameter.new_zeros((0, *parameter.shape)))
     optimizer.step()
 
 

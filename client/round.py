@@ -115,8 +115,7 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
     weight = manifest.weight(site.name)
     packed = pack(privatise(update, charge), weight, manifest.packing, _randomness(manifest, site, plan, "rounding"))
     encrypted = site.decryption_key.encrypt(packed)
-    model = checkpoint.model
-    return sign_update(encrypted, plan, site.name, model.vector.size, model.layout.digest, weight, site.signing_key)
+    return sign_update(encrypted, plan, checkpoint.model, site.name, weight, site.signing_key)
 
 
 def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:

@@ -11,8 +11,8 @@ from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT, read_toml
 from privacy.ledger import Budget as LedgerBudget
-from privacy.manifest import SiteName  # noqa: TC001 - pydantic needs it when it runs
-from privacy.policy import Policy  # noqa: TC001
+from privacy.manifest import SiteName
+from privacy.policy import Policy
 from transport.channel import TlsFiles
 
 File = Annotated[Path, Field(strict=False)]

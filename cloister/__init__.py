@@ -5,7 +5,7 @@ Users import from here alone: `Task` to write a study, `CloisterError` to catch 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from privacy.errors import CloisterError
 
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 __all__ = ["CloisterError", "Task", "read_csv"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import what a site needs only when it is asked for: the server has no torch."""
     if name == "Task":
         from client.task import Task  # noqa: PLC0415

@@ -149,16 +149,19 @@ def _print(console: Console, summary: dict[str, Any], federation: Federation) ->
     digest = next(iter(summary["model_digest"].values()))
     epsilon = max(summary["epsilon"].values())
     site, path = next(iter(summary["model"].items()))
+    budget, delta = max(summary["epsilon_budget"].values()), max(summary["delta"].values())
+    sent = size(summary["upload_bytes_per_parameter"] * summary["parameters"])
+    parts = {
+        "accuracy": f"together {summary['accuracy']:.2f}   alone {alone}   pooled, no privacy {summary['accuracy_pooled']:.2f}",
+        "privacy": f"ε {epsilon:.2f} of {budget:g}, δ {delta:g}, per patient, at each hospital",
+        "server": f"saw {summary['ciphertexts']} ciphertexts, no key and no weight in the clear",
+        "sent": f"{sent} an update: {summary['parameters']} parameters, in a ciphertext that holds 12,285",
+        "model": str(path),
+        "next": f"less {federation.paths[site] / 'site.toml'}",
+    }
     lines = [
         f"✓ {summary['seconds']:.0f} s. The same model at all {len(federation.sites)} hospitals: sha256 {digest[:16]}…",
-        f"  accuracy  together {summary['accuracy']:.2f}   alone {alone}   pooled, no privacy {summary['accuracy_pooled']:.2f}",
-        f"  privacy   ε {epsilon:.2f} of {max(summary['epsilon_budget'].values()):g}, δ {max(summary['delta'].values()):g}, "
-        "per patient, at each hospital",
-        f"  the server saw  {summary['ciphertexts']} ciphertexts, no key and no weight in the clear",
-        f"  sent up   {size(summary['upload_bytes_per_parameter'] * summary['parameters'])} an update: the model has "
-        f"{summary['parameters']} parameters, a ciphertext holds 12,285",
-        f"  model     {path}",
-        "  next: cat " + str(federation.paths[site] / "site.toml"),
+        *(f"  {name:<9} {text}" for name, text in parts.items()),
     ]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """What DP-SGD steps cost: ε as a view of events, never a stored number.
 
-Poisson-subsampled Gaussian steps are composed by their privacy loss distributions (PLD; Koskela et al. 2020, Doroshenko et
-al. 2022, in Google's dp-accounting), discretised pessimistically at 1e-3, under add-or-remove-one
+Poisson-subsampled Gaussian steps are composed by their privacy loss distributions (PLD; Koskela et al. 2020,
+Doroshenko et al. 2022; in Google's dp-accounting), discretised pessimistically at 1e-3, under add-or-remove-one
 adjacency. The Gaussian approximation (GDP) under-counts and is not offered.
 
     >>> round(epsilon([Mechanism(noise_multiplier=2.0, sample_rate=0.064, steps=782)], delta=1e-5), 1)

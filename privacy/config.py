@@ -39,15 +39,9 @@ def read_toml(path: Path, into: type[T]) -> T:
     Raises:
         ConfigError: if the file is missing, is no TOML, or does not fit; the message shows line and caret.
     """
+    text = _read(path)
     try:
-        text = path.read_bytes().decode()
         return TypeAdapter(into).validate_json(json.dumps(tomllib.loads(text), default=str))
-    except OSError as error:
-        msg = f"{path}: {error.strerror or error}; name an existing settings file"
-        raise ConfigError(msg) from error
-    except UnicodeDecodeError as error:
-        msg = f"{path}: not a UTF-8 text file; save it as UTF-8"
-        raise ConfigError(msg) from error
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"at line (\d+), column (\d+)", str(error))
         line, column = (int(found[1]), int(found[2])) if found else (text.count("\n") + 1, 1)
@@ -57,6 +51,17 @@ def read_toml(path: Path, into: type[T]) -> T:
         # A misspelt key is also a missing one: the misspelling is what helps.
         first = min(error.errors(), key=lambda each: each["type"] not in _UNKNOWN)
         raise ConfigError(_explain(path, text, first, into)) from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except OSError as error:
+        msg = f"{path}: {error.strerror or error}; name an existing settings file"
+        raise ConfigError(msg) from error
+    except UnicodeDecodeError as error:
+        msg = f"{path}: not a UTF-8 text file; save it as UTF-8"
+        raise ConfigError(msg) from error
 
 
 def _explain(path: Path, text: str, error: ErrorDetails, into: type) -> str:

@@ -18,10 +18,10 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from privacy.ciphertext import SEED_BYTES, Ciphertexts, add_residues, pack60, residues
 from privacy.config import STRICT
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
-from privacy.manifest import SiteName  # noqa: TC001 - pydantic needs it when it runs
+from privacy.manifest import SiteName
 from privacy.packing import RING_DEGREE
 from privacy.plan import RoundPlan, read_plan
-from privacy.roster import Hex32  # noqa: TC001
+from privacy.roster import Hex32
 from privacy.signing import sign, verify
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from privacy.manifest import Manifest
     from privacy.roster import Roster
     from privacy.signing import PrivateKey
+    from privacy.update import Model
 
 KIND = "update"
 
@@ -93,8 +94,9 @@ class EncryptedSum:
     c0: bytes
 
 
-def sign_update(update: EncryptedUpdate, plan: RoundPlan, site: str, size: int, layout: str, weight: float,
-                key: PrivateKey) -> SignedUpdate:  # fmt: skip
+def sign_update(
+    update: EncryptedUpdate, plan: RoundPlan, model: Model, site: str, weight: float, key: PrivateKey
+) -> SignedUpdate:
     """Bind encrypted values to site, plan, model and ledger, and sign.
 
     Raises:
@@ -113,8 +115,8 @@ def sign_update(update: EncryptedUpdate, plan: RoundPlan, site: str, size: int, 
         roster_version=plan.roster_version,
         key_epoch=plan.key_epoch,
         base_model=plan.base_model,
-        layout=layout,
-        size=size,
+        layout=model.layout.digest,
+        size=model.layout.size,
         weight=weight,
         ciphertexts=update.ciphertexts.digest,
         ledger_head=update.charge.head,
@@ -153,7 +155,7 @@ def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, man
     }
     for name, value in expected.items():
         if getattr(header, name) != value:
-            msg = f"{site}'s update is for another {name.replace('_', ' ')} than round {plan.round} asks for; it was not added"
+            msg = f"{site}'s update is for another {name.replace('_', ' ')} than the round's; it was not added"
             raise ProtocolError(msg)
     if site not in plan.cohort:
         msg = f"{site} is not in the cohort of round {plan.round}; its update was not added"

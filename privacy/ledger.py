@@ -108,7 +108,7 @@ class Ledger:
         if would > budget.epsilon:
             msg = (
                 f"{what} would bring {self.site}'s spending on {self.lineage!r} to ε {would:.2f}, "
-                f"over its budget of {budget.epsilon:.2f} at δ {budget.delta:g}; ask for less, or the site raises its budget"
+                f"over its budget of {budget.epsilon:.2f} at δ {budget.delta:g}; ask for less, or the site allows more"
             )
             raise BudgetError(msg)
 
@@ -116,7 +116,7 @@ class Ledger:
     def _locked(self) -> Iterator[BinaryIO]:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a+b", opener=_private) as file:  # noqa: PTH123 - needs an opener
+            with open(self.path, "a+b", opener=_private) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield file
         except OSError as error:

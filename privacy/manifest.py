@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from privacy.signing import PrivateKey, PublicKey
 
 KIND = "manifest"
-VERSION = 1
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
@@ -115,7 +114,7 @@ class Manifest:
     roster_version: Annotated[int, Field(ge=1)]
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]  # two runs of the same settings are two runs
     created: str
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
 
     @property
     def packing(self) -> Packing:
@@ -172,7 +171,9 @@ def open_manifest(data: bytes, key: PublicKey) -> tuple[Manifest, str]:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        msg = f"this manifest does not fit this version of Cloister ({place}: {first['msg']}); use the same version everywhere"
+        msg = (
+            f"this manifest does not fit this version of Cloister ({place}: {first['msg']}); use one version everywhere"
+        )
         raise MalformedError(msg) from error
 
 

@@ -12,8 +12,8 @@ from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT
 from privacy.errors import MalformedError, ProtocolError
-from privacy.manifest import SiteName  # noqa: TC001 - pydantic needs it when it runs
-from privacy.roster import Hex32  # noqa: TC001
+from privacy.manifest import SiteName
+from privacy.roster import Hex32
 from privacy.signing import digest
 
 if TYPE_CHECKING:

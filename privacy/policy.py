@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT
 from privacy.errors import RefusedError
-from privacy.packing import Profile  # noqa: TC001 - pydantic needs it when it runs
+from privacy.packing import Profile
 
 if TYPE_CHECKING:
     from privacy.manifest import Manifest

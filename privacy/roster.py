@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
-from privacy.manifest import SiteName  # noqa: TC001 - pydantic needs it when it runs
+from privacy.manifest import SiteName
 from privacy.signing import SignedDocument
 
 if TYPE_CHECKING:

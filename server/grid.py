@@ -12,7 +12,7 @@ from transport.grid import ReplyGrid
 from transport.parcel import decode_reply, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Set
+    from collections.abc import Iterable, Set as AbstractSet
 
     from flwr.app import Message
 
@@ -39,7 +39,7 @@ class GrpcGrid(ReplyGrid):
         self._sent[message_id] = message
         self._mailboxes.put(message.metadata.dst_node_id, message_id, encode(message))
 
-    def _next(self, waiting: Set[str], seconds: float) -> Message | None:
+    def _next(self, waiting: AbstractSet[str], seconds: float) -> Message | None:
         found = self._mailboxes.take(waiting, seconds)
         if found is None:
             return None
@@ -50,7 +50,7 @@ class GrpcGrid(ReplyGrid):
         except MalformedError as error:
             return reply(Error(_MALFORMED, str(error)), instruction)
 
-    def _withdraw(self, message_ids: Set[str]) -> None:
+    def _withdraw(self, message_ids: AbstractSet[str]) -> None:
         self._mailboxes.withdraw(message_ids)
         for message_id in message_ids:
             self._sent.pop(message_id, None)

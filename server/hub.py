@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from privacy.roster import Member, Roster
     from server.mailboxes import Mailboxes
     from transport.channel import TlsFiles
+
+    Context = grpc.aio.ServicerContext[Any, Any]
 
 _LONGEST_WAIT = 60.0  # seconds that a Pull may ask to wait
 _BODY_SECONDS = 600.0  # a body must be complete by then
@@ -67,7 +69,7 @@ class Hub:
     async def _start(self, address: str, credentials: grpc.ServerCredentials) -> int:
         self._bodies = asyncio.Semaphore(_BODIES_AT_ONCE)
         server = grpc.aio.server(options=(*OPTIONS, ("grpc.max_concurrent_streams", _MAX_STREAMS)))
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Pull": grpc.unary_stream_rpc_method_handler(
                 self._pull,
                 request_deserializer=pb.PullRequest.FromString,
@@ -87,7 +89,7 @@ class Hub:
         self._server = server
         return port
 
-    async def _pull(self, request: pb.PullRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.Chunk]:
+    async def _pull(self, request: pb.PullRequest, context: Context) -> AsyncIterator[pb.Chunk]:
         member = await self._caller(context)
         if request.protocol != PROTOCOL:
             msg = f"protocol {request.protocol} is not spoken here, only {PROTOCOL}; install the server's version"
@@ -115,7 +117,7 @@ class Hub:
             self._mailboxes.unwatch(node, wake)
         return data
 
-    async def _push(self, chunks: AsyncIterator[pb.Chunk], context: grpc.aio.ServicerContext) -> pb.Receipt:
+    async def _push(self, chunks: AsyncIterator[pb.Chunk], context: Context) -> pb.Receipt:
         member = await self._caller(context)
         try:
             async with asyncio.timeout(_BODY_SECONDS), self._bodies:
@@ -143,9 +145,9 @@ class Hub:
         taken = self._mailboxes.answer(member.node_id, reply_to, data)
         return pb.Receipt(status=pb.Receipt.ACCEPTED if taken else pb.Receipt.LATE)
 
-    async def _caller(self, context: grpc.aio.ServicerContext) -> Member:
+    async def _caller(self, context: Context) -> Member:
         """Return which member calls; end the call of anyone else."""
-        pem = context.auth_context().get("x509_pem_cert", [b""])[0]
+        pem = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
         member = self._members.get(_key_digest(bytes(pem)))
         if member is None:
             msg = "this certificate belongs to no member of the roster; ask the coordinator to add this site"

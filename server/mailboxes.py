@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from privacy.errors import ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Set
+    from collections.abc import Callable, Set as AbstractSet
 
 _REMEMBERED = 4096  # answered messages whose receipts can still be asked for
 
@@ -31,7 +31,7 @@ class _Box:
 class Mailboxes:
     """One mailbox a site."""
 
-    def __init__(self, nodes: Set[int]) -> None:
+    def __init__(self, nodes: AbstractSet[int]) -> None:
         self._changed = Condition()
         self._boxes = {node: _Box() for node in nodes}
         self._replies: dict[str, bytes] = {}
@@ -72,7 +72,7 @@ class Mailboxes:
         """Return the sites that wait for messages, or did until `grace` seconds ago."""
         now = time.monotonic()
         with self._changed:
-            return {node for node, box in self._boxes.items() if box.wakers or now - box.seen < grace and box.seen}
+            return {node for node, box in self._boxes.items() if box.wakers or (now - box.seen < grace and box.seen)}
 
     def expects(self, node: int, message_id: str) -> bool:
         """Whether a reply of this site to this message would be taken, or was."""
@@ -101,7 +101,7 @@ class Mailboxes:
             self._changed.notify_all()
             return True
 
-    def take(self, message_ids: Set[str], seconds: float) -> tuple[str, bytes] | None:
+    def take(self, message_ids: AbstractSet[str], seconds: float) -> tuple[str, bytes] | None:
         """Wait so long for a reply to any of these messages, and hand it over."""
         deadline = time.monotonic() + seconds
         with self._changed:
@@ -114,7 +114,7 @@ class Mailboxes:
                     return None
                 self._changed.wait(left)
 
-    def withdraw(self, message_ids: Set[str]) -> None:
+    def withdraw(self, message_ids: AbstractSet[str]) -> None:
         """Forget messages that nobody waits for any more."""
         with self._changed:
             for message_id in message_ids:

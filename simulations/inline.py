@@ -19,8 +19,7 @@ from transport.grid import ReplyGrid
 from transport.parcel import decode_instruction, decode_reply, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Set
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Mapping, Set as AbstractSet
 
     from flwr.app import Message
 
@@ -44,7 +43,7 @@ class InlineGrid(ReplyGrid):
     def _send(self, message: Message) -> None:
         self._sent[message.metadata.message_id] = message
 
-    def _next(self, waiting: Set[str], seconds: float) -> Message | None:
+    def _next(self, waiting: AbstractSet[str], seconds: float) -> Message | None:
         del seconds  # a call in this process cannot be left half-way
         message_id = next((each for each in self._sent if each in waiting), None)
         if message_id is None:
@@ -53,7 +52,7 @@ class InlineGrid(ReplyGrid):
         arrived = decode_instruction(encode(message))
         return decode_reply(encode(self._answer(arrived, self._nodes[message.metadata.dst_node_id])), message)
 
-    def _withdraw(self, message_ids: Set[str]) -> None:
+    def _withdraw(self, message_ids: AbstractSet[str]) -> None:
         for message_id in message_ids:
             self._sent.pop(message_id, None)
 

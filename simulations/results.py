@@ -8,7 +8,6 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from privacy.errors import RunError
-from privacy.update import Layout, Model
 from server.settings import read_consortium, read_run
 from strategies.journal import EVENTS
 

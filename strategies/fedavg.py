@@ -118,6 +118,7 @@ class EncryptedFedAvg(Strategy):
     def aggregate_train(self, server_round: int, replies: Iterable[Message]
                         ) -> tuple[ArrayRecord | None, MetricRecord | None]:  # fmt: skip
         """Verify and add updates as they arrive; return the encrypted sum, or nothing below the minimum."""
+        del server_round
         current, plan = self._round, self._round.plan
         if plan is None:
             self._close_unreleased("too few sites are ready")
@@ -163,6 +164,7 @@ class EncryptedFedAvg(Strategy):
         Raises:
             RunError: if they did not.
         """
+        del server_round
         current = self._round
         if not current.released or current.plan is None:
             return None

@@ -117,7 +117,7 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS) -> None
         raise AuthenticityError(msg) from error
     except (ssl.SSLError, ConnectionResetError) as error:
         reason = getattr(error, "reason", None) or error
-        msg = f"{address} does not accept the certificate {files.certificate} ({reason}); ask the coordinator for a new one"
+        msg = f"{address} does not accept the certificate {files.certificate} ({reason}); ask the coordinator for one"
         raise AuthenticityError(msg) from error
     except OSError as error:
         reason = error.strerror or str(error) or "no answer"

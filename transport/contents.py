@@ -10,7 +10,7 @@ Ciphertexts travel as `Array`s of opaque bytes, the only kind of record that Flo
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
@@ -74,7 +74,7 @@ def read_train(content: RecordDict) -> tuple[bytes, list[EncryptedSum]]:
     """Return the plan and the sums to open before training."""
     count = _field(content, "run", "sums", int)
     if not 0 <= count <= _MAX_SUMS:
-        raise _malformed("run.sums")
+        _lacks("run.sums")
     return _field(content, "run", "plan", bytes), [_get_sum(content, f"sum-{index}") for index in range(count)]
 
 
@@ -135,14 +135,14 @@ def sum_from_arrays(arrays: ArrayRecord) -> EncryptedSum:
         parts = {name: array.data for name, array in arrays.items()}
         count, left = divmod(len(parts) - 2, 3)
         if left:
-            raise _malformed("sum")
+            _lacks("sum")
         contributions = tuple(
             Contribution(parts[f"header-{index}"], parts[f"signature-{index}"], parts[f"seeds-{index}"])
             for index in range(count)
         )
         return EncryptedSum(parts["plan"], contributions, parts["c0"])
     except KeyError as error:
-        raise _malformed(f"sum.{error.args[0]}") from error
+        _lacks(f"sum.{error.args[0]}")
 
 
 def _put_sum(content: RecordDict, name: str, total: EncryptedSum) -> None:
@@ -152,7 +152,7 @@ def _put_sum(content: RecordDict, name: str, total: EncryptedSum) -> None:
 def _get_sum(content: RecordDict, name: str) -> EncryptedSum:
     arrays = content.get(name)
     if not isinstance(arrays, ArrayRecord):
-        raise _malformed(name)
+        _lacks(name)
     return sum_from_arrays(arrays)
 
 
@@ -163,7 +163,7 @@ def _blob(data: bytes) -> Array:
 def _array(content: RecordDict, record: str, name: str) -> bytes:
     arrays = content.get(record)
     if not isinstance(arrays, ArrayRecord) or name not in arrays or arrays[name].stype != _STYPE:
-        raise _malformed(f"{record}.{name}")
+        _lacks(f"{record}.{name}")
     return arrays[name].data
 
 
@@ -171,16 +171,17 @@ def _field(content: RecordDict, record: str, name: str, kind: type[T]) -> T:
     values = content.get(record)
     value: Any = values.get(name) if isinstance(values, ConfigRecord) else None
     if type(value) is not kind:
-        raise _malformed(f"{record}.{name}")
+        _lacks(f"{record}.{name}")
     return value
 
 
 def _numbers(content: RecordDict, record: str) -> dict[str, float]:
     values = content.get(record)
     if not isinstance(values, MetricRecord) or not all(isinstance(each, (int, float)) for each in values.values()):
-        raise _malformed(record)
+        _lacks(record)
     return {name: float(each) for name, each in values.items() if isinstance(each, (int, float))}
 
 
-def _malformed(what: str) -> MalformedError:
-    return MalformedError(f"a message lacks {what}, or holds it in another form; both sides must run the same version")
+def _lacks(what: str) -> NoReturn:
+    msg = f"a message lacks {what}, or holds it in another form; both sides must run the same version"
+    raise MalformedError(msg)

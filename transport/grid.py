@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from transport.flower import SERVER_NODE, adopt_identity, instruction, stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Set
+    from collections.abc import Iterable, Iterator, Set as AbstractSet
 
     from flwr.app import Message, RecordDict
     from flwr.supercore.run import Run
@@ -36,11 +36,11 @@ class ReplyGrid(Grid):
         """Take a message for delivery."""
 
     @abstractmethod
-    def _next(self, waiting: Set[str], seconds: float) -> Message | None:
+    def _next(self, waiting: AbstractSet[str], seconds: float) -> Message | None:
         """Return the next reply to one of these messages, or None after so many seconds."""
 
     @abstractmethod
-    def _withdraw(self, message_ids: Set[str]) -> None:
+    def _withdraw(self, message_ids: AbstractSet[str]) -> None:
         """Forget messages that nobody waits for any more; replies to them come too late."""
 
     def set_run(self, run: Run) -> None:

@@ -1,0 +1,1 @@
+"""Measurements, side by side in one run, each a command that prints a table or JSON."""
