@@ -32,7 +32,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")  
 _NOT_FINITE = {"nan", "inf", "infinity"}
 _LARGEST = float(np.finfo(np.float32).max)
 _SHOWN = 76  # characters of an offending line
-_HELD_OUT_SEED = 11
+_HELD_OUT_SEED = 1
 
 
 def read_csv(
@@ -96,7 +96,7 @@ def split_held_out(n: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[n
         Ascending indices `(n - round(n * fraction),)` to train on and `(round(n * fraction),)` to hold out.
 
     >>> split_held_out(10, 0.2)[1]
-    array([3, 6])
+    array([2, 9])
     """
     # Raw bits, because NumPy promises the same stream for ever only for these, not for Generator.permutation. Places
     # have keys of their own, so that few records change sides when a file grows.

@@ -13,6 +13,7 @@ import time
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from cloister.local import follow, start_agents, start_server
 from cloister.processes import Processes
 from cloister.view import RoundTable, size
 from privacy.config import read_toml
@@ -20,7 +21,7 @@ from privacy.errors import ConfigError, RunError
 from privacy.manifest import RunSettings
 from simulations.federation import Federation, SiteTerms
 from simulations.hospitals import DECLARED_SIZES, write_hospital_records
-from simulations.results import Results, journal_path, read_events, read_results
+from simulations.results import Results, read_results
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _MARK = ".cloister-demo"  # a folder with this file is the demo's, and may be replaced
-_START_SECONDS = 60.0
-_SILENCE_SECONDS = 120.0  # without any event, something is wrong
-_POLL = 0.05
 
 
 def run_demo(folder: Path, console: Console) -> dict[str, Any]:
@@ -48,8 +46,11 @@ def run_demo(folder: Path, console: Console) -> dict[str, Any]:
         "this machine only"
     )
     with Processes() as processes, RoundTable(console, terms.epsilon) as table:
-        _start(processes, federation, terms, table)
-        _follow(processes, federation, table)
+        table.status("starting the server")
+        address = start_server(processes, federation)
+        table.status("starting the hospitals' agents")
+        start_agents(processes, federation, address, terms)
+        follow(processes, federation, table.show)
     results = read_results(federation)
     summary = _summarise(federation, settings, terms, results, started)
     _print(console, summary, federation)
@@ -70,43 +71,6 @@ def _prepare(folder: Path) -> tuple[Federation, RunSettings, SiteTerms]:
     settings = read_toml(run, RunSettings)
     federation.sign(settings)
     return federation, settings, SiteTerms(tasks=(settings.task,))
-
-
-def _start(processes: Processes, federation: Federation, terms: SiteTerms, table: RoundTable) -> None:
-    table.status("starting the server")
-    log = federation.server / "server.log"
-    processes.start("server", log, "server", str(federation.server), str(federation.manifest))
-    port = processes.wait_for_line("server", "listening on port ", _START_SECONDS)
-    table.status("starting the hospitals' agents")
-    for site, path in federation.paths.items():
-        federation.write_settings(site, f"localhost:{port}", terms)
-        processes.start(site, path / "agent.log", "agent", str(path))
-
-
-def _follow(processes: Processes, federation: Federation, table: RoundTable) -> None:
-    """Show events until the run is over.
-
-    Raises:
-        RunError: if it failed, or a process died.
-    """
-    path = journal_path(federation)
-    shown, last = 0, time.monotonic()
-    while True:
-        ended = processes.ended()
-        events = read_events(path)
-        for event in events[shown:]:
-            table.show(event)
-            last = time.monotonic()
-        shown = len(events)
-        if events and events[-1]["event"] in {"finished", "failed"}:
-            return
-        for name in ended:
-            msg = f"{name} ended before the run did; its log ends with:\n{processes.tail(name)}"
-            raise RunError(msg)
-        if time.monotonic() - last > _SILENCE_SECONDS:
-            msg = f"nothing happened for {_SILENCE_SECONDS:.0f} s; the logs are in {federation.folder}/*/*.log"
-            raise RunError(msg)
-        time.sleep(_POLL)
 
 
 def _summarise(federation: Federation, settings: RunSettings, terms: SiteTerms, results: Results,
@@ -148,11 +112,12 @@ def _print(console: Console, summary: dict[str, Any], federation: Federation) ->
     alone = " · ".join(f"{value:.2f}" for value in summary["accuracy_alone"].values())
     digest = next(iter(summary["model_digest"].values()))
     epsilon = max(summary["epsilon"].values())
+    pooled = summary["accuracy_pooled"]
     site, path = next(iter(summary["model"].items()))
     budget, delta = max(summary["epsilon_budget"].values()), max(summary["delta"].values())
     sent = size(summary["upload_bytes_per_parameter"] * summary["parameters"])
     parts = {
-        "accuracy": f"together {summary['accuracy']:.2f}   alone {alone}   pooled, no privacy {summary['accuracy_pooled']:.2f}",
+        "accuracy": f"together {summary['accuracy']:.2f}   alone {alone}   pooled, no privacy {pooled:.2f}",
         "privacy": f"ε {epsilon:.2f} of {budget:g}, δ {delta:g}, per patient, at each hospital",
         "server": f"saw {summary['ciphertexts']} ciphertexts, no key and no weight in the clear",
         "sent": f"{sent} an update: {summary['parameters']} parameters, in a ciphertext that holds 12,285",

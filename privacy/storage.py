@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file's content so that a crash at any point leaves the old or the new one; only its owner may read it."""
+    """Replace a file's content so that a crash leaves the old or the new one; only its owner may read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     with open(beside, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:

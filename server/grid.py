@@ -12,7 +12,8 @@ from transport.grid import ReplyGrid
 from transport.parcel import decode_reply, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Set as AbstractSet
+    from collections.abc import Iterable
+    from collections.abc import Set as AbstractSet
 
     from flwr.app import Message
 

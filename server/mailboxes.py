@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from privacy.errors import ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Set as AbstractSet
+    from collections.abc import Callable
+    from collections.abc import Set as AbstractSet
 
 _REMEMBERED = 4096  # answered messages whose receipts can still be asked for
 

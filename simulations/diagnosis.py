@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from typing_extensions import override
 
 from client.records import read_csv
 from client.task import Task
@@ -81,12 +80,10 @@ class Diagnosis(Task):
     Linear(in_features=30, out_features=1, bias=True)
     """
 
-    @override
     def model(self) -> nn.Module:
         """Make the untrained model: inputs `(n, 30)` to logits `(n, 1)`."""
         return nn.Linear(len(RANGES), 1)
 
-    @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
         """Read one hospital's patients from a CSV file with the columns `RANGES` and `TARGET`.
 
@@ -99,12 +96,10 @@ class Diagnosis(Task):
         features, malignant = read_csv(path, features=tuple(RANGES), target=TARGET, classes=(0.0, 1.0))
         return scale(torch.from_numpy(features)), torch.from_numpy(malignant).unsqueeze(1)
 
-    @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy of logits `(n, 1)`, in nats."""
         return functional.binary_cross_entropy_with_logits(outputs, targets)
 
-    @override
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return whether each diagnosis is right: 1 or 0, `(n,)`."""
         return {"accuracy": ((outputs > 0) == targets.bool()).float().squeeze(1)}

@@ -19,7 +19,8 @@ from transport.grid import ReplyGrid
 from transport.parcel import decode_instruction, decode_reply, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Set as AbstractSet
+    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Set as AbstractSet
 
     from flwr.app import Message
 

@@ -15,7 +15,8 @@ from flwr.serverapp import Grid
 from transport.flower import SERVER_NODE, adopt_identity, instruction, stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Set as AbstractSet
+    from collections.abc import Iterable, Iterator
+    from collections.abc import Set as AbstractSet
 
     from flwr.app import Message, RecordDict
     from flwr.supercore.run import Run

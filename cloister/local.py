@@ -1,0 +1,59 @@
+"""A federation's parties as processes on this machine, started by the commands that real parties would type."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from privacy.errors import RunError
+from simulations.results import journal_path, read_events
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloister.processes import Processes
+    from simulations.federation import Federation, SiteTerms
+
+_START_SECONDS = 60.0
+_SILENCE_SECONDS = 120.0  # without any event, something is wrong
+_POLL = 0.05
+
+
+def start_server(processes: Processes, federation: Federation) -> str:
+    """Start the server and return the address that agents dial."""
+    log = federation.server / "server.log"
+    processes.start("server", log, "server", str(federation.server), str(federation.manifest))
+    return "localhost:" + processes.wait_for_line("server", "listening on port ", _START_SECONDS)
+
+
+def start_agents(processes: Processes, federation: Federation, address: str, terms: SiteTerms) -> None:
+    """Write every site's settings and start its agent."""
+    for site, path in federation.paths.items():
+        federation.write_settings(site, address, terms)
+        processes.start(site, path / "agent.log", "agent", str(path))
+
+
+def follow(processes: Processes, federation: Federation, show: Callable[[dict[str, Any]], None]) -> None:
+    """Show the server's events until the run is over.
+
+    Raises:
+        RunError: if a process ended before, or nothing happened for two minutes.
+    """
+    path = journal_path(federation)
+    shown, last = 0, time.monotonic()
+    while True:
+        ended = processes.ended()
+        events = read_events(path)
+        for event in events[shown:]:
+            show(event)
+            last = time.monotonic()
+        shown = len(events)
+        if events and events[-1]["event"] in {"finished", "failed"}:
+            return
+        for name in ended:
+            msg = f"{name} ended before the run did; its log ends with:\n{processes.tail(name)}"
+            raise RunError(msg)
+        if time.monotonic() - last > _SILENCE_SECONDS:
+            msg = f"nothing happened for {_SILENCE_SECONDS:.0f} s; the logs are in {federation.folder}/*/*.log"
+            raise RunError(msg)
+        time.sleep(_POLL)

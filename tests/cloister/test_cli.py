@@ -1,0 +1,60 @@
+"""The command line: help with an example, errors of one sentence, no tracebacks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simulations.federation import Federation
+
+ROOT = Path(__file__).parent.parent.parent
+COMMANDS = (["demo"], ["sign"], ["server"], ["agent"], ["simulate"], ["bench", "round"], ["bench", "encryption"])
+
+
+def _cloister(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cloister", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=cwd)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself_with_an_example(command: list[str]) -> None:
+    shown = _cloister(*command, "--help")
+    assert shown.returncode == 0
+    assert f"cloister {' '.join(command)}" in shown.stdout.split("Example:")[1]
+
+
+def test_a_misspelt_command_gets_a_suggestion() -> None:
+    assert "simulate" in _cloister("simulat").stderr
+
+
+def test_signing_says_what_the_run_will_cost(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, ("north", "south", "east"))
+    out = tmp_path / "run.manifest"
+    arguments = ("--coordinator", tmp_path / "coordinator", "--roster", federation.server / "roster", "--out", out)
+    signed = _cloister("sign", ROOT / "simulations" / "diagnosis.toml", *arguments, "--json")
+
+    report = json.loads(signed.stdout.splitlines()[-1])
+    assert out.exists()
+    assert 0 < report["epsilon"] <= 3
+    assert report["noise_multiplier"] > 0
+
+
+def test_a_misspelt_key_is_shown_with_its_line_and_a_caret_and_nothing_is_signed(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, ("north", "south", "east"))
+    run = tmp_path / "study.toml"
+    run.write_text((ROOT / "simulations" / "diagnosis.toml").read_text(encoding="utf-8").replace("rounds", "rouns", 1))
+    refused = _cloister(
+        "sign", run, "--coordinator", tmp_path / "coordinator", "--roster", federation.server / "roster", cwd=tmp_path
+    )
+
+    assert refused.returncode == 1
+    assert "^^^^^ unknown key; did you mean `rounds`?" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "run.manifest").exists()
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
+    assert "Traceback" in _cloister("--debug", "agent", tmp_path).stderr
+    assert "Traceback" not in _cloister("agent", tmp_path).stderr

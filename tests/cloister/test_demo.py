@@ -1,0 +1,107 @@
+"""What `cloister demo` promises a person: one model, the privacy spent, nothing left running."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SITES = {"north", "south", "east"}
+
+
+def _running(folder: Path) -> list[str]:
+    """Return the command lines of processes that name this folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if str(folder) in line and int(process.name) != os.getpid():
+                found.append(line)
+    return found
+
+
+def _await_nothing_running(folder: Path, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while (left := _running(folder)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.CompletedProcess[str]]]:
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "cloister", "demo", "--folder", str(folder), "--json"]
+    yield folder, subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+
+
+def _summary(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> dict[str, Any]:
+    finished = demo[1]
+    assert finished.returncode == 0, finished.stderr
+    summary: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+    return summary
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("demo")
+def test_the_demo_trains_one_model_within_every_hospitals_budget(
+    demo: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    summary = _summary(demo)
+
+    assert summary["accuracy"] >= 0.93
+    assert set(summary["epsilon"]) == set(summary["delta"]) == set(summary["accuracy_alone"]) == SITES
+    assert all(0 < value <= 3 for value in summary["epsilon"].values())
+    assert summary["rounds"] >= 1
+    assert 0 < summary["accuracy_pooled"] <= 1
+    assert summary["upload_bytes_per_parameter"] > 0
+    assert summary["seconds"] > 0
+    digests = {sha256(Path(path).read_bytes()).hexdigest() for path in summary["model"].values()}
+    assert len(summary["model"]) == 3
+    assert digests == set(summary["model_digest"].values())
+    assert len(digests) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("demo")
+def test_the_demo_shows_a_row_a_round_and_leaves_nothing_running(
+    demo: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, finished = demo
+    rows = [line for line in finished.stderr.splitlines() if " 3/3 " in line]
+
+    assert len(rows) == _summary(demo)["rounds"]
+    assert all(len(line) <= 80 for line in rows)
+    _await_nothing_running(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "demo"
+    with subprocess.Popen(
+        [sys.executable, "-m", "cloister", "demo", "--folder", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (folder / "east" / "agent.log").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 130
+    _await_nothing_running(folder)
+
+
+def test_the_demo_does_not_replace_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("twelve years of work", encoding="utf-8")
+    command = [sys.executable, "-m", "cloister", "demo", "--folder", str(tmp_path)]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert refused.returncode == 1
+    assert "--folder" in refused.stderr
+    assert (tmp_path / "thesis.tex").read_text(encoding="utf-8") == "twelve years of work"

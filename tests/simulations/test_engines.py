@@ -1,0 +1,91 @@
+"""The same run under every engine of ours gives the same bits, and encryption changes nothing but rounding."""
+
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from client.dpsgd import train
+from client.site import open_site
+from cloister.local import follow, start_agents, start_server
+from cloister.processes import Processes
+from privacy.config import read_toml
+from privacy.manifest import Privacy, RunSettings, open_manifest
+from privacy.randomness import Randomness
+from privacy.update import Model
+from simulations.federation import Federation, SiteTerms
+from simulations.hospitals import write_hospital_records
+from simulations.inline import run_inline
+from simulations.results import Results, read_results
+
+ROOT = Path(__file__).parent.parent.parent
+SITES = ("north", "south", "east")
+ROUNDS = 3
+
+
+def _federation(folder: Path) -> tuple[Federation, SiteTerms]:
+    federation = Federation.create(folder, SITES)
+    write_hospital_records(federation.paths)
+    settings = read_toml(ROOT / "simulations" / "diagnosis.toml", RunSettings)
+    privacy = Privacy(max_grad_norm=settings.privacy.max_grad_norm, noise_multiplier=0.0)
+    federation.sign(replace(settings, rounds=ROUNDS, privacy=privacy, seed=11))
+    return federation, SiteTerms(
+        tasks=(settings.task,), epsilon=inf, maximum_epsilon=inf, minimum_noise_multiplier=0.0
+    )
+
+
+def _run_inline(folder: Path) -> tuple[Federation, Results]:
+    federation, terms = _federation(folder)
+    for site in SITES:
+        federation.write_settings(site, "localhost:1", terms)
+    run_inline(federation)
+    return federation, read_results(federation)
+
+
+def _weights(results: Results) -> dict[str, NDArray[np.float32]]:
+    return load_file(results.paths["north"])
+
+
+@pytest.mark.slow
+def test_with_noise_off_and_a_seed_inline_and_grpc_give_the_bit_identical_model(tmp_path: Path) -> None:
+    _, inline = _run_inline(tmp_path / "inline")
+    federation, terms = _federation(tmp_path / "grpc")
+    with Processes() as processes:
+        start_agents(processes, federation, start_server(processes, federation), terms)
+        follow(processes, federation, lambda _: None)
+    grpc = read_results(federation)
+
+    assert inline.rounds == grpc.rounds == ROUNDS
+    assert inline.model == grpc.model
+    for name, values in _weights(inline).items():
+        assert values.tobytes() == _weights(grpc)[name].tobytes()
+
+
+def test_the_encrypted_run_equals_plain_averaging_within_the_stated_rounding_error(tmp_path: Path) -> None:
+    federation, results = _run_inline(tmp_path)
+    sites = {site: open_site(path) for site, path in federation.paths.items()}
+    manifest, _ = open_manifest(federation.manifest.read_bytes(), sites["north"].roster.manifest_key)
+    study = sites["north"].study(manifest.settings.task)
+    plain = study.untrained(manifest.settings.model_seed)
+    weights = {site: manifest.weight(site) for site in SITES}
+
+    for number in range(1, ROUNDS + 1):
+        total = np.zeros(plain.vector.size)
+        for name, site in sites.items():
+            own = site.study(manifest.settings.task)
+            module = own.load_into(own.module(manifest.settings.model_seed), plain)
+            randomness = Randomness.seeded(11, name, number, 1, "training")
+            size = manifest.settings.cohort.sizes[name]
+            update = train(own.task, module, own.training, size, manifest, randomness)
+            total += weights[name] * update.vector.astype(np.float64)
+        plain = Model((plain.vector + total / sum(weights.values())).astype(np.float32), plain.layout)
+
+    encrypted = plain.layout.flatten(_weights(results))
+    # Rounding of one round also moves where the next one starts; gradients here amplify that less than twofold.
+    allowed = 2 * ROUNDS * manifest.packing.max_error(list(weights.values()))
+    assert np.abs(encrypted - plain.vector).max() <= allowed
+    assert np.abs(encrypted - study.untrained(manifest.settings.model_seed).vector).max() > 10 * allowed

@@ -1,0 +1,89 @@
+"""Imports point down only, heavy libraries stay in the room that owns them, and our names are ours alone."""
+
+import ast
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("cloister", "simulations", "server", "client", "strategies", "transport", "privacy")  # top to bottom
+
+BELOW = {
+    "cloister": {"simulations", "server", "client", "strategies", "transport", "privacy"},
+    "simulations": {"server", "client", "strategies", "transport", "privacy"},
+    "server": {"strategies", "transport", "privacy"},
+    "client": {"strategies", "transport", "privacy"},
+    "strategies": {"transport", "privacy"},
+    "transport": {"privacy"},
+    "privacy": set[str](),
+}
+
+# Where a library may be imported: a room, or one file.
+OWNERS = {
+    "tenseal": {"privacy/encryption.py", "cloister/benchmarks/encryption.py"},  # the benchmark measures CKKS beside it
+    "zstandard": {"privacy/encryption.py"},
+    "opacus": {"client/dpsgd.py"},
+    "torch": {"client/", "simulations/"},
+    "sklearn": {"simulations/"},
+    "grpc": {"transport/channel.py", "server/hub.py", "client/exchange.py"},
+    "flwr": {"transport/", "strategies/", "server/", "client/", "simulations/"},
+    "dp_accounting": {"privacy/accounting.py"},
+}
+
+
+def _imports(path: Path) -> set[str]:
+    """Return every module that a file imports, wherever in it the import stands; not those for type checkers."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
+        for statement in branch.body
+        for node in ast.walk(statement)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_from_rooms_below_its_own_and_libraries_that_its_room_owns(path: Path) -> None:
+    name = str(path.relative_to(ROOT))
+    room = name.split("/", 1)[0]
+    for module in _imports(path):
+        top = module.split(".", 1)[0]
+        if top in ROOMS:
+            assert top == room or top in BELOW[room], f"{name} imports {module}"
+        if top in OWNERS:
+            assert any(name.startswith(owner) for owner in OWNERS[top]), f"{name} imports {module}"
+
+
+def test_flower_internals_are_touched_in_one_file() -> None:
+    public = ("flwr.app", "flwr.serverapp", "flwr.clientapp")
+    for path in FILES:
+        internal = {module for module in _imports(path) if module.startswith("flwr") and not module.startswith(public)}
+        if internal:
+            assert path.relative_to(ROOT).as_posix() == "transport/flower.py", f"{path} imports {internal}"
+
+
+def test_no_file_is_long() -> None:
+    for path in FILES:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 250 or path.name.endswith("_pb2.py"), path
+
+
+def test_no_other_distribution_claims_our_top_level_names() -> None:
+    for distribution in distributions():
+        if distribution.metadata["Name"] == "cloister":
+            continue
+        tops = {file.parts[0] for file in distribution.files or () if len(file.parts) > 1}
+        assert not tops & set(ROOMS), distribution.metadata["Name"]
