@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
 
-from client.app import app
 from client.exchange import Exchange
-from client.site import open_site
+from client.settings import SiteFolder, read_site
 from privacy.errors import MalformedError, ProtocolError, UnreachableError
 from transport.channel import probe
 from transport.parcel import decode_instruction, encode
@@ -36,24 +35,64 @@ def attend(path: Path, stop: Event) -> None:
     Raises:
         CloisterError: if the site's own settings, keys or records are wrong, or the server refuses the site.
     """
+    place = read_site(path)
+    line = _Line(place)
+    line.check()
+    from client.site import open_site  # noqa: PLC0415 - loads torch; what can be wrong before that was said before
+
     site = open_site(path)
     for task, count in site.check_records().items():
         log.info("data: %d training records, fit %s", count, task)
-    delay = _FIRST_DELAY
     while not stop.is_set():
+        if not line.check():
+            stop.wait(line.delay())
+            continue
         try:
-            probe(site.settings.server, site.place.tls)
-            with Exchange(site.settings.server, site.place.tls) as exchange:
-                log.info("online at %s; %s", site.settings.server, _limits(site))
-                delay = _FIRST_DELAY
+            with Exchange(place.settings.server, place.tls) as exchange:
+                log.info("online at %s; %s", place.settings.server, _limits(site))
                 _answer_all(exchange, path, site, stop)
         except (UnreachableError, MalformedError) as error:
-            log.warning("%s; trying again in %.0f s", error, delay)
-            stop.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads agents out, guards nothing
-            delay = min(2 * delay, _LONGEST_DELAY)
+            line.broke(error)
+            stop.wait(line.delay())
+
+
+class _Line:
+    """Whether the server can be reached. Says so when that changes, not at every attempt."""
+
+    def __init__(self, place: SiteFolder) -> None:
+        self._place = place
+        self._said = False
+        self._delay = _FIRST_DELAY
+
+    def check(self) -> bool:
+        """Return whether the server answers and accepts this site.
+
+        Raises:
+            AuthenticityError: if the server, or this site, is not who it should be: no attempt will mend that.
+        """
+        try:
+            probe(self._place.settings.server, self._place.tls)
+        except UnreachableError as error:
+            self.broke(error)
+            return False
+        self._said, self._delay = False, _FIRST_DELAY
+        return True
+
+    def broke(self, error: Exception) -> None:
+        """Say once that the line is down."""
+        if not self._said:
+            log.warning("%s; trying again until it answers", error)
+        self._said = True
+
+    def delay(self) -> float:
+        """Return how many seconds to wait: longer each time, and different at every agent."""
+        self._delay = min(2 * self._delay, _LONGEST_DELAY)
+        return self._delay * random.uniform(0.5, 1.0)  # noqa: S311 - guards nothing
 
 
 def _answer_all(exchange: Exchange, path: Path, site: Site, stop: Event) -> None:
+    from client.app import app  # noqa: PLC0415 - loads torch
+
     context = Context(
         run_id=0,
         node_id=site.roster.member(site.name).node_id,

@@ -107,7 +107,7 @@ def agent(
 ) -> None:
     """Run a site's agent. Ctrl-C leaves safely."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    from client.agent import attend  # noqa: PLC0415 - loads torch
+    from client.agent import attend  # noqa: PLC0415 - a server needs no agent
 
     attend(site, threading.Event())
 

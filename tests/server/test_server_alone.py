@@ -10,7 +10,7 @@ import pytest
 from simulations.federation import Federation
 
 ROOT = Path(__file__).parent.parent.parent
-HEAVY = ("torch", "tenseal", "opacus", "zstandard", "sklearn")
+HEAVY = ("torch", "tenseal", "opacus", "sklearn")
 
 
 @pytest.mark.slow
