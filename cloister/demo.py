@@ -21,6 +21,7 @@ from privacy.errors import ConfigError, RunError
 from privacy.manifest import RunSettings
 from simulations.federation import Federation, SiteTerms
 from simulations.hospitals import DECLARED_SIZES, write_hospital_records
+from simulations.inspection import find_secrets, site_secrets
 from simulations.results import Results, read_results
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ def _summarise(federation: Federation, settings: RunSettings, terms: SiteTerms, 
     if set(results.digests) != set(federation.sites) or len(set(results.digests.values())) != 1:
         msg = f"the hospitals do not all have the same model: {results.digests}; the logs are in {federation.folder}"
         raise RunError(msg)
+    if leaked := find_secrets(federation.server, site_secrets(federation)):
+        msg = f"the server's folder holds what only sites may have: {leaked}; please report this"
+        raise RunError(msg)
     sites = {site: open_site(path) for site, path in federation.paths.items()}
     roster = next(iter(sites.values())).roster
     manifest, _ = open_manifest(federation.manifest.read_bytes(), roster.manifest_key)
@@ -119,7 +123,7 @@ def _print(console: Console, summary: dict[str, Any], federation: Federation) ->
     parts = {
         "accuracy": f"together {summary['accuracy']:.2f}   alone {alone}   pooled, no privacy {pooled:.2f}",
         "privacy": f"ε {epsilon:.2f} of {budget:g}, δ {delta:g}, per patient, at each hospital",
-        "server": f"saw {summary['ciphertexts']} ciphertexts, no key and no weight in the clear",
+        "server": f"saw {summary['ciphertexts']} ciphertexts; its disk was searched: no key, no weight",
         "sent": f"{sent} an update: {summary['parameters']} parameters, in a ciphertext that holds 12,285",
         "model": str(path),
         "next": f"less {federation.paths[site] / 'site.toml'}",

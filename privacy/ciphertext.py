@@ -35,20 +35,18 @@ def pack60(words: NDArray[np.uint64]) -> bytes:
     """Pack `(n,)` integers below 2^60, n even, to 7.5 bytes each, little-endian."""
     even, odd = words.reshape(-1, 2).T
     packed = np.empty((even.size, 15), dtype=np.uint8)
-    packed[:, :8] = (even | odd << np.uint64(60)).astype("<u8").view(np.uint8).reshape(-1, 8)
-    packed[:, 8:] = (odd >> np.uint64(4)).astype("<u8").view(np.uint8).reshape(-1, 8)[:, :7]
+    # Two words of 64 bits lie over the 15 bytes; the byte that they share gets the same value from both.
+    packed[:, :8].view("<u8")[:, 0] = even | odd << np.uint64(60)
+    packed[:, 7:].view("<u8")[:, 0] = even >> np.uint64(56) | odd << np.uint64(4)
     return packed.tobytes()
 
 
 def unpack60(data: bytes | memoryview) -> NDArray[np.uint64]:
     """Undo `pack60`: `(n,)`."""
     packed = np.frombuffer(data, dtype=np.uint8).reshape(-1, 15)
-    low = np.ascontiguousarray(packed[:, :8]).view("<u8").reshape(-1)
-    high = np.zeros((low.size, 8), dtype=np.uint8)
-    high[:, :7] = packed[:, 8:]
-    words = np.empty((low.size, 2), dtype=np.uint64)
-    words[:, 0] = low & _MASK
-    words[:, 1] = low >> np.uint64(60) | high.view("<u8").reshape(-1) << np.uint64(4)
+    words = np.empty((len(packed), 2), dtype=np.uint64)
+    words[:, 0] = packed[:, :8].view("<u8")[:, 0] & _MASK
+    words[:, 1] = packed[:, 7:].view("<u8")[:, 0] >> np.uint64(4)
     return words.reshape(-1)
 
 
@@ -69,6 +67,11 @@ class Ciphertexts:
         """SHA-256, in hex, of c0 and seeds."""
         return sha256(self.c0 + self.seeds).hexdigest()
 
+    @property
+    def seeds_digest(self) -> str:
+        """SHA-256, in hex, of the seeds alone, which travel on with the sum."""
+        return seeds_digest(self.seeds)
+
     def to_bytes(self) -> bytes:
         """Return the wire form: c0, then seeds."""
         return self.c0 + self.seeds
@@ -85,6 +88,11 @@ class Ciphertexts:
             msg = f"{count} ciphertexts take {expected:,} bytes, not {len(data):,}; the update was cut or padded"
             raise MalformedError(msg)
         return cls(data[: count * C0_BYTES], data[count * C0_BYTES :])
+
+
+def seeds_digest(seeds: bytes) -> str:
+    """SHA-256, in hex, of a site's seeds: what its header signs, and every other site checks before it decrypts."""
+    return sha256(b"cloister seeds" + seeds).hexdigest()
 
 
 def residues(c0: bytes) -> NDArray[np.uint64]:
@@ -106,4 +114,4 @@ def residues(c0: bytes) -> NDArray[np.uint64]:
 def add_residues(total: NDArray[np.uint64], term: NDArray[np.uint64]) -> None:
     """Add `term` to `total`, both `(ciphertexts, 4096)` of residues, modulo q and in place."""
     np.add(total, term, out=total)
-    np.subtract(total, _Q, out=total, where=total >= _Q)
+    np.minimum(total, total - _Q, out=total)  # below q, the difference wraps round to a huge number

@@ -47,10 +47,16 @@ def read_toml(path: Path, into: type[T]) -> T:
         line, column = (int(found[1]), int(found[2])) if found else (text.count("\n") + 1, 1)
         what = str(error).partition(" (at")[0]
         raise ConfigError(_point(path, text, line, column - 1, 1, f"not valid TOML: {what.lower()}")) from error
+    except RecursionError as error:
+        msg = f"{path}: nested too deeply for a settings file; settings have two levels at most"
+        raise ConfigError(msg) from error
     except ValidationError as error:
         # A misspelt key is also a missing one: the misspelling is what helps.
         first = min(error.errors(), key=lambda each: each["type"] not in _UNKNOWN)
         raise ConfigError(_explain(path, text, first, into)) from error
+    except ValueError as error:  # Python refuses integers of thousands of digits
+        msg = f"{path}: {str(error).partition(';')[0]}; write a smaller number"
+        raise ConfigError(msg) from error
 
 
 def _read(path: Path) -> str:

@@ -20,6 +20,7 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,7 @@ import tenseal.sealapi as seal
 import zstandard
 
 from privacy.ciphertext import COEFF_MODULUS, SEED_BYTES, Ciphertexts, pack60, residues
-from privacy.errors import EncryptionError, KeyFileError
+from privacy.errors import EncryptionError, KeyFileError, MalformedError
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 _HEADER = struct.Struct("<HBBBBHQ")  # magic, header size, major, minor, compression, reserved, total size
 _ZSTD = 2
 _WORDS = 8 * RING_DEGREE
-_KEY_BYTES = _WORDS
+_DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,17 @@ class _Seal:
         if chain[0].value() != COEFF_MODULUS or not self.context.parameters_set():
             msg = "this build of TenSEAL chooses another modulus; install the version that pyproject.toml names"
             raise EncryptionError(msg)
+        self._open_file()
+        os.register_at_fork(after_in_child=self._open_file)  # two processes must never write to one file
+        self._learn_frames()
+
+    def _open_file(self) -> None:
         self._lock = threading.Lock()
         if hasattr(os, "memfd_create"):
             self._path = f"/proc/self/fd/{os.memfd_create('cloister')}"
         else:  # pragma: no cover - other systems than Linux
             descriptor, self._path = tempfile.mkstemp()
             os.close(descriptor)
-        self._learn_frames()
 
     def save(self, thing: Any) -> bytes:  # noqa: ANN401 - SEAL's binding has no types
         """Return what SEAL saves, without its compression frame."""
@@ -158,8 +163,9 @@ class DecryptionKey:
         return cls(seal.KeyGenerator(cls._binding().context).secret_key())
 
     def to_bytes(self) -> bytes:
-        """Return the key as 4,096 little-endian words."""
-        return self._binding().save(self._secret)[-_KEY_BYTES:]
+        """Return the key: 4,096 little-endian words, then their SHA-256, since any residues would pass for a key."""
+        words = self._binding().save(self._secret)[-_WORDS:]
+        return words + sha256(words).digest()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -168,12 +174,13 @@ class DecryptionKey:
         Raises:
             KeyFileError: if `data` is no such key.
         """
-        if len(data) != _KEY_BYTES or np.frombuffer(data, dtype="<u8").max() >= COEFF_MODULUS:
+        words = data[:_WORDS]
+        if len(data) != _WORDS + _DIGEST_BYTES or sha256(words).digest() != data[_WORDS:]:
             msg = "the decryption key's file is damaged; restore it from the site's backup"
             raise KeyFileError(msg)
         binding = cls._binding()
         with contextlib.suppress(RuntimeError, ValueError):
-            return cls(binding.load(seal.SecretKey(), binding.key_frame + data))
+            return cls(binding.load(seal.SecretKey(), binding.key_frame + words))
         msg = "the decryption key's file holds no key for these parameters; restore it from the site's backup"
         raise KeyFileError(msg)
 
@@ -201,10 +208,13 @@ class DecryptionKey:
             Sums of coefficients modulo t, `(ciphertexts, 4096)`.
 
         Raises:
-            MalformedError: if c0 holds anything but residues.
+            MalformedError: if c0 holds anything but residues, or a contributor's seeds are fewer or more.
         """
         binding, evaluator = self._binding(), seal.Evaluator(self._binding().context)
         total = residues(c0)
+        if not seeds or any(len(site) != len(total) * SEED_BYTES for site in seeds):
+            msg = f"the seeds do not belong to a sum of {len(total)} ciphertexts; it was not decrypted"
+            raise MalformedError(msg)
         result = np.empty_like(total)
         nothing = np.zeros(RING_DEGREE, dtype=np.uint64)
         for index, row in enumerate(total):

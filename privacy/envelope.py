@@ -2,7 +2,8 @@
 
 A header says everything that an update is about; the site's Ed25519 key signs it, and it carries the digest of
 the ciphertexts. The server verifies before it adds; the headers travel with the sum, so that every site checks
-again who contributed, to which plan, with which weight.
+again who contributed, to which plan, with which weight. A header signs its seeds by themselves too: they fix c1, so
+that a sum which leaves a site out, or counts one twice, decrypts to noise and not to somebody's update.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from privacy.ciphertext import SEED_BYTES, Ciphertexts, add_residues, pack60, residues
+from privacy.ciphertext import C0_BYTES, Ciphertexts, add_residues, pack60, residues, seeds_digest
 from privacy.config import STRICT
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
 from privacy.manifest import SiteName
@@ -54,6 +55,7 @@ class UpdateHeader:
     size: Annotated[int, Field(ge=1)]  # parameters
     weight: Annotated[float, Field(gt=0, le=1)]
     ciphertexts: Hex32
+    seeds: Hex32
     ledger_head: Hex32
     version: Literal[1] = 1
 
@@ -119,6 +121,7 @@ def sign_update(
         size=model.layout.size,
         weight=weight,
         ciphertexts=update.ciphertexts.digest,
+        seeds=update.ciphertexts.seeds_digest,
         ledger_head=update.charge.head,
     )
     data = json.dumps(asdict(header), sort_keys=True, separators=(",", ":")).encode()
@@ -142,6 +145,9 @@ def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, man
             f"the header of {site}'s update is malformed ({error.errors()[0]['msg']}); run the same version everywhere"
         )
         raise MalformedError(msg) from error
+    if site not in plan.cohort or site not in manifest.settings.cohort.sizes:
+        msg = f"{site} is not in the cohort of round {plan.round}; its update was not added"
+        raise ProtocolError(msg)
     expected = {
         "site": site,
         "run": plan.run,
@@ -157,9 +163,6 @@ def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, man
         if getattr(header, name) != value:
             msg = f"{site}'s update is for another {name.replace('_', ' ')} than the round's; it was not added"
             raise ProtocolError(msg)
-    if site not in plan.cohort:
-        msg = f"{site} is not in the cohort of round {plan.round}; its update was not added"
-        raise ProtocolError(msg)
     return header
 
 
@@ -173,7 +176,7 @@ def verify_update(
     """
     header = verify_header(signed.header, signed.signature, site, plan, manifest, roster)
     ciphertexts = Ciphertexts.from_bytes(signed.body, manifest.packing.ciphertexts(header.size))
-    if ciphertexts.digest != header.ciphertexts:
+    if (ciphertexts.digest, ciphertexts.seeds_digest) != (header.ciphertexts, header.seeds):
         msg = f"the ciphertexts of {site}'s update are not the ones that it signed; it was altered on the way"
         raise AuthenticityError(msg)
     contribution = Contribution(signed.header, signed.signature, ciphertexts.seeds)
@@ -235,8 +238,8 @@ def check_sum(total: EncryptedSum, run: str, manifest: Manifest, roster: Roster)
     """Check who contributed to a sum, before a site decrypts it; return its plan and the contributors' weights.
 
     Raises:
-        AuthenticityError, MalformedError, ProtocolError: if a header does not hold, a site contributed twice, or
-            fewer did than the manifest's minimum cohort.
+        AuthenticityError, MalformedError, ProtocolError: if a header does not hold, seeds are not those that were
+            signed, a site contributed twice, or fewer did than the manifest's minimum cohort.
     """
     plan = read_plan(total.plan)
     if plan.run != run or plan.round > manifest.settings.rounds:
@@ -246,9 +249,9 @@ def check_sum(total: EncryptedSum, run: str, manifest: Manifest, roster: Roster)
     for contribution in total.contributions:
         site = _claimed_site(contribution.header, plan.cohort)
         header = verify_header(contribution.header, contribution.signature, site, plan, manifest, roster)
-        if len(contribution.seeds) != manifest.packing.ciphertexts(header.size) * SEED_BYTES:
-            msg = f"the seeds of {site}'s update are incomplete; the sum was not opened"
-            raise MalformedError(msg)
+        if seeds_digest(contribution.seeds) != header.seeds:
+            msg = f"the seeds of {site}'s update are not the ones that it signed; the sum was not opened"
+            raise AuthenticityError(msg)
         headers.append(header)
     if len({header.site for header in headers}) != len(headers):
         msg = f"a site stands twice in the sum of round {plan.round}; it was not opened"
@@ -256,6 +259,12 @@ def check_sum(total: EncryptedSum, run: str, manifest: Manifest, roster: Roster)
     if len(headers) < manifest.settings.cohort.minimum:
         msg = f"the sum of round {plan.round} is over {len(headers)} sites, fewer than the minimum; it was not opened"
         raise ProtocolError(msg)
+    if len({(header.layout, header.size) for header in headers}) != 1:
+        msg = f"the sum of round {plan.round} is over models with different tensors; it was not opened"
+        raise ProtocolError(msg)
+    if len(total.c0) != manifest.packing.ciphertexts(headers[0].size) * C0_BYTES:
+        msg = f"the sum of round {plan.round} was cut or padded; it was not opened"
+        raise MalformedError(msg)
     return plan, [header.weight for header in headers]
 
 

@@ -105,7 +105,7 @@ class Ledger:
             return _mechanisms(self._read(file))
 
     def _check(self, would: float, budget: Budget, what: str) -> None:
-        if would > budget.epsilon:
+        if not would <= budget.epsilon:  # so that NaN is a refusal
             msg = (
                 f"{what} would bring {self.site}'s spending on {self.lineage!r} to ε {would:.2f}, "
                 f"over its budget of {budget.epsilon:.2f} at δ {budget.delta:g}; ask for less, or the site allows more"
@@ -132,12 +132,17 @@ class Ledger:
             file.truncate(len(whole))
         entries: list[dict[str, Any]] = []
         head = _GENESIS
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             head = _chain(head, line[65:])
             if line[:65] != head.encode() + b" ":
                 msg = f"{self.path}:{number}: this entry or one before it was altered; restore the ledger from backup"
                 raise LedgerError(msg)
-            entries.append(json.loads(line[65:]) | {"head": head})
+            try:
+                entries.append(json.loads(line[65:]) | {"head": head})
+                _mechanisms(entries[-1:] if number > 1 else [])  # what this version cannot count, it must not skip
+            except (ValueError, TypeError, KeyError) as error:
+                msg = f"{self.path}:{number}: this entry is none of this version's; use the version that wrote it"
+                raise LedgerError(msg) from error
         if entries and (entries[0].get("site"), entries[0].get("lineage")) != (self.site, self.lineage):
             msg = f"{self.path}: this ledger is another site's or lineage's; mend `lineage` or the path in site.toml"
             raise LedgerError(msg)
@@ -160,7 +165,7 @@ class Ledger:
 
 
 def _mechanisms(entries: list[dict[str, Any]]) -> list[Mechanism]:
-    return [Mechanism(e["noise_multiplier"], e["sample_rate"], e["steps"]) for e in entries if "steps" in e]
+    return [Mechanism(e["noise_multiplier"], e["sample_rate"], e["steps"]) for e in entries if "lineage" not in e]
 
 
 def _chain(head: str, body: bytes) -> str:

@@ -43,6 +43,7 @@ _USABLE = RING_DEGREE - 1
 Profile = Literal["compact", "precise"]
 _FIELDS: dict[Profile, tuple[int, int]] = {"compact": (3, 16), "precise": (2, 24)}
 _MIN_LEVELS = 16
+_SMALLEST, _LARGEST = 1e-30, 1e30  # beyond, float32 updates lose precision, or overflow
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,11 @@ class Packing:
             most = ((1 << self.bits) - 2) // (_MIN_LEVELS - 1)
             msg = f"fields of {self.bits} bits have room for 1 to {most} sites, not {self.cohort}; use `precise`"
             raise ConfigError(msg)
-        if not (0 < self.update_bound < np.inf and 0 < self.max_weight < np.inf):
-            msg = f"update_bound {self.update_bound} and weight {self.max_weight} must be positive and finite"
+        if not all(_SMALLEST <= value <= _LARGEST for value in (self.update_bound, self.max_weight)):
+            msg = (
+                f"update_bound {self.update_bound:g} and weight {self.max_weight:g} "
+                f"must lie between {_SMALLEST:g} and {_LARGEST:g}"
+            )
             raise ConfigError(msg)
 
     @property
@@ -131,7 +135,8 @@ def unpack(total: NDArray[np.uint64], size: int, weights: Sequence[float], packi
     """Turn a decrypted sum `(ciphertexts, 4096)` into the weighted mean of the contributors' updates, `(size,)`.
 
     Raises:
-        MalformedError: if the sum has another form, or a field that these contributors cannot have reached.
+        MalformedError: if the sum has another form, a field that these contributors cannot have reached, or
+            anything at the places that all of them leave empty.
     """
     top, contributors = packing.levels - 1, len(weights)
     if total.shape != (packing.ciphertexts(size), RING_DEGREE) or not 1 <= contributors <= packing.cohort:
@@ -139,8 +144,8 @@ def unpack(total: NDArray[np.uint64], size: int, weights: Sequence[float], packi
         raise MalformedError(msg)
     mask = np.uint64((1 << packing.bits) - 1)
     blocks = np.stack([total[:, :_USABLE] >> np.uint64(packing.bits * k) & mask for k in range(packing.fields)], axis=1)
-    fields = blocks.reshape(-1)[:size]
-    if size and int(fields.max()) > contributors * top:
+    fields, unused = np.split(blocks.reshape(-1), [size])
+    if int(fields.max(initial=0)) > contributors * top or unused.any() or total[:, _USABLE:].any():
         msg = "the decrypted sum holds values that these contributors cannot have sent; it was altered"
         raise MalformedError(msg)
     centred = fields.astype(np.float64) - contributors * top / 2

@@ -31,7 +31,7 @@ class RoundPlan:
     roster_version: int
     key_epoch: int
     minimum_cohort: int
-    deadline: float  # seconds since 1970
+    deadline: Annotated[float, Field(allow_inf_nan=False)]  # seconds since 1970
     base_model: Hex32  # digest of the model that training starts from
 
     def to_bytes(self) -> bytes:

@@ -53,7 +53,7 @@ class Roster:
 
     consortium: str
     version: Annotated[int, Field(ge=1)]
-    expires: float  # seconds since 1970
+    expires: Annotated[float, Field(allow_inf_nan=False)]  # seconds since 1970
     key_epoch: Annotated[int, Field(ge=1)]
     coordinator_key: Hex32  # Ed25519: signs manifests
     members: Annotated[tuple[Member, ...], Field(min_length=1)]

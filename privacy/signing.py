@@ -100,6 +100,9 @@ class SignedDocument:
         except ValueError as error:
             msg = f"the first line of this {kind} is damaged; ask the coordinator for the original file"
             raise MalformedError(msg) from error
+        if signature.hex().encode() != words[2]:  # capitals, or spaces between: one document, one form
+            msg = f"the first line of this {kind} was rewritten; ask the coordinator for the original file"
+            raise MalformedError(msg)
         if said != kind:
             msg = f"this is a signed {said!a}, where a {kind} is needed"
             raise MalformedError(msg)

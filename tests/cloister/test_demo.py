@@ -87,7 +87,9 @@ def test_the_demo_shows_a_row_a_round_and_leaves_nothing_running(
 def test_an_interrupted_demo_leaves_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "demo"
     with subprocess.Popen(
-        [sys.executable, "-m", "cloister", "demo", "--folder", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "cloister", "demo", "--folder", str(folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     ) as process:
         deadline = time.monotonic() + 60
         while not (folder / "east" / "agent.log").exists() and time.monotonic() < deadline:

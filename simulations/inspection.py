@@ -1,0 +1,43 @@
+"""Looks for what must not be there: secrets and plaintext weights in everything that a party wrote to disk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors.numpy import load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from simulations.federation import Federation
+
+_PEM_PREFIX = 48  # characters at the start of a PEM key that only say what kind of key it is
+_WINDOW = 16  # bytes: long enough never to occur by chance, short enough to find a piece
+
+
+def site_secrets(federation: Federation) -> dict[str, bytes]:
+    """Return what only sites may have: every private key, and every value of every model."""
+    secrets = {}
+    for path in federation.paths.values():
+        for file in path.glob("keys/*.key"):
+            data = file.read_bytes()
+            body = b"".join(data.splitlines()[1:-1])
+            secrets[str(file)] = body[_PEM_PREFIX:] if data.startswith(b"-----") else data
+        for file in path.glob("models/*.safetensors"):
+            values = [np.ravel(tensor) for tensor in load(file.read_bytes()).values()]
+            secrets[str(file)] = np.concatenate(values).astype("<f4").tobytes()
+    return secrets
+
+
+def find_secrets(folder: Path, secrets: Mapping[str, bytes]) -> list[str]:
+    """Return which secrets have a 16-byte piece in any file below `folder`, and in which file."""
+    found = []
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        for name, secret in secrets.items():
+            pieces = {secret[start : start + _WINDOW] for start in range(0, len(secret) - _WINDOW + 1, _WINDOW // 2)}
+            if any(len(set(piece)) > 2 and piece in data for piece in pieces):  # noqa: PLR2004 - runs of zeros prove nothing
+                found.append(f"{name} in {path}")
+    return found

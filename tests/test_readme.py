@@ -1,0 +1,43 @@
+"""What the README shows works as it stands there."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from client.task import Task
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_task_in_the_readme_reads_records_and_learns_from_them(tmp_path: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code
+    names: dict[str, Any] = {}
+    exec(code[1], names)  # noqa: S102 - our own README
+    task = names["Diagnosis"]()
+    assert isinstance(task, Task)
+    (tmp_path / "records.csv").write_text("radius,texture,malignant\n14,20,0\n21,30,1\n", encoding="utf-8")
+
+    inputs, targets = task.load(tmp_path / "records.csv")
+    outputs = task.model()(inputs)
+    loss = task.loss(outputs, targets)
+    loss.backward()
+
+    assert inputs.shape == (2, 2)
+    assert loss.shape == torch.Size([])
+    assert task.metrics(outputs, targets)["accuracy"].shape == (2,)
+
+
+def test_every_path_in_the_readme_exists() -> None:
+    links = re.findall(r"\]\((?!http|#)([^)#]+)", README)
+    assert links
+    for link in links:
+        assert (Path(__file__).parent.parent / link).exists(), link
+
+
+def test_the_output_in_the_readme_fits_a_terminal() -> None:
+    shown = re.search(r"\$ make demo\n(.*?)```", README, re.DOTALL)
+    assert shown
+    assert max(map(len, shown[1].splitlines())) <= 80
