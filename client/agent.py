@@ -16,6 +16,7 @@ from client.exchange import Exchange
 from client.settings import SiteFolder, read_site
 from privacy.errors import MalformedError, ProtocolError, UnreachableError
 from transport.channel import probe
+from transport.flower import answer
 from transport.parcel import decode_instruction, encode
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from client.site import Site
+    from transport.flower import App
 
 log = logging.getLogger("cloister.agent")
 
@@ -38,7 +40,9 @@ def attend(path: Path, stop: Event) -> None:
     place = read_site(path)
     line = _Line(place)
     line.check()
-    from client.site import open_site  # noqa: PLC0415 - loads torch; what can be wrong before that was said before
+    # These load torch; what can be wrong before that was said before.
+    from client.app import app  # noqa: PLC0415
+    from client.site import open_site  # noqa: PLC0415
 
     site = open_site(path)
     for task, count in site.check_records().items():
@@ -50,7 +54,7 @@ def attend(path: Path, stop: Event) -> None:
         try:
             with Exchange(place.settings.server, place.tls) as exchange:
                 log.info("online at %s; %s", place.settings.server, _limits(site))
-                _answer_all(exchange, path, site, stop)
+                answer_all(exchange, app, _context(site, path), stop)
         except (UnreachableError, MalformedError) as error:
             line.broke(error)
             stop.wait(line.delay())
@@ -90,28 +94,34 @@ class _Line:
         return self._delay * random.uniform(0.5, 1.0)  # noqa: S311 - guards nothing
 
 
-def _answer_all(exchange: Exchange, path: Path, site: Site, stop: Event) -> None:
-    from client.app import app  # noqa: PLC0415 - loads torch
+def answer_all(exchange: Exchange, app: App, context: Context, stop: Event) -> None:
+    """Pull messages and push what the app makes of them, until `stop` is set.
 
-    context = Context(
+    Raises:
+        CloisterError: if the line breaks, the server refuses the site, or what it sends is no message.
+    """
+    while not stop.is_set():
+        data = exchange.pull()
+        if data is None:
+            continue
+        message = decode_instruction(data)
+        reply = encode(answer(app, message, context))
+        try:
+            # If the line breaks here, the server offers the message again, and the outbox has the same update for it.
+            if not exchange.push(reply, message.metadata.message_id):
+                log.info("a reply came too late; the round had closed")
+        except ProtocolError as error:
+            log.warning("%s", error)
+
+
+def _context(site: Site, path: Path) -> Context:
+    return Context(
         run_id=0,
         node_id=site.roster.member(site.name).node_id,
         node_config={"site": str(path)},
         state=RecordDict(),
         run_config={},
     )
-    while not stop.is_set():
-        data = exchange.pull()
-        if data is None:
-            continue
-        message = decode_instruction(data)
-        answer = encode(app(message, context))
-        try:
-            # If the line breaks here, the server offers the message again, and the outbox has the same update for it.
-            if not exchange.push(answer, message.metadata.message_id):
-                log.info("a reply came too late; the round had closed")
-        except ProtocolError as error:
-            log.warning("%s", error)
 
 
 def _limits(site: Site) -> str:

@@ -25,14 +25,14 @@ from transport.contents import (
     read_sum,
     read_train,
 )
-from transport.flower import reply
+from transport.flower import FAILED, reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 log = logging.getLogger("cloister.agent")
 
-REFUSED, FAILED = 100, 101  # codes of error replies
+REFUSED = 100  # code of the error reply of a site that says no
 
 app = ClientApp()
 

@@ -80,7 +80,7 @@ def get_ready(site: Site, document: bytes, node_id: int) -> Readiness:
     accepted = accept(site, document)
     checkpoint = site.checkpoint(accepted.manifest, accepted.run)
     if checkpoint.round == 0:
-        site.ledger.check_plan(accepted.manifest.run_cost, site.settings.budget.limit())
+        site.ledger.check_plan(accepted.manifest.run_cost, site.settings.limit)
     model = checkpoint.model
     signed = Readiness.signed_part(accepted.run, site.name, node_id, model.digest)
     return Readiness(site.name, model.digest, model.vector.size, model.layout.digest,
@@ -97,6 +97,9 @@ def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence
     if (made := site.outbox.find(plan)) is not None:
         return made
     checkpoint = site.checkpoint(accepted.manifest, accepted.run)
+    if plan.round <= checkpoint.round:
+        msg = f"{site.name} has opened round {checkpoint.round} already; it does not train round {plan.round} again"
+        raise ProtocolError(msg)
     if checkpoint.model.digest != plan.base_model:
         msg = f"{site.name} has another model than round {plan.round} starts from; it needs the sums that it missed"
         raise ProtocolError(msg)
@@ -107,7 +110,7 @@ def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence
 
 def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> SignedUpdate:
     release = Release(plan.run, plan.round, plan.attempt)
-    charge = site.ledger.reserve(release, manifest.round_cost, site.settings.budget.limit())
+    charge = site.ledger.reserve(release, manifest.round_cost, site.settings.limit)
     study, settings = site.study(manifest.settings.task), manifest.settings
     module = study.load_into(study.module(settings.model_seed), checkpoint.model)
     size = settings.cohort.sizes[site.name]

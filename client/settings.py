@@ -34,10 +34,6 @@ class Budget:
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=1e-2)]
 
-    def limit(self) -> LedgerBudget:
-        """Return the ledger's form of it."""
-        return LedgerBudget(self.epsilon, self.delta)
-
 
 @dataclass(frozen=True, config=STRICT)
 class Keys:
@@ -62,6 +58,11 @@ class SiteSettings:
     policy: Policy
     keys: Keys = field(default_factory=Keys)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @property
+    def limit(self) -> LedgerBudget:
+        """What the ledger holds every release against."""
+        return LedgerBudget(self.budget.epsilon, self.budget.delta, self.policy.maximum_epsilon)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -65,7 +65,9 @@ class Ciphertexts:
     @property
     def digest(self) -> str:
         """SHA-256, in hex, of c0 and seeds."""
-        return sha256(self.c0 + self.seeds).hexdigest()
+        hashed = sha256(self.c0)
+        hashed.update(self.seeds)
+        return hashed.hexdigest()
 
     @property
     def seeds_digest(self) -> str:

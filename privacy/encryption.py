@@ -9,6 +9,9 @@ SEAL binding that it ships. That binding saves and loads files only: a memory-ba
 compresses what it saves; this unframes it and hands SEAL uncompressed frames that it built itself. Only c0 values
 already checked to be residues, and seeds, ever come from outside. The frame's offsets belong to one
 SEAL version, so they are checked once, with a known ciphertext, and an unknown build is refused in plain words.
+
+SEAL encrypts zeros; the message m is added to c0 here, as q·m/t rounded (Fan and Vercauteren, 2012). That is all that
+BFV does with it, costs less than handing SEAL a plaintext, and keeps messages out of that file.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import numpy as np
 import tenseal.sealapi as seal
 import zstandard
 
-from privacy.ciphertext import COEFF_MODULUS, SEED_BYTES, Ciphertexts, pack60, residues
+from privacy.ciphertext import COEFF_MODULUS, SEED_BYTES, Ciphertexts, add_residues, pack60, residues
 from privacy.errors import EncryptionError, KeyFileError, MalformedError
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 _HEADER = struct.Struct("<HBBBBHQ")  # magic, header size, major, minor, compression, reserved, total size
 _ZSTD = 2
 _WORDS = 8 * RING_DEGREE
+_LARGEST = 4 * _WORDS  # more bytes than anything that is saved here
+_SCALE, _REST = divmod(COEFF_MODULUS, PLAIN_MODULUS)
 _DIGEST_BYTES = 32
 
 
@@ -72,30 +77,30 @@ class _Seal:
         self._learn_frames()
 
     def _open_file(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # over the file and the decompressor
+        self._decompressor = zstandard.ZstdDecompressor()
         if hasattr(os, "memfd_create"):
-            self._path = f"/proc/self/fd/{os.memfd_create('cloister')}"
+            self._file = os.memfd_create("cloister")
+            self._path = f"/proc/self/fd/{self._file}"
         else:  # pragma: no cover - other systems than Linux
-            descriptor, self._path = tempfile.mkstemp()
-            os.close(descriptor)
+            self._file, self._path = tempfile.mkstemp()
 
     def save(self, thing: Any) -> bytes:  # noqa: ANN401 - SEAL's binding has no types
         """Return what SEAL saves, without its compression frame."""
         with self._lock:
             thing.save(self._path)
-            with open(self._path, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
-                framed = file.read()
-        magic, size, major, minor, compression, reserved, _ = _HEADER.unpack_from(framed)
-        if compression != _ZSTD:
-            return framed
-        body = zstandard.ZstdDecompressor().decompressobj().decompress(framed[_HEADER.size :])
+            framed = os.pread(self._file, _LARGEST, 0)
+            magic, size, major, minor, compression, reserved, _ = _HEADER.unpack_from(framed)
+            if compression != _ZSTD:
+                return framed
+            body = self._decompressor.decompress(framed[_HEADER.size :], max_output_size=_LARGEST)
         return _HEADER.pack(magic, size, major, minor, 0, reserved, _HEADER.size + len(body)) + body
 
     def load(self, thing: Any, frame: bytes) -> Any:  # noqa: ANN401
         """Fill a SEAL object from an uncompressed frame."""
         with self._lock:
-            with open(self._path, "wb") as file:  # noqa: PTH123
-                file.write(frame)
+            os.pwrite(self._file, frame, 0)
+            os.ftruncate(self._file, len(frame))
             thing.load(self.context, self._path)
         return thing
 
@@ -105,23 +110,19 @@ class _Seal:
         self.key_frame = self.save(key)[:-_WORDS]
         self.plain_frame = self.save(seal.Plaintext(RING_DEGREE))[:-_WORDS]
         known = np.arange(RING_DEGREE, dtype=np.uint64) + np.uint64(PLAIN_MODULUS - RING_DEGREE)
-        blob = self.save(seal.Encryptor(self.context, key).encrypt_symmetric(self.plaintext(known)))
+        encryptor = seal.Encryptor(self.context, key)
+        blob = self.save(encryptor.encrypt_zero_symmetric())
         # Before c0: header, metadata, array header. After it: the header of the generator's description, its type.
         self.before, after = 113, 17
         if len(blob) != self.before + _WORDS + after + SEED_BYTES:
             raise _unknown_build()
         self.head = blob[: self.before]
         self.tail = blob[self.before + _WORDS : -SEED_BYTES]
-        c0 = np.frombuffer(blob, dtype="<u8", count=RING_DEGREE, offset=self.before)
-        seed = blob[-SEED_BYTES:]
+        c0, seed = self.encrypt(encryptor, known)
         back = seal.Plaintext()
         seal.Decryptor(self.context, key).decrypt(self.ciphertext(c0, seed), back)
         if c0.max() >= COEFF_MODULUS or not np.array_equal(self.coefficients(back), known):
             raise _unknown_build()
-
-    def plaintext(self, coefficients: NDArray[np.uint64]) -> Any:  # noqa: ANN401
-        """Make a SEAL plaintext of `(4096,)` coefficients below t."""
-        return self.load(seal.Plaintext(), self.plain_frame + coefficients.astype("<u8").tobytes())
 
     def coefficients(self, plaintext: Any) -> NDArray[np.uint64]:  # noqa: ANN401
         """Return a SEAL plaintext's `(4096,)` coefficients; SEAL leaves leading zeros out."""
@@ -132,10 +133,14 @@ class _Seal:
         """Make a SEAL ciphertext of `(4096,)` residues and a seed, which SEAL expands to c1."""
         return self.load(seal.Ciphertext(self.context), self.head + c0.astype("<u8").tobytes() + self.tail + seed)
 
-    def split(self, ciphertext: Any) -> tuple[NDArray[np.uint64], bytes]:  # noqa: ANN401
-        """Return c0 `(4096,)` and the seed of a fresh seeded ciphertext."""
-        blob = self.save(ciphertext)
-        return np.frombuffer(blob, dtype="<u8", count=RING_DEGREE, offset=self.before), blob[-SEED_BYTES:]
+    def encrypt(self, encryptor: Any, coefficients: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], bytes]:  # noqa: ANN401
+        """Encrypt `(4096,)` coefficients below t; return c0 `(4096,)` and the seed of a fresh ciphertext."""
+        blob = self.save(encryptor.encrypt_zero_symmetric())
+        zero = np.frombuffer(blob, dtype="<u8", count=RING_DEGREE, offset=self.before)
+        # q·m/t = scale·m + rest·m/t. The last term is below 2^18: a float64 rounds it rightly, or one off at a tie.
+        c0 = coefficients * np.uint64(_SCALE) + np.rint(coefficients * (_REST / PLAIN_MODULUS)).astype(np.uint64)
+        add_residues(c0, zero)
+        return c0, blob[-SEED_BYTES:]
 
 
 def _unknown_build() -> EncryptionError:
@@ -195,11 +200,12 @@ class DecryptionKey:
     def encrypt(self, update: PackedUpdate) -> EncryptedUpdate:
         """Encrypt a packed update; each ciphertext under fresh randomness from SEAL's own generator."""
         binding = self._binding()
-        parts = [
-            binding.split(self._encryptor.encrypt_symmetric(binding.plaintext(row))) for row in update.coefficients
-        ]
-        c0 = b"".join(pack60(words) for words, _ in parts)
-        return EncryptedUpdate(Ciphertexts(c0, b"".join(seed for _, seed in parts)), update.charge)
+        c0, seeds = bytearray(), bytearray()
+        for row in update.coefficients:
+            words, seed = binding.encrypt(self._encryptor, row)
+            c0 += pack60(words)
+            seeds += seed
+        return EncryptedUpdate(Ciphertexts(bytes(c0), bytes(seeds)), update.charge)
 
     def decrypt_sum(self, c0: bytes, seeds: Sequence[bytes]) -> NDArray[np.uint64]:
         """Decrypt a sum: packed c0 of the sum, and every contributor's seeds, one after the other.

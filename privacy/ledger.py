@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -40,6 +41,7 @@ class Budget:
 
     epsilon: float
     delta: float
+    run_epsilon: float = math.inf  # the most that one run may spend, over all rounds and attempts
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,14 @@ class Ledger:
             entries = self._read(file)
             spent = epsilon([*_mechanisms(entries), mechanism], budget.delta)
             self._check(spent, budget, f"round {release.round}")
+            own = [entry for entry in entries if entry.get("run") == release.run]
+            of_run = epsilon([*_mechanisms(own), mechanism], budget.delta)
+            if not of_run <= budget.run_epsilon:
+                msg = (
+                    f"round {release.round}, attempt {release.attempt}, would bring this run's spending at {self.site} "
+                    f"to ε {of_run:.2f}, over the {budget.run_epsilon:.2f} of one run; end it"
+                )
+                raise BudgetError(msg)
             head = self._append(file, entries, {**asdict(release), **asdict(mechanism)})
         return Charge(release, mechanism, head, spent)
 

@@ -114,21 +114,31 @@ def pack(update: PrivateUpdate, weight: float, packing: Packing, randomness: Ran
     if not np.isfinite(update.vector).all():
         msg = "the update holds values that are not finite; nothing was encrypted"
         raise MalformedError(msg)
-    size, top = update.vector.size, packing.levels - 1
-    count = packing.ciphertexts(size)
     scale = weight / (packing.update_bound * packing.max_weight)
-    scaled = np.clip(update.vector, -packing.update_bound, packing.update_bound).astype(np.float64)
+    coefficients = np.zeros((packing.ciphertexts(update.vector.size), RING_DEGREE), dtype=np.uint64)
+    # One ciphertext at a time: what it takes stays in the processor's cache, whatever the model's size.
+    for row, start in zip(coefficients, range(0, update.vector.size, packing.slots), strict=True):
+        row[:_USABLE] = _pack_one(update.vector[start : start + packing.slots], scale, packing, randomness)
+    return PackedUpdate(coefficients, update.charge)
+
+
+def _pack_one(
+    values: NDArray[np.float32], scale: float, packing: Packing, randomness: Randomness
+) -> NDArray[np.uint64]:
+    """Return the coefficients `(4095,)` that hold up to `slots` values."""
+    top = packing.levels - 1
+    scaled = np.clip(values, -packing.update_bound, packing.update_bound).astype(np.float64)
     scaled *= scale * top / 2
     scaled += top / 2
-    scaled += randomness.uniform32(size)
-    fields = np.zeros(count * packing.slots, dtype=np.uint64)
+    scaled += randomness.uniform32(values.size)
+    fields = np.zeros(packing.slots, dtype=np.uint64)
     # u + U may round up to top + 1 in floating point; the clamp keeps the promise that nothing carries.
-    fields[:size] = np.minimum(scaled, top).astype(np.uint64)
-    blocks = fields.reshape(count, packing.fields, _USABLE)
-    coefficients = np.zeros((count, RING_DEGREE), dtype=np.uint64)
-    for k in range(packing.fields):
-        coefficients[:, :_USABLE] |= blocks[:, k] << np.uint64(packing.bits * k)
-    return PackedUpdate(coefficients, update.charge)
+    fields[: values.size] = np.minimum(scaled, top).astype(np.uint64)
+    blocks = fields.reshape(packing.fields, _USABLE)
+    coefficients: NDArray[np.uint64] = blocks[0]
+    for k in range(1, packing.fields):
+        coefficients |= blocks[k] << np.uint64(packing.bits * k)
+    return coefficients
 
 
 def unpack(total: NDArray[np.uint64], size: int, weights: Sequence[float], packing: Packing) -> Update:

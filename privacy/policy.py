@@ -49,7 +49,7 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
     if manifest.noise_multiplier < policy.minimum_noise_multiplier:
         asked = f"a noise multiplier of {manifest.noise_multiplier:g}"
         raise _refusal(site, asked, f"minimum_noise_multiplier = {policy.minimum_noise_multiplier:g}")
-    if epsilon > policy.maximum_epsilon:
+    if not epsilon <= policy.maximum_epsilon:  # so that NaN is a refusal
         raise _refusal(site, f"a run of ε {epsilon:.2f}", f"maximum_epsilon = {policy.maximum_epsilon:g}")
     if settings.encryption.profile not in policy.encryption:
         raise _refusal(site, f"the profile {settings.encryption.profile}", f"encryption = {_listed(policy.encryption)}")

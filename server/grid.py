@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flwr.app import Error
-
-from privacy.errors import MalformedError
-from transport.flower import reply
 from transport.grid import ReplyGrid
-from transport.parcel import decode_reply, encode
+from transport.parcel import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +15,6 @@ if TYPE_CHECKING:
 
     from server.mailboxes import Mailboxes
 
-_MALFORMED = 102  # code of the error that stands for a reply that could not be read
 _GRACE = 2.0  # seconds between an agent's calls in which it still counts as online
 
 
@@ -45,11 +40,7 @@ class GrpcGrid(ReplyGrid):
         if found is None:
             return None
         message_id, data = found
-        instruction = self._sent.pop(message_id)
-        try:
-            return decode_reply(data, instruction)
-        except MalformedError as error:
-            return reply(Error(_MALFORMED, str(error)), instruction)
+        return self._read(data, self._sent.pop(message_id))
 
     def _withdraw(self, message_ids: AbstractSet[str]) -> None:
         self._mailboxes.withdraw(message_ids)

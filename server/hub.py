@@ -60,13 +60,18 @@ class Hub:
         return future.result(_START_SECONDS)
 
     def stop(self, grace: float = 2.0) -> None:
-        """Let calls that are under way finish, then close the port."""
+        """Let calls that are under way finish, then close the port. More than once does no harm."""
+        if self._loop.is_closed():
+            return
         if self._server is not None:
             asyncio.run_coroutine_threadsafe(self._server.stop(grace), self._loop).result(grace + _START_SECONDS)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_START_SECONDS)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(_START_SECONDS)
+        self._loop.close()
 
     async def _start(self, address: str, credentials: grpc.ServerCredentials) -> int:
+        self._turns = {member.site: asyncio.Semaphore(1) for member in self._members.values()}
         self._bodies = asyncio.Semaphore(_BODIES_AT_ONCE)
         server = grpc.aio.server(options=(*OPTIONS, ("grpc.max_concurrent_streams", _MAX_STREAMS)))
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -120,7 +125,8 @@ class Hub:
     async def _push(self, chunks: AsyncIterator[pb.Chunk], context: Context) -> pb.Receipt:
         member = await self._caller(context)
         try:
-            async with asyncio.timeout(_BODY_SECONDS), self._bodies:
+            # One at a time from each member: whoever stalls bodies keeps nobody else's out.
+            async with asyncio.timeout(_BODY_SECONDS), self._turns[member.site], self._bodies:
                 return await self._receive(member, chunks)
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"a body must be complete in {_BODY_SECONDS:g} s")

@@ -93,6 +93,7 @@ class Mailboxes:
                     msg = "another reply to this message was taken before; this one was refused"
                     raise ProtocolError(msg)
                 return True
+            self._boxes[node].seen = time.monotonic()  # it is about to ask for more
             if self._boxes[node].waiting.pop(message_id, None) is None:
                 return False
             self._answered[message_id] = digest

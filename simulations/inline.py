@@ -5,6 +5,7 @@ Every message is encoded and decoded as it would be for the network, so that wha
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -12,29 +13,29 @@ from flwr.app import Context, RecordDict
 
 from client.app import app as client_app
 from client.site import open_site
+from privacy.errors import ProtocolError
 from server.app import app as server_app
 from server.settings import read_consortium, read_run
-from transport.flower import SERVER_NODE, quieten
+from transport.flower import SERVER_NODE, answer, quieten
 from transport.grid import ReplyGrid
-from transport.parcel import decode_instruction, decode_reply, encode
+from transport.parcel import decode_instruction, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from collections.abc import Set as AbstractSet
 
     from flwr.app import Message
 
     from simulations.federation import Federation
+    from transport.flower import App
 
 
 class InlineGrid(ReplyGrid):
     """Answers each message when its reply is awaited, by calling the node's app."""
 
-    def __init__(
-        self, run_id: int, nodes: Mapping[int, Context], answer: Callable[[Message, Context], Message]
-    ) -> None:
+    def __init__(self, run_id: int, nodes: Mapping[int, Context], app: App) -> None:
         super().__init__(run_id)
-        self._nodes, self._answer = nodes, answer
+        self._nodes, self._app = nodes, app
         self._sent: OrderedDict[str, Message] = OrderedDict()
 
     def get_node_ids(self) -> Iterable[int]:
@@ -42,16 +43,21 @@ class InlineGrid(ReplyGrid):
         return sorted(self._nodes)
 
     def _send(self, message: Message) -> None:
+        if message.metadata.dst_node_id not in self._nodes:
+            msg = f"node {message.metadata.dst_node_id} is not in this federation; only its sites get messages"
+            raise ProtocolError(msg)
         self._sent[message.metadata.message_id] = message
 
     def _next(self, waiting: AbstractSet[str], seconds: float) -> Message | None:
-        del seconds  # a call in this process cannot be left half-way
         message_id = next((each for each in self._sent if each in waiting), None)
-        if message_id is None:
+        if message_id is None or seconds < 0:
             return None
-        message = self._sent.pop(message_id)
-        arrived = decode_instruction(encode(message))
-        return decode_reply(encode(self._answer(arrived, self._nodes[message.metadata.dst_node_id])), message)
+        message, started = self._sent.pop(message_id), time.monotonic()
+        context = self._nodes[message.metadata.dst_node_id]
+        data = encode(answer(self._app, decode_instruction(encode(message)), context))
+        if 0 < seconds < time.monotonic() - started:
+            return None  # a call in this process cannot be left half-way, but its reply came too late
+        return self._read(data, message)
 
     def _withdraw(self, message_ids: AbstractSet[str]) -> None:
         for message_id in message_ids:

@@ -76,11 +76,11 @@ def split_address(address: str) -> tuple[str, int]:
     Raises:
         MalformedError: if it is none.
     """
-    found = re.fullmatch(r"\[?([^\[\]]+?)\]?:(\d{1,5})", address)
-    if not found or not int(found[2]) < 1 << 16:
+    found = re.fullmatch(r"(?:\[([^\[\]/\s]+)\]|([^\[\]/\s:]+)):([0-9]{1,5})", address)
+    if not found or not int(found[3]) < 1 << 16:
         msg = f"{address!r} is no address; write host:port, for example fed.example.org:9440"
         raise MalformedError(msg)
-    return found[1], int(found[2])
+    return found[1] or found[2], int(found[3])
 
 
 def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS) -> None:
@@ -92,36 +92,56 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS) -> None
         KeyFileError: if this site's own files cannot be used.
     """
     host, port = split_address(address)
-    files.read()
-    try:
-        context = ssl.create_default_context(cafile=str(files.authority))
-        context.load_cert_chain(files.certificate, files.key)
-    except ssl.SSLError as error:
-        msg = f"{files.certificate} and {files.key} are no matching certificate and key ({error.reason}); restore them"
-        raise KeyFileError(msg) from error
-    context.set_alpn_protocols(["h2"])
+    context = _context(files)
     try:
         with (
             socket.create_connection((host, port), timeout=seconds) as plain,
             context.wrap_socket(plain, server_hostname=host) as secured,
         ):
-            # TLS 1.3 tells a client that it was refused only after the handshake; a server that accepts speaks first.
-            if not secured.recv(1):
-                msg = f"{address} closed the connection; it does not accept the certificate {files.certificate}"
-                raise AuthenticityError(msg)
+            _await_welcome(secured, address, files)
     except ssl.SSLCertVerificationError as error:
         msg = (
             f"{address} shows a certificate that {files.authority} does not vouch for ({error.verify_message}); "
             "check the address, and that both belong to the same consortium"
         )
         raise AuthenticityError(msg) from error
-    except (ssl.SSLError, ConnectionResetError) as error:
-        reason = getattr(error, "reason", None) or error
-        msg = f"{address} does not accept the certificate {files.certificate} ({reason}); ask the coordinator for one"
-        raise AuthenticityError(msg) from error
+    except ssl.SSLError as error:
+        msg = (
+            f"somebody answers at {address}, but not with TLS as a Cloister server speaks it "
+            f"({error.reason or error}); check the address"
+        )
+        raise UnreachableError(msg) from error
     except OSError as error:
         reason = error.strerror or str(error) or "no answer"
         msg = (
             f"cannot reach the server at {address}: {reason.lower()}; check that it runs and that the address is right"
         )
         raise UnreachableError(msg) from error
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    files.read()
+    try:
+        context = ssl.create_default_context(cafile=str(files.authority))
+    except ssl.SSLError as error:
+        msg = f"{files.authority}: no readable PEM certificate ({error.reason}); ask the coordinator for it"
+        raise KeyFileError(msg) from error
+    try:
+        context.load_cert_chain(files.certificate, files.key, password="")  # else OpenSSL would ask on the terminal
+    except ssl.SSLError as error:
+        msg = f"{files.certificate} and {files.key} are no matching certificate and key ({error.reason}); restore them"
+        raise KeyFileError(msg) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _await_welcome(secured: ssl.SSLSocket, address: str, files: TlsFiles) -> None:
+    """Wait for the server to speak. In TLS 1.3, a client that is refused learns it only now: the line is closed."""
+    try:
+        welcome = secured.recv(1)
+    except (ssl.SSLError, ConnectionError):
+        welcome = b""
+    if not welcome:
+        msg = f"{address} does not accept the certificate {files.certificate}; ask the coordinator for a new one"
+        raise AuthenticityError(msg)

@@ -145,7 +145,7 @@ class Values(_message.Message):
     def __init__(self, values: _Optional[_Mapping[str, Value]] = ...) -> None: ...
 
 class Value(_message.Message):
-    __slots__ = ("number", "integer", "flag", "text", "blob", "numbers", "integers", "texts", "blobs")
+    __slots__ = ("number", "integer", "flag", "text", "blob", "numbers", "integers", "texts", "blobs", "flags")
     class Doubles(_message.Message):
         __slots__ = ("items",)
         ITEMS_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +166,11 @@ class Value(_message.Message):
         ITEMS_FIELD_NUMBER: _ClassVar[int]
         items: _containers.RepeatedScalarFieldContainer[bytes]
         def __init__(self, items: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    class Flags(_message.Message):
+        __slots__ = ("items",)
+        ITEMS_FIELD_NUMBER: _ClassVar[int]
+        items: _containers.RepeatedScalarFieldContainer[bool]
+        def __init__(self, items: _Optional[_Iterable[bool]] = ...) -> None: ...
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     INTEGER_FIELD_NUMBER: _ClassVar[int]
     FLAG_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +180,7 @@ class Value(_message.Message):
     INTEGERS_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     BLOBS_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
     number: float
     integer: int
     flag: bool
@@ -184,4 +190,5 @@ class Value(_message.Message):
     integers: Value.Integers
     texts: Value.Strings
     blobs: Value.Blobs
-    def __init__(self, number: _Optional[float] = ..., integer: _Optional[int] = ..., flag: _Optional[bool] = ..., text: _Optional[str] = ..., blob: _Optional[bytes] = ..., numbers: _Optional[_Union[Value.Doubles, _Mapping]] = ..., integers: _Optional[_Union[Value.Integers, _Mapping]] = ..., texts: _Optional[_Union[Value.Strings, _Mapping]] = ..., blobs: _Optional[_Union[Value.Blobs, _Mapping]] = ...) -> None: ...
+    flags: Value.Flags
+    def __init__(self, number: _Optional[float] = ..., integer: _Optional[int] = ..., flag: _Optional[bool] = ..., text: _Optional[str] = ..., blob: _Optional[bytes] = ..., numbers: _Optional[_Union[Value.Doubles, _Mapping]] = ..., integers: _Optional[_Union[Value.Integers, _Mapping]] = ..., texts: _Optional[_Union[Value.Strings, _Mapping]] = ..., blobs: _Optional[_Union[Value.Blobs, _Mapping]] = ..., flags: _Optional[_Union[Value.Flags, _Mapping]] = ...) -> None: ...

@@ -16,13 +16,20 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 if TYPE_CHECKING:
-    from flwr.app import Error
+    from collections.abc import Callable
+
+    from flwr.app import Context
+
+    App = Callable[[Message, Context], Message]
 
 SERVER_NODE = 1
+FAILED = 101  # code of the error reply that stands for an exception in a node's app
+
+log = logging.getLogger("cloister.agent")
 
 
 def adopt_identity(run_id: int, node_id: int) -> None:
@@ -50,6 +57,15 @@ def reply(content: RecordDict | Error, to: Message) -> Message:
     if isinstance(content, RecordDict):
         return Message(content, reply_to=to)
     return Message(content, reply_to=to)
+
+
+def answer(app: App, message: Message, context: Context) -> Message:
+    """Return an app's reply to a message; if it raises, an error that says only that, as Flower's engines do."""
+    try:
+        return app(message, context)
+    except Exception:  # whatever it is, the node goes on
+        log.exception("%s failed", message.metadata.message_type)
+        return reply(Error(FAILED, "the site's agent met an unexpected error; the site's own log has it"), message)
 
 
 def quieten() -> None:

@@ -10,9 +10,12 @@ import time
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
+from flwr.app import Error
 from flwr.serverapp import Grid
 
-from transport.flower import SERVER_NODE, adopt_identity, instruction, stamp
+from privacy.errors import MalformedError
+from transport.flower import SERVER_NODE, adopt_identity, instruction, reply, stamp
+from transport.parcel import decode_reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from flwr.supercore.run import Run
 
 DEFAULT_TIMEOUT = 3600.0  # seconds; for callers who name none
+_MALFORMED = 102  # code of the error that stands for a reply that could not be read
 
 
 class ReplyGrid(Grid):
@@ -38,11 +42,22 @@ class ReplyGrid(Grid):
 
     @abstractmethod
     def _next(self, waiting: AbstractSet[str], seconds: float) -> Message | None:
-        """Return the next reply to one of these messages, or None after so many seconds."""
+        """Return the next reply to one of these messages, or None after so many seconds.
+
+        Nought asks for what is there already; less than nought says that the deadline has passed.
+        """
 
     @abstractmethod
     def _withdraw(self, message_ids: AbstractSet[str]) -> None:
         """Forget messages that nobody waits for any more; replies to them come too late."""
+
+    @staticmethod
+    def _read(data: bytes, instruction: Message) -> Message:
+        """Read a reply; one that cannot be read becomes an error, which every strategy knows to take."""
+        try:
+            return decode_reply(data, instruction)
+        except MalformedError as error:
+            return reply(Error(_MALFORMED, str(error)), instruction)
 
     def set_run(self, run: Run) -> None:
         """Set the run (Flower's engines call it; ours name the run when the grid is made)."""
@@ -63,19 +78,23 @@ class ReplyGrid(Grid):
                            ttl=ttl or DEFAULT_TIMEOUT)  # fmt: skip
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and return their ids."""
-        ids = []
-        for message in messages:
-            ids.append(stamp(message))
-            self._send(message)
+        """Send messages and return their ids; none, if one of them cannot be sent."""
+        ids: list[str] = []
+        try:
+            for message in messages:
+                ids.append(stamp(message))
+                self._send(message)
+        except Exception:
+            self._withdraw(set(ids))
+            raise
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there already."""
         waiting, replies = set(message_ids), []
-        while waiting and (reply := self._next(waiting, 0.0)) is not None:
-            waiting.discard(reply.metadata.reply_to_message_id)
-            replies.append(reply)
+        while waiting and (found := self._next(waiting, 0.0)) is not None:
+            waiting.discard(found.metadata.reply_to_message_id)
+            replies.append(found)
         return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
@@ -86,10 +105,10 @@ class ReplyGrid(Grid):
     def _replies(self, waiting: set[str], deadline: float) -> Iterator[Message]:
         try:
             while waiting:
-                reply = self._next(waiting, max(0.0, deadline - time.monotonic()))
-                if reply is None:
+                found = self._next(waiting, deadline - time.monotonic())
+                if found is None:
                     return
-                waiting.discard(reply.metadata.reply_to_message_id)
-                yield reply
+                waiting.discard(found.metadata.reply_to_message_id)
+                yield found
         finally:
             self._withdraw(waiting)

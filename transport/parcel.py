@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
     from flwr.app import Message
 
-_LISTS = {float: "numbers", int: "integers", str: "texts", bytes: "blobs"}
+# Which fields hold a value, and a list of such values. In this order: to Python, a bool is an int.
+_FIELDS: dict[type, tuple[str, str]] = {
+    bool: ("flag", "flags"),
+    int: ("integer", "integers"),
+    float: ("number", "numbers"),
+    str: ("text", "texts"),
+    bytes: ("blob", "blobs"),
+}
+_LISTS = {many for _, many in _FIELDS.values()}
 
 
 def encode(message: Message) -> bytes:
@@ -41,6 +49,7 @@ def encode(message: Message) -> bytes:
         parcel.failure.code = message.error.code
         parcel.failure.reason = message.error.reason or ""
     else:
+        parcel.records.SetInParent()  # there, even if nothing is in it
         _fill(parcel.records, message.content)
     return parcel.SerializeToString()
 
@@ -80,6 +89,9 @@ def decode_reply(data: bytes, to: Message) -> Message:
     parcel = _parse(data)
     if parcel.reply_to != to.metadata.message_id:
         msg = "a reply names another message than the one it was sent for; it was dropped"
+        raise MalformedError(msg)
+    if parcel.WhichOneof("body") is None:
+        msg = "a reply holds neither records nor an error; it was dropped"
         raise MalformedError(msg)
     try:
         if parcel.WhichOneof("body") == "records":
@@ -145,16 +157,19 @@ def _fill(records: pb.Records, content: RecordDict) -> None:
 
 
 def _fill_values(target: pb.Values, values: Mapping[str, Any]) -> None:
-    singles = {bool: "flag", int: "integer", float: "number", str: "text", bytes: "blob"}
     for key, value in values.items():
         slot = target.values[key]
         if isinstance(value, list):
             # An empty list has lost its type; any of the list fields carries it.
-            field = _LISTS[type(value[0]) if value else int]
-            getattr(slot, field).SetInParent()
-            getattr(slot, field).items.extend(value)
+            items = getattr(slot, _fields(value[0] if value else 0)[1])
+            items.SetInParent()
+            items.items.extend(value)
         else:
-            setattr(slot, singles[type(value)], value)
+            setattr(slot, _fields(value)[0], value)
+
+
+def _fields(value: object) -> tuple[str, str]:
+    return next(fields for kind, fields in _FIELDS.items() if isinstance(value, kind))
 
 
 def _records(records: pb.Records) -> RecordDict:
@@ -174,4 +189,4 @@ def _value(value: pb.Value) -> Any:  # noqa: ANN401 - whatever scalar or list th
         msg = "a record holds a value without content"
         raise ValueError(msg)
     found = getattr(value, field)
-    return list(found.items) if field in {"numbers", "integers", "texts", "blobs"} else found
+    return list(found.items) if field in _LISTS else found

@@ -1,0 +1,57 @@
+"""The encryption benchmark's figures, and the table that people read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NVFLARE = "ckks-nvflare"
+STEPS = ("client_cpu", "server_cpu", "decrypt_cpu")
+_BYTES = ("bytes_up", "bytes_down")
+_LINE = "{:<14}{:>9}{:>10}{:>12}{:>10}{:>10}{:>12}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one round took in one pipeline: bytes a parameter, seconds of CPU a million parameters."""
+
+    pipeline: str
+    parameters: int
+    sites: int
+    bytes_up: float  # from one site
+    bytes_down: float  # to one site: the sum, with all that it needs of the contributors to decrypt it
+    client_cpu: float  # encode, encrypt, serialise
+    server_cpu: float  # of one site: parse, check, add, and its share of closing the sum
+    decrypt_cpu: float
+    max_error: float  # of the mean, against float64; updates lie within ±1
+
+
+def best(rows: Sequence[Row]) -> Row:
+    """Return the least CPU of each step over all rounds of a pipeline, and the largest error."""
+    least = {step: min(getattr(row, step) for row in rows) for step in STEPS}
+    return replace(rows[0], **least, max_error=max(row.max_error for row in rows))
+
+
+def table(report: dict[str, Any]) -> str:
+    """Write a report for people, in 80 columns."""
+    rows = [Row(**row) for row in report["rows"]]
+    theirs = next(row for row in rows if row.pipeline == NVFLARE)
+    lines = [
+        f"{theirs.parameters:,} parameters, {theirs.sites} sites; the best of {report['repetitions']} rounds",
+        "",
+        f"{'':14}{'bytes a parameter':>19}{'CPU, ms a million parameters':>32}{'largest':>12}",
+        _LINE.format("", "up", "down", "site", "server", "decrypt", "error"),
+    ]
+    for row in rows:
+        sent = (f"{getattr(row, name):,.2f}" for name in _BYTES)
+        spent = (f"{1000 * getattr(row, step):,.1f}" for step in STEPS)
+        lines.append(_LINE.format(row.pipeline, *sent, *spent, f"{row.max_error:.1e}"))
+    lines += ["", f"{NVFLARE} takes this many times what these take:"]
+    for row in rows:
+        if row is not theirs:
+            ratios = (f"{getattr(theirs, name) / getattr(row, name):.1f}" for name in (*_BYTES, *STEPS))
+            lines.append(_LINE.format(row.pipeline, *ratios, "").rstrip())
+    return "\n".join(lines)

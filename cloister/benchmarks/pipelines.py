@@ -1,0 +1,88 @@
+"""What the encryption benchmark compares: ways of adding updates that only the sites can read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from privacy.ciphertext import Ciphertexts, add_residues, pack60, residues
+from privacy.encryption import DecryptionKey
+from privacy.errors import AuthenticityError
+from privacy.packing import RING_DEGREE, Packing, Profile, pack, unpack
+from privacy.randomness import Randomness
+from privacy.update import PrivateUpdate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from privacy.ledger import Charge
+
+UPDATE_BOUND = 1.0
+
+
+class Pipeline(ABC):
+    """From every site's update to the mean, one round after another."""
+
+    name: str
+
+    @abstractmethod
+    def encrypt(self, update: NDArray[np.float32], weight: float) -> list[bytes]:
+        """Return what a site sends for its update `(n,)`."""
+
+    @abstractmethod
+    def add(self, upload: list[bytes]) -> None:
+        """Take a site's upload into the server's sum."""
+
+    @abstractmethod
+    def close(self) -> list[bytes]:
+        """Return what the server sends to each site, and forget the sum."""
+
+    @abstractmethod
+    def decrypt(self, download: list[bytes]) -> NDArray[Any]:
+        """Return the weighted mean of all updates `(n,)`."""
+
+
+class Cloister(Pipeline):
+    """Ours, by the functions that sites and server run: seeded symmetric BFV over packed integers."""
+
+    def __init__(self, profile: Profile, size: int, weights: Sequence[float], charge: Charge) -> None:
+        self.name, self._size, self._weights, self._charge = profile, size, weights, charge
+        self.packing = Packing.of(profile, cohort=len(weights), update_bound=UPDATE_BOUND, max_weight=1.0)
+        self._key = DecryptionKey.generate()
+        self._total = np.zeros((self.packing.ciphertexts(size), RING_DEGREE), dtype=np.uint64)
+        self._seeds: list[bytes] = []
+
+    def encrypt(self, update: NDArray[np.float32], weight: float) -> list[bytes]:
+        """Pack and encrypt; add the digest that a site signs."""
+        packed = pack(PrivateUpdate(update, self._charge), weight, self.packing, Randomness.fresh())
+        ciphertexts = self._key.encrypt(packed).ciphertexts
+        return [ciphertexts.to_bytes(), ciphertexts.digest.encode()]
+
+    def add(self, upload: list[bytes]) -> None:
+        """Check length, digest and range, then add.
+
+        Raises:
+            AuthenticityError: if the digest is another.
+        """
+        body, digest = upload
+        ciphertexts = Ciphertexts.from_bytes(body, len(self._total))
+        if ciphertexts.digest.encode() != digest:
+            msg = "an update changed on its way through this process; test this machine's memory"
+            raise AuthenticityError(msg)
+        add_residues(self._total, residues(ciphertexts.c0))
+        self._seeds.append(ciphertexts.seeds)
+
+    def close(self) -> list[bytes]:
+        """Return the sum's c0 and every site's seeds."""
+        download = [pack60(self._total.reshape(-1)), *self._seeds]
+        self._total[:], self._seeds = 0, []
+        return download
+
+    def decrypt(self, download: list[bytes]) -> NDArray[Any]:
+        """Decrypt and unpack."""
+        c0, *seeds = download
+        return unpack(self._key.decrypt_sum(c0, seeds), self._size, self._weights, self.packing).vector

@@ -1,0 +1,134 @@
+"""`cloister bench round`: what a round takes when nobody trains.
+
+A real federation on this machine: `cloister server` and three times `cloister agent`, with mutual TLS, signatures, the
+ledgers on disk, encrypted updates of a model of any size, and the sum delivered to every site, which decrypts it and
+stores its new model. The time is the server's: from planning a round until all sites have said which model they have.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from cloister.local import follow, start_agents, start_server
+from cloister.processes import Processes
+from privacy.errors import RunError
+from privacy.manifest import Cohort, Encryption, Privacy, RunSettings, Training
+from simulations.federation import Federation, SiteTerms
+from simulations.idle import PARAMETERS
+from simulations.results import read_results
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from simulations.results import Results
+
+WARM_UP = 3  # rounds: connections, caches and a first look at every page of memory
+_SIZES = {"north": 280, "south": 170, "east": 120}
+_TASK = "simulations.idle:Idle"
+_RECORDS = "0\n" * 20
+
+
+def measure(parameters: int, rounds: int) -> dict[str, Any]:
+    """Run a federation for so many rounds, and some before that do not count.
+
+    Raises:
+        RunError: if a round failed, or the sites do not end with the same model.
+    """
+    console = Console(stderr=True, highlight=False)
+    console.print(f"{WARM_UP} rounds to warm up, then {rounds}: {parameters:,} parameters, {len(_SIZES)} agents")
+    with TemporaryDirectory(prefix="cloister-bench-") as folder:
+        federation = _prepare(Path(folder), rounds + WARM_UP)
+        with _model_size(parameters):
+            _run(federation, rounds + WARM_UP, console)
+        return _summarise(read_results(federation), parameters, rounds)
+
+
+def table(report: dict[str, Any]) -> str:
+    """Write a report for people."""
+    return "\n".join([
+        f"{report['parameters']:,} parameters, {report['sites']} agents, TLS and encryption on, no training",
+        "",
+        f"a round      {report['median_ms']:.0f} ms  (median of {report['rounds']} after {report['warm_up']} to warm up; "
+        f"from {report['min_ms']:.0f}, 95 % below {report['p95_ms']:.0f})",
+        f"a site sent  {report['bytes_up']:,.0f} bytes and got {report['bytes_down']:,.0f}",
+        f"at the end   the same model at all {report['sites']} sites: sha256 {report['model'][:16]}…",
+    ])  # fmt: skip
+
+
+def _prepare(folder: Path, rounds: int) -> Federation:
+    federation = Federation.create(folder, tuple(_SIZES), consortium="bench")
+    federation.sign(
+        RunSettings(
+            name="idle",
+            task=_TASK,
+            rounds=rounds,
+            training=Training(steps_per_round=0, sample_rate=0.1, learning_rate=1.0),
+            privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
+            encryption=Encryption(update_bound=1.0),
+            cohort=Cohort(sizes=_SIZES),
+        )
+    )
+    for path in federation.paths.values():
+        (path / SiteTerms.file).write_text(_RECORDS, encoding="utf-8")
+    return federation
+
+
+@contextmanager
+def _model_size(parameters: int) -> Iterator[None]:
+    """Tell the agents that start meanwhile how large the model is."""
+    before = os.environ.get(PARAMETERS)
+    os.environ[PARAMETERS] = str(parameters)
+    try:
+        yield
+    finally:
+        del os.environ[PARAMETERS]
+        if before is not None:
+            os.environ[PARAMETERS] = before
+
+
+def _run(federation: Federation, rounds: int, console: Console) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with Processes() as processes, bar:
+        task = bar.add_task("starting", total=rounds)
+        address = start_server(processes, federation)
+        start_agents(processes, federation, address, SiteTerms(tasks=(_TASK,), share=("epsilon",)))
+
+        def show(event: dict[str, Any]) -> None:
+            if event["event"] == "round":
+                bar.update(task, advance=1, description="rounds")
+
+        follow(processes, federation, show)
+
+
+def _summarise(results: Results, parameters: int, rounds: int) -> dict[str, Any]:
+    events = [event for event in results.events if event["event"] == "round"]
+    for event in events:
+        if not event["released"] or set(event["sites"]) != set(_SIZES):
+            msg = f"round {event['round']} went without a site, so that its time says nothing: {event['problems']}"
+            raise RunError(msg)
+    if set(results.digests) != set(_SIZES) or len(set(results.digests.values())) != 1:
+        msg = f"the sites do not end with the same model: {results.digests}"
+        raise RunError(msg)
+    measured = events[-rounds:]
+    milliseconds = [1000 * event["seconds"] for event in measured]
+    return {
+        "rounds": rounds,
+        "warm_up": len(events) - rounds,
+        "median_ms": round(float(np.median(milliseconds)), 1),
+        "p95_ms": round(float(np.percentile(milliseconds, 95)), 1),
+        "min_ms": round(min(milliseconds), 1),
+        "parameters": parameters,
+        "sites": len(_SIZES),
+        "bytes_up": measured[-1]["bytes_up"] / len(_SIZES),
+        "bytes_down": measured[-1]["bytes_down"] / len(_SIZES),
+        "model": next(iter(results.digests.values())),
+    }

@@ -1,0 +1,45 @@
+"""A study of nothing: a model of any size that is never trained. It shows what the protocol alone takes."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from client.task import Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PARAMETERS = "CLOISTER_IDLE_PARAMETERS"
+"""The environment variable with the model's size; the same at every site."""
+
+_DEFAULT = 1_000
+
+
+class Idle(Task):
+    """One linear layer without bias, from one input; for runs with `steps_per_round = 0`.
+
+    >>> sum(parameter.numel() for parameter in Idle().model().parameters())
+    1000
+    """
+
+    @override
+    def model(self) -> nn.Module:
+        """Make the untrained model: inputs `(n, 1)` to outputs `(n, size)`."""
+        return nn.Linear(1, int(os.environ.get(PARAMETERS, _DEFAULT)), bias=False)
+
+    @override
+    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+        """Return as many records as the file has lines: inputs `(n, 1)`, targets `(n,)`, all zero."""
+        count = len(path.read_text(encoding="utf-8").splitlines())
+        return torch.zeros(count, 1), torch.zeros(count)
+
+    @override
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean square of outputs `(n, size)`."""
+        del targets
+        return outputs.square().mean()

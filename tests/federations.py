@@ -1,0 +1,148 @@
+"""Small federations for tests: real keys, certificates, records and settings, and runs with whatever nodes one likes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+
+from client.app import app as client_app
+from client.site import Site, open_site
+from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training
+from privacy.roster import Roster
+from server.app import app as server_app
+from server.settings import read_consortium, read_run
+from simulations.federation import Federation, SiteTerms
+from simulations.inline import InlineGrid
+from simulations.results import journal_path, read_events
+from tests import studies
+from transport.channel import TlsFiles
+from transport.flower import SERVER_NODE, quieten
+
+SITES = ("north", "south", "east", "west")
+SIZES = {"north": 20, "south": 20, "east": 10, "west": 10}
+
+Answer = Callable[[Message, Context], Message]
+
+
+def task_name(task: type[studies.Tiny]) -> str:
+    """The name under which a run asks for a task."""
+    return f"{task.__module__}:{task.__name__}"
+
+
+SETTINGS = RunSettings(
+    name="study",
+    task=task_name(studies.Tiny),
+    rounds=1,
+    training=Training(steps_per_round=1, sample_rate=1.0, learning_rate=0.1),
+    privacy=Privacy(max_grad_norm=1.0, noise_multiplier=0.0),
+    encryption=Encryption(update_bound=1.0),
+    cohort=Cohort(sizes=SIZES, minimum=3, round_deadline_seconds=60.0),
+    seed=5,
+)
+"""One repeatable round without noise, for four sites of which three suffice."""
+
+NOISY = replace(SETTINGS, privacy=Privacy(max_grad_norm=1.0, noise_multiplier=2.0), seed=None)
+"""The same with noise."""
+
+TERMS = SiteTerms(
+    tasks=(SETTINGS.task,),
+    epsilon=inf,
+    maximum_epsilon=inf,
+    minimum_noise_multiplier=0.0,
+    share=("epsilon", "loss"),
+    file="records.csv",
+    device="cpu",
+)
+"""A site that allows everything."""
+
+
+def with_deadline(settings: RunSettings, seconds: float) -> RunSettings:
+    """The same run with another deadline of its rounds."""
+    return replace(settings, cohort=replace(settings.cohort, round_deadline_seconds=seconds))
+
+
+def make_federation(
+    folder: Path,
+    settings: RunSettings = SETTINGS,
+    terms: Mapping[str, SiteTerms] | None = None,
+    server: str = "localhost:1",
+) -> Federation:
+    """Make a federation of four sites with a few records each, and sign a run. Sites allow it unless `terms` differ."""
+    federation = Federation.create(folder, SITES)
+    usual = replace(TERMS, tasks=(settings.task,))
+    for number, site in enumerate(SITES):
+        rows = [f"{i % 5},{i * number % 7},{i % 3}" for i in range(SIZES[site] * 5 // 4)]
+        (federation.paths[site] / TERMS.file).write_text("\n".join(["a,b,y", *rows, ""]), encoding="utf-8")
+        federation.write_settings(site, server, (terms or {}).get(site, usual))
+    federation.sign(settings)
+    return federation
+
+
+def tls_of(federation: Federation, site: str) -> TlsFiles:
+    """A site's TLS identity."""
+    keys = federation.paths[site] / "keys"
+    return TlsFiles(keys / "authority.pem", keys / "tls.pem", keys / "tls.key")
+
+
+def roster_of(federation: Federation) -> Roster:
+    """The federation's roster."""
+    return read_consortium(federation.server).roster()
+
+
+def node_of(federation: Federation, site: str) -> int:
+    """Flower's number of a site."""
+    return roster_of(federation).member(site).node_id
+
+
+def signed_run(federation: Federation) -> tuple[bytes, Manifest, str]:
+    """The signed run: its bytes, its content and its name."""
+    return read_run(federation.manifest, roster_of(federation))
+
+
+def context_of(federation: Federation, site: str) -> Context:
+    """The context in which a site's node works."""
+    return Context(0, node_of(federation, site), {"site": str(federation.paths[site])}, RecordDict(), {})
+
+
+def restart(federation: Federation, site: str) -> Site:
+    """Open a site as a new process would: with nothing in memory."""
+    open_site.cache_clear()
+    return open_site(federation.paths[site])
+
+
+def run_with(
+    federation: Federation, answer: Answer = client_app, nodes: Mapping[int, str] | None = None
+) -> list[dict[str, Any]]:
+    """Run the signed run in this process, each node answering as told; return the events of its rounds.
+
+    Args:
+        federation: with a signed run.
+        answer: what every node does with a message.
+        nodes: further nodes by their number, and the sites whose folders they work with.
+    """
+    quieten()
+    run_id = int(signed_run(federation)[2][:15], 16)
+    contexts = {node_of(federation, site): context_of(federation, site) for site in SITES}
+    contexts |= {node: replace(context_of(federation, site), node_id=node) for node, site in (nodes or {}).items()}
+    paths = {"consortium": str(federation.server), "manifest": str(federation.manifest)}
+    server_app(InlineGrid(run_id, contexts, answer), Context(run_id, SERVER_NODE, {}, RecordDict(), {**paths}))
+    return rounds_of(federation)
+
+
+def rounds_of(federation: Federation) -> list[dict[str, Any]]:
+    """The events of the run's rounds, as far as the server wrote them."""
+    return [event for event in read_events(journal_path(federation)) if event["event"] == "round"]
+
+
+def models_of(federation: Federation) -> dict[str, bytes]:
+    """The model files of the sites that have one."""
+    return {site: file.read_bytes() for site, path in federation.paths.items() for file in path.glob("models/*")}
+
+
+def charges_of(federation: Federation, site: str) -> int:
+    """How many releases stand in a site's ledger."""
+    lines = [line for file in (federation.paths[site] / "ledger").glob("*") for line in file.read_text().splitlines()]
+    return sum('"steps"' in line for line in lines)

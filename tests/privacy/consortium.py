@@ -1,0 +1,208 @@
+"""A consortium of three sites with fixed keys, for the tests of this room."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, derive_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import settings
+
+from privacy.accounting import Mechanism
+from privacy.ciphertext import Ciphertexts
+from privacy.encryption import DecryptionKey, EncryptedUpdate
+from privacy.envelope import Contribution, EncryptedSum, RunningSum, SignedUpdate, sign_update, verify_update
+from privacy.ledger import Charge, Release
+from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training, open_manifest, sign_manifest
+from privacy.packing import pack
+from privacy.plan import RoundPlan
+from privacy.randomness import Randomness
+from privacy.roster import Member, Roster
+from privacy.signing import sign
+from privacy.update import Layout, Model, Update, privatise
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from privacy.packing import Packing, Profile
+    from privacy.update import PrivateUpdate
+
+SIZES = {"north": 300, "south": 200, "west": 100}  # weights 1, 2/3 and 1/3
+SITES = tuple(SIZES)
+PARAMETERS = 20
+LAYOUT = Layout((("weight", (4, 4)), ("bias", (4,))))
+MODEL = Model(np.linspace(-1, 1, PARAMETERS, dtype=np.float32), LAYOUT)
+CHARGE = Charge(Release("0" * 64, 1, 1), Mechanism(1.0, 0.1, 5), "0" * 64, 0.0)
+
+# Hypothesis' deadline is for hunting slow code; on a busy machine it only makes tests flaky.
+relaxed = settings(deadline=None)
+few = settings(deadline=None, max_examples=25)
+
+
+def signing_key(name: str) -> Ed25519PrivateKey:
+    """Return the Ed25519 key that belongs to a name in every test. Nothing outside of tests may use it."""
+    return Ed25519PrivateKey.from_private_bytes(sha256(b"test signing key " + name.encode()).digest())
+
+
+def authority_key(name: str = "authority") -> EllipticCurvePrivateKey:
+    """Return the P-256 key that belongs to a name in every test."""
+    return derive_private_key(int.from_bytes(sha256(name.encode()).digest()) >> 1, SECP256R1())
+
+
+def public_hex(name: str) -> str:
+    return signing_key(name).public_key().public_bytes_raw().hex()
+
+
+def member(site: str) -> Member:
+    return Member(site=site, tls_key=sha256(b"tls" + site.encode()).hexdigest(), signing_key=public_hex(site))
+
+
+def make_roster(*sites: str, expires: float = 4102444800.0) -> Roster:  # the year 2100
+    return Roster(
+        consortium="clinics",
+        version=3,
+        expires=expires,
+        key_epoch=2,
+        coordinator_key=public_hex("coordinator"),
+        members=tuple(member(site) for site in sites or SITES),
+    )
+
+
+def run_settings(
+    *,
+    sizes: dict[str, int] | None = None,
+    minimum: int = 3,
+    profile: Profile = "compact",
+    update_bound: float = 1.0,
+    rounds: int = 10,
+    steps: int = 5,
+    privacy: Privacy | None = None,
+    seed: int | None = None,
+) -> RunSettings:
+    return RunSettings(
+        name="study",
+        task="tasks.tumours:Tumours",
+        rounds=rounds,
+        training=Training(steps_per_round=steps, sample_rate=0.1, learning_rate=0.1),
+        privacy=privacy or Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
+        encryption=Encryption(update_bound=update_bound, profile=profile),
+        cohort=Cohort(sizes=SIZES if sizes is None else sizes, minimum=minimum),
+        seed=seed,
+    )
+
+
+def make_manifest(asked: RunSettings | None = None) -> tuple[Manifest, str]:
+    """Sign and open a run's manifest; return it with the run's name."""
+    document = sign_manifest(asked or run_settings(), signing_key("coordinator"), key_epoch=2, roster_version=3)
+    return open_manifest(document.to_bytes(), signing_key("coordinator").public_key())
+
+
+def make_plan(
+    run: str,
+    *,
+    number: int = 1,
+    attempt: int = 1,
+    cohort: tuple[str, ...] = SITES,
+    minimum: int = 3,
+    deadline: float | None = None,
+    base_model: str = MODEL.digest,
+    roster_version: int = 3,
+    key_epoch: int = 2,
+) -> RoundPlan:
+    return RoundPlan(
+        run=run,
+        round=number,
+        attempt=attempt,
+        cohort=cohort,
+        roster_version=roster_version,
+        key_epoch=key_epoch,
+        minimum_cohort=minimum,
+        deadline=time.time() + 600 if deadline is None else deadline,
+        base_model=base_model,
+    )
+
+
+@cache
+def decryption_key() -> DecryptionKey:
+    """Return the consortium's key; the same in one test process."""
+    return DecryptionKey.generate()
+
+
+def private(vector: NDArray[np.floating], charge: Charge = CHARGE) -> PrivateUpdate:
+    return privatise(Update(np.asarray(vector, np.float32)), charge)
+
+
+def encrypt(vector: NDArray[np.floating], weight: float, packing: Packing, charge: Charge = CHARGE) -> EncryptedUpdate:
+    packed = pack(private(vector, charge), weight, packing, Randomness.fresh())
+    return decryption_key().encrypt(packed)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of one run, as server and sites see it."""
+
+    manifest: Manifest
+    run: str
+    roster: Roster
+    plan: RoundPlan
+    model: Model
+
+    def update(self, site: str, vector: NDArray[np.floating]) -> SignedUpdate:
+        """Do what an honest site does."""
+        release = Release(self.plan.run, self.plan.round, self.plan.attempt)
+        charge = Charge(release, self.manifest.round_cost, sha256(site.encode()).hexdigest(), 0.5)
+        weight = self.manifest.weight(site)
+        encrypted = encrypt(vector, weight, self.manifest.packing, charge)
+        return sign_update(encrypted, self.plan, self.model, site, weight, signing_key(site))
+
+    def total(self, updates: dict[str, SignedUpdate]) -> EncryptedSum:
+        """Do what an honest server does."""
+        running = RunningSum(self.plan)
+        for site, update in updates.items():
+            running.add(verify_update(update, site, self.plan, self.manifest, self.roster))
+        return running.close()
+
+
+def make_round(asked: RunSettings | None = None, *, number: int = 1, size: int = PARAMETERS) -> Round:
+    manifest, run = make_manifest(asked)
+    sizes = manifest.settings.cohort.sizes
+    model = MODEL if size == PARAMETERS else Model(np.zeros(size, np.float32), Layout((("all", (size,)),)))
+    plan = make_plan(
+        run, number=number, cohort=tuple(sizes), minimum=manifest.settings.cohort.minimum, base_model=model.digest
+    )
+    return Round(manifest, run, make_roster(*sizes), plan, model)
+
+
+def header_of(update: SignedUpdate) -> dict[str, object]:
+    header: dict[str, object] = json.loads(update.header)
+    return header
+
+
+def resigned(
+    update: SignedUpdate, signer: str, changes: Mapping[str, object], body: bytes | None = None
+) -> SignedUpdate:
+    """Return the update with fields of its header changed and signed anew, as a dishonest site could."""
+    header = header_of(update)
+    if body is not None:
+        count = len(body) // 30784
+        ciphertexts = Ciphertexts.from_bytes(body, count)
+        header |= {"ciphertexts": ciphertexts.digest, "seeds": ciphertexts.seeds_digest}
+    data = json.dumps(header | dict(changes), sort_keys=True, separators=(",", ":")).encode()
+    return SignedUpdate(data, sign(signing_key(signer), "update", data), update.body if body is None else body)
+
+
+def contribution(update: SignedUpdate, seeds: bytes | None = None) -> Contribution:
+    """Return what of an update with one ciphertext travels on with the sum."""
+    return Contribution(update.header, update.signature, update.body[-64:] if seeds is None else seeds)
+
+
+def plan_with(plan: RoundPlan, **changes: Any) -> RoundPlan:  # noqa: ANN401 - any field
+    return RoundPlan(**(asdict(plan) | changes))

@@ -1,0 +1,208 @@
+"""Writes the golden files in tests/vectors: see test_vectors.py, which reads them.
+
+Whoever changes a format on purpose raises its version, and writes them anew (encryption is random: all values
+change, none of them by accident):
+
+    python -c "from tests.privacy.golden import write; write()"
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from privacy.accounting import Mechanism
+from privacy.encryption import DecryptionKey
+from privacy.envelope import SignedUpdate, sign_update
+from privacy.ledger import Charge, Release
+from privacy.manifest import open_manifest, sign_manifest
+from privacy.packing import pack
+from privacy.plan import RoundPlan
+from privacy.randomness import Randomness
+from privacy.roster import sign_roster
+from privacy.signing import SignedDocument, sign
+from tests.privacy.consortium import (
+    LAYOUT,
+    MODEL,
+    PARAMETERS,
+    authority_key,
+    make_roster,
+    private,
+    public_hex,
+    resigned,
+    run_settings,
+    signing_key,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FOLDER = Path(__file__).parent.parent / "vectors"
+VECTOR = np.linspace(-1, 1, PARAMETERS, dtype=np.float32)
+
+
+def write() -> None:
+    """Write all files anew."""
+    FOLDER.mkdir(exist_ok=True)
+    document = sign_manifest(run_settings(), signing_key("coordinator"), key_epoch=2, roster_version=3)
+    manifest, run = open_manifest(document.to_bytes(), signing_key("coordinator").public_key())
+    plan = RoundPlan(
+        run=run,
+        round=1,
+        attempt=1,
+        cohort=("north", "south", "west"),
+        roster_version=3,
+        key_epoch=2,
+        minimum_cohort=3,
+        deadline=1_800_000_000.5,
+        base_model=MODEL.digest,
+    )
+    key = DecryptionKey.generate()
+    charge = Charge(Release(run, 1, 1), Mechanism(1.0, 0.1, 5), sha256(b"ledger").hexdigest(), 0.5)
+    packed = pack(private(VECTOR, charge), 1.0, manifest.packing, Randomness.seeded(7, "golden"))
+    encrypted = key.encrypt(packed)
+    update = sign_update(encrypted, plan, MODEL, "north", 1.0, signing_key("north"))
+    ciphertext = {
+        "key": _text(key.to_bytes()),
+        "coefficients": packed.coefficients[0, :PARAMETERS].tolist(),  # the others are zero
+        "wire": _text(encrypted.ciphertexts.to_bytes()),
+        "digest": encrypted.ciphertexts.digest,
+        "seeds_digest": encrypted.ciphertexts.seeds_digest,
+    }
+    roster = sign_roster(make_roster(), authority_key())
+    documents = {
+        "authority": _text(authority_key().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)),
+        "coordinator": public_hex("coordinator"),
+        "roster": roster.to_bytes().decode(),
+        "roster_digest": roster.digest,
+        "manifest": document.to_bytes().decode(),
+        "run": run,
+        "plan": plan.to_bytes().decode(),
+        "plan_digest": plan.digest,
+        "layout_digest": LAYOUT.digest,
+        "model_digest": MODEL.digest,
+        "header": update.header.decode(),
+        "signature": update.signature.hex(),
+    }
+    _store("ciphertext", ciphertext)
+    _store("documents", documents)
+    _store("ledger", {"site": "north", "lineage": "patients", "file": _ledger()})
+    _store("bad", list(_bad(document, plan, roster, update)))
+
+
+def _text(data: bytes) -> str:
+    return b64encode(data).decode()
+
+
+def _store(name: str, content: object) -> None:
+    (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _ledger() -> str:
+    """Return a ledger of three charges, written line by line rather than by the code under test."""
+    events: list[dict[str, object]] = [{"lineage": "patients", "site": "north", "time": "2026-01-01T00:00:00+00:00"}]
+    for number in (1, 2, 3):
+        event = {"attempt": 1, "noise_multiplier": 1.0, "round": number, "run": "ab" * 32, "sample_rate": 0.1}
+        events.append(event | {"steps": 5, "time": f"2026-01-01T00:0{number}:00+00:00"})
+    head, lines = bytes(32), ""
+    for event in events:
+        body = json.dumps(event, sort_keys=True)
+        head = sha256(head + body.encode()).digest()
+        lines += f"{head.hex()} {body}\n"
+    return lines
+
+
+def _bad(
+    manifest: SignedDocument, plan: RoundPlan, roster: SignedDocument, update: SignedUpdate
+) -> Iterator[dict[str, str]]:
+    """Make what must be refused: of which kind it pretends to be, its data, and the error's class."""
+    good = {"manifest": manifest.to_bytes(), "roster": roster.to_bytes()}
+    for kind, data in good.items():
+        other = "roster" if kind == "manifest" else "manifest"
+        payload, signer = (manifest if kind == "manifest" else roster).payload, signing_key("mallory")
+        flipped = bytearray(data)
+        flipped[-20] ^= 1
+        forged = SignedDocument.make(signer, kind, payload).to_bytes()
+        relabelled = data.replace(f" {kind} ".encode(), f" {other} ".encode(), 1)
+        for name, broken, error in (
+            ("a flipped bit", bytes(flipped), "AuthenticityError"),
+            ("cut in the payload", data[:-1], "AuthenticityError"),
+            ("cut in the first line", data[:50], "MalformedError"),
+            ("one byte more", data + b"\n", "AuthenticityError"),
+            ("another kind", good[other], "MalformedError"),
+            ("relabelled", relabelled, "MalformedError"),
+            ("the other kind, relabelled", good[other].replace(other.encode(), kind.encode(), 1), "AuthenticityError"),
+            ("another signer", forged, "AuthenticityError"),
+            ("the signature in capitals", _capitals(data), "MalformedError"),
+        ):
+            yield {"kind": kind, "name": name, "data": broken.decode("latin-1"), "error": error}
+    old = json.loads(roster.payload) | {"expires": 1_700_000_000.0}
+    for name, kind, document, error in (
+        ("expired", "roster", old, "AuthenticityError"),
+        ("never expires", "roster", old | {"expires": float("inf")}, "MalformedError"),
+        ("a member twice", "roster", old | {"members": old["members"][:1] * 2}, "MalformedError"),
+        ("a later version", "manifest", json.loads(manifest.payload) | {"version": 2}, "MalformedError"),
+        ("noise that is no number", "manifest", json.loads(manifest.payload) | {"noise_multiplier": float("nan")},
+         "MalformedError"),
+    ):  # fmt: skip
+        key = authority_key() if kind == "roster" else signing_key("coordinator")
+        made = SignedDocument.make(key, kind, json.dumps(document).encode())
+        yield {"kind": kind, "name": name, "data": made.to_bytes().decode(), "error": error}
+    text = plan.to_bytes().decode()
+    for name, data in (
+        ("spaces", text.replace(":", ": ")),
+        ("a key twice", text.replace('"round":1', '"round":2,"round":1')),
+        ("cut", text[:-1]),
+        ("a deadline that never comes", text.replace("1800000000.5", "Infinity")),
+        ("a parameter that is the manifest's", text.replace('"round"', '"noise_multiplier":0.0,"round"')),
+    ):
+        yield {"kind": "plan", "name": name, "data": data, "error": "MalformedError"}
+    for name, broken_update, error in (
+        ("another site's key", resigned(update, "south", {}), "AuthenticityError"),
+        ("signed as another kind", _as_kind(update, "plan"), "AuthenticityError"),
+        ("a header after signing", replace(update, header=update.header + b" "), "AuthenticityError"),
+        ("half a signature", replace(update, signature=update.signature[:32]), "AuthenticityError"),
+        ("another round", resigned(update, "north", {"round": 2}), "ProtocolError"),
+        ("another run", resigned(update, "north", {"run": "ab" * 32}), "ProtocolError"),
+        ("another site", resigned(update, "north", {"site": "south"}), "ProtocolError"),
+        ("another weight", resigned(update, "north", {"weight": 0.5}), "ProtocolError"),
+        ("another base model", resigned(update, "north", {"base_model": "ab" * 32}), "ProtocolError"),
+        ("another key epoch", resigned(update, "north", {"key_epoch": 1}), "ProtocolError"),
+        ("a weight above one", resigned(update, "north", {"weight": 1.5}), "MalformedError"),
+        ("a later version", resigned(update, "north", {"version": 2}), "MalformedError"),
+        ("two ciphertexts' parameters", resigned(update, "north", {"size": 12_286}), "MalformedError"),
+        ("another body's digest", resigned(update, "north", {"ciphertexts": "ab" * 32}), "AuthenticityError"),
+        ("another body's seeds", resigned(update, "north", {"seeds": "ab" * 32}), "AuthenticityError"),
+    ):
+        data = f"{broken_update.signature.hex()}\n{broken_update.header.decode()}"
+        yield {"kind": "update", "name": name, "data": data, "error": error}
+    for name, file in _bad_ledgers():
+        yield {"kind": "ledger", "name": name, "data": file, "error": "LedgerError"}
+
+
+def _bad_ledgers() -> Iterator[tuple[str, str]]:
+    file = _ledger()
+    first, second, third, fourth = file.splitlines(keepends=True)
+    yield "fewer steps than were made", file.replace('"steps": 5', '"steps": 1', 1)
+    yield "an entry deleted", first + second + fourth
+    yield "two entries swapped", first + third + second + fourth
+    yield "the first line deleted", second + third + fourth
+    yield "another site", file.replace("north", "south")
+    yield "the same entry twice", first + second + second + third + fourth
+
+
+def _capitals(document: bytes) -> bytes:
+    magic, kind, rest = document.split(b" ", 2)
+    signature, _, payload = rest.partition(b"\n")
+    return b" ".join([magic, kind, signature.upper()]) + b"\n" + payload
+
+
+def _as_kind(update: SignedUpdate, kind: str) -> SignedUpdate:
+    return replace(update, signature=sign(signing_key("north"), kind, update.header))

@@ -1,0 +1,363 @@
+"""What was spent stays spent: across restarts, torn writes, two processes at once, and edits of the file."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from privacy.accounting import Mechanism, epsilon
+from privacy.errors import BudgetError, LedgerError
+from privacy.ledger import Budget, Charge, Ledger, Release
+from tests.privacy.consortium import few, relaxed
+
+ROUND = Mechanism(noise_multiplier=1.0, sample_rate=0.1, steps=5)
+AMPLE = Budget(epsilon=100.0, delta=1e-5)
+NORMALLY = 5  # entries of the ledger that most tests share
+
+
+def release(number: int, run: str = "a" * 64) -> Release:
+    return Release(run, number, 1)
+
+
+def ledger(path: Path) -> Ledger:
+    """Open a ledger as a process that has just started does."""
+    return Ledger(path, "north", "patients")
+
+
+def filled(path: Path, entries: int = NORMALLY) -> bytes:
+    path.touch()
+    for number in range(1, entries + 1):
+        ledger(path).reserve(release(number), Mechanism(1.0, 0.1, number), AMPLE)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The content of a ledger with a line of its own and five charges."""
+    return filled(tmp_path_factory.mktemp("ledger") / "patients")
+
+
+def read(data: bytes, site: str = "north", lineage: str = "patients") -> list[Mechanism]:
+    # Not tmp_path, which hypothesis' examples would share.
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "ledger")
+        path.write_bytes(data)
+        return Ledger(path, site, lineage).mechanisms()
+
+
+# --- Charging ------------------------------------------------------------------------------------------------------
+
+
+def test_a_charge_stands_in_the_file_before_reserve_returns(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "patients"
+    charge = ledger(path).reserve(release(1), ROUND, AMPLE)
+    first, second = path.read_text().splitlines()
+    assert json.loads(first[65:]).keys() == {"lineage", "site", "time"}
+    assert json.loads(second[65:]).items() >= {
+        "run": "a" * 64, "round": 1, "attempt": 1, "noise_multiplier": 1.0, "sample_rate": 0.1, "steps": 5
+    }.items()  # fmt: skip
+    assert "epsilon" not in second
+    assert charge == Charge(release(1), ROUND, second[:64], epsilon([ROUND], 1e-5))
+
+
+def test_every_line_carries_the_digest_of_all_before_it(whole: bytes) -> None:
+    head = bytes(32)
+    for line in whole.splitlines():
+        head = sha256(head + line[65:]).digest()
+        assert line[:65].decode() == head.hex() + " "
+
+
+def test_only_the_owner_may_read_it(tmp_path: Path) -> None:
+    ledger(tmp_path / "patients").reserve(release(1), ROUND, AMPLE)
+    assert stat.S_IMODE((tmp_path / "patients").stat().st_mode) == 0o600
+
+
+def test_over_the_budget_is_refused_with_all_numbers_and_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "patients"
+    before = filled(path, 2)
+    mechanism = Mechanism(1.0, 0.1, 500)
+    would = epsilon([*ledger(path).mechanisms(), mechanism], 1e-5)
+    with pytest.raises(BudgetError) as caught:
+        ledger(path).reserve(release(3), mechanism, Budget(2.0, 1e-5))
+    assert str(caught.value) == (
+        f"round 3 would bring north's spending on 'patients' to ε {would:.2f}, over its budget of 2.00 at δ 1e-05; "
+        "ask for less, or the site allows more"
+    )
+    assert path.read_bytes() == before
+
+
+def test_a_run_without_noise_is_over_any_budget(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match=r"to ε inf, over its budget of 1000000\.00"):
+        ledger(tmp_path / "patients").reserve(release(1), Mechanism(0.0, 0.1, 1), Budget(1e6, 1e-5))
+
+
+def test_a_budget_that_is_no_number_allows_nothing(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError):
+        ledger(tmp_path / "patients").reserve(release(1), ROUND, Budget(float("nan"), 1e-5))
+
+
+def test_exactly_the_budget_is_allowed_and_a_hair_more_is_not(tmp_path: Path) -> None:
+    exact = epsilon([ROUND, ROUND], 1e-5)
+    for spend, path in ((exact, tmp_path / "exact"), (exact - 1e-9, tmp_path / "less")):
+        ledger(path).reserve(release(1), ROUND, Budget(spend, 1e-5))
+    ledger(tmp_path / "exact").reserve(release(2), ROUND, Budget(exact, 1e-5))
+    with pytest.raises(BudgetError):
+        ledger(tmp_path / "less").reserve(release(2), ROUND, Budget(exact - 1e-9, 1e-5))
+
+
+def test_a_new_process_every_round_does_not_reset_the_budget(tmp_path: Path) -> None:
+    # The mistake of a new PrivacyEngine every round: it shows one round's ε for ever.
+    path, rounds = tmp_path / "patients", 50
+    for number in range(1, rounds + 1):
+        charge = ledger(path).reserve(release(number), ROUND, AMPLE)
+        assert charge.epsilon == epsilon([Mechanism(1.0, 0.1, 5 * number)], 1e-5)
+    spent = ledger(path).spent(1e-5)
+    assert spent == epsilon([Mechanism(1.0, 0.1, 5 * rounds)], 1e-5)
+    assert spent > 4 * epsilon([ROUND], 1e-5)
+    with pytest.raises(BudgetError):
+        ledger(path).reserve(release(51), ROUND, Budget(spent, 1e-5))
+
+
+def test_all_runs_share_the_budget_and_each_attempt_is_charged(tmp_path: Path) -> None:
+    path = tmp_path / "patients"
+    for run in ("a" * 64, "b" * 64):
+        for attempt in (1, 2):
+            ledger(path).reserve(Release(run, 1, attempt), ROUND, AMPLE)
+    assert ledger(path).mechanisms() == [ROUND] * 4
+
+
+def test_attempts_cannot_bring_a_run_over_what_one_run_may_spend(tmp_path: Path) -> None:
+    # Else a server could ask for attempt after attempt, until the whole budget of the lineage is gone.
+    path = tmp_path / "patients"
+    budget = Budget(100.0, 1e-5, run_epsilon=epsilon([ROUND] * 3, 1e-5))
+    for attempt in (1, 2, 3):
+        ledger(path).reserve(Release("a" * 64, 1, attempt), ROUND, budget)
+    before = path.read_bytes()
+    with pytest.raises(BudgetError, match=r"round 1, attempt 4, would bring this run's spending at north to ε \d"):
+        ledger(path).reserve(Release("a" * 64, 1, 4), ROUND, budget)
+    assert path.read_bytes() == before
+    ledger(path).reserve(Release("b" * 64, 1, 1), ROUND, budget)
+    with pytest.raises(BudgetError, match=r"over the nan that one run may spend; end the run"):
+        ledger(path).reserve(Release("b" * 64, 1, 2), ROUND, Budget(100.0, 1e-5, run_epsilon=float("nan")))
+
+
+def test_a_plan_is_checked_against_what_was_spent_and_charges_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "patients"
+    before = filled(path, 3)
+    run = Mechanism(2.0, 0.1, 100)
+    planned = ledger(path).check_plan(run, AMPLE)
+    assert planned == epsilon([*ledger(path).mechanisms(), run], 1e-5)
+    with pytest.raises(BudgetError, match="this run would bring north's spending on 'patients' to ε"):
+        ledger(path).check_plan(run, Budget(planned - 0.01, 1e-5))
+    assert path.read_bytes() == before
+
+
+def test_an_empty_ledger_has_spent_nothing(tmp_path: Path) -> None:
+    assert ledger(tmp_path / "patients").spent(1e-5) == 0
+
+
+# --- Crashes -------------------------------------------------------------------------------------------------------
+
+
+def test_a_tail_torn_at_any_byte_is_dropped_and_the_rest_kept(whole: bytes) -> None:
+    entries = read(whole)
+    start = whole.rfind(b"\n", 0, -1) + 1
+    for cut in range(start, len(whole)):
+        assert read(whole[:cut]) == entries[:-1]
+    assert read(whole) == entries
+
+
+def test_a_first_append_torn_at_any_byte_leaves_an_empty_ledger(tmp_path: Path) -> None:
+    data = filled(tmp_path / "patients", 1)
+    for cut in range(len(data)):
+        assert read(data[:cut]) == []
+
+
+@pytest.mark.parametrize("torn", [b"", b"0" * 64, bytes(4096), b"\r", b"\xff\xfe"])
+def test_after_a_torn_tail_the_next_charge_continues_the_chain(tmp_path: Path, whole: bytes, torn: bytes) -> None:
+    path = tmp_path / "patients"
+    path.write_bytes(whole + torn)
+    ledger(path).reserve(release(6), ROUND, AMPLE)
+    assert path.read_bytes().startswith(whole)
+    assert ledger(path).mechanisms() == [*read(whole), ROUND]
+
+
+def test_a_torn_tail_may_carry_no_news_into_the_next_line(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "patients"
+    path.write_bytes(whole[:-1])
+    with pytest.raises(BudgetError):  # so that nothing is appended
+        ledger(path).reserve(release(6), Mechanism(0.0, 0.1, 1), AMPLE)
+    assert path.read_bytes() == whole[: whole.rfind(b"\n", 0, -1) + 1]
+
+
+# --- Edits ---------------------------------------------------------------------------------------------------------
+
+
+@relaxed
+@given(where=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
+def test_any_changed_byte_but_the_last_is_found(whole: bytes, where: float, change: int) -> None:
+    data = bytearray(whole)
+    data[int(where * (len(data) - 1))] ^= change
+    with pytest.raises(LedgerError, match="was altered; restore the ledger from backup"):
+        read(bytes(data))
+
+
+@given(st.integers(0, NORMALLY - 1))
+@few
+def test_a_deleted_line_is_found(whole: bytes, number: int) -> None:
+    lines = whole.splitlines(keepends=True)
+    del lines[number]
+    with pytest.raises(LedgerError, match=f":{number + 1}: this entry or one before it was altered"):
+        read(b"".join(lines))
+
+
+@given(st.integers(0, NORMALLY), st.integers(0, NORMALLY))
+@few
+def test_swapped_and_repeated_lines_are_found(whole: bytes, one: int, two: int) -> None:
+    lines = whole.splitlines(keepends=True)
+    repeated = [*lines[: one + 1], *lines[one:]]
+    lines[one], lines[two] = lines[two], lines[one]
+    for broken in (repeated, lines) if one != two else (repeated,):
+        with pytest.raises(LedgerError, match="was altered"):
+            read(b"".join(broken))
+
+
+def test_other_line_ends_are_an_edit(whole: bytes) -> None:
+    for end in (b"\r\n", b"\n\n"):
+        with pytest.raises(LedgerError, match=r":[12]: this entry or one before it"):
+            read(whole.replace(b"\n", end))
+
+
+def test_the_lines_of_another_ledger_do_not_fit(tmp_path: Path, whole: bytes) -> None:
+    other = tmp_path / "other"
+    Ledger(other, "south", "patients").reserve(release(1), ROUND, AMPLE)
+    with pytest.raises(LedgerError, match="was altered"):
+        read(whole + other.read_bytes().splitlines(keepends=True)[1])
+
+
+@pytest.mark.parametrize(("site", "lineage"), [("south", "patients"), ("north", "customers")])
+def test_another_sites_or_lineages_ledger_is_refused(whole: bytes, site: str, lineage: str) -> None:
+    with pytest.raises(LedgerError, match="this ledger is another site's or lineage's; mend `lineage`"):
+        read(whole, site, lineage)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [b'{"statistics": "mean", "epsilon": 0.1}', b'{"steps": 5}', b"[]", b"5", b"null", b"", b"{", b"\xff"],
+)
+def test_a_chained_entry_that_this_version_cannot_count_is_never_skipped(whole: bytes, event: bytes) -> None:
+    head = sha256(bytes.fromhex(whole.splitlines()[-1][:64].decode()) + event).hexdigest().encode()
+    with pytest.raises(LedgerError, match=":7: this entry is none of this version's; use the version that wrote it"):
+        read(whole + head + b" " + event + b"\n")
+
+
+@relaxed
+@given(st.binary(max_size=300))
+def test_arbitrary_lines_are_no_ledger(data: bytes) -> None:
+    with pytest.raises(LedgerError, match="was altered"):
+        read(data + b"\n")
+
+
+# --- A file that cannot be written ---------------------------------------------------------------------------------
+
+
+def test_a_folder_in_its_place_is_a_ledger_error(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError) as caught:
+        ledger(tmp_path).reserve(release(1), ROUND, AMPLE)
+    assert str(caught.value) == f"{tmp_path}: Is a directory; no update leaves until the ledger can be written"
+
+
+def test_a_file_in_its_folders_place_is_a_ledger_error(tmp_path: Path) -> None:
+    (tmp_path / "folder").touch()
+    with pytest.raises(LedgerError, match="no update leaves until the ledger can be written"):
+        ledger(tmp_path / "folder" / "patients").reserve(release(1), ROUND, AMPLE)
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from privacy.accounting import Mechanism
+from privacy.errors import LedgerError
+from privacy.ledger import Budget, Ledger, Release
+
+path, room = Path(sys.argv[1]), int(sys.argv[2])
+size = path.stat().st_size if path.exists() else 0
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, size + room))
+try:
+    Ledger(path, "north", "patients").reserve(Release("a" * 64, 9, 1), Mechanism(1.0, 0.1, 5), Budget(100.0, 1e-5))
+except LedgerError as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+@pytest.mark.parametrize("entries", [0, 2])
+@pytest.mark.parametrize("room", [0, 50, 150])
+def test_a_full_disk_is_a_ledger_error_and_the_ledger_survives_it(tmp_path: Path, entries: int, room: int) -> None:
+    path = tmp_path / "patients"
+    filled(path, entries)
+    before = ledger(path).mechanisms()
+    done = subprocess.run(  # noqa: S603 - our own interpreter and script
+        [sys.executable, "-c", FULL, str(path), str(room)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert re.search(r"refused: .*patients: File too large; no update leaves", done.stderr), done.stderr
+    assert ledger(path).mechanisms() == before
+    ledger(path).reserve(release(9), ROUND, AMPLE)
+    assert ledger(path).mechanisms() == [*before, ROUND]
+
+
+# --- Two processes -------------------------------------------------------------------------------------------------
+
+SPENDER = """
+import sys
+from pathlib import Path
+from privacy.accounting import Mechanism
+from privacy.errors import BudgetError
+from privacy.ledger import Budget, Ledger, Release
+
+path, name, limit = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+sys.stdin.readline()  # until all are ready
+done = 0
+try:
+    while True:
+        release = Release(name * 64, done + 1, 1)
+        Ledger(path, "north", "patients").reserve(release, Mechanism(1.0, 0.1, 5), Budget(limit, 1e-5))
+        done += 1
+except BudgetError:
+    print(done)
+"""
+
+
+def test_processes_that_spend_at_once_lose_no_entry_and_never_exceed_the_budget(tmp_path: Path) -> None:
+    path, rounds = tmp_path / "patients", 30
+    limit = epsilon([Mechanism(1.0, 0.1, 5 * rounds)], 1e-5)
+    spenders = [
+        subprocess.Popen(  # noqa: S603 - our own interpreter and script
+            [sys.executable, "-c", SPENDER, str(path), name, repr(limit)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in "ab"
+    ]
+    for spender in spenders:
+        assert spender.stdin is not None
+        spender.stdin.write("go\n")
+        spender.stdin.flush()
+    counts = [int(spender.communicate(timeout=60)[0]) for spender in spenders]
+    assert sum(counts) == rounds
+    assert ledger(path).mechanisms() == [ROUND] * rounds
+    assert ledger(path).spent(1e-5) <= limit
+    lines = [json.loads(line[65:]) for line in path.read_text().splitlines()[1:]]
+    assert [sorted(line["round"] for line in lines if line["run"] == name * 64) for name in "ab"] == [
+        list(range(1, count + 1)) for count in counts
+    ]

@@ -1,0 +1,130 @@
+"""A site's policy wins over what a run asks for, and every refusal names the limit that it met."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from privacy.errors import RefusedError
+from privacy.manifest import Privacy
+from privacy.policy import Policy, check_policy
+from tests.privacy.consortium import make_manifest, run_settings
+
+TASK = "tasks.tumours:Tumours"
+
+
+def check(policy: Policy, *, sigma: float = 1.0, minimum: int = 3, epsilon: float = 2.0, site: str = "north") -> None:
+    privacy = Privacy(max_grad_norm=1.0, noise_multiplier=sigma)
+    manifest, _ = make_manifest(run_settings(minimum=minimum, privacy=privacy))
+    check_policy(policy, manifest, epsilon, site)
+
+
+def policy(
+    tasks: tuple[str, ...] = (TASK,),
+    maximum_epsilon: float = 3.0,
+    minimum_noise_multiplier: float = 0.5,
+    minimum_cohort: int = 3,
+) -> Policy:
+    return Policy(
+        tasks=tasks,
+        maximum_epsilon=maximum_epsilon,
+        minimum_noise_multiplier=minimum_noise_multiplier,
+        minimum_cohort=minimum_cohort,
+    )
+
+
+def test_a_run_within_all_limits_is_allowed_up_to_each_of_them() -> None:
+    check(policy())
+    check(policy(maximum_epsilon=2.0), epsilon=2.0)
+    check(policy(minimum_noise_multiplier=1.0), sigma=1.0)
+    check(policy(minimum_cohort=2), minimum=2)
+
+
+@pytest.mark.parametrize(
+    ("limits", "asked", "said"),
+    [
+        pytest.param(policy(tasks=()), {}, f"the task {TASK}: its policy says tasks = []", id="no task"),
+        pytest.param(
+            policy(tasks=("a:B", "tasks.tumours:Other")),
+            {},
+            f'the task {TASK}: its policy says tasks = ["a:B", "tasks.tumours:Other"]',
+            id="another task",
+        ),
+        pytest.param(
+            policy(),
+            {"site": "east"},
+            "a run that does not name this site: its policy says [cohort.sizes] of the run",
+            id="another site",
+        ),
+        pytest.param(
+            policy(), {"minimum": 2}, "a minimum cohort of 2: its policy says minimum_cohort = 3", id="a small cohort"
+        ),
+        pytest.param(
+            policy(),
+            {"sigma": 0.49},
+            "a noise multiplier of 0.49: its policy says minimum_noise_multiplier = 0.5",
+            id="little noise",
+        ),
+        pytest.param(
+            policy(),
+            {"sigma": 0.0, "epsilon": math.inf},
+            "a noise multiplier of 0: its policy says minimum_noise_multiplier = 0.5",
+            id="no noise",
+        ),
+        pytest.param(
+            policy(), {"epsilon": 3.01}, "a run of ε 3.01: its policy says maximum_epsilon = 3", id="a high cost"
+        ),
+        pytest.param(
+            policy(minimum_noise_multiplier=0.0),
+            {"sigma": 0.0, "epsilon": math.inf},
+            "a run of ε inf: its policy says maximum_epsilon = 3",
+            id="an infinite cost",
+        ),
+        pytest.param(
+            Policy(tasks=(TASK,), maximum_epsilon=3.0, encryption=("precise",)),
+            {},
+            'the profile compact: its policy says encryption = ["precise"]',
+            id="another profile",
+        ),
+        pytest.param(
+            Policy(tasks=(TASK,), maximum_epsilon=3.0, encryption=()),
+            {},
+            "the profile compact: its policy says encryption = []",
+            id="no profile",
+        ),
+    ],
+)
+def test_a_refusal_names_what_was_asked_and_the_limit(limits: Policy, asked: dict[str, float], said: str) -> None:
+    with pytest.raises(RefusedError) as caught:
+        check(limits, **asked)  # type: ignore[arg-type]
+    site = asked.get("site", "north")
+    assert str(caught.value) == f"{site} does not allow {said}; change the run, or the site its policy"
+
+
+def test_an_epsilon_that_is_no_number_is_refused() -> None:
+    with pytest.raises(RefusedError, match="a run of ε nan"):
+        check(policy(), epsilon=math.nan)
+
+
+def test_the_defaults_are_the_safe_ones() -> None:
+    defaults = Policy(tasks=(), maximum_epsilon=1.0)
+    assert (defaults.minimum_noise_multiplier, defaults.minimum_cohort, defaults.share) == (0.5, 3, ("epsilon",))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        '"maximum_epsilon": 0',
+        '"maximum_epsilon": NaN',
+        '"maximum_epsilon": 1, "minimum_noise_multiplier": -1',
+        '"maximum_epsilon": 1, "minimum_noise_multiplier": NaN',
+        '"maximum_epsilon": 1, "minimum_cohort": 1',
+        '"maximum_epsilon": 1, "encryption": ["none"]',
+        '"maximum_epsilon": 1, "share": "loss"',
+    ],
+)
+def test_a_policy_out_of_range_is_refused(changes: str) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(Policy).validate_json('{"tasks": [], %s}' % changes)  # noqa: UP031

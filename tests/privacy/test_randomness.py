@@ -1,0 +1,89 @@
+"""Streams repeat when they are seeded, differ when anything differs, and have the distribution that they claim."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from scipy import stats
+
+from privacy.randomness import Randomness
+from tests.privacy.consortium import relaxed
+
+labels = st.lists(st.text(max_size=8) | st.integers(-5, 5), max_size=3)
+
+
+@relaxed
+@given(seed=st.integers(), parts=labels, count=st.integers(0, 50))
+def test_a_seeded_stream_repeats(seed: int, parts: list[str | int], count: int) -> None:
+    first, second = (Randomness.seeded(seed, *parts) for _ in range(2))
+    np.testing.assert_array_equal(first.uniform32(count), second.uniform32(count))
+    np.testing.assert_array_equal(first.gaussian(count), second.gaussian(count))
+    assert first.bytes(count) == second.bytes(count)
+
+
+@relaxed
+@given(seed=st.integers(0, 9), other=st.integers(0, 9), one=labels, two=labels)
+@example(seed=1, other=1, one=["a", "b"], two=["ab"])
+@example(seed=1, other=1, one=["1"], two=[1])
+@example(seed=1, other=12, one=["23"], two=["3"])
+@example(seed=1, other=1, one=[1, 2], two=[12])
+def test_streams_of_other_seeds_or_labels_differ(
+    seed: int, other: int, one: list[str | int], two: list[str | int]
+) -> None:
+    same = (seed, one) == (other, two)
+    assert (Randomness.seeded(seed, *one).bytes(16) == Randomness.seeded(other, *two).bytes(16)) == same
+
+
+def test_fresh_streams_never_repeat() -> None:
+    drawn = {Randomness.fresh().bytes(16) for _ in range(1_000)}
+    assert len(drawn) == 1_000
+
+
+def test_a_stream_does_not_repeat_itself() -> None:
+    stream = Randomness.seeded(1)
+    drawn = {stream.bytes(16) for _ in range(1_000)}
+    assert len(drawn) == 1_000
+
+
+@relaxed
+@given(st.lists(st.integers(0, 40), max_size=8))
+def test_however_it_is_cut_it_is_one_stream(counts: list[int]) -> None:
+    one, parts = Randomness.seeded(4), Randomness.seeded(4)
+    assert b"".join(parts.bytes(count) for count in counts) == one.bytes(sum(counts))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4_096, 4_097])
+def test_counts_are_kept(count: int) -> None:
+    stream = Randomness.fresh()
+    drawn = stream.uniform32(count), stream.uniform(count), stream.gaussian(count)
+    assert [each.shape for each in drawn] == [(count,)] * 3
+    assert [each.dtype for each in drawn] == [np.float32, np.float64, np.float64]
+
+
+def test_uniform_values_lie_in_zero_to_one_on_their_grid() -> None:
+    stream = Randomness.seeded(9, "uniform")
+    for drawn, bits in ((stream.uniform32(500_000), 24), (stream.uniform(500_000), 53)):
+        assert drawn.min() >= 0
+        assert drawn.max() < 1
+        scaled = drawn.astype(np.float64) * 2.0**bits
+        np.testing.assert_array_equal(scaled, np.floor(scaled))
+        assert stats.kstest(drawn.astype(np.float64), "uniform").pvalue > 0.01
+
+
+def test_gaussian_values_pass_a_kolmogorov_smirnov_test() -> None:
+    drawn = Randomness.seeded(11, "gaussian").gaussian(500_000)
+    assert np.isfinite(drawn).all()
+    assert stats.kstest(drawn, "norm").pvalue > 0.01
+    # Its first half are cosines, its second sines of the same angles: they must be uncorrelated, in size too.
+    cosines, sines = np.split(drawn, 2)
+    for one, two in ((cosines, sines), (np.abs(cosines), np.abs(sines)), (drawn[:-1], drawn[1:])):
+        assert abs(np.corrcoef(one, two)[0, 1]) < 4 / np.sqrt(one.size)
+
+
+def test_gaussian_tails_are_there() -> None:
+    drawn = np.abs(Randomness.seeded(12, "tails").gaussian(2_000_000))
+    for beyond in (3.0, 4.0, 4.5):
+        expected = 2 * stats.norm.sf(beyond) * drawn.size
+        assert abs((drawn > beyond).sum() - expected) < 5 * np.sqrt(expected)

@@ -1,0 +1,122 @@
+"""Members and their keys come from the consortium's authority, and only for as long as it says."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from privacy.errors import AuthenticityError, MalformedError, ProtocolError
+from privacy.roster import Roster, open_roster, sign_roster
+from privacy.signing import SignedDocument
+from tests.privacy.consortium import SITES, authority_key, make_roster, member, public_hex, relaxed, signing_key
+
+AUTHORITY = authority_key()
+GOOD = sign_roster(make_roster(), AUTHORITY).to_bytes()
+
+
+def signed(data: bytes) -> bytes:
+    return SignedDocument.make(AUTHORITY, "roster", data).to_bytes()
+
+
+def test_a_roster_comes_back_as_it_was_signed() -> None:
+    assert open_roster(GOOD, AUTHORITY.public_key()) == make_roster()
+
+
+def test_members_are_found_by_name_and_their_keys_verify() -> None:
+    roster = make_roster()
+    for site in SITES:
+        assert roster.member(site) == member(site)
+        assert roster.member(site).verification_key == signing_key(site).public_key()
+    assert roster.manifest_key == signing_key("coordinator").public_key()
+
+
+@pytest.mark.parametrize("site", ["stranger", "North", "", "north "])
+def test_nobody_else_is_a_member(site: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        make_roster().member(site)
+    assert str(caught.value) == (f"{site!r} is not a member of clinics (roster 3); ask the coordinator to add it")
+
+
+def test_a_node_id_belongs_to_a_name_and_fits_into_flowers_numbers() -> None:
+    numbers = [member(f"s{number}").node_id for number in range(1_000)]
+    assert len(set(numbers)) == 1_000
+    assert all(0 < number < 1 << 62 for number in numbers)
+    assert replace(member("north"), signing_key="0" * 64).node_id == member("north").node_id
+
+
+def test_an_expired_roster_is_refused() -> None:
+    expired = sign_roster(make_roster(expires=time.time() - 1), AUTHORITY).to_bytes()
+    with pytest.raises(AuthenticityError) as caught:
+        open_roster(expired, AUTHORITY.public_key())
+    assert str(caught.value) == "roster 3 of clinics has expired; ask the coordinator for a newer one"
+
+
+@pytest.mark.parametrize("signer", [authority_key("impostor"), signing_key("coordinator")])
+def test_only_the_authority_can_sign_one(signer: object) -> None:
+    document = sign_roster(make_roster(), signer).to_bytes()  # type: ignore[arg-type]
+    with pytest.raises(AuthenticityError, match="the signature of this roster does not hold"):
+        open_roster(document, AUTHORITY.public_key())
+
+
+@relaxed
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_any_flipped_bit_is_refused(where: float, bit: int) -> None:
+    data = bytearray(GOOD)
+    data[int(where * len(data))] ^= 1 << bit
+    with pytest.raises((AuthenticityError, MalformedError)):
+        open_roster(bytes(data), AUTHORITY.public_key())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": 0},
+        {"version": "3"},
+        {"key_epoch": 0},
+        {"expires": float("nan")},
+        {"expires": float("inf")},
+        {"expires": "never"},
+        {"coordinator_key": "00"},
+        {"coordinator_key": "Z" * 64},
+        {"members": []},
+        {"members": [asdict(member("north")), asdict(member("north"))]},
+        {"members": [asdict(member("north")) | {"site": "North"}]},
+        {"members": [asdict(member("north")) | {"site": "north\n"}]},
+        {"members": [asdict(member("north")) | {"role": "admin"}]},
+        {"format": 2},
+        {"extra": 1},
+    ],
+    ids=repr,
+)
+def test_a_genuine_roster_of_another_form_is_refused(changes: dict[str, object]) -> None:
+    data = json.dumps(asdict(make_roster()) | changes).encode()
+    with pytest.raises(MalformedError, match="this roster does not fit this version of Cloister"):
+        open_roster(signed(data), AUTHORITY.public_key())
+
+
+@relaxed
+@given(st.binary(max_size=100) | st.text(max_size=50).map(str.encode))
+def test_arbitrary_signed_bytes_are_no_roster(data: bytes) -> None:
+    with pytest.raises(MalformedError, match="this roster does not fit this version of Cloister"):
+        open_roster(signed(data), AUTHORITY.public_key())
+
+
+@relaxed
+@given(st.binary(min_size=32, max_size=32))
+def test_any_32_bytes_may_stand_as_a_key_without_a_crash(key: bytes) -> None:
+    from privacy.signing import verify  # noqa: PLC0415
+
+    listed = replace(member("north"), signing_key=key.hex())
+    with pytest.raises(AuthenticityError):
+        verify(listed.verification_key, "update", b"payload", b"\1" * 64)
+
+
+def test_the_coordinators_key_is_the_rosters() -> None:
+    roster = replace(make_roster(), coordinator_key=public_hex("north"))
+    assert isinstance(roster, Roster)
+    assert roster.manifest_key == signing_key("north").public_key()

@@ -1,0 +1,115 @@
+"""Mailboxes keep a message until it is answered, and take one reply to it."""
+
+from threading import Thread
+
+import pytest
+
+from privacy.errors import ProtocolError
+from server import mailboxes as module
+from server.mailboxes import Mailboxes
+
+NORTH, SOUTH = 1, 2
+GRACE = 60.0
+
+
+@pytest.fixture
+def boxes() -> Mailboxes:
+    return Mailboxes({NORTH, SOUTH})
+
+
+def test_a_message_is_offered_to_its_site_alone_until_it_is_answered(boxes: Mailboxes) -> None:
+    boxes.put(NORTH, "m1", b"first")
+    boxes.put(NORTH, "m2", b"second")
+    assert boxes.peek(NORTH) == boxes.peek(NORTH) == b"first"
+    assert boxes.peek(SOUTH) is None
+    assert boxes.answer(NORTH, "m1", b"done")
+    assert boxes.peek(NORTH) == b"second"
+    assert boxes.take({"m1", "m2"}, 0) == ("m1", b"done")
+    assert boxes.take({"m1", "m2"}, 0) is None
+
+
+def test_a_message_to_no_member_is_refused(boxes: Mailboxes) -> None:
+    with pytest.raises(ProtocolError, match="node 3 is not in the roster"):
+        boxes.put(3, "m", b"")
+
+
+def test_the_same_reply_again_gets_the_same_receipt_and_is_handed_over_once(boxes: Mailboxes) -> None:
+    boxes.put(NORTH, "m", b"")
+    assert boxes.answer(NORTH, "m", b"done")
+    assert boxes.answer(NORTH, "m", b"done")
+    assert boxes.take({"m"}, 0) == ("m", b"done")
+    assert boxes.answer(NORTH, "m", b"done")
+    assert boxes.take({"m"}, 0) is None
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_another_reply_to_the_same_message_is_refused(boxes: Mailboxes, *, taken: bool) -> None:
+    boxes.put(NORTH, "m", b"")
+    boxes.answer(NORTH, "m", b"done")
+    if taken:
+        boxes.take({"m"}, 0)
+    with pytest.raises(ProtocolError, match="another reply"):
+        boxes.answer(NORTH, "m", b"something else")
+    assert boxes.take({"m"}, 0) == (None if taken else ("m", b"done"))
+
+
+def test_a_site_cannot_answer_for_another(boxes: Mailboxes) -> None:
+    boxes.put(NORTH, "m", b"")
+    assert not boxes.expects(SOUTH, "m")
+    assert not boxes.answer(SOUTH, "m", b"forged")
+    assert boxes.take({"m"}, 0) is None
+    assert boxes.answer(NORTH, "m", b"done")
+    assert boxes.take({"m"}, 0) == ("m", b"done")
+
+
+def test_a_reply_to_a_message_that_was_withdrawn_comes_too_late(boxes: Mailboxes) -> None:
+    boxes.put(NORTH, "m", b"")
+    boxes.put(SOUTH, "n", b"")
+    boxes.answer(SOUTH, "n", b"done")
+    boxes.withdraw({"m", "n", "unheard of"})
+    assert boxes.peek(NORTH) is None
+    assert not boxes.expects(NORTH, "m")
+    assert not boxes.answer(NORTH, "m", b"done")
+    assert boxes.take({"m", "n"}, 0) is None
+
+
+def test_receipts_are_remembered_for_as_many_messages_as_promised(
+    boxes: Mailboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_REMEMBERED", 2)
+    for number in range(3):
+        boxes.put(NORTH, f"m{number}", b"")
+        boxes.answer(NORTH, f"m{number}", b"done")
+    assert [boxes.expects(NORTH, f"m{number}") for number in range(3)] == [False, True, True]
+
+
+def test_a_reply_that_comes_while_it_is_awaited_is_handed_over_at_once(boxes: Mailboxes) -> None:
+    boxes.put(NORTH, "m", b"")
+    answering = Thread(target=boxes.answer, args=(NORTH, "m", b"done"))
+    answering.start()
+    assert boxes.take({"m"}, 20) == ("m", b"done")
+    answering.join()
+
+
+def test_a_site_is_online_while_it_waits_and_for_a_while_after(boxes: Mailboxes) -> None:
+    calls: list[int] = []
+
+    def wake() -> None:
+        calls.append(1)
+
+    assert boxes.online(GRACE) == set()
+    boxes.watch(NORTH, wake)
+    assert boxes.online(0) == {NORTH}
+    boxes.put(NORTH, "m", b"")
+    boxes.unwatch(NORTH, wake)
+    boxes.put(NORTH, "n", b"")
+    assert calls == [1]
+    assert boxes.online(GRACE) == {NORTH}
+    assert boxes.online(0) == set()
+
+
+def test_a_site_that_has_just_replied_is_online_however_long_it_worked(boxes: Mailboxes) -> None:
+    boxes.put(NORTH, "m", b"")
+    assert boxes.online(GRACE) == set()
+    boxes.answer(NORTH, "m", b"done")
+    assert boxes.online(GRACE) == {NORTH}

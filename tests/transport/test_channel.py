@@ -1,0 +1,255 @@
+"""Whatever is wrong between an agent and the server is said in plain words, with the address, within five seconds."""
+
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from client.exchange import Exchange
+from privacy.errors import AuthenticityError, CloisterError, KeyFileError, MalformedError, UnreachableError
+from server.hub import Hub
+from server.mailboxes import Mailboxes
+from server.settings import read_consortium
+from simulations.federation import Federation
+from tests.federations import tls_of
+from transport.channel import PROBE_SECONDS, TlsFiles, probe, split_address
+from transport.pki import Authority, certificate_pem, key_pem, read_certificate
+
+SITES = ("north", "south")
+WITHIN = 5.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    return Federation.create(tmp_path_factory.mktemp("federation"), SITES)
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    """Another consortium."""
+    return Federation.create(tmp_path_factory.mktemp("strangers"), SITES)
+
+
+@pytest.fixture(scope="module")
+def address(federation: Federation) -> Iterator[str]:
+    with _hub(federation, read_consortium(federation.server).tls) as found:
+        yield found
+
+
+@contextmanager
+def _hub(federation: Federation, tls: TlsFiles) -> Iterator[str]:
+    roster = read_consortium(federation.server).roster()
+    hub = Hub(roster, Mailboxes({member.node_id for member in roster.members}), 1 << 20)
+    try:
+        yield f"localhost:{hub.start('localhost:0', tls)}"
+    finally:
+        hub.stop(grace=0)
+
+
+def authority_of(federation: Federation) -> Authority:
+    folder = federation.folder / "coordinator"
+    key = load_pem_private_key((folder / "authority.key").read_bytes(), password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return Authority(key, read_certificate(folder / "authority.pem"))
+
+
+def certify(folder: Path, authority: Authority, *, name: str, days: float, server: bool) -> TlsFiles:
+    """Certify a new key, for so many days from now, or until so many days ago."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    use = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(authority.certificate.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=10))
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(authority.key, hashes.SHA256())
+    )
+    folder.mkdir(parents=True)
+    files = TlsFiles(folder / "authority.pem", folder / "tls.pem", folder / "tls.key")
+    for path, data in zip(
+        (files.authority, files.certificate, files.key),
+        (certificate_pem(authority.certificate), certificate_pem(certificate), key_pem(key)),
+        strict=True,
+    ):
+        path.write_bytes(data)
+    return files
+
+
+def complaint(address: str, files: TlsFiles, kind: type[CloisterError], seconds: float = PROBE_SECONDS) -> str:
+    """What `probe` says, which must be soon."""
+    started = time.monotonic()
+    with pytest.raises(kind) as caught:
+        probe(address, files, seconds)
+    assert time.monotonic() - started < WITHIN
+    assert address in str(caught.value)
+    return str(caught.value)
+
+
+@contextmanager
+def _listening(serve: Callable[[socket.socket], object]) -> Iterator[str]:
+    """A server that takes one connection and does with it what the test says."""
+    with socket.create_server(("localhost", 0)) as listener:
+
+        def take() -> None:
+            with suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.settimeout(WITHIN)
+                    serve(connection)
+
+        thread = Thread(target=take)
+        thread.start()
+        try:
+            yield f"localhost:{listener.getsockname()[1]}"
+        finally:
+            thread.join(2 * WITHIN)
+    assert not thread.is_alive()
+
+
+def test_a_server_and_a_site_of_one_consortium_accept_each_other(federation: Federation, address: str) -> None:
+    for site in SITES:
+        probe(address, tls_of(federation, site))
+
+
+def test_a_server_of_another_consortium_is_refused(strangers: Federation, address: str) -> None:
+    said = complaint(address, tls_of(strangers, "north"), AuthenticityError)
+    assert "does not vouch for" in said
+    assert "same consortium" in said
+
+
+def test_a_site_that_the_server_refuses_is_told_so(federation: Federation, strangers: Federation, address: str) -> None:
+    files = replace(tls_of(strangers, "north"), authority=tls_of(federation, "north").authority)
+    said = complaint(address, files, AuthenticityError)
+    assert f"does not accept the certificate {files.certificate}" in said
+
+
+def test_a_site_whose_certificate_has_expired_is_told_so(federation: Federation, address: str, tmp_path: Path) -> None:
+    files = certify(tmp_path / "old", authority_of(federation), name="north", days=-1, server=False)
+    assert "does not accept the certificate" in complaint(address, files, AuthenticityError)
+
+
+def test_a_server_whose_certificate_has_expired_is_refused(federation: Federation, tmp_path: Path) -> None:
+    files = certify(tmp_path / "old", authority_of(federation), name="localhost", days=-1, server=True)
+    with _hub(federation, files) as address:
+        assert "expired" in complaint(address, tls_of(federation, "north"), AuthenticityError)
+
+
+def test_a_member_cannot_pose_as_the_server(federation: Federation, tmp_path: Path) -> None:
+    files = certify(tmp_path / "member", authority_of(federation), name="localhost", days=1, server=False)
+    with _hub(federation, files) as address:
+        assert "purpose" in complaint(address, tls_of(federation, "north"), AuthenticityError)
+        with Exchange(address, tls_of(federation, "north")) as exchange, pytest.raises(UnreachableError):
+            exchange.pull()
+
+
+def test_a_server_under_another_name_is_refused(federation: Federation) -> None:
+    with _hub(federation, read_consortium(federation.server).tls) as address:
+        elsewhere = address.replace("localhost", "127.0.0.1")
+        assert "IP address mismatch" in complaint(elsewhere, tls_of(federation, "north"), AuthenticityError)
+
+
+def test_a_port_where_nobody_listens_is_named(federation: Federation) -> None:
+    with socket.create_server(("localhost", 0)) as listener:
+        address = f"localhost:{listener.getsockname()[1]}"
+    assert "connection refused" in complaint(address, tls_of(federation, "north"), UnreachableError)
+
+
+def test_a_host_that_has_no_address_is_named(federation: Federation) -> None:
+    said = complaint("fed.invalid:9440", tls_of(federation, "north"), UnreachableError)
+    assert "cannot reach the server" in said
+
+
+@pytest.mark.parametrize(
+    "serve",
+    [
+        lambda connection: connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n"),
+        lambda connection: (connection.recv(1), connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")),
+        lambda connection: connection.recv(10_000),  # and close, as a proxy whose server is gone
+    ],
+    ids=["ssh", "http", "closes"],
+)
+def test_a_server_that_speaks_no_tls_is_unreachable_rather_than_refusing(
+    federation: Federation, serve: Callable[[socket.socket], object]
+) -> None:
+    with _listening(serve) as address:
+        complaint(address, tls_of(federation, "north"), UnreachableError)
+
+
+def test_a_server_that_says_nothing_is_not_waited_for(federation: Federation) -> None:
+    with _listening(lambda connection: connection.recv(10_000) and connection.recv(1)) as address:
+        assert "timed out" in complaint(address, tls_of(federation, "north"), UnreachableError, seconds=0.3)
+    assert PROBE_SECONDS < WITHIN
+
+
+def test_a_server_that_only_speaks_old_tls_is_named(federation: Federation) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    tls = read_consortium(federation.server).tls
+    context.load_cert_chain(tls.certificate, tls.key)
+    with _listening(lambda connection: context.wrap_socket(connection, server_side=True)) as address:
+        assert "not with TLS" in complaint(address, tls_of(federation, "north"), UnreachableError)
+
+
+@pytest.mark.parametrize("missing", ["authority", "certificate", "key"])
+def test_a_site_that_lacks_a_file_is_told_which(federation: Federation, missing: str, tmp_path: Path) -> None:
+    path = tmp_path / "gone.pem"
+    with pytest.raises(KeyFileError, match=f"{path}.*restore the file"):
+        probe("localhost:1", replace(tls_of(federation, "north"), **{missing: path}))
+
+
+@pytest.mark.parametrize("damaged", ["authority", "certificate", "key"])
+def test_a_site_whose_file_is_damaged_is_told_which(federation: Federation, damaged: str, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.pem"
+    path.write_text("-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n")
+    with pytest.raises(KeyFileError, match=str(path)):
+        probe("localhost:1", replace(tls_of(federation, "north"), **{damaged: path}))
+
+
+def test_a_certificate_with_another_sites_key_is_refused_before_dialling(federation: Federation) -> None:
+    files = replace(tls_of(federation, "north"), key=tls_of(federation, "south").key)
+    with pytest.raises(KeyFileError, match="no matching certificate and key"):
+        probe("localhost:1", files)
+
+
+def test_a_key_under_a_passphrase_is_refused_instead_of_asked_for(federation: Federation, tmp_path: Path) -> None:
+    files = replace(tls_of(federation, "north"), key=tmp_path / "tls.key")
+    key = load_pem_private_key(tls_of(federation, "north").key.read_bytes(), password=None)
+    locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"pass"))
+    files.key.write_bytes(locked)
+    with pytest.raises(KeyFileError, match=r"tls\.key"):
+        probe("localhost:1", files)
+
+
+@pytest.mark.parametrize("wrong", ["localhost", "localhost:", ":9440", "localhost:99999", "http://localhost:1", "::1:9440", ""])
+def test_what_is_no_address_is_refused(wrong: str) -> None:
+    with pytest.raises(MalformedError, match="is no address; write host:port"):
+        split_address(wrong)
+
+
+def test_addresses_are_split() -> None:
+    assert split_address("fed.example.org:9440") == ("fed.example.org", 9440)
+    assert split_address("[::1]:1") == ("::1", 1)
+    assert split_address("10.0.0.7:65535") == ("10.0.0.7", 65535)

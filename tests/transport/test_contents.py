@@ -1,0 +1,115 @@
+"""What messages say is read back as it was written; records that say something else are refused with a name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from privacy.envelope import Contribution, EncryptedSum, SignedUpdate
+from privacy.errors import MalformedError
+from tests.transport.test_parcel import contents, names
+from transport import contents as messages
+from transport.contents import Readiness
+
+blobs = st.binary(max_size=16)
+contributions = st.lists(st.builds(Contribution, blobs, blobs, blobs), max_size=3).map(tuple)
+sums = st.builds(EncryptedSum, blobs, contributions, blobs)
+updates = st.builds(SignedUpdate, blobs, blobs, blobs)
+reports = st.dictionaries(names, st.floats(allow_nan=False), max_size=3)
+readinesses = st.builds(Readiness, names, names, st.integers(-(2**63), 2**63 - 1), names, blobs)
+
+READERS: dict[str, Callable[[RecordDict], object]] = {
+    "manifest": messages.read_manifest,
+    "readiness": messages.read_readiness,
+    "train": messages.read_train,
+    "update": messages.read_update,
+    "sum": messages.read_sum,
+    "opened": messages.read_opened,
+}
+
+
+@given(manifest=blobs, plan=blobs, missed=st.lists(sums, max_size=3))
+def test_instructions_are_read_back(manifest: bytes, plan: bytes, missed: list[EncryptedSum]) -> None:
+    train = messages.pack_train(manifest, plan, missed)
+    assert messages.read_train(train) == (plan, missed)
+    assert messages.read_manifest(train) == messages.read_manifest(messages.pack_query(manifest)) == manifest
+
+
+@given(manifest=blobs, total=sums)
+def test_a_sum_is_read_back(manifest: bytes, total: EncryptedSum) -> None:
+    content = messages.pack_sum(manifest, total)
+    assert (messages.read_manifest(content), messages.read_sum(content)) == (manifest, total)
+    assert messages.sum_from_arrays(messages.sum_to_arrays(total)) == total
+
+
+@given(update=updates, report=reports, readiness=readinesses, model=names)
+def test_replies_are_read_back(update: SignedUpdate, report: dict[str, float], readiness: Readiness, model: str) -> None:
+    assert messages.read_update(messages.pack_update(update, report)) == (update, report)
+    assert messages.read_readiness(messages.pack_readiness(readiness)) == readiness
+    assert messages.read_opened(messages.pack_opened(model, report)) == (model, report)
+
+
+def _read(reader: Callable[[RecordDict], object], content: RecordDict) -> None:
+    try:
+        reader(content)
+    except MalformedError as error:
+        assert "must run the same version" in str(error)
+
+
+@pytest.mark.parametrize("what", READERS)
+@given(content=contents)
+def test_any_records_are_read_or_refused(what: str, content: RecordDict) -> None:
+    _read(READERS[what], content)
+
+
+written = st.one_of(
+    st.builds(messages.pack_query, blobs),
+    st.builds(messages.pack_readiness, readinesses),
+    st.builds(messages.pack_train, blobs, blobs, st.lists(sums, max_size=2)),
+    st.builds(messages.pack_update, updates, reports),
+    st.builds(messages.pack_sum, blobs, sums),
+    st.builds(messages.pack_opened, names, reports),
+)
+anything = st.one_of(
+    st.integers(-(2**63), 2**63 - 1), st.floats(), st.booleans(), st.text(max_size=4), blobs, st.lists(st.integers(0, 1), max_size=2)
+)
+
+
+@pytest.mark.parametrize("what", READERS)
+@given(content=written, data=st.data())
+def test_records_in_which_one_thing_is_wrong_are_read_or_refused(what: str, content: RecordDict, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(content)))
+    record: Any = content[name]
+    change = data.draw(st.sampled_from(["drop the record", "another kind", "drop a field", "another value", "one more"]))
+    key = data.draw(st.sampled_from(sorted(record) or [""])) if change != "one more" else data.draw(names)
+    if change == "drop the record":
+        del content[name]
+    elif change == "another kind":
+        content[name] = data.draw(st.sampled_from([ArrayRecord(), MetricRecord(), ConfigRecord()]))
+    elif change == "drop a field":
+        record.pop(key, None)
+    elif isinstance(record, ArrayRecord):
+        record[key] = Array("uint8", (1,), data.draw(names), data.draw(blobs))
+    elif isinstance(record, MetricRecord):
+        record[key] = data.draw(st.floats() | st.integers(0, 9) | st.lists(st.floats(), max_size=2))
+    else:
+        record[key] = data.draw(anything)
+    _read(READERS[what], content)
+
+
+def test_a_number_that_is_no_integer_is_not_taken_for_one() -> None:
+    content = messages.pack_train(b"", b"", [])
+    for count in (True, 0.0, "0", -1, 10_001, 2**62):
+        content["run"]["sums"] = count  # type: ignore[assignment,index]  # a record of any kind
+        with pytest.raises(MalformedError, match=r"run\.sums"):
+            messages.read_train(content)
+
+
+def test_ciphertexts_in_another_serialisation_are_refused() -> None:
+    content = messages.pack_update(SignedUpdate(b"", b"", b"x"), {})
+    content["ciphertexts"] = ArrayRecord({"body": Array("uint8", (1,), "numpy.ndarray", b"x")})
+    with pytest.raises(MalformedError, match=r"ciphertexts\.body"):
+        messages.read_update(content)

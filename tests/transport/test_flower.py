@@ -1,0 +1,58 @@
+"""The two facts about Flower's internals on which transport/flower.py stands. When Flower changes them, this fails."""
+
+import os
+
+import pytest
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from transport.flower import FAILED, SERVER_NODE, adopt_identity, answer, instruction, reply, stamp
+
+
+@pytest.fixture(autouse=True)
+def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, None)
+
+
+def test_a_message_reads_run_and_node_from_the_process_wide_identity_when_it_is_made() -> None:
+    with pytest.raises(RuntimeError, match="not set"):
+        Message(RecordDict(), 12, "train")
+    adopt_identity(7, 3)
+    first = Message(RecordDict(), 12, "train")
+    adopt_identity(8, 4)
+    second = Message(RecordDict(), 12, "train")
+    assert (first.metadata.run_id, first.metadata.src_node_id, first.metadata.dst_node_id) == (7, 3, 12)
+    assert (second.metadata.run_id, second.metadata.src_node_id) == (8, 4)
+
+
+def test_a_message_has_no_id_until_it_is_stamped() -> None:
+    message = instruction(RecordDict(), kind="train", node=12, run_id=7, group="1", ttl=5.0)
+    assert message.metadata.message_id == ""
+    assert (message.metadata.run_id, message.metadata.src_node_id) == (7, SERVER_NODE)
+    assert stamp(message, "chosen") == message.metadata.message_id == "chosen"
+    assert stamp(message) == message.metadata.message_id != "chosen"
+
+
+def test_a_reply_names_the_message_by_its_id_and_swaps_sender_and_receiver() -> None:
+    message = instruction(RecordDict(), kind="train", node=12, run_id=7, group="1", ttl=5.0)
+    stamp(message, "m")
+    for content in (RecordDict(), Error(1, "no")):
+        meta = reply(content, message).metadata
+        assert (meta.reply_to_message_id, meta.src_node_id, meta.dst_node_id) == ("m", 12, SERVER_NODE)
+        assert (meta.run_id, meta.message_type, meta.group_id) == (7, "train", "1")
+
+
+def test_an_app_that_raises_answers_with_an_error_that_does_not_say_why() -> None:
+    def raising(message: Message, context: Context) -> Message:
+        raise KeyError(message, context)
+
+    message = instruction(RecordDict(), kind="train", node=12, run_id=7, group="1", ttl=5.0)
+    found = answer(raising, message, Context(7, 12, {}, RecordDict(), {}))
+    assert found.error.code == FAILED
+    assert "KeyError" not in str(found.error.reason)
+
+
+def test_flower_does_not_call_home() -> None:
+    assert os.environ["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert os.environ["FLWR_DISABLE_UPDATE_CHECK"] == "1"

@@ -1,0 +1,100 @@
+"""Messages are cut and put together again; nobody is made to hold more than was announced and allowed."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from privacy.errors import MalformedError
+from transport import cloister_pb2 as pb
+from transport.framing import FRAME_BYTES, PROTOCOL, Assembly, assemble, to_frames
+
+LIMIT = 8 * FRAME_BYTES
+
+
+def opening(total: int, data: bytes = b"", protocol: int = PROTOCOL) -> pb.Chunk:
+    return pb.Chunk(opening=pb.Opening(protocol=protocol, total_bytes=total), data=data)
+
+
+@given(size=st.integers(0, LIMIT))
+@example(0)
+@example(1)
+@example(FRAME_BYTES)
+@example(FRAME_BYTES + 1)
+@example(2 * FRAME_BYTES)
+@example(LIMIT)
+def test_any_message_within_the_limit_arrives_as_it_was(size: int) -> None:
+    data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    frames = list(to_frames(data, "m"))
+    assert assemble(frames, LIMIT) == data
+    assert all(len(frame.data) <= FRAME_BYTES for frame in frames)
+    assert frames[0].opening.reply_to == "m"
+    assert frames[0].opening.total_bytes == size
+    assert not any(frame.HasField("opening") for frame in frames[1:])
+
+
+def test_no_chunks_are_no_message() -> None:
+    assert assemble([], LIMIT) is None
+
+
+def test_a_message_over_the_limit_is_refused_at_its_announcement() -> None:
+    with pytest.raises(MalformedError, match="a message of 101 bytes is over the limit of 100"):
+        Assembly(100).add(opening(101))
+    assert assemble(to_frames(bytes(100)), 100) == bytes(100)
+
+
+@given(announced=st.integers(0, 2**64 - 1))
+def test_whatever_is_announced_nothing_is_held_before_it_arrives(announced: int) -> None:
+    assembly = Assembly(2**64)
+    assembly.add(opening(announced))
+    assert assembly._data == b""
+
+
+@given(announced=st.integers(0, 60), pieces=st.lists(st.binary(max_size=20), min_size=1, max_size=8))
+def test_never_more_is_held_than_was_announced(announced: int, pieces: list[bytes]) -> None:
+    first, *others = pieces
+    chunks = [opening(announced, first), *(pb.Chunk(data=data) for data in others)]
+    assembly = Assembly(100)
+    for before, chunk in pairwise([None, *chunks]):
+        assert chunk is not None
+        del before
+        if len(assembly._data) + len(chunk.data) > announced:
+            with pytest.raises(MalformedError, match="more than"):
+                assembly.add(chunk)
+            break
+        assembly.add(chunk)
+    else:
+        whole = b"".join(pieces)
+        if len(whole) == announced:
+            assert assembly.finish() == whole
+        else:
+            with pytest.raises(MalformedError, match="cut short"):
+                assembly.finish()
+    assert len(assembly._data) <= announced
+
+
+@given(size=st.integers(1, 3 * FRAME_BYTES), kept=st.integers(0, 2))
+def test_a_message_that_was_cut_short_is_refused(size: int, kept: int) -> None:
+    frames = list(to_frames(bytes(size)))[:-1][:kept]
+    if not frames:
+        assert assemble(frames, LIMIT) is None
+        return
+    with pytest.raises(MalformedError, match="cut short"):
+        assemble(frames, LIMIT)
+
+
+@pytest.mark.parametrize("protocol", [0, PROTOCOL + 1, 2**32 - 1])
+def test_another_protocol_is_refused_by_its_number(protocol: int) -> None:
+    with pytest.raises(MalformedError, match=f"protocol {protocol} is not spoken here"):
+        Assembly(LIMIT).add(opening(0, protocol=protocol))
+
+
+def test_a_message_that_does_not_announce_itself_is_refused() -> None:
+    with pytest.raises(MalformedError, match="protocol 0"):
+        assemble([pb.Chunk(data=b"x")], LIMIT)
+
+
+def test_only_the_first_announcement_counts() -> None:
+    with pytest.raises(MalformedError, match="more than the 1 bytes"):
+        assemble([opening(1, b"x"), opening(100, b"y")], LIMIT)

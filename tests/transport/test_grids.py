@@ -1,0 +1,370 @@
+"""What a grid is: every engine's passes these tests, and so the same Flower apps run on each."""
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from math import inf, nan
+from pathlib import Path
+from threading import Event, Thread
+from uuid import uuid4
+
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from typing_extensions import override
+
+from client.agent import answer_all
+from client.exchange import Exchange
+from privacy.errors import ProtocolError, UnreachableError
+from server.grid import GrpcGrid
+from server.hub import Hub
+from server.mailboxes import Mailboxes
+from server.settings import read_consortium
+from simulations.federation import Federation
+from simulations.inline import InlineGrid
+from tests.federations import tls_of
+from transport.flower import reply
+from transport.grid import ReplyGrid
+
+RUN = 7
+LONG = 20.0  # seconds; a deadline that only a failure reaches
+NODES = ("north", "south")
+
+
+@dataclass
+class Work:
+    """How far a node is with a message that takes time."""
+
+    begun: Event = field(default_factory=Event)
+    may_end: Event = field(default_factory=Event)
+    ended: Event = field(default_factory=Event)
+
+
+works: dict[str, Work] = {}
+node = ClientApp()
+
+
+@node.train()
+def echo(message: Message, context: Context) -> Message:
+    del context
+    return reply(message.content, message)
+
+
+@node.train("work")
+def work(message: Message, context: Context) -> Message:
+    del context
+    settings = message.content["work"]
+    assert isinstance(settings, ConfigRecord)
+    mine, seconds = works[str(settings["name"])], settings["seconds"]
+    assert isinstance(seconds, float)
+    mine.begun.set()
+    mine.may_end.wait(seconds)
+    mine.ended.set()
+    return reply(message.content, message)
+
+
+@node.train("refuse")
+def refuse(message: Message, context: Context) -> Message:
+    del context
+    return reply(Error(7, "it does not want to"), message)
+
+
+@node.train("fail")
+def fail(message: Message, context: Context) -> Message:
+    raise ValueError(f"{message}, {context}: a secret")  # noqa: EM102
+
+
+@node.train("misdirect")
+def misdirect(message: Message, context: Context) -> Message:
+    del context
+    answer = reply(message.content, message)
+    answer.metadata.__dict__["_reply_to_message_id"] = "another"
+    return answer
+
+
+class GridContract(ABC):
+    """Two nodes and a grid between them and the test."""
+
+    @pytest.fixture
+    @abstractmethod
+    def grid(self, tmp_path: Path) -> Iterator[ReplyGrid]:
+        """A grid with two nodes that are online."""
+
+    def test_both_nodes_are_there(self, grid: ReplyGrid) -> None:
+        assert list(grid.get_node_ids()) == sorted(set(grid.get_node_ids()))
+        assert len(list(grid.get_node_ids())) == len(list(grid.get_nodes())) == 2
+
+    def test_every_message_gets_an_id_of_its_own_and_one_reply_that_names_it(self, grid: ReplyGrid) -> None:
+        messages = [_message(node) for node in list(grid.get_node_ids()) * 5]
+        replies = list(grid.send_and_receive(messages, timeout=LONG))
+        ids = [message.metadata.message_id for message in messages]
+        assert len(set(ids)) == len(ids) == 10
+        assert all(ids)
+        assert sorted(each.metadata.reply_to_message_id for each in replies) == sorted(ids)
+        assert len({each.metadata.message_id for each in replies} | set(ids)) == 20
+
+    def test_a_reply_says_whom_it_comes_from_and_what_it_is_about(self, grid: ReplyGrid) -> None:
+        for number in grid.get_node_ids():
+            (answer,) = grid.send_and_receive([_message(number, group="3")], timeout=LONG)
+            meta = answer.metadata
+            assert (meta.src_node_id, meta.message_type, meta.group_id, meta.run_id) == (number, "train", "3", RUN)
+
+    def test_a_message_that_the_grid_made_arrives(self, grid: ReplyGrid) -> None:
+        number = next(iter(grid.get_node_ids()))
+        message = grid.create_message(_content("x"), MessageType.TRAIN, number, "1")
+        assert (message.metadata.dst_node_id, message.metadata.run_id) == (number, RUN)
+        (answer,) = grid.send_and_receive([message], timeout=LONG)
+        assert answer.content == _content("x")
+
+    def test_messages_are_sent_before_replies_are_asked_for(self, grid: ReplyGrid) -> None:
+        taken = []
+
+        def messages() -> Iterator[Message]:
+            for number in grid.get_node_ids():
+                taken.append(number)
+                yield _message(number)
+
+        replies = grid.send_and_receive(messages(), timeout=LONG)
+        assert len(taken) == 2
+        assert len(list(replies)) == 2
+
+    def test_a_reply_is_yielded_while_another_node_still_works(self, grid: ReplyGrid) -> None:
+        fast, slow = grid.get_node_ids()
+        with _work() as (name, task):
+            replies = grid.send_and_receive([_message(fast), _slow(slow, name)], timeout=LONG)
+            assert next(replies).metadata.src_node_id == fast
+            assert not task.ended.is_set()
+            task.may_end.set()
+            assert next(replies).metadata.src_node_id == slow
+            assert task.ended.is_set()
+            assert list(replies) == []
+
+    def test_a_reply_after_the_deadline_is_dropped_and_does_not_disturb_what_follows(self, grid: ReplyGrid) -> None:
+        other, slow = grid.get_node_ids()
+        with _work() as (name, task):
+            message = _slow(slow, name, seconds=0.5)
+            started = time.monotonic()
+            assert list(grid.send_and_receive([message], timeout=0.2)) == []
+            assert time.monotonic() - started < 5
+            assert task.ended.wait(LONG)
+        # The node answers in order: once it has answered this, it has delivered its late reply.
+        replies = list(grid.send_and_receive([_message(slow), _message(other)], timeout=LONG))
+        assert sorted(each.metadata.src_node_id for each in replies) == [other, slow]
+        assert all(each.content == _content() for each in replies)
+        assert list(grid.pull_messages([message.metadata.message_id])) == []
+
+    def test_nobody_waits_longer_than_the_deadline_for_a_node_that_does_not_answer(self, grid: ReplyGrid) -> None:
+        other, slow = grid.get_node_ids()
+        with _work() as (name, _):
+            started = time.monotonic()
+            replies = list(grid.send_and_receive([_message(other), _slow(slow, name, seconds=0.6)], timeout=0.3))
+            assert [each.metadata.src_node_id for each in replies] == [other]
+            assert time.monotonic() - started < 5
+
+    def test_a_node_that_refuses_is_an_error_reply_with_its_reason(self, grid: ReplyGrid) -> None:
+        first, second = grid.get_node_ids()
+        messages = [_message(first, "train.refuse"), _message(second)]
+        answers = {each.metadata.src_node_id: each for each in grid.send_and_receive(messages, timeout=LONG)}
+        assert (answers[first].error.code, answers[first].error.reason) == (7, "it does not want to")
+        assert answers[second].has_content()
+
+    @pytest.mark.parametrize("kind", ["train.fail", "train.unheard_of", "evaluate", "system"])
+    def test_an_app_that_raises_is_an_error_reply_without_its_text_and_the_node_goes_on(
+        self, grid: ReplyGrid, kind: str
+    ) -> None:
+        first, second = grid.get_node_ids()
+        messages = [_message(first, kind), _message(second), _message(first)]
+        answers = list(grid.send_and_receive(messages, timeout=LONG))
+        (failed,) = (each for each in answers if each.has_error())
+        assert failed.metadata.src_node_id == first
+        assert "secret" not in str(failed.error.reason)
+        assert len(answers) == 3
+
+    def test_a_reply_that_names_another_message_is_an_error_reply(self, grid: ReplyGrid) -> None:
+        first, second = grid.get_node_ids()
+        messages = [_message(first, "train.misdirect"), _message(second)]
+        answers = {each.metadata.src_node_id: each for each in grid.send_and_receive(messages, timeout=LONG)}
+        assert "another message" in str(answers[first].error.reason)
+        assert answers[second].has_content()
+
+    def test_a_message_to_nobody_is_refused_and_with_it_those_that_were_sent_beside_it(self, grid: ReplyGrid) -> None:
+        number = next(iter(grid.get_node_ids()))
+        beside = _message(number, content=_content("beside"))
+        with pytest.raises(ProtocolError, match="node 12345 is not in"):
+            list(grid.send_and_receive([beside, _message(12345)], timeout=LONG))
+        (answer,) = grid.send_and_receive([_message(number)], timeout=LONG)
+        assert answer.content == _content()
+        assert list(grid.pull_messages([beside.metadata.message_id])) == []
+
+    def test_pushed_messages_are_pulled_once(self, grid: ReplyGrid) -> None:
+        ids = list(grid.push_messages([_message(number) for number in grid.get_node_ids()]))
+        assert len(set(ids)) == 2
+        replies: list[Message] = []
+        deadline = time.monotonic() + LONG
+        while len(replies) < 2 and time.monotonic() < deadline:
+            replies += grid.pull_messages(ids)
+        assert sorted(each.metadata.reply_to_message_id for each in replies) == sorted(ids)
+        assert list(grid.pull_messages(ids)) == []
+        assert list(grid.pull_messages(["unheard-of"])) == []
+
+    def test_nothing_is_sent_and_nothing_comes(self, grid: ReplyGrid) -> None:
+        assert list(grid.send_and_receive([], timeout=LONG)) == []
+        assert list(grid.pull_messages([])) == []
+
+    def test_twenty_megabytes_arrive_intact(self, grid: ReplyGrid) -> None:
+        content = RecordDict({"a": ArrayRecord({"x": Array("uint8", (20_000_000,), "bytes", os.urandom(20_000_000))})})
+        number = next(iter(grid.get_node_ids()))
+        (answer,) = grid.send_and_receive([_message(number, content=content)], timeout=60)
+        assert answer.content["a"] == content["a"]
+
+    def test_every_kind_of_record_arrives_as_it_was(self, grid: ReplyGrid) -> None:
+        number = next(iter(grid.get_node_ids()))
+        (answer,) = grid.send_and_receive([_message(number, content=everything())], timeout=LONG)
+        assert spelled(answer.content) == spelled(everything())
+
+    def test_two_rounds_one_after_the_other(self, grid: ReplyGrid) -> None:
+        for round_number in ("1", "2"):
+            messages = [_message(number, content=_content(round_number)) for number in grid.get_node_ids()]
+            answers = list(grid.send_and_receive(messages, timeout=LONG))
+            assert [each.content for each in answers] == [_content(round_number)] * 2
+
+    def test_leaving_a_round_early_leaves_nothing_behind(self, grid: ReplyGrid) -> None:
+        first, second = grid.get_node_ids()
+        messages = [_message(first), _message(second)]
+        replies = grid.send_and_receive(messages, timeout=LONG)
+        taken = next(replies).metadata.reply_to_message_id
+        replies.close()  # type: ignore[attr-defined]  # typed as an iterator, it is a generator
+        left = {message.metadata.message_id for message in messages} - {taken}
+        assert len(list(grid.send_and_receive([_message(first), _message(second)], timeout=LONG))) == 2
+        assert list(grid.pull_messages(left)) == []
+
+
+class TestInlineGrid(GridContract):
+    @override
+    @pytest.fixture
+    def grid(self, tmp_path: Path) -> Iterator[ReplyGrid]:
+        contexts = {number: Context(RUN, number, {}, RecordDict(), {}) for number in (11, 12)}
+        yield InlineGrid(RUN, contexts, node)
+
+
+class TestGrpcGrid(GridContract):
+    @override
+    @pytest.fixture
+    def grid(self, tmp_path: Path) -> Iterator[ReplyGrid]:
+        federation = Federation.create(tmp_path / "federation", NODES)
+        place = read_consortium(federation.server)
+        roster = place.roster()
+        mailboxes = Mailboxes({member.node_id for member in roster.members})
+        hub, stop = Hub(roster, mailboxes, 64 << 20), Event()
+        address = f"localhost:{hub.start('localhost:0', place.tls)}"
+
+        def attend(site: str) -> None:
+            context = Context(RUN, roster.member(site).node_id, {}, RecordDict(), {})
+            # The line breaks when the test is over.
+            with suppress(UnreachableError), Exchange(address, tls_of(federation, site)) as exchange:
+                answer_all(exchange, node, context, stop)
+
+        agents = [Thread(target=attend, args=[site], name=site) for site in NODES]
+        for agent in agents:
+            agent.start()
+        grid = GrpcGrid(RUN, mailboxes)
+        try:
+            await_condition(lambda: len(list(grid.get_node_ids())) == len(NODES))
+            yield grid
+        finally:
+            stop.set()
+            for task in works.values():
+                task.may_end.set()
+            hub.stop(grace=0)
+            for agent in agents:
+                agent.join(LONG)
+        assert not any(agent.is_alive() for agent in agents)
+
+    def test_a_slow_node_does_not_keep_the_reply_of_one_that_was_asked_later(self, grid: ReplyGrid) -> None:
+        slow, fast = grid.get_node_ids()
+        with _work() as (name, task):
+            replies = grid.send_and_receive([_slow(slow, name), _message(fast)], timeout=LONG)
+            assert next(replies).metadata.src_node_id == fast
+            assert not task.ended.is_set()
+            task.may_end.set()
+            assert next(replies).metadata.src_node_id == slow
+
+    def test_nodes_work_at_the_same_time(self, grid: ReplyGrid) -> None:
+        with _work() as (one, first), _work() as (two, second):
+            messages = [_slow(number, name) for number, name in zip(grid.get_node_ids(), (one, two), strict=True)]
+            replies = grid.send_and_receive(messages, timeout=LONG)
+            assert first.begun.wait(LONG)
+            assert second.begun.wait(LONG)
+            first.may_end.set()
+            second.may_end.set()
+            assert len(list(replies)) == 2
+
+
+def await_condition(holds: Callable[[], bool], seconds: float = LONG) -> None:
+    """Return once it holds; fail if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        Event().wait(0.01)
+
+
+@contextmanager
+def _work() -> Iterator[tuple[str, Work]]:
+    """Name a piece of work that takes as long as the test says."""
+    name, task = uuid4().hex, Work()
+    works[name] = task
+    try:
+        yield name, task
+    finally:
+        task.may_end.set()
+
+
+def _content(text: str = "") -> RecordDict:
+    return RecordDict({"said": ConfigRecord({"text": text})})
+
+
+def _message(number: int, kind: str = MessageType.TRAIN, content: RecordDict | None = None, group: str = "") -> Message:
+    return Message(content or _content(), number, kind, ttl=LONG, group_id=group)
+
+
+def _slow(number: int, name: str, seconds: float = LONG) -> Message:
+    return _message(number, "train.work", RecordDict({"work": ConfigRecord({"name": name, "seconds": seconds})}))
+
+
+def everything() -> RecordDict:
+    """One of every kind of value that Flower's records may hold."""
+    return RecordDict(
+        {
+            "arrays": ArrayRecord(
+                {
+                    "z": Array("float32", (2, 3), "numpy.ndarray", bytes(24)),
+                    "a": Array("uint8", (0,), "x", b""),
+                    "scalar": Array("int64", (), "", b"12345678"),
+                }
+            ),
+            "no arrays": ArrayRecord(),
+            "metrics": MetricRecord(
+                {"int": -(2**63), "float": 0.1, "nan": nan, "inf": [inf, -inf, -0.0, 5e-324], "ints": [1, -1], "none": []}
+            ),
+            "no metrics": MetricRecord(),
+            "configs": ConfigRecord(
+                {
+                    "true": True, "one": 1, "float": 1.0, "text": "1", "bytes": b"1",
+                    "trues": [True, False], "ones": [1, 0], "floats": [1.0, 0.0], "texts": ["", "ü"], "blobs": [b"", b"\0"],
+                    "no text": "", "no bytes": b"", "false": False, "zero": 0, "none": [], "": 2**63 - 1,
+                }  # fmt: skip
+            ),
+            "": ConfigRecord(),
+        }
+    )
+
+
+def spelled(content: RecordDict) -> list[tuple[str, str, Sequence[tuple[str, str]]]]:
+    """Write records out, so that True and 1, 1 and 1.0, and two NaNs can be compared."""
+    return [
+        (name, type(record).__name__, sorted((key, repr(value)) for key, value in record.items()))
+        for name, record in sorted(content.items())
+    ]
