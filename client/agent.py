@@ -7,6 +7,7 @@ could not be delivered is sent again as it was, never made again.
 from __future__ import annotations
 
 import logging
+import os
 import random
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,8 @@ def attend(path: Path, stop: Event) -> None:
     place = read_site(path)
     line = _Line(place)
     line.check()
+    # Torch reads this as it is loaded. Its idle threads would otherwise spin, at the cost of whatever else runs here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # These load torch; what can be wrong before that was said before.
     from client.app import app  # noqa: PLC0415
     from client.site import open_site  # noqa: PLC0415

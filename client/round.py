@@ -14,6 +14,7 @@ and when the server has added all updates:
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from client.checkpoint import Checkpoint
 from client.dpsgd import train
 from privacy.accounting import epsilon
 from privacy.envelope import check_sum, sign_update
-from privacy.errors import ProtocolError
+from privacy.errors import AuthenticityError, MalformedError, ProtocolError
 from privacy.ledger import Release
 from privacy.manifest import open_manifest
 from privacy.packing import pack, unpack
@@ -41,7 +42,11 @@ if TYPE_CHECKING:
     from client.site import Site
     from privacy.envelope import EncryptedSum, SignedUpdate
     from privacy.manifest import Manifest
+    from privacy.packing import Packing
     from privacy.plan import RoundPlan
+    from privacy.update import Update
+
+log = logging.getLogger("cloister.agent")
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def get_ready(site: Site, document: bytes, node_id: int) -> Readiness:
     """
     accepted = accept(site, document)
     checkpoint = site.checkpoint(accepted.manifest, accepted.run)
-    if checkpoint.round == 0:
+    if accepted.run not in site.ledger.runs():  # later, each round is held against the budget by itself
         site.ledger.check_plan(accepted.manifest.run_cost, site.settings.limit)
     model = checkpoint.model
     signed = Readiness.signed_part(accepted.run, site.name, node_id, model.digest)
@@ -122,24 +127,39 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
 
 
 def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
-    """Step 7: decrypt a round's sum and arrive at the next model. Opening the same sum twice changes nothing.
+    """Step 7: decrypt a round's sum and arrive at the next model. A sum that was opened before changes nothing.
 
     Raises:
         ProtocolError: if the sum does not apply to the model that this site has.
+        AuthenticityError: if it is not the sum that it is said to be; no other of its plan is opened then.
     """
     manifest, run = accepted.manifest, accepted.run
     plan, weights = check_sum(total, run, manifest, site.roster)
     checkpoint = site.checkpoint(manifest, run)
-    if checkpoint.round == plan.round:
+    if plan.round <= checkpoint.round:
         return checkpoint
     if checkpoint.model.digest != plan.base_model:
         msg = f"the sum of round {plan.round} does not apply to {site.name}'s model of round {checkpoint.round}"
         raise ProtocolError(msg)
-    coefficients = site.decryption_key.decrypt_sum(total.c0, [part.seeds for part in total.contributions])
-    mean = unpack(coefficients, checkpoint.model.vector.size, weights, manifest.packing)
+    if plan.digest in site.refused_sums:
+        msg = f"{site.name} has refused a sum of round {plan.round} before; it opens no other of that plan"
+        raise ProtocolError(msg)
+    try:
+        mean = _decrypt(site, total, weights, manifest.packing, checkpoint.model.layout.size)
+    except MalformedError as error:
+        # The server learns that the sum was refused, once, and nothing about why: the reason would tell of plaintexts.
+        site.refused_sums.add(plan.digest)
+        log.warning("round %d: %s", plan.round, error)
+        msg = f"{site.name} does not open the sum of round {plan.round}: it is not that of its contributors' updates"
+        raise AuthenticityError(msg) from error
     opened = Checkpoint(run, plan.round, average(checkpoint.model, mean))
     site.checkpoints.save(manifest.settings.name, opened)
     return opened
+
+
+def _decrypt(site: Site, total: EncryptedSum, weights: list[float], packing: Packing, size: int) -> Update:
+    seeds = [part.seeds for part in total.contributions]
+    return unpack(site.decryption_key.decrypt_sum(total.c0, seeds), size, weights, packing)
 
 
 def evaluate(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, float]:

@@ -50,6 +50,7 @@ class Site:
         self.checkpoints = CheckpointStore(place.folder / "models")
         self.outbox = Outbox(place.folder / "outbox")
         self.device = _device(self.settings.device)
+        self.refused_sums: set[str] = set()  # digests of plans; one try each
         self._studies: dict[str, Study] = {}
         listed = self.roster.member(self.name).signing_key
         if self.signing_key.public_key().public_bytes_raw().hex() != listed:
@@ -91,7 +92,7 @@ class Site:
         """Return the site's model in a run: its latest checkpoint, or the untrained model that all sites start from."""
         study = self.study(manifest.settings.task)
         seed = manifest.settings.model_seed
-        return self.checkpoints.load(manifest.settings.name, run, study.layout(seed)) or Checkpoint(
+        return self.checkpoints.load(manifest.settings.name, run, study.layout) or Checkpoint(
             run, 0, study.untrained(seed)
         )
 
@@ -120,9 +121,10 @@ class Study:
         layout = Layout.of(tensors)
         return Model(layout.flatten(tensors), layout)
 
-    def layout(self, seed: int) -> Layout:
-        """Return names and shapes of the parameters."""
-        return self.untrained(seed).layout
+    @cached_property
+    def layout(self) -> Layout:
+        """Names and shapes of the parameters, whatever the seed."""
+        return self.untrained(0).layout
 
     def load_into(self, module: nn.Module, model: Model) -> nn.Module:
         """Set a module's parameters and move it to the site's device."""

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from privacy.envelope import Contribution, EncryptedSum, SignedUpdate
-from privacy.errors import MalformedError
+from privacy.errors import MalformedError, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from flwr.app import Message
 
 T = TypeVar("T")
 _STYPE = "cloister.bytes.1"
@@ -39,6 +41,17 @@ class Readiness:
     def signed_part(run: str, site: str, node_id: int, model: str) -> bytes:
         """Return the bytes that the signature is over; the node id keeps another node from claiming the site."""
         return f"{run} {site} {node_id} {model}".encode()
+
+
+def content_of(reply: Message) -> RecordDict:
+    """Return what a reply holds.
+
+    Raises:
+        ProtocolError: with the reason, if it is an error.
+    """
+    if reply.has_error():
+        raise ProtocolError(reply.error.reason or "it failed without a reason")
+    return reply.content
 
 
 def pack_query(manifest: bytes) -> RecordDict:

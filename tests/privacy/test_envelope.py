@@ -22,10 +22,10 @@ from privacy.envelope import (
     SignedUpdate,
     check_sum,
     sign_update,
-    verify_header,
     verify_update,
 )
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
+from privacy.header import verify_header
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Profile, unpack
 from privacy.signing import sign
 from privacy.update import Update

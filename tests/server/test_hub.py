@@ -73,9 +73,7 @@ class Caller:
         self._pull = self._channel.unary_stream(
             f"/{SERVICE}/Pull", pb.PullRequest.SerializeToString, pb.Chunk.FromString
         )
-        self._push = self._channel.stream_unary(
-            f"/{SERVICE}/Push", pb.Chunk.SerializeToString, pb.Receipt.FromString
-        )
+        self._push = self._channel.stream_unary(f"/{SERVICE}/Push", pb.Chunk.SerializeToString, pb.Receipt.FromString)
 
     def pull(self, protocol: int = PROTOCOL, wait: float = 0.0) -> bytes | None:
         return assemble(self._pull(pb.PullRequest(protocol=protocol, wait_seconds=wait), timeout=LONG), LIMIT)
