@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.agent")
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 15.0  # seconds between attempts to reach the server
+_REFUSED_DELAY = 2.0  # seconds after a reply that the server does not take
 
 
 def attend(path: Path, stop: Event) -> None:
@@ -114,7 +115,9 @@ def answer_all(exchange: Exchange, app: App, context: Context, stop: Event) -> N
             if not exchange.push(reply, message.metadata.message_id):
                 log.info("a reply came too late; the round had closed")
         except ProtocolError as error:
+            # The message is offered again until its round closes, and the reply will be the same: no hurry.
             log.warning("%s", error)
+            stop.wait(_REFUSED_DELAY)
 
 
 def _context(site: Site, path: Path) -> Context:

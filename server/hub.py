@@ -143,11 +143,7 @@ class Hub:
                 reply_to = chunk.opening.reply_to
                 if not self._mailboxes.expects(member.node_id, reply_to):
                     return pb.Receipt(status=pb.Receipt.LATE)
-            try:
-                assembly.add(chunk)
-            except MalformedError:
-                self._mailboxes.withdraw({reply_to})  # the agent would only make the same reply again, and again
-                raise
+            assembly.add(chunk)
         data = assembly.finish()
         if data is None or reply_to is None:
             msg = "an empty body is no reply"

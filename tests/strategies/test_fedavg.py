@@ -343,7 +343,7 @@ def test_a_task_that_meets_a_bug_is_named_and_the_others_go_on(
         (SETTINGS, replace(TERMS, maximum_epsilon=100.0), "does not allow a run of ε inf"),
         (SETTINGS, replace(TERMS, minimum_cohort=4), "does not allow a minimum cohort of 3"),
         (SETTINGS, replace(TERMS, tasks=(task_name(studies.Unlisted),)), "does not allow the task tests.studies:Tiny"),
-        (NOISY, replace(TERMS, epsilon=COST / 2), "over its budget"),
+        (NOISY, replace(TERMS, epsilon=COST / 2), "privacy budget does not cover"),
     ],
     ids=["noise too low", "epsilon too high", "no noise at all", "cohort too small", "unlisted task", "out of budget"],
 )
@@ -389,7 +389,7 @@ def test_a_site_whose_budget_runs_out_during_the_run_leaves_and_the_others_go_on
     first, second, third = run_with(federation, answering(federation, EVALUATE, HOSTILE, spend))
     assert sorted(first["sites"]) == sorted(SITES)
     for event in (second, third):
-        assert "over its budget" in event["problems"][HOSTILE]
+        assert "privacy budget does not cover" in event["problems"][HOSTILE]
         assert sorted(event["sites"]) == HONEST
     assert charges_of(federation, HOSTILE) == 3
     assert len(set(models_of(federation).values())) == 1  # it gave to one round and has every sum that followed
