@@ -314,7 +314,7 @@ def _cut(total: EncryptedSum) -> EncryptedSum:
     return replace(total, c0=total.c0[:-15])
 
 
-@pytest.mark.parametrize("change", [_with_one_twice, _with_other_seeds, _of_two, _of_nothing])
+@pytest.mark.parametrize("change", [_with_one_twice, _with_other_seeds, _of_two, _of_nothing, _cut])
 def test_a_sum_of_other_contributions_is_refused_and_the_genuine_one_opens(
     federation: Federation, total: EncryptedSum, change: Callable[[EncryptedSum], EncryptedSum]
 ) -> None:
@@ -323,7 +323,7 @@ def test_a_sum_of_other_contributions_is_refused_and_the_genuine_one_opens(
     assert deliver(federation, total).has_content()
 
 
-@pytest.mark.parametrize("change", [_without_one, _with_noise, _cut])
+@pytest.mark.parametrize("change", [_without_one, _with_noise])
 def test_a_sum_that_does_not_decrypt_to_one_is_refused_and_so_is_every_other_of_its_plan(
     federation: Federation, total: EncryptedSum, change: Callable[[EncryptedSum], EncryptedSum]
 ) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from privacy.envelope import Contribution, EncryptedSum, SignedUpdate
 from privacy.errors import MalformedError
-from tests.transport.test_parcel import contents, names
+from tests.transport.records import contents, names
 from transport import contents as messages
 from transport.contents import Readiness
 
