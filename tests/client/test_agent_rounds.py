@@ -18,7 +18,7 @@ from privacy.errors import RunError
 from privacy.ledger import Release
 from privacy.manifest import RunSettings, sign_manifest
 from privacy.packing import PLAIN_MODULUS
-from privacy.plan import RoundPlan
+from privacy.plan import RoundPlan, read_plan
 from simulations.federation import Federation
 from tests import studies
 from tests.federations import (
@@ -128,6 +128,13 @@ def test_another_attempt_is_another_release_and_charged_as_one(federation: Feder
     second = update_of(train(federation, replace(plan, attempt=2)))
     assert second.body != first.body
     assert charges_of(federation, SITE) == 2
+
+
+def test_an_attempt_before_the_last_one_is_refused(federation: Federation) -> None:
+    plan = plan_of(federation)
+    assert train(federation, replace(plan, attempt=2)).has_content()
+    assert "after a later one" in str(train(federation, plan).error.reason)
+    assert charges_of(federation, SITE) == 1
 
 
 def test_the_charge_is_on_disk_before_a_record_is_read(
@@ -278,6 +285,14 @@ def test_a_sum_that_is_delivered_twice_is_opened_once(federation: Federation, to
     restart(federation, SITE)
     assert read_opened(deliver(federation, total).content) == first
     assert models_of(federation)[SITE] == file
+
+
+def test_a_round_whose_sum_a_site_has_opened_is_not_trained_again(federation: Federation, total: EncryptedSum) -> None:
+    deliver(federation, total)
+    charges = charges_of(federation, SITE)
+    answer = train(federation, replace(read_plan(total.plan), attempt=2, deadline=time.time() + 60))
+    assert "has opened round 1 already" in str(answer.error.reason)
+    assert charges_of(federation, SITE) == charges
 
 
 def test_all_sites_open_a_sum_to_the_same_file(federation: Federation, total: EncryptedSum) -> None:
