@@ -22,7 +22,7 @@ import torch
 from client.checkpoint import Checkpoint
 from client.dpsgd import train
 from privacy.accounting import epsilon
-from privacy.envelope import check_sum, sign_update
+from privacy.envelope import sign_update
 from privacy.errors import ProtocolError
 from privacy.ledger import Release
 from privacy.manifest import open_manifest
@@ -31,6 +31,7 @@ from privacy.plan import check_plan, read_plan
 from privacy.policy import check_policy
 from privacy.randomness import Randomness
 from privacy.signing import sign
+from privacy.summation import check_sum
 from privacy.update import privatise
 from strategies.averaging import average
 from transport.contents import Readiness

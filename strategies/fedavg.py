@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
-from privacy.envelope import RunningSum, verify_update
+from privacy.envelope import verify_update
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.plan import RoundPlan
+from privacy.summation import RunningSum
 from strategies.membership import Membership
 from transport.contents import (
     pack_sum,

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from privacy.envelope import Contribution, EncryptedSum, SignedUpdate
+from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import MalformedError
+from privacy.summation import EncryptedSum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

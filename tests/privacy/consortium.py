@@ -17,7 +17,7 @@ from hypothesis import settings
 from privacy.accounting import Mechanism
 from privacy.ciphertext import Ciphertexts
 from privacy.encryption import DecryptionKey, EncryptedUpdate
-from privacy.envelope import Contribution, EncryptedSum, RunningSum, SignedUpdate, sign_update, verify_update
+from privacy.envelope import Contribution, SignedUpdate, sign_update, verify_update
 from privacy.ledger import Charge, Release
 from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training, open_manifest, sign_manifest
 from privacy.packing import pack
@@ -25,6 +25,7 @@ from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
 from privacy.roster import Member, Roster
 from privacy.signing import sign
+from privacy.summation import EncryptedSum, RunningSum
 from privacy.update import Layout, Model, Update, privatise
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from privacy import errors
 from privacy.accounting import Mechanism
 from privacy.ciphertext import C0_BYTES, COEFF_MODULUS, Ciphertexts, add_residues, pack60, residues
 from privacy.encryption import DecryptionKey
-from privacy.envelope import Contribution, EncryptedSum, SignedUpdate, check_sum, verify_update
+from privacy.envelope import Contribution, SignedUpdate, verify_update
 from privacy.ledger import Ledger
 from privacy.manifest import open_manifest
 from privacy.packing import RING_DEGREE, pack, unpack
@@ -28,6 +28,7 @@ from privacy.plan import read_plan
 from privacy.randomness import Randomness
 from privacy.roster import open_roster
 from privacy.signing import SignedDocument
+from privacy.summation import EncryptedSum, check_sum
 from tests.privacy.consortium import LAYOUT, MODEL, PARAMETERS, make_roster, private, public_hex, resigned, run_settings
 from tests.privacy.golden import FOLDER, VECTOR
 

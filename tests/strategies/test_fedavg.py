@@ -11,7 +11,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Error, Message, MessageType, RecordDict
@@ -21,7 +20,7 @@ from client.site import open_site
 from privacy.accounting import Mechanism, epsilon
 from privacy.ciphertext import COEFF_MODULUS, Ciphertexts, pack60, unpack60
 from privacy.envelope import SignedUpdate
-from privacy.errors import AuthenticityError, CloisterError, RunError
+from privacy.errors import RunError
 from privacy.ledger import Release
 from privacy.signing import sign
 from simulations.federation import Federation, SiteTerms
@@ -37,7 +36,6 @@ from tests.federations import (
     make_federation,
     models_of,
     node_of,
-    roster_of,
     run_with,
     signed_run,
     task_name,

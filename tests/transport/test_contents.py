@@ -8,8 +8,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.envelope import Contribution, EncryptedSum, SignedUpdate
+from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import MalformedError
+from privacy.summation import EncryptedSum
 from tests.transport.test_parcel import contents, names
 from transport import contents as messages
 from transport.contents import Readiness
