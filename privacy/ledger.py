@@ -105,6 +105,11 @@ class Ledger:
         """Return the ε spent so far, at this δ."""
         return epsilon(self.mechanisms(), delta)
 
+    def runs(self) -> set[str]:
+        """Return the runs for which anything was charged."""
+        with self._locked() as file:
+            return {entry["run"] for entry in self._read(file) if "run" in entry}
+
     def mechanisms(self) -> list[Mechanism]:
         """Return everything that was charged.
 

@@ -87,8 +87,8 @@ class RunningSum:
         return EncryptedSum(self.plan.to_bytes(), tuple(self._contributions.values()), pack60(self._total.reshape(-1)))
 
 
-def check_sum(total: EncryptedSum, run: str, manifest: Manifest, roster: Roster) -> tuple[RoundPlan, list[float]]:
-    """Check who contributed to a sum, before a site decrypts it; return its plan and the contributors' weights.
+def check_sum(total: EncryptedSum, run: str, manifest: Manifest, roster: Roster) -> tuple[RoundPlan, dict[str, float]]:
+    """Check who contributed to a sum, before a site decrypts it; return its plan and each contributor's weight.
 
     Raises:
         AuthenticityError, MalformedError, ProtocolError: if a header does not hold, seeds are not those that were
@@ -118,7 +118,7 @@ def check_sum(total: EncryptedSum, run: str, manifest: Manifest, roster: Roster)
     if len(total.c0) != manifest.packing.ciphertexts(headers[0].size) * C0_BYTES:
         msg = f"the sum of round {plan.round} was cut or padded; it was not opened"
         raise MalformedError(msg)
-    return plan, [header.weight for header in headers]
+    return plan, {header.site: header.weight for header in headers}
 
 
 def _claimed_site(header: bytes, cohort: Sequence[str]) -> str:

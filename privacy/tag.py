@@ -6,10 +6,10 @@ decryption key, a tag key, and site i puts into the last coefficient of its ciph
 
     τ = Σⱼ αⱼ·mⱼ + rᵢ  mod t        αⱼ: secret, fixed for the epoch      rᵢ = PRF(plan, site i, c)
 
-where mⱼ are the other coefficients. τ is linear: the sum's last coefficient must equal Σⱼ αⱼ·Mⱼ + Σᵢ rᵢ, over just the
-sites that are said to have contributed. Any other combination passes with probability 1/t < 2⁻⁴⁷ for each ciphertext, since
-t is prime (linearly homomorphic MACs: Agrawal and Boneh, ACNS 2009; Catalano and Fiore, Eurocrypt 2013). The plan's
-digest covers run, round, attempt, cohort and model, so no tag is good for another round.
+where mⱼ are the other coefficients. τ is linear: the sum's last coefficient must equal Σⱼ αⱼ·Mⱼ + Σᵢ rᵢ, over just
+the sites that are said to have contributed. Any other combination passes with probability 1/t < 2⁻⁴⁷ for each
+ciphertext, since t is prime (linearly homomorphic MACs: Agrawal and Boneh, ACNS 2009; Catalano and Fiore, Eurocrypt
+2013). The plan's digest covers run, round, attempt, cohort and model, so no tag is good for another round.
 
 Whoever holds the tag key can forge: a site that colludes with the server is not stopped by it.
 """
@@ -80,8 +80,9 @@ class TagKey:
         wrong = np.flatnonzero(expected != total[:, _PLACE])
         if wrong.size:
             msg = (
-                f"the sum of round {plan.round} is not that of the updates it is said to hold (ciphertext {wrong[0] + 1} "
-                f"of {len(total)}): the server changed, dropped, doubled or replayed one; the model stays as it was"
+                f"the sum of round {plan.round} is not that of the updates it is said to hold (ciphertext "
+                f"{wrong[0] + 1} of {len(total)}): the server changed, dropped, doubled or replayed one; "
+                "the model stays as it was"
             )
             raise AuthenticityError(msg)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from privacy.ciphertext import Ciphertexts, add_residues, pack60, residues
-from privacy.encryption import DecryptionKey
+from privacy.epoch import EpochKeys
 from privacy.errors import AuthenticityError
 from privacy.packing import RING_DEGREE, Packing, Profile, pack, unpack
 from privacy.randomness import Randomness
@@ -52,7 +52,9 @@ class Cloister(Pipeline):
     def __init__(self, profile: Profile, size: int, weights: Sequence[float], charge: Charge) -> None:
         self.name, self._size, self._weights, self._charge = profile, size, weights, charge
         self.packing = Packing.of(profile, cohort=len(weights), update_bound=UPDATE_BOUND, max_weight=1.0)
-        self._key = DecryptionKey.generate()
+        self._keys = EpochKeys.generate(1)
+        self._plan = _plan()
+        self._sites = [f"site-{number}" for number in range(len(weights))]
         self._total = np.zeros((self.packing.ciphertexts(size), RING_DEGREE), dtype=np.uint64)
         self._seeds: list[bytes] = []
 

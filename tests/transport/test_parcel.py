@@ -184,7 +184,7 @@ def _altered(message: Message, change: Callable[[pb.Parcel], object]) -> bytes:
         lambda parcel: setattr(parcel, "kind", ""),
         lambda parcel: parcel.records.metrics["m"].values["x"].SetInParent(),
         lambda parcel: setattr(parcel.records.metrics["m"].values["x"], "text", "no metric"),
-        lambda parcel: setattr(parcel.records.metrics["m"].values["x"], "flag", True),  # noqa: FBT003 - setattr's
+        lambda parcel: setattr(parcel.records.metrics["m"].values["x"], "flag", True),
     ],
     ids=["nobody", "failure", "a reply", "unknown kind", "no kind", "empty value", "text metric", "flag metric"],
 )
