@@ -7,6 +7,7 @@ could not be delivered is sent again as it was, never made again.
 from __future__ import annotations
 
 import logging
+import os
 import random
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.agent")
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 15.0  # seconds between attempts to reach the server
+_REFUSED_DELAY = 2.0  # seconds after a reply that the server does not take
 
 
 def attend(path: Path, stop: Event) -> None:
@@ -40,6 +42,8 @@ def attend(path: Path, stop: Event) -> None:
     place = read_site(path)
     line = _Line(place)
     line.check()
+    # Torch reads this as it is loaded. Its idle threads would otherwise spin, at the cost of whatever else runs here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # These load torch; what can be wrong before that was said before.
     from client.app import app  # noqa: PLC0415
     from client.site import open_site  # noqa: PLC0415
@@ -111,7 +115,9 @@ def answer_all(exchange: Exchange, app: App, context: Context, stop: Event) -> N
             if not exchange.push(reply, message.metadata.message_id):
                 log.info("a reply came too late; the round had closed")
         except ProtocolError as error:
+            # The message is offered again until its round closes, and the reply will be the same: no hurry.
             log.warning("%s", error)
+            stop.wait(_REFUSED_DELAY)
 
 
 def _context(site: Site, path: Path) -> Context:

@@ -19,6 +19,7 @@ import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from opacus.validators import ModuleValidator
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from privacy.errors import TaskError
 from privacy.update import Update
@@ -58,9 +59,12 @@ def check_model(model: nn.Module, task: str) -> None:
     Raises:
         TaskError: naming the layers.
     """
-    problems = ModuleValidator.validate(model, strict=False)
+    problems = [str(problem).splitlines()[0] for problem in ModuleValidator.validate(model, strict=False)]
+    # Opacus lets batch normalisation pass that has nothing to train; it mixes records all the same.
+    mixing = [name for name, part in model.named_modules() if isinstance(part, _BatchNorm)]
+    problems += [f"{name} is batch normalisation" for name in mixing]
     if problems:
-        listed = "; ".join(str(problem).splitlines()[0] for problem in problems)
+        listed = "; ".join(problems)
         msg = f"{task}: its model cannot be trained with differential privacy: {listed}"
         raise TaskError(msg)
     if any(not parameter.requires_grad for parameter in model.parameters()) or list(model.buffers()):
@@ -105,10 +109,18 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
 
 
 def _step(task: Task, wrapped: nn.Module, optimizer: DPOptimizer, inputs: Tensor, targets: Tensor) -> None:
-    """Take one step on a batch that may be empty: its noise counts all the same."""
+    """Take one step on a batch that may be empty: its noise counts all the same.
+
+    Raises:
+        TaskError: if gradients are of anything but single records; clipping would bound something else.
+    """
     optimizer.zero_grad(set_to_none=True)
     if len(inputs):
         task.loss(wrapped(inputs), targets).backward()
+        for parameter in optimizer.params:
+            if len(getattr(parameter, _SAMPLES)) != len(inputs):
+                msg = "a layer of the model sees other rows than the records; keep one row a record in every layer"
+                raise TaskError(msg)
     else:
         for parameter in optimizer.params:
             setattr(parameter, _SAMPLES, parameter.new_zeros((0, *parameter.shape)))
@@ -116,4 +128,4 @@ def _step(task: Task, wrapped: nn.Module, optimizer: DPOptimizer, inputs: Tensor
 
 
 def _flat(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().reshape(-1).clone() for parameter in model.parameters()])
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])  # always a copy

@@ -28,14 +28,18 @@ class Outbox:
         """Return the update that was made for this plan already, if there is one.
 
         Raises:
-            ProtocolError: if the server asks for the same attempt again under another plan.
+            ProtocolError: if the server asks for the same attempt under another plan, or for an older one.
         """
         path = self._path(plan.run)
         if not path.exists():
             return None
         line, _, body = path.read_bytes().partition(b"\n")
         note = json.loads(line)
-        if (note["round"], note["attempt"]) != (plan.round, plan.attempt):
+        made, asked = (note["round"], note["attempt"]), (plan.round, plan.attempt)
+        if made > asked:
+            msg = f"the server asks for round {plan.round}, attempt {plan.attempt}, after a later one; it is refused"
+            raise ProtocolError(msg)
+        if made != asked:
             return None
         if note["plan"] != plan.digest:
             msg = f"the server asks for round {plan.round} twice, with different plans; the second is refused"

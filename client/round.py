@@ -14,6 +14,7 @@ and when the server has added all updates:
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from client.checkpoint import Checkpoint
 from client.dpsgd import train
 from privacy.accounting import epsilon
 from privacy.envelope import sign_update
-from privacy.errors import ProtocolError
+from privacy.errors import AuthenticityError, CloisterError, ProtocolError
 from privacy.ledger import Release
 from privacy.manifest import open_manifest
 from privacy.packing import pack, unpack
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from privacy.manifest import Manifest
     from privacy.plan import RoundPlan
     from privacy.summation import EncryptedSum
+
+log = logging.getLogger("cloister.agent")
 
 
 @dataclass(frozen=True)
@@ -135,23 +138,34 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
 
 
 def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
-    """Step 7: decrypt a round's sum and arrive at the next model. Opening the same sum twice changes nothing.
+    """Step 7: decrypt a round's sum and arrive at the next model. A sum that was opened before changes nothing.
 
     Raises:
         ProtocolError: if the sum does not apply to the model that this site has.
+        AuthenticityError: if it is not the sum that it is said to be; no other of its plan is opened then.
     """
     manifest, run = accepted.manifest, accepted.run
     plan, contributors = check_sum(total, run, manifest, site.roster)
     checkpoint = site.checkpoint(manifest, run)
-    if checkpoint.round == plan.round:
+    if plan.round <= checkpoint.round:
         return checkpoint
     if checkpoint.model.digest != plan.base_model:
         msg = f"the sum of round {plan.round} does not apply to {site.name}'s model of round {checkpoint.round}"
         raise ProtocolError(msg)
+    if plan.digest in site.refused_sums:
+        msg = f"{site.name} has refused a sum of round {plan.round} before; it opens no other of that plan"
+        raise ProtocolError(msg)
     keys = site.keyring.find(plan.keys)
-    coefficients = keys.decryption.decrypt_sum(total.c0, [part.seeds for part in total.contributions])
-    keys.tag.check(coefficients, plan, contributors)
-    mean = unpack(coefficients, checkpoint.model.vector.size, list(contributors.values()), manifest.packing)
+    try:
+        coefficients = keys.decryption.decrypt_sum(total.c0, [part.seeds for part in total.contributions])
+        keys.tag.check(coefficients, plan, contributors)
+        mean = unpack(coefficients, checkpoint.model.layout.size, list(contributors.values()), manifest.packing)
+    except CloisterError as error:
+        # The server learns that the sum was refused, once, and nothing about why: the reason would tell of plaintexts.
+        site.refused_sums.add(plan.digest)
+        log.warning("round %d: %s", plan.round, error)
+        msg = f"{site.name} does not open the sum of round {plan.round}: it is not that of its contributors' updates"
+        raise AuthenticityError(msg) from error
     opened = Checkpoint(run, plan.round, average(checkpoint.model, mean))
     site.checkpoints.save(manifest.settings.name, opened)
     return opened

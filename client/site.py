@@ -53,6 +53,7 @@ class Site:
         self.checkpoints = CheckpointStore(place.folder / "models")
         self.outbox = Outbox(place.folder / "outbox")
         self.device = _device(self.settings.device)
+        self.refused_sums: set[str] = set()  # digests of plans; one try each
         self._studies: dict[str, Study] = {}
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
         if (own, self.sealing_key.public) != (listed.signing_key, listed.sealing_key):
@@ -84,7 +85,7 @@ class Site:
         """Return the site's model in a run: its latest checkpoint, or the untrained model that all sites start from."""
         study = self.study(manifest.settings.task)
         seed = manifest.settings.model_seed
-        return self.checkpoints.load(manifest.settings.name, run, study.layout(seed)) or Checkpoint(
+        return self.checkpoints.load(manifest.settings.name, run, study.layout) or Checkpoint(
             run, 0, study.untrained(seed)
         )
 
@@ -113,9 +114,10 @@ class Study:
         layout = Layout.of(tensors)
         return Model(layout.flatten(tensors), layout)
 
-    def layout(self, seed: int) -> Layout:
-        """Return names and shapes of the parameters."""
-        return self.untrained(seed).layout
+    @cached_property
+    def layout(self) -> Layout:
+        """Names and shapes of the parameters, whatever the seed."""
+        return self.untrained(0).layout
 
     def load_into(self, module: nn.Module, model: Model) -> nn.Module:
         """Set a module's parameters and move it to the site's device."""

@@ -113,17 +113,20 @@ def agent(
     attend(site, threading.Event())
 
 
-@app.command(epilog="Example:  cloister simulate demo")
+@app.command(epilog="Example:  cloister simulate study.toml")
 def simulate(
-    folder: Annotated[Path, typer.Argument(help="A federation's folder, as `cloister demo` makes one.")],
-    run: Annotated[Path | None, typer.Option(help="Sign this run.toml first.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="The run's settings; the reference study's if not named.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the simulated hospitals get their folders.")] = Path("simulation"),
     as_json: Json = False,
 ) -> None:
-    """Run a federation's signed run in this process: the same apps, the same bytes, no network."""
-    from cloister.simulation import simulate_folder  # noqa: PLC0415 - loads torch
+    """Run a study over made-up hospitals in this process: the same apps, the same bytes, no network, no limits."""
+    from cloister.simulation import simulate as run_simulation  # noqa: PLC0415 - loads torch
 
-    report = simulate_folder(folder, run, make_console(json=as_json))
-    typer.echo(json.dumps(report) if as_json else f"✓ {report['rounds']} rounds; the model is {report['model']}")
+    report = run_simulation(run, folder, make_console(json=as_json))
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        typer.echo(f"✓ {report['rounds']} rounds; the model is {next(iter(report['model'].values()))}")
 
 
 @bench.command("round", epilog="Example:  cloister bench round --parameters 100000 --json")

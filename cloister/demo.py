@@ -8,28 +8,24 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from cloister.local import follow, start_agents, start_server
 from cloister.processes import Processes
 from cloister.view import RoundTable, size
-from privacy.config import read_toml
-from privacy.errors import ConfigError, RunError
-from privacy.manifest import RunSettings
-from simulations.federation import Federation, SiteTerms
-from simulations.hospitals import DECLARED_SIZES, write_hospital_records
+from privacy.errors import RunError
 from simulations.inspection import find_secrets, site_secrets
 from simulations.results import Results, read_results
+from simulations.study import prepare_study
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console
 
-_MARK = ".cloister-demo"  # a folder with this file is the demo's, and may be replaced
+    from privacy.manifest import RunSettings
+    from simulations.federation import Federation, SiteTerms
 
 
 def run_demo(folder: Path, console: Console) -> dict[str, Any]:
@@ -40,10 +36,10 @@ def run_demo(folder: Path, console: Console) -> dict[str, Any]:
         RunError: if the run failed.
     """
     started = time.monotonic()
-    federation, settings, terms = _prepare(folder)
-    patients = write_hospital_records(federation.paths)
+    study = prepare_study(folder)
+    federation, settings, terms = study.federation, study.settings, study.terms
     console.print(
-        f"{len(federation.sites)} hospitals · {sum(patients.values())} patients · TLS, encryption and privacy on · "
+        f"{len(federation.sites)} hospitals · {study.patients} patients · TLS, encryption and privacy on · "
         "this machine only"
     )
     with Processes() as processes, RoundTable(console, terms.epsilon) as table:
@@ -56,22 +52,6 @@ def run_demo(folder: Path, console: Console) -> dict[str, Any]:
     summary = _summarise(federation, settings, terms, results, started)
     _print(console, summary, federation)
     return summary
-
-
-def _prepare(folder: Path) -> tuple[Federation, RunSettings, SiteTerms]:
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / _MARK).exists():
-            msg = f"{folder} holds files that are not the demo's; name another folder with --folder"
-            raise ConfigError(msg)
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _MARK).write_text("cloister demo replaces this folder\n")
-    federation = Federation.create(folder, tuple(DECLARED_SIZES), consortium="demo")
-    run = folder / "coordinator" / "run.toml"
-    run.write_bytes((resources.files("simulations") / "diagnosis.toml").read_bytes())
-    settings = read_toml(run, RunSettings)
-    federation.sign(settings)
-    return federation, settings, SiteTerms(tasks=(settings.task,))
 
 
 def _summarise(federation: Federation, settings: RunSettings, terms: SiteTerms, results: Results,

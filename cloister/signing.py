@@ -32,8 +32,8 @@ def sign_run(run: Path, coordinator: Path, roster: Path, out: Path) -> dict[str,
         members.member(site)
     key = read_signing_key(coordinator / "signing.key")
     document = sign_manifest(settings, key, roster_version=members.version)
+    manifest, digest = open_manifest(document.to_bytes(), members.manifest_key)  # is this key the roster's?
     write_atomically(out, document.to_bytes())
-    manifest, digest = open_manifest(document.to_bytes(), members.manifest_key)
     return {
         "manifest": str(out),
         "run": digest,

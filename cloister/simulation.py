@@ -1,16 +1,13 @@
-"""`cloister simulate`: a federation's run in this process."""
+"""`cloister simulate`: a run over the reference study's hospitals, in this process."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from cloister.view import RoundTable, listen
-from privacy.config import read_toml
-from privacy.errors import ConfigError
-from privacy.manifest import RunSettings
-from simulations.federation import Federation
 from simulations.inline import run_inline
 from simulations.results import read_results
+from simulations.study import prepare_study
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,21 +15,24 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def simulate_folder(folder: Path, run: Path | None, console: Console) -> dict[str, Any]:
-    """Run the signed run of a federation's folder, or sign another first; return what came out.
+def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]:
+    """Run the reference study, or the run in a file, in this process; return what came out.
 
     Raises:
-        CloisterError: if the folder holds no federation, or the run failed.
+        CloisterError: if settings are wrong, or the run failed.
     """
-    sites = sorted(path.parent.name for path in folder.glob("*/site.toml"))
-    if not sites:
-        msg = f"{folder}: no federation here; `cloister demo --folder {folder}` makes one"
-        raise ConfigError(msg)
-    federation = Federation(folder, tuple(sites))
-    if run is not None:
-        federation.sign(read_toml(run, RunSettings))
+    study = prepare_study(folder, run, limits=False)
+    for site in study.federation.sites:
+        study.federation.write_settings(site, "localhost:0", study.terms)
     with RoundTable(console) as table:
         listen(table)
-        run_inline(federation)
-    results = read_results(federation)
-    return {"rounds": results.rounds, "model": results.model, "run": results.run}
+        run_inline(study.federation)
+    results = read_results(study.federation)
+    last = next(event for event in reversed(results.events) if event.get("metrics"))
+    return {
+        "rounds": results.rounds,
+        **last["metrics"],
+        "epsilon": last["epsilon"],
+        "model": {site: str(path) for site, path in results.paths.items()},
+        "model_digest": results.digests,
+    }

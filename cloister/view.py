@@ -84,8 +84,8 @@ class RoundTable:
             f"{event['seconds']:.2f} s",
         )
         self._print(row, "" if event["released"] else "yellow")
-        if not event["released"]:
-            self._print(f"       nothing released: {event['reason']}", "yellow")
+        if "reason" in event:
+            self._print(f"       {'' if event['released'] else 'nothing released: '}{event['reason']}", "yellow")
         for site, reason in sorted(event["problems"].items()):
             self._print(f"       {site}: {reason}", "yellow")
 

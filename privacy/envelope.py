@@ -8,19 +8,13 @@ that a sum which leaves a site out, or counts one twice, decrypts to noise and n
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as checked_dataclass
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from privacy.ciphertext import Ciphertexts, residues
-from privacy.config import STRICT
-from privacy.errors import AuthenticityError, MalformedError, ProtocolError
-from privacy.manifest import SiteName
-from privacy.roster import Hex32
-from privacy.signing import sign, verify
+from privacy.errors import AuthenticityError, ProtocolError
+from privacy.header import KIND, UpdateHeader, verify_header
+from privacy.signing import sign
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,29 +26,6 @@ if TYPE_CHECKING:
     from privacy.roster import Roster
     from privacy.signing import PrivateKey
     from privacy.update import Model
-
-KIND = "update"
-
-
-@checked_dataclass(frozen=True, config=STRICT)
-class UpdateHeader:
-    """What a site signs about its update."""
-
-    site: SiteName
-    run: Hex32
-    round: int
-    attempt: int
-    plan: Hex32  # digest of the round's plan: cohort, deadline, minimum
-    roster_version: int
-    keys: Hex32  # fingerprint of the epoch's keys
-    base_model: Hex32
-    layout: Hex32
-    size: Annotated[int, Field(ge=1)]  # parameters
-    weight: Annotated[float, Field(gt=0, le=1)]
-    ciphertexts: Hex32
-    seeds: Hex32
-    ledger_head: Hex32
-    version: Literal[1] = 1
 
 
 @dataclass(frozen=True)
@@ -112,46 +83,8 @@ def sign_update(
         seeds=update.ciphertexts.seeds_digest,
         ledger_head=update.charge.head,
     )
-    data = json.dumps(asdict(header), sort_keys=True, separators=(",", ":")).encode()
+    data = header.to_bytes()
     return SignedUpdate(data, sign(key, KIND, data), update.ciphertexts.to_bytes())
-
-
-def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, manifest: Manifest,
-                  roster: Roster) -> UpdateHeader:  # fmt: skip
-    """Check that `site` signed this header, for this plan.
-
-    Raises:
-        AuthenticityError: if the signature does not hold.
-        MalformedError: if it is no header.
-        ProtocolError: if it is for another site, plan or weight.
-    """
-    verify(roster.member(site).verification_key, KIND, data, signature)
-    try:
-        header = TypeAdapter(UpdateHeader).validate_json(data)
-    except ValidationError as error:
-        msg = (
-            f"the header of {site}'s update is malformed ({error.errors()[0]['msg']}); run the same version everywhere"
-        )
-        raise MalformedError(msg) from error
-    if site not in plan.cohort or site not in manifest.settings.cohort.sizes:
-        msg = f"{site} is not in the cohort of round {plan.round}; its update was not added"
-        raise ProtocolError(msg)
-    expected = {
-        "site": site,
-        "run": plan.run,
-        "round": plan.round,
-        "attempt": plan.attempt,
-        "plan": plan.digest,
-        "roster_version": plan.roster_version,
-        "keys": plan.keys,
-        "base_model": plan.base_model,
-        "weight": manifest.weight(site),
-    }
-    for name, value in expected.items():
-        if getattr(header, name) != value:
-            msg = f"{site}'s update is for another {name.replace('_', ' ')} than the round's; it was not added"
-            raise ProtocolError(msg)
-    return header
 
 
 def verify_update(

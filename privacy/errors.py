@@ -45,6 +45,8 @@ class RefusedError(CloisterError):
 class BudgetError(RefusedError):
     """A site's privacy budget does not cover what a run would spend."""
 
+    may_leave_site = False  # the message says what was spent
+
 
 class LedgerError(CloisterError):
     """A privacy ledger could not be read, trusted or written."""

@@ -60,10 +60,11 @@ class Roster:
     format: Literal[1] = 1
 
     def __post_init__(self) -> None:
-        """Check that no name stands twice."""
-        if len({member.site for member in self.members}) != len(self.members):
-            msg = "a site stands in it twice"
-            raise ValueError(msg)
+        """Check that no site, under whatever names, stands in it twice."""
+        for name in ("site", "tls_key", "signing_key"):
+            if len({getattr(member, name) for member in self.members}) != len(self.members):
+                msg = f"two members have the same {name.replace('_', ' ')}"
+                raise ValueError(msg)
 
     def member(self, site: str) -> Member:
         """Return the member of this name.

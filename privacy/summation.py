@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from privacy.ciphertext import C0_BYTES, add_residues, pack60, seeds_digest
-from privacy.envelope import Contribution, verify_header
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
+from privacy.header import verify_header
 from privacy.packing import RING_DEGREE
 from privacy.plan import RoundPlan, read_plan
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from privacy.envelope import VerifiedUpdate
+    from privacy.envelope import Contribution, VerifiedUpdate
     from privacy.manifest import Manifest
     from privacy.roster import Roster
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,7 @@ class Model:
     vector: NDArray[np.float32]
     layout: Layout
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256, in hex, of layout and values: equal exactly if two models are equal bit for bit."""
         values = np.ascontiguousarray(self.vector, dtype="<f4")

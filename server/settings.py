@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT, read_toml
-from privacy.errors import KeyFileError
+from privacy.errors import ConfigError, KeyFileError
 from privacy.manifest import SignedRun, open_manifest
 from privacy.roster import Roster, open_roster
 from transport.channel import TlsFiles
@@ -53,9 +53,15 @@ class ServerFolder:
 
         Raises:
             KeyFileError: if it is missing.
+            ConfigError: if it is another consortium's.
         """
         key = read_authority_key(self.folder / self.settings.authority)
-        return open_roster(_read(self.folder / self.settings.roster, "the coordinator makes it"), key)
+        roster = open_roster(_read(self.folder / self.settings.roster, "the coordinator makes it"), key)
+        if roster.consortium != self.settings.consortium:
+            names = f"{self.settings.consortium}, the roster of {roster.consortium}"
+            msg = f"{self.folder}: consortium.toml is of {names}; bring the one that belongs to the other"
+            raise ConfigError(msg)
+        return roster
 
 
 def read_consortium(path: Path) -> ServerFolder:

@@ -26,6 +26,7 @@ from privacy.summation import RunningSum
 from strategies.ceremony import Ceremony
 from strategies.membership import Membership
 from transport.contents import (
+    content_of,
     pack_sum,
     pack_train,
     read_opened,
@@ -96,6 +97,8 @@ class EncryptedFedAvg(Strategy):
         self._round = current = _Round(server_round, time.monotonic())
         cohort, seconds = self._manifest.settings.cohort, self._manifest.settings.cohort.round_deadline_seconds
         present = self._members.gather(grid, cohort.minimum, seconds)
+        if self._journal.unconfirmed:
+            present = self._members.deliver_again(grid, present, seconds)
         current.problems |= self._members.problems
         current.started = time.monotonic()  # what came before was waiting for sites
         if len(present) < cohort.minimum or self._members.model is None:
@@ -179,15 +182,17 @@ class EncryptedFedAvg(Strategy):
         for reply in replies:
             site = self._members.site_of(reply.metadata.src_node_id)
             try:
-                if reply.has_error():
-                    raise ProtocolError(reply.error.reason or "it failed without a reason")
-                models[site], metrics = read_opened(reply.content)
+                models[site], metrics = read_opened(content_of(reply))
             except CloisterError as error:
                 current.problems[site] = str(error)
                 continue
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + value
-        self._agree(models)
+        self._members.settle(models, current.number)
+        if not models:
+            self._failures += 1
+            self._record(reason="no site opened the sum, or none could say so; it is delivered again")
+            return None
         records = sums.pop("records", 0.0)
         metrics = {name: value / records for name, value in sums.items()} if records else {}
         self._failures = 0
@@ -196,29 +201,13 @@ class EncryptedFedAvg(Strategy):
         return MetricRecord(dict(metrics))
 
     def _add(self, total: RunningSum, site: str, reply: Message) -> None:
-        if reply.has_error():
-            raise ProtocolError(reply.error.reason or "it failed without a reason")
-        signed, report = read_update(reply.content)
+        signed, report = read_update(content_of(reply))
         total.add(verify_update(signed, site, total.plan, self._manifest, self._roster))
         # Training started from the run's model, so that is the model which the site has now.
         self._members.models[site] = total.plan.base_model
         self._round.bytes_up += len(signed.body) + len(signed.header) + len(signed.signature)
         if "epsilon" in report:
             self._round.epsilon[site] = report["epsilon"]
-
-    def _agree(self, models: dict[str, str]) -> None:
-        if len(set(models.values())) > 1:
-            said = ", ".join(f"{site} {model[:12]}" for site, model in sorted(models.items()))
-            msg = f"round {self._round.number} left the sites with different models: {said}; the run was stopped"
-            raise RunError(msg)
-        for site in list(self._members.nodes):
-            if site in models:
-                self._members.models[site] = models[site]
-            else:
-                self._members.doubt(site)
-        if models:
-            self._members.model = next(iter(models.values()))
-            self._journal.confirm(self._members.model)
 
     def _message(self, site: str, kind: str, content: Any) -> Message:  # noqa: ANN401 - a RecordDict
         seconds = self._manifest.settings.cohort.round_deadline_seconds

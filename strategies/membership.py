@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from flwr.app import Message, MessageType
 
 from privacy.errors import CloisterError, ProtocolError, RunError
+from privacy.plan import read_plan
 from privacy.signing import verify
-from transport.contents import Readiness, pack_query, read_readiness
+from transport.contents import Readiness, content_of, pack_query, pack_sum, read_opened, read_readiness
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -74,6 +75,48 @@ class Membership:
         """Forget what a site said: its model is unknown until it is asked again."""
         self.nodes.pop(site, None)
 
+    def settle(self, models: dict[str, str], round_number: int) -> None:
+        """Note which model each site has arrived at; those that did not say are asked again.
+
+        Raises:
+            RunError: if the models differ.
+        """
+        if len(set(models.values())) > 1:
+            said = ", ".join(f"{site} {model[:12]}" for site, model in sorted(models.items()))
+            msg = f"round {round_number} left the sites with different models: {said}; the run was stopped"
+            raise RunError(msg)
+        for site in list(self.nodes):
+            if site in models:
+                self.models[site] = models[site]
+            else:
+                self.doubt(site)
+        if models:
+            self.model = next(iter(models.values()))
+            self.journal.confirm(self.model)
+
+    def deliver_again(self, grid: Grid, sites: list[str], seconds: float) -> list[str]:
+        """Deliver the last sum once more: it is out, but no site told where it leads. Return the sites that now did.
+
+        Raises:
+            RunError: if the models differ.
+        """
+        number, messages = 0, []
+        for site in sites:
+            sums = self.journal.missing(self.models[site]) or []
+            if len(sums) == 1:  # who lacks more catches up when the others have gone on
+                number, node = read_plan(sums[0].plan).round, self.nodes[site]
+                content = pack_sum(self.manifest, sums[0])
+                messages.append(Message(content, node, MessageType.EVALUATE, ttl=seconds, group_id=str(number)))
+        models = {}
+        for reply in grid.send_and_receive(messages, timeout=seconds):
+            site = self.site_of(reply.metadata.src_node_id)
+            try:
+                models[site], _ = read_opened(content_of(reply))
+            except CloisterError as error:
+                self.problems[site] = str(error)
+        self.settle(models, number)
+        return sorted(models)
+
     def _ask(self, grid: Grid, nodes: set[int], seconds: float) -> None:
         queries = [
             Message(pack_query(self.manifest), node, MessageType.QUERY, ttl=seconds, group_id="ready") for node in nodes
@@ -82,10 +125,7 @@ class Membership:
             node = reply.metadata.src_node_id
             name = next((member.site for member in self.roster.members if member.node_id == node), f"node {node}")
             try:
-                if reply.has_error():
-                    self.problems[name] = reply.error.reason or "it failed without a reason"
-                    continue
-                self._admit(node, read_readiness(reply.content))
+                self._admit(node, read_readiness(content_of(reply)))
             except RunError:
                 raise
             except CloisterError as error:

@@ -1,9 +1,10 @@
-"""Small federations for tests: real keys, certificates, records and settings, and runs with whatever nodes one likes."""
+"""Small federations for tests: real keys, certificates, records and settings, and runs with any nodes one likes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
@@ -64,21 +65,29 @@ def with_deadline(settings: RunSettings, seconds: float) -> RunSettings:
     return replace(settings, cohort=replace(settings.cohort, round_deadline_seconds=seconds))
 
 
-def make_federation(
-    folder: Path,
-    settings: RunSettings = SETTINGS,
-    terms: Mapping[str, SiteTerms] | None = None,
-    server: str = "localhost:1",
-) -> Federation:
-    """Make a federation of four sites with a few records each, and sign a run. Sites allow it unless `terms` differ."""
-    federation = Federation.create(folder, SITES)
-    usual = replace(TERMS, tasks=(settings.task,))
-    for number, site in enumerate(SITES):
-        rows = [f"{i % 5},{i * number % 7},{i % 3}" for i in range(SIZES[site] * 5 // 4)]
-        (federation.paths[site] / TERMS.file).write_text("\n".join(["a,b,y", *rows, ""]), encoding="utf-8")
-        federation.write_settings(site, server, (terms or {}).get(site, usual))
-    federation.sign(settings)
-    return federation
+@dataclass(frozen=True)
+class FederationMaker:
+    """Makes federations of four sites with a few records each. Keys are made once; making them anew takes long."""
+
+    keys: Path  # a federation that has only its keys
+    folder: Path
+
+    def __call__(
+        self,
+        settings: RunSettings = SETTINGS,
+        terms: Mapping[str, SiteTerms] | None = None,
+        server: str = "localhost:1",
+        name: str = "federation",
+    ) -> Federation:
+        """Make a federation with a signed run. Sites allow that run unless `terms` say otherwise."""
+        federation = Federation(Path(copytree(self.keys, self.folder / name)), SITES)
+        usual = replace(TERMS, tasks=(settings.task,))
+        for number, site in enumerate(SITES):
+            rows = [f"{i % 5},{i * number % 7},{i % 3}" for i in range(SIZES[site] * 5 // 4)]
+            (federation.paths[site] / TERMS.file).write_text("\n".join(["a,b,y", *rows, ""]), encoding="utf-8")
+            federation.write_settings(site, server, (terms or {}).get(site, usual))
+        federation.sign(settings)
+        return federation
 
 
 def tls_of(federation: Federation, site: str) -> TlsFiles:

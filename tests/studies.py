@@ -1,5 +1,6 @@
-"""Tasks for tests. A site's agent, in this process or in one of its own, imports them by name as it imports any task."""
+"""Tasks for tests. An agent, in this process or in one of its own, imports them by name as it imports any task."""
 
+import os
 import time
 from pathlib import Path
 from threading import Event
@@ -14,8 +15,10 @@ from client.records import read_csv
 from client.task import Task
 from privacy.errors import DataError
 
-SECRET = "Mrs Smith, 1961"  # a record that some tasks below try to let out
-HOLD, HELD = "hold", "held"
+QUOTE = "Mrs Smith, 1961"  # a record that some tasks below try to let out
+HOLD, HOLD_LOADING, MET = "hold", "hold-loading", ".met"
+SPARE = "CLOISTER_TEST_SPARE"  # in the environment of an agent that is to take another's place
+HOLD_SPARE = "hold-spare"
 
 
 class Tiny(Task):
@@ -54,7 +57,9 @@ class Watched(Tiny):
 
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
-        self.ledgers.append([line for file in (path.parent / "ledger").glob("*") for line in file.read_text().splitlines()])
+        self.ledgers.append(
+            [line for file in (path.parent / "ledger").glob("*") for line in file.read_text().splitlines()]
+        )
         return super().load(path)
 
 
@@ -63,7 +68,7 @@ class Quoting(Tiny):
 
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
-        msg = f"{path}:3: cannot read {SECRET}"
+        msg = f"{path}:3: cannot read {QUOTE}"
         raise DataError(msg)
 
 
@@ -76,27 +81,32 @@ class Broken(Tiny):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if Broken.bugs > 0:
             Broken.bugs -= 1
-            raise ValueError(SECRET)
+            raise ValueError(QUOTE)
         return super().loss(outputs, targets)
 
 
 class Held(Tiny):
-    """Stops in the round whose number stands in the site's file `hold`, until that file is gone."""
+    """Stops at a site where a file says so: when records are read, or when it trains, until that file is gone."""
 
     def __init__(self) -> None:
-        self._folder, self._calls = Path(), 0
+        self._folder = Path()
 
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
         self._folder = path.parent
+        _hold(self._folder / (HOLD_SPARE if SPARE in os.environ else HOLD_LOADING))
         return super().load(path)
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        self._calls += 1
-        hold, deadline = self._folder / HOLD, time.monotonic() + 60
-        if hold.exists() and hold.read_text() == str(self._calls):
-            (self._folder / HELD).touch()
-            while hold.exists() and time.monotonic() < deadline:
-                Event().wait(0.02)
+        _hold(self._folder / HOLD)
         return super().loss(outputs, targets)
+
+
+def _hold(file: Path) -> None:
+    """Wait while a file is there; say beside it that it was met."""
+    deadline = time.monotonic() + 90
+    if file.exists():
+        file.with_suffix(MET).touch()
+    while file.exists() and time.monotonic() < deadline:
+        Event().wait(0.02)

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from privacy.envelope import Contribution, SignedUpdate
-from privacy.errors import MalformedError
+from privacy.errors import MalformedError, ProtocolError
 from privacy.summation import EncryptedSum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from flwr.app import Message
 
 T = TypeVar("T")
 _STYPE = "cloister.bytes.1"
@@ -44,6 +46,17 @@ class Readiness:
     def signed_part(self, run: str, node_id: int) -> bytes:
         """Return the bytes that the signature is over; the node id keeps another node from claiming the site."""
         return f"{run} {self.site} {node_id} {self.model} {self.epoch} {self.keys} {self.latest}".encode()
+
+
+def content_of(reply: Message) -> RecordDict:
+    """Return what a reply holds.
+
+    Raises:
+        ProtocolError: with the reason, if it is an error.
+    """
+    if reply.has_error():
+        raise ProtocolError(reply.error.reason or "it failed without a reason")
+    return reply.content
 
 
 def pack_query(manifest: bytes) -> RecordDict:

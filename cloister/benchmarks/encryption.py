@@ -9,7 +9,7 @@ does only ever adds to it, so the pipelines take turns, and the least of several
 - `ckks-nvflare` is what NVFlare 2 does with TenSEAL: the context of its `HEBuilder` (CKKS, ring degree 8192, moduli of
   60, 40 and 40 bits, scale 2^40, symmetric), and the calls of its `HEModelEncryptor`, its in-time aggregator and its
   `HEModelDecryptor`, which make one vector of every tensor. The model is made of as few tensors as can be, so that
-  NVFlare's ciphertexts are full. (Of 4,096 values each, tensors would take a tenth less CPU.)
+  NVFlare's ciphertexts are full. (Of 4,096 values each, tensors would take an eighth less CPU.)
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _run(
 ) -> Row:
     """Take all sites' updates through a pipeline, once."""
     parameters, sites, bytes_up = expected.size, len(weights), 0
-    spent = dict.fromkeys(STEPS, 0.0)
+    spent: dict[str, float] = dict.fromkeys(STEPS, 0.0)
 
     @contextmanager
     def timed(step: str) -> Iterator[None]:

@@ -53,14 +53,15 @@ def measure(parameters: int, rounds: int) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     """Write a report for people."""
-    return "\n".join([
+    spread = f"from {report['min_ms']:.0f}, 95 % below {report['p95_ms']:.0f}"
+    lines = [
         f"{report['parameters']:,} parameters, {report['sites']} agents, TLS and encryption on, no training",
         "",
-        f"a round      {report['median_ms']:.0f} ms  (median of {report['rounds']} after {report['warm_up']} to warm up; "
-        f"from {report['min_ms']:.0f}, 95 % below {report['p95_ms']:.0f})",
-        f"a site sent  {report['bytes_up']:,.0f} bytes and got {report['bytes_down']:,.0f}",
-        f"at the end   the same model at all {report['sites']} sites: sha256 {report['model'][:16]}…",
-    ])  # fmt: skip
+        f"a round       {report['median_ms']:.0f} ms: the median of {report['rounds']} ({spread})",
+        f"a site sends  {report['bytes_up']:,.0f} bytes and gets {report['bytes_down']:,.0f}",
+        f"and ends with the same model as the others: sha256 {report['model'][:16]}…",
+    ]
+    return "\n".join(lines)
 
 
 def _prepare(folder: Path, rounds: int) -> Federation:
@@ -95,6 +96,11 @@ def _model_size(parameters: int) -> Iterator[None]:
 
 
 def _run(federation: Federation, rounds: int, console: Console) -> None:
+    """Run the federation to its end.
+
+    Raises:
+        RunError: if it failed; quotes the log of an agent, since all logs go with the folder.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     with Processes() as processes, bar:
@@ -103,6 +109,10 @@ def _run(federation: Federation, rounds: int, console: Console) -> None:
         start_agents(processes, federation, address, SiteTerms(tasks=(_TASK,), share=("epsilon",)))
 
         def show(event: dict[str, Any]) -> None:
+            if event["event"] == "failed":
+                agent = next(iter(_SIZES))
+                msg = f"{event['reason']}\nthe log of {agent}'s agent ends with:\n{processes.tail(agent)}"
+                raise RunError(msg)
             if event["event"] == "round":
                 bar.update(task, advance=1, description="rounds")
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -36,10 +35,10 @@ def _await_nothing_running(folder: Path, seconds: float = 10.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.CompletedProcess[str]]]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "cloister", "demo", "--folder", str(folder), "--json"]
-    yield folder, subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    return folder, subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
 
 
 def _summary(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> dict[str, Any]:

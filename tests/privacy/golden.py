@@ -109,7 +109,13 @@ def _ledger() -> str:
     """Return a ledger of three charges, written line by line rather than by the code under test."""
     events: list[dict[str, object]] = [{"lineage": "patients", "site": "north", "time": "2026-01-01T00:00:00+00:00"}]
     for number in (1, 2, 3):
-        event = {"attempt": 1, "noise_multiplier": 1.0, "round": number, "run": "ab" * 32, "sample_rate": 0.1}
+        event: dict[str, object] = {
+            "attempt": 1,
+            "noise_multiplier": 1.0,
+            "round": number,
+            "run": "ab" * 32,
+            "sample_rate": 0.1,
+        }
         events.append(event | {"steps": 5, "time": f"2026-01-01T00:0{number}:00+00:00"})
     head, lines = bytes(32), ""
     for event in events:
@@ -156,14 +162,14 @@ def _bad(
         made = SignedDocument.make(key, kind, json.dumps(document).encode())
         yield {"kind": kind, "name": name, "data": made.to_bytes().decode(), "error": error}
     text = plan.to_bytes().decode()
-    for name, data in (
+    for name, bad_plan in (
         ("spaces", text.replace(":", ": ")),
         ("a key twice", text.replace('"round":1', '"round":2,"round":1')),
         ("cut", text[:-1]),
         ("a deadline that never comes", text.replace("1800000000.5", "Infinity")),
         ("a parameter that is the manifest's", text.replace('"round"', '"noise_multiplier":0.0,"round"')),
     ):
-        yield {"kind": "plan", "name": name, "data": data, "error": "MalformedError"}
+        yield {"kind": "plan", "name": name, "data": bad_plan, "error": "MalformedError"}
     for name, broken_update, error in (
         ("another site's key", resigned(update, "south", {}), "AuthenticityError"),
         ("signed as another kind", _as_kind(update, "plan"), "AuthenticityError"),
@@ -181,8 +187,8 @@ def _bad(
         ("another body's digest", resigned(update, "north", {"ciphertexts": "ab" * 32}), "AuthenticityError"),
         ("another body's seeds", resigned(update, "north", {"seeds": "ab" * 32}), "AuthenticityError"),
     ):
-        data = f"{broken_update.signature.hex()}\n{broken_update.header.decode()}"
-        yield {"kind": "update", "name": name, "data": data, "error": error}
+        both = f"{broken_update.signature.hex()}\n{broken_update.header.decode()}"
+        yield {"kind": "update", "name": name, "data": both, "error": error}
     for name, file in _bad_ledgers():
         yield {"kind": "ledger", "name": name, "data": file, "error": "LedgerError"}
 

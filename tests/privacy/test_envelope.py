@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privacy.ciphertext import COEFF_MODULUS, Ciphertexts, add_residues, pack60, residues
-from privacy.envelope import Contribution, SignedUpdate, sign_update, verify_header, verify_update
+from privacy.envelope import Contribution, SignedUpdate, sign_update, verify_update
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
+from privacy.header import verify_header
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Profile, unpack
 from privacy.signing import sign
 from privacy.summation import EncryptedSum, RunningSum, check_sum

@@ -82,8 +82,9 @@ def test_gaussian_values_pass_a_kolmogorov_smirnov_test() -> None:
         assert abs(np.corrcoef(one, two)[0, 1]) < 4 / np.sqrt(one.size)
 
 
-def test_gaussian_tails_are_there() -> None:
+def test_gaussian_variance_and_tails_are_there() -> None:
     drawn = np.abs(Randomness.seeded(12, "tails").gaussian(2_000_000))
+    assert abs((drawn**2).mean() - 1) < 4 * np.sqrt(2 / drawn.size)
     for beyond in (3.0, 4.0, 4.5):
         expected = 2 * stats.norm.sf(beyond) * drawn.size
         assert abs((drawn > beyond).sum() - expected) < 5 * np.sqrt(expected)

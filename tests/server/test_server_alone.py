@@ -22,12 +22,22 @@ def test_the_server_runs_where_only_its_own_dependencies_are_installed(tmp_path:
     run.write_text(text.replace("rounds = ", "rounds = 1 # "), encoding="utf-8")
 
     venv.create(tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv" / "bin" / "python"
+    python = str(tmp_path / "venv" / "bin" / "python")
     constraints = tmp_path / "constraints.txt"
     locked = (ROOT / "requirements" / "lock.txt").read_text(encoding="utf-8").splitlines()
     pins = [line.split(" ")[0] for line in locked if "==" in line and not line.startswith((" ", "#"))]
     constraints.write_text("\n".join(pins), encoding="utf-8")
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", constraints, ROOT]
+    install = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-c",
+        str(constraints),
+        str(ROOT),
+    ]
     subprocess.run(install, check=True, timeout=300)
 
     for name in HEAVY:
@@ -36,13 +46,16 @@ def test_the_server_runs_where_only_its_own_dependencies_are_installed(tmp_path:
 
     command = [python, "-m", "cloister"]
     signed = subprocess.run(
-        [*command, "sign", run, "--coordinator", federation.folder / "coordinator", "--roster",
-         federation.server / "roster", "--out", tmp_path / "run.manifest"],
+        [*command, "sign", str(run), "--coordinator", str(federation.folder / "coordinator"), "--roster",
+         str(federation.server / "roster"), "--out", "run.manifest"],
         check=True, capture_output=True, text=True, timeout=60, cwd=tmp_path,
     )  # fmt: skip
     assert "rounds cost each site" in signed.stdout
     with subprocess.Popen(
-        [*command, "server", federation.server, tmp_path / "run.manifest"], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+        [*command, "server", federation.server, tmp_path / "run.manifest"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
     ) as server:
         assert server.stdout is not None
         assert server.stdout.readline().startswith("listening on port ")

@@ -243,7 +243,9 @@ def test_a_key_under_a_passphrase_is_refused_instead_of_asked_for(federation: Fe
         probe("localhost:1", files)
 
 
-@pytest.mark.parametrize("wrong", ["localhost", "localhost:", ":9440", "localhost:99999", "http://localhost:1", "::1:9440", ""])
+@pytest.mark.parametrize(
+    "wrong", ["localhost", "localhost:", ":9440", "localhost:99999", "http://localhost:1", "::1:9440", ""]
+)
 def test_what_is_no_address_is_refused(wrong: str) -> None:
     with pytest.raises(MalformedError, match="is no address; write host:port"):
         split_address(wrong)

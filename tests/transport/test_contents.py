@@ -1,6 +1,7 @@
 """What messages say is read back as it was written; records that say something else are refused with a name."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -47,17 +48,18 @@ def test_a_sum_is_read_back(manifest: bytes, total: EncryptedSum) -> None:
 
 
 @given(update=updates, report=reports, readiness=readinesses, model=names)
-def test_replies_are_read_back(update: SignedUpdate, report: dict[str, float], readiness: Readiness, model: str) -> None:
+def test_replies_are_read_back(
+    update: SignedUpdate, report: dict[str, float], readiness: Readiness, model: str
+) -> None:
     assert messages.read_update(messages.pack_update(update, report)) == (update, report)
     assert messages.read_readiness(messages.pack_readiness(readiness)) == readiness
     assert messages.read_opened(messages.pack_opened(model, report)) == (model, report)
 
 
 def _read(reader: Callable[[RecordDict], object], content: RecordDict) -> None:
-    try:
+    """Read records; whatever they are, no other error than ours comes out."""
+    with suppress(MalformedError):
         reader(content)
-    except MalformedError as error:
-        assert "must run the same version" in str(error)
 
 
 @pytest.mark.parametrize("what", READERS)
@@ -74,22 +76,32 @@ written = st.one_of(
     st.builds(messages.pack_sum, blobs, sums),
     st.builds(messages.pack_opened, names, reports),
 )
+empty: list[ArrayRecord | MetricRecord | ConfigRecord] = [ArrayRecord(), MetricRecord(), ConfigRecord()]
 anything = st.one_of(
-    st.integers(-(2**63), 2**63 - 1), st.floats(), st.booleans(), st.text(max_size=4), blobs, st.lists(st.integers(0, 1), max_size=2)
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.booleans(),
+    st.text(max_size=4),
+    blobs,
+    st.lists(st.integers(0, 1), max_size=2),
 )
 
 
 @pytest.mark.parametrize("what", READERS)
 @given(content=written, data=st.data())
-def test_records_in_which_one_thing_is_wrong_are_read_or_refused(what: str, content: RecordDict, data: st.DataObject) -> None:
+def test_records_in_which_one_thing_is_wrong_are_read_or_refused(
+    what: str, content: RecordDict, data: st.DataObject
+) -> None:
     name = data.draw(st.sampled_from(sorted(content)))
     record: Any = content[name]
-    change = data.draw(st.sampled_from(["drop the record", "another kind", "drop a field", "another value", "one more"]))
+    change = data.draw(
+        st.sampled_from(["drop the record", "another kind", "drop a field", "another value", "one more"])
+    )
     key = data.draw(st.sampled_from(sorted(record) or [""])) if change != "one more" else data.draw(names)
     if change == "drop the record":
         del content[name]
     elif change == "another kind":
-        content[name] = data.draw(st.sampled_from([ArrayRecord(), MetricRecord(), ConfigRecord()]))
+        content[name] = data.draw(st.sampled_from(empty))
     elif change == "drop a field":
         record.pop(key, None)
     elif isinstance(record, ArrayRecord):
@@ -103,8 +115,10 @@ def test_records_in_which_one_thing_is_wrong_are_read_or_refused(what: str, cont
 
 def test_a_number_that_is_no_integer_is_not_taken_for_one() -> None:
     content = messages.pack_train(b"", b"", [])
+    run = content["run"]
+    assert isinstance(run, ConfigRecord)
     for count in (True, 0.0, "0", -1, 10_001, 2**62):
-        content["run"]["sums"] = count  # type: ignore[assignment,index]  # a record of any kind
+        run["sums"] = count
         with pytest.raises(MalformedError, match=r"run\.sums"):
             messages.read_train(content)
 

@@ -74,7 +74,7 @@ def refuse(message: Message, context: Context) -> Message:
 
 @node.train("fail")
 def fail(message: Message, context: Context) -> Message:
-    raise ValueError(f"{message}, {context}: a secret")  # noqa: EM102
+    raise ValueError(message, context, "a secret")
 
 
 @node.train("misdirect")
@@ -90,7 +90,7 @@ class GridContract(ABC):
 
     @pytest.fixture
     @abstractmethod
-    def grid(self, tmp_path: Path) -> Iterator[ReplyGrid]:
+    def grid(self) -> ReplyGrid:
         """A grid with two nodes that are online."""
 
     def test_both_nodes_are_there(self, grid: ReplyGrid) -> None:
@@ -245,9 +245,9 @@ class GridContract(ABC):
 class TestInlineGrid(GridContract):
     @override
     @pytest.fixture
-    def grid(self, tmp_path: Path) -> Iterator[ReplyGrid]:
+    def grid(self) -> ReplyGrid:
         contexts = {number: Context(RUN, number, {}, RecordDict(), {}) for number in (11, 12)}
-        yield InlineGrid(RUN, contexts, node)
+        return InlineGrid(RUN, contexts, node)
 
 
 class TestGrpcGrid(GridContract):
@@ -347,15 +347,35 @@ def everything() -> RecordDict:
             ),
             "no arrays": ArrayRecord(),
             "metrics": MetricRecord(
-                {"int": -(2**63), "float": 0.1, "nan": nan, "inf": [inf, -inf, -0.0, 5e-324], "ints": [1, -1], "none": []}
+                {
+                    "int": -(2**63),
+                    "float": 0.1,
+                    "nan": nan,
+                    "inf": [inf, -inf, -0.0, 5e-324],
+                    "ints": [1, -1],
+                    "none": [],
+                }
             ),
             "no metrics": MetricRecord(),
             "configs": ConfigRecord(
                 {
-                    "true": True, "one": 1, "float": 1.0, "text": "1", "bytes": b"1",
-                    "trues": [True, False], "ones": [1, 0], "floats": [1.0, 0.0], "texts": ["", "ü"], "blobs": [b"", b"\0"],
-                    "no text": "", "no bytes": b"", "false": False, "zero": 0, "none": [], "": 2**63 - 1,
-                }  # fmt: skip
+                    "true": True,
+                    "one": 1,
+                    "float": 1.0,
+                    "text": "1",
+                    "bytes": b"1",
+                    "trues": [True, False],
+                    "ones": [1, 0],
+                    "floats": [1.0, 0.0],
+                    "texts": ["", "ü"],
+                    "blobs": [b"", b"\0"],
+                    "no text": "",
+                    "no bytes": b"",
+                    "false": False,
+                    "zero": 0,
+                    "none": [],
+                    "": 2**63 - 1,
+                }
             ),
             "": ConfigRecord(),
         }

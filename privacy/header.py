@@ -1,0 +1,92 @@
+"""The header of an update: everything that its site signs about it.
+
+It binds the ciphertexts to one site, round, plan and model, and their weight in the sum to the manifest's.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from privacy.config import STRICT
+from privacy.errors import MalformedError, ProtocolError
+from privacy.manifest import SiteName
+from privacy.roster import Hex32
+from privacy.signing import verify
+
+if TYPE_CHECKING:
+    from privacy.manifest import Manifest
+    from privacy.plan import RoundPlan
+    from privacy.roster import Roster
+
+KIND = "update"
+
+
+@dataclass(frozen=True, config=STRICT)
+class UpdateHeader:
+    """What a site signs about its update."""
+
+    site: SiteName
+    run: Hex32
+    round: int
+    attempt: int
+    plan: Hex32  # digest of the round's plan: cohort, deadline, minimum
+    roster_version: int
+    keys: Hex32  # fingerprint of the epoch's keys
+    base_model: Hex32
+    layout: Hex32
+    size: Annotated[int, Field(ge=1)]  # parameters
+    weight: Annotated[float, Field(gt=0, le=1)]
+    ciphertexts: Hex32  # digest of c0 and seeds: what the server holds the body against
+    seeds: Hex32  # digest of the seeds alone: what the other sites, who never see this c0, can check
+    ledger_head: Hex32
+    version: Literal[1] = 1
+
+    def to_bytes(self) -> bytes:
+        """Return the one form of this header: what is signed."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+
+
+def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, manifest: Manifest,
+                  roster: Roster) -> UpdateHeader:  # fmt: skip
+    """Check that `site` signed this header, for this plan.
+
+    Raises:
+        AuthenticityError: if the signature does not hold.
+        MalformedError: if it is no header.
+        ProtocolError: if it is for another site, plan or weight.
+    """
+    verify(roster.member(site).verification_key, KIND, data, signature)
+    try:
+        header = TypeAdapter(UpdateHeader).validate_json(data)
+    except ValidationError as error:
+        msg = (
+            f"the header of {site}'s update is malformed ({error.errors()[0]['msg']}); run the same version everywhere"
+        )
+        raise MalformedError(msg) from error
+    if header.to_bytes() != data:
+        msg = f"the header of {site}'s update is not in canonical form; run the same version everywhere"
+        raise MalformedError(msg)
+    if site not in plan.cohort or site not in manifest.settings.cohort.sizes:
+        msg = f"{site} is not in the cohort of round {plan.round}; its update was not added"
+        raise ProtocolError(msg)
+    expected = {
+        "site": site,
+        "run": plan.run,
+        "round": plan.round,
+        "attempt": plan.attempt,
+        "plan": plan.digest,
+        "roster_version": plan.roster_version,
+        "keys": plan.keys,
+        "base_model": plan.base_model,
+        "weight": manifest.weight(site),
+    }
+    for name, value in expected.items():
+        if getattr(header, name) != value:
+            msg = f"{site}'s update is for another {name.replace('_', ' ')} than the round's; it was not added"
+            raise ProtocolError(msg)
+    return header

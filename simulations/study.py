@@ -1,0 +1,61 @@
+"""The reference study made ready: three hospitals with keys, settings and records, and a run that is signed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from importlib import resources
+from math import inf
+from typing import TYPE_CHECKING
+
+from privacy.config import read_toml
+from privacy.errors import ConfigError
+from privacy.manifest import RunSettings
+from simulations.federation import Federation, SiteTerms
+from simulations.hospitals import DECLARED_SIZES, write_hospital_records
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MARK = ".cloister-demo"  # a folder with this file was made here, and may be replaced
+
+
+@dataclass(frozen=True)
+class Study:
+    """A federation of made-up hospitals, ready to run."""
+
+    federation: Federation
+    settings: RunSettings
+    terms: SiteTerms
+    patients: int
+
+
+def prepare_study(folder: Path, run: Path | None = None, *, limits: bool = True) -> Study:
+    """Make the hospitals in `folder` and sign the run: the reference study's own, or the one in the file `run`.
+
+    With `limits`, the hospitals' policies are those of the demo; without, they allow whatever a simulation asks for.
+
+    Raises:
+        ConfigError: if the folder holds anything else, or the run names other sites than the hospitals.
+    """
+    with resources.as_file(resources.files("simulations") / "diagnosis.toml") as own:
+        settings, text = read_toml(run or own, RunSettings), (run or own).read_bytes()
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / _MARK).exists():
+            msg = f"{folder} holds files that were not made here; name another folder with --folder"
+            raise ConfigError(msg)
+        shutil.rmtree(folder)
+    (folder / "coordinator").mkdir(parents=True)
+    (folder / _MARK).write_text("`cloister demo` and `cloister simulate` replace this folder\n")
+    (folder / "coordinator" / "run.toml").write_bytes(text)
+    sites = tuple(settings.cohort.sizes)
+    if not set(sites) <= set(DECLARED_SIZES):
+        msg = f"{run}: [cohort.sizes] may name {', '.join(DECLARED_SIZES)}, the hospitals that have records here"
+        raise ConfigError(msg)
+    federation = Federation.create(folder, sites, consortium="demo")
+    federation.sign(settings)
+    patients = write_hospital_records(federation.paths)
+    terms = SiteTerms(tasks=(settings.task,))
+    if not limits:
+        terms = SiteTerms(tasks=(settings.task,), epsilon=inf, maximum_epsilon=inf, minimum_noise_multiplier=0.0)
+    return Study(federation, settings, terms, sum(patients.values()))
