@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.federations import SITES, FederationMaker
+from tests.federations import SITES, FederationMaker, share_keys
 
 
 @pytest.fixture(scope="session")
@@ -12,7 +12,9 @@ def federation_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A federation that has only its keys, to be copied."""
     from simulations.federation import Federation  # noqa: PLC0415
 
-    return Federation.create(tmp_path_factory.mktemp("keys") / "federation", SITES).folder
+    federation = Federation.create(tmp_path_factory.mktemp("keys") / "federation", SITES)
+    share_keys(federation)
+    return federation.folder
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from tests.federations import (
     FederationMaker,
     charges_of,
     context_of,
+    keys_of,
     models_of,
     node_of,
     restart,
@@ -76,7 +77,8 @@ def plan_of(federation: Federation, **changes: object) -> RoundPlan:
         attempt=1,
         cohort=tuple(sorted(SITES)),
         roster_version=manifest.roster_version,
-        key_epoch=manifest.key_epoch,
+        epoch=1,
+        keys=keys_of(federation, SITE).fingerprint,
         minimum_cohort=3,
         deadline=time.time() + 60,
         base_model=model,
@@ -192,7 +194,8 @@ def test_a_crash_after_the_charge_is_charged_once_more_at_most(
         ({"minimum_cohort": 2}, "may be smaller than the 3"),
         ({"cohort": ("north", "south")}, "may be smaller than the 3"),
         ({"roster_version": 2}, "roster version"),
-        ({"key_epoch": 2}, "key epoch"),
+        ({"epoch": 2}, "has those of epoch 1"),
+        ({"keys": "0" * 64}, "is planned with keys 000000000000 of epoch 1"),
         ({"deadline": 1.0}, "its deadline has passed"),
         ({"base_model": NOWHERE}, "has another model than round 1 starts from"),
     ],
@@ -216,7 +219,7 @@ def _altered(document: bytes) -> bytes:
 
 def _by_a_stranger(document: bytes) -> bytes:
     del document
-    return sign_manifest(SETTINGS, Ed25519PrivateKey.generate(), key_epoch=1, roster_version=1).to_bytes()
+    return sign_manifest(SETTINGS, Ed25519PrivateKey.generate(), roster_version=1).to_bytes()
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,9 @@ def _written(federation: Federation) -> dict[Path, bytes]:
 
 
 def _site_secrets(federation: Federation) -> list[bytes]:
-    secrets = {(federation.paths[site] / "keys" / "epoch-1.key").read_bytes() for site in SITES}
+    secrets = {file.read_bytes() for site in SITES for file in federation.paths[site].glob("keys/epochs/*.key")}
+    assert secrets
+    secrets |= {(federation.paths[site] / "keys" / "sealing.key").read_bytes() for site in SITES}
     for site in SITES:
         for name in ("signing.key", "tls.key"):
             key = load_pem_private_key((federation.paths[site] / "keys" / name).read_bytes(), password=None)

@@ -21,7 +21,8 @@ contributions = st.lists(st.builds(Contribution, blobs, blobs, blobs), max_size=
 sums = st.builds(EncryptedSum, blobs, contributions, blobs)
 updates = st.builds(SignedUpdate, blobs, blobs, blobs)
 reports = st.dictionaries(names, st.floats(allow_nan=False), max_size=3)
-readinesses = st.builds(Readiness, names, names, st.integers(-(2**63), 2**63 - 1), names, blobs)
+integers = st.integers(-(2**63), 2**63 - 1)
+readinesses = st.builds(Readiness, names, names, integers, names, integers, names, integers, blobs)
 
 READERS: dict[str, Callable[[RecordDict], object]] = {
     "manifest": messages.read_manifest,
