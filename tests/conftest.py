@@ -1,16 +1,32 @@
-"""Fixtures that several rooms' tests share."""
+"""What several rooms' tests share."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from tests.federations import SITES, FederationMaker, share_keys
+if TYPE_CHECKING:
+    from tests.federations import FederationMaker  # loads torch, which most tests have no use for
+
+# On a busy machine any example may take long; pytest's timeout is what ends a test that hangs.
+settings.register_profile("cloister", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cloister")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a group's tests on one worker: xdist 3.8 marks them in a field that pytest 9.2 ignores (its issue 1386)."""
+    for item in items:
+        marked = vars(item).get("_nodeid", item.nodeid)
+        if marked != item.nodeid:
+            item._id = type(item.id).parse(marked)
 
 
 @pytest.fixture(scope="session")
 def federation_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A federation that has only its keys, to be copied."""
-    from simulations.federation import Federation  # noqa: PLC0415
+    from tests.federations import SITES, Federation, share_keys  # noqa: PLC0415
 
     federation = Federation.create(tmp_path_factory.mktemp("keys") / "federation", SITES)
     share_keys(federation)
@@ -18,6 +34,8 @@ def federation_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_federation(federation_keys: Path, tmp_path: Path) -> FederationMaker:
+def make_federation(federation_keys: Path, tmp_path: Path) -> "FederationMaker":
     """Makes federations in the test's own folder."""
+    from tests.federations import FederationMaker  # noqa: PLC0415
+
     return FederationMaker(federation_keys, tmp_path)

@@ -1,12 +1,20 @@
 """Small federations for tests: real keys, certificates, records and settings, and runs with any nodes one likes."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from math import inf
 from pathlib import Path
 from shutil import copytree
+from threading import Event
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from flwr.app import Context, Message, RecordDict
 
 from client.app import app as client_app
@@ -23,6 +31,7 @@ from simulations.results import journal_path, read_events
 from tests import studies
 from transport.channel import TlsFiles
 from transport.flower import SERVER_NODE, quieten
+from transport.pki import Authority, certificate_pem, key_pem, read_certificate
 
 SITES = ("north", "south", "east", "west")
 SIZES = {"north": 20, "south": 20, "east": 10, "west": 10}
@@ -171,3 +180,46 @@ def charges_of(federation: Federation, site: str) -> int:
     """How many releases stand in a site's ledger."""
     lines = [line for file in (federation.paths[site] / "ledger").glob("*") for line in file.read_text().splitlines()]
     return sum('"steps"' in line for line in lines)
+
+
+def authority_of(federation: Federation) -> Authority:
+    folder = federation.folder / "coordinator"
+    key = load_pem_private_key((folder / "authority.key").read_bytes(), password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return Authority(key, read_certificate(folder / "authority.pem"))
+
+
+def certify(folder: Path, authority: Authority, *, name: str, days: float, server: bool) -> TlsFiles:
+    """Certify a new key, for so many days from now, or until so many days ago."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    use = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(authority.certificate.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=10))
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(authority.key, hashes.SHA256())
+    )
+    folder.mkdir(parents=True)
+    files = TlsFiles(folder / "authority.pem", folder / "tls.pem", folder / "tls.key")
+    for path, data in zip(
+        (files.authority, files.certificate, files.key),
+        (certificate_pem(authority.certificate), certificate_pem(certificate), key_pem(key)),
+        strict=True,
+    ):
+        path.write_bytes(data)
+    return files
+
+
+def await_condition(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Return once it holds; fail if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        Event().wait(0.01)

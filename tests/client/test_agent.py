@@ -26,6 +26,8 @@ from tests.federations import (
     SETTINGS,
     TERMS,
     FederationMaker,
+    authority_of,
+    await_condition,
     charges_of,
     node_of,
     roster_of,
@@ -33,8 +35,6 @@ from tests.federations import (
     task_name,
     tls_of,
 )
-from tests.transport.test_channel import authority_of
-from tests.transport.test_grids import await_condition
 from transport.contents import pack_query, pack_train, read_readiness
 from transport.flower import instruction, stamp
 from transport.parcel import decode_reply, encode

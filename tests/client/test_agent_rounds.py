@@ -318,7 +318,7 @@ def _cut(total: EncryptedSum) -> EncryptedSum:
     return replace(total, c0=total.c0[:-15])
 
 
-@pytest.mark.parametrize("change", [_with_one_twice, _with_other_seeds, _of_two, _of_nothing])
+@pytest.mark.parametrize("change", [_with_one_twice, _with_other_seeds, _of_two, _of_nothing, _cut])
 def test_a_sum_of_other_contributions_is_refused_and_the_genuine_one_opens(
     federation: Federation, total: EncryptedSum, change: Callable[[EncryptedSum], EncryptedSum]
 ) -> None:
@@ -327,7 +327,7 @@ def test_a_sum_of_other_contributions_is_refused_and_the_genuine_one_opens(
     assert deliver(federation, total).has_content()
 
 
-@pytest.mark.parametrize("change", [_without_one, _with_noise, _cut])
+@pytest.mark.parametrize("change", [_without_one, _with_noise])
 def test_a_sum_that_does_not_decrypt_to_one_is_refused_and_so_is_every_other_of_its_plan(
     federation: Federation, total: EncryptedSum, change: Callable[[EncryptedSum], EncryptedSum]
 ) -> None:
@@ -336,7 +336,6 @@ def test_a_sum_that_does_not_decrypt_to_one_is_refused_and_so_is_every_other_of_
     assert models_of(federation) == {}
 
 
-@pytest.mark.xfail(reason="sums carry no tag yet, see docs/threat-model.md", strict=True)
 def test_a_sum_to_which_the_server_added_a_number_of_its_own_is_opened_by_nobody(
     federation: Federation, total: EncryptedSum
 ) -> None:

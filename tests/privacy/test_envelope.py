@@ -24,15 +24,14 @@ from privacy.summation import EncryptedSum, RunningSum, check_sum
 from privacy.update import Update
 from tests.privacy.consortium import (
     CHARGE,
+    KEYS,
     MODEL,
     PARAMETERS,
     SITES,
     SIZES,
     Round,
     contribution,
-    KEYS,
     decryption_key,
-    tag_key,
     encrypt,
     few,
     header_of,
@@ -45,6 +44,7 @@ from tests.privacy.consortium import (
     resigned,
     run_settings,
     signing_key,
+    tag_key,
 )
 
 if TYPE_CHECKING:

@@ -45,6 +45,7 @@ from tests.federations import (
     SITES,
     TERMS,
     FederationMaker,
+    await_condition,
     charges_of,
     roster_of,
     rounds_of,
@@ -53,7 +54,6 @@ from tests.federations import (
     with_deadline,
 )
 from tests.studies import HOLD, HOLD_LOADING, HOLD_SPARE, MET, SPARE, Held
-from tests.transport.test_grids import await_condition
 from transport.contents import sum_from_arrays
 from transport.parcel import decode_arrays
 

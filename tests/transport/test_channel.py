@@ -6,21 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Thread
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
     PrivateFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from client.exchange import Exchange
 from privacy.errors import AuthenticityError, CloisterError, KeyFileError, MalformedError, UnreachableError
@@ -28,9 +23,8 @@ from server.hub import Hub
 from server.mailboxes import Mailboxes
 from server.settings import read_consortium
 from simulations.federation import Federation
-from tests.federations import tls_of
+from tests.federations import authority_of, certify, tls_of
 from transport.channel import PROBE_SECONDS, TlsFiles, probe, split_address
-from transport.pki import Authority, certificate_pem, key_pem, read_certificate
 
 SITES = ("north", "south")
 WITHIN = 5.0  # seconds
@@ -61,41 +55,6 @@ def _hub(federation: Federation, tls: TlsFiles) -> Iterator[str]:
         yield f"localhost:{hub.start('localhost:0', tls)}"
     finally:
         hub.stop(grace=0)
-
-
-def authority_of(federation: Federation) -> Authority:
-    folder = federation.folder / "coordinator"
-    key = load_pem_private_key((folder / "authority.key").read_bytes(), password=None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return Authority(key, read_certificate(folder / "authority.pem"))
-
-
-def certify(folder: Path, authority: Authority, *, name: str, days: float, server: bool) -> TlsFiles:
-    """Certify a new key, for so many days from now, or until so many days ago."""
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    use = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-        .issuer_name(authority.certificate.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=10))
-        .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(authority.key, hashes.SHA256())
-    )
-    folder.mkdir(parents=True)
-    files = TlsFiles(folder / "authority.pem", folder / "tls.pem", folder / "tls.key")
-    for path, data in zip(
-        (files.authority, files.certificate, files.key),
-        (certificate_pem(authority.certificate), certificate_pem(certificate), key_pem(key)),
-        strict=True,
-    ):
-        path.write_bytes(data)
-    return files
 
 
 def complaint(address: str, files: TlsFiles, kind: type[CloisterError], seconds: float = PROBE_SECONDS) -> str:

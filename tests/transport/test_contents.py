@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import MalformedError
 from privacy.summation import EncryptedSum
-from tests.transport.test_parcel import contents, names
+from tests.transport.records import contents, names
 from transport import contents as messages
 from transport.contents import Readiness
 

@@ -3,16 +3,15 @@
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from math import inf, nan
 from pathlib import Path
 from threading import Event, Thread
 from uuid import uuid4
 
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from typing_extensions import override
 
@@ -25,7 +24,8 @@ from server.mailboxes import Mailboxes
 from server.settings import read_consortium
 from simulations.federation import Federation
 from simulations.inline import InlineGrid
-from tests.federations import tls_of
+from tests.federations import await_condition, tls_of
+from tests.transport.records import everything, spelled
 from transport.flower import reply
 from transport.grid import ReplyGrid
 
@@ -303,14 +303,6 @@ class TestGrpcGrid(GridContract):
             assert len(list(replies)) == 2
 
 
-def await_condition(holds: Callable[[], bool], seconds: float = LONG) -> None:
-    """Return once it holds; fail if it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        Event().wait(0.01)
-
-
 @contextmanager
 def _work() -> Iterator[tuple[str, Work]]:
     """Name a piece of work that takes as long as the test says."""
@@ -332,59 +324,3 @@ def _message(number: int, kind: str = MessageType.TRAIN, content: RecordDict | N
 
 def _slow(number: int, name: str, seconds: float = LONG) -> Message:
     return _message(number, "train.work", RecordDict({"work": ConfigRecord({"name": name, "seconds": seconds})}))
-
-
-def everything() -> RecordDict:
-    """One of every kind of value that Flower's records may hold."""
-    return RecordDict(
-        {
-            "arrays": ArrayRecord(
-                {
-                    "z": Array("float32", (2, 3), "numpy.ndarray", bytes(24)),
-                    "a": Array("uint8", (0,), "x", b""),
-                    "scalar": Array("int64", (), "", b"12345678"),
-                }
-            ),
-            "no arrays": ArrayRecord(),
-            "metrics": MetricRecord(
-                {
-                    "int": -(2**63),
-                    "float": 0.1,
-                    "nan": nan,
-                    "inf": [inf, -inf, -0.0, 5e-324],
-                    "ints": [1, -1],
-                    "none": [],
-                }
-            ),
-            "no metrics": MetricRecord(),
-            "configs": ConfigRecord(
-                {
-                    "true": True,
-                    "one": 1,
-                    "float": 1.0,
-                    "text": "1",
-                    "bytes": b"1",
-                    "trues": [True, False],
-                    "ones": [1, 0],
-                    "floats": [1.0, 0.0],
-                    "texts": ["", "ü"],
-                    "blobs": [b"", b"\0"],
-                    "no text": "",
-                    "no bytes": b"",
-                    "false": False,
-                    "zero": 0,
-                    "none": [],
-                    "": 2**63 - 1,
-                }
-            ),
-            "": ConfigRecord(),
-        }
-    )
-
-
-def spelled(content: RecordDict) -> list[tuple[str, str, Sequence[tuple[str, str]]]]:
-    """Write records out, so that True and 1, 1 and 1.0, and two NaNs can be compared."""
-    return [
-        (name, type(record).__name__, sorted((key, repr(value)) for key, value in record.items()))
-        for name, record in sorted(content.items())
-    ]

@@ -6,40 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 from google.protobuf.message import Message as Proto
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from privacy.errors import CloisterError, MalformedError
-from tests.transport.test_grids import everything, spelled
+from tests.transport.records import array_records, contents, everything, floats, integers, names, spelled
 from transport import cloister_pb2 as pb
 from transport.flower import instruction, reply, stamp
 from transport.parcel import decode_arrays, decode_instruction, decode_reply, encode, encode_arrays
 
 RUN, NODE = 7, 12
-
-names = st.text(max_size=8)
-integers = st.integers(-(2**63), 2**63 - 1)
-floats = st.floats()
-numbers = [integers, floats]
-scalars = [*numbers, st.booleans(), names, st.binary(max_size=16)]
-arrays = st.builds(
-    Array, names, st.lists(integers, max_size=3).map(tuple), names, st.binary(max_size=64)
-)  # fmt: skip
-array_records = st.dictionaries(names, arrays, max_size=3).map(
-    lambda given: ArrayRecord(given) if given else ArrayRecord()
-)
-
-
-def _values(kinds: list[st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    each = st.one_of(*kinds, *(st.lists(kind, max_size=3) for kind in kinds))
-    return st.dictionaries(names, each, max_size=4)
-
-
-metric_records = _values(numbers).map(MetricRecord)
-config_records = _values(scalars).map(ConfigRecord)
-contents = st.dictionaries(names, st.one_of(array_records, metric_records, config_records), max_size=4).map(RecordDict)
 
 
 def ask(content: RecordDict | None = None, **changes: Any) -> Message:  # noqa: ANN401 - of several types
