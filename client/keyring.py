@@ -29,7 +29,11 @@ class Keyring:
         for path in sorted(self._folder.glob("*.key")):
             if (name := _NAME.fullmatch(path.name)) is None:
                 continue
-            keys = EpochKeys.from_bytes(path.read_bytes())
+            try:
+                keys = EpochKeys.from_bytes(path.read_bytes())
+            except KeyFileError as error:
+                msg = f"{path}: {error}"
+                raise KeyFileError(msg) from error
             if keys.epoch != int(name[1]):
                 msg = f"{path}: these are the keys of epoch {keys.epoch}; restore the file from the site's backup"
                 raise KeyFileError(msg)

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 KIND = "epoch"
 _SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 _MLKEM_SEED, _MLKEM_PUBLIC, _X25519 = 64, 1184, 32
+_DIGEST_BYTES = 32
 
 
 class SealingKey:
@@ -102,10 +103,10 @@ def seal(public: str, payload: bytes, info: bytes) -> bytes:
             MLKEM768PublicKey.from_public_bytes(both[:_MLKEM_PUBLIC]),
             X25519PublicKey.from_public_bytes(both[_MLKEM_PUBLIC:]),
         )
+        return _SUITE.encrypt(payload, key, info=info)
     except ValueError as error:
         msg = f"the roster lists an unusable sealing key ({error}); ask the coordinator for a new roster"
         raise MalformedError(msg) from error
-    return _SUITE.encrypt(payload, key, info=info)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +125,9 @@ class EpochKeys:
         return cls(epoch, DecryptionKey.generate(), TagKey(secret), secret)
 
     def to_bytes(self) -> bytes:
-        """Return epoch, tag key and decryption key."""
-        return self.epoch.to_bytes(8, "big") + self.secret + self.decryption.to_bytes()
+        """Return epoch, tag key and decryption key, then their SHA-256: any 32 bytes would pass for a tag key."""
+        data = self.epoch.to_bytes(8, "big") + self.secret + self.decryption.to_bytes()
+        return data + sha256(data).digest()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -134,6 +136,10 @@ class EpochKeys:
         Raises:
             KeyFileError: if `data` holds no such keys.
         """
+        data, said = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+        if sha256(data).digest() != said:
+            msg = "an epoch's keys are damaged; restore them from the site's backup"
+            raise KeyFileError(msg)
         secret = data[8 : 8 + KEY_BYTES]
         decryption = DecryptionKey.from_bytes(data[8 + KEY_BYTES :])
         return cls(int.from_bytes(data[:8], "big"), decryption, TagKey(secret), secret)

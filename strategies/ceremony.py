@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LEAD, ACCEPT = "query.lead", "query.accept"
 _SECONDS = 30.0
+_NUMBERS = 1 << 40  # no consortium comes so far; a site that says it has seen a higher epoch is not believed
 
 
 class Ceremony:
@@ -77,7 +78,8 @@ class Ceremony:
 
     def _lead(self, grid: Grid, leader: str) -> None:
         # One more than any site has seen, whether or not for this roster: epochs never go back.
-        epoch = max([*self._members.latest.values(), self._letters.latest, 0]) + 1
+        seen = [*self._members.latest.values(), self._letters.latest, 0]
+        epoch = max(each for each in seen if each < _NUMBERS) + 1
         reply = self._ask(grid, leader, LEAD, pack_lead(epoch))
         if reply is None:
             msg = "it did not answer when asked to lead"
@@ -96,8 +98,11 @@ class Ceremony:
                 self._members.latest.get(site, 0), self._members.roster.version, site
             ):
                 reply = self._ask(grid, site, ACCEPT, pack_letter(leader, letter))
-                if reply is not None:
-                    self._note(site, *read_keys(reply))
+                try:
+                    if reply is not None:
+                        self._note(site, *read_keys(reply))
+                except CloisterError as error:  # its own affair: the others go on
+                    self._members.problems[site] = str(error)
 
     def _note(self, site: str, epoch: int, fingerprint: str) -> None:
         self._members.keys[site] = epoch, fingerprint

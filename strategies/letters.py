@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-_NAME = re.compile(r"(\d{6,})-roster-(\d+)-(.+)-to-(.+)\.letter")
+_NAME = re.compile(r"(\d{6,})-roster-(\d+)-(.+)_to_(.+)\.letter")  # no site's name has underscores
 
 
 class Letters:
@@ -28,7 +28,7 @@ class Letters:
     def keep(self, epoch: int, roster: int, leader: str, letters: Mapping[str, bytes]) -> None:
         """Store a new epoch's letters before any is delivered."""
         for site, letter in letters.items():
-            write_atomically(self._folder / f"{epoch:06d}-roster-{roster}-{leader}-to-{site}.letter", letter)
+            write_atomically(self._folder / f"{epoch:06d}-roster-{roster}-{leader}_to_{site}.letter", letter)
 
     def after(self, epoch: int, roster: int, site: str) -> list[tuple[str, bytes]]:
         """Return leader and letter of every later epoch of this roster, oldest first, that was sealed to a site."""
@@ -39,6 +39,6 @@ class Letters:
         ]
 
     def _all(self) -> Iterator[tuple[int, int, str, str, Path]]:
-        for path in sorted(self._folder.glob("*.letter")):
-            if name := _NAME.fullmatch(path.name):
-                yield int(name[1]), int(name[2]), name[3], name[4], path
+        found = [(name, path) for path in self._folder.glob("*.letter") if (name := _NAME.fullmatch(path.name))]
+        for name, path in sorted(found, key=lambda each: (int(each[0][1]), each[1])):
+            yield int(name[1]), int(name[2]), name[3], name[4], path

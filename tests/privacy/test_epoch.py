@@ -8,6 +8,7 @@ from base64 import b64decode, b64encode
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +29,7 @@ SITES = ("north", "south", "west")
 
 @cache
 def sealing_key(site: str) -> SealingKey:
+    del site  # each has its own
     return SealingKey.generate()
 
 
@@ -104,8 +106,8 @@ def test_no_other_site_and_no_stranger_opens_a_letter() -> None:
 
 def test_keys_sealed_to_a_substituted_recipient_key_do_not_open() -> None:
     mallory = SealingKey.generate()
-    forged = roster_of("north", "west")
-    forged = replace(forged, members=(*forged.members, replace(roster().member("south"), sealing_key=mallory.public)))
+    members = (replace(each, sealing_key=mallory.public) if each.site == "south" else each for each in roster().members)
+    forged = replace(roster(), members=tuple(members))
     letter = write_letters(keys(), forged, "north", signing_key("north"))["south"]
     with pytest.raises(AuthenticityError, match="does not open"):
         read(letter)
@@ -167,7 +169,15 @@ def test_a_leader_that_names_other_keys_than_it_sealed_is_refused(named: dict[st
         read(signed(payload | {"sealed": b64encode(sealed).decode()}))
 
 
-@pytest.mark.parametrize("sealed_bytes", [b"", b"x" * 40, bytes(40 + 8 * 4096 + 32)], ids=len)
+def with_digest(data: bytes) -> bytes:
+    return data + sha256(data).digest()
+
+
+@pytest.mark.parametrize(
+    "sealed_bytes",
+    [b"", b"x" * 40, with_digest(b""), with_digest(bytes(8)), with_digest(bytes(40) + with_digest(b"\xff" * 32768))],
+    ids=len,
+)
 def test_sealed_rubbish_of_a_member_is_an_error_of_ours(sealed_bytes: bytes) -> None:
     payload = payload_of(letters()["south"])
     bound = [payload[name] for name in ("consortium", "roster", "epoch", "fingerprint", "leader", "recipient")]

@@ -1,4 +1,4 @@
-"""The sum's tag: exact arithmetic, honest sums pass, and whatever else a server could make of the updates is refused."""
+"""The sum's tag: exact arithmetic, honest sums pass, whatever else a server could make of updates is refused."""
 
 from __future__ import annotations
 
@@ -185,7 +185,9 @@ def test_two_hundred_random_changes_are_all_refused() -> None:
     for _ in range(200):
         noise = np.zeros_like(total)
         cells = generator.integers(1, total.size)
-        noise.reshape(-1)[generator.choice(total.size, cells, replace=False)] = generator.integers(1, T, cells, np.uint64)
+        noise.reshape(-1)[generator.choice(total.size, cells, replace=False)] = generator.integers(
+            1, T, cells, np.uint64
+        )
         assert refused(added(total, noise))
 
 
