@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.epochs import accept_letter, lead_epoch
 from client.round import accept, evaluate, get_ready, open_sum, train_round
 from client.site import Site, open_site
 from privacy.errors import CloisterError, ConfigError
 from transport.contents import (
+    pack_keys,
     pack_opened,
     pack_readiness,
     pack_update,
+    read_lead,
+    read_letter_from,
     read_manifest,
     read_sum,
     read_train,
@@ -70,6 +74,22 @@ def _answering(work: Callable[[Site, Message], RecordDict]) -> Callable[[Message
 def query(site: Site, message: Message) -> RecordDict:
     """Say whether this site takes part."""
     return pack_readiness(get_ready(site, read_manifest(message.content), message.metadata.dst_node_id))
+
+
+@app.query("lead")
+@_answering
+def lead(site: Site, message: Message) -> RecordDict:
+    """Make the keys of a new epoch and seal them to every member."""
+    keys, letters = lead_epoch(site, read_lead(message.content))
+    return pack_keys(keys.epoch, keys.fingerprint, letters)
+
+
+@app.query("accept")
+@_answering
+def accept_keys(site: Site, message: Message) -> RecordDict:
+    """Take the keys that another site made."""
+    keys = accept_letter(site, *read_letter_from(message.content))
+    return pack_keys(keys.epoch, keys.fingerprint)
 
 
 @app.train()

@@ -4,18 +4,18 @@
     2. check   the plan against the manifest, the manifest against the site's policy
     3. reserve the round's privacy spend, on disk, before any record is read
     4. train   with DP-SGD → Update → PrivateUpdate
-    5. encode  and encrypt → PackedUpdate → EncryptedUpdate
+    5. encode  tag and encrypt → PackedUpdate → TaggedUpdate → EncryptedUpdate
     6. sign    → SignedUpdate, stored before it is sent; a retry sends these very bytes
 
 and when the server has added all updates:
 
-    7. check   who contributed to the sum; decrypt it; apply the mean; keep the model and name its digest
+    7. check   who contributed to the sum; decrypt it; check its tag; apply the mean; keep the model and name its digest
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,8 +23,8 @@ import torch
 from client.checkpoint import Checkpoint
 from client.dpsgd import train
 from privacy.accounting import epsilon
-from privacy.envelope import check_sum, sign_update
-from privacy.errors import AuthenticityError, MalformedError, ProtocolError
+from privacy.envelope import sign_update
+from privacy.errors import AuthenticityError, CloisterError, ProtocolError
 from privacy.ledger import Release
 from privacy.manifest import open_manifest
 from privacy.packing import pack, unpack
@@ -32,6 +32,7 @@ from privacy.plan import check_plan, read_plan
 from privacy.policy import check_policy
 from privacy.randomness import Randomness
 from privacy.signing import sign
+from privacy.summation import check_sum
 from privacy.update import privatise
 from strategies.averaging import average
 from transport.contents import Readiness
@@ -40,11 +41,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from client.site import Site
-    from privacy.envelope import EncryptedSum, SignedUpdate
+    from privacy.envelope import SignedUpdate
+    from privacy.epoch import EpochKeys
     from privacy.manifest import Manifest
-    from privacy.packing import Packing
     from privacy.plan import RoundPlan
-    from privacy.update import Update
+    from privacy.summation import EncryptedSum
 
 log = logging.getLogger("cloister.agent")
 
@@ -63,13 +64,13 @@ def accept(site: Site, document: bytes) -> Accepted:
     Raises:
         AuthenticityError: if the coordinator did not sign it.
         RefusedError: if the policy does not allow it.
-        ProtocolError: if it is of another roster or key epoch than the site's.
+        ProtocolError: if it is for another roster than the site's.
     """
     manifest, run = open_manifest(document, site.roster.manifest_key)
-    if (manifest.roster_version, manifest.key_epoch) != (site.roster.version, site.roster.key_epoch):
+    if manifest.roster_version != site.roster.version:
         msg = (
-            f"the run is for roster {manifest.roster_version} and key epoch {manifest.key_epoch}, {site.name} has "
-            f"{site.roster.version} and {site.roster.key_epoch}; bring the older one up to date"
+            f"the run is for roster {manifest.roster_version}, {site.name} has {site.roster.version}; "
+            "bring the older one up to date"
         )
         raise ProtocolError(msg)
     check_policy(site.settings.policy, manifest, epsilon([manifest.run_cost], site.settings.budget.delta), site.name)
@@ -86,10 +87,19 @@ def get_ready(site: Site, document: bytes, node_id: int) -> Readiness:
     checkpoint = site.checkpoint(accepted.manifest, accepted.run)
     if accepted.run not in site.ledger.runs():  # later, each round is held against the budget by itself
         site.ledger.check_plan(accepted.manifest.run_cost, site.settings.limit)
-    model = checkpoint.model
-    signed = Readiness.signed_part(accepted.run, site.name, node_id, model.digest)
-    return Readiness(site.name, model.digest, model.vector.size, model.layout.digest,
-                     sign(site.signing_key, "readiness", signed))  # fmt: skip
+    model, keys = checkpoint.model, site.keyring.current(site.roster.version)
+    unsigned = Readiness(
+        site=site.name,
+        model=model.digest,
+        size=model.layout.size,
+        layout=model.layout.digest,
+        epoch=keys.epoch if keys else 0,
+        keys=keys.fingerprint if keys else "",
+        latest=site.keyring.latest,
+        signature=b"",
+    )
+    signature = sign(site.signing_key, "readiness", unsigned.signed_part(accepted.run, node_id))
+    return replace(unsigned, signature=signature)
 
 
 def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence[EncryptedSum]) -> SignedUpdate:
@@ -114,6 +124,7 @@ def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence
 
 
 def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> SignedUpdate:
+    keys = _current_keys(site, plan)
     release = Release(plan.run, plan.round, plan.attempt)
     charge = site.ledger.reserve(release, manifest.round_cost, site.settings.limit)
     study, settings = site.study(manifest.settings.task), manifest.settings
@@ -122,7 +133,7 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
     update = train(study.task, module, study.training, size, manifest, _randomness(manifest, site, plan, "training"))
     weight = manifest.weight(site.name)
     packed = pack(privatise(update, charge), weight, manifest.packing, _randomness(manifest, site, plan, "rounding"))
-    encrypted = site.decryption_key.encrypt(packed)
+    encrypted = keys.decryption.encrypt(keys.tag.tag(packed, plan, site.name))
     return sign_update(encrypted, plan, checkpoint.model, site.name, weight, site.signing_key)
 
 
@@ -134,7 +145,7 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
         AuthenticityError: if it is not the sum that it is said to be; no other of its plan is opened then.
     """
     manifest, run = accepted.manifest, accepted.run
-    plan, weights = check_sum(total, run, manifest, site.roster)
+    plan, contributors = check_sum(total, run, manifest, site.roster)
     checkpoint = site.checkpoint(manifest, run)
     if plan.round <= checkpoint.round:
         return checkpoint
@@ -144,9 +155,12 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     if plan.digest in site.refused_sums:
         msg = f"{site.name} has refused a sum of round {plan.round} before; it opens no other of that plan"
         raise ProtocolError(msg)
+    keys = site.keyring.find(plan.keys)
     try:
-        mean = _decrypt(site, total, weights, manifest.packing, checkpoint.model.layout.size)
-    except MalformedError as error:
+        coefficients = keys.decryption.decrypt_sum(total.c0, [part.seeds for part in total.contributions])
+        keys.tag.check(coefficients, plan, contributors)
+        mean = unpack(coefficients, checkpoint.model.layout.size, list(contributors.values()), manifest.packing)
+    except CloisterError as error:
         # The server learns that the sum was refused, once, and nothing about why: the reason would tell of plaintexts.
         site.refused_sums.add(plan.digest)
         log.warning("round %d: %s", plan.round, error)
@@ -155,11 +169,6 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     opened = Checkpoint(run, plan.round, average(checkpoint.model, mean))
     site.checkpoints.save(manifest.settings.name, opened)
     return opened
-
-
-def _decrypt(site: Site, total: EncryptedSum, weights: list[float], packing: Packing, size: int) -> Update:
-    seeds = [part.seeds for part in total.contributions]
-    return unpack(site.decryption_key.decrypt_sum(total.c0, seeds), size, weights, packing)
 
 
 def evaluate(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, float]:
@@ -175,6 +184,16 @@ def evaluate(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str
         found = {"loss": float(study.task.loss(outputs, targets)) * len(inputs)}
         found |= {name: float(values.sum()) for name, values in study.task.metrics(outputs, targets).items()}
     return {name: value for name, value in found.items() if name in shared} | {"records": float(len(inputs))}
+
+
+def _current_keys(site: Site, plan: RoundPlan) -> EpochKeys:
+    """Return the site's current keys, if the plan is for just those."""
+    keys = site.keyring.current(site.roster.version)
+    if keys is None or (keys.epoch, keys.fingerprint) != (plan.epoch, plan.keys):
+        has = f"those of epoch {keys.epoch}" if keys else "none for this roster"
+        msg = f"round {plan.round} is planned with keys {plan.keys[:12]} of epoch {plan.epoch}; {site.name} has {has}"
+        raise ProtocolError(msg)
+    return keys
 
 
 def _randomness(manifest: Manifest, site: Site, plan: RoundPlan, purpose: str) -> Randomness:

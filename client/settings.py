@@ -43,7 +43,8 @@ class Keys:
     tls_certificate: File = Path("keys/tls.pem")
     tls_key: File = Path("keys/tls.key")
     signing_key: File = Path("keys/signing.key")
-    decryption_key: File = Path("keys/epoch-1.key")
+    sealing_key: File = Path("keys/sealing.key")
+    epochs: File = Path("keys/epochs")  # the keys that sites share, one file an epoch
     roster: File = Path("keys/roster")
 
 

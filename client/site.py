@@ -10,11 +10,12 @@ import torch
 
 from client.checkpoint import Checkpoint, CheckpointStore
 from client.dpsgd import check_model
+from client.keyring import Keyring
 from client.outbox import Outbox
 from client.records import split_held_out
 from client.settings import read_site
 from client.task import import_task
-from privacy.encryption import DecryptionKey
+from privacy.epoch import SealingKey
 from privacy.errors import DataError, KeyFileError, TaskError
 from privacy.ledger import Ledger
 from privacy.roster import open_roster
@@ -43,6 +44,8 @@ class Site:
         keys = self.settings.keys
         self.name = self.settings.site
         self.signing_key: Ed25519PrivateKey = read_signing_key(place.path(keys.signing_key))
+        self.sealing_key = _read_sealing_key(place.path(keys.sealing_key))
+        self.keyring = Keyring(place.path(keys.epochs))
         self.roster: Roster = _read_roster(place)
         self.ledger = Ledger(
             place.folder / "ledger" / self.settings.data.lineage, self.name, self.settings.data.lineage
@@ -52,20 +55,10 @@ class Site:
         self.device = _device(self.settings.device)
         self.refused_sums: set[str] = set()  # digests of plans; one try each
         self._studies: dict[str, Study] = {}
-        listed = self.roster.member(self.name).signing_key
-        if self.signing_key.public_key().public_bytes_raw().hex() != listed:
-            msg = f"{place.path(keys.signing_key)}: the roster lists another signing key for {self.name}; join again"
+        listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
+        if (own, self.sealing_key.public) != (listed.signing_key, listed.sealing_key):
+            msg = f"{place.path(keys.roster)} lists other keys for {self.name} than this site has; join again"
             raise KeyFileError(msg)
-
-    @cached_property
-    def decryption_key(self) -> DecryptionKey:
-        """The key of the current epoch."""
-        path = self.place.path(self.settings.keys.decryption_key)
-        try:
-            return DecryptionKey.from_bytes(path.read_bytes())
-        except OSError as error:
-            msg = f"{path}: {error.strerror}; restore the decryption key from the site's backup"
-            raise KeyFileError(msg) from error
 
     def study(self, task: str) -> Study:
         """Return a task with this site's records, read once.
@@ -177,6 +170,14 @@ def _device(wanted: str) -> torch.device:
         msg = 'this machine has no usable CUDA device; set device = "auto" or "cpu" in site.toml'
         raise TaskError(msg)
     return torch.device(wanted)
+
+
+def _read_sealing_key(path: Path) -> SealingKey:
+    try:
+        return SealingKey(path.read_bytes())
+    except OSError as error:
+        msg = f"{path}: {error.strerror}; restore the sealing key from the site's backup"
+        raise KeyFileError(msg) from error
 
 
 def _read_roster(place: SiteFolder) -> Roster:

@@ -92,13 +92,14 @@ def sign(
 def server(
     consortium: Annotated[Path, typer.Argument(help="consortium.toml, or the folder that holds it.")],
     manifest: Annotated[Path, typer.Argument(help="The signed run.")],
+    new_epoch: Annotated[bool, typer.Option("--new-epoch", help="Have the sites make new keys first.")] = False,
 ) -> None:
     """Run the aggregation server until the run is over. It holds no key that opens anything."""
     from server.process import serve  # noqa: PLC0415 - sites need no server
 
     with RoundTable(make_console(json=False)) as table:
         listen(table)
-        serve(consortium, manifest, lambda port: typer.echo(f"listening on port {port}"))
+        serve(consortium, manifest, lambda port: typer.echo(f"listening on port {port}"), new_epoch=new_epoch)
 
 
 @app.command(epilog="Example:  cloister agent north")

@@ -31,7 +31,7 @@ def sign_run(run: Path, coordinator: Path, roster: Path, out: Path) -> dict[str,
     for site in settings.cohort.sizes:
         members.member(site)
     key = read_signing_key(coordinator / "signing.key")
-    document = sign_manifest(settings, key, key_epoch=members.key_epoch, roster_version=members.version)
+    document = sign_manifest(settings, key, roster_version=members.version)
     manifest, digest = open_manifest(document.to_bytes(), members.manifest_key)  # is this key the roster's?
     write_atomically(out, document.to_bytes())
     return {

@@ -63,6 +63,8 @@ class RoundTable:
             self._bar.update(self._task, total=event["rounds"], description="rounds")
             limit = f" of {self._budget:g}" if self._budget else ""
             self._print(_ROW.format("round", "sites", "loss", "accuracy", f"ε spent{limit}", "sent", "time"), "bold")
+        elif event["event"] == "epoch":
+            self._print(f"       keys of epoch {event['epoch']}: made at {event['leader']}, sealed to every site", "")
         elif event["event"] == "round":
             self._show_round(event)
             self._bar.advance(self._task)

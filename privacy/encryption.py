@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from privacy.ledger import Charge
-    from privacy.update import PackedUpdate
+    from privacy.tag import TaggedUpdate
 
 _HEADER = struct.Struct("<HBBBBHQ")  # magic, header size, major, minor, compression, reserved, total size
 _ZSTD = 2
@@ -197,8 +197,8 @@ class DecryptionKey:
     def _decryptor(self) -> Any:  # noqa: ANN401
         return seal.Decryptor(self._binding().context, self._secret)
 
-    def encrypt(self, update: PackedUpdate) -> EncryptedUpdate:
-        """Encrypt a packed update; each ciphertext under fresh randomness from SEAL's own generator."""
+    def encrypt(self, update: TaggedUpdate) -> EncryptedUpdate:
+        """Encrypt a tagged update; each ciphertext under fresh randomness from SEAL's own generator."""
         binding = self._binding()
         c0, seeds = bytearray(), bytearray()
         for row in update.coefficients:

@@ -36,7 +36,7 @@ class UpdateHeader:
     attempt: int
     plan: Hex32  # digest of the round's plan: cohort, deadline, minimum
     roster_version: int
-    key_epoch: int
+    keys: Hex32  # fingerprint of the epoch's keys
     base_model: Hex32
     layout: Hex32
     size: Annotated[int, Field(ge=1)]  # parameters
@@ -81,7 +81,7 @@ def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, man
         "attempt": plan.attempt,
         "plan": plan.digest,
         "roster_version": plan.roster_version,
-        "key_epoch": plan.key_epoch,
+        "keys": plan.keys,
         "base_model": plan.base_model,
         "weight": manifest.weight(site),
     }

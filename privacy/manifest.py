@@ -10,7 +10,7 @@ import json
 import secrets
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -110,7 +110,6 @@ class Manifest:
 
     settings: RunSettings
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    key_epoch: Annotated[int, Field(ge=1)]
     roster_version: Annotated[int, Field(ge=1)]
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]  # two runs of the same settings are two runs
     created: str
@@ -140,7 +139,7 @@ class Manifest:
         return Mechanism(self.noise_multiplier, training.sample_rate, steps)
 
 
-def sign_manifest(settings: RunSettings, key: PrivateKey, *, key_epoch: int, roster_version: int) -> SignedDocument:
+def sign_manifest(settings: RunSettings, key: PrivateKey, *, roster_version: int) -> SignedDocument:
     """Calibrate σ over the whole run and sign the result as the coordinator.
 
     Raises:
@@ -149,13 +148,20 @@ def sign_manifest(settings: RunSettings, key: PrivateKey, *, key_epoch: int, ros
     manifest = Manifest(
         settings=settings,
         noise_multiplier=_sigma(settings),
-        key_epoch=key_epoch,
         roster_version=roster_version,
         nonce=secrets.token_hex(8),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     payload = json.dumps(asdict(manifest), indent=1, sort_keys=True).encode()
     return SignedDocument.make(key, KIND, payload)
+
+
+class SignedRun(NamedTuple):
+    """A manifest that the coordinator signed."""
+
+    document: bytes  # as it travels
+    manifest: Manifest
+    digest: str  # the run's name
 
 
 def open_manifest(data: bytes, key: PublicKey) -> tuple[Manifest, str]:

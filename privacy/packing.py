@@ -7,7 +7,7 @@ error that differs at every decryption and is unsafe once results are shared (Li
 A coefficient has 48 bits: 3 fields of 16 (`compact`) or 2 of 24 (`precise`). With K sites at most, a field
 holds L = ⌊(2^B − 2)/K⌋ + 1 levels, so that K values add up to at most 2^B − 2: no field ever carries into the
 next, and every sum of coefficients stays below the plaintext modulus t. The last coefficient of each ciphertext
-is kept free.
+is kept for the sum's tag.
 
 For an update x of weight w, at most w_max:   u = (w·x/(bound·w_max) + 1)·(L − 1)/2,   field = ⌊u + U[0,1)⌋.
 Over K' contributors:   Σ w·x = (Σ field − K'(L − 1)/2)·2·bound·w_max/(L − 1).
@@ -155,7 +155,7 @@ def unpack(total: NDArray[np.uint64], size: int, weights: Sequence[float], packi
     mask = np.uint64((1 << packing.bits) - 1)
     blocks = np.stack([total[:, :_USABLE] >> np.uint64(packing.bits * k) & mask for k in range(packing.fields)], axis=1)
     fields, unused = np.split(blocks.reshape(-1), [size])
-    if int(fields.max(initial=0)) > contributors * top or unused.any() or total[:, _USABLE:].any():
+    if int(fields.max(initial=0)) > contributors * top or unused.any():
         msg = "the decrypted sum holds values that these contributors cannot have sent; it was altered"
         raise MalformedError(msg)
     centred = fields.astype(np.float64) - contributors * top / 2

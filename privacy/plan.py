@@ -29,7 +29,8 @@ class RoundPlan:
     attempt: Annotated[int, Field(ge=1)]
     cohort: Annotated[tuple[SiteName, ...], Field(min_length=1)]
     roster_version: int
-    key_epoch: int
+    epoch: Annotated[int, Field(ge=1)]
+    keys: Hex32  # fingerprint of the epoch's keys
     minimum_cohort: int
     deadline: Annotated[float, Field(allow_inf_nan=False)]  # seconds since 1970
     base_model: Hex32  # digest of the model that training starts from
@@ -79,8 +80,8 @@ def check_plan(plan: RoundPlan, manifest: Manifest, run: str, site: str) -> None
         wrong = "its cohort names sites twice, or sites that the manifest does not"
     elif plan.minimum_cohort < settings.cohort.minimum or len(plan.cohort) < plan.minimum_cohort:
         wrong = f"its cohort may be smaller than the {settings.cohort.minimum} sites that were signed"
-    elif (plan.roster_version, plan.key_epoch) != (manifest.roster_version, manifest.key_epoch):
-        wrong = "its roster version or key epoch is not the manifest's"
+    elif plan.roster_version != manifest.roster_version:
+        wrong = "its roster version is not the manifest's"
     elif plan.deadline < time.time():
         wrong = "its deadline has passed (or the clocks disagree)"
     if wrong:

@@ -35,6 +35,7 @@ class Member:
     site: SiteName
     tls_key: Hex32  # SHA-256 of the TLS certificate's public key (SubjectPublicKeyInfo)
     signing_key: Hex32  # Ed25519
+    sealing_key: str  # HPKE, MLKEM768-X25519, in base64: the keys of an epoch are sealed to it
 
     @property
     def node_id(self) -> int:
@@ -54,7 +55,6 @@ class Roster:
     consortium: str
     version: Annotated[int, Field(ge=1)]
     expires: Annotated[float, Field(allow_inf_nan=False)]  # seconds since 1970
-    key_epoch: Annotated[int, Field(ge=1)]
     coordinator_key: Hex32  # Ed25519: signs manifests
     members: Annotated[tuple[Member, ...], Field(min_length=1)]
     format: Literal[1] = 1

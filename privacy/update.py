@@ -1,7 +1,7 @@
 """The steps that an update passes through, each a type of its own.
 
-    Update → PrivateUpdate → PackedUpdate → EncryptedUpdate → SignedUpdate → (wire)
-           → VerifiedUpdate → EncryptedSum → Update
+    Update → PrivateUpdate → PackedUpdate → TaggedUpdate → EncryptedUpdate → SignedUpdate
+           → (wire) → VerifiedUpdate → EncryptedSum → Update
 
 Each arrow is one function that takes the one type and returns the next, so that the order of the protocol is
 a type error to break: what was not charged to the ledger cannot be packed, what was not packed cannot be

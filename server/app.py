@@ -1,7 +1,8 @@
 """The aggregation server as a Flower `ServerApp`. The same app runs under every engine.
 
 It finds its settings in the run's configuration: `consortium` (the path of `consortium.toml`) and `manifest` (the
-signed run). It holds no key that opens anything, and it runs where neither torch nor TenSEAL is installed.
+signed run); with `new-epoch`, the sites make new keys first. It holds no key that opens anything, and it runs where
+neither torch nor TenSEAL is installed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from privacy.errors import CloisterError, ConfigError, RunError
 from server.settings import read_consortium, read_run
 from strategies.fedavg import EncryptedFedAvg
 from strategies.journal import Journal
+from strategies.letters import Letters
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -37,19 +39,21 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigError(msg)
     place = read_consortium(Path(consortium))
     roster = place.roster()
-    document, manifest, run = read_run(Path(manifest_path), roster)
-    settings = manifest.settings
-    journal = Journal(place.folder / place.settings.runs / f"{settings.name}-{run[:8]}")
+    run = read_run(Path(manifest_path), roster)
+    settings = run.manifest.settings
+    journal = Journal(place.folder / place.settings.runs / f"{settings.name}-{run.digest[:8]}")
     journal.record(
         "started",
-        run=run,
+        run=run.digest,
         name=settings.name,
         rounds=settings.rounds,
         sites=list(settings.cohort.sizes),
-        noise_multiplier=manifest.noise_multiplier,
+        noise_multiplier=run.manifest.noise_multiplier,
         profile=settings.encryption.profile,
     )
-    strategy = EncryptedFedAvg(document, manifest, run, roster, journal)
+    letters = Letters(place.folder / place.settings.epochs)
+    new_epoch = bool(context.run_config.get("new-epoch"))
+    strategy = EncryptedFedAvg(run, roster, journal, letters, new_epoch=new_epoch)
     try:
         strategy.start(grid, ArrayRecord(), settings.rounds, timeout=settings.cohort.round_deadline_seconds)
         if not strategy.released:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def serve(consortium: Path, manifest: Path, listening: Callable[[int], None]) -> None:
+def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *, new_epoch: bool = False) -> None:
     """Serve one run to its end; `listening` is told the port.
 
     Raises:
@@ -27,8 +27,7 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None]) ->
     quieten()
     place = read_consortium(consortium)
     roster = place.roster()
-    _, _, run = read_run(manifest, roster)
-    run_id = int(run[:15], 16)
+    run_id = int(read_run(manifest, roster).digest[:15], 16)
     mailboxes = Mailboxes({member.node_id for member in roster.members})
     hub = Hub(roster, mailboxes, place.settings.max_update_megabytes << 20)
     listening(hub.start(place.settings.listen, place.tls))
@@ -38,7 +37,7 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None]) ->
             node_id=SERVER_NODE,
             node_config={},
             state=RecordDict(),
-            run_config={"consortium": str(consortium), "manifest": str(manifest)},
+            run_config={"consortium": str(consortium), "manifest": str(manifest), "new-epoch": new_epoch},
         )
         app(GrpcGrid(run_id, mailboxes), context)
     finally:

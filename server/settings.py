@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT, read_toml
 from privacy.errors import ConfigError, KeyFileError
-from privacy.manifest import Manifest, open_manifest
+from privacy.manifest import SignedRun, open_manifest
 from privacy.roster import Roster, open_roster
 from transport.channel import TlsFiles
 from transport.pki import read_authority_key
@@ -29,6 +29,7 @@ class ConsortiumSettings:
     tls_key: File = Path("tls.key")
     roster: File = Path("roster")
     runs: File = Path("runs")  # the server's record of its runs
+    epochs: File = Path("epochs")  # letters with the epochs' keys, sealed to the sites
     max_update_megabytes: Annotated[int, Field(ge=1)] = 1024
 
 
@@ -73,15 +74,15 @@ def read_consortium(path: Path) -> ServerFolder:
     return ServerFolder(file.resolve().parent, read_toml(file, ConsortiumSettings))
 
 
-def read_run(path: Path, roster: Roster) -> tuple[bytes, Manifest, str]:
-    """Read a signed manifest; return its bytes, its content and the run's name.
+def read_run(path: Path, roster: Roster) -> SignedRun:
+    """Read a signed manifest.
 
     Raises:
         AuthenticityError: if the coordinator did not sign it.
         KeyFileError: if there is no such file.
     """
     document = _read(path, "`cloister sign RUN.toml` makes one")
-    return document, *open_manifest(document, roster.manifest_key)
+    return SignedRun(document, *open_manifest(document, roster.manifest_key))
 
 
 def _read(path: Path, hint: str) -> bytes:

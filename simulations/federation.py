@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from privacy.encryption import DecryptionKey
+from privacy.epoch import SealingKey
 from privacy.manifest import RunSettings, sign_manifest
 from privacy.roster import Member, Roster, sign_roster
 from privacy.storage import write_atomically
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ROSTER_DAYS = 90
-_EPOCH = 1
 
 
 @dataclass(frozen=True)
@@ -82,18 +81,18 @@ class Federation:
         _write(folder / "coordinator", {
             "authority.pem": ca, "authority.key": key_pem(authority.key), "signing.key": key_pem(coordinator)
         })  # fmt: skip
-        secret = DecryptionKey.generate().to_bytes()
         members = []
         for site, path in federation.paths.items():
             tls, signing = ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
             certificate = authority.issue_site(site, tls.public_key())
-            members.append(Member(site, public_key_digest(certificate), signing.public_key().public_bytes_raw().hex()))
+            sealing, public = SealingKey.generate(), signing.public_key().public_bytes_raw().hex()
+            members.append(Member(site, public_key_digest(certificate), public, sealing.public))
             _write(path / "keys", {
                 "authority.pem": ca, "tls.pem": certificate_pem(certificate), "tls.key": key_pem(tls),
-                "signing.key": key_pem(signing), f"epoch-{_EPOCH}.key": secret,
+                "signing.key": key_pem(signing), "sealing.key": sealing.to_bytes(),
             })  # fmt: skip
         public = coordinator.public_key().public_bytes_raw().hex()
-        roster = Roster(consortium, 1, time.time() + _ROSTER_DAYS * 86400, _EPOCH, public, tuple(members))
+        roster = Roster(consortium, 1, time.time() + _ROSTER_DAYS * 86400, public, tuple(members))
         signed = sign_roster(roster, authority.key).to_bytes()
         for path in federation.paths.values():
             write_atomically(path / "keys" / "roster", signed)
@@ -134,7 +133,7 @@ share = {json.dumps(list(terms.share))}
     def sign(self, settings: RunSettings) -> Path:
         """Sign a run as the coordinator and hand it to the server; return where it lies."""
         key = read_signing_key(self.folder / "coordinator" / "signing.key")
-        signed = sign_manifest(settings, key, key_epoch=_EPOCH, roster_version=1)
+        signed = sign_manifest(settings, key, roster_version=1)
         write_atomically(self.manifest, signed.to_bytes())
         return self.manifest
 

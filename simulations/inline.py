@@ -72,7 +72,7 @@ def run_inline(federation: Federation) -> str:
     """
     quieten()
     roster = read_consortium(federation.server).roster()
-    _, _, run = read_run(federation.manifest, roster)
+    run = read_run(federation.manifest, roster).digest
     run_id = int(run[:15], 16)
     nodes = {}
     for site, path in federation.paths.items():

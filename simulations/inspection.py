@@ -21,7 +21,7 @@ def site_secrets(federation: Federation) -> dict[str, bytes]:
     """Return what only sites may have: every private key, and every value of every model."""
     secrets = {}
     for path in federation.paths.values():
-        for file in path.glob("keys/*.key"):
+        for file in path.glob("keys/**/*.key"):
             data = file.read_bytes()
             body = b"".join(data.splitlines()[1:-1])
             secrets[str(file)] = body[_PEM_PREFIX:] if data.startswith(b"-----") else data

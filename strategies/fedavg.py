@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
-from privacy.envelope import RunningSum, verify_update
+from privacy.envelope import verify_update
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.plan import RoundPlan
+from privacy.summation import RunningSum
+from strategies.ceremony import Ceremony
 from strategies.membership import Membership
 from transport.contents import (
     content_of,
@@ -38,9 +40,10 @@ if TYPE_CHECKING:
 
     from flwr.serverapp import Grid
 
-    from privacy.manifest import Manifest
+    from privacy.manifest import SignedRun
     from privacy.roster import Roster
     from strategies.journal import Journal
+    from strategies.letters import Letters
 
 _MOST_FAILURES = 3  # rounds in a row that release nothing end the run
 
@@ -63,10 +66,11 @@ class _Round:
 class EncryptedFedAvg(Strategy):
     """Federated averaging over ciphertexts. Weights are the sizes that sites declare in the manifest."""
 
-    def __init__(self, document: bytes, manifest: Manifest, run: str, roster: Roster, journal: Journal) -> None:
-        self._manifest, self._run, self._roster, self._journal = manifest, run, roster, journal
-        self._document = document
-        self._members = Membership(document, run, roster, journal)
+    def __init__(self, run: SignedRun, roster: Roster, journal: Journal, letters: Letters, *, new_epoch: bool) -> None:
+        self._document, self._manifest, self._run = run.document, run.manifest, run.digest
+        self._roster, self._journal = roster, journal
+        self._members = Membership(run.document, run.digest, roster, journal)
+        self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch)
         self._round = _Round(0, time.monotonic())
         self._failures = 0
         self.released = 0
@@ -99,13 +103,15 @@ class EncryptedFedAvg(Strategy):
         current.started = time.monotonic()  # what came before was waiting for sites
         if len(present) < cohort.minimum or self._members.model is None:
             return []
+        epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
         current.plan = plan = RoundPlan(
             run=self._run,
             round=server_round,
             attempt=1,
             cohort=tuple(present),
             roster_version=self._manifest.roster_version,
-            key_epoch=self._manifest.key_epoch,
+            epoch=epoch,
+            keys=keys,
             minimum_cohort=cohort.minimum,
             deadline=time.time() + seconds,
             base_model=self._members.model,

@@ -20,7 +20,7 @@ from transport.parcel import decode_arrays, encode_arrays
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from privacy.envelope import EncryptedSum
+    from privacy.summation import EncryptedSum
 
 log = logging.getLogger("cloister.run")  # whoever shows a run to people listens here
 

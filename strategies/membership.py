@@ -40,6 +40,8 @@ class Membership:
     nodes: dict[str, int] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, tuple[int, str]] = field(default_factory=dict)  # epoch and fingerprint that each site has
+    latest: dict[str, int] = field(default_factory=dict)  # the newest epoch that each site has seen
     model: str | None = None  # the model of the run, once sites agree on one
 
     def gather(self, grid: Grid, minimum: int, seconds: float) -> list[str]:
@@ -131,7 +133,7 @@ class Membership:
 
     def _admit(self, node: int, readiness: Readiness) -> None:
         site, model = readiness.site, readiness.model
-        signed = Readiness.signed_part(self.run, site, node, model)
+        signed = readiness.signed_part(self.run, node)
         verify(self.roster.member(site).verification_key, READINESS, signed, readiness.signature)
         if self.model is None:
             self.model = model
@@ -142,6 +144,7 @@ class Membership:
             self.journal.confirm(model)
         self.nodes[site] = node
         self.models[site] = model
+        self.keys[site], self.latest[site] = (readiness.epoch, readiness.keys), readiness.latest
         self.problems.pop(site, None)
 
     def _disagree(self, site: str) -> None:

@@ -27,9 +27,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def federation_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A federation that has only its keys, to be copied."""
     from simulations.federation import Federation  # noqa: PLC0415
-    from tests.federations import SITES  # noqa: PLC0415
+    from tests.federations import SITES, share_keys  # noqa: PLC0415
 
-    return Federation.create(tmp_path_factory.mktemp("keys") / "federation", SITES).folder
+    federation = Federation.create(tmp_path_factory.mktemp("keys") / "federation", SITES)
+    share_keys(federation)
+    return federation.folder
 
 
 @pytest.fixture

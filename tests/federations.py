@@ -18,7 +18,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from flwr.app import Context, Message, RecordDict
 
 from client.app import app as client_app
+from client.keyring import Keyring
 from client.site import Site, open_site
+from privacy.epoch import EpochKeys
 from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training
 from privacy.roster import Roster
 from server.app import app as server_app
@@ -97,6 +99,20 @@ class FederationMaker:
             federation.write_settings(site, server, (terms or {}).get(site, usual))
         federation.sign(settings)
         return federation
+
+
+def share_keys(federation: Federation) -> None:
+    """Bring all sites the keys of epoch 1, as the ceremony does when a first run starts."""
+    keys = EpochKeys.generate(1)
+    for path in federation.paths.values():
+        Keyring(path / "keys" / "epochs").take(keys, 1)
+
+
+def keys_of(federation: Federation, site: str) -> EpochKeys:
+    """The keys that a site has."""
+    keys = open_site(federation.paths[site]).keyring.current(1)
+    assert keys is not None
+    return keys
 
 
 def tls_of(federation: Federation, site: str) -> TlsFiles:

@@ -1,8 +1,10 @@
 """What Cloister's messages say: protocol types to Flower records and back.
 
-    query     manifest                              → readiness
-    train     manifest, plan, sums not yet opened   → signed update, report
-    evaluate  manifest, sum                         → digest of the model, metrics
+    query         manifest                          → readiness
+    query.lead    number of a new epoch             → its keys' fingerprint, a sealed letter for each member
+    query.accept  leader, letter                    → fingerprint of the keys inside
+    train         manifest, plan, sums not opened   → signed update, report
+    evaluate      manifest, sum                     → digest of the model, metrics
 
 Ciphertexts travel as `Array`s of opaque bytes, the only kind of record that Flower's own engines send in chunks.
 """
@@ -14,11 +16,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from privacy.envelope import Contribution, EncryptedSum, SignedUpdate
+from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import MalformedError, ProtocolError
+from privacy.summation import EncryptedSum
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from flwr.app import Message
 
@@ -35,12 +38,14 @@ class Readiness:
     model: str  # digest of the site's current model for this run
     size: int  # parameters
     layout: str
+    epoch: int  # whose keys the site has for the current roster; 0: none
+    keys: str  # their fingerprint
+    latest: int  # the newest epoch that the site has seen, for any roster
     signature: bytes
 
-    @staticmethod
-    def signed_part(run: str, site: str, node_id: int, model: str) -> bytes:
+    def signed_part(self, run: str, node_id: int) -> bytes:
         """Return the bytes that the signature is over; the node id keeps another node from claiming the site."""
-        return f"{run} {site} {node_id} {model}".encode()
+        return f"{run} {self.site} {node_id} {self.model} {self.epoch} {self.keys} {self.latest}".encode()
 
 
 def content_of(reply: Message) -> RecordDict:
@@ -71,8 +76,51 @@ def pack_readiness(readiness: Readiness) -> RecordDict:
 
 def read_readiness(content: RecordDict) -> Readiness:
     """Read a site's answer."""
-    fields: dict[str, type] = {"site": str, "model": str, "size": int, "layout": str, "signature": bytes}
+    fields: dict[str, type] = {
+        "site": str, "model": str, "size": int, "layout": str, "epoch": int, "keys": str, "latest": int,
+        "signature": bytes,
+    }  # fmt: skip
     return Readiness(**{name: _field(content, "readiness", name, kind) for name, kind in fields.items()})
+
+
+def pack_lead(epoch: int) -> RecordDict:
+    """Ask a site to make the keys of a new epoch."""
+    return RecordDict({"lead": ConfigRecord({"epoch": epoch})})
+
+
+def read_lead(content: RecordDict) -> int:
+    """Return the number of the epoch to make."""
+    return _field(content, "lead", "epoch", int)
+
+
+def pack_keys(epoch: int, fingerprint: str, letters: Mapping[str, bytes] | None = None) -> RecordDict:
+    """Say which keys this site has now; as the leader, with a letter for each member."""
+    content = RecordDict({"keys": ConfigRecord({"epoch": epoch, "fingerprint": fingerprint})})
+    content["letters"] = ArrayRecord({site: _blob(letter) for site, letter in (letters or {}).items()})
+    return content
+
+
+def read_keys(content: RecordDict) -> tuple[int, str]:
+    """Return epoch and fingerprint of the keys that a site has."""
+    return _field(content, "keys", "epoch", int), _field(content, "keys", "fingerprint", str)
+
+
+def read_letters(content: RecordDict) -> dict[str, bytes]:
+    """Return the letters that a leader wrote, by recipient."""
+    letters = content.get("letters")
+    if not isinstance(letters, ArrayRecord) or not letters:
+        _lacks("letters")
+    return {site: _array(content, "letters", site) for site in letters}
+
+
+def pack_letter(leader: str, letter: bytes) -> RecordDict:
+    """Bring a site the letter that a leader wrote to it."""
+    return RecordDict({"letter": ConfigRecord({"leader": leader}), "sealed": ArrayRecord({"letter": _blob(letter)})})
+
+
+def read_letter_from(content: RecordDict) -> tuple[str, bytes]:
+    """Return who is said to have written a letter, and the letter."""
+    return _field(content, "letter", "leader", str), _array(content, "sealed", "letter")
 
 
 def pack_train(manifest: bytes, plan: bytes, sums: Sequence[EncryptedSum]) -> RecordDict:

@@ -6,10 +6,11 @@ does only ever adds to it, so the pipelines take turns, and the least of several
 
 - `compact` and `precise` are the production code: pack, encrypt and digest at a site; length, digest and range at the
   server before it adds. The signed header, about a kilobyte whatever the model, is left out.
-- `ckks-nvflare` is what NVFlare 2 does with TenSEAL: the context of its `HEBuilder` (CKKS, ring degree 8192, moduli of
-  60, 40 and 40 bits, scale 2^40, symmetric), and the calls of its `HEModelEncryptor`, its in-time aggregator and its
+- `ckks-nvflare` is CKKS through TenSEAL with NVFlare 2's parameters (ring degree 8192, moduli of 60, 40 and 40 bits,
+  scale 2^40) under a public key, and the calls of its `HEModelEncryptor`, its in-time aggregator and its
   `HEModelDecryptor`, which make one vector of every tensor. The model is made of as few tensors as can be, so that
-  NVFlare's ciphertexts are full. (Of 4,096 values each, tensors would take an eighth less CPU.)
+  its ciphertexts are full. (Of 4,096 values each, tensors would take an eighth less CPU.)
+- `ckks-symmetric` is the same with the symmetric encryption that NVFlare's own `HEBuilder` chooses: cheaper for a site.
 """
 
 from __future__ import annotations
@@ -51,16 +52,16 @@ _LEAST_ROUNDS, _MOST_ROUNDS = 3, 15
 class Nvflare(Pipeline):
     """NVFlare's: CKKS through TenSEAL's vectors. Sites apply the weights, the server divides by their sum."""
 
-    name = NVFLARE
     _TENSOR = 1024 * 1024  # values
 
-    def __init__(self, weights: Sequence[float]) -> None:
+    def __init__(self, name: str, weights: Sequence[float], encryption: ts.ENCRYPTION_TYPE) -> None:
+        self.name = name
         self._scale, self._total = 1.0 / sum(weights), list[Any]()
         made = ts.context(
             ts.SCHEME_TYPE.CKKS,
             poly_modulus_degree=8192,
             coeff_mod_bit_sizes=[60, 40, 40],
-            encryption_type=ts.ENCRYPTION_TYPE.SYMMETRIC,
+            encryption_type=encryption,
         )
         made.generate_relin_keys()
         made.global_scale = 2**40
@@ -130,7 +131,8 @@ def _pipelines(parameters: int, weights: Sequence[float]) -> list[Pipeline]:
     return [
         Cloister("compact", parameters, weights, charge),
         Cloister("precise", parameters, weights, charge),
-        Nvflare(weights),
+        Nvflare(NVFLARE, weights, ts.ENCRYPTION_TYPE.ASYMMETRIC),
+        Nvflare("ckks-symmetric", weights, ts.ENCRYPTION_TYPE.SYMMETRIC),
     ]
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from privacy.ciphertext import Ciphertexts, add_residues, pack60, residues
-from privacy.encryption import DecryptionKey
+from privacy.epoch import EpochKeys
 from privacy.errors import AuthenticityError
 from privacy.packing import RING_DEGREE, Packing, Profile, pack, unpack
+from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
 from privacy.update import PrivateUpdate
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from privacy.ledger import Charge
 
 UPDATE_BOUND = 1.0
+_ZERO = "0" * 64
 
 
 class Pipeline(ABC):
@@ -52,14 +54,22 @@ class Cloister(Pipeline):
     def __init__(self, profile: Profile, size: int, weights: Sequence[float], charge: Charge) -> None:
         self.name, self._size, self._weights, self._charge = profile, size, weights, charge
         self.packing = Packing.of(profile, cohort=len(weights), update_bound=UPDATE_BOUND, max_weight=1.0)
-        self._key = DecryptionKey.generate()
+        self._keys = EpochKeys.generate(1)
+        self._plan = RoundPlan(
+            run=_ZERO, round=1, attempt=1, cohort=("a",), roster_version=1, epoch=1, keys=self._keys.fingerprint,
+            minimum_cohort=1, deadline=0.0, base_model=_ZERO,
+        )  # fmt: skip
+        self._sent = 0
+        self._sites = [f"site-{number}" for number in range(len(weights))]
         self._total = np.zeros((self.packing.ciphertexts(size), RING_DEGREE), dtype=np.uint64)
         self._seeds: list[bytes] = []
 
     def encrypt(self, update: NDArray[np.float32], weight: float) -> list[bytes]:
-        """Pack and encrypt; add the digest that a site signs."""
+        """Pack, tag and encrypt; add the digest that a site signs."""
         packed = pack(PrivateUpdate(update, self._charge), weight, self.packing, Randomness.fresh())
-        ciphertexts = self._key.encrypt(packed).ciphertexts
+        tagged = self._keys.tag.tag(packed, self._plan, self._sites[self._sent % len(self._sites)])
+        self._sent += 1
+        ciphertexts = self._keys.decryption.encrypt(tagged).ciphertexts
         return [ciphertexts.to_bytes(), ciphertexts.digest.encode()]
 
     def add(self, upload: list[bytes]) -> None:
@@ -83,6 +93,8 @@ class Cloister(Pipeline):
         return download
 
     def decrypt(self, download: list[bytes]) -> NDArray[Any]:
-        """Decrypt and unpack."""
+        """Decrypt, check the tag and unpack."""
         c0, *seeds = download
-        return unpack(self._key.decrypt_sum(c0, seeds), self._size, self._weights, self.packing).vector
+        total = self._keys.decryption.decrypt_sum(c0, seeds)
+        self._keys.tag.check(total, self._plan, self._sites)
+        return unpack(total, self._size, self._weights, self.packing).vector

@@ -17,7 +17,8 @@ from hypothesis import settings
 from privacy.accounting import Mechanism
 from privacy.ciphertext import Ciphertexts
 from privacy.encryption import DecryptionKey, EncryptedUpdate
-from privacy.envelope import Contribution, EncryptedSum, RunningSum, SignedUpdate, sign_update, verify_update
+from privacy.envelope import Contribution, SignedUpdate, sign_update, verify_update
+from privacy.epoch import SealingKey
 from privacy.ledger import Charge, Release
 from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training, open_manifest, sign_manifest
 from privacy.packing import pack
@@ -25,6 +26,8 @@ from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
 from privacy.roster import Member, Roster
 from privacy.signing import sign
+from privacy.summation import EncryptedSum, RunningSum
+from privacy.tag import KEY_BYTES, TagKey
 from privacy.update import Layout, Model, Update, privatise
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ SITES = tuple(SIZES)
 PARAMETERS = 20
 LAYOUT = Layout((("weight", (4, 4)), ("bias", (4,))))
 MODEL = Model(np.linspace(-1, 1, PARAMETERS, dtype=np.float32), LAYOUT)
+KEYS = sha256(b"the keys of epoch 2").hexdigest()  # where nothing is encrypted
 CHARGE = Charge(Release("0" * 64, 1, 1), Mechanism(1.0, 0.1, 5), "0" * 64, 0.0)
 
 # Hypothesis' deadline is for hunting slow code; on a busy machine it only makes tests flaky.
@@ -62,7 +66,14 @@ def public_hex(name: str) -> str:
 
 
 def member(site: str) -> Member:
-    return Member(site=site, tls_key=sha256(b"tls" + site.encode()).hexdigest(), signing_key=public_hex(site))
+    tls_key = sha256(b"tls" + site.encode()).hexdigest()
+    return Member(site=site, tls_key=tls_key, signing_key=public_hex(site), sealing_key=sealing_key(site).public)
+
+
+@cache
+def sealing_key(site: str) -> SealingKey:
+    """Return the HPKE key that belongs to a site in every test."""
+    return SealingKey(b"".join(sha256(f"sealing {part} {site}".encode()).digest() for part in range(3)))
 
 
 def make_roster(*sites: str, expires: float = 4102444800.0) -> Roster:  # the year 2100
@@ -70,7 +81,6 @@ def make_roster(*sites: str, expires: float = 4102444800.0) -> Roster:  # the ye
         consortium="clinics",
         version=3,
         expires=expires,
-        key_epoch=2,
         coordinator_key=public_hex("coordinator"),
         members=tuple(member(site) for site in sites or SITES),
     )
@@ -101,7 +111,7 @@ def run_settings(
 
 def make_manifest(asked: RunSettings | None = None) -> tuple[Manifest, str]:
     """Sign and open a run's manifest; return it with the run's name."""
-    document = sign_manifest(asked or run_settings(), signing_key("coordinator"), key_epoch=2, roster_version=3)
+    document = sign_manifest(asked or run_settings(), signing_key("coordinator"), roster_version=3)
     return open_manifest(document.to_bytes(), signing_key("coordinator").public_key())
 
 
@@ -115,7 +125,8 @@ def make_plan(
     deadline: float | None = None,
     base_model: str = MODEL.digest,
     roster_version: int = 3,
-    key_epoch: int = 2,
+    epoch: int = 2,
+    keys: str | None = None,
 ) -> RoundPlan:
     return RoundPlan(
         run=run,
@@ -123,7 +134,8 @@ def make_plan(
         attempt=attempt,
         cohort=cohort,
         roster_version=roster_version,
-        key_epoch=key_epoch,
+        epoch=epoch,
+        keys=KEYS if keys is None else keys,
         minimum_cohort=minimum,
         deadline=time.time() + 600 if deadline is None else deadline,
         base_model=base_model,
@@ -140,9 +152,17 @@ def private(vector: NDArray[np.floating], charge: Charge = CHARGE) -> PrivateUpd
     return privatise(Update(np.asarray(vector, np.float32)), charge)
 
 
-def encrypt(vector: NDArray[np.floating], weight: float, packing: Packing, charge: Charge = CHARGE) -> EncryptedUpdate:
+@cache
+def tag_key() -> TagKey:
+    """Return the consortium's tag key."""
+    return TagKey(b"t" * KEY_BYTES)
+
+
+def encrypt(
+    vector: NDArray[np.floating], weight: float, packing: Packing, charge: Charge = CHARGE, *, plan: RoundPlan, site: str
+) -> EncryptedUpdate:
     packed = pack(private(vector, charge), weight, packing, Randomness.fresh())
-    return decryption_key().encrypt(packed)
+    return decryption_key().encrypt(tag_key().tag(packed, plan, site))
 
 
 @dataclass(frozen=True)
@@ -160,7 +180,7 @@ class Round:
         release = Release(self.plan.run, self.plan.round, self.plan.attempt)
         charge = Charge(release, self.manifest.round_cost, sha256(site.encode()).hexdigest(), 0.5)
         weight = self.manifest.weight(site)
-        encrypted = encrypt(vector, weight, self.manifest.packing, charge)
+        encrypted = encrypt(vector, weight, self.manifest.packing, charge, plan=self.plan, site=site)
         return sign_update(encrypted, self.plan, self.model, site, weight, signing_key(site))
 
     def total(self, updates: dict[str, SignedUpdate]) -> EncryptedSum:

@@ -29,6 +29,7 @@ from privacy.randomness import Randomness
 from privacy.roster import sign_roster
 from privacy.signing import SignedDocument, sign
 from tests.privacy.consortium import (
+    KEYS,
     LAYOUT,
     MODEL,
     PARAMETERS,
@@ -39,6 +40,7 @@ from tests.privacy.consortium import (
     resigned,
     run_settings,
     signing_key,
+    tag_key,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ VECTOR = np.linspace(-1, 1, PARAMETERS, dtype=np.float32)
 def write() -> None:
     """Write all files anew."""
     FOLDER.mkdir(exist_ok=True)
-    document = sign_manifest(run_settings(), signing_key("coordinator"), key_epoch=2, roster_version=3)
+    document = sign_manifest(run_settings(), signing_key("coordinator"), roster_version=3)
     manifest, run = open_manifest(document.to_bytes(), signing_key("coordinator").public_key())
     plan = RoundPlan(
         run=run,
@@ -59,7 +61,8 @@ def write() -> None:
         attempt=1,
         cohort=("north", "south", "west"),
         roster_version=3,
-        key_epoch=2,
+        epoch=2,
+        keys=KEYS,
         minimum_cohort=3,
         deadline=1_800_000_000.5,
         base_model=MODEL.digest,
@@ -67,11 +70,14 @@ def write() -> None:
     key = DecryptionKey.generate()
     charge = Charge(Release(run, 1, 1), Mechanism(1.0, 0.1, 5), sha256(b"ledger").hexdigest(), 0.5)
     packed = pack(private(VECTOR, charge), 1.0, manifest.packing, Randomness.seeded(7, "golden"))
-    encrypted = key.encrypt(packed)
+    tagged = tag_key().tag(packed, plan, "north")
+    encrypted = key.encrypt(tagged)
     update = sign_update(encrypted, plan, MODEL, "north", 1.0, signing_key("north"))
     ciphertext = {
         "key": _text(key.to_bytes()),
-        "coefficients": packed.coefficients[0, :PARAMETERS].tolist(),  # the others are zero
+        "coefficients": packed.coefficients[0, :PARAMETERS].tolist(),  # the others are zero, but for the tag
+        "tag_key": (b"t" * 32).hex(),
+        "tag": int(tagged.coefficients[0, -1]),
         "wire": _text(encrypted.ciphertexts.to_bytes()),
         "digest": encrypted.ciphertexts.digest,
         "seeds_digest": encrypted.ciphertexts.seeds_digest,
@@ -180,7 +186,7 @@ def _bad(
         ("another site", resigned(update, "north", {"site": "south"}), "ProtocolError"),
         ("another weight", resigned(update, "north", {"weight": 0.5}), "ProtocolError"),
         ("another base model", resigned(update, "north", {"base_model": "ab" * 32}), "ProtocolError"),
-        ("another key epoch", resigned(update, "north", {"key_epoch": 1}), "ProtocolError"),
+        ("other keys", resigned(update, "north", {"keys": "0" * 64}), "ProtocolError"),
         ("a weight above one", resigned(update, "north", {"weight": 1.5}), "MalformedError"),
         ("a later version", resigned(update, "north", {"version": 2}), "MalformedError"),
         ("two ciphertexts' parameters", resigned(update, "north", {"size": 12_286}), "MalformedError"),

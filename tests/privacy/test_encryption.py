@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from privacy.ciphertext import C0_BYTES, COEFF_MODULUS, SEED_BYTES, add_residues, pack60, residues
 from privacy.encryption import DecryptionKey
-from privacy.errors import KeyFileError, MalformedError
+from privacy.errors import AuthenticityError, KeyFileError, MalformedError
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Packing, Profile, pack, unpack
 from privacy.randomness import Randomness
-from privacy.update import PackedUpdate, Update
-from tests.privacy.consortium import CHARGE, decryption_key, few, private
+from privacy.tag import TaggedUpdate
+from privacy.update import Update
+from tests.privacy.consortium import CHARGE, decryption_key, few, make_plan, private, tag_key
 
 KEY_BYTES = 8 * RING_DEGREE + 32
 PROFILES: tuple[Profile, ...] = get_args(Profile)
@@ -29,7 +30,7 @@ def encrypt_and_sum(terms: list[np.ndarray]) -> tuple[bytes, list[bytes]]:
     total = np.zeros_like(terms[0])
     seeds = []
     for term in terms:
-        ciphertexts = decryption_key().encrypt(PackedUpdate(term, CHARGE)).ciphertexts
+        ciphertexts = decryption_key().encrypt(TaggedUpdate(term, CHARGE)).ciphertexts
         add_residues(total, residues(ciphertexts.c0))
         seeds.append(ciphertexts.seeds)
     return pack60(total.reshape(-1)), seeds
@@ -67,7 +68,7 @@ def test_the_sum_of_fifty_packed_updates_is_the_sum_of_their_integers(profile: P
 
 
 def test_encrypting_twice_shares_no_seed_and_no_residue() -> None:
-    packed = PackedUpdate(np.ones((3, RING_DEGREE), np.uint64), CHARGE)
+    packed = TaggedUpdate(np.ones((3, RING_DEGREE), np.uint64), CHARGE)
     first, second = (decryption_key().encrypt(packed).ciphertexts for _ in range(2))
     seeds = {
         each.seeds[place : place + SEED_BYTES] for each in (first, second) for place in range(0, len(each.seeds), 64)
@@ -77,7 +78,7 @@ def test_encrypting_twice_shares_no_seed_and_no_residue() -> None:
 
 
 def test_c0_of_zeros_looks_like_any_other() -> None:
-    c0 = residues(decryption_key().encrypt(PackedUpdate(np.zeros((8, RING_DEGREE), np.uint64), CHARGE)).ciphertexts.c0)
+    c0 = residues(decryption_key().encrypt(TaggedUpdate(np.zeros((8, RING_DEGREE), np.uint64), CHARGE)).ciphertexts.c0)
     # Uniform on [0, q): mean q/2, standard deviation q/√12; five of the mean's.
     assert abs(c0.astype(np.float64).mean() / COEFF_MODULUS - 0.5) < 5 / np.sqrt(12 * c0.size)
     assert np.unique(c0).size == c0.size
@@ -95,7 +96,7 @@ def test_a_million_parameters_take_less_than_the_plain_floats(
 
 
 def test_what_encryption_makes_is_30784_bytes_a_ciphertext() -> None:
-    made = decryption_key().encrypt(PackedUpdate(np.ones((2, RING_DEGREE), np.uint64), CHARGE)).ciphertexts
+    made = decryption_key().encrypt(TaggedUpdate(np.ones((2, RING_DEGREE), np.uint64), CHARGE)).ciphertexts
     assert (len(made.c0), len(made.seeds), len(made.to_bytes())) == (2 * C0_BYTES, 2 * SEED_BYTES, 2 * 30_784)
 
 
@@ -107,7 +108,7 @@ def test_a_key_that_was_stored_opens_what_it_encrypted() -> None:
     coefficients = np.arange(RING_DEGREE, dtype=np.uint64).reshape(1, -1)
     c0, seeds = encrypt_and_sum([coefficients])
     np.testing.assert_array_equal(read.decrypt_sum(c0, seeds), coefficients)
-    back = read.encrypt(PackedUpdate(coefficients, CHARGE)).ciphertexts
+    back = read.encrypt(TaggedUpdate(coefficients, CHARGE)).ciphertexts
     np.testing.assert_array_equal(decryption_key().decrypt_sum(back.c0, [back.seeds]), coefficients)
 
 
@@ -146,9 +147,9 @@ def test_hostile_residues_and_seeds_decrypt_to_noise_and_are_refused(seed: int, 
     opened = decryption_key().decrypt_sum(c0, [generator.bytes(SEED_BYTES) for _ in range(sites)])
     assert opened.shape == (1, RING_DEGREE)
     assert opened.max() < PLAIN_MODULUS
-    packing = Packing.of("compact", cohort=sites, update_bound=1.0, max_weight=1.0)
-    with pytest.raises(MalformedError, match="it was altered"):
-        unpack(opened, packing.slots, [1.0] * sites, packing)
+    plan = make_plan("ab" * 32)
+    with pytest.raises(AuthenticityError, match="is not that of the updates it is said to hold"):
+        tag_key().check(opened, plan, plan.cohort)
 
 
 @pytest.mark.parametrize("word", [0, 1, COEFF_MODULUS - 1])
@@ -194,7 +195,7 @@ FORKED = """
 import os, sys
 import numpy as np
 from privacy.encryption import DecryptionKey
-from privacy.update import PackedUpdate
+from privacy.tag import TaggedUpdate
 from tests.privacy.consortium import CHARGE
 
 key = DecryptionKey.generate()
@@ -204,7 +205,7 @@ for child in range(3):
     if os.fork() == 0:
         row = np.full((1, 4096), child + 1, np.uint64)
         for _ in range(40):
-            made = key.encrypt(PackedUpdate(row, CHARGE)).ciphertexts
+            made = key.encrypt(TaggedUpdate(row, CHARGE)).ciphertexts
             if not (key.decrypt_sum(made.c0, [made.seeds]) == row).all():
                 os._exit(1)
         os.write(writer, made.seeds)

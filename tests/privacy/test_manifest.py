@@ -44,10 +44,10 @@ def signed(data: bytes) -> bytes:
 
 
 def test_a_manifest_comes_back_under_the_digest_of_what_was_signed() -> None:
-    document = sign_manifest(run_settings(), COORDINATOR, key_epoch=2, roster_version=3)
+    document = sign_manifest(run_settings(), COORDINATOR, roster_version=3)
     manifest, run = open_manifest(document.to_bytes(), COORDINATOR.public_key())
     assert manifest.settings == run_settings()
-    assert (manifest.key_epoch, manifest.roster_version) == (2, 3)
+    assert manifest.roster_version == 3
     assert run == document.digest
 
 
@@ -176,7 +176,6 @@ def test_settings_out_of_range_are_refused(changes: dict[str, object]) -> None:
         ({"version": 2}, "version"),
         ({"noise_multiplier": -1.0}, "noise_multiplier"),
         ({"noise_multiplier": float("nan")}, "noise_multiplier"),
-        ({"key_epoch": 0}, "key_epoch"),
         ({"roster_version": "3"}, "roster_version"),
         ({"nonce": ""}, "nonce"),
         ({"extra": 1}, "extra"),
@@ -198,7 +197,7 @@ def test_arbitrary_signed_bytes_are_no_manifest(data: bytes) -> None:
 
 
 def test_only_the_coordinator_can_sign_a_run() -> None:
-    document = sign_manifest(run_settings(), signing_key("north"), key_epoch=2, roster_version=3)
+    document = sign_manifest(run_settings(), signing_key("north"), roster_version=3)
     with pytest.raises(AuthenticityError, match="the signature of this manifest does not hold"):
         open_manifest(document.to_bytes(), COORDINATOR.public_key())
 
@@ -212,7 +211,7 @@ def test_any_flipped_bit_is_refused(where: float, bit: int) -> None:
         open_manifest(bytes(data), COORDINATOR.public_key())
 
 
-GOOD = sign_manifest(run_settings(), COORDINATOR, key_epoch=2, roster_version=3).to_bytes()
+GOOD = sign_manifest(run_settings(), COORDINATOR, roster_version=3).to_bytes()
 
 
 def test_the_manifest_is_frozen() -> None:

@@ -204,7 +204,6 @@ def test_a_field_that_the_contributors_cannot_have_reached_is_refused(profile: P
 @pytest.mark.parametrize(
     "place",
     [
-        pytest.param(RING_DEGREE - 1, id="the free coefficient"),
         pytest.param(SIZE, id="just after the parameters"),
         pytest.param(RING_DEGREE - 2, id="the last slot"),
     ],

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from privacy.errors import MalformedError, ProtocolError
 from privacy.plan import check_plan, read_plan
 from privacy.signing import digest
-from tests.privacy.consortium import SITES, make_manifest, make_plan, plan_with, relaxed, run_settings
+from tests.privacy.consortium import KEYS, SITES, make_manifest, make_plan, plan_with, relaxed, run_settings
 
 RUN = "ab" * 32
 PLAN = make_plan(RUN, deadline=2_000_000_000.25)
 CANONICAL = (
-    b'{"attempt":1,"base_model":"%s","cohort":["north","south","west"],"deadline":2000000000.25,"key_epoch":2,'
-    b'"minimum_cohort":3,"roster_version":3,"round":1,"run":"%s"}' % (PLAN.base_model.encode(), RUN.encode())
+    b'{"attempt":1,"base_model":"%s","cohort":["north","south","west"],"deadline":2000000000.25,"epoch":2,"keys":"%s",'
+    b'"minimum_cohort":3,"roster_version":3,"round":1,"run":"%s"}' % (PLAN.base_model.encode(), KEYS.encode(), RUN.encode())
 )
 
 
@@ -73,7 +73,9 @@ def test_any_other_form_of_the_same_plan_is_refused(data: bytes) -> None:
         {"deadline": float("inf")},
         {"base_model": ""},
         {"noise_multiplier": 0.0},
-        {"key_epoch": None},
+        {"epoch": None},
+        {"epoch": 0},
+        {"keys": "none"},
     ],
     ids=repr,
 )
@@ -112,7 +114,7 @@ def test_a_plan_that_fits_is_accepted(changes: dict[str, object]) -> None:
 BEYOND = "round 11 is beyond the 10 that were signed and budgeted"
 SMALL = "its cohort may be smaller than the 3 sites that were signed"
 NAMES = "its cohort names sites twice, or sites that the manifest does not"
-EPOCH = "its roster version or key epoch is not the manifest's"
+ROSTER = "its roster version is not the manifest's"
 
 
 @pytest.mark.parametrize(
@@ -128,10 +130,8 @@ EPOCH = "its roster version or key epoch is not the manifest's"
         ({"minimum_cohort": -3}, SMALL),
         ({"cohort": ("north", "south")}, SMALL),
         ({"minimum_cohort": 4}, SMALL),
-        ({"roster_version": 2}, EPOCH),
-        ({"roster_version": 4}, EPOCH),
-        ({"key_epoch": 1}, EPOCH),
-        ({"key_epoch": 3}, EPOCH),
+        ({"roster_version": 2}, ROSTER),
+        ({"roster_version": 4}, ROSTER),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused_with_the_reason(changes: dict[str, object], wrong: str) -> None:

@@ -20,14 +20,15 @@ from privacy import errors
 from privacy.accounting import Mechanism
 from privacy.ciphertext import C0_BYTES, COEFF_MODULUS, Ciphertexts, add_residues, pack60, residues
 from privacy.encryption import DecryptionKey
-from privacy.envelope import Contribution, EncryptedSum, SignedUpdate, check_sum, verify_update
+from privacy.envelope import Contribution, SignedUpdate, verify_update
 from privacy.ledger import Ledger
 from privacy.manifest import open_manifest
-from privacy.packing import RING_DEGREE, pack, unpack
+from privacy.packing import PLAIN_MODULUS, RING_DEGREE, pack, unpack
 from privacy.plan import read_plan
 from privacy.randomness import Randomness
 from privacy.roster import open_roster
 from privacy.signing import SignedDocument
+from privacy.summation import EncryptedSum, check_sum
 from tests.privacy.consortium import LAYOUT, MODEL, PARAMETERS, make_roster, private, public_hex, resigned, run_settings
 from tests.privacy.golden import FOLDER, VECTOR
 
@@ -62,6 +63,12 @@ def coefficients() -> np.ndarray:
     return known
 
 
+def tagged() -> np.ndarray:
+    known = coefficients()
+    known[0, -1] = stored("ciphertext")["tag"]
+    return known
+
+
 @dataclass(frozen=True)
 class Documents:
     authority: PublicKey
@@ -87,7 +94,7 @@ def test_the_known_ciphertext_decrypts_to_the_known_coefficients() -> None:
     ciphertexts = Ciphertexts.from_bytes(wire(), 1)
     assert ciphertexts.digest == stored("ciphertext")["digest"]
     assert ciphertexts.seeds_digest == stored("ciphertext")["seeds_digest"]
-    np.testing.assert_array_equal(key().decrypt_sum(ciphertexts.c0, [ciphertexts.seeds]), coefficients())
+    np.testing.assert_array_equal(key().decrypt_sum(ciphertexts.c0, [ciphertexts.seeds]), tagged())
 
 
 def test_the_sum_of_the_known_ciphertext_with_itself_is_twice_as_much() -> None:
@@ -95,7 +102,7 @@ def test_the_sum_of_the_known_ciphertext_with_itself_is_twice_as_much() -> None:
     total = residues(ciphertexts.c0).copy()
     add_residues(total, residues(ciphertexts.c0))
     opened = key().decrypt_sum(pack60(total.reshape(-1)), [ciphertexts.seeds] * 2)
-    np.testing.assert_array_equal(opened, 2 * coefficients())
+    np.testing.assert_array_equal(opened, 2 * tagged() % PLAIN_MODULUS)
 
 
 def test_the_known_coefficients_are_what_packing_makes_and_unpack_to_the_vector() -> None:

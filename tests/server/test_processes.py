@@ -237,7 +237,7 @@ def test_the_servers_process_has_loaded_nothing_that_trains_or_decrypts(disturbe
 
 def test_nothing_that_the_server_wrote_holds_a_piece_of_a_sites_key(disturbed: Disturbed) -> None:
     secrets = _site_secrets(disturbed.federation)
-    assert len(secrets) == 1 + 2 * len(SITES)
+    assert len(secrets) == 1 + 3 * len(SITES)
     windows = {piece for secret in secrets for spelled in _spellings(secret) for piece in _pieces(spelled)}
     for path, data in _written(disturbed.federation).items():
         assert not windows & _pieces(data), path
@@ -272,7 +272,9 @@ def _written(federation: Federation) -> dict[Path, bytes]:
 
 
 def _site_secrets(federation: Federation) -> list[bytes]:
-    secrets = {(federation.paths[site] / "keys" / "epoch-1.key").read_bytes() for site in SITES}
+    secrets = {file.read_bytes() for site in SITES for file in federation.paths[site].glob("keys/epochs/*.key")}
+    assert secrets
+    secrets |= {(federation.paths[site] / "keys" / "sealing.key").read_bytes() for site in SITES}
     for site in SITES:
         for name in ("signing.key", "tls.key"):
             key = load_pem_private_key((federation.paths[site] / "keys" / name).read_bytes(), password=None)

@@ -153,7 +153,7 @@ FORGERIES: dict[str, tuple[Change, str]] = {
     "from another model": (_header(base_model=NOWHERE), "another base model"),
     "under another site's name": (_header(site="north"), "another site"),
     "of an old roster": (_header(roster_version=2), "another roster version"),
-    "under an old key": (_header(key_epoch=2), "another key epoch"),
+    "under an old key": (_header(keys="0" * 64), "another keys than the round's"),
     "with twice its weight": (_header(weight=1.0), "another weight"),
     "with no weight": (_header(weight=0.0), "malformed"),
     "with a negative weight": (_header(weight=-1.0), "malformed"),
@@ -243,7 +243,7 @@ def test_an_update_of_another_run_is_refused(federation: Federation) -> None:
     [
         RecordDict(),
         pack_opened(NOWHERE, {}),
-        pack_readiness(Readiness(HOSTILE, NOWHERE, 3, NOWHERE, b"")),
+        pack_readiness(Readiness(HOSTILE, NOWHERE, 3, NOWHERE, 0, "", 0, b"")),
     ],
     ids=["empty", "an evaluation", "a readiness"],
 )
@@ -414,9 +414,8 @@ def test_a_member_cannot_speak_for_another_member(federation: Federation) -> Non
     def claim(message: Message, genuine: Message) -> Message:
         readiness = read_readiness(genuine.content)
         run, node = signed_run(federation)[2], message.metadata.dst_node_id
-        signed = Readiness.signed_part(run, "north", node, readiness.model)
-        key = open_site(federation.paths[HOSTILE]).signing_key
-        forged = replace(readiness, site="north", signature=sign(key, "readiness", signed))
+        key, forged = open_site(federation.paths[HOSTILE]).signing_key, replace(readiness, site="north")
+        forged = replace(forged, signature=sign(key, "readiness", forged.signed_part(run, node)))
         return reply(pack_readiness(forged), message)
 
     (event,) = run_with(federation, answering(federation, QUERY, HOSTILE, claim))
@@ -446,9 +445,10 @@ def test_a_node_that_speaks_for_nobody_is_named(federation: Federation) -> None:
 def with_model(federation: Federation, message: Message, genuine: Message, model: str) -> Message:
     """Let a site say, and sign, that it has a certain model."""
     readiness = read_readiness(genuine.content)
-    signed = Readiness.signed_part(signed_run(federation)[2], readiness.site, message.metadata.dst_node_id, model)
+    claimed = replace(readiness, model=model)
+    signed = claimed.signed_part(signed_run(federation)[2], message.metadata.dst_node_id)
     key = open_site(federation.paths[readiness.site]).signing_key
-    return reply(pack_readiness(replace(readiness, model=model, signature=sign(key, "readiness", signed))), message)
+    return reply(pack_readiness(replace(claimed, signature=sign(key, "readiness", signed))), message)
 
 
 def test_sites_that_start_from_different_models_end_the_run_before_anything_is_spent(federation: Federation) -> None:

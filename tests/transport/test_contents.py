@@ -9,8 +9,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.envelope import Contribution, EncryptedSum, SignedUpdate
+from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import MalformedError
+from privacy.summation import EncryptedSum
 from tests.transport.records import contents, names
 from transport import contents as messages
 from transport.contents import Readiness
@@ -20,7 +21,8 @@ contributions = st.lists(st.builds(Contribution, blobs, blobs, blobs), max_size=
 sums = st.builds(EncryptedSum, blobs, contributions, blobs)
 updates = st.builds(SignedUpdate, blobs, blobs, blobs)
 reports = st.dictionaries(names, st.floats(allow_nan=False), max_size=3)
-readinesses = st.builds(Readiness, names, names, st.integers(-(2**63), 2**63 - 1), names, blobs)
+integers = st.integers(-(2**63), 2**63 - 1)
+readinesses = st.builds(Readiness, names, names, integers, names, integers, names, integers, blobs)
 
 READERS: dict[str, Callable[[RecordDict], object]] = {
     "manifest": messages.read_manifest,

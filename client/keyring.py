@@ -1,0 +1,77 @@
+"""The epochs' keys at one site: every one it was brought, so that it can still open sums that it missed."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from privacy.epoch import EpochKeys
+from privacy.errors import KeyFileError, ProtocolError
+from privacy.storage import write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_NAME = re.compile(r"(\d{6,})-roster-(\d+)\.key")
+
+
+class Keyring:
+    """A folder of keys, one file an epoch. An epoch never goes back: older ones are refused."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @cached_property
+    def _held(self) -> dict[int, tuple[int, EpochKeys]]:
+        """Roster version and keys by epoch, in the order of epochs."""
+        held = {}
+        for path in sorted(self._folder.glob("*.key")):
+            if (name := _NAME.fullmatch(path.name)) is None:
+                continue
+            try:
+                keys = EpochKeys.from_bytes(path.read_bytes())
+            except KeyFileError as error:
+                msg = f"{path}: {error}"
+                raise KeyFileError(msg) from error
+            if keys.epoch != int(name[1]):
+                msg = f"{path}: these are the keys of epoch {keys.epoch}; restore the file from the site's backup"
+                raise KeyFileError(msg)
+            held[keys.epoch] = int(name[2]), keys
+        return dict(sorted(held.items()))
+
+    @property
+    def latest(self) -> int:
+        """Number of the newest epoch that this site has keys of; 0 before the first."""
+        return max(self._held, default=0)
+
+    def current(self, roster: int) -> EpochKeys | None:
+        """Return the newest epoch's keys, if they were made for this version of the roster."""
+        version, keys = self._held.get(self.latest, (0, None))
+        return keys if version == roster else None
+
+    def find(self, fingerprint: str) -> EpochKeys:
+        """Return the keys with this fingerprint.
+
+        Raises:
+            ProtocolError: if this site was never brought them.
+        """
+        for _, keys in self._held.values():
+            if keys.fingerprint == fingerprint:
+                return keys
+        msg = f"this site does not have the keys {fingerprint[:12]}; it gets them when the server asks again"
+        raise ProtocolError(msg)
+
+    def take(self, keys: EpochKeys, roster: int) -> None:
+        """Keep the keys of a newer epoch, durably.
+
+        Raises:
+            ProtocolError: if the epoch is not newer than the newest that this site has.
+        """
+        if keys.epoch <= self.latest:
+            if self._held.get(keys.epoch, (0, keys))[1].fingerprint == keys.fingerprint and keys.epoch in self._held:
+                return
+            msg = f"keys of epoch {keys.epoch} are refused: this site has those of epoch {self.latest} already"
+            raise ProtocolError(msg)
+        write_atomically(self._folder / f"{keys.epoch:06d}-roster-{roster}.key", keys.to_bytes())
+        self._held[keys.epoch] = roster, keys

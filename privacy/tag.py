@@ -1,0 +1,123 @@
+"""The sum's tag: why not even a malicious server can change, drop, double or replay an update unnoticed.
+
+Encryption hides a sum; it does not prove that it is the right one. The server could return one site's ciphertext as
+"the sum", leave one out, add one twice, or add a constant, all without a key. So the sites share, besides the
+decryption key, a tag key, and site i puts into the last coefficient of its ciphertext c
+
+    τ = Σⱼ αⱼ·mⱼ + rᵢ  mod t        αⱼ: secret, fixed for the epoch      rᵢ = PRF(plan, site i, c)
+
+where mⱼ are the other coefficients. τ is linear: the sum's last coefficient must equal Σⱼ αⱼ·Mⱼ + Σᵢ rᵢ, over just
+the sites that are said to have contributed. Any other combination passes with probability 1/t < 2⁻⁴⁷ for each
+ciphertext, since t is prime (linearly homomorphic MACs: Agrawal and Boneh, ACNS 2009; Catalano and Fiore, Eurocrypt
+2013). The plan's digest covers run, round, attempt, cohort and model, so no tag is good for another round.
+
+Whoever holds the tag key can forge: a site that colludes with the server is not stopped by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from privacy.errors import AuthenticityError
+from privacy.packing import PLAIN_MODULUS, RING_DEGREE
+from privacy.randomness import Randomness
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from privacy.ledger import Charge
+    from privacy.plan import RoundPlan
+    from privacy.update import PackedUpdate
+
+KEY_BYTES = 32
+_PLACE = RING_DEGREE - 1  # the packing leaves it free
+_T = np.uint64(PLAIN_MODULUS)
+_HALF = np.uint64(24)
+_HALF_MASK = np.uint64((1 << 24) - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class TaggedUpdate:
+    """A packed update that carries its tag: `(ciphertexts, 4096)` of uint64, below t."""
+
+    coefficients: NDArray[np.uint64]
+    charge: Charge
+
+
+class TagKey:
+    """The sites' tag key of one epoch."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    @cached_property
+    def _alpha(self) -> NDArray[np.float64]:
+        """The secret coefficients' low and high 24 bits, `(2, 4095)`."""
+        alpha = self._residues(b"alpha", _PLACE)
+        return np.stack([alpha & _HALF_MASK, alpha >> _HALF]).astype(np.float64)
+
+    def tag(self, update: PackedUpdate, plan: RoundPlan, site: str) -> TaggedUpdate:
+        """Put a site's tags into its update."""
+        coefficients = update.coefficients.copy()
+        coefficients[:, _PLACE] = (self._inner(coefficients) + self._pads(plan, site, len(coefficients))) % _T
+        return TaggedUpdate(coefficients, update.charge)
+
+    def check(self, total: NDArray[np.uint64], plan: RoundPlan, sites: Iterable[str]) -> None:
+        """Check that a decrypted sum `(ciphertexts, 4096)` is that of these sites' updates for this plan, each once.
+
+        Raises:
+            AuthenticityError: if it is anything else.
+        """
+        expected = self._inner(total)
+        for site in sites:
+            expected = (expected + self._pads(plan, site, len(total))) % _T
+        wrong = np.flatnonzero(expected != total[:, _PLACE])
+        if wrong.size:
+            msg = (
+                f"the sum of round {plan.round} is not that of the updates it is said to hold (ciphertext "
+                f"{wrong[0] + 1} of {len(total)}): the server changed, dropped, doubled or replayed one; "
+                "the model stays as it was"
+            )
+            raise AuthenticityError(msg)
+
+    def _inner(self, coefficients: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Σⱼ αⱼ·mⱼ mod t, `(ciphertexts,)`.
+
+        Over limbs of m of 16 bits and halves of α of 24, whose products add up to less than 2⁵²: exact in doubles.
+        """
+        limbs = np.ascontiguousarray(coefficients, dtype="<u8").view("<u2").reshape(-1, RING_DEGREE, 4)
+        result = np.zeros(len(coefficients), dtype=np.uint64)
+        for k in (2, 1, 0):
+            part = limbs[:, :_PLACE, k].astype(np.float64)
+            # Not `@`: the threads that BLAS starts for it would cost more than they save.
+            low, high = (np.einsum("cj,j->c", part, half).astype(np.uint64) for half in self._alpha)
+            result = (_shifted(result, 16) + _shifted(high % _T, 24) + low % _T) % _T
+        return result
+
+    def _pads(self, plan: RoundPlan, site: str, count: int) -> NDArray[np.uint64]:
+        return self._residues(b"pad" + bytes.fromhex(plan.digest) + site.encode(), count)
+
+    def _residues(self, label: bytes, count: int) -> NDArray[np.uint64]:
+        """Return `(count,)` residues modulo t that only the key and the label determine, evenly distributed."""
+        derived = HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=b"cloister tag " + label).derive(self._secret)
+        stream = Randomness(derived)
+        found = np.empty(0, dtype=np.uint64)
+        while found.size < count:
+            words = np.frombuffer(stream.bytes(8 * (count - found.size)), dtype="<u8") >> np.uint64(16)
+            found = np.concatenate([found, words[words < _T]])
+        return found
+
+
+def _shifted(residues: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
+    """Return residues times 2^bits modulo t, a byte at a time so that nothing leaves 64 bits."""
+    for _ in range(bits // 8):
+        residues = (residues << np.uint64(8)) % _T
+    return residues

@@ -1,0 +1,118 @@
+"""The key ceremony as the server sees it: it asks one site to lead, and relays letters that it cannot open.
+
+    1. ask     every site says which keys it has (`Membership`)
+    2. relay   a site that missed an epoch gets its letters
+    3. lead    if sites still hold different keys, or none: the first of them makes a new epoch; if it fails, the next
+    4. accept  every site opens its letter and says which keys it now has
+
+A new epoch comes with every new roster, because sites then say that they have no keys for it, and on command.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flwr.app import Message
+
+from privacy.errors import CloisterError, ProtocolError, RunError
+from transport.contents import pack_lead, pack_letter, read_keys, read_letters
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
+    from flwr.serverapp import Grid
+
+    from strategies.journal import Journal
+    from strategies.letters import Letters
+    from strategies.membership import Membership
+
+LEAD, ACCEPT = "query.lead", "query.accept"
+_SECONDS = 30.0
+_NUMBERS = 1 << 40  # no consortium comes so far; a site that says it has seen a higher epoch is not believed
+
+
+class Ceremony:
+    """Brings all sites of a round to the same keys."""
+
+    def __init__(self, members: Membership, letters: Letters, journal: Journal, *, new_epoch: bool) -> None:
+        self._members, self._letters, self._journal = members, letters, journal
+        self._wanted = new_epoch
+
+    def agree(self, grid: Grid, sites: list[str], minimum: int) -> tuple[int, str, list[str]]:
+        """Bring these sites to the same keys; return epoch, fingerprint, and which of the sites have them.
+
+        Raises:
+            RunError: if no site could make keys that enough others took.
+        """
+        if not self._wanted:
+            self._relay(grid, sites)
+            if len((held := self._largest(sites))[2]) >= minimum:
+                return held
+        failures = []
+        for leader in sites:
+            try:
+                self._lead(grid, leader)
+                self._relay(grid, [site for site in sites if site != leader])
+            except CloisterError as error:
+                failures.append(f"{leader}: {error}")
+                continue
+            held = self._largest(sites)
+            if leader in held[2] and len(held[2]) >= minimum:
+                self._wanted = False
+                self._journal.record("epoch", epoch=held[0], keys=held[1], leader=leader, sites=held[2])
+                return held
+            failures.append(f"{leader}: too few sites took the keys that it made")
+        msg = f"the sites could not agree on keys: {'; '.join(failures)}"
+        raise RunError(msg)
+
+    def _largest(self, sites: list[str]) -> tuple[int, str, list[str]]:
+        """Return the keys that most of these sites have, the newest of them, and who has them."""
+        held: dict[tuple[int, str], list[str]] = {}
+        for site in sites:
+            epoch, fingerprint = self._members.keys.get(site, (0, ""))
+            if epoch:
+                held.setdefault((epoch, fingerprint), []).append(site)
+        if not held:
+            return 0, "", []
+        (epoch, fingerprint), who = max(held.items(), key=lambda each: (len(each[1]), each[0]))
+        return epoch, fingerprint, who
+
+    def _lead(self, grid: Grid, leader: str) -> None:
+        # One more than any site has seen, whether or not for this roster: epochs never go back.
+        seen = [*self._members.latest.values(), self._letters.latest, 0]
+        epoch = max(each for each in seen if each < _NUMBERS) + 1
+        reply = self._ask(grid, leader, LEAD, pack_lead(epoch))
+        if reply is None:
+            msg = "it did not answer when asked to lead"
+            raise ProtocolError(msg)
+        made, fingerprint = read_keys(reply)
+        letters = read_letters(reply)
+        if made != epoch or set(letters) != {member.site for member in self._members.roster.members}:
+            msg = "it made keys of another epoch, or not for all members of the roster"
+            raise ProtocolError(msg)
+        self._letters.keep(made, self._members.roster.version, leader, letters)
+        self._note(leader, made, fingerprint)
+
+    def _relay(self, grid: Grid, sites: list[str]) -> None:
+        for site in sites:
+            for leader, letter in self._letters.after(
+                self._members.latest.get(site, 0), self._members.roster.version, site
+            ):
+                reply = self._ask(grid, site, ACCEPT, pack_letter(leader, letter))
+                try:
+                    if reply is not None:
+                        self._note(site, *read_keys(reply))
+                except CloisterError as error:  # its own affair: the others go on
+                    self._members.problems[site] = str(error)
+
+    def _note(self, site: str, epoch: int, fingerprint: str) -> None:
+        self._members.keys[site] = epoch, fingerprint
+        self._members.latest[site] = max(epoch, self._members.latest.get(site, 0))
+
+    def _ask(self, grid: Grid, site: str, kind: str, content: RecordDict) -> RecordDict | None:
+        message = Message(content, self._members.nodes[site], kind, ttl=_SECONDS, group_id="keys")
+        for reply in grid.send_and_receive([message], timeout=_SECONDS):
+            if reply.has_error():
+                self._members.problems[site] = reply.error.reason or "it failed without a reason"
+                return None
+            return reply.content
+        return None

@@ -1,0 +1,241 @@
+"""The key ceremony with real sites: who leads, who is passed over, and that the server learns and loses nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+
+from client.app import app as client_app
+from client.keyring import Keyring
+from client.site import open_site
+from privacy.epoch import EpochKeys
+from server.app import app as server_app
+from simulations.inline import InlineGrid
+from simulations.inspection import find_secrets, site_secrets
+from simulations.results import journal_path, read_events
+from strategies.ceremony import ACCEPT, LEAD
+from strategies.letters import Letters
+from tests.federations import SETTINGS, SITES, context_of, node_of, signed_run
+from transport.flower import SERVER_NODE, quieten, reply
+
+if TYPE_CHECKING:
+    from simulations.federation import Federation
+    from tests.federations import Answer, FederationMaker
+
+FIRST, SECOND = sorted(SITES)[:2]  # who is asked to lead, in this order
+
+
+@pytest.fixture
+def federation(make_federation: FederationMaker) -> Federation:
+    """Four sites that share no keys yet."""
+    made = make_federation()
+    for path in made.paths.values():
+        rmtree(path / "keys" / "epochs", ignore_errors=True)
+    return made
+
+
+def run(
+    federation: Federation, answer: Answer = client_app, name: str = "study", *, new_epoch: bool = False
+) -> list[dict[str, Any]]:
+    """Run one round with every site restarted; return the run's events."""
+    quieten()
+    open_site.cache_clear()
+    federation.sign(replace(SETTINGS, name=name))
+    run_id = int(signed_run(federation)[2][:15], 16)
+    contexts = {node_of(federation, site): context_of(federation, site) for site in SITES}
+    server_app(
+        InlineGrid(run_id, contexts, answer),
+        Context(run_id, SERVER_NODE, {}, RecordDict(), {
+            "consortium": str(federation.server), "manifest": str(federation.manifest), "new-epoch": new_epoch,
+        }),
+    )  # fmt: skip
+    return read_events(journal_path(federation))
+
+
+def instead(kind: str, site: str, answer: Answer) -> Answer:
+    """What all sites do, but for one that answers messages of this kind otherwise."""
+
+    def app(message: Message, context: Context) -> Message:
+        wrong = message.metadata.message_type == kind and Path(str(context.node_config["site"])).name == site
+        return answer(message, context) if wrong else client_app(message, context)
+
+    return app
+
+
+def fails(message: Message, context: Context) -> Message:
+    del context
+    return reply(Error(100, "not now"), message)
+
+
+def crashes(message: Message, context: Context) -> Message:
+    del message, context
+    raise RuntimeError
+
+
+def loses(message: Message, context: Context) -> Message:
+    """Do the work, but say that it failed: a reply that never arrives."""
+    client_app(message, context)
+    return fails(message, context)
+
+
+def says_nothing(message: Message, context: Context) -> Message:
+    client_app(message, context)
+    return reply(RecordDict(), message)
+
+
+def with_letters(**other: bytes) -> Answer:
+    """Lead, and hand in other letters."""
+
+    def answer(message: Message, context: Context) -> Message:
+        made = client_app(message, context)
+        letters = made.content["letters"]
+        assert isinstance(letters, ArrayRecord)
+        for site, data in other.items():
+            letters[site] = Array("uint8", (len(data),), "cloister.bytes.1", data)
+        return made
+
+    return answer
+
+
+def epochs(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in events if event["event"] == "epoch"]
+
+
+def contributors(events: list[dict[str, Any]]) -> set[str]:
+    assert events[-1]["event"] == "finished"
+    (event,) = (event for event in events if event["event"] == "round")
+    return set(event["sites"])
+
+
+def held(federation: Federation) -> dict[str, list[str]]:
+    """The epochs' files at every site."""
+    return {
+        site: sorted(file.name for file in (path / "keys" / "epochs").glob("*"))
+        for site, path in federation.paths.items()
+    }
+
+
+def fingerprints(federation: Federation) -> set[str]:
+    """Of the keys that the sites have now."""
+    current = {site: Keyring(path / "keys" / "epochs").current(1) for site, path in federation.paths.items()}
+    return {keys.fingerprint if keys else f"{site} has none" for site, keys in current.items()}
+
+
+def everything(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_first_run_makes_keys_the_next_uses_them_and_another_epoch_comes_on_command(
+    federation: Federation,
+) -> None:
+    events = run(federation)
+    (event,) = epochs(events)
+    assert (event["epoch"], event["leader"], event["sites"]) == (1, FIRST, sorted(SITES))
+    assert contributors(events) == set(SITES)
+    assert fingerprints(federation) == {event["keys"]}
+
+    events = run(federation, name="second")
+    assert epochs(events) == []
+    assert contributors(events) == set(SITES)
+    assert held(federation) == {site: ["000001-roster-1.key"] for site in SITES}
+
+    events = run(federation, name="third", new_epoch=True)
+    (newer,) = epochs(events)
+    assert newer["epoch"] == 2
+    assert newer["keys"] != event["keys"]
+    assert contributors(events) == set(SITES)
+    assert fingerprints(federation) == {newer["keys"]}
+
+    secrets = site_secrets(federation)
+    assert sum("-roster-" in name for name in secrets) == 2 * len(SITES)
+    assert find_secrets(federation.server, secrets) == []
+    assert len(list((federation.server / "epochs").iterdir())) == 2 * len(SITES)
+
+
+@pytest.mark.parametrize("answer", [fails, crashes, says_nothing], ids=["refuses", "crashes", "says nothing"])
+def test_a_leader_that_fails_is_passed_over(federation: Federation, answer: Answer) -> None:
+    events = run(federation, instead(LEAD, FIRST, answer))
+    (event,) = epochs(events)
+    assert event["leader"] == SECOND
+    assert len(contributors(events)) >= SETTINGS.cohort.minimum
+
+
+def test_a_leader_whose_reply_was_lost_gets_in_again_with_the_next_epoch(federation: Federation) -> None:
+    (event,) = epochs(run(federation, instead(LEAD, FIRST, loses)))
+    assert event["sites"] == sorted(set(SITES) - {FIRST})  # it has other keys of the same epoch
+    events = run(federation, name="second", new_epoch=True)
+    assert epochs(events)[0]["sites"] == sorted(SITES)
+    assert contributors(events) == set(SITES)
+
+
+@pytest.mark.parametrize("site", sorted(SITES)[:2])
+def test_a_site_that_missed_an_epoch_gets_its_letter_from_the_server(federation: Federation, site: str) -> None:
+    run(federation)
+    run(federation, name="second", new_epoch=True)
+    before = held(federation)
+    for file in (federation.paths[site] / "keys" / "epochs").iterdir():
+        file.unlink()
+    events = run(federation, name="third")
+    assert epochs(events) == []
+    assert contributors(events) == set(SITES)
+    assert held(federation) == before
+    assert len(fingerprints(federation)) == 1
+
+
+@pytest.mark.parametrize("name", ["../x", "../../x", "/tmp/cloister-x", "mallory", "", "a/b", "x\0y"])  # noqa: S108
+def test_letters_to_anyone_but_members_are_refused_and_written_nowhere(federation: Federation, name: str) -> None:
+    (event,) = epochs(run(federation, instead(LEAD, FIRST, with_letters(**{name: b"x"}))))
+    assert event["leader"] == SECOND
+    letters = {path for path in everything(federation.folder.parent) if path.suffix == ".letter"}
+    assert {path.parent for path in letters} == {federation.server / "epochs"}
+    assert len(letters) == len(SITES)
+    assert not Path("/tmp/cloister-x").exists()  # noqa: S108
+    written = {path for path in everything(federation.server) if path.parent != federation.server}
+    assert {path.relative_to(federation.server).parts[0] for path in written} == {"epochs", "runs"}
+
+
+def test_a_site_whose_letter_does_not_open_is_left_out(federation: Federation) -> None:
+    events = run(federation, instead(LEAD, FIRST, with_letters(west=b"nothing")))
+    (event,) = epochs(events)
+    assert (event["leader"], event["sites"]) == (FIRST, sorted(set(SITES) - {"west"}))
+    assert contributors(events) == set(SITES) - {"west"}
+    assert held(federation)["west"] == []
+
+
+def test_a_leader_whose_letters_open_nowhere_is_passed_over(federation: Federation) -> None:
+    bad = dict.fromkeys(SITES, b"nothing")
+    events = run(federation, instead(LEAD, FIRST, with_letters(**bad)))
+    (event,) = epochs(events)
+    assert (event["epoch"], event["leader"], event["sites"]) == (2, SECOND, sorted(SITES))
+
+
+@pytest.mark.parametrize("answer", [fails, crashes, says_nothing], ids=["refuses", "crashes", "says nothing"])
+def test_one_site_that_does_not_take_keys_stops_no_other(federation: Federation, answer: Answer) -> None:
+    app = instead(ACCEPT, "west", answer)
+    for name in ("study", "second"):  # it is new to every run
+        events = run(federation, app, name)
+        assert contributors(events) >= set(SITES) - {"west"}
+        (federation.paths["west"] / "keys" / "epochs" / "000001-roster-1.key").unlink(missing_ok=True)
+    assert {len(names) for site, names in held(federation).items() if site != "west"} == {1}
+
+
+def test_one_site_that_has_seen_the_last_epoch_of_all_stops_no_other(federation: Federation) -> None:
+    keyring = Keyring(federation.paths["west"] / "keys" / "epochs")
+    keyring.take(EpochKeys.generate(2**63 - 1), roster=9)
+    assert contributors(run(federation)) == set(SITES) - {"west"}
+
+
+def test_letters_are_found_by_number_and_name_whatever_the_sites_are_called(tmp_path: Path) -> None:
+    letters = Letters(tmp_path)
+    letters.keep(999_999, 1, "a", {"b-to-c": b"1", "c": b"2"})
+    letters.keep(1_000_000, 1, "a-to-b", {"b-to-c": b"3", "c": b"4"})
+    assert letters.after(0, 1, "b-to-c") == [("a", b"1"), ("a-to-b", b"3")]
+    assert letters.after(0, 1, "c") == [("a", b"2"), ("a-to-b", b"4")]
+    assert letters.after(999_999, 1, "c") == [("a-to-b", b"4")]
+    assert letters.after(0, 2, "c") == []
+    assert letters.latest == 1_000_000
