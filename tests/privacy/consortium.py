@@ -159,7 +159,13 @@ def tag_key() -> TagKey:
 
 
 def encrypt(
-    vector: NDArray[np.floating], weight: float, packing: Packing, charge: Charge = CHARGE, *, plan: RoundPlan, site: str
+    vector: NDArray[np.floating],
+    weight: float,
+    packing: Packing,
+    charge: Charge = CHARGE,
+    *,
+    plan: RoundPlan,
+    site: str,
 ) -> EncryptedUpdate:
     packed = pack(private(vector, charge), weight, packing, Randomness.fresh())
     return decryption_key().encrypt(tag_key().tag(packed, plan, site))

@@ -219,7 +219,5 @@ sys.exit(0 if codes == [0, 0, 0] and len(seeds) == 3 else f"{codes}, {len(seeds)
 
 def test_forked_processes_do_not_write_into_each_others_ciphertexts() -> None:
     # SEAL saves and loads through a file in memory. Were it shared, half of these would encrypt another's values.
-    done = subprocess.run(
-        [sys.executable, "-c", FORKED], capture_output=True, text=True, check=False, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr

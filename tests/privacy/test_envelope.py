@@ -101,7 +101,9 @@ def test_three_sites_arrive_at_the_weighted_mean_of_what_they_sent(profile: Prof
     expected = np.average(
         [np.clip(vector, -0.5, 0.5) for vector in vectors.values()], axis=0, weights=list(SIZES.values())
     )
-    np.testing.assert_allclose(mean, expected, rtol=0, atol=of.manifest.packing.max_error(list(weights.values())) + 1e-7)
+    np.testing.assert_allclose(
+        mean, expected, rtol=0, atol=of.manifest.packing.max_error(list(weights.values())) + 1e-7
+    )
 
 
 def test_every_site_opens_the_same_bits_whatever_the_order_of_arrival() -> None:

@@ -20,7 +20,8 @@ RUN = "ab" * 32
 PLAN = make_plan(RUN, deadline=2_000_000_000.25)
 CANONICAL = (
     b'{"attempt":1,"base_model":"%s","cohort":["north","south","west"],"deadline":2000000000.25,"epoch":2,"keys":"%s",'
-    b'"minimum_cohort":3,"roster_version":3,"round":1,"run":"%s"}' % (PLAN.base_model.encode(), KEYS.encode(), RUN.encode())
+    b'"minimum_cohort":3,"roster_version":3,"round":1,"run":"%s"}'
+    % (PLAN.base_model.encode(), KEYS.encode(), RUN.encode())
 )
 
 

@@ -33,9 +33,7 @@ def _federation(folder: Path) -> tuple[Federation, SiteTerms]:
     settings = read_toml(ROOT / "simulations" / "diagnosis.toml", RunSettings)
     privacy = Privacy(max_grad_norm=settings.privacy.max_grad_norm, noise_multiplier=0.0)
     federation.sign(replace(settings, rounds=ROUNDS, privacy=privacy, seed=11))
-    return federation, SiteTerms(
-        tasks=(settings.task,), epsilon=inf, maximum_epsilon=inf, minimum_noise_multiplier=0.0
-    )
+    return federation, SiteTerms(tasks=(settings.task,), epsilon=inf, maximum_epsilon=inf, minimum_noise_multiplier=0.0)
 
 
 def _run_inline(folder: Path) -> tuple[Federation, Results]:
