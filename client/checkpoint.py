@@ -37,7 +37,7 @@ class CheckpointStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._held: dict[str, Checkpoint] = {}
+        self._held: dict[str, tuple[tuple[int, int], Checkpoint]] = {}  # with the stamp of the file that it came from
 
     def path(self, name: str, run: str) -> Path:
         """Return where a run's model lies."""
@@ -49,11 +49,12 @@ class CheckpointStore:
         Raises:
             KeyFileError: if the file is damaged or of another model.
         """
-        if run in self._held:
-            return self._held[run]
         path = self.path(name, run)
         if not path.exists():
             return None
+        stamp = _stamp(path)
+        if run in self._held and self._held[run][0] == stamp:
+            return self._held[run][1]
         data = path.read_bytes()
         try:
             tensors = load(data)
@@ -67,8 +68,8 @@ class CheckpointStore:
         if note["run"] != run or model.digest != digest:
             msg = f"{path}: this checkpoint was altered, or is of another run; move it aside and restart the agent"
             raise KeyFileError(msg)
-        self._held[run] = Checkpoint(run, number, model)
-        return self._held[run]
+        self._held[run] = stamp, Checkpoint(run, number, model)
+        return self._held[run][1]
 
     def save(self, name: str, checkpoint: Checkpoint) -> Path:
         """Replace a run's model, so that a crash leaves the old or the new one."""
@@ -78,5 +79,11 @@ class CheckpointStore:
         note = {"run": checkpoint.run, "round": checkpoint.round, "model": checkpoint.model.digest}
         # One entry only: safetensors writes several in an order that differs from call to call.
         write_atomically(path, save(tensors, metadata={_NOTE: json.dumps(note)}))
-        self._held[checkpoint.run] = checkpoint
+        self._held[checkpoint.run] = _stamp(path), checkpoint
         return path
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Tell one version of a file from the next: Flower's engine runs one site in several processes in turn."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns

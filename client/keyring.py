@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from privacy.epoch import EpochKeys
@@ -15,30 +14,26 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"(\d{6,})-roster-(\d+)\.key")
 
+_LARGEST_STEP = 10_000  # nobody can use the numbers up with one letter
+
 
 class Keyring:
     """A folder of keys, one file an epoch. An epoch never goes back: older ones are refused."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._read: dict[str, EpochKeys] = {}  # by the file's name; a file of this name never changes
 
-    @cached_property
+    @property
     def _held(self) -> dict[int, tuple[int, EpochKeys]]:
-        """Roster version and keys by epoch, in the order of epochs."""
+        """Roster version and keys by epoch: what is on disk now, since other processes of this site write there too."""
         held = {}
-        for path in sorted(self._folder.glob("*.key")):
-            if (name := _NAME.fullmatch(path.name)) is None:
-                continue
-            try:
-                keys = EpochKeys.from_bytes(path.read_bytes())
-            except KeyFileError as error:
-                msg = f"{path}: {error}"
-                raise KeyFileError(msg) from error
-            if keys.epoch != int(name[1]):
-                msg = f"{path}: these are the keys of epoch {keys.epoch}; restore the file from the site's backup"
-                raise KeyFileError(msg)
-            held[keys.epoch] = int(name[2]), keys
-        return dict(sorted(held.items()))
+        for path in self._folder.glob("*.key"):
+            if (name := _NAME.fullmatch(path.name)) is not None:
+                if path.name not in self._read:
+                    self._read[path.name] = _read_keys(path, int(name[1]))
+                held[int(name[1])] = int(name[2]), self._read[path.name]
+        return held
 
     @property
     def latest(self) -> int:
@@ -66,12 +61,29 @@ class Keyring:
         """Keep the keys of a newer epoch, durably.
 
         Raises:
-            ProtocolError: if the epoch is not newer than the newest that this site has.
+            ProtocolError: if the epoch is not newer than the newest that this site has, or far too new.
         """
+        held = self._held
+        if keys.epoch in held and held[keys.epoch][1].fingerprint == keys.fingerprint:
+            return
         if keys.epoch <= self.latest:
-            if self._held.get(keys.epoch, (0, keys))[1].fingerprint == keys.fingerprint and keys.epoch in self._held:
-                return
             msg = f"keys of epoch {keys.epoch} are refused: this site has those of epoch {self.latest} already"
             raise ProtocolError(msg)
+        if keys.epoch > self.latest + _LARGEST_STEP:
+            msg = (
+                f"keys of epoch {keys.epoch} are refused: that is too far from epoch {self.latest}, which this site has"
+            )
+            raise ProtocolError(msg)
         write_atomically(self._folder / f"{keys.epoch:06d}-roster-{roster}.key", keys.to_bytes())
-        self._held[keys.epoch] = roster, keys
+
+
+def _read_keys(path: Path, epoch: int) -> EpochKeys:
+    try:
+        keys = EpochKeys.from_bytes(path.read_bytes())
+    except KeyFileError as error:
+        msg = f"{path}: {error}"
+        raise KeyFileError(msg) from error
+    if keys.epoch != epoch:
+        msg = f"{path}: these are the keys of epoch {keys.epoch}; restore the file from the site's backup"
+        raise KeyFileError(msg)
+    return keys

@@ -36,6 +36,7 @@ class Ceremony:
     def __init__(self, members: Membership, letters: Letters, journal: Journal, *, new_epoch: bool) -> None:
         self._members, self._letters, self._journal = members, letters, journal
         self._wanted = new_epoch
+        self._asked = 0
 
     def agree(self, grid: Grid, sites: list[str], minimum: int) -> tuple[int, str, list[str]]:
         """Bring these sites to the same keys; return epoch, fingerprint, and which of the sites have them.
@@ -78,8 +79,9 @@ class Ceremony:
 
     def _lead(self, grid: Grid, leader: str) -> None:
         # One more than any site has seen, whether or not for this roster: epochs never go back.
-        seen = [*self._members.latest.values(), self._letters.latest, 0]
-        epoch = max(each for each in seen if each < _NUMBERS) + 1
+        # Nor is a number used twice: a leader whose answer was lost has keys of its own under that number.
+        seen = [*self._members.latest.values(), self._letters.latest, self._asked]
+        self._asked = epoch = max(each for each in seen if each < _NUMBERS) + 1
         reply = self._ask(grid, leader, LEAD, pack_lead(epoch))
         if reply is None:
             msg = "it did not answer when asked to lead"

@@ -11,6 +11,7 @@ Ciphertexts travel as `Array`s of opaque bytes, the only kind of record that Flo
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _STYPE = "cloister.bytes.1"
+_DIGEST = r"[0-9a-f]{64}"
 _MAX_SUMS = 10_000
 
 
@@ -80,7 +82,10 @@ def read_readiness(content: RecordDict) -> Readiness:
         "site": str, "model": str, "size": int, "layout": str, "epoch": int, "keys": str, "latest": int,
         "signature": bytes,
     }  # fmt: skip
-    return Readiness(**{name: _field(content, "readiness", name, kind) for name, kind in fields.items()})
+    readiness = Readiness(**{name: _field(content, "readiness", name, kind) for name, kind in fields.items()})
+    if not re.fullmatch(_DIGEST, readiness.model) or (readiness.epoch and not re.fullmatch(_DIGEST, readiness.keys)):
+        _lacks("readiness.keys")
+    return readiness
 
 
 def pack_lead(epoch: int) -> RecordDict:
@@ -102,7 +107,10 @@ def pack_keys(epoch: int, fingerprint: str, letters: Mapping[str, bytes] | None 
 
 def read_keys(content: RecordDict) -> tuple[int, str]:
     """Return epoch and fingerprint of the keys that a site has."""
-    return _field(content, "keys", "epoch", int), _field(content, "keys", "fingerprint", str)
+    epoch, fingerprint = _field(content, "keys", "epoch", int), _field(content, "keys", "fingerprint", str)
+    if not re.fullmatch(_DIGEST, fingerprint):
+        _lacks("keys.fingerprint")
+    return epoch, fingerprint
 
 
 def read_letters(content: RecordDict) -> dict[str, bytes]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SITES = 3
 WEIGHTS = [1.0, 0.75, 0.5]
 PROFILES: tuple[Profile, ...] = ("compact", "precise")
+SYMMETRIC = "ckks-symmetric"
 DIGEST_BYTES = 64
 CKKS_BYTES = 240_000  # about: two polynomials of 8,192 coefficients, modulo 60 and 40 bits, in 64 bits each, compressed
 
@@ -44,7 +45,7 @@ def _row(report: dict[str, Any], pipeline: str) -> dict[str, Any]:
 
 
 def test_every_pipeline_gets_a_row_of_plain_numbers(report: dict[str, Any]) -> None:
-    assert [row["pipeline"] for row in report["rows"]] == [*PROFILES, NVFLARE]
+    assert [row["pipeline"] for row in report["rows"]] == [*PROFILES, NVFLARE, SYMMETRIC]
     assert json.loads(json.dumps(report)) == report
     assert report["repetitions"] >= 3
     for row in report["rows"]:
@@ -80,10 +81,11 @@ def test_ckks_is_the_ckks_that_nvflare_ships(report: dict[str, Any]) -> None:
 def test_the_table_holds_every_row_and_ratio_in_80_columns(report: dict[str, Any]) -> None:
     lines = encryption.table(report).splitlines()
     assert max(map(len, lines)) <= 80
-    named = [line.split()[0] for line in lines if line.startswith((*PROFILES, NVFLARE))]
-    assert named == [*PROFILES, NVFLARE, NVFLARE, *PROFILES]  # figures, then "NVFLARE takes so many times" and ratios
+    named = [line.split()[0] for line in lines if line.startswith((*PROFILES, NVFLARE, SYMMETRIC))]
+    # Figures, then "NVFLARE takes so many times" and ratios.
+    assert named == [*PROFILES, NVFLARE, SYMMETRIC, NVFLARE, *PROFILES, SYMMETRIC]
     ratio = _row(report, NVFLARE)["bytes_up"] / _row(report, "compact")["bytes_up"]
-    assert f"{ratio:.1f}" in lines[-2].split()
+    assert f"{ratio:.1f}" in lines[-3].split()
 
 
 def test_the_server_notices_an_update_that_changed(tmp_path: Path) -> None:
@@ -104,8 +106,8 @@ def test_json_is_alone_on_standard_output_whatever_tenseal_prints() -> None:
     arguments = ("--parameters", "9000", "--sites", "2", "--json")
     command = [sys.executable, "-m", "cloister", "bench", "encryption", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
-    assert [row["parameters"] for row in json.loads(done.stdout)["rows"]] == [9000] * 3
-    assert "3 pipelines, 15 rounds of each: 9,000 parameters, 2 sites" in done.stderr
+    assert [row["parameters"] for row in json.loads(done.stdout)["rows"]] == [9000] * 4
+    assert "4 pipelines, 15 rounds of each: 9,000 parameters, 2 sites" in done.stderr
 
 
 def test_the_idle_model_has_any_size(monkeypatch: pytest.MonkeyPatch) -> None:

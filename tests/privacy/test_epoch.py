@@ -176,7 +176,7 @@ def with_digest(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     "sealed_bytes",
     [b"", b"x" * 40, with_digest(b""), with_digest(bytes(8)), with_digest(bytes(40) + with_digest(b"\xff" * 32768))],
-    ids=len,
+    ids=["nothing", "rubbish", "digest alone", "epoch alone", "no residues"],
 )
 def test_sealed_rubbish_of_a_member_is_an_error_of_ours(sealed_bytes: bytes) -> None:
     payload = payload_of(letters()["south"])

@@ -29,6 +29,7 @@ from transport.pki import certificate_pem
 SITES = ("north", "south")
 LIMIT = 4 << 20
 LONG = 20.0
+UNDER_WAY = 100  # mebibytes: more than may lie in the buffers of the line
 ACCEPTED, LATE = pb.Receipt.ACCEPTED, pb.Receipt.LATE
 
 
@@ -270,14 +271,14 @@ def test_a_body_that_announces_too_much_is_refused_before_it_is_read(server: Ser
     code, said = north.refused(iter(body))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert f"over the limit of {LIMIT:,}" in said
-    assert body.count < 16  # what fits into the buffers of the line
+    assert body.count < UNDER_WAY
     assert north.push(to_frames(b"done", "m")) == ACCEPTED
 
 
 def test_a_late_body_is_refused_before_it_is_read(north: Caller) -> None:
     body = Endless(LIMIT, "unheard of")
     assert north.push(iter(body)) == LATE
-    assert body.count < 16
+    assert body.count < UNDER_WAY
 
 
 def test_a_body_longer_than_announced_is_refused_where_it_is_longer(server: Server, north: Caller) -> None:
@@ -286,7 +287,7 @@ def test_a_body_longer_than_announced_is_refused_where_it_is_longer(server: Serv
     code, said = north.refused(iter(body))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert "more than the 2,097,152 bytes" in said
-    assert body.count < 16
+    assert body.count < UNDER_WAY
 
 
 @pytest.mark.parametrize(
