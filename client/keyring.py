@@ -70,11 +70,11 @@ class Keyring:
             msg = f"keys of epoch {keys.epoch} are refused: this site has those of epoch {self.latest} already"
             raise ProtocolError(msg)
         if keys.epoch > self.latest + _LARGEST_STEP:
-            msg = (
-                f"keys of epoch {keys.epoch} are refused: that is too far from epoch {self.latest}, which this site has"
-            )
+            msg = f"keys of epoch {keys.epoch} are refused: that is too far from this site's epoch {self.latest}"
             raise ProtocolError(msg)
-        write_atomically(self._folder / f"{keys.epoch:06d}-roster-{roster}.key", keys.to_bytes())
+        path = self._folder / f"{keys.epoch:06d}-roster-{roster}.key"
+        write_atomically(path, keys.to_bytes())
+        self._read[path.name] = keys
 
 
 def _read_keys(path: Path, epoch: int) -> EpochKeys:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 NVFLARE = "ckks-nvflare"
 STEPS = ("client_cpu", "server_cpu", "decrypt_cpu")
 _BYTES = ("bytes_up", "bytes_down")
-_LINE = "{:<14}{:>9}{:>10}{:>12}{:>10}{:>10}{:>12}"
+_LINE = "{:<15}{:>10}{:>10}{:>12}{:>10}{:>10}{:>12}"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"{theirs.parameters:,} parameters, {theirs.sites} sites; the best of {report['repetitions']} rounds",
         "",
-        f"{'':14}{'bytes a parameter':>19}{'CPU, ms a million parameters':>32}{'largest':>12}",
+        f"{'':15}{'bytes a parameter':>20}{'CPU, ms a million parameters':>32}{'largest':>12}",
         _LINE.format("", "up", "down", "site", "server", "decrypt", "error"),
     ]
     for row in rows:

@@ -4,13 +4,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message, MessageType, RecordDict
 
 from client.app import app
-from client.site import open_site
+from client.round import accept, open_sum
+from client.settings import read_site
+from client.site import Site, open_site
 from privacy.accounting import Mechanism, epsilon
 from privacy.ciphertext import COEFF_MODULUS, pack60, unpack60
 from privacy.envelope import SignedUpdate
@@ -21,6 +24,7 @@ from privacy.packing import PLAIN_MODULUS
 from privacy.plan import RoundPlan, read_plan
 from privacy.summation import EncryptedSum
 from simulations.federation import Federation
+from simulations.results import journal_path
 from tests import studies
 from tests.federations import (
     NOISY,
@@ -46,9 +50,10 @@ from transport.contents import (
     read_readiness,
     read_sum,
     read_update,
+    sum_from_arrays,
 )
 from transport.flower import instruction, reply, stamp
-from transport.parcel import decode_instruction, encode
+from transport.parcel import decode_arrays, decode_instruction, encode
 
 TRAIN, EVALUATE, QUERY = MessageType.TRAIN, MessageType.EVALUATE, MessageType.QUERY
 SITE = "north"
@@ -363,6 +368,22 @@ def test_a_sum_of_another_run_is_not_opened(federation: Federation, total: Encry
     federation.sign(replace(SETTINGS, rounds=2))
     assert "another run" in str(deliver(federation, total).error.reason)
     assert models_of(federation) == {}
+
+
+def test_processes_of_one_site_go_on_from_each_others_models(make_federation: FederationMaker) -> None:
+    # Flower's own engine answers each message in any of its processes.
+    federation = make_federation(replace(SETTINGS, rounds=4))
+    run_with(federation)
+    path, expected = federation.paths[SITE], models_of(federation)[SITE]
+    rmtree(path / "models")
+    document, manifest, run = signed_run(federation)
+    processes = [Site(read_site(path)) for _ in range(2)]
+    for number, file in enumerate(sorted((journal_path(federation).parent / "sums").iterdir())):
+        total = sum_from_arrays(decode_arrays(file.read_bytes()))
+        opening = processes[number % 2]
+        opened = open_sum(opening, accept(opening, document), total)
+        assert {each.checkpoint(manifest, run).model.digest for each in processes} == {opened.model.digest}
+    assert models_of(federation)[SITE] == expected
 
 
 # --- What leaves a site ---------------------------------------------------------------------------------------------

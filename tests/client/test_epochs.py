@@ -77,6 +77,20 @@ def test_keys_are_not_current_once_the_roster_is_another(keyring: Keyring, tmp_p
     assert keyring.current(1) is None
 
 
+def test_nobody_uses_the_numbers_of_epochs_up_with_one_letter(keyring: Keyring) -> None:
+    with pytest.raises(ProtocolError, match="too far from this site's epoch 0"):
+        keyring.take(keys(2**62), 1)
+    keyring.take(keys(10_000), 1)
+
+
+def test_what_another_process_of_the_site_took_is_found(keyring: Keyring, tmp_path: Path) -> None:
+    assert keyring.current(1) is None
+    Keyring(tmp_path / "epochs").take(keys(1), 1)
+    current = keyring.current(1)
+    assert current is not None
+    assert current.fingerprint == keys(1).fingerprint
+
+
 def test_only_the_owner_may_read_the_files(keyring: Keyring, tmp_path: Path) -> None:
     keyring.take(keys(1), 1)
     assert [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "epochs").iterdir()] == [0o600]

@@ -254,11 +254,22 @@ def test_a_reply_that_is_no_update_is_refused_by_name(federation: Federation, co
     assert sorted(event["sites"]) == HONEST
 
 
-def test_an_update_of_a_model_with_other_tensors_is_refused(federation: Federation) -> None:
-    # Answered after the others'; see the notes on what happens if it is the first.
-    (event,) = run_with(federation, sending(federation, _header(layout=NOWHERE)))
-    assert "other tensors" in event["problems"][HOSTILE]
-    assert sorted(event["sites"]) == HONEST
+@pytest.mark.parametrize(
+    "site",
+    [
+        HOSTILE,
+        pytest.param(
+            "east",
+            marks=pytest.mark.xfail(reason="the first update of a round decides what is another", raises=RunError),
+        ),
+    ],
+    ids=["after the others", "before the others"],
+)
+def test_an_update_of_a_model_with_other_tensors_is_refused(federation: Federation, site: str) -> None:
+    (event,) = run_with(federation, sending(federation, _header(layout=NOWHERE), site))
+    assert "other tensors" in event["problems"].pop(site)
+    assert event["problems"] == {}
+    assert len(event["sites"]) == 3
 
 
 def test_below_the_minimum_nothing_is_released_and_no_model_is_written(federation: Federation) -> None:
@@ -544,3 +555,11 @@ def test_a_site_that_misses_two_sums_opens_both_in_order(
     run_with(federation, Losing(federation, sites, delivered=False, times=2))
     assert len(set(models_of(federation).values())) == 1
     assert len(models_of(federation)) == 4
+
+
+@pytest.mark.xfail(reason="a run ends with its last round, without asking who missed the sum")
+def test_a_site_that_misses_the_last_sum_gets_it_before_the_run_ends(make_federation: FederationMaker) -> None:
+    federation = make_federation()
+    run_with(federation, Losing(federation, ("west",), delivered=False))
+    assert len(models_of(federation)) == 4
+    assert len(set(models_of(federation).values())) == 1

@@ -22,7 +22,8 @@ sums = st.builds(EncryptedSum, blobs, contributions, blobs)
 updates = st.builds(SignedUpdate, blobs, blobs, blobs)
 reports = st.dictionaries(names, st.floats(allow_nan=False), max_size=3)
 integers = st.integers(-(2**63), 2**63 - 1)
-readinesses = st.builds(Readiness, names, names, integers, names, integers, names, integers, blobs)
+digests = st.text("0123456789abcdef", min_size=64, max_size=64)
+readinesses = st.builds(Readiness, names, digests, integers, names, integers, digests, integers, blobs)
 
 READERS: dict[str, Callable[[RecordDict], object]] = {
     "manifest": messages.read_manifest,
