@@ -56,6 +56,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy = EncryptedFedAvg(run, roster, journal, letters, new_epoch=new_epoch)
     try:
         strategy.start(grid, ArrayRecord(), settings.rounds, timeout=settings.cohort.round_deadline_seconds)
+        strategy.finish(grid)
         if not strategy.released:
             msg = "nothing was trained: no round had enough sites; no model was saved"
             raise RunError(msg)

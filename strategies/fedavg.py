@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from strategies.journal import Journal
     from strategies.letters import Letters
 
+_LAST_SECONDS = 10.0  # for a site that is behind to come back before the run ends
 _MOST_FAILURES = 3  # rounds in a row that release nothing end the run
 
 
@@ -79,6 +80,11 @@ class EncryptedFedAvg(Strategy):
     def model(self) -> str | None:
         """Digest of the model that the sites have."""
         return self._members.model
+
+    def finish(self, grid: Grid) -> None:
+        """Bring sites that missed a round's sum up to date, when all rounds are over."""
+        seconds = min(_LAST_SECONDS, self._manifest.settings.cohort.round_deadline_seconds)
+        self._members.catch_up(grid, seconds)
 
     def summary(self) -> None:
         """Flower asks strategies to log their settings; ours are in the manifest."""
@@ -202,7 +208,9 @@ class EncryptedFedAvg(Strategy):
 
     def _add(self, total: RunningSum, site: str, reply: Message) -> None:
         signed, report = read_update(content_of(reply))
-        total.add(verify_update(signed, site, total.plan, self._manifest, self._roster))
+        update = verify_update(signed, site, total.plan, self._manifest, self._roster)
+        self._members.check_layout(update.header)
+        total.add(update)
         # Training started from the run's model, so that is the model which the site has now.
         self._members.models[site] = total.plan.base_model
         self._round.bytes_up += len(signed.body) + len(signed.header) + len(signed.signature)

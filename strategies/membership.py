@@ -7,6 +7,7 @@ node's number and the model that it has. So the same strategy is safe on every g
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from threading import Event
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from transport.contents import Readiness, content_of, pack_query, pack_sum, read
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
+    from privacy.header import UpdateHeader
     from privacy.roster import Roster
     from strategies.journal import Journal
 
@@ -40,6 +42,7 @@ class Membership:
     nodes: dict[str, int] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    layouts: dict[str, tuple[str, int]] = field(default_factory=dict)  # layout and size of each site's model
     keys: dict[str, tuple[int, str]] = field(default_factory=dict)  # epoch and fingerprint that each site has
     latest: dict[str, int] = field(default_factory=dict)  # the newest epoch that each site has seen
     model: str | None = None  # the model of the run, once sites agree on one
@@ -70,6 +73,17 @@ class Membership:
                 return site
         msg = f"node {node} speaks for no site of this run"
         raise ProtocolError(msg)
+
+    def check_layout(self, header: UpdateHeader) -> None:
+        """Hold an update against the model that most sites have, so that the first to come decides nothing.
+
+        Raises:
+            ProtocolError: if it is of another.
+        """
+        most = Counter(self.layouts.values()).most_common(1)[0][0]
+        if (header.layout, header.size) != most:
+            msg = f"{header.site}'s update was not added: its model has other tensors than the other sites'"
+            raise ProtocolError(msg)
 
     def doubt(self, site: str) -> None:
         """Forget what a site said: its model is unknown until it is asked again."""
@@ -117,6 +131,22 @@ class Membership:
         self.settle(models, number)
         return sorted(models)
 
+    def catch_up(self, grid: Grid, seconds: float) -> None:
+        """Bring sites the sums that they missed, as a run ends: each shall have its model."""
+        behind = [site for site, model in self.models.items() if self.journal.missing(model)]
+        if not behind:
+            return
+        self.gather(grid, len(self.models), seconds)
+        for site in (site for site in behind if site in self.nodes):
+            for total in self.journal.missing(self.models[site]) or []:
+                content, node = pack_sum(self.manifest, total), self.nodes[site]
+                message = Message(content, node, MessageType.EVALUATE, ttl=seconds, group_id="catch-up")
+                for reply in grid.send_and_receive([message], timeout=seconds):
+                    try:
+                        self.models[site], _ = read_opened(content_of(reply))
+                    except CloisterError as error:
+                        self.problems[site] = str(error)
+
     def _ask(self, grid: Grid, nodes: set[int], seconds: float) -> None:
         queries = [
             Message(pack_query(self.manifest), node, MessageType.QUERY, ttl=seconds, group_id="ready") for node in nodes
@@ -144,6 +174,7 @@ class Membership:
             self.journal.confirm(model)
         self.nodes[site] = node
         self.models[site] = model
+        self.layouts[site] = readiness.layout, readiness.size
         self.keys[site], self.latest[site] = (readiness.epoch, readiness.keys), readiness.latest
         self.problems.pop(site, None)
 
