@@ -11,6 +11,7 @@ Ciphertexts travel as `Array`s of opaque bytes, the only kind of record that Flo
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -183,7 +184,10 @@ def pack_opened(model: str, metrics: dict[str, float]) -> RecordDict:
 
 def read_opened(content: RecordDict) -> tuple[str, dict[str, float]]:
     """Read the digest and metrics."""
-    return _field(content, "opened", "model", str), _numbers(content, "metrics")
+    metrics = _numbers(content, "metrics")
+    if not all(math.isfinite(value) for value in metrics.values()) or metrics.get("records", 1.0) <= 0:
+        _lacks("metrics that can be averaged")
+    return _field(content, "opened", "model", str), metrics
 
 
 def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:

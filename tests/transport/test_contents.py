@@ -49,13 +49,25 @@ def test_a_sum_is_read_back(manifest: bytes, total: EncryptedSum) -> None:
     assert messages.sum_from_arrays(messages.sum_to_arrays(total)) == total
 
 
-@given(update=updates, report=reports, readiness=readinesses, model=names)
+metrics = st.dictionaries(names, st.floats(allow_nan=False, allow_infinity=False), max_size=3)
+
+
+@given(update=updates, report=reports, readiness=readinesses, model=names, found=metrics)
 def test_replies_are_read_back(
-    update: SignedUpdate, report: dict[str, float], readiness: Readiness, model: str
+    update: SignedUpdate, report: dict[str, float], readiness: Readiness, model: str, found: dict[str, float]
 ) -> None:
     assert messages.read_update(messages.pack_update(update, report)) == (update, report)
     assert messages.read_readiness(messages.pack_readiness(readiness)) == readiness
-    assert messages.read_opened(messages.pack_opened(model, report)) == (model, report)
+    assert messages.read_opened(messages.pack_opened(model, found | {"records": 7.0})) == (
+        model,
+        found | {"records": 7.0},
+    )
+
+
+@pytest.mark.parametrize("bad", [{"loss": float("nan")}, {"loss": float("-inf")}, {"records": 0.0}, {"records": -1.0}])
+def test_metrics_that_would_poison_an_average_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(MalformedError, match="metrics that can be averaged"):
+        messages.read_opened(messages.pack_opened("", {"loss": 1.0, "records": 3.0} | bad))
 
 
 def _read(reader: Callable[[RecordDict], object], content: RecordDict) -> None:
