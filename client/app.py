@@ -18,17 +18,8 @@ from client.epochs import accept_letter, lead_epoch
 from client.round import accept, evaluate, get_ready, open_sum, train_round
 from client.site import Site, open_site
 from privacy.errors import CloisterError, ConfigError
-from transport.contents import (
-    pack_keys,
-    pack_opened,
-    pack_readiness,
-    pack_update,
-    read_lead,
-    read_letter_from,
-    read_manifest,
-    read_sum,
-    read_train,
-)
+from transport.ceremony import pack_keys, read_lead, read_letter_from
+from transport.contents import pack_opened, pack_readiness, pack_update, read_manifest, read_sum, read_train
 from transport.flower import FAILED, reply
 
 if TYPE_CHECKING:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from privacy.errors import RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from types import TracebackType
     from typing import Self
 
 _GRACE = 5.0  # seconds between asking and making
 _POLL = 0.05
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Processes:
@@ -39,7 +42,7 @@ class Processes:
     ) -> subprocess.Popen[bytes]:
         """Start `cloister ARGUMENTS`, with everything that it prints going to `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as file:
+        with log.open("wb") as file, _undisturbed():
             child = subprocess.Popen(  # noqa: S603 - our own command with our own arguments
                 [sys.executable, "-m", "cloister", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -48,7 +51,7 @@ class Processes:
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
                 start_new_session=True,  # Ctrl-C reaches the parent only, which then stops its children in order
             )
-        self._children[name] = child, log
+            self._children[name] = child, log
         return child
 
     def wait_for_line(self, name: str, marker: str, seconds: float) -> str:
@@ -90,3 +93,20 @@ class Processes:
             if child.poll() is None:
                 child.kill()
                 child.wait()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back for a moment: between its start and its entry here, a child would be nobody's."""
+    if threading.current_thread() is not threading.main_thread():  # signals never interrupt another thread
+        yield
+        return
+    held: list[int] = []
+    usual = {number: signal.signal(number, lambda given, _: held.append(given)) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+        if held:
+            raise KeyboardInterrupt

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Message
 
 from privacy.errors import CloisterError, ProtocolError, RunError
-from transport.contents import pack_lead, pack_letter, read_keys, read_letters
+from transport.ceremony import pack_lead, pack_letter, read_keys, read_letters
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict

@@ -1,12 +1,11 @@
 """What Cloister's messages say: protocol types to Flower records and back.
 
     query         manifest                          → readiness
-    query.lead    number of a new epoch             → its keys' fingerprint, a sealed letter for each member
-    query.accept  leader, letter                    → fingerprint of the keys inside
     train         manifest, plan, sums not opened   → signed update, report
     evaluate      manifest, sum                     → digest of the model, metrics
 
-Ciphertexts travel as `Array`s of opaque bytes, the only kind of record that Flower's own engines send in chunks.
+What the key ceremony says stands in `transport.ceremony`. Ciphertexts travel as `Array`s of opaque bytes, the only kind
+of record that Flower's own engines send in chunks.
 """
 
 from __future__ import annotations
@@ -14,22 +13,20 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from privacy.envelope import Contribution, SignedUpdate
-from privacy.errors import MalformedError, ProtocolError
+from privacy.errors import ProtocolError
 from privacy.summation import EncryptedSum
+from transport.fields import DIGEST, array_bytes, blob, field, lacks, numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from flwr.app import Message
 
-T = TypeVar("T")
-_STYPE = "cloister.bytes.1"
-_DIGEST = r"[0-9a-f]{64}"
 _MAX_SUMS = 10_000
 
 
@@ -69,7 +66,7 @@ def pack_query(manifest: bytes) -> RecordDict:
 
 def read_manifest(content: RecordDict) -> bytes:
     """Return the signed manifest that every instruction carries."""
-    return _field(content, "run", "manifest", bytes)
+    return field(content, "run", "manifest", bytes)
 
 
 def pack_readiness(readiness: Readiness) -> RecordDict:
@@ -83,53 +80,10 @@ def read_readiness(content: RecordDict) -> Readiness:
         "site": str, "model": str, "size": int, "layout": str, "epoch": int, "keys": str, "latest": int,
         "signature": bytes,
     }  # fmt: skip
-    readiness = Readiness(**{name: _field(content, "readiness", name, kind) for name, kind in fields.items()})
-    if not re.fullmatch(_DIGEST, readiness.model) or (readiness.epoch and not re.fullmatch(_DIGEST, readiness.keys)):
-        _lacks("readiness.keys")
+    readiness = Readiness(**{name: field(content, "readiness", name, kind) for name, kind in fields.items()})
+    if not re.fullmatch(DIGEST, readiness.model) or (readiness.epoch and not re.fullmatch(DIGEST, readiness.keys)):
+        lacks("readiness.keys")
     return readiness
-
-
-def pack_lead(epoch: int) -> RecordDict:
-    """Ask a site to make the keys of a new epoch."""
-    return RecordDict({"lead": ConfigRecord({"epoch": epoch})})
-
-
-def read_lead(content: RecordDict) -> int:
-    """Return the number of the epoch to make."""
-    return _field(content, "lead", "epoch", int)
-
-
-def pack_keys(epoch: int, fingerprint: str, letters: Mapping[str, bytes] | None = None) -> RecordDict:
-    """Say which keys this site has now; as the leader, with a letter for each member."""
-    content = RecordDict({"keys": ConfigRecord({"epoch": epoch, "fingerprint": fingerprint})})
-    content["letters"] = ArrayRecord({site: _blob(letter) for site, letter in (letters or {}).items()})
-    return content
-
-
-def read_keys(content: RecordDict) -> tuple[int, str]:
-    """Return epoch and fingerprint of the keys that a site has."""
-    epoch, fingerprint = _field(content, "keys", "epoch", int), _field(content, "keys", "fingerprint", str)
-    if not re.fullmatch(_DIGEST, fingerprint):
-        _lacks("keys.fingerprint")
-    return epoch, fingerprint
-
-
-def read_letters(content: RecordDict) -> dict[str, bytes]:
-    """Return the letters that a leader wrote, by recipient."""
-    letters = content.get("letters")
-    if not isinstance(letters, ArrayRecord) or not letters:
-        _lacks("letters")
-    return {site: _array(content, "letters", site) for site in letters}
-
-
-def pack_letter(leader: str, letter: bytes) -> RecordDict:
-    """Bring a site the letter that a leader wrote to it."""
-    return RecordDict({"letter": ConfigRecord({"leader": leader}), "sealed": ArrayRecord({"letter": _blob(letter)})})
-
-
-def read_letter_from(content: RecordDict) -> tuple[str, bytes]:
-    """Return who is said to have written a letter, and the letter."""
-    return _field(content, "letter", "leader", str), _array(content, "sealed", "letter")
 
 
 def pack_train(manifest: bytes, plan: bytes, sums: Sequence[EncryptedSum]) -> RecordDict:
@@ -142,10 +96,10 @@ def pack_train(manifest: bytes, plan: bytes, sums: Sequence[EncryptedSum]) -> Re
 
 def read_train(content: RecordDict) -> tuple[bytes, list[EncryptedSum]]:
     """Return the plan and the sums to open before training."""
-    count = _field(content, "run", "sums", int)
+    count = field(content, "run", "sums", int)
     if not 0 <= count <= _MAX_SUMS:
-        _lacks("run.sums")
-    return _field(content, "run", "plan", bytes), [_get_sum(content, f"sum-{index}") for index in range(count)]
+        lacks("run.sums")
+    return field(content, "run", "plan", bytes), [_get_sum(content, f"sum-{index}") for index in range(count)]
 
 
 def pack_update(update: SignedUpdate, report: dict[str, float]) -> RecordDict:
@@ -153,7 +107,7 @@ def pack_update(update: SignedUpdate, report: dict[str, float]) -> RecordDict:
     return RecordDict(
         {
             "update": ConfigRecord({"header": update.header, "signature": update.signature}),
-            "ciphertexts": ArrayRecord({"body": _blob(update.body)}),
+            "ciphertexts": ArrayRecord({"body": blob(update.body)}),
             "report": MetricRecord(dict(report)),
         }
     )
@@ -161,8 +115,8 @@ def pack_update(update: SignedUpdate, report: dict[str, float]) -> RecordDict:
 
 def read_update(content: RecordDict) -> tuple[SignedUpdate, dict[str, float]]:
     """Read a signed update and its report."""
-    header, signature = (_field(content, "update", name, bytes) for name in ("header", "signature"))
-    return SignedUpdate(header, signature, _array(content, "ciphertexts", "body")), _numbers(content, "report")
+    header, signature = (field(content, "update", name, bytes) for name in ("header", "signature"))
+    return SignedUpdate(header, signature, array_bytes(content, "ciphertexts", "body")), numbers(content, "report")
 
 
 def pack_sum(manifest: bytes, total: EncryptedSum) -> RecordDict:
@@ -184,10 +138,10 @@ def pack_opened(model: str, metrics: dict[str, float]) -> RecordDict:
 
 def read_opened(content: RecordDict) -> tuple[str, dict[str, float]]:
     """Read the digest and metrics."""
-    metrics = _numbers(content, "metrics")
+    metrics = numbers(content, "metrics")
     if not all(math.isfinite(value) for value in metrics.values()) or metrics.get("records", 1.0) <= 0:
-        _lacks("metrics that can be averaged")
-    return _field(content, "opened", "model", str), metrics
+        lacks("metrics that can be averaged")
+    return field(content, "opened", "model", str), metrics
 
 
 def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:
@@ -195,7 +149,7 @@ def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:
     arrays = {"plan": total.plan, "c0": total.c0}
     for index, part in enumerate(total.contributions):
         arrays |= {f"header-{index}": part.header, f"signature-{index}": part.signature, f"seeds-{index}": part.seeds}
-    return ArrayRecord({name: _blob(data) for name, data in arrays.items()})
+    return ArrayRecord({name: blob(data) for name, data in arrays.items()})
 
 
 def sum_from_arrays(arrays: ArrayRecord) -> EncryptedSum:
@@ -208,14 +162,14 @@ def sum_from_arrays(arrays: ArrayRecord) -> EncryptedSum:
         parts = {name: array.data for name, array in arrays.items()}
         count, left = divmod(len(parts) - 2, 3)
         if left:
-            _lacks("sum")
+            lacks("sum")
         contributions = tuple(
             Contribution(parts[f"header-{index}"], parts[f"signature-{index}"], parts[f"seeds-{index}"])
             for index in range(count)
         )
         return EncryptedSum(parts["plan"], contributions, parts["c0"])
     except KeyError as error:
-        _lacks(f"sum.{error.args[0]}")
+        lacks(f"sum.{error.args[0]}")
 
 
 def _put_sum(content: RecordDict, name: str, total: EncryptedSum) -> None:
@@ -225,36 +179,5 @@ def _put_sum(content: RecordDict, name: str, total: EncryptedSum) -> None:
 def _get_sum(content: RecordDict, name: str) -> EncryptedSum:
     arrays = content.get(name)
     if not isinstance(arrays, ArrayRecord):
-        _lacks(name)
+        lacks(name)
     return sum_from_arrays(arrays)
-
-
-def _blob(data: bytes) -> Array:
-    return Array("uint8", (len(data),), _STYPE, data)
-
-
-def _array(content: RecordDict, record: str, name: str) -> bytes:
-    arrays = content.get(record)
-    if not isinstance(arrays, ArrayRecord) or name not in arrays or arrays[name].stype != _STYPE:
-        _lacks(f"{record}.{name}")
-    return arrays[name].data
-
-
-def _field(content: RecordDict, record: str, name: str, kind: type[T]) -> T:
-    values = content.get(record)
-    value: Any = values.get(name) if isinstance(values, ConfigRecord) else None
-    if type(value) is not kind:
-        _lacks(f"{record}.{name}")
-    return value
-
-
-def _numbers(content: RecordDict, record: str) -> dict[str, float]:
-    values = content.get(record)
-    if not isinstance(values, MetricRecord) or not all(isinstance(each, (int, float)) for each in values.values()):
-        _lacks(record)
-    return {name: float(each) for name, each in values.items() if isinstance(each, (int, float))}
-
-
-def _lacks(what: str) -> NoReturn:
-    msg = f"a message lacks {what}, or holds it in another form; both sides must run the same version"
-    raise MalformedError(msg)

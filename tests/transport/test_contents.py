@@ -13,6 +13,7 @@ from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import MalformedError
 from privacy.summation import EncryptedSum
 from tests.transport.records import contents, names
+from transport import ceremony
 from transport import contents as messages
 from transport.contents import Readiness
 
@@ -26,6 +27,10 @@ digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 readinesses = st.builds(Readiness, names, digests, integers, names, integers, digests, integers, blobs)
 
 READERS: dict[str, Callable[[RecordDict], object]] = {
+    "lead": ceremony.read_lead,
+    "keys": ceremony.read_keys,
+    "letters": ceremony.read_letters,
+    "letter": ceremony.read_letter_from,
     "manifest": messages.read_manifest,
     "readiness": messages.read_readiness,
     "train": messages.read_train,
