@@ -167,7 +167,8 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
         msg = f"{site.name} does not open the sum of round {plan.round}: it is not that of its contributors' updates"
         raise AuthenticityError(msg) from error
     opened = Checkpoint(run, plan.round, average(checkpoint.model, mean))
-    site.checkpoints.save(manifest.settings.name, opened)
+    path = site.checkpoints.save(manifest.settings.name, opened)
+    log.info("round %d of %d opened: %s", plan.round, manifest.settings.rounds, path)
     return opened
 
 

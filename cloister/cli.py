@@ -100,6 +100,7 @@ def server(
     with RoundTable(make_console(json=False)) as table:
         listen(table)
         serve(consortium, manifest, lambda port: typer.echo(f"listening on port {port}"), new_epoch=new_epoch)
+    typer.echo("✓ the run is over; every site has the model in its own folder")
 
 
 @app.command(epilog="Example:  cloister agent north")
@@ -110,7 +111,13 @@ def agent(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     from client.agent import attend  # noqa: PLC0415 - a server needs no agent
 
-    attend(site, threading.Event())
+    try:
+        attend(site, threading.Event())
+    except KeyboardInterrupt:
+        typer.echo(
+            "left; nothing is lost, and what was charged stays charged. To come back: the same command", err=True
+        )
+        raise typer.Exit(130) from None
 
 
 @app.command(epilog="Example:  cloister simulate study.toml")

@@ -63,6 +63,9 @@ class RoundTable:
             self._bar.update(self._task, total=event["rounds"], description="rounds")
             limit = f" of {self._budget:g}" if self._budget else ""
             self._print(_ROW.format("round", "sites", "loss", "accuracy", f"ε spent{limit}", "sent", "time"), "bold")
+        elif event["event"] == "waiting":
+            self._print(f"       {len(event['sites'])} of {event['minimum']} sites are ready; waiting", "yellow")
+            self._print_problems(event)
         elif event["event"] == "epoch":
             self._print(f"       keys of epoch {event['epoch']}: made at {event['leader']}, sealed to every site", "")
         elif event["event"] == "round":
@@ -86,6 +89,9 @@ class RoundTable:
         self._print(row, "" if event["released"] else "yellow")
         if "reason" in event:
             self._print(f"       {'' if event['released'] else 'nothing released: '}{event['reason']}", "yellow")
+        self._print_problems(event)
+
+    def _print_problems(self, event: dict[str, Any]) -> None:
         for site, reason in sorted(event["problems"].items()):
             self._print(f"       {site}: {reason}", "yellow")
 

@@ -53,7 +53,7 @@ class Membership:
         Raises:
             RunError: if sites start from different models.
         """
-        deadline = time.monotonic() + seconds
+        deadline, said = time.monotonic() + seconds, dict[str, str]()
         while True:
             online = set(grid.get_node_ids())
             here = [site for site, node in self.nodes.items() if node in online]
@@ -63,6 +63,9 @@ class Membership:
                 here = [site for site, node in self.nodes.items() if node in online]
             if len(here) >= minimum or time.monotonic() > deadline:
                 return sorted(here)
+            if self.problems != said:
+                said = dict(self.problems)
+                self.journal.record("waiting", sites=sorted(here), minimum=minimum, problems=said)
             # A site that refused may have been mended meanwhile: it is asked again at the next round, not sooner.
             Event().wait(_POLL_SECONDS if not strangers else min(1.0, seconds / 10))
 

@@ -18,7 +18,7 @@ def test_the_task_in_the_readme_reads_records_and_learns_from_them(tmp_path: Pat
     exec(code[1], names)  # noqa: S102 - our own README
     task = names["Diagnosis"]()
     assert isinstance(task, Task)
-    (tmp_path / "records.csv").write_text("radius,texture,malignant\n14,20,0\n21,30,1\n", encoding="utf-8")
+    (tmp_path / "records.csv").write_text("mean_radius,mean_texture,malignant\n14,20,0\n21,30,1\n", encoding="utf-8")
 
     inputs, targets = task.load(tmp_path / "records.csv")
     outputs = task.model()(inputs)
