@@ -99,12 +99,13 @@ def _print(console: Console, summary: dict[str, Any], federation: Federation) ->
     pooled = summary["accuracy_pooled"]
     site, path = next(iter(summary["model"].items()))
     budget, delta = max(summary["epsilon_budget"].values()), max(summary["delta"].values())
+    plain = size(4 * summary["parameters"])
     sent = size(summary["upload_bytes_per_parameter"] * summary["parameters"])
     parts = {
         "accuracy": f"together {summary['accuracy']:.2f}   alone {alone}   pooled, no privacy {pooled:.2f}",
         "privacy": f"ε {epsilon:.2f} of {budget:g}, δ {delta:g}, per patient, at each hospital",
         "server": f"saw {summary['ciphertexts']} ciphertexts; its disk was searched: no key, no weight",
-        "sent": f"{sent} an update: {summary['parameters']} parameters, in a ciphertext that holds 12,285",
+        "sent": f"{sent} an update (plain float32: {plain}): a ciphertext holds 12,285 parameters",
         "model": str(path),
         "next": f"less {federation.paths[site] / 'site.toml'}",
     }
