@@ -105,7 +105,7 @@ def _print(console: Console, summary: dict[str, Any], federation: Federation) ->
         "accuracy": f"together {summary['accuracy']:.2f}   alone {alone}   pooled, no privacy {pooled:.2f}",
         "privacy": f"ε {epsilon:.2f} of {budget:g}, δ {delta:g}, per patient, at each hospital",
         "server": f"saw {summary['ciphertexts']} ciphertexts; its disk was searched: no key, no weight",
-        "sent": f"{sent} an update (plain float32: {plain}): a ciphertext holds 12,285 parameters",
+        "sent": f"{sent} an update, plain float32 {plain}; a ciphertext fits 12,285",
         "model": str(path),
         "next": f"less {federation.paths[site] / 'site.toml'}",
     }
