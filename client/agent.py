@@ -16,6 +16,7 @@ from flwr.app import Context, RecordDict
 from client.exchange import Exchange
 from client.settings import SiteFolder, read_site
 from privacy.errors import MalformedError, ProtocolError, UnreachableError
+from privacy.parallel import in_processes
 from transport.channel import probe
 from transport.flower import answer
 from transport.parcel import decode_instruction, encode
@@ -49,6 +50,12 @@ def attend(path: Path, stop: Event) -> None:
     from client.site import open_site  # noqa: PLC0415
 
     site = open_site(path)
+    with in_processes(place.settings.encryption_processes or os.cpu_count() or 1) as site.apply:
+        _serve(site, _context(site, path), line, app, stop)
+
+
+def _serve(site: Site, context: Context, line: _Line, app: App, stop: Event) -> None:
+    place = site.place
     for task, count in site.check_records().items():
         log.info("data: %d training records, fit %s", count, task)
     while not stop.is_set():
@@ -58,7 +65,7 @@ def attend(path: Path, stop: Event) -> None:
         try:
             with Exchange(place.settings.server, place.tls) as exchange:
                 log.info("online at %s; %s", place.settings.server, _limits(site))
-                answer_all(exchange, app, _context(site, path), stop)
+                answer_all(exchange, app, context, stop)
         except (UnreachableError, MalformedError) as error:
             line.broke(error)
             stop.wait(line.delay())
@@ -109,6 +116,7 @@ def answer_all(exchange: Exchange, app: App, context: Context, stop: Event) -> N
         if data is None:
             continue
         message = decode_instruction(data)
+        del data  # it may be large, and what it says stands in the message
         reply = encode(answer(app, message, context))
         try:
             # If the line breaks here, the server offers the message again, and the outbox has the same update for it.

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.acceptance import accept, get_ready
 from client.epochs import accept_letter, lead_epoch
-from client.round import accept, evaluate, get_ready, open_sum, train_round
+from client.opening import evaluate, open_sum
+from client.round import train_round
 from client.site import Site, open_site
 from privacy.errors import CloisterError, ConfigError
 from transport.ceremony import pack_keys, read_lead, read_letter_from

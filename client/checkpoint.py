@@ -6,19 +6,24 @@ The file is the same, bit for bit, at every site that has opened the same sums.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, safe_open
 
 from privacy.errors import KeyFileError
 from privacy.storage import write_atomically
-from privacy.update import Layout, Model
+from privacy.update import Model
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from privacy.update import Layout
 
 _NOTE = "cloister"
 
@@ -30,6 +35,7 @@ class Checkpoint:
     run: str
     round: int
     model: Model
+    update_bound: float  # the codec's range for the next round's updates
 
 
 class CheckpointStore:
@@ -55,32 +61,56 @@ class CheckpointStore:
         stamp = _stamp(path)
         if run in self._held and self._held[run][0] == stamp:
             return self._held[run][1]
-        data = path.read_bytes()
         try:
-            tensors = load(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            note = json.loads(header["__metadata__"][_NOTE])
-            number, digest = int(note["round"]), note["model"]
-            model = Model(layout.flatten({name: tensors[name].astype(np.float32) for name, _ in layout.shapes}), layout)
-        except (SafetensorError, KeyError, ValueError) as error:
+            with safe_open(path, framework="numpy") as file:
+                note = json.loads(file.metadata()[_NOTE])
+                model = Model(_flat(file.get_tensor, layout), layout)
+            checkpoint = Checkpoint(run, int(note["round"]), model, float(note["update_bound"]))
+            digest = note["model"]
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             msg = f"{path}: this checkpoint is damaged ({error}); move it aside and restart the agent"
             raise KeyFileError(msg) from error
         if note["run"] != run or model.digest != digest:
             msg = f"{path}: this checkpoint was altered, or is of another run; move it aside and restart the agent"
             raise KeyFileError(msg)
-        self._held[run] = stamp, Checkpoint(run, number, model)
-        return self._held[run][1]
+        self._held[run] = stamp, checkpoint
+        return checkpoint
 
     def save(self, name: str, checkpoint: Checkpoint) -> Path:
         """Replace a run's model, so that a crash leaves the old or the new one."""
         path = self.path(name, checkpoint.run)
-        tensors = {key: np.ascontiguousarray(value) for key, value in
-                   checkpoint.model.layout.unflatten(checkpoint.model.vector).items()}  # fmt: skip
-        note = {"run": checkpoint.run, "round": checkpoint.round, "model": checkpoint.model.digest}
-        # One entry only: safetensors writes several in an order that differs from call to call.
-        write_atomically(path, save(tensors, metadata={_NOTE: json.dumps(note)}))
+        note = {
+            "run": checkpoint.run,
+            "round": checkpoint.round,
+            "model": checkpoint.model.digest,
+            "update_bound": checkpoint.update_bound,
+        }
+        header: dict[str, object] = {"__metadata__": {_NOTE: json.dumps(note)}}
+        start = 0
+        for tensor, shape in checkpoint.model.layout.shapes:
+            end = start + 4 * math.prod(shape)
+            header[tensor] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+            start = end
+        # The library would hold the model twice more; what it reads is a length, JSON padded to 8 bytes, the values.
+        data = json.dumps(header).encode()
+        data += b" " * (-len(data) % 8)
+        values = np.ascontiguousarray(checkpoint.model.vector, dtype="<f4")
+        write_atomically(path, len(data).to_bytes(8, "little"), data, values.data)
         self._held[checkpoint.run] = _stamp(path), checkpoint
         return path
+
+
+def _flat(tensor: Callable[[str], NDArray[Any]], layout: Layout) -> NDArray[np.float32]:
+    """Read all tensors, one at a time, into `(size,)`."""
+    vector, start = np.empty(layout.size, dtype=np.float32), 0
+    for name, shape in layout.shapes:
+        values = tensor(name)
+        if values.shape != shape:
+            msg = f"{name} has another shape"
+            raise ValueError(msg)
+        vector[start : start + values.size] = values.reshape(-1)
+        start += values.size
+    return vector
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -22,7 +22,6 @@ from opacus.validators import ModuleValidator
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from privacy.errors import TaskError
-from privacy.update import Update
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,8 +72,8 @@ def check_model(model: nn.Module, task: str) -> None:
 
 
 def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, manifest: Manifest,
-          randomness: Randomness) -> Update:  # fmt: skip
-    """Train `model` in place for one round and return what changed, `(parameters,)`.
+          randomness: Randomness) -> None:  # fmt: skip
+    """Train `model` in place for one round.
 
     Args:
         task: gives the loss.
@@ -86,7 +85,6 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
     """
     inputs, targets = records
     training, privacy = manifest.settings.training, manifest.settings.privacy
-    before = _flat(model)
     wrapped = GradSampleModule(model, loss_reduction="mean")
     optimizer = _CipherNoise(
         torch.optim.SGD(wrapped.parameters(), lr=training.learning_rate),
@@ -105,7 +103,6 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
                 _step(task, wrapped, optimizer, inputs[chosen], targets[chosen])
     finally:
         wrapped.to_standard_module()
-    return Update((_flat(model) - before).cpu().numpy())
 
 
 def _step(task: Task, wrapped: nn.Module, optimizer: DPOptimizer, inputs: Tensor, targets: Tensor) -> None:
@@ -125,7 +122,3 @@ def _step(task: Task, wrapped: nn.Module, optimizer: DPOptimizer, inputs: Tensor
         for parameter in optimizer.params:
             setattr(parameter, _SAMPLES, parameter.new_zeros((0, *parameter.shape)))
     optimizer.step()
-
-
-def _flat(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])  # always a copy

@@ -52,7 +52,7 @@ class Exchange:
         """Close it."""
         self._channel.close()
 
-    def pull(self) -> bytes | None:
+    def pull(self) -> bytearray | None:
         """Wait for a message for up to 20 seconds; return its bytes, or None if there was none.
 
         Raises:
@@ -65,7 +65,7 @@ class Exchange:
         except grpc.RpcError as error:
             raise self._named(error) from error
 
-    def push(self, data: bytes, reply_to: str) -> bool:
+    def push(self, parts: tuple[bytes, ...], reply_to: str) -> bool:
         """Deliver a reply; return whether the server still waited for it.
 
         Raises:
@@ -73,7 +73,7 @@ class Exchange:
             ProtocolError: if the server refuses it for good.
         """
         try:
-            receipt = self._push(to_frames(data, reply_to), timeout=_TRANSFER_SECONDS)
+            receipt = self._push(to_frames(parts, reply_to), timeout=_TRANSFER_SECONDS)
         except grpc.RpcError as error:
             raise self._named(error) from error
         return bool(receipt.status == pb.Receipt.ACCEPTED)

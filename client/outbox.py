@@ -33,8 +33,9 @@ class Outbox:
         path = self._path(plan.run)
         if not path.exists():
             return None
-        line, _, body = path.read_bytes().partition(b"\n")
-        note = json.loads(line)
+        with path.open("rb") as file:
+            note = json.loads(file.readline())
+            chunks = tuple(file.read(size) for size in note["chunks"])
         made, asked = (note["round"], note["attempt"]), (plan.round, plan.attempt)
         if made > asked:
             msg = f"the server asks for round {plan.round}, attempt {plan.attempt}, after a later one; it is refused"
@@ -44,7 +45,7 @@ class Outbox:
         if note["plan"] != plan.digest:
             msg = f"the server asks for round {plan.round} twice, with different plans; the second is refused"
             raise ProtocolError(msg)
-        return SignedUpdate(note["header"].encode(), bytes.fromhex(note["signature"]), body)
+        return SignedUpdate(note["header"].encode(), bytes.fromhex(note["signature"]), chunks)
 
     def keep(self, plan: RoundPlan, update: SignedUpdate) -> None:
         """Store an update before it is sent."""
@@ -54,8 +55,9 @@ class Outbox:
             "plan": plan.digest,
             "header": update.header.decode(),
             "signature": update.signature.hex(),
+            "chunks": [len(chunk) for chunk in update.chunks],
         }
-        write_atomically(self._path(plan.run), json.dumps(note).encode() + b"\n" + update.body)
+        write_atomically(self._path(plan.run), json.dumps(note).encode() + b"\n", *update.chunks)
 
     def _path(self, run: str) -> Path:
         return self._folder / f"{run[:16]}.update"

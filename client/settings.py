@@ -59,6 +59,7 @@ class SiteSettings:
     policy: Policy
     keys: Keys = field(default_factory=Keys)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    encryption_processes: Annotated[int, Field(ge=0, le=256)] = 0  # 0: as many as this machine has cores
 
     @property
     def limit(self) -> LedgerBudget:

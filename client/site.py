@@ -13,13 +13,14 @@ from client.dpsgd import check_model
 from client.keyring import Keyring
 from client.outbox import Outbox
 from client.records import split_held_out
+from client.remainder import Remainders
 from client.settings import read_site
 from client.task import import_task
 from privacy.epoch import SealingKey
 from privacy.errors import DataError, KeyFileError, TaskError
 from privacy.ledger import Ledger
 from privacy.roster import open_roster
-from privacy.update import Layout, Model
+from privacy.update import Layout, Model, Update
 from transport.pki import read_authority_key, read_signing_key
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from client.settings import SiteFolder
     from client.task import Task
     from privacy.manifest import Manifest
+    from privacy.parallel import Apply
     from privacy.roster import Roster
 
 Records = tuple["Tensor", "Tensor"]
@@ -52,6 +54,8 @@ class Site:
         )
         self.checkpoints = CheckpointStore(place.folder / "models")
         self.outbox = Outbox(place.folder / "outbox")
+        self.remainders = Remainders(place.folder / "outbox")
+        self.apply: Apply = map  # how to encrypt and decrypt: an agent does it in several processes
         self.device = _device(self.settings.device)
         self.refused_sums: set[str] = set()  # digests of plans; one try each
         self._studies: dict[str, Study] = {}
@@ -85,9 +89,8 @@ class Site:
         """Return the site's model in a run: its latest checkpoint, or the untrained model that all sites start from."""
         study = self.study(manifest.settings.task)
         seed = manifest.settings.model_seed
-        return self.checkpoints.load(manifest.settings.name, run, study.layout) or Checkpoint(
-            run, 0, study.untrained(seed)
-        )
+        found = self.checkpoints.load(manifest.settings.name, run, study.layout)
+        return found or Checkpoint(run, 0, study.untrained(seed), manifest.settings.encryption.update_bound)
 
 
 class Study:
@@ -127,6 +130,20 @@ class Study:
             ):
                 parameter.copy_(torch.from_numpy(np.array(values)))
         return module.to(self._site.device)
+
+    @staticmethod
+    def difference(module: nn.Module, model: Model) -> Update:
+        """Return what training changed, `(parameters,)`. The module is empty afterwards: both need not fit in memory.
+
+        Raises:
+            MalformedError: if a value is not finite.
+        """
+        vector, start = np.empty(model.layout.size, dtype=np.float32), 0
+        for parameter in module.parameters():
+            place = slice(start, start := start + parameter.numel())
+            np.subtract(parameter.detach().cpu().numpy().reshape(-1), model.vector[place], out=vector[place])
+            parameter.data = parameter.new_empty(0)
+        return Update(vector)
 
     @cached_property
     def _records(self) -> tuple[Records, Records]:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from privacy.errors import MalformedError
-from privacy.packing import RING_DEGREE
+from privacy.packing import BLOCK, RING_DEGREE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from typing import Self
 
     from numpy.typing import NDArray
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 COEFF_MODULUS = 1152921504606830593  # SEAL's 60-bit NTT prime for N = 4096
 SEED_BYTES = 64
 C0_BYTES = RING_DEGREE * 15 // 2
+CIPHERTEXT_BYTES = C0_BYTES + SEED_BYTES
 _MASK = np.uint64((1 << 60) - 1)
 _Q = np.uint64(COEFF_MODULUS)
 
@@ -52,44 +54,118 @@ def unpack60(data: bytes | memoryview) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class Ciphertexts:
-    """Seeded ciphertexts in wire form: packed c0 of all, then the seeds of all."""
+    """Seeded ciphertexts in wire form, 32 to a chunk: packed c0 of all of a chunk, then their seeds."""
 
-    c0: bytes
-    seeds: bytes
+    chunks: tuple[bytes, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of all chunks."""
+        hashed = sha256()
+        for chunk in self.chunks:
+            hashed.update(chunk)
+        return hashed.hexdigest()
+
+    @property
+    def seeds(self) -> bytes:
+        """All seeds, in order: they travel on with the sum."""
+        return b"".join(chunk[_count(chunk) * C0_BYTES :] for chunk in self.chunks)
 
     @property
     def count(self) -> int:
         """How many ciphertexts these are."""
-        return len(self.seeds) // SEED_BYTES
+        return sum(map(_count, self.chunks))
 
     @property
-    def digest(self) -> str:
-        """SHA-256, in hex, of c0 and seeds."""
-        hashed = sha256(self.c0)
-        hashed.update(self.seeds)
-        return hashed.hexdigest()
+    def size(self) -> int:
+        """How many bytes these are."""
+        return sum(map(len, self.chunks))
 
-    @property
-    def seeds_digest(self) -> str:
-        """SHA-256, in hex, of the seeds alone, which travel on with the sum."""
-        return seeds_digest(self.seeds)
-
-    def to_bytes(self) -> bytes:
-        """Return the wire form: c0, then seeds."""
-        return self.c0 + self.seeds
+    def residues(self) -> Iterator[NDArray[np.uint64]]:
+        """Unpack each chunk's c0. See `residues` for the error."""
+        for chunk in self.chunks:
+            yield residues(memoryview(chunk)[: _count(chunk) * C0_BYTES])
 
     @classmethod
-    def from_bytes(cls, data: bytes, count: int) -> Self:
-        """Cut the wire form of `count` ciphertexts.
+    def read(cls, chunks: Sequence[bytes], count: int) -> Self:
+        """Take the chunks of `count` ciphertexts.
 
         Raises:
-            MalformedError: if the length is not exactly theirs.
+            MalformedError: if their lengths are not exactly theirs.
         """
-        expected = count * (C0_BYTES + SEED_BYTES)
-        if len(data) != expected:
-            msg = f"{count} ciphertexts take {expected:,} bytes, not {len(data):,}; the update was cut or padded"
+        check_chunks(chunks, count, CIPHERTEXT_BYTES)
+        return cls(tuple(chunks))
+
+
+@dataclass(frozen=True)
+class SummedCiphertexts:
+    """A sum: chunks of packed c0, and what gives c1: every contributor's seeds, or chunks of their c1 added up."""
+
+    c0: tuple[bytes, ...]
+    seeds: tuple[bytes, ...]
+    c1: tuple[bytes, ...]
+
+    def check(self, count: int) -> None:
+        """Check that this is a sum of so many ciphertexts.
+
+        Raises:
+            MalformedError: if a part is too short or too long, or c1 is given twice or not at all.
+        """
+        check_chunks(self.c0, count, C0_BYTES)
+        if self.c1:
+            check_chunks(self.c1, count, C0_BYTES)
+        given = any(self.seeds) + bool(self.c1)
+        if given != 1 or (any(self.seeds) and any(len(site) != count * SEED_BYTES for site in self.seeds)):
+            msg = f"the seeds do not belong to a sum of {count} ciphertexts; it was not decrypted"
             raise MalformedError(msg)
-        return cls(data[: count * C0_BYTES], data[count * C0_BYTES :])
+
+    def chunks(self) -> Iterator[tuple[bytes, Sequence[bytes], bytes]]:
+        """Return each chunk's c0, the seeds of its ciphertexts by contributor, and its c1."""
+        for index, c0 in enumerate(self.c0):
+            place = slice(index * BLOCK * SEED_BYTES, (index + 1) * BLOCK * SEED_BYTES)
+            seeds = [] if self.c1 else [site[place] for site in self.seeds]
+            yield c0, seeds, self.c1[index] if self.c1 else b""
+
+
+class Accumulator:
+    """Adds up c0, or c1, of so many ciphertexts modulo q: `(count, 4096)`, whatever the number of sites."""
+
+    def __init__(self, count: int) -> None:
+        self.total = np.zeros((count, RING_DEGREE), dtype=np.uint64)
+
+    def add(self, ciphertexts: Ciphertexts) -> None:
+        """Add the c0 of all these ciphertexts, or, if they are not as many or one is malformed, of none.
+
+        Raises:
+            MalformedError: in those cases.
+        """
+        check_chunks(ciphertexts.chunks, len(self.total), CIPHERTEXT_BYTES)
+        for _ in ciphertexts.residues():
+            pass
+        for index, block in enumerate(ciphertexts.residues()):
+            add_residues(self.total[index * BLOCK : (index + 1) * BLOCK], block)
+
+    def chunks(self) -> tuple[bytes, ...]:
+        """Return the packed sum, 32 ciphertexts to a chunk."""
+        starts = range(0, len(self.total), BLOCK)
+        return tuple(pack60(self.total[start : start + BLOCK].reshape(-1)) for start in starts)
+
+
+def check_chunks(chunks: Sequence[bytes], count: int, each: int) -> None:
+    """Check that chunks have the lengths of `count` items of `each` bytes, 32 to a chunk.
+
+    Raises:
+        MalformedError: if they have not.
+    """
+    # The number first: `count` is what somebody claims, and may be any.
+    fits = len(chunks) == -(-count // BLOCK)
+    if not fits or any(len(chunk) != min(BLOCK, count - BLOCK * index) * each for index, chunk in enumerate(chunks)):
+        msg = f"{count} ciphertexts take {count * each:,} bytes, not {sum(map(len, chunks)):,}; they were cut or padded"
+        raise MalformedError(msg)
+
+
+def _count(chunk: bytes) -> int:
+    return len(chunk) // CIPHERTEXT_BYTES
 
 
 def seeds_digest(seeds: bytes) -> str:
@@ -97,7 +173,7 @@ def seeds_digest(seeds: bytes) -> str:
     return sha256(b"cloister seeds" + seeds).hexdigest()
 
 
-def residues(c0: bytes) -> NDArray[np.uint64]:
+def residues(c0: bytes | memoryview) -> NDArray[np.uint64]:
     """Unpack c0 to `(ciphertexts, 4096)` and check that every value is a residue modulo q.
 
     Raises:

@@ -11,15 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from privacy.ciphertext import Ciphertexts, residues
+from privacy.ciphertext import Ciphertexts, seeds_digest
 from privacy.errors import AuthenticityError, ProtocolError
 from privacy.header import KIND, UpdateHeader, verify_header
 from privacy.signing import sign
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from privacy.encryption import EncryptedUpdate
     from privacy.manifest import Manifest
     from privacy.plan import RoundPlan
@@ -34,12 +31,12 @@ class SignedUpdate:
 
     header: bytes
     signature: bytes
-    body: bytes
+    chunks: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """One site's part in a sum: its signed header, and the seeds that rebuild its c1."""
+    """One site's part in a sum: its signed header, and the seeds that rebuild its c1, unless the server did that."""
 
     header: bytes
     signature: bytes
@@ -48,15 +45,22 @@ class Contribution:
 
 @dataclass(frozen=True)
 class VerifiedUpdate:
-    """An update that its site signed for this very plan, whose ciphertexts are whole and in range."""
+    """An update that its site signed for this very plan, whose ciphertexts are whole."""
 
     header: UpdateHeader
-    residues: NDArray[np.uint64]
+    ciphertexts: Ciphertexts
     contribution: Contribution
 
 
 def sign_update(
-    update: EncryptedUpdate, plan: RoundPlan, model: Model, site: str, weight: float, key: PrivateKey
+    update: EncryptedUpdate,
+    plan: RoundPlan,
+    model: Model,
+    site: str,
+    key: PrivateKey,
+    *,
+    weight: float,
+    update_bound: float,
 ) -> SignedUpdate:
     """Bind encrypted values to site, plan, model and ledger, and sign.
 
@@ -79,12 +83,13 @@ def sign_update(
         layout=model.layout.digest,
         size=model.layout.size,
         weight=weight,
+        update_bound=update_bound,
         ciphertexts=update.ciphertexts.digest,
-        seeds=update.ciphertexts.seeds_digest,
+        seeds=seeds_digest(update.ciphertexts.seeds),
         ledger_head=update.charge.head,
     )
     data = header.to_bytes()
-    return SignedUpdate(data, sign(key, KIND, data), update.ciphertexts.to_bytes())
+    return SignedUpdate(data, sign(key, KIND, data), update.ciphertexts.chunks)
 
 
 def verify_update(
@@ -93,12 +98,12 @@ def verify_update(
     """Check everything about an update that can be checked without a key. See `verify_header` for the errors.
 
     Raises:
-        MalformedError: if the ciphertexts are too short, too long or out of range.
+        MalformedError: if the ciphertexts are too short or too long.
     """
     header = verify_header(signed.header, signed.signature, site, plan, manifest, roster)
-    ciphertexts = Ciphertexts.from_bytes(signed.body, manifest.packing.ciphertexts(header.size))
-    if (ciphertexts.digest, ciphertexts.seeds_digest) != (header.ciphertexts, header.seeds):
+    ciphertexts = Ciphertexts.read(signed.chunks, manifest.packing.ciphertexts(header.size))
+    if (ciphertexts.digest, seeds_digest(ciphertexts.seeds)) != (header.ciphertexts, header.seeds):
         msg = f"the ciphertexts of {site}'s update are not the ones that it signed; it was altered on the way"
         raise AuthenticityError(msg)
     contribution = Contribution(signed.header, signed.signature, ciphertexts.seeds)
-    return VerifiedUpdate(header, residues(ciphertexts.c0), contribution)
+    return VerifiedUpdate(header, ciphertexts, contribution)

@@ -41,10 +41,16 @@ class UpdateHeader:
     layout: Hex32
     size: Annotated[int, Field(ge=1)]  # parameters
     weight: Annotated[float, Field(gt=0, le=1)]
+    update_bound: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # the codec's range in this round
     ciphertexts: Hex32  # digest of c0 and seeds: what the server holds the body against
     seeds: Hex32  # digest of the seeds alone: what the other sites, who never see this c0, can check
     ledger_head: Hex32
     version: Literal[1] = 1
+
+    @property
+    def shared(self) -> tuple[object, ...]:
+        """What all updates of one sum must have in common, besides the plan."""
+        return self.layout, self.size, self.update_bound
 
     def to_bytes(self) -> bytes:
         """Return the one form of this header: what is signed."""

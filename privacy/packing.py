@@ -4,8 +4,8 @@ A homomorphic sum of integers is exact, so every site decrypts the bit-identical
 error that differs at every decryption and is unsafe once results are shared (Li and Micciancio, eprint
 2020/1533). The price is a fixed range, `update_bound`, and rounding, which is stochastic and so unbiased.
 
-A coefficient has 48 bits: 3 fields of 16 (`compact`) or 2 of 24 (`precise`). With K sites at most, a field
-holds L = ⌊(2^B − 2)/K⌋ + 1 levels, so that K values add up to at most 2^B − 2: no field ever carries into the
+A coefficient has 48 bits: 3 fields of 16 (`compact`), 2 of 24 (`precise`) or 4 of 12 (`dense`). With K sites at most,
+a field holds L = ⌊(2^B − 2)/K⌋ + 1 levels, so that K values add up to at most 2^B − 2: no field ever carries into the
 next, and every sum of coefficients stays below the plaintext modulus t. The last coefficient of each ciphertext
 is kept for the sum's tag.
 
@@ -28,7 +28,7 @@ from privacy.errors import ConfigError, MalformedError
 from privacy.update import PackedUpdate, Update
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Self
 
     from numpy.typing import NDArray
@@ -40,8 +40,10 @@ RING_DEGREE = 4096
 PLAIN_MODULUS = (1 << 48) - 59  # the largest prime below 2^48
 _USABLE = RING_DEGREE - 1
 
-Profile = Literal["compact", "precise"]
-_FIELDS: dict[Profile, tuple[int, int]] = {"compact": (3, 16), "precise": (2, 24)}
+BLOCK = 32  # ciphertexts that are worked on, and travel, together: a mebibyte at most
+
+Profile = Literal["compact", "precise", "dense"]
+_FIELDS: dict[Profile, tuple[int, int]] = {"compact": (3, 16), "precise": (2, 24), "dense": (4, 12)}
 _MIN_LEVELS = 16
 _SMALLEST, _LARGEST = 1e-30, 1e30  # beyond, float32 updates lose precision, or overflow
 
@@ -97,13 +99,21 @@ class Packing:
         """How many ciphertexts an update of `size` parameters takes."""
         return -(-size // self.slots)
 
+    def unit(self, weight: float) -> float:
+        """What one level stands for in an update of this weight."""
+        return 2 * self.update_bound * self.max_weight / (self.levels - 1) / weight
+
     def max_error(self, weights: Sequence[float]) -> float:
         """Largest error of the mean that rounding can cause: every contributor off by one level."""
-        return len(weights) * 2 * self.update_bound * self.max_weight / (self.levels - 1) / sum(weights)
+        return len(weights) * self.unit(1.0) / sum(weights)
 
 
 def pack(update: PrivateUpdate, weight: float, packing: Packing, randomness: Randomness) -> PackedUpdate:
-    """Clip to the bound, weigh, round stochastically and pack.
+    """Clip to the bound, weigh, round stochastically and pack, as the blocks are taken.
+
+    What clipping and rounding leave over takes the update's place in `update.vector`: added to the next update, nothing
+    is lost over a run but delayed (error feedback; Seide et al. 2014, Karimireddy et al. 2019). It comes after the
+    noise, so it costs no privacy.
 
     Raises:
         MalformedError: if the weight is not in (0, w_max] or a value is not finite.
@@ -114,26 +124,41 @@ def pack(update: PrivateUpdate, weight: float, packing: Packing, randomness: Ran
     if not np.isfinite(update.vector).all():
         msg = "the update holds values that are not finite; nothing was encrypted"
         raise MalformedError(msg)
-    scale = weight / (packing.update_bound * packing.max_weight)
-    coefficients = np.zeros((packing.ciphertexts(update.vector.size), RING_DEGREE), dtype=np.uint64)
-    # One ciphertext at a time: what it takes stays in the processor's cache, whatever the model's size.
-    for row, start in zip(coefficients, range(0, update.vector.size, packing.slots), strict=True):
-        row[:_USABLE] = _pack_one(update.vector[start : start + packing.slots], scale, packing, randomness)
-    return PackedUpdate(coefficients, update.charge)
+    return PackedUpdate(_packed(update.vector, weight, packing, randomness), update.charge)
 
 
-def _pack_one(
-    values: NDArray[np.float32], scale: float, packing: Packing, randomness: Randomness
-) -> NDArray[np.uint64]:
-    """Return the coefficients `(4095,)` that hold up to `slots` values."""
+def _packed(
+    vector: NDArray[np.float32], weight: float, packing: Packing, randomness: Randomness
+) -> Iterator[NDArray[np.uint64]]:
+    unit = packing.unit(weight)
+    starts = range(0, vector.size, packing.slots)
+    for first in range(0, len(starts), BLOCK):
+        chosen = starts[first : first + BLOCK]
+        block = np.zeros((len(chosen), RING_DEGREE), dtype=np.uint64)
+        # One ciphertext at a time: what it takes stays in the processor's cache.
+        for row, start in zip(block, chosen, strict=True):
+            values = vector[start : start + packing.slots]
+            fields = _round(values, unit, packing, randomness)
+            row[:_USABLE] = _joined(fields, packing)
+            values -= ((fields - (packing.levels - 1) / 2) * unit).astype(np.float32)
+        yield block
+
+
+def _round(values: NDArray[np.float32], unit: float, packing: Packing, randomness: Randomness) -> NDArray[np.float64]:
+    """Return the levels, whole numbers from 0 to L − 1, that stand for values `(n,)`."""
     top = packing.levels - 1
     scaled = np.clip(values, -packing.update_bound, packing.update_bound).astype(np.float64)
-    scaled *= scale * top / 2
+    scaled /= unit
     scaled += top / 2
     scaled += randomness.uniform32(values.size)
-    fields = np.zeros(packing.slots, dtype=np.uint64)
     # u + U may round up to top + 1 in floating point; the clamp keeps the promise that nothing carries.
-    fields[: values.size] = np.minimum(scaled, top).astype(np.uint64)
+    return np.floor(np.minimum(scaled, top, out=scaled), out=scaled)
+
+
+def _joined(levels: NDArray[np.float64], packing: Packing) -> NDArray[np.uint64]:
+    """Return the coefficients `(4095,)` that hold up to `slots` levels."""
+    fields = np.zeros(packing.slots, dtype=np.uint64)
+    fields[: levels.size] = levels.astype(np.uint64)
     blocks = fields.reshape(packing.fields, _USABLE)
     coefficients: NDArray[np.uint64] = blocks[0]
     for k in range(1, packing.fields):
@@ -141,23 +166,39 @@ def _pack_one(
     return coefficients
 
 
-def unpack(total: NDArray[np.uint64], size: int, weights: Sequence[float], packing: Packing) -> Update:
-    """Turn a decrypted sum `(ciphertexts, 4096)` into the weighted mean of the contributors' updates, `(size,)`.
+def unpack(blocks: Iterable[NDArray[np.uint64]], size: int, weights: Sequence[float], packing: Packing) -> Update:
+    """Turn a decrypted sum, block by block, into the weighted mean of the contributors' updates, `(size,)`.
 
     Raises:
         MalformedError: if the sum has another form, a field that these contributors cannot have reached, or
             anything at the places that all of them leave empty.
     """
     top, contributors = packing.levels - 1, len(weights)
-    if total.shape != (packing.ciphertexts(size), RING_DEGREE) or not 1 <= contributors <= packing.cohort:
-        msg = f"a sum of form {total.shape} over {contributors} sites does not fit this run"
+    if not 1 <= contributors <= packing.cohort:
+        msg = f"a sum over {contributors} sites does not fit this run"
         raise MalformedError(msg)
+    unit = packing.unit(1.0) / sum(weights)
+    mean, done = np.empty(size, dtype=np.float32), 0
+    for block in blocks:
+        fields = _separated(block, packing)
+        used, unused = np.split(fields, [min(fields.size, size - done)])
+        if (
+            int(used.max(initial=0)) > contributors * top
+            or unused.any()
+            or len(block) != packing.ciphertexts(used.size)
+        ):
+            msg = "the decrypted sum holds values that these contributors cannot have sent; it was altered"
+            raise MalformedError(msg)
+        mean[done : done + used.size] = (used.astype(np.float64) - contributors * top / 2) * unit
+        done += used.size
+    if done != size:
+        msg = f"a sum of {done} values does not fit this run's {size}"
+        raise MalformedError(msg)
+    return Update(mean)
+
+
+def _separated(block: NDArray[np.uint64], packing: Packing) -> NDArray[np.uint64]:
+    """Return the fields `(n·slots,)` of coefficients `(n, 4096)`, in the order of the parameters."""
     mask = np.uint64((1 << packing.bits) - 1)
-    blocks = np.stack([total[:, :_USABLE] >> np.uint64(packing.bits * k) & mask for k in range(packing.fields)], axis=1)
-    fields, unused = np.split(blocks.reshape(-1), [size])
-    if int(fields.max(initial=0)) > contributors * top or unused.any():
-        msg = "the decrypted sum holds values that these contributors cannot have sent; it was altered"
-        raise MalformedError(msg)
-    centred = fields.astype(np.float64) - contributors * top / 2
-    unit = 2 * packing.update_bound * packing.max_weight / top / sum(weights)
-    return Update((centred * unit).astype(np.float32))
+    shifts = (np.uint64(packing.bits * k) for k in range(packing.fields))
+    return np.stack([block[:, :_USABLE] >> shift & mask for shift in shifts], axis=1).reshape(-1)

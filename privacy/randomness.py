@@ -53,6 +53,15 @@ class Randomness:
         """Return the next `count` bytes."""
         return self._stream.update(bytes(count))
 
+    def residues(self, count: int, modulus: int) -> NDArray[np.uint64]:
+        """Return `(count,)` integers below `modulus`, evenly: a word's upper bits; what is too large is passed over."""
+        shift, found = np.uint64(64 - modulus.bit_length()), np.empty(0, dtype=np.uint64)
+        while found.size < count:
+            words = np.frombuffer(self.bytes(8 * (count - found.size)), dtype="<u8") >> shift
+            words = words[words < modulus]
+            found = np.concatenate([found, words]) if found.size else words
+        return found
+
     def uniform32(self, count: int) -> NDArray[np.float32]:
         """Return `(count,)` multiples of 2⁻²⁴ in [0, 1): all that a float32 can hold evenly."""
         words = np.frombuffer(self.bytes(4 * count), dtype="<u4") >> np.uint32(8)

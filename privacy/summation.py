@@ -6,25 +6,24 @@ with which weight. The tag inside (`privacy.tag`) then proves that the sum is of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from privacy.ciphertext import C0_BYTES, add_residues, pack60, seeds_digest
+from privacy.ciphertext import Accumulator, SummedCiphertexts, seeds_digest
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
+from privacy.expansion import add_expanded
 from privacy.header import verify_header
-from privacy.packing import RING_DEGREE
 from privacy.plan import RoundPlan, read_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from privacy.envelope import Contribution, VerifiedUpdate
+    from privacy.header import UpdateHeader
     from privacy.manifest import Manifest
     from privacy.roster import Roster
+
+MOST_SEEDS = 32  # sites: for more, the server expands their seeds once instead of every site each
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,18 @@ class EncryptedSum:
 
     plan: bytes
     contributions: tuple[Contribution, ...]
-    c0: bytes
+    c0: tuple[bytes, ...]
+    c1: tuple[bytes, ...] = ()  # of large cohorts: instead of every contributor's seeds
+
+    @property
+    def ciphertexts(self) -> SummedCiphertexts:
+        """What there is to decrypt."""
+        return SummedCiphertexts(self.c0, tuple(each.seeds for each in self.contributions), self.c1)
+
+    @property
+    def size(self) -> int:
+        """How many bytes of ciphertexts and seeds it brings a site."""
+        return sum(map(len, (*self.c0, *self.c1))) + sum(len(each.seeds) for each in self.contributions)
 
 
 class RunningSum:
@@ -41,8 +51,9 @@ class RunningSum:
 
     def __init__(self, plan: RoundPlan) -> None:
         self.plan = plan
-        self._total: NDArray[np.uint64] | None = None
-        self._layout: tuple[str, int] | None = None
+        self._c0: Accumulator | None = None
+        self._c1: Accumulator | None = None
+        self._same: tuple[object, ...] = ()
         self._contributions: dict[str, Contribution] = {}
 
     @property
@@ -61,16 +72,20 @@ class RunningSum:
             wrong = "it is for another round's plan"
         elif header.site in self._contributions:
             wrong = "this site's update is in the sum already"
-        elif self._layout not in (None, (header.layout, header.size)):
-            wrong = "its model has other tensors than the other sites'"
+        elif self._same not in ((), header.shared):
+            wrong = "its model has other tensors than the other sites', or its values another range"
         if wrong:
             msg = f"{header.site}'s update was not added: {wrong}"
             raise ProtocolError(msg)
-        if self._total is None:
-            self._total = np.zeros((len(update.residues), RING_DEGREE), dtype=np.uint64)
-            self._layout = (header.layout, header.size)
-        add_residues(self._total, update.residues)
-        self._contributions[header.site] = update.contribution
+        count, contribution = update.ciphertexts.count, update.contribution
+        c0 = self._c0 or Accumulator(count)
+        c0.add(update.ciphertexts)
+        self._c0, self._same = c0, header.shared
+        if len(self.plan.cohort) > MOST_SEEDS:
+            self._c1 = self._c1 or Accumulator(count)
+            add_expanded(self._c1.total, contribution.seeds)
+            contribution = replace(contribution, seeds=b"")
+        self._contributions[header.site] = contribution
 
     def close(self) -> EncryptedSum:
         """Return the sum of what was added.
@@ -78,17 +93,20 @@ class RunningSum:
         Raises:
             ProtocolError: if fewer contributed than the plan's minimum: then nothing may be released.
         """
-        if self._total is None or len(self._contributions) < self.plan.minimum_cohort:
+        if self._c0 is None or len(self._contributions) < self.plan.minimum_cohort:
             msg = (
                 f"round {self.plan.round}: {len(self._contributions)} of the {self.plan.minimum_cohort} sites "
                 "that it needs sent an update; nothing was released"
             )
             raise ProtocolError(msg)
-        return EncryptedSum(self.plan.to_bytes(), tuple(self._contributions.values()), pack60(self._total.reshape(-1)))
+        c1 = self._c1.chunks() if self._c1 else ()
+        return EncryptedSum(self.plan.to_bytes(), tuple(self._contributions.values()), self._c0.chunks(), c1)
 
 
-def check_sum(total: EncryptedSum, run: str, manifest: Manifest, roster: Roster) -> tuple[RoundPlan, dict[str, float]]:
-    """Check who contributed to a sum, before a site decrypts it; return its plan and each contributor's weight.
+def check_sum(
+    total: EncryptedSum, run: str, manifest: Manifest, roster: Roster
+) -> tuple[RoundPlan, dict[str, UpdateHeader]]:
+    """Check who contributed to a sum, before a site decrypts it; return its plan and every contributor's header.
 
     Raises:
         AuthenticityError, MalformedError, ProtocolError: if a header does not hold, seeds are not those that were
@@ -98,11 +116,11 @@ def check_sum(total: EncryptedSum, run: str, manifest: Manifest, roster: Roster)
     if plan.run != run or plan.round > manifest.settings.rounds:
         msg = "the sum is for another run; it was not opened"
         raise ProtocolError(msg)
-    headers = []
+    headers, expanded = [], len(plan.cohort) > MOST_SEEDS
     for contribution in total.contributions:
         site = _claimed_site(contribution.header, plan.cohort)
         header = verify_header(contribution.header, contribution.signature, site, plan, manifest, roster)
-        if seeds_digest(contribution.seeds) != header.seeds:
+        if not expanded and seeds_digest(contribution.seeds) != header.seeds:
             msg = f"the seeds of {site}'s update are not the ones that it signed; the sum was not opened"
             raise AuthenticityError(msg)
         headers.append(header)
@@ -112,13 +130,16 @@ def check_sum(total: EncryptedSum, run: str, manifest: Manifest, roster: Roster)
     if len(headers) < manifest.settings.cohort.minimum:
         msg = f"the sum of round {plan.round} is over {len(headers)} sites, fewer than the minimum; it was not opened"
         raise ProtocolError(msg)
-    if len({(header.layout, header.size) for header in headers}) != 1:
-        msg = f"the sum of round {plan.round} is over models with different tensors; it was not opened"
+    if len({header.shared for header in headers}) != 1:
+        msg = f"the sum of round {plan.round} is over models with different tensors or ranges; it was not opened"
         raise ProtocolError(msg)
-    if len(total.c0) != manifest.packing.ciphertexts(headers[0].size) * C0_BYTES:
-        msg = f"the sum of round {plan.round} was cut or padded; it was not opened"
+    if bool(total.c1) != expanded:
+        msg = (
+            f"the sum of round {plan.round} has no part c1, or one that its cohort is too small for; it was not opened"
+        )
         raise MalformedError(msg)
-    return plan, {header.site: header.weight for header in headers}
+    total.ciphertexts.check(manifest.packing.ciphertexts(headers[0].size))
+    return plan, {header.site: header for header in headers}
 
 
 def _claimed_site(header: bytes, cohort: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.randomness import Randomness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -46,9 +46,9 @@ _HALF_MASK = np.uint64((1 << 24) - 1)
 
 @dataclass(frozen=True, eq=False)
 class TaggedUpdate:
-    """A packed update that carries its tag: `(ciphertexts, 4096)` of uint64, below t."""
+    """A packed update that carries its tags: blocks of coefficients `(n, 4096)` of uint64, below t."""
 
-    coefficients: NDArray[np.uint64]
+    blocks: Iterator[NDArray[np.uint64]]
     charge: Charge
 
 
@@ -61,32 +61,38 @@ class TagKey:
     @cached_property
     def _alpha(self) -> NDArray[np.float64]:
         """The secret coefficients' low and high 24 bits, `(2, 4095)`."""
-        alpha = self._residues(b"alpha", _PLACE)
+        alpha = self._stream(b"alpha").residues(_PLACE, PLAIN_MODULUS)
         return np.stack([alpha & _HALF_MASK, alpha >> _HALF]).astype(np.float64)
 
     def tag(self, update: PackedUpdate, plan: RoundPlan, site: str) -> TaggedUpdate:
-        """Put a site's tags into its update."""
-        coefficients = update.coefficients.copy()
-        coefficients[:, _PLACE] = (self._inner(coefficients) + self._pads(plan, site, len(coefficients))) % _T
-        return TaggedUpdate(coefficients, update.charge)
+        """Put a site's tags into its update, in place, as the blocks are taken."""
+        return TaggedUpdate(self._tagged(update.blocks, self._pads(plan, site)), update.charge)
 
-    def check(self, total: NDArray[np.uint64], plan: RoundPlan, sites: Iterable[str]) -> None:
-        """Check that a decrypted sum `(ciphertexts, 4096)` is that of these sites' updates for this plan, each once.
+    def _tagged(self, blocks: Iterable[NDArray[np.uint64]], pads: Randomness) -> Iterator[NDArray[np.uint64]]:
+        for block in blocks:
+            block[:, _PLACE] = (self._inner(block) + pads.residues(len(block), PLAIN_MODULUS)) % _T
+            yield block
+
+    def check(
+        self, total: Iterable[NDArray[np.uint64]], plan: RoundPlan, sites: Iterable[str]
+    ) -> Iterator[NDArray[np.uint64]]:
+        """Pass on the blocks of a decrypted sum, each once it is known to be of these sites' updates for this plan.
 
         Raises:
-            AuthenticityError: if it is anything else.
+            AuthenticityError: as the blocks are taken, if one is anything else.
         """
-        expected = self._inner(total)
-        for site in sites:
-            expected = (expected + self._pads(plan, site, len(total))) % _T
-        wrong = np.flatnonzero(expected != total[:, _PLACE])
-        if wrong.size:
-            msg = (
-                f"the sum of round {plan.round} is not that of the updates it is said to hold (ciphertext "
-                f"{wrong[0] + 1} of {len(total)}): the server changed, dropped, doubled or replayed one; "
-                "the model stays as it was"
-            )
-            raise AuthenticityError(msg)
+        pads = [self._pads(plan, site) for site in sites]
+        for block in total:
+            expected = self._inner(block)
+            for pad in pads:
+                expected = (expected + pad.residues(len(block), PLAIN_MODULUS)) % _T
+            if (expected != block[:, _PLACE]).any():
+                msg = (
+                    f"the sum of round {plan.round} is not that of the updates it is said to hold: the server changed, "
+                    "dropped, doubled or replayed one; the model stays as it was"
+                )
+                raise AuthenticityError(msg)
+            yield block
 
     def _inner(self, coefficients: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Σⱼ αⱼ·mⱼ mod t, `(ciphertexts,)`.
@@ -102,18 +108,15 @@ class TagKey:
             result = (_shifted(result, 16) + _shifted(high % _T, 24) + low % _T) % _T
         return result
 
-    def _pads(self, plan: RoundPlan, site: str, count: int) -> NDArray[np.uint64]:
-        return self._residues(b"pad" + bytes.fromhex(plan.digest) + site.encode(), count)
+    def _pads(self, plan: RoundPlan, site: str) -> Randomness:
+        """Start the stream of a site's pads for a plan, one residue a ciphertext."""
+        return self._stream(b"pad" + bytes.fromhex(plan.digest) + site.encode())
 
-    def _residues(self, label: bytes, count: int) -> NDArray[np.uint64]:
-        """Return `(count,)` residues modulo t that only the key and the label determine, evenly distributed."""
-        derived = HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=b"cloister tag " + label).derive(self._secret)
-        stream = Randomness(derived)
-        found = np.empty(0, dtype=np.uint64)
-        while found.size < count:
-            words = np.frombuffer(stream.bytes(8 * (count - found.size)), dtype="<u8") >> np.uint64(16)
-            found = np.concatenate([found, words[words < _T]])
-        return found
+    def _stream(self, label: bytes) -> Randomness:
+        """Start the stream that only the key and the label determine."""
+        return Randomness(
+            HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=b"cloister tag " + label).derive(self._secret)
+        )
 
 
 def _shifted(residues: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:

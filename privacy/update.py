@@ -23,7 +23,7 @@ import numpy as np
 from privacy.errors import MalformedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Self
 
     from numpy.typing import NDArray
@@ -74,7 +74,9 @@ class Model:
     def digest(self) -> str:
         """SHA-256, in hex, of layout and values: equal exactly if two models are equal bit for bit."""
         values = np.ascontiguousarray(self.vector, dtype="<f4")
-        return sha256(b"cloister model" + bytes.fromhex(self.layout.digest) + values.tobytes()).hexdigest()
+        hashed = sha256(b"cloister model" + bytes.fromhex(self.layout.digest))
+        hashed.update(values.data)
+        return hashed.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +111,10 @@ def privatise(update: Update, charge: Charge) -> PrivateUpdate:
 
 @dataclass(frozen=True, eq=False)
 class PackedUpdate:
-    """An update as integers, several to a coefficient: `(ciphertexts, 4096)` of uint64, below t."""
+    """An update as integers, several to a coefficient; made block by block, as the blocks are taken.
 
-    coefficients: NDArray[np.uint64]
+    Blocks are `(n, 4096)` of uint64 below t, n = 32 for all but the last: a whole update never stands in memory.
+    """
+
+    blocks: Iterator[NDArray[np.uint64]]
     charge: Charge

@@ -23,7 +23,7 @@ from transport.framing import PROTOCOL, Assembly, to_frames
 from transport.pki import public_key_digest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from privacy.roster import Member, Roster
     from server.mailboxes import Mailboxes
@@ -99,12 +99,12 @@ class Hub:
         if request.protocol != PROTOCOL:
             msg = f"protocol {request.protocol} is not spoken here, only {PROTOCOL}; install the server's version"
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, msg)
-        data = await self._wait_for_message(member.node_id, min(max(request.wait_seconds, 0.0), _LONGEST_WAIT))
-        if data is not None:
-            for frame in to_frames(data):
+        parts = await self._wait_for_message(member.node_id, min(max(request.wait_seconds, 0.0), _LONGEST_WAIT))
+        if parts is not None:
+            for frame in to_frames(parts):
                 yield frame
 
-    async def _wait_for_message(self, node: int, seconds: float) -> bytes | None:
+    async def _wait_for_message(self, node: int, seconds: float) -> tuple[bytes, ...] | None:
         arrived, loop = asyncio.Event(), asyncio.get_running_loop()
 
         def wake() -> None:
@@ -112,22 +112,28 @@ class Hub:
 
         self._mailboxes.watch(node, wake)
         try:
-            if (data := self._mailboxes.peek(node)) is None and seconds > 0:
+            if (parts := self._mailboxes.peek(node)) is None and seconds > 0:
                 async with asyncio.timeout(seconds):
                     await arrived.wait()
-                data = self._mailboxes.peek(node)
+                parts = self._mailboxes.peek(node)
         except TimeoutError:
             return None
         finally:
             self._mailboxes.unwatch(node, wake)
-        return data
+        return parts
 
     async def _push(self, chunks: AsyncIterator[pb.Chunk], context: Context) -> pb.Receipt:
         member = await self._caller(context)
         try:
             # One at a time from each member: whoever stalls bodies keeps nobody else's out.
-            async with asyncio.timeout(_BODY_SECONDS), self._turns[member.site], self._bodies:
-                return await self._receive(member, chunks)
+            async with asyncio.timeout(_BODY_SECONDS), self._turns[member.site]:
+                await self._bodies.acquire()
+                free = self._release_once()
+                try:
+                    return await self._receive(member, chunks, free)
+                except BaseException:
+                    free()
+                    raise
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"a body must be complete in {_BODY_SECONDS:g} s")
         except ProtocolError as error:
@@ -136,19 +142,31 @@ class Hub:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         raise AssertionError  # abort always raises
 
-    async def _receive(self, member: Member, chunks: AsyncIterator[pb.Chunk]) -> pb.Receipt:
+    def _release_once(self) -> Callable[[], None]:
+        """Return what gives a body's place back, from any thread; a second call does nothing."""
+        left, loop = [self._bodies.release], asyncio.get_running_loop()
+
+        def free() -> None:
+            if left and not loop.is_closed():
+                loop.call_soon_threadsafe(left.pop())
+
+        return free
+
+    async def _receive(self, member: Member, chunks: AsyncIterator[pb.Chunk], free: Callable[[], None]) -> pb.Receipt:
+        """Take a body. Its place is free again once the reply has been read: bodies that wait are counted too."""
         assembly, reply_to = Assembly(self._limit), None
         async for chunk in chunks:
             if reply_to is None:
                 reply_to = chunk.opening.reply_to
                 if not self._mailboxes.expects(member.node_id, reply_to):
+                    free()
                     return pb.Receipt(status=pb.Receipt.LATE)
             assembly.add(chunk)
         data = assembly.finish()
         if data is None or reply_to is None:
             msg = "an empty body is no reply"
             raise MalformedError(msg)
-        taken = self._mailboxes.answer(member.node_id, reply_to, data)
+        taken = self._mailboxes.answer(member.node_id, reply_to, data, free)
         return pb.Receipt(status=pb.Receipt.ACCEPTED if taken else pb.Receipt.LATE)
 
     async def _caller(self, context: Context) -> Member:

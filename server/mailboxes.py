@@ -24,7 +24,7 @@ _REMEMBERED = 4096  # answered messages whose receipts can still be asked for
 
 @dataclass
 class _Box:
-    waiting: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
+    waiting: OrderedDict[str, tuple[bytes, ...]] = field(default_factory=OrderedDict)
     wakers: set[Callable[[], None]] = field(default_factory=set)
     seen: float = 0.0
 
@@ -35,10 +35,10 @@ class Mailboxes:
     def __init__(self, nodes: AbstractSet[int]) -> None:
         self._changed = Condition()
         self._boxes = {node: _Box() for node in nodes}
-        self._replies: dict[str, bytes] = {}
+        self._replies: dict[str, tuple[bytes | bytearray, Callable[[], None]]] = {}
         self._answered: OrderedDict[str, bytes] = OrderedDict()
 
-    def put(self, node: int, message_id: str, data: bytes) -> None:
+    def put(self, node: int, message_id: str, parts: tuple[bytes, ...]) -> None:
         """Leave a message for a site.
 
         Raises:
@@ -49,12 +49,12 @@ class Mailboxes:
                 msg = f"node {node} is not in the roster; only members get messages"
                 raise ProtocolError(msg)
             box = self._boxes[node]
-            box.waiting[message_id] = data
+            box.waiting[message_id] = parts
             for wake in box.wakers:
                 wake()
 
-    def peek(self, node: int) -> bytes | None:
-        """Return the oldest message that this site has not answered."""
+    def peek(self, node: int) -> tuple[bytes, ...] | None:
+        """Return the parts of the oldest message that this site has not answered."""
         with self._changed:
             return next(iter(self._boxes[node].waiting.values()), None)
 
@@ -80,14 +80,16 @@ class Mailboxes:
         with self._changed:
             return message_id in self._boxes[node].waiting or message_id in self._answered
 
-    def answer(self, node: int, message_id: str, data: bytes) -> bool:
-        """Take a reply; return whether anybody waited for it.
+    def answer(self, node: int, message_id: str, data: bytes | bytearray, free: Callable[[], None]) -> bool:
+        """Take a reply; return whether anybody waited for it. `free` is called once it is held here no more.
 
         Raises:
             ProtocolError: if another reply to the same message was taken before.
         """
         digest = sha256(data).digest()
         with self._changed:
+            if message_id in self._answered or message_id not in self._boxes[node].waiting:
+                free()
             if message_id in self._answered:
                 if self._answered[message_id] != digest:
                     msg = "another reply to this message was taken before; this one was refused"
@@ -99,18 +101,20 @@ class Mailboxes:
             self._answered[message_id] = digest
             if len(self._answered) > _REMEMBERED:
                 self._answered.popitem(last=False)
-            self._replies[message_id] = data
+            self._replies[message_id] = data, free
             self._changed.notify_all()
             return True
 
-    def take(self, message_ids: AbstractSet[str], seconds: float) -> tuple[str, bytes] | None:
+    def take(self, message_ids: AbstractSet[str], seconds: float) -> tuple[str, bytes | bytearray] | None:
         """Wait so long for a reply to any of these messages, and hand it over."""
         deadline = time.monotonic() + seconds
         with self._changed:
             while True:
                 found = next((each for each in message_ids if each in self._replies), None)
                 if found is not None:
-                    return found, self._replies.pop(found)
+                    data, free = self._replies.pop(found)
+                    free()
+                    return found, data
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return None
@@ -120,6 +124,7 @@ class Mailboxes:
         """Forget messages that nobody waits for any more."""
         with self._changed:
             for message_id in message_ids:
-                self._replies.pop(message_id, None)
+                if message_id in self._replies:
+                    self._replies.pop(message_id)[1]()
                 for box in self._boxes.values():
                     box.waiting.pop(message_id, None)

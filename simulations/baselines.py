@@ -33,7 +33,8 @@ def accuracy_alone(federation: Federation, manifest: Manifest) -> dict[str, floa
         size = manifest.settings.cohort.sizes[site]
         for _ in range(manifest.settings.rounds):
             module = study.load_into(study.module(manifest.settings.model_seed), model)
-            update = train(study.task, module, study.training, size, manifest, Randomness.fresh())
+            train(study.task, module, study.training, size, manifest, Randomness.fresh())
+            update = study.difference(module, model)
             model = Model(model.vector + update.vector, model.layout)
         results[site] = _accuracy(study, study.load_into(study.module(manifest.settings.model_seed), model), held_out)
     return results

@@ -54,7 +54,7 @@ class InlineGrid(ReplyGrid):
             return None
         message, started = self._sent.pop(message_id), time.monotonic()
         context = self._nodes[message.metadata.dst_node_id]
-        data = encode(answer(self._app, decode_instruction(encode(message)), context))
+        data = b"".join(encode(answer(self._app, decode_instruction(b"".join(encode(message))), context)))
         if 0 < seconds < time.monotonic() - started:
             return None  # a call in this process cannot be left half-way, but its reply came too late
         return self._read(data, message)

@@ -5,6 +5,7 @@ Pure numpy and the same operations in the same order at every site, so that all 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,23 @@ if TYPE_CHECKING:
     from privacy.update import Update
 
 
+_FINEST = 2.0**-20  # of the manifest's bound: a range does not shrink below
+
+
 def average(model: Model, mean: Update) -> Model:
-    """Return the model plus the mean update."""
-    return Model(np.add(model.vector, mean.vector, dtype=np.float32), model.layout)
+    """Return the model plus the mean update, whose place in memory it takes."""
+    return Model(np.add(model.vector, mean.vector, out=mean.vector), model.layout)
+
+
+def next_bound(mean: Update, contributors: int, ceiling: float) -> float:
+    """Return the range of the next round's updates, from the last public sum: finer levels as updates shrink.
+
+    Twice √K times the largest entry of the mean, rounded up to a power of two: averaging over K sites shrinks their
+    noise √K times. What lies beyond is not lost but carried to the next update, and the range grows again by as much
+    in a round. Never above `ceiling`, what the manifest allows.
+    """
+    largest = float(np.abs(mean.vector).max(initial=0.0))
+    if largest == 0.0:
+        return ceiling
+    wanted = 2.0 * math.sqrt(contributors) * largest
+    return min(ceiling, max(math.ldexp(1.0, math.frexp(wanted)[1]), ceiling * _FINEST))

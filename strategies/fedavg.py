@@ -125,7 +125,7 @@ class EncryptedFedAvg(Strategy):
         messages = []
         for site in present:
             sums = self._journal.missing(self._members.models[site]) or []
-            current.bytes_down += sum(len(each.c0) for each in sums)
+            current.bytes_down += sum(each.size for each in sums)
             content = pack_train(self._document, plan.to_bytes(), sums)
             messages.append(self._message(site, MessageType.TRAIN, content))
         return messages
@@ -168,9 +168,8 @@ class EncryptedFedAvg(Strategy):
         if not current.released or current.plan is None:
             return []
         total = sum_from_arrays(arrays)
-        seeds = sum(len(each.seeds) for each in total.contributions)
         there = [site for site in current.plan.cohort if site in self._members.nodes]
-        current.bytes_down += (len(total.c0) + seeds) * len(there)
+        current.bytes_down += total.size * len(there)
         return [self._message(site, MessageType.EVALUATE, pack_sum(self._document, total)) for site in there]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -213,7 +212,7 @@ class EncryptedFedAvg(Strategy):
         total.add(update)
         # Training started from the run's model, so that is the model which the site has now.
         self._members.models[site] = total.plan.base_model
-        self._round.bytes_up += len(signed.body) + len(signed.header) + len(signed.signature)
+        self._round.bytes_up += sum(map(len, signed.chunks)) + len(signed.header) + len(signed.signature)
         if "epsilon" in report:
             self._round.epsilon[site] = report["epsilon"]
 

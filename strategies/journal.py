@@ -55,7 +55,7 @@ class Journal:
         """Keep a sum, durably, before any site gets it."""
         plan = read_plan(total.plan)
         path = self.folder / "sums" / f"{plan.round:06d}.sum"
-        write_atomically(path, encode_arrays(sum_to_arrays(total)))
+        write_atomically(path, *encode_arrays(sum_to_arrays(total)))
         self._steps.append(_Step(plan.base_model, path))
 
     def confirm(self, model: str) -> None:

@@ -21,7 +21,7 @@ BELOW = {
 
 # Where a library may be imported: a room, or one file.
 OWNERS = {
-    "tenseal": {"privacy/encryption.py", "cloister/benchmarks/encryption.py"},  # the benchmark measures CKKS beside it
+    "tenseal": {"privacy/seal.py", "cloister/benchmarks/encryption.py"},  # the benchmark measures CKKS beside it
     "zstandard": {"privacy/encryption.py"},
     "opacus": {"client/dpsgd.py"},
     "torch": {"client/", "simulations/"},

@@ -115,18 +115,18 @@ class Records(_message.Message):
 class Arrays(_message.Message):
     __slots__ = ("entries",)
     class Entry(_message.Message):
-        __slots__ = ("name", "dtype", "shape", "stype", "data")
+        __slots__ = ("name", "dtype", "shape", "stype", "size")
         NAME_FIELD_NUMBER: _ClassVar[int]
         DTYPE_FIELD_NUMBER: _ClassVar[int]
         SHAPE_FIELD_NUMBER: _ClassVar[int]
         STYPE_FIELD_NUMBER: _ClassVar[int]
-        DATA_FIELD_NUMBER: _ClassVar[int]
+        SIZE_FIELD_NUMBER: _ClassVar[int]
         name: str
         dtype: str
         shape: _containers.RepeatedScalarFieldContainer[int]
         stype: str
-        data: bytes
-        def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stype: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+        size: int
+        def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stype: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[Arrays.Entry]
     def __init__(self, entries: _Optional[_Iterable[_Union[Arrays.Entry, _Mapping]]] = ...) -> None: ...

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass
+from itertools import starmap
 from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -20,7 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import ProtocolError
 from privacy.summation import EncryptedSum
-from transport.fields import DIGEST, array_bytes, blob, field, lacks, numbers
+from transport.fields import DIGEST, blob, field, lacks, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from flwr.app import Message
 
 _MAX_SUMS = 10_000
+_SUM = ("plan", "header", "signature", "seeds", "c0", "c1")  # the arrays of a sum; all but the first are numbered
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def pack_update(update: SignedUpdate, report: dict[str, float]) -> RecordDict:
     return RecordDict(
         {
             "update": ConfigRecord({"header": update.header, "signature": update.signature}),
-            "ciphertexts": ArrayRecord({"body": blob(update.body)}),
+            "ciphertexts": _blobs(update.chunks),
             "report": MetricRecord(dict(report)),
         }
     )
@@ -116,7 +118,7 @@ def pack_update(update: SignedUpdate, report: dict[str, float]) -> RecordDict:
 def read_update(content: RecordDict) -> tuple[SignedUpdate, dict[str, float]]:
     """Read a signed update and its report."""
     header, signature = (field(content, "update", name, bytes) for name in ("header", "signature"))
-    return SignedUpdate(header, signature, array_bytes(content, "ciphertexts", "body")), numbers(content, "report")
+    return SignedUpdate(header, signature, _chunks(content.get("ciphertexts"))), numbers(content, "report")
 
 
 def pack_sum(manifest: bytes, total: EncryptedSum) -> RecordDict:
@@ -146,9 +148,11 @@ def read_opened(content: RecordDict) -> tuple[str, dict[str, float]]:
 
 def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:
     """Put a sum into the arrays that a Flower strategy passes on as "the model"."""
-    arrays = {"plan": total.plan, "c0": total.c0}
+    arrays = {"plan": total.plan}
     for index, part in enumerate(total.contributions):
         arrays |= {f"header-{index}": part.header, f"signature-{index}": part.signature, f"seeds-{index}": part.seeds}
+    for name, chunks in (("c0", total.c0), ("c1", total.c1)):
+        arrays |= {f"{name}-{index}": chunk for index, chunk in enumerate(chunks)}
     return ArrayRecord({name: blob(data) for name, data in arrays.items()})
 
 
@@ -158,18 +162,18 @@ def sum_from_arrays(arrays: ArrayRecord) -> EncryptedSum:
     Raises:
         MalformedError: if they hold no sum.
     """
-    try:
-        parts = {name: array.data for name, array in arrays.items()}
-        count, left = divmod(len(parts) - 2, 3)
-        if left:
+    parts: dict[str, list[bytes]] = {}
+    for name, array in arrays.items():
+        kind, _, number = name.partition("-")
+        expected = "" if kind == "plan" else str(len(parts.get(kind, ())))
+        if kind not in _SUM or number != expected:
             lacks("sum")
-        contributions = tuple(
-            Contribution(parts[f"header-{index}"], parts[f"signature-{index}"], parts[f"seeds-{index}"])
-            for index in range(count)
-        )
-        return EncryptedSum(parts["plan"], contributions, parts["c0"])
-    except KeyError as error:
-        lacks(f"sum.{error.args[0]}")
+        parts.setdefault(kind, []).append(array.data)
+    plan, headers, signatures, seeds, c0, c1 = (parts.get(kind, []) for kind in _SUM)
+    if len(plan) != 1 or not len(headers) == len(signatures) == len(seeds):
+        lacks("sum")
+    contributions = tuple(starmap(Contribution, zip(headers, signatures, seeds, strict=True)))
+    return EncryptedSum(plan[0], contributions, tuple(c0), tuple(c1))
 
 
 def _put_sum(content: RecordDict, name: str, total: EncryptedSum) -> None:
@@ -181,3 +185,13 @@ def _get_sum(content: RecordDict, name: str) -> EncryptedSum:
     if not isinstance(arrays, ArrayRecord):
         lacks(name)
     return sum_from_arrays(arrays)
+
+
+def _blobs(chunks: Sequence[bytes]) -> ArrayRecord:
+    return ArrayRecord({str(index): blob(chunk) for index, chunk in enumerate(chunks)})
+
+
+def _chunks(arrays: object) -> tuple[bytes, ...]:
+    if not isinstance(arrays, ArrayRecord) or list(arrays) != [str(index) for index in range(len(arrays))]:
+        lacks("ciphertexts")
+    return tuple(array.data for array in arrays.values())

@@ -8,18 +8,34 @@ from privacy.errors import MalformedError
 from transport import cloister_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 PROTOCOL = 1
 FRAME_BYTES = 1 << 20
 
 
-def to_frames(data: bytes, reply_to: str = "") -> Iterator[pb.Chunk]:
-    """Cut a serialised parcel into chunks; the first announces the whole length."""
-    opening = pb.Opening(protocol=PROTOCOL, total_bytes=len(data), reply_to=reply_to)
-    yield pb.Chunk(opening=opening, data=data[:FRAME_BYTES])
-    for start in range(FRAME_BYTES, len(data), FRAME_BYTES):
-        yield pb.Chunk(data=data[start : start + FRAME_BYTES])
+def to_frames(parts: Sequence[bytes], reply_to: str = "") -> Iterator[pb.Chunk]:
+    """Cut the parts of a message into chunks; the first announces the whole length."""
+    frames = _cut(parts)
+    opening = pb.Opening(protocol=PROTOCOL, total_bytes=sum(map(len, parts)), reply_to=reply_to)
+    yield pb.Chunk(opening=opening, data=next(frames, b""))
+    for frame in frames:
+        yield pb.Chunk(data=frame)
+
+
+def _cut(parts: Sequence[bytes]) -> Iterator[bytes]:
+    """Join short parts and cut long ones."""
+    held = b""
+    for part in parts:
+        if held and len(held) + len(part) > FRAME_BYTES:
+            yield held
+            held = b""
+        whole = len(part) // FRAME_BYTES * FRAME_BYTES if len(part) > FRAME_BYTES else 0
+        for start in range(0, whole, FRAME_BYTES):
+            yield part[start : start + FRAME_BYTES]
+        held += part[whole:]
+    if held:
+        yield held
 
 
 class Assembly:
@@ -54,7 +70,7 @@ class Assembly:
             raise MalformedError(msg)
         return opening.total_bytes
 
-    def finish(self) -> bytes | None:
+    def finish(self) -> bytearray | None:
         """Return the whole message; None if there was none.
 
         Raises:
@@ -65,10 +81,10 @@ class Assembly:
         if len(self._data) != self._total:
             msg = f"a message was cut short: {len(self._data):,} of {self._total:,} bytes arrived"
             raise MalformedError(msg)
-        return bytes(self._data)
+        return self._data
 
 
-def assemble(chunks: Iterable[pb.Chunk], limit: int) -> bytes | None:
+def assemble(chunks: Iterable[pb.Chunk], limit: int) -> bytearray | None:
     """Put all chunks of one message together; None if there were none. See `Assembly` for the errors."""
     assembly = Assembly(limit)
     for chunk in chunks:

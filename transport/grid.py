@@ -52,7 +52,7 @@ class ReplyGrid(Grid):
         """Forget messages that nobody waits for any more; replies to them come too late."""
 
     @staticmethod
-    def _read(data: bytes, instruction: Message) -> Message:
+    def _read(data: bytes | bytearray, instruction: Message) -> Message:
         """Read a reply; one that cannot be read becomes an error, which every strategy knows to take."""
         try:
             return decode_reply(data, instruction)

@@ -1,11 +1,12 @@
 """Flower messages to bytes and back.
 
 A parcel carries every kind of record that Flower's public API has, and nothing else: no pickles, no numpy files. An
-array stays the opaque bytes that its sender wrote; nothing here decodes them.
+array stays the opaque bytes that its sender wrote; nothing here decodes them, and they follow the parcel uncopied.
 """
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
@@ -16,9 +17,11 @@ from transport import cloister_pb2 as pb
 from transport.flower import instruction, reply, stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from flwr.app import Message
+
+    Bytes = bytes | bytearray
 
 # Which fields hold a value, and a list of such values. In this order: to Python, a bool is an int.
 _FIELDS: dict[type, tuple[str, str]] = {
@@ -28,11 +31,12 @@ _FIELDS: dict[type, tuple[str, str]] = {
     str: ("text", "texts"),
     bytes: ("blob", "blobs"),
 }
+_LENGTH = struct.Struct(">I")
 _LISTS = {many for _, many in _FIELDS.values()}
 
 
-def encode(message: Message) -> bytes:
-    """Serialise a message with its id and metadata."""
+def encode(message: Message) -> tuple[bytes, ...]:
+    """Serialise a message with its id and metadata: parts, to be sent one after the other."""
     meta = message.metadata
     parcel = pb.Parcel(
         message_id=meta.message_id,
@@ -51,22 +55,24 @@ def encode(message: Message) -> bytes:
     else:
         parcel.records.SetInParent()  # there, even if nothing is in it
         _fill(parcel.records, message.content)
-    return parcel.SerializeToString()
+        arrays = (message.content.array_records[name] for name in sorted(message.content.array_records))
+        return _framed(parcel, (array.data for each in arrays for array in each.values()))
+    return _framed(parcel, ())
 
 
-def decode_instruction(data: bytes) -> Message:
+def decode_instruction(data: Bytes) -> Message:
     """Read a message from the server, at a node.
 
     Raises:
         MalformedError: if the bytes are no such message.
     """
-    parcel = _parse(data)
+    parcel, arrays = _parse(data)
     if parcel.reply_to or parcel.WhichOneof("body") != "records":
         msg = "the server sent a message that is no instruction; it must run the same version of Cloister"
         raise MalformedError(msg)
     try:
         message = instruction(
-            _records(parcel.records),
+            _records(parcel.records, arrays),
             kind=parcel.kind,
             node=parcel.destination,
             run_id=parcel.run_id,
@@ -80,13 +86,13 @@ def decode_instruction(data: bytes) -> Message:
     return message
 
 
-def decode_reply(data: bytes, to: Message) -> Message:
+def decode_reply(data: Bytes, to: Message) -> Message:
     """Read a node's reply to `to`, at the server.
 
     Raises:
         MalformedError: if the bytes are no reply to that message.
     """
-    parcel = _parse(data)
+    parcel, arrays = _parse(data)
     if parcel.reply_to != to.metadata.message_id:
         msg = "a reply names another message than the one it was sent for; it was dropped"
         raise MalformedError(msg)
@@ -95,7 +101,7 @@ def decode_reply(data: bytes, to: Message) -> Message:
         raise MalformedError(msg)
     try:
         if parcel.WhichOneof("body") == "records":
-            content: RecordDict | Error = _records(parcel.records)
+            content: RecordDict | Error = _records(parcel.records, arrays)
         else:
             content = Error(parcel.failure.code, parcel.failure.reason[:1000])
         message = reply(content, to)
@@ -106,43 +112,97 @@ def decode_reply(data: bytes, to: Message) -> Message:
     return message
 
 
-def encode_arrays(arrays: ArrayRecord) -> bytes:
-    """Serialise arrays alone, for a file."""
-    return _arrays(arrays).SerializeToString()
+def encode_arrays(arrays: ArrayRecord) -> tuple[bytes, ...]:
+    """Serialise arrays alone, for a file: parts, to be written one after the other."""
+    return _framed(_arrays(arrays), (array.data for array in arrays.values()))
 
 
-def decode_arrays(data: bytes) -> ArrayRecord:
+def decode_arrays(data: Bytes) -> ArrayRecord:
     """Undo `encode_arrays`.
 
     Raises:
         MalformedError: if the bytes are no arrays.
     """
     try:
-        return _array_record(pb.Arrays.FromString(data))
+        head, rest = _split(data)
+        cutter = _Cutter(rest)
+        record = _array_record(pb.Arrays.FromString(head), cutter)
+        cutter.finish()
     except (DecodeError, ValueError, TypeError) as error:
         msg = f"these bytes hold no arrays ({error}); the file is damaged"
         raise MalformedError(msg) from error
+    return record
+
+
+class _Cutter:
+    """Cuts the bytes that follow a parcel into the arrays that it announces."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._left = data
+
+    def take(self, size: int) -> bytes:
+        """Return the next `size` bytes.
+
+        Raises:
+            ValueError: if there are fewer.
+        """
+        if size > len(self._left):
+            msg = "it announces longer arrays than follow"
+            raise ValueError(msg)
+        taken, self._left = bytes(self._left[:size]), self._left[size:]
+        return taken
+
+    def finish(self) -> None:
+        """Check that nothing is left.
+
+        Raises:
+            ValueError: if something is.
+        """
+        if self._left:
+            msg = "more follows than it announces"
+            raise ValueError(msg)
+
+
+def _framed(head: pb.Parcel | pb.Arrays, data: Iterable[bytes]) -> tuple[bytes, ...]:
+    serialised = head.SerializeToString()
+    return _LENGTH.pack(len(serialised)), serialised, *data
+
+
+def _split(data: Bytes) -> tuple[bytes, memoryview]:
+    view = memoryview(data)
+    if len(view) < _LENGTH.size:
+        msg = "it is too short"
+        raise ValueError(msg)
+    end = _LENGTH.size + _LENGTH.unpack_from(view)[0]
+    if end > len(view):
+        msg = "it was cut short"
+        raise ValueError(msg)
+    return bytes(view[_LENGTH.size : end]), view[end:]
 
 
 def _arrays(arrays: ArrayRecord) -> pb.Arrays:
     return pb.Arrays(
         entries=[
-            pb.Arrays.Entry(name=name, dtype=array.dtype, shape=array.shape, stype=array.stype, data=array.data)
+            pb.Arrays.Entry(name=name, dtype=array.dtype, shape=array.shape, stype=array.stype, size=len(array.data))
             for name, array in arrays.items()
         ]
     )
 
 
-def _array_record(arrays: pb.Arrays) -> ArrayRecord:
+def _array_record(arrays: pb.Arrays, data: _Cutter) -> ArrayRecord:
     return ArrayRecord(
-        {entry.name: Array(entry.dtype, tuple(entry.shape), entry.stype, entry.data) for entry in arrays.entries}
+        {
+            entry.name: Array(entry.dtype, tuple(entry.shape), entry.stype, data.take(entry.size))
+            for entry in arrays.entries
+        }
     )
 
 
-def _parse(data: bytes) -> pb.Parcel:
+def _parse(data: Bytes) -> tuple[pb.Parcel, _Cutter]:
     try:
-        return pb.Parcel.FromString(data)
-    except DecodeError as error:
+        head, rest = _split(data)
+        return pb.Parcel.FromString(head), _Cutter(rest)
+    except (DecodeError, ValueError) as error:
         msg = "these bytes are no Cloister message; both sides must run the same version"
         raise MalformedError(msg) from error
 
@@ -172,10 +232,11 @@ def _fields(value: object) -> tuple[str, str]:
     return next(fields for kind, fields in _FIELDS.items() if isinstance(value, kind))
 
 
-def _records(records: pb.Records) -> RecordDict:
+def _records(records: pb.Records, data: _Cutter) -> RecordDict:
     content = RecordDict()
-    for name, arrays in records.arrays.items():
-        content[name] = _array_record(arrays)
+    for name in sorted(records.arrays):
+        content[name] = _array_record(records.arrays[name], data)
+    data.finish()
     for name, values in records.metrics.items():
         content[name] = MetricRecord({key: _value(value) for key, value in values.values.items()})
     for name, values in records.configs.items():

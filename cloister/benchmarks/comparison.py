@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 NVFLARE = "ckks-nvflare"
-STEPS = ("client_cpu", "server_cpu", "decrypt_cpu")
+STEPS = ("client_cpu", "tag_cpu", "server_cpu", "decrypt_cpu")
+_NOTHING = 1e-6  # seconds: a step that a pipeline does not have
 _BYTES = ("bytes_up", "bytes_down")
-_LINE = "{:<15}{:>10}{:>10}{:>12}{:>10}{:>10}{:>12}"
+_LINE = "{:<15}{:>10}{:>10}{:>9}{:>7}{:>8}{:>9}{:>10}"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Row:
     sites: int
     bytes_up: float  # from one site
     bytes_down: float  # to one site: the sum, with all that it needs of the contributors to decrypt it
-    client_cpu: float  # encode, encrypt, serialise
+    client_cpu: float  # encode, tag, encrypt, serialise
+    tag_cpu: float  # of that, the tag
     server_cpu: float  # of one site: parse, check, add, and its share of closing the sum
     decrypt_cpu: float
     max_error: float  # of the mean, against float64; updates lie within ±1
@@ -42,8 +44,8 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"{theirs.parameters:,} parameters, {theirs.sites} sites; the best of {report['repetitions']} rounds",
         "",
-        f"{'':15}{'bytes a parameter':>20}{'CPU, ms a million parameters':>32}{'largest':>12}",
-        _LINE.format("", "up", "down", "site", "server", "decrypt", "error"),
+        f"{'':15}{'bytes a parameter':>20}{'CPU, ms a million parameters':>33}{'largest':>10}",
+        _LINE.format("", "up", "down", "site", "tag", "server", "decrypt", "error"),
     ]
     for row in rows:
         sent = (f"{getattr(row, name):,.2f}" for name in _BYTES)
@@ -52,6 +54,10 @@ def table(report: dict[str, Any]) -> str:
     lines += ["", f"{NVFLARE} takes this many times what these take:"]
     for row in rows:
         if row is not theirs:
-            ratios = (f"{getattr(theirs, name) / getattr(row, name):.1f}" for name in (*_BYTES, *STEPS))
+            ratios = (_ratio(getattr(theirs, name), getattr(row, name)) for name in (*_BYTES, *STEPS))
             lines.append(_LINE.format(row.pipeline, *ratios, "").rstrip())
     return "\n".join(lines)
+
+
+def _ratio(theirs: float, ours: float) -> str:
+    return f"{theirs / ours:.1f}" if theirs > _NOTHING else ""

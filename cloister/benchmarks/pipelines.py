@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from privacy.ciphertext import Ciphertexts, add_residues, pack60, residues
+from privacy.ciphertext import Accumulator, Ciphertexts, SummedCiphertexts
 from privacy.epoch import EpochKeys
 from privacy.errors import AuthenticityError
-from privacy.packing import RING_DEGREE, Packing, Profile, pack, unpack
+from privacy.packing import BLOCK, RING_DEGREE, Packing, Profile, pack, unpack
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
-from privacy.update import PrivateUpdate
+from privacy.update import PackedUpdate, PrivateUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,10 @@ class Pipeline(ABC):
     @abstractmethod
     def encrypt(self, update: NDArray[np.float32], weight: float) -> list[bytes]:
         """Return what a site sends for its update `(n,)`."""
+
+    @abstractmethod
+    def tag(self) -> None:
+        """Do once more, to be measured alone, what `encrypt` does so that nobody can change the sum."""
 
     @abstractmethod
     def add(self, upload: list[bytes]) -> None:
@@ -61,7 +65,8 @@ class Cloister(Pipeline):
         )  # fmt: skip
         self._sent = 0
         self._sites = [f"site-{number}" for number in range(len(weights))]
-        self._total = np.zeros((self.packing.ciphertexts(size), RING_DEGREE), dtype=np.uint64)
+        self._count = self.packing.ciphertexts(size)
+        self._total = Accumulator(self._count)
         self._seeds: list[bytes] = []
 
     def encrypt(self, update: NDArray[np.float32], weight: float) -> list[bytes]:
@@ -70,7 +75,14 @@ class Cloister(Pipeline):
         tagged = self._keys.tag.tag(packed, self._plan, self._sites[self._sent % len(self._sites)])
         self._sent += 1
         ciphertexts = self._keys.decryption.encrypt(tagged).ciphertexts
-        return [ciphertexts.to_bytes(), ciphertexts.digest.encode()]
+        return [*ciphertexts.chunks, ciphertexts.digest.encode()]
+
+    def tag(self) -> None:
+        """Tag as many ciphertexts as an update has."""
+        rows = np.zeros((self._count, RING_DEGREE), dtype=np.uint64)
+        blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
+        for _ in self._keys.tag.tag(PackedUpdate(blocks, self._charge), self._plan, self._sites[0]).blocks:
+            pass
 
     def add(self, upload: list[bytes]) -> None:
         """Check length, digest and range, then add.
@@ -78,23 +90,23 @@ class Cloister(Pipeline):
         Raises:
             AuthenticityError: if the digest is another.
         """
-        body, digest = upload
-        ciphertexts = Ciphertexts.from_bytes(body, len(self._total))
+        *chunks, digest = upload
+        ciphertexts = Ciphertexts.read(chunks, self._count)
         if ciphertexts.digest.encode() != digest:
             msg = "an update changed on its way through this process; test this machine's memory"
             raise AuthenticityError(msg)
-        add_residues(self._total, residues(ciphertexts.c0))
+        self._total.add(ciphertexts)
         self._seeds.append(ciphertexts.seeds)
 
     def close(self) -> list[bytes]:
         """Return the sum's c0 and every site's seeds."""
-        download = [pack60(self._total.reshape(-1)), *self._seeds]
-        self._total[:], self._seeds = 0, []
+        download = [*self._total.chunks(), *self._seeds]
+        self._total, self._seeds = Accumulator(self._count), []
         return download
 
     def decrypt(self, download: list[bytes]) -> NDArray[Any]:
         """Decrypt, check the tag and unpack."""
-        c0, *seeds = download
-        total = self._keys.decryption.decrypt_sum(c0, seeds)
-        self._keys.tag.check(total, self._plan, self._sites)
-        return unpack(total, self._size, self._weights, self.packing).vector
+        c0, seeds = download[: -len(self._sites)], download[-len(self._sites) :]
+        blocks = self._keys.decryption.decrypt(SummedCiphertexts(tuple(c0), tuple(seeds), ()))
+        checked = self._keys.tag.check(blocks, self._plan, self._sites)
+        return unpack(checked, self._size, self._weights, self.packing).vector

@@ -1,0 +1,69 @@
+"""Before a round: does this site take part in a run, and is it ready? No record is read for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from privacy.accounting import epsilon
+from privacy.errors import ProtocolError
+from privacy.manifest import open_manifest
+from privacy.policy import check_policy
+from privacy.signing import sign
+from transport.contents import Readiness
+
+if TYPE_CHECKING:
+    from client.site import Site
+    from privacy.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A run that the coordinator signed and this site's policy allows."""
+
+    manifest: Manifest
+    run: str
+
+
+def accept(site: Site, document: bytes) -> Accepted:
+    """Check who signed a manifest, and hold it against the site's policy.
+
+    Raises:
+        AuthenticityError: if the coordinator did not sign it.
+        RefusedError: if the policy does not allow it.
+        ProtocolError: if it is for another roster than the site's.
+    """
+    manifest, run = open_manifest(document, site.roster.manifest_key)
+    if manifest.roster_version != site.roster.version:
+        msg = (
+            f"the run is for roster {manifest.roster_version}, {site.name} has {site.roster.version}; "
+            "bring the older one up to date"
+        )
+        raise ProtocolError(msg)
+    check_policy(site.settings.policy, manifest, epsilon([manifest.run_cost], site.settings.budget.delta), site.name)
+    return Accepted(manifest, run)
+
+
+def get_ready(site: Site, document: bytes, node_id: int) -> Readiness:
+    """Say whether this site can take part in a run, before anything is charged. No record is read for it.
+
+    Raises:
+        BudgetError: if what is left of the budget does not cover the rest of the run.
+    """
+    accepted = accept(site, document)
+    checkpoint = site.checkpoint(accepted.manifest, accepted.run)
+    if accepted.run not in site.ledger.runs():  # later, each round is held against the budget by itself
+        site.ledger.check_plan(accepted.manifest.run_cost, site.settings.limit)
+    model, keys = checkpoint.model, site.keyring.current(site.roster.version)
+    unsigned = Readiness(
+        site=site.name,
+        model=model.digest,
+        size=model.layout.size,
+        layout=model.layout.digest,
+        epoch=keys.epoch if keys else 0,
+        keys=keys.fingerprint if keys else "",
+        latest=site.keyring.latest,
+        signature=b"",
+    )
+    signature = sign(site.signing_key, "readiness", unsigned.signed_part(accepted.run, node_id))
+    return replace(unsigned, signature=signature)

@@ -1,0 +1,81 @@
+"""The end of a round at a site: check who contributed to the sum; decrypt it; check its tag; apply the mean.
+
+Only then is the model kept, and its digest told. Whatever is wrong with a sum, the model stays as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from client.checkpoint import Checkpoint
+from privacy.errors import AuthenticityError, CloisterError, ProtocolError
+from privacy.packing import unpack
+from privacy.summation import check_sum
+from strategies.averaging import average, next_bound
+
+if TYPE_CHECKING:
+    from client.acceptance import Accepted
+    from client.site import Site
+    from privacy.manifest import Manifest
+    from privacy.summation import EncryptedSum
+
+log = logging.getLogger("cloister.agent")
+
+
+def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
+    """Step 7: decrypt a round's sum and arrive at the next model. A sum that was opened before changes nothing.
+
+    Raises:
+        ProtocolError: if the sum does not apply to the model that this site has.
+        AuthenticityError: if it is not the sum that it is said to be; no other of its plan is opened then.
+    """
+    manifest, run = accepted.manifest, accepted.run
+    plan, headers = check_sum(total, run, manifest, site.roster)
+    checkpoint = site.checkpoint(manifest, run)
+    if plan.round <= checkpoint.round:
+        return checkpoint
+    if checkpoint.model.digest != plan.base_model:
+        msg = f"the sum of round {plan.round} does not apply to {site.name}'s model of round {checkpoint.round}"
+        raise ProtocolError(msg)
+    if plan.digest in site.refused_sums:
+        msg = f"{site.name} has refused a sum of round {plan.round} before; it opens no other of that plan"
+        raise ProtocolError(msg)
+    if any(header.update_bound != checkpoint.update_bound for header in headers.values()):
+        msg = f"the sum of round {plan.round} is of updates in another range than {site.name}'s; it was not opened"
+        raise ProtocolError(msg)
+    keys, packing = site.keyring.find(plan.keys), replace(manifest.packing, update_bound=checkpoint.update_bound)
+    try:
+        blocks = keys.tag.check(keys.decryption.decrypt(total.ciphertexts, site.apply), plan, headers)
+        weights = [header.weight for header in headers.values()]
+        mean = unpack(blocks, checkpoint.model.layout.size, weights, packing)
+    except CloisterError as error:
+        # The server learns that the sum was refused, once, and nothing about why: the reason would tell of plaintexts.
+        site.refused_sums.add(plan.digest)
+        log.warning("round %d: %s", plan.round, error)
+        msg = f"{site.name} does not open the sum of round {plan.round}: it is not that of its contributors' updates"
+        raise AuthenticityError(msg) from error
+    bound = next_bound(mean, len(headers), manifest.packing.update_bound)
+    opened = Checkpoint(run, plan.round, average(checkpoint.model, mean), bound)
+    site.remainders.settle(plan, contributed=site.name in headers)
+    path = site.checkpoints.save(manifest.settings.name, opened)
+    log.info("round %d of %d opened: %s", plan.round, manifest.settings.rounds, path)
+    return opened
+
+
+def evaluate(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, float]:
+    """Return sums of metrics over the held-out records, and their number, as far as the site's policy shares them."""
+    study, shared = site.study(manifest.settings.task), site.settings.policy.share
+    inputs, targets = study.held_out
+    if not len(inputs) or not set(shared) - {"epsilon"}:
+        return {}
+    module = study.load_into(study.module(manifest.settings.model_seed), checkpoint.model)
+    module.eval()
+    with torch.no_grad():
+        outputs = module(inputs)
+        found = {"loss": float(study.task.loss(outputs, targets)) * len(inputs)}
+        found |= {name: float(values.sum()) for name, values in study.task.metrics(outputs, targets).items()}
+    return {name: value for name, value in found.items() if name in shared} | {"records": float(len(inputs))}
