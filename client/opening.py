@@ -13,6 +13,7 @@ import torch
 
 from client.checkpoint import Checkpoint
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError
+from privacy.masking import open_seed, unmask_sum
 from privacy.packing import unpack
 from privacy.summation import check_sum
 from strategies.averaging import average, next_bound
@@ -20,7 +21,10 @@ from strategies.averaging import average, next_bound
 if TYPE_CHECKING:
     from client.acceptance import Accepted
     from client.site import Site
+    from privacy.epoch import EpochKeys
+    from privacy.header import UpdateHeader
     from privacy.manifest import Manifest
+    from privacy.plan import RoundPlan
     from privacy.summation import EncryptedSum
 
 log = logging.getLogger("cloister.agent")
@@ -50,6 +54,8 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     keys, packing = site.keyring.find(plan.keys), replace(manifest.packing, update_bound=checkpoint.update_bound)
     try:
         blocks = keys.tag.check(keys.decryption.decrypt(total.ciphertexts, site.apply), plan, headers)
+        if manifest.settings.encryption.collusion_resistant:
+            blocks = unmask_sum(blocks, _seeds(total, headers, keys, plan), plan)
         weights = [header.weight for header in headers.values()]
         mean = unpack(blocks, checkpoint.model.layout.size, weights, packing)
     except CloisterError as error:
@@ -64,6 +70,14 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     path = site.checkpoints.save(manifest.settings.name, opened)
     log.info("round %d of %d opened: %s", plan.round, manifest.settings.rounds, path)
     return opened
+
+
+def _seeds(total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKeys, plan: RoundPlan) -> dict[str, bytes]:
+    """Open the seeds that the sites revealed."""
+    return {
+        header.site: open_seed(part.reveal, keys.secret, plan, header.site, header.mask)
+        for header, part in zip(headers.values(), total.contributions, strict=True)
+    }
 
 
 def evaluate(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, float]:

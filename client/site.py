@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -14,16 +14,19 @@ from client.keyring import Keyring
 from client.outbox import Outbox
 from client.records import split_held_out
 from client.remainder import Remainders
+from client.reveals import Reveals
 from client.settings import read_site
 from client.task import import_task
 from privacy.epoch import SealingKey
 from privacy.errors import DataError, KeyFileError, TaskError
 from privacy.ledger import Ledger
+from privacy.masking import MaskingKey
 from privacy.roster import open_roster
 from privacy.update import Layout, Model, Update
 from transport.pki import read_authority_key, read_signing_key
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from privacy.roster import Roster
 
 Records = tuple["Tensor", "Tensor"]
+K = TypeVar("K")
 
 
 class Site:
@@ -46,7 +50,8 @@ class Site:
         keys = self.settings.keys
         self.name = self.settings.site
         self.signing_key: Ed25519PrivateKey = read_signing_key(place.path(keys.signing_key))
-        self.sealing_key = _read_sealing_key(place.path(keys.sealing_key))
+        self.sealing_key = _read_key(place.path(keys.sealing_key), SealingKey)
+        self.masking_key = _read_key(place.path(keys.masking_key), MaskingKey)
         self.keyring = Keyring(place.path(keys.epochs))
         self.roster: Roster = _read_roster(place)
         self.ledger = Ledger(
@@ -55,12 +60,14 @@ class Site:
         self.checkpoints = CheckpointStore(place.folder / "models")
         self.outbox = Outbox(place.folder / "outbox")
         self.remainders = Remainders(place.folder / "outbox")
+        self.reveals = Reveals(place.folder / "outbox")
         self.apply: Apply = map  # how to encrypt and decrypt: an agent does it in several processes
         self.device = _device(self.settings.device)
         self.refused_sums: set[str] = set()  # digests of plans; one try each
         self._studies: dict[str, Study] = {}
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
-        if (own, self.sealing_key.public) != (listed.signing_key, listed.sealing_key):
+        has = own, self.sealing_key.public, self.masking_key.public
+        if has != (listed.signing_key, listed.sealing_key, listed.masking_key):
             msg = f"{place.path(keys.roster)} lists other keys for {self.name} than this site has; join again"
             raise KeyFileError(msg)
 
@@ -189,11 +196,11 @@ def _device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def _read_sealing_key(path: Path) -> SealingKey:
+def _read_key(path: Path, kind: Callable[[bytes], K]) -> K:
     try:
-        return SealingKey(path.read_bytes())
+        return kind(path.read_bytes())
     except OSError as error:
-        msg = f"{path}: {error.strerror}; restore the sealing key from the site's backup"
+        msg = f"{path}: {error.strerror}; restore this key from the site's backup"
         raise KeyFileError(msg) from error
 
 

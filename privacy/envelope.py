@@ -41,6 +41,7 @@ class Contribution:
     header: bytes
     signature: bytes
     seeds: bytes
+    reveal: bytes = b""  # the seed of its own mask, sealed to the sites
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,15 @@ def sign_update(
     *,
     weight: float,
     update_bound: float,
+    mask: str,
 ) -> SignedUpdate:
     """Bind encrypted values to site, plan, model and ledger, and sign.
 
     Raises:
         ProtocolError: if the update was charged for another release than the one that the plan asks for.
     """
-    release = update.charge.release
-    if (release.run, release.round, release.attempt) != (plan.run, plan.round, plan.attempt):
+    release = update.charge.release  # a later attempt may send the same update under other masks
+    if (release.run, release.round) != (plan.run, plan.round) or release.attempt > plan.attempt:
         msg = f"an update that was charged for round {release.round} cannot be sent for round {plan.round}"
         raise ProtocolError(msg)
     header = UpdateHeader(
@@ -84,6 +86,7 @@ def sign_update(
         size=model.layout.size,
         weight=weight,
         update_bound=update_bound,
+        mask=mask,
         ciphertexts=update.ciphertexts.digest,
         seeds=seeds_digest(update.ciphertexts.seeds),
         ledger_head=update.charge.head,

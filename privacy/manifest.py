@@ -61,6 +61,7 @@ class Encryption:
 
     update_bound: Positive  # the codec's range: values of an update beyond it are cut
     profile: Profile = "compact"
+    collusion_resistant: bool = False  # masks: a site that colludes with the server cannot read another's update
 
 
 @dataclass(frozen=True, config=STRICT)

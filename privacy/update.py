@@ -1,6 +1,6 @@
 """The steps that an update passes through, each a type of its own.
 
-    Update → PrivateUpdate → PackedUpdate → TaggedUpdate → EncryptedUpdate → SignedUpdate
+    Update → PrivateUpdate → PackedUpdate → MaskedUpdate → TaggedUpdate → EncryptedUpdate → SignedUpdate
            → (wire) → VerifiedUpdate → EncryptedSum → Update
 
 Each arrow is one function that takes the one type and returns the next, so that the order of the protocol is
