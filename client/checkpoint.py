@@ -60,12 +60,12 @@ class CheckpointStore:
             tensors = load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             note = json.loads(header["__metadata__"][_NOTE])
-            number, digest = int(note["round"]), note["model"]
+            number, digest, said = int(note["round"]), note["model"], note["run"]
             model = Model(layout.flatten({name: tensors[name].astype(np.float32) for name, _ in layout.shapes}), layout)
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             msg = f"{path}: this checkpoint is damaged ({error}); move it aside and restart the agent"
             raise KeyFileError(msg) from error
-        if note["run"] != run or model.digest != digest:
+        if said != run or model.digest != digest:
             msg = f"{path}: this checkpoint was altered, or is of another run; move it aside and restart the agent"
             raise KeyFileError(msg)
         self._held[run] = stamp, Checkpoint(run, number, model)
