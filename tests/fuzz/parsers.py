@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 
     Entry = tuple[str, Callable[[bytes], object], list[bytes]]
 
+# What parsers of several kinds have stumbled over.
+TRICKY = [
+    b"", b"\0", b"\n", b"\r", b"\xff" * 8, b"\x80" * 9 + b"\x01", b"\xed\xa0\x80", b'"', b"\\ud800", b"-1", b"null",
+    b"true", b"[]", b"{}", b"NaN", b"1e999", b"9" * 400, b"9" * 5000, b"[" * 2000, b'{"a":' * 2000, b"=", b" ",
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Parser:

@@ -12,17 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privacy.errors import CloisterError, KeyFileError, LedgerError
-from tests.fuzz.parsers import parsers
+from tests.fuzz.parsers import TRICKY, parsers
 
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn
 
 MEMORY = 4 << 20  # bytes that any parser may take, whatever it is given
 FOR_EACH_BYTE = 64  # and this much more for each byte of its input
-TRICKY = [
-    b"", b"\0", b"\n", b"\r", b"\xff" * 8, b"\x80" * 9 + b"\x01", b"\xed\xa0\x80", b'"', b"\\ud800", b"-1", b"null",
-    b"true", b"[]", b"{}", b"NaN", b"1e999", b"9" * 400, b"9" * 5000, b"[" * 2000, b'{"a":' * 2000, b"=", b" ",
-]  # fmt: skip
 UNMENDED = {"outbox"}  # `Outbox.find` lets what json, `bytes.fromhex` and a lacking key raise through
 
 
@@ -67,7 +63,8 @@ def test_what_the_fuzzing_starts_from_is_accepted() -> None:
             parser.parse(seed)
 
 
-@settings(max_examples=1500)
+@pytest.mark.filterwarnings("ignore")  # odd certificates, for example, only deserve a warning
+@settings(max_examples=1000)
 @given(cases())
 def test_any_bytes_are_parsed_or_refused_and_take_little_memory(case: Case) -> None:
     tracemalloc.start()
