@@ -39,11 +39,10 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one site."""
+    """The checkpoints of one site: on disk only, since a model may take much of the memory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._held: dict[str, tuple[tuple[int, int], Checkpoint]] = {}  # with the stamp of the file that it came from
 
     def path(self, name: str, run: str) -> Path:
         """Return where a run's model lies."""
@@ -58,22 +57,18 @@ class CheckpointStore:
         path = self.path(name, run)
         if not path.exists():
             return None
-        stamp = _stamp(path)
-        if run in self._held and self._held[run][0] == stamp:
-            return self._held[run][1]
         try:
             with safe_open(path, framework="numpy") as file:
                 note = json.loads(file.metadata()[_NOTE])
                 model = Model(_flat(file.get_tensor, layout), layout)
             checkpoint = Checkpoint(run, int(note["round"]), model, float(note["update_bound"]))
-            digest = note["model"]
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            digest, said = note["model"], note["run"]
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             msg = f"{path}: this checkpoint is damaged ({error}); move it aside and restart the agent"
             raise KeyFileError(msg) from error
-        if note["run"] != run or model.digest != digest:
+        if said != run or model.digest != digest:
             msg = f"{path}: this checkpoint was altered, or is of another run; move it aside and restart the agent"
             raise KeyFileError(msg)
-        self._held[run] = stamp, checkpoint
         return checkpoint
 
     def save(self, name: str, checkpoint: Checkpoint) -> Path:
@@ -96,7 +91,6 @@ class CheckpointStore:
         data += b" " * (-len(data) % 8)
         values = np.ascontiguousarray(checkpoint.model.vector, dtype="<f4")
         write_atomically(path, len(data).to_bytes(8, "little"), data, values.data)
-        self._held[checkpoint.run] = _stamp(path), checkpoint
         return path
 
 
@@ -111,9 +105,3 @@ def _flat(tensor: Callable[[str], NDArray[Any]], layout: Layout) -> NDArray[np.f
         vector[start : start + values.size] = values.reshape(-1)
         start += values.size
     return vector
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Tell one version of a file from the next: Flower's engine runs one site in several processes in turn."""
-    status = path.stat()
-    return status.st_ino, status.st_mtime_ns

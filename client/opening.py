@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from privacy.epoch import EpochKeys
     from privacy.header import UpdateHeader
     from privacy.manifest import Manifest
+    from privacy.packing import Packing
     from privacy.plan import RoundPlan
     from privacy.summation import EncryptedSum
+    from privacy.update import Update
 
 log = logging.getLogger("cloister.agent")
 
@@ -39,37 +41,44 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     """
     manifest, run = accepted.manifest, accepted.run
     plan, headers = check_sum(total, run, manifest, site.roster)
-    checkpoint = site.checkpoint(manifest, run)
-    if plan.round <= checkpoint.round:
-        return checkpoint
-    if checkpoint.model.digest != plan.base_model:
-        msg = f"the sum of round {plan.round} does not apply to {site.name}'s model of round {checkpoint.round}"
+    now = site.checkpoint(manifest, run)
+    if plan.round <= now.round:
+        return now
+    if now.model.digest != plan.base_model:
+        msg = f"the sum of round {plan.round} does not apply to {site.name}'s model of round {now.round}"
         raise ProtocolError(msg)
     if plan.digest in site.refused_sums:
         msg = f"{site.name} has refused a sum of round {plan.round} before; it opens no other of that plan"
         raise ProtocolError(msg)
-    if any(header.update_bound != checkpoint.update_bound for header in headers.values()):
+    if any(header.update_bound != now.update_bound for header in headers.values()):
         msg = f"the sum of round {plan.round} is of updates in another range than {site.name}'s; it was not opened"
         raise ProtocolError(msg)
-    keys, packing = site.keyring.find(plan.keys), replace(manifest.packing, update_bound=checkpoint.update_bound)
+    packing = replace(manifest.packing, update_bound=now.update_bound)
+    del now  # out of memory while the mean takes its place there
+    mean = _mean(site, total, plan, headers, packing)
+    bound = next_bound(mean, len(headers), manifest.packing.update_bound)
+    opened = Checkpoint(run, plan.round, average(site.checkpoint(manifest, run).model, mean), bound)
+    site.remainders.settle(plan, contributed=site.name in headers)
+    path = site.checkpoints.save(manifest.settings.name, opened)
+    log.info("round %d of %d opened: %s", plan.round, manifest.settings.rounds, path)
+    return opened
+
+
+def _mean(
+    site: Site, total: EncryptedSum, plan: RoundPlan, headers: dict[str, UpdateHeader], packing: Packing
+) -> Update:
+    keys, weights = site.keyring.find(plan.keys), [header.weight for header in headers.values()]
     try:
         blocks = keys.tag.check(keys.decryption.decrypt(total.ciphertexts, site.apply), plan, headers)
-        if manifest.settings.encryption.collusion_resistant:
+        if any(header.mask for header in headers.values()):
             blocks = unmask_sum(blocks, _seeds(total, headers, keys, plan), plan)
-        weights = [header.weight for header in headers.values()]
-        mean = unpack(blocks, checkpoint.model.layout.size, weights, packing)
+        return unpack(blocks, next(iter(headers.values())).size, weights, packing)
     except CloisterError as error:
         # The server learns that the sum was refused, once, and nothing about why: the reason would tell of plaintexts.
         site.refused_sums.add(plan.digest)
         log.warning("round %d: %s", plan.round, error)
         msg = f"{site.name} does not open the sum of round {plan.round}: it is not that of its contributors' updates"
         raise AuthenticityError(msg) from error
-    bound = next_bound(mean, len(headers), manifest.packing.update_bound)
-    opened = Checkpoint(run, plan.round, average(checkpoint.model, mean), bound)
-    site.remainders.settle(plan, contributed=site.name in headers)
-    path = site.checkpoints.save(manifest.settings.name, opened)
-    log.info("round %d of %d opened: %s", plan.round, manifest.settings.rounds, path)
-    return opened
 
 
 def _seeds(total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKeys, plan: RoundPlan) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from privacy.envelope import SignedUpdate
-from privacy.errors import ProtocolError
+from privacy.errors import KeyFileError, MalformedError, ProtocolError
 from privacy.plan import read_plan
 from privacy.storage import write_atomically
 
@@ -40,11 +40,23 @@ class Outbox:
         path = self._path(run)
         if not path.exists():
             return None
-        with path.open("rb") as file:
-            note = json.loads(file.readline())
-            chunks = tuple(file.read(size) for size in note["chunks"])
-        update = SignedUpdate(note["header"].encode(), bytes.fromhex(note["signature"]), chunks)
-        return Made(read_plan(note["plan"].encode()), update, bytes.fromhex(note["mask"]))
+        try:
+            with path.open("rb") as file:
+                note = json.loads(file.readline())
+                chunks = tuple(file.read(int(size)) for size in note["chunks"])
+            update = SignedUpdate(note["header"].encode(), bytes.fromhex(note["signature"]), chunks)
+            return Made(read_plan(note["plan"].encode()), update, bytes.fromhex(note["mask"]))
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            MalformedError,
+        ) as error:
+            msg = f"{path}: this file is damaged; move it aside, and the round is trained, and charged, once more"
+            raise KeyFileError(msg) from error
 
     def find(self, plan: RoundPlan) -> SignedUpdate | None:
         """Return the update that was made for this plan already, if there is one.

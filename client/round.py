@@ -32,6 +32,7 @@ from privacy.update import privatise
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from client.acceptance import Accepted
     from client.checkpoint import Checkpoint
     from client.site import Site
     from privacy.envelope import SignedUpdate
@@ -51,6 +52,12 @@ def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence
     check_plan(plan, accepted.manifest, accepted.run, site.name)
     if (made := site.outbox.find(plan)) is not None:
         return made
+    # Handed over and not kept here: it is out of memory again before the update is encrypted.
+    return _make_update(site, accepted.manifest, plan, _starting_point(site, accepted, plan))
+
+
+def _starting_point(site: Site, accepted: Accepted, plan: RoundPlan) -> Checkpoint:
+    """Return the site's model, if the plan starts from it."""
     checkpoint = site.checkpoint(accepted.manifest, accepted.run)
     if plan.round <= checkpoint.round:
         msg = f"{site.name} has opened round {checkpoint.round} already; it does not train round {plan.round} again"
@@ -58,15 +65,16 @@ def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence
     if checkpoint.model.digest != plan.base_model:
         msg = f"{site.name} has another model than round {plan.round} starts from; it needs the sums that it missed"
         raise ProtocolError(msg)
-    return _make_update(site, accepted.manifest, plan, checkpoint)
+    return checkpoint
 
 
 def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> SignedUpdate:
     keys = _current_keys(site, plan)
-    weight, bound = manifest.weight(site.name), checkpoint.update_bound
+    weight, bound, layout = manifest.weight(site.name), checkpoint.update_bound, checkpoint.model.layout
     private, packed = None, recover(site, plan)
     if packed is None:
         private = _train(site, manifest, plan, checkpoint)
+        del checkpoint
         packing = replace(manifest.packing, update_bound=bound)
         packed = pack(private, weight, packing, _randomness(manifest, site, plan, "rounding"))
     seed, masks = new_masks(site, manifest, plan)
@@ -74,7 +82,7 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
     if private is not None:
         site.remainders.keep(plan, private.vector)
     signed = sign_update(
-        encrypted, plan, checkpoint.model, site.name, site.signing_key,
+        encrypted, plan, layout, site.name, site.signing_key,
         weight=weight, update_bound=bound, mask=commitment(seed) if seed else "",
     )  # fmt: skip
     site.outbox.keep(plan, signed, seed)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from privacy.plan import RoundPlan
     from privacy.roster import Roster
     from privacy.signing import PrivateKey
-    from privacy.update import Model
+    from privacy.update import Layout
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class VerifiedUpdate:
 def sign_update(
     update: EncryptedUpdate,
     plan: RoundPlan,
-    model: Model,
+    layout: Layout,
     site: str,
     key: PrivateKey,
     *,
@@ -64,7 +64,7 @@ def sign_update(
     update_bound: float,
     mask: str,
 ) -> SignedUpdate:
-    """Bind encrypted values to site, plan, model and ledger, and sign.
+    """Bind encrypted values to site, plan, layout and ledger, and sign.
 
     Raises:
         ProtocolError: if the update was charged for another release than the one that the plan asks for.
@@ -82,8 +82,8 @@ def sign_update(
         roster_version=plan.roster_version,
         keys=plan.keys,
         base_model=plan.base_model,
-        layout=model.layout.digest,
-        size=model.layout.size,
+        layout=layout.digest,
+        size=layout.size,
         weight=weight,
         update_bound=update_bound,
         mask=mask,

@@ -166,7 +166,7 @@ class Ledger:
             try:
                 entries.append(json.loads(line[65:]) | {"head": head})
                 _mechanisms(entries[-1:] if number > 1 else [])  # what this version cannot count, it must not skip
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 msg = f"{self.path}:{number}: this entry is none of this version's; use the version that wrote it"
                 raise LedgerError(msg) from error
         if entries and (entries[0].get("site"), entries[0].get("lineage")) != (self.site, self.lineage):
