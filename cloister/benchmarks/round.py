@@ -54,13 +54,13 @@ def measure(parameters: int, rounds: int) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """Write a report for people."""
     spread = f"from {report['min_ms']:.0f}, 95 % below {report['p95_ms']:.0f}"
+    site, server = (_megabytes(report[f"{who}_peak_bytes"]) for who in ("site", "server"))
     lines = [
         f"{report['parameters']:,} parameters, {report['sites']} agents, TLS and encryption on, no training",
         "",
         f"a round       {report['median_ms']:.0f} ms: the median of {report['rounds']} ({spread})",
         f"a site sends  {report['bytes_up']:,.0f} bytes and gets {report['bytes_down']:,.0f}",
-        f"memory        {_megabytes(report['site_peak_bytes'])} at a site, "
-        f"{_megabytes(report['server_peak_bytes'])} at the server, at most, libraries included",
+        f"memory        {site} at a site, {server} at the server, at most, libraries included",
         f"and ends with the same model as the others: sha256 {report['model'][:16]}…",
     ]
     return "\n".join(lines)
