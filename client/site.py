@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 from client.checkpoint import Checkpoint, CheckpointStore
-from client.dpsgd import check_model
+from client.dpsgd import check_model, train
 from client.keyring import Keyring
 from client.outbox import Outbox
 from client.records import split_held_out
 from client.remainder import Remainders
 from client.reveals import Reveals
 from client.settings import read_site
-from client.task import import_task
+from client.survey import Poll, Survey
+from client.task import import_class, import_task
 from privacy.epoch import SealingKey
 from privacy.errors import DataError, KeyFileError, TaskError
 from privacy.ledger import Ledger
@@ -26,7 +27,7 @@ from privacy.update import Layout, Model, Update
 from transport.pki import read_authority_key, read_signing_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 
     from client.settings import SiteFolder
     from client.task import Task
-    from privacy.manifest import Manifest
+    from privacy.manifest import Manifest, RunSettings
     from privacy.parallel import Apply
+    from privacy.randomness import Randomness
     from privacy.roster import Roster
 
 Records = tuple["Tensor", "Tensor"]
@@ -65,6 +67,7 @@ class Site:
         self.device = _device(self.settings.device)
         self.refused_sums: set[str] = set()  # digests of plans; one try each
         self._studies: dict[str, Study] = {}
+        self._polls: dict[str, Poll] = {}
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
         has = own, self.sealing_key.public, self.masking_key.public
         if has != (listed.signing_key, listed.sealing_key, listed.masking_key):
@@ -81,23 +84,42 @@ class Site:
             self._studies[task] = Study(task, self)
         return self._studies[task]
 
+    def poll(self, survey: str) -> Poll:
+        """Return a survey with this site's records, read once.
+
+        Raises:
+            TaskError: if the survey cannot be imported.
+        """
+        if survey not in self._polls:
+            self._polls[survey] = Poll(survey, self)
+        return self._polls[survey]
+
+    def work(self, settings: RunSettings) -> Study | Poll:
+        """Return what a run is about: a study that it trains, or a survey of which it gathers statistics."""
+        return self.poll(settings.task) if settings.statistics else self.study(settings.task)
+
     def check_records(self) -> dict[str, int]:
         """Read the records for every task that the policy allows, for the eyes of this site alone.
 
         Returns:
-            How many records each task would train on.
+            How many records each task would use.
 
         Raises:
             DataError: if a record cannot be used; better said now than in the middle of a round.
         """
-        return {task: len(self.study(task).training[0]) for task in self.settings.policy.tasks}
+        return {task: self._count(task) for task in self.settings.policy.tasks}
+
+    def _count(self, task: str) -> int:
+        if issubclass(import_class(task), Survey):
+            return len(self.poll(task).records[0])
+        return len(self.study(task).training[0])
 
     def checkpoint(self, manifest: Manifest, run: str) -> Checkpoint:
         """Return the site's model in a run: its latest checkpoint, or the untrained model that all sites start from."""
-        study = self.study(manifest.settings.task)
-        seed = manifest.settings.model_seed
-        found = self.checkpoints.load(manifest.settings.name, run, study.layout)
-        return found or Checkpoint(run, 0, study.untrained(seed), manifest.settings.encryption.update_bound)
+        settings = manifest.settings
+        work = self.work(settings)
+        latest = self.checkpoints.load(settings.name, run, work.layout(settings))
+        return latest or Checkpoint(run, 0, work.start(settings), manifest.packing.update_bound)
 
 
 class Study:
@@ -124,10 +146,29 @@ class Study:
         layout = Layout.of(tensors)
         return Model(layout.flatten(tensors), layout)
 
-    @cached_property
-    def layout(self) -> Layout:
+    def start(self, settings: RunSettings) -> Model:
+        """Return the model that a run starts from."""
+        return self.untrained(settings.model_seed)
+
+    def layout(self, settings: RunSettings) -> Layout:
         """Names and shapes of the parameters, whatever the seed."""
+        del settings
+        return self._layout
+
+    @cached_property
+    def _layout(self) -> Layout:
         return self.untrained(0).layout
+
+    def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
+        """Train for one round, from this model on: what changed, `(parameters,)`."""
+        settings = manifest.settings
+        module = self.load_into(self.module(settings.model_seed), model)
+        size = settings.cohort.sizes[self._site.name]
+        train(self.task, module, self.training, size, manifest, randomness)
+        return self.difference(module, model)
+
+    def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
+        """Do nothing more than what is done with every model."""
 
     def load_into(self, module: nn.Module, model: Model) -> nn.Module:
         """Set a module's parameters and move it to the site's device."""
