@@ -10,9 +10,10 @@ import pytest
 from flwr.app import Context, Error, Message, MessageType
 from numpy.typing import ArrayLike, NDArray
 
+from client.acceptance import accept
 from client.app import app
+from client.opening import open_sum
 from client.records import read_csv
-from client.round import accept, open_sum
 from client.site import open_site
 from privacy import figures
 from privacy.accounting import Mechanism, epsilon
