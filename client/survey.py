@@ -78,7 +78,7 @@ def import_survey(name: str) -> Survey:
     survey = found()
     try:
         ranges = [(float(low), float(high)) for low, high in survey.columns.values()]
-        classes = {float(each) for each in survey.classes}
+        classes = {np.float32(each) for each in survey.classes}  # labels may come in that precision
         sound = ranges and all(low < high and math.isfinite(high - low) for low, high in ranges)
         sound = sound and len(classes) == len(survey.classes) and all(map(math.isfinite, classes))
     except (AttributeError, TypeError, ValueError):
@@ -122,7 +122,11 @@ class Poll:
         """
         data = self._site.settings.data
         path = self._site.place.path(data.file)
-        values, labels = (np.asarray(part, np.float64) for part in self.survey.load(path))
+        try:
+            values, labels = (np.asarray(part, np.float64) for part in self.survey.load(path))
+        except (TypeError, ValueError) as error:
+            msg = f"{path}: what the survey read is no table of numbers ({error}); mend its `load`"
+            raise DataError(msg) from error
         self._check(path, values, labels)
         kept = split_held_out(len(values), data.held_out)[0]
         return values[kept], labels.reshape(-1)[kept]
@@ -168,7 +172,7 @@ class Poll:
 
     def _check(self, path: Path, values: NDArray[np.float64], labels: NDArray[np.float64]) -> None:
         """Refuse records that cannot be counted."""
-        names, classes = tuple(self.survey.columns), np.array(self.survey.classes, np.float64)
+        names, classes = tuple(self.survey.columns), np.array(self.survey.classes, np.float32)
         if values.ndim != 2 or values.shape[1] != len(names) or labels.size != len(values):  # noqa: PLR2004 - rows
             msg = (
                 f"{path}: the survey read values of form {values.shape} and labels of form {labels.shape}; "
@@ -181,7 +185,7 @@ class Poll:
         for row, column in np.argwhere(~np.isfinite(values)):
             msg = f"{path}: `{names[column]}` of record {row + 1} is not finite; mend the record, or leave it out"
             raise DataError(msg)
-        for row in np.flatnonzero(~np.isin(labels.reshape(-1), classes)) if len(classes) else ():
+        for row in np.flatnonzero(~np.isin(labels.reshape(-1).astype(np.float32), classes)) if len(classes) else ():
             found, listed = labels.reshape(-1)[row], ", ".join(f"{each:g}" for each in classes)
             msg = f"{path}: the label of record {row + 1} is {found:g}; the survey's classes are {listed}"
             raise DataError(msg)

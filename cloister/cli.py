@@ -83,7 +83,8 @@ def sign(
     if as_json:
         typer.echo(json.dumps(report))
     else:
-        typer.echo(f"✓ {report['manifest']}: {report['rounds']} rounds cost each site ε {report['epsilon']:.2f} "
+        rounds = "1 round costs" if report["rounds"] == 1 else f"{report['rounds']} rounds cost"
+        typer.echo(f"✓ {report['manifest']}: {rounds} each site ε {report['epsilon']:.2f} "
                    f"at δ {report['delta']:g} (σ {report['noise_multiplier']:g})")  # fmt: skip
         typer.echo(f"next: cloister server server {out}")
 

@@ -65,7 +65,7 @@ def latest(site: Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it has none.
     """
-    path = _newest(site.parent if site.is_file() else site)
+    path = _newest((site.parent if site.is_file() else site).resolve())
     report: dict[str, Any] = json.loads(path.read_bytes())
     return report | {"files": {path.parent.parent.name: str(path)}}
 

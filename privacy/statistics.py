@@ -82,7 +82,9 @@ class Form:
         for column, found in zip(self.columns, values.T, strict=True):
             positions = (found - column.low) / (column.high - column.low)
             parts.append(encode(np.clip(positions, 0.0, 1.0), self.bins))
-        parts.append(np.array([self.single * np.count_nonzero(labels == each) for each in self.classes], np.float64))
+        found = labels.astype(np.float32)  # as many readers give them
+        counts = [np.count_nonzero(found == np.float32(each)) for each in self.classes]
+        parts.append(self.single * np.array(counts, np.float64))
         return np.concatenate(parts) / self.bound
 
 

@@ -261,6 +261,8 @@ GOOD = [[1.0, 2.0], [3.0, 4.0]]
         ([1.0, 2.0], [0, 1], r"it needs \(n, 2\), a column each for a, b, and \(n,\)"),
         ([[1.0], [2.0]], [0, 1], r"values of form \(2, 1\)"),
         (np.zeros((0, 2)), [], "read no records"),
+        ([[1.0, 2.0], [3.0]], [0, 1], "no table of numbers"),
+        ([["a", "b"], ["c", "d"]], [0, 1], "no table of numbers"),
     ],
 )
 def test_records_that_cannot_be_counted_are_refused_and_shown(

@@ -119,6 +119,13 @@ def test_values_beyond_the_range_count_as_its_ends() -> None:
     assert found["columns"]["age"]["mean"] == 50
 
 
+def test_labels_that_float32_rounds_are_still_of_their_class() -> None:
+    form = Form((Column("age", 0.0, 100.0),), (0.1, 0.2), 4)
+    labels = np.array([0.1, 0.1, 0.2], np.float32).astype(np.float64)
+    found = figures.read(form, form.total(np.zeros((3, 1)), labels), 0.0)
+    assert [each["count"] for each in found["classes"]] == [2, 1]
+
+
 # --- Reading with noise ---------------------------------------------------------------------------------------------
 
 
