@@ -18,7 +18,7 @@ from client.site import open_site
 from privacy import figures
 from privacy.accounting import Mechanism, epsilon
 from privacy.errors import DataError, RunError, TaskError
-from privacy.manifest import Privacy, RunSettings, Statistics
+from privacy.manifest import Encryption, Privacy, RunSettings, Statistics
 from simulations.federation import Federation, SiteTerms
 from tests import studies
 from tests.federations import (
@@ -106,8 +106,11 @@ def hold(found: dict[str, Any], values: ArrayLike, labels: ArrayLike, errors: fl
 # --- A whole survey -------------------------------------------------------------------------------------------------
 
 
-def test_without_noise_the_figures_are_those_of_all_records_pooled(make_federation: FederationMaker) -> None:
-    federation = make_federation(SURVEY, everywhere())
+@pytest.mark.parametrize("masks", [False, True], ids=["shared keys", "masks"])
+def test_without_noise_the_figures_are_those_of_all_records_pooled(
+    make_federation: FederationMaker, *, masks: bool
+) -> None:
+    federation = make_federation(replace(SURVEY, encryption=Encryption(collusion_resistant=masks)), everywhere())
     (event,) = run_with(federation)
     assert event["released"]
     assert len(set(models_of(federation).values())) == 1
