@@ -58,6 +58,8 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     mean = _mean(site, total, plan, headers, packing)
     bound = next_bound(mean, len(headers), manifest.packing.update_bound)
     opened = Checkpoint(run, plan.round, average(site.checkpoint(manifest, run).model, mean), bound)
+    # Before the model is kept: what a crash leaves unwritten is written when the sum comes again.
+    site.work(manifest.settings).opened(manifest, run, opened.model, headers)
     site.remainders.settle(plan, contributed=site.name in headers)
     path = site.checkpoints.save(manifest.settings.name, opened)
     log.info("round %d of %d opened: %s", plan.round, manifest.settings.rounds, path)
@@ -91,6 +93,8 @@ def _seeds(total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKey
 
 def evaluate(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, float]:
     """Return sums of metrics over the held-out records, and their number, as far as the site's policy shares them."""
+    if manifest.settings.statistics:
+        return {}
     study, shared = site.study(manifest.settings.task), site.settings.policy.share
     inputs, targets = study.held_out
     if not len(inputs) or not set(shared) - {"epsilon"}:

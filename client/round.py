@@ -3,7 +3,7 @@
     1. open    what other rounds' sums this site has missed
     2. check   the plan against the manifest, the manifest against the site's policy
     3. reserve the round's privacy spend, on disk, before any record is read
-    4. train   with DP-SGD → Update → PrivateUpdate
+    4. train   with DP-SGD, or add up a survey's records with noise → Update → PrivateUpdate
     5. encode  add what the last update left over; pack, mask, tag, encrypt → PackedUpdate → … → EncryptedUpdate
     6. sign    → SignedUpdate, stored before it is sent; a retry sends these very bytes
 
@@ -17,7 +17,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.acceptance import accept
-from client.dpsgd import train
 from client.masking import new_masks, recover
 from client.opening import open_sum
 from privacy.envelope import sign_update
@@ -91,11 +90,9 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
 
 def _train(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> PrivateUpdate:
     charge = site.ledger.reserve(Release(plan.run, plan.round, plan.attempt), manifest.round_cost, site.settings.limit)
-    study, settings = site.study(manifest.settings.task), manifest.settings
-    module = study.load_into(study.module(settings.model_seed), checkpoint.model)
-    size = settings.cohort.sizes[site.name]
-    train(study.task, module, study.training, size, manifest, _randomness(manifest, site, plan, "training"))
-    update = privatise(study.difference(module, checkpoint.model), charge)
+    work = site.work(manifest.settings)
+    made = work.release(manifest, checkpoint.model, _randomness(manifest, site, plan, "training"))
+    update = privatise(made, charge)
     site.remainders.add_to(update.vector, plan.run)
     return update
 

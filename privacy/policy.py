@@ -52,8 +52,8 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
         raise _refusal(site, asked, f"minimum_noise_multiplier = {policy.minimum_noise_multiplier:g}")
     if not epsilon <= policy.maximum_epsilon:  # so that NaN is a refusal
         raise _refusal(site, f"a run of ε {epsilon:.2f}", f"maximum_epsilon = {policy.maximum_epsilon:g}")
-    if settings.encryption.profile not in policy.encryption:
-        raise _refusal(site, f"the profile {settings.encryption.profile}", f"encryption = {_listed(policy.encryption)}")
+    if settings.profile not in policy.encryption:
+        raise _refusal(site, f"the profile {settings.profile}", f"encryption = {_listed(policy.encryption)}")
     if policy.collusion_resistant and not settings.encryption.collusion_resistant:
         raise _refusal(site, "a run without masks", "collusion_resistant = true")
 
