@@ -10,7 +10,16 @@ import pytest
 from simulations.federation import Federation
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = (["demo"], ["sign"], ["server"], ["agent"], ["simulate"], ["bench", "round"], ["bench", "encryption"])
+COMMANDS = (
+    ["demo"],
+    ["sign"],
+    ["server"],
+    ["agent"],
+    ["simulate"],
+    ["bench", "round"],
+    ["bench", "encryption"],
+    ["bench", "adversary"],
+)
 
 
 def _cloister(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
