@@ -181,6 +181,22 @@ def bench_encryption(
     typer.echo(json.dumps(report) if as_json else table(report))
 
 
+@bench.command("adversary", epilog="Example:  cloister bench adversary --tries 100 --rounds 50")
+def bench_adversary(
+    tries: Annotated[int, typer.Option(min=1, help="Tries of all attacks together.")] = 1000,
+    rounds: Annotated[int, typer.Option(min=1, help="Honest rounds, for false alarms.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="By which the server chooses what it tries.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """A malicious server against real sites: whether every site refuses all that it makes, and nothing else."""
+    from cloister.benchmarks.adversary import held, measure, table  # noqa: PLC0415
+
+    report = measure(tries, rounds, seed)
+    typer.echo(json.dumps(report) if as_json else table(report))
+    if not held(report):
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -142,14 +143,12 @@ def open_seed(sealed: bytes, secret: bytes, plan: RoundPlan, site: str, committe
     Raises:
         AuthenticityError: if it is not the one to which that site committed.
     """
-    try:
+    with suppress(InvalidTag, ValueError):
         seed = AESGCM(_derived(secret, b"reveal", plan, site.encode())).decrypt(_NONCE, sealed, None)
-    except (InvalidTag, ValueError):
-        seed = b""
-    if commitment(seed) != committed:
-        msg = f"the seed of {site}'s mask is not the one to which it committed; the sum was not opened"
-        raise AuthenticityError(msg)
-    return seed
+        if commitment(seed) == committed:
+            return seed
+    msg = f"the seed of {site}'s mask is not the one to which it committed; the sum was not opened"
+    raise AuthenticityError(msg)
 
 
 def _own(seed: bytes, plan: RoundPlan, site: str) -> Randomness:

@@ -43,6 +43,7 @@ class SiteTerms:
     minimum_noise_multiplier: float = 0.5
     minimum_cohort: int = 3
     held_out: float = 0.2
+    collusion_resistant: bool = False
     share: tuple[str, ...] = ("epsilon", "loss", "accuracy")
     file: str = "patients.csv"
     device: str = "auto"
@@ -129,6 +130,7 @@ tasks = {json.dumps(list(terms.tasks))}
 maximum_epsilon = {terms.maximum_epsilon}
 minimum_noise_multiplier = {terms.minimum_noise_multiplier}
 minimum_cohort = {terms.minimum_cohort}
+collusion_resistant = {json.dumps(terms.collusion_resistant)}   # true: only runs with masks
 share = {json.dumps(list(terms.share))}
 """
         write_atomically(self.paths[site] / "site.toml", text.encode())

@@ -19,6 +19,7 @@ COMMANDS = (
     ["stats"],
     ["bench", "round"],
     ["bench", "encryption"],
+    ["bench", "adversary"],
 )
 
 

@@ -1,0 +1,161 @@
+"""A malicious aggregation server: it speaks to real sites over real bytes, and has whatever a server has.
+
+It asks sites to make keys and to train, like any server. What it then makes of their answers stands in
+`simulations.lies` and `simulations.intrusions`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from flwr.app import Context, RecordDict
+
+from client.app import REFUSED
+from client.app import app as client_app
+from privacy.errors import RunError
+from privacy.plan import RoundPlan
+from server.settings import read_consortium
+from simulations.evidence import Evidence, Run
+from simulations.inline import InlineGrid
+from transport.ceremony import pack_lead, pack_letter, read_keys, read_letters
+from transport.contents import content_of, pack_query, pack_sum, pack_train, read_opened, read_readiness, read_update
+from transport.masking import pack_reveal, read_revealed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from flwr.app import Message
+
+    from privacy.envelope import SignedUpdate
+    from privacy.manifest import RunSettings
+    from privacy.summation import EncryptedSum
+    from simulations.federation import Federation
+
+SITES = ("north", "south", "east", "west")
+_SECONDS = 600.0
+
+
+class Adversary:
+    """The server of one consortium, and the luck by which it chooses what to try."""
+
+    def __init__(self, federation: Federation, luck: np.random.Generator) -> None:
+        self.federation, self.luck = federation, luck
+        self.roster = read_consortium(federation.server).roster()
+        self.nodes = {site: self.roster.member(site).node_id for site in SITES}
+        paths = {self.nodes[site]: str(federation.paths[site]) for site in SITES}
+        contexts = {node: Context(0, node, {"site": path}, RecordDict(), {}) for node, path in paths.items()}
+        self._grid = InlineGrid(0, contexts, client_app)
+        self.runs: list[Run] = []
+        self.epoch, self.keys = 0, ""
+        self.relay(*self.lead(self.pick()))
+
+    def pick(self) -> str:
+        """Choose a site."""
+        return str(self.luck.choice(SITES))
+
+    @property
+    def masked(self) -> Run:
+        """The run with masks."""
+        return next(run for run in self.runs if run.masked)
+
+    def start(self, settings: RunSettings) -> None:
+        """Have the coordinator sign a run, and take it through one honest round."""
+        run = Run.read(self.federation.sign(settings).read_bytes(), self.roster)
+        self.play_fair(run)
+        self.runs.append(run)
+
+    def ask(self, kind: str, contents: RecordDict | Mapping[str, RecordDict]) -> dict[str, Message]:
+        """Send all sites the same, or some sites something each; return their replies."""
+        each = dict.fromkeys(SITES, contents) if isinstance(contents, RecordDict) else contents
+        made = [self._grid.create_message(content, kind, self.nodes[site], "0") for site, content in each.items()]
+        names = {node: site for site, node in self.nodes.items()}
+        replies = self._grid.send_and_receive(made, timeout=_SECONDS)
+        return {names[reply.metadata.src_node_id]: reply for reply in replies}
+
+    def state(self) -> dict[Path, str]:
+        """Return a digest of every model and every epoch's keys that a site has on its disk."""
+        folders = [self.federation.paths[site] for site in SITES]
+        files = [path for folder in folders for part in ("models/*", "keys/epochs/*") for path in folder.glob(part)]
+        return {path: sha256(path.read_bytes()).hexdigest() for path in files}
+
+    def lead(self, leader: str) -> tuple[str, dict[str, bytes]]:
+        """Have a site make a new epoch's keys; return it, and its letters, which nobody has got yet."""
+        reply = content_of(self.ask("query.lead", {leader: pack_lead(self.epoch + 1)})[leader])
+        self.epoch, self.keys = read_keys(reply)
+        return leader, read_letters(reply)
+
+    def relay(self, leader: str, letters: Mapping[str, bytes]) -> None:
+        """Bring all sites the keys that one made."""
+        contents = {site: pack_letter(leader, letters[site]) for site in SITES}
+        if any(read_keys(content_of(reply))[0] != self.epoch for reply in self.ask("query.accept", contents).values()):
+            msg = f"a site did not take the keys of epoch {self.epoch}; this benchmark is broken"
+            raise RunError(msg)
+
+    def plan(self, run: Run, cohort: tuple[str, ...] = ()) -> RoundPlan:
+        """Plan the next round of a run, with the sites that are there and those that the manifest names besides."""
+        run.rounds += 1
+        reply = content_of(self.ask("query", {SITES[0]: pack_query(run.document)})[SITES[0]])
+        return RoundPlan(
+            run=run.digest,
+            round=run.rounds,
+            attempt=1,
+            cohort=cohort or tuple(run.manifest.settings.cohort.sizes),
+            roster_version=1,
+            epoch=self.epoch,
+            keys=self.keys,
+            minimum_cohort=run.manifest.settings.cohort.minimum,
+            deadline=time.time() + _SECONDS,
+            base_model=read_readiness(reply).model,
+        )
+
+    def train(self, run: Run, plan: RoundPlan) -> Evidence:
+        """Collect the updates of all sites that are there and in the plan's cohort."""
+        content = pack_train(run.document, plan.to_bytes(), [])
+        replies = self.ask("train", {site: content for site in SITES if site in plan.cohort})
+        updates: dict[str, SignedUpdate] = {site: read_update(content_of(each))[0] for site, each in replies.items()}
+        return Evidence(run, plan, updates)
+
+    def collect(self, run: Run) -> Evidence:
+        """Collect the updates of a new round; in a run with masks, their seeds as well."""
+        made = self.train(run, self.plan(run))
+        if not run.masked:
+            return made
+        replies = self.reveal(made)
+        return replace(made, reveals={site: read_revealed(content_of(reply)) for site, reply in replies.items()})
+
+    def reveal(self, made: Evidence, sites: Sequence[str] = SITES) -> dict[str, Message]:
+        """Ask sites for the seeds of their masks."""
+        contributions = made.contributions(*made.updates)
+        content = pack_reveal(made.run.document, made.plan.to_bytes(), contributions)
+        return self.ask("query.reveal", dict.fromkeys(sites, content))
+
+    def deliver(self, run: Run, total: EncryptedSum) -> bool:
+        """Bring all sites a sum, as this round's or as one that they missed; return whether every one refuses it."""
+        before = self.state()
+        if self.luck.integers(2):
+            content = pack_train(run.document, self.plan(run).to_bytes(), [total])
+            return self.refused(self.ask("train", content), before)
+        return self.refused(self.ask("evaluate", pack_sum(run.document, total)), before)
+
+    def refused(self, replies: Mapping[str, Message], before: dict[Path, str]) -> bool:
+        """Say whether all replies are refusals, by sites that have the models and keys that they had before."""
+        said = [reply.error.code if reply.has_error() else 0 for reply in replies.values()]
+        return set(said) == {REFUSED} and self.state() == before
+
+    def play_fair(self, run: Run) -> None:
+        """Take a run through one honest round.
+
+        Raises:
+            RunError: if a site refuses it: then its other refusals would say nothing.
+        """
+        made = run.last = self.collect(run)
+        total = made.sum(made.total(*made.updates), made.contributions(*made.updates))
+        replies = self.ask("evaluate", pack_sum(run.document, total)).values()
+        if len({read_opened(content_of(reply))[0] for reply in replies}) != 1:
+            msg = "the sites do not have one model after an honest round; this benchmark is broken"
+            raise RunError(msg)

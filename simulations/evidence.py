@@ -1,0 +1,117 @@
+"""What a server has of a round: its plan, the updates that sites signed for it, and arithmetic that needs no key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from privacy.ciphertext import COEFF_MODULUS, Ciphertexts, add_residues, pack60
+from privacy.envelope import Contribution
+from privacy.expansion import add_expanded
+from privacy.manifest import open_manifest
+from privacy.packing import BLOCK, RING_DEGREE
+from privacy.summation import MOST_SEEDS, EncryptedSum
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from numpy.typing import NDArray
+
+    from privacy.envelope import SignedUpdate
+    from privacy.manifest import Manifest
+    from privacy.plan import RoundPlan
+    from privacy.roster import Roster
+
+    Polynomials = NDArray[np.uint64]  # (parts, ciphertexts, 4096): c0, and, where the server expands seeds, c1
+
+
+@dataclass
+class Run:
+    """A signed run, how many rounds of it were planned, and what the last honest round left."""
+
+    document: bytes
+    manifest: Manifest
+    digest: str
+    rounds: int = 0
+    last: Evidence | None = None
+
+    @classmethod
+    def read(cls, document: bytes, roster: Roster) -> Self:
+        """Read a manifest."""
+        return cls(document, *open_manifest(document, roster.manifest_key))
+
+    @property
+    def honest(self) -> Evidence:
+        """The last honest round.
+
+        Raises:
+            LookupError: if there was none.
+        """
+        if self.last is None:
+            raise LookupError
+        return self.last
+
+    @property
+    def masked(self) -> bool:
+        """Whether sites mask their updates."""
+        return self.manifest.settings.encryption.collusion_resistant
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One round as the server sees it."""
+
+    run: Run
+    plan: RoundPlan
+    updates: dict[str, SignedUpdate]
+    reveals: dict[str, bytes] = field(default_factory=dict)
+
+    @cached_property
+    def parts(self) -> int:
+        """How many polynomials of a ciphertext the server may choose: c0, and c1 where it expands the seeds."""
+        return 2 if len(self.plan.cohort) > MOST_SEEDS else 1
+
+    def term(self, site: str) -> Polynomials:
+        """Return the polynomials of a site's update."""
+        ciphertexts = Ciphertexts(self.updates[site].chunks)
+        result = np.zeros((self.parts, ciphertexts.count, RING_DEGREE), dtype=np.uint64)
+        for index, block in enumerate(ciphertexts.residues()):
+            result[0, index * BLOCK : (index + 1) * BLOCK] = block
+        if self.parts > 1:
+            add_expanded(result[1], ciphertexts.seeds)
+        return result
+
+    def total(self, *sites: str) -> Polynomials:
+        """Add up some sites' updates, each as often as it stands there."""
+        return added(*(self.term(site) for site in sites))
+
+    def contributions(self, *sites: str) -> tuple[Contribution, ...]:
+        """Return what a sum says of its contributors."""
+        found = []
+        for site in sites:
+            update = self.updates[site]
+            seeds = b"" if self.parts > 1 else Ciphertexts(update.chunks).seeds
+            found.append(Contribution(update.header, update.signature, seeds, self.reveals.get(site, b"")))
+        return tuple(found)
+
+    def sum(self, total: Polynomials, contributions: tuple[Contribution, ...]) -> EncryptedSum:
+        """Put polynomials and contributors into a sum for this round's plan."""
+        c0, *c1 = ((pack60(part.reshape(-1)),) for part in total)
+        return EncryptedSum(self.plan.to_bytes(), contributions, c0, c1[0] if c1 else ())
+
+
+def added(*terms: Polynomials) -> Polynomials:
+    """Add polynomials modulo q."""
+    total = np.zeros_like(terms[0])
+    for term in terms:
+        add_residues(total, term)
+    return total
+
+
+def times(total: Polynomials, factor: int) -> Polynomials:
+    """Multiply polynomials by a number modulo q."""
+    result: Polynomials = (total.astype(object) * factor % COEFF_MODULUS).astype(np.uint64)
+    return result

@@ -1,0 +1,104 @@
+"""A consortium under siege: a study of nothing, a malicious server, and every attack that it knows."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from math import inf
+from typing import TYPE_CHECKING
+
+from torch import nn
+from typing_extensions import override
+
+from privacy.manifest import Cohort, Encryption, Privacy, RunSettings, Training
+from privacy.summation import MOST_SEEDS
+from simulations.adversary import SITES, Adversary
+from simulations.federation import Federation, SiteTerms
+from simulations.idle import Idle
+from simulations.intrusions import INTRUSIONS
+from simulations.lies import LIES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import numpy as np
+
+    from simulations.lies import Lie
+
+_ABSENT = tuple(f"site-{number}" for number in range(MOST_SEEDS + 1 - len(SITES)))
+_MOST_ROUNDS = 100_000
+_PARAMETERS = 13_000  # two ciphertexts
+
+
+class TwoCiphertexts(Idle):
+    """A model that takes two ciphertexts, so that they can be exchanged."""
+
+    @override
+    def model(self) -> nn.Module:
+        """Make the untrained model."""
+        return nn.Linear(1, _PARAMETERS, bias=False)
+
+
+def settings(name: str, sites: tuple[str, ...], rounds: int = _MOST_ROUNDS, *, masks: bool = False) -> RunSettings:
+    """Return a run without training; masks make it resist collusion."""
+    return RunSettings(
+        name=name,
+        task=f"{TwoCiphertexts.__module__}:{TwoCiphertexts.__name__}",
+        rounds=rounds,
+        training=Training(steps_per_round=0, sample_rate=0.1, learning_rate=1.0),
+        privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
+        encryption=Encryption(update_bound=1.0, collusion_resistant=masks),
+        cohort=Cohort(sizes={site: 100 - number for number, site in enumerate(sites)}),
+    )
+
+
+_TERMS = SiteTerms(tasks=(settings("few", SITES).task,), epsilon=inf, maximum_epsilon=inf, share=(), device="cpu")
+
+
+def make_federation(folder: Path, absent: tuple[str, ...] = ()) -> Federation:
+    """Make a consortium of the sites, ready to take part, and of members that never answer."""
+    federation = Federation.create(folder, SITES + absent, consortium="siege")
+    for site in SITES:
+        (federation.paths[site] / _TERMS.file).write_text("0\n" * 20, encoding="utf-8")
+        federation.write_settings(site, "localhost:1", _TERMS)
+    return federation
+
+
+def lay_siege(folder: Path, luck: np.random.Generator) -> Adversary:
+    """Make a consortium, and a server that has just played one honest round of each of three runs.
+
+    In the sums of the first, seeds of every contributor stand. The second has so many sites that the server expands the
+    seeds to c1, which is then its own to change. The third has masks.
+    """
+    server = Adversary(make_federation(folder, _ABSENT), luck)
+    server.start(settings("few", SITES))
+    server.start(settings("many", SITES + _ABSENT))
+    server.start(settings("masked", SITES, masks=True))
+    return server
+
+
+def _told(lie: Lie) -> Callable[[Adversary], bool]:
+    """Play a lie about one round's sum."""
+
+    def attack(server: Adversary) -> bool:
+        run = server.runs[server.luck.integers(len(server.runs))]
+        return server.deliver(run, lie(server.collect(run), run.honest, server.luck))
+
+    return attack
+
+
+ATTACKS: dict[str, Callable[[Adversary], bool]] = {name: _told(lie) for name, lie in LIES.items()} | INTRUSIONS
+"""By what the table calls them: each plays one try, and returns whether every site refused."""
+
+
+@contextmanager
+def quiet_agents() -> Iterator[None]:
+    """Leave out what agents log of the refusals, but not their unexpected errors."""
+    logger = logging.getLogger("cloister.agent")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

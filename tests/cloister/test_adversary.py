@@ -1,0 +1,98 @@
+"""The malicious server: its tries are real ones, sites refuse them, and the benchmark would notice if they did not."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cloister.benchmarks import adversary
+from cloister.cli import app
+from privacy.errors import AuthenticityError, ProtocolError
+from privacy.tag import TagKey
+from simulations.siege import ATTACKS, lay_siege, quiet_agents
+from transport.ceremony import pack_lead
+from transport.contents import pack_query
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+LEFT_OUT = "an update left out"
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    return adversary.measure(2 * len(ATTACKS), 5, seed=1)
+
+
+def _only(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(adversary, "_NAMES", (name,))
+
+
+def _pass_all(self: TagKey, total: Iterable[Any], plan: object, sites: object) -> Iterable[Any]:
+    del self, plan, sites
+    return total
+
+
+def _refuse_all(self: TagKey, total: object, plan: object, sites: object) -> Iterable[Any]:
+    del self, total, plan, sites
+    raise AuthenticityError
+
+
+def test_every_site_refuses_every_attack_and_no_honest_round(report: dict[str, Any]) -> None:
+    assert report["rows"] == [{"attack": name, "tries": 2, "refused": 2} for name in ATTACKS]
+    assert (report["honest_rounds"], report["false_alarms"]) == (5, 0)
+    assert adversary.held(report)
+
+
+def test_the_table_has_every_attack_and_a_sentence_in_80_columns(report: dict[str, Any]) -> None:
+    lines = adversary.table(report).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(any(line.startswith(name) for line in lines) for name in ATTACKS)
+    assert lines[-1] == f"✓ every site refused all {2 * len(ATTACKS)} tries, and none of 5 honest rounds"
+
+
+def test_without_the_tag_lies_pass_are_counted_and_the_command_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    _only(monkeypatch, LEFT_OUT)
+    monkeypatch.setattr(TagKey, "check", _pass_all)
+    arguments = ["bench", "adversary", "--tries", "4", "--rounds", "1", "--seed", "5", "--json"]
+    done = CliRunner().invoke(app, arguments)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert done.exit_code == 1
+    assert found["rows"][0]["attack"] == LEFT_OUT
+    assert found["rows"][0]["refused"] < found["rows"][0]["tries"] == 4
+    assert found["false_alarms"] == 0
+    assert "passed" in adversary.table(found).splitlines()[-1]
+
+
+def test_a_try_is_refused_only_if_all_sites_refuse_and_none_of_them_by_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with quiet_agents():
+        server = lay_siege(tmp_path, np.random.default_rng(1))
+        state = server.state()
+        refusals = server.ask("query.lead", pack_lead(server.epoch))  # an epoch that there is already
+        agreed = server.ask("query", pack_query(server.runs[0].document))
+        assert server.refused(refusals, state)
+        assert not server.refused(refusals | {"north": agreed["north"]}, state)
+        assert not server.refused(refusals, {})
+        assert not server.refused({}, state)
+        monkeypatch.setattr("client.app.accept_letter", _crash)
+        assert not ATTACKS["keys of the server's own"](server)
+
+
+def _crash(*anything: object) -> None:
+    raise RuntimeError(anything)
+
+
+def test_sites_that_refuse_honest_rounds_are_false_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TagKey, "check", _refuse_all)
+    found = adversary.measure(0, 3, seed=1)
+    assert found["false_alarms"] == 3
+    assert not adversary.held(found)
+    with pytest.raises(ProtocolError, match="does not open"):  # and tries against such sites say nothing
+        adversary.measure(1, 0, seed=1)

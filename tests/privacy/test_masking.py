@@ -1,0 +1,204 @@
+"""Masks cancel over the whole cohort and over nothing less; what colluders hold is uniform; a seed is for one plan."""
+
+import time
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import stats
+
+from privacy.errors import AuthenticityError, KeyFileError, MalformedError
+from privacy.masking import SEALED_BYTES, MaskingKey, Masks, commitment, open_seed, seal_seed, unmask_sum
+from privacy.packing import PLAIN_MODULUS, RING_DEGREE
+from privacy.plan import RoundPlan
+from privacy.randomness import Randomness
+from privacy.roster import Member, Roster
+from tests.privacy.consortium import few
+
+T = np.uint64(PLAIN_MODULUS)
+LAST = RING_DEGREE - 1
+SITES = ("east", "north", "south", "west")
+KEYS = {site: MaskingKey(bytes([number]) * 32) for number, site in enumerate(SITES, start=1)}
+SEEDS = {site: bytes([number]) * 32 for number, site in enumerate(SITES, start=11)}
+ROSTER = Roster(
+    "test", 1, time.time() + 1000, "0" * 64,
+    tuple(Member(site, f"{n:064x}", f"{n:064x}", KEYS[site].public, "") for n, site in enumerate(SITES)),
+)  # fmt: skip
+PLAN = RoundPlan(
+    run="1" * 64, round=2, attempt=1, cohort=SITES, roster_version=1, epoch=1, keys="2" * 64, minimum_cohort=3,
+    deadline=2e9, base_model="3" * 64,
+)  # fmt: skip
+
+Block = NDArray[np.uint64]
+
+
+def update(number: int, rows: int = 1) -> Block:
+    """Coefficients `(rows, 4096)` as packed ones are, small, so that unmasked ones would stand out."""
+    return np.random.default_rng(number).integers(0, 1 << 20, (rows, RING_DEGREE), np.uint64)
+
+
+def masked(site: str, block: Block, plan: RoundPlan = PLAN, seed: bytes | None = None) -> Block:
+    masks = Masks(KEYS[site], seed or SEEDS[site], plan, site, ROSTER)
+    return next(masks.mask([block.copy()]))
+
+
+def plus(*blocks: Block) -> Block:
+    total: Block = np.sum(np.stack(blocks), axis=0, dtype=np.uint64)
+    total %= T
+    return total
+
+
+def without_own(block: Block, *sites: str, plan: RoundPlan = PLAN) -> Block:
+    """Take the masks off whose seeds these sites have revealed."""
+    return next(unmask_sum([block.copy()], {site: SEEDS[site] for site in sites}, plan))
+
+
+def assert_uniform(values: Block) -> None:
+    """Fail if residues modulo t are not evenly distributed, in their upper bits or their lower."""
+    for part in (values // (T // np.uint64(256) + np.uint64(1)), values % np.uint64(256)):
+        counts = np.bincount(part.reshape(-1).astype(np.int64), minlength=256)
+        assert stats.chisquare(counts).pvalue > 1e-6
+    assert abs(np.corrcoef(values[0, : LAST - 1], values[0, 1:LAST])[0, 1]) < 0.1
+
+
+@few
+@given(cohort=st.lists(st.sampled_from(SITES), min_size=2, unique=True), rows=st.integers(1, 3))
+def test_masks_cancel_in_the_sum_over_the_whole_cohort(cohort: list[str], rows: int) -> None:
+    plan = replace(PLAN, cohort=tuple(cohort))
+    blocks = [update(number, rows) for number in range(len(cohort))]
+    total = plus(*(masked(site, block, plan) for site, block in zip(cohort, blocks, strict=True)))
+    np.testing.assert_array_equal(
+        without_own(total, *cohort, plan=plan)[:, :LAST], np.sum(blocks, axis=0, dtype=np.uint64)[:, :LAST]
+    )
+
+
+def test_block_by_block_the_masks_are_those_of_the_whole() -> None:
+    whole = update(1, 5)
+    masks = Masks(KEYS["east"], SEEDS["east"], PLAN, "east", ROSTER)
+    parts = np.concatenate(list(masks.mask([whole[:2].copy(), whole[2:3].copy(), whole[3:].copy()])))
+    np.testing.assert_array_equal(parts, masked("east", whole))
+
+
+def test_a_site_takes_its_own_masks_off_again() -> None:
+    block = update(1, 2)
+    masks = Masks(KEYS["north"], SEEDS["north"], PLAN, "north", ROSTER)
+    np.testing.assert_array_equal(next(masks.unmask([masked("north", block)])), block)
+
+
+def test_the_place_of_the_tag_is_left_alone() -> None:
+    block = update(1)
+    np.testing.assert_array_equal(masked("north", block)[:, LAST], block[:, LAST])
+
+
+def test_no_stream_is_used_twice() -> None:
+    zero = np.zeros((1, RING_DEGREE), np.uint64)
+    plans = [replace(PLAN, **change) for change in (
+        {}, {"run": "4" * 64}, {"round": 3}, {"attempt": 2}, {"cohort": SITES[:3]}, {"keys": "5" * 64},
+    )]  # fmt: skip
+    seen = [masked(site, zero, plan).tobytes() for plan in plans for site in plan.cohort]
+    assert len(set(seen)) == len(seen)
+    rows = masked("north", np.zeros((40, RING_DEGREE), np.uint64))
+    assert len({row.tobytes() for row in rows}) == 40
+
+
+# --- The server and all sites but two -------------------------------------------------------------------------------
+
+
+def known_to_colluders(site: str, plan: RoundPlan = PLAN) -> Block:
+    """All masks that an honest site shares with the colluders, east and west: they know them as well as it does."""
+    zero = np.zeros((1, RING_DEGREE), np.uint64)
+    total = zero
+    for other in ("east", "west"):
+        stream = Masks(KEYS[other], SEEDS[other], replace(plan), other, ROSTER)
+        pair = stream._taken if site < other else stream._added[1:]
+        index = [each for each in plan.cohort if (each < other) == (site < other) and each != other].index(site)
+        residues = pair[index].residues(LAST, PLAIN_MODULUS)
+        signed = residues if site < other else T - residues
+        total = plus(total, np.concatenate([signed, [np.uint64(0)]])[None])
+    return total
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_before_anything_is_revealed_each_update_is_uniform_to_the_colluders(number: int) -> None:
+    seeds = {site: Randomness.seeded(number, site).bytes(32) for site in SITES}
+    for site in ("north", "south"):
+        seen = plus(masked(site, update(number), seed=seeds[site]), T - known_to_colluders(site))
+        assert_uniform(seen[:, :LAST])
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_after_all_is_revealed_colluders_hold_the_sum_of_the_other_two_and_uniform_noise(
+    number: int,
+) -> None:
+    own = {"north": update(number), "south": update(number + 10)}
+    seen = {
+        site: plus(without_own(masked(site, block), site), T - known_to_colluders(site)) for site, block in own.items()
+    }
+    total = plus(*seen.values())
+    np.testing.assert_array_equal(total[:, :LAST], (own["north"] + own["south"])[:, :LAST])
+    for site, block in seen.items():
+        assert_uniform(block[:, :LAST])
+        # It says as little about the update as about any other: it is not closer to its own than to the other's.
+        for guess in own.values():
+            assert_uniform(plus(block, np.subtract(T, guess))[:, :LAST])
+        assert not np.array_equal(block[:, :LAST], own[site][:, :LAST])
+
+
+def test_two_attempts_of_one_update_say_no_more_than_one() -> None:
+    again = replace(PLAN, attempt=2, cohort=("east", "north", "south"))
+    block = update(1)
+    first = without_own(masked("north", block), "north")  # revealed
+    second = masked("north", block, again, seed=b"x" * 32)  # not revealed
+    assert_uniform(plus(first, T - second)[:, :LAST])
+    assert_uniform(second[:, :LAST])
+
+
+def test_a_seed_kept_back_keeps_the_sum_of_all_others_closed() -> None:
+    blocks = {site: update(number) for number, site in enumerate(SITES)}
+    total = plus(*(masked(site, block) for site, block in blocks.items()))
+    assert_uniform(without_own(total, "east", "south", "west")[:, :LAST])
+    lacking = plus(*(masked(site, block) for site, block in blocks.items() if site != "north"))
+    assert_uniform(without_own(lacking, "east", "south", "west")[:, :LAST])
+
+
+# --- Keys and seeds -------------------------------------------------------------------------------------------------
+
+
+def test_two_sites_and_only_they_share_a_secret() -> None:
+    secrets = [KEYS[a].shared_with(KEYS[b].public) for a, b in pairwise(SITES)]
+    assert secrets == [KEYS[b].shared_with(KEYS[a].public) for a, b in pairwise(SITES)]
+    assert len(set(secrets)) == len(secrets)
+
+
+@pytest.mark.parametrize("public", ["00" * 32, "01" + "00" * 31, "ff"])
+def test_a_key_that_would_make_the_secret_public_is_refused(public: str) -> None:
+    with pytest.raises(MalformedError, match="unusable masking key"):
+        KEYS["east"].shared_with(public)
+
+
+def test_a_masking_key_of_another_length_is_refused() -> None:
+    assert MaskingKey(KEYS["east"].to_bytes()).public == KEYS["east"].public
+    with pytest.raises(KeyFileError, match="32 bytes"):
+        MaskingKey(b"short")
+
+
+def test_a_revealed_seed_opens_for_its_own_site_and_plan_only() -> None:
+    seed, secret = SEEDS["north"], b"k" * 32
+    sealed = seal_seed(seed, secret, PLAN, "north")
+    assert len(sealed) == SEALED_BYTES
+    assert open_seed(sealed, secret, PLAN, "north", commitment(seed)) == seed
+    for wrong in (
+        (sealed, b"j" * 32, PLAN, "north", commitment(seed)),
+        (sealed, secret, replace(PLAN, attempt=2), "north", commitment(seed)),
+        (sealed, secret, PLAN, "south", commitment(seed)),
+        (sealed, secret, PLAN, "north", commitment(SEEDS["south"])),
+        (sealed[:-1], secret, PLAN, "north", commitment(seed)),
+        (b"", secret, PLAN, "north", commitment(b"")),
+        (seal_seed(b"y" * 32, secret, PLAN, "north"), secret, PLAN, "north", commitment(seed)),
+    ):
+        with pytest.raises(AuthenticityError, match="committed"):
+            open_seed(*wrong)
