@@ -153,11 +153,7 @@ class _Cutter:
         return taken
 
     def finish(self) -> None:
-        """Check that nothing is left.
-
-        Raises:
-            ValueError: if something is.
-        """
+        """Raise ValueError if something is left."""
         if self._left:
             msg = "more follows than it announces"
             raise ValueError(msg)
