@@ -1,6 +1,7 @@
 """The next round's range: a power of two that follows the last public sum, and the same at every site."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_a_constant_update_beyond_the_range_arrives_because_the_range_grows() ->
         bounds.append(bound)
     # It at least doubles in a round as long as updates are cut, and sinks again when all has arrived.
     growing = bounds[: bounds.index(ceiling) + 1]
-    assert all(later >= 2 * earlier for earlier, later in zip(growing, growing[1:], strict=False))
+    assert all(later >= 2 * earlier for earlier, later in pairwise(growing))
     left = np.average(remainders, axis=0, weights=weights)
     np.testing.assert_allclose(sent + left, rounds * target, rtol=1e-5, atol=1e-3)
     level = Packing.of("dense", cohort=3, update_bound=ceiling, max_weight=1.0).max_error(weights)
