@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench proto lock clean
+.PHONY: help setup demo test check format bench fuzz proto lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -42,6 +42,11 @@ format: setup  ## format the code, and mend what ruff can mend
 
 bench: setup  ## measure, side by side with others
 	@$(BIN)/cloister bench $(ARGS)
+
+# Not among the locked packages: it has wheels for few platforms.
+fuzz: setup  ## search ten minutes for bytes that break a parser (less: ARGS='--seconds 60')
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet 'atheris>=2.3,<4'
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 proto: setup  ## regenerate transport/cloister_pb2.* from transport/cloister.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. transport/cloister.proto

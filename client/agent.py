@@ -6,9 +6,11 @@ could not be delivered is sent again as it was, never made again.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import random
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
@@ -25,12 +27,15 @@ if TYPE_CHECKING:
     from pathlib import Path
     from threading import Event
 
+    from flwr.app import Message
+
     from client.site import Site
     from transport.flower import App
 
 log = logging.getLogger("cloister.agent")
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 15.0  # seconds between attempts to reach the server
+_M_MMAP_THRESHOLD, _OWN_PAGES = -3, 1 << 18  # malloc.h; bytes from which an array gets pages of its own
 _REFUSED_DELAY = 2.0  # seconds after a reply that the server does not take
 
 
@@ -43,6 +48,7 @@ def attend(path: Path, stop: Event) -> None:
     place = read_site(path)
     line = _Line(place)
     line.check()
+    _return_memory()
     # Torch reads this as it is loaded. Its idle threads would otherwise spin, at the cost of whatever else runs here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # These load torch; what can be wrong before that was said before.
@@ -50,12 +56,7 @@ def attend(path: Path, stop: Event) -> None:
     from client.site import open_site  # noqa: PLC0415
 
     site = open_site(path)
-    with in_processes(place.settings.encryption_processes or os.cpu_count() or 1) as site.apply:
-        _serve(site, _context(site, path), line, app, stop)
-
-
-def _serve(site: Site, context: Context, line: _Line, app: App, stop: Event) -> None:
-    place = site.place
+    site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
     for task, count in site.check_records().items():
         log.info("data: %d training records, fit %s", count, task)
     while not stop.is_set():
@@ -65,7 +66,7 @@ def _serve(site: Site, context: Context, line: _Line, app: App, stop: Event) -> 
         try:
             with Exchange(place.settings.server, place.tls) as exchange:
                 log.info("online at %s; %s", place.settings.server, _limits(site))
-                answer_all(exchange, app, context, stop)
+                answer_all(exchange, app, _context(site, path), stop)
         except (UnreachableError, MalformedError) as error:
             line.broke(error)
             stop.wait(line.delay())
@@ -112,20 +113,28 @@ def answer_all(exchange: Exchange, app: App, context: Context, stop: Event) -> N
         CloisterError: if the line breaks, the server refuses the site, or what it sends is no message.
     """
     while not stop.is_set():
-        data = exchange.pull()
-        if data is None:
-            continue
-        message = decode_instruction(data)
-        del data  # it may be large, and what it says stands in the message
-        reply = encode(answer(app, message, context))
-        try:
-            # If the line breaks here, the server offers the message again, and the outbox has the same update for it.
-            if not exchange.push(reply, message.metadata.message_id):
-                log.info("a reply came too late; the round had closed")
-        except ProtocolError as error:
-            # The message is offered again until its round closes, and the reply will be the same: no hurry.
-            log.warning("%s", error)
-            stop.wait(_REFUSED_DELAY)
+        if (data := exchange.pull()) is not None:
+            message, data = decode_instruction(data), None  # it may be large, and what it says stands in the message
+            _answer(exchange, app, context, message, stop)
+            del message
+
+
+def _answer(exchange: Exchange, app: App, context: Context, message: Message, stop: Event) -> None:
+    reply = encode(answer(app, message, context))
+    try:
+        # If the line breaks here, the server offers the message again, and the outbox has the same update for it.
+        if not exchange.push(reply, message.metadata.message_id):
+            log.info("a reply came too late; the round had closed")
+    except ProtocolError as error:
+        # The message is offered again until its round closes, and the reply will be the same: no hurry.
+        log.warning("%s", error)
+        stop.wait(_REFUSED_DELAY)
+
+
+def _return_memory() -> None:
+    """Have what is freed go back to the system: glibc would keep large arrays' memory, as much again as the model."""
+    with suppress(AttributeError, OSError):  # other C libraries have no such knob
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES)
 
 
 def _context(site: Site, path: Path) -> Context:

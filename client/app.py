@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 
 from client.acceptance import accept, get_ready
 from client.epochs import accept_letter, lead_epoch
+from client.masking import reveal
 from client.opening import evaluate, open_sum
 from client.round import train_round
 from client.site import Site, open_site
@@ -23,6 +24,7 @@ from privacy.errors import CloisterError, ConfigError
 from transport.ceremony import pack_keys, read_lead, read_letter_from
 from transport.contents import pack_opened, pack_readiness, pack_update, read_manifest, read_sum, read_train
 from transport.flower import FAILED, reply
+from transport.masking import pack_revealed, read_reveal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +85,13 @@ def accept_keys(site: Site, message: Message) -> RecordDict:
     """Take the keys that another site made."""
     keys = accept_letter(site, *read_letter_from(message.content))
     return pack_keys(keys.epoch, keys.fingerprint)
+
+
+@app.query("reveal")
+@_answering
+def reveal_mask(site: Site, message: Message) -> RecordDict:
+    """Reveal the seed of this site's mask, once its whole cohort has sent an update."""
+    return pack_revealed(reveal(site, read_manifest(message.content), *read_reveal(message.content)))
 
 
 @app.train()

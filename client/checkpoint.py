@@ -1,6 +1,8 @@
 """A run's model at one site: one safetensors file a run, replaced as a whole after every round.
 
-The file is the same, bit for bit, at every site that has opened the same sums.
+The file is the same, bit for bit, at every site that has opened the same sums. A safetensors file is a length, a header
+in JSON padded to 8 bytes, and the values. It is written and read here without the library, which would hold the model
+once more each time.
 """
 
 from __future__ import annotations
@@ -8,20 +10,16 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from privacy.errors import KeyFileError
 from privacy.storage import write_atomically
 from privacy.update import Model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from privacy.update import Layout
 
@@ -39,11 +37,10 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one site."""
+    """The checkpoints of one site: on disk only, since a model may take much of the memory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._held: dict[str, tuple[tuple[int, int], Checkpoint]] = {}  # with the stamp of the file that it came from
 
     def path(self, name: str, run: str) -> Path:
         """Return where a run's model lies."""
@@ -58,22 +55,20 @@ class CheckpointStore:
         path = self.path(name, run)
         if not path.exists():
             return None
-        stamp = _stamp(path)
-        if run in self._held and self._held[run][0] == stamp:
-            return self._held[run][1]
         try:
-            with safe_open(path, framework="numpy") as file:
-                note = json.loads(file.metadata()[_NOTE])
-                model = Model(_flat(file.get_tensor, layout), layout)
-            checkpoint = Checkpoint(run, int(note["round"]), model, float(note["update_bound"]))
-            digest = note["model"]
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+                note = json.loads(header.pop("__metadata__")[_NOTE])
+                vector = np.fromfile(file, dtype="<f4", count=layout.size)
+            checkpoint = Checkpoint(run, int(note["round"]), Model(vector, layout), float(note["update_bound"]))
+            digest, said = note["model"], note["run"]
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError) as error:
             msg = f"{path}: this checkpoint is damaged ({error}); move it aside and restart the agent"
             raise KeyFileError(msg) from error
-        if note["run"] != run or model.digest != digest:
+        whole = header == _tensors(layout) and vector.size == layout.size
+        if not whole or said != run or checkpoint.model.digest != digest:
             msg = f"{path}: this checkpoint was altered, or is of another run; move it aside and restart the agent"
             raise KeyFileError(msg)
-        self._held[run] = stamp, checkpoint
         return checkpoint
 
     def save(self, name: str, checkpoint: Checkpoint) -> Path:
@@ -85,35 +80,19 @@ class CheckpointStore:
             "model": checkpoint.model.digest,
             "update_bound": checkpoint.update_bound,
         }
-        header: dict[str, object] = {"__metadata__": {_NOTE: json.dumps(note)}}
-        start = 0
-        for tensor, shape in checkpoint.model.layout.shapes:
-            end = start + 4 * math.prod(shape)
-            header[tensor] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-            start = end
-        # The library would hold the model twice more; what it reads is a length, JSON padded to 8 bytes, the values.
-        data = json.dumps(header).encode()
+        data = json.dumps({"__metadata__": {_NOTE: json.dumps(note)}, **_tensors(checkpoint.model.layout)}).encode()
         data += b" " * (-len(data) % 8)
         values = np.ascontiguousarray(checkpoint.model.vector, dtype="<f4")
         write_atomically(path, len(data).to_bytes(8, "little"), data, values.data)
-        self._held[checkpoint.run] = _stamp(path), checkpoint
         return path
 
 
-def _flat(tensor: Callable[[str], NDArray[Any]], layout: Layout) -> NDArray[np.float32]:
-    """Read all tensors, one at a time, into `(size,)`."""
-    vector, start = np.empty(layout.size, dtype=np.float32), 0
+def _tensors(layout: Layout) -> dict[str, object]:
+    """Return what the file's header says of the tensors."""
+    header: dict[str, object] = {}
+    start = 0
     for name, shape in layout.shapes:
-        values = tensor(name)
-        if values.shape != shape:
-            msg = f"{name} has another shape"
-            raise ValueError(msg)
-        vector[start : start + values.size] = values.reshape(-1)
-        start += values.size
-    return vector
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Tell one version of a file from the next: Flower's engine runs one site in several processes in turn."""
-    status = path.stat()
-    return status.st_ino, status.st_mtime_ns
+        end = start + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    return header

@@ -82,14 +82,20 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         size: how many training records the site declares in public, about n.
         manifest: steps, sampling rate, learning rate, clipping norm and σ.
         randomness: of sampling and noise; a new one every round.
+
+    Raises:
+        TaskError: if the model's layers mix records, or the run trains nothing.
     """
     inputs, targets = records
-    training, privacy = manifest.settings.training, manifest.settings.privacy
+    training, norm = manifest.settings.training, manifest.settings.privacy.max_grad_norm
+    if training is None or norm is None:
+        msg = f"the run {manifest.settings.name} gathers statistics; it trains nothing"
+        raise TaskError(msg)
     wrapped = GradSampleModule(model, loss_reduction="mean")
     optimizer = _CipherNoise(
         torch.optim.SGD(wrapped.parameters(), lr=training.learning_rate),
         noise_multiplier=manifest.noise_multiplier,
-        max_grad_norm=privacy.max_grad_norm,
+        max_grad_norm=norm,
         expected_batch_size=max(1.0, training.sample_rate * size),
         loss_reduction="mean",
         randomness=randomness,

@@ -13,6 +13,7 @@ import torch
 
 from client.checkpoint import Checkpoint
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError
+from privacy.masking import open_seed, unmask_sum
 from privacy.packing import unpack
 from privacy.summation import check_sum
 from strategies.averaging import average, next_bound
@@ -20,8 +21,13 @@ from strategies.averaging import average, next_bound
 if TYPE_CHECKING:
     from client.acceptance import Accepted
     from client.site import Site
+    from privacy.epoch import EpochKeys
+    from privacy.header import UpdateHeader
     from privacy.manifest import Manifest
+    from privacy.packing import Packing
+    from privacy.plan import RoundPlan
     from privacy.summation import EncryptedSum
+    from privacy.update import Update
 
 log = logging.getLogger("cloister.agent")
 
@@ -35,39 +41,60 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     """
     manifest, run = accepted.manifest, accepted.run
     plan, headers = check_sum(total, run, manifest, site.roster)
-    checkpoint = site.checkpoint(manifest, run)
-    if plan.round <= checkpoint.round:
-        return checkpoint
-    if checkpoint.model.digest != plan.base_model:
-        msg = f"the sum of round {plan.round} does not apply to {site.name}'s model of round {checkpoint.round}"
+    now = site.checkpoint(manifest, run)
+    if plan.round <= now.round:
+        return now
+    if now.model.digest != plan.base_model:
+        msg = f"the sum of round {plan.round} does not apply to {site.name}'s model of round {now.round}"
         raise ProtocolError(msg)
     if plan.digest in site.refused_sums:
         msg = f"{site.name} has refused a sum of round {plan.round} before; it opens no other of that plan"
         raise ProtocolError(msg)
-    if any(header.update_bound != checkpoint.update_bound for header in headers.values()):
+    if any(header.update_bound != now.update_bound for header in headers.values()):
         msg = f"the sum of round {plan.round} is of updates in another range than {site.name}'s; it was not opened"
         raise ProtocolError(msg)
-    keys, packing = site.keyring.find(plan.keys), replace(manifest.packing, update_bound=checkpoint.update_bound)
-    try:
-        blocks = keys.tag.check(keys.decryption.decrypt(total.ciphertexts, site.apply), plan, headers)
-        weights = [header.weight for header in headers.values()]
-        mean = unpack(blocks, checkpoint.model.layout.size, weights, packing)
-    except CloisterError as error:
-        # The server learns that the sum was refused, once, and nothing about why: the reason would tell of plaintexts.
-        site.refused_sums.add(plan.digest)
-        log.warning("round %d: %s", plan.round, error)
-        msg = f"{site.name} does not open the sum of round {plan.round}: it is not that of its contributors' updates"
-        raise AuthenticityError(msg) from error
+    packing = replace(manifest.packing, update_bound=now.update_bound)
+    del now  # out of memory while the mean takes its place there
+    mean = _mean(site, total, plan, headers, packing)
     bound = next_bound(mean, len(headers), manifest.packing.update_bound)
-    opened = Checkpoint(run, plan.round, average(checkpoint.model, mean), bound)
+    opened = Checkpoint(run, plan.round, average(site.checkpoint(manifest, run).model, mean), bound)
+    # Before the model is kept: what a crash leaves unwritten is written when the sum comes again.
+    site.work(manifest.settings).opened(manifest, run, opened.model, headers)
     site.remainders.settle(plan, contributed=site.name in headers)
     path = site.checkpoints.save(manifest.settings.name, opened)
     log.info("round %d of %d opened: %s", plan.round, manifest.settings.rounds, path)
     return opened
 
 
+def _mean(
+    site: Site, total: EncryptedSum, plan: RoundPlan, headers: dict[str, UpdateHeader], packing: Packing
+) -> Update:
+    keys, weights = site.keyring.find(plan.keys), [header.weight for header in headers.values()]
+    try:
+        blocks = keys.tag.check(keys.decryption.decrypt(total.ciphertexts, site.apply), plan, headers)
+        if any(header.mask for header in headers.values()):
+            blocks = unmask_sum(blocks, _seeds(total, headers, keys, plan), plan)
+        return unpack(blocks, next(iter(headers.values())).size, weights, packing)
+    except CloisterError as error:
+        # The server learns that the sum was refused, once, and nothing about why: the reason would tell of plaintexts.
+        site.refused_sums.add(plan.digest)
+        log.warning("round %d: %s", plan.round, error)
+        msg = f"{site.name} does not open the sum of round {plan.round}: it is not that of its contributors' updates"
+        raise AuthenticityError(msg) from error
+
+
+def _seeds(total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKeys, plan: RoundPlan) -> dict[str, bytes]:
+    """Open the seeds that the sites revealed."""
+    return {
+        header.site: open_seed(part.reveal, keys.secret, plan, header.site, header.mask)
+        for header, part in zip(headers.values(), total.contributions, strict=True)
+    }
+
+
 def evaluate(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, float]:
     """Return sums of metrics over the held-out records, and their number, as far as the site's policy shares them."""
+    if manifest.settings.statistics:
+        return {}
     study, shared = site.study(manifest.settings.task), site.settings.policy.share
     inputs, targets = study.held_out
     if not len(inputs) or not set(shared) - {"epsilon"}:

@@ -6,10 +6,12 @@ A retry resends these very bytes. Training again would be a new release, and cos
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from privacy.envelope import SignedUpdate
-from privacy.errors import ProtocolError
+from privacy.errors import KeyFileError, MalformedError, ProtocolError
+from privacy.plan import read_plan
 from privacy.storage import write_atomically
 
 if TYPE_CHECKING:
@@ -18,11 +20,43 @@ if TYPE_CHECKING:
     from privacy.plan import RoundPlan
 
 
+@dataclass(frozen=True)
+class Made:
+    """An update that this site made: for which plan, and with which seed of its own mask, if it has masks."""
+
+    plan: RoundPlan
+    update: SignedUpdate
+    mask: bytes
+
+
 class Outbox:
     """Signed updates on disk, one a run."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    def last(self, run: str) -> Made | None:
+        """Return the last update of a run, if there was one."""
+        path = self._path(run)
+        if not path.exists():
+            return None
+        try:
+            with path.open("rb") as file:
+                note = json.loads(file.readline())
+                chunks = tuple(file.read(int(size)) for size in note["chunks"])
+            update = SignedUpdate(note["header"].encode(), bytes.fromhex(note["signature"]), chunks)
+            return Made(read_plan(note["plan"].encode()), update, bytes.fromhex(note["mask"]))
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            MalformedError,
+        ) as error:
+            msg = f"{path}: this file is damaged; move it aside, and the round is trained, and charged, once more"
+            raise KeyFileError(msg) from error
 
     def find(self, plan: RoundPlan) -> SignedUpdate | None:
         """Return the update that was made for this plan already, if there is one.
@@ -30,31 +64,27 @@ class Outbox:
         Raises:
             ProtocolError: if the server asks for the same attempt under another plan, or for an older one.
         """
-        path = self._path(plan.run)
-        if not path.exists():
+        last = self.last(plan.run)
+        if last is None:
             return None
-        with path.open("rb") as file:
-            note = json.loads(file.readline())
-            chunks = tuple(file.read(size) for size in note["chunks"])
-        made, asked = (note["round"], note["attempt"]), (plan.round, plan.attempt)
+        made, asked = (last.plan.round, last.plan.attempt), (plan.round, plan.attempt)
         if made > asked:
             msg = f"the server asks for round {plan.round}, attempt {plan.attempt}, after a later one; it is refused"
             raise ProtocolError(msg)
         if made != asked:
             return None
-        if note["plan"] != plan.digest:
+        if last.plan != plan:
             msg = f"the server asks for round {plan.round} twice, with different plans; the second is refused"
             raise ProtocolError(msg)
-        return SignedUpdate(note["header"].encode(), bytes.fromhex(note["signature"]), chunks)
+        return last.update
 
-    def keep(self, plan: RoundPlan, update: SignedUpdate) -> None:
+    def keep(self, plan: RoundPlan, update: SignedUpdate, mask: bytes) -> None:
         """Store an update before it is sent."""
         note = {
-            "round": plan.round,
-            "attempt": plan.attempt,
-            "plan": plan.digest,
+            "plan": plan.to_bytes().decode(),
             "header": update.header.decode(),
             "signature": update.signature.hex(),
+            "mask": mask.hex(),
             "chunks": [len(chunk) for chunk in update.chunks],
         }
         write_atomically(self._path(plan.run), json.dumps(note).encode() + b"\n", *update.chunks)

@@ -3,11 +3,12 @@
     1. open    what other rounds' sums this site has missed
     2. check   the plan against the manifest, the manifest against the site's policy
     3. reserve the round's privacy spend, on disk, before any record is read
-    4. train   with DP-SGD → Update → PrivateUpdate
-    5. encode  add what the last update left over; tag and encrypt → PackedUpdate → TaggedUpdate → EncryptedUpdate
+    4. train   with DP-SGD, or add up a survey's records with noise → Update → PrivateUpdate
+    5. encode  add what the last update left over; pack, mask, tag, encrypt → PackedUpdate → … → EncryptedUpdate
     6. sign    → SignedUpdate, stored before it is sent; a retry sends these very bytes
 
-When the server has added all updates, the site opens their sum: see `client.opening`.
+An attempt that failed for want of a site is repeated with the same update, under fresh masks. When the server has added
+all updates, the site opens their sum: see `client.opening`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.acceptance import accept
-from client.dpsgd import train
+from client.masking import new_masks, recover
 from client.opening import open_sum
 from privacy.envelope import sign_update
 from privacy.errors import ProtocolError
 from privacy.ledger import Release
+from privacy.masking import commitment, mask
 from privacy.packing import pack
 from privacy.plan import check_plan, read_plan
 from privacy.randomness import Randomness
@@ -29,6 +31,7 @@ from privacy.update import privatise
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from client.acceptance import Accepted
     from client.checkpoint import Checkpoint
     from client.site import Site
     from privacy.envelope import SignedUpdate
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from privacy.manifest import Manifest
     from privacy.plan import RoundPlan
     from privacy.summation import EncryptedSum
+    from privacy.update import PrivateUpdate
 
 
 def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence[EncryptedSum]) -> SignedUpdate:
@@ -47,6 +51,12 @@ def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence
     check_plan(plan, accepted.manifest, accepted.run, site.name)
     if (made := site.outbox.find(plan)) is not None:
         return made
+    # Handed over and not kept here: it is out of memory again before the update is encrypted.
+    return _make_update(site, accepted.manifest, plan, _starting_point(site, accepted, plan))
+
+
+def _starting_point(site: Site, accepted: Accepted, plan: RoundPlan) -> Checkpoint:
+    """Return the site's model, if the plan starts from it."""
     checkpoint = site.checkpoint(accepted.manifest, accepted.run)
     if plan.round <= checkpoint.round:
         msg = f"{site.name} has opened round {checkpoint.round} already; it does not train round {plan.round} again"
@@ -54,29 +64,37 @@ def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence
     if checkpoint.model.digest != plan.base_model:
         msg = f"{site.name} has another model than round {plan.round} starts from; it needs the sums that it missed"
         raise ProtocolError(msg)
-    update = _make_update(site, accepted.manifest, plan, checkpoint)
-    site.outbox.keep(plan, update)
-    return update
+    return checkpoint
 
 
 def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> SignedUpdate:
     keys = _current_keys(site, plan)
-    release = Release(plan.run, plan.round, plan.attempt)
-    charge = site.ledger.reserve(release, manifest.round_cost, site.settings.limit)
-    study, settings = site.study(manifest.settings.task), manifest.settings
-    module = study.load_into(study.module(settings.model_seed), checkpoint.model)
-    size = settings.cohort.sizes[site.name]
-    train(study.task, module, study.training, size, manifest, _randomness(manifest, site, plan, "training"))
-    update = privatise(study.difference(module, checkpoint.model), charge)
-    site.remainders.add_to(update.vector, plan.run)
-    weight, packing = manifest.weight(site.name), replace(manifest.packing, update_bound=checkpoint.update_bound)
-    packed = pack(update, weight, packing, _randomness(manifest, site, plan, "rounding"))
-    encrypted = keys.decryption.encrypt(keys.tag.tag(packed, plan, site.name), site.apply)
-    site.remainders.keep(plan, update.vector)
-    return sign_update(
-        encrypted, plan, checkpoint.model, site.name, site.signing_key,
-        weight=weight, update_bound=packing.update_bound,
+    weight, bound, layout = manifest.weight(site.name), checkpoint.update_bound, checkpoint.model.layout
+    private, packed = None, recover(site, plan)
+    if packed is None:
+        private = _train(site, manifest, plan, checkpoint)
+        del checkpoint
+        packing = replace(manifest.packing, update_bound=bound)
+        packed = pack(private, weight, packing, _randomness(manifest, site, plan, "rounding"))
+    seed, masks = new_masks(site, manifest, plan)
+    encrypted = keys.decryption.encrypt(keys.tag.tag(mask(packed, masks), plan, site.name), site.apply)
+    if private is not None:
+        site.remainders.keep(plan, private.vector)
+    signed = sign_update(
+        encrypted, plan, layout, site.name, site.signing_key,
+        weight=weight, update_bound=bound, mask=commitment(seed) if seed else "",
     )  # fmt: skip
+    site.outbox.keep(plan, signed, seed)
+    return signed
+
+
+def _train(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> PrivateUpdate:
+    charge = site.ledger.reserve(Release(plan.run, plan.round, plan.attempt), manifest.round_cost, site.settings.limit)
+    work = site.work(manifest.settings)
+    made = work.release(manifest, checkpoint.model, _randomness(manifest, site, plan, "training"))
+    update = privatise(made, charge)
+    site.remainders.add_to(update.vector, plan.run)
+    return update
 
 
 def _current_keys(site: Site, plan: RoundPlan) -> EpochKeys:

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 import torch
 
 from client.checkpoint import Checkpoint, CheckpointStore
-from client.dpsgd import check_model
 from client.keyring import Keyring
 from client.outbox import Outbox
-from client.records import split_held_out
 from client.remainder import Remainders
+from client.reveals import Reveals
 from client.settings import read_site
-from client.task import import_task
+from client.study import Study
+from client.survey import Poll, Survey
+from client.task import import_class
 from privacy.epoch import SealingKey
-from privacy.errors import DataError, KeyFileError, TaskError
+from privacy.errors import KeyFileError, TaskError
 from privacy.ledger import Ledger
+from privacy.masking import MaskingKey
 from privacy.roster import open_roster
-from privacy.update import Layout, Model, Update
 from transport.pki import read_authority_key, read_signing_key
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from torch import Tensor, nn
 
     from client.settings import SiteFolder
-    from client.task import Task
-    from privacy.manifest import Manifest
+    from privacy.manifest import Manifest, RunSettings
     from privacy.parallel import Apply
     from privacy.roster import Roster
 
-Records = tuple["Tensor", "Tensor"]
+K = TypeVar("K")
 
 
 class Site:
@@ -46,7 +45,8 @@ class Site:
         keys = self.settings.keys
         self.name = self.settings.site
         self.signing_key: Ed25519PrivateKey = read_signing_key(place.path(keys.signing_key))
-        self.sealing_key = _read_sealing_key(place.path(keys.sealing_key))
+        self.sealing_key = _read_key(place.path(keys.sealing_key), SealingKey)
+        self.masking_key = _read_key(place.path(keys.masking_key), MaskingKey)
         self.keyring = Keyring(place.path(keys.epochs))
         self.roster: Roster = _read_roster(place)
         self.ledger = Ledger(
@@ -55,12 +55,15 @@ class Site:
         self.checkpoints = CheckpointStore(place.folder / "models")
         self.outbox = Outbox(place.folder / "outbox")
         self.remainders = Remainders(place.folder / "outbox")
+        self.reveals = Reveals(place.folder / "outbox")
         self.apply: Apply = map  # how to encrypt and decrypt: an agent does it in several processes
         self.device = _device(self.settings.device)
         self.refused_sums: set[str] = set()  # digests of plans; one try each
         self._studies: dict[str, Study] = {}
+        self._polls: dict[str, Poll] = {}
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
-        if (own, self.sealing_key.public) != (listed.signing_key, listed.sealing_key):
+        has = own, self.sealing_key.public, self.masking_key.public
+        if has != (listed.signing_key, listed.sealing_key, listed.masking_key):
             msg = f"{place.path(keys.roster)} lists other keys for {self.name} than this site has; join again"
             raise KeyFileError(msg)
 
@@ -74,104 +77,42 @@ class Site:
             self._studies[task] = Study(task, self)
         return self._studies[task]
 
+    def poll(self, survey: str) -> Poll:
+        """Return a survey with this site's records, read once.
+
+        Raises:
+            TaskError: if the survey cannot be imported.
+        """
+        if survey not in self._polls:
+            self._polls[survey] = Poll(survey, self)
+        return self._polls[survey]
+
+    def work(self, settings: RunSettings) -> Study | Poll:
+        """Return what a run is about: a study that it trains, or a survey of which it gathers statistics."""
+        return self.poll(settings.task) if settings.statistics else self.study(settings.task)
+
     def check_records(self) -> dict[str, int]:
         """Read the records for every task that the policy allows, for the eyes of this site alone.
 
         Returns:
-            How many records each task would train on.
+            How many records each task would use.
 
         Raises:
             DataError: if a record cannot be used; better said now than in the middle of a round.
         """
-        return {task: len(self.study(task).training[0]) for task in self.settings.policy.tasks}
+        return {task: self._count(task) for task in self.settings.policy.tasks}
+
+    def _count(self, task: str) -> int:
+        if issubclass(import_class(task), Survey):
+            return len(self.poll(task).records[0])
+        return len(self.study(task).training[0])
 
     def checkpoint(self, manifest: Manifest, run: str) -> Checkpoint:
         """Return the site's model in a run: its latest checkpoint, or the untrained model that all sites start from."""
-        study = self.study(manifest.settings.task)
-        seed = manifest.settings.model_seed
-        found = self.checkpoints.load(manifest.settings.name, run, study.layout)
-        return found or Checkpoint(run, 0, study.untrained(seed), manifest.settings.encryption.update_bound)
-
-
-class Study:
-    """One task at one site."""
-
-    def __init__(self, name: str, site: Site) -> None:
-        self.name, self._site = name, site
-        self.task: Task = import_task(name)
-        check_model(self.module(0), name)
-
-    def module(self, seed: int) -> nn.Module:
-        """Make the untrained module; the same at every site."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = self.task.model()
-        if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
-            msg = f"{self.name}: its model has parameters that are not float32; make all of them float32"
-            raise TaskError(msg)
-        return module
-
-    def untrained(self, seed: int) -> Model:
-        """Return the untrained model's parameters."""
-        tensors = {name: tensor.detach().numpy() for name, tensor in self.module(seed).named_parameters()}
-        layout = Layout.of(tensors)
-        return Model(layout.flatten(tensors), layout)
-
-    @cached_property
-    def layout(self) -> Layout:
-        """Names and shapes of the parameters, whatever the seed."""
-        return self.untrained(0).layout
-
-    def load_into(self, module: nn.Module, model: Model) -> nn.Module:
-        """Set a module's parameters and move it to the site's device."""
-        with torch.no_grad():
-            for parameter, values in zip(
-                module.parameters(), model.layout.unflatten(model.vector).values(), strict=True
-            ):
-                parameter.copy_(torch.from_numpy(np.array(values)))
-        return module.to(self._site.device)
-
-    @staticmethod
-    def difference(module: nn.Module, model: Model) -> Update:
-        """Return what training changed, `(parameters,)`. The module is empty afterwards: both need not fit in memory.
-
-        Raises:
-            MalformedError: if a value is not finite.
-        """
-        vector, start = np.empty(model.layout.size, dtype=np.float32), 0
-        for parameter in module.parameters():
-            place = slice(start, start := start + parameter.numel())
-            np.subtract(parameter.detach().cpu().numpy().reshape(-1), model.vector[place], out=vector[place])
-            parameter.data = parameter.new_empty(0)
-        return Update(vector)
-
-    @cached_property
-    def _records(self) -> tuple[Records, Records]:
-        data = self._site.settings.data
-        path = self._site.place.path(data.file)
-        inputs, targets = self.task.load(path)
-        if len(inputs) != len(targets) or len(inputs) == 0:
-            msg = f"{path}: the task read {len(inputs)} inputs and {len(targets)} targets; it needs as many, and some"
-            raise DataError(msg)
-        if not (torch.isfinite(inputs).all() and torch.isfinite(targets).all()):
-            msg = f"{path}: the task read values that are not finite; mend the records, or the task's scaling"
-            raise DataError(msg)
-        train, test = (torch.from_numpy(part) for part in split_held_out(len(inputs), data.held_out))
-        device = self._site.device
-        return (
-            (inputs[train].to(device), targets[train].to(device)),
-            (inputs[test].to(device), targets[test].to(device)),
-        )
-
-    @property
-    def training(self) -> Records:
-        """The records that are trained on: inputs and targets `(n, ...)`."""
-        return self._records[0]
-
-    @property
-    def held_out(self) -> Records:
-        """The records that are only evaluated on."""
-        return self._records[1]
+        settings = manifest.settings
+        work = self.work(settings)
+        latest = self.checkpoints.load(settings.name, run, work.layout(settings))
+        return latest or Checkpoint(run, 0, work.start(settings), manifest.packing.update_bound)
 
 
 @lru_cache(maxsize=32)
@@ -189,11 +130,11 @@ def _device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def _read_sealing_key(path: Path) -> SealingKey:
+def _read_key(path: Path, kind: Callable[[bytes], K]) -> K:
     try:
-        return SealingKey(path.read_bytes())
+        return kind(path.read_bytes())
     except OSError as error:
-        msg = f"{path}: {error.strerror}; restore the sealing key from the site's backup"
+        msg = f"{path}: {error.strerror}; restore this key from the site's backup"
         raise KeyFileError(msg) from error
 
 

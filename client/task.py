@@ -58,6 +58,19 @@ def import_task(name: str) -> Task:
     Raises:
         TaskError: if there is no such module or class, or it is no `Task`.
     """
+    found = import_class(name)
+    if not issubclass(found, Task):
+        msg = f"{name!r} is not a cloister.Task; derive the class from it"
+        raise TaskError(msg)
+    return found()
+
+
+def import_class(name: str) -> type:
+    """Import `module:Class` from the installed packages.
+
+    Raises:
+        TaskError: if there is no such module or class.
+    """
     module_name, _, class_name = name.partition(":")
     if not module_name or not class_name:
         msg = f"the task {name!r} is not of the form module:Class; write for example mypackage.scores:Credit"
@@ -67,7 +80,7 @@ def import_task(name: str) -> Task:
     except (ImportError, AttributeError) as error:
         msg = f"the task {name!r} cannot be imported here ({error}); install the package that contains it at this site"
         raise TaskError(msg) from error
-    if not (isinstance(found, type) and issubclass(found, Task)):
-        msg = f"{name!r} is not a cloister.Task; derive the class from it"
+    if not isinstance(found, type):
+        msg = f"{name!r} is not a class; derive one from cloister.Task"
         raise TaskError(msg)
-    return found()
+    return found

@@ -1,6 +1,6 @@
 """Cloister: one shared model over data that never leaves its owner.
 
-Users import from here alone: `Task` to write a study, `CloisterError` to catch what went wrong.
+Users import from here alone: `Task` to write a study, `Survey` to ask before, `CloisterError` to catch what went wrong.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from privacy.errors import CloisterError
 
 if TYPE_CHECKING:
     from client.records import read_csv
+    from client.survey import Survey
     from client.task import Task
 
 __version__ = "0.1.0"
-__all__ = ["CloisterError", "Task", "read_csv"]
+__all__ = ["CloisterError", "Survey", "Task", "read_csv"]
 
 
 def __getattr__(name: str) -> object:
@@ -23,6 +24,10 @@ def __getattr__(name: str) -> object:
         from client.task import Task  # noqa: PLC0415
 
         return Task
+    if name == "Survey":
+        from client.survey import Survey  # noqa: PLC0415
+
+        return Survey
     if name == "read_csv":
         from client.records import read_csv  # noqa: PLC0415
 

@@ -83,7 +83,8 @@ def sign(
     if as_json:
         typer.echo(json.dumps(report))
     else:
-        typer.echo(f"✓ {report['manifest']}: {report['rounds']} rounds cost each site ε {report['epsilon']:.2f} "
+        rounds = "1 round costs" if report["rounds"] == 1 else f"{report['rounds']} rounds cost"
+        typer.echo(f"✓ {report['manifest']}: {rounds} each site ε {report['epsilon']:.2f} "
                    f"at δ {report['delta']:g} (σ {report['noise_multiplier']:g})")  # fmt: skip
         typer.echo(f"next: cloister server server {out}")
 
@@ -100,7 +101,7 @@ def server(
     with RoundTable(make_console(json=False)) as table:
         listen(table)
         serve(consortium, manifest, lambda port: typer.echo(f"listening on port {port}"), new_epoch=new_epoch)
-    typer.echo("✓ the run is over; every site has the model in its own folder")
+    typer.echo("✓ the run is over; every site has the result in its own folder")
 
 
 @app.command(epilog="Example:  cloister agent north")
@@ -134,6 +135,24 @@ def simulate(
         typer.echo(json.dumps(report))
     else:
         typer.echo(f"✓ {report['rounds']} rounds; the model is {next(iter(report['model'].values()))}")
+
+
+@app.command(epilog="Example:  cloister stats survey.toml --json")
+def stats(
+    run: Annotated[Path | None, typer.Argument(help="The run's settings; the reference survey's if not named.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the simulated hospitals get their folders.")] = Path("simulation"),
+    site: Annotated[Path | None, typer.Option(help="Simulate nothing; show the latest that this site has.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Counts, means, deviations, quantiles and labels over all sites: over made-up hospitals, or as a site has them."""
+    from cloister import statistics  # noqa: PLC0415 - loads torch
+
+    console = make_console(json=as_json)
+    report = statistics.latest(site) if site else statistics.survey(run, folder, console)
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        statistics.show(report, console)
 
 
 @bench.command("round", epilog="Example:  cloister bench round --parameters 100000 --json")

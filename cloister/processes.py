@@ -9,13 +9,13 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from privacy.errors import RunError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
@@ -76,6 +76,13 @@ class Processes:
     def ended(self) -> dict[str, int]:
         """Return the exit codes of processes that have ended."""
         return {name: code for name, (child, _) in self._children.items() if (code := child.poll()) is not None}
+
+    def peak_memory(self, name: str) -> int | None:
+        """Return the most bytes of memory that a process has held so far, if this system tells."""
+        with suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{self._children[name][0].pid}/status").read_text(encoding="utf-8").splitlines()
+            return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) << 10
+        return None
 
     def tail(self, name: str, lines: int = 5) -> str:
         """Return the last lines that a process printed."""

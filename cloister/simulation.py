@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cloister.view import RoundTable, listen
+from privacy.config import read_toml
+from privacy.errors import ConfigError
+from privacy.manifest import RunSettings
 from simulations.inline import run_inline
 from simulations.results import read_results
 from simulations.study import prepare_study
@@ -21,6 +24,9 @@ def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]
     Raises:
         CloisterError: if settings are wrong, or the run failed.
     """
+    if run and read_toml(run, RunSettings).statistics:
+        msg = f"{run}: this run gathers statistics and trains nothing; use `cloister stats {run}`"
+        raise ConfigError(msg)
     study = prepare_study(folder, run, limits=False)
     for site in study.federation.sites:
         study.federation.write_settings(site, "localhost:0", study.terms)

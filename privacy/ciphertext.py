@@ -72,6 +72,12 @@ class Ciphertexts:
         return b"".join(chunk[_count(chunk) * C0_BYTES :] for chunk in self.chunks)
 
     @property
+    def alone(self) -> SummedCiphertexts:
+        """The sum of these ciphertexts and no others: for the site that made them."""
+        c0 = tuple(chunk[: _count(chunk) * C0_BYTES] for chunk in self.chunks)
+        return SummedCiphertexts(c0, (self.seeds,), ())
+
+    @property
     def count(self) -> int:
         """How many ciphertexts these are."""
         return sum(map(_count, self.chunks))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from privacy.plan import RoundPlan
     from privacy.roster import Roster
     from privacy.signing import PrivateKey
-    from privacy.update import Model
+    from privacy.update import Layout
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Contribution:
     header: bytes
     signature: bytes
     seeds: bytes
+    reveal: bytes = b""  # the seed of its own mask, sealed to the sites
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,21 @@ class VerifiedUpdate:
 def sign_update(
     update: EncryptedUpdate,
     plan: RoundPlan,
-    model: Model,
+    layout: Layout,
     site: str,
     key: PrivateKey,
     *,
     weight: float,
     update_bound: float,
+    mask: str,
 ) -> SignedUpdate:
-    """Bind encrypted values to site, plan, model and ledger, and sign.
+    """Bind encrypted values to site, plan, layout and ledger, and sign.
 
     Raises:
         ProtocolError: if the update was charged for another release than the one that the plan asks for.
     """
-    release = update.charge.release
-    if (release.run, release.round, release.attempt) != (plan.run, plan.round, plan.attempt):
+    release = update.charge.release  # a later attempt may send the same update under other masks
+    if (release.run, release.round) != (plan.run, plan.round) or release.attempt > plan.attempt:
         msg = f"an update that was charged for round {release.round} cannot be sent for round {plan.round}"
         raise ProtocolError(msg)
     header = UpdateHeader(
@@ -80,10 +82,11 @@ def sign_update(
         roster_version=plan.roster_version,
         keys=plan.keys,
         base_model=plan.base_model,
-        layout=model.layout.digest,
-        size=model.layout.size,
+        layout=layout.digest,
+        size=layout.size,
         weight=weight,
         update_bound=update_bound,
+        mask=mask,
         ciphertexts=update.ciphertexts.digest,
         seeds=seeds_digest(update.ciphertexts.seeds),
         ledger_head=update.charge.head,

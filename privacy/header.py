@@ -43,6 +43,7 @@ class UpdateHeader:
     weight: Annotated[float, Field(gt=0, le=1)]
     update_bound: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # the codec's range in this round
     ciphertexts: Hex32  # digest of c0 and seeds: what the server holds the body against
+    mask: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]  # commitment to the site's own mask; empty without masks
     seeds: Hex32  # digest of the seeds alone: what the other sites, who never see this c0, can check
     ledger_head: Hex32
     version: Literal[1] = 1
@@ -95,4 +96,7 @@ def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, man
         if getattr(header, name) != value:
             msg = f"{site}'s update is for another {name.replace('_', ' ')} than the round's; it was not added"
             raise ProtocolError(msg)
+    if bool(header.mask) != manifest.settings.encryption.collusion_resistant:
+        msg = f"{site}'s update is masked, or not, other than the run says; it was not added"
+        raise ProtocolError(msg)
     return header

@@ -55,7 +55,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Charge:
-    """Proof that a release stands in the ledger: made by `Ledger.reserve` alone."""
+    """Proof that a release stands in the ledger: made by `Ledger` alone."""
 
     release: Release
     mechanism: Mechanism
@@ -90,6 +90,17 @@ class Ledger:
                 raise BudgetError(msg)
             head = self._append(file, entries, {**asdict(release), **asdict(mechanism)})
         return Charge(release, mechanism, head, spent)
+
+    def find(self, run: str, number: int, delta: float) -> Charge | None:
+        """Return the last charge for a round of a run, if any was reserved, in this process or another."""
+        with self._locked() as file:
+            entries = self._read(file)
+        for last in range(len(entries), 0, -1):
+            entry = entries[last - 1]
+            if (entry.get("run"), entry.get("round")) == (run, number):
+                release, spent = Release(run, number, entry["attempt"]), epsilon(_mechanisms(entries[:last]), delta)
+                return Charge(release, _mechanisms([entry])[0], entry["head"], spent)
+        return None
 
     def check_plan(self, mechanism: Mechanism, budget: Budget) -> float:
         """Return the ε that would be spent after a whole run of this cost.
@@ -155,7 +166,7 @@ class Ledger:
             try:
                 entries.append(json.loads(line[65:]) | {"head": head})
                 _mechanisms(entries[-1:] if number > 1 else [])  # what this version cannot count, it must not skip
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 msg = f"{self.path}:{number}: this entry is none of this version's; use the version that wrote it"
                 raise LedgerError(msg) from error
         if entries and (entries[0].get("site"), entries[0].get("lineage")) != (self.site, self.lineage):

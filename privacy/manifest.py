@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import asdict
+from dataclasses import asdict, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from privacy.config import STRICT
 from privacy.errors import ConfigError, MalformedError
 from privacy.packing import Packing, Profile
 from privacy.signing import SignedDocument
+from privacy.statistics import encoding_bound
 
 if TYPE_CHECKING:
     from privacy.signing import PrivateKey, PublicKey
@@ -40,10 +41,17 @@ class Training:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Privacy:
-    """DP-SGD's parameters: give either the ε that the whole run may cost or the noise itself."""
+class Statistics:
+    """What every site adds up in a run that trains nothing: a survey of all its records, once."""
 
-    max_grad_norm: Positive  # C, the clipping norm of one record's gradient
+    bins: Annotated[int, Field(ge=2, le=1024)] = 32  # of every column's range
+
+
+@dataclass(frozen=True, config=STRICT)
+class Privacy:
+    """The noise: give either the ε that the whole run may cost or the noise itself."""
+
+    max_grad_norm: Positive | None = None  # C, the clipping norm of one record's gradient; in training only
     delta: Annotated[float, Field(gt=0, lt=1e-2)] = 1e-5
     epsilon: Positive | None = None  # of the whole run, by itself
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # σ / C
@@ -59,8 +67,9 @@ class Privacy:
 class Encryption:
     """How updates become integers. There is no way to turn encryption off."""
 
-    update_bound: Positive  # the codec's range: values of an update beyond it are cut
-    profile: Profile = "compact"
+    update_bound: Positive | None = None  # the codec's range: values of an update beyond it are cut; in training only
+    profile: Profile | None = None  # "compact" if not given; statistics are always "precise"
+    collusion_resistant: bool = False  # masks: a site that colludes with the server cannot read another's update
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -85,10 +94,11 @@ class RunSettings:
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
     task: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
     rounds: Annotated[int, Field(ge=1, le=100_000)]
-    training: Training
     privacy: Privacy
-    encryption: Encryption
     cohort: Cohort
+    training: Training | None = None  # either this or statistics
+    statistics: Statistics | None = None
+    encryption: Encryption = field(default_factory=Encryption)
     strategy: Literal["fedavg"] = "fedavg"
     model_seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0  # of the untrained model, the same at all sites
     seed: Annotated[int, Field(ge=0)] | None = None  # repeats a run without privacy, for measurements
@@ -98,10 +108,22 @@ class RunSettings:
         if self.seed is not None and self.privacy.noise_multiplier != 0:
             msg = "a seed makes the noise predictable; remove it, or set noise_multiplier = 0"
             raise ValueError(msg)
+        if problem := _contradiction(self):
+            raise ValueError(problem)
         try:
-            _packing(self)
+            _packing(self, 0.0)
         except ConfigError as error:
             raise ValueError(str(error)) from error
+
+    @property
+    def profile(self) -> Profile:
+        """How many bits a number of an update takes."""
+        return "precise" if self.statistics else self.encryption.profile or "compact"
+
+    @property
+    def largest_size(self) -> int:
+        """The most records that a site declares."""
+        return max(self.cohort.sizes.values())
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -118,25 +140,23 @@ class Manifest:
     @property
     def packing(self) -> Packing:
         """The codec of this run."""
-        return _packing(self.settings)
+        return _packing(self.settings, self.noise_multiplier)
 
     def weight(self, site: str) -> float:
-        """Return the weight of a site's update: its declared size over the largest."""
-        sizes = self.settings.cohort.sizes
-        return sizes[site] / max(sizes.values())
+        """Return the weight of a site's update: its declared size over the largest; in statistics 1."""
+        settings = self.settings
+        return settings.cohort.sizes[site] / settings.largest_size if settings.training else 1.0
 
     @property
     def round_cost(self) -> Mechanism:
         """What one round costs a site."""
-        training = self.settings.training
-        return Mechanism(self.noise_multiplier, training.sample_rate, training.steps_per_round)
+        return Mechanism(self.noise_multiplier, *_sampling(self.settings))
 
     @property
     def run_cost(self) -> Mechanism:
         """What the whole run costs a site."""
-        training = self.settings.training
-        steps = training.steps_per_round * self.settings.rounds
-        return Mechanism(self.noise_multiplier, training.sample_rate, steps)
+        rate, steps = _sampling(self.settings)
+        return Mechanism(self.noise_multiplier, rate, steps * self.settings.rounds)
 
 
 def sign_manifest(settings: RunSettings, key: PrivateKey, *, roster_version: int) -> SignedDocument:
@@ -183,21 +203,43 @@ def open_manifest(data: bytes, key: PublicKey) -> tuple[Manifest, str]:
         raise MalformedError(msg) from error
 
 
-def _packing(settings: RunSettings) -> Packing:
+def _contradiction(settings: RunSettings) -> str | None:
+    """Say what a run that trains, or one that gathers statistics, has too much or too little."""
+    has_norm = settings.privacy.max_grad_norm is not None
+    if (settings.training is None) == (settings.statistics is None):
+        return "give either [training] or [statistics]"
+    if settings.training:
+        if settings.encryption.update_bound is None:
+            return "a run with [training] needs update_bound in [encryption]"
+        return None if has_norm else "a run with [training] needs max_grad_norm in [privacy]"
+    if settings.rounds != 1:
+        return "statistics take one round; set rounds = 1"
+    if settings.encryption.update_bound or settings.encryption.profile or has_norm:
+        return "statistics have their own range, profile and norm; remove update_bound, profile and max_grad_norm"
+    return None
+
+
+def _packing(settings: RunSettings, sigma: float) -> Packing:
     return Packing.of(
-        settings.encryption.profile,
+        settings.profile,
         cohort=len(settings.cohort.sizes),
-        update_bound=settings.encryption.update_bound,
+        update_bound=settings.encryption.update_bound or encoding_bound(sigma, settings.largest_size),
         max_weight=1.0,
     )
 
 
+def _sampling(settings: RunSettings) -> tuple[float, int]:
+    """Return each record's chance to be in a step, and the steps of a round; statistics use every record once."""
+    training = settings.training
+    return (training.sample_rate, training.steps_per_round) if training else (1.0, 1)
+
+
 def _sigma(settings: RunSettings) -> float:
-    privacy, training = settings.privacy, settings.training
+    privacy = settings.privacy
     if privacy.noise_multiplier is not None:
         return privacy.noise_multiplier
     if privacy.epsilon is None:  # RunSettings allows exactly one to be absent
         msg = "give either epsilon or noise_multiplier"
         raise ConfigError(msg)
-    steps = training.steps_per_round * settings.rounds
-    return calibrate(privacy.epsilon, privacy.delta, training.sample_rate, steps)
+    rate, steps = _sampling(settings)
+    return calibrate(privacy.epsilon, privacy.delta, rate, steps * settings.rounds)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from privacy.errors import ConfigError, MalformedError
-from privacy.update import PackedUpdate, Update
+from privacy.update import PackedUpdate, Update, is_finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -121,7 +121,7 @@ def pack(update: PrivateUpdate, weight: float, packing: Packing, randomness: Ran
     if not 0 < weight <= packing.max_weight:
         msg = f"the weight {weight} is not in (0, {packing.max_weight}], the range that the manifest fixes"
         raise MalformedError(msg)
-    if not np.isfinite(update.vector).all():
+    if not is_finite(update.vector):
         msg = "the update holds values that are not finite; nothing was encrypted"
         raise MalformedError(msg)
     return PackedUpdate(_packed(update.vector, weight, packing, randomness), update.charge)

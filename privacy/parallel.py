@@ -1,4 +1,4 @@
-"""Work on a stream, over several processes: SEAL's binding holds Python's lock, so threads would not help."""
+"""Work on a long stream in several processes: SEAL's binding holds Python's lock, so threads would not help."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import signal
 import threading
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from privacy.errors import EncryptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 A = TypeVar("A")
 B = TypeVar("B")
 
-_FEW = 4  # items, which this process does by itself sooner than another one starts
+_FEW = 32  # items that this process has done before others would have started
 _AHEAD = 2  # items a process: one that it works on, one that waits
 
 
@@ -32,30 +34,35 @@ class Apply(Protocol):
         ...
 
 
-@contextmanager
-def in_processes(count: int) -> Iterator[Apply]:
-    """Provide a `map` over so many processes, which never holds more than a few items.
+def in_processes(count: int) -> Apply:
+    """Return a `map` that takes so many processes to a long stream, and holds no more than a few items at a time.
 
-    They start when a long stream comes, end with this context, and never outlive this process.
+    They are spawned, as the fork of a process with threads can lock up; so the program must be importable. They end
+    with the stream, or with this process, however that ends.
     """
-    spawning = multiprocessing.get_context("spawn")  # to fork a process that has threads can lock up the child
-    with ProcessPoolExecutor(count, mp_context=spawning, initializer=_prepare) as pool:
 
-        def apply(work: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:
-            stream = iter(items)
-            few = list(islice(stream, _FEW))
-            if len(few) < _FEW:
-                yield from map(work, few)
-                return
-            pending: deque[Future[B]] = deque()
-            for item in chain(few, stream):
+    def apply(work: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:
+        stream = iter(items)
+        yield from map(work, islice(stream, _FEW))
+        for item in stream:
+            yield from _shared_out(work, chain([item], stream), count)
+
+    return apply if count > 1 else map
+
+
+def _shared_out(work: Callable[[A], B], items: Iterable[A], count: int) -> Iterator[B]:
+    pending: deque[Future[B]] = deque()
+    try:
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_prepare) as pool:
+            for item in items:
                 pending.append(pool.submit(work, item))
                 if len(pending) >= _AHEAD * count:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
-
-        yield apply
+    except BrokenProcessPool as error:
+        msg = "a process that encrypts was ended from outside; is there memory for encryption_processes in site.toml?"
+        raise EncryptionError(msg) from error
 
 
 def _prepare() -> None:

@@ -27,7 +27,8 @@ class Policy:
     maximum_epsilon: Annotated[float, Field(gt=0)]  # of one run by itself
     minimum_noise_multiplier: Annotated[float, Field(ge=0)] = 0.5
     minimum_cohort: Annotated[int, Field(ge=2)] = 3
-    encryption: tuple[Profile, ...] = ("compact", "precise")  # encryption itself is not optional
+    encryption: tuple[Profile, ...] = ("compact", "precise", "dense")  # encryption itself is not optional
+    collusion_resistant: bool = False  # only runs with masks
     share: tuple[str, ...] = ("epsilon",)  # what else may leave: "epsilon", and metrics by name, such as "loss"
 
 
@@ -51,8 +52,10 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
         raise _refusal(site, asked, f"minimum_noise_multiplier = {policy.minimum_noise_multiplier:g}")
     if not epsilon <= policy.maximum_epsilon:  # so that NaN is a refusal
         raise _refusal(site, f"a run of ε {epsilon:.2f}", f"maximum_epsilon = {policy.maximum_epsilon:g}")
-    if settings.encryption.profile not in policy.encryption:
-        raise _refusal(site, f"the profile {settings.encryption.profile}", f"encryption = {_listed(policy.encryption)}")
+    if settings.profile not in policy.encryption:
+        raise _refusal(site, f"the profile {settings.profile}", f"encryption = {_listed(policy.encryption)}")
+    if policy.collusion_resistant and not settings.encryption.collusion_resistant:
+        raise _refusal(site, "a run without masks", "collusion_resistant = true")
 
 
 def _refusal(site: str, asked: str, limit: str) -> RefusedError:

@@ -116,30 +116,47 @@ def check_sum(
     if plan.run != run or plan.round > manifest.settings.rounds:
         msg = "the sum is for another run; it was not opened"
         raise ProtocolError(msg)
-    headers, expanded = [], len(plan.cohort) > MOST_SEEDS
-    for contribution in total.contributions:
-        site = _claimed_site(contribution.header, plan.cohort)
-        header = verify_header(contribution.header, contribution.signature, site, plan, manifest, roster)
+    headers = check_contributions(total.contributions, plan, manifest, roster)
+    expanded = len(plan.cohort) > MOST_SEEDS
+    for header, contribution in zip(headers.values(), total.contributions, strict=True):
         if not expanded and seeds_digest(contribution.seeds) != header.seeds:
-            msg = f"the seeds of {site}'s update are not the ones that it signed; the sum was not opened"
+            msg = f"the seeds of {header.site}'s update are not the ones that it signed; the sum was not opened"
             raise AuthenticityError(msg)
-        headers.append(header)
-    if len({header.site for header in headers}) != len(headers):
-        msg = f"a site stands twice in the sum of round {plan.round}; it was not opened"
-        raise ProtocolError(msg)
-    if len(headers) < manifest.settings.cohort.minimum:
-        msg = f"the sum of round {plan.round} is over {len(headers)} sites, fewer than the minimum; it was not opened"
-        raise ProtocolError(msg)
-    if len({header.shared for header in headers}) != 1:
-        msg = f"the sum of round {plan.round} is over models with different tensors or ranges; it was not opened"
-        raise ProtocolError(msg)
     if bool(total.c1) != expanded:
         msg = (
             f"the sum of round {plan.round} has no part c1, or one that its cohort is too small for; it was not opened"
         )
         raise MalformedError(msg)
-    total.ciphertexts.check(manifest.packing.ciphertexts(headers[0].size))
-    return plan, {header.site: header for header in headers}
+    size = next(iter(headers.values())).size
+    total.ciphertexts.check(manifest.packing.ciphertexts(size))
+    return plan, headers
+
+
+def check_contributions(
+    contributions: Sequence[Contribution], plan: RoundPlan, manifest: Manifest, roster: Roster
+) -> dict[str, UpdateHeader]:
+    """Check who contributed to a plan's sum: signed headers that fit each other, of enough sites, each once.
+
+    Raises:
+        AuthenticityError, MalformedError, ProtocolError: if they are not that.
+    """
+    headers: dict[str, UpdateHeader] = {}
+    for contribution in contributions:
+        site = _claimed_site(contribution.header, plan.cohort)
+        if site in headers:
+            msg = f"a site stands twice in the sum of round {plan.round}; it was not opened"
+            raise ProtocolError(msg)
+        headers[site] = verify_header(contribution.header, contribution.signature, site, plan, manifest, roster)
+    if len(headers) < manifest.settings.cohort.minimum:
+        msg = f"the sum of round {plan.round} is over {len(headers)} sites, fewer than the minimum; it was not opened"
+        raise ProtocolError(msg)
+    if manifest.settings.encryption.collusion_resistant and len(headers) != len(plan.cohort):
+        msg = f"the sum of round {plan.round} is without some of its cohort, so that masks remain; it was not opened"
+        raise ProtocolError(msg)
+    if len({header.shared for header in headers.values()}) != 1:
+        msg = f"the sum of round {plan.round} is over models with different tensors or ranges; it was not opened"
+        raise ProtocolError(msg)
+    return headers
 
 
 def _claimed_site(header: bytes, cohort: Sequence[str]) -> str:

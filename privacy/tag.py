@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from privacy.ledger import Charge
+    from privacy.masking import MaskedUpdate
     from privacy.plan import RoundPlan
-    from privacy.update import PackedUpdate
 
 KEY_BYTES = 32
 _PLACE = RING_DEGREE - 1  # the packing leaves it free
@@ -46,7 +46,7 @@ _HALF_MASK = np.uint64((1 << 24) - 1)
 
 @dataclass(frozen=True, eq=False)
 class TaggedUpdate:
-    """A packed update that carries its tags: blocks of coefficients `(n, 4096)` of uint64, below t."""
+    """A masked update that carries its tags: blocks of coefficients `(n, 4096)` of uint64, below t."""
 
     blocks: Iterator[NDArray[np.uint64]]
     charge: Charge
@@ -64,7 +64,7 @@ class TagKey:
         alpha = self._stream(b"alpha").residues(_PLACE, PLAIN_MODULUS)
         return np.stack([alpha & _HALF_MASK, alpha >> _HALF]).astype(np.float64)
 
-    def tag(self, update: PackedUpdate, plan: RoundPlan, site: str) -> TaggedUpdate:
+    def tag(self, update: MaskedUpdate, plan: RoundPlan, site: str) -> TaggedUpdate:
         """Put a site's tags into its update, in place, as the blocks are taken."""
         return TaggedUpdate(self._tagged(update.blocks, self._pads(plan, site)), update.charge)
 

@@ -1,6 +1,6 @@
 """The steps that an update passes through, each a type of its own.
 
-    Update → PrivateUpdate → PackedUpdate → TaggedUpdate → EncryptedUpdate → SignedUpdate
+    Update → PrivateUpdate → PackedUpdate → MaskedUpdate → TaggedUpdate → EncryptedUpdate → SignedUpdate
            → (wire) → VerifiedUpdate → EncryptedSum → Update
 
 Each arrow is one function that takes the one type and returns the next, so that the order of the protocol is
@@ -79,6 +79,11 @@ class Model:
         return hashed.hexdigest()
 
 
+def is_finite(vector: NDArray[np.float32]) -> bool:
+    """Whether all values are finite, without an array of answers as long as the vector."""
+    return bool(np.isfinite([vector.min(initial=0.0), vector.max(initial=0.0)]).all())
+
+
 @dataclass(frozen=True, eq=False)
 class Update:
     """What training changed: the local model less the global one, `(size,)` of float32."""
@@ -91,7 +96,7 @@ class Update:
         Raises:
             MalformedError: if a value is not finite.
         """
-        if not np.isfinite(self.vector).all():
+        if not is_finite(self.vector):
             msg = "the update holds values that are not finite; lower the learning rate or check the records"
             raise MalformedError(msg)
 

@@ -49,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
         rounds=settings.rounds,
         sites=list(settings.cohort.sizes),
         noise_multiplier=run.manifest.noise_multiplier,
-        profile=settings.encryption.profile,
+        profile=settings.profile,
     )
     letters = Letters(place.folder / place.settings.epochs)
     new_epoch = bool(context.run_config.get("new-epoch"))

@@ -15,7 +15,7 @@ from privacy.randomness import Randomness
 from privacy.update import Model
 
 if TYPE_CHECKING:
-    from client.site import Records, Study
+    from client.study import Records, Study
     from privacy.manifest import Manifest
     from simulations.federation import Federation
 

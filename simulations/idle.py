@@ -18,10 +18,19 @@ PARAMETERS = "CLOISTER_IDLE_PARAMETERS"
 """The environment variable with the model's size; the same at every site."""
 
 _DEFAULT = 1_000
+_LAYER = 1 << 20  # parameters at most in one tensor, as in real models
+
+
+class _Side(nn.ModuleList):
+    """Layers side by side."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map inputs `(n, 1)` to all layers' outputs, side by side: `(n, size)`."""
+        return torch.cat([layer(inputs) for layer in self], dim=1)
 
 
 class Idle(Task):
-    """One linear layer without bias, from one input; for runs with `steps_per_round = 0`.
+    """Linear layers without bias, from one input; for runs with `steps_per_round = 0`.
 
     >>> sum(parameter.numel() for parameter in Idle().model().parameters())
     1000
@@ -30,7 +39,8 @@ class Idle(Task):
     @override
     def model(self) -> nn.Module:
         """Make the untrained model: inputs `(n, 1)` to outputs `(n, size)`."""
-        return nn.Linear(1, int(os.environ.get(PARAMETERS, _DEFAULT)), bias=False)
+        size = int(os.environ.get(PARAMETERS, _DEFAULT))
+        return _Side([nn.Linear(1, min(_LAYER, size - start), bias=False) for start in range(0, size, _LAYER)])
 
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ def next_bound(mean: Update, contributors: int, ceiling: float) -> float:
     noise √K times. What lies beyond is not lost but carried to the next update, and the range grows again by as much
     in a round. Never above `ceiling`, what the manifest allows.
     """
-    largest = float(np.abs(mean.vector).max(initial=0.0))
+    largest = float(max(mean.vector.max(initial=0.0), -mean.vector.min(initial=0.0)))
     if largest == 0.0:
         return ceiling
     wanted = 2.0 * math.sqrt(contributors) * largest

@@ -13,7 +13,6 @@ Below the minimum cohort nothing is released and the model stays.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -24,7 +23,9 @@ from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.plan import RoundPlan
 from privacy.summation import RunningSum
 from strategies.ceremony import Ceremony
+from strategies.masking import add_reveals, check_all_revealed, next_attempt
 from strategies.membership import Membership
+from strategies.rounds import OpenRound
 from transport.contents import (
     content_of,
     pack_sum,
@@ -49,21 +50,6 @@ _LAST_SECONDS = 10.0  # for a site that is behind to come back before the run en
 _MOST_FAILURES = 3  # rounds in a row that release nothing end the run
 
 
-@dataclass
-class _Round:
-    """What is known about the round that is open."""
-
-    number: int
-    started: float
-    plan: RoundPlan | None = None
-    released: bool = False
-    contributors: tuple[str, ...] = ()
-    problems: dict[str, str] = field(default_factory=dict)
-    epsilon: dict[str, float] = field(default_factory=dict)
-    bytes_up: int = 0
-    bytes_down: int = 0
-
-
 class EncryptedFedAvg(Strategy):
     """Federated averaging over ciphertexts. Weights are the sizes that sites declare in the manifest."""
 
@@ -72,7 +58,10 @@ class EncryptedFedAvg(Strategy):
         self._roster, self._journal = roster, journal
         self._members = Membership(run.document, run.digest, roster, journal)
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch)
-        self._round = _Round(0, time.monotonic())
+        self._round = OpenRound(0)
+        self._seconds = self._manifest.settings.cohort.round_deadline_seconds
+        self._masked = self._manifest.settings.encryption.collusion_resistant
+        self._withheld: dict[str, str] = {}  # who let the last round down by keeping its mask
         self._failures = 0
         self.released = 0
 
@@ -83,8 +72,7 @@ class EncryptedFedAvg(Strategy):
 
     def finish(self, grid: Grid) -> None:
         """Bring sites that missed a round's sum up to date, when all rounds are over."""
-        seconds = min(_LAST_SECONDS, self._manifest.settings.cohort.round_deadline_seconds)
-        self._members.catch_up(grid, seconds)
+        self._members.catch_up(grid, min(_LAST_SECONDS, self._seconds))
 
     def summary(self) -> None:
         """Flower asks strategies to log their settings; ours are in the manifest."""
@@ -100,8 +88,8 @@ class EncryptedFedAvg(Strategy):
         if self._failures >= _MOST_FAILURES:
             msg = f"{self._failures} rounds in a row released nothing: {_listed(self._round.problems)}"
             raise RunError(msg)
-        self._round = current = _Round(server_round, time.monotonic())
-        cohort, seconds = self._manifest.settings.cohort, self._manifest.settings.cohort.round_deadline_seconds
+        self._round = current = OpenRound(server_round)
+        self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
         present = self._members.gather(grid, cohort.minimum, seconds)
         if self._journal.unconfirmed:
             present = self._members.deliver_again(grid, present, seconds)
@@ -109,6 +97,8 @@ class EncryptedFedAvg(Strategy):
         current.started = time.monotonic()  # what came before was waiting for sites
         if len(present) < cohort.minimum or self._members.model is None:
             return []
+        reliable = [site for site in present if site not in self._withheld]
+        present = reliable if len(reliable) >= cohort.minimum else present
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
         current.plan = plan = RoundPlan(
             run=self._run,
@@ -138,21 +128,19 @@ class EncryptedFedAvg(Strategy):
         if plan is None:
             self._close_unreleased("too few sites are ready")
             return None, None
-        total = RunningSum(plan)
-        silent = set(plan.cohort)
-        for reply in replies:
-            site = self._members.site_of(reply.metadata.src_node_id)
-            silent.discard(site)
-            try:
-                self._add(total, site, reply)
-            except CloisterError as error:
-                current.problems[site] = str(error)
-        for site in silent:
-            current.problems[site] = "no update by the round's deadline"
-            self._members.doubt(site)
+        total = self._collect(plan, replies)
+        while self._masked and plan.minimum_cohort <= len(total.sites) < len(plan.cohort):
+            plan = current.plan = next_attempt(plan, total.sites, self._seconds)
+            contents = {site: pack_train(self._document, plan.to_bytes(), []) for site in plan.cohort}
+            messages = [self._message(site, MessageType.TRAIN, content) for site, content in contents.items()]
+            total = self._collect(plan, self._grid.send_and_receive(messages, timeout=self._seconds))
         current.contributors = total.sites
         try:
             result = total.close()
+            if self._masked:
+                result, self._withheld = add_reveals(self._grid, self._members, result, total.sites, self._seconds)
+                current.problems |= self._withheld
+                check_all_revealed(self._withheld, current.number)
         except ProtocolError as error:
             self._close_unreleased(str(error))
             return None, None
@@ -205,6 +193,21 @@ class EncryptedFedAvg(Strategy):
         self._record(model=self._members.model, metrics=metrics)
         return MetricRecord(dict(metrics))
 
+    def _collect(self, plan: RoundPlan, replies: Iterable[Message]) -> RunningSum:
+        """Add updates as they arrive; note who sent none."""
+        total, silent, problems = RunningSum(plan), set(plan.cohort), self._round.problems
+        for reply in replies:
+            site = self._members.site_of(reply.metadata.src_node_id)
+            silent.discard(site)
+            try:
+                self._add(total, site, reply)
+            except CloisterError as error:
+                problems[site] = str(error)
+        for site in silent:
+            problems[site] = "no update by the round's deadline"
+            self._members.doubt(site)
+        return total
+
     def _add(self, total: RunningSum, site: str, reply: Message) -> None:
         signed, report = read_update(content_of(reply))
         update = verify_update(signed, site, total.plan, self._manifest, self._roster)
@@ -217,28 +220,14 @@ class EncryptedFedAvg(Strategy):
             self._round.epsilon[site] = report["epsilon"]
 
     def _message(self, site: str, kind: str, content: Any) -> Message:  # noqa: ANN401 - a RecordDict
-        seconds = self._manifest.settings.cohort.round_deadline_seconds
-        return Message(content, self._members.nodes[site], kind, ttl=seconds, group_id=str(self._round.number))
+        return Message(content, self._members.nodes[site], kind, ttl=self._seconds, group_id=str(self._round.number))
 
     def _close_unreleased(self, reason: str) -> None:
         self._failures += 1
         self._record(reason=reason)
 
     def _record(self, **details: Any) -> None:  # noqa: ANN401
-        current = self._round
-        self._journal.record(
-            "round",
-            round=current.number,
-            released=current.released,
-            cohort=list(current.plan.cohort) if current.plan else [],
-            sites=list(current.contributors),
-            problems=current.problems,
-            epsilon=current.epsilon,
-            bytes_up=current.bytes_up,
-            bytes_down=current.bytes_down,
-            seconds=round(time.monotonic() - current.started, 4),
-            **details,
-        )
+        self._journal.record("round", **self._round.summary(), **details)
 
 
 def _listed(problems: dict[str, str]) -> str:

@@ -20,6 +20,8 @@ from flwr.app import Context, Message, RecordDict
 from client.app import app as client_app
 from client.keyring import Keyring
 from client.site import Site, open_site
+from client.survey import Survey
+from client.task import Task
 from privacy.epoch import EpochKeys
 from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training
 from privacy.roster import Roster
@@ -39,7 +41,7 @@ SIZES = {"north": 20, "south": 20, "east": 10, "west": 10}
 Answer = Callable[[Message, Context], Message]
 
 
-def task_name(task: type[studies.Tiny]) -> str:
+def task_name(task: type[Task | Survey]) -> str:
     """The name under which a run asks for a task."""
     return f"{task.__module__}:{task.__name__}"
 

@@ -2,16 +2,20 @@
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Event
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
 from client.records import read_csv
+from client.survey import Survey
 from client.task import Task
 from privacy.errors import DataError
 
@@ -110,3 +114,61 @@ def _hold(file: Path) -> None:
         file.with_suffix(MET).touch()
     while file.exists() and time.monotonic() < deadline:
         Event().wait(0.02)
+
+
+class Asked(Survey):
+    """The two features of `Tiny`, and its target as a label; notes what stands in the ledger when records are read."""
+
+    columns: ClassVar[Mapping[str, tuple[float, float]]] = {"a": (0.0, 4.0), "b": (0.0, 8.0)}
+    classes: ClassVar[tuple[float, ...]] = (0.0, 1.0, 2.0)
+    ledgers: ClassVar[list[str]] = []
+
+    @override
+    def load(self, path: Path) -> tuple[ArrayLike, ArrayLike]:
+        self.ledgers.append("".join(file.read_text() for file in (path.parent / "ledger").glob("*")))
+        return read_csv(path, features=("a", "b"), target="y")
+
+
+class Unlabelled(Asked):
+    """No label, and tensors instead of arrays."""
+
+    classes: ClassVar[tuple[float, ...]] = ()
+
+    @override
+    def load(self, path: Path) -> tuple[ArrayLike, ArrayLike]:
+        values, labels = super().load(path)
+        return torch.from_numpy(np.asarray(values)), torch.from_numpy(np.asarray(labels))
+
+
+class Replaced(Asked):
+    """Reads whatever a test says."""
+
+    read: ClassVar[tuple[ArrayLike, ArrayLike]] = ((), ())
+
+    @override
+    def load(self, path: Path) -> tuple[ArrayLike, ArrayLike]:
+        return self.read
+
+
+class NoColumns(Asked):
+    """Asks nothing."""
+
+    columns: ClassVar[Mapping[str, tuple[float, float]]] = {}
+
+
+class Backwards(Asked):
+    """A range from high to low."""
+
+    columns: ClassVar[Mapping[str, tuple[float, float]]] = {"a": (4.0, 0.0)}
+
+
+class Endless(Asked):
+    """A range without an end."""
+
+    columns: ClassVar[Mapping[str, tuple[float, float]]] = {"a": (0.0, float("inf"))}
+
+
+class Twice(Asked):
+    """A class that stands twice."""
+
+    classes: ClassVar[tuple[float, ...]] = (0.0, 0.0)

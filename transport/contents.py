@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     from flwr.app import Message
 
 _MAX_SUMS = 10_000
-_SUM = ("plan", "header", "signature", "seeds", "c0", "c1")  # the arrays of a sum; all but the first are numbered
+_SUM = (
+    "plan",
+    "header",
+    "signature",
+    "seeds",
+    "reveal",
+    "c0",
+    "c1",
+)  # the arrays of a sum; all but the first are numbered
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,12 @@ def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:
     """Put a sum into the arrays that a Flower strategy passes on as "the model"."""
     arrays = {"plan": total.plan}
     for index, part in enumerate(total.contributions):
-        arrays |= {f"header-{index}": part.header, f"signature-{index}": part.signature, f"seeds-{index}": part.seeds}
+        arrays |= {
+            f"header-{index}": part.header,
+            f"signature-{index}": part.signature,
+            f"seeds-{index}": part.seeds,
+            f"reveal-{index}": part.reveal,
+        }
     for name, chunks in (("c0", total.c0), ("c1", total.c1)):
         arrays |= {f"{name}-{index}": chunk for index, chunk in enumerate(chunks)}
     return ArrayRecord({name: blob(data) for name, data in arrays.items()})
@@ -169,10 +182,10 @@ def sum_from_arrays(arrays: ArrayRecord) -> EncryptedSum:
         if kind not in _SUM or number != expected:
             lacks("sum")
         parts.setdefault(kind, []).append(array.data)
-    plan, headers, signatures, seeds, c0, c1 = (parts.get(kind, []) for kind in _SUM)
-    if len(plan) != 1 or not len(headers) == len(signatures) == len(seeds):
+    plan, headers, signatures, seeds, reveals, c0, c1 = (parts.get(kind, []) for kind in _SUM)
+    if len(plan) != 1 or not len(headers) == len(signatures) == len(seeds) == len(reveals):
         lacks("sum")
-    contributions = tuple(starmap(Contribution, zip(headers, signatures, seeds, strict=True)))
+    contributions = tuple(starmap(Contribution, zip(headers, signatures, seeds, reveals, strict=True)))
     return EncryptedSum(plan[0], contributions, tuple(c0), tuple(c1))
 
 

@@ -31,6 +31,7 @@ _FIELDS: dict[type, tuple[str, str]] = {
     str: ("text", "texts"),
     bytes: ("blob", "blobs"),
 }
+_LARGEST_HEAD = 4 << 20  # bytes: read as a protobuf, it may take seventy times as much memory
 _LENGTH = struct.Struct(">I")
 _LISTS = {many for _, many in _FIELDS.values()}
 
@@ -170,8 +171,8 @@ def _split(data: Bytes) -> tuple[bytes, memoryview]:
         msg = "it is too short"
         raise ValueError(msg)
     end = _LENGTH.size + _LENGTH.unpack_from(view)[0]
-    if end > len(view):
-        msg = "it was cut short"
+    if end > min(len(view), _LARGEST_HEAD):
+        msg = "it was cut short, or its parcel is longer than any that is sent"
         raise ValueError(msg)
     return bytes(view[_LENGTH.size : end]), view[end:]
 

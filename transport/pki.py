@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from cryptography import x509
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -140,10 +141,12 @@ def read_certificate(path: Path) -> x509.Certificate:
         KeyFileError: if there is none.
     """
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        certificate.public_key()  # raises if nobody can use it
+    except (OSError, ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         msg = f"{path}: no readable PEM certificate ({error}); restore it, or ask the coordinator for a new one"
         raise KeyFileError(msg) from error
+    return certificate
 
 
 def read_authority_key(path: Path) -> ec.EllipticCurvePublicKey:
@@ -167,7 +170,7 @@ def read_signing_key(path: Path) -> Ed25519PrivateKey:
     """
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
         msg = f"{path}: no readable private key ({error}); restore it from the site's backup"
         raise KeyFileError(msg) from error
     if not isinstance(key, Ed25519PrivateKey):

@@ -10,10 +10,11 @@ import numpy as np
 from privacy.ciphertext import Accumulator, Ciphertexts, SummedCiphertexts
 from privacy.epoch import EpochKeys
 from privacy.errors import AuthenticityError
+from privacy.masking import MaskedUpdate, mask
 from privacy.packing import BLOCK, RING_DEGREE, Packing, Profile, pack, unpack
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
-from privacy.update import PackedUpdate, PrivateUpdate
+from privacy.update import PrivateUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +73,7 @@ class Cloister(Pipeline):
     def encrypt(self, update: NDArray[np.float32], weight: float) -> list[bytes]:
         """Pack, tag and encrypt; add the digest that a site signs."""
         packed = pack(PrivateUpdate(update, self._charge), weight, self.packing, Randomness.fresh())
-        tagged = self._keys.tag.tag(packed, self._plan, self._sites[self._sent % len(self._sites)])
+        tagged = self._keys.tag.tag(mask(packed, None), self._plan, self._sites[self._sent % len(self._sites)])
         self._sent += 1
         ciphertexts = self._keys.decryption.encrypt(tagged).ciphertexts
         return [*ciphertexts.chunks, ciphertexts.digest.encode()]
@@ -81,7 +82,7 @@ class Cloister(Pipeline):
         """Tag as many ciphertexts as an update has."""
         rows = np.zeros((self._count, RING_DEGREE), dtype=np.uint64)
         blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
-        for _ in self._keys.tag.tag(PackedUpdate(blocks, self._charge), self._plan, self._sites[0]).blocks:
+        for _ in self._keys.tag.tag(MaskedUpdate(blocks, self._charge), self._plan, self._sites[0]).blocks:
             pass
 
     def add(self, upload: list[bytes]) -> None:

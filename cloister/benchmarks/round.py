@@ -47,21 +47,27 @@ def measure(parameters: int, rounds: int) -> dict[str, Any]:
     with TemporaryDirectory(prefix="cloister-bench-") as folder:
         federation = _prepare(Path(folder), rounds + WARM_UP)
         with _model_size(parameters):
-            _run(federation, rounds + WARM_UP, console)
-        return _summarise(read_results(federation), parameters, rounds)
+            memory = _run(federation, rounds + WARM_UP, console)
+        return _summarise(read_results(federation), parameters, rounds) | memory
 
 
 def table(report: dict[str, Any]) -> str:
     """Write a report for people."""
     spread = f"from {report['min_ms']:.0f}, 95 % below {report['p95_ms']:.0f}"
+    site, server = (_megabytes(report[f"{who}_peak_bytes"]) for who in ("site", "server"))
     lines = [
         f"{report['parameters']:,} parameters, {report['sites']} agents, TLS and encryption on, no training",
         "",
         f"a round       {report['median_ms']:.0f} ms: the median of {report['rounds']} ({spread})",
         f"a site sends  {report['bytes_up']:,.0f} bytes and gets {report['bytes_down']:,.0f}",
+        f"memory        {site} at a site, {server} at the server, at most, libraries included",
         f"and ends with the same model as the others: sha256 {report['model'][:16]}…",
     ]
     return "\n".join(lines)
+
+
+def _megabytes(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / 1e6:,.0f} MB"
 
 
 def _prepare(folder: Path, rounds: int) -> Federation:
@@ -95,13 +101,14 @@ def _model_size(parameters: int) -> Iterator[None]:
             os.environ[PARAMETERS] = before
 
 
-def _run(federation: Federation, rounds: int, console: Console) -> None:
-    """Run the federation to its end.
+def _run(federation: Federation, rounds: int, console: Console) -> dict[str, int | None]:
+    """Run the federation to its end; return how much memory, in bytes, an agent and the server took at most.
 
     Raises:
         RunError: if it failed; quotes the log of an agent, since all logs go with the folder.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    peaks: dict[str, int | None] = {}
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     with Processes() as processes, bar:
         task = bar.add_task("starting", total=rounds)
@@ -115,8 +122,12 @@ def _run(federation: Federation, rounds: int, console: Console) -> None:
                 raise RunError(msg)
             if event["event"] == "round":
                 bar.update(task, advance=1, description="rounds")
+                agents = [processes.peak_memory(site) for site in _SIZES]
+                peaks["site_peak_bytes"] = max((each for each in agents if each), default=None)
+                peaks["server_peak_bytes"] = processes.peak_memory("server")
 
         follow(processes, federation, show)
+    return peaks
 
 
 def _summarise(results: Results, parameters: int, rounds: int) -> dict[str, Any]:

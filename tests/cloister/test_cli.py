@@ -10,7 +10,16 @@ import pytest
 from simulations.federation import Federation
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = (["demo"], ["sign"], ["server"], ["agent"], ["simulate"], ["bench", "round"], ["bench", "encryption"])
+COMMANDS = (
+    ["demo"],
+    ["sign"],
+    ["server"],
+    ["agent"],
+    ["simulate"],
+    ["stats"],
+    ["bench", "round"],
+    ["bench", "encryption"],
+)
 
 
 def _cloister(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -53,6 +62,12 @@ def test_a_misspelt_key_is_shown_with_its_line_and_a_caret_and_nothing_is_signed
     assert "^^^^^ unknown key; did you mean `rounds`?" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "run.manifest").exists()
+
+
+def test_statistics_of_a_site_that_has_none_are_no_traceback(tmp_path: Path) -> None:
+    refused = _cloister("stats", "--site", tmp_path)
+    assert refused.returncode == 1
+    assert "holds no figures; they come with a run that has [statistics]" in refused.stderr
 
 
 def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def settings_with(**changes: Mapping[str, object] | object) -> RunSettings:
     """Read settings as from a file: a table's changes are merged, None removes a key."""
     data = json.loads(json.dumps(asdict(run_settings())))
     for key, value in changes.items():
-        data[key] = data[key] | value if isinstance(value, dict) and key != "cohort" else value
+        data[key] = (data[key] or {}) | value if isinstance(value, dict) and key != "cohort" else value
     if "cohort" in changes:
         data["cohort"] = {"sizes": {"a": 1, "b": 1, "c": 1}} | data["cohort"]
     return TypeAdapter(RunSettings).validate_json(json.dumps(data))
@@ -107,6 +107,45 @@ def test_settings_that_contradict_themselves_are_refused(changes: dict[str, obje
     with pytest.raises(ValidationError) as caught:
         settings_with(**changes)
     assert said in str(caught.value)
+
+
+SURVEY: dict[str, object] = {
+    "training": None,
+    "encryption": {"update_bound": None, "profile": None},
+    "rounds": 1,
+    "statistics": {},
+    "privacy": {"max_grad_norm": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"statistics": {"bins": 8}}, "give either [training] or [statistics]"),
+        ({"training": None}, "give either [training] or [statistics]"),
+        ({"encryption": {"update_bound": None}}, "a run with [training] needs update_bound in [encryption]"),
+        ({"privacy": {"max_grad_norm": None}}, "a run with [training] needs max_grad_norm in [privacy]"),
+        (SURVEY | {"rounds": 2}, "statistics take one round; set rounds = 1"),
+        (SURVEY | {"encryption": {"update_bound": None}}, "remove update_bound, profile and max_grad_norm"),
+        (SURVEY | {"encryption": {"profile": None}}, "remove update_bound, profile and max_grad_norm"),
+        (SURVEY | {"privacy": {"max_grad_norm": 1.0}}, "remove update_bound, profile and max_grad_norm"),
+        (SURVEY | {"statistics": {"bins": 1}}, "greater than or equal to 2"),
+        (SURVEY | {"statistics": {"bins": 1025}}, "less than or equal to 1024"),
+        (SURVEY | {"statistics": {"columns": 3}}, "Unexpected keyword argument"),
+    ],
+)
+def test_a_run_trains_or_gathers_statistics_and_has_what_that_takes(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        settings_with(**changes)
+    assert said in str(caught.value)
+
+
+def test_a_survey_costs_one_unsampled_step_and_all_sites_weigh_the_same() -> None:
+    manifest, _ = make_manifest(settings_with(**SURVEY))
+    assert manifest.run_cost == manifest.round_cost == Mechanism(1.0, 1.0, 1)
+    assert manifest.weight("north") == manifest.weight("west") == 1.0
+    assert manifest.settings.profile == "precise"
+    assert manifest.packing.update_bound == 2 + 8 / 300
 
 
 def test_a_seed_without_noise_is_allowed() -> None:

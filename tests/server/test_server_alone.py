@@ -50,7 +50,7 @@ def test_the_server_runs_where_only_its_own_dependencies_are_installed(tmp_path:
          str(federation.server / "roster"), "--out", "run.manifest"],
         check=True, capture_output=True, text=True, timeout=60, cwd=tmp_path,
     )  # fmt: skip
-    assert "rounds cost each site" in signed.stdout
+    assert "1 round costs each site" in signed.stdout
     with subprocess.Popen(
         [*command, "server", federation.server, tmp_path / "run.manifest"],
         stdout=subprocess.PIPE,

@@ -1,0 +1,70 @@
+"""Masks at a site: fresh ones for every attempt; one seed revealed a round, when that is safe (`privacy.masking`)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from client.acceptance import accept
+from privacy.ciphertext import Ciphertexts
+from privacy.errors import LedgerError, ProtocolError
+from privacy.masking import SEED_BYTES, Masks, seal_seed
+from privacy.plan import read_plan
+from privacy.summation import check_contributions
+from privacy.update import PackedUpdate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from client.site import Site
+    from privacy.envelope import Contribution
+    from privacy.manifest import Manifest
+    from privacy.plan import RoundPlan
+
+
+def new_masks(site: Site, manifest: Manifest, plan: RoundPlan) -> tuple[bytes, Masks | None]:
+    """Return a fresh seed and this site's masks for a plan; nothing in a run without masks."""
+    if not manifest.settings.encryption.collusion_resistant:
+        return b"", None
+    seed = os.urandom(SEED_BYTES)
+    return seed, Masks(site.masking_key, seed, plan, site.name, site.roster)
+
+
+def recover(site: Site, plan: RoundPlan) -> PackedUpdate | None:
+    """Return the update of an earlier attempt at the same round, without its masks: it was trained and charged already.
+
+    Raises:
+        LedgerError: if the ledger has no charge for it.
+    """
+    last = site.outbox.last(plan.run)
+    if last is None or not last.mask or (last.plan.round, last.plan.base_model) != (plan.round, plan.base_model):
+        return None
+    charge = site.ledger.find(plan.run, plan.round, site.settings.budget.delta)
+    if charge is None:
+        msg = f"{site.ledger.path}: it has no entry for round {plan.round}, which was sent; restore it from backup"
+        raise LedgerError(msg)
+    keys = site.keyring.find(last.plan.keys)
+    blocks = keys.decryption.decrypt(Ciphertexts(last.update.chunks).alone, site.apply)
+    masks = Masks(site.masking_key, last.mask, last.plan, site.name, site.roster)
+    return PackedUpdate(masks.unmask(keys.tag.check(blocks, last.plan, [site.name])), charge)
+
+
+def reveal(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequence[Contribution]) -> bytes:
+    """Return the seed of this site's own mask, sealed to the sites.
+
+    Raises:
+        ProtocolError: if this site sent no masked update for the plan, not all of the plan's cohort did, or it has
+            revealed its seed for another attempt at this round.
+        AuthenticityError, MalformedError: if a header does not hold.
+    """
+    accepted, plan = accept(site, document), read_plan(plan_bytes)
+    made = site.outbox.last(plan.run)
+    if made is None or made.plan != plan or not made.mask:
+        msg = f"{site.name} has sent no masked update for this plan of round {plan.round}; it reveals nothing"
+        raise ProtocolError(msg)
+    check_contributions(contributions, plan, accepted.manifest, site.roster)
+    if made.update.header not in [each.header for each in contributions]:
+        msg = f"the sum of round {plan.round} is of another update than {site.name} sent; it reveals nothing"
+        raise ProtocolError(msg)
+    site.reveals.note(plan)
+    return seal_seed(made.mask, site.keyring.find(plan.keys).secret, plan, site.name)

@@ -1,0 +1,127 @@
+"""A task at a site: its model made, its records read once, a round of it trained."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from client.dpsgd import check_model, train
+from client.records import split_held_out
+from client.task import import_task
+from privacy.errors import DataError, TaskError
+from privacy.update import Layout, Model, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from torch import Tensor, nn
+
+    from client.site import Site
+    from client.task import Task
+    from privacy.manifest import Manifest, RunSettings
+    from privacy.randomness import Randomness
+
+Records = tuple["Tensor", "Tensor"]
+
+
+class Study:
+    """One task at one site: the counterpart of `Poll`, which asks without training."""
+
+    def __init__(self, name: str, site: Site) -> None:
+        self.name, self._site = name, site
+        self.task: Task = import_task(name)
+        check_model(self.module(0), name)
+
+    def module(self, seed: int) -> nn.Module:
+        """Make the untrained module; the same at every site."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = self.task.model()
+        if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
+            msg = f"{self.name}: its model has parameters that are not float32; make all of them float32"
+            raise TaskError(msg)
+        return module
+
+    def untrained(self, seed: int) -> Model:
+        """Return the untrained model's parameters."""
+        tensors = {name: tensor.detach().numpy() for name, tensor in self.module(seed).named_parameters()}
+        layout = Layout.of(tensors)
+        return Model(layout.flatten(tensors), layout)
+
+    def start(self, settings: RunSettings) -> Model:
+        """Return the model that a run starts from."""
+        return self.untrained(settings.model_seed)
+
+    def layout(self, settings: RunSettings) -> Layout:
+        """Names and shapes of the parameters, whatever the seed."""
+        del settings
+        return self._layout
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return self.untrained(0).layout
+
+    def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
+        """Train for one round, from this model on: what changed, `(parameters,)`."""
+        settings = manifest.settings
+        module = self.load_into(self.module(settings.model_seed), model)
+        size = settings.cohort.sizes[self._site.name]
+        train(self.task, module, self.training, size, manifest, randomness)
+        return self.difference(module, model)
+
+    def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
+        """Do nothing more than what is done with every model."""
+
+    def load_into(self, module: nn.Module, model: Model) -> nn.Module:
+        """Set a module's parameters and move it to the site's device."""
+        with torch.no_grad():
+            for parameter, values in zip(
+                module.parameters(), model.layout.unflatten(model.vector).values(), strict=True
+            ):
+                parameter.copy_(torch.from_numpy(np.array(values)))
+        return module.to(self._site.device)
+
+    @staticmethod
+    def difference(module: nn.Module, model: Model) -> Update:
+        """Return what training changed, `(parameters,)`. The module is empty afterwards: both need not fit in memory.
+
+        Raises:
+            MalformedError: if a value is not finite.
+        """
+        vector, start = np.empty(model.layout.size, dtype=np.float32), 0
+        for parameter in module.parameters():
+            place = slice(start, start := start + parameter.numel())
+            np.subtract(parameter.detach().cpu().numpy().reshape(-1), model.vector[place], out=vector[place])
+            parameter.data = parameter.new_empty(0)
+        return Update(vector)
+
+    @cached_property
+    def _records(self) -> tuple[Records, Records]:
+        data = self._site.settings.data
+        path = self._site.place.path(data.file)
+        inputs, targets = self.task.load(path)
+        if len(inputs) != len(targets) or len(inputs) == 0:
+            msg = f"{path}: the task read {len(inputs)} inputs and {len(targets)} targets; it needs as many, and some"
+            raise DataError(msg)
+        if not (torch.isfinite(inputs).all() and torch.isfinite(targets).all()):
+            msg = f"{path}: the task read values that are not finite; mend the records, or the task's scaling"
+            raise DataError(msg)
+        used, kept = (torch.from_numpy(part) for part in split_held_out(len(inputs), data.held_out))
+        device = self._site.device
+        return (
+            (inputs[used].to(device), targets[used].to(device)),
+            (inputs[kept].to(device), targets[kept].to(device)),
+        )
+
+    @property
+    def training(self) -> Records:
+        """The records that are trained on: inputs and targets `(n, ...)`."""
+        return self._records[0]
+
+    @property
+    def held_out(self) -> Records:
+        """The records that are only evaluated on."""
+        return self._records[1]

@@ -1,0 +1,191 @@
+"""What a consortium asks before it trains: one class with public ranges, and the sums that come of it.
+
+    class Measurements(Survey):
+        columns = {"age": (0, 100), "pressure": (60, 240)}     # public ranges; what is beyond is clamped
+        classes = (0, 1)                                       # values of the label; leave out if there is none
+        def load(self, path):  return values, labels           # of one site, unscaled: (n, 2) and (n,)
+
+A run with `[statistics]` names it as `module:Class`. Like a task, it is imported only if the site's policy lists it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from client.records import split_held_out
+from client.task import import_class
+from privacy import figures
+from privacy.accounting import epsilon
+from privacy.errors import DataError, TaskError
+from privacy.statistics import Column, Form
+from privacy.storage import write_atomically
+from privacy.update import Model, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from client.site import Site
+    from privacy.manifest import Manifest, RunSettings
+    from privacy.randomness import Randomness
+    from privacy.update import Layout
+
+FOLDER = "statistics"
+
+log = logging.getLogger("cloister.agent")
+
+
+class Survey(ABC):
+    """Which columns a survey is about, and how a site reads them. Instances hold no data."""
+
+    columns: ClassVar[Mapping[str, tuple[float, float]]]
+    """Each column's public range, which must not come from the data."""
+
+    classes: ClassVar[tuple[float, ...]] = ()
+    """The values that the label may have."""
+
+    @abstractmethod
+    def load(self, path: Path) -> tuple[ArrayLike, ArrayLike]:
+        """Read one site's records from `path`, as they were measured.
+
+        Returns:
+            Values `(n, columns)`, in the order of `columns`, and labels `(n,)`; arrays or tensors.
+
+        Raises:
+            DataError: if a record cannot be used; say which line, and how to mend it.
+        """
+
+
+def import_survey(name: str) -> Survey:
+    """Import `module:Class` from the installed packages and make an instance.
+
+    Raises:
+        TaskError: if there is no such module or class, it is no `Survey`, or what it asks makes no sense.
+    """
+    found = import_class(name)
+    if not issubclass(found, Survey):
+        msg = f"{name!r} is not a cloister.Survey, which a run with [statistics] needs; derive the class from it"
+        raise TaskError(msg)
+    survey = found()
+    try:
+        ranges = [(float(low), float(high)) for low, high in survey.columns.values()]
+        classes = {np.float32(each) for each in survey.classes}  # labels may come in that precision
+        sound = ranges and all(low < high and math.isfinite(high - low) for low, high in ranges)
+        sound = sound and len(classes) == len(survey.classes) and all(map(math.isfinite, classes))
+    except (AttributeError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        msg = (
+            f"{name!r} needs columns = {{name: (low, high), …}} with one column or more, and classes that are numbers, "
+            "each once; mend the class"
+        )
+        raise TaskError(msg)
+    return survey
+
+
+class Poll:
+    """One survey at one site: the counterpart of `Study`, which trains."""
+
+    def __init__(self, name: str, site: Site) -> None:
+        self.name, self._site, self.survey = name, site, import_survey(name)
+
+    def form(self, settings: RunSettings) -> Form:
+        """Return what a run asks."""
+        columns = tuple(Column(name, float(low), float(high)) for name, (low, high) in self.survey.columns.items())
+        bins = settings.statistics.bins if settings.statistics else 0
+        return Form(columns, tuple(map(float, self.survey.classes)), bins)
+
+    def layout(self, settings: RunSettings) -> Layout:
+        """Names and sizes of the sum's parts."""
+        return self.form(settings).layout
+
+    def start(self, settings: RunSettings) -> Model:
+        """Return what the sum is added to: zeros."""
+        layout = self.layout(settings)
+        return Model(np.zeros(layout.size, np.float32), layout)
+
+    @cached_property
+    def records(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The site's records, those that are held out left aside: values `(n, d)` and labels `(n,)`.
+
+        Raises:
+            DataError: if the survey reads anything else.
+        """
+        data = self._site.settings.data
+        path = self._site.place.path(data.file)
+        try:
+            values, labels = (np.asarray(part, np.float64) for part in self.survey.load(path))
+        except (TypeError, ValueError) as error:
+            msg = f"{path}: what the survey read is no table of numbers ({error}); mend its `load`"
+            raise DataError(msg) from error
+        self._check(path, values, labels)
+        kept = split_held_out(len(values), data.held_out)[0]
+        return values[kept], labels.reshape(-1)[kept]
+
+    def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
+        """Add up the records and the noise: `(m,)`, over the largest size that a site declares.
+
+        To be called once the ledger has the charge: `Mechanism(σ, sample_rate=1, steps=1)`.
+        """
+        del model  # zeros
+        declared, size = manifest.settings.cohort.sizes[self._site.name], manifest.settings.largest_size
+        values, labels = self.records
+        if len(values) > 2 * declared:
+            # Only a warning, here: whether a run fails must not tell how many records there are.
+            log.warning("%d records, over twice the %d declared; large sums may be cut", len(values), declared)
+        total = self.form(manifest.settings).total(values, labels)
+        if manifest.noise_multiplier > 0:
+            total += manifest.noise_multiplier * randomness.gaussian(total.size)
+        return Update((total / size).astype(np.float32))
+
+    def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
+        """Write down what the sum of these sites says."""
+        settings, sigma = manifest.settings, manifest.noise_multiplier
+        form, sites = self.form(settings), len(contributors)
+        total = model.vector.astype(np.float64) * settings.largest_size * sites
+        step = 2 * manifest.packing.update_bound / (manifest.packing.levels - 1) * settings.largest_size
+        report = {
+            "name": settings.name,
+            "survey": self.name,
+            "run": run,
+            "sites": sorted(contributors),
+            "noise_multiplier": sigma,
+            # At no noise, infinite; JSON has no such number.
+            "epsilon": round(epsilon([manifest.run_cost], settings.privacy.delta), 4) if sigma else None,
+            "delta": settings.privacy.delta,
+            "bins": form.bins,
+            # Rounding to a step or the next one up has at most half a step's deviation.
+            **figures.read(form, total, math.sqrt(sites) * math.hypot(sigma, step / 2)),
+        }
+        path = self._site.place.folder / FOLDER / f"{settings.name}-{run[:8]}.json"
+        write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
+        log.info("statistics of %d sites: %s", sites, path)
+
+    def _check(self, path: Path, values: NDArray[np.float64], labels: NDArray[np.float64]) -> None:
+        """Refuse records that cannot be counted."""
+        names, classes = tuple(self.survey.columns), np.array(self.survey.classes, np.float32)
+        if values.ndim != 2 or values.shape[1] != len(names) or labels.size != len(values):  # noqa: PLR2004 - rows
+            msg = (
+                f"{path}: the survey read values of form {values.shape} and labels of form {labels.shape}; "
+                f"it needs (n, {len(names)}), a column each for {', '.join(names)}, and (n,)"
+            )
+            raise DataError(msg)
+        if len(values) == 0:
+            msg = f"{path}: the survey read no records; it needs some"
+            raise DataError(msg)
+        for row, column in np.argwhere(~np.isfinite(values)):
+            msg = f"{path}: `{names[column]}` of record {row + 1} is not finite; mend the record, or leave it out"
+            raise DataError(msg)
+        for row in np.flatnonzero(~np.isin(labels.reshape(-1).astype(np.float32), classes)) if len(classes) else ():
+            found, listed = labels.reshape(-1)[row], ", ".join(f"{each:g}" for each in classes)
+            msg = f"{path}: the label of record {row + 1} is {found:g}; the survey's classes are {listed}"
+            raise DataError(msg)

@@ -1,0 +1,125 @@
+"""`cloister stats`: a survey over the reference study's hospitals, here; or what a site has from a real run."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from client.survey import FOLDER
+from cloister.view import RoundTable, listen
+from privacy.config import read_toml
+from privacy.errors import ConfigError, RunError
+from privacy.manifest import RunSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+_NAME, _CELLS, _LEVELS = 23, 8, "▁▂▃▄▅▆▇█"
+_ROW = f"{{:<{_NAME}}} {{:>7}} {{:>7}} {{:>7}} {{:>7}} {{:>7}} {{:>7}} {{}}"
+
+
+def survey(run: Path | None, folder: Path, console: Console) -> dict[str, Any]:
+    """Run the reference survey, or the one in a file, in this process; return what all sites found.
+
+    Raises:
+        CloisterError: if settings are wrong, or the run failed.
+    """
+    from simulations.inline import run_inline  # noqa: PLC0415 - loads torch, which showing a site's figures does not need
+    from simulations.results import read_results  # noqa: PLC0415
+    from simulations.study import prepare_study  # noqa: PLC0415
+
+    started = time.monotonic()
+    with resources.as_file(resources.files("simulations") / "measurements.toml") as own:
+        if read_toml(run or own, RunSettings).statistics is None:
+            msg = f"{run}: this run trains; give it a table [statistics], or use `cloister simulate`"
+            raise ConfigError(msg)
+        study = prepare_study(folder, run or own, limits=False)
+    for site in study.federation.sites:
+        study.federation.write_settings(site, "localhost:0", study.terms)
+    with RoundTable(console) as table:
+        listen(table)
+        run_inline(study.federation)
+    results = read_results(study.federation)
+    found = {site: _newest(path) for site, path in study.federation.paths.items()}
+    if len({path.read_bytes() for path in found.values()}) != 1:
+        msg = f"the hospitals do not all have the same figures: {', '.join(map(str, found.values()))}"
+        raise RunError(msg)
+    last = next(event for event in reversed(results.events) if event["event"] == "round" and event["released"])
+    return {
+        **latest(next(iter(study.federation.paths.values()))),
+        "epsilon_spent": last["epsilon"],
+        "bytes_up": last["bytes_up"],
+        "files": {site: str(path) for site, path in found.items()},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def latest(site: Path) -> dict[str, Any]:
+    """Return the latest figures that a site has.
+
+    Raises:
+        ConfigError: if it has none.
+    """
+    path = _newest((site.parent if site.is_file() else site).resolve())
+    report: dict[str, Any] = json.loads(path.read_bytes())
+    return report | {"files": {path.parent.parent.name: str(path)}}
+
+
+def _newest(site: Path) -> Path:
+    found = sorted((site / FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        msg = f"{site / FOLDER} holds no figures; they come with a run that has [statistics], once its sum is opened"
+        raise ConfigError(msg)
+    return found[-1]
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print a survey's figures for people, in 80 columns."""
+
+    def line(text: str, style: str | None = None) -> None:
+        console.print(text.rstrip(), style=style, markup=False, soft_wrap=True)
+
+    line(_ROW.format("", "mean", "±", "sd", "5 %", "50 %", "95 %", ""), "bold")
+    for name, column in report["columns"].items():
+        short = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+        low, middle, high = (number(column["quantiles"][share]) for share in ("0.05", "0.5", "0.95"))
+        mean, error = number(column["mean"]), number(column["mean_error"], digits=2)
+        line(_ROW.format(short, mean, error, number(column["deviation"]), low, middle, high, _bars(column)))
+    for found in report["classes"]:
+        share = f"{100 * found['share']:.0f} % ± {100 * found['share_error']:.0f}"
+        label = f"label {found['label']:g}"
+        line(f"{label:<{_NAME}} {found['count']:7.0f} {found['count_error']:7.0f} {share:>15}")
+    epsilon = "∞" if report["epsilon"] is None else f"{report['epsilon']:.2f}"
+    width, rank = 100 / report["bins"], 100 * max(column["rank_error"] for column in report["columns"].values())
+    line(f"✓ {report['count']:.0f} ± {report['count_error']:.0f} records at {len(report['sites'])} sites")
+    line(f"  privacy   ε {epsilon}, δ {report['delta']:g}, per person, at each site")
+    line("  ±         standard error of the noise in the mean; for sd it is in the file")
+    line(f"  quantiles right to {1.5 * width:.2g} % of the range, and ± {rank:.0f} % in rank")
+    line(f"  file      {next(iter(report['files'].values()))}")
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Write a number with so many digits that matter, in seven characters.
+
+    >>> [number(value) for value in (0.0, 0.04567, 14.127, 654.9, 123456.0, 1.2e9)]
+    ['0', '0.0457', '14.1', '655', '123456', '1.2e+09']
+    """
+    if value == 0 or not 1e-4 <= abs(value) < 1e6:  # noqa: PLR2004
+        return f"{value:.1e}" if value else "0"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(places, 5)}f}"
+
+
+def _bars(column: dict[str, Any]) -> str:
+    """Draw a histogram as a line of bars."""
+    shares, cells = column["histogram"], min(_CELLS, len(column["histogram"]))
+    sums = [0.0] * cells
+    for place, share in enumerate(shares):
+        sums[place * cells // len(shares)] += share
+    top = max(sums) or 1.0
+    return "".join(_LEVELS[round(each / top * (len(_LEVELS) - 1))] for each in sums)

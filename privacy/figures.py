@@ -1,0 +1,116 @@
+"""A survey's sum, read: counts, means, deviations, quantiles and labels, each with what the noise does to it.
+
+Nothing here touches records: it is arithmetic on what was released. A standard error is that of the noise alone, which
+is known exactly; how well the records stand for others is not in it. All figures have six significant digits, so that
+every site writes the same file.
+
+A column's figures come from F, the share of its values below each bin (see `privacy.sketch`), with h the bins' width:
+
+    mean = 1 − h·Σ F       mean of squares = 1 − 2h·Σ middle·F − h²/6       the range's ends being 0 and 1
+
+h²/6 is what dealing a value out to two edges adds to its square, on average. The mean is taken from F as it came, and
+so is right on average. Deviation and quantiles are taken from F made to rise: the noise then does less than the errors
+say, but makes the deviation larger rather than smaller.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from privacy import sketch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from privacy.statistics import Column, Form
+
+    Vector = NDArray[np.float64]
+
+SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def read(form: Form, total: Vector, noise: float) -> dict[str, Any]:
+    """Return what a sum over all sites' records says.
+
+    Args:
+        form: what was asked.
+        total: the sites' vectors added up, with their noise: `(m,)`.
+        noise: standard deviation of the noise in every number of it.
+    """
+    parts = np.split(total, np.cumsum([shape[0] for _, shape in form.layout.shapes])[:-1])
+    count, error = float(parts[0][0]) * form.bound / form.single, noise * form.bound / form.single
+    # Where noise hides whether there was anybody, a count of one keeps all below finite; the errors say the rest.
+    reader = _Reader(form.bins, max(count, 1.0), error, noise * form.bound)
+    return {
+        "count": _figure(count),
+        "count_error": _figure(error),
+        "columns": {
+            column.name: reader.column(column, part * form.bound)
+            for column, part in zip(form.columns, parts[1:-1], strict=True)
+        },
+        "classes": _classes(form.classes, parts[-1] * form.bound / form.single, error),
+    }
+
+
+class _Reader:
+    """Reads columns of one sum."""
+
+    def __init__(self, bins: int, count: float, count_error: float, noise: float) -> None:
+        self._bins, self._count, self._count_error, self._noise = bins, count, count_error, noise
+        self._rows = sketch.reader(bins)
+        self._middles = (np.arange(bins) + 0.5) / bins
+
+    def column(self, column: Column, part: Vector) -> dict[str, Any]:
+        """Return a column's figures, in its own unit."""
+        below = 0.5 + np.sum(self._rows * part, axis=1) / self._count
+        mean, rising = 1 - float(np.sum(below)) / self._bins, sketch.monotone(below)
+        centre = 1 - float(np.sum(rising)) / self._bins
+        squares = 1 - 2 * float(np.sum(self._middles * rising)) / self._bins - 1 / self._bins**2 / 6
+        deviation = math.sqrt(max(squares - centre**2, 0.0))
+        off = self._error(2 * (centre - self._middles) / self._bins, rising)  # of the variance
+        low, width = column.low, column.high - column.low
+        places = low + width * sketch.quantiles(rising, np.array(SHARES))
+        ranks = math.hypot(self._noise * sketch.error(self._bins), self._count_error / 2)
+        return {
+            "low": column.low,
+            "high": column.high,
+            "mean": _figure(low + width * min(max(mean, 0.0), 1.0)),
+            "mean_error": _figure(width * self._error(np.full(self._bins, 1 / self._bins), below)),
+            "deviation": _figure(width * deviation),
+            # A root moves by no more than the root of what it is taken of.
+            "deviation_error": _figure(width * min(off / 2 / deviation if deviation else math.inf, math.sqrt(off))),
+            "quantiles": {f"{share:g}": _figure(place) for share, place in zip(SHARES, places, strict=True)},
+            "rank_error": _figure(ranks / self._count),
+            "histogram": [_figure(share) for share in sketch.histogram(rising)],
+        }
+
+    def _error(self, weights: Vector, below: Vector) -> float:
+        """Standard error of a weighted sum of shares: from the column's own noise, and from the count's."""
+        own = self._noise * np.sqrt(np.sum(np.square(np.sum(self._rows * weights[:, None], axis=0))))
+        shared = self._count_error * np.sum(weights * (below - 0.5))
+        return float(np.hypot(own, shared)) / self._count
+
+
+def _classes(classes: tuple[float, ...], counts: Vector, error: float) -> list[dict[str, float]]:
+    """Return how many records have each label, and which share of all that is."""
+    found = np.maximum(counts, 0.0)
+    whole = max(float(np.sum(found)), 1.0)
+    return [
+        {
+            "label": label,
+            "count": _figure(count),
+            "count_error": _figure(error),
+            "share": _figure(share / whole),
+            "share_error": _figure(
+                error * math.hypot(1 - share / whole, math.sqrt(len(classes) - 1) * share / whole) / whole
+            ),
+        }
+        for label, count, share in zip(classes, counts, found, strict=True)
+    ]
+
+
+def _figure(value: float) -> float:
+    return float(f"{value:.6g}")

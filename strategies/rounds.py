@@ -1,0 +1,40 @@
+"""What the server knows of the round that is open, and writes down when it is over."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from privacy.plan import RoundPlan
+
+
+@dataclass
+class OpenRound:
+    """One round, attempts included."""
+
+    number: int
+    started: float = field(default_factory=time.monotonic)
+    plan: RoundPlan | None = None  # of the last attempt
+    released: bool = False
+    contributors: tuple[str, ...] = ()
+    problems: dict[str, str] = field(default_factory=dict)
+    epsilon: dict[str, float] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """Return it as an event of the journal."""
+        return {
+            "round": self.number,
+            "released": self.released,
+            "attempts": self.plan.attempt if self.plan else 0,
+            "cohort": list(self.plan.cohort) if self.plan else [],
+            "sites": list(self.contributors),
+            "problems": self.problems,
+            "epsilon": self.epsilon,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "seconds": round(time.monotonic() - self.started, 4),
+        }

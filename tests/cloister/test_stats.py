@@ -1,0 +1,90 @@
+"""`cloister stats`: figures over the three hospitals, as good as it says, and the same over the network."""
+
+import io
+import json
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from client.records import read_csv, split_held_out
+from client.site import open_site
+from cloister import statistics
+from cloister.local import follow, start_agents, start_server
+from cloister.processes import Processes
+from cloister.simulation import simulate
+from privacy.config import read_toml
+from privacy.errors import ConfigError
+from privacy.manifest import RunSettings
+from simulations.diagnosis import RANGES, TARGET
+from simulations.federation import Federation, SiteTerms
+from simulations.hospitals import FILE_NAME, write_hospital_records
+from simulations.inspection import find_secrets, site_secrets
+
+RUN = Path(__file__).parent.parent.parent / "simulations" / "measurements.toml"
+SITES = ("north", "south", "east")
+
+
+def _check(report: dict[str, Any], folder: Path) -> None:
+    """Hold the figures against all records that are not held out."""
+    parts = [read_csv(folder / site / FILE_NAME, features=tuple(RANGES), target=TARGET) for site in SITES]
+    kept = [split_held_out(len(values), 0.2)[0] for values, _ in parts]
+    values = np.concatenate([part[0][rows] for part, rows in zip(parts, kept, strict=True)])
+    labels = np.concatenate([part[1][rows] for part, rows in zip(parts, kept, strict=True)])
+    assert abs(report["count"] - len(values)) < 6 * report["count_error"]
+    for place, (name, (low, high)) in enumerate(RANGES.items()):
+        read, own = report["columns"][name], np.clip(values[:, place], low, high)
+        assert abs(read["mean"] - own.mean()) < 6 * read["mean_error"]
+        assert abs(read["deviation"] - own.std()) < 6 * read["deviation_error"]
+    for each in report["classes"]:
+        assert abs(each["count"] - np.sum(labels == each["label"])) < 6 * each["count_error"]
+
+
+def test_the_reference_survey_is_within_its_errors_and_fits_a_terminal(tmp_path: Path) -> None:
+    text = io.StringIO()
+    console = Console(file=text, width=1000)
+    report = statistics.survey(None, tmp_path / "survey", console)
+    _check(report, tmp_path / "survey")
+    assert json.loads(json.dumps(report)) == report
+    assert report["epsilon_spent"] == pytest.approx(dict.fromkeys(SITES, report["epsilon"]), abs=1e-3)
+    assert 1.9 < report["epsilon"] <= 2.0
+
+    statistics.show(report, console)
+    shown = text.getvalue().splitlines()
+    assert all(any(line.startswith(name) for line in shown) for name in RANGES)
+    assert max(len(line) for line in shown if not line.startswith("  file ")) <= 80
+
+    stored = statistics.latest(tmp_path / "survey" / "south")
+    assert stored["columns"] == report["columns"]
+    assert stored == statistics.latest(tmp_path / "survey" / "south" / "site.toml")
+
+
+def test_each_command_sends_the_other_ones_run_there(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    with pytest.raises(ConfigError, match="use `cloister simulate`"):
+        statistics.survey(RUN.with_name("diagnosis.toml"), tmp_path / "survey", console)
+    with pytest.raises(ConfigError, match="use `cloister stats "):
+        simulate(RUN, tmp_path / "training", console)
+
+
+@pytest.mark.slow
+def test_a_survey_over_the_network_by_real_processes(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, SITES)
+    write_hospital_records(federation.paths)
+    settings = read_toml(RUN, RunSettings)
+    federation.sign(settings)
+    terms = SiteTerms(tasks=(settings.task,), maximum_epsilon=2.0, epsilon=2.0)
+    events: list[dict[str, Any]] = []
+    with Processes() as processes:
+        start_agents(processes, federation, start_server(processes, federation), terms)
+        follow(processes, federation, events.append)
+    assert events[-1]["event"] == "finished"
+    files = {file.read_bytes() for path in federation.paths.values() for file in path.glob("statistics/*")}
+    assert len(files) == 1
+    _check(statistics.latest(federation.paths["east"]), tmp_path)
+    assert not find_secrets(federation.server, site_secrets(federation))
+    for path in federation.paths.values():
+        assert 1.9 < open_site(path).ledger.spent(1e-5) <= 2.0 < inf

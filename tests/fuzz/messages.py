@@ -1,0 +1,96 @@
+"""The parsers of what comes over the network: frames, parcels, and what the records in them say."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from flwr.app import Error
+from google.protobuf.message import DecodeError
+
+from privacy.envelope import Contribution, SignedUpdate
+from privacy.summation import EncryptedSum
+from tests.transport.records import everything
+from transport import ceremony, contents
+from transport import cloister_pb2 as pb
+from transport.flower import instruction, reply, stamp
+from transport.framing import Assembly, to_frames
+from transport.parcel import decode_arrays, decode_instruction, decode_reply, encode, encode_arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from flwr.app import Message, RecordDict
+
+    Entry = tuple[str, Callable[[bytes], object], list[bytes]]
+
+_DIGEST = "0f" * 32
+_LIMIT = 1 << 16
+_SUM = EncryptedSum(b"plan", (Contribution(b"header", b"signature", b"seeds"),) * 2, b"c0")
+_ASKED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
+    "query": (contents.read_manifest, contents.pack_query(b"manifest")),
+    "train": (contents.read_train, contents.pack_train(b"manifest", b"plan", [_SUM, _SUM])),
+    "sum": (contents.read_sum, contents.pack_sum(b"manifest", _SUM)),
+    "lead": (ceremony.read_lead, ceremony.pack_lead(3)),
+    "letter from": (ceremony.read_letter_from, ceremony.pack_letter("north", b"letter")),
+}
+_ANSWERED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
+    "readiness": (contents.read_readiness, contents.pack_readiness(
+        contents.Readiness("north", _DIGEST, 20, _DIGEST, 2, _DIGEST, 2, b"signature"))),
+    "update": (contents.read_update, contents.pack_update(SignedUpdate(b"header", b"sig", b"body"), {"epsilon": 0.5})),
+    "opened": (contents.read_opened, contents.pack_opened(_DIGEST, {"records": 7.0, "loss": 0.5})),
+    "keys": (ceremony.read_keys, ceremony.pack_keys(3, _DIGEST)),
+    "letters": (ceremony.read_letters, ceremony.pack_keys(3, _DIGEST, {"north": b"one", "south": b"two"})),
+}  # fmt: skip
+
+
+def message_parsers() -> Iterator[Entry]:
+    """Yield name, parser and seeds of each."""
+    to = _ask(everything())
+    yield "frames", _assemble, [_framed(bytes(100), 7), _framed(bytes(100), 1000), _framed(b"", 7)]
+    yield "instruction", decode_instruction, [encode(to)]
+    yield ("reply", lambda data: decode_reply(data, to),
+           [encode(reply(everything(), to)), encode(reply(Error(100, "no"), to))])  # fmt: skip
+    yield "arrays", decode_arrays, [encode_arrays(contents.sum_to_arrays(_SUM))]
+    yield ("stored sum", lambda data: contents.sum_from_arrays(decode_arrays(data)),
+           [encode_arrays(contents.sum_to_arrays(_SUM))])  # fmt: skip
+    for name, (read, content) in _ASKED.items():
+        yield name, partial(_read_asked, read), [encode(_ask(content))]
+    for name, (read, content) in _ANSWERED.items():
+        yield name, partial(_read_answered, read, to), [encode(reply(content, to))]
+
+
+def _read_asked(read: Callable[[RecordDict], object], data: bytes) -> object:
+    return read(decode_instruction(data).content)
+
+
+def _read_answered(read: Callable[[RecordDict], object], to: Message, data: bytes) -> object:
+    return read(contents.content_of(decode_reply(data, to)))
+
+
+def _ask(content: RecordDict) -> Message:
+    message = instruction(content, kind="train", node=12, run_id=7, group="1", ttl=60.0)
+    stamp(message, "f" * 32)
+    return message
+
+
+def _framed(data: bytes, size: int) -> bytes:
+    """Return a message's chunks of this size, each behind its length."""
+    whole = next(to_frames(data, "m"))
+    chunks = [pb.Chunk(opening=whole.opening, data=data[:size])]
+    chunks += [pb.Chunk(data=data[start : start + size]) for start in range(size, len(data), size)]
+    return b"".join(len(each).to_bytes(2) + each for each in (chunk.SerializeToString() for chunk in chunks))
+
+
+def _assemble(data: bytes) -> bytes | None:
+    """Assemble chunks as the hub does; gRPC has parsed each of them."""
+    assembly = Assembly(_LIMIT)
+    while data:
+        size = 2 + int.from_bytes(data[:2])
+        try:
+            chunk = pb.Chunk.FromString(data[2:size])
+        except DecodeError:
+            return None
+        assembly.add(chunk)
+        data = data[size:]
+    return assembly.finish()
