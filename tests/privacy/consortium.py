@@ -21,6 +21,7 @@ from privacy.envelope import Contribution, SignedUpdate, sign_update, verify_upd
 from privacy.epoch import SealingKey
 from privacy.ledger import Charge, Release
 from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training, open_manifest, sign_manifest
+from privacy.masking import MaskedUpdate, MaskingKey, mask
 from privacy.packing import BLOCK, RING_DEGREE, pack
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
@@ -67,7 +68,18 @@ def public_hex(name: str) -> str:
 
 def member(site: str) -> Member:
     tls_key = sha256(b"tls" + site.encode()).hexdigest()
-    return Member(site=site, tls_key=tls_key, signing_key=public_hex(site), sealing_key=sealing_key(site).public)
+    return Member(
+        site=site,
+        tls_key=tls_key,
+        signing_key=public_hex(site),
+        masking_key=masking_key(site).public,
+        sealing_key=sealing_key(site).public,
+    )
+
+
+def masking_key(site: str) -> MaskingKey:
+    """Return the X25519 key that belongs to a site in every test."""
+    return MaskingKey(sha256(f"masking {site}".encode()).digest())
 
 
 @cache
@@ -171,8 +183,9 @@ def packed(
     return joined(pack(private(vector), weight, packing, randomness or Randomness.fresh()).blocks)
 
 
-def untagged(coefficients: NDArray[np.uint64]) -> PackedUpdate:
-    return PackedUpdate(blocks_of(coefficients), CHARGE)
+def unmasked(coefficients: NDArray[np.uint64], charge: Charge = CHARGE) -> MaskedUpdate:
+    """Return coefficients `(n, 4096)` as they are tagged in a run without masks."""
+    return mask(PackedUpdate(blocks_of(coefficients), charge), None)
 
 
 def tagged(coefficients: NDArray[np.uint64]) -> TaggedUpdate:
@@ -203,7 +216,7 @@ def encrypt(
     site: str,
 ) -> EncryptedUpdate:
     update = pack(private(vector, charge), weight, packing, Randomness.fresh())
-    return decryption_key().encrypt(tag_key().tag(update, plan, site))
+    return decryption_key().encrypt(tag_key().tag(mask(update, None), plan, site))
 
 
 @dataclass(frozen=True)
@@ -222,8 +235,16 @@ class Round:
         charge = Charge(release, self.manifest.round_cost, sha256(site.encode()).hexdigest(), 0.5)
         weight = self.manifest.weight(site)
         encrypted = encrypt(vector, weight, self.manifest.packing, charge, plan=self.plan, site=site)
-        bound = self.manifest.packing.update_bound
-        return sign_update(encrypted, self.plan, self.model, site, signing_key(site), weight=weight, update_bound=bound)
+        return sign_update(
+            encrypted,
+            self.plan,
+            self.model.layout,
+            site,
+            signing_key(site),
+            weight=weight,
+            update_bound=self.manifest.packing.update_bound,
+            mask="",
+        )
 
     def total(self, updates: dict[str, SignedUpdate]) -> EncryptedSum:
         """Do what an honest server does."""

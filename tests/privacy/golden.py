@@ -24,6 +24,7 @@ from privacy.encryption import DecryptionKey
 from privacy.envelope import SignedUpdate, sign_update
 from privacy.ledger import Charge, Release
 from privacy.manifest import open_manifest, sign_manifest
+from privacy.masking import mask
 from privacy.packing import pack
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
@@ -73,11 +74,13 @@ def write() -> None:
     key = DecryptionKey.generate()
     charge = Charge(Release(run, 1, 1), Mechanism(1.0, 0.1, 5), sha256(b"ledger").hexdigest(), 0.5)
     packed = pack(private(VECTOR, charge), 1.0, manifest.packing, Randomness.seeded(7, "golden"))
-    (block,) = tag_key().tag(packed, plan, "north").blocks
+    (block,) = tag_key().tag(mask(packed, None), plan, "north").blocks
     encrypted = key.encrypt(TaggedUpdate(iter([block]), charge))
     (chunk,) = encrypted.ciphertexts.chunks
     bound = manifest.packing.update_bound
-    update = sign_update(encrypted, plan, MODEL, "north", signing_key("north"), weight=1.0, update_bound=bound)
+    update = sign_update(
+        encrypted, plan, LAYOUT, "north", signing_key("north"), weight=1.0, update_bound=bound, mask=""
+    )
     ciphertext = {
         "key": _text(key.to_bytes()),
         "coefficients": block[0, :PARAMETERS].tolist(),  # the others are zero, but for the tag
@@ -195,6 +198,7 @@ def _bad(
         ("other keys", resigned(update, "north", {"keys": "0" * 64}), "ProtocolError"),
         ("no range", resigned(update, "north", {"update_bound": 0.0}), "MalformedError"),
         ("an infinite range", resigned(update, "north", {"update_bound": float("inf")}), "MalformedError"),
+        ("a mask that the run has not", resigned(update, "north", {"mask": "ab" * 32}), "ProtocolError"),
         ("a weight above one", resigned(update, "north", {"weight": 1.5}), "MalformedError"),
         ("a later version", resigned(update, "north", {"version": 2}), "MalformedError"),
         ("two ciphertexts' parameters", resigned(update, "north", {"size": 12_286}), "MalformedError"),

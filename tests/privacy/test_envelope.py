@@ -25,6 +25,7 @@ from privacy.update import Update
 from tests.privacy.consortium import (
     CHARGE,
     KEYS,
+    LAYOUT,
     MODEL,
     PARAMETERS,
     SITES,
@@ -130,6 +131,7 @@ def test_the_header_carries_what_the_design_promises() -> None:
         "ciphertexts": ciphertexts.digest,
         "keys": KEYS,
         "layout": MODEL.layout.digest,
+        "mask": "",
         "ledger_head": header_of(update)["ledger_head"],
         "plan": plan.digest,
         "roster_version": 3,
@@ -144,19 +146,23 @@ def test_the_header_carries_what_the_design_promises() -> None:
     }
 
 
-@pytest.mark.parametrize("changes", [{"run": OTHER}, {"round": 2}, {"attempt": 2}])
+@pytest.mark.parametrize("changes", [{"run": OTHER}, {"round": 1}, {"round": 3}, {"attempt": 1}])
 def test_an_update_is_only_signed_for_the_release_that_it_was_charged_for(changes: dict[str, object]) -> None:
     of = this_round()
-    release = replace(CHARGE.release, run=of.run)
+    plan = plan_with(of.plan, round=2, attempt=2)
+    release = replace(CHARGE.release, run=of.run, round=2, attempt=2)
     encrypted = encrypt(VECTORS["north"], 1.0, of.manifest.packing, replace(CHARGE, release=release),
-                        plan=of.plan, site="north")  # fmt: skip
+                        plan=plan, site="north")  # fmt: skip
 
     def signed(plan: RoundPlan) -> SignedUpdate:
-        return sign_update(encrypted, plan, MODEL, "north", signing_key("north"), weight=1.0, update_bound=1.0)
+        return sign_update(
+            encrypted, plan, LAYOUT, "north", signing_key("north"), weight=1.0, update_bound=1.0, mask=""
+        )
 
-    assert isinstance(signed(of.plan), SignedUpdate)
-    with pytest.raises(ProtocolError, match="charged for round 1 cannot be sent for round"):
-        signed(plan_with(of.plan, **changes))
+    for attempt in (2, 3):  # a later attempt at the round sends what an earlier one was charged for
+        assert header_of(signed(plan_with(plan, attempt=attempt)))["attempt"] == attempt
+    with pytest.raises(ProtocolError, match="charged for round 2 cannot be sent for round"):
+        signed(plan_with(plan, **changes))
 
 
 # --- What the server refuses to add --------------------------------------------------------------------------------

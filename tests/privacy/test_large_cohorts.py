@@ -1,4 +1,4 @@
-"""For more than 32 sites the server expands the seeds itself: the sum brings c1, and is as exact and as well guarded."""
+"""For more than 32 sites the server expands the seeds itself: the sum brings c1, as exact and as well guarded."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from privacy.ledger import Charge, Release
 from privacy.packing import PLAIN_MODULUS, Profile, unpack
 from privacy.randomness import Randomness
 from privacy.summation import MOST_SEEDS, EncryptedSum, RunningSum, check_sum
-from privacy.update import PackedUpdate
 from tests.privacy.consortium import (
     PARAMETERS,
     Round,
-    blocks_of,
     decryption_key,
     joined,
     make_round,
@@ -31,6 +29,7 @@ from tests.privacy.consortium import (
     run_settings,
     signing_key,
     tag_key,
+    unmasked,
 )
 
 if TYPE_CHECKING:
@@ -62,15 +61,16 @@ def make_sum(sites: int, *, profile: Profile = "compact", size: int = PARAMETERS
         coefficients = packed(vector, weight, packing, Randomness.seeded(number))
         exact += coefficients
         charge = Charge(Release(of.run, of.plan.round, of.plan.attempt), of.manifest.round_cost, "0" * 64, 0.5)
-        tagged = tag_key().tag(PackedUpdate(blocks_of(coefficients), charge), of.plan, site)
+        tagged = tag_key().tag(unmasked(coefficients, charge), of.plan, site)
         update = sign_update(
             decryption_key().encrypt(tagged),
             of.plan,
-            of.model,
+            of.model.layout,
             site,
             signing_key(site),
             weight=weight,
             update_bound=packing.update_bound,
+            mask="",
         )
         running.add(verify_update(update, site, of.plan, of.manifest, of.roster))
     return Made(of, running.close(), exact, vectors)

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from privacy.ciphertext import add_residues, pack60
 from privacy.encryption import DecryptionKey
 from privacy.errors import AuthenticityError
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Packing, pack, unpack
+from privacy.masking import MaskedUpdate
+from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Packing, unpack
 from privacy.plan import RoundPlan
-from privacy.randomness import Randomness
 from privacy.tag import KEY_BYTES, TagKey
-from privacy.update import PackedUpdate
-from tests.privacy.consortium import CHARGE, blocks_of, decrypted, few, joined, private
+from tests.privacy.consortium import CHARGE, blocks_of, decrypted, few, joined, packed, unmasked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,7 +53,7 @@ def untagged(seed: int, count: int, below: int = T // 8) -> NDArray[np.uint64]:
 def tagged(
     coefficients: NDArray[np.uint64], site: str, plan: RoundPlan = PLAN, key: TagKey = KEY
 ) -> NDArray[np.uint64]:
-    return joined(key.tag(PackedUpdate(blocks_of(coefficients.copy()), CHARGE), plan, site).blocks)
+    return joined(key.tag(unmasked(coefficients.copy()), plan, site).blocks)
 
 
 def honest(count: int = 3) -> dict[str, NDArray[np.uint64]]:
@@ -138,7 +137,7 @@ def test_the_honest_sum_of_any_sites_passes(seed: int, count: int, names: list[s
 
 def test_a_tag_changes_only_the_last_coefficient_and_keeps_the_charge() -> None:
     before = untagged(1, 2)
-    packed = PackedUpdate(blocks_of(before.copy()), CHARGE)
+    packed = unmasked(before.copy())
     made = KEY.tag(packed, PLAN, "north")
     coefficients = joined(made.blocks)
     np.testing.assert_array_equal(coefficients[:, :LAST], before[:, :LAST])
@@ -150,7 +149,7 @@ def test_a_tag_changes_only_the_last_coefficient_and_keeps_the_charge() -> None:
 def test_tags_do_not_depend_on_how_ciphertexts_are_cut_into_blocks() -> None:
     whole = untagged(5, 5)
     pieces = (piece.copy() for piece in np.split(whole, [1, 3]))
-    cut = joined(KEY.tag(PackedUpdate(pieces, CHARGE), PLAN, "north").blocks)
+    cut = joined(KEY.tag(MaskedUpdate(pieces, CHARGE), PLAN, "north").blocks)
     np.testing.assert_array_equal(cut, tagged(whole, "north"))
     np.testing.assert_array_equal(joined(KEY.check(np.split(cut, [2, 4]), PLAN, ["north"])), cut)
 
@@ -267,7 +266,7 @@ def test_tags_survive_encryption_and_tell_what_a_server_did_to_ciphertexts() -> 
     packing = Packing.of("compact", cohort=3, update_bound=1.0, max_weight=1.0)
     vectors = [np.random.default_rng(number).normal(0, 0.1, packing.slots + 5) for number in range(3)]
     made = [
-        decryption.encrypt(KEY.tag(pack(private(vector), 1.0, packing, Randomness.fresh()), PLAN, site)).ciphertexts
+        decryption.encrypt(KEY.tag(unmasked(packed(vector, 1.0, packing)), PLAN, site)).ciphertexts
         for vector, site in zip(vectors, SITES, strict=True)
     ]
     assert {len(each.seeds) for each in made} == {2 * 64}
