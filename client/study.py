@@ -17,6 +17,7 @@ from privacy.update import Layout, Model, Update
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from client.site import Site
@@ -47,9 +48,9 @@ class Study:
 
     def untrained(self, seed: int) -> Model:
         """Return the untrained model's parameters."""
-        tensors = {name: tensor.detach().numpy() for name, tensor in self.module(seed).named_parameters()}
-        layout = Layout.of(tensors)
-        return Model(layout.flatten(tensors), layout)
+        module = self.module(seed)
+        layout = Layout(tuple((name, tuple(tensor.shape)) for name, tensor in module.named_parameters()))
+        return Model(_drained(module, layout.size), layout)
 
     def start(self, settings: RunSettings) -> Model:
         """Return the model that a run starts from."""
@@ -86,16 +87,13 @@ class Study:
 
     @staticmethod
     def difference(module: nn.Module, model: Model) -> Update:
-        """Return what training changed, `(parameters,)`. The module is empty afterwards: both need not fit in memory.
+        """Return what training changed, `(parameters,)`. The module is empty afterwards.
 
         Raises:
             MalformedError: if a value is not finite.
         """
-        vector, start = np.empty(model.layout.size, dtype=np.float32), 0
-        for parameter in module.parameters():
-            place = slice(start, start := start + parameter.numel())
-            np.subtract(parameter.detach().cpu().numpy().reshape(-1), model.vector[place], out=vector[place])
-            parameter.data = parameter.new_empty(0)
+        vector = _drained(module, model.layout.size)
+        vector -= model.vector
         return Update(vector)
 
     @cached_property
@@ -125,3 +123,13 @@ class Study:
     def held_out(self) -> Records:
         """The records that are only evaluated on."""
         return self._records[1]
+
+
+def _drained(module: nn.Module, size: int) -> NDArray[np.float32]:
+    """Return a module's parameters, `(size,)`, and leave it empty: both need not fit in memory."""
+    vector, start = np.empty(size, dtype=np.float32), 0
+    for parameter in module.parameters():
+        place = slice(start, start := start + parameter.numel())
+        vector[place] = parameter.detach().cpu().numpy().reshape(-1)
+        parameter.data = parameter.new_empty(0)
+    return vector

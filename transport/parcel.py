@@ -6,7 +6,6 @@ array stays the opaque bytes that its sender wrote; nothing here decodes them, a
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
@@ -14,14 +13,16 @@ from google.protobuf.message import DecodeError
 
 from privacy.errors import MalformedError
 from transport import cloister_pb2 as pb
+from transport.body import framed, split
 from transport.flower import instruction, reply, stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from flwr.app import Message
 
-    Bytes = bytes | bytearray
+    from transport.body import Bytes, Cutter
+
 
 # Which fields hold a value, and a list of such values. In this order: to Python, a bool is an int.
 _FIELDS: dict[type, tuple[str, str]] = {
@@ -31,8 +32,6 @@ _FIELDS: dict[type, tuple[str, str]] = {
     str: ("text", "texts"),
     bytes: ("blob", "blobs"),
 }
-_LARGEST_HEAD = 4 << 20  # bytes: read as a protobuf, it may take seventy times as much memory
-_LENGTH = struct.Struct(">I")
 _LISTS = {many for _, many in _FIELDS.values()}
 
 
@@ -57,8 +56,8 @@ def encode(message: Message) -> tuple[bytes, ...]:
         parcel.records.SetInParent()  # there, even if nothing is in it
         _fill(parcel.records, message.content)
         arrays = (message.content.array_records[name] for name in sorted(message.content.array_records))
-        return _framed(parcel, (array.data for each in arrays for array in each.values()))
-    return _framed(parcel, ())
+        return framed(parcel.SerializeToString(), (array.data for each in arrays for array in each.values()))
+    return framed(parcel.SerializeToString(), ())
 
 
 def decode_instruction(data: Bytes) -> Message:
@@ -115,7 +114,7 @@ def decode_reply(data: Bytes, to: Message) -> Message:
 
 def encode_arrays(arrays: ArrayRecord) -> tuple[bytes, ...]:
     """Serialise arrays alone, for a file: parts, to be written one after the other."""
-    return _framed(_arrays(arrays), (array.data for array in arrays.values()))
+    return framed(_arrays(arrays).SerializeToString(), (array.data for array in arrays.values()))
 
 
 def decode_arrays(data: Bytes) -> ArrayRecord:
@@ -125,56 +124,13 @@ def decode_arrays(data: Bytes) -> ArrayRecord:
         MalformedError: if the bytes are no arrays.
     """
     try:
-        head, rest = _split(data)
-        cutter = _Cutter(rest)
-        record = _array_record(pb.Arrays.FromString(head), cutter)
-        cutter.finish()
+        head, rest = split(data)
+        record = _array_record(pb.Arrays.FromString(head), rest)
+        rest.finish()
     except (DecodeError, ValueError, TypeError) as error:
         msg = f"these bytes hold no arrays ({error}); the file is damaged"
         raise MalformedError(msg) from error
     return record
-
-
-class _Cutter:
-    """Cuts the bytes that follow a parcel into the arrays that it announces."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._left = data
-
-    def take(self, size: int) -> bytes:
-        """Return the next `size` bytes.
-
-        Raises:
-            ValueError: if there are fewer.
-        """
-        if size > len(self._left):
-            msg = "it announces longer arrays than follow"
-            raise ValueError(msg)
-        taken, self._left = bytes(self._left[:size]), self._left[size:]
-        return taken
-
-    def finish(self) -> None:
-        """Raise ValueError if something is left."""
-        if self._left:
-            msg = "more follows than it announces"
-            raise ValueError(msg)
-
-
-def _framed(head: pb.Parcel | pb.Arrays, data: Iterable[bytes]) -> tuple[bytes, ...]:
-    serialised = head.SerializeToString()
-    return _LENGTH.pack(len(serialised)), serialised, *data
-
-
-def _split(data: Bytes) -> tuple[bytes, memoryview]:
-    view = memoryview(data)
-    if len(view) < _LENGTH.size:
-        msg = "it is too short"
-        raise ValueError(msg)
-    end = _LENGTH.size + _LENGTH.unpack_from(view)[0]
-    if end > min(len(view), _LARGEST_HEAD):
-        msg = "it was cut short, or its parcel is longer than any that is sent"
-        raise ValueError(msg)
-    return bytes(view[_LENGTH.size : end]), view[end:]
 
 
 def _arrays(arrays: ArrayRecord) -> pb.Arrays:
@@ -186,7 +142,7 @@ def _arrays(arrays: ArrayRecord) -> pb.Arrays:
     )
 
 
-def _array_record(arrays: pb.Arrays, data: _Cutter) -> ArrayRecord:
+def _array_record(arrays: pb.Arrays, data: Cutter) -> ArrayRecord:
     return ArrayRecord(
         {
             entry.name: Array(entry.dtype, tuple(entry.shape), entry.stype, data.take(entry.size))
@@ -195,10 +151,10 @@ def _array_record(arrays: pb.Arrays, data: _Cutter) -> ArrayRecord:
     )
 
 
-def _parse(data: Bytes) -> tuple[pb.Parcel, _Cutter]:
+def _parse(data: Bytes) -> tuple[pb.Parcel, Cutter]:
     try:
-        head, rest = _split(data)
-        return pb.Parcel.FromString(head), _Cutter(rest)
+        head, rest = split(data)
+        return pb.Parcel.FromString(head), rest
     except (DecodeError, ValueError) as error:
         msg = "these bytes are no Cloister message; both sides must run the same version"
         raise MalformedError(msg) from error
@@ -229,7 +185,7 @@ def _fields(value: object) -> tuple[str, str]:
     return next(fields for kind, fields in _FIELDS.items() if isinstance(value, kind))
 
 
-def _records(records: pb.Records, data: _Cutter) -> RecordDict:
+def _records(records: pb.Records, data: Cutter) -> RecordDict:
     content = RecordDict()
     for name in sorted(records.arrays):
         content[name] = _array_record(records.arrays[name], data)
