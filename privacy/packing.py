@@ -151,8 +151,8 @@ def _round(values: NDArray[np.float32], unit: float, packing: Packing, randomnes
     scaled /= unit
     scaled += top / 2
     scaled += randomness.uniform32(values.size)
-    # u + U may round up to top + 1 in floating point; the clamp keeps the promise that nothing carries.
-    return np.floor(np.minimum(scaled, top, out=scaled), out=scaled)
+    # In floating point, u + U may be just below 0, or round up to top + 1: nothing may carry.
+    return np.floor(np.clip(scaled, 0, top, out=scaled), out=scaled)
 
 
 def _joined(levels: NDArray[np.float64], packing: Packing) -> NDArray[np.uint64]:

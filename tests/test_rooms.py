@@ -22,7 +22,7 @@ BELOW = {
 # Where a library may be imported: a room, or one file.
 OWNERS = {
     "tenseal": {"privacy/seal.py", "cloister/benchmarks/encryption.py"},  # the benchmark measures CKKS beside it
-    "zstandard": {"privacy/encryption.py"},
+    "zstandard": {"privacy/seal.py"},
     "opacus": {"client/dpsgd.py"},
     "torch": {"client/", "simulations/"},
     "sklearn": {"simulations/"},

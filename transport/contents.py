@@ -21,7 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import ProtocolError
 from privacy.summation import EncryptedSum
-from transport.fields import DIGEST, blob, field, lacks, numbers
+from transport.fields import DIGEST, array_bytes, blob, field, lacks, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,7 +126,7 @@ def pack_update(update: SignedUpdate, report: dict[str, float]) -> RecordDict:
 def read_update(content: RecordDict) -> tuple[SignedUpdate, dict[str, float]]:
     """Read a signed update and its report."""
     header, signature = (field(content, "update", name, bytes) for name in ("header", "signature"))
-    return SignedUpdate(header, signature, _chunks(content.get("ciphertexts"))), numbers(content, "report")
+    return SignedUpdate(header, signature, _chunks(content)), numbers(content, "report")
 
 
 def pack_sum(manifest: bytes, total: EncryptedSum) -> RecordDict:
@@ -204,7 +204,8 @@ def _blobs(chunks: Sequence[bytes]) -> ArrayRecord:
     return ArrayRecord({str(index): blob(chunk) for index, chunk in enumerate(chunks)})
 
 
-def _chunks(arrays: object) -> tuple[bytes, ...]:
+def _chunks(content: RecordDict) -> tuple[bytes, ...]:
+    arrays = content.get("ciphertexts")
     if not isinstance(arrays, ArrayRecord) or list(arrays) != [str(index) for index in range(len(arrays))]:
         lacks("ciphertexts")
-    return tuple(array.data for array in arrays.values())
+    return tuple(array_bytes(content, "ciphertexts", name) for name in arrays)

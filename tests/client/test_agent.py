@@ -244,7 +244,7 @@ def test_a_reply_that_the_server_refuses_does_not_end_the_agent(
         server.send(message)
         await_condition((folder / studies.HOLD).with_suffix(studies.MET).exists)
         with Exchange(f"localhost:{server.port}", tls_of(federation, SITE)) as another:
-            assert another.push(b"a reply of another agent of this site", message.metadata.message_id)
+            assert another.push((b"a reply of another agent of this site",), message.metadata.message_id)
         server.send(after)
         (folder / studies.HOLD).unlink()
         assert server.receive(after).has_content()
@@ -271,7 +271,7 @@ def test_bytes_that_are_no_message_do_not_end_the_agent(
     federation: Federation, server: Server, caplog: pytest.LogCaptureFixture, data: bytes
 ) -> None:
     after = query(federation)
-    server.mailboxes.put(node_of(federation, SITE), "garbage", data)
+    server.mailboxes.put(node_of(federation, SITE), "garbage", (data,))
     server.send(after)
     server.open()
     with agent_of(federation, server) as agent:

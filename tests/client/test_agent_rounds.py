@@ -10,8 +10,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message, MessageType, RecordDict
 
+from client.acceptance import accept
 from client.app import app
-from client.round import accept, open_sum
+from client.opening import open_sum
 from client.settings import read_site
 from client.site import Site, open_site
 from privacy.accounting import Mechanism, epsilon
@@ -69,7 +70,7 @@ def ask(federation: Federation, kind: str, content: RecordDict, site: str = SITE
     """Hand a site's app a message as it comes off the wire, and return its reply."""
     message = instruction(content, kind=kind, node=node_of(federation, site), run_id=1, group="1", ttl=60.0)
     stamp(message)
-    return app(decode_instruction(encode(message)), context_of(federation, site))
+    return app(decode_instruction(b"".join(encode(message))), context_of(federation, site))
 
 
 def plan_of(federation: Federation, **changes: object) -> RoundPlan:
@@ -134,7 +135,7 @@ def test_another_attempt_is_another_release_and_charged_as_one(federation: Feder
     plan = plan_of(federation)
     first = update_of(train(federation, plan))
     second = update_of(train(federation, replace(plan, attempt=2)))
-    assert second.body != first.body
+    assert second.chunks != first.chunks
     assert charges_of(federation, SITE) == 2
 
 
@@ -251,7 +252,7 @@ def test_a_run_that_the_coordinator_did_not_sign_is_refused_and_costs_nothing(
     content = {
         QUERY: pack_query(document),
         TRAIN: pack_train(document, plan.to_bytes(), []),
-        EVALUATE: pack_sum(document, EncryptedSum(plan.to_bytes(), (), b"")),
+        EVALUATE: pack_sum(document, EncryptedSum(plan.to_bytes(), (), ())),
     }[kind]
     assert reason in str(ask(federation, kind, content).error.reason)
     assert charges_of(federation, SITE) == 0
@@ -331,14 +332,40 @@ def _of_nothing(total: EncryptedSum) -> EncryptedSum:
 
 
 def _with_noise(total: EncryptedSum) -> EncryptedSum:
-    return replace(total, c0=bytes(len(total.c0) // 2) + total.c0[len(total.c0) // 2 :])
+    (c0,) = total.c0
+    return replace(total, c0=(bytes(len(c0) // 2) + c0[len(c0) // 2 :],))
 
 
 def _cut(total: EncryptedSum) -> EncryptedSum:
-    return replace(total, c0=total.c0[:-15])
+    return replace(total, c0=(total.c0[0][:-15],))
 
 
-@pytest.mark.parametrize("change", [_with_one_twice, _with_other_seeds, _of_two, _of_nothing, _cut])
+def _of_no_chunk(total: EncryptedSum) -> EncryptedSum:
+    return replace(total, c0=())
+
+
+def _with_c1(total: EncryptedSum) -> EncryptedSum:
+    return replace(total, c1=total.c0)
+
+
+def _with_c1_for_seeds(total: EncryptedSum) -> EncryptedSum:
+    seedless = tuple(replace(part, seeds=b"") for part in total.contributions)
+    return replace(total, contributions=seedless, c1=total.c0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _with_one_twice,
+        _with_other_seeds,
+        _of_two,
+        _of_nothing,
+        _cut,
+        _of_no_chunk,
+        _with_c1,
+        _with_c1_for_seeds,
+    ],
+)
 def test_a_sum_of_other_contributions_is_refused_and_the_genuine_one_opens(
     federation: Federation, total: EncryptedSum, change: Callable[[EncryptedSum], EncryptedSum]
 ) -> None:
@@ -359,9 +386,9 @@ def test_a_sum_that_does_not_decrypt_to_one_is_refused_and_so_is_every_other_of_
 def test_a_sum_to_which_the_server_added_a_number_of_its_own_is_opened_by_nobody(
     federation: Federation, total: EncryptedSum
 ) -> None:
-    words = unpack60(total.c0).copy()
+    words = unpack60(total.c0[0]).copy()
     words[0] = (int(words[0]) + 1000 * COEFF_MODULUS // PLAIN_MODULUS) % COEFF_MODULUS
-    assert deliver(federation, replace(total, c0=pack60(words))).has_error()
+    assert deliver(federation, replace(total, c0=(pack60(words),))).has_error()
 
 
 def test_a_sum_of_another_run_is_not_opened(federation: Federation, total: EncryptedSum) -> None:
@@ -411,7 +438,7 @@ def test_an_unexpected_error_stays_at_the_site_and_the_agent_goes_on(
 
 def _assert_nothing_leaves(answer: Message, federation: Federation, caplog: pytest.LogCaptureFixture) -> None:
     assert studies.QUOTE in caplog.text  # the site's own log
-    sent = encode(answer)
+    sent = b"".join(encode(answer))
     for kept in (studies.QUOTE, "Mrs Smith", str(federation.folder), "records.csv", "Traceback", "ValueError"):
         assert kept.encode() not in sent
 

@@ -104,8 +104,8 @@ def _rounds() -> Iterator[Entry]:
 
     with TemporaryDirectory() as folder:
         outbox, store = Outbox(Path(folder)), CheckpointStore(Path(folder))
-        outbox.keep(trip.plan, trip.update("north", np.linspace(-1, 1, PARAMETERS)))
+        outbox.keep(trip.plan, trip.update("north", np.linspace(-1, 1, PARAMETERS)), b"")
         update = outbox._path(trip.plan.run)
-        checkpoint = store.save("study", Checkpoint(_RUN, 3, MODEL))
+        checkpoint = store.save("study", Checkpoint(_RUN, 3, MODEL, 0.5))
         yield "outbox", _of_file(partial(find, trip.plan), update.name), [update.read_bytes()]
         yield "checkpoint", _of_file(load, checkpoint.name), [checkpoint.read_bytes()]

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 _DIGEST = "0f" * 32
 _LIMIT = 1 << 16
-_SUM = EncryptedSum(b"plan", (Contribution(b"header", b"signature", b"seeds"),) * 2, b"c0")
+_SUM = EncryptedSum(b"plan", (Contribution(b"header", b"signature", b"seeds"),) * 2, (b"c0", b"c0"), (b"c1", b"c1"))
+_UPDATE = SignedUpdate(b"header", b"signature", (b"one", b"two"))
 _ASKED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "query": (contents.read_manifest, contents.pack_query(b"manifest")),
     "train": (contents.read_train, contents.pack_train(b"manifest", b"plan", [_SUM, _SUM])),
@@ -37,7 +38,7 @@ _ASKED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
 _ANSWERED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "readiness": (contents.read_readiness, contents.pack_readiness(
         contents.Readiness("north", _DIGEST, 20, _DIGEST, 2, _DIGEST, 2, b"signature"))),
-    "update": (contents.read_update, contents.pack_update(SignedUpdate(b"header", b"sig", b"body"), {"epsilon": 0.5})),
+    "update": (contents.read_update, contents.pack_update(_UPDATE, {"epsilon": 0.5})),
     "opened": (contents.read_opened, contents.pack_opened(_DIGEST, {"records": 7.0, "loss": 0.5})),
     "keys": (ceremony.read_keys, ceremony.pack_keys(3, _DIGEST)),
     "letters": (ceremony.read_letters, ceremony.pack_keys(3, _DIGEST, {"north": b"one", "south": b"two"})),
@@ -48,16 +49,19 @@ def message_parsers() -> Iterator[Entry]:
     """Yield name, parser and seeds of each."""
     to = _ask(everything())
     yield "frames", _assemble, [_framed(bytes(100), 7), _framed(bytes(100), 1000), _framed(b"", 7)]
-    yield "instruction", decode_instruction, [encode(to)]
+    yield "instruction", decode_instruction, [_joined(encode(to))]
     yield ("reply", lambda data: decode_reply(data, to),
-           [encode(reply(everything(), to)), encode(reply(Error(100, "no"), to))])  # fmt: skip
-    yield "arrays", decode_arrays, [encode_arrays(contents.sum_to_arrays(_SUM))]
+           [_joined(encode(reply(everything(), to))), _joined(encode(reply(Error(100, "no"), to)))])  # fmt: skip
+    yield "arrays", decode_arrays, [_joined(encode_arrays(contents.sum_to_arrays(_SUM)))]
     yield ("stored sum", lambda data: contents.sum_from_arrays(decode_arrays(data)),
-           [encode_arrays(contents.sum_to_arrays(_SUM))])  # fmt: skip
+           [_joined(encode_arrays(contents.sum_to_arrays(_SUM)))])  # fmt: skip
     for name, (read, content) in _ASKED.items():
-        yield name, partial(_read_asked, read), [encode(_ask(content))]
+        yield name, partial(_read_asked, read), [_joined(encode(_ask(content)))]
     for name, (read, content) in _ANSWERED.items():
-        yield name, partial(_read_answered, read, to), [encode(reply(content, to))]
+        yield name, partial(_read_answered, read, to), [_joined(encode(reply(content, to)))]
+
+
+_joined = b"".join
 
 
 def _read_asked(read: Callable[[RecordDict], object], data: bytes) -> object:
@@ -76,13 +80,13 @@ def _ask(content: RecordDict) -> Message:
 
 def _framed(data: bytes, size: int) -> bytes:
     """Return a message's chunks of this size, each behind its length."""
-    whole = next(to_frames(data, "m"))
+    whole = next(to_frames([data], "m"))
     chunks = [pb.Chunk(opening=whole.opening, data=data[:size])]
     chunks += [pb.Chunk(data=data[start : start + size]) for start in range(size, len(data), size)]
     return b"".join(len(each).to_bytes(2) + each for each in (chunk.SerializeToString() for chunk in chunks))
 
 
-def _assemble(data: bytes) -> bytes | None:
+def _assemble(data: bytes) -> bytearray | None:
     """Assemble chunks as the hub does; gRPC has parsed each of them."""
     assembly = Assembly(_LIMIT)
     while data:

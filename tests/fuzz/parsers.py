@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.ciphertext import Ciphertexts, residues
+from privacy.ciphertext import Ciphertexts
 from privacy.encryption import DecryptionKey
 from privacy.epoch import EpochKeys, SealingKey, read_letter, seal, write_letters
 from privacy.header import verify_header
@@ -91,7 +91,7 @@ def _updates() -> Iterator[Entry]:
                                                 trip.roster), [update.header])  # fmt: skip
     yield ("header's signature", lambda data: verify_header(update.header, data, "north", trip.plan, trip.manifest,
                                                             trip.roster), [update.signature])  # fmt: skip
-    yield "ciphertexts", lambda data: residues(Ciphertexts.from_bytes(data, len(data) // 30784).c0), [update.body]
+    yield "ciphertexts", lambda data: list(Ciphertexts.read([data], len(data) // 30784).residues()), [*update.chunks]
 
 
 def _keys() -> Iterator[Entry]:

@@ -15,23 +15,24 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import settings
 
 from privacy.accounting import Mechanism
-from privacy.ciphertext import Ciphertexts
+from privacy.ciphertext import C0_BYTES, Ciphertexts, SummedCiphertexts, seeds_digest
 from privacy.encryption import DecryptionKey, EncryptedUpdate
 from privacy.envelope import Contribution, SignedUpdate, sign_update, verify_update
 from privacy.epoch import SealingKey
 from privacy.ledger import Charge, Release
 from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training, open_manifest, sign_manifest
-from privacy.packing import pack
+from privacy.masking import MaskedUpdate, MaskingKey, mask
+from privacy.packing import BLOCK, RING_DEGREE, pack
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
 from privacy.roster import Member, Roster
 from privacy.signing import sign
 from privacy.summation import EncryptedSum, RunningSum
-from privacy.tag import KEY_BYTES, TagKey
-from privacy.update import Layout, Model, Update, privatise
+from privacy.tag import KEY_BYTES, TaggedUpdate, TagKey
+from privacy.update import Layout, Model, PackedUpdate, Update, privatise
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -67,7 +68,18 @@ def public_hex(name: str) -> str:
 
 def member(site: str) -> Member:
     tls_key = sha256(b"tls" + site.encode()).hexdigest()
-    return Member(site=site, tls_key=tls_key, signing_key=public_hex(site), sealing_key=sealing_key(site).public)
+    return Member(
+        site=site,
+        tls_key=tls_key,
+        signing_key=public_hex(site),
+        masking_key=masking_key(site).public,
+        sealing_key=sealing_key(site).public,
+    )
+
+
+def masking_key(site: str) -> MaskingKey:
+    """Return the X25519 key that belongs to a site in every test."""
+    return MaskingKey(sha256(f"masking {site}".encode()).digest())
 
 
 @cache
@@ -149,7 +161,43 @@ def decryption_key() -> DecryptionKey:
 
 
 def private(vector: NDArray[np.floating], charge: Charge = CHARGE) -> PrivateUpdate:
-    return privatise(Update(np.asarray(vector, np.float32)), charge)
+    """Return an update that packing may consume: what it leaves over takes the place of a copy."""
+    return privatise(Update(np.array(vector, np.float32)), charge)
+
+
+def blocks_of(coefficients: NDArray[np.uint64]) -> Iterator[NDArray[np.uint64]]:
+    """Cut `(n, 4096)` into blocks, as packing makes them."""
+    for start in range(0, len(coefficients), BLOCK):
+        yield coefficients[start : start + BLOCK]
+
+
+def joined(blocks: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """Put blocks together again: `(n, 4096)`."""
+    return np.concatenate([np.empty((0, RING_DEGREE), np.uint64), *blocks])
+
+
+def packed(
+    vector: NDArray[np.floating], weight: float, packing: Packing, randomness: Randomness | None = None
+) -> NDArray[np.uint64]:
+    """Pack values at once: `(n, 4096)`."""
+    return joined(pack(private(vector), weight, packing, randomness or Randomness.fresh()).blocks)
+
+
+def unmasked(coefficients: NDArray[np.uint64], charge: Charge = CHARGE) -> MaskedUpdate:
+    """Return coefficients `(n, 4096)` as they are tagged in a run without masks."""
+    return mask(PackedUpdate(blocks_of(coefficients), charge), None)
+
+
+def tagged(coefficients: NDArray[np.uint64]) -> TaggedUpdate:
+    """Pretend that coefficients carry a tag."""
+    return TaggedUpdate(blocks_of(coefficients), CHARGE)
+
+
+def decrypted(key: DecryptionKey, c0: Sequence[bytes], seeds: Sequence[bytes], count: int) -> NDArray[np.uint64]:
+    """Check a sum of `count` ciphertexts and decrypt it, as a site does: `(count, 4096)`."""
+    total = SummedCiphertexts(tuple(c0), tuple(seeds), ())
+    total.check(count)
+    return joined(key.decrypt(total))
 
 
 @cache
@@ -167,8 +215,8 @@ def encrypt(
     plan: RoundPlan,
     site: str,
 ) -> EncryptedUpdate:
-    packed = pack(private(vector, charge), weight, packing, Randomness.fresh())
-    return decryption_key().encrypt(tag_key().tag(packed, plan, site))
+    update = pack(private(vector, charge), weight, packing, Randomness.fresh())
+    return decryption_key().encrypt(tag_key().tag(mask(update, None), plan, site))
 
 
 @dataclass(frozen=True)
@@ -187,7 +235,16 @@ class Round:
         charge = Charge(release, self.manifest.round_cost, sha256(site.encode()).hexdigest(), 0.5)
         weight = self.manifest.weight(site)
         encrypted = encrypt(vector, weight, self.manifest.packing, charge, plan=self.plan, site=site)
-        return sign_update(encrypted, self.plan, self.model, site, weight, signing_key(site))
+        return sign_update(
+            encrypted,
+            self.plan,
+            self.model.layout,
+            site,
+            signing_key(site),
+            weight=weight,
+            update_bound=self.manifest.packing.update_bound,
+            mask="",
+        )
 
     def total(self, updates: dict[str, SignedUpdate]) -> EncryptedSum:
         """Do what an honest server does."""
@@ -212,22 +269,25 @@ def header_of(update: SignedUpdate) -> dict[str, object]:
     return header
 
 
-def resigned(
-    update: SignedUpdate, signer: str, changes: Mapping[str, object], body: bytes | None = None
-) -> SignedUpdate:
-    """Return the update with fields of its header changed and signed anew, as a dishonest site could."""
+def resigned(update: SignedUpdate, signer: str, changes: Mapping[str, object], *chunks: bytes) -> SignedUpdate:
+    """Return the update with a changed header, or other chunks, signed anew, as a dishonest site could."""
     header = header_of(update)
-    if body is not None:
-        count = len(body) // 30784
-        ciphertexts = Ciphertexts.from_bytes(body, count)
-        header |= {"ciphertexts": ciphertexts.digest, "seeds": ciphertexts.seeds_digest}
+    if chunks:
+        ciphertexts = Ciphertexts(chunks)
+        header |= {"ciphertexts": ciphertexts.digest, "seeds": seeds_digest(ciphertexts.seeds)}
     data = json.dumps(header | dict(changes), sort_keys=True, separators=(",", ":")).encode()
-    return SignedUpdate(data, sign(signing_key(signer), "update", data), update.body if body is None else body)
+    return SignedUpdate(data, sign(signing_key(signer), "update", data), chunks or update.chunks)
+
+
+def parts_of(update: SignedUpdate) -> tuple[bytes, bytes]:
+    """Return c0 and seed of an update with one ciphertext."""
+    (chunk,) = update.chunks
+    return chunk[:C0_BYTES], chunk[C0_BYTES:]
 
 
 def contribution(update: SignedUpdate, seeds: bytes | None = None) -> Contribution:
     """Return what of an update with one ciphertext travels on with the sum."""
-    return Contribution(update.header, update.signature, update.body[-64:] if seeds is None else seeds)
+    return Contribution(update.header, update.signature, parts_of(update)[1] if seeds is None else seeds)
 
 
 def plan_with(plan: RoundPlan, **changes: Any) -> RoundPlan:  # noqa: ANN401 - any field

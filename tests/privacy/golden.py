@@ -19,15 +19,19 @@ import numpy as np
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from privacy.accounting import Mechanism
+from privacy.ciphertext import C0_BYTES, seeds_digest
 from privacy.encryption import DecryptionKey
 from privacy.envelope import SignedUpdate, sign_update
 from privacy.ledger import Charge, Release
 from privacy.manifest import open_manifest, sign_manifest
+from privacy.masking import mask
 from privacy.packing import pack
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
 from privacy.roster import sign_roster
+from privacy.seal import binding
 from privacy.signing import SignedDocument, sign
+from privacy.tag import TaggedUpdate
 from tests.privacy.consortium import (
     KEYS,
     LAYOUT,
@@ -70,17 +74,22 @@ def write() -> None:
     key = DecryptionKey.generate()
     charge = Charge(Release(run, 1, 1), Mechanism(1.0, 0.1, 5), sha256(b"ledger").hexdigest(), 0.5)
     packed = pack(private(VECTOR, charge), 1.0, manifest.packing, Randomness.seeded(7, "golden"))
-    tagged = tag_key().tag(packed, plan, "north")
-    encrypted = key.encrypt(tagged)
-    update = sign_update(encrypted, plan, MODEL, "north", 1.0, signing_key("north"))
+    (block,) = tag_key().tag(mask(packed, None), plan, "north").blocks
+    encrypted = key.encrypt(TaggedUpdate(iter([block]), charge))
+    (chunk,) = encrypted.ciphertexts.chunks
+    bound = manifest.packing.update_bound
+    update = sign_update(
+        encrypted, plan, LAYOUT, "north", signing_key("north"), weight=1.0, update_bound=bound, mask=""
+    )
     ciphertext = {
         "key": _text(key.to_bytes()),
-        "coefficients": packed.coefficients[0, :PARAMETERS].tolist(),  # the others are zero, but for the tag
+        "coefficients": block[0, :PARAMETERS].tolist(),  # the others are zero, but for the tag
         "tag_key": (b"t" * 32).hex(),
-        "tag": int(tagged.coefficients[0, -1]),
-        "wire": _text(encrypted.ciphertexts.to_bytes()),
+        "tag": int(block[0, -1]),
+        "wire": _text(chunk),
         "digest": encrypted.ciphertexts.digest,
-        "seeds_digest": encrypted.ciphertexts.seeds_digest,
+        "seeds_digest": seeds_digest(encrypted.ciphertexts.seeds),
+        "c1": sha256(binding().expand(chunk[C0_BYTES:]).tobytes()).hexdigest(),
     }
     roster = sign_roster(make_roster(), authority_key())
     documents = {
@@ -187,6 +196,9 @@ def _bad(
         ("another weight", resigned(update, "north", {"weight": 0.5}), "ProtocolError"),
         ("another base model", resigned(update, "north", {"base_model": "ab" * 32}), "ProtocolError"),
         ("other keys", resigned(update, "north", {"keys": "0" * 64}), "ProtocolError"),
+        ("no range", resigned(update, "north", {"update_bound": 0.0}), "MalformedError"),
+        ("an infinite range", resigned(update, "north", {"update_bound": float("inf")}), "MalformedError"),
+        ("a mask that the run has not", resigned(update, "north", {"mask": "ab" * 32}), "ProtocolError"),
         ("a weight above one", resigned(update, "north", {"weight": 1.5}), "MalformedError"),
         ("a later version", resigned(update, "north", {"version": 2}), "MalformedError"),
         ("two ciphertexts' parameters", resigned(update, "north", {"size": 12_286}), "MalformedError"),

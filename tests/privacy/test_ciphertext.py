@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -10,9 +13,12 @@ from hypothesis.extra import numpy as arrays
 
 from privacy.ciphertext import (
     C0_BYTES,
+    CIPHERTEXT_BYTES,
     COEFF_MODULUS,
     SEED_BYTES,
+    Accumulator,
     Ciphertexts,
+    SummedCiphertexts,
     add_residues,
     pack60,
     residues,
@@ -20,7 +26,7 @@ from privacy.ciphertext import (
     unpack60,
 )
 from privacy.errors import MalformedError
-from privacy.packing import RING_DEGREE
+from privacy.packing import BLOCK, RING_DEGREE
 from tests.privacy.consortium import few, relaxed
 
 words60 = arrays.arrays(np.uint64, st.integers(0, 50).map(lambda n: 2 * n), elements=st.integers(0, (1 << 60) - 1))
@@ -107,24 +113,53 @@ def test_adding_a_thousand_largest_residues_stays_below_q() -> None:
     assert set(total[0].tolist()) == {-1_000 % COEFF_MODULUS}
 
 
-@pytest.mark.parametrize("count", [1, 2, 82])
+def wire_of(words: np.ndarray, seed: int = 1) -> list[bytes]:
+    """Put residues `(n, 4096)` and random seeds into chunks, as a site's ciphertexts travel."""
+    generator = np.random.default_rng(seed)
+    blocks = [words[start : start + BLOCK] for start in range(0, len(words), BLOCK)]
+    return [pack60(block.reshape(-1)) + generator.bytes(len(block) * SEED_BYTES) for block in blocks]
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 64, 82])
 def test_the_wire_form_is_30784_bytes_a_ciphertext_and_cuts_back(count: int) -> None:
-    assert C0_BYTES + SEED_BYTES == 30_784
-    ciphertexts = Ciphertexts(b"c" * count * C0_BYTES, b"s" * count * SEED_BYTES)
-    data = ciphertexts.to_bytes()
-    assert len(data) == 30_784 * count
+    assert C0_BYTES + SEED_BYTES == CIPHERTEXT_BYTES == 30_784
+    words = random_residues(count, count)
+    chunks = wire_of(words)
+    ciphertexts = Ciphertexts.read(chunks, count)
+    assert [len(chunk) // CIPHERTEXT_BYTES for chunk in chunks] == [BLOCK] * (count // BLOCK) + [count % BLOCK] * (
+        count % BLOCK > 0
+    )
+    assert ciphertexts.size == 30_784 * count
     assert ciphertexts.count == count
-    assert Ciphertexts.from_bytes(data, count) == ciphertexts
+    assert ciphertexts.chunks == tuple(chunks)
+    np.testing.assert_array_equal(np.concatenate(list(ciphertexts.residues())), words)
+    assert len(ciphertexts.seeds) == count * SEED_BYTES
+    assert ciphertexts.seeds == b"".join(chunk[len(chunk) // CIPHERTEXT_BYTES * C0_BYTES :] for chunk in chunks)
 
 
 @pytest.mark.parametrize(
-    ("length", "count"), [(0, 1), (30_783, 1), (30_785, 1), (30_784, 2), (2 * 30_784, 1), (30_784, 0)]
+    ("lengths", "count"),
+    [
+        ((), 1),
+        ((0,), 1),
+        ((30_783,), 1),
+        ((30_785,), 1),
+        ((30_784,), 2),
+        ((2 * 30_784,), 1),
+        ((30_784,), 0),
+        ((0,), 0),
+        ((30_784, 30_784), 2),  # both belong into one chunk
+        ((31 * 30_784, 2 * 30_784), 33),
+        ((33 * 30_784,), 33),
+        ((32 * 30_784, 0), 32),
+        ((32 * 30_784, 30_783), 33),
+    ],
 )
-def test_another_length_than_the_counts_is_refused(length: int, count: int) -> None:
+def test_other_lengths_than_the_counts_are_refused(lengths: tuple[int, ...], count: int) -> None:
     with pytest.raises(MalformedError) as caught:
-        Ciphertexts.from_bytes(bytes(length), count)
+        Ciphertexts.read([bytes(length) for length in lengths], count)
     assert str(caught.value) == (
-        f"{count} ciphertexts take {count * 30_784:,} bytes, not {length:,}; the update was cut or padded"
+        f"{count} ciphertexts take {count * 30_784:,} bytes, not {sum(lengths):,}; they were cut or padded"
     )
 
 
@@ -132,9 +167,135 @@ def test_another_length_than_the_counts_is_refused(length: int, count: int) -> N
 @given(st.integers(0, 30_783), st.integers(0, 7))
 def test_the_digest_covers_every_bit_and_the_seeds_digest_every_seed(place: int, bit: int) -> None:
     data = bytearray(30_784)
-    whole = Ciphertexts.from_bytes(bytes(data), 1)
+    whole = Ciphertexts.read([bytes(data)], 1)
     data[place] ^= 1 << bit
-    flipped = Ciphertexts.from_bytes(bytes(data), 1)
+    flipped = Ciphertexts.read([bytes(data)], 1)
     assert flipped.digest != whole.digest
-    assert (flipped.seeds_digest != whole.seeds_digest) == (place >= C0_BYTES)
-    assert flipped.seeds_digest == seeds_digest(flipped.seeds)
+    assert (seeds_digest(flipped.seeds) != seeds_digest(whole.seeds)) == (place >= C0_BYTES)
+
+
+def test_the_digest_covers_every_chunk_in_its_place() -> None:
+    first, second = wire_of(random_residues(1, 2 * BLOCK))
+    digests = {Ciphertexts(chunks).digest for chunks in ((first, second), (second, first), (first, first), (first,))}
+    assert len(digests) == 4
+
+
+# --- The server's sum ----------------------------------------------------------------------------------------------
+
+
+def test_an_accumulator_adds_all_chunks_modulo_q() -> None:
+    count = BLOCK + 2
+    terms = [random_residues(number, count) for number in range(3)]
+    accumulator = Accumulator(count)
+    for number, term in enumerate(terms):
+        accumulator.add(Ciphertexts.read(wire_of(term, number), count))
+    expected = np.zeros((count, RING_DEGREE), np.uint64)
+    for term in terms:
+        add_residues(expected, term)
+    np.testing.assert_array_equal(np.concatenate([residues(chunk) for chunk in accumulator.chunks()]), expected)
+    assert [len(chunk) for chunk in accumulator.chunks()] == [BLOCK * C0_BYTES, 2 * C0_BYTES]
+
+
+@pytest.mark.parametrize("place", [0, BLOCK * RING_DEGREE - 1, BLOCK * RING_DEGREE, (BLOCK + 1) * RING_DEGREE - 1])
+def test_of_ciphertexts_with_one_bad_residue_none_is_added(place: int) -> None:
+    count = BLOCK + 1
+    accumulator = Accumulator(count)
+    accumulator.add(Ciphertexts.read(wire_of(random_residues(1, count)), count))
+    before = accumulator.total.copy()
+    words = random_residues(2, count)
+    words.reshape(-1)[place] = COEFF_MODULUS
+    with pytest.raises(MalformedError, match="a coefficient is not below the modulus q"):
+        accumulator.add(Ciphertexts.read(wire_of(words), count))
+    np.testing.assert_array_equal(accumulator.total, before)
+
+
+@pytest.mark.parametrize("count", [1, BLOCK, BLOCK + 2])
+def test_of_more_or_fewer_ciphertexts_than_the_sums_none_is_added(count: int) -> None:
+    accumulator = Accumulator(BLOCK + 1)
+    with pytest.raises(MalformedError, match="they were cut or padded"):
+        accumulator.add(Ciphertexts.read(wire_of(random_residues(1, count)), count))
+    assert not accumulator.total.any()
+
+
+@pytest.mark.parametrize("count", [1 << 62, 10**30])
+def test_a_count_that_somebody_claims_costs_no_memory(count: int) -> None:
+    chunk = bytes(CIPHERTEXT_BYTES)
+    tracemalloc.start()
+    try:
+        for check in (
+            lambda: Ciphertexts.read([chunk], count),
+            lambda: SummedCiphertexts((chunk[:C0_BYTES],), (chunk[C0_BYTES:],), ()).check(count),
+            lambda: SummedCiphertexts((chunk[:C0_BYTES],), (), (chunk[:C0_BYTES],)).check(count),
+        ):
+            with pytest.raises(MalformedError, match="they were cut or padded"):
+                check()
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+# --- The sum as a site gets it -------------------------------------------------------------------------------------
+
+
+def sum_of(count: int, sites: int = 2) -> SummedCiphertexts:
+    blocks = [bytes(min(BLOCK, count - start) * C0_BYTES) for start in range(0, count, BLOCK)]
+    seeds = tuple(bytes([site]) * count * SEED_BYTES for site in range(sites))
+    return SummedCiphertexts(tuple(blocks), seeds, ())
+
+
+def test_each_chunk_of_a_sum_comes_with_the_seeds_of_its_ciphertexts_by_site() -> None:
+    count = 2 * BLOCK + 1
+    generator = np.random.default_rng(1)
+    seeds = tuple(generator.bytes(count * SEED_BYTES) for _ in range(3))
+    total = replace(sum_of(count), seeds=seeds)
+    total.check(count)
+    chunks = list(total.chunks())
+    assert [c0 for c0, _, _ in chunks] == list(total.c0)
+    assert [len(of_sites[0]) // SEED_BYTES for _, of_sites, _ in chunks] == [BLOCK, BLOCK, 1]
+    assert tuple(map(b"".join, zip(*(of_sites for _, of_sites, _ in chunks), strict=True))) == seeds
+    assert {c1 for _, _, c1 in chunks} == {b""}
+
+
+def test_each_chunk_of_a_large_cohorts_sum_comes_with_its_c1_and_no_seed() -> None:
+    total = sum_of(BLOCK + 1)
+    total = replace(total, seeds=(b"",) * 40, c1=total.c0)
+    total.check(BLOCK + 1)
+    assert list(total.chunks()) == [(c0, [], c0) for c0 in total.c0]
+
+
+@pytest.mark.parametrize(
+    "seeds",
+    [
+        pytest.param((), id="no site"),
+        pytest.param((b"",), id="empty seeds"),
+        pytest.param((bytes(127),), id="a cut seed"),
+        pytest.param((bytes(129),), id="a padded seed"),
+        pytest.param((bytes(192),), id="seeds of three ciphertexts for two"),
+        pytest.param((bytes(64),), id="seeds of one ciphertext for two"),
+        pytest.param((bytes(128), bytes(127)), id="the second site's seed cut"),
+        pytest.param((bytes(128), b""), id="the second site's seeds missing"),
+        pytest.param((b"", bytes(128)), id="the first site's seeds missing"),
+    ],
+)
+def test_seeds_that_do_not_belong_to_a_sum_are_refused(seeds: tuple[bytes, ...]) -> None:
+    with pytest.raises(MalformedError, match="the seeds do not belong to a sum of 2 ciphertexts; it was not decrypted"):
+        replace(sum_of(2), seeds=seeds).check(2)
+
+
+def test_a_sum_with_both_seeds_and_c1_or_neither_is_refused() -> None:
+    total = sum_of(2)
+    for wrong in (replace(total, c1=total.c0), replace(total, seeds=(b"", b""))):
+        with pytest.raises(MalformedError, match="the seeds do not belong"):
+            wrong.check(2)
+
+
+@pytest.mark.parametrize("part", ["c0", "c1"])
+@pytest.mark.parametrize(
+    "lengths", [(0,), (1,), (2 * C0_BYTES - 15,), (2 * C0_BYTES + 15,), (C0_BYTES, C0_BYTES), (2 * C0_BYTES, 0)]
+)
+def test_a_sum_that_was_cut_or_padded_is_refused(part: str, lengths: tuple[int, ...]) -> None:
+    total = sum_of(2)
+    total = replace(total, seeds=(), c1=total.c0)
+    total.check(2)
+    with pytest.raises(MalformedError, match="they were cut or padded"):
+        replace(total, **{part: tuple(bytes(length) for length in lengths)}).check(2)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.ciphertext import COEFF_MODULUS, Ciphertexts, add_residues, pack60, residues
+from privacy.ciphertext import COEFF_MODULUS, Ciphertexts, add_residues, pack60, residues, seeds_digest
 from privacy.envelope import Contribution, SignedUpdate, sign_update, verify_update
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
 from privacy.header import verify_header
@@ -25,6 +25,7 @@ from privacy.update import Update
 from tests.privacy.consortium import (
     CHARGE,
     KEYS,
+    LAYOUT,
     MODEL,
     PARAMETERS,
     SITES,
@@ -39,6 +40,7 @@ from tests.privacy.consortium import (
     make_plan,
     make_roster,
     make_round,
+    parts_of,
     plan_with,
     relaxed,
     resigned,
@@ -78,10 +80,10 @@ def verify(update: SignedUpdate, site: str = "north", plan: RoundPlan | None = N
 def open_sum(total: EncryptedSum, of: Round | None = None) -> Update:
     """Do what a site does with a sum that the server delivers."""
     of = of or this_round()
-    plan, weights = check_sum(total, of.run, of.manifest, of.roster)
-    opened = decryption_key().decrypt_sum(total.c0, [part.seeds for part in total.contributions])
-    tag_key().check(opened, plan, weights)
-    return unpack(opened, of.model.layout.size, list(weights.values()), of.manifest.packing)
+    plan, headers = check_sum(total, of.run, of.manifest, of.roster)
+    blocks = tag_key().check(decryption_key().decrypt(total.ciphertexts), plan, headers)
+    weights = [header.weight for header in headers.values()]
+    return unpack(blocks, of.model.layout.size, weights, of.manifest.packing)
 
 
 # --- A round as it should go ---------------------------------------------------------------------------------------
@@ -89,12 +91,13 @@ def open_sum(total: EncryptedSum, of: Round | None = None) -> Update:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_three_sites_arrive_at_the_weighted_mean_of_what_they_sent(profile: Profile) -> None:
-    size = 13_000  # two ciphertexts
+    size = 17_000  # two ciphertexts at least
     of = make_round(run_settings(profile=profile, update_bound=0.5), size=size)
     generator = np.random.default_rng(4)
     vectors = {site: generator.normal(scale=0.2, size=size).astype(np.float32) for site in SITES}
     total = of.total({site: of.update(site, vector) for site, vector in vectors.items()})
-    plan, weights = check_sum(total, of.run, of.manifest, of.roster)
+    plan, headers = check_sum(total, of.run, of.manifest, of.roster)
+    weights = {site: header.weight for site, header in headers.items()}
     assert plan == of.plan
     assert weights == {"north": 1, "south": 200 / 300, "west": 100 / 300}
     mean = open_sum(total, of).vector
@@ -121,45 +124,55 @@ def test_a_site_that_stays_away_is_left_out_of_the_mean() -> None:
 
 def test_the_header_carries_what_the_design_promises() -> None:
     update, plan = updates()["south"], this_round().plan
-    ciphertexts = Ciphertexts.from_bytes(update.body, 1)
+    ciphertexts = Ciphertexts.read(update.chunks, 1)
     assert header_of(update) == {
         "attempt": 1,
         "base_model": MODEL.digest,
         "ciphertexts": ciphertexts.digest,
         "keys": KEYS,
         "layout": MODEL.layout.digest,
+        "mask": "",
         "ledger_head": header_of(update)["ledger_head"],
         "plan": plan.digest,
         "roster_version": 3,
         "round": 1,
         "run": this_round().run,
-        "seeds": ciphertexts.seeds_digest,
+        "seeds": seeds_digest(ciphertexts.seeds),
         "site": "south",
         "size": PARAMETERS,
+        "update_bound": 1.0,
         "version": 1,
         "weight": 2 / 3,
     }
 
 
-@pytest.mark.parametrize("changes", [{"run": OTHER}, {"round": 2}, {"attempt": 2}])
+@pytest.mark.parametrize("changes", [{"run": OTHER}, {"round": 1}, {"round": 3}, {"attempt": 1}])
 def test_an_update_is_only_signed_for_the_release_that_it_was_charged_for(changes: dict[str, object]) -> None:
     of = this_round()
-    release = replace(CHARGE.release, run=of.run)
+    plan = plan_with(of.plan, round=2, attempt=2)
+    release = replace(CHARGE.release, run=of.run, round=2, attempt=2)
     encrypted = encrypt(VECTORS["north"], 1.0, of.manifest.packing, replace(CHARGE, release=release),
-                        plan=of.plan, site="north")  # fmt: skip
-    assert isinstance(sign_update(encrypted, of.plan, MODEL, "north", 1.0, signing_key("north")), SignedUpdate)
-    with pytest.raises(ProtocolError, match="charged for round 1 cannot be sent for round"):
-        sign_update(encrypted, plan_with(of.plan, **changes), MODEL, "north", 1.0, signing_key("north"))
+                        plan=plan, site="north")  # fmt: skip
+
+    def signed(plan: RoundPlan) -> SignedUpdate:
+        return sign_update(
+            encrypted, plan, LAYOUT, "north", signing_key("north"), weight=1.0, update_bound=1.0, mask=""
+        )
+
+    for attempt in (2, 3):  # a later attempt at the round sends what an earlier one was charged for
+        assert header_of(signed(plan_with(plan, attempt=attempt)))["attempt"] == attempt
+    with pytest.raises(ProtocolError, match="charged for round 2 cannot be sent for round"):
+        signed(plan_with(plan, **changes))
 
 
 # --- What the server refuses to add --------------------------------------------------------------------------------
 
 
-def test_an_honest_update_is_verified_and_its_residues_kept() -> None:
+def test_an_honest_update_is_verified_and_its_ciphertexts_kept() -> None:
     of = this_round()
     verified = verify_update(updates()["north"], "north", of.plan, of.manifest, of.roster)
     assert verified.header.site == "north"
-    assert verified.residues.shape == (1, RING_DEGREE)
+    assert verified.ciphertexts.chunks == updates()["north"].chunks
     assert verified.contribution == contribution(updates()["north"])
 
 
@@ -207,6 +220,11 @@ def test_a_genuine_header_about_anything_else_is_refused(field: str, value: obje
         {"round": "1"},
         {"round": None},
         {"version": 2},
+        {"update_bound": 0.0},
+        {"update_bound": -1.0},
+        {"update_bound": float("nan")},
+        {"update_bound": float("inf")},
+        {"update_bound": "1"},
         {"seeds": ""},
         {"extra": 1},
     ],
@@ -220,7 +238,7 @@ def test_every_field_of_the_header_is_needed() -> None:
     update = updates()["north"]
     for name in set(header_of(update)) - {"version"}:
         left = update.header.decode().replace(f'"{name}":', f'"no-{name}":').encode()
-        broken = SignedUpdate(left, sign(signing_key("north"), "update", left), update.body)
+        broken = SignedUpdate(left, sign(signing_key("north"), "update", left), update.chunks)
         with pytest.raises(MalformedError, match="the header of north's update is malformed"):
             verify(broken)
 
@@ -229,7 +247,7 @@ def test_every_field_of_the_header_is_needed() -> None:
 @given(st.binary(max_size=300))
 def test_arbitrary_signed_bytes_are_no_header(data: bytes) -> None:
     with pytest.raises(MalformedError, match="the header of north's update is malformed"):
-        verify(SignedUpdate(data, sign(signing_key("north"), "update", data), b""))
+        verify(SignedUpdate(data, sign(signing_key("north"), "update", data), ()))
 
 
 @pytest.mark.parametrize("signer", ["south", "coordinator", "stranger"])
@@ -272,43 +290,53 @@ def test_an_update_replayed_under_another_plan_is_refused(changes: dict[str, obj
 
 @relaxed
 @given(
-    part=st.sampled_from(["header", "signature", "body"]),
+    part=st.sampled_from(["header", "signature", "chunks"]),
     where=st.floats(0, 1, exclude_max=True),
     bit=st.integers(0, 7),
 )
 def test_any_flipped_bit_is_refused(part: str, where: float, bit: int) -> None:
     update = updates()["north"]
-    data = bytearray(getattr(update, part))
+    data = bytearray(update.chunks[0] if part == "chunks" else getattr(update, part))
     data[int(where * len(data))] ^= 1 << bit
+    changes: dict[str, Any] = {part: (bytes(data),) if part == "chunks" else bytes(data)}
     with pytest.raises(AuthenticityError):
-        verify(replace(update, **{part: bytes(data)}))
+        verify(replace(update, **changes))
 
 
 @relaxed
-@given(header=st.binary(max_size=100), signature=st.binary(max_size=100), body=st.binary(max_size=100))
-def test_arbitrary_bytes_are_refused_with_our_errors(header: bytes, signature: bytes, body: bytes) -> None:
-    for update in (SignedUpdate(header, signature, body), replace(updates()["north"], body=body)):
+@given(
+    header=st.binary(max_size=100),
+    signature=st.binary(max_size=100),
+    chunks=st.lists(st.binary(max_size=100), max_size=3).map(tuple),
+)
+def test_arbitrary_bytes_are_refused_with_our_errors(
+    header: bytes, signature: bytes, chunks: tuple[bytes, ...]
+) -> None:
+    for update in (SignedUpdate(header, signature, chunks), replace(updates()["north"], chunks=chunks)):
         with pytest.raises((AuthenticityError, MalformedError, ProtocolError)):
             verify(update)
 
 
-@pytest.mark.parametrize("length", [0, 30_720, 30_783, 30_785, 61_568])
-def test_a_body_of_another_length_is_malformed(length: int) -> None:
+@pytest.mark.parametrize(
+    "lengths", [(), (0,), (30_720,), (30_783,), (30_785,), (61_568,), (30_784, 30_784), (30_784, 0)]
+)
+def test_a_body_of_another_length_is_malformed(lengths: tuple[int, ...]) -> None:
     update = updates()["north"]
-    with pytest.raises(MalformedError, match=r"1 ciphertexts take 30,784 bytes, not [\d,]+; the update was cut or"):
-        verify(replace(update, body=(update.body * 2)[:length]))
+    chunks = tuple((update.chunks[0] * 2)[:length] for length in lengths)
+    with pytest.raises(MalformedError, match=r"1 ciphertexts take 30,784 bytes, not [\d,]+; they were cut or padded"):
+        verify(replace(update, chunks=chunks))
 
 
-def test_a_body_of_another_size_than_its_genuine_header_says_is_malformed() -> None:
-    for size in (12_286, 10**30):
-        with pytest.raises(MalformedError, match="the update was cut or padded"):
-            verify(resigned(updates()["north"], "north", {"size": size}))
+@pytest.mark.parametrize("size", [12_286, 1 << 62, 10**30])
+def test_a_body_of_another_size_than_its_genuine_header_says_is_malformed(size: int) -> None:
+    with pytest.raises(MalformedError, match="they were cut or padded"):
+        verify(resigned(updates()["north"], "north", {"size": size}))
 
 
 def test_another_update_of_the_same_site_cannot_be_put_under_a_header() -> None:
     second = this_round().update("north", VECTORS["north"])
     with pytest.raises(AuthenticityError, match="not the ones that it signed; it was altered on the way"):
-        verify(replace(updates()["north"], body=second.body))
+        verify(replace(updates()["north"], chunks=second.chunks))
 
 
 def test_a_header_whose_seeds_are_not_the_bodys_is_refused_before_it_can_spoil_the_sum() -> None:
@@ -317,12 +345,19 @@ def test_a_header_whose_seeds_are_not_the_bodys_is_refused_before_it_can_spoil_t
 
 
 @pytest.mark.parametrize("value", [COEFF_MODULUS, (1 << 60) - 1])
-def test_a_coefficient_of_q_or_more_is_malformed_though_its_digest_is_signed(value: int) -> None:
-    update = updates()["north"]
-    words = residues(update.body[:-64]).copy().reshape(-1)
+def test_a_coefficient_of_q_or_more_is_not_added_though_its_digest_is_signed(value: int) -> None:
+    of, update = this_round(), updates()["north"]
+    c0, seed = parts_of(update)
+    words = residues(c0).copy().reshape(-1)
     words[77] = value
+    bad = resigned(update, "north", {}, pack60(words) + seed)
+    running = RunningSum(of.plan)
     with pytest.raises(MalformedError, match="a coefficient is not below the modulus q"):
-        verify(resigned(update, "north", {}, pack60(words) + update.body[-64:]))
+        running.add(verify_update(bad, "north", of.plan, of.manifest, of.roster))
+    assert running.sites == ()
+    for site, honest in updates().items():
+        running.add(verify_update(honest, site, of.plan, of.manifest, of.roster))
+    assert running.close() == honest_sum()
 
 
 # --- The running sum -----------------------------------------------------------------------------------------------
@@ -350,13 +385,15 @@ def test_the_sum_refuses_an_update_for_another_plan() -> None:
     assert running.sites == ()
 
 
-@pytest.mark.parametrize("changes", [{"layout": OTHER}, {"size": PARAMETERS + 1}])
-def test_the_sum_refuses_a_model_with_other_tensors(changes: dict[str, object]) -> None:
+@pytest.mark.parametrize("changes", [{"layout": OTHER}, {"size": PARAMETERS + 1}, {"update_bound": 0.5}])
+def test_the_sum_refuses_a_model_with_other_tensors_or_another_range(changes: dict[str, object]) -> None:
     of = this_round()
     running = RunningSum(of.plan)
     running.add(verify_update(updates()["north"], "north", of.plan, of.manifest, of.roster))
     other = resigned(updates()["south"], "south", changes)
-    with pytest.raises(ProtocolError, match="its model has other tensors than the other sites'"):
+    with pytest.raises(
+        ProtocolError, match="its model has other tensors than the other sites', or its values another range"
+    ):
         running.add(verify_update(other, "south", of.plan, of.manifest, of.roster))
     assert running.sites == ("north",)
 
@@ -378,10 +415,12 @@ def test_the_running_sum_is_the_sum_of_the_residues(seed: int) -> None:
     running, exact = RunningSum(of.plan), [0] * RING_DEGREE
     for site in SITES:
         verified = verify_update(updates()[site], site, of.plan, of.manifest, of.roster)
-        row = generator.integers(0, COEFF_MODULUS, (1, RING_DEGREE), np.uint64)
-        running.add(replace(verified, residues=row))
-        exact = [(a + b) % COEFF_MODULUS for a, b in zip(exact, row[0].tolist(), strict=True)]
-    assert residues(running.close().c0)[0].tolist() == exact
+        row = generator.integers(0, COEFF_MODULUS, RING_DEGREE, np.uint64)
+        ciphertexts = Ciphertexts((pack60(row) + parts_of(updates()[site])[1],))
+        running.add(replace(verified, ciphertexts=ciphertexts))
+        exact = [(a + b) % COEFF_MODULUS for a, b in zip(exact, row.tolist(), strict=True)]
+    (c0,) = running.close().c0
+    assert residues(c0)[0].tolist() == exact
 
 
 # --- What a site refuses to open -----------------------------------------------------------------------------------
@@ -441,7 +480,7 @@ def test_a_sum_of_another_run_or_of_a_round_beyond_the_last_is_not_opened() -> N
     manifest, run = make_manifest()
     plan = make_plan(run, number=manifest.settings.rounds + 1)
     with pytest.raises(ProtocolError, match="the sum is for another run; it was not opened"):
-        check_sum(EncryptedSum(plan.to_bytes(), (), b""), run, manifest, of.roster)
+        check_sum(EncryptedSum(plan.to_bytes(), (), ()), run, manifest, of.roster)
 
 
 def test_a_sum_with_a_contribution_of_nobody_in_the_cohort_is_not_opened() -> None:
@@ -459,23 +498,27 @@ def test_a_sum_whose_plan_brings_in_a_member_from_outside_of_the_run_is_not_open
         check_sum(total, of.run, of.manifest, make_roster(*SITES, "east"))
 
 
-@pytest.mark.parametrize("changes", [{"layout": OTHER}, {"size": 12_286}, {"size": 1}])
-def test_a_sum_over_different_tensors_is_not_opened(changes: dict[str, object]) -> None:
+@pytest.mark.parametrize("changes", [{"layout": OTHER}, {"size": 12_286}, {"size": 1}, {"update_bound": 0.5}])
+def test_a_sum_over_different_tensors_or_ranges_is_not_opened(changes: dict[str, object]) -> None:
     other = contribution(resigned(updates()["west"], "west", changes))
     parts = (*honest_sum().contributions[:2], other)
-    refused(replace(honest_sum(), contributions=parts), ProtocolError, "over models with different tensors")
+    refused(replace(honest_sum(), contributions=parts), ProtocolError, "over models with different tensors or ranges")
 
 
-@pytest.mark.parametrize("length", [0, 30_705, 30_719, 30_721, 61_440])
-def test_a_sum_that_was_cut_or_padded_is_not_opened(length: int) -> None:
+@pytest.mark.parametrize("lengths", [(0,), (30_705,), (30_719,), (30_721,), (61_440,), (30_720, 30_720), ()])
+def test_a_sum_that_was_cut_or_padded_is_not_opened(lengths: tuple[int, ...]) -> None:
     total = honest_sum()
-    refused(replace(total, c0=(total.c0 * 2)[:length]), MalformedError, "was cut or padded; it was not opened")
+    refused(
+        replace(total, c0=tuple((total.c0[0] * 2)[:length] for length in lengths)),
+        MalformedError,
+        "they were cut or padded",
+    )
 
 
 @few
 @given(plan=st.binary(max_size=200), header=st.binary(max_size=200), seeds=st.binary(max_size=100))
 def test_arbitrary_bytes_are_no_sum(plan: bytes, header: bytes, seeds: bytes) -> None:
-    refused(EncryptedSum(plan, (), b""), MalformedError, "the round's plan is malformed")
+    refused(EncryptedSum(plan, (), ()), MalformedError, "the round's plan is malformed")
     parts = (Contribution(header, b"", seeds),) * 3
     refused(replace(honest_sum(), contributions=parts), CloisterError)
 
@@ -483,20 +526,20 @@ def test_arbitrary_bytes_are_no_sum(plan: bytes, header: bytes, seeds: bytes) ->
 # --- A server that lies about c0, which nobody signed --------------------------------------------------------------
 
 
-def summed(*bodies: bytes) -> bytes:
+def summed(*sent: SignedUpdate) -> tuple[bytes]:
     total = np.zeros((1, RING_DEGREE), np.uint64)
-    for body in bodies:
-        add_residues(total, residues(body[:-64]))
-    return pack60(total.reshape(-1))
+    for update in sent:
+        add_residues(total, residues(parts_of(update)[0]))
+    return (pack60(total.reshape(-1)),)
 
 
 def test_one_sites_update_cannot_be_passed_off_as_the_sum_of_three() -> None:
     # Three times one ciphertext, with its seeds under everybody's header: were the seeds not signed, every site
     # would decrypt three times north's update, and the "mean" would be what north alone had sent.
     north = updates()["north"]
-    parts = tuple(replace(part, seeds=north.body[-64:]) for part in honest_sum().contributions)
-    total = replace(honest_sum(), contributions=parts, c0=summed(*[north.body] * 3))
-    opened = decryption_key().decrypt_sum(total.c0, [part.seeds for part in parts])
+    parts = tuple(replace(part, seeds=parts_of(north)[1]) for part in honest_sum().contributions)
+    total = replace(honest_sum(), contributions=parts, c0=summed(*[north] * 3))
+    opened = decryption_key().decrypt(total.ciphertexts)
     assert isinstance(unpack(opened, PARAMETERS, [1.0] * 3, this_round().manifest.packing), Update)
     with pytest.raises(AuthenticityError, match="the seeds of south's update are not the ones that it signed"):
         open_sum(total)
@@ -506,13 +549,13 @@ def test_an_update_of_an_earlier_round_cannot_take_the_place_of_this_rounds() ->
     north, south, west = (updates()[site] for site in SITES)
     earlier = make_round(number=1).update("north", VECTORS["north"])
     parts = list(honest_sum().contributions)
-    parts[0] = replace(parts[0], seeds=earlier.body[-64:])
-    total = replace(honest_sum(), contributions=tuple(parts), c0=summed(earlier.body, south.body, west.body))
+    parts[0] = replace(parts[0], seeds=parts_of(earlier)[1])
+    total = replace(honest_sum(), contributions=tuple(parts), c0=summed(earlier, south, west))
     with pytest.raises(AuthenticityError, match="the seeds of north's update"):
         open_sum(total)
     with pytest.raises(AuthenticityError, match="is not that of the updates it is said to hold"):
         open_sum(replace(honest_sum(), c0=total.c0))
-    assert summed(north.body, south.body, west.body) == honest_sum().c0
+    assert summed(north, south, west) == honest_sum().c0
 
 
 @pytest.mark.parametrize(
@@ -533,14 +576,14 @@ def test_a_c0_that_is_not_the_sum_of_all_decrypts_to_noise_and_is_refused(
     total = of.total(sent)
     assert isinstance(open_sum(total, of), Update)
     with pytest.raises(AuthenticityError, match="is not that of the updates it is said to hold"):
-        open_sum(replace(total, c0=summed(*(sent[site].body for site in sites))), of)
+        open_sum(replace(total, c0=summed(*(sent[site] for site in sites))), of)
 
 
 def test_a_server_that_adds_a_constant_to_the_sum_is_noticed() -> None:
     total = honest_sum()
     shift = np.zeros((1, RING_DEGREE), np.uint64)
     shift[0, 0] = 500 * (COEFF_MODULUS // PLAIN_MODULUS)  # 500 levels of the first parameter
-    words = residues(total.c0).copy()
+    words = residues(total.c0[0]).copy()
     add_residues(words, shift)
     with pytest.raises(AuthenticityError, match="is not that of the updates it is said to hold"):
-        open_sum(replace(total, c0=pack60(words.reshape(-1))))
+        open_sum(replace(total, c0=(pack60(words.reshape(-1)),)))

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privacy.ciphertext import COEFF_MODULUS, SEED_BYTES, add_residues
-from privacy.encryption import DecryptionKey
 from privacy.errors import MalformedError
 from privacy.expansion import _expand, _leaves, add_expanded, expand
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
+from privacy.seal import binding
 from tests.privacy.consortium import few
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ OFTEN = 1085102592571318273  # just over 2^64 / 17: SEAL passes over one word in
 
 def by_seal(seed: bytes) -> np.ndarray:
     """Let SEAL expand a seed."""
-    binding = DecryptionKey._binding()
-    saved = binding.save(binding.ciphertext(np.zeros(RING_DEGREE, np.uint64), seed))
-    return np.frombuffer(saved[-WORDS:], dtype="<u8")
+    return binding().expand(seed)
 
 
 @few
@@ -60,11 +58,11 @@ def test_words_that_would_favour_small_residues_are_replaced_in_seals_order(tmp_
     parameters.set_plain_modulus(PLAIN_MODULUS)
     context = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)  # noqa: FBT003 - positional in the binding
     seeded = seal.Encryptor(context, seal.KeyGenerator(context).secret_key()).encrypt_zero_symmetric()
-    frame = DecryptionKey._binding().save(seeded)
+    frame = binding()._save(seeded)
     (tmp_path / "seeded").write_bytes(frame)
     whole = seal.Ciphertext()
     whole.load(context, str(tmp_path / "seeded"))
-    c1 = np.frombuffer(DecryptionKey._binding().save(whole)[-WORDS:], dtype="<u8")
+    c1 = np.frombuffer(binding()._save(whole)[-WORDS:], dtype="<u8")
     np.testing.assert_array_equal(_expand([frame[-SEED_BYTES:]], OFTEN)[0], c1)
 
 

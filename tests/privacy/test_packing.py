@@ -13,10 +13,10 @@ from privacy.errors import ConfigError, MalformedError
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Packing, Profile, pack, unpack
 from privacy.randomness import Randomness
 from privacy.update import PrivateUpdate, Update
-from tests.privacy.consortium import CHARGE, private, relaxed
+from tests.privacy.consortium import CHARGE, blocks_of, packed, private, relaxed
 
-MOST = {"compact": 4_368, "precise": 1_118_480}  # sites, with at least 16 levels each
-BITS = {"compact": 16, "precise": 24}
+MOST = {"compact": 4_368, "precise": 1_118_480, "dense": 272}  # sites, with at least 16 levels each
+BITS = {"compact": 16, "precise": 24, "dense": 12}
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 profiles = st.sampled_from(PROFILES)
 seeds = st.integers(0, 1 << 32)
@@ -49,14 +49,14 @@ def test_the_weighted_mean_comes_back_within_the_stated_error(
     profile: Profile, size: int, spare: int, shares: list[float], bound: float, heaviest: float, seed: int
 ) -> None:
     weights = [share * heaviest for share in shares]
-    packing = packing_of(profile, len(weights) + spare, bound, heaviest)
+    packing = packing_of(profile, min(len(weights) + spare, MOST[profile]), bound, heaviest)
     generator = np.random.default_rng(seed)
     # About a third of the values lie beyond the bound.
     vectors = [(generator.normal(size=size) * bound).astype(np.float32) for _ in weights]
     total = np.zeros((packing.ciphertexts(size), RING_DEGREE), np.uint64)
     for number, (vector, weight) in enumerate(zip(vectors, weights, strict=True)):
-        total += pack(private(vector), weight, packing, Randomness.seeded(seed, number)).coefficients
-    mean = unpack(total, size, weights, packing).vector
+        total += packed(vector, weight, packing, Randomness.seeded(seed, number))
+    mean = unpack(blocks_of(total), size, weights, packing).vector
     clipped = [np.clip(vector.astype(np.float64), -bound, bound) for vector in vectors]
     expected = sum(weight * vector for weight, vector in zip(weights, clipped, strict=True)) / sum(weights)
     error = packing.max_error(weights)
@@ -69,8 +69,8 @@ def test_the_weighted_mean_comes_back_within_the_stated_error(
 @pytest.mark.parametrize("value", [-1.0, -0.73, -0.123_456_7, 0.0, 1e-5, 0.333_333_3, 0.999_99, 1.0])
 def test_rounding_is_unbiased(profile: Profile, value: float) -> None:
     size, packing = 200_000, packing_of(profile)
-    packed = pack(private(np.full(size, value)), 1.0, packing, Randomness.seeded(1, repr(value), profile))
-    mean = unpack(packed.coefficients, size, [1.0], packing).vector.astype(np.float64).mean()
+    coefficients = packed(np.full(size, value), 1.0, packing, Randomness.seeded(1, repr(value), profile))
+    mean = unpack(blocks_of(coefficients), size, [1.0], packing).vector.astype(np.float64).mean()
     level = 2 / (packing.levels - 1)
     # A rounded value is off by at most half a level as a standard deviation; five of the mean's. float32 adds its own.
     assert abs(mean - np.float32(value)) < 5 * level / 2 / np.sqrt(size) + 2.0**-24
@@ -84,7 +84,7 @@ def test_no_field_carries_and_no_sum_wraps_whatever_the_cohort(profile: Profile,
     top = packing.levels - 1
     most = sum(top << packing.bits * field for field in range(packing.fields))
     extreme = np.array([1.0, np.finfo(np.float32).max], np.float32).repeat(packing.slots // 2)
-    coefficients = pack(private(extreme), 1.0, packing, Randomness.seeded(cohort)).coefficients
+    coefficients = packed(extreme, 1.0, packing, Randomness.seeded(cohort))
     assert int(coefficients.max()) <= most
     assert cohort * top <= (1 << packing.bits) - 2
     assert cohort * most < PLAIN_MODULUS
@@ -95,38 +95,38 @@ def test_no_field_carries_and_no_sum_wraps_whatever_the_cohort(profile: Profile,
         np.testing.assert_array_equal(summed, alone * np.uint64(cohort))
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_sums_of_a_thousand_sites_are_exact(profile: Profile) -> None:
-    sites, size = 1_000, 50
+@pytest.mark.parametrize(("profile", "sites"), [("compact", 1_000), ("precise", 1_000), ("dense", MOST["dense"])])
+def test_sums_of_a_thousand_sites_are_exact(profile: Profile, sites: int) -> None:
+    size = 50
     packing = packing_of(profile, sites, 2.0)
     generator = np.random.default_rng(5)
     weights = [float(weight) for weight in generator.uniform(0.1, 1, sites)]
     vectors = generator.normal(size=(sites, size)).astype(np.float32)
-    packed = [
-        pack(private(vector), weight, packing, Randomness.seeded(number)).coefficients
+    sent = [
+        packed(vector, weight, packing, Randomness.seeded(number))
         for number, (vector, weight) in enumerate(zip(vectors, weights, strict=True))
     ]
-    total = sum(packed, np.zeros_like(packed[0]))
-    exact = [sum(int(each[0, place]) for each in packed) for place in range(size)]
+    total = sum(sent, np.zeros_like(sent[0]))
+    exact = [sum(int(each[0, place]) for each in sent) for place in range(size)]
     assert total[0, :size].tolist() == exact
     assert max(exact) < PLAIN_MODULUS
-    mean = unpack(total, size, weights, packing).vector
+    mean = unpack([total], size, weights, packing).vector
     expected = np.average(np.clip(vectors, -2, 2), axis=0, weights=weights)
     np.testing.assert_allclose(mean, expected, rtol=0, atol=packing.max_error(weights))
 
 
 def test_the_last_coefficient_of_every_ciphertext_stays_free() -> None:
     packing = packing_of("compact")
-    packed = pack(private(np.ones(packing.slots + 1)), 1.0, packing, Randomness.fresh())
-    assert packed.coefficients.shape == (2, RING_DEGREE)
-    assert not packed.coefficients[:, -1].any()
+    coefficients = packed(np.ones(packing.slots + 1), 1.0, packing)
+    assert coefficients.shape == (2, RING_DEGREE)
+    assert not coefficients[:, -1].any()
 
 
 def test_values_fill_one_field_of_all_coefficients_before_the_next() -> None:
     packing = packing_of("compact", cohort=1)
     values = np.full(3 * 4095, -1.0)
     values[0], values[4095 + 7], values[-1] = 1.0, 1.0, 1.0
-    row = pack(private(values), 1.0, packing, Randomness.fresh()).coefficients[0]
+    row = packed(values, 1.0, packing)[0]
     top = packing.levels - 1
     assert {place: int(row[place]) for place in np.flatnonzero(row)} == {0: top, 7: top << 16, 4094: top << 32}
 
@@ -139,6 +139,8 @@ def test_values_fill_one_field_of_all_coefficients_before_the_next() -> None:
         ("compact", MOST["compact"] + 1),
         ("precise", 0),
         ("precise", MOST["precise"] + 1),
+        ("dense", 0),
+        ("dense", MOST["dense"] + 1),
     ],
 )
 def test_a_cohort_that_leaves_no_room_is_refused(profile: Profile, cohort: int) -> None:
@@ -175,8 +177,8 @@ def test_values_that_are_not_finite_are_refused_at_both_steps(value: float) -> N
 @pytest.mark.parametrize("value", [1e-45, -1e-45, 3.4e38, -3.4e38, -0.0])
 def test_subnormal_and_huge_values_are_only_clipped(value: float) -> None:
     packing = packing_of("precise")
-    packed = pack(private(np.array([value])), 1.0, packing, Randomness.seeded(3))
-    mean = unpack(packed.coefficients, 1, [1.0], packing).vector
+    coefficients = packed(np.array([value]), 1.0, packing, Randomness.seeded(3))
+    mean = unpack([coefficients], 1, [1.0], packing).vector
     assert abs(mean[0] - np.clip(value, -1, 1)) <= packing.max_error([1.0])
 
 
@@ -186,7 +188,7 @@ SIZE, WEIGHTS = 20, [1.0, 0.5, 0.25]
 def true_sum(packing: Packing) -> np.ndarray:
     total = np.zeros((1, RING_DEGREE), np.uint64)
     for weight in WEIGHTS:
-        total += pack(private(np.linspace(-1, 1, SIZE)), weight, packing, Randomness.fresh()).coefficients
+        total += packed(np.linspace(-1, 1, SIZE), weight, packing)
     return total
 
 
@@ -195,10 +197,10 @@ def test_a_field_that_the_contributors_cannot_have_reached_is_refused(profile: P
     packing = packing_of(profile)
     total = true_sum(packing)
     total[0, SIZE - 1] = 3 * (packing.levels - 1)
-    unpack(total, SIZE, WEIGHTS, packing)
+    unpack([total], SIZE, WEIGHTS, packing)
     total[0, SIZE - 1] += 1
     with pytest.raises(MalformedError, match="values that these contributors cannot have sent; it was altered"):
-        unpack(total, SIZE, WEIGHTS, packing)
+        unpack([total], SIZE, WEIGHTS, packing)
 
 
 @pytest.mark.parametrize(
@@ -213,23 +215,24 @@ def test_anything_where_all_sites_leave_zero_is_refused(place: int) -> None:
     total = true_sum(packing)
     total[0, place] = 1
     with pytest.raises(MalformedError, match="it was altered"):
-        unpack(total, SIZE, WEIGHTS, packing)
+        unpack([total], SIZE, WEIGHTS, packing)
 
 
 @pytest.mark.parametrize(
-    ("shape", "contributors"),
+    ("lengths", "contributors", "said"),
     [
-        pytest.param((2, RING_DEGREE), 3, id="too many ciphertexts"),
-        pytest.param((0, RING_DEGREE), 3, id="too few ciphertexts"),
-        pytest.param((1, RING_DEGREE - 1), 3, id="another ring"),
-        pytest.param((RING_DEGREE,), 3, id="flat"),
-        pytest.param((1, RING_DEGREE), 0, id="no contributor"),
-        pytest.param((1, RING_DEGREE), 4, id="more contributors than the cohort"),
+        pytest.param((2,), 3, "cannot have sent", id="too many ciphertexts"),
+        pytest.param((1, 1), 3, "cannot have sent", id="a block too many"),
+        pytest.param((0,), 3, "a sum of 0 values does not fit this run's 20", id="too few ciphertexts"),
+        pytest.param((), 3, "a sum of 0 values does not fit this run's 20", id="no block"),
+        pytest.param((1,), 0, "does not fit this run", id="no contributor"),
+        pytest.param((1,), 4, "does not fit this run", id="more contributors than the cohort"),
     ],
 )
-def test_a_sum_of_another_form_is_refused(shape: tuple[int, ...], contributors: int) -> None:
-    with pytest.raises(MalformedError, match="does not fit this run"):
-        unpack(np.zeros(shape, np.uint64), SIZE, [1.0] * contributors, packing_of("compact"))
+def test_a_sum_of_another_form_is_refused(lengths: tuple[int, ...], contributors: int, said: str) -> None:
+    blocks = [np.zeros((length, RING_DEGREE), np.uint64) for length in lengths]
+    with pytest.raises(MalformedError, match=said):
+        unpack(blocks, SIZE, [1.0] * contributors, packing_of("compact"))
 
 
 @relaxed

@@ -11,17 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.ciphertext import add_residues, pack60, residues
+from privacy.ciphertext import add_residues, pack60
 from privacy.encryption import DecryptionKey
 from privacy.errors import AuthenticityError
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Packing, pack, unpack
+from privacy.masking import MaskedUpdate
+from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Packing, unpack
 from privacy.plan import RoundPlan
-from privacy.randomness import Randomness
 from privacy.tag import KEY_BYTES, TagKey
-from privacy.update import PackedUpdate
-from tests.privacy.consortium import CHARGE, few, private
+from tests.privacy.consortium import CHARGE, blocks_of, decrypted, few, joined, packed, unmasked
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
 T = PLAIN_MODULUS
@@ -52,7 +53,7 @@ def untagged(seed: int, count: int, below: int = T // 8) -> NDArray[np.uint64]:
 def tagged(
     coefficients: NDArray[np.uint64], site: str, plan: RoundPlan = PLAN, key: TagKey = KEY
 ) -> NDArray[np.uint64]:
-    return key.tag(PackedUpdate(coefficients, CHARGE), plan, site).coefficients
+    return joined(key.tag(unmasked(coefficients.copy()), plan, site).blocks)
 
 
 def honest(count: int = 3) -> dict[str, NDArray[np.uint64]]:
@@ -67,9 +68,14 @@ def added(*updates: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return total
 
 
+def checked(total: NDArray[np.uint64], plan: RoundPlan, sites: Iterable[str], key: TagKey = KEY) -> NDArray[np.uint64]:
+    """Check a sum to its end; return what was passed on."""
+    return joined(key.check(blocks_of(total), plan, sites))
+
+
 def refused(total: NDArray[np.uint64], plan: RoundPlan = PLAN, sites: tuple[str, ...] = SITES) -> bool:
     try:
-        KEY.check(total, plan, sites)
+        checked(total, plan, sites)
     except AuthenticityError:
         return True
     return False
@@ -78,6 +84,10 @@ def refused(total: NDArray[np.uint64], plan: RoundPlan = PLAN, sites: tuple[str,
 def alpha_of(key: TagKey) -> list[int]:
     low, high = key._alpha
     return [int(a) + (int(b) << 24) for a, b in zip(low, high, strict=True)]
+
+
+def pads_of(key: TagKey, count: int) -> list[int]:
+    return [int(pad) for pad in key._pads(PLAN, "north").residues(count, T)]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +115,7 @@ def test_the_inner_product_is_exact_also_for_the_largest_secret_coefficients() -
 
 
 def test_secret_coefficients_and_pads_lie_below_the_modulus_and_fill_its_range() -> None:
-    for values in (alpha_of(KEY), [int(pad) for pad in KEY._pads(PLAN, "north", 4000)]):
+    for values in (alpha_of(KEY), pads_of(KEY, 4000)):
         assert len(set(values)) == len(values)
         assert max(values) < T
         assert abs(sum(values) / len(values) / T - 0.5) < 5 / (12 * len(values)) ** 0.5
@@ -120,19 +130,37 @@ def test_secret_coefficients_and_pads_lie_below_the_modulus_and_fill_its_range()
 def test_the_honest_sum_of_any_sites_passes(seed: int, count: int, names: list[str]) -> None:
     terms = [untagged(seed + number, count, T // len(names)) for number in range(len(names))]
     total = added(*(tagged(term, name) for term, name in zip(terms, names, strict=True)))
-    KEY.check(total, PLAN, names)
-    KEY.check(total, PLAN, reversed(names))
+    for order in (names, reversed(names)):
+        np.testing.assert_array_equal(checked(total, PLAN, order), total)
     np.testing.assert_array_equal(total[:, :LAST], np.sum(terms, axis=0)[:, :LAST])
 
 
 def test_a_tag_changes_only_the_last_coefficient_and_keeps_the_charge() -> None:
-    packed = PackedUpdate(untagged(1, 2), CHARGE)
-    before = packed.coefficients.copy()
+    before = untagged(1, 2)
+    packed = unmasked(before.copy())
     made = KEY.tag(packed, PLAN, "north")
-    np.testing.assert_array_equal(packed.coefficients, before)
-    np.testing.assert_array_equal(made.coefficients[:, :LAST], before[:, :LAST])
+    coefficients = joined(made.blocks)
+    np.testing.assert_array_equal(coefficients[:, :LAST], before[:, :LAST])
     assert made.charge is packed.charge
-    assert (made.coefficients[:, LAST] < T).all()
+    assert (coefficients[:, LAST] != before[:, LAST]).all()
+    assert (coefficients[:, LAST] < T).all()
+
+
+def test_tags_do_not_depend_on_how_ciphertexts_are_cut_into_blocks() -> None:
+    whole = untagged(5, 5)
+    pieces = (piece.copy() for piece in np.split(whole, [1, 3]))
+    cut = joined(KEY.tag(MaskedUpdate(pieces, CHARGE), PLAN, "north").blocks)
+    np.testing.assert_array_equal(cut, tagged(whole, "north"))
+    np.testing.assert_array_equal(joined(KEY.check(np.split(cut, [2, 4]), PLAN, ["north"])), cut)
+
+
+def test_a_block_is_passed_on_only_once_it_is_known_to_be_right() -> None:
+    total = added(*honest(3).values())
+    total[1, 7] ^= np.uint64(1)
+    rest = KEY.check(np.split(total, 3), PLAN, SITES)
+    np.testing.assert_array_equal(next(rest), total[:1])
+    with pytest.raises(AuthenticityError, match="round 2"):
+        next(rest)
 
 
 def test_a_tag_depends_on_key_plan_site_and_ciphertext() -> None:
@@ -160,12 +188,12 @@ def test_a_tag_depends_on_key_plan_site_and_ciphertext() -> None:
 def test_secret_coefficients_and_pads_depend_on_the_key() -> None:
     other = TagKey(KEY._secret[:-1] + b"j")
     assert not set(alpha_of(KEY)) & set(alpha_of(other))
-    assert not set(KEY._pads(PLAN, "north", 9).tolist()) & set(other._pads(PLAN, "north", 9).tolist())
+    assert not set(pads_of(KEY, 9)) & set(pads_of(other, 9))
 
 
 def test_another_key_refuses_the_honest_sum() -> None:
     with pytest.raises(AuthenticityError, match="round 2"):
-        TagKey(b"j" * KEY_BYTES).check(added(*honest().values()), PLAN, SITES)
+        checked(added(*honest().values()), PLAN, SITES, TagKey(b"j" * KEY_BYTES))
 
 
 def test_a_constant_added_to_any_coefficient_is_refused() -> None:
@@ -238,7 +266,7 @@ def test_tags_survive_encryption_and_tell_what_a_server_did_to_ciphertexts() -> 
     packing = Packing.of("compact", cohort=3, update_bound=1.0, max_weight=1.0)
     vectors = [np.random.default_rng(number).normal(0, 0.1, packing.slots + 5) for number in range(3)]
     made = [
-        decryption.encrypt(KEY.tag(pack(private(vector), 1.0, packing, Randomness.fresh()), PLAN, site)).ciphertexts
+        decryption.encrypt(KEY.tag(unmasked(packed(vector, 1.0, packing)), PLAN, site)).ciphertexts
         for vector, site in zip(vectors, SITES, strict=True)
     ]
     assert {len(each.seeds) for each in made} == {2 * 64}
@@ -246,14 +274,13 @@ def test_tags_survive_encryption_and_tell_what_a_server_did_to_ciphertexts() -> 
     def opened(*which: int, plus: NDArray[np.uint64] | None = None) -> NDArray[np.uint64]:
         total = np.zeros((2, RING_DEGREE), np.uint64)
         for number in which:
-            add_residues(total, residues(made[number].c0))
+            add_residues(total, next(made[number].residues()))
         if plus is not None:
             add_residues(total, plus)
-        return decryption.decrypt_sum(pack60(total.reshape(-1)), [made[number].seeds for number in which])
+        return decrypted(decryption, [pack60(total.reshape(-1))], [made[number].seeds for number in which], 2)
 
     right = opened(0, 1, 2)
-    KEY.check(right, PLAN, SITES)
-    mean = unpack(right, packing.slots + 5, [1.0] * 3, packing)
+    mean = unpack(KEY.check([right], PLAN, SITES), packing.slots + 5, [1.0] * 3, packing)
     assert np.abs(mean.vector - np.mean(vectors, axis=0)).max() <= packing.max_error([1.0] * 3)
 
     shift = np.zeros((2, RING_DEGREE), np.uint64)

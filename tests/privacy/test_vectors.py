@@ -10,6 +10,7 @@ import json
 from base64 import b64decode
 from dataclasses import dataclass, replace
 from functools import cache
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,18 +19,29 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from privacy import errors
 from privacy.accounting import Mechanism
-from privacy.ciphertext import C0_BYTES, COEFF_MODULUS, Ciphertexts, add_residues, pack60, residues
+from privacy.ciphertext import C0_BYTES, COEFF_MODULUS, Ciphertexts, add_residues, pack60, residues, seeds_digest
 from privacy.encryption import DecryptionKey
 from privacy.envelope import Contribution, SignedUpdate, verify_update
+from privacy.expansion import expand
 from privacy.ledger import Ledger
 from privacy.manifest import open_manifest
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE, pack, unpack
+from privacy.packing import PLAIN_MODULUS, RING_DEGREE, unpack
 from privacy.plan import read_plan
 from privacy.randomness import Randomness
 from privacy.roster import open_roster
 from privacy.signing import SignedDocument
-from privacy.summation import EncryptedSum, check_sum
-from tests.privacy.consortium import LAYOUT, MODEL, PARAMETERS, make_roster, private, public_hex, resigned, run_settings
+from privacy.summation import EncryptedSum, RunningSum, check_sum
+from tests.privacy.consortium import (
+    LAYOUT,
+    MODEL,
+    PARAMETERS,
+    decrypted,
+    make_roster,
+    packed,
+    public_hex,
+    resigned,
+    run_settings,
+)
 from tests.privacy.golden import FOLDER, VECTOR
 
 if TYPE_CHECKING:
@@ -86,30 +98,33 @@ def documents() -> Documents:
     authority = load_der_public_key(b64decode(data["authority"]))
     roster = open_roster(data["roster"].encode(), authority)  # type: ignore[arg-type]
     manifest, run = open_manifest(data["manifest"].encode(), roster.manifest_key)
-    update = SignedUpdate(data["header"].encode(), bytes.fromhex(data["signature"]), wire())
+    update = SignedUpdate(data["header"].encode(), bytes.fromhex(data["signature"]), (wire(),))
     return Documents(authority, roster, manifest, run, read_plan(data["plan"].encode()), update)  # type: ignore[arg-type]
 
 
 def test_the_known_ciphertext_decrypts_to_the_known_coefficients() -> None:
-    ciphertexts = Ciphertexts.from_bytes(wire(), 1)
+    ciphertexts = Ciphertexts.read([wire()], 1)
     assert ciphertexts.digest == stored("ciphertext")["digest"]
-    assert ciphertexts.seeds_digest == stored("ciphertext")["seeds_digest"]
-    np.testing.assert_array_equal(key().decrypt_sum(ciphertexts.c0, [ciphertexts.seeds]), tagged())
+    assert seeds_digest(ciphertexts.seeds) == stored("ciphertext")["seeds_digest"]
+    np.testing.assert_array_equal(decrypted(key(), [wire()[:C0_BYTES]], [ciphertexts.seeds], 1), tagged())
 
 
 def test_the_sum_of_the_known_ciphertext_with_itself_is_twice_as_much() -> None:
-    ciphertexts = Ciphertexts.from_bytes(wire(), 1)
-    total = residues(ciphertexts.c0).copy()
-    add_residues(total, residues(ciphertexts.c0))
-    opened = key().decrypt_sum(pack60(total.reshape(-1)), [ciphertexts.seeds] * 2)
+    c0, seed = wire()[:C0_BYTES], wire()[C0_BYTES:]
+    total = residues(c0).copy()
+    add_residues(total, residues(c0))
+    opened = decrypted(key(), [pack60(total.reshape(-1))], [seed] * 2, 1)
     np.testing.assert_array_equal(opened, 2 * tagged() % PLAIN_MODULUS)
+
+
+def test_the_known_seed_expands_to_the_known_c1() -> None:
+    assert sha256(expand(wire()[C0_BYTES:]).astype("<u8").tobytes()).hexdigest() == stored("ciphertext")["c1"]
 
 
 def test_the_known_coefficients_are_what_packing_makes_and_unpack_to_the_vector() -> None:
     packing = documents().manifest.packing
-    packed = pack(private(VECTOR), 1.0, packing, Randomness.seeded(7, "golden"))
-    np.testing.assert_array_equal(packed.coefficients, coefficients())
-    mean = unpack(coefficients(), PARAMETERS, [1.0], packing).vector
+    np.testing.assert_array_equal(packed(VECTOR, 1.0, packing, Randomness.seeded(7, "golden")), coefficients())
+    mean = unpack([coefficients()], PARAMETERS, [1.0], packing).vector
     np.testing.assert_allclose(mean, VECTOR, rtol=0, atol=packing.max_error([1.0]))
 
 
@@ -139,7 +154,7 @@ def test_the_known_update_is_verified_and_signing_it_again_gives_the_same_bytes(
 def test_a_sum_with_the_known_update_alone_is_too_small() -> None:
     found = documents()
     part = Contribution(found.update.header, found.update.signature, wire()[C0_BYTES:])
-    total = EncryptedSum(found.plan.to_bytes(), (part,), wire()[:C0_BYTES])
+    total = EncryptedSum(found.plan.to_bytes(), (part,), (wire()[:C0_BYTES],))
     with pytest.raises(errors.ProtocolError, match="over 1 sites, fewer than the minimum"):
         check_sum(total, found.run, found.manifest, found.roster)
 
@@ -156,7 +171,7 @@ def test_the_known_ledger_counts_three_charges(tmp_path: Path) -> None:
 
 def _open_update(data: str) -> object:
     signature, _, header = data.partition("\n")
-    update = SignedUpdate(header.encode(), bytes.fromhex(signature), wire())
+    update = SignedUpdate(header.encode(), bytes.fromhex(signature), (wire(),))
     return verify_update(update, "north", documents().plan, documents().manifest, documents().roster)
 
 
@@ -182,7 +197,10 @@ def test_each_bad_one_is_refused_with_its_own_error(bad: dict[str, str], tmp_pat
         ("cut", "MalformedError"),
         ("padded", "MalformedError"),
         ("twice", "MalformedError"),
+        ("two chunks", "MalformedError"),
+        ("in two", "MalformedError"),
         ("empty", "MalformedError"),
+        ("no chunk", "MalformedError"),
         ("a coefficient of q, signed", "MalformedError"),
     ],
 )
@@ -193,20 +211,24 @@ def test_the_known_update_with_a_bad_body_is_refused(name: str, error: str) -> N
     words = residues(wire()[:C0_BYTES]).copy()
     words[0, 0] = COEFF_MODULUS
     update = {
-        "a flipped bit in c0": replace(documents().update, body=bytes(flipped)),
-        "a flipped bit in the seed": replace(documents().update, body=bytes(seed)),
-        "cut": replace(documents().update, body=wire()[:-1]),
-        "padded": replace(documents().update, body=wire() + b"\0"),
-        "twice": replace(documents().update, body=wire() * 2),
-        "empty": replace(documents().update, body=b""),
+        "a flipped bit in c0": replace(documents().update, chunks=(bytes(flipped),)),
+        "a flipped bit in the seed": replace(documents().update, chunks=(bytes(seed),)),
+        "cut": replace(documents().update, chunks=(wire()[:-1],)),
+        "padded": replace(documents().update, chunks=(wire() + b"\0",)),
+        "twice": replace(documents().update, chunks=(wire() * 2,)),
+        "two chunks": replace(documents().update, chunks=(wire(), wire())),
+        "in two": replace(documents().update, chunks=(wire()[:1_000], wire()[1_000:])),
+        "empty": replace(documents().update, chunks=(b"",)),
+        "no chunk": replace(documents().update, chunks=()),
         "a coefficient of q, signed": resigned(
             documents().update, "north", {}, pack60(words.reshape(-1)) + wire()[C0_BYTES:]
         ),
     }[name]
-    found = documents()
+    found, running = documents(), RunningSum(documents().plan)
     with pytest.raises(errors.CloisterError) as caught:
-        verify_update(update, "north", found.plan, found.manifest, found.roster)
+        running.add(verify_update(update, "north", found.plan, found.manifest, found.roster))
     assert type(caught.value).__name__ == error
+    assert running.sites == ()
 
 
 def test_a_damaged_known_key_is_refused() -> None:

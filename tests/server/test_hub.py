@@ -75,7 +75,8 @@ class Caller:
         self._push = self._channel.stream_unary(f"/{SERVICE}/Push", pb.Chunk.SerializeToString, pb.Receipt.FromString)
 
     def pull(self, protocol: int = PROTOCOL, wait: float = 0.0) -> bytes | None:
-        return assemble(self._pull(pb.PullRequest(protocol=protocol, wait_seconds=wait), timeout=LONG), LIMIT)
+        found = assemble(self._pull(pb.PullRequest(protocol=protocol, wait_seconds=wait), timeout=LONG), LIMIT)
+        return None if found is None else bytes(found)
 
     def push(self, chunks: Iterator[pb.Chunk]) -> int:
         return int(self._push(chunks, timeout=LONG).status)
@@ -131,11 +132,11 @@ def _expired(federation: Federation, folder: Path) -> grpc.ChannelCredentials:
 def test_who_has_no_valid_certificate_of_this_consortium_is_turned_away_before_speaking(
     server: Server, tmp_path: Path, credentials: Callable[[Federation, Path], grpc.ChannelCredentials]
 ) -> None:
-    server.mailboxes.put(server.node("north"), "m", b"for north")
+    server.mailboxes.put(server.node("north"), "m", (b"for north",))
     caller = Caller(server.address, credentials(server.federation, tmp_path))
     started = time.monotonic()
     assert _refusal(caller.pull)[0] == grpc.StatusCode.UNAVAILABLE
-    assert caller.refused(to_frames(b"x", "m"))[0] == grpc.StatusCode.UNAVAILABLE
+    assert caller.refused(to_frames([b"x"], "m"))[0] == grpc.StatusCode.UNAVAILABLE
     assert time.monotonic() - started < 5
     assert server.mailboxes.take({"m"}, 0) is None
     assert server.mailboxes.online(LONG) == set()
@@ -154,9 +155,9 @@ def unlisted(federation: Federation, folder: Path) -> TlsFiles:
 
 
 def test_a_certified_site_that_is_not_in_the_roster_is_refused_with_what_to_do(server: Server, tmp_path: Path) -> None:
-    server.mailboxes.put(server.node("north"), "m", b"for north")
+    server.mailboxes.put(server.node("north"), "m", (b"for north",))
     with Exchange(server.address, unlisted(server.federation, tmp_path)) as exchange:
-        for call in (exchange.pull, lambda: exchange.push(b"x", "m")):
+        for call in (exchange.pull, lambda: exchange.push((b"x",), "m")):
             with pytest.raises(AuthenticityError, match="ask the coordinator to add this site") as caught:
                 call()
             assert server.address in str(caught.value)
@@ -170,35 +171,35 @@ def test_a_members_new_certificate_over_its_old_key_is_accepted(server: Server, 
     renewed = tmp_path / "tls.pem"
     certificate = authority_of(server.federation).issue_site("north", key.public_key())
     renewed.write_bytes(certificate_pem(certificate))
-    server.mailboxes.put(server.node("north"), "m", b"for north")
+    server.mailboxes.put(server.node("north"), "m", (b"for north",))
     with Exchange(server.address, TlsFiles(old.authority, renewed, old.key)) as exchange:
-        assert exchange.pull() == b"for north"
+        assert bytes(exchange.pull() or b"") == b"for north"
 
 
 # --- Whose mail it is -----------------------------------------------------------------------------------------------
 
 
 def test_a_site_gets_its_own_messages_and_no_others(server: Server, north: Caller, south: Caller) -> None:
-    server.mailboxes.put(server.node("south"), "m", b"for south")
+    server.mailboxes.put(server.node("south"), "m", (b"for south",))
     assert north.pull() is None
     assert south.pull() == b"for south"
-    server.mailboxes.put(server.node("north"), "n", b"for north")
+    server.mailboxes.put(server.node("north"), "n", (b"for north",))
     assert north.pull() == b"for north"
     assert south.pull() == b"for south"
 
 
 def test_a_site_cannot_answer_another_sites_message(server: Server, north: Caller, south: Caller) -> None:
-    server.mailboxes.put(server.node("south"), "m", b"for south")
-    assert north.push(to_frames(b"forged", "m")) == LATE
+    server.mailboxes.put(server.node("south"), "m", (b"for south",))
+    assert north.push(to_frames([b"forged"], "m")) == LATE
     assert server.mailboxes.take({"m"}, 0) is None
-    assert south.push(to_frames(b"genuine", "m")) == ACCEPTED
+    assert south.push(to_frames([b"genuine"], "m")) == ACCEPTED
     assert server.mailboxes.take({"m"}, 0) == ("m", b"genuine")
 
 
 def test_a_message_is_offered_again_until_it_is_answered(server: Server, north: Caller) -> None:
-    server.mailboxes.put(server.node("north"), "m", b"work")
+    server.mailboxes.put(server.node("north"), "m", (b"work",))
     assert north.pull() == north.pull() == b"work"
-    assert north.push(to_frames(b"done", "m")) == ACCEPTED
+    assert north.push(to_frames([b"done"], "m")) == ACCEPTED
     assert north.pull() is None
 
 
@@ -207,7 +208,7 @@ def test_a_waiting_site_gets_a_message_as_soon_as_it_is_there(server: Server, no
         pulled = pool.submit(north.pull, wait=LONG)
         await_condition(lambda: server.mailboxes.online(0) == {server.node("north")})
         started = time.monotonic()
-        server.mailboxes.put(server.node("north"), "m", b"work")
+        server.mailboxes.put(server.node("north"), "m", (b"work",))
         assert pulled.result(LONG) == b"work"
     assert time.monotonic() - started < 2
 
@@ -225,31 +226,31 @@ def test_a_site_waits_no_longer_than_it_asked_to(north: Caller, wait: float) -> 
 @pytest.mark.parametrize("size", [0, 1, FRAME_BYTES, FRAME_BYTES + 1, LIMIT])
 def test_a_reply_of_any_size_within_the_limit_is_taken_whole(server: Server, north: Caller, size: int) -> None:
     data = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    server.mailboxes.put(server.node("north"), "m", b"")
-    assert north.push(to_frames(data, "m")) == ACCEPTED
+    server.mailboxes.put(server.node("north"), "m", ())
+    assert north.push(to_frames([data], "m")) == ACCEPTED
     assert server.mailboxes.take({"m"}, 0) == ("m", data)
 
 
 def test_the_same_reply_again_gets_the_same_receipt_and_another_is_refused(server: Server, north: Caller) -> None:
-    server.mailboxes.put(server.node("north"), "m", b"")
-    assert north.push(to_frames(b"done", "m")) == ACCEPTED
-    assert north.push(to_frames(b"done", "m")) == ACCEPTED
-    code, said = north.refused(to_frames(b"something else", "m"))
+    server.mailboxes.put(server.node("north"), "m", ())
+    assert north.push(to_frames([b"done"], "m")) == ACCEPTED
+    assert north.push(to_frames([b"done"], "m")) == ACCEPTED
+    code, said = north.refused(to_frames([b"something else"], "m"))
     assert code == grpc.StatusCode.ALREADY_EXISTS
     assert "another reply" in said
     with Exchange(server.address, tls_of(server.federation, "north")) as exchange:
-        assert exchange.push(b"done", "m")
+        assert exchange.push((b"done",), "m")
         with pytest.raises(ProtocolError, match=f"{server.address} refused a message: another reply"):
-            exchange.push(b"something else", "m")
+            exchange.push((b"something else",), "m")
     assert server.mailboxes.take({"m"}, 0) == ("m", b"done")
 
 
 def test_a_reply_to_no_message_or_to_a_withdrawn_one_comes_too_late(server: Server, north: Caller) -> None:
-    server.mailboxes.put(server.node("north"), "m", b"")
-    assert north.push(to_frames(b"done", "unheard of")) == LATE
-    assert north.push(to_frames(b"done", "")) == LATE
+    server.mailboxes.put(server.node("north"), "m", ())
+    assert north.push(to_frames([b"done"], "unheard of")) == LATE
+    assert north.push(to_frames([b"done"], "")) == LATE
     server.mailboxes.withdraw({"m"})
-    assert north.push(to_frames(b"done", "m")) == LATE
+    assert north.push(to_frames([b"done"], "m")) == LATE
 
 
 class Endless:
@@ -266,13 +267,13 @@ class Endless:
 
 
 def test_a_body_that_announces_too_much_is_refused_before_it_is_read(server: Server, north: Caller) -> None:
-    server.mailboxes.put(server.node("north"), "m", b"")
+    server.mailboxes.put(server.node("north"), "m", ())
     body = Endless(LIMIT + 1, "m")
     code, said = north.refused(iter(body))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert f"over the limit of {LIMIT:,}" in said
     assert body.count < UNDER_WAY
-    assert north.push(to_frames(b"done", "m")) == ACCEPTED
+    assert north.push(to_frames([b"done"], "m")) == ACCEPTED
 
 
 def test_a_late_body_is_refused_before_it_is_read(north: Caller) -> None:
@@ -282,7 +283,7 @@ def test_a_late_body_is_refused_before_it_is_read(north: Caller) -> None:
 
 
 def test_a_body_longer_than_announced_is_refused_where_it_is_longer(server: Server, north: Caller) -> None:
-    server.mailboxes.put(server.node("north"), "m", b"")
+    server.mailboxes.put(server.node("north"), "m", ())
     body = Endless(2 * FRAME_BYTES, "m")
     code, said = north.refused(iter(body))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
@@ -304,12 +305,12 @@ def test_a_body_longer_than_announced_is_refused_where_it_is_longer(server: Serv
 def test_a_body_that_is_wrong_is_refused_and_the_message_stays_open(
     server: Server, north: Caller, chunks: list[pb.Chunk], code: grpc.StatusCode, reason: str
 ) -> None:
-    server.mailboxes.put(server.node("north"), "m", b"")
+    server.mailboxes.put(server.node("north"), "m", ())
     found, said = north.refused(iter(chunks))
     assert found == code
     assert reason in said
     assert server.mailboxes.take({"m"}, 0) is None
-    assert north.push(to_frames(b"done", "m")) == ACCEPTED
+    assert north.push(to_frames([b"done"], "m")) == ACCEPTED
 
 
 def test_a_site_of_another_protocol_is_told_which_version_to_install(north: Caller) -> None:
@@ -325,8 +326,8 @@ def test_bytes_that_are_no_request_do_not_harm_the_hub(server: Server, north: Ca
     _refusal(lambda: list(pull(b"\xff\xff\xff", timeout=LONG)))
     _refusal(lambda: push(iter([b"\xff\xff\xff"]), timeout=LONG))
     assert _refusal(lambda: unknown(b"", timeout=LONG))[0] == grpc.StatusCode.UNIMPLEMENTED
-    server.mailboxes.put(server.node("north"), "m", b"")
-    assert north.push(to_frames(b"done", "m")) == ACCEPTED
+    server.mailboxes.put(server.node("north"), "m", ())
+    assert north.push(to_frames([b"done"], "m")) == ACCEPTED
 
 
 # --- Who keeps whom waiting -----------------------------------------------------------------------------------------
@@ -342,13 +343,13 @@ def test_a_member_that_stalls_many_bodies_does_not_keep_another_out(
         stop.wait(LONG)
 
     for number in range(12):
-        server.mailboxes.put(server.node("north"), f"m{number}", b"")
-    server.mailboxes.put(server.node("south"), "m", b"")
+        server.mailboxes.put(server.node("north"), f"m{number}", ())
+    server.mailboxes.put(server.node("south"), "m", ())
     calls = [north._push.future(stalled(number), timeout=LONG) for number in range(12)]
     try:
         await_condition(lambda: sum(not turn.locked() for turn in server.hub._turns.values()) == 1)
         started = time.monotonic()
-        assert south.push(to_frames(bytes(FRAME_BYTES * 2), "m")) == ACCEPTED
+        assert south.push(to_frames([bytes(FRAME_BYTES * 2)], "m")) == ACCEPTED
         assert time.monotonic() - started < 5
     finally:
         stop.set()
@@ -358,13 +359,75 @@ def test_a_member_that_stalls_many_bodies_does_not_keep_another_out(
 
 def test_two_hundred_silent_connections_keep_nobody_out(server: Server, south: Caller) -> None:
     host, port = server.address.split(":")
-    server.mailboxes.put(server.node("south"), "m", b"")
+    server.mailboxes.put(server.node("south"), "m", ())
     with ExitStack() as connections:
         for _ in range(200):
             connections.enter_context(socket.create_connection((host, int(port))))
         started = time.monotonic()
-        assert south.push(to_frames(b"done", "m")) == ACCEPTED
+        assert south.push(to_frames([b"done"], "m")) == ACCEPTED
         assert time.monotonic() - started < 5
+
+
+# --- What is held ---------------------------------------------------------------------------------------------------
+
+AT_ONCE = 4
+
+
+def test_no_more_bodies_are_taken_in_than_may_be_held_until_their_replies_are_taken(
+    server: Server, north: Caller, south: Caller
+) -> None:
+    for number in range(AT_ONCE + 2):
+        server.mailboxes.put(server.node("north"), f"n{number}", ())
+    server.mailboxes.put(server.node("south"), "s", ())
+    for number in range(AT_ONCE):
+        assert north.push(to_frames([bytes(LIMIT)], f"n{number}")) == ACCEPTED
+    body = Endless(LIMIT, "n4")
+    waiting = [
+        north._push.future(iter(body), timeout=LONG),
+        south._push.future(to_frames([b"from south"], "s"), timeout=LONG),
+    ]
+    Event().wait(0.5)
+    assert not any(call.done() for call in waiting)
+    assert len(server.mailboxes._replies) == AT_ONCE
+    assert body.count < UNDER_WAY
+    waiting[0].cancel()
+    assert server.mailboxes.take({"n0"}, 0) == ("n0", bytes(LIMIT))
+    assert server.mailboxes.take({"s"}, LONG) == ("s", b"from south")
+    assert waiting[1].result(LONG).status == ACCEPTED
+
+
+def test_replies_that_are_withdrawn_make_room(server: Server, north: Caller) -> None:
+    for number in range(AT_ONCE + 1):
+        server.mailboxes.put(server.node("north"), f"n{number}", ())
+    for number in range(AT_ONCE):
+        assert north.push(to_frames([b"done"], f"n{number}")) == ACCEPTED
+    waiting = north._push.future(to_frames([b"done"], "n4"), timeout=LONG)
+    server.mailboxes.withdraw({"n1", "n2"})
+    assert waiting.result(LONG).status == ACCEPTED
+
+
+def test_bodies_that_are_not_kept_take_no_room(server: Server, north: Caller) -> None:
+    server.mailboxes.put(server.node("north"), "m", ())
+    server.mailboxes.put(server.node("north"), "last", ())
+    for _ in range(AT_ONCE + 1):
+        north.refused(iter([chunk(9, b"short", "m")]))
+        north.refused(iter([chunk(LIMIT + 1, b"", "m")]))
+        north.refused(iter([]))
+        assert north.push(to_frames([b"done"], "unheard of")) == LATE
+        call = north._push.future(_stalling("m"), timeout=LONG)
+        await_condition(server.hub._turns["north"].locked)
+        call.cancel()
+        await_condition(lambda: not server.hub._turns["north"].locked())
+    for _ in range(AT_ONCE + 1):
+        assert north.push(to_frames([b"done"], "m")) == ACCEPTED
+        north.refused(to_frames([b"something else"], "m"))
+    assert north.push(to_frames([b"done"], "last")) == ACCEPTED
+    assert set(server.mailboxes._replies) == {"m", "last"}
+
+
+def _stalling(reply_to: str) -> Iterator[pb.Chunk]:
+    yield chunk(10, b"", reply_to)
+    Event().wait(LONG)
 
 
 # --- The port -------------------------------------------------------------------------------------------------------

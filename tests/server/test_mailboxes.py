@@ -12,65 +12,104 @@ NORTH, SOUTH = 1, 2
 GRACE = 60.0
 
 
+def unnoticed() -> None:
+    """Give a reply's place back where no test looks."""
+
+
 @pytest.fixture
 def boxes() -> Mailboxes:
     return Mailboxes({NORTH, SOUTH})
 
 
 def test_a_message_is_offered_to_its_site_alone_until_it_is_answered(boxes: Mailboxes) -> None:
-    boxes.put(NORTH, "m1", b"first")
-    boxes.put(NORTH, "m2", b"second")
-    assert boxes.peek(NORTH) == boxes.peek(NORTH) == b"first"
+    boxes.put(NORTH, "m1", (b"first",))
+    boxes.put(NORTH, "m2", (b"second",))
+    assert boxes.peek(NORTH) == boxes.peek(NORTH) == (b"first",)
     assert boxes.peek(SOUTH) is None
-    assert boxes.answer(NORTH, "m1", b"done")
-    assert boxes.peek(NORTH) == b"second"
+    assert boxes.answer(NORTH, "m1", b"done", unnoticed)
+    assert boxes.peek(NORTH) == (b"second",)
     assert boxes.take({"m1", "m2"}, 0) == ("m1", b"done")
     assert boxes.take({"m1", "m2"}, 0) is None
 
 
 def test_a_message_to_no_member_is_refused(boxes: Mailboxes) -> None:
     with pytest.raises(ProtocolError, match="node 3 is not in the roster"):
-        boxes.put(3, "m", b"")
+        boxes.put(3, "m", ())
 
 
 def test_the_same_reply_again_gets_the_same_receipt_and_is_handed_over_once(boxes: Mailboxes) -> None:
-    boxes.put(NORTH, "m", b"")
-    assert boxes.answer(NORTH, "m", b"done")
-    assert boxes.answer(NORTH, "m", b"done")
+    boxes.put(NORTH, "m", ())
+    assert boxes.answer(NORTH, "m", b"done", unnoticed)
+    assert boxes.answer(NORTH, "m", b"done", unnoticed)
     assert boxes.take({"m"}, 0) == ("m", b"done")
-    assert boxes.answer(NORTH, "m", b"done")
+    assert boxes.answer(NORTH, "m", b"done", unnoticed)
     assert boxes.take({"m"}, 0) is None
 
 
 @pytest.mark.parametrize("taken", [False, True])
 def test_another_reply_to_the_same_message_is_refused(boxes: Mailboxes, *, taken: bool) -> None:
-    boxes.put(NORTH, "m", b"")
-    boxes.answer(NORTH, "m", b"done")
+    boxes.put(NORTH, "m", ())
+    boxes.answer(NORTH, "m", b"done", unnoticed)
     if taken:
         boxes.take({"m"}, 0)
     with pytest.raises(ProtocolError, match="another reply"):
-        boxes.answer(NORTH, "m", b"something else")
+        boxes.answer(NORTH, "m", b"something else", unnoticed)
     assert boxes.take({"m"}, 0) == (None if taken else ("m", b"done"))
 
 
 def test_a_site_cannot_answer_for_another(boxes: Mailboxes) -> None:
-    boxes.put(NORTH, "m", b"")
+    boxes.put(NORTH, "m", ())
     assert not boxes.expects(SOUTH, "m")
-    assert not boxes.answer(SOUTH, "m", b"forged")
+    assert not boxes.answer(SOUTH, "m", b"forged", unnoticed)
     assert boxes.take({"m"}, 0) is None
-    assert boxes.answer(NORTH, "m", b"done")
+    assert boxes.answer(NORTH, "m", b"done", unnoticed)
     assert boxes.take({"m"}, 0) == ("m", b"done")
 
 
 def test_a_reply_to_a_message_that_was_withdrawn_comes_too_late(boxes: Mailboxes) -> None:
-    boxes.put(NORTH, "m", b"")
-    boxes.put(SOUTH, "n", b"")
-    boxes.answer(SOUTH, "n", b"done")
+    boxes.put(NORTH, "m", ())
+    boxes.put(SOUTH, "n", ())
+    boxes.answer(SOUTH, "n", b"done", unnoticed)
     boxes.withdraw({"m", "n", "unheard of"})
     assert boxes.peek(NORTH) is None
     assert not boxes.expects(NORTH, "m")
-    assert not boxes.answer(NORTH, "m", b"done")
+    assert not boxes.answer(NORTH, "m", b"done", unnoticed)
     assert boxes.take({"m", "n"}, 0) is None
+
+
+class Place:
+    """A reply's place in memory, and how often it was given back."""
+
+    def __init__(self) -> None:
+        self.freed = 0
+
+    def free(self) -> None:
+        self.freed += 1
+
+
+@pytest.mark.parametrize("end", ["taken", "withdrawn"])
+def test_a_replys_place_is_given_back_once_it_is_taken_or_withdrawn_and_not_before(boxes: Mailboxes, end: str) -> None:
+    place = Place()
+    boxes.put(NORTH, "m", ())
+    boxes.answer(NORTH, "m", b"done", place.free)
+    assert boxes.take({"another"}, 0) is None
+    boxes.withdraw({"another"})
+    assert place.freed == 0
+    if end == "taken":
+        boxes.take({"m"}, 0)
+    boxes.withdraw({"m"})
+    assert place.freed == 1
+
+
+def test_a_reply_that_is_not_kept_gives_its_place_back_at_once(boxes: Mailboxes) -> None:
+    first, late, again, other = (Place() for _ in range(4))
+    boxes.put(NORTH, "m", ())
+    boxes.answer(NORTH, "m", b"done", first.free)
+    boxes.answer(NORTH, "unheard of", b"done", late.free)
+    boxes.answer(NORTH, "m", b"done", again.free)
+    with pytest.raises(ProtocolError, match="another reply"):
+        boxes.answer(NORTH, "m", b"something else", other.free)
+    assert [place.freed for place in (first, late, again, other)] == [0, 1, 1, 1]
 
 
 def test_receipts_are_remembered_for_as_many_messages_as_promised(
@@ -78,14 +117,14 @@ def test_receipts_are_remembered_for_as_many_messages_as_promised(
 ) -> None:
     monkeypatch.setattr(module, "_REMEMBERED", 2)
     for number in range(3):
-        boxes.put(NORTH, f"m{number}", b"")
-        boxes.answer(NORTH, f"m{number}", b"done")
+        boxes.put(NORTH, f"m{number}", ())
+        boxes.answer(NORTH, f"m{number}", b"done", unnoticed)
     assert [boxes.expects(NORTH, f"m{number}") for number in range(3)] == [False, True, True]
 
 
 def test_a_reply_that_comes_while_it_is_awaited_is_handed_over_at_once(boxes: Mailboxes) -> None:
-    boxes.put(NORTH, "m", b"")
-    answering = Thread(target=boxes.answer, args=(NORTH, "m", b"done"))
+    boxes.put(NORTH, "m", ())
+    answering = Thread(target=boxes.answer, args=(NORTH, "m", b"done", unnoticed))
     answering.start()
     assert boxes.take({"m"}, 20) == ("m", b"done")
     answering.join()
@@ -100,16 +139,16 @@ def test_a_site_is_online_while_it_waits_and_for_a_while_after(boxes: Mailboxes)
     assert boxes.online(GRACE) == set()
     boxes.watch(NORTH, wake)
     assert boxes.online(0) == {NORTH}
-    boxes.put(NORTH, "m", b"")
+    boxes.put(NORTH, "m", ())
     boxes.unwatch(NORTH, wake)
-    boxes.put(NORTH, "n", b"")
+    boxes.put(NORTH, "n", ())
     assert calls == [1]
     assert boxes.online(GRACE) == {NORTH}
     assert boxes.online(0) == set()
 
 
 def test_a_site_that_has_just_replied_is_online_however_long_it_worked(boxes: Mailboxes) -> None:
-    boxes.put(NORTH, "m", b"")
+    boxes.put(NORTH, "m", ())
     assert boxes.online(GRACE) == set()
-    boxes.answer(NORTH, "m", b"done")
+    boxes.answer(NORTH, "m", b"done", unnoticed)
     assert boxes.online(GRACE) == {NORTH}

@@ -28,13 +28,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from numpy.typing import NDArray
 
+from client.acceptance import accept
 from client.dpsgd import train
-from client.round import accept, open_sum
-from client.site import open_site
+from client.opening import open_sum
+from client.site import Site, open_site
 from cloister.local import start_server
 from cloister.processes import Processes
-from privacy.plan import read_plan
+from privacy.manifest import Manifest
+from privacy.packing import pack
+from privacy.plan import RoundPlan, read_plan
 from privacy.randomness import Randomness
+from privacy.update import privatise
 from server.hub import Hub
 from server.mailboxes import Mailboxes
 from server.settings import read_consortium
@@ -53,6 +57,7 @@ from tests.federations import (
     task_name,
     with_deadline,
 )
+from tests.privacy.consortium import CHARGE
 from tests.studies import HOLD, HOLD_LOADING, HOLD_SPARE, MET, SPARE, Held
 from transport.contents import sum_from_arrays
 from transport.parcel import decode_arrays
@@ -254,7 +259,7 @@ def test_the_search_would_find_a_key(disturbed: Disturbed, tmp_path: Path) -> No
 def test_nothing_that_the_server_wrote_holds_a_weight_of_a_model_or_an_update(disturbed: Disturbed) -> None:
     vectors = _models_and_updates(disturbed)
     released = [event for event in disturbed.rounds if event["released"]]
-    assert len(vectors) == 1 + len(released) + sum(len(event["sites"]) for event in released)
+    assert len(vectors) == 1 + len(released) + 3 * sum(len(event["sites"]) for event in released)
     written = _written(disturbed.federation)
     assert len([path for path in written if path.suffix == ".sum"]) == len(released)
     for path, data in written.items():
@@ -296,7 +301,10 @@ def _pieces(data: bytes) -> set[bytes]:
 
 
 def _models_and_updates(disturbed: Disturbed) -> list[NDArray[np.float32]]:
-    """Every model that the run had and every update that a site sent, made again: there is no noise, and a seed."""
+    """All that the run's sums were made from, made again: there is no noise, and a seed.
+
+    Every model; of every update what training changed, what the site sent, and what that left over.
+    """
     federation = disturbed.federation
     document, manifest, run = signed_run(federation)
     folder = federation.folder / "again"
@@ -304,27 +312,48 @@ def _models_and_updates(disturbed: Disturbed) -> list[NDArray[np.float32]]:
         folder.mkdir()
         for site in SITES:
             copytree(federation.paths[site], folder / site)
-            for file in (folder / site).glob("models/*"):
+            for file in (*(folder / site).glob("models/*"), *(folder / site).glob("outbox/*")):
                 file.unlink()
     sites = {site: open_site(folder / site) for site in SITES}
-    reader = sites["north"]
-    accepted = accept(reader, document)
-    model = reader.checkpoint(manifest, run).model
-    vectors = [model.vector]
+    accepted = accept(sites["north"], document)
+    model = sites["north"].checkpoint(manifest, run).model
+    vectors = [model.vector.copy()]
     for file in sorted(journal_path(federation).parent.glob("sums/*")):
         total = sum_from_arrays(decode_arrays(file.read_bytes()))
         plan = read_plan(total.plan)
-        event = disturbed.rounds[plan.round - 1]
-        for site in event["sites"]:
-            study = sites[site].study(manifest.settings.task)
-            module = study.load_into(study.module(manifest.settings.model_seed), model)
-            randomness = Randomness.seeded(SETTINGS.seed or 0, site, plan.round, plan.attempt, "training")
-            size = manifest.settings.cohort.sizes[site]
-            vectors.append(train(study.task, module, study.training, size, manifest, randomness).vector)
-        model = open_sum(reader, accepted, total).model
-        vectors.append(model.vector)
+        for site in disturbed.rounds[plan.round - 1]["sites"]:
+            vectors += _made_again(sites[site], manifest, plan)
+        models = {model.digest: model for model in (open_sum(each, accepted, total).model for each in sites.values())}
+        ((_, model),) = models.items()
+        vectors.append(model.vector.copy())
     assert model.digest == disturbed.results.model
+    for site in SITES:
+        remainders = [file.read_bytes() for at in (federation.paths[site], folder / site)
+                      for file in at.glob("outbox/*.remainder")]  # fmt: skip
+        assert len(remainders) == 2
+        assert remainders[0] == remainders[1]  # killed or not, a site carried on just what its updates had left over
     return vectors
+
+
+def _made_again(site: Site, manifest: Manifest, plan: RoundPlan) -> list[NDArray[np.float32]]:
+    """Make a site's update of a round; return what training changed, what was sent, and what that left over."""
+    checkpoint, study = site.checkpoint(manifest, plan.run), site.study(manifest.settings.task)
+    module = study.load_into(study.module(manifest.settings.model_seed), checkpoint.model)
+    randomness = {
+        purpose: Randomness.seeded(SETTINGS.seed or 0, site.name, plan.round, plan.attempt, purpose)
+        for purpose in ("training", "rounding")
+    }
+    size = manifest.settings.cohort.sizes[site.name]
+    train(study.task, module, study.training, size, manifest, randomness["training"])
+    update = privatise(study.difference(module, checkpoint.model), CHARGE)
+    changed = update.vector.copy()
+    site.remainders.add_to(update.vector, plan.run)
+    sent = update.vector.copy()
+    packing = replace(manifest.packing, update_bound=checkpoint.update_bound)
+    for _ in pack(update, manifest.weight(site.name), packing, randomness["rounding"]).blocks:
+        pass
+    site.remainders.keep(plan, update.vector)
+    return [changed, sent, update.vector]
 
 
 # --- Agents that cannot begin ---------------------------------------------------------------------------------------

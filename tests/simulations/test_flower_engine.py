@@ -15,6 +15,7 @@ from simulations.diagnosis import Diagnosis
 from simulations.federation import Federation, SiteTerms
 from simulations.hospitals import write_hospital_records
 from simulations.results import read_results
+from tests.federations import with_deadline
 
 ROOT = Path(__file__).parent.parent.parent
 SITES = ("north", "south", "east")
@@ -39,7 +40,7 @@ def test_flwr_run_simulates_two_encrypted_rounds(tmp_path: Path) -> None:
     run = tmp_path / "run.toml"
     text = (ROOT / "simulations" / "diagnosis.toml").read_text(encoding="utf-8")
     run.write_text(text.replace("rounds = ", "rounds = 2 # ", 1), encoding="utf-8")
-    federation.sign(read_toml(run, RunSettings))
+    federation.sign(with_deadline(read_toml(run, RunSettings), 120.0))  # Ray starts slowly on a busy machine
 
     home = tmp_path / "flower"
     home.mkdir()

@@ -8,16 +8,17 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Error, Message, MessageType, RecordDict
 
+from client.acceptance import get_ready
 from client.app import app as client_app
-from client.round import get_ready
 from client.site import open_site
 from privacy.accounting import Mechanism, epsilon
-from privacy.ciphertext import COEFF_MODULUS, Ciphertexts, pack60, unpack60
+from privacy.ciphertext import COEFF_MODULUS, Ciphertexts, pack60, seeds_digest, unpack60
 from privacy.envelope import SignedUpdate
 from privacy.errors import RunError
 from privacy.ledger import Release
@@ -90,16 +91,15 @@ def lost(message: Message, genuine: Message) -> Message:
     return reply(Error(1, "the line broke"), message)
 
 
-def resigned(federation: Federation, update: SignedUpdate, body: bytes | None = None, **header: object) -> SignedUpdate:
-    """Change an update's header or body, and sign it as its own site does."""
+def resigned(federation: Federation, update: SignedUpdate, *chunks: bytes, **header: object) -> SignedUpdate:
+    """Change an update's header or chunks, and sign it as its own site does."""
     fields = json.loads(update.header)
-    if body is not None:
-        manifest = signed_run(federation)[1]
-        ciphertexts = Ciphertexts.from_bytes(body, manifest.packing.ciphertexts(fields["size"]))
-        header |= {"ciphertexts": ciphertexts.digest, "seeds": ciphertexts.seeds_digest}
+    if chunks:
+        ciphertexts = Ciphertexts(chunks)
+        header |= {"ciphertexts": ciphertexts.digest, "seeds": seeds_digest(ciphertexts.seeds)}
     data = json.dumps(fields | header, sort_keys=True, separators=(",", ":")).encode()
     key = open_site(federation.paths[fields["site"]]).signing_key
-    return SignedUpdate(data, sign(key, "update", data), update.body if body is None else body)
+    return SignedUpdate(data, sign(key, "update", data), chunks or update.chunks)
 
 
 # --- Updates that must not be added ---------------------------------------------------------------------------------
@@ -116,28 +116,33 @@ def _as_another_kind(federation: Federation, update: SignedUpdate) -> SignedUpda
 
 
 def _out_of_range(federation: Federation, update: SignedUpdate) -> SignedUpdate:
-    seeds = update.body[-64:]
-    words = unpack60(update.body[:-64]).copy()
+    (chunk,) = update.chunks
+    words = unpack60(chunk[:-64]).copy()
     words[1234] = COEFF_MODULUS
-    return resigned(federation, update, pack60(words) + seeds)
+    return resigned(federation, update, pack60(words) + chunk[-64:])
 
 
 def _header(**changes: object) -> Change:
-    return lambda federation, update: resigned(federation, update, None, **changes)
+    return lambda federation, update: resigned(federation, update, **changes)
 
 
 def _flipped(part: str, bit: int) -> Change:
     def change(_: Federation, update: SignedUpdate) -> SignedUpdate:
-        data = bytearray(getattr(update, part))
+        data = bytearray(update.chunks[0] if part == "chunks" else getattr(update, part))
         data[bit // 8] ^= 1 << bit % 8
-        return replace(update, **{part: bytes(data)})
+        changes: dict[str, Any] = {part: (bytes(data),) if part == "chunks" else bytes(data)}
+        return replace(update, **changes)
 
     return change
 
 
+def _body(change: Callable[[bytes], tuple[bytes, ...]]) -> Change:
+    return lambda _, update: replace(update, chunks=change(update.chunks[0]))
+
+
 def _no_json(federation: Federation, update: SignedUpdate) -> SignedUpdate:
     key = open_site(federation.paths[HOSTILE]).signing_key
-    return SignedUpdate(b"{", sign(key, "update", b"{"), update.body)
+    return SignedUpdate(b"{", sign(key, "update", b"{"), update.chunks)
 
 
 NOWHERE = "0" * 64
@@ -163,14 +168,20 @@ FORGERIES: dict[str, tuple[Change, str]] = {
     "of no size": (_header(size=0), "malformed"),
     "with another field": (_header(more=1), "malformed"),
     "with a header that is no JSON": (_no_json, "malformed"),
-    "with a flipped bit in its body": (_flipped("body", 1_000), "not the ones that it signed"),
-    "with a flipped bit in its seed": (_flipped("body", -1), "not the ones that it signed"),
+    "with a flipped bit in its body": (_flipped("chunks", 1_000), "not the ones that it signed"),
+    "with a flipped bit in its seed": (_flipped("chunks", -1), "not the ones that it signed"),
     "with a flipped bit in its header": (_flipped("header", 100), "signature of this update does not hold"),
     "with a flipped bit in its signature": (_flipped("signature", 5), "signature of this update does not hold"),
-    "cut": (lambda _, update: replace(update, body=update.body[:-1]), "cut or padded"),
-    "empty": (lambda _, update: replace(update, body=b""), "cut or padded"),
-    "too long": (lambda _, update: replace(update, body=update.body + b"\0"), "cut or padded"),
-    "twice as long": (lambda _, update: replace(update, body=2 * update.body), "cut or padded"),
+    "cut": (_body(lambda body: (body[:-1],)), "cut or padded"),
+    "empty": (_body(lambda _: (b"",)), "cut or padded"),
+    "without a body": (_body(lambda _: ()), "cut or padded"),
+    "too long": (_body(lambda body: (body + b"\0",)), "cut or padded"),
+    "twice as long": (_body(lambda body: (2 * body,)), "cut or padded"),
+    "of two bodies": (_body(lambda body: (body, body)), "cut or padded"),
+    "in two": (_body(lambda body: (body[:500], body[500:])), "cut or padded"),
+    "of a size beyond all memory": (_header(size=2**62), "cut or padded"),
+    "with no range": (_header(update_bound=0.0), "malformed"),
+    "with an infinite range": (_header(update_bound=float("inf")), "malformed"),
     "out of range": (_out_of_range, "not below the modulus"),
 }  # fmt: skip
 
@@ -266,6 +277,13 @@ def test_an_update_of_a_model_with_other_tensors_is_refused(federation: Federati
     assert len(event["sites"]) == 3
 
 
+def test_an_update_in_another_range_than_the_others_is_refused(federation: Federation) -> None:
+    (event,) = run_with(federation, sending(federation, _header(update_bound=0.5)))
+    assert "its values another range" in event["problems"].pop(HOSTILE)
+    assert event["problems"] == {}
+    assert sorted(event["sites"]) == HONEST
+
+
 def test_below_the_minimum_nothing_is_released_and_no_model_is_written(federation: Federation) -> None:
     hostile = {node_of(federation, site): site for site in ("east", "west")}
 
@@ -273,7 +291,7 @@ def test_below_the_minimum_nothing_is_released_and_no_model_is_written(federatio
         genuine = client_app(message, context)
         if message.metadata.message_type == TRAIN and message.metadata.dst_node_id in hostile:
             update, report = read_update(genuine.content)
-            return reply(pack_update(replace(update, body=b""), report), message)
+            return reply(pack_update(replace(update, chunks=(b"",)), report), message)
         return genuine
 
     with pytest.raises(RunError, match=r"nothing was trained.*no model was saved"):

@@ -16,11 +16,13 @@ from tests.transport.records import contents, names
 from transport import ceremony
 from transport import contents as messages
 from transport.contents import Readiness
+from transport.fields import blob
 
 blobs = st.binary(max_size=16)
 contributions = st.lists(st.builds(Contribution, blobs, blobs, blobs), max_size=3).map(tuple)
-sums = st.builds(EncryptedSum, blobs, contributions, blobs)
-updates = st.builds(SignedUpdate, blobs, blobs, blobs)
+chunks = st.lists(blobs, max_size=12).map(tuple)
+sums = st.builds(EncryptedSum, blobs, contributions, chunks, chunks)
+updates = st.builds(SignedUpdate, blobs, blobs, chunks)
 reports = st.dictionaries(names, st.floats(allow_nan=False), max_size=3)
 integers = st.integers(-(2**63), 2**63 - 1)
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -143,7 +145,37 @@ def test_a_number_that_is_no_integer_is_not_taken_for_one() -> None:
 
 
 def test_ciphertexts_in_another_serialisation_are_refused() -> None:
-    content = messages.pack_update(SignedUpdate(b"", b"", b"x"), {})
-    content["ciphertexts"] = ArrayRecord({"body": Array("uint8", (1,), "numpy.ndarray", b"x")})
-    with pytest.raises(MalformedError, match=r"ciphertexts\.body"):
+    content = messages.pack_update(SignedUpdate(b"", b"", (b"x",)), {})
+    content["ciphertexts"] = ArrayRecord({"0": Array("uint8", (1,), "numpy.ndarray", b"x")})
+    with pytest.raises(MalformedError, match=r"ciphertexts\.0"):
         messages.read_update(content)
+
+
+@pytest.mark.parametrize("names", [("1",), ("0", "2"), ("1", "0"), ("0", "x"), ("00",), ("",)])
+def test_chunks_that_are_not_numbered_from_nought_are_refused(names: tuple[str, ...]) -> None:
+    content = messages.pack_update(SignedUpdate(b"", b"", ()), {})
+    content["ciphertexts"] = ArrayRecord({name: blob(b"x") for name in names})
+    with pytest.raises(MalformedError, match="a message lacks ciphertexts"):
+        messages.read_update(content)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (),
+        ("c0-0",),
+        ("plan-0",),
+        ("plan", "plan-1"),
+        ("plan", "c0-1"),
+        ("plan", "c0-1", "c0-0"),
+        ("plan", "c0-0", "c0-00"),
+        ("plan", "c2-0"),
+        ("plan", "header-0", "signature-0"),
+        ("plan", "header-0", "seeds-0"),
+        ("plan", "header-0", "signature-0", "seeds-1"),
+    ],
+    ids=" ".join,
+)
+def test_arrays_that_are_no_sum_are_refused(names: tuple[str, ...]) -> None:
+    with pytest.raises(MalformedError, match="a message lacks sum"):
+        messages.sum_from_arrays(ArrayRecord({name: blob(b"x") for name in names}))

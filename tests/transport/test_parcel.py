@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from google.protobuf.message import Message as Proto
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -20,6 +20,23 @@ from transport.parcel import decode_arrays, decode_instruction, decode_reply, en
 RUN, NODE = 7, 12
 
 
+def sent(message: Message) -> bytes:
+    """What of a message travels, all parts one after the other."""
+    return b"".join(encode(message))
+
+
+def framed(head: Proto, following: bytes = b"") -> bytes:
+    """Write a parcel, or arrays, as the protocol says: length, message, the arrays' bytes."""
+    data = head.SerializeToString()
+    return len(data).to_bytes(4, "big") + data + following
+
+
+def parsed(data: bytes) -> tuple[pb.Parcel, bytes]:
+    """Take a parcel apart: the message, and what follows it."""
+    end = 4 + int.from_bytes(data[:4], "big")
+    return pb.Parcel.FromString(data[4:end]), data[end:]
+
+
 def ask(content: RecordDict | None = None, **changes: Any) -> Message:  # noqa: ANN401 - of several types
     message = instruction(
         content or RecordDict(), **{"kind": "train", "node": NODE, "run_id": RUN, "group": "1", "ttl": 60.0, **changes}
@@ -30,8 +47,8 @@ def ask(content: RecordDict | None = None, **changes: Any) -> Message:  # noqa: 
 
 @given(content=contents, group=names, ttl=st.floats(1e-3, 1e6))
 def test_an_instruction_arrives_as_it_was(content: RecordDict, group: str, ttl: float) -> None:
-    sent = ask(content, group=group, ttl=ttl)
-    arrived = decode_instruction(encode(sent))
+    message = ask(content, group=group, ttl=ttl)
+    arrived = decode_instruction(sent(message))
     assert spelled(arrived.content) == spelled(content)
     for name in (
         "message_id",
@@ -43,14 +60,13 @@ def test_an_instruction_arrives_as_it_was(content: RecordDict, group: str, ttl: 
         "ttl",
         "message_type",
     ):
-        assert getattr(arrived.metadata, name) == getattr(sent.metadata, name), name
+        assert getattr(arrived.metadata, name) == getattr(message.metadata, name), name
 
 
 @given(content=contents)
 def test_a_reply_arrives_as_it_was(content: RecordDict) -> None:
     to = ask()
-    sent = reply(content, decode_instruction(encode(to)))
-    arrived = decode_reply(encode(sent), to)
+    arrived = decode_reply(sent(reply(content, decode_instruction(sent(to)))), to)
     assert spelled(arrived.content) == spelled(content)
     assert (arrived.metadata.src_node_id, arrived.metadata.reply_to_message_id) == (NODE, to.metadata.message_id)
 
@@ -58,22 +74,22 @@ def test_a_reply_arrives_as_it_was(content: RecordDict) -> None:
 @given(code=st.integers(-(2**31), 2**31 - 1), reason=st.none() | st.text(max_size=2000))
 def test_an_error_arrives_with_the_beginning_of_its_reason(code: int, reason: str | None) -> None:
     to = ask()
-    arrived = decode_reply(encode(reply(Error(code, reason), to)), to)
+    arrived = decode_reply(sent(reply(Error(code, reason), to)), to)
     assert (arrived.error.code, arrived.error.reason) == (code, (reason or "")[:1000])
 
 
 @given(record=array_records)
 def test_arrays_in_a_file_are_read_back_in_their_order(record: ArrayRecord) -> None:
-    assert list(decode_arrays(encode_arrays(record)).items()) == list(record.items())
+    assert list(decode_arrays(b"".join(encode_arrays(record))).items()) == list(record.items())
 
 
 def test_numbers_that_only_behave_like_pythons_are_carried_as_pythons() -> None:
     content = RecordDict({"m": MetricRecord({"x": np.float64(0.5), "xs": list(np.array([inf]))})})
-    assert decode_instruction(encode(ask(content))).content["m"] == MetricRecord({"x": 0.5, "xs": [inf]})
+    assert decode_instruction(sent(ask(content))).content["m"] == MetricRecord({"x": 0.5, "xs": [inf]})
 
 
 def test_nothing_in_a_parcel_is_a_pickle() -> None:
-    data = encode(ask(everything()))
+    data = sent(ask(everything()))
     assert b"\x80\x04" not in data
     assert b"\x80\x05" not in data
 
@@ -101,7 +117,7 @@ def test_arbitrary_bytes_are_read_or_refused_but_never_raise_another_error(data:
 
 @given(content=contents, data=st.data())
 def test_parcels_with_flipped_and_missing_bytes_are_read_or_refused(content: RecordDict, data: st.DataObject) -> None:
-    parcel = bytearray(encode(ask(content)))
+    parcel = bytearray(sent(ask(content)))
     for _ in range(data.draw(st.integers(1, 4))):
         parcel[data.draw(st.integers(0, len(parcel) - 1))] = data.draw(st.integers(0, 255))
     _read_all(bytes(parcel[: data.draw(st.integers(0, len(parcel)))]))
@@ -126,7 +142,7 @@ def _protos(kind: type[Proto]) -> st.SearchStrategy[Proto]:
             dtype=names,
             shape=st.lists(integers, max_size=3),
             stype=names,
-            data=st.binary(max_size=8),
+            size=st.integers(0, 8) | st.integers(0, 2**64 - 1),
         )
         return st.builds(pb.Arrays, entries=st.lists(entries, max_size=3))
     if kind is pb.Values:
@@ -152,21 +168,21 @@ def _protos(kind: type[Proto]) -> st.SearchStrategy[Proto]:
     )
 
 
-@given(parcel=st.one_of(_protos(pb.Parcel), _protos(pb.Arrays)))
-def test_well_formed_parcels_with_wrong_content_are_read_or_refused(parcel: Proto) -> None:
-    _read_all(parcel.SerializeToString())
+@given(parcel=st.one_of(_protos(pb.Parcel), _protos(pb.Arrays)), following=st.binary(max_size=24))
+def test_well_formed_parcels_with_wrong_content_are_read_or_refused(parcel: Proto, following: bytes) -> None:
+    _read_all(framed(parcel, following))
 
 
-@given(parcel=_protos(pb.Parcel))
-def test_a_reply_to_another_message_is_refused_whatever_it_holds(parcel: Proto) -> None:
+@given(parcel=_protos(pb.Parcel), following=st.binary(max_size=24))
+def test_a_reply_to_another_message_is_refused_whatever_it_holds(parcel: Proto, following: bytes) -> None:
     with pytest.raises(MalformedError, match="another message"):
-        decode_reply(parcel.SerializeToString(), ask())
+        decode_reply(framed(parcel, following), ask())
 
 
 def _altered(message: Message, change: Callable[[pb.Parcel], object]) -> bytes:
-    parcel = pb.Parcel.FromString(encode(message))
+    parcel, following = parsed(sent(message))
     change(parcel)
-    return parcel.SerializeToString()
+    return framed(parcel, following)
 
 
 @pytest.mark.parametrize(
@@ -186,3 +202,65 @@ def _altered(message: Message, change: Callable[[pb.Parcel], object]) -> bytes:
 def test_what_is_no_instruction_is_refused_in_plain_words(change: Callable[[pb.Parcel], object]) -> None:
     with pytest.raises(MalformedError, match="must run the same version"):
         decode_instruction(_altered(ask(), change))
+
+
+# --- Arrays, whose bytes follow -------------------------------------------------------------------------------------
+
+
+def two_arrays() -> RecordDict:
+    first, second = (Array("uint8", (4,), "x", data) for data in (b"1234", b"5678"))
+    return RecordDict({"b": ArrayRecord({"z": first}), "a": ArrayRecord({"y": second, "e": Array("", (), "", b"")})})
+
+
+def test_arrays_follow_the_parcel_as_they_are_in_the_order_of_their_records() -> None:
+    content = two_arrays()
+    parts = encode(ask(content))
+    assert parts[2:] == (b"5678", b"", b"1234")
+    assert parts[2] is content.array_records["a"]["y"].data  # not a copy
+    parcel, following = parsed(b"".join(parts))
+    assert following == b"56781234"
+    assert [entry.size for name in "ab" for entry in parcel.records.arrays[name].entries] == [4, 0, 4]
+
+
+@pytest.mark.parametrize("kind", ["instruction", "reply", "file"])
+@pytest.mark.parametrize(
+    ("change", "following", "said"),
+    [
+        pytest.param(5, b"56781234", "longer arrays than follow", id="announced longer"),
+        pytest.param(2**64 - 1, b"56781234", "longer arrays than follow", id="announced as long as can be"),
+        pytest.param(3, b"56781234", "more follows", id="announced shorter"),
+        pytest.param(0, b"56781234", "more follows", id="announced empty"),
+        pytest.param(4, b"5678123", "longer arrays than follow", id="cut"),
+        pytest.param(4, b"", "longer arrays than follow", id="missing"),
+        pytest.param(4, b"567812345", "more follows", id="padded"),
+    ],
+)
+def test_arrays_announced_longer_or_shorter_than_what_follows_are_refused(
+    kind: str, change: int, following: bytes, said: str
+) -> None:
+    to = ask()
+    if kind == "file":
+        arrays = pb.Arrays(entries=[pb.Arrays.Entry(name="1", size=4), pb.Arrays.Entry(name="2", size=change)])
+        with pytest.raises(MalformedError, match=said):
+            decode_arrays(framed(arrays, following))
+        return
+    message = ask(two_arrays()) if kind == "instruction" else reply(two_arrays(), to)
+    parcel, _ = parsed(sent(message))
+    parcel.records.arrays["b"].entries[0].size = change
+    data = framed(parcel, following)
+    with pytest.raises(MalformedError, match=said):
+        _ = decode_instruction(data) if kind == "instruction" else decode_reply(data, to)
+
+
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_a_length_that_is_itself_cut_is_refused(length: int) -> None:
+    with pytest.raises(MalformedError):
+        decode_instruction(sent(ask())[:length])
+
+
+@pytest.mark.parametrize("beyond", [1, 2**31])
+def test_a_parcel_that_is_announced_longer_than_the_message_is_refused(beyond: int) -> None:
+    data = sent(ask())
+    longer = (len(data) - 4 + beyond).to_bytes(4, "big") + data[4:]
+    with pytest.raises(MalformedError, match="no Cloister message"):
+        decode_instruction(longer)

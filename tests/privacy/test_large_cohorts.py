@@ -1,0 +1,251 @@
+"""For more than 32 sites the server expands the seeds itself: the sum brings c1, as exact and as well guarded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from privacy.ciphertext import C0_BYTES, COEFF_MODULUS, SEED_BYTES, add_residues, pack60, residues
+from privacy.encryption import DecryptionKey
+from privacy.envelope import sign_update, verify_update
+from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
+from privacy.expansion import expand
+from privacy.ledger import Charge, Release
+from privacy.packing import PLAIN_MODULUS, Profile, unpack
+from privacy.randomness import Randomness
+from privacy.summation import MOST_SEEDS, EncryptedSum, RunningSum, check_sum
+from tests.privacy.consortium import (
+    PARAMETERS,
+    Round,
+    decryption_key,
+    joined,
+    make_round,
+    packed,
+    resigned,
+    run_settings,
+    signing_key,
+    tag_key,
+    unmasked,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LARGE = MOST_SEEDS + 1
+LAST = 4095
+
+
+class Made(NamedTuple):
+    """A round's sum, and the coefficients that it should decrypt to, but for the tags."""
+
+    of: Round
+    total: EncryptedSum
+    exact: NDArray[np.uint64]
+    vectors: NDArray[np.float32]
+
+
+def make_sum(sites: int, *, profile: Profile = "compact", size: int = PARAMETERS, absent: int = 0) -> Made:
+    """Let so many sites contribute, a few stay away, and the server add."""
+    sizes = {f"site-{number}": 100 + number for number in range(sites + absent)}
+    of = make_round(run_settings(sizes=sizes, minimum=sites, profile=profile), size=size)
+    packing, running = of.manifest.packing, RunningSum(of.plan)
+    exact = np.zeros((packing.ciphertexts(size), 4096), np.uint64)
+    vectors = np.random.default_rng(sites).normal(scale=0.4, size=(sites, size)).astype(np.float32)
+    for number, vector in enumerate(vectors):
+        site = f"site-{number}"
+        weight = of.manifest.weight(site)
+        coefficients = packed(vector, weight, packing, Randomness.seeded(number))
+        exact += coefficients
+        charge = Charge(Release(of.run, of.plan.round, of.plan.attempt), of.manifest.round_cost, "0" * 64, 0.5)
+        tagged = tag_key().tag(unmasked(coefficients, charge), of.plan, site)
+        update = sign_update(
+            decryption_key().encrypt(tagged),
+            of.plan,
+            of.model.layout,
+            site,
+            signing_key(site),
+            weight=weight,
+            update_bound=packing.update_bound,
+            mask="",
+        )
+        running.add(verify_update(update, site, of.plan, of.manifest, of.roster))
+    return Made(of, running.close(), exact, vectors)
+
+
+@cache
+def large() -> Made:
+    return make_sum(LARGE)
+
+
+@cache
+def small() -> Made:
+    return make_sum(MOST_SEEDS)
+
+
+def opened(total: EncryptedSum, of: Round) -> NDArray[np.uint64]:
+    """Check and decrypt a sum as a site does; return its coefficients."""
+    plan, headers = check_sum(total, of.run, of.manifest, of.roster)
+    # Every site opens it by itself: with its own copy of the key.
+    key = DecryptionKey.from_bytes(decryption_key().to_bytes())
+    return joined(tag_key().check(key.decrypt(total.ciphertexts), plan, headers))
+
+
+def is_exact(made: Made) -> bool:
+    return bool((opened(made.total, made.of)[:, :LAST] == made.exact[:, :LAST]).all())
+
+
+def seedless(total: EncryptedSum) -> EncryptedSum:
+    return replace(total, contributions=tuple(replace(part, seeds=b"") for part in total.contributions))
+
+
+def expanded(total: EncryptedSum) -> tuple[bytes]:
+    """Add up c1 of a sum with one ciphertext, from its seeds."""
+    c1 = np.zeros((1, 4096), np.uint64)
+    for part in total.contributions:
+        add_residues(c1, expand(part.seeds).reshape(1, -1))
+    return (pack60(c1.reshape(-1)),)
+
+
+# --- As it should go -----------------------------------------------------------------------------------------------
+
+
+def test_up_to_32_sites_a_sum_brings_every_seed_and_beyond_c1_alone() -> None:
+    assert [len(part.seeds) for part in small().total.contributions] == [SEED_BYTES] * MOST_SEEDS
+    assert small().total.c1 == ()
+    assert {part.seeds for part in large().total.contributions} == {b""}
+    assert [len(chunk) for chunk in large().total.c1] == [len(chunk) for chunk in large().total.c0] == [C0_BYTES]
+    assert large().total.size == 2 * C0_BYTES
+    assert is_exact(small())
+    assert is_exact(large())
+
+
+@pytest.mark.parametrize("profile", ["compact", "precise", "dense"])
+def test_a_large_cohorts_sum_of_more_than_one_chunk_is_exact(profile: Profile) -> None:
+    # The cohort decides, not who came: 31 contributors of 33 get c1 too.
+    made = make_sum(31, profile=profile, size=33 * 4 * LAST, absent=2)
+    assert len(made.total.c1) == len(made.total.c0) > 1
+    assert is_exact(made)
+
+
+def test_every_site_arrives_at_the_same_mean_of_the_contributors() -> None:
+    of, total, _, vectors = large()
+    _, headers = check_sum(total, of.run, of.manifest, of.roster)
+    weights = [header.weight for header in headers.values()]
+    means = [unpack([opened(total, of)], PARAMETERS, weights, of.manifest.packing).vector for _ in range(2)]
+    assert means[0].tobytes() == means[1].tobytes()
+    expected = np.average(np.clip(vectors, -1, 1), axis=0, weights=weights)
+    np.testing.assert_allclose(means[0], expected, rtol=0, atol=of.manifest.packing.max_error(weights) + 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["compact", "precise"])
+def test_a_thousand_sites_are_summed_exactly_through_encryption(profile: Profile) -> None:
+    made = make_sum(1_000, profile=profile)
+    assert len(made.total.contributions) == 1_000
+    assert made.total.size == 2 * C0_BYTES
+    assert is_exact(made)
+
+
+# --- What is refused -----------------------------------------------------------------------------------------------
+
+
+def refused(total: EncryptedSum, of: Round, error: type[CloisterError], said: str) -> None:
+    with pytest.raises(error, match=said):
+        check_sum(total, of.run, of.manifest, of.roster)
+
+
+def test_a_small_cohorts_sum_with_c1_is_refused_with_its_seeds_or_without() -> None:
+    of, total = small().of, small().total
+    with_c1 = replace(total, c1=expanded(total))
+    said = "has no part c1, or one that its cohort is too small for; it was not opened"
+    refused(with_c1, of, MalformedError, said)
+    refused(seedless(with_c1), of, AuthenticityError, "the seeds of site-0's update are not the ones that it signed")
+    # It would decrypt: nothing but the rule refuses it.
+    coefficients = joined(decryption_key().decrypt(seedless(with_c1).ciphertexts))
+    np.testing.assert_array_equal(coefficients[:, :LAST], small().exact[:, :LAST])
+
+
+def test_a_large_cohorts_sum_without_c1_is_refused() -> None:
+    of, total = large().of, large().total
+    refused(replace(total, c1=()), of, MalformedError, "has no part c1")
+
+
+def test_a_large_cohorts_sum_with_seeds_besides_is_refused() -> None:
+    of, total = large().of, large().total
+    parts = tuple(replace(part, seeds=bytes(SEED_BYTES)) for part in total.contributions)
+    refused(replace(total, contributions=parts), of, MalformedError, "the seeds do not belong to a sum")
+    one = (replace(total.contributions[0], seeds=b"x"), *total.contributions[1:])
+    refused(replace(total, contributions=one), of, MalformedError, "the seeds do not belong to a sum")
+
+
+@pytest.mark.parametrize("part", ["c0", "c1"])
+@pytest.mark.parametrize("lengths", [(0,), (C0_BYTES - 15,), (C0_BYTES + 15,), (C0_BYTES, C0_BYTES)])
+def test_a_part_that_was_cut_or_padded_is_refused(part: str, lengths: tuple[int, ...]) -> None:
+    of, total = large().of, large().total
+    changes: dict[str, Any] = {part: tuple((getattr(total, part)[0] * 2)[:length] for length in lengths)}
+    refused(replace(total, **changes), of, MalformedError, "they were cut or padded")
+
+
+def test_a_c1_of_no_residues_is_refused() -> None:
+    of, total = large().of, large().total
+    words = residues(total.c1[0]).copy()
+    words[0, 17] = COEFF_MODULUS
+    with pytest.raises(MalformedError, match="not below the modulus q"):
+        opened(replace(total, c1=(pack60(words.reshape(-1)),)), of)
+
+
+def shifted(total: EncryptedSum, part: str, shift: int) -> EncryptedSum:
+    """Add a number to one residue of a part, which takes no key."""
+    words = residues(getattr(total, part)[0]).copy()
+    constant = np.zeros_like(words)
+    constant[0, 3] = shift
+    add_residues(words, constant)
+    changes: dict[str, Any] = {part: (pack60(words.reshape(-1)),)}
+    return replace(total, **changes)
+
+
+@pytest.mark.parametrize("part", ["c0", "c1"])
+@pytest.mark.parametrize("shift", [1 << 40, COEFF_MODULUS // PLAIN_MODULUS, COEFF_MODULUS - (1 << 40)])
+def test_the_tag_notices_what_a_server_changes_in_c0_or_c1(part: str, shift: int) -> None:
+    with pytest.raises(AuthenticityError, match="is not that of the updates it is said to hold"):
+        opened(shifted(large().total, part, shift), large().of)
+
+
+@pytest.mark.parametrize("part", ["c0", "c1"])
+@pytest.mark.parametrize("shift", [1, COEFF_MODULUS - 1])
+def test_a_change_as_small_as_the_noise_changes_no_value(part: str, shift: int) -> None:
+    assert is_exact(large()._replace(total=shifted(large().total, part, shift)))
+
+
+def test_the_tag_notices_a_server_that_leaves_a_site_out_of_both_parts() -> None:
+    # Nobody but the server sees the seeds of a large cohort: c0 and c1 without one site fit each other.
+    without = make_sum(LARGE - 1, absent=1)
+    of = without.of
+    plan, headers = check_sum(without.total, of.run, of.manifest, of.roster)
+    joined(tag_key().check(decryption_key().decrypt(without.total.ciphertexts), plan, headers))
+    with pytest.raises(AuthenticityError, match="is not that of the updates"):
+        joined(tag_key().check(decryption_key().decrypt(without.total.ciphertexts), plan, of.plan.cohort))
+    with pytest.raises(AuthenticityError, match="is not that of the updates"):
+        joined(tag_key().check(decryption_key().decrypt(without.total.ciphertexts), plan, list(headers)[1:]))
+
+
+def test_a_header_that_was_signed_anew_is_still_no_contribution_of_another_plan() -> None:
+    of, total = large().of, large().total
+    first = total.contributions[0]
+    changed = first.header.replace(of.plan.digest.encode(), b"f" * 64)
+    parts = (replace(first, header=changed), *total.contributions[1:])
+    refused(replace(total, contributions=parts), of, AuthenticityError, "signature")
+    refused(replace(total, contributions=parts[1:]), of, ProtocolError, "fewer than the minimum")
+
+
+def test_of_a_large_cohort_an_update_with_too_few_seeds_is_not_added() -> None:
+    of = large().of
+    update = of.update("site-0", np.zeros(PARAMETERS))
+    (chunk,) = update.chunks
+    cut = resigned(update, "site-0", {}, chunk[:-1])
+    with pytest.raises(MalformedError, match="they were cut or padded"):
+        RunningSum(of.plan).add(verify_update(cut, "site-0", of.plan, of.manifest, of.roster))
