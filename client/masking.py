@@ -44,7 +44,8 @@ def recover(site: Site, plan: RoundPlan) -> PackedUpdate | None:
         msg = f"{site.ledger.path}: it has no entry for round {plan.round}, which was sent; restore it from backup"
         raise LedgerError(msg)
     keys = site.keyring.find(last.plan.keys)
-    blocks = keys.decryption.decrypt(Ciphertexts(last.update.chunks).alone, site.apply)
+    chunks = keys.mac.check(Ciphertexts(last.update.chunks).alone, last.plan, [site.name])
+    blocks = keys.decryption.decrypt(chunks, site.apply)
     masks = Masks(site.masking_key, last.mask, last.plan, site.name, site.roster)
     return PackedUpdate(masks.unmask(keys.tag.check(blocks, last.plan, [site.name])), charge)
 

@@ -71,7 +71,8 @@ def _mean(
 ) -> Update:
     keys, weights = site.keyring.find(plan.keys), [header.weight for header in headers.values()]
     try:
-        blocks = keys.tag.check(keys.decryption.decrypt(total.ciphertexts, site.apply), plan, headers)
+        chunks = keys.mac.check(total.ciphertexts, plan, headers)
+        blocks = keys.tag.check(keys.decryption.decrypt(chunks, site.apply), plan, headers)
         if any(header.mask for header in headers.values()):
             blocks = unmask_sum(blocks, _seeds(total, headers, keys, plan), plan)
         return unpack(blocks, next(iter(headers.values())).size, weights, packing)

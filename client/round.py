@@ -77,11 +77,12 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
         packing = replace(manifest.packing, update_bound=bound)
         packed = pack(private, weight, packing, _randomness(manifest, site, plan, "rounding"))
     seed, masks = new_masks(site, manifest, plan)
-    encrypted = keys.decryption.encrypt(keys.tag.tag(mask(packed, masks), plan, site.name), site.apply)
+    tagged = keys.tag.tag(mask(packed, masks), plan, site.name)
+    made = keys.mac.authenticate(keys.decryption.encrypt(tagged, site.apply), plan, site.name)
     if private is not None:
         site.remainders.keep(plan, private.vector)
     signed = sign_update(
-        encrypted, plan, layout, site.name, site.signing_key,
+        made, plan, layout, site.name, site.signing_key,
         weight=weight, update_bound=bound, mask=commitment(seed) if seed else "",
     )  # fmt: skip
     site.outbox.keep(plan, signed, seed)

@@ -1,8 +1,8 @@
 """Ciphertexts on the wire, and the sum that the server builds from them without any key.
 
 A seeded symmetric BFV ciphertext is c0, 4096 integers modulo the 60-bit prime q, and a 64-byte seed from which
-c1 follows. On the wire, c0 is packed to exactly 60 bits a value (two make 15 bytes) and the seed follows as it
-is: 30,784 bytes for 12,285 parameters under `compact`, 2.51 bytes each.
+c1 follows. On the wire, c0 is packed to exactly 60 bits a value (two make 15 bytes), and the seed and a code follow:
+30,792 bytes for 12,285 parameters under `compact`, 2.51 bytes each.
 
 Adding ciphertexts means adding their c0 modulo q and keeping every seed. numpy does that; no parser of SEAL's
 ever sees a byte from the network (one crafted length field there reads past the heap).
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 COEFF_MODULUS = 1152921504606830593  # SEAL's 60-bit NTT prime for N = 4096
 SEED_BYTES = 64
 C0_BYTES = RING_DEGREE * 15 // 2
-CIPHERTEXT_BYTES = C0_BYTES + SEED_BYTES
+CODE_BYTES = 8
+CIPHERTEXT_BYTES = C0_BYTES + SEED_BYTES + CODE_BYTES
 _MASK = np.uint64((1 << 60) - 1)
 _Q = np.uint64(COEFF_MODULUS)
 
@@ -54,7 +55,7 @@ def unpack60(data: bytes | memoryview) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class Ciphertexts:
-    """Seeded ciphertexts in wire form, 32 to a chunk: packed c0 of all of a chunk, then their seeds."""
+    """Seeded ciphertexts in wire form, 32 to a chunk: packed c0 of all of a chunk, their seeds, their codes."""
 
     chunks: tuple[bytes, ...]
 
@@ -69,13 +70,18 @@ class Ciphertexts:
     @property
     def seeds(self) -> bytes:
         """All seeds, in order: they travel on with the sum."""
-        return b"".join(chunk[_count(chunk) * C0_BYTES :] for chunk in self.chunks)
+        return b"".join(chunk[_count(chunk) * C0_BYTES : -_count(chunk) * CODE_BYTES] for chunk in self.chunks)
+
+    @property
+    def codes(self) -> bytes:
+        """All codes (`privacy.mac`), in order."""
+        return b"".join(chunk[-_count(chunk) * CODE_BYTES :] for chunk in self.chunks)
 
     @property
     def alone(self) -> SummedCiphertexts:
         """The sum of these ciphertexts and no others: for the site that made them."""
         c0 = tuple(chunk[: _count(chunk) * C0_BYTES] for chunk in self.chunks)
-        return SummedCiphertexts(c0, (self.seeds,), ())
+        return SummedCiphertexts(c0, (self.seeds,), (), self.codes)
 
     @property
     def count(self) -> int:
@@ -110,6 +116,7 @@ class SummedCiphertexts:
     c0: tuple[bytes, ...]
     seeds: tuple[bytes, ...]
     c1: tuple[bytes, ...]
+    codes: bytes
 
     def check(self, count: int) -> None:
         """Check that this is a sum of so many ciphertexts.
@@ -120,17 +127,31 @@ class SummedCiphertexts:
         check_chunks(self.c0, count, C0_BYTES)
         if self.c1:
             check_chunks(self.c1, count, C0_BYTES)
+        if len(self.codes) != count * CODE_BYTES:
+            msg = f"{len(self.codes)} bytes are not the codes of {count} ciphertexts; the sum was not decrypted"
+            raise MalformedError(msg)
         given = any(self.seeds) + bool(self.c1)
         if given != 1 or (any(self.seeds) and any(len(site) != count * SEED_BYTES for site in self.seeds)):
             msg = f"the seeds do not belong to a sum of {count} ciphertexts; it was not decrypted"
             raise MalformedError(msg)
 
-    def chunks(self) -> Iterator[tuple[bytes, Sequence[bytes], bytes]]:
-        """Return each chunk's c0, the seeds of its ciphertexts by contributor, and its c1."""
+    def chunks(self) -> Iterator[SummedChunk]:
+        """Return what there is of each chunk."""
         for index, c0 in enumerate(self.c0):
             place = slice(index * BLOCK * SEED_BYTES, (index + 1) * BLOCK * SEED_BYTES)
             seeds = [] if self.c1 else [site[place] for site in self.seeds]
-            yield c0, seeds, self.c1[index] if self.c1 else b""
+            codes = self.codes[index * BLOCK * CODE_BYTES : (index + 1) * BLOCK * CODE_BYTES]
+            listed = np.frombuffer(codes, dtype="<u8").tolist()
+            yield SummedChunk(c0, seeds, self.c1[index] if self.c1 else b"", listed)
+
+
+class SummedChunk(NamedTuple):
+    """One chunk of a sum."""
+
+    c0: bytes
+    seeds: list[bytes]  # of its ciphertexts, by contributor; none where there is c1
+    c1: bytes
+    codes: list[int]
 
 
 class Accumulator:
@@ -138,6 +159,7 @@ class Accumulator:
 
     def __init__(self, count: int) -> None:
         self.total = np.zeros((count, RING_DEGREE), dtype=np.uint64)
+        self._codes = np.zeros(count, dtype=np.uint64)
 
     def add(self, ciphertexts: Ciphertexts) -> None:
         """Add the c0 of all these ciphertexts, or, if they are not as many or one is malformed, of none.
@@ -146,10 +168,18 @@ class Accumulator:
             MalformedError: in those cases.
         """
         check_chunks(ciphertexts.chunks, len(self.total), CIPHERTEXT_BYTES)
+        codes = np.frombuffer(ciphertexts.codes, dtype="<u8")
+        _check_residues(codes)
         for _ in ciphertexts.residues():
             pass
+        add_residues(self._codes, codes)
         for index, block in enumerate(ciphertexts.residues()):
             add_residues(self.total[index * BLOCK : (index + 1) * BLOCK], block)
+
+    @property
+    def code_bytes(self) -> bytes:
+        """The codes added up."""
+        return self._codes.astype("<u8").tobytes()
 
     def chunks(self) -> tuple[bytes, ...]:
         """Return the packed sum, 32 ciphertexts to a chunk."""
@@ -189,10 +219,14 @@ def residues(c0: bytes | memoryview) -> NDArray[np.uint64]:
         msg = f"{len(c0):,} bytes are not a whole number of ciphertexts; the update was cut or padded"
         raise MalformedError(msg)
     words = unpack60(c0)
+    _check_residues(words)
+    return words.reshape(-1, RING_DEGREE)
+
+
+def _check_residues(words: NDArray[np.uint64]) -> None:
     if words.size and words.max() >= _Q:
         msg = "a coefficient is not below the modulus q; these are not ciphertexts of this protocol"
         raise MalformedError(msg)
-    return words.reshape(-1, RING_DEGREE)
 
 
 def add_residues(total: NDArray[np.uint64], term: NDArray[np.uint64]) -> None:

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from privacy.ciphertext import SEED_BYTES, Ciphertexts, pack60, residues
+from privacy.ciphertext import SEED_BYTES, pack60, residues
 from privacy.errors import KeyFileError
 from privacy.packing import RING_DEGREE
 from privacy.seal import binding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator
     from typing import Self
 
     from numpy.typing import NDArray
 
-    from privacy.ciphertext import SummedCiphertexts
+    from privacy.ciphertext import SummedChunk
     from privacy.ledger import Charge
     from privacy.parallel import Apply
     from privacy.tag import TaggedUpdate
@@ -36,9 +36,9 @@ _DIGEST_BYTES = 32
 
 @dataclass(frozen=True)
 class EncryptedUpdate:
-    """An update that only the sites can read, and the charge under which it was made."""
+    """An update that only the sites can read, made chunk by chunk: packed c0, and seeds."""
 
-    ciphertexts: Ciphertexts
+    chunks: Iterator[tuple[bytes, bytes]]
     charge: Charge
 
 
@@ -72,16 +72,18 @@ class DecryptionKey:
 
     def encrypt(self, update: TaggedUpdate, apply: Apply = map) -> EncryptedUpdate:
         """Encrypt a tagged update, block by block; each ciphertext under fresh randomness from SEAL's own generator."""
-        chunks = apply(partial(_encrypt, self.to_bytes()), update.blocks)
-        return EncryptedUpdate(Ciphertexts(tuple(chunks)), update.charge)
+        return EncryptedUpdate(apply(partial(_encrypt, self.to_bytes()), update.blocks), update.charge)
 
-    def decrypt(self, total: SummedCiphertexts, apply: Apply = map) -> Iterator[NDArray[np.uint64]]:
-        """Decrypt a sum, chunk by chunk as they are taken, to sums of coefficients modulo t, `(n, 4096)`.
+    def decrypt(self, chunks: Iterable[SummedChunk], apply: Apply = map) -> Iterator[NDArray[np.uint64]]:
+        """Decrypt a sum whose codes were checked (`privacy.mac`), as its chunks are taken.
+
+        Returns:
+            Sums of coefficients modulo t, `(n, 4096)` a chunk.
 
         Raises:
             MalformedError: if a chunk holds anything but residues.
         """
-        return apply(partial(_decrypt, self.to_bytes()), total.chunks())
+        return apply(partial(_decrypt, self.to_bytes()), chunks)
 
     @cached_property
     def _bytes(self) -> bytes:
@@ -107,19 +109,18 @@ def _key(data: bytes) -> DecryptionKey:
     return DecryptionKey.from_bytes(data)
 
 
-def _encrypt(key: bytes, block: NDArray[np.uint64]) -> bytes:
-    """Encrypt coefficients `(n, 4096)`; return a chunk of `Ciphertexts`."""
+def _encrypt(key: bytes, block: NDArray[np.uint64]) -> tuple[bytes, bytes]:
+    """Encrypt coefficients `(n, 4096)`; return packed c0 and seeds."""
     made = [binding().encrypt(_key(key).encryptor, row) for row in block]
-    return b"".join([*(pack60(c0) for c0, _ in made), *(seed for _, seed in made)])
+    return b"".join(pack60(c0) for c0, _ in made), b"".join(seed for _, seed in made)
 
 
-def _decrypt(key: bytes, chunk: tuple[bytes, Sequence[bytes], bytes]) -> NDArray[np.uint64]:
+def _decrypt(key: bytes, chunk: SummedChunk) -> NDArray[np.uint64]:
     """Decrypt one chunk of a sum, with every contributor's seeds or with the sum of their c1, to `(n, 4096)`."""
-    c0, seeds, c1 = chunk
-    rows, expanded = residues(c0), residues(c1)
+    rows, expanded = residues(chunk.c0), residues(chunk.c1)
     result = np.empty_like(rows)
     for index, row in enumerate(rows):
         place = slice(index * SEED_BYTES, (index + 1) * SEED_BYTES)
-        parts = [site[place] for site in seeds] or [expanded[index].tobytes()]
+        parts = [site[place] for site in chunk.seeds] or [expanded[index].tobytes()]
         result[index] = binding().decrypt(_key(key).decryptor, row, parts)
     return result

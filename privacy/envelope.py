@@ -17,7 +17,7 @@ from privacy.header import KIND, UpdateHeader, verify_header
 from privacy.signing import sign
 
 if TYPE_CHECKING:
-    from privacy.encryption import EncryptedUpdate
+    from privacy.mac import AuthenticatedUpdate
     from privacy.manifest import Manifest
     from privacy.plan import RoundPlan
     from privacy.roster import Roster
@@ -54,7 +54,7 @@ class VerifiedUpdate:
 
 
 def sign_update(
-    update: EncryptedUpdate,
+    update: AuthenticatedUpdate,
     plan: RoundPlan,
     layout: Layout,
     site: str,

@@ -35,6 +35,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from privacy.config import STRICT
 from privacy.encryption import DecryptionKey
 from privacy.errors import AuthenticityError, KeyFileError, MalformedError, ProtocolError
+from privacy.mac import MacKey
 from privacy.manifest import SiteName
 from privacy.roster import Hex32
 from privacy.signing import SignedDocument
@@ -115,14 +116,12 @@ class EpochKeys:
 
     epoch: int
     decryption: DecryptionKey
-    tag: TagKey
-    secret: bytes  # of the tag key
+    secret: bytes  # of tags, codes and revealed seeds
 
     @classmethod
     def generate(cls, epoch: int) -> Self:
         """Make the keys of a new epoch."""
-        secret = os.urandom(KEY_BYTES)
-        return cls(epoch, DecryptionKey.generate(), TagKey(secret), secret)
+        return cls(epoch, DecryptionKey.generate(), os.urandom(KEY_BYTES))
 
     def to_bytes(self) -> bytes:
         """Return epoch, tag key and decryption key, then their SHA-256: any 32 bytes would pass for a tag key."""
@@ -142,7 +141,17 @@ class EpochKeys:
             raise KeyFileError(msg)
         secret = data[8 : 8 + KEY_BYTES]
         decryption = DecryptionKey.from_bytes(data[8 + KEY_BYTES :])
-        return cls(int.from_bytes(data[:8], "big"), decryption, TagKey(secret), secret)
+        return cls(int.from_bytes(data[:8], "big"), decryption, secret)
+
+    @cached_property
+    def tag(self) -> TagKey:
+        """The key of sums' tags."""
+        return TagKey(self.secret)
+
+    @cached_property
+    def mac(self) -> MacKey:
+        """The key of codes on ciphertexts."""
+        return MacKey(self.secret)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -34,8 +34,8 @@ class Apply(Protocol):
         ...
 
 
-def in_processes(count: int) -> Apply:
-    """Return a `map` that takes so many processes to a long stream, and holds no more than a few items at a time.
+def in_processes(count: int, few: int = _FEW) -> Apply:
+    """Return a `map` that takes so many processes to a stream of more than a few items, and holds some of them at most.
 
     They are spawned, as the fork of a process with threads can lock up; so the program must be importable. They end
     with the stream, or with this process, however that ends.
@@ -43,7 +43,7 @@ def in_processes(count: int) -> Apply:
 
     def apply(work: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:
         stream = iter(items)
-        yield from map(work, islice(stream, _FEW))
+        yield from map(work, islice(stream, few))
         for item in stream:
             yield from _shared_out(work, chain([item], stream), count)
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from privacy.manifest import Manifest
 
 
+MOST_SEEDS = 32  # sites
+
+
 @dataclass(frozen=True, config=STRICT)
 class RoundPlan:
     """One attempt at one round. No privacy parameter stands here: those are the manifest's."""
@@ -34,6 +37,11 @@ class RoundPlan:
     minimum_cohort: int
     deadline: Annotated[float, Field(allow_inf_nan=False)]  # seconds since 1970
     base_model: Hex32  # digest of the model that training starts from
+
+    @property
+    def expanded(self) -> bool:
+        """Whether the server expands the seeds of so many sites once, instead of every site all of them."""
+        return len(self.cohort) > MOST_SEEDS
 
     def to_bytes(self) -> bytes:
         """Return the exact bytes that digests of this plan are over."""

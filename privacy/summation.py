@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from privacy.manifest import Manifest
     from privacy.roster import Roster
 
-MOST_SEEDS = 32  # sites: for more, the server expands their seeds once instead of every site each
-
 
 @dataclass(frozen=True)
 class EncryptedSum:
@@ -33,17 +31,18 @@ class EncryptedSum:
     plan: bytes
     contributions: tuple[Contribution, ...]
     c0: tuple[bytes, ...]
+    codes: bytes  # of the ciphertexts, added up
     c1: tuple[bytes, ...] = ()  # of large cohorts: instead of every contributor's seeds
 
     @property
     def ciphertexts(self) -> SummedCiphertexts:
         """What there is to decrypt."""
-        return SummedCiphertexts(self.c0, tuple(each.seeds for each in self.contributions), self.c1)
+        return SummedCiphertexts(self.c0, tuple(each.seeds for each in self.contributions), self.c1, self.codes)
 
     @property
     def size(self) -> int:
         """How many bytes of ciphertexts and seeds it brings a site."""
-        return sum(map(len, (*self.c0, *self.c1))) + sum(len(each.seeds) for each in self.contributions)
+        return sum(map(len, (*self.c0, *self.c1, self.codes))) + sum(len(each.seeds) for each in self.contributions)
 
 
 class RunningSum:
@@ -81,7 +80,7 @@ class RunningSum:
         c0 = self._c0 or Accumulator(count)
         c0.add(update.ciphertexts)
         self._c0, self._same = c0, header.shared
-        if len(self.plan.cohort) > MOST_SEEDS:
+        if self.plan.expanded:
             self._c1 = self._c1 or Accumulator(count)
             add_expanded(self._c1.total, contribution.seeds)
             contribution = replace(contribution, seeds=b"")
@@ -100,7 +99,9 @@ class RunningSum:
             )
             raise ProtocolError(msg)
         c1 = self._c1.chunks() if self._c1 else ()
-        return EncryptedSum(self.plan.to_bytes(), tuple(self._contributions.values()), self._c0.chunks(), c1)
+        return EncryptedSum(
+            self.plan.to_bytes(), tuple(self._contributions.values()), self._c0.chunks(), self._c0.code_bytes, c1
+        )
 
 
 def check_sum(
@@ -117,7 +118,7 @@ def check_sum(
         msg = "the sum is for another run; it was not opened"
         raise ProtocolError(msg)
     headers = check_contributions(total.contributions, plan, manifest, roster)
-    expanded = len(plan.cohort) > MOST_SEEDS
+    expanded = plan.expanded
     for header, contribution in zip(headers.values(), total.contributions, strict=True):
         if not expanded and seeds_digest(contribution.seeds) != header.seeds:
             msg = f"the seeds of {header.site}'s update are not the ones that it signed; the sum was not opened"

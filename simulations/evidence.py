@@ -13,7 +13,8 @@ from privacy.envelope import Contribution
 from privacy.expansion import add_expanded
 from privacy.manifest import open_manifest
 from privacy.packing import BLOCK, RING_DEGREE
-from privacy.summation import MOST_SEEDS, EncryptedSum
+from privacy.plan import MOST_SEEDS
+from privacy.summation import EncryptedSum
 
 if TYPE_CHECKING:
     from typing import Self
@@ -75,13 +76,14 @@ class Evidence:
         return 2 if len(self.plan.cohort) > MOST_SEEDS else 1
 
     def term(self, site: str) -> Polynomials:
-        """Return the polynomials of a site's update."""
+        """Return the polynomials of a site's update; the last has only one coefficient, the code."""
         ciphertexts = Ciphertexts(self.updates[site].chunks)
-        result = np.zeros((self.parts, ciphertexts.count, RING_DEGREE), dtype=np.uint64)
+        result = np.zeros((self.parts + 1, ciphertexts.count, RING_DEGREE), dtype=np.uint64)
         for index, block in enumerate(ciphertexts.residues()):
             result[0, index * BLOCK : (index + 1) * BLOCK] = block
         if self.parts > 1:
             add_expanded(result[1], ciphertexts.seeds)
+        result[-1, :, 0] = np.frombuffer(ciphertexts.codes, dtype="<u8")
         return result
 
     def total(self, *sites: str) -> Polynomials:
@@ -99,8 +101,9 @@ class Evidence:
 
     def sum(self, total: Polynomials, contributions: tuple[Contribution, ...]) -> EncryptedSum:
         """Put polynomials and contributors into a sum for this round's plan."""
-        c0, *c1 = ((pack60(part.reshape(-1)),) for part in total)
-        return EncryptedSum(self.plan.to_bytes(), contributions, c0, c1[0] if c1 else ())
+        c0, *c1 = ((pack60(part.reshape(-1)),) for part in total[:-1])
+        codes = total[-1, :, 0].astype("<u8").tobytes()
+        return EncryptedSum(self.plan.to_bytes(), contributions, c0, codes, c1[0] if c1 else ())
 
 
 def added(*terms: Polynomials) -> Polynomials:

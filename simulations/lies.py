@@ -82,12 +82,13 @@ def replayed(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
 
 
 def constant_added(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
-    """Add a constant to one coefficient: steps of the plaintext, few or many, or anything above one step."""
+    """Add a constant to one coefficient: steps of the plaintext, few or many, or anything, however little."""
     del earlier
     total = now.total(*now.updates)
     part, row, place = (int(luck.integers(size)) for size in total.shape)
+    place = place if part < now.parts else 0  # of a code there is only one number
     step = int(luck.choice([1, 2, 1 << 16, 1 << 32, int(luck.integers(1, PLAIN_MODULUS))]))
-    constant = int(luck.choice([step * STEP, int(luck.integers(STEP, COEFF_MODULUS - STEP))]))
+    constant = int(luck.choice([step * STEP, int(luck.integers(1, STEP)), int(luck.integers(1, COEFF_MODULUS))]))
     total[part, row, place] = (int(total[part, row, place]) + constant) % COEFF_MODULUS
     return now.sum(total, now.contributions(*now.updates))
 
@@ -105,7 +106,8 @@ def swapped(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
     total, told = now.total(*now.updates), now.contributions(*now.updates)
     turned = int(luck.integers(1, RING_DEGREE))
     wrapped = np.roll(total, turned, axis=2)
-    wrapped[..., :turned] = (COEFF_MODULUS - wrapped[..., :turned]) % COEFF_MODULUS  # x^4096 = −1
+    wrapped[-1] = total[-1]  # the codes are no polynomials
+    wrapped[:-1, :, :turned] = (COEFF_MODULUS - wrapped[:-1, :, :turned]) % COEFF_MODULUS  # x^4096 = −1
     whole = now.sum(total, told)
     half = len(whole.c0[0]) // 2
     return [

@@ -11,7 +11,7 @@ from torch import nn
 from typing_extensions import override
 
 from privacy.manifest import Cohort, Encryption, Privacy, RunSettings, Training
-from privacy.summation import MOST_SEEDS
+from privacy.plan import MOST_SEEDS
 from simulations.adversary import SITES, Adversary
 from simulations.federation import Federation, SiteTerms
 from simulations.idle import Idle

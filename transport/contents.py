@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 _MAX_SUMS = 10_000
 _SUM = (
     "plan",
+    "codes",
     "header",
     "signature",
     "seeds",
     "reveal",
     "c0",
     "c1",
-)  # the arrays of a sum; all but the first are numbered
+)  # the arrays of a sum; all but the first two are numbered
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def read_opened(content: RecordDict) -> tuple[str, dict[str, float]]:
 
 def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:
     """Put a sum into the arrays that a Flower strategy passes on as "the model"."""
-    arrays = {"plan": total.plan}
+    arrays = {"plan": total.plan, "codes": total.codes}
     for index, part in enumerate(total.contributions):
         arrays |= {
             f"header-{index}": part.header,
@@ -178,15 +179,15 @@ def sum_from_arrays(arrays: ArrayRecord) -> EncryptedSum:
     parts: dict[str, list[bytes]] = {}
     for name, array in arrays.items():
         kind, _, number = name.partition("-")
-        expected = "" if kind == "plan" else str(len(parts.get(kind, ())))
+        expected = "" if kind in {"plan", "codes"} else str(len(parts.get(kind, ())))
         if kind not in _SUM or number != expected:
             lacks("sum")
         parts.setdefault(kind, []).append(array.data)
-    plan, headers, signatures, seeds, reveals, c0, c1 = (parts.get(kind, []) for kind in _SUM)
-    if len(plan) != 1 or not len(headers) == len(signatures) == len(seeds) == len(reveals):
+    plan, codes, headers, signatures, seeds, reveals, c0, c1 = (parts.get(kind, []) for kind in _SUM)
+    if len(plan) != 1 or len(codes) != 1 or not len(headers) == len(signatures) == len(seeds) == len(reveals):
         lacks("sum")
     contributions = tuple(starmap(Contribution, zip(headers, signatures, seeds, reveals, strict=True)))
-    return EncryptedSum(plan[0], contributions, tuple(c0), tuple(c1))
+    return EncryptedSum(plan[0], contributions, tuple(c0), codes[0], tuple(c1))
 
 
 def _put_sum(content: RecordDict, name: str, total: EncryptedSum) -> None:

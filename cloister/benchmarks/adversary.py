@@ -68,9 +68,9 @@ def measure(tries: int, rounds: int, seed: int) -> dict[str, Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     refused: Counter[str] = Counter()
-    with bar, in_processes(os.cpu_count() or 1) as apply:
+    with bar:
         task = bar.add_task("tries and rounds", total=tries + rounds)
-        for job, found in zip(jobs, apply(_work, jobs), strict=True):
+        for job, found in zip(jobs, in_processes(os.cpu_count() or 1, few=0)(_work, jobs), strict=True):
             refused.update(found)
             bar.update(task, advance=job.count)
     played = Counter(_NAMES[number % len(_NAMES)] for number in range(tries))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from privacy.ciphertext import Accumulator, Ciphertexts, SummedCiphertexts
+from privacy.ciphertext import C0_BYTES, SEED_BYTES, Accumulator, Ciphertexts, SummedCiphertexts
+from privacy.encryption import EncryptedUpdate
 from privacy.epoch import EpochKeys
 from privacy.errors import AuthenticityError
 from privacy.masking import MaskedUpdate, mask
@@ -73,17 +74,21 @@ class Cloister(Pipeline):
     def encrypt(self, update: NDArray[np.float32], weight: float) -> list[bytes]:
         """Pack, tag and encrypt; add the digest that a site signs."""
         packed = pack(PrivateUpdate(update, self._charge), weight, self.packing, Randomness.fresh())
-        tagged = self._keys.tag.tag(mask(packed, None), self._plan, self._sites[self._sent % len(self._sites)])
+        site = self._sites[self._sent % len(self._sites)]
         self._sent += 1
-        ciphertexts = self._keys.decryption.encrypt(tagged).ciphertexts
+        encrypted = self._keys.decryption.encrypt(self._keys.tag.tag(mask(packed, None), self._plan, site))
+        ciphertexts = self._keys.mac.authenticate(encrypted, self._plan, site).ciphertexts
         return [*ciphertexts.chunks, ciphertexts.digest.encode()]
 
     def tag(self) -> None:
-        """Tag as many ciphertexts as an update has."""
+        """Tag as many coefficients, and authenticate as many ciphertexts, as an update has."""
         rows = np.zeros((self._count, RING_DEGREE), dtype=np.uint64)
         blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
-        for _ in self._keys.tag.tag(MaskedUpdate(blocks, self._charge), self._plan, self._sites[0]).blocks:
-            pass
+        chunks = (
+            (bytes(len(block) * C0_BYTES), bytes(len(block) * SEED_BYTES))
+            for block in self._keys.tag.tag(MaskedUpdate(blocks, self._charge), self._plan, self._sites[0]).blocks
+        )
+        self._keys.mac.authenticate(EncryptedUpdate(chunks, self._charge), self._plan, self._sites[0])
 
     def add(self, upload: list[bytes]) -> None:
         """Check length, digest and range, then add.
@@ -101,13 +106,14 @@ class Cloister(Pipeline):
 
     def close(self) -> list[bytes]:
         """Return the sum's c0 and every site's seeds."""
-        download = [*self._total.chunks(), *self._seeds]
+        download = [*self._total.chunks(), self._total.code_bytes, *self._seeds]
         self._total, self._seeds = Accumulator(self._count), []
         return download
 
     def decrypt(self, download: list[bytes]) -> NDArray[Any]:
         """Decrypt, check the tag and unpack."""
-        c0, seeds = download[: -len(self._sites)], download[-len(self._sites) :]
-        blocks = self._keys.decryption.decrypt(SummedCiphertexts(tuple(c0), tuple(seeds), ()))
+        (*c0, codes), seeds = download[: -len(self._sites)], download[-len(self._sites) :]
+        total = SummedCiphertexts(tuple(c0), tuple(seeds), (), codes)
+        blocks = self._keys.decryption.decrypt(self._keys.mac.check(total, self._plan, self._sites))
         checked = self._keys.tag.check(blocks, self._plan, self._sites)
         return unpack(checked, self._size, self._weights, self.packing).vector

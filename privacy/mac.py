@@ -1,0 +1,128 @@
+"""The code on the ciphertexts: a site decrypts nothing but the exact sum of what the contributors sent.
+
+The sum's tag (`privacy.tag`) is inside: whoever checks it has decrypted. A server could disturb a ciphertext a little,
+see whether sites refuse, and so learn about the error in it or, where it sends c1 itself, about the decryption key. So
+each site also authenticates its ciphertexts, with keys that the server does not have:
+
+    μ = Σⱼ ρⱼ·c0ⱼ (+ Σⱼ ρ'ⱼ·c1ⱼ) + pᵢ  mod q        ρ, ρ': secret, fixed for the epoch      pᵢ = PRF(plan, site i)
+
+The server adds the μ as it adds the ciphertexts, and the sum's must be what its c0, and its c1 where there is one, give
+with the pads of just the contributors. Anything else passes with probability 1/q < 2⁻⁵⁹ for each ciphertext, q being a
+prime (the same construction as the tag's: Agrawal and Boneh, ACNS 2009). Nothing is decrypted before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from privacy.ciphertext import COEFF_MODULUS, Ciphertexts, residues
+from privacy.errors import AuthenticityError
+from privacy.expansion import add_expanded
+from privacy.packing import RING_DEGREE
+from privacy.randomness import Randomness
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from privacy.ciphertext import SummedChunk, SummedCiphertexts
+    from privacy.encryption import EncryptedUpdate
+    from privacy.ledger import Charge
+    from privacy.plan import RoundPlan
+
+_BITS = 20  # of a part of ρ: with 16 of a residue and 4,096 terms, a sum stays below 2^53
+_PARTS = 3
+_KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class AuthenticatedUpdate:
+    """An encrypted update with its codes, and the charge under which it was made."""
+
+    ciphertexts: Ciphertexts
+    charge: Charge
+
+
+class MacKey:
+    """The sites' key of one epoch for codes on ciphertexts."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def authenticate(self, update: EncryptedUpdate, plan: RoundPlan, site: str) -> AuthenticatedUpdate:
+        """Put a site's codes behind the seeds of its ciphertexts, chunk by chunk."""
+        chunks, pads = [], self._pads(plan, site)
+        for c0, seeds in update.chunks:
+            codes = self._codes(residues(c0), [seeds], b"", plan)
+            padded = [(code + pad) % COEFF_MODULUS for code, pad in zip(codes, _next(pads, len(codes)), strict=True)]
+            chunks.append(b"".join([c0, seeds, *(code.to_bytes(8, "little") for code in padded)]))
+        return AuthenticatedUpdate(Ciphertexts(tuple(chunks)), update.charge)
+
+    def check(self, total: SummedCiphertexts, plan: RoundPlan, sites: Iterable[str]) -> Iterator[SummedChunk]:
+        """Pass on the chunks of a sum, each once it is known to be of these sites' updates for this plan.
+
+        Raises:
+            AuthenticityError: as the chunks are taken, if one is anything else.
+            MalformedError: if one holds anything but residues.
+        """
+        streams = [self._pads(plan, site) for site in sites]
+        for chunk in total.chunks():
+            codes = self._codes(residues(chunk.c0), chunk.seeds, chunk.c1, plan)
+            pads = zip(*(_next(stream, len(codes)) for stream in streams), strict=True)
+            if [(code + sum(pad)) % COEFF_MODULUS for code, pad in zip(codes, pads, strict=True)] != chunk.codes:
+                msg = (
+                    f"the ciphertexts of round {plan.round} are not the sum of the updates that they are said to hold: "
+                    "the server changed, dropped, doubled or replayed one; nothing was decrypted"
+                )
+                raise AuthenticityError(msg)
+            yield chunk
+
+    def _codes(self, c0: NDArray[np.uint64], seeds: Sequence[bytes], c1: bytes, plan: RoundPlan) -> list[int]:
+        """Return the codes of ciphertexts, without pads."""
+        codes = _inner(c0, self._rho[0])
+        if plan.expanded:
+            whole = residues(c1) if c1 else np.zeros_like(c0)
+            for each in () if c1 else seeds:
+                add_expanded(whole, each)
+            codes = [a + b for a, b in zip(codes, _inner(whole, self._rho[1]), strict=True)]
+        return codes
+
+    @cached_property
+    def _rho(self) -> NDArray[np.float64]:
+        """Both ρ, each in parts of 20 bits, `(2, 3, 4096)`."""
+        rho = self._stream(b"rho").residues(2 * RING_DEGREE, COEFF_MODULUS).reshape(2, 1, RING_DEGREE)
+        shifts = np.arange(_PARTS, dtype=np.uint64).reshape(_PARTS, 1) * np.uint64(_BITS)
+        parts: NDArray[np.float64] = (rho >> shifts & np.uint64((1 << _BITS) - 1)).astype(np.float64)
+        return parts
+
+    def _pads(self, plan: RoundPlan, site: str) -> Randomness:
+        return self._stream(b"pad" + bytes.fromhex(plan.digest) + site.encode())
+
+    def _stream(self, label: bytes) -> Randomness:
+        return Randomness(
+            HKDF(hashes.SHA256(), _KEY_BYTES, salt=None, info=b"cloister mac " + label).derive(self._secret)
+        )
+
+
+def _next(pads: Randomness, count: int) -> list[int]:
+    drawn: list[int] = pads.residues(count, COEFF_MODULUS).tolist()
+    return drawn
+
+
+def _inner(rows: NDArray[np.uint64], rho: NDArray[np.float64]) -> list[int]:
+    """Σⱼ ρⱼ·cⱼ for each row of `(n, 4096)`: over limbs of 16 and 20 bits, exact in doubles, then in whole numbers."""
+    limbs = np.ascontiguousarray(rows, dtype="<u8").view("<u2").reshape(-1, RING_DEGREE, 4)
+    totals = [0] * len(rows)
+    for k in range(4):
+        limb = limbs[:, :, k].astype(np.float64)
+        for part in range(_PARTS):
+            for row, term in enumerate(np.einsum("cj,j->c", limb, rho[part]).tolist()):
+                totals[row] += int(term) << (16 * k + _BITS * part)
+    return totals
