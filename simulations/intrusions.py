@@ -14,10 +14,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.site import open_site
+from privacy.ciphertext import COEFF_MODULUS
 from privacy.epoch import EpochKeys, SealingKey, seal, write_letters
 from privacy.masking import SEALED_BYTES, MaskingKey
+from privacy.packing import RING_DEGREE
 from privacy.signing import SignedDocument
+from privacy.summation import MOST_SEEDS
 from simulations.adversary import SITES
+from simulations.lies import STEP
 from strategies.masking import next_attempt
 from transport.ceremony import pack_lead, pack_letter
 from transport.contents import content_of, pack_query, pack_train
@@ -31,6 +35,20 @@ if TYPE_CHECKING:
     from simulations.adversary import Adversary
 
 _SECONDS = 600.0
+
+
+def key_overheard(server: Adversary) -> bool:
+    """Disturb c1 by less than rounding takes away, so that one coefficient of the key decides whether the sum opens.
+
+    c1 + ¼ step adds ¼ step of each of the key's coefficients, −1, 0 or 1, to the same coefficient of what is rounded.
+    With ⅜ more on one of them, that one is rounded up if it is 1 in the key, and the tag does not hold; else all opens.
+    """
+    run = next(run for run in server.runs if len(run.manifest.settings.cohort.sizes) > MOST_SEEDS)
+    made = server.collect(run)
+    total, place = made.total(*made.updates), int(server.luck.integers(RING_DEGREE))
+    for part, at, eighths in ((0, place, 3), (1, 0, 2)):
+        total[part, 0, at] = (int(total[part, 0, at]) + eighths * STEP // 8) % COEFF_MODULUS
+    return server.deliver(run, made.sum(total, made.contributions(*made.updates)))
 
 
 def own_keys(server: Adversary) -> bool:
@@ -161,6 +179,7 @@ def two_attempts(server: Adversary) -> bool:
 INTRUSIONS: dict[str, Callable[[Adversary], bool]] = {
     "a mask withheld or exchanged": other_masks,
     "masks of two attempts": two_attempts,
+    "the key, a coefficient a plan": key_overheard,
     "keys of the server's own": own_keys,
     "a roster edited": own_roster,
     "an older epoch": older_epoch,
