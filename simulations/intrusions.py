@@ -18,8 +18,8 @@ from privacy.ciphertext import COEFF_MODULUS
 from privacy.epoch import EpochKeys, SealingKey, seal, write_letters
 from privacy.masking import SEALED_BYTES, MaskingKey
 from privacy.packing import RING_DEGREE
+from privacy.plan import MOST_SEEDS
 from privacy.signing import SignedDocument
-from privacy.summation import MOST_SEEDS
 from simulations.adversary import SITES
 from simulations.lies import STEP
 from strategies.masking import next_attempt

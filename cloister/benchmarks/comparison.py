@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 NVFLARE = "ckks-nvflare"
 STEPS = ("client_cpu", "tag_cpu", "server_cpu", "decrypt_cpu")
-_NOTHING = 1e-6  # seconds: a step that a pipeline does not have
+_NOTHING = 1e-5  # seconds: a step that a pipeline does not have
 _BYTES = ("bytes_up", "bytes_down")
 _LINE = "{:<15}{:>10}{:>10}{:>9}{:>7}{:>8}{:>9}{:>10}"
 
