@@ -60,7 +60,7 @@ def table(report: dict[str, Any]) -> str:
         "",
         f"a round       {report['median_ms']:.0f} ms: the median of {report['rounds']} ({spread})",
         f"a site sends  {report['bytes_up']:,.0f} bytes and gets {report['bytes_down']:,.0f}",
-        f"memory        {site} at a site, {server} at the server, at most, libraries included",
+        f"memory        {site} at a site, {server} at the server, at most, with libraries",
         f"and ends with the same model as the others: sha256 {report['model'][:16]}…",
     ]
     return "\n".join(lines)

@@ -139,7 +139,7 @@ class Conductor:
 
 def _last_made(folder: Path) -> int:
     notes = [json.loads(file.read_bytes().partition(b"\n")[0]) for file in folder.glob("outbox/*.update")]
-    return max((int(note["round"]) for note in notes), default=0)
+    return max((int(json.loads(note["plan"])["round"]) for note in notes), default=0)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,148 @@
+"""All sites start from one model and end with one, also those that missed a sum; else the run ends."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, Error, Message
+
+from client.app import app as client_app
+from client.site import open_site
+from privacy.errors import RunError
+from privacy.signing import sign
+from simulations.federation import Federation
+from simulations.results import journal_path, read_events, read_results
+from tests.federations import (
+    SETTINGS,
+    SITES,
+    FederationMaker,
+    charges_of,
+    models_of,
+    node_of,
+    run_with,
+    signed_run,
+)
+from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, NOWHERE, QUERY, answering, lost
+from transport.contents import (
+    pack_opened,
+    pack_readiness,
+    read_opened,
+    read_readiness,
+)
+from transport.flower import reply
+
+
+@pytest.fixture
+def federation(make_federation: FederationMaker) -> Federation:
+    return make_federation()
+
+
+def with_model(federation: Federation, message: Message, genuine: Message, model: str) -> Message:
+    """Let a site say, and sign, that it has a certain model."""
+    readiness = read_readiness(genuine.content)
+    claimed = replace(readiness, model=model)
+    signed = claimed.signed_part(signed_run(federation)[2], message.metadata.dst_node_id)
+    key = open_site(federation.paths[readiness.site]).signing_key
+    return reply(pack_readiness(replace(claimed, signature=sign(key, "readiness", signed))), message)
+
+
+def test_sites_that_start_from_different_models_end_the_run_before_anything_is_spent(federation: Federation) -> None:
+    def differ(message: Message, genuine: Message) -> Message:
+        return with_model(federation, message, genuine, NOWHERE)
+
+    with pytest.raises(RunError, match=r"starts from another model.*install the same versions of torch"):
+        run_with(federation, answering(federation, QUERY, HOSTILE, differ))
+    assert {charges_of(federation, site) for site in SITES} == {0}
+    assert models_of(federation) == {}
+
+
+def test_sites_that_end_with_different_models_end_the_run(make_federation: FederationMaker) -> None:
+    federation = make_federation(replace(SETTINGS, rounds=3))
+
+    def differ(message: Message, genuine: Message) -> Message:
+        _, metrics = read_opened(genuine.content)
+        return reply(pack_opened(NOWHERE, metrics), message)
+
+    with pytest.raises(RunError, match=f"round 1 left the sites with different models: .*{HOSTILE} 000000000000"):
+        run_with(federation, answering(federation, EVALUATE, HOSTILE, differ))
+    assert read_events(journal_path(federation))[-1]["event"] == "failed"
+
+
+def test_a_site_with_a_model_that_the_run_never_had_is_named_and_the_others_go_on(
+    make_federation: FederationMaker,
+) -> None:
+    federation = make_federation(replace(SETTINGS, rounds=2))
+    asked: list[int] = []
+
+    def differ(message: Message, genuine: Message) -> Message:
+        asked.append(1)
+        return with_model(federation, message, genuine, NOWHERE) if len(asked) > 1 else genuine
+
+    def both(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == EVALUATE:
+            return answering(federation, EVALUATE, HOSTILE, lost)(message, context)
+        return answering(federation, QUERY, HOSTILE, differ)(message, context)
+
+    first, second = run_with(federation, both)
+    assert sorted(first["sites"]) == sorted(SITES)
+    assert "has a model that this run never had" in second["problems"][HOSTILE]
+    assert sorted(second["sites"]) == HONEST
+
+
+class Losing:
+    """Loses what goes to or from some sites in the first evaluation: the sum on its way, or the answer to it."""
+
+    def __init__(self, federation: Federation, sites: tuple[str, ...], *, delivered: bool, times: int = 1) -> None:
+        self._left = {node_of(federation, site): times for site in sites}
+        self._delivered = delivered
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        node = message.metadata.dst_node_id
+        if message.metadata.message_type != EVALUATE or self._left.get(node, 0) == 0:
+            return client_app(message, context)
+        self._left[node] -= 1
+        if self._delivered:
+            client_app(message, context)
+        return reply(Error(1, "the line broke"), message)
+
+
+@pytest.mark.parametrize("delivered", [True, False], ids=["the answer is lost", "the sum is lost"])
+@pytest.mark.parametrize("sites", [("west",), ("east", "west"), ("north", "south", "east"), SITES], ids=len)
+def test_sites_that_miss_a_sum_catch_up_and_end_with_the_same_file(
+    make_federation: FederationMaker, undisturbed: str, sites: tuple[str, ...], *, delivered: bool
+) -> None:
+    federation = make_federation(replace(SETTINGS, rounds=4))
+    rounds = run_with(federation, Losing(federation, sites, delivered=delivered))
+    assert set(rounds[0]["problems"]) == set(sites)
+    assert rounds[0]["released"]
+    assert sorted(rounds[-1]["sites"]) == sorted(SITES)
+    assert rounds[-1]["problems"] == {}
+    results = read_results(federation)
+    assert set(results.digests) == set(SITES)
+    assert len(set(results.digests.values())) == 1
+    assert results.model == undisturbed  # no site's update was lost or made twice
+
+
+@pytest.fixture(scope="module")
+def undisturbed(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The model of four rounds in which nothing went wrong."""
+    federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("undisturbed"))(replace(SETTINGS, rounds=4))
+    run_with(federation)
+    return read_results(federation).model
+
+
+@pytest.mark.parametrize("sites", [("west",), ("east", "west")], ids=len)
+def test_a_site_that_misses_two_sums_opens_both_in_order(
+    make_federation: FederationMaker, sites: tuple[str, ...]
+) -> None:
+    federation = make_federation(replace(SETTINGS, rounds=4))
+    run_with(federation, Losing(federation, sites, delivered=False, times=2))
+    assert len(set(models_of(federation).values())) == 1
+    assert len(models_of(federation)) == 4
+
+
+def test_a_site_that_misses_the_last_sum_gets_it_before_the_run_ends(make_federation: FederationMaker) -> None:
+    federation = make_federation()
+    run_with(federation, Losing(federation, ("west",), delivered=False))
+    assert len(models_of(federation)) == 4
+    assert len(set(models_of(federation).values())) == 1
