@@ -22,7 +22,7 @@ from client.round import train_round
 from client.site import Site, open_site
 from privacy.errors import CloisterError, ConfigError
 from transport.ceremony import pack_keys, read_lead, read_letter_from
-from transport.contents import pack_opened, pack_readiness, pack_update, read_manifest, read_sum, read_train
+from transport.contents import pack_opened, pack_readiness, pack_update, read_manifest, read_train, take_sum
 from transport.flower import FAILED, reply
 from transport.masking import pack_revealed, read_reveal
 
@@ -111,5 +111,5 @@ def train(site: Site, message: Message) -> RecordDict:
 def open_and_evaluate(site: Site, message: Message) -> RecordDict:
     """Open a round's sum, keep the model, and report its digest."""
     accepted = accept(site, read_manifest(message.content))
-    checkpoint = open_sum(site, accepted, read_sum(message.content))
+    checkpoint = open_sum(site, accepted, take_sum(message.content))
     return pack_opened(checkpoint.model.digest, evaluate(site, accepted.manifest, checkpoint))

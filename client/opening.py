@@ -56,6 +56,7 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     packing = replace(manifest.packing, update_bound=now.update_bound)
     del now  # out of memory while the mean takes its place there
     mean = _mean(site, total, plan, headers, packing)
+    del total
     bound = next_bound(mean, len(headers), manifest.packing.update_bound)
     opened = Checkpoint(run, plan.round, average(site.checkpoint(manifest, run).model, mean), bound)
     # Before the model is kept: what a crash leaves unwritten is written when the sum comes again.

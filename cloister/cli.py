@@ -159,12 +159,13 @@ def stats(
 def bench_round(
     parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")] = 100_000,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure.")] = 30,
+    sites: Annotated[int, typer.Option(min=3, help="Agents.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """A round with no training: three agents as processes, TLS and encryption on."""
+    """A round with no training: a server and agents as processes, TLS and encryption on."""
     from cloister.benchmarks.round import measure, table  # noqa: PLC0415
 
-    report = measure(parameters, rounds)
+    report = measure(parameters, rounds, sites)
     typer.echo(json.dumps(report) if as_json else table(report))
 
 
@@ -178,6 +179,18 @@ def bench_encryption(
     from cloister.benchmarks.encryption import measure, table  # noqa: PLC0415
 
     report = measure(parameters, sites)
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
+@bench.command("accuracy", epilog="Example:  cloister bench accuracy --seeds 5 --json")
+def bench_accuracy(
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings with each codec.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """What packing updates into few bits costs the reference study, beside plain float32 averaging."""
+    from cloister.benchmarks.accuracy import measure, table  # noqa: PLC0415
+
+    report = measure(seeds)
     typer.echo(json.dumps(report) if as_json else table(report))
 
 

@@ -27,12 +27,12 @@ def average(model: Model, mean: Update) -> Model:
 def next_bound(mean: Update, contributors: int, ceiling: float) -> float:
     """Return the range of the next round's updates, from the last public sum: finer levels as updates shrink.
 
-    Twice √K times the largest entry of the mean, rounded up to a power of two: averaging over K sites shrinks their
-    noise √K times. What lies beyond is not lost but carried to the next update, and the range grows again by as much
-    in a round. Never above `ceiling`, what the manifest allows.
+    Four times √K times the largest entry of the mean, rounded up to a power of two: averaging over K sites shrinks
+    their noise √K times. What lies beyond is not lost but carried to the next update, and the range grows again by
+    as much in a round. Never above `ceiling`, what the manifest allows.
     """
     largest = float(max(mean.vector.max(initial=0.0), -mean.vector.min(initial=0.0)))
     if largest == 0.0:
         return ceiling
-    wanted = 2.0 * math.sqrt(contributors) * largest
+    wanted = 4.0 * math.sqrt(contributors) * largest
     return min(ceiling, max(math.ldexp(1.0, math.frexp(wanted)[1]), ceiling * _FINEST))

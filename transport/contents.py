@@ -142,6 +142,13 @@ def read_sum(content: RecordDict) -> EncryptedSum:
     return _get_sum(content, "sum")
 
 
+def take_sum(content: RecordDict) -> EncryptedSum:
+    """Take a delivered sum out of a message, which holds its bytes no longer."""
+    total = read_sum(content)
+    del content["sum"]
+    return total
+
+
 def pack_opened(model: str, metrics: dict[str, float]) -> RecordDict:
     """Report which model a site arrived at, and the metrics that its policy lets out."""
     return RecordDict({"opened": ConfigRecord({"model": model}), "metrics": MetricRecord(dict(metrics))})

@@ -22,8 +22,6 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,9 +30,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from cloister.benchmarks.comparison import NVFLARE, STEPS, Row, best, table
-from cloister.benchmarks.pipelines import UPDATE_BOUND, Cloister, Pipeline
-from privacy.accounting import Mechanism
-from privacy.ledger import Budget, Ledger, Release
+from cloister.benchmarks.pipelines import UPDATE_BOUND, Cloister, Pipeline, charge_for_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -128,9 +124,7 @@ def measure(parameters: int, sites: int) -> dict[str, Any]:
 
 
 def _pipelines(parameters: int, weights: Sequence[float]) -> list[Pipeline]:
-    with TemporaryDirectory() as folder:  # even here, nothing is packed without a charge
-        ledger = Ledger(Path(folder) / "ledger", "bench", "nobody")
-        charge = ledger.reserve(Release("0" * 64, 1, 1), Mechanism(1.0, 0.5, 0), Budget(1.0, 1e-5))
+    charge = charge_for_nobody()
     return [
         Cloister("compact", parameters, weights, charge),
         Cloister("precise", parameters, weights, charge),

@@ -1,6 +1,6 @@
 """`cloister bench round`: what a round takes when nobody trains.
 
-A real federation on this machine: `cloister server` and three times `cloister agent`, with mutual TLS, signatures, the
+A real federation on this machine: `cloister server` and, three times or more, `cloister agent`, with mutual TLS, signatures, the
 ledgers on disk, encrypted updates of a model of any size, and the sum delivered to every site, which decrypts it and
 stores its new model. The time is the server's: from planning a round until all sites have said which model they have.
 """
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
     from simulations.results import Results
 
 WARM_UP = 3  # rounds: connections, caches and a first look at every page of memory
-_SIZES = {"north": 280, "south": 170, "east": 120}
+_LARGEST_SIZE = 280  # records that the first site declares; the others fewer, so that weights differ
 _TASK = "simulations.idle:Idle"
 _RECORDS = "0\n" * 20
 
 
-def measure(parameters: int, rounds: int) -> dict[str, Any]:
+def measure(parameters: int, rounds: int, sites: int) -> dict[str, Any]:
     """Run a federation for so many rounds, and some before that do not count.
 
     Raises:
         RunError: if a round failed, or the sites do not end with the same model.
     """
     console = Console(stderr=True, highlight=False)
-    console.print(f"{WARM_UP} rounds to warm up, then {rounds}: {parameters:,} parameters, {len(_SIZES)} agents")
+    console.print(f"{WARM_UP} rounds to warm up, then {rounds}: {parameters:,} parameters, {sites} agents")
     with TemporaryDirectory(prefix="cloister-bench-") as folder:
-        federation = _prepare(Path(folder), rounds + WARM_UP)
+        federation = _prepare(Path(folder), rounds + WARM_UP, sites)
         with _model_size(parameters):
             memory = _run(federation, rounds + WARM_UP, console)
-        return _summarise(read_results(federation), parameters, rounds) | memory
+        return _summarise(read_results(federation), federation.sites, parameters, rounds) | memory
 
 
 def table(report: dict[str, Any]) -> str:
@@ -70,8 +70,9 @@ def _megabytes(count: int | None) -> str:
     return "unknown" if count is None else f"{count / 1e6:,.0f} MB"
 
 
-def _prepare(folder: Path, rounds: int) -> Federation:
-    federation = Federation.create(folder, tuple(_SIZES), consortium="bench")
+def _prepare(folder: Path, rounds: int, sites: int) -> Federation:
+    sizes = {f"site-{number}": _LARGEST_SIZE // number for number in range(1, sites + 1)}
+    federation = Federation.create(folder, tuple(sizes), consortium="bench")
     federation.sign(
         RunSettings(
             name="idle",
@@ -80,7 +81,7 @@ def _prepare(folder: Path, rounds: int) -> Federation:
             training=Training(steps_per_round=0, sample_rate=0.1, learning_rate=1.0),
             privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
             encryption=Encryption(update_bound=1.0),
-            cohort=Cohort(sizes=_SIZES),
+            cohort=Cohort(sizes=sizes),
         )
     )
     for path in federation.paths.values():
@@ -117,12 +118,12 @@ def _run(federation: Federation, rounds: int, console: Console) -> dict[str, int
 
         def show(event: dict[str, Any]) -> None:
             if event["event"] == "failed":
-                agent = next(iter(_SIZES))
+                agent = federation.sites[0]
                 msg = f"{event['reason']}\nthe log of {agent}'s agent ends with:\n{processes.tail(agent)}"
                 raise RunError(msg)
             if event["event"] == "round":
                 bar.update(task, advance=1, description="rounds")
-                agents = [processes.peak_memory(site) for site in _SIZES]
+                agents = [processes.peak_memory(site) for site in federation.sites]
                 peaks["site_peak_bytes"] = max((each for each in agents if each), default=None)
                 peaks["server_peak_bytes"] = processes.peak_memory("server")
 
@@ -130,13 +131,13 @@ def _run(federation: Federation, rounds: int, console: Console) -> dict[str, int
     return peaks
 
 
-def _summarise(results: Results, parameters: int, rounds: int) -> dict[str, Any]:
+def _summarise(results: Results, sites: tuple[str, ...], parameters: int, rounds: int) -> dict[str, Any]:
     events = [event for event in results.events if event["event"] == "round"]
     for event in events:
-        if not event["released"] or set(event["sites"]) != set(_SIZES):
+        if not event["released"] or set(event["sites"]) != set(sites):
             msg = f"round {event['round']} went without a site, so that its time says nothing: {event['problems']}"
             raise RunError(msg)
-    if set(results.digests) != set(_SIZES) or len(set(results.digests.values())) != 1:
+    if set(results.digests) != set(sites) or len(set(results.digests.values())) != 1:
         msg = f"the sites do not end with the same model: {results.digests}"
         raise RunError(msg)
     measured = events[-rounds:]
@@ -148,8 +149,8 @@ def _summarise(results: Results, parameters: int, rounds: int) -> dict[str, Any]
         "p95_ms": round(float(np.percentile(milliseconds, 95)), 1),
         "min_ms": round(min(milliseconds), 1),
         "parameters": parameters,
-        "sites": len(_SIZES),
-        "bytes_up": measured[-1]["bytes_up"] / len(_SIZES),
-        "bytes_down": measured[-1]["bytes_down"] / len(_SIZES),
+        "sites": len(sites),
+        "bytes_up": measured[-1]["bytes_up"] / len(sites),
+        "bytes_down": measured[-1]["bytes_down"] / len(sites),
         "model": next(iter(results.digests.values())),
     }

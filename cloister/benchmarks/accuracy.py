@@ -1,0 +1,119 @@
+"""`cloister bench accuracy`: what packing into few bits costs, beside plain float32 averaging of the same updates.
+
+The reference study, as its manifest has it, over the same seeds for every codec: the same batches, the same noise.
+Every update is packed, encrypted, added and decrypted by the functions that sites and server run; only signatures and
+the network are left out. What packing leaves over is added to the next update, as at a site; the row `dense, nothing
+carried` shows what that is good for, and the range follows the last sum in all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, pstdev
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from cloister.benchmarks.pipelines import Cloister, charge_for_nobody
+from privacy.packing import Packing, Profile
+from privacy.randomness import Randomness
+from privacy.update import Update
+from server.settings import read_consortium, read_run
+from simulations.baselines import accuracy, studies_of, together
+from simulations.study import prepare_study
+from strategies.averaging import average, next_bound
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from client.study import Study
+    from privacy.manifest import Manifest
+
+_CODECS: dict[str, tuple[Profile, bool] | None] = {
+    "float32": None,
+    "precise": ("precise", True),
+    "compact": ("compact", True),
+    "dense": ("dense", True),
+    "dense, nothing carried": ("dense", False),
+}
+
+
+def measure(seeds: int) -> dict[str, Any]:
+    """Train the reference study with every codec and seed; say on standard error how far it is."""
+    found: dict[str, list[tuple[float, NDArray[np.float32]]]] = {name: [] for name in _CODECS}
+    with TemporaryDirectory(prefix="cloister-bench-") as folder:
+        study = prepare_study(Path(folder, "study"))
+        federation = study.federation
+        for site in federation.sites:
+            federation.write_settings(site, "localhost:0", study.terms)
+        manifest = read_run(federation.manifest, read_consortium(federation.server).roster()).manifest
+        studies = studies_of(federation, manifest)
+        console = Console(stderr=True)
+        jobs = [(name, seed) for seed in range(seeds) for name in _CODECS]
+        for name, seed in track(jobs, "training", console=console, transient=True, disable=not console.is_terminal):
+            found[name].append(_train(studies, manifest, _CODECS[name], seed))
+    plain = found["float32"]
+    rows = []
+    for name, results in found.items():
+        right = [each for each, _ in results]
+        apart = [float(np.abs(model - exact).max()) for (_, model), (_, exact) in zip(results, plain, strict=True)]
+        rows.append(
+            {
+                "codec": name,
+                "accuracy_mean": fmean(right),
+                "accuracy_std": pstdev(right),
+                "points_lost": 100 * (fmean(each for each, _ in plain) - fmean(right)),
+                "model_error": fmean(apart),  # the largest difference of a parameter, on average over seeds
+                "seeds": seeds,
+            }
+        )
+    return {"rows": rows}
+
+
+def table(report: dict[str, Any]) -> str:
+    """Write a report for people."""
+    lines = [f"{'':<24}{'accuracy, %':>16}{'points lost':>13}{'largest error of the model':>28}"]
+    for row in report["rows"]:
+        mean, spread = (f"{100 * row[name]:.2f}" for name in ("accuracy_mean", "accuracy_std"))
+        lines.append(
+            f"{row['codec']:<24}{mean + ' ± ' + spread:>16}{row['points_lost']:>13.2f}{row['model_error']:>28.1e}"
+        )
+    seeds = report["rows"][0]["seeds"]
+    return "\n".join(
+        [*lines, "", f"the reference study, {seeds} seeds; ± is their deviation, float32 what others lose to"]
+    )
+
+
+def _train(
+    studies: dict[str, Study], manifest: Manifest, codec: tuple[Profile, bool] | None, seed: int
+) -> tuple[float, NDArray[np.float32]]:
+    """Train for all rounds; return the accuracy on everybody's held-out records, and the parameters `(n,)`."""
+    weights = {site: manifest.weight(site) for site in studies}
+    model = next(iter(studies.values())).start(manifest.settings)
+    bound = ceiling = manifest.packing.update_bound
+    left = {site: np.zeros(model.layout.size, np.float32) for site in studies}
+    profile, carries = codec or ("precise", False)
+    pipeline = Cloister(profile, model.layout.size, list(weights.values()), charge_for_nobody())
+    packing = Packing.of(profile, cohort=len(studies), update_bound=ceiling, max_weight=1.0)
+    for number in range(manifest.settings.rounds):
+        updates = {
+            site: study.release(manifest, model, Randomness.seeded(seed, site, number)).vector
+            for site, study in studies.items()
+        }
+        if codec is None:
+            mean = Update(np.average(list(updates.values()), axis=0, weights=list(weights.values())).astype(np.float32))
+        else:
+            pipeline.packing = replace(packing, update_bound=bound)
+            for site, update in updates.items():
+                if carries:
+                    np.add(update, left[site], out=update)
+                pipeline.add(pipeline.encrypt(update, weights[site]))  # which leaves in it what is left over
+            mean, left = Update(pipeline.decrypt(pipeline.close())), updates
+            bound = next_bound(mean, len(studies), ceiling)
+        model = average(model, mean)
+    held_out = together([study.held_out for study in studies.values()])
+    return accuracy(next(iter(studies.values())), model, held_out), model.vector
