@@ -6,11 +6,9 @@ could not be delivered is sent again as it was, never made again.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import random
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
@@ -21,6 +19,7 @@ from privacy.errors import MalformedError, ProtocolError, UnreachableError
 from privacy.parallel import in_processes
 from transport.channel import probe
 from transport.flower import answer
+from transport.memory import return_memory
 from transport.parcel import decode_instruction, encode
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.agent")
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 15.0  # seconds between attempts to reach the server
-_M_MMAP_THRESHOLD, _OWN_PAGES = -3, 1 << 18  # malloc.h; bytes from which an array gets pages of its own
 _REFUSED_DELAY = 2.0  # seconds after a reply that the server does not take
 
 
@@ -48,7 +46,7 @@ def attend(path: Path, stop: Event) -> None:
     place = read_site(path)
     line = _Line(place)
     line.check()
-    _return_memory()
+    return_memory()
     # Torch reads this as it is loaded. Its idle threads would otherwise spin, at the cost of whatever else runs here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # These load torch; what can be wrong before that was said before.
@@ -129,12 +127,6 @@ def _answer(exchange: Exchange, app: App, context: Context, message: Message, st
         # The message is offered again until its round closes, and the reply will be the same: no hurry.
         log.warning("%s", error)
         stop.wait(_REFUSED_DELAY)
-
-
-def _return_memory() -> None:
-    """Have what is freed go back to the system: glibc would keep large arrays' memory, as much again as the model."""
-    with suppress(AttributeError, OSError):  # other C libraries have no such knob
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES)
 
 
 def _context(site: Site, path: Path) -> Context:

@@ -12,6 +12,7 @@ from server.hub import Hub
 from server.mailboxes import Mailboxes
 from server.settings import read_consortium, read_run
 from transport.flower import SERVER_NODE, quieten
+from transport.memory import return_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,7 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
         CloisterError: if settings, keys or manifest are wrong, or the run failed.
     """
     quieten()
+    return_memory()
     place = read_consortium(consortium)
     roster = place.roster()
     run_id = int(read_run(manifest, roster).digest[:15], 16)

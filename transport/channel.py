@@ -32,6 +32,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.bdp_probe", 0),  # else a fast line's streams may each hold a whole body here, unread
+    ("grpc.http2.lookahead_bytes", FRAME_BYTES),
     ("grpc.enable_retries", 0),  # a retry is the agent's decision, never the transport's
     ("grpc.so_reuseport", 0),  # a port that another server holds is an error, not a share of its calls
 )

@@ -1,8 +1,9 @@
 """`cloister bench round`: what a round takes when nobody trains.
 
-A real federation on this machine: `cloister server` and, three times or more, `cloister agent`, with mutual TLS, signatures, the
-ledgers on disk, encrypted updates of a model of any size, and the sum delivered to every site, which decrypts it and
-stores its new model. The time is the server's: from planning a round until all sites have said which model they have.
+A real federation on this machine: `cloister server` and `cloister agent`, three times or more, with mutual TLS,
+signatures, ledgers on disk, encrypted updates of a model of any size, and the sum delivered to every site, which
+decrypts it and stores its new model. The time is the server's: from planning a round until all sites have said which
+model they have.
 """
 
 from __future__ import annotations
