@@ -173,12 +173,15 @@ def bench_round(
 def bench_encryption(
     parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")] = 1_000_000,
     sites: Annotated[int, typer.Option(min=2, help="Sites in the sum.")] = 3,
+    tensors: Annotated[
+        int | None, typer.Option(min=1, help="Tensors of the model; CKKS encrypts each by itself. As few as can be.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Bytes and CPU of an encrypted round, beside CKKS as NVFlare ships it, measured in the same run."""
     from cloister.benchmarks.encryption import measure, table  # noqa: PLC0415
 
-    report = measure(parameters, sites)
+    report = measure(parameters, sites, tensors)
     typer.echo(json.dumps(report) if as_json else table(report))
 
 

@@ -8,8 +8,8 @@ does only ever adds to it, so the pipelines take turns, and the least of several
   range at the server before it adds. The signed header, about a kilobyte whatever the model, is left out.
 - `ckks-nvflare` is CKKS through TenSEAL with NVFlare 2's parameters (ring degree 8192, moduli of 60, 40 and 40 bits,
   scale 2^40) under a public key, and the calls of its `HEModelEncryptor`, its in-time aggregator and its
-  `HEModelDecryptor`, which make one vector of every tensor. The model is made of as few tensors as can be, so that
-  its ciphertexts are full. (Of 4,096 values each, tensors would take an eighth less CPU.)
+  `HEModelDecryptor`, which make one vector of every tensor. Unless told, the model is made of as few tensors as can
+  be, so that its ciphertexts are full. (Of 4,096 values each, tensors would take an eighth less CPU.)
 - `ckks-symmetric` is the same with the symmetric encryption that NVFlare's own `HEBuilder` chooses: cheaper for a site.
 """
 
@@ -42,16 +42,15 @@ __all__ = ["measure", "table"]
 _SPREAD = 0.2  # standard deviation of the made-up updates
 _LEAST_WEIGHT = 0.5  # the sites' weights go from 1 down to this
 _MILLION = 1_000_000
+_LARGE_TENSOR = 1 << 20  # values
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 15
 
 
 class Nvflare(Pipeline):
     """NVFlare's: CKKS through TenSEAL's vectors. Sites apply the weights, the server divides by their sum."""
 
-    _TENSOR = 1024 * 1024  # values
-
-    def __init__(self, name: str, weights: Sequence[float], encryption: ts.ENCRYPTION_TYPE) -> None:
-        self.name = name
+    def __init__(self, name: str, weights: Sequence[float], encryption: ts.ENCRYPTION_TYPE, tensor: int) -> None:
+        self.name, self._tensor = name, tensor  # values in one of them
         self._scale, self._total = 1.0 / sum(weights), list[Any]()
         made = ts.context(
             ts.SCHEME_TYPE.CKKS,
@@ -71,7 +70,7 @@ class Nvflare(Pipeline):
     def encrypt(self, update: NDArray[np.float32], weight: float) -> list[bytes]:
         """Weigh, encrypt and serialise."""
         weighted = update * np.float64(weight)
-        tensors = (weighted[start : start + self._TENSOR] for start in range(0, weighted.size, self._TENSOR))
+        tensors = (weighted[start : start + self._tensor] for start in range(0, weighted.size, self._tensor))
         return [ts.ckks_vector(self._site, tensor).serialize() for tensor in tensors]
 
     def tag(self) -> None:
@@ -97,7 +96,7 @@ class Nvflare(Pipeline):
         return np.concatenate([ts.ckks_vector_from(self._site, data).decrypt() for data in download])
 
 
-def measure(parameters: int, sites: int) -> dict[str, Any]:
+def measure(parameters: int, sites: int, tensors: int | None = None) -> dict[str, Any]:
     """Take rounds through every pipeline; say on standard error how far it is.
 
     Raises:
@@ -105,7 +104,7 @@ def measure(parameters: int, sites: int) -> dict[str, Any]:
     """
     weights = np.linspace(1.0, _LEAST_WEIGHT, sites).tolist()
     rounds = min(_MOST_ROUNDS, max(_LEAST_ROUNDS, 7 * _MILLION // parameters))
-    pipelines = _pipelines(parameters, weights)
+    pipelines = _pipelines(parameters, weights, -(-parameters // tensors) if tensors else _LARGE_TENSOR)
     expected = np.zeros(parameters)
     for site, weight in enumerate(weights):
         expected += weight / sum(weights) * _update(site, parameters).astype(np.float64)
@@ -123,14 +122,14 @@ def measure(parameters: int, sites: int) -> dict[str, Any]:
     return {"rows": [asdict(best(rows)) for rows in found.values()], "repetitions": rounds}
 
 
-def _pipelines(parameters: int, weights: Sequence[float]) -> list[Pipeline]:
+def _pipelines(parameters: int, weights: Sequence[float], tensor: int) -> list[Pipeline]:
     charge = charge_for_nobody()
     return [
         Cloister("compact", parameters, weights, charge),
         Cloister("precise", parameters, weights, charge),
         Cloister("dense", parameters, weights, charge),
-        Nvflare(NVFLARE, weights, ts.ENCRYPTION_TYPE.ASYMMETRIC),
-        Nvflare("ckks-symmetric", weights, ts.ENCRYPTION_TYPE.SYMMETRIC),
+        Nvflare(NVFLARE, weights, ts.ENCRYPTION_TYPE.ASYMMETRIC, tensor),
+        Nvflare("ckks-symmetric", weights, ts.ENCRYPTION_TYPE.SYMMETRIC, tensor),
     ]
 
 
