@@ -160,12 +160,13 @@ def bench_round(
     parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")] = 100_000,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure.")] = 30,
     sites: Annotated[int, typer.Option(min=3, help="Agents.")] = 3,
+    masks: Annotated[bool, typer.Option("--masks", help="With collusion_resistant = true.")] = False,
     as_json: Json = False,
 ) -> None:
     """A round with no training: a server and agents as processes, TLS and encryption on."""
     from cloister.benchmarks.round import measure, table  # noqa: PLC0415
 
-    report = measure(parameters, rounds, sites)
+    report = measure(parameters, rounds, sites, masks=masks)
     typer.echo(json.dumps(report) if as_json else table(report))
 
 

@@ -37,7 +37,7 @@ _TASK = "simulations.idle:Idle"
 _RECORDS = "0\n" * 20
 
 
-def measure(parameters: int, rounds: int, sites: int) -> dict[str, Any]:
+def measure(parameters: int, rounds: int, sites: int, *, masks: bool) -> dict[str, Any]:
     """Run a federation for so many rounds, and some before that do not count.
 
     Raises:
@@ -46,7 +46,7 @@ def measure(parameters: int, rounds: int, sites: int) -> dict[str, Any]:
     console = Console(stderr=True, highlight=False)
     console.print(f"{WARM_UP} rounds to warm up, then {rounds}: {parameters:,} parameters, {sites} agents")
     with TemporaryDirectory(prefix="cloister-bench-") as folder:
-        federation = _prepare(Path(folder), rounds + WARM_UP, sites)
+        federation = _prepare(Path(folder), rounds + WARM_UP, sites, masks=masks)
         with _model_size(parameters):
             memory = _run(federation, rounds + WARM_UP, console)
         return _summarise(read_results(federation), federation.sites, parameters, rounds) | memory
@@ -71,7 +71,7 @@ def _megabytes(count: int | None) -> str:
     return "unknown" if count is None else f"{count / 1e6:,.0f} MB"
 
 
-def _prepare(folder: Path, rounds: int, sites: int) -> Federation:
+def _prepare(folder: Path, rounds: int, sites: int, *, masks: bool) -> Federation:
     sizes = {f"site-{number}": _LARGEST_SIZE // number for number in range(1, sites + 1)}
     federation = Federation.create(folder, tuple(sizes), consortium="bench")
     federation.sign(
@@ -81,7 +81,7 @@ def _prepare(folder: Path, rounds: int, sites: int) -> Federation:
             rounds=rounds,
             training=Training(steps_per_round=0, sample_rate=0.1, learning_rate=1.0),
             privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
-            encryption=Encryption(update_bound=1.0),
+            encryption=Encryption(update_bound=1.0, collusion_resistant=masks),
             cohort=Cohort(sizes=sizes),
         )
     )
