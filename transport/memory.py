@@ -6,7 +6,7 @@ import ctypes
 from contextlib import suppress
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
-_OWN_PAGES = 1 << 18  # bytes from which an array gets pages of its own, which go back to the system with it
+_OWN_PAGES = 1 << 19  # bytes from which an array gets pages of its own, which go back to the system with it
 
 
 def return_memory() -> None:
