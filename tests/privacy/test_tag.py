@@ -18,7 +18,7 @@ from privacy.masking import MaskedUpdate
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Packing, unpack
 from privacy.plan import RoundPlan
 from privacy.tag import KEY_BYTES, TagKey
-from tests.privacy.consortium import CHARGE, blocks_of, decrypted, few, joined, packed, unmasked
+from tests.privacy.consortium import CHARGE, blocks_of, decrypted, few, joined, packed, uncoded, unmasked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -266,7 +266,7 @@ def test_tags_survive_encryption_and_tell_what_a_server_did_to_ciphertexts() -> 
     packing = Packing.of("compact", cohort=3, update_bound=1.0, max_weight=1.0)
     vectors = [np.random.default_rng(number).normal(0, 0.1, packing.slots + 5) for number in range(3)]
     made = [
-        decryption.encrypt(KEY.tag(unmasked(packed(vector, 1.0, packing)), PLAN, site)).ciphertexts
+        uncoded(decryption.encrypt(KEY.tag(unmasked(packed(vector, 1.0, packing)), PLAN, site)))
         for vector, site in zip(vectors, SITES, strict=True)
     ]
     assert {len(each.seeds) for each in made} == {2 * 64}
