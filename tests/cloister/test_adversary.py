@@ -32,8 +32,9 @@ def report() -> dict[str, Any]:
     return adversary.measure(2 * len(ATTACKS), 5, seed=1)
 
 
-def _only(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(adversary, "_NAMES", (name,))
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Play in this process: in others, nothing is patched."""
+    monkeypatch.setattr(adversary, "in_processes", lambda *_, **__: map)
 
 
 def _pass_all(self: TagKey, total: Iterable[Any], plan: object, sites: object) -> Iterable[Any]:
@@ -65,7 +66,8 @@ def test_the_table_has_every_attack_and_a_sentence_in_80_columns(report: dict[st
 
 
 def test_without_code_and_tag_lies_pass_are_counted_and_the_command_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    _only(monkeypatch, LEFT_OUT)
+    _here(monkeypatch)
+    monkeypatch.setattr(adversary, "_NAMES", (LEFT_OUT,))
     monkeypatch.setattr(TagKey, "check", _pass_all)
     assert adversary.held(adversary.measure(4, 0, seed=5))  # the code alone refuses as well
     monkeypatch.setattr(MacKey, "check", _pass_chunks)
@@ -100,6 +102,7 @@ def _crash(*anything: object) -> None:
 
 
 def test_sites_that_refuse_honest_rounds_are_false_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
+    _here(monkeypatch)
     monkeypatch.setattr(TagKey, "check", _refuse_all)
     found = adversary.measure(0, 3, seed=1)
     assert found["false_alarms"] == 3

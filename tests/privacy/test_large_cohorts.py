@@ -202,11 +202,11 @@ def test_a_c1_of_no_residues_is_refused() -> None:
         opened(replace(total, c1=(pack60(words.reshape(-1)),)), of)
 
 
-def shifted(total: EncryptedSum, part: str, shift: int) -> EncryptedSum:
+def shifted(total: EncryptedSum, part: str, shift: int, place: int = 3) -> EncryptedSum:
     """Add a number to one residue of a part, which takes no key."""
     words = residues(getattr(total, part)[0]).copy()
     constant = np.zeros_like(words)
-    constant[0, 3] = shift
+    constant[0, place] = shift
     add_residues(words, constant)
     changes: dict[str, Any] = {part: (pack60(words.reshape(-1)),)}
     return replace(total, **changes)
@@ -223,6 +223,24 @@ def test_a_change_of_c0_or_c1_is_refused_however_small(part: str, shift: int) ->
         plan, headers = check_sum(changed, large().of.run, large().of.manifest, large().of.roster)
         blocks = tag_key().check(decryption_key().decrypt(changed.ciphertexts.chunks()), plan, headers)
         np.testing.assert_array_equal(joined(blocks)[:, :LAST], large().exact[:, :LAST])
+
+
+def test_a_key_cannot_be_overheard_from_which_disturbed_sums_are_opened() -> None:
+    # ¼ step on c1 adds ¼ step of each of the key's coefficients, −1, 0 or 1; with ⅜ more on one of them, that one is
+    # rounded up if it is 1 in the key: by the tag alone, what opens tells the server the key, a coefficient a try.
+    total, of = large().total, large().of
+    plan, headers = check_sum(total, of.run, of.manifest, of.roster)
+    by_tag_alone: list[bool] = []
+    for place in np.random.default_rng(60).choice(LAST, 60, replace=False).tolist():
+        disturbed = shifted(shifted(total, "c0", 3 * STEP // 8, place), "c1", STEP // 4, 0)
+        with pytest.raises(AuthenticityError, match="nothing was decrypted"):
+            opened(disturbed, of)
+        blocks = tag_key().check(decryption_key().decrypt(disturbed.ciphertexts.chunks()), plan, headers)
+        try:
+            by_tag_alone.append(joined(blocks).size > 0)
+        except AuthenticityError:
+            by_tag_alone.append(False)
+    assert 5 < sum(by_tag_alone) < 55
 
 
 def test_the_code_and_the_tag_notice_a_server_that_leaves_a_site_out_of_both_parts() -> None:
