@@ -19,7 +19,7 @@ import numpy as np
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from privacy.accounting import Mechanism
-from privacy.ciphertext import CODE_BYTES, seeds_digest
+from privacy.ciphertext import C0_BYTES, CODE_BYTES, seeds_digest
 from privacy.encryption import DecryptionKey
 from privacy.envelope import SignedUpdate, sign_update
 from privacy.ledger import Charge, Release
@@ -48,6 +48,7 @@ from tests.privacy.consortium import (
     signing_key,
     tag_key,
 )
+from tests.privacy.golden_streams import codes, masks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,6 +109,8 @@ def write() -> None:
         "signature": update.signature.hex(),
     }
     _store("ciphertext", ciphertext)
+    _store("codes", codes(plan, chunk[:C0_BYTES], made.ciphertexts.seeds))
+    _store("masks", masks(plan))
     _store("documents", documents)
     _store("ledger", {"site": "north", "lineage": "patients", "file": _ledger()})
     _store("bad", list(_bad(document, plan, roster, update)))
