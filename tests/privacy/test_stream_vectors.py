@@ -51,8 +51,9 @@ def stream(key: bytes, modulus: int) -> Iterator[int]:
 
 
 def plan_digest(plan: str) -> bytes:
-    """SHA-256 over the purpose and the plan's exact bytes, as `read_plan` has it."""
-    return bytes.fromhex(read_plan(plan.encode()).digest)
+    """SHA-256 over the purpose and the plan's exact bytes, each behind its length."""
+    data = plan.encode()
+    return sha256(b"cloister" + (4).to_bytes(2, "big") + b"plan" + len(data).to_bytes(8, "big") + data).digest()
 
 
 @pytest.mark.parametrize("case", CODES["rounds"], ids=["with seeds", "with c1"])
