@@ -252,7 +252,7 @@ def test_a_run_that_the_coordinator_did_not_sign_is_refused_and_costs_nothing(
     content = {
         QUERY: pack_query(document),
         TRAIN: pack_train(document, plan.to_bytes(), []),
-        EVALUATE: pack_sum(document, EncryptedSum(plan.to_bytes(), (), ())),
+        EVALUATE: pack_sum(document, EncryptedSum(plan.to_bytes(), (), (), b"")),
     }[kind]
     assert reason in str(ask(federation, kind, content).error.reason)
     assert charges_of(federation, SITE) == 0

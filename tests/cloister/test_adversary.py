@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from cloister.benchmarks import adversary
 from cloister.cli import app
 from privacy.errors import AuthenticityError, ProtocolError
+from privacy.mac import MacKey
 from privacy.tag import TagKey
 from simulations.siege import ATTACKS, lay_siege, quiet_agents
 from transport.ceremony import pack_lead
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from privacy.ciphertext import SummedCiphertexts
+
 LEFT_OUT = "an update left out"
 
 
@@ -29,8 +32,9 @@ def report() -> dict[str, Any]:
     return adversary.measure(2 * len(ATTACKS), 5, seed=1)
 
 
-def _only(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(adversary, "_NAMES", (name,))
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Play in this process: in others, nothing is patched."""
+    monkeypatch.setattr(adversary, "in_processes", lambda *_, **__: map)
 
 
 def _pass_all(self: TagKey, total: Iterable[Any], plan: object, sites: object) -> Iterable[Any]:
@@ -38,7 +42,12 @@ def _pass_all(self: TagKey, total: Iterable[Any], plan: object, sites: object) -
     return total
 
 
-def _refuse_all(self: TagKey, total: object, plan: object, sites: object) -> Iterable[Any]:
+def _pass_chunks(self: MacKey, total: SummedCiphertexts, plan: object, sites: object) -> Iterable[Any]:
+    del self, plan, sites
+    return total.chunks()
+
+
+def _refuse_all(self: object, total: object, plan: object, sites: object) -> Iterable[Any]:
     del self, total, plan, sites
     raise AuthenticityError
 
@@ -56,9 +65,12 @@ def test_the_table_has_every_attack_and_a_sentence_in_80_columns(report: dict[st
     assert lines[-1] == f"✓ every site refused all {2 * len(ATTACKS)} tries, and none of 5 honest rounds"
 
 
-def test_without_the_tag_lies_pass_are_counted_and_the_command_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    _only(monkeypatch, LEFT_OUT)
+def test_without_code_and_tag_lies_pass_are_counted_and_the_command_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    _here(monkeypatch)
+    monkeypatch.setattr(adversary, "_NAMES", (LEFT_OUT,))
     monkeypatch.setattr(TagKey, "check", _pass_all)
+    assert adversary.held(adversary.measure(4, 0, seed=5))  # the code alone refuses as well
+    monkeypatch.setattr(MacKey, "check", _pass_chunks)
     arguments = ["bench", "adversary", "--tries", "4", "--rounds", "1", "--seed", "5", "--json"]
     done = CliRunner().invoke(app, arguments)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -90,6 +102,7 @@ def _crash(*anything: object) -> None:
 
 
 def test_sites_that_refuse_honest_rounds_are_false_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
+    _here(monkeypatch)
     monkeypatch.setattr(TagKey, "check", _refuse_all)
     found = adversary.measure(0, 3, seed=1)
     assert found["false_alarms"] == 3

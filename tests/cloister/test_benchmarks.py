@@ -16,7 +16,7 @@ from cloister.benchmarks import round as rounds
 from cloister.benchmarks.comparison import NVFLARE, STEPS
 from cloister.benchmarks.pipelines import UPDATE_BOUND, Cloister
 from privacy.accounting import Mechanism
-from privacy.ciphertext import C0_BYTES, SEED_BYTES
+from privacy.ciphertext import C0_BYTES, CIPHERTEXT_BYTES, CODE_BYTES, SEED_BYTES
 from privacy.errors import AuthenticityError, ConfigError, RunError
 from privacy.ledger import Budget, Ledger, Release
 from privacy.packing import Packing, Profile
@@ -58,8 +58,8 @@ def test_our_bytes_are_those_of_the_ciphertexts_and_one_digest(report: dict[str,
     row = _row(report, profile)
     packing = Packing.of(profile, cohort=SITES, update_bound=UPDATE_BOUND, max_weight=1.0)
     count = packing.ciphertexts(row["parameters"])
-    assert row["bytes_up"] * row["parameters"] == pytest.approx(count * (C0_BYTES + SEED_BYTES) + DIGEST_BYTES)
-    assert row["bytes_down"] * row["parameters"] == pytest.approx(count * (C0_BYTES + SITES * SEED_BYTES))
+    assert row["bytes_up"] * row["parameters"] == pytest.approx(count * CIPHERTEXT_BYTES + DIGEST_BYTES)
+    assert row["bytes_down"] * row["parameters"] == pytest.approx(count * (C0_BYTES + SITES * SEED_BYTES + CODE_BYTES))
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -122,8 +122,8 @@ def test_rounds_are_those_of_a_real_federation(monkeypatch: pytest.MonkeyPatch) 
     assert os.environ[PARAMETERS] == "5"
     assert (report["rounds"], report["warm_up"], report["parameters"], report["sites"]) == (2, rounds.WARM_UP, 14, 3)
     assert 0 < report["min_ms"] <= report["median_ms"] <= report["p95_ms"]
-    assert C0_BYTES + SEED_BYTES < report["bytes_up"] < C0_BYTES + SEED_BYTES + 2000
-    assert report["bytes_down"] == C0_BYTES + 3 * SEED_BYTES
+    assert CIPHERTEXT_BYTES < report["bytes_up"] < CIPHERTEXT_BYTES + 2000
+    assert report["bytes_down"] == C0_BYTES + 3 * SEED_BYTES + CODE_BYTES
     assert len(report["model"]) == 64
     assert max(map(len, rounds.table(report).splitlines())) <= 80
 

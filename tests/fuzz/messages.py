@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 _DIGEST = "0f" * 32
 _LIMIT = 1 << 16
-_SUM = EncryptedSum(b"plan", (Contribution(b"header", b"signature", b"seeds"),) * 2, (b"c0", b"c0"), (b"c1", b"c1"))
+_SUM = EncryptedSum(b"plan", (Contribution(b"header", b"signature", b"seeds"),) * 2, (b"c0", b"c0"), b"codes",
+                    (b"c1", b"c1"))  # fmt: skip
 _UPDATE = SignedUpdate(b"header", b"signature", (b"one", b"two"))
 _ASKED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "query": (contents.read_manifest, contents.pack_query(b"manifest")),

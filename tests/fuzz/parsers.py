@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.ciphertext import Ciphertexts
+from privacy.ciphertext import CIPHERTEXT_BYTES, Ciphertexts
 from privacy.encryption import DecryptionKey
 from privacy.epoch import EpochKeys, SealingKey, read_letter, seal, write_letters
 from privacy.header import verify_header
@@ -91,7 +91,11 @@ def _updates() -> Iterator[Entry]:
                                                 trip.roster), [update.header])  # fmt: skip
     yield ("header's signature", lambda data: verify_header(update.header, data, "north", trip.plan, trip.manifest,
                                                             trip.roster), [update.signature])  # fmt: skip
-    yield "ciphertexts", lambda data: list(Ciphertexts.read([data], len(data) // 30784).residues()), [*update.chunks]
+    yield (
+        "ciphertexts",
+        lambda data: list(Ciphertexts.read([data], len(data) // CIPHERTEXT_BYTES).residues()),
+        [*update.chunks],
+    )
 
 
 def _keys() -> Iterator[Entry]:

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, derive_private_key
@@ -15,11 +15,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import settings
 
 from privacy.accounting import Mechanism
-from privacy.ciphertext import C0_BYTES, Ciphertexts, SummedCiphertexts, seeds_digest
-from privacy.encryption import DecryptionKey, EncryptedUpdate
+from privacy.ciphertext import C0_BYTES, CODE_BYTES, SEED_BYTES, Ciphertexts, SummedCiphertexts, seeds_digest
+from privacy.encryption import DecryptionKey
 from privacy.envelope import Contribution, SignedUpdate, sign_update, verify_update
 from privacy.epoch import SealingKey
 from privacy.ledger import Charge, Release
+from privacy.mac import MacKey
 from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training, open_manifest, sign_manifest
 from privacy.masking import MaskedUpdate, MaskingKey, mask
 from privacy.packing import BLOCK, RING_DEGREE, pack
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from privacy.encryption import EncryptedUpdate
+    from privacy.mac import AuthenticatedUpdate
     from privacy.packing import Packing, Profile
     from privacy.update import PrivateUpdate
 
@@ -44,6 +47,7 @@ SITES = tuple(SIZES)
 PARAMETERS = 20
 LAYOUT = Layout((("weight", (4, 4)), ("bias", (4,))))
 MODEL = Model(np.linspace(-1, 1, PARAMETERS, dtype=np.float32), LAYOUT)
+SECRET = b"t" * KEY_BYTES
 KEYS = sha256(b"the keys of epoch 2").hexdigest()  # where nothing is encrypted
 CHARGE = Charge(Release("0" * 64, 1, 1), Mechanism(1.0, 0.1, 5), "0" * 64, 0.0)
 
@@ -194,16 +198,27 @@ def tagged(coefficients: NDArray[np.uint64]) -> TaggedUpdate:
 
 
 def decrypted(key: DecryptionKey, c0: Sequence[bytes], seeds: Sequence[bytes], count: int) -> NDArray[np.uint64]:
-    """Check a sum of `count` ciphertexts and decrypt it, as a site does: `(count, 4096)`."""
-    total = SummedCiphertexts(tuple(c0), tuple(seeds), ())
+    """Check the form of a sum of `count` ciphertexts, and decrypt it whatever its codes: `(count, 4096)`."""
+    total = SummedCiphertexts(tuple(c0), tuple(seeds), (), bytes(count * CODE_BYTES))
     total.check(count)
-    return joined(key.decrypt(total))
+    return joined(key.decrypt(total.chunks()))
+
+
+def uncoded(update: EncryptedUpdate) -> Ciphertexts:
+    """Pretend that ciphertexts carry codes."""
+    return Ciphertexts(tuple(c0 + seeds + bytes(len(c0) // C0_BYTES * CODE_BYTES) for c0, seeds in update.chunks))
 
 
 @cache
 def tag_key() -> TagKey:
     """Return the consortium's tag key."""
-    return TagKey(b"t" * KEY_BYTES)
+    return TagKey(SECRET)
+
+
+@cache
+def mac_key() -> MacKey:
+    """Return the consortium's key for codes."""
+    return MacKey(SECRET)
 
 
 def encrypt(
@@ -214,9 +229,14 @@ def encrypt(
     *,
     plan: RoundPlan,
     site: str,
-) -> EncryptedUpdate:
-    update = pack(private(vector, charge), weight, packing, Randomness.fresh())
-    return decryption_key().encrypt(tag_key().tag(mask(update, None), plan, site))
+) -> AuthenticatedUpdate:
+    packed = pack(private(vector, charge), weight, packing, Randomness.fresh())
+    return protect(mask(packed, None), plan, site)
+
+
+def protect(update: MaskedUpdate, plan: RoundPlan, site: str) -> AuthenticatedUpdate:
+    """Tag, encrypt and authenticate."""
+    return mac_key().authenticate(decryption_key().encrypt(tag_key().tag(update, plan, site)), plan, site)
 
 
 @dataclass(frozen=True)
@@ -279,15 +299,24 @@ def resigned(update: SignedUpdate, signer: str, changes: Mapping[str, object], *
     return SignedUpdate(data, sign(signing_key(signer), "update", data), chunks or update.chunks)
 
 
-def parts_of(update: SignedUpdate) -> tuple[bytes, bytes]:
-    """Return c0 and seed of an update with one ciphertext."""
+class Parts(NamedTuple):
+    """What one ciphertext consists of."""
+
+    c0: bytes
+    seed: bytes
+    code: bytes
+
+
+def parts_of(update: SignedUpdate) -> Parts:
+    """Take an update with one ciphertext apart."""
     (chunk,) = update.chunks
-    return chunk[:C0_BYTES], chunk[C0_BYTES:]
+    code = C0_BYTES + SEED_BYTES
+    return Parts(chunk[:C0_BYTES], chunk[C0_BYTES:code], chunk[code:])
 
 
 def contribution(update: SignedUpdate, seeds: bytes | None = None) -> Contribution:
     """Return what of an update with one ciphertext travels on with the sum."""
-    return Contribution(update.header, update.signature, parts_of(update)[1] if seeds is None else seeds)
+    return Contribution(update.header, update.signature, parts_of(update).seed if seeds is None else seeds)
 
 
 def plan_with(plan: RoundPlan, **changes: Any) -> RoundPlan:  # noqa: ANN401 - any field

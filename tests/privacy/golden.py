@@ -19,7 +19,7 @@ import numpy as np
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from privacy.accounting import Mechanism
-from privacy.ciphertext import C0_BYTES, seeds_digest
+from privacy.ciphertext import C0_BYTES, CODE_BYTES, seeds_digest
 from privacy.encryption import DecryptionKey
 from privacy.envelope import SignedUpdate, sign_update
 from privacy.ledger import Charge, Release
@@ -37,7 +37,9 @@ from tests.privacy.consortium import (
     LAYOUT,
     MODEL,
     PARAMETERS,
+    SECRET,
     authority_key,
+    mac_key,
     make_roster,
     private,
     public_hex,
@@ -46,6 +48,7 @@ from tests.privacy.consortium import (
     signing_key,
     tag_key,
 )
+from tests.privacy.golden_streams import codes, masks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,21 +78,20 @@ def write() -> None:
     charge = Charge(Release(run, 1, 1), Mechanism(1.0, 0.1, 5), sha256(b"ledger").hexdigest(), 0.5)
     packed = pack(private(VECTOR, charge), 1.0, manifest.packing, Randomness.seeded(7, "golden"))
     (block,) = tag_key().tag(mask(packed, None), plan, "north").blocks
-    encrypted = key.encrypt(TaggedUpdate(iter([block]), charge))
-    (chunk,) = encrypted.ciphertexts.chunks
+    made = mac_key().authenticate(key.encrypt(TaggedUpdate(iter([block]), charge)), plan, "north")
+    (chunk,) = made.ciphertexts.chunks
     bound = manifest.packing.update_bound
-    update = sign_update(
-        encrypted, plan, LAYOUT, "north", signing_key("north"), weight=1.0, update_bound=bound, mask=""
-    )
+    update = sign_update(made, plan, LAYOUT, "north", signing_key("north"), weight=1.0, update_bound=bound, mask="")
     ciphertext = {
         "key": _text(key.to_bytes()),
         "coefficients": block[0, :PARAMETERS].tolist(),  # the others are zero, but for the tag
-        "tag_key": (b"t" * 32).hex(),
+        "secret": SECRET.hex(),
         "tag": int(block[0, -1]),
         "wire": _text(chunk),
-        "digest": encrypted.ciphertexts.digest,
-        "seeds_digest": seeds_digest(encrypted.ciphertexts.seeds),
-        "c1": sha256(binding().expand(chunk[C0_BYTES:]).tobytes()).hexdigest(),
+        "code": int.from_bytes(chunk[-CODE_BYTES:], "little"),
+        "digest": made.ciphertexts.digest,
+        "seeds_digest": seeds_digest(made.ciphertexts.seeds),
+        "c1": sha256(binding().expand(made.ciphertexts.seeds).tobytes()).hexdigest(),
     }
     roster = sign_roster(make_roster(), authority_key())
     documents = {
@@ -107,6 +109,8 @@ def write() -> None:
         "signature": update.signature.hex(),
     }
     _store("ciphertext", ciphertext)
+    _store("codes", codes(plan, chunk[:C0_BYTES], made.ciphertexts.seeds))
+    _store("masks", masks(plan))
     _store("documents", documents)
     _store("ledger", {"site": "north", "lineage": "patients", "file": _ledger()})
     _store("bad", list(_bad(document, plan, roster, update)))

@@ -14,6 +14,7 @@ from tests.privacy.consortium import (
     SITES,
     Round,
     decryption_key,
+    mac_key,
     make_round,
     tag_key,
 )
@@ -46,6 +47,7 @@ def open_sum(total: EncryptedSum, of: Round | None = None) -> Update:
     """Do what a site does with a sum that the server delivers."""
     of = of or this_round()
     plan, headers = check_sum(total, of.run, of.manifest, of.roster)
-    blocks = tag_key().check(decryption_key().decrypt(total.ciphertexts), plan, headers)
+    chunks = mac_key().check(total.ciphertexts, plan, headers)
+    blocks = tag_key().check(decryption_key().decrypt(chunks), plan, headers)
     weights = [header.weight for header in headers.values()]
     return unpack(blocks, of.model.layout.size, weights, of.manifest.packing)

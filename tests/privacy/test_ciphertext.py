@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 from privacy.ciphertext import (
     C0_BYTES,
     CIPHERTEXT_BYTES,
+    CODE_BYTES,
     COEFF_MODULUS,
     SEED_BYTES,
     Accumulator,
@@ -114,27 +114,36 @@ def test_adding_a_thousand_largest_residues_stays_below_q() -> None:
 
 
 def wire_of(words: np.ndarray, seed: int = 1) -> list[bytes]:
-    """Put residues `(n, 4096)` and random seeds into chunks, as a site's ciphertexts travel."""
+    """Put residues `(n, 4096)`, random seeds and codes into chunks, as a site's ciphertexts travel."""
     generator = np.random.default_rng(seed)
     blocks = [words[start : start + BLOCK] for start in range(0, len(words), BLOCK)]
-    return [pack60(block.reshape(-1)) + generator.bytes(len(block) * SEED_BYTES) for block in blocks]
+    codes = [generator.integers(0, COEFF_MODULUS, len(block), np.uint64).astype("<u8") for block in blocks]
+    return [
+        pack60(block.reshape(-1)) + generator.bytes(len(block) * SEED_BYTES) + code.tobytes()
+        for block, code in zip(blocks, codes, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 64, 82])
-def test_the_wire_form_is_30784_bytes_a_ciphertext_and_cuts_back(count: int) -> None:
-    assert C0_BYTES + SEED_BYTES == CIPHERTEXT_BYTES == 30_784
+def test_the_wire_form_is_30792_bytes_a_ciphertext_and_cuts_back(count: int) -> None:
+    assert C0_BYTES + SEED_BYTES + CODE_BYTES == CIPHERTEXT_BYTES == 30_792
     words = random_residues(count, count)
     chunks = wire_of(words)
     ciphertexts = Ciphertexts.read(chunks, count)
     assert [len(chunk) // CIPHERTEXT_BYTES for chunk in chunks] == [BLOCK] * (count // BLOCK) + [count % BLOCK] * (
         count % BLOCK > 0
     )
-    assert ciphertexts.size == 30_784 * count
+    assert ciphertexts.size == 30_792 * count
     assert ciphertexts.count == count
     assert ciphertexts.chunks == tuple(chunks)
     np.testing.assert_array_equal(np.concatenate(list(ciphertexts.residues())), words)
     assert len(ciphertexts.seeds) == count * SEED_BYTES
-    assert ciphertexts.seeds == b"".join(chunk[len(chunk) // CIPHERTEXT_BYTES * C0_BYTES :] for chunk in chunks)
+    counts = [len(chunk) // CIPHERTEXT_BYTES for chunk in chunks]
+    ends = [(each * C0_BYTES, each * (C0_BYTES + SEED_BYTES)) for each in counts]
+    cut = [(chunk[seeds:codes], chunk[codes:]) for chunk, (seeds, codes) in zip(chunks, ends, strict=True)]
+    assert (ciphertexts.seeds, ciphertexts.codes) == tuple(map(b"".join, zip(*cut, strict=True)))
+    assert ciphertexts.alone.codes == ciphertexts.codes
+    ciphertexts.alone.check(count)
 
 
 @pytest.mark.parametrize(
@@ -142,36 +151,36 @@ def test_the_wire_form_is_30784_bytes_a_ciphertext_and_cuts_back(count: int) -> 
     [
         ((), 1),
         ((0,), 1),
-        ((30_783,), 1),
-        ((30_785,), 1),
-        ((30_784,), 2),
-        ((2 * 30_784,), 1),
-        ((30_784,), 0),
+        ((30_791,), 1),
+        ((30_793,), 1),
+        ((30_792,), 2),
+        ((2 * 30_792,), 1),
+        ((30_792,), 0),
         ((0,), 0),
-        ((30_784, 30_784), 2),  # both belong into one chunk
-        ((31 * 30_784, 2 * 30_784), 33),
-        ((33 * 30_784,), 33),
-        ((32 * 30_784, 0), 32),
-        ((32 * 30_784, 30_783), 33),
+        ((30_792, 30_792), 2),  # both belong into one chunk
+        ((31 * 30_792, 2 * 30_792), 33),
+        ((33 * 30_792,), 33),
+        ((32 * 30_792, 0), 32),
+        ((32 * 30_792, 30_791), 33),
     ],
 )
 def test_other_lengths_than_the_counts_are_refused(lengths: tuple[int, ...], count: int) -> None:
     with pytest.raises(MalformedError) as caught:
         Ciphertexts.read([bytes(length) for length in lengths], count)
     assert str(caught.value) == (
-        f"{count} ciphertexts take {count * 30_784:,} bytes, not {sum(lengths):,}; they were cut or padded"
+        f"{count} ciphertexts take {count * 30_792:,} bytes, not {sum(lengths):,}; they were cut or padded"
     )
 
 
 @few
-@given(st.integers(0, 30_783), st.integers(0, 7))
+@given(st.integers(0, 30_791), st.integers(0, 7))
 def test_the_digest_covers_every_bit_and_the_seeds_digest_every_seed(place: int, bit: int) -> None:
-    data = bytearray(30_784)
+    data = bytearray(30_792)
     whole = Ciphertexts.read([bytes(data)], 1)
     data[place] ^= 1 << bit
     flipped = Ciphertexts.read([bytes(data)], 1)
     assert flipped.digest != whole.digest
-    assert (seeds_digest(flipped.seeds) != seeds_digest(whole.seeds)) == (place >= C0_BYTES)
+    assert (seeds_digest(flipped.seeds) != seeds_digest(whole.seeds)) == (C0_BYTES <= place < C0_BYTES + SEED_BYTES)
 
 
 def test_the_digest_covers_every_chunk_in_its_place() -> None:
@@ -187,13 +196,17 @@ def test_an_accumulator_adds_all_chunks_modulo_q() -> None:
     count = BLOCK + 2
     terms = [random_residues(number, count) for number in range(3)]
     accumulator = Accumulator(count)
+    codes = np.zeros(count, np.uint64)
     for number, term in enumerate(terms):
-        accumulator.add(Ciphertexts.read(wire_of(term, number), count))
+        ciphertexts = Ciphertexts.read(wire_of(term, number), count)
+        accumulator.add(ciphertexts)
+        add_residues(codes, np.frombuffer(ciphertexts.codes, "<u8"))
     expected = np.zeros((count, RING_DEGREE), np.uint64)
     for term in terms:
         add_residues(expected, term)
     np.testing.assert_array_equal(np.concatenate([residues(chunk) for chunk in accumulator.chunks()]), expected)
     assert [len(chunk) for chunk in accumulator.chunks()] == [BLOCK * C0_BYTES, 2 * C0_BYTES]
+    assert accumulator.code_bytes == codes.astype("<u8").tobytes()
 
 
 @pytest.mark.parametrize("place", [0, BLOCK * RING_DEGREE - 1, BLOCK * RING_DEGREE, (BLOCK + 1) * RING_DEGREE - 1])
@@ -201,12 +214,28 @@ def test_of_ciphertexts_with_one_bad_residue_none_is_added(place: int) -> None:
     count = BLOCK + 1
     accumulator = Accumulator(count)
     accumulator.add(Ciphertexts.read(wire_of(random_residues(1, count)), count))
-    before = accumulator.total.copy()
+    before, codes = accumulator.total.copy(), accumulator.code_bytes
     words = random_residues(2, count)
     words.reshape(-1)[place] = COEFF_MODULUS
     with pytest.raises(MalformedError, match="a coefficient is not below the modulus q"):
         accumulator.add(Ciphertexts.read(wire_of(words), count))
     np.testing.assert_array_equal(accumulator.total, before)
+    assert accumulator.code_bytes == codes
+
+
+@pytest.mark.parametrize("place", [0, BLOCK - 1, BLOCK])
+@pytest.mark.parametrize("code", [COEFF_MODULUS, (1 << 64) - 1])
+def test_of_ciphertexts_with_one_bad_code_none_is_added(place: int, code: int) -> None:
+    count = BLOCK + 1
+    chunks = wire_of(random_residues(1, count))
+    chunk, end = divmod(place, BLOCK)
+    start = len(chunks[chunk]) - (min(BLOCK, count - chunk * BLOCK) - end) * CODE_BYTES
+    chunks[chunk] = chunks[chunk][:start] + code.to_bytes(8, "little") + chunks[chunk][start + 8 :]
+    accumulator = Accumulator(count)
+    with pytest.raises(MalformedError, match="a coefficient is not below the modulus q"):
+        accumulator.add(Ciphertexts.read(chunks, count))
+    assert not accumulator.total.any()
+    assert accumulator.code_bytes == bytes(count * CODE_BYTES)
 
 
 @pytest.mark.parametrize("count", [1, BLOCK, BLOCK + 2])
@@ -224,78 +253,11 @@ def test_a_count_that_somebody_claims_costs_no_memory(count: int) -> None:
     try:
         for check in (
             lambda: Ciphertexts.read([chunk], count),
-            lambda: SummedCiphertexts((chunk[:C0_BYTES],), (chunk[C0_BYTES:],), ()).check(count),
-            lambda: SummedCiphertexts((chunk[:C0_BYTES],), (), (chunk[:C0_BYTES],)).check(count),
+            lambda: SummedCiphertexts((chunk[:C0_BYTES],), (chunk[C0_BYTES:],), (), b"").check(count),
+            lambda: SummedCiphertexts((chunk[:C0_BYTES],), (), (chunk[:C0_BYTES],), b"").check(count),
         ):
             with pytest.raises(MalformedError, match="they were cut or padded"):
                 check()
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
-
-
-# --- The sum as a site gets it -------------------------------------------------------------------------------------
-
-
-def sum_of(count: int, sites: int = 2) -> SummedCiphertexts:
-    blocks = [bytes(min(BLOCK, count - start) * C0_BYTES) for start in range(0, count, BLOCK)]
-    seeds = tuple(bytes([site]) * count * SEED_BYTES for site in range(sites))
-    return SummedCiphertexts(tuple(blocks), seeds, ())
-
-
-def test_each_chunk_of_a_sum_comes_with_the_seeds_of_its_ciphertexts_by_site() -> None:
-    count = 2 * BLOCK + 1
-    generator = np.random.default_rng(1)
-    seeds = tuple(generator.bytes(count * SEED_BYTES) for _ in range(3))
-    total = replace(sum_of(count), seeds=seeds)
-    total.check(count)
-    chunks = list(total.chunks())
-    assert [c0 for c0, _, _ in chunks] == list(total.c0)
-    assert [len(of_sites[0]) // SEED_BYTES for _, of_sites, _ in chunks] == [BLOCK, BLOCK, 1]
-    assert tuple(map(b"".join, zip(*(of_sites for _, of_sites, _ in chunks), strict=True))) == seeds
-    assert {c1 for _, _, c1 in chunks} == {b""}
-
-
-def test_each_chunk_of_a_large_cohorts_sum_comes_with_its_c1_and_no_seed() -> None:
-    total = sum_of(BLOCK + 1)
-    total = replace(total, seeds=(b"",) * 40, c1=total.c0)
-    total.check(BLOCK + 1)
-    assert list(total.chunks()) == [(c0, [], c0) for c0 in total.c0]
-
-
-@pytest.mark.parametrize(
-    "seeds",
-    [
-        pytest.param((), id="no site"),
-        pytest.param((b"",), id="empty seeds"),
-        pytest.param((bytes(127),), id="a cut seed"),
-        pytest.param((bytes(129),), id="a padded seed"),
-        pytest.param((bytes(192),), id="seeds of three ciphertexts for two"),
-        pytest.param((bytes(64),), id="seeds of one ciphertext for two"),
-        pytest.param((bytes(128), bytes(127)), id="the second site's seed cut"),
-        pytest.param((bytes(128), b""), id="the second site's seeds missing"),
-        pytest.param((b"", bytes(128)), id="the first site's seeds missing"),
-    ],
-)
-def test_seeds_that_do_not_belong_to_a_sum_are_refused(seeds: tuple[bytes, ...]) -> None:
-    with pytest.raises(MalformedError, match="the seeds do not belong to a sum of 2 ciphertexts; it was not decrypted"):
-        replace(sum_of(2), seeds=seeds).check(2)
-
-
-def test_a_sum_with_both_seeds_and_c1_or_neither_is_refused() -> None:
-    total = sum_of(2)
-    for wrong in (replace(total, c1=total.c0), replace(total, seeds=(b"", b""))):
-        with pytest.raises(MalformedError, match="the seeds do not belong"):
-            wrong.check(2)
-
-
-@pytest.mark.parametrize("part", ["c0", "c1"])
-@pytest.mark.parametrize(
-    "lengths", [(0,), (1,), (2 * C0_BYTES - 15,), (2 * C0_BYTES + 15,), (C0_BYTES, C0_BYTES), (2 * C0_BYTES, 0)]
-)
-def test_a_sum_that_was_cut_or_padded_is_refused(part: str, lengths: tuple[int, ...]) -> None:
-    total = sum_of(2)
-    total = replace(total, seeds=(), c1=total.c0)
-    total.check(2)
-    with pytest.raises(MalformedError, match="they were cut or padded"):
-        replace(total, **{part: tuple(bytes(length) for length in lengths)}).check(2)

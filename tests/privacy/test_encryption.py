@@ -27,14 +27,14 @@ from privacy.errors import AuthenticityError, KeyFileError, MalformedError
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Packing, Profile, unpack
 from privacy.randomness import Randomness
 from privacy.update import Update
-from tests.privacy.consortium import decrypted, decryption_key, few, joined, make_plan, packed, tag_key, tagged
+from tests.privacy.consortium import decrypted, decryption_key, few, joined, make_plan, packed, tag_key, tagged, uncoded
 
 KEY_BYTES = 8 * RING_DEGREE + 32
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 
 
 def encrypt(coefficients: np.ndarray, key: DecryptionKey | None = None) -> Ciphertexts:
-    return (key or decryption_key()).encrypt(tagged(coefficients)).ciphertexts
+    return uncoded((key or decryption_key()).encrypt(tagged(coefficients)))
 
 
 def rows_of(ciphertexts: Ciphertexts) -> np.ndarray:
@@ -107,12 +107,12 @@ def test_a_million_parameters_take_less_than_the_plain_floats(
 ) -> None:
     packing = Packing.of(profile, cohort=10, update_bound=1.0, max_weight=1.0)
     assert packing.ciphertexts(1_000_000) == ciphertexts
-    assert ciphertexts * (C0_BYTES + SEED_BYTES) / 1_000_000 <= bytes_per_parameter < 4
+    assert ciphertexts * CIPHERTEXT_BYTES / 1_000_000 <= bytes_per_parameter < 4
 
 
-def test_what_encryption_makes_is_30784_bytes_a_ciphertext() -> None:
+def test_what_encryption_makes_is_30792_bytes_a_ciphertext() -> None:
     made = encrypt(np.ones((34, RING_DEGREE), np.uint64))
-    assert (made.count, len(made.seeds), made.size) == (34, 34 * SEED_BYTES, 34 * 30_784)
+    assert (made.count, len(made.seeds), made.size) == (34, 34 * SEED_BYTES, 34 * 30_792)
     assert [len(chunk) for chunk in made.chunks] == [32 * CIPHERTEXT_BYTES, 2 * CIPHERTEXT_BYTES]
 
 
@@ -189,10 +189,10 @@ def test_a_part_c1_of_no_residues_never_reaches_seal(place: int) -> None:
     words[place] = COEFF_MODULUS
     whole, bad = bytes(C0_BYTES), pack60(words)
     for c0, c1 in ((whole, bad), (bad, whole)):
-        total = SummedCiphertexts((c0,), (), (c1,))
+        total = SummedCiphertexts((c0,), (), (c1,), bytes(8))
         total.check(1)
         with pytest.raises(MalformedError, match="not below the modulus q"):
-            joined(decryption_key().decrypt(total))
+            joined(decryption_key().decrypt(total.chunks()))
 
 
 def test_under_another_key_a_sum_is_noise_and_unpacking_refuses_it() -> None:
@@ -208,7 +208,7 @@ import os, sys
 import numpy as np
 from privacy.ciphertext import pack60
 from privacy.encryption import DecryptionKey
-from tests.privacy.consortium import decrypted, tagged
+from tests.privacy.consortium import decrypted, tagged, uncoded
 
 key = DecryptionKey.generate()
 readers = []
@@ -217,7 +217,7 @@ for child in range(3):
     if os.fork() == 0:
         row = np.full((1, 4096), child + 1, np.uint64)
         for _ in range(40):
-            made = key.encrypt(tagged(row)).ciphertexts
+            made = uncoded(key.encrypt(tagged(row)))
             c0 = pack60(next(made.residues()).reshape(-1))
             if not (decrypted(key, [c0], [made.seeds], 1) == row).all():
                 os._exit(1)

@@ -246,12 +246,12 @@ def test_arbitrary_bytes_are_refused_with_our_errors(
 
 
 @pytest.mark.parametrize(
-    "lengths", [(), (0,), (30_720,), (30_783,), (30_785,), (61_568,), (30_784, 30_784), (30_784, 0)]
+    "lengths", [(), (0,), (30_720,), (30_784,), (30_791,), (30_793,), (61_584,), (30_792, 30_792), (30_792, 0)]
 )
 def test_a_body_of_another_length_is_malformed(lengths: tuple[int, ...]) -> None:
     update = updates()["north"]
     chunks = tuple((update.chunks[0] * 2)[:length] for length in lengths)
-    with pytest.raises(MalformedError, match=r"1 ciphertexts take 30,784 bytes, not [\d,]+; they were cut or padded"):
+    with pytest.raises(MalformedError, match=r"1 ciphertexts take 30,792 bytes, not [\d,]+; they were cut or padded"):
         verify(replace(update, chunks=chunks))
 
 
@@ -275,10 +275,10 @@ def test_a_header_whose_seeds_are_not_the_bodys_is_refused_before_it_can_spoil_t
 @pytest.mark.parametrize("value", [COEFF_MODULUS, (1 << 60) - 1])
 def test_a_coefficient_of_q_or_more_is_not_added_though_its_digest_is_signed(value: int) -> None:
     of, update = this_round(), updates()["north"]
-    c0, seed = parts_of(update)
+    c0, seed, code = parts_of(update)
     words = residues(c0).copy().reshape(-1)
     words[77] = value
-    bad = resigned(update, "north", {}, pack60(words) + seed)
+    bad = resigned(update, "north", {}, pack60(words) + seed + code)
     running = RunningSum(of.plan)
     with pytest.raises(MalformedError, match="a coefficient is not below the modulus q"):
         running.add(verify_update(bad, "north", of.plan, of.manifest, of.roster))

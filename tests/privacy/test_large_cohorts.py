@@ -9,22 +9,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 
-from privacy.ciphertext import C0_BYTES, COEFF_MODULUS, SEED_BYTES, add_residues, pack60, residues
+from privacy.ciphertext import C0_BYTES, CODE_BYTES, COEFF_MODULUS, SEED_BYTES, add_residues, pack60, residues
 from privacy.encryption import DecryptionKey
 from privacy.envelope import sign_update, verify_update
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
 from privacy.expansion import expand
 from privacy.ledger import Charge, Release
 from privacy.packing import PLAIN_MODULUS, Profile, unpack
+from privacy.plan import MOST_SEEDS
 from privacy.randomness import Randomness
-from privacy.summation import MOST_SEEDS, EncryptedSum, RunningSum, check_sum
+from privacy.summation import EncryptedSum, RunningSum, check_sum
 from tests.privacy.consortium import (
     PARAMETERS,
     Round,
     decryption_key,
     joined,
+    mac_key,
     make_round,
     packed,
+    protect,
     resigned,
     run_settings,
     signing_key,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 LARGE = MOST_SEEDS + 1
 LAST = 4095
+STEP = COEFF_MODULUS // PLAIN_MODULUS
 
 
 class Made(NamedTuple):
@@ -61,9 +65,8 @@ def make_sum(sites: int, *, profile: Profile = "compact", size: int = PARAMETERS
         coefficients = packed(vector, weight, packing, Randomness.seeded(number))
         exact += coefficients
         charge = Charge(Release(of.run, of.plan.round, of.plan.attempt), of.manifest.round_cost, "0" * 64, 0.5)
-        tagged = tag_key().tag(unmasked(coefficients, charge), of.plan, site)
         update = sign_update(
-            decryption_key().encrypt(tagged),
+            protect(unmasked(coefficients, charge), of.plan, site),
             of.plan,
             of.model.layout,
             site,
@@ -91,7 +94,8 @@ def opened(total: EncryptedSum, of: Round) -> NDArray[np.uint64]:
     plan, headers = check_sum(total, of.run, of.manifest, of.roster)
     # Every site opens it by itself: with its own copy of the key.
     key = DecryptionKey.from_bytes(decryption_key().to_bytes())
-    return joined(tag_key().check(key.decrypt(total.ciphertexts), plan, headers))
+    chunks = mac_key().check(total.ciphertexts, plan, headers)
+    return joined(tag_key().check(key.decrypt(chunks), plan, headers))
 
 
 def is_exact(made: Made) -> bool:
@@ -118,7 +122,7 @@ def test_up_to_32_sites_a_sum_brings_every_seed_and_beyond_c1_alone() -> None:
     assert small().total.c1 == ()
     assert {part.seeds for part in large().total.contributions} == {b""}
     assert [len(chunk) for chunk in large().total.c1] == [len(chunk) for chunk in large().total.c0] == [C0_BYTES]
-    assert large().total.size == 2 * C0_BYTES
+    assert large().total.size == 2 * C0_BYTES + CODE_BYTES
     assert is_exact(small())
     assert is_exact(large())
 
@@ -146,7 +150,7 @@ def test_every_site_arrives_at_the_same_mean_of_the_contributors() -> None:
 def test_a_thousand_sites_are_summed_exactly_through_encryption(profile: Profile) -> None:
     made = make_sum(1_000, profile=profile)
     assert len(made.total.contributions) == 1_000
-    assert made.total.size == 2 * C0_BYTES
+    assert made.total.size == 2 * C0_BYTES + CODE_BYTES
     assert is_exact(made)
 
 
@@ -165,7 +169,7 @@ def test_a_small_cohorts_sum_with_c1_is_refused_with_its_seeds_or_without() -> N
     refused(with_c1, of, MalformedError, said)
     refused(seedless(with_c1), of, AuthenticityError, "the seeds of site-0's update are not the ones that it signed")
     # It would decrypt: nothing but the rule refuses it.
-    coefficients = joined(decryption_key().decrypt(seedless(with_c1).ciphertexts))
+    coefficients = joined(decryption_key().decrypt(seedless(with_c1).ciphertexts.chunks()))
     np.testing.assert_array_equal(coefficients[:, :LAST], small().exact[:, :LAST])
 
 
@@ -198,39 +202,57 @@ def test_a_c1_of_no_residues_is_refused() -> None:
         opened(replace(total, c1=(pack60(words.reshape(-1)),)), of)
 
 
-def shifted(total: EncryptedSum, part: str, shift: int) -> EncryptedSum:
+def shifted(total: EncryptedSum, part: str, shift: int, place: int = 3) -> EncryptedSum:
     """Add a number to one residue of a part, which takes no key."""
     words = residues(getattr(total, part)[0]).copy()
     constant = np.zeros_like(words)
-    constant[0, 3] = shift
+    constant[0, place] = shift
     add_residues(words, constant)
     changes: dict[str, Any] = {part: (pack60(words.reshape(-1)),)}
     return replace(total, **changes)
 
 
 @pytest.mark.parametrize("part", ["c0", "c1"])
-@pytest.mark.parametrize("shift", [1 << 40, COEFF_MODULUS // PLAIN_MODULUS, COEFF_MODULUS - (1 << 40)])
-def test_the_tag_notices_what_a_server_changes_in_c0_or_c1(part: str, shift: int) -> None:
-    with pytest.raises(AuthenticityError, match="is not that of the updates it is said to hold"):
-        opened(shifted(large().total, part, shift), large().of)
+@pytest.mark.parametrize("shift", [1, STEP // 4, 1 << 40, STEP, COEFF_MODULUS - (1 << 40), COEFF_MODULUS - 1])
+def test_a_change_of_c0_or_c1_is_refused_however_small(part: str, shift: int) -> None:
+    # A change as small as the noise changes no value: the tag would let it pass.
+    changed = shifted(large().total, part, shift)
+    with pytest.raises(AuthenticityError, match="nothing was decrypted"):
+        opened(changed, large().of)
+    if shift in {1, COEFF_MODULUS - 1}:
+        plan, headers = check_sum(changed, large().of.run, large().of.manifest, large().of.roster)
+        blocks = tag_key().check(decryption_key().decrypt(changed.ciphertexts.chunks()), plan, headers)
+        np.testing.assert_array_equal(joined(blocks)[:, :LAST], large().exact[:, :LAST])
 
 
-@pytest.mark.parametrize("part", ["c0", "c1"])
-@pytest.mark.parametrize("shift", [1, COEFF_MODULUS - 1])
-def test_a_change_as_small_as_the_noise_changes_no_value(part: str, shift: int) -> None:
-    assert is_exact(large()._replace(total=shifted(large().total, part, shift)))
+def test_a_key_cannot_be_overheard_from_which_disturbed_sums_are_opened() -> None:
+    # ¼ step on c1 adds ¼ step of each of the key's coefficients, −1, 0 or 1; with ⅜ more on one of them, that one is
+    # rounded up if it is 1 in the key: by the tag alone, what opens tells the server the key, a coefficient a try.
+    total, of = large().total, large().of
+    plan, headers = check_sum(total, of.run, of.manifest, of.roster)
+    by_tag_alone: list[bool] = []
+    for place in np.random.default_rng(60).choice(LAST, 60, replace=False).tolist():
+        disturbed = shifted(shifted(total, "c0", 3 * STEP // 8, place), "c1", STEP // 4, 0)
+        with pytest.raises(AuthenticityError, match="nothing was decrypted"):
+            opened(disturbed, of)
+        blocks = tag_key().check(decryption_key().decrypt(disturbed.ciphertexts.chunks()), plan, headers)
+        try:
+            by_tag_alone.append(joined(blocks).size > 0)
+        except AuthenticityError:
+            by_tag_alone.append(False)
+    assert 5 < sum(by_tag_alone) < 55
 
 
-def test_the_tag_notices_a_server_that_leaves_a_site_out_of_both_parts() -> None:
+def test_the_code_and_the_tag_notice_a_server_that_leaves_a_site_out_of_both_parts() -> None:
     # Nobody but the server sees the seeds of a large cohort: c0 and c1 without one site fit each other.
-    without = make_sum(LARGE - 1, absent=1)
-    of = without.of
-    plan, headers = check_sum(without.total, of.run, of.manifest, of.roster)
-    joined(tag_key().check(decryption_key().decrypt(without.total.ciphertexts), plan, headers))
-    with pytest.raises(AuthenticityError, match="is not that of the updates"):
-        joined(tag_key().check(decryption_key().decrypt(without.total.ciphertexts), plan, of.plan.cohort))
-    with pytest.raises(AuthenticityError, match="is not that of the updates"):
-        joined(tag_key().check(decryption_key().decrypt(without.total.ciphertexts), plan, list(headers)[1:]))
+    of, total, _, _ = make_sum(LARGE - 1, absent=1)
+    _, headers = check_sum(total, of.run, of.manifest, of.roster)
+    opened(total, of)
+    for said in (of.plan.cohort, list(headers)[1:]):
+        with pytest.raises(AuthenticityError, match="nothing was decrypted"):
+            joined(decryption_key().decrypt(mac_key().check(total.ciphertexts, of.plan, said)))
+        with pytest.raises(AuthenticityError, match="is not that of the updates"):
+            joined(tag_key().check(decryption_key().decrypt(total.ciphertexts.chunks()), of.plan, said))
 
 
 def test_a_header_that_was_signed_anew_is_still_no_contribution_of_another_plan() -> None:

@@ -47,7 +47,9 @@ def masked(site: str, block: Block, plan: RoundPlan = PLAN, seed: bytes | None =
 
 
 def plus(*blocks: Block) -> Block:
-    total: Block = np.sum(np.stack(blocks), axis=0, dtype=np.uint64)
+    total = np.zeros_like(blocks[0])
+    for block in blocks:
+        total += block
     total %= T
     return total
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from threading import Event
@@ -16,11 +17,10 @@ import numpy as np
 import pytest
 
 from privacy import parallel
-from privacy.ciphertext import SummedCiphertexts
 from privacy.errors import EncryptionError, MalformedError
 from privacy.packing import BLOCK, RING_DEGREE
 from privacy.parallel import in_processes
-from tests.privacy.consortium import decryption_key, joined, tagged
+from tests.privacy.consortium import decryption_key, joined, tagged, uncoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,17 +160,17 @@ def test_what_processes_encrypt_and_decrypt_is_what_one_would(monkeypatch: pytes
     monkeypatch.setattr(parallel, "_FEW", 1)
     apply, key, rows = in_processes(2), decryption_key(), 3 * BLOCK + 1
     coefficients = np.random.default_rng(1).integers(0, 1 << 47, (rows, RING_DEGREE), np.uint64)
-    made = key.encrypt(tagged(coefficients), apply).ciphertexts
+    made = uncoded(key.encrypt(tagged(coefficients), apply))
     seeds = made.seeds
     assert made.count == rows
     assert len({seeds[start : start + 64] for start in range(0, len(seeds), 64)}) == rows
     for how in (map, apply):
-        np.testing.assert_array_equal(joined(key.decrypt(made.alone, how)), coefficients)
+        np.testing.assert_array_equal(joined(key.decrypt(made.alone.chunks(), how)), coefficients)
 
 
 def test_a_bad_chunk_is_refused_by_whichever_process_meets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "_FEW", 1)
-    made = decryption_key().encrypt(tagged(np.zeros((2 * BLOCK, RING_DEGREE), np.uint64))).ciphertexts.alone
-    bad = SummedCiphertexts((made.c0[0], b"\xff" * len(made.c0[1])), made.seeds, ())
+    made = uncoded(decryption_key().encrypt(tagged(np.zeros((2 * BLOCK, RING_DEGREE), np.uint64)))).alone
+    bad = replace(made, c0=(made.c0[0], b"\xff" * len(made.c0[1])))
     with pytest.raises(MalformedError, match="not below the modulus q"):
-        joined(decryption_key().decrypt(bad, in_processes(2)))
+        joined(decryption_key().decrypt(bad.chunks(), in_processes(2)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,31 +15,31 @@ from privacy.encryption import DecryptionKey
 from privacy.errors import AuthenticityError
 from privacy.masking import MaskedUpdate
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Packing, unpack
-from privacy.plan import RoundPlan
 from privacy.tag import KEY_BYTES, TagKey
-from tests.privacy.consortium import CHARGE, blocks_of, decrypted, few, joined, packed, unmasked
+from tests.privacy.consortium import (
+    CHARGE,
+    SITES,
+    blocks_of,
+    decrypted,
+    few,
+    joined,
+    make_plan,
+    packed,
+    uncoded,
+    unmasked,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
+    from privacy.plan import RoundPlan
+
 T = PLAIN_MODULUS
 LAST = RING_DEGREE - 1
-SITES = ("north", "south", "west")
 KEY = TagKey(b"k" * KEY_BYTES)
-PLAN = RoundPlan(
-    run="1" * 64,
-    round=2,
-    attempt=1,
-    cohort=SITES,
-    roster_version=1,
-    epoch=1,
-    keys="2" * 64,
-    minimum_cohort=3,
-    deadline=time.time() + 600,
-    base_model="3" * 64,
-)
+PLAN = make_plan("1" * 64, number=2)
 
 
 def untagged(seed: int, count: int, below: int = T // 8) -> NDArray[np.uint64]:
@@ -261,29 +260,19 @@ def test_a_sum_that_was_cut_after_a_whole_ciphertext_is_left_to_the_check_of_its
     assert not refused(added(*honest().values())[:2])
 
 
-def test_tags_survive_encryption_and_tell_what_a_server_did_to_ciphertexts() -> None:
+def test_tags_survive_encryption() -> None:
     decryption = DecryptionKey.generate()
     packing = Packing.of("compact", cohort=3, update_bound=1.0, max_weight=1.0)
     vectors = [np.random.default_rng(number).normal(0, 0.1, packing.slots + 5) for number in range(3)]
     made = [
-        decryption.encrypt(KEY.tag(unmasked(packed(vector, 1.0, packing)), PLAN, site)).ciphertexts
+        uncoded(decryption.encrypt(KEY.tag(unmasked(packed(vector, 1.0, packing)), PLAN, site)))
         for vector, site in zip(vectors, SITES, strict=True)
     ]
     assert {len(each.seeds) for each in made} == {2 * 64}
 
-    def opened(*which: int, plus: NDArray[np.uint64] | None = None) -> NDArray[np.uint64]:
-        total = np.zeros((2, RING_DEGREE), np.uint64)
-        for number in which:
-            add_residues(total, next(made[number].residues()))
-        if plus is not None:
-            add_residues(total, plus)
-        return decrypted(decryption, [pack60(total.reshape(-1))], [made[number].seeds for number in which], 2)
-
-    right = opened(0, 1, 2)
+    total = np.zeros((2, RING_DEGREE), np.uint64)
+    for each in made:
+        add_residues(total, next(each.residues()))
+    right = decrypted(decryption, [pack60(total.reshape(-1))], [each.seeds for each in made], 2)
     mean = unpack(KEY.check([right], PLAN, SITES), packing.slots + 5, [1.0] * 3, packing)
     assert np.abs(mean.vector - np.mean(vectors, axis=0)).max() <= packing.max_error([1.0] * 3)
-
-    shift = np.zeros((2, RING_DEGREE), np.uint64)
-    shift[1, 7] = 1 << 40  # about 2^28 steps of the plaintext: no key is needed for that
-    for lie in (opened(0, 1), opened(0, 1, 1), opened(0), opened(0, 1, 2, plus=shift)):
-        assert refused(lie)

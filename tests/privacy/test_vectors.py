@@ -19,11 +19,21 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from privacy import errors
 from privacy.accounting import Mechanism
-from privacy.ciphertext import C0_BYTES, COEFF_MODULUS, Ciphertexts, add_residues, pack60, residues, seeds_digest
+from privacy.ciphertext import (
+    C0_BYTES,
+    CODE_BYTES,
+    COEFF_MODULUS,
+    Ciphertexts,
+    add_residues,
+    pack60,
+    residues,
+    seeds_digest,
+)
 from privacy.encryption import DecryptionKey
 from privacy.envelope import Contribution, SignedUpdate, verify_update
 from privacy.expansion import expand
 from privacy.ledger import Ledger
+from privacy.mac import MacKey
 from privacy.manifest import open_manifest
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE, unpack
 from privacy.plan import read_plan
@@ -109,8 +119,16 @@ def test_the_known_ciphertext_decrypts_to_the_known_coefficients() -> None:
     np.testing.assert_array_equal(decrypted(key(), [wire()[:C0_BYTES]], [ciphertexts.seeds], 1), tagged())
 
 
+def test_the_known_code_is_the_known_sites_for_the_known_plan() -> None:
+    total, mac = Ciphertexts.read([wire()], 1).alone, MacKey(bytes.fromhex(stored("ciphertext")["secret"]))
+    assert int.from_bytes(total.codes, "little") == stored("ciphertext")["code"]
+    assert next(mac.check(total, documents().plan, ["north"])).c0 == wire()[:C0_BYTES]
+    with pytest.raises(errors.AuthenticityError, match="nothing was decrypted"):
+        next(mac.check(total, documents().plan, ["south"]))
+
+
 def test_the_sum_of_the_known_ciphertext_with_itself_is_twice_as_much() -> None:
-    c0, seed = wire()[:C0_BYTES], wire()[C0_BYTES:]
+    c0, seed = wire()[:C0_BYTES], wire()[C0_BYTES:-CODE_BYTES]
     total = residues(c0).copy()
     add_residues(total, residues(c0))
     opened = decrypted(key(), [pack60(total.reshape(-1))], [seed] * 2, 1)
@@ -118,7 +136,9 @@ def test_the_sum_of_the_known_ciphertext_with_itself_is_twice_as_much() -> None:
 
 
 def test_the_known_seed_expands_to_the_known_c1() -> None:
-    assert sha256(expand(wire()[C0_BYTES:]).astype("<u8").tobytes()).hexdigest() == stored("ciphertext")["c1"]
+    assert (
+        sha256(expand(wire()[C0_BYTES:-CODE_BYTES]).astype("<u8").tobytes()).hexdigest() == stored("ciphertext")["c1"]
+    )
 
 
 def test_the_known_coefficients_are_what_packing_makes_and_unpack_to_the_vector() -> None:
@@ -153,8 +173,8 @@ def test_the_known_update_is_verified_and_signing_it_again_gives_the_same_bytes(
 
 def test_a_sum_with_the_known_update_alone_is_too_small() -> None:
     found = documents()
-    part = Contribution(found.update.header, found.update.signature, wire()[C0_BYTES:])
-    total = EncryptedSum(found.plan.to_bytes(), (part,), (wire()[:C0_BYTES],))
+    part = Contribution(found.update.header, found.update.signature, wire()[C0_BYTES:-CODE_BYTES])
+    total = EncryptedSum(found.plan.to_bytes(), (part,), (wire()[:C0_BYTES],), wire()[-CODE_BYTES:])
     with pytest.raises(errors.ProtocolError, match="over 1 sites, fewer than the minimum"):
         check_sum(total, found.run, found.manifest, found.roster)
 
@@ -194,6 +214,7 @@ def test_each_bad_one_is_refused_with_its_own_error(bad: dict[str, str], tmp_pat
     [
         ("a flipped bit in c0", "AuthenticityError"),
         ("a flipped bit in the seed", "AuthenticityError"),
+        ("a flipped bit in the code", "AuthenticityError"),
         ("cut", "MalformedError"),
         ("padded", "MalformedError"),
         ("twice", "MalformedError"),
@@ -202,17 +223,20 @@ def test_each_bad_one_is_refused_with_its_own_error(bad: dict[str, str], tmp_pat
         ("empty", "MalformedError"),
         ("no chunk", "MalformedError"),
         ("a coefficient of q, signed", "MalformedError"),
+        ("a code of q, signed", "MalformedError"),
     ],
 )
 def test_the_known_update_with_a_bad_body_is_refused(name: str, error: str) -> None:
-    flipped, seed = bytearray(wire()), bytearray(wire())
+    flipped, seed, code = bytearray(wire()), bytearray(wire()), bytearray(wire())
     flipped[1_000] ^= 4
-    seed[-1] ^= 4
+    seed[C0_BYTES] ^= 4
+    code[-1] ^= 4
     words = residues(wire()[:C0_BYTES]).copy()
     words[0, 0] = COEFF_MODULUS
     update = {
         "a flipped bit in c0": replace(documents().update, chunks=(bytes(flipped),)),
         "a flipped bit in the seed": replace(documents().update, chunks=(bytes(seed),)),
+        "a flipped bit in the code": replace(documents().update, chunks=(bytes(code),)),
         "cut": replace(documents().update, chunks=(wire()[:-1],)),
         "padded": replace(documents().update, chunks=(wire() + b"\0",)),
         "twice": replace(documents().update, chunks=(wire() * 2,)),
@@ -222,6 +246,9 @@ def test_the_known_update_with_a_bad_body_is_refused(name: str, error: str) -> N
         "no chunk": replace(documents().update, chunks=()),
         "a coefficient of q, signed": resigned(
             documents().update, "north", {}, pack60(words.reshape(-1)) + wire()[C0_BYTES:]
+        ),
+        "a code of q, signed": resigned(
+            documents().update, "north", {}, wire()[:-CODE_BYTES] + COEFF_MODULUS.to_bytes(CODE_BYTES, "little")
         ),
     }[name]
     found, running = documents(), RunningSum(documents().plan)

@@ -14,7 +14,7 @@ from flwr.app import Context, Error, Message, RecordDict
 
 from client.app import app as client_app
 from client.site import open_site
-from privacy.ciphertext import COEFF_MODULUS, pack60, unpack60
+from privacy.ciphertext import C0_BYTES, CODE_BYTES, COEFF_MODULUS, pack60, unpack60
 from privacy.envelope import SignedUpdate
 from privacy.errors import RunError
 from privacy.signing import sign
@@ -52,9 +52,14 @@ def _as_another_kind(federation: Federation, update: SignedUpdate) -> SignedUpda
 
 def _out_of_range(federation: Federation, update: SignedUpdate) -> SignedUpdate:
     (chunk,) = update.chunks
-    words = unpack60(chunk[:-64]).copy()
+    words = unpack60(chunk[:C0_BYTES]).copy()
     words[1234] = COEFF_MODULUS
-    return resigned(federation, update, pack60(words) + chunk[-64:])
+    return resigned(federation, update, pack60(words) + chunk[C0_BYTES:])
+
+
+def _code_out_of_range(federation: Federation, update: SignedUpdate) -> SignedUpdate:
+    (chunk,) = update.chunks
+    return resigned(federation, update, chunk[:-CODE_BYTES] + COEFF_MODULUS.to_bytes(CODE_BYTES, "little"))
 
 
 def _header(**changes: object) -> Change:
@@ -102,7 +107,8 @@ FORGERIES: dict[str, tuple[Change, str]] = {
     "with another field": (_header(more=1), "malformed"),
     "with a header that is no JSON": (_no_json, "malformed"),
     "with a flipped bit in its body": (_flipped("chunks", 1_000), "not the ones that it signed"),
-    "with a flipped bit in its seed": (_flipped("chunks", -1), "not the ones that it signed"),
+    "with a flipped bit in its seed": (_flipped("chunks", 8 * C0_BYTES), "not the ones that it signed"),
+    "with a flipped bit in its code": (_flipped("chunks", -1), "not the ones that it signed"),
     "with a flipped bit in its header": (_flipped("header", 100), "signature of this update does not hold"),
     "with a flipped bit in its signature": (_flipped("signature", 5), "signature of this update does not hold"),
     "cut": (_body(lambda body: (body[:-1],)), "cut or padded"),
@@ -116,6 +122,7 @@ FORGERIES: dict[str, tuple[Change, str]] = {
     "with no range": (_header(update_bound=0.0), "malformed"),
     "with an infinite range": (_header(update_bound=float("inf")), "malformed"),
     "out of range": (_out_of_range, "not below the modulus"),
+    "with a code out of range": (_code_out_of_range, "not below the modulus"),
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from transport.fields import blob
 blobs = st.binary(max_size=16)
 contributions = st.lists(st.builds(Contribution, blobs, blobs, blobs), max_size=3).map(tuple)
 chunks = st.lists(blobs, max_size=12).map(tuple)
-sums = st.builds(EncryptedSum, blobs, contributions, chunks, chunks)
+sums = st.builds(EncryptedSum, blobs, contributions, chunks, blobs, chunks)
 updates = st.builds(SignedUpdate, blobs, blobs, chunks)
 reports = st.dictionaries(names, st.floats(allow_nan=False), max_size=3)
 integers = st.integers(-(2**63), 2**63 - 1)
@@ -164,15 +164,19 @@ def test_chunks_that_are_not_numbered_from_nought_are_refused(names: tuple[str, 
     [
         (),
         ("c0-0",),
-        ("plan-0",),
-        ("plan", "plan-1"),
-        ("plan", "c0-1"),
-        ("plan", "c0-1", "c0-0"),
-        ("plan", "c0-0", "c0-00"),
-        ("plan", "c2-0"),
-        ("plan", "header-0", "signature-0"),
-        ("plan", "header-0", "seeds-0"),
-        ("plan", "header-0", "signature-0", "seeds-1"),
+        ("plan",),
+        ("codes",),
+        ("plan-0", "codes"),
+        ("plan", "codes-0"),
+        ("plan", "codes", "codes-1"),
+        ("plan", "codes", "plan-1"),
+        ("plan", "codes", "c0-1"),
+        ("plan", "codes", "c0-1", "c0-0"),
+        ("plan", "codes", "c0-0", "c0-00"),
+        ("plan", "codes", "c2-0"),
+        ("plan", "codes", "header-0", "signature-0"),
+        ("plan", "codes", "header-0", "seeds-0"),
+        ("plan", "codes", "header-0", "signature-0", "seeds-1"),
     ],
     ids=" ".join,
 )

@@ -1,0 +1,112 @@
+"""Golden files of streams, held against a second implementation: of RFC 5869, counter mode and whole numbers alone."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from base64 import b64decode
+from hashlib import sha256
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+
+from privacy.ciphertext import C0_BYTES, CODE_BYTES, COEFF_MODULUS
+from privacy.expansion import expand
+from privacy.packing import PLAIN_MODULUS, RING_DEGREE
+from privacy.plan import read_plan
+from tests.privacy.golden import FOLDER
+from tests.privacy.golden_streams import FIRST, codes, masks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def stored(name: str) -> Any:  # noqa: ANN401 - JSON
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+CODES, MASKS = stored("codes"), stored("masks")
+WIRE = b64decode(stored("ciphertext")["wire"])
+
+
+def derived(secret: bytes, info: bytes) -> bytes:
+    """HKDF with SHA-256, no salt, 32 bytes (RFC 5869)."""
+    extracted = hmac.digest(bytes(32), secret, "sha256")
+    return hmac.digest(extracted, info + b"\1", "sha256")
+
+
+def stream(key: bytes, modulus: int) -> Iterator[int]:
+    """AES-256 in counter mode from zero, cut into little-endian words; of each the upper bits, if below the modulus."""
+    keystream = Cipher(AES(key), CTR(bytes(16))).encryptor()
+    while True:
+        word = int.from_bytes(keystream.update(bytes(8)), "little") >> (64 - modulus.bit_length())
+        if word < modulus:
+            yield word
+
+
+def plan_digest(plan: str) -> bytes:
+    """SHA-256 over the purpose and the plan's exact bytes, each behind its length."""
+    data = plan.encode()
+    return sha256(b"cloister" + (4).to_bytes(2, "big") + b"plan" + len(data).to_bytes(8, "big") + data).digest()
+
+
+@pytest.mark.parametrize("case", CODES["rounds"], ids=["with seeds", "with c1"])
+def test_a_second_implementation_makes_the_known_codes(case: dict[str, Any]) -> None:
+    secret, whose = bytes.fromhex(CODES["secret"]), CODES["site"].encode()
+    drawn = list(islice(stream(derived(secret, b"cloister mac rho"), COEFF_MODULUS), 2 * RING_DEGREE))
+    rho = drawn[:RING_DEGREE], drawn[RING_DEGREE:]
+    assert [each[:FIRST] for each in rho] == CODES["rho"]
+    digest = plan_digest(case["plan"])
+    assert digest.hex() == case["digest"]
+    pads = stream(derived(secret, b"cloister mac pad" + digest + whose), COEFF_MODULUS)
+    first = list(islice(pads, FIRST))
+    assert first == case["pads"]
+    number, seed = int.from_bytes(WIRE[:C0_BYTES], "little"), WIRE[C0_BYTES:-CODE_BYTES]
+    c0 = [number >> 60 * place & (1 << 60) - 1 for place in range(RING_DEGREE)]
+    code = first[0] + sum(r * c for r, c in zip(rho[0], c0, strict=True))
+    if len(json.loads(case["plan"])["cohort"]) > 32:
+        code += sum(r * c for r, c in zip(rho[1], expand(seed).tolist(), strict=True))
+    assert (code % COEFF_MODULUS).to_bytes(8, "little").hex() == case["code"]
+
+
+def test_the_known_code_is_the_known_ciphertexts() -> None:
+    assert CODES["rounds"][0]["code"] == WIRE[-CODE_BYTES:].hex()
+    assert CODES["rounds"][0]["plan"] == MASKS["plan"] == stored("documents")["plan"]
+
+
+def test_a_second_implementation_makes_the_known_masks() -> None:
+    digest, site = plan_digest(MASKS["plan"]), MASKS["site"]
+    keys = {name: X25519PrivateKey.from_private_bytes(bytes.fromhex(key)) for name, key in MASKS["keys"].items()}
+    assert {name: key.public_key().public_bytes_raw().hex() for name, key in keys.items()} == MASKS["public"]
+    info, total = b"cloister mask ", [0] * FIRST
+    for name, known in MASKS["streams"].items():
+        if name == "own":
+            secret, label = bytes.fromhex(MASKS["seed"]), b"own" + digest + site.encode()
+        else:
+            secret = keys[site].exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(MASKS["public"][name])))
+            label = b"pair" + digest + json.dumps(sorted((site, name))).encode()
+        first = list(islice(stream(derived(secret, info + label), PLAIN_MODULUS), FIRST))
+        assert first == known, name
+        sign = -1 if name != "own" and name < site else 1  # of a pair, the first in the alphabet adds
+        total = [(sum_ + sign * each) % PLAIN_MODULUS for sum_, each in zip(total, first, strict=True)]
+    assert total == MASKS["masked"][:FIRST]
+    assert MASKS["masked"][-1] == 0  # the tag's place
+
+
+def test_a_second_implementation_opens_the_known_seed() -> None:
+    seed, digest = bytes.fromhex(MASKS["seed"]), plan_digest(MASKS["plan"])
+    assert sha256(b"cloister mask" + seed).hexdigest() == MASKS["commitment"]
+    key = derived(bytes.fromhex(MASKS["secret"]), b"cloister mask reveal" + digest + MASKS["site"].encode())
+    assert AESGCM(key).decrypt(bytes(12), bytes.fromhex(MASKS["sealed"]), None) == seed
+
+
+def test_this_implementation_makes_what_is_in_the_files() -> None:
+    plan = read_plan(MASKS["plan"].encode())
+    assert json.loads(json.dumps(codes(plan, WIRE[:C0_BYTES], WIRE[C0_BYTES:-CODE_BYTES]))) == CODES
+    assert json.loads(json.dumps(masks(plan))) == MASKS
