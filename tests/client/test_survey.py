@@ -94,8 +94,11 @@ def hold(found: dict[str, Any], values: ArrayLike, labels: ArrayLike, errors: fl
         for share in figures.SHARES:
             middle, bins = read["quantiles"][f"{share:g}"], 1.5 * (high - low) / found["bins"] + slack
             rank = errors * read["rank_error"] + slack
-            assert np.quantile(own, max(0.0, share - rank), method="inverted_cdf") <= middle + bins
-            assert np.quantile(own, min(1.0, share + rank), method="higher") >= middle - bins
+            # Noise may put a rank beyond the last record: then the error says nothing on that side.
+            if share - rank > 0:
+                assert np.quantile(own, share - rank, method="inverted_cdf") <= middle + bins
+            if share + rank < 1:
+                assert np.quantile(own, share + rank, method="higher") >= middle - bins
     for each in found["classes"]:
         assert abs(each["count"] - np.sum(labels == each["label"])) <= errors * each["count_error"] + slack * len(
             values

@@ -79,7 +79,7 @@ def test_secret_coefficients_and_pads_lie_below_the_modulus_and_fill_its_range()
 @PLANS
 def test_a_code_is_the_inner_product_and_a_pad(plan: RoundPlan) -> None:
     made = update("north", 1, plan)
-    exact = []
+    exact: list[int] = []
     for row, pad in zip(random_rows(1, 3), KEY._pads(plan, "north").residues(3, Q).tolist(), strict=True):
         seed = made.seeds[len(exact) * SEED_BYTES : (len(exact) + 1) * SEED_BYTES]
         terms = [(KEY._rho[0], row), (KEY._rho[1], expand(seed))][: 1 + plan.expanded]
