@@ -76,16 +76,14 @@ def measure(seeds: int) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     """Write a report for people."""
-    lines = [f"{'':<24}{'accuracy, %':>16}{'points lost':>13}{'largest error of the model':>28}"]
+    lines = [f"{'':<24}{'accuracy, %':>16}{'points lost':>13}{'largest error of model':>25}"]
     for row in report["rows"]:
         mean, spread = (f"{100 * row[name]:.2f}" for name in ("accuracy_mean", "accuracy_std"))
         lines.append(
-            f"{row['codec']:<24}{mean + ' ± ' + spread:>16}{row['points_lost']:>13.2f}{row['model_error']:>28.1e}"
+            f"{row['codec']:<24}{mean + ' ± ' + spread:>16}{row['points_lost']:>13.2f}{row['model_error']:>25.1e}"
         )
     seeds = report["rows"][0]["seeds"]
-    return "\n".join(
-        [*lines, "", f"the reference study, {seeds} seeds; ± is their deviation, float32 what others lose to"]
-    )
+    return "\n".join([*lines, "", f"the reference study, {seeds} seeds; ± is their deviation"])
 
 
 def _train(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from cloister.benchmarks import encryption
+from cloister.benchmarks import accuracy, encryption
 from cloister.benchmarks import round as rounds
 from cloister.benchmarks.comparison import NVFLARE, STEPS
 from cloister.benchmarks.pipelines import UPDATE_BOUND, Cloister
@@ -118,14 +118,27 @@ def test_the_idle_model_has_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_rounds_are_those_of_a_real_federation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PARAMETERS, "5")  # of somebody who uses it, too
-    report = rounds.measure(14, 2)
+    report = rounds.measure(14, 2, 3, masks=True)
     assert os.environ[PARAMETERS] == "5"
     assert (report["rounds"], report["warm_up"], report["parameters"], report["sites"]) == (2, rounds.WARM_UP, 14, 3)
     assert 0 < report["min_ms"] <= report["median_ms"] <= report["p95_ms"]
     assert CIPHERTEXT_BYTES < report["bytes_up"] < CIPHERTEXT_BYTES + 2000
+    assert 0 < report["server_peak_bytes"] < report["site_peak_bytes"]
     assert report["bytes_down"] == C0_BYTES + 3 * SEED_BYTES + CODE_BYTES
     assert len(report["model"]) == 64
     assert max(map(len, rounds.table(report).splitlines())) <= 80
+
+
+@pytest.mark.slow
+def test_packing_into_few_bits_costs_no_accuracy() -> None:
+    """Every profile within 0.3 points of float32 over five seeds; carrying what is left over keeps the models close."""
+    report = accuracy.measure(5)
+    rows = {row["codec"]: row for row in report["rows"]}
+    assert rows["float32"]["accuracy_mean"] > 0.9
+    assert all(abs(row["points_lost"]) <= 0.3 for row in rows.values())
+    assert rows["precise"]["model_error"] < rows["compact"]["model_error"] < rows["dense"]["model_error"]
+    assert 2 * rows["dense"]["model_error"] < rows["dense, nothing carried"]["model_error"]
+    assert max(map(len, accuracy.table(report).splitlines())) <= 80
 
 
 def _results(sites: list[str], models: dict[str, str]) -> Results:
@@ -144,4 +157,4 @@ def _results(sites: list[str], models: dict[str, str]) -> Results:
 def test_rounds_that_say_nothing_are_an_error(sites: list[str], models: list[str], complaint: str) -> None:
     held: dict[str, str] = dict(zip(("north", "south", "east"), models, strict=False))
     with pytest.raises(RunError, match=complaint):
-        rounds._summarise(_results(sites, held), 14, 1)
+        rounds._summarise(_results(sites, held), ("north", "south", "east"), 14, 1)
