@@ -6,9 +6,11 @@ could not be delivered is sent again as it was, never made again.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import random
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
@@ -23,8 +25,10 @@ from transport.memory import return_memory
 from transport.parcel import decode_instruction, encode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from threading import Event
+    from typing import BinaryIO
 
     from flwr.app import Message
 
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.agent")
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 15.0  # seconds between attempts to reach the server
+_TURN, _TURN_SECONDS = ".agent", 0.5
 _REFUSED_DELAY = 2.0  # seconds after a reply that the server does not take
 
 
@@ -57,17 +62,18 @@ def attend(path: Path, stop: Event) -> None:
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
     for task, count in site.check_records().items():
         log.info("data: %d training records, fit %s", count, task)
-    while not stop.is_set():
-        if not line.check():
-            stop.wait(line.delay())
-            continue
-        try:
-            with Exchange(place.settings.server, place.tls) as exchange:
-                log.info("online at %s; %s", place.settings.server, _limits(site))
-                answer_all(exchange, app, _context(site, path), stop)
-        except (UnreachableError, MalformedError) as error:
-            line.broke(error)
-            stop.wait(line.delay())
+    with _turn(site.place.folder / _TURN, stop):
+        while not stop.is_set():
+            if not line.check():
+                stop.wait(line.delay())
+                continue
+            try:
+                with Exchange(place.settings.server, place.tls) as exchange:
+                    log.info("online at %s; %s", place.settings.server, _limits(site))
+                    answer_all(exchange, app, _context(site, path), stop)
+            except (UnreachableError, MalformedError) as error:
+                line.broke(error)
+                stop.wait(line.delay())
 
 
 class _Line:
@@ -127,6 +133,25 @@ def _answer(exchange: Exchange, app: App, context: Context, message: Message, st
         # The message is offered again until its round closes, and the reply will be the same: no hurry.
         log.warning("%s", error)
         stop.wait(_REFUSED_DELAY)
+
+
+@contextmanager
+def _turn(path: Path, stop: Event) -> Iterator[None]:
+    """Wait until no other agent of this site runs: two would make two updates for one plan."""
+    with path.open("ab") as file:  # locked until it is closed, which the end of a process does, however it ends
+        while not _locked(file) and not stop.is_set():
+            log.info("another agent of this site is running; this one takes over when that ends")
+            while not _locked(file) and not stop.wait(_TURN_SECONDS):
+                pass
+        yield
+
+
+def _locked(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _context(site: Site, path: Path) -> Context:

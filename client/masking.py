@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from client.acceptance import accept
 from privacy.ciphertext import Ciphertexts
 from privacy.errors import LedgerError, ProtocolError
-from privacy.masking import SEED_BYTES, Masks, seal_seed
+from privacy.masking import SEED_BYTES, Masks, commitment, seal_seed
 from privacy.plan import read_plan
 from privacy.summation import check_contributions
 from privacy.update import PackedUpdate
@@ -59,7 +59,7 @@ def reveal(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequen
         AuthenticityError, MalformedError: if a header does not hold.
     """
     accepted, plan = accept(site, document), read_plan(plan_bytes)
-    made = site.outbox.last(plan.run)
+    made = site.outbox.last(accepted.run)
     if made is None or made.plan != plan or not made.mask:
         msg = f"{site.name} has sent no masked update for this plan of round {plan.round}; it reveals nothing"
         raise ProtocolError(msg)
@@ -67,5 +67,5 @@ def reveal(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequen
     if made.update.header not in [each.header for each in contributions]:
         msg = f"the sum of round {plan.round} is of another update than {site.name} sent; it reveals nothing"
         raise ProtocolError(msg)
-    site.reveals.note(plan)
+    site.once.note(plan.run, f"revealing for round {plan.round}", f"{plan.digest} {commitment(made.mask)}")
     return seal_seed(made.mask, site.keyring.find(plan.keys).secret, plan, site.name)

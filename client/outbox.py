@@ -55,7 +55,7 @@ class Outbox:
             RecursionError,
             MalformedError,
         ) as error:
-            msg = f"{path}: this file is damaged; move it aside, and the round is trained, and charged, once more"
+            msg = f"{path}: this file is damaged; restore it from backup, or move it aside: the site is back in the next round"
             raise KeyFileError(msg) from error
 
     def find(self, plan: RoundPlan) -> SignedUpdate | None:

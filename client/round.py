@@ -14,6 +14,7 @@ all updates, the site opens their sum: see `client.opening`.
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from client.acceptance import accept
@@ -49,10 +50,15 @@ def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence
         open_sum(site, accepted, total)
     plan = read_plan(plan_bytes)
     check_plan(plan, accepted.manifest, accepted.run, site.name)
-    if (made := site.outbox.find(plan)) is not None:
-        return made
-    # Handed over and not kept here: it is out of memory again before the update is encrypted.
-    return _make_update(site, accepted.manifest, plan, _starting_point(site, accepted, plan))
+    made, deed = site.outbox.find(plan), f"update of round {plan.round}, attempt {plan.attempt}"
+    if made is None and site.once.noted(plan.run, deed):
+        msg = f"{site.name} has made its update of round {plan.round} and lost it; it makes no other for the same plan"
+        raise ProtocolError(msg)
+    if made is None:
+        # Handed over and not kept here: it is out of memory again before the update is encrypted.
+        made = _make_update(site, accepted.manifest, plan, _starting_point(site, accepted, plan))
+    site.once.note(plan.run, deed, sha256(made.header).hexdigest())
+    return made
 
 
 def _starting_point(site: Site, accepted: Accepted, plan: RoundPlan) -> Checkpoint:

@@ -9,9 +9,9 @@ import torch
 
 from client.checkpoint import Checkpoint, CheckpointStore
 from client.keyring import Keyring
+from client.once import Once
 from client.outbox import Outbox
 from client.remainder import Remainders
-from client.reveals import Reveals
 from client.settings import read_site
 from client.study import Study
 from client.survey import Poll, Survey
@@ -55,7 +55,7 @@ class Site:
         self.checkpoints = CheckpointStore(place.folder / "models")
         self.outbox = Outbox(place.folder / "outbox")
         self.remainders = Remainders(place.folder / "outbox")
-        self.reveals = Reveals(place.folder / "outbox")
+        self.once = Once(place.folder / "outbox")
         self.apply: Apply = map  # how to encrypt and decrypt: an agent does it in several processes
         self.device = _device(self.settings.device)
         self.refused_sums: set[str] = set()  # digests of plans; one try each

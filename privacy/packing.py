@@ -19,6 +19,7 @@ Over K' contributors:   Σ w·x = (Σ field − K'(L − 1)/2)·2·bound·w_max/
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -147,7 +148,7 @@ def _packed(
 def _round(values: NDArray[np.float32], unit: float, packing: Packing, randomness: Randomness) -> NDArray[np.float64]:
     """Return the levels, whole numbers from 0 to L − 1, that stand for values `(n,)`."""
     top = packing.levels - 1
-    scaled = np.clip(values, -packing.update_bound, packing.update_bound).astype(np.float64)
+    scaled = values.astype(np.float64)
     scaled /= unit
     scaled += top / 2
     scaled += randomness.uniform32(values.size)
@@ -177,7 +178,7 @@ def unpack(blocks: Iterable[NDArray[np.uint64]], size: int, weights: Sequence[fl
     if not 1 <= contributors <= packing.cohort:
         msg = f"a sum over {contributors} sites does not fit this run"
         raise MalformedError(msg)
-    unit = packing.unit(1.0) / sum(weights)
+    unit = packing.unit(1.0) / math.fsum(weights)  # in whatever order they come
     mean, done = np.empty(size, dtype=np.float32), 0
     for block in blocks:
         fields = _separated(block, packing)

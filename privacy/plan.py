@@ -88,6 +88,8 @@ def check_plan(plan: RoundPlan, manifest: Manifest, run: str, site: str) -> None
         wrong = "its cohort names sites twice, or sites that the manifest does not"
     elif plan.minimum_cohort < settings.cohort.minimum or len(plan.cohort) < plan.minimum_cohort:
         wrong = f"its cohort may be smaller than the {settings.cohort.minimum} sites that were signed"
+    elif plan.attempt > 1 and not settings.encryption.collusion_resistant:
+        wrong = "it is another attempt, which only a round with masks may need"
     elif plan.roster_version != manifest.roster_version:
         wrong = "its roster version is not the manifest's"
     elif plan.deadline < time.time():

@@ -61,7 +61,8 @@ class EncryptedFedAvg(Strategy):
         self._round = OpenRound(0)
         self._seconds = self._manifest.settings.cohort.round_deadline_seconds
         self._masked = self._manifest.settings.encryption.collusion_resistant
-        self._withheld: dict[str, str] = {}  # who let the last round down by keeping its mask
+        self._withheld: dict[str, int] = {}  # how often a site let a round down by keeping its mask
+        self._left_out: dict[str, int] = {}  # until which round it is left out for that
         self._failures = 0
         self.released = 0
 
@@ -97,7 +98,7 @@ class EncryptedFedAvg(Strategy):
         current.started = time.monotonic()  # what came before was waiting for sites
         if len(present) < cohort.minimum or self._members.model is None:
             return []
-        reliable = [site for site in present if site not in self._withheld]
+        reliable = [site for site in present if self._left_out.get(site, 0) < server_round]
         present = reliable if len(reliable) >= cohort.minimum else present
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
         current.plan = plan = RoundPlan(
@@ -114,7 +115,7 @@ class EncryptedFedAvg(Strategy):
         )
         messages = []
         for site in present:
-            sums = self._journal.missing(self._members.models[site]) or []
+            sums = self._journal.missing(self._members.models[site])
             current.bytes_down += sum(each.size for each in sums)
             content = pack_train(self._document, plan.to_bytes(), sums)
             messages.append(self._message(site, MessageType.TRAIN, content))
@@ -138,9 +139,12 @@ class EncryptedFedAvg(Strategy):
         try:
             result = total.close()
             if self._masked:
-                result, self._withheld = add_reveals(self._grid, self._members, result, total.sites, self._seconds)
-                current.problems |= self._withheld
-                check_all_revealed(self._withheld, current.number)
+                result, withheld = add_reveals(self._grid, self._members, result, total.sites, self._seconds)
+                current.problems |= withheld
+                for site in withheld:
+                    self._withheld[site] = self._withheld.get(site, 0) + 1
+                    self._left_out[site] = current.number + 2 ** self._withheld[site]
+                check_all_revealed(withheld, current.number)
         except ProtocolError as error:
             self._close_unreleased(str(error))
             return None, None

@@ -72,11 +72,14 @@ class Journal:
         """Whether a sum is out whose outcome no site has told yet."""
         return bool(self._steps) and self._steps[-1].model is None
 
-    def missing(self, model: str) -> list[EncryptedSum] | None:
-        """Return the sums that bring a site with this model up to date; None if this run never had such a model."""
+    def behind(self, model: str) -> int | None:
+        """Return how many sums a site with this model lacks; None if this run never had such a model."""
         if self._steps and self._steps[-1].model == model:
-            return []
-        for index, step in enumerate(self._steps):
-            if step.base == model:
-                return [sum_from_arrays(decode_arrays(each.path.read_bytes())) for each in self._steps[index:]]
-        return None
+            return 0
+        bases = [step.base for step in self._steps]
+        return len(bases) - bases.index(model) if model in bases else None
+
+    def missing(self, model: str) -> list[EncryptedSum]:
+        """Return the sums that bring a site with this model up to date."""
+        lacking = self._steps[len(self._steps) - (self.behind(model) or 0) :]
+        return [sum_from_arrays(decode_arrays(step.path.read_bytes())) for step in lacking]

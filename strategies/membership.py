@@ -119,7 +119,7 @@ class Membership:
         """
         number, messages = 0, []
         for site in sites:
-            sums = self.journal.missing(self.models[site]) or []
+            sums = self.journal.missing(self.models[site]) if self.journal.behind(self.models[site]) == 1 else []
             if len(sums) == 1:  # who lacks more catches up when the others have gone on
                 number, node = read_plan(sums[0].plan).round, self.nodes[site]
                 content = pack_sum(self.manifest, sums[0])
@@ -136,12 +136,12 @@ class Membership:
 
     def catch_up(self, grid: Grid, seconds: float) -> None:
         """Bring sites the sums that they missed, as a run ends: each shall have its model."""
-        behind = [site for site, model in self.models.items() if self.journal.missing(model)]
+        behind = [site for site, model in self.models.items() if self.journal.behind(model)]
         if not behind:
             return
         self.gather(grid, len(self.models), seconds)
         for site in (site for site in behind if site in self.nodes):
-            for total in self.journal.missing(self.models[site]) or []:
+            for total in self.journal.missing(self.models[site]):
                 content, node = pack_sum(self.manifest, total), self.nodes[site]
                 message = Message(content, node, MessageType.EVALUATE, ttl=seconds, group_id="catch-up")
                 for reply in grid.send_and_receive([message], timeout=seconds):
@@ -170,7 +170,7 @@ class Membership:
         verify(self.roster.member(site).verification_key, READINESS, signed, readiness.signature)
         if self.model is None:
             self.model = model
-        elif model != self.model and self.journal.missing(model) is None:
+        elif model != self.model and self.journal.behind(model) is None:
             if not self.journal.unconfirmed:
                 self._disagree(site)
             self.model = model

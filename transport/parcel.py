@@ -32,6 +32,7 @@ _FIELDS: dict[type, tuple[str, str]] = {
     str: ("text", "texts"),
     bytes: ("blob", "blobs"),
 }
+_MOST_ARRAYS = 1 << 16  # in one record
 _LISTS = {many for _, many in _FIELDS.values()}
 
 
@@ -143,6 +144,9 @@ def _arrays(arrays: ArrayRecord) -> pb.Arrays:
 
 
 def _array_record(arrays: pb.Arrays, data: Cutter) -> ArrayRecord:
+    if len(arrays.entries) > _MOST_ARRAYS:
+        msg = "it has more arrays than any that is sent"
+        raise ValueError(msg)
     return ArrayRecord(
         {
             entry.name: Array(entry.dtype, tuple(entry.shape), entry.stype, data.take(entry.size))

@@ -1,0 +1,59 @@
+"""What a site does once at most, in its own record: written to disk before the thing is done, and never forgotten.
+
+Masks, pads and codes of a plan are for one update. A second one, under the same plan, would let whoever has both take
+the masks off; so would a second seed revealed for a round. A lost outbox must not lead to either.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from privacy.errors import ProtocolError
+from privacy.storage import sync_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Once:
+    """A folder with one file a run, a line a deed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def noted(self, run: str, deed: str) -> str | None:
+        """Return with what a deed was done, if it was."""
+        path = self._path(run)
+        return _lines(path.read_bytes()).get(deed) if path.exists() else None
+
+    def note(self, run: str, deed: str, value: str) -> None:
+        """Note that a deed is about to be done, with this. The same again changes nothing.
+
+        Raises:
+            ProtocolError: if it was done with something else.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with open(self._path(run), "a+b", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            data = file.read()
+            done = _lines(data).get(deed)
+            if done not in {None, value}:
+                msg = f"{deed} was done already, with something else; it is not done again"
+                raise ProtocolError(msg)
+            if done is None:
+                file.truncate(data.rfind(b"\n") + 1)  # a line that was cut off: nothing was done after it
+                file.write(f"{deed}: {value}\n".encode())
+                file.flush()
+                os.fsync(file.fileno())
+                sync_folder(self._folder)
+
+    def _path(self, run: str) -> Path:
+        return self._folder / f"{run[:16]}.once"
+
+
+def _lines(data: bytes) -> dict[str, str]:
+    whole = data[: data.rfind(b"\n") + 1].decode(errors="replace")
+    return {deed: value for deed, _, value in (line.partition(": ") for line in whole.splitlines())}
