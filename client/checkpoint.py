@@ -57,7 +57,8 @@ class CheckpointStore:
             return None
         try:
             with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+                length = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)  # what it says may be damaged
+                header = json.loads(file.read(length))
                 note = json.loads(header.pop("__metadata__")[_NOTE])
                 vector = np.fromfile(file, dtype="<f4", count=layout.size)
             checkpoint = Checkpoint(run, int(note["round"]), Model(vector, layout), float(note["update_bound"]))
