@@ -43,7 +43,10 @@ class Outbox:
         try:
             with path.open("rb") as file:
                 note = json.loads(file.readline())
-                chunks = tuple(file.read(int(size)) for size in note["chunks"])
+                sizes = [int(size) for size in note["chunks"]]
+                if not 0 <= min(sizes, default=0) <= sum(sizes) <= path.stat().st_size:
+                    raise _cut_off()
+                chunks = tuple(file.read(size) for size in sizes)
             update = SignedUpdate(note["header"].encode(), bytes.fromhex(note["signature"]), chunks)
             return Made(read_plan(note["plan"].encode()), update, bytes.fromhex(note["mask"]))
         except (
@@ -55,7 +58,7 @@ class Outbox:
             RecursionError,
             MalformedError,
         ) as error:
-            msg = f"{path}: this file is damaged; restore it from backup, or move it aside: the site is back in the next round"
+            msg = f"{path}: this file is damaged; restore it, or move it aside: the site is back in the next round"
             raise KeyFileError(msg) from error
 
     def find(self, plan: RoundPlan) -> SignedUpdate | None:
@@ -91,3 +94,7 @@ class Outbox:
 
     def _path(self, run: str) -> Path:
         return self._folder / f"{run[:16]}.update"
+
+
+def _cut_off() -> MalformedError:
+    return MalformedError("it is shorter than it says")

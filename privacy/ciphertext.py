@@ -205,7 +205,7 @@ def _count(chunk: bytes) -> int:
 
 
 def seeds_digest(seeds: bytes) -> str:
-    """SHA-256, in hex, of a site's seeds: what its header signs, and every other site checks before it decrypts."""
+    """SHA-256, in hex, of a site's seeds: what its header signs, and other sites check."""
     return sha256(b"cloister seeds" + seeds).hexdigest()
 
 

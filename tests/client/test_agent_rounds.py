@@ -131,15 +131,16 @@ def test_another_plan_for_the_same_attempt_is_refused(federation: Federation, ch
     assert update_of(train(federation, plan)) == first
 
 
-def test_another_attempt_is_another_release_and_charged_as_one(federation: Federation) -> None:
+def test_another_attempt_is_refused_in_a_run_without_masks(federation: Federation) -> None:
     plan = plan_of(federation)
-    first = update_of(train(federation, plan))
-    second = update_of(train(federation, replace(plan, attempt=2)))
-    assert second.chunks != first.chunks
-    assert charges_of(federation, SITE) == 2
+    assert train(federation, plan).has_content()
+    assert "only a round with masks" in str(train(federation, replace(plan, attempt=2)).error.reason)
+    assert charges_of(federation, SITE) == 1
 
 
-def test_an_attempt_before_the_last_one_is_refused(federation: Federation) -> None:
+def test_an_attempt_before_the_last_one_is_refused(make_federation: FederationMaker) -> None:
+    masked = replace(SETTINGS.encryption, collusion_resistant=True)
+    federation = make_federation(replace(SETTINGS, rounds=2, encryption=masked))
     plan = plan_of(federation)
     assert train(federation, replace(plan, attempt=2)).has_content()
     assert "after a later one" in str(train(federation, plan).error.reason)
@@ -300,7 +301,9 @@ def test_a_sum_that_is_delivered_twice_is_opened_once(federation: Federation, to
 def test_a_round_whose_sum_a_site_has_opened_is_not_trained_again(federation: Federation, total: EncryptedSum) -> None:
     deliver(federation, total)
     charges = charges_of(federation, SITE)
-    answer = train(federation, replace(read_plan(total.plan), attempt=2, deadline=time.time() + 60))
+    for file in (federation.paths[SITE] / "outbox").iterdir():
+        file.unlink()
+    answer = train(federation, replace(read_plan(total.plan), deadline=time.time() + 60))
     assert "has opened round 1 already" in str(answer.error.reason)
     assert charges_of(federation, SITE) == charges
 

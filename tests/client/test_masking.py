@@ -171,17 +171,48 @@ def test_what_was_revealed_is_on_disk_before_it_leaves_and_binds_a_restarted_sit
     assert sealed == ask(federation, "north", whole, headers(updates_of(federation, whole)))  # a retry
     restart(federation, "north")
     second = updates_of(federation, fewer)
-    with pytest.raises(ProtocolError, match="one attempt at round 1 was revealed already"):
+    with pytest.raises(ProtocolError, match="revealing for round 1 was done already"):
         ask(federation, "north", fewer, headers(second))
 
 
 def test_a_note_that_was_cut_off_is_of_nothing_that_left(federation: Federation) -> None:
     plan = plan_of(federation)
     shown = headers(updates_of(federation, plan))
-    reveals = federation.paths["north"] / "outbox" / f"{plan.run[:16]}.revealed"
-    reveals.write_bytes(b"7 0123")
+    notes = federation.paths["north"] / "outbox" / f"{plan.run[:16]}.once"
+    whole = notes.read_bytes()
+    notes.write_bytes(whole + b"revealing for round 1: 0123")
     assert ask(federation, "north", plan, shown)
-    assert reveals.read_text() == f"1 {plan.digest}\n"
+    assert notes.read_bytes().startswith(whole + f"revealing for round 1: {plan.digest} ".encode())
+
+
+@pytest.mark.parametrize("lost", [b"", None], ids=["damaged", "gone"])
+def test_a_site_that_lost_its_update_makes_no_other_for_the_same_plan(
+    federation: Federation, lost: bytes | None
+) -> None:
+    """Two updates under one plan have the same masks between sites: whoever had both seeds could subtract them."""
+    plan = plan_of(federation)
+    assert ask(federation, "north", plan, headers(updates_of(federation, plan)))
+    (update,) = (federation.paths["north"] / "outbox").glob("*.update")
+    if lost is None:
+        update.unlink()
+    else:
+        update.write_bytes(lost)
+    with pytest.raises(CloisterError, match=r"makes no other for the same plan|is damaged"):
+        train_round(open_site(federation.paths["north"]), signed_run(federation)[0], plan.to_bytes(), [])
+    assert charges_of(federation, "north") == 1
+
+
+def test_a_second_seed_is_not_revealed_for_the_same_plan(federation: Federation) -> None:
+    """As if two agents of one site had made an update each."""
+    plan = plan_of(federation)
+    updates = updates_of(federation, plan)
+    assert ask(federation, "north", plan, headers(updates))
+    site = open_site(federation.paths["north"])
+    made = site.outbox.last(plan.run)
+    assert made is not None
+    site.outbox.keep(plan, made.update, b"another seed of thirty-two bytes")
+    with pytest.raises(ProtocolError, match="done already"):
+        ask(federation, "north", plan, headers(updates))
 
 
 # --- What a site must be shown --------------------------------------------------------------------------------------
@@ -201,7 +232,8 @@ def test_a_site_reveals_nothing_unless_its_whole_cohort_is_shown(federation: Fed
     ):
         with pytest.raises(error):
             ask(federation, "north", plan, wrong)
-    assert not list((federation.paths["north"] / "outbox").glob("*.revealed"))
+    (notes,) = (federation.paths["north"] / "outbox").glob("*.once")
+    assert "revealing" not in notes.read_text()
     assert ask(federation, "north", plan, shown)
 
 

@@ -141,7 +141,7 @@ def test_every_site_arrives_at_the_same_mean_of_the_contributors() -> None:
     weights = [header.weight for header in headers.values()]
     means = [unpack([opened(total, of)], PARAMETERS, weights, of.manifest.packing).vector for _ in range(2)]
     assert means[0].tobytes() == means[1].tobytes()
-    expected = np.average(np.clip(vectors, -1, 1), axis=0, weights=weights)
+    expected = np.clip(np.array(vectors) * np.array(weights)[:, None], -1, 1).sum(axis=0) / sum(weights)
     np.testing.assert_allclose(means[0], expected, rtol=0, atol=of.manifest.packing.max_error(weights) + 1e-6)
 
 
