@@ -9,7 +9,8 @@ a field holds L = ⌊(2^B − 2)/K⌋ + 1 levels, so that K values add up to at 
 next, and every sum of coefficients stays below the plaintext modulus t. The last coefficient of each ciphertext
 is kept for the sum's tag.
 
-For an update x of weight w, at most w_max:   u = (w·x/(bound·w_max) + 1)·(L − 1)/2,   field = ⌊u + U[0,1)⌋, cut to 0 … L − 1.
+For an update x of weight w, at most w_max:   u = (w·x/(bound·w_max) + 1)·(L − 1)/2
+                                              field = ⌊u + U[0,1)⌋, cut to 0 … L − 1
 Over K' contributors:   Σ w·x = (Σ field − K'(L − 1)/2)·2·bound·w_max/(L − 1).
 
     >>> packing = Packing.of("compact", cohort=3, update_bound=1.0, max_weight=1.0)
