@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.checkpoint import Checkpoint, CheckpointStore
+from client.once import Once
 from client.outbox import Outbox
 from client.records import read_csv
 from client.settings import SiteSettings
@@ -107,5 +108,10 @@ def _rounds() -> Iterator[Entry]:
         outbox.keep(trip.plan, trip.update("north", np.linspace(-1, 1, PARAMETERS)), b"")
         update = outbox._path(trip.plan.run)
         checkpoint = store.save("study", Checkpoint(_RUN, 3, MODEL, 0.5))
+        yield (
+            "once",
+            _of_file(lambda path: Once(path.parent).noted(_RUN, "update"), f"{_RUN[:16]}.once"),
+            [b"update: 1\n"],
+        )
         yield "outbox", _of_file(partial(find, trip.plan), update.name), [update.read_bytes()]
         yield "checkpoint", _of_file(load, checkpoint.name), [checkpoint.read_bytes()]

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from privacy.envelope import Contribution, SignedUpdate
 from privacy.summation import EncryptedSum
 from tests.transport.records import everything
-from transport import ceremony, contents
+from transport import ceremony, contents, masking
 from transport import cloister_pb2 as pb
 from transport.flower import instruction, reply, stamp
 from transport.framing import Assembly, to_frames
@@ -34,6 +34,7 @@ _ASKED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "train": (contents.read_train, contents.pack_train(b"manifest", b"plan", [_SUM, _SUM])),
     "sum": (contents.read_sum, contents.pack_sum(b"manifest", _SUM)),
     "lead": (ceremony.read_lead, ceremony.pack_lead(3)),
+    "reveal": (masking.read_reveal, masking.pack_reveal(b"manifest", b"plan", _SUM.contributions)),
     "letter from": (ceremony.read_letter_from, ceremony.pack_letter("north", b"letter")),
 }
 _ANSWERED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
@@ -41,6 +42,7 @@ _ANSWERED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
         contents.Readiness("north", _DIGEST, 20, _DIGEST, 2, _DIGEST, 2, b"signature"))),
     "update": (contents.read_update, contents.pack_update(_UPDATE, {"epsilon": 0.5})),
     "opened": (contents.read_opened, contents.pack_opened(_DIGEST, {"records": 7.0, "loss": 0.5})),
+    "revealed": (masking.read_revealed, masking.pack_revealed(bytes(48))),
     "keys": (ceremony.read_keys, ceremony.pack_keys(3, _DIGEST)),
     "letters": (ceremony.read_letters, ceremony.pack_keys(3, _DIGEST, {"north": b"one", "south": b"two"})),
 }  # fmt: skip
