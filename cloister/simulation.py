@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from simulations.results import Results
+    from simulations.study import Study
+
 
 def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]:
     """Run the reference study, or the run in a file, in this process; return what came out.
@@ -28,12 +31,7 @@ def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]
         msg = f"{run}: this run gathers statistics and trains nothing; use `cloister stats {run}`"
         raise ConfigError(msg)
     study = prepare_study(folder, run, limits=False)
-    for site in study.federation.sites:
-        study.federation.write_settings(site, "localhost:0", study.terms)
-    with RoundTable(console) as table:
-        listen(table)
-        run_inline(study.federation)
-    results = read_results(study.federation)
+    results = run_here(study, console)
     last = next(event for event in reversed(results.events) if event.get("metrics"))
     return {
         "rounds": results.rounds,
@@ -42,3 +40,17 @@ def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]
         "model": {site: str(path) for site, path in results.paths.items()},
         "model_digest": results.digests,
     }
+
+
+def run_here(study: Study, console: Console) -> Results:
+    """Run a study that was made ready, in this process, and show its rounds.
+
+    Raises:
+        CloisterError: if the run failed.
+    """
+    for site in study.federation.sites:
+        study.federation.write_settings(site, "localhost:0", study.terms)
+    with RoundTable(console) as table:
+        listen(table)
+        run_inline(study.federation)
+    return read_results(study.federation)

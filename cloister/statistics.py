@@ -9,7 +9,6 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from client.survey import FOLDER
-from cloister.view import RoundTable, listen
 from privacy.config import read_toml
 from privacy.errors import ConfigError, RunError
 from privacy.manifest import RunSettings
@@ -29,8 +28,7 @@ def survey(run: Path | None, folder: Path, console: Console) -> dict[str, Any]:
     Raises:
         CloisterError: if settings are wrong, or the run failed.
     """
-    from simulations.inline import run_inline  # noqa: PLC0415 - loads torch, which showing a site's figures does not need
-    from simulations.results import read_results  # noqa: PLC0415
+    from cloister.simulation import run_here  # noqa: PLC0415 - loads torch, which showing a site's figures does not need
     from simulations.study import prepare_study  # noqa: PLC0415
 
     started = time.monotonic()
@@ -39,12 +37,7 @@ def survey(run: Path | None, folder: Path, console: Console) -> dict[str, Any]:
             msg = f"{run}: this run trains; give it a table [statistics], or use `cloister simulate`"
             raise ConfigError(msg)
         study = prepare_study(folder, run or own, limits=False)
-    for site in study.federation.sites:
-        study.federation.write_settings(site, "localhost:0", study.terms)
-    with RoundTable(console) as table:
-        listen(table)
-        run_inline(study.federation)
-    results = read_results(study.federation)
+    results = run_here(study, console)
     found = {site: _newest(path) for site, path in study.federation.paths.items()}
     if len({path.read_bytes() for path in found.values()}) != 1:
         msg = f"the hospitals do not all have the same figures: {', '.join(map(str, found.values()))}"

@@ -18,8 +18,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from privacy.ciphertext import COEFF_MODULUS, Ciphertexts, residues
 from privacy.errors import AuthenticityError
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 
 _BITS = 20  # of a part of ρ: with 16 of a residue and 4,096 terms, a sum stays below 2^53
 _PARTS = 3
-_KEY_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -106,9 +103,7 @@ class MacKey:
         return self._stream(b"pad" + bytes.fromhex(plan.digest) + site.encode())
 
     def _stream(self, label: bytes) -> Randomness:
-        return Randomness(
-            HKDF(hashes.SHA256(), _KEY_BYTES, salt=None, info=b"cloister mac " + label).derive(self._secret)
-        )
+        return Randomness.derived(self._secret, b"cloister mac " + label)
 
 
 def _next(pads: Randomness, count: int) -> list[int]:

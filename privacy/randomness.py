@@ -21,9 +21,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 if TYPE_CHECKING:
     from typing import Self
@@ -43,6 +45,11 @@ class Randomness:
     def fresh(cls) -> Self:
         """Start a stream under a new key of the operating system's."""
         return cls(os.urandom(_KEY_BYTES))
+
+    @classmethod
+    def derived(cls, secret: bytes, info: bytes) -> Self:
+        """Start the stream that only a secret and `info` determine (HKDF with SHA-256, RFC 5869, no salt)."""
+        return cls(HKDF(hashes.SHA256(), _KEY_BYTES, salt=None, info=info).derive(secret))
 
     @classmethod
     def seeded(cls, seed: int, *labels: str | int) -> Self:

@@ -21,8 +21,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from privacy.errors import AuthenticityError
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
@@ -114,9 +112,7 @@ class TagKey:
 
     def _stream(self, label: bytes) -> Randomness:
         """Start the stream that only the key and the label determine."""
-        return Randomness(
-            HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=b"cloister tag " + label).derive(self._secret)
-        )
+        return Randomness.derived(self._secret, b"cloister tag " + label)
 
 
 def _shifted(residues: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
