@@ -13,6 +13,8 @@ from typing import Annotated
 import typer
 
 from cloister import __version__
+from cloister.commands import Json
+from cloister.commands.bench import bench
 from cloister.view import RoundTable, listen, make_console
 from privacy.errors import CloisterError
 
@@ -25,10 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-bench = typer.Typer(help="Measure, side by side with others, on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object, alone on the last line.")]
 
 
 def _version(wanted: bool) -> None:
@@ -153,65 +152,6 @@ def stats(
         typer.echo(json.dumps(report))
     else:
         statistics.show(report, console)
-
-
-@bench.command("round", epilog="Example:  cloister bench round --parameters 100000 --json")
-def bench_round(
-    parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")] = 100_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure.")] = 30,
-    sites: Annotated[int, typer.Option(min=3, help="Agents.")] = 3,
-    masks: Annotated[bool, typer.Option("--masks", help="With collusion_resistant = true.")] = False,
-    as_json: Json = False,
-) -> None:
-    """A round with no training: a server and agents as processes, TLS and encryption on."""
-    from cloister.benchmarks.round import measure, table  # noqa: PLC0415
-
-    report = measure(parameters, rounds, sites, masks=masks)
-    typer.echo(json.dumps(report) if as_json else table(report))
-
-
-@bench.command("encryption", epilog="Example:  cloister bench encryption --parameters 1000000 --json")
-def bench_encryption(
-    parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")] = 1_000_000,
-    sites: Annotated[int, typer.Option(min=2, help="Sites in the sum.")] = 3,
-    tensors: Annotated[
-        int | None, typer.Option(min=1, help="Tensors of the model; CKKS encrypts each by itself. As few as can be.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Bytes and CPU of an encrypted round, beside CKKS as NVFlare ships it, measured in the same run."""
-    from cloister.benchmarks.encryption import measure, table  # noqa: PLC0415
-
-    report = measure(parameters, sites, tensors)
-    typer.echo(json.dumps(report) if as_json else table(report))
-
-
-@bench.command("accuracy", epilog="Example:  cloister bench accuracy --seeds 5 --json")
-def bench_accuracy(
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings with each codec.")] = 5,
-    as_json: Json = False,
-) -> None:
-    """What packing updates into few bits costs the reference study, beside plain float32 averaging."""
-    from cloister.benchmarks.accuracy import measure, table  # noqa: PLC0415
-
-    report = measure(seeds)
-    typer.echo(json.dumps(report) if as_json else table(report))
-
-
-@bench.command("adversary", epilog="Example:  cloister bench adversary --tries 100 --rounds 50")
-def bench_adversary(
-    tries: Annotated[int, typer.Option(min=1, help="Tries of all attacks together.")] = 1000,
-    rounds: Annotated[int, typer.Option(min=1, help="Honest rounds, for false alarms.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="By which the server chooses what it tries.")] = 1,
-    as_json: Json = False,
-) -> None:
-    """A malicious server against real sites: whether every site refuses all that it makes, and nothing else."""
-    from cloister.benchmarks.adversary import held, measure, table  # noqa: PLC0415
-
-    report = measure(tries, rounds, seed)
-    typer.echo(json.dumps(report) if as_json else table(report))
-    if not held(report):
-        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -39,6 +39,7 @@ class Mechanism:
     noise_multiplier: float
     sample_rate: float
     steps: int
+    discrete: bool = False  # noise on integers, a share of it from every site: see `privacy.discrete`
 
 
 def epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:

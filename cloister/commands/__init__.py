@@ -1,0 +1,9 @@
+"""Groups of the command line, one a file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object, alone on the last line.")]
