@@ -1,7 +1,7 @@
 """What a site does once at most, in its own record: written to disk before the thing is done, and never forgotten.
 
-Masks, pads and codes of a plan are for one update. A second one, under the same plan, would let whoever has both take
-the masks off; so would a second seed revealed for a round. A lost outbox must not lead to either.
+A second seed revealed for a round would let whoever has both take the masks off. (That a plan gets one update only, for
+the same reason and for the sake of its charge, the ledger sees to.)
 """
 
 from __future__ import annotations
@@ -22,11 +22,6 @@ class Once:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-
-    def noted(self, run: str, deed: str) -> str | None:
-        """Return with what a deed was done, if it was."""
-        path = self._path(run)
-        return _lines(path.read_bytes()).get(deed) if path.exists() else None
 
     def note(self, run: str, deed: str, value: str) -> None:
         """Note that a deed is about to be done, with this. The same again changes nothing.

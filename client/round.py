@@ -50,14 +50,14 @@ def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence
         open_sum(site, accepted, total)
     plan = read_plan(plan_bytes)
     check_plan(plan, accepted.manifest, accepted.run, site.name)
-    made, deed = site.outbox.find(plan), f"update of round {plan.round}, attempt {plan.attempt}"
-    if made is None and site.once.noted(plan.run, deed):
+    made, release = site.outbox.find(plan), Release(plan.run, plan.round, plan.attempt)
+    if made is None and site.ledger.has_left(release):
         msg = f"{site.name} has made its update of round {plan.round} and lost it; it makes no other for the same plan"
         raise ProtocolError(msg)
     if made is None:
         # Handed over and not kept here: it is out of memory again before the update is encrypted.
         made = _make_update(site, accepted.manifest, plan, _starting_point(site, accepted, plan))
-    site.once.note(plan.run, deed, sha256(made.header).hexdigest())
+    site.ledger.leaves(release, sha256(made.header).hexdigest())
     return made
 
 

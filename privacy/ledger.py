@@ -4,7 +4,8 @@ One file per site and lineage (the people, whatever their file is called), share
 Rules, each of which a test holds:
 
 - An entry is appended and fsynced before `reserve` returns; only its `Charge` lets training start.
-- Nothing is ever refunded or overwritten. A crash may over-count, never under-count.
+- Nothing is ever refunded or overwritten. A crash may over-count, never under-count: by one release, since a release
+  that was charged and has not left, as its own entry would say, is not charged again.
 - Entries are events (σ, sampling rate, steps); ε is computed from them.
 - Each entry carries the digest of the one before it: an edit, a deletion or a swap is found.
 - A torn last line, of an append that was cut off, was never acknowledged to anybody; it is dropped.
@@ -24,7 +25,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from privacy.accounting import Mechanism, epsilon
-from privacy.errors import BudgetError, LedgerError
+from privacy.errors import BudgetError, LedgerError, ProtocolError
 from privacy.storage import sync_folder
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class Ledger:
         """
         with self._locked() as file:
             entries = self._read(file)
+            if (unused := _unused(entries, release, mechanism)) is not None:
+                return Charge(release, mechanism, unused["head"], epsilon(_mechanisms(entries), budget.delta))
             spent = epsilon([*_mechanisms(entries), mechanism], budget.delta)
             self._check(spent, budget, f"round {release.round}")
             own = [entry for entry in entries if entry.get("run") == release.run]
@@ -97,10 +100,30 @@ class Ledger:
             entries = self._read(file)
         for last in range(len(entries), 0, -1):
             entry = entries[last - 1]
-            if (entry.get("run"), entry.get("round")) == (run, number):
+            if (entry.get("run"), entry.get("round")) == (run, number) and "left" not in entry:
                 release, spent = Release(run, number, entry["attempt"]), epsilon(_mechanisms(entries[:last]), delta)
                 return Charge(release, _mechanisms([entry])[0], entry["head"], spent)
         return None
+
+    def leaves(self, release: Release, made: str) -> None:
+        """Note that what was made for a release, of this digest, is about to leave. The same again changes nothing.
+
+        Raises:
+            ProtocolError: if something else was noted: what was made for a release leaves once.
+        """
+        with self._locked() as file:
+            entries = self._read(file)
+            before = _left(entries, release)
+            if before is None:
+                self._append(file, entries, {**asdict(release), "left": made})
+            elif before != made:
+                msg = f"{self.site} has made another update for round {release.round}; no second one leaves"
+                raise ProtocolError(msg)
+
+    def has_left(self, release: Release) -> bool:
+        """Whether anything left for a release."""
+        with self._locked() as file:
+            return _left(self._read(file), release) is not None
 
     def check_plan(self, mechanism: Mechanism, budget: Budget) -> float:
         """Return the ε that would be spent after a whole run of this cost.
@@ -191,7 +214,27 @@ class Ledger:
 
 
 def _mechanisms(entries: list[dict[str, Any]]) -> list[Mechanism]:
-    return [Mechanism(e["noise_multiplier"], e["sample_rate"], e["steps"]) for e in entries if "lineage" not in e]
+    charges = (entry for entry in entries if "lineage" not in entry and "left" not in entry)
+    return [Mechanism(each["noise_multiplier"], each["sample_rate"], each["steps"]) for each in charges]
+
+
+def _of(entries: list[dict[str, Any]], release: Release) -> list[dict[str, Any]]:
+    """Return a release's entries, the latest first."""
+    wanted = asdict(release)
+    return [each for each in reversed(entries) if wanted.items() <= each.items()]
+
+
+def _left(entries: list[dict[str, Any]], release: Release) -> str | None:
+    """Return the digest of what left for a release."""
+    return next((str(each["left"]) for each in _of(entries, release) if "left" in each), None)
+
+
+def _unused(entries: list[dict[str, Any]], release: Release, mechanism: Mechanism) -> dict[str, Any] | None:
+    """Return the charge of a release for which nothing has left yet."""
+    own = _of(entries, release)
+    if not own or "left" in own[0] or _mechanisms(own[:1]) != [mechanism]:
+        return None
+    return own[0]
 
 
 def _chain(head: str, body: bytes) -> str:

@@ -178,7 +178,7 @@ def test_a_round_that_the_budget_does_not_cover_reads_no_record(
     assert charges_of(federation, SITE) == 1
 
 
-def test_a_crash_after_the_charge_is_charged_once_more_at_most(
+def test_a_crash_after_the_charge_is_not_charged_again_since_nothing_left(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studies.Broken, "bugs", 1)
@@ -188,10 +188,10 @@ def test_a_crash_after_the_charge_is_charged_once_more_at_most(
     assert charges_of(federation, SITE) == 1
     restart(federation, SITE)
     update = update_of(train(federation, plan))
-    assert charges_of(federation, SITE) == 2
+    assert charges_of(federation, SITE) == 1
     restart(federation, SITE)
     assert update_of(train(federation, plan)) == update
-    assert charges_of(federation, SITE) == 2
+    assert charges_of(federation, SITE) == 1
 
 
 # --- Only what was signed -------------------------------------------------------------------------------------------
@@ -300,12 +300,15 @@ def test_a_sum_that_is_delivered_twice_is_opened_once(federation: Federation, to
 
 def test_a_round_whose_sum_a_site_has_opened_is_not_trained_again(federation: Federation, total: EncryptedSum) -> None:
     deliver(federation, total)
+    plan = replace(read_plan(total.plan), deadline=time.time() + 60)
     charges = charges_of(federation, SITE)
     for file in (federation.paths[SITE] / "outbox").iterdir():
         file.unlink()
-    answer = train(federation, replace(read_plan(total.plan), deadline=time.time() + 60))
-    assert "has opened round 1 already" in str(answer.error.reason)
+    assert "made its update of round 1 and lost it" in str(train(federation, plan).error.reason)
     assert charges_of(federation, SITE) == charges
+    rmtree(federation.paths[SITE] / "ledger")
+    assert "has opened round 1 already" in str(train(federation, plan).error.reason)
+    assert charges_of(federation, SITE) == 0
 
 
 def test_all_sites_open_a_sum_to_the_same_file(federation: Federation, total: EncryptedSum) -> None:

@@ -179,10 +179,9 @@ def test_a_note_that_was_cut_off_is_of_nothing_that_left(federation: Federation)
     plan = plan_of(federation)
     shown = headers(updates_of(federation, plan))
     notes = federation.paths["north"] / "outbox" / f"{plan.run[:16]}.once"
-    whole = notes.read_bytes()
-    notes.write_bytes(whole + b"revealing for round 1: 0123")
+    notes.write_bytes(b"revealing for round 1: 0123")
     assert ask(federation, "north", plan, shown)
-    assert notes.read_bytes().startswith(whole + f"revealing for round 1: {plan.digest} ".encode())
+    assert notes.read_bytes().startswith(f"revealing for round 1: {plan.digest} ".encode())
 
 
 @pytest.mark.parametrize("lost", [b"", None], ids=["damaged", "gone"])
@@ -232,8 +231,7 @@ def test_a_site_reveals_nothing_unless_its_whole_cohort_is_shown(federation: Fed
     ):
         with pytest.raises(error):
             ask(federation, "north", plan, wrong)
-    (notes,) = (federation.paths["north"] / "outbox").glob("*.once")
-    assert "revealing" not in notes.read_text()
+    assert not list((federation.paths["north"] / "outbox").glob("*.once"))
     assert ask(federation, "north", plan, shown)
 
 

@@ -110,7 +110,7 @@ def _rounds() -> Iterator[Entry]:
         checkpoint = store.save("study", Checkpoint(_RUN, 3, MODEL, 0.5))
         yield (
             "once",
-            _of_file(lambda path: Once(path.parent).noted(_RUN, "update"), f"{_RUN[:16]}.once"),
+            _of_file(lambda path: Once(path.parent).note(_RUN, "update", "1"), f"{_RUN[:16]}.once"),
             [b"update: 1\n"],
         )
         yield "outbox", _of_file(partial(find, trip.plan), update.name), [update.read_bytes()]

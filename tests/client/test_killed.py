@@ -1,0 +1,45 @@
+"""Killed wherever and as often as may be, a site has charged for all that left it, and for one round more at most."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from privacy.accounting import Mechanism, epsilon
+from privacy.manifest import Encryption
+from simulations.federation import Federation
+from tests.client.killed import ROOT
+from tests.federations import NOISY, FederationMaker, models_of
+
+KILLS = 100  # in each of two runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "encryption",
+    [NOISY.encryption, replace(NOISY.encryption, collusion_resistant=True)],
+    ids=["without masks", "with masks"],
+)
+def test_a_site_that_is_killed_100_times_has_charged_for_all_that_left_it(
+    make_federation: FederationMaker, encryption: Encryption
+) -> None:
+    federation = make_federation(replace(NOISY, rounds=10, encryption=encryption))
+    found = killed(federation, seed=int(encryption.collusion_resistant))
+    assert len(found["deaths"]) == KILLS
+    cost = Mechanism(2.0, 1.0, 1)
+    for left, charged in found["seen"]:
+        assert epsilon([cost] * left, 1e-5) <= epsilon([cost] * charged, 1e-5)
+        assert charged - left <= 1
+    assert set(found["left"]) == {1}  # asked again, the site sent the same bytes
+    assert len(set(models_of(federation).values())) == 1
+
+
+def killed(federation: Federation, *, seed: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.client.killed", str(federation.folder), str(KILLS), str(seed)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
