@@ -1,0 +1,44 @@
+"""`cloister audit`: whether the privacy guarantee holds, tested from outside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister.commands import Json
+from cloister.view import make_console
+
+audit = typer.Typer(help="Test the privacy guarantee from outside, and state it.", no_args_is_help=True)
+
+
+@audit.command("privacy", epilog="Example:  cloister audit privacy north --plot audit.png")
+def audit_privacy(
+    site: Annotated[Path | None, typer.Argument(help="site.toml, or its folder; the reference study if none.")] = None,
+    epsilon: Annotated[float, typer.Option(min=0.05, max=50, help="What the audited run claims to cost.")] = 8.0,
+    canaries: Annotated[int, typer.Option(min=100, help="Made-up records to look for.")] = 4000,
+    plot: Annotated[Path | None, typer.Option(help="Draw what was seen: a PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Send canaries through a site's own training and try to find them. Exits 1 if a claim is refuted.
+
+    Nothing is charged to the site's people: all of it is on scratch. With SITE, the result stays in its audit.json.
+    """
+    from cloister.audits import privacy  # noqa: PLC0415 - loads torch
+
+    found = privacy.audit(site, epsilon, canaries, make_console(json=True))
+    console = make_console(json=as_json)
+    if plot:
+        from cloister.audits.pictures import draw_audit  # noqa: PLC0415 - loads matplotlib
+
+        draw_audit(found, plot)
+    if site:
+        privacy.keep(site, found.report)
+    console.print(privacy.table(found.report))
+    console.print(privacy.verdict(found.report), soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps(found.report))
+    if not found.report["passed"]:
+        raise typer.Exit(1)
