@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from privacy.accounting import Mechanism
     from privacy.manifest import RunSettings, SignedRun
-    from privacy.update import Layout, Model
+    from privacy.update import Model, PrivateUpdate
 
 _HOUR = 3600.0
 
@@ -70,13 +70,15 @@ class Scratch:
             checkpoint = replace(checkpoint, round=number, model=average(checkpoint.model, mean))
             yield checkpoint.model
 
+    def first_update(self, name: str) -> PrivateUpdate:
+        """Let a site make its update of the first round, `(parameters,)`, before it is encoded."""
+        site, manifest = self.sites[name], self.run.manifest
+        checkpoint = site.checkpoint(manifest, self.run.digest)
+        return train_private(site, manifest, self._plan(site, 1, checkpoint.model), checkpoint)
+
     def charged(self, name: str) -> list[Mechanism]:
         """Return what a site's ledger says that was spent."""
         return self.sites[name].ledger.mechanisms()
-
-    def layout(self, name: str) -> Layout:
-        """Names and shapes of the model's parameters."""
-        return self.sites[name].work(self.run.manifest.settings).layout(self.run.manifest.settings)
 
     def _plan(self, site: Site, number: int, model: Model) -> RoundPlan:
         return RoundPlan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from cloister.audits.checks import CONFIDENCE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -20,6 +22,17 @@ if TYPE_CHECKING:
 
 _OUT, _IN, _GREY = "#4c72b0", "#dd8452", "#888888"
 _BINS = 60
+_SIDE = 8  # pixels of a digit
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One digit of a row of them."""
+
+    title: str
+    image: NDArray[np.float64]  # (64,), of any range
+    caption: str
+    correlation: float | None  # with the first
 
 
 def draw_audit(audit: Audit, path: Path) -> None:
@@ -42,6 +55,19 @@ def draw_audit(audit: Audit, path: Path) -> None:
     bars.set_title(f"{100 * CONFIDENCE:.0f} % confidence", loc="left")
     for axes in (scores, bars):
         axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def draw_digits(panels: Sequence[Panel], path: Path) -> None:
+    """Draw digits side by side, each in its own range of greys, with captions."""
+    figure = Figure(figsize=(2.6 * len(panels), 3.6), layout="constrained")
+    figure.suptitle("One record, read back from the update that was made of it", x=0.01, ha="left")
+    for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        axes.imshow(panel.image.reshape(_SIDE, _SIDE), cmap="gray_r")
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(panel.title, fontsize="medium")
+        said = panel.caption if panel.correlation is None else f"{panel.caption}\ncorrelation {panel.correlation:.2f}"
+        axes.set_xlabel(said, fontsize="small")
     _save(figure, path)
 
 

@@ -42,3 +42,18 @@ def audit_privacy(
         typer.echo(json.dumps(found.report))
     if not found.report["passed"]:
         raise typer.Exit(1)
+
+
+@audit.command("inversion", epilog="Example:  cloister audit inversion --out inversion.png")
+def audit_inversion(
+    out: Annotated[Path, typer.Option(help="Where to draw it: a PNG.")] = Path("inversion.png"),
+    digit: Annotated[int, typer.Option(min=0, max=1796, help="Which of scikit-learn's digits.")] = 0,
+    batch: Annotated[int, typer.Option(min=2, max=8, help="Records in the small batch.")] = 4,
+    epsilon: Annotated[float, typer.Option(min=0.05, max=50, help="Of the update with differential privacy.")] = 8.0,
+    as_json: Json = False,
+) -> None:
+    """Read a handwritten digit back from an update: from a plain one, one with privacy, one that is encrypted."""
+    from cloister.audits import inversion  # noqa: PLC0415 - loads torch and matplotlib
+
+    report = inversion.demonstrate(out, digit, batch, epsilon)
+    typer.echo(json.dumps(report) if as_json else inversion.table(report))
