@@ -1,7 +1,7 @@
 """What an attacker's guesses say about ε: lower bounds, and tests of the claims that ε is computed from.
 
-An accountant bounds ε from above, for the mechanism that it is told of. These bound ε from below, for the mechanism that
-really ran: whoever can tell which canaries were in the data refutes every ε under which nobody could.
+An accountant bounds ε from above, for the mechanism that it is told of. These bound ε from below, for the mechanism
+that really ran: whoever can tell which canaries were in the data refutes every ε under which nobody could.
 
 - `one_run_epsilon` is formal: it holds for any mechanism, from one run (Steinke, Nasr and Jagielski 2023, arXiv
   2305.08846, theorem 5.2). It is far below the truth, and cannot pass about ln(guesses).
@@ -146,7 +146,9 @@ def _standardised(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Centre each row and give it length 1; rows that do not vary become 0: they hold no noise to compare."""
     centred = rows - rows.mean(axis=1, keepdims=True)
     length = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.divide(centred, length, out=np.zeros_like(centred), where=length > 0)
+    length[length == 0] = 1.0
+    result: NDArray[np.float64] = centred / length
+    return result
 
 
 def _two_sided(below: float) -> float:

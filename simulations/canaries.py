@@ -1,6 +1,6 @@
 """Canaries: made-up records that tell, from the outside, whether DP-SGD does what the ledger says that it cost.
 
-Every canary has a coordinate of the model to itself, and a raw gradient there that is far larger than the clipping norm.
+Every canary has a coordinate of the model to itself, and a raw gradient there that is far beyond the clipping norm.
 A coin decides whether it is in the data at all (Steinke, Nasr and Jagielski 2023, arXiv 2305.08846). In its coordinate
 of the trained model stands what it was let to contribute, if it was in, plus noise. Nothing else does: ordinary records
 have no gradient there, and each record is clipped by itself, so that the figures do not depend on anybody's records.

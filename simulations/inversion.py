@@ -1,9 +1,9 @@
 """Gradient inversion: what one update of softmax regression gives away of the records that it was made of.
 
-With ∂L/∂z the gradient by the logits, ∂L/∂W = ∂L/∂z ⊗ x and ∂L/∂b = ∂L/∂z. So each row of the weights' update over the
-same entry of the bias' update *is* the input, exactly, whatever the learning rate (Phong et al. 2018, "Privacy-Preserving
-Deep Learning via Additively Homomorphic Encryption", section 3). Of a batch it is a mixture in which the records with
-that label are loudest. No search, no training, no other knowledge: one division.
+With ∂L/∂z the gradient by the logits, ∂L/∂W = ∂L/∂z ⊗ x and ∂L/∂b = ∂L/∂z. So each row of the weights' update over
+the same entry of the bias' update *is* the input, exactly, whatever the learning rate (Phong et al. 2018,
+"Privacy-Preserving Deep Learning via Additively Homomorphic Encryption", section 3). Of a batch it is a mixture in
+which the records with that label are loudest. No search, no training, no other knowledge: one division.
 """
 
 from __future__ import annotations
@@ -78,11 +78,12 @@ def attacks(folder: Path, row: int, batch: int, epsilon: float) -> tuple[NDArray
 def invert(update: NDArray[np.float32], label: int) -> NDArray[np.float64]:
     """Divide the update of the weights for one label by that of the bias: `(650,)` to `(64,)`.
 
-    The label's own logit is always pulled up, so the bias' update is positive; noise that says otherwise is not believed.
+    The label's own logit is always pulled up, so the bias' update is positive; noise that says otherwise is not
+    believed.
     """
     weights, biases = np.split(update.astype(np.float64), [CLASSES * PIXELS])
     bias = abs(biases[label])
-    return weights.reshape(CLASSES, PIXELS)[label] / (bias if bias else np.nan)
+    return np.asarray(weights.reshape(CLASSES, PIXELS)[label] / (bias or np.nan))
 
 
 def _update(folder: Path, rows: NDArray[np.intp], sigma: float) -> tuple[NDArray[np.float32], Charge]:

@@ -1,8 +1,8 @@
 """A run at one site by itself, on scratch: the site's own ledger, training and codec, without the network.
 
-What is in it is real (`client.round.train_private`, `pack`, `unpack`), so that what holds here holds at the site. What is
-left out comes after the noise and is exact: encryption and the sum over other sites. An audit looks at this from outside,
-and never touches the budget of the people whom a site's records are about.
+What is in it is real (`client.round.train_private`, `pack`, `unpack`), so that what holds here holds at the site. What
+is left out comes after the noise and is exact: encryption and the sum over other sites. An audit looks at this from
+outside, and never touches the budget of the people whom a site's records are about.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.round import train_private
-from client.site import Site
 from client.settings import read_site
+from client.site import Site
 from privacy.packing import pack, unpack
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness

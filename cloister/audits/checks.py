@@ -1,7 +1,7 @@
 """The claims that a run's ε rests on, each held against what canaries show.
 
-The claims are the ledger's: σ, sampling rate and steps of every charge. A check fails only on what a sound pipeline would
-show in fewer than one of 100,000 audits, so that all of them together give fewer than one false alarm in 10,000.
+The claims are the ledger's: σ, sampling rate and steps of every charge. A check fails only on what a sound pipeline
+would show in fewer than one of 100,000 audits, so that all of them together give fewer than one false alarm in 10,000.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Sighting:
     @property
     def scores(self) -> NDArray[np.float64]:
         """What the final model alone tells, `(m,)`: how often each canary seems to have counted."""
-        return self.moved.sum(axis=0)
+        return np.asarray(self.moved.sum(axis=0))
 
     @property
     def steps(self) -> int:
@@ -106,7 +106,7 @@ def check(first: Sighting, second: Sighting) -> list[Check]:
 def noise_ratio(sighting: Sighting, confidence: float) -> tuple[float, float, float]:
     """Return the noise's measured scale over the claimed one: lower limit, estimate, upper limit."""
     low, middle, high = scale_interval(sighting.scores[~sighting.included], confidence)
-    noise = sighting.noise or math.nan
+    noise = sighting.noise or math.inf
     return low / noise, middle / noise, high / noise
 
 
@@ -118,7 +118,7 @@ def contribution(sighting: Sighting) -> tuple[float, float]:
     seen = sighting.batches[:, sighting.included].sum(axis=0)
     squares = float((seen**2).sum())
     if squares == 0:
-        return math.nan, math.nan
+        return 0.0, 0.0
     return float(seen @ sighting.scores[sighting.included]) / squares, sighting.noise / math.sqrt(squares)
 
 

@@ -1,4 +1,4 @@
-"""`cloister audit inversion`: a digit read back from an update, or not. For those who say that gradients tell nothing."""
+"""`cloister audit inversion`: a digit read back from an update, for whoever says that gradients tell nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simulations.inversion import DELTA, attacks
 _CAPTIONS = (
     "what an ordinary federation's server\nreceives: the record itself",
     "a mixture, but the record with this\nlabel is by far the loudest",
-    "the same attack on what Cloister's\nsites release: clipped, with noise",
+    "the same attack on what Cloister's\nsites encrypt: clipped, with noise",
     "what Cloister's server receives:\nits first 64 bytes, as pixels",
 )
 
@@ -33,5 +33,5 @@ def demonstrate(out: Path, row: int, batch: int, epsilon: float) -> dict[str, An
 def table(report: dict[str, Any]) -> str:
     """Write a report for people."""
     lines = [f"{'read back from a':<32}{'correlation with the record':>28}"]
-    lines += [f"{row['update']:<32}{row['correlation']:>28.2f}" for row in report["rows"]]
+    lines += [f"{row['update']:<32}{row['correlation']:>z28.2f}" for row in report["rows"]]
     return "\n".join([*lines, f"\n✓ {report['picture']} shows them"])

@@ -40,7 +40,7 @@ def draw_audit(audit: Audit, path: Path) -> None:
     sighting, report = audit.sighting, audit.report
     figure = Figure(figsize=(10, 4), layout="constrained")
     scores, bars = figure.subplots(1, 2, width_ratios=[3, 2])
-    edges = np.linspace(*np.quantile(sighting.scores, (0.001, 0.999)), _BINS)
+    edges = np.linspace(sighting.scores.min(), sighting.scores.max(), _BINS)
     for name, chosen, colour in (("not in", ~sighting.included, _OUT), ("in", sighting.included, _IN)):
         _histogram(scores, sighting.scores[chosen], edges, f"canaries {name} the data", colour)
     scores.axvline(sighting.expected / 2, color=_GREY, linestyle=":", label="threshold, fixed beforehand")
@@ -66,7 +66,7 @@ def draw_digits(panels: Sequence[Panel], path: Path) -> None:
         axes.imshow(panel.image.reshape(_SIDE, _SIDE), cmap="gray_r")
         axes.set(xticks=[], yticks=[])
         axes.set_title(panel.title, fontsize="medium")
-        said = panel.caption if panel.correlation is None else f"{panel.caption}\ncorrelation {panel.correlation:.2f}"
+        said = panel.caption if panel.correlation is None else f"{panel.caption}\ncorrelation {panel.correlation:z.2f}"
         axes.set_xlabel(said, fontsize="small")
     _save(figure, path)
 

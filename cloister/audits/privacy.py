@@ -1,7 +1,7 @@
 """`cloister audit privacy`: a run with canaries through a site's own pipeline, and what an attacker makes of its model.
 
-The attacker sees the final model and knows everything but the coins; that is enough for the bounds on ε. The other checks
-look into the pipeline: at each round's update, and at who was in each batch.
+The attacker sees the final model and knows everything but the coins; that is enough for the bounds on ε. The other
+checks look into the pipeline: at each round's update, and at who was in each batch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from client.settings import read_site
 from client.survey import Survey
 from client.task import import_class
 from cloister.audits.checks import CONFIDENCE, Sighting, check, contribution, noise_ratio
+from cloister.audits.statement import AUDIT
 from privacy.accounting import calibrate
 from privacy.config import read_toml
 from privacy.errors import ConfigError
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from rich.console import Console
-
-AUDIT = "audit.json"
-"""Where a site's last audit lies in its folder."""
 
 _SITES = ("first", "second")  # of the scratch consortium: the site, and one to compare its noise with
 _FEWEST = 100
@@ -142,9 +140,7 @@ def _gradient(run: RunSettings, size: int) -> float:
     return run.training.learning_rate * run.privacy.max_grad_norm / max(1.0, run.training.sample_rate * size)
 
 
-def _sight(
-    scratch: Scratch, name: str, included: NDArray[np.bool_], advance: Callable[[], object]
-) -> Sighting:
+def _sight(scratch: Scratch, name: str, included: NDArray[np.bool_], advance: Callable[[], object]) -> Sighting:
     """Put these canaries `(m,)` into a site's records, take it through all rounds, and look."""
     settings = scratch.run.manifest.settings
     site = scratch.sites[name]

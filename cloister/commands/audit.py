@@ -57,3 +57,25 @@ def audit_inversion(
 
     report = inversion.demonstrate(out, digit, batch, epsilon)
     typer.echo(json.dumps(report) if as_json else inversion.table(report))
+
+
+@audit.command("statement", epilog="Example:  cloister audit statement north --run run.manifest")
+def audit_statement(
+    site: Annotated[Path, typer.Argument(help="site.toml, or the folder that holds it.")],
+    run: Annotated[
+        Path | None, typer.Option(help="The signed run that it is about; all of the ledger if none.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write to; `statements` at the site if none.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put a site's differential privacy in writing: a page to print and the same as JSON."""
+    from cloister.audits.statement import write_statement  # noqa: PLC0415
+
+    statement, path = write_statement(site, run, out)
+    guarantee = statement["guarantee"]
+    if as_json:
+        typer.echo(json.dumps(statement | {"page": str(path)}))
+    else:
+        spent = guarantee["epsilon_spent"]
+        typer.echo(f"✓ {path}: ε {'∞' if spent is None else format(spent, '.2f')} spent at δ {guarantee['delta']:g}")
+        typer.echo(f"  audit     {statement['audit']['result']}")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 from typing_extensions import override
 
-from client import round as client_round
-from client import study
-from cloister.audits import privacy
+from client import dpsgd
+from cloister.audits.statement import AUDIT
 from cloister.cli import app
 from privacy.ledger import Ledger
 from privacy.randomness import Randomness
@@ -25,7 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from torch import Tensor, nn
 
+    from client.task import Task
     from privacy.accounting import Mechanism
     from privacy.ledger import Budget, Charge, Release
     from privacy.manifest import Manifest
@@ -34,7 +35,7 @@ CANARIES = 2000
 
 # --- Faults, seeded into the real pipeline. What training takes is changed in one place: here. ---------------------
 
-TRAIN = study.train
+TRAIN = dpsgd.train
 
 
 def _training(
@@ -42,10 +43,12 @@ def _training(
     manifest: Callable[[Manifest], Manifest] = lambda same: same,
     randomness: Callable[[Randomness], Randomness] = lambda same: same,
 ) -> None:
-    def broken(task: Any, model: Any, records: Any, size: int, signed: Manifest, drawn: Randomness) -> None:
+    def broken(
+        task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, signed: Manifest, drawn: Randomness
+    ) -> None:
         TRAIN(task, model, records, size, manifest(signed), randomness(drawn))
 
-    monkeypatch.setattr(study, "train", broken)
+    monkeypatch.setattr("client.study.train", broken)
 
 
 def _noise_times(factor: float) -> Callable[[Manifest], Manifest]:
@@ -65,7 +68,8 @@ class Shuffled(Randomness):
     """Deals records out to batches of one size, each to one batch an epoch, where a Poisson sample is asked for."""
 
     def __init__(self, drawn: Randomness) -> None:
-        self._drawn, self._left = drawn, np.empty(0)
+        self._drawn = drawn
+        self._left: NDArray[np.intp] = np.empty(0, np.intp)
 
     @override
     def uniform(self, count: int) -> NDArray[np.float64]:
@@ -103,7 +107,7 @@ FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
         {"sampling"},
     ),
     "the same noise every round": (
-        lambda patch: patch.setattr(client_round.Randomness, "fresh", lambda: Randomness(bytes(32))),
+        lambda patch: patch.setattr(Randomness, "fresh", lambda: Randomness(bytes(32))),
         {"other rounds", "another site"},
     ),
 }
@@ -155,7 +159,7 @@ def test_an_audit_of_a_site_stays_in_its_folder_and_charges_its_people_nothing(t
     assert (report["site"], report["task"]) == ("east", "simulations.diagnosis:Diagnosis")
     assert 2.9 < report["epsilon_claimed"] <= 3.0
     after = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
-    assert json.loads(after.pop(site / privacy.AUDIT)) == report
+    assert json.loads(after.pop(site / AUDIT)) == report
     assert after == before
 
 
