@@ -61,7 +61,7 @@ class StatedRun:
 
 
 def figures(mechanisms: Sequence[Mechanism], delta: float) -> dict[str, Any]:
-    """Return ε of these by every accountant and adjacency that there is; None where it is infinite."""
+    """Return ε of these by every accountant and adjacency that there is."""
     return {"epsilon": _finite(epsilon(mechanisms, delta)), "replace_one_epsilon": "not computed by this version"}
 
 
@@ -108,16 +108,17 @@ def state(account: Account, run: StatedRun | None) -> dict[str, Any]:
 
 
 def _guarantee(account: Account, spent: Mapping[str, Any]) -> dict[str, Any]:
-    budget, used = account.budget, spent["epsilon"]
+    budget = account.budget
+    left = budget.epsilon - epsilon([each.mechanism for each in account.entries], budget.delta)
     return {
         "unit": "one record",
         "records_per_person": "not declared. A person with k records has k times this ε, at a larger δ",
         "adjacency": "add or remove one record",
         "delta": budget.delta,
-        "epsilon_spent": used,
+        "epsilon_spent": spent["epsilon"],
         "epsilon_spent_replace_one": spent["replace_one_epsilon"],
         "epsilon_budget": _finite(budget.epsilon),
-        "epsilon_left": None if used is None else _finite(max(0.0, budget.epsilon - used)),
+        "epsilon_left": _finite(max(0.0, left)),
         "epsilon_of_one_run_at_most": _finite(budget.run_epsilon),
         "enforced": "charged to the ledger, on disk, before records are read; over the budget, nothing is released",
     }
@@ -225,8 +226,8 @@ def _not_covered(account: Account) -> list[str]:
     return parts
 
 
-def _finite(value: float) -> float | None:
-    return round(value, 4) if math.isfinite(value) else None
+def _finite(value: float) -> float | str:
+    return value if math.isfinite(value) else "infinite"  # JSON has no such number
 
 
 def _version(name: str) -> str:

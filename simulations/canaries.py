@@ -37,6 +37,9 @@ SETUP = "CLOISTER_CANARIES"
 WEIGHT = "canaries.weight"
 """What the canaries' coordinates are called in the model."""
 
+MOST_RECORDS = 500
+"""So many of the other task's records are trained on: the canaries do not notice them, but a step's memory does."""
+
 RAW_GRADIENT = 1e3  # far beyond any clipping norm, so that clipping is tested too
 
 
@@ -83,7 +86,7 @@ class Canaries(Task):
         Returns:
             Inputs `(n, …)` laid flat, with a last column: the canary's number from 1, or 0. Targets `(n, …)`.
         """
-        inputs, targets = self.task.load(self._file)
+        inputs, targets = (part[:MOST_RECORDS] for part in self.task.load(self._file))
         if not len(inputs):
             msg = f"{self._file}: there is no record for canaries to join; name a file with records"
             raise DataError(msg)

@@ -68,5 +68,5 @@ def _label(name: str) -> str:
 
 def _text(value: object) -> str:
     if value is None:
-        return "none, or without limit"
+        return "none"
     return escape(f"{value:.6g}" if isinstance(value, float) else str(value))

@@ -77,5 +77,6 @@ def audit_statement(
         typer.echo(json.dumps(statement | {"page": str(path)}))
     else:
         spent = guarantee["epsilon_spent"]
-        typer.echo(f"✓ {path}: ε {'∞' if spent is None else format(spent, '.2f')} spent at δ {guarantee['delta']:g}")
+        shown = spent if isinstance(spent, str) else f"{spent:.2f}"
+        typer.echo(f"✓ {path}: ε {shown} spent at δ {guarantee['delta']:g}")
         typer.echo(f"  audit     {statement['audit']['result']}")
