@@ -35,8 +35,8 @@ def page(statement: dict[str, Any]) -> str:
     """Write a statement as HTML."""
     guarantee, about = statement["guarantee"], statement["about"]
     summary = (
-        f"{_text(guarantee['epsilon_spent'])} of ε {_text(guarantee['epsilon_budget'])} spent "
-        f"at δ {_text(guarantee['delta'])}, for {_text(guarantee['unit'])}, {_text(guarantee['adjacency'])}"
+        f"ε {_text(guarantee['epsilon_spent'])} spent, of {_text(guarantee['epsilon_budget'])}, "
+        f"at δ {_text(guarantee['delta'])}. Protected: {_text(guarantee['unit'])} ({_text(guarantee['adjacency'])})"
     )
     title = f"Differential privacy at {_text(about['site'])}: {_text(about['people'])}"
     body = "".join(f"<h2>{_TITLES[name]}</h2>\n{_section(value)}\n" for name, value in statement.items())

@@ -156,7 +156,8 @@ def _sight(scratch: Scratch, name: str, included: NDArray[np.bool_], advance: Ca
     batches = np.zeros((len(watch.batches), included.size), dtype=np.bool_)
     for step, batch in enumerate(watch.batches):
         batches[step, list(batch)] = True
-    moved = -np.diff(np.array(places), axis=0) / _gradient(settings, settings.cohort.sizes[name])
+    path = np.array(places)
+    moved = (path[:-1] - path[1:]) / _gradient(settings, settings.cohort.sizes[name])
     return Sighting(included, moved, batches, tuple(scratch.charged(name)), settings.privacy.delta)
 
 

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 AUDIT = "audit.json"
 """Where a site's last audit lies in its folder."""
 
+_NEEDED = {
+    "passed", "checks", "epsilon_claimed", "epsilon_lower", "epsilon_formal", "confidence", "canaries", "date",
+    "version",
+}  # fmt: skip
+
 FOLDER = "statements"
 _CHAIN = 65  # characters before an entry: its digest and a space
 
@@ -94,8 +99,9 @@ def _last_audit(path: Path) -> dict[str, Any] | None:
         return None
     try:
         report: dict[str, Any] = json.loads(path.read_bytes())
-        report["passed"], report["checks"], report["date"]
-    except (ValueError, TypeError, KeyError) as error:
+    except ValueError:
+        report = {}
+    if not _NEEDED.issubset(report):
         msg = f"{path} is no audit of this version; run `cloister audit privacy {path.parent}` again"
-        raise ConfigError(msg) from error
+        raise ConfigError(msg)
     return report

@@ -118,9 +118,10 @@ def test_the_last_audit_stands_in_it_and_a_refuted_one_is_not_called_passed(fede
     )  # fmt: skip
     path.write_text(json.dumps(AUDITED | {"passed": False, "checks": [{"name": "noise", "held": False}]}))
     assert _state(federation)["audit"]["result"] == "REFUTED: noise"
-    path.write_text("{}")
-    with pytest.raises(ConfigError, match="run `cloister audit privacy"):
-        _state(federation)
+    for text in ("{}", "no JSON"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="run `cloister audit privacy"):
+            _state(federation)
 
 
 def test_an_altered_ledger_or_a_run_that_nobody_signed_gets_no_statement(federation: Federation) -> None:

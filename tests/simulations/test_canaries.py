@@ -43,13 +43,13 @@ class Words(Task):
         return functional.mse_loss(outputs, targets)
 
 
-def _final(folder: Path, records: str, included: list[int], sigma: float = 0.0) -> tuple[NDArray[np.float32], Canaries]:
-    """Train one site for two rounds of three steps on all records; return the canaries' coordinates at the end."""
+def _final(folder: Path, records: str, included: list[int]) -> tuple[dict[str, NDArray[np.float32]], Canaries]:
+    """Train one site for two rounds of three steps on all records, without noise; return the model at the end."""
     folder.mkdir()
     (folder / "words.txt").write_text(records)
     settings = RunSettings(
         name="audit", task="simulations.canaries:Canaries", rounds=2,
-        privacy=Privacy(max_grad_norm=0.5, noise_multiplier=sigma),
+        privacy=Privacy(max_grad_norm=0.5, noise_multiplier=0.0),
         cohort=Cohort({"first": 10, "second": 10}, minimum=2),
         training=Training(steps_per_round=3, sample_rate=1.0, learning_rate=1.0),
         encryption=Encryption(update_bound=1.0, profile="precise"),
@@ -62,7 +62,7 @@ def _final(folder: Path, records: str, included: list[int], sigma: float = 0.0) 
         assert isinstance(watch, Canaries)
         with watch.watched():
             *_, model = scratch.rounds("first")
-    return model.layout.unflatten(model.vector)[WEIGHT].reshape(-1), watch
+    return model.layout.unflatten(model.vector), watch
 
 
 def test_a_canary_counts_exactly_one_clipping_norm_a_step_whatever_the_records_are(tmp_path: Path) -> None:
@@ -71,9 +71,16 @@ def test_a_canary_counts_exactly_one_clipping_norm_a_step_whatever_the_records_a
     many, _ = _final(tmp_path / "many", "9 9 9 9 9 9\n" * 30 + "0 1 2 3 4 5\n", included)
     expected = np.zeros(COUNT)
     expected[included] = -6 * 0.5 / 10  # six steps, C over the expected size of a batch
-    assert one == pytest.approx(expected, abs=1e-5)
-    assert many == pytest.approx(expected, abs=1e-5)
+    assert one[WEIGHT][0] == pytest.approx(expected, abs=1e-5)
+    assert many[WEIGHT][0] == pytest.approx(expected, abs=1e-5)
     assert watch.batches == [set(included)] * 6
+
+
+def test_canaries_do_not_touch_the_other_task_s_parameters(tmp_path: Path) -> None:
+    without, _ = _final(tmp_path / "without", "1 2 3 4 5 6\n", [])
+    beside, _ = _final(tmp_path / "beside", "1 2 3 4 5 6\n", [0, 3, 19])
+    for name in without.keys() - {WEIGHT}:
+        assert beside[name] == pytest.approx(without[name], abs=1e-5)
 
 
 def test_steps_without_any_canary_are_counted_all_the_same(tmp_path: Path) -> None:
