@@ -78,7 +78,7 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
     weight, bound, layout = manifest.weight(site.name), checkpoint.update_bound, checkpoint.model.layout
     private, packed = None, recover(site, plan)
     if packed is None:
-        private = _train(site, manifest, plan, checkpoint)
+        private = train_private(site, manifest, plan, checkpoint)
         del checkpoint
         packing = replace(manifest.packing, update_bound=bound)
         packed = pack(private, weight, packing, _randomness(manifest, site, plan, "rounding"))
@@ -95,7 +95,12 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
     return signed
 
 
-def _train(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> PrivateUpdate:
+def train_private(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> PrivateUpdate:
+    """Steps 3 and 4, and the start of 5: charge the round, make its update, add what the last one left over.
+
+    Raises:
+        BudgetError: if the budget does not cover the round; nothing was read then.
+    """
     charge = site.ledger.reserve(Release(plan.run, plan.round, plan.attempt), manifest.round_cost, site.settings.limit)
     work = site.work(manifest.settings)
     made = work.release(manifest, checkpoint.model, _randomness(manifest, site, plan, "training"))

@@ -14,6 +14,7 @@ import typer
 
 from cloister import __version__
 from cloister.commands import Json
+from cloister.commands.audit import audit
 from cloister.commands.bench import bench
 from cloister.view import RoundTable, listen, make_console
 from privacy.errors import CloisterError
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(audit, name="audit")
 app.add_typer(bench, name="bench")
 
 

@@ -26,6 +26,8 @@ OWNERS = {
     "opacus": {"client/dpsgd.py"},
     "torch": {"client/", "simulations/"},
     "sklearn": {"simulations/"},
+    "scipy": {"privacy/auditing.py"},
+    "matplotlib": {"cloister/audits/pictures.py"},
     "grpc": {"transport/channel.py", "server/hub.py", "client/exchange.py"},
     "flwr": {"transport/", "strategies/", "server/", "client/", "simulations/"},
     "dp_accounting": {"privacy/accounting.py"},

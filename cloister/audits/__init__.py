@@ -1,0 +1,1 @@
+"""`cloister audit`: whether the guarantee holds, seen from outside."""

@@ -1,0 +1,84 @@
+"""Pictures of what audits saw: the one file that loads matplotlib, and draws without a screen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from cloister.audits.checks import CONFIDENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from cloister.audits.privacy import Audit
+
+_OUT, _IN, _GREY = "#4c72b0", "#dd8452", "#888888"
+_BINS = 60
+_SIDE = 8  # pixels of a digit
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One digit of a row of them."""
+
+    title: str
+    image: NDArray[np.float64]  # (64,), of any range
+    caption: str
+    correlation: float | None  # with the first
+
+
+def draw_audit(audit: Audit, path: Path) -> None:
+    """Draw scores of canaries that were in and out, with fitted normals; and the three ε side by side."""
+    sighting, report = audit.sighting, audit.report
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    scores, bars = figure.subplots(1, 2, width_ratios=[3, 2])
+    edges = np.linspace(sighting.scores.min(), sighting.scores.max(), _BINS)
+    for name, chosen, colour in (("not in", ~sighting.included, _OUT), ("in", sighting.included, _IN)):
+        _histogram(scores, sighting.scores[chosen], edges, f"canaries {name} the data", colour)
+    scores.axvline(sighting.expected / 2, color=_GREY, linestyle=":", label="threshold, fixed beforehand")
+    scores.set(xlabel="score: clipped gradients found in the final model", ylabel="density")
+    scores.set_title(f"{report['site']}: {report['canaries']} canaries", loc="left")
+    scores.legend(frameon=False, fontsize="small")
+    names = "formal\nlower bound", "implementation\ntest", "claimed\n(accountant)"
+    heights = [report[key] for key in ("epsilon_formal", "epsilon_lower", "epsilon_claimed")]
+    drawn = bars.bar(names, heights, color=[_OUT, _IN, _GREY])
+    bars.bar_label(drawn, fmt="%.2f")
+    bars.set(ylabel=f"ε at δ {report['delta']:g}")
+    bars.set_title(f"{100 * CONFIDENCE:.0f} % confidence", loc="left")
+    for axes in (scores, bars):
+        axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def draw_digits(panels: Sequence[Panel], path: Path) -> None:
+    """Draw digits side by side, each in its own range of greys, with captions."""
+    figure = Figure(figsize=(2.6 * len(panels), 3.6), layout="constrained")
+    figure.suptitle("One record, read back from the update that was made of it", x=0.01, ha="left")
+    for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        axes.imshow(panel.image.reshape(_SIDE, _SIDE), cmap="gray_r")
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(panel.title, fontsize="medium")
+        said = panel.caption if panel.correlation is None else f"{panel.caption}\ncorrelation {panel.correlation:z.2f}"
+        axes.set_xlabel(said, fontsize="small")
+    _save(figure, path)
+
+
+def _histogram(axes: Axes, scores: NDArray[np.float64], edges: NDArray[np.float64], name: str, colour: str) -> None:
+    axes.hist(scores, bins=edges.tolist(), density=True, alpha=0.5, color=colour, label=name)
+    mean, deviation = float(scores.mean()), float(scores.std())
+    if deviation > 0:
+        density = np.exp(-(((edges - mean) / deviation) ** 2) / 2) / (deviation * np.sqrt(2 * np.pi))
+        axes.plot(edges, density, color=colour)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, format="png", dpi=150)

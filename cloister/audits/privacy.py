@@ -1,0 +1,220 @@
+"""`cloister audit privacy`: a run with canaries through a site's own pipeline, and what an attacker makes of its model.
+
+The attacker sees the final model and knows everything but the coins; that is enough for the bounds on ε. The other
+checks look into the pipeline: at each round's update, and at who was in each batch.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib import resources
+from importlib.metadata import version
+from math import sqrt
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from client.settings import read_site
+from client.survey import Survey
+from client.task import import_class
+from cloister.audits.checks import CONFIDENCE, Sighting, check, contribution, noise_ratio
+from cloister.audits.statement import AUDIT
+from privacy.accounting import calibrate
+from privacy.config import read_toml
+from privacy.errors import ConfigError
+from privacy.manifest import Cohort, Encryption, Privacy, RunSettings
+from privacy.storage import write_atomically
+from simulations.canaries import WEIGHT, Canaries, set_up
+from simulations.hospitals import FILE_NAME, write_hospital_records
+from simulations.rehearsal import Scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from rich.console import Console
+
+_SITES = ("first", "second")  # of the scratch consortium: the site, and one to compare its noise with
+_FEWEST = 100
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whose pipeline is audited: a task, its records, and on what it is trained."""
+
+    name: str
+    task: str
+    file: Path
+    device: str
+
+    @classmethod
+    def of(cls, site: Path) -> Subject:
+        """Return a real site, with the first task that its policy allows.
+
+        Raises:
+            ConfigError: if its policy allows none that trains.
+        """
+        place = read_site(site)
+        settings = place.settings
+        for task in settings.policy.tasks:
+            if not issubclass(import_class(task), Survey):
+                return cls(settings.site, task, place.path(settings.data.file), settings.device)
+        msg = f"{place.folder}: its policy allows no task that trains; there is no DP-SGD to audit"
+        raise ConfigError(msg)
+
+    @classmethod
+    def reference(cls, folder: Path) -> Subject:
+        """Return the reference study's smallest hospital, with records of its own in `folder`."""
+        write_hospital_records({"east": folder})
+        return cls("the reference study", "simulations.diagnosis:Diagnosis", folder / FILE_NAME, "auto")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found."""
+
+    report: dict[str, Any]
+    sighting: Sighting
+
+
+def audit(site: Path | None, epsilon: float, canaries: int, console: Console) -> Audit:
+    """Run canaries through a site's pipeline on scratch, and hold every claim against what is seen.
+
+    Raises:
+        CloisterError: if the site's settings or records cannot be used.
+    """
+    started = time.monotonic()
+    if canaries < _FEWEST:
+        msg = f"{canaries} canaries tell nothing; take {_FEWEST} or more"
+        raise ConfigError(msg)
+    with TemporaryDirectory(prefix="cloister-audit-") as name:
+        folder = Path(name)
+        subject = Subject.of(site) if site else Subject.reference(folder / "records")
+        settings = _settings(epsilon, canaries)
+        with set_up(folder / "canaries.json", subject.task, subject.file.resolve(), canaries):
+            scratch = Scratch.create(folder / "scratch", settings, "included", subject.device)
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+            with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+                task = bar.add_task("rounds", total=settings.rounds * len(_SITES))
+                # The same coins at both: with as many records, a seed that both use would give both the same noise.
+                included = np.random.default_rng().random(canaries) < 0.5  # noqa: PLR2004 - fair coins
+                first, second = (_sight(scratch, each, included, lambda: bar.advance(task)) for each in _SITES)
+    report = _report(first, second, settings) | {
+        "site": subject.name, "task": subject.task, "seconds": round(time.monotonic() - started, 1),
+    }  # fmt: skip
+    return Audit(report, first)
+
+
+def _settings(epsilon: float, canaries: int) -> RunSettings:
+    """Return the reference study's run at another ε, over two sites, with a range that no update passes."""
+    with resources.as_file(resources.files("simulations") / "diagnosis.toml") as own:
+        run = read_toml(own, RunSettings)
+    training, norm, delta = run.training, run.privacy.max_grad_norm, run.privacy.delta
+    if training is None or norm is None:
+        msg = f"{own}: an audit needs a run that trains"
+        raise ConfigError(msg)
+    sigma = calibrate(epsilon, delta, training.sample_rate, training.steps_per_round * run.rounds)
+    steps, size = training.steps_per_round, canaries // 2
+    farthest = steps + 8 * sigma * sqrt(steps)  # whole gradients that a coordinate moves in a round
+    return replace(
+        run,
+        name="audit",
+        task=f"{Canaries.__module__}:{Canaries.__name__}",
+        privacy=Privacy(max_grad_norm=norm, delta=delta, noise_multiplier=sigma),
+        encryption=Encryption(farthest * _gradient(run, size), profile="precise"),
+        cohort=Cohort(dict.fromkeys(_SITES, size), minimum=2),
+    )
+
+
+def _gradient(run: RunSettings, size: int) -> float:
+    """Return by how much one whole clipped gradient moves a coordinate."""
+    if run.training is None or run.privacy.max_grad_norm is None:
+        return 0.0
+    return run.training.learning_rate * run.privacy.max_grad_norm / max(1.0, run.training.sample_rate * size)
+
+
+def _sight(scratch: Scratch, name: str, included: NDArray[np.bool_], advance: Callable[[], object]) -> Sighting:
+    """Put these canaries `(m,)` into a site's records, take it through all rounds, and look."""
+    settings = scratch.run.manifest.settings
+    site = scratch.sites[name]
+    site.place.path(site.settings.data.file).write_text("\n".join(map(str, np.flatnonzero(included).tolist())))
+    watch = site.study(settings.task).task
+    if not isinstance(watch, Canaries):
+        raise TypeError(watch)
+    places = []
+    with watch.watched():
+        for model in scratch.rounds(name):
+            places.append(model.layout.unflatten(model.vector)[WEIGHT].reshape(-1).astype(np.float64))
+            advance() if len(places) > 1 else None
+    batches = np.zeros((len(watch.batches), included.size), dtype=np.bool_)
+    for step, batch in enumerate(watch.batches):
+        batches[step, list(batch)] = True
+    path = np.array(places)
+    moved = (path[:-1] - path[1:]) / _gradient(settings, settings.cohort.sizes[name])
+    return Sighting(included, moved, batches, tuple(scratch.charged(name)), settings.privacy.delta)
+
+
+def _report(first: Sighting, second: Sighting, settings: RunSettings) -> dict[str, Any]:
+    checks = check(first, second)
+    low, ratio, high = noise_ratio(first, CONFIDENCE)
+    return {
+        "passed": all(each.held for each in checks),
+        "epsilon_claimed": first.claimed,
+        "epsilon_lower": first.gaussian(CONFIDENCE),  # implementation test
+        "epsilon_formal": first.formal(CONFIDENCE, first.delta),  # formal lower bound
+        "confidence": CONFIDENCE,
+        "delta": first.delta,
+        "observer": "the final model; for the other checks, every round's update and who was in each batch",
+        "canaries": first.included.size,
+        "included": int(first.included.sum()),
+        "noise_multiplier": first.charged[0].noise_multiplier,
+        "sample_rate": first.charged[0].sample_rate,
+        "max_grad_norm": settings.privacy.max_grad_norm,
+        "rounds": len(first.moved),
+        "steps_charged": first.steps,
+        "steps_taken": len(first.batches),
+        "noise_ratio": ratio,
+        "noise_ratio_interval": [low, high],
+        "contribution": contribution(first)[0],
+        "checks": [asdict(each) for each in checks],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": version("cloister"),
+    }
+
+
+def table(report: dict[str, Any]) -> Table:
+    """Lay a report out for people: a verdict a line."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "check", "claimed", "seen"):
+        shown.add_column(column, no_wrap=True)
+    for each in report["checks"]:
+        mark = "✓" if each["held"] else "✗"
+        shown.add_row(mark, each["name"], each["claim"], each["seen"], style=None if each["held"] else "red")
+    return shown
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """Say in one sentence what came out."""
+    failed = [each for each in report["checks"] if not each["held"]]
+    if failed:
+        said = "; ".join(f"{each['name']}: claimed {each['claim']}, seen {each['seen']}" for each in failed)
+        return f"✗ {report['site']}: the guarantee is refuted. {said}. Train on nobody's records until it is mended"
+    return (
+        f"✓ {report['site']}: ε {report['epsilon_claimed']:.2f} claimed at δ {report['delta']:g}; "
+        f"an attack shows {report['epsilon_lower']:.2f} (implementation test, 95 %) "
+        f"and {report['epsilon_formal']:.2f} (formal lower bound, 95 %)"
+    )
+
+
+def keep(site: Path, report: dict[str, Any]) -> Path:
+    """Write an audit into the site's folder, where its statement finds it."""
+    path = read_site(site).folder / AUDIT
+    write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
+    return path

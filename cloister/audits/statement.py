@@ -1,0 +1,107 @@
+"""`cloister audit statement`: a site's differential privacy in writing, from what lies in its folder."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from client.settings import read_site
+from cloister.audits.page import page
+from privacy.accounting import Mechanism
+from privacy.errors import ConfigError, KeyFileError
+from privacy.ledger import Ledger
+from privacy.manifest import open_manifest
+from privacy.roster import open_roster
+from privacy.statement import Account, Entry, StatedRun, state
+from privacy.storage import write_atomically
+from transport.pki import read_authority_key
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from client.settings import SiteFolder
+
+AUDIT = "audit.json"
+"""Where a site's last audit lies in its folder."""
+
+_NEEDED = {
+    "passed", "checks", "epsilon_claimed", "epsilon_lower", "epsilon_formal", "confidence", "canaries", "date",
+    "version",
+}  # fmt: skip
+
+FOLDER = "statements"
+_CHAIN = 65  # characters before an entry: its digest and a space
+
+
+def write_statement(site: Path, run: Path | None, out: Path | None) -> tuple[dict[str, Any], Path]:
+    """Write a site's statement as JSON and as HTML; return it, and where the page lies.
+
+    Raises:
+        LedgerError: if the ledger cannot be trusted.
+        AuthenticityError: if the coordinator did not sign the run.
+        CloisterError: if settings, roster or run cannot be read.
+    """
+    place = read_site(site)
+    stated = _run(place, run) if run else None
+    statement = state(_account(place), stated)
+    name = f"{stated.manifest.settings.name}-{stated.digest[:8]}" if stated else "statement"
+    path = (out or place.folder / FOLDER) / f"{name}.html"
+    write_atomically(path.with_suffix(".json"), json.dumps(statement, indent=1, ensure_ascii=False).encode() + b"\n")
+    write_atomically(path, page(statement).encode())
+    return statement, path
+
+
+def _account(place: SiteFolder) -> Account:
+    settings = place.settings
+    path = place.folder / "ledger" / settings.data.lineage
+    entries, head = _entries(Ledger(path, settings.site, settings.data.lineage))
+    return Account(
+        site=settings.site,
+        lineage=settings.data.lineage,
+        budget=settings.limit,
+        policy=settings.policy,
+        held_out=settings.data.held_out,
+        entries=entries,
+        head=head,
+        ledger=str(path),
+        audit=_last_audit(place.folder / AUDIT),
+    )
+
+
+def _entries(ledger: Ledger) -> tuple[tuple[Entry, ...], str]:
+    """Return all charges, and the digest that stands for them, of a ledger whose chain holds."""
+    if not ledger.path.exists():
+        return (), ""
+    mechanisms = ledger.mechanisms()  # which verifies the chain
+    lines = ledger.path.read_bytes().splitlines()
+    bodies = [json.loads(line[_CHAIN:]) for line in lines]
+    charges = [body for body in bodies if "lineage" not in body]
+    made = (
+        Entry(body["run"], body["round"], body["time"], Mechanism(each.noise_multiplier, each.sample_rate, each.steps))
+        for body, each in zip(charges, mechanisms, strict=True)
+    )
+    return tuple(made), lines[-1][: _CHAIN - 1].decode() if lines else ""
+
+
+def _run(place: SiteFolder, run: Path) -> StatedRun:
+    keys = place.settings.keys
+    try:
+        roster = open_roster(place.path(keys.roster).read_bytes(), read_authority_key(place.path(keys.authority)))
+        manifest, digest = open_manifest(run.read_bytes(), roster.manifest_key)
+    except OSError as error:
+        msg = f"{error.filename}: {error.strerror}; name the signed run, as `cloister sign` wrote it"
+        raise KeyFileError(msg) from error
+    return StatedRun(digest, manifest)
+
+
+def _last_audit(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        report: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError:
+        report = {}
+    if not _NEEDED.issubset(report):
+        msg = f"{path} is no audit of this version; run `cloister audit privacy {path.parent}` again"
+        raise ConfigError(msg)
+    return report

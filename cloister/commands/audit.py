@@ -1,0 +1,82 @@
+"""`cloister audit`: whether the privacy guarantee holds, tested from outside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister.commands import Json
+from cloister.view import make_console
+
+audit = typer.Typer(help="Test the privacy guarantee from outside, and state it.", no_args_is_help=True)
+
+
+@audit.command("privacy", epilog="Example:  cloister audit privacy north --plot audit.png")
+def audit_privacy(
+    site: Annotated[Path | None, typer.Argument(help="site.toml, or its folder; the reference study if none.")] = None,
+    epsilon: Annotated[float, typer.Option(min=0.05, max=50, help="What the audited run claims to cost.")] = 8.0,
+    canaries: Annotated[int, typer.Option(min=100, help="Made-up records to look for.")] = 4000,
+    plot: Annotated[Path | None, typer.Option(help="Draw what was seen: a PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Send canaries through a site's own training and try to find them. Exits 1 if a claim is refuted.
+
+    Nothing is charged to the site's people: all of it is on scratch. With SITE, the result stays in its audit.json.
+    """
+    from cloister.audits import privacy  # noqa: PLC0415 - loads torch
+
+    found = privacy.audit(site, epsilon, canaries, make_console(json=True))
+    console = make_console(json=as_json)
+    if plot:
+        from cloister.audits.pictures import draw_audit  # noqa: PLC0415 - loads matplotlib
+
+        draw_audit(found, plot)
+    if site:
+        privacy.keep(site, found.report)
+    console.print(privacy.table(found.report))
+    console.print(privacy.verdict(found.report), soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps(found.report))
+    if not found.report["passed"]:
+        raise typer.Exit(1)
+
+
+@audit.command("inversion", epilog="Example:  cloister audit inversion --out inversion.png")
+def audit_inversion(
+    out: Annotated[Path, typer.Option(help="Where to draw it: a PNG.")] = Path("inversion.png"),
+    digit: Annotated[int, typer.Option(min=0, max=1796, help="Which of scikit-learn's digits.")] = 0,
+    batch: Annotated[int, typer.Option(min=2, max=8, help="Records in the small batch.")] = 4,
+    epsilon: Annotated[float, typer.Option(min=0.05, max=50, help="Of the update with differential privacy.")] = 8.0,
+    as_json: Json = False,
+) -> None:
+    """Read a handwritten digit back from an update: from a plain one, one with privacy, one that is encrypted."""
+    from cloister.audits import inversion  # noqa: PLC0415 - loads torch and matplotlib
+
+    report = inversion.demonstrate(out, digit, batch, epsilon)
+    typer.echo(json.dumps(report) if as_json else inversion.table(report))
+
+
+@audit.command("statement", epilog="Example:  cloister audit statement north --run run.manifest")
+def audit_statement(
+    site: Annotated[Path, typer.Argument(help="site.toml, or the folder that holds it.")],
+    run: Annotated[
+        Path | None, typer.Option(help="The signed run that it is about; all of the ledger if none.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write to; `statements` at the site if none.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put a site's differential privacy in writing: a page to print and the same as JSON."""
+    from cloister.audits.statement import write_statement  # noqa: PLC0415
+
+    statement, path = write_statement(site, run, out)
+    guarantee = statement["guarantee"]
+    if as_json:
+        typer.echo(json.dumps(statement | {"page": str(path)}))
+    else:
+        spent = guarantee["epsilon_spent"]
+        shown = spent if isinstance(spent, str) else f"{spent:.2f}"
+        typer.echo(f"✓ {path}: ε {shown} spent at δ {guarantee['delta']:g}")
+        typer.echo(f"  audit     {statement['audit']['result']}")

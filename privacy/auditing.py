@@ -1,0 +1,155 @@
+"""What an attacker's guesses say about ε: lower bounds, and tests of the claims that ε is computed from.
+
+An accountant bounds ε from above, for the mechanism that it is told of. These bound ε from below, for the mechanism
+that really ran: whoever can tell which canaries were in the data refutes every ε under which nobody could.
+
+- `one_run_epsilon` is formal: it holds for any mechanism, from one run (Steinke, Nasr and Jagielski 2023, arXiv
+  2305.08846, theorem 5.2). It is far below the truth, and cannot pass about ln(guesses).
+- `gaussian_epsilon` of `separation` is close to the truth, but takes it that the mechanism trades false alarms against
+  misses as a Gaussian one does (Nasr et al. 2023, arXiv 2302.07956; Dong, Roth and Su 2022). DP-SGD over many steps
+  nearly does. It tests an implementation; it proves nothing about other mechanisms.
+
+    >>> round(gaussian_epsilon(1.0, 1e-5), 2)  # of N(0, 1) against N(1, 1)
+    4.38
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import optimize, special, stats
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_HALVINGS = 40
+_FAR = 40.0  # standard deviations: beyond it lies less than any δ
+
+
+def one_run_epsilon(canaries: int, guesses: int, right: int, delta: float, confidence: float) -> float:
+    """Return the largest ε that so many right guesses refute.
+
+    Args:
+        canaries: how many there were, each included with probability ½ by itself.
+        guesses: for how many of them the attacker said whether it was included; fixed before it looked.
+        right: how many of these were true.
+        delta: δ of the claim.
+        confidence: the chance, at least, with which a mechanism of a smaller ε keeps this bound below its own.
+
+    Returns:
+        ε, at least 0.
+    """
+    low, high = 0.0, 1.0
+    while _chance(canaries, guesses, right, high, delta) < 1 - confidence:
+        low, high = high, 2 * high
+    if _chance(canaries, guesses, right, low, delta) >= 1 - confidence:
+        return 0.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if _chance(canaries, guesses, right, middle, delta) < 1 - confidence:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _chance(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
+    """Bound the chance of at least so many right guesses under (ε, δ): theorem 5.2 for p = ½.
+
+    Pr[Binomial(r, e^ε/(e^ε + 1)) ≥ v] + 2mδ · max over i of Pr[v > Binomial ≥ v − i]/i.
+    """
+    share = float(special.expit(epsilon))
+    pure = float(stats.binom.sf(right - 1, guesses, share))
+    back = np.arange(1, right + 1)
+    below = np.cumsum(stats.binom.pmf(right - back, guesses, share))
+    return min(1.0, pure + 2 * canaries * delta * float((below / back).max(initial=0.0)))
+
+
+def separation(false_alarms: int, excluded: int, misses: int, included: int, confidence: float) -> float:
+    """Return a lower bound on μ, by how many standard deviations two normals lie apart that are told apart so well.
+
+    The rates of both errors are bounded by Clopper and Pearson (1934), half of what may go wrong for each.
+    """
+    alarm = _upper_rate(false_alarms, excluded, (1 + confidence) / 2)
+    miss = _upper_rate(misses, included, (1 + confidence) / 2)
+    return max(0.0, float(special.ndtri(1 - alarm) - special.ndtri(miss)))
+
+
+def _upper_rate(count: int, of: int, confidence: float) -> float:
+    return 1.0 if count >= of else float(stats.beta.ppf(confidence, count + 1, of - count))
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """Return ε at δ of telling N(0, 1) from N(μ, 1) (Balle and Wang 2018, theorem 8)."""
+
+    def excess(epsilon: float) -> float:
+        kept = math.exp(float(special.log_ndtr(mu / 2 - epsilon / mu)))
+        return kept - math.exp(epsilon + float(special.log_ndtr(-mu / 2 - epsilon / mu))) - delta
+
+    if mu <= 0 or excess(0.0) <= 0:
+        return 0.0
+    return float(optimize.brentq(excess, 0.0, mu * mu / 2 + _FAR * mu))
+
+
+def scale_interval(values: NDArray[np.float64], confidence: float) -> tuple[float, float, float]:
+    """Return a standard deviation's lower limit, estimate and upper limit, from normal values `(n,)`, n ≥ 2."""
+    freedom, spread = values.size - 1, float(values.var(ddof=1))
+    high, low = (float(stats.chi2.ppf(share, freedom)) for share in ((1 + confidence) / 2, (1 - confidence) / 2))
+    return math.sqrt(freedom * spread / high), math.sqrt(spread), math.sqrt(freedom * spread / low)
+
+
+def dispersion_chance(counts: NDArray[np.int64], trials: int, rate: float) -> float:
+    """Return how likely counts `(n,)` of so many independent trials each would vary as little, or as much, as these.
+
+    The sum of squares over its expectation has a mean and a variance that are known exactly; between, it is taken as a
+    gamma distribution, which it is in the limit (Pearson's χ²).
+    """
+    variance = trials * rate * (1 - rate)
+    if variance == 0:
+        return float((counts == round(trials * rate)).all())
+    squares = float((((counts - trials * rate) ** 2) / variance).sum())
+    spread = counts.size * (2 + (1 - 6 * rate * (1 - rate)) / variance)
+    return _two_sided(float(stats.gamma.cdf(squares, counts.size**2 / spread, scale=spread / counts.size)))
+
+
+def rate_chance(count: int, trials: int, rate: float) -> float:
+    """Return how likely a count of independent trials would be as far on its side of what is expected as this one."""
+    if rate >= 1:
+        return float(count == trials)
+    lower, upper = float(stats.binom.cdf(count, trials, rate)), float(stats.binom.sf(count - 1, trials, rate))
+    return min(1.0, 2 * min(lower, upper))
+
+
+def largest_correlation(rows: NDArray[np.float64], others: NDArray[np.float64] | None = None) -> tuple[float, float]:
+    """Return the largest correlation between two rows, and how likely any would be as large in independent noise.
+
+    Args:
+        rows: normal noise `(k, n)`, n values drawn k times.
+        others: further rows `(l, n)`; then only pairs of one of these and one of those count.
+
+    Returns:
+        The largest |r|, and its chance times the number of pairs (Bonferroni), 1 at most.
+    """
+    left, right = _standardised(rows), _standardised(rows if others is None else others)
+    pairs = np.abs(left @ right.T)
+    found = pairs[np.triu_indices(len(left), k=1)] if others is None else pairs.ravel()
+    if not found.size:
+        return 0.0, 1.0
+    largest, freedom = min(float(found.max()), 1.0), rows.shape[1] - 2
+    student = largest * math.sqrt(freedom / max(1 - largest**2, 1e-300))
+    return largest, min(1.0, found.size * 2 * float(stats.t.sf(student, freedom)))
+
+
+def _standardised(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centre each row and give it length 1; rows that do not vary become 0: they hold no noise to compare."""
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    length[length == 0] = 1.0
+    result: NDArray[np.float64] = centred / length
+    return result
+
+
+def _two_sided(below: float) -> float:
+    return 2 * min(below, 1 - below)

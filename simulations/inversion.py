@@ -1,0 +1,126 @@
+"""Gradient inversion: what one update of softmax regression gives away of the records that it was made of.
+
+With ∂L/∂z the gradient by the logits, ∂L/∂W = ∂L/∂z ⊗ x and ∂L/∂b = ∂L/∂z. So each row of the weights' update over
+the same entry of the bias' update *is* the input, exactly, whatever the learning rate (Phong et al. 2018,
+"Privacy-Preserving Deep Learning via Additively Homomorphic Encryption", section 3). Of a batch it is a mixture in
+which the records with that label are loudest. No search, no training, no other knowledge: one division.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from privacy.accounting import calibrate
+from privacy.epoch import EpochKeys
+from privacy.manifest import Cohort, Encryption, Privacy, RunSettings, Training
+from privacy.masking import mask
+from privacy.packing import Packing, pack
+from privacy.plan import RoundPlan
+from privacy.randomness import Randomness
+from privacy.update import Update, privatise
+from simulations.digits import CLASSES, LARGEST, PIXELS, Digits, digits, write_digits
+from simulations.rehearsal import Scratch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from privacy.ledger import Charge
+
+DELTA, NORM = 1e-5, 1.0
+_BOUND = 4.0  # of an update's values; the loudest, of a single record without clipping, is 0.9
+_FILE, _SITES = "digits.csv", ("attacked", "other")
+_ZERO = "0" * 64
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One digit, and what an attacker makes of the update of the batch in which it was."""
+
+    name: str
+    image: NDArray[np.float64]  # (64,)
+    correlation: float  # with the digit, from −1 to 1
+
+
+def attacks(folder: Path, row: int, batch: int, epsilon: float) -> tuple[NDArray[np.float64], list[Attack]]:
+    """Attack one digit: alone, in a small batch, under DP-SGD, and encrypted. Through the code that sites run.
+
+    Args:
+        folder: where to make scratch sites.
+        row: the digit's place among all.
+        batch: how many digits a small batch has, each of another label.
+        epsilon: what the protected update costs at δ = 1e-5.
+
+    Returns:
+        The digit `(64,)`, from 0 to 1, and the attacks on it.
+    """
+    pixels, targets = digits()
+    truth, label = pixels[row] / LARGEST, int(targets[row])
+    others = [int(np.flatnonzero(targets == (label + step) % CLASSES)[0]) for step in range(1, batch)]
+    alone, several = np.array([row]), np.array([row, *others])
+    plain, _ = _update(folder / "plain", alone, 0.0)
+    small, _ = _update(folder / "batch", several, 0.0)
+    sigma = calibrate(epsilon, DELTA, 1.0, 1)
+    protected, charge = _update(folder / "protected", alone, sigma)
+    found = {
+        "plain update": invert(plain, label),
+        f"plain update of {batch} records": invert(small, label),
+        f"DP-SGD, ε = {epsilon:g}": invert(protected, label),
+        "encrypted update": _pixels(_encrypted(plain, charge)),
+    }
+    return truth, [Attack(name, image, _correlation(image, truth)) for name, image in found.items()]
+
+
+def invert(update: NDArray[np.float32], label: int) -> NDArray[np.float64]:
+    """Divide the update of the weights for one label by that of the bias: `(650,)` to `(64,)`.
+
+    The label's own logit is always pulled up, so the bias' update is positive; noise that says otherwise is not
+    believed.
+    """
+    weights, biases = np.split(update.astype(np.float64), [CLASSES * PIXELS])
+    bias = abs(biases[label])
+    return np.asarray(weights.reshape(CLASSES, PIXELS)[label] / (bias or np.nan))
+
+
+def _update(folder: Path, rows: NDArray[np.intp], sigma: float) -> tuple[NDArray[np.float32], Charge]:
+    """Let a site make an update of these digits in one step with all of them; without noise, unclipped as well."""
+    folder.mkdir(parents=True)
+    norm = NORM if sigma else 1e6
+    settings = RunSettings(
+        name="inversion", task=f"{Digits.__module__}:{Digits.__name__}", rounds=1,
+        privacy=Privacy(max_grad_norm=norm, delta=DELTA, noise_multiplier=sigma),
+        cohort=Cohort(dict.fromkeys(_SITES, len(rows)), minimum=2),
+        training=Training(steps_per_round=1, sample_rate=1.0, learning_rate=1.0),
+        encryption=Encryption(update_bound=_BOUND),
+    )  # fmt: skip
+    scratch = Scratch.create(folder, settings, _FILE, device="cpu")
+    site = scratch.sites[_SITES[0]]
+    write_digits(site.place.path(site.settings.data.file), rows)
+    private = scratch.first_update(site.name)
+    return private.vector, private.charge
+
+
+def _encrypted(update: NDArray[np.float32], charge: Charge) -> bytes:
+    """Pack, tag and encrypt an update; return what stands in the first ciphertext."""
+    keys = EpochKeys.generate(1)
+    packing = Packing.of("compact", cohort=3, update_bound=_BOUND, max_weight=1.0)
+    plan = RoundPlan(
+        run=_ZERO, round=1, attempt=1, cohort=_SITES, roster_version=1, epoch=1, keys=keys.fingerprint,
+        minimum_cohort=2, deadline=0.0, base_model=_ZERO,
+    )  # fmt: skip
+    packed = pack(privatise(Update(update.copy()), charge), 1.0, packing, Randomness.fresh())
+    encrypted = keys.decryption.encrypt(keys.tag.tag(mask(packed, None), plan, _SITES[0]))
+    return keys.mac.authenticate(encrypted, plan, _SITES[0]).ciphertexts.chunks[0]
+
+
+def _pixels(data: bytes) -> NDArray[np.float64]:
+    """Show the first bytes as pixels: from 0 to 1, `(64,)`."""
+    return np.frombuffer(data[:PIXELS], dtype=np.uint8) / 255.0
+
+
+def _correlation(image: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
+    return float(np.corrcoef(image, truth)[0, 1])

@@ -1,0 +1,88 @@
+"""A run at one site by itself, on scratch: the site's own ledger, training and codec, without the network.
+
+What is in it is real (`client.round.train_private`, `pack`, `unpack`), so that what holds here holds at the site. What
+is left out comes after the noise and is exact: encryption and the sum over other sites. An audit looks at this from
+outside, and never touches the budget of the people whom a site's records are about.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from client.round import train_private
+from client.settings import read_site
+from client.site import Site
+from privacy.packing import pack, unpack
+from privacy.plan import RoundPlan
+from privacy.randomness import Randomness
+from server.settings import read_consortium, read_run
+from simulations.federation import Federation, SiteTerms
+from strategies.averaging import average
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from privacy.accounting import Mechanism
+    from privacy.manifest import RunSettings, SignedRun
+    from privacy.update import Model, PrivateUpdate
+
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A consortium that exists for one audit: sites with keys, policies that allow everything, and a signed run."""
+
+    sites: dict[str, Site]
+    run: SignedRun
+
+    @classmethod
+    def create(cls, folder: Path, settings: RunSettings, file: str, device: str = "auto") -> Scratch:
+        """Make a site in `folder` for every one that the run names; the records of each lie there in `file`."""
+        federation = Federation.create(folder, tuple(settings.cohort.sizes), consortium="scratch")
+        terms = SiteTerms(
+            tasks=(settings.task,), epsilon=np.inf, maximum_epsilon=np.inf, minimum_noise_multiplier=0.0,
+            held_out=0.0, file=file, device=device,
+        )  # fmt: skip
+        for name in federation.sites:
+            federation.write_settings(name, "localhost:0", terms)
+        run = read_run(federation.sign(settings), read_consortium(federation.server).roster())
+        return cls({name: Site(read_site(path)) for name, path in federation.paths.items()}, run)
+
+    def rounds(self, name: str) -> Iterator[Model]:
+        """Take a site through all rounds of the run: the model before the first, and after each."""
+        site, manifest, weight = self.sites[name], self.run.manifest, self.run.manifest.weight(name)
+        checkpoint = site.checkpoint(manifest, self.run.digest)
+        packing = replace(manifest.packing, cohort=1)
+        yield checkpoint.model
+        for number in range(1, manifest.settings.rounds + 1):
+            plan = self._plan(site, number, checkpoint.model)
+            private = train_private(site, manifest, plan, checkpoint)
+            blocks = list(pack(private, weight, packing, Randomness.fresh()).blocks)
+            site.remainders.keep(plan, private.vector)
+            site.remainders.settle(plan, contributed=True)
+            mean = unpack(blocks, checkpoint.model.layout.size, [weight], packing)
+            checkpoint = replace(checkpoint, round=number, model=average(checkpoint.model, mean))
+            yield checkpoint.model
+
+    def first_update(self, name: str) -> PrivateUpdate:
+        """Let a site make its update of the first round, `(parameters,)`, before it is encoded."""
+        site, manifest = self.sites[name], self.run.manifest
+        checkpoint = site.checkpoint(manifest, self.run.digest)
+        return train_private(site, manifest, self._plan(site, 1, checkpoint.model), checkpoint)
+
+    def charged(self, name: str) -> list[Mechanism]:
+        """Return what a site's ledger says that was spent."""
+        return self.sites[name].ledger.mechanisms()
+
+    def _plan(self, site: Site, number: int, model: Model) -> RoundPlan:
+        return RoundPlan(
+            run=self.run.digest, round=number, attempt=1, cohort=tuple(self.sites), roster_version=site.roster.version,
+            epoch=1, keys="0" * 64, minimum_cohort=len(self.sites), deadline=time.time() + _HOUR,
+            base_model=model.digest,
+        )  # fmt: skip

@@ -1,0 +1,169 @@
+"""`cloister audit privacy`: a sound pipeline passes, and every way of breaking it that we know is found and named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+from typing_extensions import override
+
+from client import dpsgd
+from cloister.audits.statement import AUDIT
+from cloister.cli import app
+from privacy.ledger import Ledger
+from privacy.randomness import Randomness
+from simulations.federation import Federation, SiteTerms
+from simulations.hospitals import write_hospital_records
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from client.task import Task
+    from privacy.accounting import Mechanism
+    from privacy.ledger import Budget, Charge, Release
+    from privacy.manifest import Manifest
+
+CANARIES = 2000
+
+# --- Faults, seeded into the real pipeline. What training takes is changed in one place: here. ---------------------
+
+TRAIN = dpsgd.train
+
+
+def _training(
+    monkeypatch: pytest.MonkeyPatch,
+    manifest: Callable[[Manifest], Manifest] = lambda same: same,
+    randomness: Callable[[Randomness], Randomness] = lambda same: same,
+) -> None:
+    def broken(
+        task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, signed: Manifest, drawn: Randomness
+    ) -> None:
+        TRAIN(task, model, records, size, manifest(signed), randomness(drawn))
+
+    monkeypatch.setattr("client.study.train", broken)
+
+
+def _noise_times(factor: float) -> Callable[[Manifest], Manifest]:
+    return lambda manifest: replace(manifest, noise_multiplier=factor * manifest.noise_multiplier)
+
+
+def _unclipped(manifest: Manifest) -> Manifest:
+    """Return a manifest by which nothing is clipped, and noise is what it was."""
+    privacy, most = manifest.settings.privacy, 1e9
+    norm = privacy.max_grad_norm
+    assert norm
+    settings = replace(manifest.settings, privacy=replace(privacy, max_grad_norm=most))
+    return replace(manifest, settings=settings, noise_multiplier=manifest.noise_multiplier * norm / most)
+
+
+class Shuffled(Randomness):
+    """Deals records out to batches of one size, each to one batch an epoch, where a Poisson sample is asked for."""
+
+    def __init__(self, drawn: Randomness) -> None:
+        self._drawn = drawn
+        self._left: NDArray[np.intp] = np.empty(0, np.intp)
+
+    @override
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        half = count // 2
+        self._left = self._left[half:] if self._left.size == count else np.argsort(self._drawn.uniform(count))
+        values = np.ones(count)
+        values[self._left[:half]] = 0.0
+        return values
+
+    @override
+    def gaussian(self, count: int) -> NDArray[np.float64]:
+        return self._drawn.gaussian(count)
+
+
+def _charging(monkeypatch: pytest.MonkeyPatch, change: Callable[[Mechanism], Mechanism]) -> None:
+    reserve = Ledger.reserve
+
+    def broken(self: Ledger, release: Release, mechanism: Mechanism, budget: Budget) -> Charge:
+        return reserve(self, release, change(mechanism), budget)
+
+    monkeypatch.setattr(Ledger, "reserve", broken)
+
+
+FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
+    "no noise": (lambda patch: _training(patch, _noise_times(0.0)), {"implementation", "noise"}),
+    "half the noise": (lambda patch: _training(patch, _noise_times(0.5)), {"implementation", "noise"}),
+    "no clipping": (lambda patch: _training(patch, _unclipped), {"implementation", "clipping"}),
+    "shuffling instead of Poisson sampling": (lambda patch: _training(patch, randomness=Shuffled), {"sampling"}),
+    "a ledger that skips a step": (
+        lambda patch: _charging(patch, lambda cost: replace(cost, steps=cost.steps - 1)),
+        {"steps"},
+    ),
+    "a ledger with a lower rate": (
+        lambda patch: _charging(patch, lambda cost: replace(cost, sample_rate=0.45)),
+        {"sampling"},
+    ),
+    "the same noise every round": (
+        lambda patch: patch.setattr(Randomness, "fresh", lambda: Randomness(bytes(32))),
+        {"other rounds", "another site"},
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_seeded_fault_is_found_named_and_fails_the_command(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    seed, named = FAULTS[fault]
+    seed(monkeypatch)
+    shown = CliRunner().invoke(app, ["audit", "privacy", "--canaries", str(CANARIES), "--json"])
+
+    assert shown.exit_code == 1
+    report = json.loads(shown.stdout.splitlines()[-1])
+    assert not report["passed"]
+    assert named <= {each["name"] for each in report["checks"] if not each["held"]}
+    said = next(line for line in shown.stderr.splitlines() if line.startswith("✗ the reference study"))
+    assert all(name in said for name in named)
+
+
+def test_a_sound_pipeline_passes_and_the_attack_comes_near_the_claim(tmp_path: Path) -> None:
+    picture = tmp_path / "audit.png"
+    shown = CliRunner().invoke(app, ["audit", "privacy", "--json", "--plot", str(picture)])
+
+    assert shown.exit_code == 0, shown.output
+    report = json.loads(shown.stdout.splitlines()[-1])
+    assert 4.5 <= report["epsilon_lower"] <= report["epsilon_claimed"] <= 8.0
+    assert 0 < report["epsilon_formal"] < report["epsilon_lower"]
+    assert report["steps_taken"] == report["steps_charged"] == 48
+    assert report["noise_ratio_interval"][0] <= report["noise_ratio"] <= report["noise_ratio_interval"][1]
+    assert all(each["held"] for each in report["checks"])
+    assert max(map(len, shown.stderr.splitlines()[: len(report["checks"]) + 1])) <= 80
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def _site(folder: Path, tasks: tuple[str, ...]) -> Path:
+    federation = Federation.create(folder, ("north", "south", "east"))
+    write_hospital_records(federation.paths)
+    federation.write_settings("east", "localhost:0", SiteTerms(tasks))
+    return federation.paths["east"]
+
+
+def test_an_audit_of_a_site_stays_in_its_folder_and_charges_its_people_nothing(tmp_path: Path) -> None:
+    site = _site(tmp_path, ("simulations.measurements:Measurements", "simulations.diagnosis:Diagnosis"))
+    before = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
+    shown = CliRunner().invoke(app, ["audit", "privacy", str(site), "--canaries", "500", "--epsilon", "3", "--json"])
+
+    assert shown.exit_code == 0, shown.output
+    report = json.loads(shown.stdout.splitlines()[-1])
+    assert (report["site"], report["task"]) == ("east", "simulations.diagnosis:Diagnosis")
+    assert 2.9 < report["epsilon_claimed"] <= 3.0
+    after = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
+    assert json.loads(after.pop(site / AUDIT)) == report
+    assert after == before
+
+
+def test_a_site_that_only_counts_has_nothing_to_audit(tmp_path: Path) -> None:
+    site = _site(tmp_path, ("simulations.measurements:Measurements",))
+    shown = CliRunner().invoke(app, ["audit", "privacy", str(site)])
+    assert "no task that trains" in str(shown.exception)

@@ -1,0 +1,107 @@
+"""Canaries: what they show depends on nobody's records, and any task can have them beside its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
+
+from client.task import Task
+from privacy.errors import DataError, TaskError
+from privacy.manifest import Cohort, Encryption, Privacy, RunSettings, Training
+from simulations.canaries import SETUP, WEIGHT, Canaries, set_up
+from simulations.rehearsal import Scratch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+COUNT = 20
+TASK = "tests.simulations.test_canaries:Words"
+
+
+class Words(Task):
+    """Records that are whole numbers in a table `(3, 2)` each, and outputs `(4, 2)`."""
+
+    @override
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(24, 8), nn.Unflatten(1, (4, 2)))
+
+    @override
+    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+        rows = [[int(each) for each in line.split()] for line in path.read_text().splitlines()]
+        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3, 2), torch.ones(len(rows), 4, 2)
+
+    @override
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.mse_loss(outputs, targets)
+
+
+def _final(folder: Path, records: str, included: list[int]) -> tuple[dict[str, NDArray[np.float32]], Canaries]:
+    """Train one site for two rounds of three steps on all records, without noise; return the model at the end."""
+    folder.mkdir()
+    (folder / "words.txt").write_text(records)
+    settings = RunSettings(
+        name="audit", task="simulations.canaries:Canaries", rounds=2,
+        privacy=Privacy(max_grad_norm=0.5, noise_multiplier=0.0),
+        cohort=Cohort({"first": 10, "second": 10}, minimum=2),
+        training=Training(steps_per_round=3, sample_rate=1.0, learning_rate=1.0),
+        encryption=Encryption(update_bound=1.0, profile="precise"),
+    )  # fmt: skip
+    with set_up(folder / "canaries.json", TASK, folder / "words.txt", COUNT):
+        scratch = Scratch.create(folder / "scratch", settings, "included", "cpu")
+        site = scratch.sites["first"]
+        (site.place.folder / "included").write_text("\n".join(map(str, included)))
+        watch = site.study(settings.task).task
+        assert isinstance(watch, Canaries)
+        with watch.watched():
+            *_, model = scratch.rounds("first")
+    return model.layout.unflatten(model.vector), watch
+
+
+def test_a_canary_counts_exactly_one_clipping_norm_a_step_whatever_the_records_are(tmp_path: Path) -> None:
+    included = [0, 3, 19]
+    one, watch = _final(tmp_path / "one", "1 2 3 4 5 6\n", included)
+    many, _ = _final(tmp_path / "many", "9 9 9 9 9 9\n" * 30 + "0 1 2 3 4 5\n", included)
+    expected = np.zeros(COUNT)
+    expected[included] = -6 * 0.5 / 10  # six steps, C over the expected size of a batch
+    assert one[WEIGHT][0] == pytest.approx(expected, abs=1e-5)
+    assert many[WEIGHT][0] == pytest.approx(expected, abs=1e-5)
+    assert watch.batches == [set(included)] * 6
+
+
+def test_canaries_do_not_touch_the_other_task_s_parameters(tmp_path: Path) -> None:
+    without, _ = _final(tmp_path / "without", "1 2 3 4 5 6\n", [])
+    beside, _ = _final(tmp_path / "beside", "1 2 3 4 5 6\n", [0, 3, 19])
+    for name in without.keys() - {WEIGHT}:
+        assert beside[name] == pytest.approx(without[name], abs=1e-5)
+
+
+def test_steps_without_any_canary_are_counted_all_the_same(tmp_path: Path) -> None:
+    _, watch = _final(tmp_path / "none", "1 2 3 4 5 6\n", [])
+    assert watch.batches == [set()] * 6
+
+
+def test_only_the_audit_can_make_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SETUP, raising=False)
+    with pytest.raises(TaskError, match="cloister audit privacy"):
+        Canaries()
+
+
+def test_there_must_be_a_record_to_join(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no record for canaries to join"):
+        _final(tmp_path / "empty", "", [1])
+
+
+def test_their_example_is_made_like_their_records(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("1 2 3 4 5 6\n9 8 7 6 5 4\n")
+    with set_up(tmp_path / "canaries.json", TASK, tmp_path / "words.txt", COUNT):
+        task = Canaries()
+        inputs, targets = task.example()
+        assert task.loss(task.model()(inputs), targets).isfinite()
