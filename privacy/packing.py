@@ -131,22 +131,14 @@ def pack(update: PrivateUpdate, weight: float, packing: Packing, randomness: Ran
 def pack_with_share(
     update: Update, charge: Charge, weight: float, packing: Packing, randomness: Randomness, variance: int
 ) -> PackedUpdate:
-    """Weigh, round and pack an update that has no noise yet, and add this site's share of the sum's to its levels.
+    """Do the same with an update that has no noise yet, and add this site's share of the sum's to its levels.
 
-    The update is cut to the levels that leave room for the noise on either side; after the noise nothing is cut, so
-    that the sum of all sites is what they add up to. Nothing is left over: of an update without noise that would be
-    data. Noughts take the update's place.
-
-    Args:
-        update: as training made it, without noise.
-        charge: under which it was made.
-        weight: of this site.
-        packing: with more levels than the noise reaches.
-        randomness: of rounding and noise, fresh.
-        variance: of the share in levels²: `privacy.shared.Share`.
+    The share has `variance` in levels² (`privacy.shared`); `randomness` is fresh. The update is cut to levels that leave
+    the noise room on either side: nothing is cut after it, so that the sum of all is what they add up to. Nothing is
+    left over either, which would be data: noughts take the update's place.
 
     Raises:
-        MalformedError: if the weight is not in (0, w_max] or a value is not finite.
+        MalformedError: as `pack`.
     """
     _check(update.vector, weight, packing)
     levels_of = partial(_noised, unit=packing.unit(weight), packing=packing, randomness=randomness, variance=variance)
