@@ -33,23 +33,25 @@ def _of_purpose(settings: RunSettings) -> str | None:
 
 def _of_noise(settings: RunSettings) -> str | None:
     """Say why the noise of a run cannot be shared as it asks."""
-    privacy = settings.privacy
+    privacy, training = settings.privacy, settings.training
+    wrong = None
     if not settings.shares_noise:
-        return 'colluding_sites is about noise = "shared"; remove it' if privacy.colluding_sites is not None else None
-    if settings.training is None:
-        return 'statistics have local noise; remove noise = "shared"'
-    if not settings.encryption.collusion_resistant:
-        return (
+        if privacy.colluding_sites is not None:
+            wrong = 'colluding_sites is about noise = "shared"; remove it'
+    elif training is None:
+        wrong = 'statistics have local noise; remove noise = "shared"'
+    elif not settings.encryption.collusion_resistant:
+        wrong = (
             'with noise = "shared" an update by itself has too little noise for anybody to read; '
             "set collusion_resistant = true in [encryption]"
         )
-    if settings.training.steps_per_round != 1:
-        return 'noise = "shared" is added once a round; set steps_per_round = 1, and more rounds'
-    if privacy.noise_multiplier == 0:
-        return 'noise_multiplier = 0 leaves no noise to share; give more, or remove noise = "shared"'
-    if honest_sites(settings) < 1:
-        return (
+    elif training.steps_per_round != 1:
+        wrong = 'noise = "shared" is added once a round; set steps_per_round = 1, and more rounds'
+    elif privacy.noise_multiplier == 0:
+        wrong = 'noise_multiplier = 0 leaves no noise to share; give more, or remove noise = "shared"'
+    elif honest_sites(settings) < 1:
+        wrong = (
             f"colluding_sites = {privacy.colluding_sites} leaves nobody of a minimum cohort of "
             f"{settings.cohort.minimum} to add noise; give fewer"
         )
-    return None
+    return wrong

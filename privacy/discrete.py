@@ -1,12 +1,14 @@
-"""Integers with the discrete Gaussian distribution, exactly: P(x) is proportional to exp(−x²/2s²) (Canonne, Kamath and
-Steinke 2020).
+"""The discrete Gaussian distribution, exactly: integers x, with probabilities proportional to exp(−x²/2s²).
 
-Noise that is computed in floating point and then rounded has gaps and steps that tell of what it was added to (Mironov
-2012). Here only integers come out, and floating point decides nothing: it settles quickly what is clear beyond its
-error; the rest, one proposal in 10¹², is settled with as many random bits and decimals as it takes.
+Defined, and shown to be as private as the continuous one, by Canonne, Kamath and Steinke (2020, arXiv 2004.00010).
 
-A proposal is an even draw from −12s … 12s, kept with probability exp(−x²/2s²). What lies beyond 12s has a share of less
-than 2⁻¹⁰⁰ in the distribution without ends (`privacy.shared` says what becomes of it), so no noise overflows a field.
+Noise that is computed in floating point and then rounded has gaps and steps that tell of what it was added to
+(Mironov 2012). Here only integers come out, and floating point decides nothing: it settles quickly what is clear
+beyond its error; the rest, one proposal in 10¹², is settled with as many random bits and decimals as it takes.
+
+A proposal is an even draw from −12s … 12s, kept with probability exp(−x²/2s²). What lies beyond 12s has a share of
+less than 2⁻¹⁰⁰ in the distribution without ends (`privacy.shared` says what becomes of it), so no noise overflows a
+field.
 
     >>> from privacy.randomness import Randomness
     >>> discrete_gaussian(Randomness.seeded(1, "noise"), 6, 10_000).tolist()
@@ -65,7 +67,7 @@ def _accepted(proposed: NDArray[np.int64], variance: int, randomness: Randomness
 def _is_below(first: int, exponent: Fraction, randomness: Randomness) -> bool:
     """Whether a number between 0 and 1, whose first 53 bits these are, is below exp(−exponent).
 
-    Each turn knows the number and the power more closely. It ends: for no rational exponent but 0 is the power rational.
+    Each turn knows the number and the power more closely. It ends: only of 0 among rationals is the power rational.
     """
     bits, number = _BITS, first
     while True:

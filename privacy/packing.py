@@ -133,7 +133,7 @@ def pack_with_share(
 ) -> PackedUpdate:
     """Do the same with an update that has no noise yet, and add this site's share of the sum's to its levels.
 
-    The share has `variance` in levels² (`privacy.shared`); `randomness` is fresh. The update is cut to levels that leave
+    The share's variance is in levels² (`privacy.shared`); `randomness` is fresh. The update is cut to levels that leave
     the noise room on either side: nothing is cut after it, so that the sum of all is what they add up to. Nothing is
     left over either, which would be data: noughts take the update's place.
 

@@ -1,19 +1,21 @@
-"""Shared noise: every site adds a share, and only the sum of all updates carries all of it (the distributed discrete
-Gaussian; Kairouz, Liu and Steinke 2021, arXiv 2102.06387). Masks see to it that nobody gets less than a sum.
+"""Shared noise: every site adds a share, and only the sum of all updates carries all of it.
 
-In a run of one step a round, weight × update is lr·S/max(1, q·n) for every site alike: S is the sum of its clipped
-gradients, q the sample rate, n the largest size that a site declares. So levels add up to the pooled clipped gradient.
+This is the distributed discrete Gaussian (Kairouz, Liu and Steinke 2021, arXiv 2102.06387); masks see to it that
+nobody gets less than a sum. In a run of one step a round, weight × update is lr·S/max(1, q·n) for every site alike: S
+is the sum of its clipped gradients, q the sample rate, n the largest size that a site declares. So the levels of all
+sites add up to the pooled clipped gradient.
 
-    Δ = C + √d + ρ        how far one record moves the levels, in L2, C being the clipping norm in levels
+    Δ = C + √d + ρ      how far one record moves the sum of d levels, in L2; C is the clipping norm in levels
     ρ = 2⁻²⁴·(L − 1)·(‖model‖/bound + 4·√d)
-    s² = ⌈(σΔ)²/K⌉        of a discrete Gaussian at each site, K = minimum cohort − colluding sites
+    s² = ⌈(σΔ)²/K⌉      of a discrete Gaussian at each site; K = minimum cohort − colluding sites
 
-√d is for rounding: with the same dither for both of two neighbouring data sets, floors of numbers that are δ apart
+√d is for rounding: with one dither for both of two neighbouring data sets, the floors of numbers that are δ apart
 differ by less than |δ| + 1. ρ is for float32, in which a site's update is the difference of two models: two updates,
-each wrong by half a unit in the last place of the model and of four intermediate results, none over the range.
+each wrong by half a unit in the last place of the model and of four results on the way, none of them over the range.
 
-Two approximations are too small to be charged. A sum of discrete Gaussians is one but for τ = 10·Σ exp(−2π²s²k/(k+1)),
-k = 1 … sites − 1 (theorem 9 there): below 10⁻²⁶⁰ for s ≥ 8. And each is cut at 12s, beyond which lie less than 2⁻¹⁰⁰.
+Two approximations are too small to be charged. The sum of discrete Gaussians is one but for d·τ of Rényi divergence,
+τ = 10·Σ exp(−2π²s²k/(k+1)), k = 1 … sites − 1 (proposition 14 there): below 10⁻²⁶⁰ for s ≥ 8. And each is cut at 12s,
+beyond which there is less than 2⁻¹⁰⁰. docs/decisions/0006-shared-noise.md has the argument.
 """
 
 from __future__ import annotations
@@ -88,8 +90,8 @@ def share_of(manifest: Manifest, parameters: int, length: float) -> Share:
     rounding += length / packing.update_bound * _float32_error(manifest)
     if rounding > _MOST_ROUNDING * clipped:
         msg = (
-            f"rounding {parameters} parameters to levels would take more than {_MOST_ROUNDING:.0%} of the noise that "
-            'is shared; use profile = "precise", a smaller update_bound or a smaller model'
+            f"levels are too coarse: with a model of size {parameters}, rounding would take over {_MOST_ROUNDING:.0%} of "
+            'the shared noise; use profile = "precise", a smaller update_bound or a smaller model'
         )
         raise ConfigError(msg)
     sensitivity = clipped + rounding
