@@ -90,8 +90,8 @@ def share_of(manifest: Manifest, parameters: int, length: float) -> Share:
     rounding += length / packing.update_bound * _float32_error(manifest)
     if rounding > _MOST_ROUNDING * clipped:
         msg = (
-            f"levels are too coarse: with a model of size {parameters}, rounding would take over {_MOST_ROUNDING:.0%} of "
-            'the shared noise; use profile = "precise", a smaller update_bound or a smaller model'
+            f"levels are too coarse: for a model of size {parameters}, rounding would take over {_MOST_ROUNDING:.0%} "
+            'of the shared noise; use profile = "precise", a smaller update_bound or a smaller model'
         )
         raise ConfigError(msg)
     sensitivity = clipped + rounding
