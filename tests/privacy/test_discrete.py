@@ -67,7 +67,8 @@ def test_it_is_so_many_whole_numbers_within_reach_and_repeats_only_under_a_seed(
     variance: int, count: int, seed: int
 ) -> None:
     drawn = discrete_gaussian(Randomness.seeded(seed), count, variance)
-    assert (drawn.shape, drawn.dtype) == ((count,), np.int64)
+    assert drawn.shape == (count,)
+    assert drawn.dtype == np.int64
     assert np.abs(drawn).max(initial=0) <= reach(variance)
     assert reach(variance) ** 2 <= 144 * variance < (reach(variance) + 1) ** 2
     np.testing.assert_array_equal(drawn, discrete_gaussian(Randomness.seeded(seed), count, variance))

@@ -188,7 +188,7 @@ def levels(
     """Pack an update with a share of noise; return its levels."""
     update = Update(np.array(vector, np.float32))
     made = pack_with_share(update, CHARGE, weight, packing, Randomness.seeded(seed, "share"), VARIANCE)
-    mean = unpack(made.blocks, vector.size, [weight], packing).vector
+    mean = unpack(made.blocks, vector.size, [weight], packing).vector.astype(np.float64)
     assert not update.vector.any(), "something without noise was left"
     return mean / packing.unit(weight) + (packing.levels - 1) / 2
 
