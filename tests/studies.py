@@ -54,6 +54,14 @@ class Wide(Tiny):
         return nn.Sequential(nn.Linear(2, 4000), nn.Linear(4000, 1))
 
 
+class Still(Wide):
+    """Nothing to learn: all that an update holds is noise."""
+
+    @override
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return 0.0 * super().loss(outputs, targets)
+
+
 class Watched(Tiny):
     """Notes what stands in the site's ledger whenever records are read."""
 

@@ -77,3 +77,27 @@ def test_statistics_of_a_site_that_has_none_are_no_traceback(tmp_path: Path) -> 
 def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
     assert "Traceback" in _cloister("--debug", "agent", tmp_path).stderr
     assert "Traceback" not in _cloister("agent", tmp_path).stderr
+
+
+def test_signing_a_run_that_shares_noise_says_against_whom_it_counts(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, ("north", "south", "east"))
+    run, text = tmp_path / "study.toml", (ROOT / "simulations" / "diagnosis.toml").read_text(encoding="utf-8")
+    for old, new in (
+        ("steps_per_round = 4", "steps_per_round = 1"),
+        ("[encryption]", "[encryption]\ncollusion_resistant = true"),
+        ('"compact"', '"precise"'),
+        ("[privacy]", '[privacy]\nnoise = "shared"'),
+    ):
+        text = text.replace(old, new, 1)
+    run.write_text(text, encoding="utf-8")
+    arguments = ("--coordinator", tmp_path / "coordinator", "--roster", federation.server / "roster", "--out",
+                 tmp_path / "run.manifest")  # fmt: skip
+    report = json.loads(_cloister("sign", run, *arguments, "--json").stdout.splitlines()[-1])
+    assert [each["colluding_sites"] for each in report["observers"]] == [0, 1, 2]
+    assert [each["declared"] for each in report["observers"]] == [False, True, False]
+    alone, declared, others = (each["epsilon"] for each in report["observers"])
+    assert alone < declared == report["epsilon"] < others
+    assert report["most_parameters"] > 1_000
+    shown = _cloister("sign", run, *arguments).stdout
+    assert f"{declared:8.2f}  (σ {report['noise_multiplier']:.3g})  ← declared, charged" in shown
+    assert "and all other sites: one site's own update" in shown
