@@ -1,8 +1,8 @@
 """Ways to compose the ε of Gaussian steps, behind one interface: privacy loss distributions, and Rényi divergences.
 
 - `PLD`: Poisson-subsampled Gaussian steps by their privacy loss distributions (Koskela et al. 2020, Doroshenko et al.
-  2022), discretised pessimistically. A person with k records, each sampled by itself, is the mixture of Gaussians with
-  Binomial(k, q) sensitivities (Choquette-Choo et al. 2024, arXiv 2310.15526).
+  2022), discretised pessimistically, at 1e-3 or finer. A person with k records, each sampled by itself, is the mixture
+  of Gaussians with Binomial(k, q) sensitivities (Choquette-Choo et al. 2024, arXiv 2310.15526).
 - `RDP`: from above and a little looser; the only sound one for discrete noise, whose loss distribution has no closed
   form in many dimensions. Where steps are subsampled, it uses integer orders there: the formula of Mironov, Talwar and
   Zhang (2019, section 3.3) holds for the discrete Gaussian too, as E[exp(kvX/σ²)] is the same at integer shifts.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,13 +29,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-Relation = dp_accounting.NeighboringRelation
-"""What may differ: a person is added or removed (`ADD_OR_REMOVE_ONE`), or replaced by another (`REPLACE_ONE`)."""
-
-_INTERVAL, _INTERVAL_OF_GROUPS = 1e-3, 5e-3  # of losses; the finer one takes many seconds for a mixture
+_INTERVAL, _INTERVAL_OF_GROUPS = 1e-3, 5e-3  # of losses, at most; the finer one takes many seconds for a mixture
+_FINEST = 1e-6
 _LARGEST_CHAIN = 700.0  # ε, of which floats still hold the exponential
 _INTEGERS = np.array([*range(2, 257), 320, 384, 512, 768, 1024], np.float64)
+_SAMPLED = [*(order / 10 for order in range(15, 110)), *range(11, 64), 128, 256, 512, 1024]  # below, it fails too often
 _REALS = np.concatenate([1 + np.arange(2, 1000) / 100, np.arange(11, 64), 2.0 ** np.arange(6, 21)])
+
+
+class Relation(Enum):
+    """What may differ: a person is added or removed, or replaced by another."""
+
+    ADD_OR_REMOVE_ONE = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+    REPLACE_ONE = dp_accounting.NeighboringRelation.REPLACE_ONE
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class _Rdp(Accountant):
 
     def of_record(self, entries: Entries, delta: float) -> float:
         if not any(entry.discrete for entry in entries) and any(entry.sample_rate < 1 for entry in entries):
-            accountant = rdp.RdpAccountant()  # real orders too
+            accountant = rdp.RdpAccountant(_SAMPLED)
             for entry in entries:
                 gaussian = dp_accounting.GaussianDpEvent(entry.noise_multiplier)
                 accountant.compose(dp_accounting.PoissonSampledDpEvent(entry.sample_rate, gaussian), entry.steps)
@@ -166,35 +173,42 @@ def _sampled_divergences(sigma: float, rate: float) -> NDArray[np.float64]:
 
 
 def _composed(entries: Entries, relation: Relation, group: int) -> Any:  # noqa: ANN401 - a distribution; no types
+    interval = _interval(entries, group)
     # All but the newest entry are what they were when its last step was charged.
-    return _all(entries[:-1], relation, group).compose(_steps(entries[-1], relation, group))
+    return _all(entries[:-1], relation, group, interval).compose(_steps(entries[-1], relation, group, interval))
 
 
 @lru_cache(maxsize=4)
-def _all(entries: Entries, relation: Relation, group: int) -> Any:  # noqa: ANN401
-    total = distributions.identity(value_discretization_interval=_interval(group))
+def _all(entries: Entries, relation: Relation, group: int, interval: float) -> Any:  # noqa: ANN401
+    total = distributions.identity(value_discretization_interval=interval)
     for entry in entries:
-        total = total.compose(_steps(entry, relation, group))
+        total = total.compose(_steps(entry, relation, group, interval))
     return total
 
 
-def _steps(entry: Mechanism, relation: Relation, group: int) -> Any:  # noqa: ANN401
-    return _step(entry.noise_multiplier, entry.sample_rate, relation, group).self_compose(entry.steps)
+def _steps(entry: Mechanism, relation: Relation, group: int, interval: float) -> Any:  # noqa: ANN401
+    return _step(entry.noise_multiplier, entry.sample_rate, relation, group, interval).self_compose(entry.steps)
 
 
 @lru_cache(maxsize=32)
-def _step(sigma: float, rate: float, relation: Relation, group: int) -> Any:  # noqa: ANN401
+def _step(sigma: float, rate: float, relation: Relation, group: int, interval: float) -> Any:  # noqa: ANN401
     if group == 1 or rate == 1:
         return distributions.from_gaussian_mechanism(
-            sigma / group, value_discretization_interval=_interval(group), sampling_prob=rate,
-            neighboring_relation=relation,
-        )  # fmt: skip
+            sigma / group,
+            value_discretization_interval=interval,
+            sampling_prob=rate,
+            neighboring_relation=relation.value,
+        )
     chances = np.exp(_log_binomial(group, rate))
     (likely,) = np.nonzero(chances)  # the others are below any float
     return distributions.from_mixture_gaussian_mechanism(
-        sigma, likely.tolist(), chances[likely].tolist(), value_discretization_interval=_interval(group)
+        sigma, likely.tolist(), chances[likely].tolist(), value_discretization_interval=interval
     )
 
 
-def _interval(group: int) -> float:
-    return _INTERVAL if group == 1 else _INTERVAL_OF_GROUPS
+def _interval(entries: Entries, group: int) -> float:
+    """Return how finely losses are told apart: to a tenth of their deviation, where many small ones are composed."""
+    moments = sum(each.steps * second_moment(each.noise_multiplier, each.sample_rate, group) for each in entries)
+    needed = max(_FINEST, 0.1 * math.sqrt(moments / sum(each.steps for each in entries)))
+    largest = _INTERVAL if group == 1 else _INTERVAL_OF_GROUPS
+    return largest / 2.0 ** max(0, math.ceil(math.log2(largest / needed)))  # of few values, for the caches

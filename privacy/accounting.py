@@ -64,12 +64,7 @@ def epsilon(
 def _spent(entries: Entries, delta: float, accountant: Accountant, relation: Relation, group: int) -> float:
     if not entries:
         return 0.0
-    if not 0 < delta < 1 or not group >= 1 or not all(map(_makes_sense, entries)):
-        return math.inf
-    if sum(entry.steps for entry in entries) > _MOST_STEPS:
-        return math.inf
-    moments = (entry.steps * second_moment(entry.noise_multiplier, entry.sample_rate, group) for entry in entries)
-    if not sum(moments) <= _MEANINGLESS:
+    if not 0 < delta < 1 or not group >= 1 or not _makes_sense(entries, group):
         return math.inf
     discrete = tuple(entry for entry in entries if entry.discrete)
     if not discrete:
@@ -83,11 +78,15 @@ def _spent(entries: Entries, delta: float, accountant: Accountant, relation: Rel
     return min(together, apart + RDP.of_person(discrete, delta / 2, relation, group))
 
 
-def _makes_sense(entry: Mechanism) -> bool:
-    return entry.noise_multiplier > 0 and 0 < entry.sample_rate <= 1 and entry.steps == int(entry.steps)
+def _makes_sense(entries: Entries, group: int) -> bool:
+    for each in entries:
+        if not (each.noise_multiplier > 0 and 0 < each.sample_rate <= 1 and each.steps == int(each.steps)):
+            return False
+    moments = (each.steps * second_moment(each.noise_multiplier, each.sample_rate, group) for each in entries)
+    return sum(each.steps for each in entries) <= _MOST_STEPS and sum(moments) <= _MEANINGLESS
 
 
-def calibrate(  # noqa: PLR0913 - what a step is, and what it is held against
+def calibrate(
     target: float,
     delta: float,
     sample_rate: float,

@@ -23,12 +23,12 @@ BELOW = {
 OWNERS = {
     "tenseal": {"privacy/seal.py", "cloister/benchmarks/encryption.py"},  # the benchmark measures CKKS beside it
     "zstandard": {"privacy/seal.py"},
-    "opacus": {"client/dpsgd.py"},
+    "opacus": {"client/dpsgd.py", "client/crosscheck.py"},
     "torch": {"client/", "simulations/"},
     "sklearn": {"simulations/"},
     "grpc": {"transport/channel.py", "server/hub.py", "client/exchange.py"},
     "flwr": {"transport/", "strategies/", "server/", "client/", "simulations/"},
-    "dp_accounting": {"privacy/accounting.py"},
+    "dp_accounting": {"privacy/accountants.py"},
 }
 
 
