@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from client.acceptance import Accepted
     from client.checkpoint import Checkpoint
     from client.site import Site
+    from privacy.entries import Purpose
     from privacy.envelope import SignedUpdate
     from privacy.epoch import EpochKeys
     from privacy.manifest import Manifest
@@ -96,7 +97,9 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
 
 
 def _train(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> PrivateUpdate:
-    charge = site.ledger.reserve(Release(plan.run, plan.round, plan.attempt), manifest.round_cost, site.settings.limit)
+    purpose: Purpose = "statistics" if manifest.settings.statistics else "training"
+    release = Release(plan.run, plan.round, plan.attempt, purpose)
+    charge = site.ledger.reserve(release, manifest.round_cost, site.settings.limit)
     work = site.work(manifest.settings)
     made = work.release(manifest, checkpoint.model, _randomness(manifest, site, plan, "training"))
     update = privatise(made, charge)
