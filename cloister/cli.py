@@ -15,6 +15,7 @@ import typer
 from cloister import __version__
 from cloister.commands import Json
 from cloister.commands.bench import bench
+from cloister.commands.ledger import ledger
 from cloister.view import RoundTable, listen, make_console
 from privacy.errors import CloisterError
 
@@ -28,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(bench, name="bench")
+app.add_typer(ledger, name="ledger")
 
 
 def _version(wanted: bool) -> None:

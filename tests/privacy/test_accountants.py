@@ -143,7 +143,7 @@ GRID = [
                                                                         for e in entries))  # fmt: skip
 def test_prv_agrees_within_two_hundredths_and_rdp_is_never_below(entries: list[Mechanism]) -> None:
     ours = epsilon(entries, DELTA)
-    if ours > 60:  # of no use to anybody, and PRV takes minutes
+    if ours > 60:  # of no use to anybody
         pytest.skip("ε is beyond any use")
     assert abs(epsilon(entries, DELTA, accountant=PRV) - ours) < 0.02
     assert epsilon(entries, DELTA, accountant=RDP) >= ours
