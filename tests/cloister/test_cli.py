@@ -20,6 +20,9 @@ COMMANDS = (
     ["bench", "round"],
     ["bench", "encryption"],
     ["bench", "adversary"],
+    ["ledger", "show"],
+    ["ledger", "verify"],
+    ["ledger", "plan"],
 )
 
 
