@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from privacy.accounting import epsilon
 from privacy.errors import ConfigError, ProtocolError, RefusedError
+from privacy.heads import check_head
 from privacy.manifest import open_manifest
 from privacy.policy import check_policy
 from privacy.shared import share_for
@@ -15,6 +15,7 @@ from transport.contents import Readiness
 
 if TYPE_CHECKING:
     from client.site import Site
+    from privacy.heads import SignedHead
     from privacy.manifest import Manifest
     from privacy.update import Model
 
@@ -42,18 +43,28 @@ def accept(site: Site, document: bytes) -> Accepted:
             "bring the older one up to date"
         )
         raise ProtocolError(msg)
-    check_policy(site.settings.policy, manifest, epsilon([manifest.run_cost], site.settings.budget.delta), site.name)
+    check_policy(
+        site.settings.policy, manifest, site.ledger.cost([manifest.run_cost], site.settings.budget.delta), site.name
+    )
     return Accepted(manifest, run)
 
 
-def get_ready(site: Site, document: bytes, node_id: int) -> Readiness:
+def get_ready(site: Site, document: bytes, node_id: int, known: SignedHead | None = None) -> Readiness:
     """Say whether this site can take part in a run, before anything is charged. No record is read for it.
 
+    Args:
+        site: this one.
+        document: the signed manifest.
+        node_id: Flower's number of this site.
+        known: the last head of its ledger that the server has.
+
     Raises:
+        LedgerError: if the ledger is older than that head.
         BudgetError: if what is left of the budget does not cover the rest of the run.
         RefusedError: if the model suits no share of the noise.
     """
     accepted = accept(site, document)
+    check_head(site.ledger, known, site.signing_key)
     checkpoint = site.checkpoint(accepted.manifest, accepted.run)
     if accepted.run not in site.ledger.runs():  # later, each round is held against the budget by itself
         site.ledger.check_plan(accepted.manifest.run_cost, site.settings.limit)

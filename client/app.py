@@ -21,9 +21,11 @@ from client.opening import evaluate, open_sum
 from client.round import train_round
 from client.site import Site, open_site
 from privacy.errors import CloisterError, ConfigError
+from privacy.heads import check_head, sign_head
 from transport.ceremony import pack_keys, read_lead, read_letter_from
 from transport.contents import pack_opened, pack_readiness, pack_update, read_manifest, read_train, take_sum
 from transport.flower import FAILED, reply
+from transport.heads import put_head, read_head
 from transport.masking import pack_revealed, read_reveal
 
 if TYPE_CHECKING:
@@ -68,7 +70,9 @@ def _answering(work: Callable[[Site, Message], RecordDict]) -> Callable[[Message
 @_answering
 def query(site: Site, message: Message) -> RecordDict:
     """Say whether this site takes part."""
-    return pack_readiness(get_ready(site, read_manifest(message.content), message.metadata.dst_node_id))
+    known, node = read_head(message.content), message.metadata.dst_node_id
+    readiness = get_ready(site, read_manifest(message.content), node, known)
+    return put_head(pack_readiness(readiness), sign_head(site.ledger, site.signing_key))
 
 
 @app.query("lead")
@@ -98,12 +102,13 @@ def reveal_mask(site: Site, message: Message) -> RecordDict:
 @_answering
 def train(site: Site, message: Message) -> RecordDict:
     """Train a round and return the signed, encrypted update."""
+    check_head(site.ledger, read_head(message.content), site.signing_key)
     plan, missed = read_train(message.content)
     update = train_round(site, read_manifest(message.content), plan, missed)
     report = {}
     if "epsilon" in site.settings.policy.share:
         report["epsilon"] = site.ledger.spent(site.settings.budget.delta)
-    return pack_update(update, report)
+    return put_head(pack_update(update, report), sign_head(site.ledger, site.signing_key))
 
 
 @app.evaluate()

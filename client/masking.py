@@ -39,7 +39,7 @@ def recover(site: Site, plan: RoundPlan) -> PackedUpdate | None:
     last = site.outbox.last(plan.run)
     if last is None or not last.mask or (last.plan.round, last.plan.base_model) != (plan.round, plan.base_model):
         return None
-    charge = site.ledger.find(plan.run, plan.round, site.settings.budget.delta)
+    charge = site.ledger.find(plan.run, plan.round)
     if charge is None:
         msg = f"{site.ledger.path}: it has no entry for round {plan.round}, which was sent; restore it from backup"
         raise LedgerError(msg)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from client.acceptance import Accepted
     from client.checkpoint import Checkpoint
     from client.site import Site
+    from privacy.entries import Purpose
     from privacy.envelope import SignedUpdate
     from privacy.epoch import EpochKeys
     from privacy.ledger import Charge
@@ -53,7 +54,7 @@ def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence
         open_sum(site, accepted, total)
     plan = read_plan(plan_bytes)
     check_plan(plan, accepted.manifest, accepted.run, site.name)
-    made, release = site.outbox.find(plan), Release(plan.run, plan.round, plan.attempt)
+    made, release = site.outbox.find(plan), _release_of(accepted.manifest, plan)
     if made is None and site.ledger.has_left(release):
         msg = f"{site.name} has made its update of round {plan.round} and lost it; it makes no other for the same plan"
         raise ProtocolError(msg)
@@ -106,7 +107,7 @@ def train_private(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: C
     Raises:
         BudgetError: if the budget does not cover the round; nothing was read then.
     """
-    made, charge = _release(site, manifest, plan, checkpoint)
+    made, charge = _charge_and_make(site, manifest, plan, checkpoint)
     update = privatise(made, charge)
     site.remainders.add_to(update.vector, plan.run)
     return update
@@ -115,16 +116,20 @@ def train_private(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: C
 def _pack_with_share(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> PackedUpdate:
     """Train without noise, and pack with a share of it. Nothing is carried over: what is left out has no noise."""
     share = share_for(manifest, checkpoint.model)  # or a refusal, before anything is charged
-    made, charge = _release(site, manifest, plan, checkpoint)
+    made, charge = _charge_and_make(site, manifest, plan, checkpoint)
     weight, randomness = manifest.weight(site.name), _randomness(manifest, site, plan, "rounding")
     return pack_with_share(made, charge, weight, manifest.packing, randomness, share.variance)
 
 
-def _release(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> tuple[Update, Charge]:
-    """Charge, then train."""
-    charge = site.ledger.reserve(Release(plan.run, plan.round, plan.attempt), manifest.round_cost, site.settings.limit)
+def _charge_and_make(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> tuple[Update, Charge]:
+    charge = site.ledger.reserve(_release_of(manifest, plan), manifest.round_cost, site.settings.limit)
     work = site.work(manifest.settings)
     return work.release(manifest, checkpoint.model, _randomness(manifest, site, plan, "training")), charge
+
+
+def _release_of(manifest: Manifest, plan: RoundPlan) -> Release:
+    purpose: Purpose = "statistics" if manifest.settings.statistics else "training"
+    return Release(plan.run, plan.round, plan.attempt, purpose)
 
 
 def _current_keys(site: Site, plan: RoundPlan) -> EpochKeys:

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT, read_toml
 from privacy.ledger import Budget as LedgerBudget
+from privacy.ledger import Ledger
 from privacy.manifest import SiteName
 from privacy.policy import Policy
 from transport.channel import TlsFiles
@@ -25,6 +26,7 @@ class Data:
     file: File
     lineage: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]  # the people, whatever the file is called: one budget
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the records that is never trained on
+    records_per_person: Annotated[int, Field(ge=1, le=1000)] = 1  # at most; every ε is of a person with so many
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -78,6 +80,12 @@ class SiteFolder:
     def path(self, relative: Path) -> Path:
         """Resolve a path of the settings."""
         return self.folder / relative
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was spent on the people whom the site's data is about."""
+        data = self.settings.data
+        return Ledger(self.folder / "ledger" / data.lineage, self.settings.site, data.lineage, data.records_per_person)
 
     @property
     def tls(self) -> TlsFiles:

@@ -18,7 +18,6 @@ from client.survey import Poll, Survey
 from client.task import import_class
 from privacy.epoch import SealingKey
 from privacy.errors import KeyFileError, TaskError
-from privacy.ledger import Ledger
 from privacy.masking import MaskingKey
 from privacy.roster import open_roster
 from transport.pki import read_authority_key, read_signing_key
@@ -49,9 +48,7 @@ class Site:
         self.masking_key = _read_key(place.path(keys.masking_key), MaskingKey)
         self.keyring = Keyring(place.path(keys.epochs))
         self.roster: Roster = _read_roster(place)
-        self.ledger = Ledger(
-            place.folder / "ledger" / self.settings.data.lineage, self.name, self.settings.data.lineage
-        )
+        self.ledger = place.ledger
         self.checkpoints = CheckpointStore(place.folder / "models")
         self.outbox = Outbox(place.folder / "outbox")
         self.remainders = Remainders(place.folder / "outbox")

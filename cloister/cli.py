@@ -16,6 +16,7 @@ from cloister import __version__
 from cloister.commands import Json
 from cloister.commands.audit import audit
 from cloister.commands.bench import bench
+from cloister.commands.ledger import ledger
 from cloister.view import RoundTable, listen, make_console
 from privacy.errors import CloisterError
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(audit, name="audit")
 app.add_typer(bench, name="bench")
+app.add_typer(ledger, name="ledger")
 
 
 def _version(wanted: bool) -> None:

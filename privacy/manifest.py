@@ -242,4 +242,4 @@ def _sigma(settings: RunSettings) -> float:
         msg = "give either epsilon or noise_multiplier"
         raise ConfigError(msg)
     rate, steps = _sampling(settings)
-    return calibrate(privacy.epsilon, privacy.delta, rate, steps * settings.rounds)
+    return calibrate(privacy.epsilon, privacy.delta, rate, steps * settings.rounds, discrete=settings.shares_noise)

@@ -16,6 +16,7 @@ from flwr.serverapp import ServerApp
 from privacy.errors import CloisterError, ConfigError, RunError
 from server.settings import read_consortium, read_run
 from strategies.fedavg import EncryptedFedAvg
+from strategies.heads import Heads
 from strategies.journal import Journal
 from strategies.letters import Letters
 
@@ -53,7 +54,8 @@ def main(grid: Grid, context: Context) -> None:
     )
     letters = Letters(place.folder / place.settings.epochs)
     new_epoch = bool(context.run_config.get("new-epoch"))
-    strategy = EncryptedFedAvg(run, roster, journal, letters, new_epoch=new_epoch)
+    heads = Heads(place.folder / place.settings.ledger_heads)
+    strategy = EncryptedFedAvg(run, roster, journal, letters, heads, new_epoch=new_epoch)
     try:
         strategy.start(grid, ArrayRecord(), settings.rounds, timeout=settings.cohort.round_deadline_seconds)
         strategy.finish(grid)

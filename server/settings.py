@@ -30,6 +30,7 @@ class ConsortiumSettings:
     roster: File = Path("roster")
     runs: File = Path("runs")  # the server's record of its runs
     epochs: File = Path("epochs")  # letters with the epochs' keys, sealed to the sites
+    ledger_heads: File = Path("ledger-heads.json")  # the last that each site sent, for itself
     max_update_megabytes: Annotated[int, Field(ge=1)] = 1024
 
 

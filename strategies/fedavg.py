@@ -35,6 +35,7 @@ from transport.contents import (
     sum_from_arrays,
     sum_to_arrays,
 )
+from transport.heads import put_head, read_head
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from privacy.manifest import SignedRun
     from privacy.roster import Roster
+    from strategies.heads import Heads
     from strategies.journal import Journal
     from strategies.letters import Letters
 
@@ -53,10 +55,11 @@ _MOST_FAILURES = 3  # rounds in a row that release nothing end the run
 class EncryptedFedAvg(Strategy):
     """Federated averaging over ciphertexts. Weights are the sizes that sites declare in the manifest."""
 
-    def __init__(self, run: SignedRun, roster: Roster, journal: Journal, letters: Letters, *, new_epoch: bool) -> None:
+    def __init__(self, run: SignedRun, roster: Roster, journal: Journal, letters: Letters, heads: Heads, *,
+                 new_epoch: bool) -> None:  # fmt: skip
         self._document, self._manifest, self._run = run.document, run.manifest, run.digest
         self._roster, self._journal = roster, journal
-        self._members = Membership(run.document, run.digest, roster, journal)
+        self._members = Membership(run.document, run.digest, roster, journal, heads)
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch)
         self._round = OpenRound(0)
         self._seconds = self._manifest.settings.cohort.round_deadline_seconds
@@ -207,6 +210,7 @@ class EncryptedFedAvg(Strategy):
                 self._add(total, site, reply)
             except CloisterError as error:
                 problems[site] = str(error)
+        self._members.heads.save()
         for site in silent:
             problems[site] = "no update by the round's deadline"
             self._members.doubt(site)
@@ -215,6 +219,7 @@ class EncryptedFedAvg(Strategy):
     def _add(self, total: RunningSum, site: str, reply: Message) -> None:
         signed, report = read_update(content_of(reply))
         update = verify_update(signed, site, total.plan, self._manifest, self._roster)
+        self._members.heads.note(site, read_head(reply.content))
         self._members.check_layout(update.header)
         total.add(update)
         # Training started from the run's model, so that is the model which the site has now.
@@ -224,6 +229,8 @@ class EncryptedFedAvg(Strategy):
             self._round.epsilon[site] = report["epsilon"]
 
     def _message(self, site: str, kind: str, content: Any) -> Message:  # noqa: ANN401 - a RecordDict
+        if kind == MessageType.TRAIN:  # what is charged now comes after what was charged before
+            put_head(content, self._members.heads.of(site))
         return Message(content, self._members.nodes[site], kind, ttl=self._seconds, group_id=str(self._round.number))
 
     def _close_unreleased(self, reason: str) -> None:

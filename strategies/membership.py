@@ -18,12 +18,16 @@ from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.plan import read_plan
 from privacy.signing import verify
 from transport.contents import Readiness, content_of, pack_query, pack_sum, read_opened, read_readiness
+from transport.heads import put_head, read_head
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from flwr.serverapp import Grid
 
     from privacy.header import UpdateHeader
     from privacy.roster import Roster
+    from strategies.heads import Heads
     from strategies.journal import Journal
 
 READINESS = "readiness"
@@ -39,6 +43,7 @@ class Membership:
     run: str
     roster: Roster
     journal: Journal
+    heads: Heads
     nodes: dict[str, int] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
@@ -151,23 +156,41 @@ class Membership:
                         self.problems[site] = str(error)
 
     def _ask(self, grid: Grid, nodes: set[int], seconds: float) -> None:
-        queries = [
-            Message(pack_query(self.manifest), node, MessageType.QUERY, ttl=seconds, group_id="ready") for node in nodes
-        ]
+        expected = {member.node_id: member.site for member in self.roster.members}  # on other grids, any number
+        others = self._query(grid, {node: expected.get(node) for node in nodes}, seconds)
+        if others:  # nodes of which we now know whose they are, and so which ledger's head to bring
+            self._query(grid, others, seconds)
+        self.heads.save()
+
+    def _query(self, grid: Grid, nodes: Mapping[int, str | None], seconds: float) -> dict[int, str | None]:
+        """Bring nodes what we have for the sites that they should speak for; return those that speak for others."""
+        queries, others = [], dict[int, str | None]()
+        for node, site in nodes.items():
+            content = put_head(pack_query(self.manifest), self.heads.of(site))
+            queries.append(Message(content, node, MessageType.QUERY, ttl=seconds, group_id="ready"))
         for reply in grid.send_and_receive(queries, timeout=seconds):
             node = reply.metadata.src_node_id
-            name = next((member.site for member in self.roster.members if member.node_id == node), f"node {node}")
             try:
-                self._admit(node, read_readiness(content_of(reply)))
+                content = content_of(reply)
+                readiness = read_readiness(content)
+                self._verify(node, readiness)
+                if self.heads.of(readiness.site) and readiness.site != nodes.get(node):
+                    others[node] = readiness.site
+                    continue
+                self.heads.note(readiness.site, read_head(content))
+                self._admit(node, readiness)
             except RunError:
                 raise
             except CloisterError as error:
-                self.problems[name] = str(error)
+                self.problems[nodes.get(node) or f"node {node}"] = str(error)
+        return others
+
+    def _verify(self, node: int, readiness: Readiness) -> None:
+        signed = readiness.signed_part(self.run, node)
+        verify(self.roster.member(readiness.site).verification_key, READINESS, signed, readiness.signature)
 
     def _admit(self, node: int, readiness: Readiness) -> None:
         site, model = readiness.site, readiness.model
-        signed = readiness.signed_part(self.run, node)
-        verify(self.roster.member(site).verification_key, READINESS, signed, readiness.signature)
         if self.model is None:
             self.model = model
         elif model != self.model and self.journal.behind(model) is None:

@@ -23,14 +23,14 @@ BELOW = {
 OWNERS = {
     "tenseal": {"privacy/seal.py", "cloister/benchmarks/encryption.py"},  # the benchmark measures CKKS beside it
     "zstandard": {"privacy/seal.py"},
-    "opacus": {"client/dpsgd.py"},
+    "opacus": {"client/dpsgd.py", "client/crosscheck.py"},
     "torch": {"client/", "simulations/"},
     "sklearn": {"simulations/"},
     "scipy": {"privacy/auditing.py"},
     "matplotlib": {"cloister/audits/pictures.py"},
     "grpc": {"transport/channel.py", "server/hub.py", "client/exchange.py"},
     "flwr": {"transport/", "strategies/", "server/", "client/", "simulations/"},
-    "dp_accounting": {"privacy/accounting.py"},
+    "dp_accounting": {"privacy/accountants.py"},
 }
 
 

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from client.settings import read_site
 from cloister.audits.page import page
-from privacy.accounting import Mechanism
 from privacy.errors import ConfigError, KeyFileError
-from privacy.ledger import Ledger
 from privacy.manifest import open_manifest
 from privacy.roster import open_roster
 from privacy.statement import Account, Entry, StatedRun, state
@@ -30,7 +28,6 @@ _NEEDED = {
 }  # fmt: skip
 
 FOLDER = "statements"
-_CHAIN = 65  # characters before an entry: its digest and a space
 
 
 def write_statement(site: Path, run: Path | None, out: Path | None) -> tuple[dict[str, Any], Path]:
@@ -53,34 +50,20 @@ def write_statement(site: Path, run: Path | None, out: Path | None) -> tuple[dic
 
 def _account(place: SiteFolder) -> Account:
     settings = place.settings
-    path = place.folder / "ledger" / settings.data.lineage
-    entries, head = _entries(Ledger(path, settings.site, settings.data.lineage))
+    entries = place.ledger.entries()
     return Account(
         site=settings.site,
         lineage=settings.data.lineage,
         budget=settings.limit,
         policy=settings.policy,
         held_out=settings.data.held_out,
-        entries=entries,
-        head=head,
-        ledger=str(path),
+        entries=tuple(
+            Entry(each.release.run, each.release.round, each.time, each.mechanism) for each in entries.charges
+        ),
+        head=entries.head,
+        ledger=str(place.ledger.path),
         audit=_last_audit(place.folder / AUDIT),
     )
-
-
-def _entries(ledger: Ledger) -> tuple[tuple[Entry, ...], str]:
-    """Return all charges, and the digest that stands for them, of a ledger whose chain holds."""
-    if not ledger.path.exists():
-        return (), ""
-    mechanisms = ledger.mechanisms()  # which verifies the chain
-    lines = ledger.path.read_bytes().splitlines()
-    bodies = [json.loads(line[_CHAIN:]) for line in lines]
-    charges = [body for body in bodies if "lineage" not in body]
-    made = (
-        Entry(body["run"], body["round"], body["time"], Mechanism(each.noise_multiplier, each.sample_rate, each.steps))
-        for body, each in zip(charges, mechanisms, strict=True)
-    )
-    return tuple(made), lines[-1][: _CHAIN - 1].decode() if lines else ""
 
 
 def _run(place: SiteFolder, run: Path) -> StatedRun:

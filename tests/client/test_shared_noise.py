@@ -183,7 +183,7 @@ def test_one_record_moves_the_levels_by_what_the_noise_is_for(make_federation: F
         more = torch.cat([inputs, added]), torch.cat([targets, 1e3 * torch.ones(len(added), 1)])
         study.__dict__["_records"] = (more, study.held_out)
         update = study.release(manifest, model, Randomness.seeded(1))
-        charge = Charge(Release("run", 1, 1), manifest.round_cost, "", 0.0)
+        charge = Charge(Release("run", 1, 1), manifest.round_cost, "")
         packed = pack_with_share(
             update, charge, manifest.weight(site), manifest.packing, Randomness.seeded(2), share.variance
         )

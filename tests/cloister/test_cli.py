@@ -23,6 +23,9 @@ COMMANDS = (
     ["bench", "round"],
     ["bench", "encryption"],
     ["bench", "adversary"],
+    ["ledger", "show"],
+    ["ledger", "verify"],
+    ["ledger", "plan"],
 )
 
 

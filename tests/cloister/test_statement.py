@@ -81,7 +81,7 @@ def test_spending_head_and_composition_are_the_ledger_s(federation: Federation) 
     spent = epsilon([manifest.round_cost, OTHER, manifest.round_cost], 1e-5)
     assert made["guarantee"]["epsilon_spent"] == spent
     assert made["guarantee"]["epsilon_left"] == 10.0 - spent
-    found = ledger.find(digest, 2, 1e-5)
+    found = ledger.find(digest, 2)
     assert found
     assert made["ledger"]["head"] == found.head
     assert (made["composition"]["runs"], made["composition"]["releases"]) == (2, 3)

@@ -19,6 +19,7 @@ from privacy.accounting import Mechanism
 from privacy.config import read_toml
 from privacy.ledger import Budget, Ledger, Release
 from privacy.manifest import RunSettings
+from strategies.heads import Heads
 from tests.privacy.consortium import LAYOUT, MODEL, PARAMETERS, make_round, signing_key
 from transport.pki import Authority, certificate_pem, key_pem, read_authority_key, read_certificate, read_signing_key
 
@@ -48,6 +49,9 @@ share = ["epsilon", "loss"]
 _CSV = b'size,"age",ill,note\r\n1.5,40,0,"says ""no"""\n\n-2e3,.5,1,\n'
 
 
+_HEADS = b'{"north": {"head": "%s", "signature": "%s"}}' % (b"0f" * 32, b"00" * 64)
+
+
 def file_parsers() -> Iterator[Entry]:
     """Yield name, parser and seeds of each."""
     certificate = certificate_pem(Authority.create("clinics").certificate)
@@ -57,6 +61,7 @@ def file_parsers() -> Iterator[Entry]:
     yield "certificate", _of_file(read_certificate), [certificate]
     yield "authority's certificate", _of_file(read_authority_key), [certificate]
     yield "signing key", _of_file(read_signing_key), [key_pem(signing_key("north"))]
+    yield "ledgers' heads", _of_file(Heads), [_HEADS]
     yield from _ledgers()
     yield from _rounds()
 
@@ -79,7 +84,7 @@ def _ledgers() -> Iterator[Entry]:
     with TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder, "ledger"), "north", "patients")
         for number in (1, 2):
-            ledger.reserve(Release(_RUN, number, 1), Mechanism(1.0, 0.1, 5), Budget(10.0, 1e-5))
+            ledger.reserve(Release(_RUN, number, 1), Mechanism(1.0, 0.1, 5, number == 2), Budget(10.0, 1e-5))
         written = ledger.path.read_bytes()
     entries = b"\n".join(line[65:] for line in written.splitlines())
     yield "ledger", _of_file(read), [written]

@@ -9,9 +9,10 @@ from flwr.app import Error
 from google.protobuf.message import DecodeError
 
 from privacy.envelope import Contribution, SignedUpdate
+from privacy.heads import SignedHead
 from privacy.summation import EncryptedSum
 from tests.transport.records import everything
-from transport import ceremony, contents, masking
+from transport import ceremony, contents, heads, masking
 from transport import cloister_pb2 as pb
 from transport.flower import instruction, reply, stamp
 from transport.framing import Assembly, to_frames
@@ -29,8 +30,10 @@ _LIMIT = 1 << 16
 _SUM = EncryptedSum(b"plan", (Contribution(b"header", b"signature", b"seeds"),) * 2, (b"c0", b"c0"), b"codes",
                     (b"c1", b"c1"))  # fmt: skip
 _UPDATE = SignedUpdate(b"header", b"signature", (b"one", b"two"))
+_HEAD = SignedHead(_DIGEST, bytes(64))
 _ASKED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "query": (contents.read_manifest, contents.pack_query(b"manifest")),
+    "head asked": (heads.read_head, heads.put_head(contents.pack_query(b"manifest"), _HEAD)),
     "train": (contents.read_train, contents.pack_train(b"manifest", b"plan", [_SUM, _SUM])),
     "sum": (contents.read_sum, contents.pack_sum(b"manifest", _SUM)),
     "lead": (ceremony.read_lead, ceremony.pack_lead(3)),
@@ -41,6 +44,7 @@ _ANSWERED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "readiness": (contents.read_readiness, contents.pack_readiness(
         contents.Readiness("north", _DIGEST, 20, _DIGEST, 2, _DIGEST, 2, b"signature"))),
     "update": (contents.read_update, contents.pack_update(_UPDATE, {"epsilon": 0.5})),
+    "head answered": (heads.read_head, heads.put_head(contents.pack_update(_UPDATE, {}), _HEAD)),
     "opened": (contents.read_opened, contents.pack_opened(_DIGEST, {"records": 7.0, "loss": 0.5})),
     "revealed": (masking.read_revealed, masking.pack_revealed(bytes(48))),
     "keys": (ceremony.read_keys, ceremony.pack_keys(3, _DIGEST)),

@@ -49,7 +49,7 @@ LAYOUT = Layout((("weight", (4, 4)), ("bias", (4,))))
 MODEL = Model(np.linspace(-1, 1, PARAMETERS, dtype=np.float32), LAYOUT)
 SECRET = b"t" * KEY_BYTES
 KEYS = sha256(b"the keys of epoch 2").hexdigest()  # where nothing is encrypted
-CHARGE = Charge(Release("0" * 64, 1, 1), Mechanism(1.0, 0.1, 5), "0" * 64, 0.0)
+CHARGE = Charge(Release("0" * 64, 1, 1), Mechanism(1.0, 0.1, 5), "0" * 64)
 
 # Hypothesis' deadline is for hunting slow code; on a busy machine it only makes tests flaky.
 relaxed = settings(deadline=None)
@@ -252,7 +252,7 @@ class Round:
     def update(self, site: str, vector: NDArray[np.floating]) -> SignedUpdate:
         """Do what an honest site does."""
         release = Release(self.plan.run, self.plan.round, self.plan.attempt)
-        charge = Charge(release, self.manifest.round_cost, sha256(site.encode()).hexdigest(), 0.5)
+        charge = Charge(release, self.manifest.round_cost, sha256(site.encode()).hexdigest())
         weight = self.manifest.weight(site)
         encrypted = encrypt(vector, weight, self.manifest.packing, charge, plan=self.plan, site=site)
         return sign_update(

@@ -75,7 +75,7 @@ def write() -> None:
         base_model=MODEL.digest,
     )
     key = DecryptionKey.generate()
-    charge = Charge(Release(run, 1, 1), Mechanism(1.0, 0.1, 5), sha256(b"ledger").hexdigest(), 0.5)
+    charge = Charge(Release(run, 1, 1), Mechanism(1.0, 0.1, 5), sha256(b"ledger").hexdigest())
     packed = pack(private(VECTOR, charge), 1.0, manifest.packing, Randomness.seeded(7, "golden"))
     (block,) = tag_key().tag(mask(packed, None), plan, "north").blocks
     made = mac_key().authenticate(key.encrypt(TaggedUpdate(iter([block]), charge)), plan, "north")

@@ -64,7 +64,7 @@ def make_sum(sites: int, *, profile: Profile = "compact", size: int = PARAMETERS
         weight = of.manifest.weight(site)
         coefficients = packed(vector, weight, packing, Randomness.seeded(number))
         exact += coefficients
-        charge = Charge(Release(of.run, of.plan.round, of.plan.attempt), of.manifest.round_cost, "0" * 64, 0.5)
+        charge = Charge(Release(of.run, of.plan.round, of.plan.attempt), of.manifest.round_cost, "0" * 64)
         update = sign_update(
             protect(unmasked(coefficients, charge), of.plan, site),
             of.plan,

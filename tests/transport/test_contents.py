@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import MalformedError
+from privacy.heads import SignedHead
 from privacy.summation import EncryptedSum
 from tests.transport.records import contents, names
 from transport import ceremony
 from transport import contents as messages
 from transport.contents import Readiness
 from transport.fields import blob
+from transport.heads import put_head, read_head
 
 blobs = st.binary(max_size=16)
 contributions = st.lists(st.builds(Contribution, blobs, blobs, blobs), max_size=3).map(tuple)
@@ -26,6 +28,7 @@ updates = st.builds(SignedUpdate, blobs, blobs, chunks)
 reports = st.dictionaries(names, st.floats(allow_nan=False), max_size=3)
 integers = st.integers(-(2**63), 2**63 - 1)
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
+heads = st.builds(SignedHead, digests, st.binary(min_size=64, max_size=64))
 readinesses = st.builds(Readiness, names, digests, integers, names, integers, digests, integers, blobs)
 
 READERS: dict[str, Callable[[RecordDict], object]] = {
@@ -39,6 +42,7 @@ READERS: dict[str, Callable[[RecordDict], object]] = {
     "update": messages.read_update,
     "sum": messages.read_sum,
     "opened": messages.read_opened,
+    "head": read_head,
 }
 
 
@@ -54,6 +58,19 @@ def test_a_sum_is_read_back(manifest: bytes, total: EncryptedSum) -> None:
     content = messages.pack_sum(manifest, total)
     assert (messages.read_manifest(content), messages.read_sum(content)) == (manifest, total)
     assert messages.sum_from_arrays(messages.sum_to_arrays(total)) == total
+
+
+@given(manifest=blobs, head=st.none() | heads)
+def test_a_ledgers_head_is_read_back_beside_what_else_a_message_says(manifest: bytes, head: SignedHead | None) -> None:
+    content = put_head(messages.pack_query(manifest), head)
+    assert (messages.read_manifest(content), read_head(content)) == (manifest, head)
+
+
+@pytest.mark.parametrize(("head", "signature"), [("0" * 63, bytes(64)), ("G" * 64, bytes(64)), ("0" * 64, bytes(63))])
+def test_a_head_in_another_form_is_refused(head: str, signature: bytes) -> None:
+    content = RecordDict({"ledger": ConfigRecord({"head": head, "signature": signature})})
+    with pytest.raises(MalformedError, match="a ledger's head in another form"):
+        read_head(content)
 
 
 metrics = st.dictionaries(names, st.floats(allow_nan=False, allow_infinity=False), max_size=3)
@@ -96,6 +113,7 @@ written = st.one_of(
     st.builds(messages.pack_update, updates, reports),
     st.builds(messages.pack_sum, blobs, sums),
     st.builds(messages.pack_opened, names, reports),
+    st.builds(put_head, st.builds(messages.pack_query, blobs), heads),
 )
 empty: list[ArrayRecord | MetricRecord | ConfigRecord] = [ArrayRecord(), MetricRecord(), ConfigRecord()]
 anything = st.one_of(

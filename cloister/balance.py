@@ -1,0 +1,85 @@
+"""What people see of a site's ledger: its runs, the budget as a bar, and what a planned run would do to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_CELLS = 30
+_ROW = "{:<10} {:<10} {:>6} {:>7} {:>6} {:>6} {:>8}  {}"
+
+
+def show(report: dict[str, Any], console: Console, *, rounds: bool) -> None:
+    """Print what stands in a ledger, in 80 columns."""
+    _line(console, _ROW.format("run", "for", "rounds", "σ", "q", "steps", "ε alone", "charged"), "bold")
+    for run in report["runs"]:
+        name, alone = run["run"][:8], _number(run["epsilon"])
+        _line(console, _row(run, name, run["purpose"], str(run["rounds"]), alone))
+        for entry in run["entries"] if rounds else ():
+            attempt = f"attempt {entry['attempt']}" if entry["attempt"] > 1 else ""
+            _line(console, _row(entry, "", attempt, str(entry["round"]), ""), "dim")
+    if not report["runs"]:
+        _line(console, "nothing was ever charged")
+    budget, spent = report["budget"], report["spent"]
+    _line(
+        console, f"{_bar(spent, spent, budget)} ε {_number(spent)} of {_number(budget)}, {_number(report['left'])} left"
+    )
+    records = report["records_per_person"]
+    unit = "person" if records == 1 else f"person with up to {records} records"
+    _line(console, f"  about     {report['lineage']}, at {report['site']}; for each {unit}, at δ {report['delta']:g}")
+    _line(console, f"  replacing a person instead of adding or removing one: ε {_number(report['spent_replace_one'])}")
+    check = report["cross_check"]
+    prv = _number(check["prv"]) if check["has_prv"] else "– (needs Opacus)"
+    over = ["" if records == 1 else "for each record", "without discrete noise" if check["parts"] else ""]
+    each = "".join(f", {part}" for part in over if part)
+    _line(
+        console, f"  checked   PLD {_number(check['pld'])}, RDP {_number(check['rdp'])} (from above), PRV {prv}{each}"
+    )
+    if not check["agree"]:
+        _line(
+            console, "✗ the accountants disagree: trust none of these figures, and report this with the ledger", "red"
+        )
+
+
+def show_plan(report: dict[str, Any], console: Console) -> None:
+    """Print what a run would do to a ledger, in 80 columns."""
+    sigma, rate, steps = report["noise_multiplier"], report["sample_rate"], report["steps"]
+    _line(
+        console, f"{report['run']} costs ε {_number(report['cost'])} by itself (σ {sigma:g}, q {rate:g}, {steps} steps)"
+    )
+    spent, after, budget = report["spent"], report["spent_after"], report["budget"]
+    _line(console, f"{_bar(spent, after, budget)} ε {_number(spent)} → {_number(after)} of {_number(budget)}, "
+                   f"{_number(report['left_after'])} left")  # fmt: skip
+    if report["allowed"]:
+        _line(console, f"✓ {report['site']} would take part")
+        return
+    for refusal in report["refusals"]:
+        _line(console, f"✗ {refusal}", "red")
+    fits = report["noise_multiplier_that_fits"]
+    if fits is None:
+        _line(console, "  no noise makes it fit what is left; plan fewer steps or a lower rate")
+    elif fits > sigma:
+        _line(console, f"  noise_multiplier = {fits:g} would fit what is left")
+
+
+def _row(of: dict[str, Any], name: str, purpose: str, rounds: str, alone: str) -> str:
+    sigma, rate = f"{of['noise_multiplier']:g}", f"{of['sample_rate']:g}"
+    return _ROW.format(name, purpose, rounds, sigma, rate, of["steps"], alone, of["time"][:16].replace("T", " "))
+
+
+def _bar(spent: float | None, after: float | None, budget: float | None) -> str:
+    """Draw a budget: spent, planned, left."""
+    if not budget:  # without end
+        return "░" * _CELLS
+    full, planned = (_CELLS if each is None else min(_CELLS, round(each / budget * _CELLS)) for each in (spent, after))
+    return "█" * full + "▒" * (planned - full) + "░" * (_CELLS - planned)
+
+
+def _number(value: float | None) -> str:
+    return "∞" if value is None else f"{value:.2f}"
+
+
+def _line(console: Console, text: str, style: str | None = None) -> None:
+    console.print(text.rstrip(), style=style, markup=False, soft_wrap=True)

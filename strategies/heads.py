@@ -1,0 +1,55 @@
+"""What the server remembers of the sites' ledgers: the last head that each of them sent, for the site itself.
+
+One small file, over all runs: see `privacy.heads` for what it is good for. The server cannot check a head, nor has it
+to: only the site can tell whether it is its own.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from privacy.errors import CloisterError, LedgerError
+from privacy.heads import SignedHead
+from privacy.storage import write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Heads:
+    """The last head of each site's ledger, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._heads, self._saved = _read(path), True
+
+    def of(self, site: str | None) -> SignedHead | None:
+        """Return the last head that a site sent, if it ever did."""
+        return self._heads.get(site) if site else None
+
+    def note(self, site: str, head: SignedHead | None) -> None:
+        """Remember what a site sent, if anything, in place of what it sent before."""
+        if head is not None and head != self._heads.get(site):
+            self._heads[site], self._saved = head, False
+
+    def save(self) -> None:
+        """Write down what is new, if anything is."""
+        if self._saved:
+            return
+        stored = {site: {"head": each.head, "signature": each.signature.hex()} for site, each in self._heads.items()}
+        write_atomically(self._path, json.dumps(stored, indent=1, sort_keys=True).encode() + b"\n")
+        self._saved = True
+
+
+def _read(path: Path) -> dict[str, SignedHead]:
+    try:
+        stored = json.loads(path.read_bytes())
+        return {
+            str(site): SignedHead(str(each["head"]), bytes.fromhex(each["signature"])) for site, each in stored.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, CloisterError) as error:
+        msg = f"{path}: this is no list of ledgers' heads; restore it from backup, without it old ledgers go unnoticed"
+        raise LedgerError(msg) from error

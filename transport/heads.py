@@ -1,0 +1,33 @@
+"""The signed head of a site's ledger, which messages in both directions may carry: see `privacy.heads`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flwr.app import ConfigRecord
+
+from privacy.heads import SignedHead
+from transport.fields import field
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
+
+_RECORD = "ledger"
+
+
+def put_head(content: RecordDict, head: SignedHead | None) -> RecordDict:
+    """Add a head to a message, if there is one; return the message."""
+    if head is not None:
+        content[_RECORD] = ConfigRecord({"head": head.head, "signature": head.signature})
+    return content
+
+
+def read_head(content: RecordDict) -> SignedHead | None:
+    """Return the head that a message carries, if it carries one.
+
+    Raises:
+        MalformedError: if what it carries is none.
+    """
+    if _RECORD not in content:
+        return None
+    return SignedHead(field(content, _RECORD, "head", str), field(content, _RECORD, "signature", bytes))
