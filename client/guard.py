@@ -5,9 +5,9 @@ clipped. A task can break that without noticing. So the guard does not trust nam
 records that the task makes up:
 
     1. the example  some different records of the form that the task reads
-    2. the model    made twice, is the same; its parameters are shared, and there is nothing else to share
+    2. the model    made twice, is the same
     3. its records  do not meet, and do not depend on their place in the batch: `client.meeting`
-    4. its state    no run leaves a trace, and nothing outside the model is trained
+    4. its state    all of it is trained and shared, nothing else is, and no batch leaves a trace
     5. the loss     is the mean of one term for each record, of outputs alone: `client.terms`
 
 3 and 5 are done twice: with the weights that training starts from, and with shaken ones, since weights that start as
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from client.meeting import check_meeting, check_place
+from client.meeting import REMEMBERS, check_meeting, check_place
 from client.terms import check_leaves, check_loss
 from client.trial import Example, Trial, make_model, same
 from privacy.errors import TaskError
@@ -124,7 +124,7 @@ def _check_state(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
     marks, kept = _marks(trial.module), (inputs.clone(), targets.clone())
     first = None
     for turned in (False, True):
-        batch, aims = (part.flip(0) if turned else part for part in (inputs, targets))
+        batch, aims = (part.flip(0)[:3] if turned else part for part in (inputs, targets))
         outputs = trial.outputs(batch)
         first = outputs.detach().clone() if first is None else first
         _check_unchanged(trial.module, marks, "forward")
@@ -134,14 +134,13 @@ def _check_state(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
             msg = "its loss computes gradients by itself; return the loss, and leave backward() to Cloister"
             raise TaskError(msg)
         check_leaves(trial, outputs, loss)
-        loss.backward()
+        trial.backward(loss)
         _check_unchanged(trial.module, marks, "a backward pass")
     if not (same(inputs, kept[0]) and same(targets, kept[1])):
         msg = "its model or loss changes the records that it is given; work on new tensors, without inplace=True"
         raise TaskError(msg)
     if first is None or not same(first, trial.outputs(inputs).detach()):
-        msg = "its model remembers earlier batches; let its outputs depend on its inputs and parameters alone"
-        raise TaskError(msg)
+        raise TaskError(REMEMBERS)
     for parameter in trial.module.parameters():
         parameter.grad = None
 

@@ -38,8 +38,13 @@ def check_loss(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
         raise TaskError(msg)
     _check_slope(trial, outputs, targets)
     value = trial.loss(outputs, targets)
+    _check_repeats(trial, outputs, targets, value)
     for shift in range(3):
         _check_terms(trial, outputs, targets.roll(shift, 0))
+    _check_repeats(trial, outputs, targets, value)
+
+
+def _check_repeats(trial: Trial, outputs: Tensor, targets: Tensor, value: Tensor) -> None:
     if not same(value, trial.loss(outputs, targets, seed=1)):
         msg = "its loss gives another value for the same outputs; let it neither draw at random nor remember batches"
         raise TaskError(msg)
@@ -85,8 +90,7 @@ def check_leaves(trial: Trial, outputs: Tensor, loss: Tensor) -> None:
         TaskError: naming the parameter, where it has a name.
     """
     own = {id(parameter) for parameter in trial.module.parameters()}
-    reached = list(_leaves(outputs, loss))
-    for leaf in reached:
+    for leaf in _leaves(outputs, loss):
         if id(leaf) not in own:
             name = _name(leaf, trial) or f"one of shape {tuple(leaf.shape)}"
             msg = (
@@ -94,7 +98,7 @@ def check_leaves(trial: Trial, outputs: Tensor, loss: Tensor) -> None:
                 "nor shared; make it a part of the model (nn.ModuleList in place of a list), or detach it"
             )
             raise TaskError(msg)
-    if not reached:
+    if next(_leaves(loss), None) is None:
         msg = "its loss does not depend on the model's parameters; leave no_grad and detach out of forward and loss"
         raise TaskError(msg)
 

@@ -109,12 +109,21 @@ class Trial:
             TaskError: if it fails, or is none.
         """
         torch.manual_seed(seed)
-        with _naming("loss", len(outputs)):
+        with _naming("loss()", len(outputs)):
             found: object = self.task.loss(outputs, targets)
         if not isinstance(found, Tensor) or found.dim() != 0 or found.dtype != torch.float32:
             msg = f"its loss returns {_form(found)}; return a float32 scalar: the mean of one term for each record"
             raise TaskError(msg)
         return found
+
+    def backward(self, loss: Tensor) -> None:
+        """Leave gradients at all that a loss depends on.
+
+        Raises:
+            TaskError: if there is no way back.
+        """
+        with _naming("backward pass"):
+            loss.backward()
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> None:
         """Try the metrics.
@@ -122,7 +131,7 @@ class Trial:
         Raises:
             TaskError: if they are not one number for each record.
         """
-        with _naming("metrics", len(outputs)):
+        with _naming("metrics()", len(outputs)):
             found: dict[str, object] = {**self.task.metrics(outputs, targets)}
         for name, values in found.items():
             if not isinstance(values, Tensor) or values.shape != (len(outputs),):
@@ -140,7 +149,7 @@ def make_model(task: Task, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         module: object = task.model()
     if not isinstance(module, nn.Module):
-        msg = f"its model() returns a {type(module).__name__}; return a torch.nn.Module"
+        msg = f"its model() returns {_form(module)}; return a torch.nn.Module"
         raise TaskError(msg)
     return module.train()
 
