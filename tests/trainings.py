@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch.nn.utils import parameters_to_vector
 
 from client.dpsgd import train
 from client.trial import make_model
-from privacy.manifest import Privacy, Training
+from privacy.manifest import Manifest, Privacy, Training
 from privacy.randomness import Randomness
 from tests.privacy.consortium import make_manifest, run_settings
 
@@ -22,30 +21,21 @@ if TYPE_CHECKING:
     from client.task import Task
 
 
-def summed(
-    task: Task,
-    records: tuple[Tensor, Tensor],
-    randomness: Randomness | None = None,
-    *,
-    rate: float = 1.0,
-    steps: int = 1,
-    noise: float = 0.0,
-    norm: float = 1.0,
-) -> NDArray[np.float64]:
-    """Train for a round, and return the noisy sum of clipped gradients over its steps: `(parameters,)`.
+def signed(*, rate: float = 1.0, steps: int = 1, noise: float = 0.0, norm: float = 1.0) -> Manifest:
+    """Sign a run with these parameters and a learning rate of 1."""
+    asked = run_settings(privacy=Privacy(max_grad_norm=norm, noise_multiplier=noise))
+    return make_manifest(replace(asked, training=Training(steps, rate, 1.0)))[0]
 
-    The learning rate is such that the model hardly moves: every step sees the same one.
-    """
-    size, learning_rate = max(1, len(records[0])), 1e-3
-    asked = replace(
-        run_settings(privacy=Privacy(max_grad_norm=norm, noise_multiplier=noise)),
-        training=Training(steps_per_round=steps, sample_rate=rate, learning_rate=learning_rate),
-    )
-    module = make_model(task, 0).double()
-    before = parameters_to_vector(module.parameters()).detach().clone()
-    inputs, targets = (part.double() if part.is_floating_point() else part for part in records)
-    train(task, module, (inputs, targets), size, make_manifest(asked)[0], randomness or Randomness.fresh())
-    moved = before - parameters_to_vector(module.parameters()).detach()
-    found: NDArray[np.float64] = (moved * max(1.0, rate * size) / learning_rate).numpy()
-    torch.testing.assert_close(moved, moved)
+
+def summed(
+    task: Task, records: tuple[Tensor, Tensor], manifest: Manifest, randomness: Randomness | None = None
+) -> NDArray[np.float64]:
+    """Train for a round, and return the sum over its steps of clipped gradients and noise: `(parameters,)`."""
+    training, size = manifest.settings.training, len(records[0])
+    assert training is not None
+    module = make_model(task, 0)
+    before = parameters_to_vector(module.parameters()).detach().double()
+    train(task, module, records, size, manifest, randomness or Randomness.fresh())
+    moved = before - parameters_to_vector(module.parameters()).detach().double()
+    found: NDArray[np.float64] = (moved * max(1.0, training.sample_rate * size)).numpy()
     return found

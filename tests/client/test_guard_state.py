@@ -146,7 +146,7 @@ STATES: dict[str, tuple[Task, str]] = {
     "inputs that change": (
         Made(lambda: nn.Sequential(nn.ReLU(inplace=True), head())),
         "its model or loss changes the records"),
-    "power iteration": (Made(lambda: parametrizations.spectral_norm(head())), "its model has a buffer `parametrizations"),
+    "power iteration": (Made(lambda: parametrizations.spectral_norm(head())), "its model has a buffer"),
 }  # fmt: skip
 
 
