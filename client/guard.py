@@ -18,8 +18,8 @@ policy alone: it can read the records, after all.
 from __future__ import annotations
 
 import warnings
-from hashlib import sha256
 from typing import TYPE_CHECKING
+from weakref import ref
 
 import torch
 from torch import nn
@@ -93,12 +93,12 @@ def _made(task: Task, inputs: Tensor) -> nn.Module:
         raise TaskError(msg)
     with torch.no_grad():
         marks, outputs = _marks(first), Trial(task, first).outputs(inputs.clone())
-        known = {id(parameter) for parameter in first.parameters()}
+        known = [ref(parameter) for parameter in first.parameters()]
+        del first, parameter  # two models may not fit in memory
         second = make_model(task, 0)
-        if any(id(parameter) in known for parameter in second.parameters()):
+        if {id(each()) for each in known} & {id(parameter) for parameter in second.parameters()}:
             msg = "its model() returns the same parameters twice; make a new model every time"
             raise TaskError(msg)
-        del first
         if _marks(second) != marks or not same(outputs, Trial(task, second).outputs(inputs.clone())):
             msg = "its model() makes another model each time; draw its first weights from torch's own generator alone"
             raise TaskError(msg)
@@ -145,7 +145,7 @@ def _check_state(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
         parameter.grad = None
 
 
-def _check_unchanged(module: nn.Module, marks: bytes, when: str) -> None:
+def _check_unchanged(module: nn.Module, marks: dict[str, tuple[torch.Size, int]], when: str) -> None:
     if _marks(module) != marks:
         msg = (
             f"parameters of its model change in {when}, past clipping and noise; leave steps to Cloister, and keep "
@@ -154,13 +154,12 @@ def _check_unchanged(module: nn.Module, marks: bytes, when: str) -> None:
         raise TaskError(msg)
 
 
-def _marks(module: nn.Module) -> bytes:
-    """Return a digest of all parameters: a copy would take as much memory as the model."""
-    digest = sha256()
-    for name, parameter in module.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().contiguous().view(-1).numpy().data)
-    return digest.digest()
+def _marks(module: nn.Module) -> dict[str, tuple[torch.Size, int]]:
+    """Return the sum of each parameter's bits as numbers: a copy would take as much memory as the model."""
+    return {
+        name: (parameter.shape, int(parameter.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)))
+        for name, parameter in module.named_parameters()
+    }
 
 
 def _shake(module: nn.Module) -> None:

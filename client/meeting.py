@@ -53,10 +53,14 @@ def check_place(trial: Trial, inputs: Tensor) -> None:
     with torch.no_grad():
         outputs = trial.outputs(inputs.clone())
         if same(outputs, trial.outputs(inputs.clone(), seed=1)):
-            alone = torch.cat([trial.outputs(inputs[row : row + 1].clone()) for row in range(len(inputs))])
-            turned = trial.outputs(inputs.flip(0)).flip(0)
+            first, last, turned = (
+                trial.outputs(batch) for batch in (inputs[:1].clone(), inputs[-1:].clone(), inputs.flip(0))
+            )
             bound = _CLOSE * outputs.abs().max()
-            if any(other.shape != outputs.shape or (other - outputs).abs().max() > bound for other in (alone, turned)):
+            if any(
+                one.shape != other.shape or (one - other).abs().max() > bound
+                for one, other in ((first, outputs[:1]), (last, outputs[-1:]), (turned.flip(0), outputs))
+            ):
                 msg = (
                     "its model gives a record another output in another batch; use neither the number of records nor "
                     "their place, and batch_first=True for sequences"
@@ -70,11 +74,9 @@ def _replacements(trial: Trial, inputs: Tensor, record: int) -> Iterator[tuple[T
 
     By another that the task made up; then, if they are real numbers, by something louder than any of them.
     """
-    different = [row for row in range(len(inputs)) if not same(inputs[row], inputs[record])]
-    for row in {different[0], different[-1]}:
-        replaced = inputs.clone()
-        replaced[record] = inputs[row]
-        yield replaced, trial.outputs(replaced.clone())
+    replaced = inputs.clone()
+    replaced[record] = inputs[next(row for row in range(len(inputs)) if not same(inputs[row], inputs[record]))]
+    yield replaced, trial.outputs(replaced.clone())
     if inputs.is_floating_point():
         for factor in (8.0, -8.0):
             replaced = inputs.clone()
