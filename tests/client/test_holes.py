@@ -126,9 +126,9 @@ def test_the_ledger_has_the_very_rate_at_which_records_are_drawn(make_federation
     assert {key: entry[key] for key in ("sample_rate", "steps", "noise_multiplier")} == {
         "sample_rate": 0.37, "steps": 3, "noise_multiplier": 2.0
     }  # fmt: skip
-    task, records = Coordinates(500), 500
-    rate = summed(task, task.example(), signed(rate=0.37, norm=2.0), Randomness.seeded(1)).sum() / records
-    assert rate == pytest.approx(0.37, abs=4 * np.sqrt(0.37 * 0.63 / records))
+    task, manifest, chances = Coordinates(500), signed(rate=0.37, steps=20, norm=2.0), 500 * 20
+    drawn = summed(task, task.example(), manifest, Randomness.seeded(1)).sum()
+    assert drawn / chances == pytest.approx(0.37, abs=4 * np.sqrt(0.37 * 0.63 / chances))
 
 
 def test_a_batch_without_records_has_its_noise_and_counts() -> None:
