@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from client.dpsgd import check_model, train
+from client.dpsgd import train
+from client.guard import check_task
 from client.records import split_held_out
 from client.task import import_task
-from privacy.errors import DataError, TaskError
+from client.trial import make_model
+from privacy.errors import DataError
 from privacy.update import Layout, Model, Update
 
 if TYPE_CHECKING:
@@ -34,17 +36,11 @@ class Study:
     def __init__(self, name: str, site: Site) -> None:
         self.name, self._site = name, site
         self.task: Task = import_task(name)
-        check_model(self.module(0), name)
+        self._example = check_task(self.task, name)
 
     def module(self, seed: int) -> nn.Module:
         """Make the untrained module; the same at every site."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = self.task.model()
-        if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
-            msg = f"{self.name}: its model has parameters that are not float32; make all of them float32"
-            raise TaskError(msg)
-        return module
+        return make_model(self.task, seed)
 
     def untrained(self, seed: int) -> Model:
         """Return the untrained model's parameters."""
@@ -101,6 +97,7 @@ class Study:
         data = self._site.settings.data
         path = self._site.place.path(data.file)
         inputs, targets = self.task.load(path)
+        self._example.check(inputs, targets, path)
         if len(inputs) != len(targets) or len(inputs) == 0:
             msg = f"{path}: the task read {len(inputs)} inputs and {len(targets)} targets; it needs as many, and some"
             raise DataError(msg)

@@ -4,7 +4,8 @@
         def model(self):                    return nn.Linear(30, 1)
         def load(self, path):               return inputs, targets          # of one site, from its own file
         def loss(self, outputs, targets):   return F.binary_cross_entropy_with_logits(outputs, targets)
-        def metrics(self, outputs, targets): return {"accuracy": ((outputs > 0) == (targets > 0.5)).float()}
+        def metrics(self, outputs, targets): return {"accuracy": ((outputs > 0) == (targets > 0.5)).float()[:, 0]}
+        def example(self):                  return torch.randn(4, 30), torch.tensor([[0.0], [1.0], [0.0], [1.0]])
 
 A run names it as `module:Class`. A site imports it only from what the site itself has installed, and only
 if its policy lists that very name: code never travels.
@@ -43,6 +44,15 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def example(self) -> tuple[Tensor, Tensor]:
+        """Make up a few records, on which Cloister tries the task before it reads a real one: see `client.guard`.
+
+        Returns:
+            Inputs `(n, ...)` and targets `(n, ...)` of the very form and dtype that `load` returns. At least four
+            different records, with targets of every class if there are any, and whatever else a loss treats apart.
+        """
+
+    @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss over a batch: a scalar that depends on each record only by its own term."""
 
@@ -56,13 +66,17 @@ def import_task(name: str) -> Task:
     """Import `module:Class` from the installed packages and make an instance.
 
     Raises:
-        TaskError: if there is no such module or class, or it is no `Task`.
+        TaskError: if there is no such module or class, or it is no `Task`, or a method is missing.
     """
     found = import_class(name)
     if not issubclass(found, Task):
         msg = f"{name!r} is not a cloister.Task; derive the class from it"
         raise TaskError(msg)
-    return found()
+    try:
+        return found()
+    except Exception as error:
+        msg = f"the task {name!r} cannot be made ({error}); write what is missing, and let it need no arguments"
+        raise TaskError(msg) from error
 
 
 def import_class(name: str) -> type:

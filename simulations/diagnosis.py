@@ -96,6 +96,11 @@ class Diagnosis(Task):
         features, malignant = read_csv(path, features=tuple(RANGES), target=TARGET, classes=(0.0, 1.0))
         return scale(torch.from_numpy(features)), torch.from_numpy(malignant).unsqueeze(1)
 
+    def example(self) -> tuple[Tensor, Tensor]:
+        """Make up eight patients anywhere in the ranges: features `(8, 30)`, every other one malignant `(8, 1)`."""
+        low, high = torch.tensor(list(RANGES.values())).T
+        return scale(low + torch.rand(8, len(low)) * (high - low)), torch.arange(8.0).remainder(2).unsqueeze(1)
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy of logits `(n, 1)`, in nats."""
         return functional.binary_cross_entropy_with_logits(outputs, targets)

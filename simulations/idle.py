@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,8 @@ class _Side(nn.ModuleList):
     """Layers side by side."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map inputs `(n, 1)` to all layers' outputs, side by side: `(n, size)`."""
-        return torch.cat([layer(inputs) for layer in self], dim=1)
+        """Map inputs `(n, 1)` to the mean of each layer's outputs: `(n, layers)`."""
+        return inputs * torch.stack([cast("nn.Linear", layer).weight.mean() for layer in self])
 
 
 class Idle(Task):
@@ -38,7 +38,7 @@ class Idle(Task):
 
     @override
     def model(self) -> nn.Module:
-        """Make the untrained model: inputs `(n, 1)` to outputs `(n, size)`."""
+        """Make the untrained model: inputs `(n, 1)` to outputs `(n, layers)`."""
         size = int(os.environ.get(PARAMETERS, _DEFAULT))
         return _Side([nn.Linear(1, min(_LAYER, size - start), bias=False) for start in range(0, size, _LAYER)])
 
@@ -49,7 +49,12 @@ class Idle(Task):
         return torch.zeros(count, 1), torch.zeros(count)
 
     @override
+    def example(self) -> tuple[Tensor, Tensor]:
+        """Make up inputs `(4, 1)` and targets `(4,)`."""
+        return torch.arange(4.0).unsqueeze(1), torch.arange(4.0)
+
+    @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean square of outputs `(n, size)`."""
+        """Return the mean square of outputs `(n, …)`."""
         del targets
         return outputs.square().mean()

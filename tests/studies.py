@@ -38,6 +38,10 @@ class Tiny(Task):
         return torch.from_numpy(inputs), torch.from_numpy(targets).unsqueeze(1)
 
     @override
+    def example(self) -> tuple[Tensor, Tensor]:
+        return torch.arange(8.0).reshape(4, 2), torch.arange(4.0).unsqueeze(1)
+
+    @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return functional.mse_loss(outputs, targets)
 
@@ -85,13 +89,21 @@ class Quoting(Tiny):
 
 
 class Broken(Tiny):
-    """Meets a bug, which quotes a record, as often as its class says."""
+    """Meets a bug, which quotes a record, as often as its class says; only once it has read records."""
 
     bugs: ClassVar[int] = 0
 
+    def __init__(self) -> None:
+        self._has_records = False
+
+    @override
+    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+        self._has_records = True
+        return super().load(path)
+
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if Broken.bugs > 0:
+        if self._has_records and Broken.bugs > 0:
             Broken.bugs -= 1
             raise ValueError(QUOTE)
         return super().loss(outputs, targets)

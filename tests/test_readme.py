@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from client.guard import check_task
 from client.task import Task
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -18,6 +19,7 @@ def test_the_task_in_the_readme_reads_records_and_learns_from_them(tmp_path: Pat
     exec(code[1], names)  # noqa: S102 - our own README
     task = names["Diagnosis"]()
     assert isinstance(task, Task)
+    check_task(task, "Diagnosis")
     (tmp_path / "records.csv").write_text("mean_radius,mean_texture,malignant\n14,20,0\n21,30,1\n", encoding="utf-8")
 
     inputs, targets = task.load(tmp_path / "records.csv")

@@ -1,0 +1,171 @@
+"""The guard: what breaks differential privacy in a task is refused before a record is read, with its mend.
+
+The guarantee of DP-SGD rests on one fact: what a record does to an update goes through its own gradient, which is
+clipped. A task can break that without noticing. So the guard does not trust names of layers; it tries the task on
+records that the task makes up:
+
+    1. the example  some different records of the form that the task reads
+    2. the model    made twice, is the same
+    3. its records  do not meet, and do not depend on their place in the batch: `client.meeting`
+    4. its state    all of it is trained and shared, nothing else is, and no batch leaves a trace
+    5. the loss     is the mean of one term for each record, of outputs alone: `client.terms`
+
+3 and 5 are done twice: with the weights that training starts from, and with shaken ones, since weights that start as
+nought can hide what a layer does. It is a guard against mistakes. A task that means harm is kept out by the site's
+policy alone: it can read the records, after all.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+from weakref import ref
+
+import torch
+from torch import nn
+
+from client.meeting import REMEMBERS, check_meeting, check_place
+from client.terms import check_leaves, check_loss
+from client.trial import Example, Trial, make_model, same
+from privacy.errors import TaskError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from client.task import Task
+
+
+def check_task(task: Task, name: str) -> Example:
+    """Refuse a task that DP-SGD cannot protect.
+
+    Torch's generator and all gradients are afterwards as they were.
+
+    Returns:
+        The records that it made up, with which those that it reads must agree.
+
+    Raises:
+        TaskError: saying in a sentence what to change.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch merely remarks on is tried here
+            example = Example.of(task)
+            _check(task, example)
+    except TaskError as error:
+        msg = f"{name}: {error}"
+        raise TaskError(msg) from error
+    return example
+
+
+def _check(task: Task, example: Example) -> None:
+    inputs, targets = example.batch()
+    trial = Trial(task, _made(task, inputs))
+    check_meeting(trial, inputs)
+    check_place(trial, inputs)
+    _check_shared(trial.module)
+    _check_state(trial, inputs, targets)
+    check_loss(trial, inputs, targets)
+    _shake(trial.module)
+    check_meeting(trial, inputs)
+    check_place(trial, inputs)
+    check_loss(trial, inputs, targets)
+    with torch.no_grad():
+        trial.metrics(trial.outputs(inputs), targets)
+
+
+def _made(task: Task, inputs: Tensor) -> nn.Module:
+    """Make a task's model; twice, to see that it is the same.
+
+    Raises:
+        TaskError: if it is not, or its parameters are not such as are shared.
+    """
+    first = make_model(task, 0)
+    for name, parameter in first.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            msg = f"its model's parameter `{name}` has no size yet; use layers that are told theirs, none of nn.Lazy…"
+            raise TaskError(msg)
+        if parameter.dtype != torch.float32:
+            msg = "its model has parameters that are not float32; make all of them float32"
+            raise TaskError(msg)
+    sizes = [parameter.numel() for parameter in first.parameters()]
+    if not sizes or 0 in sizes:
+        msg = "its model has no parameters, or some without elements; give it such as can be trained"
+        raise TaskError(msg)
+    with torch.no_grad():
+        marks, outputs = _marks(first), Trial(task, first).outputs(inputs.clone())
+        known = [ref(parameter) for parameter in first.parameters()]
+        del first, parameter  # two models may not fit in memory
+        second = make_model(task, 0)
+        if {id(each()) for each in known} & {id(parameter) for parameter in second.parameters()}:
+            msg = "its model() returns the same parameters twice; make a new model every time"
+            raise TaskError(msg)
+        if _marks(second) != marks or not same(outputs, Trial(task, second).outputs(inputs.clone())):
+            msg = "its model() makes another model each time; draw its first weights from torch's own generator alone"
+            raise TaskError(msg)
+    return second
+
+
+def _check_shared(module: nn.Module) -> None:
+    """Refuse what would be a part of the model, and is not shared."""
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            msg = f"its model's parameter `{name}` is frozen, and only what is trained is shared; {_CONSTANTS}"
+            raise TaskError(msg)
+    for name, _ in module.named_buffers():
+        msg = f"its model has a buffer `{name}`, and only parameters are shared; {_CONSTANTS}"
+        raise TaskError(msg)
+
+
+_CONSTANTS = "keep a constant as a plain tensor that forward brings to its input's device"
+
+
+def _check_state(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
+    """Refuse a task whose runs leave anything behind, or train anything but the model."""
+    marks, kept = _marks(trial.module), (inputs.clone(), targets.clone())
+    first = None
+    for turned in (False, True):
+        batch, aims = (part.flip(0)[:3] if turned else part for part in (inputs, targets))
+        outputs = trial.outputs(batch)
+        first = outputs.detach().clone() if first is None else first
+        _check_unchanged(trial.module, marks, "forward")
+        loss = trial.loss(outputs, aims)
+        _check_unchanged(trial.module, marks, "its loss")
+        if not turned and any(parameter.grad is not None for parameter in trial.module.parameters()):
+            msg = "its loss computes gradients by itself; return the loss, and leave backward() to Cloister"
+            raise TaskError(msg)
+        check_leaves(trial, outputs, loss)
+        trial.backward(loss)
+        _check_unchanged(trial.module, marks, "a backward pass")
+    if not (same(inputs, kept[0]) and same(targets, kept[1])):
+        msg = "its model or loss changes the records that it is given; work on new tensors, without inplace=True"
+        raise TaskError(msg)
+    if first is None or not same(first, trial.outputs(inputs).detach()):
+        raise TaskError(REMEMBERS)
+    for parameter in trial.module.parameters():
+        parameter.grad = None
+
+
+def _check_unchanged(module: nn.Module, marks: dict[str, tuple[torch.Size, int]], when: str) -> None:
+    if _marks(module) != marks:
+        msg = (
+            f"parameters of its model change in {when}, past clipping and noise; leave steps to Cloister, and keep "
+            "parameters as they are"
+        )
+        raise TaskError(msg)
+
+
+def _marks(module: nn.Module) -> dict[str, tuple[torch.Size, int]]:
+    """Return the sum of each parameter's bits as numbers: a copy would take as much memory as the model."""
+    return {
+        name: (parameter.shape, int(parameter.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)))
+        for name, parameter in module.named_parameters()
+    }
+
+
+def _shake(module: nn.Module) -> None:
+    """Move all weights, about as far as layers' first ones usually are from nought."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            inward = parameter[0].numel() if parameter.dim() else 1
+            parameter.add_(torch.randn_like(parameter), alpha=max(1, inward) ** -0.5)

@@ -1,0 +1,167 @@
+"""Whether records of a batch meet in the model. DP-SGD clips what one record does: it must do it by itself.
+
+One record is replaced by another. If any other record's output moves, in its last bit, then a record is in other
+records' gradients too, and clipping bounds something else than its influence. It does not matter by what name they
+meet: batch normalisation, its functional form, a mean, attention over the wrong dimension.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from client.trial import same
+from privacy.errors import TaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from client.trial import Trial
+
+REMEMBERS = (
+    "its model remembers earlier batches; let its outputs depend on its inputs and parameters alone, and change none"
+)
+_CLOSE = 1e-3  # outputs in batches of other sizes, relative to the largest: other kernels add in another order
+
+
+def check_meeting(trial: Trial, inputs: Tensor) -> None:
+    """Refuse a model in which records meet.
+
+    Raises:
+        TaskError: naming the layer, and what to use in its place.
+    """
+    with torch.no_grad():
+        outputs = trial.outputs(inputs.clone())
+        for record in (0, len(inputs) - 1):
+            for replaced, found in _replacements(trial, inputs, record):
+                if _differ(outputs, found, len(inputs), record):
+                    raise TaskError(_explained(trial, inputs, replaced, record, outputs))
+
+
+def check_place(trial: Trial, inputs: Tensor) -> None:
+    """Refuse a model in which it matters where in the batch a record stands, or how many there are.
+
+    Raises:
+        TaskError: saying so. Every batch has another size, and one record more moves others on.
+    """
+    trial.module.eval()  # without dropout, whose draws go by place
+    with torch.no_grad():
+        outputs = trial.outputs(inputs.clone())
+        if same(outputs, trial.outputs(inputs.clone(), seed=1)):
+            first, last, turned = (
+                trial.outputs(batch) for batch in (inputs[:1].clone(), inputs[-1:].clone(), inputs.flip(0))
+            )
+            bound = _CLOSE * outputs.abs().max()
+            if any(
+                one.shape != other.shape or (one - other).abs().max() > bound
+                for one, other in ((first, outputs[:1]), (last, outputs[-1:]), (turned.flip(0), outputs))
+            ):
+                msg = (
+                    "its model gives a record another output in another batch; use neither the number of records nor "
+                    "their place, and batch_first=True for sequences"
+                )
+                raise TaskError(msg)
+    trial.module.train()
+
+
+def _replacements(trial: Trial, inputs: Tensor, record: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batch with one record replaced, and its outputs.
+
+    By another that the task made up; then, if they are real numbers, by something louder than any of them.
+    """
+    replaced = inputs.clone()
+    replaced[record] = inputs[next(row for row in range(len(inputs)) if not same(inputs[row], inputs[record]))]
+    yield replaced, trial.outputs(replaced.clone())
+    if inputs.is_floating_point():
+        for factor in (8.0, -8.0):
+            replaced = inputs.clone()
+            replaced[record] = inputs[record] * factor + factor / 8
+            found = None
+            with suppress(TaskError):  # a model need not take it
+                found = trial.outputs(replaced.clone())
+            if found is not None:
+                yield replaced, found
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A layer, what went into it, and what came out."""
+
+    name: str
+    layer: nn.Module
+    taken: list[Tensor]
+    made: list[Tensor]
+
+
+def _explained(trial: Trial, inputs: Tensor, replaced: Tensor, record: int, outputs: Tensor) -> str:
+    """Say in which layer it is that others than one record first differ."""
+    if not same(trial.outputs(inputs.clone()), outputs):
+        return REMEMBERS
+    size = len(inputs)
+    for one, other in zip(_calls(trial, inputs), _calls(trial, replaced), strict=False):
+        if any(_differ(a, b, size, record) for a, b in zip(one.made, other.made, strict=False)):
+            before = any(_differ(a, b, size, record) for a, b in zip(one.taken, other.taken, strict=False))
+            kind = type(one.layer).__name__
+            if one.layer is trial.module and list(one.layer.children()):
+                return f"records of a batch meet in forward of its model ({kind}); {_GENERAL}"
+            place = f"`{one.name}` ({kind})" if one.name else kind
+            if before:
+                return f"records of a batch meet in its model before {place}; {_GENERAL}"
+            return f"records of a batch meet in its model's layer {place}; {_mend(one.layer)}"
+    return f"records of a batch meet in its model; {_GENERAL}"
+
+
+_GENERAL = "compute each record by itself: no mean, sum, norm, sorting or attention over dimension 0"
+
+
+def _mend(layer: nn.Module) -> str:
+    if isinstance(layer, _BatchNorm):
+        return "use GroupNorm or LayerNorm"
+    if isinstance(layer, nn.modules.instancenorm._InstanceNorm):  # noqa: SLF001 - has no public name
+        return "use it with track_running_stats=False"
+    if getattr(layer, "batch_first", True) is False:
+        return "give it batch_first=True, and records in dimension 0"
+    return _GENERAL
+
+
+def _calls(trial: Trial, inputs: Tensor) -> list[_Call]:
+    """Return what every layer did, in the order in which they were done."""
+    calls: list[_Call] = []
+    names = {layer: name for name, layer in trial.module.named_modules()}
+
+    def note(layer: nn.Module, args: Any, kwargs: Any, made: Any) -> None:  # noqa: ANN401 - whatever layers pass
+        calls.append(_Call(names[layer], layer, _tensors((args, kwargs)), _tensors(made)))
+
+    hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in names]
+    try:
+        trial.outputs(inputs.clone())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _tensors(found: object) -> list[Tensor]:
+    if isinstance(found, Tensor):
+        return [found.clone()]
+    if isinstance(found, dict):
+        found = list(found.values())
+    return [tensor for part in found for tensor in _tensors(part)] if isinstance(found, list | tuple) else []
+
+
+def _differ(one: Tensor, other: Tensor, size: int, record: int) -> bool:
+    """Return whether rows of other records differ, wherever the dimension of records is; False if there is none."""
+    if one.shape != other.shape or not one.dim():
+        return False
+    at = next((place for place, found in enumerate(one.shape) if found == size), None)
+    if at is None and len(one) and len(one) % size == 0:
+        one, other, at = one.reshape(size, -1), other.reshape(size, -1), 0
+    if at is None:
+        return False
+    rows = torch.arange(size) != record
+    return not same(one.movedim(at, 0)[rows], other.movedim(at, 0)[rows])

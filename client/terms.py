@@ -1,0 +1,134 @@
+"""Whether a loss is the mean of one term for each record, and trains the model through its outputs alone.
+
+The sum over a batch, a mean divided by weights of the batch, pairs of records: each lets one record change the
+gradients of others, or by more than the clipping norm. A term on parameters, such as weight decay or FedProx's, is in
+no record's gradient: some ways to clip drop it silently, others let it pass unclipped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from client.trial import same
+from privacy.errors import TaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from client.trial import Trial
+
+_RELATIVE, _ABSOLUTE = 1e-4, 1e-6  # of terms; of outputs
+
+
+def check_loss(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
+    """Refuse a loss that is anything but the mean of one term for each record, each of its own outputs.
+
+    Raises:
+        TaskError: saying what it is, and how to write it.
+    """
+    outputs = trial.outputs(inputs.clone()).detach()
+    if trial.loss(outputs, targets).requires_grad:
+        msg = (
+            "its loss has a gradient that does not come through the outputs; leave out terms on parameters (weight "
+            "decay, FedProx), and return from the model whatever else the loss is of"
+        )
+        raise TaskError(msg)
+    _check_slope(trial, outputs, targets)
+    value = trial.loss(outputs, targets)
+    _check_repeats(trial, outputs, targets, value)
+    for shift in range(3):
+        _check_terms(trial, outputs, targets.roll(shift, 0))
+    _check_repeats(trial, outputs, targets, value)
+
+
+def _check_repeats(trial: Trial, outputs: Tensor, targets: Tensor, value: Tensor) -> None:
+    if not same(value, trial.loss(outputs, targets, seed=1)):
+        msg = "its loss gives another value for the same outputs; let it neither draw at random nor remember batches"
+        raise TaskError(msg)
+
+
+def _check_slope(trial: Trial, outputs: Tensor, targets: Tensor) -> None:
+    variable = outputs.clone().requires_grad_()
+    loss = trial.loss(variable, targets)
+    slope = torch.autograd.grad(loss, variable, allow_unused=True)[0] if loss.requires_grad else None
+    if slope is None:
+        msg = "its loss has no gradient with respect to the outputs; compute it from them with differentiable functions"
+        raise TaskError(msg)
+    if not (loss.isfinite() and slope.isfinite().all()):
+        msg = "its loss or its gradient is not finite on its example; keep logarithms, roots and divisions off nought"
+        raise TaskError(msg)
+
+
+def _check_terms(trial: Trial, outputs: Tensor, targets: Tensor) -> None:
+    """Compare the losses of some batches with those of their records, each alone."""
+    terms = torch.stack([trial.loss(outputs[row : row + 1], targets[row : row + 1]) for row in range(len(outputs))])
+    reach = _ABSOLUTE * (1 + outputs.abs().max())
+
+    for count in (2, 3, len(outputs)):
+        found, own = trial.loss(outputs[:count], targets[:count]), terms[:count]
+        bound = _RELATIVE * own.abs().mean() + reach
+        if (found - own.mean()).abs() <= bound:
+            continue
+        if (found - own.sum()).abs() <= bound * count:
+            msg = "its loss is a sum over the batch; return the mean over its records"
+        else:
+            msg = (
+                "its loss over a batch is not the mean of its records' own losses; give each record one term that "
+                "looks at no other, multiply it by that record's own weight, and take the plain mean (no class "
+                "weights, ignore_index or mask that a mean divides by, no pairs, no outputs broadcast against targets)"
+            )
+        raise TaskError(msg)
+
+
+def check_leaves(trial: Trial, outputs: Tensor, loss: Tensor) -> None:
+    """Refuse a loss that trains anything but the model's own parameters, or nothing.
+
+    Raises:
+        TaskError: naming the parameter, where it has a name.
+    """
+    own = {id(parameter) for parameter in trial.module.parameters()}
+    for leaf in _leaves(outputs, loss):
+        if id(leaf) not in own:
+            name = _name(leaf, trial) or f"one of shape {tuple(leaf.shape)}"
+            msg = (
+                f"its outputs or loss depend on a parameter outside the model, {name}, which would be neither clipped "
+                "nor shared; make it a part of the model (nn.ModuleList in place of a list), or detach it"
+            )
+            raise TaskError(msg)
+    if next(_leaves(loss), None) is None:
+        msg = "its loss does not depend on the model's parameters; leave no_grad and detach out of forward and loss"
+        raise TaskError(msg)
+
+
+def _leaves(*roots: Tensor) -> Iterator[Tensor]:
+    """Yield all tensors that a backward pass from here would give a gradient."""
+    yield from (root for root in roots if root.is_leaf and root.requires_grad)
+    waiting = [root.grad_fn for root in roots]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor):
+            yield leaf
+        waiting += [following for following, _ in node.next_functions]
+
+
+def _name(leaf: Tensor, trial: Trial) -> str | None:
+    """Return under which name the task or a layer of the model holds a tensor."""
+    for owner, of in [(trial.task, "of the task"), *((layer, "of its model") for layer in trial.module.modules())]:
+        for name, held in vars(owner).items():
+            parts = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else [held]
+            for part in parts:
+                if part is leaf:
+                    return f"`{name}` {of}"
+                if isinstance(part, nn.Module):
+                    found = next((inner for inner, each in part.named_parameters() if each is leaf), None)
+                    if found:
+                        return f"`{found}` of `{name}` {of}"
+    return None

@@ -1,0 +1,183 @@
+"""A task tried on the records that it makes up: what fails, fails with a name, before a real record is read."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from privacy.errors import DataError, TaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from client.task import Task
+
+_FEWEST = 4
+_SIZES = (5, 7, 11, 13, 17, 19, 23)
+
+
+@dataclass(frozen=True)
+class Example:
+    """Made-up records of the form that a task's own have."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, task: Task) -> Example:
+        """Return what a task makes up.
+
+        Raises:
+            TaskError: if it is of no use for trying the task.
+        """
+        torch.manual_seed(0)
+        with _naming("example()"):
+            inputs, targets = (part.detach() for part in task.example())
+        for name, part in (("inputs", inputs), ("targets", targets)):
+            if part.dim() == 0 or len(part) < _FEWEST or len(part) != len(inputs):
+                msg = (
+                    f"its example has {name} {_form(part)}; make up {_FEWEST} records or more, with as many inputs as "
+                    "targets"
+                )
+                raise TaskError(msg)
+            if part.is_complex() or not part.isfinite().all():
+                msg = f"its example has {name} that are complex or not finite; make up finite real numbers"
+                raise TaskError(msg)
+            if (part == part[:1]).all():
+                msg = f"its example has the same {name} in every record; make up different ones, of every class"
+                raise TaskError(msg)
+        return cls(inputs, targets)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Return a new batch of these records, of a size by which its dimension can be told from the others."""
+        others = (*self.inputs.shape[1:], *self.targets.shape[1:])
+        size = next((size for size in _SIZES if size not in others), _SIZES[-1])
+        rows = torch.arange(size) % len(self.inputs)
+        return self.inputs[rows], self.targets[rows]
+
+    def check(self, inputs: Tensor, targets: Tensor, path: Path) -> None:
+        """Hold a site's own records against these.
+
+        Raises:
+            DataError: if they are of another form.
+        """
+        read, shown = (f"{_form(a)} and {_form(b)}" for a, b in ((inputs, targets), (self.inputs, self.targets)))
+        if read != shown:
+            msg = f"{path}: the task read inputs and targets {read}, but its example has {shown}; mend one of the two"
+            raise DataError(msg)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A task and a model of it, in training mode on the CPU."""
+
+    task: Task
+    module: nn.Module
+
+    def outputs(self, inputs: Tensor, seed: int = 0) -> Tensor:
+        """Return the model's outputs `(n, ...)`, with dropout as the seed says.
+
+        Raises:
+            TaskError: if the model fails, or they are not one row of real numbers a record.
+        """
+        torch.manual_seed(seed)
+        with _naming("model", len(inputs)):
+            found: object = self.module(inputs)
+        if not isinstance(found, Tensor):
+            msg = f"its model returns {_form(found)}; return one tensor with one row for each record"
+            raise TaskError(msg)
+        if found.dtype != torch.float32:
+            msg = f"its model returns {_form(found)}; return float32, for instance scores in place of classes"
+            raise TaskError(msg)
+        if found.dim() == 0 or len(found) != len(inputs):
+            msg = (
+                f"its model makes outputs of shape {tuple(found.shape)} from {len(inputs)} records; keep one row for "
+                "each record, in every layer: flatten from dimension 1 on, and never squeeze dimension 0"
+            )
+            raise TaskError(msg)
+        return found
+
+    def loss(self, outputs: Tensor, targets: Tensor, seed: int = 0) -> Tensor:
+        """Return the loss, a scalar.
+
+        Raises:
+            TaskError: if it fails, or is none.
+        """
+        torch.manual_seed(seed)
+        with _naming("loss()", len(outputs)):
+            found: object = self.task.loss(outputs, targets)
+        if not isinstance(found, Tensor) or found.dim() != 0 or found.dtype != torch.float32:
+            msg = f"its loss returns {_form(found)}; return a float32 scalar: the mean of one term for each record"
+            raise TaskError(msg)
+        return found
+
+    def backward(self, loss: Tensor) -> None:
+        """Leave gradients at all that a loss depends on.
+
+        Raises:
+            TaskError: if there is no way back.
+        """
+        with _naming("backward pass"):
+            loss.backward()
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> None:
+        """Try the metrics.
+
+        Raises:
+            TaskError: if they are not one number for each record.
+        """
+        with _naming("metrics()", len(outputs)):
+            found: dict[str, object] = {**self.task.metrics(outputs, targets)}
+        for name, values in found.items():
+            if not isinstance(values, Tensor) or values.shape != (len(outputs),):
+                msg = f"its metric {name!r} is {_form(values)}; return a tensor `(n,)` with one value for each record"
+                raise TaskError(msg)
+
+
+def make_model(task: Task, seed: int) -> nn.Module:
+    """Make a task's untrained model, ready to train; with the same seed, the same at every site.
+
+    Raises:
+        TaskError: if the task makes none.
+    """
+    with torch.random.fork_rng(devices=[]), _naming("model()"):
+        torch.manual_seed(seed)
+        module: object = task.model()
+    if not isinstance(module, nn.Module):
+        msg = f"its model() returns {_form(module)}; return a torch.nn.Module"
+        raise TaskError(msg)
+    return module.train()
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are equal, bit for bit but for zero's sign; no number equals no number."""
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _form(part: object) -> str:
+    """Return a tensor's type and shape, of which the first dimension counts records; of anything else, its type.
+
+    >>> _form(torch.zeros(4, 2))
+    'float32 (n, 2)'
+    """
+    if not isinstance(part, Tensor):
+        return f"a {type(part).__module__}.{type(part).__name__}"
+    shape = ", ".join(("n", *(str(size) for size in part.shape[1:]))) if part.dim() else ""
+    return f"{str(part.dtype).removeprefix('torch.')} ({shape}{',' * (part.dim() == 1)})"
+
+
+@contextmanager
+def _naming(what: str, records: int = 0) -> Iterator[None]:
+    """Turn whatever a task raises into an error that names its method."""
+    try:
+        yield
+    except Exception as error:
+        on = f" on {records} made-up record{'s' * (records > 1)}" if records else ""
+        reason = (str(error).strip().splitlines() or [""])[0]
+        msg = f"its {what} fails{on} ({type(error).__name__}: {reason}); mend it, or what example() makes up"
+        raise TaskError(msg) from error

@@ -1,0 +1,135 @@
+"""What cannot be trained at all is refused with a sentence that says why."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from client.task import Task, import_task
+from privacy.errors import TaskError
+from tests.studies import Tiny
+from tests.trials import CLASSES, WIDTH, Made, Through, complaint, head, vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Constant(nn.Linear):
+    """A buffer that never changes."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, CLASSES)
+        self.register_buffer("shift", torch.ones(CLASSES))
+
+
+class Zeroed(nn.Linear):
+    """Its weights begin at nought."""
+
+    @override
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+def given(inputs: object, targets: object = None) -> Made:
+    """A task with this example."""
+    aims = vectors()[1] if targets is None else targets
+    return Made(example=lambda: cast("Any", (inputs, aims)))
+
+
+def two_parts(_: Tensor) -> Tensor:
+    return cast("Tensor", (torch.ones(1), torch.ones(1)))
+
+
+def failing(*_: object) -> Any:  # noqa: ANN401 - never returns
+    msg = "no such luck"
+    raise ValueError(msg)
+
+
+def drawn_by(draw: Callable[[], float]) -> nn.Module:
+    layer = Zeroed(WIDTH, CLASSES)
+    with torch.no_grad():
+        layer.weight.fill_(draw())
+    return layer
+
+
+ONE = head()
+UNUSABLE: dict[str, tuple[Task, str]] = {
+    "an example that fails": (Made(example=failing), "its example() fails (ValueError: no such luck); mend it"),
+    "an example of another kind": (given(np.ones((8, 4))), "its example() fails (AttributeError: "),
+    "a single record": (
+        given(torch.ones(1, 4), torch.ones(1)), "its example has inputs float32 (n, 4); make up 4 records"),
+    "fewer targets": (
+        given(torch.randn(8, 4), torch.arange(5)), "its example has targets int64 (n,); make up 4 records"),
+    "equal records": (given(torch.ones(8, 4)), "its example has the same inputs in every record; make up different"),
+    "one class": (given(torch.randn(8, 4), torch.ones(8)), "its example has the same targets in every record; make up"),
+    "not finite": (given(torch.full((8, 4), torch.inf)), "its example has inputs that are complex or not finite"),
+    "a model that fails": (Made(failing), "its model() fails (ValueError: no such luck); mend it"),
+    "no module": (Made(lambda: cast("Any", 3)), "its model() returns a builtins.int; return a torch.nn.Module"),
+    "another width": (
+        Made(lambda: nn.Linear(9, 3)), "its model fails on 5 made-up records (RuntimeError: mat1 and mat2"),
+    "a layer without a size": (Made(lambda: nn.LazyLinear(3)), "its model's parameter `weight` has no size yet; use"),
+    "doubles": (
+        Made(lambda: head().double()), "its model has parameters that are not float32; make all of them float32"),
+    "nothing to train": (Made(nn.Identity), "its model has no parameters, or some without elements"),
+    "the same model": (Made(lambda: ONE), "its model() returns the same parameters twice; make a new model every time"),
+    "numpy's luck": (
+        Made(lambda: drawn_by(lambda: float(np.random.default_rng().random()))), "its model() makes another"),
+    "python's luck": (
+        Made(lambda: drawn_by(random.random)), "its model() makes another model each time; draw its first"),
+    "two outputs": (
+        Made(lambda: Through(lambda x: x, head(), Through(two_parts))), "its model returns a builtins.tuple"),
+    "complex outputs": (
+        Made(lambda: Through(lambda x: x, head(), Through(torch.fft.fft))), "its model returns complex64 (n, 3)"),
+    "classes": (
+        Made(lambda: Through(lambda x: x, head(), Through(lambda x: x.argmax(1)))),
+        "its model returns int64 (n,); return float32"),
+    "frozen": (
+        Made(lambda: head().requires_grad_(requires_grad=False)),
+        "its model's parameter `weight` is frozen, and only what is trained"),
+    "a buffer": (Made(Constant), "its model has a buffer `shift`, and only parameters are shared; keep a constant"),
+    "outputs in its loss": (
+        Made(loss=lambda outputs, _: outputs), "its loss returns float32 (n, 3); return a float32 scalar"),
+    "a number as loss": (
+        Made(loss=lambda *_: cast("Any", 0.5)), "its loss returns a builtins.float; return a float32 scalar"),
+    "a loss that fails": (
+        Made(loss=failing), "its loss() fails on 5 made-up records (ValueError: no such luck); mend it"),
+    "an infinite loss": (Made(loss=lambda outputs, _: outputs.mean() / 0), "its loss or its gradient is not finite"),
+    "an infinite slope": (Made(loss=lambda outputs, _: (outputs * 0).sqrt().mean()), "its loss or its gradient is not"),
+    "accuracy as loss": (
+        Made(loss=lambda outputs, targets: (outputs.argmax(1) == targets).float().mean()),
+        "its loss does not depend on the model's"),
+    "no gradient": (
+        Made(lambda: Through(torch.detach, head(), Through(torch.detach))), "its loss does not depend on the model's"),
+    "one metric": (
+        Made(metrics=lambda outputs, _: {"accuracy": outputs.mean()}),
+        "its metric 'accuracy' is float32 (); return a tensor"),
+    "a number as metric": (
+        Made(metrics=lambda *_: cast("Any", {"recall": 1.0})), "its metric 'recall' is a builtins.float; return"),
+    "metrics that fail": (Made(metrics=failing), "its metrics() fails on 5 made-up records (ValueError: no such luck)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "said"), UNUSABLE.values(), ids=UNUSABLE.keys())
+def test_a_task_that_cannot_be_trained_is_refused_with_the_reason(task: Task, said: str) -> None:
+    before = torch.get_rng_state()
+    assert complaint(task).startswith(said)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_task_without_a_method_is_an_error_that_names_it() -> None:
+    name = f"{NoExample.__module__}:{NoExample.__name__}"
+    with pytest.raises(TaskError, match=r"cannot be made \(.*example'?\); write what is missing"):
+        import_task(name)
+
+
+class NoExample(Tiny):
+    """One method is missing."""
+
+    example = Task.example

@@ -1,0 +1,93 @@
+"""A task is tried before a record is read or charged, and records of another form than it made up are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from client.acceptance import get_ready
+from client.site import open_site
+from privacy.errors import DataError, TaskError
+from tests.federations import NOISY, charges_of, node_of, signed_run, task_name
+from tests.studies import Tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.federations import FederationMaker
+
+SITE = "north"
+
+
+class Meeting(Tiny):
+    """Its records meet."""
+
+    read: ClassVar[list[Path]] = []
+
+    @override
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.BatchNorm1d(2, affine=False, track_running_stats=False), nn.Linear(2, 1))
+
+    @override
+    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+        self.read.append(path)
+        return super().load(path)
+
+
+class Reading(Tiny):
+    """Reads whatever a test says."""
+
+    records: ClassVar[tuple[Tensor, Tensor]] = (torch.ones(5, 2), torch.ones(5, 1))
+
+    @override
+    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+        return self.records
+
+
+def test_a_task_that_breaks_privacy_costs_nothing_and_reads_nothing(make_federation: FederationMaker) -> None:
+    federation = make_federation(replace(NOISY, task=task_name(Meeting)))
+    site = open_site(federation.paths[SITE])
+    document, node = signed_run(federation)[0], node_of(federation, SITE)
+    for step in (site.check_records, lambda: get_ready(site, document, node)):
+        with pytest.raises(TaskError) as caught:
+            step()
+        assert str(caught.value) == (
+            f"{task_name(Meeting)}: records of a batch meet in its model's layer `0` (BatchNorm1d); "
+            "use GroupNorm or LayerNorm"
+        )
+    assert Meeting.read == []
+    assert charges_of(federation, SITE) == 0
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "said"),
+    [
+        (torch.ones(5, 3), torch.ones(5, 1), "float32 (n, 3) and float32 (n, 1)"),
+        (torch.ones(5), torch.ones(5, 1), "float32 (n,) and float32 (n, 1)"),
+        (torch.ones(5, 2).double(), torch.ones(5, 1), "float64 (n, 2) and float32 (n, 1)"),
+        (torch.ones(5, 2), torch.ones(5, dtype=torch.int64), "float32 (n, 2) and int64 (n,)"),
+        (torch.ones(5, 2), torch.ones(5, 2), "float32 (n, 2) and float32 (n, 2)"),
+        (torch.ones(5, 2).numpy(), torch.ones(5, 1), "a numpy.ndarray and float32 (n, 1)"),
+    ],
+)
+def test_records_of_another_form_than_the_examples_are_refused_when_read(
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, inputs: Tensor, targets: Tensor, said: str
+) -> None:
+    monkeypatch.setattr(Reading, "records", (inputs, targets))
+    federation = make_federation(replace(NOISY, task=task_name(Reading)))
+    with pytest.raises(DataError) as caught:
+        open_site(federation.paths[SITE]).check_records()
+    assert str(caught.value) == (
+        f"{federation.paths[SITE] / 'records.csv'}: the task read inputs and targets {said}, but its example has "
+        "float32 (n, 2) and float32 (n, 1); mend one of the two"
+    )
+
+
+def test_as_many_records_as_one_likes_of_the_examples_form_are_taken(make_federation: FederationMaker) -> None:
+    federation = make_federation(replace(NOISY, task=task_name(Reading)))
+    assert open_site(federation.paths[SITE]).check_records() == {task_name(Reading): 4}

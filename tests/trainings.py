@@ -1,0 +1,41 @@
+"""Single rounds of training, of any task on any records, as a site does them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch.nn.utils import parameters_to_vector
+
+from client.dpsgd import train
+from client.trial import make_model
+from privacy.manifest import Manifest, Privacy, Training
+from privacy.randomness import Randomness
+from tests.privacy.consortium import make_manifest, run_settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from client.task import Task
+
+
+def signed(*, rate: float = 1.0, steps: int = 1, noise: float = 0.0, norm: float = 1.0) -> Manifest:
+    """Sign a run with these parameters and a learning rate of 1."""
+    asked = run_settings(privacy=Privacy(max_grad_norm=norm, noise_multiplier=noise))
+    return make_manifest(replace(asked, training=Training(steps, rate, 1.0)))[0]
+
+
+def summed(
+    task: Task, records: tuple[Tensor, Tensor], manifest: Manifest, randomness: Randomness | None = None
+) -> NDArray[np.float64]:
+    """Train for a round, and return the sum over its steps of clipped gradients and noise: `(parameters,)`."""
+    training, size = manifest.settings.training, len(records[0])
+    assert training is not None
+    module = make_model(task, 0)
+    before = parameters_to_vector(module.parameters()).detach().double()
+    train(task, module, records, size, manifest, randomness or Randomness.fresh())
+    moved = before - parameters_to_vector(module.parameters()).detach().double()
+    found: NDArray[np.float64] = (moved * max(1.0, training.sample_rate * size)).numpy()
+    return found
