@@ -47,7 +47,7 @@ class Account:
     policy: Policy
     held_out: float
     entries: tuple[Entry, ...]
-    head: str  # of the ledger; empty if nothing was charged
+    head: str  # of the ledger
     ledger: str  # where it lies
     audit: Mapping[str, Any] | None  # the last one's report
 
@@ -100,7 +100,7 @@ def state(account: Account, run: StatedRun | None) -> dict[str, Any]:
             "entries": len(account.entries),
             "first": account.entries[0].time if account.entries else None,
             "last": account.entries[-1].time if account.entries else None,
-            "head": account.head or None,
+            "head": account.head,
         },
         "software": {name: _version(name) for name in _LIBRARIES},
         "not_covered": _not_covered(account),

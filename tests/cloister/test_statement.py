@@ -18,6 +18,7 @@ from cloister.audits.statement import AUDIT, write_statement
 from cloister.cli import app
 from privacy.accounting import Mechanism, epsilon
 from privacy.config import read_toml
+from privacy.entries import GENESIS
 from privacy.errors import AuthenticityError, CloisterError, ConfigError, LedgerError
 from privacy.ledger import Ledger, Release
 from privacy.manifest import Manifest, RunSettings
@@ -66,7 +67,7 @@ def test_a_site_that_released_nothing_says_so_and_gets_no_ledger_by_it(federatio
     made = _state(federation)
     assert made["guarantee"]["epsilon_spent"] == 0
     assert made["guarantee"]["epsilon_left"] == made["guarantee"]["epsilon_budget"] == 10.0
-    assert made["ledger"] | {"file": ""} == {"file": "", "entries": 0, "first": None, "last": None, "head": None}
+    assert made["ledger"] | {"file": ""} == {"file": "", "entries": 0, "first": None, "last": None, "head": GENESIS}
     assert made["audit"] == {"result": "not audited; `cloister audit privacy SITE` does it"}
     assert not (federation.paths["north"] / "ledger").exists()
 
