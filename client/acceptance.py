@@ -57,7 +57,7 @@ def get_ready(site: Site, document: bytes, node_id: int) -> Readiness:
     model, keys = checkpoint.model, site.keyring.current(site.roster.version)
     unsigned = Readiness(
         site=site.name,
-        model=model.digest,
+        model=checkpoint.digest,
         size=model.layout.size,
         layout=model.layout.digest,
         epoch=keys.epoch if keys else 0,

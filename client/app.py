@@ -112,4 +112,4 @@ def open_and_evaluate(site: Site, message: Message) -> RecordDict:
     """Open a round's sum, keep the model, and report its digest."""
     accepted = accept(site, read_manifest(message.content))
     checkpoint = open_sum(site, accepted, take_sum(message.content))
-    return pack_opened(checkpoint.model.digest, evaluate(site, accepted.manifest, checkpoint))
+    return pack_opened(checkpoint.digest, evaluate(site, accepted.manifest, checkpoint))

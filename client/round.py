@@ -67,7 +67,7 @@ def _starting_point(site: Site, accepted: Accepted, plan: RoundPlan) -> Checkpoi
     if plan.round <= checkpoint.round:
         msg = f"{site.name} has opened round {checkpoint.round} already; it does not train round {plan.round} again"
         raise ProtocolError(msg)
-    if checkpoint.model.digest != plan.base_model:
+    if checkpoint.digest != plan.base_model:
         msg = f"{site.name} has another model than round {plan.round} starts from; it needs the sums that it missed"
         raise ProtocolError(msg)
     return checkpoint

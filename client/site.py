@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from client.checkpoint import Checkpoint, CheckpointStore
+from client.checkpoint import Checkpoint
 from client.keyring import Keyring
+from client.models import Models
 from client.once import Once
 from client.outbox import Outbox
 from client.remainder import Remainders
@@ -52,7 +53,7 @@ class Site:
         self.ledger = Ledger(
             place.folder / "ledger" / self.settings.data.lineage, self.name, self.settings.data.lineage
         )
-        self.checkpoints = CheckpointStore(place.folder / "models")
+        self.models = Models(place.folder / "models", place.folder / "outbox")
         self.outbox = Outbox(place.folder / "outbox")
         self.remainders = Remainders(place.folder / "outbox")
         self.once = Once(place.folder / "outbox")
@@ -111,7 +112,7 @@ class Site:
         """Return the site's model in a run: its latest checkpoint, or the untrained model that all sites start from."""
         settings = manifest.settings
         work = self.work(settings)
-        latest = self.checkpoints.load(settings.name, run, work.layout(settings))
+        latest = self.models.load(settings, run, work.layout(settings))
         return latest or Checkpoint(run, 0, work.start(settings), manifest.packing.update_bound)
 
 

@@ -38,6 +38,7 @@ class Training:
     steps_per_round: Annotated[int, Field(ge=0)]  # optimiser steps; 0 measures the protocol alone
     sample_rate: Annotated[float, Field(gt=0, le=1)]  # Poisson: the chance of each record to be in a step
     learning_rate: Positive
+    averaging: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the last rounds whose models make the result
 
 
 @dataclass(frozen=True, config=STRICT)
