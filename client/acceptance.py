@@ -6,15 +6,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from privacy.accounting import epsilon
-from privacy.errors import ProtocolError
+from privacy.errors import ConfigError, ProtocolError, RefusedError
 from privacy.manifest import open_manifest
 from privacy.policy import check_policy
+from privacy.shared import share_for
 from privacy.signing import sign
 from transport.contents import Readiness
 
 if TYPE_CHECKING:
     from client.site import Site
     from privacy.manifest import Manifest
+    from privacy.update import Model
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,14 @@ def get_ready(site: Site, document: bytes, node_id: int) -> Readiness:
 
     Raises:
         BudgetError: if what is left of the budget does not cover the rest of the run.
+        RefusedError: if the model suits no share of the noise.
     """
     accepted = accept(site, document)
     checkpoint = site.checkpoint(accepted.manifest, accepted.run)
     if accepted.run not in site.ledger.runs():  # later, each round is held against the budget by itself
         site.ledger.check_plan(accepted.manifest.run_cost, site.settings.limit)
+    if accepted.manifest.settings.shares_noise:
+        _check_share(site, accepted.manifest, checkpoint.model)
     model, keys = checkpoint.model, site.keyring.current(site.roster.version)
     unsigned = Readiness(
         site=site.name,
@@ -67,3 +72,11 @@ def get_ready(site: Site, document: bytes, node_id: int) -> Readiness:
     )
     signature = sign(site.signing_key, "readiness", unsigned.signed_part(accepted.run, node_id))
     return replace(unsigned, signature=signature)
+
+
+def _check_share(site: Site, manifest: Manifest, model: Model) -> None:
+    try:
+        share_for(manifest, model)
+    except ConfigError as error:  # in figures that every member may know
+        msg = f"{site.name} cannot take part: {error}"
+        raise RefusedError(msg) from error

@@ -94,7 +94,7 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
     wrapped = GradSampleModule(model, loss_reduction="mean")
     optimizer = _CipherNoise(
         torch.optim.SGD(wrapped.parameters(), lr=training.learning_rate),
-        noise_multiplier=manifest.noise_multiplier,
+        noise_multiplier=manifest.update_noise,
         max_grad_norm=norm,
         expected_batch_size=max(1.0, training.sample_rate * size),
         loss_reduction="mean",

@@ -57,7 +57,9 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     del now  # out of memory while the mean takes its place there
     mean = _mean(site, total, plan, headers, packing)
     del total
-    bound = next_bound(mean, len(headers), manifest.packing.update_bound)
+    bound = manifest.packing.update_bound
+    if not manifest.settings.shares_noise:  # shares are of the range that was signed
+        bound = next_bound(mean, len(headers), bound)
     opened = Checkpoint(run, plan.round, average(site.checkpoint(manifest, run).model, mean), bound)
     # Before the model is kept: what a crash leaves unwritten is written when the sum comes again.
     site.work(manifest.settings).opened(manifest, run, opened.model, headers)

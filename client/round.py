@@ -5,6 +5,7 @@
     3. reserve the round's privacy spend, on disk, before any record is read
     4. train   with DP-SGD, or add up a survey's records with noise → Update → PrivateUpdate
     5. encode  add what the last update left over; pack, mask, tag, encrypt → PackedUpdate → … → EncryptedUpdate
+       With shared noise, training adds none and nothing is left over: the site's share comes while it is packed
     6. sign    → SignedUpdate, stored before it is sent; a retry sends these very bytes
 
 An attempt that failed for want of a site is repeated with the same update, under fresh masks. When the server has added
@@ -24,9 +25,10 @@ from privacy.envelope import sign_update
 from privacy.errors import ProtocolError
 from privacy.ledger import Release
 from privacy.masking import commitment, mask
-from privacy.packing import pack
+from privacy.packing import pack, pack_with_share
 from privacy.plan import check_plan, read_plan
 from privacy.randomness import Randomness
+from privacy.shared import share_for
 from privacy.update import privatise
 
 if TYPE_CHECKING:
@@ -37,10 +39,11 @@ if TYPE_CHECKING:
     from client.site import Site
     from privacy.envelope import SignedUpdate
     from privacy.epoch import EpochKeys
+    from privacy.ledger import Charge
     from privacy.manifest import Manifest
     from privacy.plan import RoundPlan
     from privacy.summation import EncryptedSum
-    from privacy.update import PrivateUpdate
+    from privacy.update import PackedUpdate, PrivateUpdate, Update
 
 
 def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence[EncryptedSum]) -> SignedUpdate:
@@ -76,17 +79,19 @@ def _starting_point(site: Site, accepted: Accepted, plan: RoundPlan) -> Checkpoi
 def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> SignedUpdate:
     keys = _current_keys(site, plan)
     weight, bound, layout = manifest.weight(site.name), checkpoint.update_bound, checkpoint.model.layout
-    private, packed = None, recover(site, plan)
-    if packed is None:
+    left, packed = None, recover(site, plan)
+    if packed is None and manifest.settings.shares_noise:
+        packed = _pack_with_share(site, manifest, plan, checkpoint)
+    elif packed is None:
         private = _train(site, manifest, plan, checkpoint)
-        del checkpoint
         packing = replace(manifest.packing, update_bound=bound)
-        packed = pack(private, weight, packing, _randomness(manifest, site, plan, "rounding"))
+        packed, left = pack(private, weight, packing, _randomness(manifest, site, plan, "rounding")), private.vector
+    del checkpoint
     seed, masks = new_masks(site, manifest, plan)
     tagged = keys.tag.tag(mask(packed, masks), plan, site.name)
     made = keys.mac.authenticate(keys.decryption.encrypt(tagged, site.apply), plan, site.name)
-    if private is not None:
-        site.remainders.keep(plan, private.vector)
+    if left is not None:
+        site.remainders.keep(plan, left)
     signed = sign_update(
         made, plan, layout, site.name, site.signing_key,
         weight=weight, update_bound=bound, mask=commitment(seed) if seed else "",
@@ -96,12 +101,25 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
 
 
 def _train(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> PrivateUpdate:
-    charge = site.ledger.reserve(Release(plan.run, plan.round, plan.attempt), manifest.round_cost, site.settings.limit)
-    work = site.work(manifest.settings)
-    made = work.release(manifest, checkpoint.model, _randomness(manifest, site, plan, "training"))
+    made, charge = _release(site, manifest, plan, checkpoint)
     update = privatise(made, charge)
     site.remainders.add_to(update.vector, plan.run)
     return update
+
+
+def _pack_with_share(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> PackedUpdate:
+    """Train without noise, and pack with a share of it. Nothing is carried over: what is left out has no noise."""
+    share = share_for(manifest, checkpoint.model)  # or a refusal, before anything is charged
+    made, charge = _release(site, manifest, plan, checkpoint)
+    weight, randomness = manifest.weight(site.name), _randomness(manifest, site, plan, "rounding")
+    return pack_with_share(made, charge, weight, manifest.packing, randomness, share.variance)
+
+
+def _release(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> tuple[Update, Charge]:
+    """Charge, then train."""
+    charge = site.ledger.reserve(Release(plan.run, plan.round, plan.attempt), manifest.round_cost, site.settings.limit)
+    work = site.work(manifest.settings)
+    return work.release(manifest, checkpoint.model, _randomness(manifest, site, plan, "training")), charge
 
 
 def _current_keys(site: Site, plan: RoundPlan) -> EpochKeys:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -85,6 +85,7 @@ def sign(
         rounds = "1 round costs" if report["rounds"] == 1 else f"{report['rounds']} rounds cost"
         typer.echo(f"✓ {report['manifest']}: {rounds} each site ε {report['epsilon']:.2f} "
                    f"at δ {report['delta']:g} (σ {report['noise_multiplier']:g})")  # fmt: skip
+        show(report)
         typer.echo(f"next: cloister server server {out}")
 
 
@@ -134,6 +135,7 @@ def simulate(
         typer.echo(json.dumps(report))
     else:
         typer.echo(f"✓ {report['rounds']} rounds; the model is {next(iter(report['model'].values()))}")
+        show(report)
 
 
 @app.command(epilog="Example:  cloister stats survey.toml --json")
@@ -152,6 +154,14 @@ def stats(
         typer.echo(json.dumps(report))
     else:
         statistics.show(report, console)
+
+
+def show(report: dict[str, Any]) -> None:
+    """Say who could learn how much, where that differs."""
+    from cloister.observers import table  # noqa: PLC0415
+
+    for line in table(report):
+        typer.echo(line)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cloister.observers import against_whom
 from privacy.accounting import epsilon
 from privacy.config import read_toml
 from privacy.errors import KeyFileError
@@ -41,4 +42,5 @@ def sign_run(run: Path, coordinator: Path, roster: Path, out: Path) -> dict[str,
         "noise_multiplier": manifest.noise_multiplier,
         "epsilon": epsilon([manifest.run_cost], settings.privacy.delta),
         "delta": settings.privacy.delta,
+        **against_whom(manifest),
     }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cloister.observers import against_whom
 from cloister.view import RoundTable, listen
 from privacy.config import read_toml
 from privacy.errors import ConfigError
 from privacy.manifest import RunSettings
+from server.settings import read_consortium, read_run
 from simulations.inline import run_inline
 from simulations.results import read_results
 from simulations.study import prepare_study
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from privacy.manifest import Manifest
     from simulations.results import Results
     from simulations.study import Study
 
@@ -37,9 +40,15 @@ def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]
         "rounds": results.rounds,
         **last["metrics"],
         "epsilon": last["epsilon"],
+        **against_whom(_manifest_of(study)),
         "model": {site: str(path) for site, path in results.paths.items()},
         "model_digest": results.digests,
     }
+
+
+def _manifest_of(study: Study) -> Manifest:
+    federation = study.federation
+    return read_run(federation.manifest, read_consortium(federation.server).roster()).manifest
 
 
 def run_here(study: Study, console: Console) -> Results:

@@ -17,8 +17,10 @@ from pydantic.dataclasses import dataclass
 
 from privacy.accounting import Mechanism, calibrate
 from privacy.config import STRICT
+from privacy.contradictions import contradiction
 from privacy.errors import ConfigError, MalformedError
 from privacy.packing import Packing, Profile
+from privacy.shared import share_of
 from privacy.signing import SignedDocument
 from privacy.statistics import encoding_bound
 
@@ -56,6 +58,8 @@ class Privacy:
     delta: Annotated[float, Field(gt=0, lt=1e-2)] = 1e-5
     epsilon: Positive | None = None  # of the whole run, by itself
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # σ / C
+    noise: Literal["local", "shared"] = "local"  # all of it at every site, or only in the sum: `privacy.shared`
+    colluding_sites: Annotated[int, Field(ge=0)] | None = None  # whose shares do not count; 1 if not given
 
     def __post_init__(self) -> None:
         """Check that exactly one of the two is given."""
@@ -109,7 +113,7 @@ class RunSettings:
         if self.seed is not None and self.privacy.noise_multiplier != 0:
             msg = "a seed makes the noise predictable; remove it, or set noise_multiplier = 0"
             raise ValueError(msg)
-        if problem := _contradiction(self):
+        if problem := contradiction(self):
             raise ValueError(problem)
         try:
             _packing(self, 0.0)
@@ -120,6 +124,11 @@ class RunSettings:
     def profile(self) -> Profile:
         """How many bits a number of an update takes."""
         return "precise" if self.statistics else self.encryption.profile or "compact"
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether only the sum of all updates carries all of the noise."""
+        return self.privacy.noise == "shared"
 
     @property
     def largest_size(self) -> int:
@@ -149,22 +158,27 @@ class Manifest:
         return settings.cohort.sizes[site] / settings.largest_size if settings.training else 1.0
 
     @property
+    def update_noise(self) -> float:
+        """The σ of the noise in a site's update before it is packed; a share comes later."""
+        return 0.0 if self.settings.shares_noise else self.noise_multiplier
+
+    @property
     def round_cost(self) -> Mechanism:
         """What one round costs a site."""
-        return Mechanism(self.noise_multiplier, *_sampling(self.settings))
+        return Mechanism(self.noise_multiplier, *_sampling(self.settings), self.settings.shares_noise)
 
     @property
     def run_cost(self) -> Mechanism:
         """What the whole run costs a site."""
         rate, steps = _sampling(self.settings)
-        return Mechanism(self.noise_multiplier, rate, steps * self.settings.rounds)
+        return Mechanism(self.noise_multiplier, rate, steps * self.settings.rounds, self.settings.shares_noise)
 
 
 def sign_manifest(settings: RunSettings, key: PrivateKey, *, roster_version: int) -> SignedDocument:
     """Calibrate σ over the whole run and sign the result as the coordinator.
 
     Raises:
-        ConfigError: if no noise reaches the ε that was asked for.
+        ConfigError: if no noise reaches the ε that was asked for, or the levels or the range suit no share of it.
     """
     manifest = Manifest(
         settings=settings,
@@ -173,6 +187,8 @@ def sign_manifest(settings: RunSettings, key: PrivateKey, *, roster_version: int
         nonce=secrets.token_hex(8),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    if settings.shares_noise:
+        share_of(manifest, 1, 0.0)  # what not even the smallest model could do with
     payload = json.dumps(asdict(manifest), indent=1, sort_keys=True).encode()
     return SignedDocument.make(key, KIND, payload)
 
@@ -202,22 +218,6 @@ def open_manifest(data: bytes, key: PublicKey) -> tuple[Manifest, str]:
             f"this manifest does not fit this version of Cloister ({place}: {first['msg']}); use one version everywhere"
         )
         raise MalformedError(msg) from error
-
-
-def _contradiction(settings: RunSettings) -> str | None:
-    """Say what a run that trains, or one that gathers statistics, has too much or too little."""
-    has_norm = settings.privacy.max_grad_norm is not None
-    if (settings.training is None) == (settings.statistics is None):
-        return "give either [training] or [statistics]"
-    if settings.training:
-        if settings.encryption.update_bound is None:
-            return "a run with [training] needs update_bound in [encryption]"
-        return None if has_norm else "a run with [training] needs max_grad_norm in [privacy]"
-    if settings.rounds != 1:
-        return "statistics take one round; set rounds = 1"
-    if settings.encryption.update_bound or settings.encryption.profile or has_norm:
-        return "statistics have their own range, profile and norm; remove update_bound, profile and max_grad_norm"
-    return None
 
 
 def _packing(settings: RunSettings, sigma: float) -> Packing:

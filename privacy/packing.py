@@ -22,19 +22,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from privacy.discrete import discrete_gaussian, reach
 from privacy.errors import ConfigError, MalformedError
 from privacy.update import PackedUpdate, Update, is_finite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Self
 
     from numpy.typing import NDArray
 
+    from privacy.ledger import Charge
     from privacy.randomness import Randomness
     from privacy.update import PrivateUpdate
 
@@ -120,44 +123,83 @@ def pack(update: PrivateUpdate, weight: float, packing: Packing, randomness: Ran
     Raises:
         MalformedError: if the weight is not in (0, w_max] or a value is not finite.
     """
+    _check(update.vector, weight, packing)
+    levels_of = partial(_keeping_the_rest, unit=packing.unit(weight), packing=packing, randomness=randomness)
+    return PackedUpdate(_packed(update.vector, packing, levels_of), update.charge)
+
+
+def pack_with_share(
+    update: Update, charge: Charge, weight: float, packing: Packing, randomness: Randomness, variance: int
+) -> PackedUpdate:
+    """Do the same with an update that has no noise yet, and add this site's share of the sum's to its levels.
+
+    The share's variance is in levels² (`privacy.shared`); `randomness` is fresh. The update is cut to levels that leave
+    the noise room on either side: nothing is cut after it, so that the sum of all is what they add up to. Nothing is
+    left over either, which would be data: noughts take the update's place.
+
+    Raises:
+        MalformedError: as `pack`.
+    """
+    _check(update.vector, weight, packing)
+    levels_of = partial(_noised, unit=packing.unit(weight), packing=packing, randomness=randomness, variance=variance)
+    return PackedUpdate(_packed(update.vector, packing, levels_of), charge)
+
+
+def _check(vector: NDArray[np.float32], weight: float, packing: Packing) -> None:
     if not 0 < weight <= packing.max_weight:
         msg = f"the weight {weight} is not in (0, {packing.max_weight}], the range that the manifest fixes"
         raise MalformedError(msg)
-    if not is_finite(update.vector):
+    if not is_finite(vector):
         msg = "the update holds values that are not finite; nothing was encrypted"
         raise MalformedError(msg)
-    return PackedUpdate(_packed(update.vector, weight, packing, randomness), update.charge)
 
 
 def _packed(
-    vector: NDArray[np.float32], weight: float, packing: Packing, randomness: Randomness
+    vector: NDArray[np.float32],
+    packing: Packing,
+    levels_of: Callable[[NDArray[np.float32]], NDArray[np.float64] | NDArray[np.int64]],
 ) -> Iterator[NDArray[np.uint64]]:
-    unit = packing.unit(weight)
     starts = range(0, vector.size, packing.slots)
     for first in range(0, len(starts), BLOCK):
         chosen = starts[first : first + BLOCK]
         block = np.zeros((len(chosen), RING_DEGREE), dtype=np.uint64)
         # One ciphertext at a time: what it takes stays in the processor's cache.
         for row, start in zip(block, chosen, strict=True):
-            values = vector[start : start + packing.slots]
-            fields = _round(values, unit, packing, randomness)
-            row[:_USABLE] = _joined(fields, packing)
-            values -= ((fields - (packing.levels - 1) / 2) * unit).astype(np.float32)
+            row[:_USABLE] = _joined(levels_of(vector[start : start + packing.slots]), packing)
         yield block
 
 
-def _round(values: NDArray[np.float32], unit: float, packing: Packing, randomness: Randomness) -> NDArray[np.float64]:
-    """Return the levels, whole numbers from 0 to L − 1, that stand for values `(n,)`."""
+def _keeping_the_rest(
+    values: NDArray[np.float32], unit: float, packing: Packing, randomness: Randomness
+) -> NDArray[np.float64]:
+    levels = _round(values, unit, packing, randomness, 0)
+    values -= ((levels - (packing.levels - 1) / 2) * unit).astype(np.float32)
+    return levels
+
+
+def _noised(
+    values: NDArray[np.float32], unit: float, packing: Packing, randomness: Randomness, variance: int
+) -> NDArray[np.int64]:
+    levels = _round(values, unit, packing, randomness, reach(variance)).astype(np.int64)
+    values[:] = 0
+    levels += discrete_gaussian(randomness, values.size, variance)
+    return levels
+
+
+def _round(
+    values: NDArray[np.float32], unit: float, packing: Packing, randomness: Randomness, margin: int
+) -> NDArray[np.float64]:
+    """Return the levels, whole numbers from `margin` to L − 1 − `margin`, that stand for values `(n,)`."""
     top = packing.levels - 1
     scaled = values.astype(np.float64)
     scaled /= unit
     scaled += top / 2
     scaled += randomness.uniform32(values.size)
     # In floating point, u + U may be just below 0, or round up to top + 1: nothing may carry.
-    return np.floor(np.clip(scaled, 0, top, out=scaled), out=scaled)
+    return np.floor(np.clip(scaled, margin, top - margin, out=scaled), out=scaled)
 
 
-def _joined(levels: NDArray[np.float64], packing: Packing) -> NDArray[np.uint64]:
+def _joined(levels: NDArray[np.float64] | NDArray[np.int64], packing: Packing) -> NDArray[np.uint64]:
     """Return the coefficients `(4095,)` that hold up to `slots` levels."""
     fields = np.zeros(packing.slots, dtype=np.uint64)
     fields[: levels.size] = levels.astype(np.uint64)

@@ -29,6 +29,7 @@ class Policy:
     minimum_cohort: Annotated[int, Field(ge=2)] = 3
     encryption: tuple[Profile, ...] = ("compact", "precise", "dense")  # encryption itself is not optional
     collusion_resistant: bool = False  # only runs with masks
+    shared_noise: bool = False  # also runs in which only the sum has all of the noise: `privacy.shared`
     share: tuple[str, ...] = ("epsilon",)  # what else may leave: "epsilon", and metrics by name, such as "loss"
 
 
@@ -56,6 +57,8 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
         raise _refusal(site, f"the profile {settings.profile}", f"encryption = {_listed(policy.encryption)}")
     if policy.collusion_resistant and not settings.encryption.collusion_resistant:
         raise _refusal(site, "a run without masks", "collusion_resistant = true")
+    if settings.shares_noise and not policy.shared_noise:
+        raise _refusal(site, "noise of which each site adds only a share", "shared_noise = false")
 
 
 def _refusal(site: str, asked: str, limit: str) -> RefusedError:

@@ -44,6 +44,7 @@ class SiteTerms:
     minimum_cohort: int = 3
     held_out: float = 0.2
     collusion_resistant: bool = False
+    shared_noise: bool = False
     share: tuple[str, ...] = ("epsilon", "loss", "accuracy")
     file: str = "patients.csv"
     device: str = "auto"
@@ -131,6 +132,7 @@ maximum_epsilon = {terms.maximum_epsilon}
 minimum_noise_multiplier = {terms.minimum_noise_multiplier}
 minimum_cohort = {terms.minimum_cohort}
 collusion_resistant = {json.dumps(terms.collusion_resistant)}   # true: only runs with masks
+shared_noise = {json.dumps(terms.shared_noise)}   # true: also runs in which a site adds only a share of the noise
 share = {json.dumps(list(terms.share))}
 """
         write_atomically(self.paths[site] / "site.toml", text.encode())

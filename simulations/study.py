@@ -57,5 +57,7 @@ def prepare_study(folder: Path, run: Path | None = None, *, limits: bool = True)
     patients = write_hospital_records(federation.paths)
     terms = SiteTerms(tasks=(settings.task,))
     if not limits:
-        terms = SiteTerms(tasks=(settings.task,), epsilon=inf, maximum_epsilon=inf, minimum_noise_multiplier=0.0)
+        terms = SiteTerms(
+            (settings.task,), epsilon=inf, maximum_epsilon=inf, minimum_noise_multiplier=0.0, shared_noise=True
+        )
     return Study(federation, settings, terms, sum(patients.values()))

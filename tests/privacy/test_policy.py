@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from privacy.errors import RefusedError
-from privacy.manifest import Privacy
+from privacy.manifest import Encryption, Privacy
 from privacy.policy import Policy, check_policy
 from tests.privacy.consortium import make_manifest, run_settings
 
@@ -108,8 +109,23 @@ def test_an_epsilon_that_is_no_number_is_refused() -> None:
         check(policy(), epsilon=math.nan)
 
 
+def test_a_site_shares_noise_only_if_it_says_so() -> None:
+    settings = replace(
+        run_settings(steps=1),
+        privacy=Privacy(max_grad_norm=1.0, noise_multiplier=4.0, noise="shared"),
+        encryption=Encryption(update_bound=1.0, profile="precise", collusion_resistant=True),
+    )
+    manifest = make_manifest(settings)[0]
+    with pytest.raises(RefusedError, match="each site adds only a share: its policy says shared_noise = false"):
+        check_policy(policy(), manifest, 2.0, "north")
+    check_policy(replace(policy(), shared_noise=True), manifest, 2.0, "north")
+    with pytest.raises(RefusedError, match=r"minimum_noise_multiplier = 4\.1"):
+        check_policy(replace(policy(minimum_noise_multiplier=4.1), shared_noise=True), manifest, 2.0, "north")
+
+
 def test_the_defaults_are_the_safe_ones() -> None:
     defaults = Policy(tasks=(), maximum_epsilon=1.0)
+    assert not defaults.shared_noise
     assert (defaults.minimum_noise_multiplier, defaults.minimum_cohort, defaults.share) == (0.5, 3, ("epsilon",))
 
 

@@ -1,0 +1,158 @@
+"""Shared noise: every site adds a share, and only the sum of all updates carries all of it.
+
+This is the distributed discrete Gaussian (Kairouz, Liu and Steinke 2021, arXiv 2102.06387); masks see to it that
+nobody gets less than a sum. In a run of one step a round, weight × update is lr·S/max(1, q·n) for every site alike: S
+is the sum of its clipped gradients, q the sample rate, n the largest size that a site declares. So the levels of all
+sites add up to the pooled clipped gradient.
+
+    Δ = C + √d + ρ      how far one record moves the sum of d levels, in L2; C is the clipping norm in levels
+    ρ = 2⁻²⁴·(L − 1)·(‖model‖/bound + 4·√d)
+    s² = ⌈(σΔ)²/K⌉      of a discrete Gaussian at each site; K = minimum cohort − colluding sites
+
+√d is for rounding: with one dither for both of two neighbouring data sets, the floors of numbers that are δ apart
+differ by less than |δ| + 1. ρ is for float32, in which a site's update is the difference of two models: two updates,
+each wrong by half a unit in the last place of the model and of four results on the way, none of them over the range.
+
+Two approximations are too small to be charged. The sum of discrete Gaussians is one but for d·τ of Rényi divergence,
+τ = 10·Σ exp(−2π²s²k/(k+1)), k = 1 … sites − 1 (proposition 14 there): below 10⁻²⁶⁰ for s ≥ 8. And each is cut at 12s,
+beyond which there is less than 2⁻¹⁰⁰. docs/decisions/0006-shared-noise.md has the argument.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from privacy.accounting import epsilon
+from privacy.discrete import reach
+from privacy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from privacy.manifest import Manifest, RunSettings
+    from privacy.update import Model
+
+_COLLUDING = 1  # every site sees the sum, and knows its own share
+_MOST_ROUNDING = 0.05  # of C
+_LEAST_VARIANCE = 8**2  # levels²
+_FLOAT32 = 2.0**-24  # half a unit in the last place of 1
+_FEW_SITES = 8  # whose coalitions are listed one by one
+
+
+@dataclass(frozen=True)
+class Share:
+    """One site's part of the noise, for a model of so many parameters."""
+
+    sensitivity: float  # Δ, in levels
+    variance: int  # s², in levels²
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Somebody who sees what a run lets out, and what a site's records are worth against them."""
+
+    who: str
+    colluding_sites: int
+    noise_multiplier: float
+    epsilon: float
+    declared: bool  # the strongest that the run declares: what the ledger charges
+
+
+def honest_sites(settings: RunSettings) -> int:
+    """Return how many sites make the noise that a run counts on, K: of a minimum cohort, those that do not collude."""
+    if not settings.shares_noise:
+        return 1
+    colluding = settings.privacy.colluding_sites
+    return settings.cohort.minimum - (_COLLUDING if colluding is None else colluding)
+
+
+def share_for(manifest: Manifest, model: Model) -> Share:
+    """Return what each site adds to its levels in a round that starts from this model. See `share_of` for the error."""
+    squares = float(np.einsum("i,i->", model.vector, model.vector, dtype=np.float64))  # with no copy in double
+    return share_of(manifest, model.vector.size, math.sqrt(squares))
+
+
+def share_of(manifest: Manifest, parameters: int, length: float) -> Share:
+    """Return what each site adds to its levels.
+
+    Args:
+        manifest: of a run that shares noise.
+        parameters: of the model that the round starts from, d.
+        length: of that model, L2.
+
+    Raises:
+        ConfigError: if levels are too coarse for the model, or the range too narrow for the noise.
+    """
+    clipped, packing = _clipping_norm(manifest), manifest.packing
+    rounding = math.sqrt(parameters) * (1 + 4 * _float32_error(manifest))
+    rounding += length / packing.update_bound * _float32_error(manifest)
+    if rounding > _MOST_ROUNDING * clipped:
+        msg = (
+            f"levels are too coarse: for a model of size {parameters}, rounding would take over {_MOST_ROUNDING:.0%} "
+            'of the shared noise; use profile = "precise", a smaller update_bound or a smaller model'
+        )
+        raise ConfigError(msg)
+    sensitivity = clipped + rounding
+    variance = math.ceil((manifest.noise_multiplier * sensitivity) ** 2 / honest_sites(manifest.settings))
+    if variance < _LEAST_VARIANCE:
+        msg = (
+            f"a site's share of the noise would be {math.sqrt(variance):.1f} levels, and needs to be "
+            f'{math.isqrt(_LEAST_VARIANCE)}; use profile = "precise" or a smaller update_bound'
+        )
+        raise ConfigError(msg)
+    if 4 * reach(variance) > packing.levels - 1:
+        needed = packing.update_bound * 4 * reach(variance) / (packing.levels - 1)
+        msg = (
+            f"a site's share of the noise would take more than half of the range; "
+            f"set update_bound to {needed:.2g} or more, or use less noise"
+        )
+        raise ConfigError(msg)
+    return Share(sensitivity, variance)
+
+
+def most_parameters(manifest: Manifest) -> int:
+    """Return how large a model may be, of length 0, before `share_of` refuses it for its rounding."""
+    room = _MOST_ROUNDING * _clipping_norm(manifest)
+    return int((room / (1 + 4 * _float32_error(manifest))) ** 2)
+
+
+def observers(manifest: Manifest, delta: float) -> tuple[Observer, ...]:
+    """Return the ε of the whole run against everybody whom a site may think of, weakest first.
+
+    With shared noise, colluding sites know their own shares and take them off the sum; all but one of a cohort are left
+    with one site's update, and its share. With local noise each update has all the noise: nobody counts on others.
+    """
+    settings, sites = manifest.settings, manifest.settings.cohort.minimum
+    declared = sites - honest_sites(settings)
+    several = range(sites) if sites <= _FEW_SITES else sorted({0, 1, 2, declared, sites // 2, sites - 2, sites - 1})
+    return tuple(_observer(manifest, colluding, delta) for colluding in several)
+
+
+def _observer(manifest: Manifest, colluding: int, delta: float) -> Observer:
+    settings, cost = manifest.settings, manifest.run_cost
+    others = settings.cohort.minimum - colluding
+    declared = settings.cohort.minimum - honest_sites(settings)
+    who = "sees the sums alone" if colluding == 0 else f"and {colluding} colluding site{'s' if colluding > 1 else ''}"
+    if others == 1:
+        who = "and all other sites: one site's own update"
+    factor = math.sqrt(others / honest_sites(settings)) if settings.shares_noise else 1.0
+    cost = replace(cost, noise_multiplier=cost.noise_multiplier * factor)
+    return Observer(who, colluding, cost.noise_multiplier, epsilon([cost], delta), colluding == declared)
+
+
+def _clipping_norm(manifest: Manifest) -> float:
+    """Return how many levels a gradient of length C is, in the sum of all sites' levels."""
+    settings, training = manifest.settings, manifest.settings.training
+    norm = settings.privacy.max_grad_norm
+    if training is None or norm is None:
+        msg = f"the run {settings.name} gathers statistics; their noise is local"
+        raise ConfigError(msg)
+    batch = max(1.0, training.sample_rate * settings.largest_size)
+    return norm * training.learning_rate / batch / manifest.packing.unit(1.0)
+
+
+def _float32_error(manifest: Manifest) -> float:
+    """Return, in levels, by how much two numbers of the range are off if both are rounded to float32."""
+    return _FLOAT32 * (manifest.packing.levels - 1)

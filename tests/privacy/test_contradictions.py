@@ -1,0 +1,97 @@
+"""Noise can be shared only where nobody sees less than a sum, and where a sum is all that a round adds noise to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from privacy.config import read_toml
+from privacy.errors import ConfigError
+from privacy.manifest import RunSettings
+from tests.privacy.consortium import run_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STATISTICS: dict[str, Any] = {
+    "training": None,
+    "statistics": {},
+    "rounds": 1,
+    "encryption": {"update_bound": None, "profile": None},
+    "privacy": {"max_grad_norm": None},
+}
+
+
+def sharing(**changes: Any) -> RunSettings:  # noqa: ANN401 - a table's changes, or a value
+    """Read the settings of a run that shares noise, with changes as in a file."""
+    data = json.loads(json.dumps(asdict(run_settings())))
+    data["privacy"]["noise"] = "shared"
+    data["training"]["steps_per_round"] = 1
+    data["encryption"]["collusion_resistant"] = True
+    for key, value in changes.items():
+        data[key] = (data[key] or {}) | value if isinstance(value, dict) else value
+    return TypeAdapter(RunSettings).validate_json(json.dumps(data))
+
+
+def test_noise_is_shared_only_where_a_run_asks_for_it() -> None:
+    assert not run_settings().shares_noise
+    assert sharing().shares_noise
+    assert not sharing(privacy={"noise": "local"}).shares_noise
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"encryption": {"collusion_resistant": False}},
+            'with noise = "shared" an update by itself has too little noise for anybody to read; set collusion_resistant = true in [encryption]',
+        ),
+        ({"training": {"steps_per_round": 2}}, "added once a round; set steps_per_round = 1, and more rounds"),
+        ({"training": {"steps_per_round": 0}}, "added once a round; set steps_per_round = 1, and more rounds"),
+        (STATISTICS, 'statistics have local noise; remove noise = "shared"'),
+        ({"privacy": {"noise_multiplier": 0.0}}, "noise_multiplier = 0 leaves no noise to share"),
+        ({"seed": 1}, "a seed makes the noise predictable"),
+        (
+            {"privacy": {"colluding_sites": 3}},
+            "colluding_sites = 3 leaves nobody of a minimum cohort of 3 to add noise; give fewer",
+        ),
+        ({"privacy": {"colluding_sites": -1}}, "greater than or equal to 0"),
+        ({"privacy": {"noise": "local", "colluding_sites": 1}}, 'colluding_sites is about noise = "shared"; remove it'),
+        ({"privacy": {"noise": "none"}}, "Input should be 'local' or 'shared'"),
+    ],
+)
+def test_any_other_combination_is_refused_when_settings_are_read(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        sharing(**changes)
+    assert said in str(caught.value)
+
+
+def test_from_a_file_the_refusal_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(
+        """
+name = "study"
+task = "a:B"
+rounds = 3
+[training]
+steps_per_round = 1
+sample_rate = 1.0
+learning_rate = 0.1
+[privacy]
+noise = "shared"
+epsilon = 2.0
+max_grad_norm = 1.0
+[encryption]
+update_bound = 1.0
+[cohort.sizes]
+a = 10
+b = 10
+c = 10
+"""
+    )
+    with pytest.raises(ConfigError, match=r"^[^\n]*run\.toml: with noise = \"shared\" an update by itself [^\n]*$"):
+        read_toml(path, RunSettings)

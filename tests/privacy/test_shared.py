@@ -1,0 +1,241 @@
+"""Shares of noise: how much each site adds, what that is worth against whom, and which runs cannot share it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from privacy.accounting import Mechanism, epsilon
+from privacy.discrete import reach
+from privacy.errors import ConfigError, MalformedError
+from privacy.manifest import Privacy, RunSettings, Training
+from privacy.packing import Packing, pack_with_share, unpack
+from privacy.randomness import Randomness
+from privacy.shared import Observer, honest_sites, most_parameters, observers, share_for, share_of
+from privacy.update import Update
+from tests.privacy.consortium import CHARGE, MODEL, blocks_of, few, joined, make_manifest, run_settings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from privacy.manifest import Manifest
+
+SIGMA, DELTA = 8.0, 1e-5
+SIZES = {"a": 400, "b": 200, "c": 100, "d": 50}
+
+
+def shared_settings(
+    *, minimum: int = 3, colluding: int | None = None, bound: float = 1.0, sigma: float = SIGMA, rate: float = 1.0
+) -> RunSettings:
+    """A run of four sites, the largest of 400 records, that shares its noise."""
+    settings = run_settings(sizes=SIZES, minimum=minimum, profile="precise", update_bound=bound)
+    return replace(
+        settings,
+        training=Training(steps_per_round=1, sample_rate=rate, learning_rate=2.0),
+        privacy=Privacy(max_grad_norm=0.5, noise_multiplier=sigma, noise="shared", colluding_sites=colluding),
+        encryption=replace(settings.encryption, collusion_resistant=True),
+    )
+
+
+def shared(**asked: float) -> Manifest:
+    return make_manifest(shared_settings(**asked))[0]  # type: ignore[arg-type]
+
+
+# --- How much each site adds -----------------------------------------------------------------------------------------
+
+
+def test_a_share_is_what_the_formulae_say() -> None:
+    manifest, parameters, length = shared(), 100, 3.0
+    levels = manifest.packing.levels
+    assert levels == ((1 << 24) - 2) // 4 + 1
+    norm = 0.5 * 2.0 / 400 / (2 * 1.0 / (levels - 1))  # C·lr/(q·n), in levels
+    rounding = 10 + 2.0**-24 * (levels - 1) * (length / 1.0 + 4 * 10)
+    share = share_of(manifest, parameters, length)
+    assert share.sensitivity == pytest.approx(norm + rounding, rel=1e-12)
+    assert share.variance == math.ceil((SIGMA * share.sensitivity) ** 2 / 2)
+    model = replace(MODEL, vector=np.full(parameters, 0.3, np.float32))
+    assert share_for(manifest, model).sensitivity == pytest.approx(share.sensitivity, rel=1e-7)
+
+
+@few
+@given(
+    minimum=st.integers(2, 4),
+    colluding=st.integers(0, 1),
+    sigma=st.floats(1.0, 6.0),
+    rate=st.floats(0.3, 1.0),
+    parameters=st.integers(1, 500),
+)
+def test_honest_sites_alone_make_all_of_the_noise(
+    minimum: int, colluding: int, sigma: float, rate: float, parameters: int
+) -> None:
+    manifest = shared(minimum=minimum, colluding=colluding, sigma=sigma, rate=rate, bound=3.0)
+    share = share_of(manifest, parameters, 1.0)
+    assert honest_sites(manifest.settings) == minimum - colluding
+    honest = (minimum - colluding) * share.variance
+    assert (sigma * share.sensitivity) ** 2 <= honest <= (sigma * share.sensitivity) ** 2 + minimum
+    assert share.variance >= 64
+    assert 4 * reach(share.variance) < manifest.packing.levels
+
+
+def test_one_colluding_site_is_assumed_unless_the_run_says_otherwise() -> None:
+    assert [honest_sites(shared_settings(colluding=each)) for each in (None, 0, 1, 2)] == [2, 3, 2, 1]
+    assert honest_sites(run_settings()) == 1
+
+
+def test_few_records_and_a_low_rate_are_divided_by_one_at_least_as_in_training() -> None:
+    manifest = shared(rate=1 / 800, bound=4e2)
+    norm = 0.5 * 2.0 / 1.0 / manifest.packing.unit(1.0)
+    assert share_of(manifest, 1, 0.0).sensitivity == pytest.approx(norm, rel=1e-3)
+
+
+@pytest.mark.parametrize("sites", [2, 10, 100_000])
+def test_what_the_sum_of_discrete_gaussians_differs_by_needs_no_charge(sites: int) -> None:
+    """Proposition 14 of the paper, as a logarithm: d·τ at the least share that is allowed, 8 levels."""
+    k = np.arange(1, sites)
+    exponents = -2 * math.pi**2 * 64 * k / (k + 1)
+    tau = math.log10(10) + (exponents.max() + math.log(np.exp(exponents - exponents.max()).sum())) / math.log(10)
+    assert tau + math.log10(1e9) < -260
+
+
+# --- Which runs cannot ------------------------------------------------------------------------------------------------
+
+
+def test_a_model_may_be_as_large_as_is_said_and_no_larger() -> None:
+    manifest = shared()
+    most = most_parameters(manifest)
+    assert most > 1_000
+    share_of(manifest, most, 0.0)
+    with pytest.raises(
+        ConfigError, match=f"levels are too coarse: for a model of size {most + 1}, rounding would take"
+    ):
+        share_of(manifest, most + 1, 0.0)
+    with pytest.raises(ConfigError, match="levels are too coarse"):  # float32 alone
+        share_of(manifest, 1, 1e4)
+
+
+def test_noise_that_does_not_fit_the_range_is_refused_with_one_that_it_fits() -> None:
+    with pytest.raises(ConfigError, match=r"more than half of the range; set update_bound to 0\.\d+ or more") as caught:
+        shared(bound=0.1)
+    wanted = float(str(caught.value).partition("update_bound to ")[2].split()[0])
+    share_of(shared(bound=wanted * 1.05), 1, 0.0)
+    with pytest.raises(ConfigError, match="half of the range"):
+        shared(bound=wanted * 0.9)
+
+
+def test_a_share_of_few_levels_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"share of the noise would be \d\.\d levels, and needs to be 8; use profile"):
+        shared(bound=100.0, sigma=0.05)
+
+
+# --- Against whom -----------------------------------------------------------------------------------------------------
+
+
+def test_the_more_collude_the_more_the_run_costs_and_what_is_declared_is_what_it_was_calibrated_to() -> None:
+    settings = shared_settings(minimum=4)
+    settings = replace(settings, privacy=replace(settings.privacy, noise_multiplier=None, epsilon=2.0))
+    manifest = make_manifest(settings)[0]
+    found = observers(manifest, DELTA)
+    assert [each.colluding_sites for each in found] == [0, 1, 2, 3]
+    assert [each.declared for each in found] == [False, True, False, False]
+    assert found[1].epsilon == epsilon([manifest.run_cost], DELTA) <= 2.0
+    for each in found:
+        sigma = manifest.noise_multiplier * math.sqrt((4 - each.colluding_sites) / 3)
+        assert each.noise_multiplier == pytest.approx(sigma)
+        cost = Mechanism(each.noise_multiplier, 1.0, 10, discrete=True)
+        assert each.epsilon == epsilon([cost], DELTA)
+    assert sorted(each.epsilon for each in found) == [each.epsilon for each in found]
+    assert found[0].who == "sees the sums alone"
+    assert found[3].who == "and all other sites: one site's own update"
+
+
+def test_local_noise_counts_on_nobody() -> None:
+    manifest = make_manifest()[0]
+    cost = epsilon([manifest.run_cost], DELTA)
+    assert {each.epsilon for each in observers(manifest, DELTA)} == {cost}
+    assert not manifest.run_cost.discrete
+
+
+def test_of_many_sites_not_every_coalition_is_listed() -> None:
+    sizes = {f"s{number}": 400 for number in range(100)}
+    settings = replace(shared_settings(), cohort=replace(shared_settings().cohort, sizes=sizes, minimum=80))
+    found = observers(make_manifest(settings)[0], DELTA)
+    assert [each.colluding_sites for each in found] == [0, 1, 2, 40, 78, 79]
+    assert all(isinstance(each, Observer) for each in found)
+
+
+def test_the_ledger_is_charged_for_discrete_noise() -> None:
+    manifest = shared()
+    assert manifest.round_cost == Mechanism(SIGMA, 1.0, 1, discrete=True)
+    assert manifest.run_cost == Mechanism(SIGMA, 1.0, 10, discrete=True)
+    assert (manifest.update_noise, make_manifest()[0].update_noise) == (0.0, 1.0)
+
+
+# --- Packing ----------------------------------------------------------------------------------------------------------
+
+PACKING = Packing.of("precise", cohort=4, update_bound=1.0, max_weight=1.0)
+VARIANCE = 10_000
+
+
+def levels(
+    vector: NDArray[np.floating], weight: float = 1.0, *, seed: int = 1, packing: Packing = PACKING
+) -> NDArray[np.float64]:
+    """Pack an update with a share of noise; return its levels."""
+    update = Update(np.array(vector, np.float32))
+    made = pack_with_share(update, CHARGE, weight, packing, Randomness.seeded(seed, "share"), VARIANCE)
+    mean = unpack(made.blocks, vector.size, [weight], packing).vector
+    assert not update.vector.any(), "something without noise was left"
+    return mean / packing.unit(weight) + (packing.levels - 1) / 2
+
+
+@few
+@given(seed=st.integers(0, 1 << 32), scale=st.sampled_from([1e-7, 1e-5, 1e-2, 10.0]), weight=st.floats(0.01, 1.0))
+def test_levels_of_neighbours_are_apart_by_their_distance_and_one_level_a_parameter(
+    seed: int, scale: float, weight: float
+) -> None:
+    """The seeds give both the same dither and the same noise: what differs is what noise has to hide."""
+    generator = np.random.default_rng(seed)
+    one = generator.normal(size=300).astype(np.float32)
+    other = (one + scale * generator.normal(size=300)).astype(np.float32)
+    apart = np.abs(levels(one, weight, seed=seed) - levels(other, weight, seed=seed))
+    moved = np.abs(one.astype(np.float64) - other) / PACKING.unit(weight)
+    assert (apart < moved + 2).all()  # one of them is float32's, in which `unpack` answers
+    assert np.linalg.norm(apart) < np.linalg.norm(moved) + 2 * math.sqrt(300)
+
+
+@pytest.mark.parametrize("profile", ["compact", "precise", "dense"])
+def test_nothing_is_cut_after_the_noise(profile: str) -> None:
+    packing = Packing.of(profile, cohort=1, update_bound=1.0, max_weight=1.0)  # type: ignore[arg-type]
+    variance, size = ((packing.levels - 1) // 50) ** 2, 60_000
+    for sign in (-1.0, 1.0):
+        update = Update(np.full(size, sign * 3e38, np.float32))
+        made = pack_with_share(update, CHARGE, 1.0, packing, Randomness.seeded(2, profile), variance)
+        noise = unpack(made.blocks, size, [1.0], packing).vector / packing.unit(1.0)
+        noise -= sign * ((packing.levels - 1) / 2 - reach(variance))
+        # Were it cut at the end of the range, one half would be missing.
+        assert abs(noise.mean()) < 5 * math.sqrt(variance / size) + 1
+        assert abs(noise.var() / variance - 1) < 5 * math.sqrt(2 / size)
+
+
+def test_only_the_sum_has_all_of_the_noise() -> None:
+    size, weights = 50_000, [1.0, 0.5, 0.25]
+    made = [
+        joined(pack_with_share(Update(np.zeros(size, np.float32)), CHARGE, weight, PACKING, Randomness.fresh(),
+                               VARIANCE).blocks) for weight in weights
+    ]  # fmt: skip
+    for weight, each in zip(weights, made, strict=True):
+        alone = unpack(blocks_of(each), size, [weight], PACKING).vector / PACKING.unit(weight)
+        assert abs(alone.var() / VARIANCE - 1) < 5 * math.sqrt(2 / size)
+    total = unpack(blocks_of(sum(made)), size, weights, PACKING).vector * sum(weights) / PACKING.unit(1.0)  # type: ignore[arg-type]
+    assert abs(total.var() / (3 * VARIANCE) - 1) < 5 * math.sqrt(2 / size)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.1, math.nan])
+def test_a_weight_that_the_manifest_does_not_fix_is_refused(weight: float) -> None:
+    with pytest.raises(MalformedError, match="the range that the manifest fixes"):
+        levels(np.zeros(3), weight)
