@@ -55,8 +55,9 @@ def get_ready(site: Site, document: bytes, node_id: int) -> Readiness:
     """
     accepted = accept(site, document)
     checkpoint = site.checkpoint(accepted.manifest, accepted.run)
-    if accepted.run not in site.ledger.runs():  # later, each round is held against the budget by itself
-        site.ledger.check_plan(accepted.manifest.run_cost, site.settings.limit)
+    ledger, limit = site.account(accepted.manifest.settings)
+    if accepted.run not in ledger.runs():  # later, each round is held against the budget by itself
+        ledger.check_plan(accepted.manifest.run_cost, limit)
     if accepted.manifest.settings.shares_noise:
         _check_share(site, accepted.manifest, checkpoint.model)
     model, keys = checkpoint.model, site.keyring.current(site.roster.version)

@@ -99,10 +99,12 @@ def reveal_mask(site: Site, message: Message) -> RecordDict:
 def train(site: Site, message: Message) -> RecordDict:
     """Train a round and return the signed, encrypted update."""
     plan, missed = read_train(message.content)
-    update = train_round(site, read_manifest(message.content), plan, missed)
+    document = read_manifest(message.content)
+    update = train_round(site, document, plan, missed)
     report = {}
     if "epsilon" in site.settings.policy.share:
-        report["epsilon"] = site.ledger.spent(site.settings.budget.delta)
+        ledger, limit = site.account(accept(site, document).manifest.settings)
+        report["epsilon"] = ledger.spent(limit.delta)
     return pack_update(update, report)
 
 

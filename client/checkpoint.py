@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from privacy.update import Layout
 
 _NOTE = "cloister"
-_MISREAD = KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError
+MISREAD = KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class CheckpointStore:
         """Return round, model's digest and average that a run's file claims; None if no file there does."""
         try:
             with self.path(name, run).open("rb") as file:
-                note = json.loads(json.loads(_header(file))["__metadata__"][_NOTE])
+                note = json.loads(json.loads(read_header(file))["__metadata__"][_NOTE])
             return int(note["round"]), str(note["model"]), str(note["average"])
-        except (OSError, *_MISREAD):
+        except (OSError, *MISREAD):
             return None
 
     def load(self, name: str, run: str, layout: Layout) -> Checkpoint | None:
@@ -80,13 +80,13 @@ class CheckpointStore:
             return None
         try:
             with path.open("rb") as file:
-                header = json.loads(_header(file))
+                header = json.loads(read_header(file))
                 note = json.loads(header.pop("__metadata__")[_NOTE])
                 vector = np.fromfile(file, dtype="<f4", count=layout.size)
             bound, average, averaged = float(note["update_bound"]), str(note["average"]), int(note["averaged"])
             checkpoint = Checkpoint(run, int(note["round"]), Model(vector, layout), bound, average, averaged)
             digest, said = note["model"], note["run"]
-        except _MISREAD as error:
+        except MISREAD as error:
             msg = f"{path}: this checkpoint is damaged ({error}); move it aside and restart the agent"
             raise KeyFileError(msg) from error
         whole = header == _tensors(layout) and vector.size == layout.size
@@ -113,7 +113,8 @@ class CheckpointStore:
         return path
 
 
-def _header(file: BinaryIO) -> bytes:
+def read_header(file: BinaryIO) -> bytes:
+    """Return a safetensors file's header, from its beginning on, as the bytes that say JSON."""
     length = int.from_bytes(file.read(8), "little")
     return file.read(min(length, os.fstat(file.fileno()).st_size))  # what it says may be damaged
 

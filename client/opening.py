@@ -97,7 +97,7 @@ def _seeds(total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKey
 
 def evaluate(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, float]:
     """Return sums of metrics over the held-out records, and their number, as far as the site's policy shares them."""
-    if manifest.settings.statistics:
+    if not manifest.settings.training:
         return {}
     study, shared = site.study(manifest.settings.task), site.settings.policy.share
     inputs, targets = study.held_out

@@ -79,7 +79,7 @@ def _starting_point(site: Site, accepted: Accepted, plan: RoundPlan) -> Checkpoi
 def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> SignedUpdate:
     keys = _current_keys(site, plan)
     weight, bound, layout = manifest.weight(site.name), checkpoint.update_bound, checkpoint.model.layout
-    left, packed = None, recover(site, plan)
+    left, packed = None, recover(site, manifest, plan)
     if packed is None and manifest.settings.shares_noise:
         packed = _pack_with_share(site, manifest, plan, checkpoint)
     elif packed is None:
@@ -117,7 +117,8 @@ def _pack_with_share(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint
 
 def _release(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> tuple[Update, Charge]:
     """Charge, then train."""
-    charge = site.ledger.reserve(Release(plan.run, plan.round, plan.attempt), manifest.round_cost, site.settings.limit)
+    ledger, limit = site.account(manifest.settings)
+    charge = ledger.reserve(Release(plan.run, plan.round, plan.attempt), manifest.round_cost, limit)
     work = site.work(manifest.settings)
     return work.release(manifest, checkpoint.model, _randomness(manifest, site, plan, "training")), charge
 

@@ -33,6 +33,7 @@ class Budget:
 
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=1e-2)]
+    held_out_epsilon: Annotated[float, Field(gt=0)] | None = None  # of the records held out; if not given, as much
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -66,6 +67,14 @@ class SiteSettings:
     def limit(self) -> LedgerBudget:
         """What the ledger holds every release against."""
         return LedgerBudget(self.budget.epsilon, self.budget.delta, self.policy.maximum_epsilon)
+
+    @property
+    def held_out_limit(self) -> LedgerBudget:
+        """The same, for what is told of the records that are held out."""
+        epsilon = self.budget.held_out_epsilon
+        return LedgerBudget(
+            self.budget.epsilon if epsilon is None else epsilon, self.budget.delta, self.policy.maximum_epsilon
+        )
 
 
 @dataclass(frozen=True, config=STRICT)

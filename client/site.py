@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from client.checkpoint import Checkpoint
+from client.exam import Exam
 from client.keyring import Keyring
 from client.models import Models
 from client.once import Once
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from client.settings import SiteFolder
+    from privacy.ledger import Budget
     from privacy.manifest import Manifest, RunSettings
     from privacy.parallel import Apply
     from privacy.roster import Roster
@@ -53,6 +55,9 @@ class Site:
         self.ledger = Ledger(
             place.folder / "ledger" / self.settings.data.lineage, self.name, self.settings.data.lineage
         )
+        # Whoever is held out is not trained on: what is told of these people is counted by itself.
+        held_out = f"{self.settings.data.lineage}.held-out"
+        self.held_out_ledger = Ledger(place.folder / "ledger" / held_out, self.name, held_out)
         self.models = Models(place.folder / "models", place.folder / "outbox")
         self.outbox = Outbox(place.folder / "outbox")
         self.remainders = Remainders(place.folder / "outbox")
@@ -88,9 +93,17 @@ class Site:
             self._polls[survey] = Poll(survey, self)
         return self._polls[survey]
 
-    def work(self, settings: RunSettings) -> Study | Poll:
-        """Return what a run is about: a study that it trains, or a survey of which it gathers statistics."""
+    def work(self, settings: RunSettings) -> Study | Poll | Exam:
+        """Return what a run is about: a study that it trains, or that it evaluates, or a survey that it adds up."""
+        if settings.evaluation:
+            return Exam(self.study(settings.task), self)
         return self.poll(settings.task) if settings.statistics else self.study(settings.task)
+
+    def account(self, settings: RunSettings) -> tuple[Ledger, Budget]:
+        """Return the ledger to which a run is charged, and what it is held against."""
+        if settings.evaluation:
+            return self.held_out_ledger, self.settings.held_out_limit
+        return self.ledger, self.settings.limit
 
     def check_records(self) -> dict[str, int]:
         """Read the records for every task that the policy allows, for the eyes of this site alone.
