@@ -80,9 +80,10 @@ def bench_utility(
     as_json: Json = False,
 ) -> None:
     """How good a model gets for an ε, with local noise, with shared noise and with none."""
+    from cloister.benchmarks import trials  # noqa: PLC0415
     from cloister.benchmarks.utility import measure, table  # noqa: PLC0415
 
-    report = measure(seeds, with_ablations=ablations)
+    report = measure(seeds, [*trials.trials(), *(trials.ablations() if ablations else ())])
     if plot:
         from cloister.benchmarks.picture import draw  # noqa: PLC0415 - loads matplotlib
 
