@@ -64,16 +64,17 @@ def get_ready(site: Site, document: bytes, node_id: int, known: SignedHead | Non
         RefusedError: if the model suits no share of the noise.
     """
     accepted = accept(site, document)
-    check_head(site.ledger, known, site.signing_key)
+    ledger, limit = site.account(accepted.manifest.settings)
+    check_head(ledger, known, site.signing_key)
     checkpoint = site.checkpoint(accepted.manifest, accepted.run)
-    if accepted.run not in site.ledger.runs():  # later, each round is held against the budget by itself
-        site.ledger.check_plan(accepted.manifest.run_cost, site.settings.limit)
+    if accepted.run not in ledger.runs():  # later, each round is held against the budget by itself
+        ledger.check_plan(accepted.manifest.run_cost, limit)
     if accepted.manifest.settings.shares_noise:
         _check_share(site, accepted.manifest, checkpoint.model)
     model, keys = checkpoint.model, site.keyring.current(site.roster.version)
     unsigned = Readiness(
         site=site.name,
-        model=model.digest,
+        model=checkpoint.digest,
         size=model.layout.size,
         layout=model.layout.digest,
         epoch=keys.epoch if keys else 0,

@@ -70,9 +70,10 @@ def _answering(work: Callable[[Site, Message], RecordDict]) -> Callable[[Message
 @_answering
 def query(site: Site, message: Message) -> RecordDict:
     """Say whether this site takes part."""
-    known, node = read_head(message.content), message.metadata.dst_node_id
-    readiness = get_ready(site, read_manifest(message.content), node, known)
-    return put_head(pack_readiness(readiness), sign_head(site.ledger, site.signing_key))
+    document, known = read_manifest(message.content), read_head(message.content)
+    readiness = get_ready(site, document, message.metadata.dst_node_id, known)
+    ledger, _ = site.account(accept(site, document).manifest.settings)
+    return put_head(pack_readiness(readiness), sign_head(ledger, site.signing_key))
 
 
 @app.query("lead")
@@ -102,13 +103,15 @@ def reveal_mask(site: Site, message: Message) -> RecordDict:
 @_answering
 def train(site: Site, message: Message) -> RecordDict:
     """Train a round and return the signed, encrypted update."""
-    check_head(site.ledger, read_head(message.content), site.signing_key)
+    document = read_manifest(message.content)
+    ledger, limit = site.account(accept(site, document).manifest.settings)
+    check_head(ledger, read_head(message.content), site.signing_key)
     plan, missed = read_train(message.content)
-    update = train_round(site, read_manifest(message.content), plan, missed)
+    update = train_round(site, document, plan, missed)
     report = {}
     if "epsilon" in site.settings.policy.share:
-        report["epsilon"] = site.ledger.spent(site.settings.budget.delta)
-    return put_head(pack_update(update, report), sign_head(site.ledger, site.signing_key))
+        report["epsilon"] = ledger.spent(limit.delta)
+    return put_head(pack_update(update, report), sign_head(ledger, site.signing_key))
 
 
 @app.evaluate()
@@ -117,4 +120,4 @@ def open_and_evaluate(site: Site, message: Message) -> RecordDict:
     """Open a round's sum, keep the model, and report its digest."""
     accepted = accept(site, read_manifest(message.content))
     checkpoint = open_sum(site, accepted, take_sum(message.content))
-    return pack_opened(checkpoint.model.digest, evaluate(site, accepted.manifest, checkpoint))
+    return pack_opened(checkpoint.digest, evaluate(site, accepted.manifest, checkpoint))

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,10 +23,12 @@ from privacy.update import Model
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import BinaryIO
 
     from privacy.update import Layout
 
 _NOTE = "cloister"
+MISREAD = KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,15 @@ class Checkpoint:
     round: int
     model: Model
     update_bound: float  # the codec's range for the next round's updates
+    average: str = ""  # digest of the mean that is kept beside it, if one is; of a mean, that of the one before it
+    averaged: int = 0  # of a mean: of how many rounds
+
+    @cached_property
+    def digest(self) -> str:
+        """What all sites must agree on: the model's digest, or SHA-256, in hex, of its and the mean's."""
+        if not self.average:
+            return self.model.digest
+        return sha256(b"cloister average" + bytes.fromhex(self.model.digest + self.average)).hexdigest()
 
 
 class CheckpointStore:
@@ -46,6 +60,15 @@ class CheckpointStore:
         """Return where a run's model lies."""
         return self._folder / f"{name}-{run[:8]}.safetensors"
 
+    def peek(self, name: str, run: str) -> tuple[int, str, str] | None:
+        """Return round, model's digest and average that a run's file claims; None if no file there does."""
+        try:
+            with self.path(name, run).open("rb") as file:
+                note = json.loads(json.loads(read_header(file))["__metadata__"][_NOTE])
+            return int(note["round"]), str(note["model"]), str(note["average"])
+        except (OSError, *MISREAD):
+            return None
+
     def load(self, name: str, run: str, layout: Layout) -> Checkpoint | None:
         """Return the latest checkpoint of a run, or None before its first round.
 
@@ -57,13 +80,13 @@ class CheckpointStore:
             return None
         try:
             with path.open("rb") as file:
-                length = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)  # what it says may be damaged
-                header = json.loads(file.read(length))
+                header = json.loads(read_header(file))
                 note = json.loads(header.pop("__metadata__")[_NOTE])
                 vector = np.fromfile(file, dtype="<f4", count=layout.size)
-            checkpoint = Checkpoint(run, int(note["round"]), Model(vector, layout), float(note["update_bound"]))
+            bound, average, averaged = float(note["update_bound"]), str(note["average"]), int(note["averaged"])
+            checkpoint = Checkpoint(run, int(note["round"]), Model(vector, layout), bound, average, averaged)
             digest, said = note["model"], note["run"]
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError) as error:
+        except MISREAD as error:
             msg = f"{path}: this checkpoint is damaged ({error}); move it aside and restart the agent"
             raise KeyFileError(msg) from error
         whole = header == _tensors(layout) and vector.size == layout.size
@@ -80,12 +103,20 @@ class CheckpointStore:
             "round": checkpoint.round,
             "model": checkpoint.model.digest,
             "update_bound": checkpoint.update_bound,
+            "average": checkpoint.average,
+            "averaged": checkpoint.averaged,
         }
         data = json.dumps({"__metadata__": {_NOTE: json.dumps(note)}, **_tensors(checkpoint.model.layout)}).encode()
         data += b" " * (-len(data) % 8)
         values = np.ascontiguousarray(checkpoint.model.vector, dtype="<f4")
         write_atomically(path, len(data).to_bytes(8, "little"), data, values.data)
         return path
+
+
+def read_header(file: BinaryIO) -> bytes:
+    """Return a safetensors file's header, from its beginning on, as the bytes that say JSON."""
+    length = int.from_bytes(file.read(8), "little")
+    return file.read(min(length, os.fstat(file.fileno()).st_size))  # what it says may be damaged
 
 
 def _tensors(layout: Layout) -> dict[str, object]:

@@ -30,7 +30,7 @@ def new_masks(site: Site, manifest: Manifest, plan: RoundPlan) -> tuple[bytes, M
     return seed, Masks(site.masking_key, seed, plan, site.name, site.roster)
 
 
-def recover(site: Site, plan: RoundPlan) -> PackedUpdate | None:
+def recover(site: Site, manifest: Manifest, plan: RoundPlan) -> PackedUpdate | None:
     """Return the update of an earlier attempt at the same round, without its masks: it was trained and charged already.
 
     Raises:
@@ -39,9 +39,10 @@ def recover(site: Site, plan: RoundPlan) -> PackedUpdate | None:
     last = site.outbox.last(plan.run)
     if last is None or not last.mask or (last.plan.round, last.plan.base_model) != (plan.round, plan.base_model):
         return None
-    charge = site.ledger.find(plan.run, plan.round)
+    ledger, _ = site.account(manifest.settings)
+    charge = ledger.find(plan.run, plan.round)
     if charge is None:
-        msg = f"{site.ledger.path}: it has no entry for round {plan.round}, which was sent; restore it from backup"
+        msg = f"{ledger.path}: it has no entry for round {plan.round}, which was sent; restore it from backup"
         raise LedgerError(msg)
     keys = site.keyring.find(last.plan.keys)
     chunks = keys.mac.check(Ciphertexts(last.update.chunks).alone, last.plan, [site.name])

@@ -44,7 +44,7 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     now = site.checkpoint(manifest, run)
     if plan.round <= now.round:
         return now
-    if now.model.digest != plan.base_model:
+    if now.digest != plan.base_model:
         msg = f"the sum of round {plan.round} does not apply to {site.name}'s model of round {now.round}"
         raise ProtocolError(msg)
     if plan.digest in site.refused_sums:
@@ -64,7 +64,7 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     # Before the model is kept: what a crash leaves unwritten is written when the sum comes again.
     site.work(manifest.settings).opened(manifest, run, opened.model, headers)
     site.remainders.settle(plan, contributed=site.name in headers)
-    path = site.checkpoints.save(manifest.settings.name, opened)
+    opened, path = site.models.save(manifest.settings, opened)
     log.info("round %d of %d opened: %s", plan.round, manifest.settings.rounds, path)
     return opened
 
@@ -97,13 +97,14 @@ def _seeds(total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKey
 
 def evaluate(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, float]:
     """Return sums of metrics over the held-out records, and their number, as far as the site's policy shares them."""
-    if manifest.settings.statistics:
+    if not manifest.settings.training:
         return {}
     study, shared = site.study(manifest.settings.task), site.settings.policy.share
     inputs, targets = study.held_out
     if not len(inputs) or not set(shared) - {"epsilon"}:
         return {}
-    module = study.load_into(study.module(manifest.settings.model_seed), checkpoint.model)
+    model = site.models.result(manifest.settings, checkpoint)
+    module = study.load_into(study.module(manifest.settings.model_seed), model)
     module.eval()
     with torch.no_grad():
         outputs = module(inputs)

@@ -55,13 +55,14 @@ def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence
     plan = read_plan(plan_bytes)
     check_plan(plan, accepted.manifest, accepted.run, site.name)
     made, release = site.outbox.find(plan), _release_of(accepted.manifest, plan)
-    if made is None and site.ledger.has_left(release):
+    ledger, _ = site.account(accepted.manifest.settings)
+    if made is None and ledger.has_left(release):
         msg = f"{site.name} has made its update of round {plan.round} and lost it; it makes no other for the same plan"
         raise ProtocolError(msg)
     if made is None:
         # Handed over and not kept here: it is out of memory again before the update is encrypted.
         made = _make_update(site, accepted.manifest, plan, _starting_point(site, accepted, plan))
-    site.ledger.leaves(release, sha256(made.header).hexdigest())
+    ledger.leaves(release, sha256(made.header).hexdigest())
     return made
 
 
@@ -71,7 +72,7 @@ def _starting_point(site: Site, accepted: Accepted, plan: RoundPlan) -> Checkpoi
     if plan.round <= checkpoint.round:
         msg = f"{site.name} has opened round {checkpoint.round} already; it does not train round {plan.round} again"
         raise ProtocolError(msg)
-    if checkpoint.model.digest != plan.base_model:
+    if checkpoint.digest != plan.base_model:
         msg = f"{site.name} has another model than round {plan.round} starts from; it needs the sums that it missed"
         raise ProtocolError(msg)
     return checkpoint
@@ -80,7 +81,7 @@ def _starting_point(site: Site, accepted: Accepted, plan: RoundPlan) -> Checkpoi
 def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> SignedUpdate:
     keys = _current_keys(site, plan)
     weight, bound, layout = manifest.weight(site.name), checkpoint.update_bound, checkpoint.model.layout
-    left, packed = None, recover(site, plan)
+    left, packed = None, recover(site, manifest, plan)
     if packed is None and manifest.settings.shares_noise:
         packed = _pack_with_share(site, manifest, plan, checkpoint)
     elif packed is None:
@@ -122,13 +123,15 @@ def _pack_with_share(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint
 
 
 def _charge_and_make(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> tuple[Update, Charge]:
-    charge = site.ledger.reserve(_release_of(manifest, plan), manifest.round_cost, site.settings.limit)
+    ledger, limit = site.account(manifest.settings)
+    charge = ledger.reserve(_release_of(manifest, plan), manifest.round_cost, limit)
     work = site.work(manifest.settings)
     return work.release(manifest, checkpoint.model, _randomness(manifest, site, plan, "training")), charge
 
 
 def _release_of(manifest: Manifest, plan: RoundPlan) -> Release:
-    purpose: Purpose = "statistics" if manifest.settings.statistics else "training"
+    settings = manifest.settings
+    purpose: Purpose = "evaluation" if settings.evaluation else "statistics" if settings.statistics else "training"
     return Release(plan.run, plan.round, plan.attempt, purpose)
 
 

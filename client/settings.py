@@ -35,6 +35,7 @@ class Budget:
 
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=1e-2)]
+    held_out_epsilon: Annotated[float, Field(gt=0)] | None = None  # of the records held out; if not given, as much
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -69,6 +70,14 @@ class SiteSettings:
         """What the ledger holds every release against."""
         return LedgerBudget(self.budget.epsilon, self.budget.delta, self.policy.maximum_epsilon)
 
+    @property
+    def held_out_limit(self) -> LedgerBudget:
+        """The same, for what is told of the records that are held out."""
+        epsilon = self.budget.held_out_epsilon
+        return LedgerBudget(
+            self.budget.epsilon if epsilon is None else epsilon, self.budget.delta, self.policy.maximum_epsilon
+        )
+
 
 @dataclass(frozen=True, config=STRICT)
 class SiteFolder:
@@ -84,8 +93,17 @@ class SiteFolder:
     @property
     def ledger(self) -> Ledger:
         """What was spent on the people whom the site's data is about."""
-        data = self.settings.data
-        return Ledger(self.folder / "ledger" / data.lineage, self.settings.site, data.lineage, data.records_per_person)
+        return self._ledger(self.settings.data.lineage)
+
+    @property
+    def held_out_ledger(self) -> Ledger:
+        """What was spent on those of them who are held out: nothing else is told of these, so it counts by itself."""
+        return self._ledger(f"{self.settings.data.lineage}.held-out")
+
+    def _ledger(self, lineage: str) -> Ledger:
+        return Ledger(
+            self.folder / "ledger" / lineage, self.settings.site, lineage, self.settings.data.records_per_person
+        )
 
     @property
     def tls(self) -> TlsFiles:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from client.checkpoint import Checkpoint, CheckpointStore
+from client.checkpoint import Checkpoint
+from client.exam import Exam
 from client.keyring import Keyring
+from client.models import Models
 from client.once import Once
 from client.outbox import Outbox
 from client.remainder import Remainders
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from client.settings import SiteFolder
+    from privacy.ledger import Budget, Ledger
     from privacy.manifest import Manifest, RunSettings
     from privacy.parallel import Apply
     from privacy.roster import Roster
@@ -48,8 +51,8 @@ class Site:
         self.masking_key = _read_key(place.path(keys.masking_key), MaskingKey)
         self.keyring = Keyring(place.path(keys.epochs))
         self.roster: Roster = _read_roster(place)
-        self.ledger = place.ledger
-        self.checkpoints = CheckpointStore(place.folder / "models")
+        self.ledger, self.held_out_ledger = place.ledger, place.held_out_ledger
+        self.models = Models(place.folder / "models", place.folder / "outbox")
         self.outbox = Outbox(place.folder / "outbox")
         self.remainders = Remainders(place.folder / "outbox")
         self.once = Once(place.folder / "outbox")
@@ -84,9 +87,17 @@ class Site:
             self._polls[survey] = Poll(survey, self)
         return self._polls[survey]
 
-    def work(self, settings: RunSettings) -> Study | Poll:
-        """Return what a run is about: a study that it trains, or a survey of which it gathers statistics."""
+    def work(self, settings: RunSettings) -> Study | Poll | Exam:
+        """Return what a run is about: a study that it trains, or that it evaluates, or a survey that it adds up."""
+        if settings.evaluation:
+            return Exam(self.study(settings.task), self)
         return self.poll(settings.task) if settings.statistics else self.study(settings.task)
+
+    def account(self, settings: RunSettings) -> tuple[Ledger, Budget]:
+        """Return the ledger to which a run is charged, and what it is held against."""
+        if settings.evaluation:
+            return self.held_out_ledger, self.settings.held_out_limit
+        return self.ledger, self.settings.limit
 
     def check_records(self) -> dict[str, int]:
         """Read the records for every task that the policy allows, for the eyes of this site alone.
@@ -108,7 +119,7 @@ class Site:
         """Return the site's model in a run: its latest checkpoint, or the untrained model that all sites start from."""
         settings = manifest.settings
         work = self.work(settings)
-        latest = self.checkpoints.load(settings.name, run, work.layout(settings))
+        latest = self.models.load(settings, run, work.layout(settings))
         return latest or Checkpoint(run, 0, work.start(settings), manifest.packing.update_bound)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from client.beginning import find_model
 from client.dpsgd import train
 from client.guard import check_task
 from client.records import split_held_out
@@ -49,8 +50,14 @@ class Study:
         return Model(_drained(module, layout.size), layout)
 
     def start(self, settings: RunSettings) -> Model:
-        """Return the model that a run starts from."""
-        return self.untrained(settings.model_seed)
+        """Return the model that a run starts from: a new one, or one that the site has and the run names.
+
+        Raises:
+            RefusedError: if the site does not have it, or it is another task's.
+        """
+        if settings.start is None:
+            return self.untrained(settings.model_seed)
+        return find_model(self._site.place.folder / "models", settings.start.model, self._layout, self._site.name)
 
     def layout(self, settings: RunSettings) -> Layout:
         """Names and shapes of the parameters, whatever the seed."""

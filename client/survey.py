@@ -10,7 +10,6 @@ A run with `[statistics]` names it as `module:Class`. Like a task, it is importe
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -20,13 +19,12 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from client.records import split_held_out
+from client.sums import noised, read_sum, write_report
 from client.task import import_class
 from privacy import figures
-from privacy.accounting import epsilon
 from privacy.errors import DataError, TaskError
 from privacy.statistics import Column, Form
-from privacy.storage import write_atomically
-from privacy.update import Model, Update
+from privacy.update import Model
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -37,9 +35,7 @@ if TYPE_CHECKING:
     from client.site import Site
     from privacy.manifest import Manifest, RunSettings
     from privacy.randomness import Randomness
-    from privacy.update import Layout
-
-FOLDER = "statistics"
+    from privacy.update import Layout, Update
 
 log = logging.getLogger("cloister.agent")
 
@@ -137,38 +133,19 @@ class Poll:
         To be called once the ledger has the charge: `Mechanism(σ, sample_rate=1, steps=1)`.
         """
         del model  # zeros
-        declared, size = manifest.settings.cohort.sizes[self._site.name], manifest.settings.largest_size
+        declared = manifest.settings.cohort.sizes[self._site.name]
         values, labels = self.records
         if len(values) > 2 * declared:
             # Only a warning, here: whether a run fails must not tell how many records there are.
             log.warning("%d records, over twice the %d declared; large sums may be cut", len(values), declared)
-        total = self.form(manifest.settings).total(values, labels)
-        if manifest.noise_multiplier > 0:
-            total += manifest.noise_multiplier * randomness.gaussian(total.size)
-        return Update((total / size).astype(np.float32))
+        return noised(self.form(manifest.settings).total(values, labels), manifest, randomness)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
         """Write down what the sum of these sites says."""
-        settings, sigma = manifest.settings, manifest.noise_multiplier
-        form, sites = self.form(settings), len(contributors)
-        total = model.vector.astype(np.float64) * settings.largest_size * sites
-        step = 2 * manifest.packing.update_bound / (manifest.packing.levels - 1) * settings.largest_size
-        report = {
-            "name": settings.name,
-            "survey": self.name,
-            "run": run,
-            "sites": sorted(contributors),
-            "noise_multiplier": sigma,
-            # At no noise, infinite; JSON has no such number.
-            "epsilon": round(epsilon([manifest.run_cost], settings.privacy.delta), 4) if sigma else None,
-            "delta": settings.privacy.delta,
-            "bins": form.bins,
-            # Rounding to a step or the next one up has at most half a step's deviation.
-            **figures.read(form, total, math.sqrt(sites) * math.hypot(sigma, step / 2)),
-        }
-        path = self._site.place.folder / FOLDER / f"{settings.name}-{run[:8]}.json"
-        write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
-        log.info("statistics of %d sites: %s", sites, path)
+        form = self.form(manifest.settings)
+        found = figures.read(form, *read_sum(manifest, model, len(contributors)))
+        survey = {"survey": self.name, "bins": form.bins, **found}
+        write_report(self._site.place.folder, manifest, run, contributors, survey)
 
     def _check(self, path: Path, values: NDArray[np.float64], labels: NDArray[np.float64]) -> None:
         """Refuse records that cannot be counted."""

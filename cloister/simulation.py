@@ -30,7 +30,10 @@ def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]
     Raises:
         CloisterError: if settings are wrong, or the run failed.
     """
-    if run and read_toml(run, RunSettings).statistics:
+    if run and (settings := read_toml(run, RunSettings)).start:
+        msg = f"{run}: simulated hospitals are new and have no model that a run could start from; remove [start]"
+        raise ConfigError(msg)
+    if run and settings.statistics:
         msg = f"{run}: this run gathers statistics and trains nothing; use `cloister stats {run}`"
         raise ConfigError(msg)
     study = prepare_study(folder, run, limits=False)

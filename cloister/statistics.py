@@ -8,12 +8,13 @@ import time
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from client.survey import FOLDER
+from client.sums import FOLDER
 from privacy.config import read_toml
 from privacy.errors import ConfigError, RunError
 from privacy.manifest import RunSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from rich.console import Console
@@ -34,7 +35,7 @@ def survey(run: Path | None, folder: Path, console: Console) -> dict[str, Any]:
     started = time.monotonic()
     with resources.as_file(resources.files("simulations") / "measurements.toml") as own:
         if read_toml(run or own, RunSettings).statistics is None:
-            msg = f"{run}: this run trains; give it a table [statistics], or use `cloister simulate`"
+            msg = f"{run}: this run trains or evaluates; give it a table [statistics], or use `cloister simulate`"
             raise ConfigError(msg)
         study = prepare_study(folder, run or own, limits=False)
     results = run_here(study, console)
@@ -77,6 +78,9 @@ def show(report: dict[str, Any], console: Console) -> None:
     def line(text: str, style: str | None = None) -> None:
         console.print(text.rstrip(), style=style, markup=False, soft_wrap=True)
 
+    if "metrics" in report:
+        _show_evaluation(report, line)
+        return
     line(_ROW.format("", "mean", "±", "sd", "5 %", "50 %", "95 %", ""), "bold")
     for name, column in report["columns"].items():
         short = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
@@ -87,13 +91,28 @@ def show(report: dict[str, Any], console: Console) -> None:
         share = f"{100 * found['share']:.0f} % ± {100 * found['share_error']:.0f}"
         label = f"label {found['label']:g}"
         line(f"{label:<{_NAME}} {found['count']:7.0f} {found['count_error']:7.0f} {share:>15}")
-    epsilon = "∞" if report["epsilon"] is None else f"{report['epsilon']:.2f}"
     width, rank = 100 / report["bins"], 100 * max(column["rank_error"] for column in report["columns"].values())
     line(f"✓ {report['count']:.0f} ± {report['count_error']:.0f} records at {len(report['sites'])} sites")
-    line(f"  privacy   ε {epsilon}, δ {report['delta']:g}, per person, at each site")
+    line(_privacy(report))
     line("  ±         standard error of the noise in the mean; for sd it is in the file")
     line(f"  quantiles right to {1.5 * width:.2g} % of the range, and ± {rank:.0f} % in rank")
     line(f"  file      {next(iter(report['files'].values()))}")
+
+
+def _show_evaluation(report: dict[str, Any], line: Callable[[str], None]) -> None:
+    """Print how good a model is."""
+    for name, found in report["metrics"].items():
+        line(f"{name:<{_NAME}} {number(found['mean']):>7} ± {number(found['error'], digits=2)}")
+    line(f"✓ {report['count']:.0f} ± {report['count_error']:.0f} held-out records at {len(report['sites'])} sites")
+    line(f"  model     sha256 {report['model']}")
+    line(_privacy(report))
+    line("  ±         standard error of the noise, not of how few records there are")
+    line(f"  file      {next(iter(report['files'].values()))}")
+
+
+def _privacy(report: dict[str, Any]) -> str:
+    epsilon = "∞" if report["epsilon"] is None else f"{report['epsilon']:.2f}"
+    return f"  privacy   ε {epsilon}, δ {report['delta']:g}, per person, at each site"
 
 
 def number(value: float, digits: int = 3) -> str:

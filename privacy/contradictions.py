@@ -18,16 +18,36 @@ def contradiction(settings: RunSettings) -> str | None:
 def _of_purpose(settings: RunSettings) -> str | None:
     """Say what a run that trains, or one that gathers statistics, has too much or too little."""
     has_norm = settings.privacy.max_grad_norm is not None
-    if (settings.training is None) == (settings.statistics is None):
-        return "give either [training] or [statistics]"
+    purposes = settings.training, settings.statistics, settings.evaluation
+    if sum(each is not None for each in purposes) != 1:
+        return "give either [training] or [statistics], or [evaluation]"
     if settings.training:
         if settings.encryption.update_bound is None:
             return "a run with [training] needs update_bound in [encryption]"
         return None if has_norm else "a run with [training] needs max_grad_norm in [privacy]"
+    what, takes, has = (
+        ("an evaluation", "takes", "has its") if settings.evaluation else ("statistics", "take", "have their")
+    )
     if settings.rounds != 1:
-        return "statistics take one round; set rounds = 1"
+        return f"{what} {takes} one round; set rounds = 1"
     if settings.encryption.update_bound or settings.encryption.profile or has_norm:
-        return "statistics have their own range, profile and norm; remove update_bound, profile and max_grad_norm"
+        return f"{what} {has} own range, profile and norm; remove update_bound, profile and max_grad_norm"
+    return _of_evaluation(settings)
+
+
+def _of_evaluation(settings: RunSettings) -> str | None:
+    """Say what an evaluation lacks."""
+    asked = settings.evaluation
+    if asked is None:
+        return "statistics start from nothing; remove [start]" if settings.start else None
+    if settings.start is None:
+        return "an evaluation needs [start]: name the model to evaluate"
+    if not asked.metrics and asked.loss_bound is None:
+        return "an evaluation needs metrics, or a loss_bound"
+    if len(set(asked.metrics)) < len(asked.metrics) or any(
+        name.partition(" ")[0] in {"loss", "count"} for name in asked.metrics
+    ):
+        return "the metrics of an evaluation stand there once each; for the loss, give loss_bound"
     return None
 
 
@@ -39,7 +59,8 @@ def _of_noise(settings: RunSettings) -> str | None:
         if privacy.colluding_sites is not None:
             wrong = 'colluding_sites is about noise = "shared"; remove it'
     elif training is None:
-        wrong = 'statistics have local noise; remove noise = "shared"'
+        what = "statistics have" if settings.statistics else "an evaluation has"
+        wrong = f'{what} local noise; remove noise = "shared"'
     elif not settings.encryption.collusion_resistant:
         wrong = (
             'with noise = "shared" an update by itself has too little noise for anybody to read; '

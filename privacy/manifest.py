@@ -20,6 +20,7 @@ from privacy.config import STRICT
 from privacy.contradictions import contradiction
 from privacy.errors import ConfigError, MalformedError
 from privacy.packing import Packing, Profile
+from privacy.purposes import Evaluation, Start
 from privacy.shared import share_of
 from privacy.signing import SignedDocument
 from privacy.statistics import encoding_bound
@@ -40,6 +41,7 @@ class Training:
     steps_per_round: Annotated[int, Field(ge=0)]  # optimiser steps; 0 measures the protocol alone
     sample_rate: Annotated[float, Field(gt=0, le=1)]  # Poisson: the chance of each record to be in a step
     learning_rate: Positive
+    averaging: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the last rounds whose models make the result
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -100,8 +102,10 @@ class RunSettings:
     rounds: Annotated[int, Field(ge=1, le=100_000)]
     privacy: Privacy
     cohort: Cohort
-    training: Training | None = None  # either this or statistics
+    training: Training | None = None  # either this, or statistics, or an evaluation
     statistics: Statistics | None = None
+    evaluation: Evaluation | None = None
+    start: Start | None = None
     encryption: Encryption = field(default_factory=Encryption)
     strategy: Literal["fedavg"] = "fedavg"
     model_seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0  # of the untrained model, the same at all sites
@@ -122,7 +126,7 @@ class RunSettings:
     @property
     def profile(self) -> Profile:
         """How many bits a number of an update takes."""
-        return "precise" if self.statistics else self.encryption.profile or "compact"
+        return (self.encryption.profile or "compact") if self.training else "precise"
 
     @property
     def shares_noise(self) -> bool:
@@ -152,7 +156,7 @@ class Manifest:
         return _packing(self.settings, self.noise_multiplier)
 
     def weight(self, site: str) -> float:
-        """Return the weight of a site's update: its declared size over the largest; in statistics 1."""
+        """Return the weight of a site's update: its declared size over the largest; where nothing is trained, 1."""
         settings = self.settings
         return settings.cohort.sizes[site] / settings.largest_size if settings.training else 1.0
 

@@ -54,7 +54,7 @@ def main(grid: Grid, context: Context) -> None:
     )
     letters = Letters(place.folder / place.settings.epochs)
     new_epoch = bool(context.run_config.get("new-epoch"))
-    heads = Heads(place.folder / place.settings.ledger_heads)
+    heads = Heads(place.folder / place.settings.ledger_heads, evaluation=run.manifest.settings.evaluation is not None)
     strategy = EncryptedFedAvg(run, roster, journal, letters, heads, new_epoch=new_epoch)
     try:
         strategy.start(grid, ArrayRecord(), settings.rounds, timeout=settings.cohort.round_deadline_seconds)

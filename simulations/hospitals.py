@@ -53,16 +53,27 @@ def write_hospital_records(folders: Mapping[str, Path]) -> dict[str, int]:
         if name not in DECLARED_SIZES:
             msg = f"there is no hospital {name!r}; choose among {', '.join(DECLARED_SIZES)}"
             raise ConfigError(msg)
-    table, benign = load_breast_cancer(return_X_y=True)
-    malignant = 1 - benign  # scikit-learn counts the other way
-    patients = dict(zip(DECLARED_SIZES, _deal(malignant), strict=True))
+    patients = dict(zip(DECLARED_SIZES, _deal(diagnoses()), strict=True))
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / FILE_NAME).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["patient", *RANGES, TARGET])
-            writer.writerows([patient, *table[patient].tolist(), malignant[patient]] for patient in patients[name])
+        write_patients(folder / FILE_NAME, patients[name])
     return {name: len(patients[name]) for name in folders}
+
+
+def diagnoses() -> NDArray[np.int64]:
+    """Return whether each of all patients has a malignant tumour: 1 or 0, `(569,)`."""
+    _, benign = load_breast_cancer(return_X_y=True)
+    return np.asarray(1 - benign, np.int64)  # scikit-learn counts the other way
+
+
+def write_patients(path: Path, patients: NDArray[np.intp]) -> None:
+    """Write some of the patients, by their place among all, as the file that `Diagnosis` reads."""
+    table, _ = load_breast_cancer(return_X_y=True)
+    malignant = diagnoses()
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["patient", *RANGES, TARGET])
+        writer.writerows([patient, *table[patient].tolist(), malignant[patient]] for patient in patients)
 
 
 def _deal(malignant: NDArray[np.int64]) -> list[NDArray[np.intp]]:

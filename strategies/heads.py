@@ -18,20 +18,23 @@ if TYPE_CHECKING:
 
 
 class Heads:
-    """The last head of each site's ledger, in a file."""
+    """The last head of each site's ledger, in a file.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    A site has two, of which a run concerns one: evaluations are about the people whom no training uses.
+    """
+
+    def __init__(self, path: Path, *, evaluation: bool = False) -> None:
+        self._path, self._which = path, " held-out" if evaluation else ""
         self._heads, self._saved = _read(path), True
 
     def of(self, site: str | None) -> SignedHead | None:
         """Return the last head that a site sent, if it ever did."""
-        return self._heads.get(site) if site else None
+        return self._heads.get(site + self._which) if site else None
 
     def note(self, site: str, head: SignedHead | None) -> None:
         """Remember what a site sent, if anything, in place of what it sent before."""
-        if head is not None and head != self._heads.get(site):
-            self._heads[site], self._saved = head, False
+        if head is not None and head != self.of(site):
+            self._heads[site + self._which], self._saved = head, False
 
     def save(self) -> None:
         """Write down what is new, if anything is."""

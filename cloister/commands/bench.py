@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import Annotated
 
 import typer
@@ -69,3 +70,22 @@ def bench_adversary(
     typer.echo(json.dumps(report) if as_json else table(report))
     if not held(report):
         raise typer.Exit(1)
+
+
+@bench.command("utility", epilog="Example:  cloister bench utility --seeds 5 --plot utility.png")
+def bench_utility(
+    seeds: Annotated[int, typer.Option(min=1, help="Times that records are dealt out anew, for every row.")] = 5,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Also without what the settings owe most to.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw accuracy against ε into this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How good a model gets for an ε, with local noise, with shared noise and with none."""
+    from cloister.benchmarks import trials  # noqa: PLC0415
+    from cloister.benchmarks.utility import measure, table  # noqa: PLC0415
+
+    report = measure(seeds, [*trials.trials(), *(trials.ablations() if ablations else ())])
+    if plot:
+        from cloister.benchmarks.picture import draw  # noqa: PLC0415 - loads matplotlib
+
+        draw(report, plot)
+    typer.echo(json.dumps(report) if as_json else table(report))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from client.beginning import find_model
 from client.checkpoint import Checkpoint, CheckpointStore
 from client.once import Once
 from client.outbox import Outbox
@@ -99,6 +100,10 @@ def _chained(entries: bytes) -> bytes:
     return b"".join(lines)
 
 
+def _start(path: Path) -> object:
+    return find_model(path.parent, sha256(path.read_bytes()).hexdigest(), LAYOUT, "north")
+
+
 def _rounds() -> Iterator[Entry]:
     trip = make_round()
 
@@ -120,3 +125,4 @@ def _rounds() -> Iterator[Entry]:
         )
         yield "outbox", _of_file(partial(find, trip.plan), update.name), [update.read_bytes()]
         yield "checkpoint", _of_file(load, checkpoint.name), [checkpoint.read_bytes()]
+        yield "model to start from", _of_file(_start, "public.safetensors"), [checkpoint.read_bytes()]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from privacy.packing import Packing, pack, unpack
 from privacy.randomness import Randomness
 from privacy.update import Layout, Model, Update
-from strategies.averaging import average, next_bound
+from strategies.averaging import average, include, is_averaged, next_bound
 from tests.privacy.consortium import private
 
 CEILING = 0.75  # no power of two
@@ -104,3 +104,37 @@ def test_the_mean_is_added_in_its_own_place() -> None:
     assert np.shares_memory(made.vector, mean.vector)
     assert model.vector.tolist() == [1.0, 2.0]
     assert made.layout is model.layout
+
+
+@given(value=st.floats(-(2.0**99), 2.0**99, width=32), count=st.integers(1, 50))
+def test_the_mean_of_constants_is_the_constant(value: float, count: int) -> None:
+    mean = np.zeros(3, np.float32)
+    for number in range(1, count + 1):
+        include(mean, np.full(3, value, np.float32), number)
+    assert mean.tolist() == [value] * 3
+
+
+@given(models=st.lists(st.lists(st.floats(-100, 100, width=32), min_size=4, max_size=4), min_size=1, max_size=20))
+def test_it_is_the_mean_and_the_same_bits_wherever_the_models_lie(models: list[list[float]]) -> None:
+    found, strided = np.zeros(4, np.float32), np.zeros(8, np.float32)[::2]
+    for count, model in enumerate(models, start=1):
+        include(found, np.array(model, np.float32), count)
+        include(strided, np.repeat(np.array(model, np.float32), 2)[::2], count)
+    np.testing.assert_allclose(found, np.mean(models, axis=0), rtol=1e-5, atol=1e-4)
+    assert found.tobytes() == strided.tobytes()
+
+
+def test_long_models_are_averaged_as_short_ones() -> None:
+    size = (1 << 20) + 3
+    found = np.zeros(size, np.float32)
+    for count, value in enumerate((1.0, 2.0, 6.0), start=1):
+        include(found, np.full(size, value, np.float32), count)
+    assert set(found.tolist()) == {3.0}
+
+
+@pytest.mark.parametrize(
+    ("rounds", "share", "averaged"), [(5, 0.0, 0), (5, 0.01, 1), (5, 0.5, 3), (6, 0.5, 3), (1, 0.5, 1), (7, 1.0, 7)]
+)
+def test_so_many_of_the_last_rounds_are_averaged(rounds: int, share: float, averaged: int) -> None:
+    found = [is_averaged(number, rounds, share) for number in range(1, rounds + 1)]
+    assert found == [False] * (rounds - averaged) + [True] * averaged

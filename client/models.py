@@ -1,0 +1,80 @@
+"""A site's models: of each run what it has come to, and in a run with `averaging`, what goes on from there.
+
+Without averaging both are the same: one file in `models/`. With it, training goes on from the last round's model, in
+`outbox/`, while `models/` holds the mean of the last rounds' models. The mean is written first. A crash between the two
+leaves a mean that is one round ahead; when the round's sum comes again, it is taken as it is. A last model whose mean
+is lost counts as lost too: the run's sums make both again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from client.checkpoint import CheckpointStore
+from privacy.update import Model
+from strategies.averaging import include, is_averaged
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from client.checkpoint import Checkpoint
+    from privacy.manifest import RunSettings
+    from privacy.update import Layout
+
+
+class Models:
+    """The models of one site: on disk only, since a model may take much of the memory."""
+
+    def __init__(self, results: Path, unfinished: Path) -> None:
+        self._results, self._unfinished = CheckpointStore(results), CheckpointStore(unfinished)
+
+    def load(self, settings: RunSettings, run: str, layout: Layout) -> Checkpoint | None:
+        """Return what a run goes on from, or None before its first round.
+
+        Raises:
+            KeyFileError: if the file is damaged or of another model.
+        """
+        if not _share(settings):
+            return self._results.load(settings.name, run, layout)
+        latest = self._unfinished.load(settings.name, run, layout)
+        mean = self._results.peek(settings.name, run)
+        if latest is None or mean is None:
+            return None
+        number, digest, before = mean
+        fits = digest == latest.average if number == latest.round else before == latest.average
+        return latest if fits and number >= latest.round else None
+
+    def save(self, settings: RunSettings, latest: Checkpoint) -> tuple[Checkpoint, Path]:
+        """Keep the model of a round that was opened; return it, and the file with the run's result so far."""
+        share = _share(settings)
+        if not share:
+            return latest, self._results.save(settings.name, latest)
+        mean = self._results.load(settings.name, latest.run, latest.model.layout)
+        if mean is None or mean.round != latest.round:
+            mean = _next(mean, latest, averaged=is_averaged(latest.round, settings.rounds, share))
+            self._results.save(settings.name, mean)
+        latest = replace(latest, average=mean.model.digest)
+        self._unfinished.save(settings.name, latest)
+        return latest, self._results.path(settings.name, latest.run)
+
+    def result(self, settings: RunSettings, latest: Checkpoint) -> Model:
+        """Return what a run has come to so far: the mean, if there is one."""
+        if not latest.average:
+            return latest.model
+        mean = self._results.load(settings.name, latest.run, latest.model.layout)
+        return mean.model if mean else latest.model
+
+
+def _next(mean: Checkpoint | None, latest: Checkpoint, *, averaged: bool) -> Checkpoint:
+    """Return the mean after one more round; before those that are averaged, that round's model itself."""
+    if not averaged or mean is None or not mean.averaged or mean.round > latest.round:
+        before = mean.model.digest if mean and mean.round < latest.round else ""
+        return replace(latest, average=before, averaged=int(averaged))
+    before, vector = mean.model.digest, mean.model.vector
+    include(vector, latest.model.vector, mean.averaged + 1)
+    return replace(latest, model=Model(vector, latest.model.layout), average=before, averaged=mean.averaged + 1)
+
+
+def _share(settings: RunSettings) -> float:
+    return settings.training.averaging if settings.training else 0.0

@@ -1,0 +1,203 @@
+"""An evaluation tells how good a model is over held-out records, with noise, and charges a ledger of its own."""
+
+import io
+import json
+import re
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from client.site import open_site
+from cloister import statistics
+from privacy.accounting import Mechanism, epsilon
+from privacy.errors import RunError
+from privacy.manifest import Privacy, RunSettings, Statistics, Training
+from privacy.purposes import Evaluation, Start
+from privacy.randomness import Randomness
+from simulations.federation import Federation
+from tests import studies
+from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, models_of, run_with, signed_run, task_name
+
+TASK = task_name(studies.Scored)
+TERMS_HALF = replace(TERMS, tasks=(TASK,), held_out=0.5)
+TRAINED = replace(SETTINGS, task=TASK)
+MODEL = "0" * 64
+
+
+def evaluation(digest: str, sigma: float = 0.0, **asked: Any) -> RunSettings:  # noqa: ANN401 - passed on
+    """A run that evaluates this model."""
+    return RunSettings(
+        name="exam",
+        task=TASK,
+        rounds=1,
+        evaluation=Evaluation(**(asked or {"metrics": ("near", "odd"), "loss_bound": 4.0})),
+        start=Start(digest),
+        privacy=Privacy(noise_multiplier=sigma),
+        cohort=SETTINGS.cohort,
+    )
+
+
+@pytest.fixture
+def trained(make_federation: FederationMaker) -> tuple[Federation, str]:
+    """A federation with a trained model, and its digest."""
+    federation = make_federation(TRAINED, dict.fromkeys(SITES, TERMS_HALF))
+    run_with(federation)
+    return federation, sha256(next(iter(models_of(federation).values()))).hexdigest()
+
+
+def report_of(federation: Federation) -> dict[str, Any]:
+    """The figures, which must be the same at all sites."""
+    files = {file.read_bytes() for path in federation.paths.values() for file in path.glob("statistics/exam-*")}
+    assert len(files) == 1
+    found: dict[str, Any] = json.loads(files.pop())
+    return found
+
+
+def expected(federation: Federation, digest: str) -> dict[str, float]:
+    """The same figures, from all held-out records in one place."""
+    values: dict[str, list[float]] = {"near": [], "odd": [], "loss": []}
+    for site in SITES:
+        study = open_site(federation.paths[site]).study(TASK)
+        module = study.load_into(study.module(0), study.start(evaluation(digest)))
+        inputs, targets = study.held_out
+        with torch.no_grad():
+            outputs = module(inputs)
+        found = study.task.metrics(outputs, targets)
+        for name in ("near", "odd"):
+            values[name] += np.clip(np.nan_to_num(found[name].numpy(), nan=0.0), 0, 1).tolist()
+        losses = ((outputs - targets) ** 2).squeeze(1)
+        values["loss"] += losses.clamp(0, 4.0).tolist()
+    return {name: float(np.mean(found)) for name, found in values.items()} | {"count": len(values["loss"])}
+
+
+def test_without_noise_the_figures_are_those_of_all_held_out_records(trained: tuple[Federation, str]) -> None:
+    federation, digest = trained
+    federation.sign(evaluation(digest))
+    (event,) = run_with(federation)
+    assert event["released"]
+    found, wanted = report_of(federation), expected(federation, digest)
+    assert found["model"] == digest
+    assert found["count"] == pytest.approx(wanted.pop("count"), rel=1e-3)
+    for name, value in wanted.items():
+        assert found["metrics"][name]["mean"] == pytest.approx(value, abs=2e-3)
+    assert found["epsilon"] is None
+
+
+def test_noise_is_charged_to_the_held_out_ledger_and_told_with_its_error(trained: tuple[Federation, str]) -> None:
+    federation, digest = trained
+    before = [open_site(path).ledger.mechanisms() for path in federation.paths.values()]
+    federation.sign(evaluation(digest, sigma=0.7))
+    (event,) = run_with(federation)
+    found, wanted = report_of(federation), expected(federation, digest)
+    assert abs(found["count"] - wanted["count"]) < 6 * found["count_error"]
+    assert found["count_error"] == pytest.approx(0.7 * np.sqrt(4 * len(SITES)), rel=0.01)
+    for name in ("near", "odd", "loss"):
+        assert found["metrics"][name]["error"] > 0
+        assert abs(found["metrics"][name]["mean"] - wanted[name]) < 6 * found["metrics"][name]["error"]
+    assert [open_site(path).ledger.mechanisms() for path in federation.paths.values()] == before
+    cost = [Mechanism(0.7, 1.0, 1)]
+    assert found["epsilon"] == pytest.approx(epsilon(cost, 1e-5), abs=1e-3)
+    for site, path in federation.paths.items():
+        assert open_site(path).held_out_ledger.mechanisms() == cost
+        assert event["epsilon"][site] == pytest.approx(epsilon(cost, TERMS.delta))
+
+
+def test_one_record_changes_a_sites_vector_by_at_most_one(trained: tuple[Federation, str]) -> None:
+    federation, digest = trained
+    federation.sign(evaluation(digest))
+    _, manifest, _ = signed_run(federation)
+    settings, site = manifest.settings, open_site(federation.paths["north"])
+    study = site.study(TASK)
+    inputs, targets = study.held_out
+    sums = []
+    for kept in range(len(inputs) + 1):
+        study.__dict__["_records"] = study._records[0], (inputs[:kept], targets[:kept])
+        update = site.work(settings).release(manifest, site.work(settings).start(settings), Randomness.fresh())
+        sums.append(update.vector.astype(np.float64) * settings.largest_size)
+    lengths = np.linalg.norm(np.diff(sums, axis=0), axis=1)
+    assert len(lengths) == len(inputs) > 5
+    assert lengths.max() <= 1 + 1e-5
+    assert lengths.max() > 0.7
+
+
+def test_what_is_held_out_has_a_budget_of_its_own(make_federation: FederationMaker) -> None:
+    federation = make_federation(TRAINED, dict.fromkeys(SITES, replace(TERMS_HALF, epsilon=50.0)))
+    run_with_budget(federation, None)
+    federation = make_federation(TRAINED, dict.fromkeys(SITES, replace(TERMS_HALF, epsilon=50.0)), name="little")
+    with pytest.raises(RunError, match="no round had enough sites"):
+        run_with_budget(federation, 0.5)
+
+
+def run_with_budget(federation: Federation, held_out: float | None) -> None:
+    """Evaluate some model under such a budget."""
+    for path in federation.paths.values():
+        text = (path / "site.toml").read_text()
+        if held_out is not None:
+            text = text.replace("[budget]", f"[budget]\nheld_out_epsilon = {held_out}", 1)
+        (path / "site.toml").write_text(text)
+    open_site.cache_clear()
+    digest = put_model(federation)
+    settings = evaluation(digest, sigma=1.0)
+    federation.sign(replace(settings, cohort=replace(settings.cohort, round_deadline_seconds=2.0)))
+    run_with(federation)
+
+
+def put_model(federation: Federation) -> str:
+    """Give every site the same public model."""
+    header = {
+        "weight": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]},
+        "bias": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]},
+    }
+    text = json.dumps(header).encode()
+    data = len(text).to_bytes(8, "little") + text + np.array([0.1, 0.2, 0.3], "<f4").tobytes()
+    for path in federation.paths.values():
+        (path / "models" / "public").mkdir(parents=True)
+        (path / "models" / "public" / "model.safetensors").write_bytes(data)
+    return sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("lacking", [{"metrics": ("unheard-of",)}, {"metrics": ("whole",)}])
+def test_a_metric_that_the_task_does_not_have_for_each_record_ends_the_run(
+    trained: tuple[Federation, str], lacking: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    federation, digest = trained
+    federation.sign(evaluation(digest, **lacking))
+    with pytest.raises(RunError, match="no round had enough sites"):
+        run_with(federation)
+    assert "with one value a record; name others in [evaluation]" in caplog.text
+
+
+def test_a_person_reads_it_with_cloister_stats(trained: tuple[Federation, str]) -> None:
+    federation, digest = trained
+    federation.sign(evaluation(digest, sigma=0.7))
+    run_with(federation)
+    text = io.StringIO()
+    statistics.show(statistics.latest(federation.paths["north"]), Console(file=text, width=1000))
+    shown = text.getvalue()
+    assert digest in shown
+    assert "held-out records at 4 sites" in shown
+    assert {"near", "odd", "loss"} <= {line.split(" ")[0] for line in shown.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"start": None}, "an evaluation needs [start]"),
+        ({"rounds": 2}, "an evaluation takes one round; set rounds = 1"),
+        ({"training": Training(1, 1.0, 0.1)}, "give either [training] or [statistics], or [evaluation]"),
+        ({"privacy": Privacy(noise_multiplier=1.0, max_grad_norm=1.0)}, "an evaluation has its own range"),
+        ({"evaluation": Evaluation(metrics=())}, "an evaluation needs metrics, or a loss_bound"),
+        ({"evaluation": Evaluation(metrics=("near", "near"))}, "stand there once each"),
+        ({"evaluation": Evaluation(metrics=("loss",))}, "for the loss, give loss_bound"),
+        ({"evaluation": None, "statistics": Statistics()}, "statistics start from nothing; remove [start]"),
+        ({"privacy": Privacy(noise_multiplier=1.0, noise="shared")}, "an evaluation has local noise"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        replace(evaluation(MODEL), **changes)
