@@ -27,7 +27,7 @@ OWNERS = {
     "torch": {"client/", "simulations/"},
     "sklearn": {"simulations/"},
     "scipy": {"privacy/auditing.py"},
-    "matplotlib": {"cloister/audits/pictures.py"},
+    "matplotlib": {"cloister/pictures.py"},
     "grpc": {"transport/channel.py", "server/hub.py", "client/exchange.py"},
     "flwr": {"transport/", "strategies/", "server/", "client/", "simulations/"},
     "dp_accounting": {"privacy/accountants.py"},

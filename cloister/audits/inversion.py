@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cloister.audits.pictures import Panel, draw_digits
+from cloister.pictures import Panel, draw_digits
 from simulations.inversion import DELTA, attacks
 
 _CAPTIONS = (

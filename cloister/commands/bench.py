@@ -85,7 +85,7 @@ def bench_utility(
 
     report = measure(seeds, [*trials.trials(), *(trials.ablations() if ablations else ())])
     if plot:
-        from cloister.benchmarks.picture import draw  # noqa: PLC0415 - loads matplotlib
+        from cloister.pictures import draw_utility  # noqa: PLC0415 - loads matplotlib
 
-        draw(report, plot)
+        draw_utility(report, plot)
     typer.echo(json.dumps(report) if as_json else table(report))

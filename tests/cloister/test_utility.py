@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from client.site import open_site
-from cloister.benchmarks.picture import draw
 from cloister.benchmarks.pipelines import charge_for_nobody
 from cloister.benchmarks.trials import DATA, EPSILONS, Trial, ablations, trials
 from cloister.benchmarks.utility import deal, measure, table, train
+from cloister.pictures import draw_utility
 from privacy.accounting import epsilon
 from privacy.errors import ConfigError
 from server.settings import read_consortium, read_run
@@ -78,7 +78,7 @@ def test_a_picture_has_a_line_for_each_noise(tmp_path: Path) -> None:
         for noise in ("local", "shared") for each in EPSILONS
     ]  # fmt: skip
     rows.append({**rows[0], "noise": "none", "epsilon": None})
-    draw({"rows": rows}, tmp_path / "utility.svg")
+    draw_utility({"rows": rows}, tmp_path / "utility.svg")
     assert "</svg>" in (tmp_path / "utility.svg").read_text()
     with pytest.raises(ConfigError, match="cannot be written"):
-        draw({"rows": rows}, tmp_path / "nowhere" / "utility.png")
+        draw_utility({"rows": rows}, tmp_path / "nowhere" / "utility.png")

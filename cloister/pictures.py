@@ -1,15 +1,16 @@
-"""Pictures of what audits saw: the one file that loads matplotlib, and draws without a screen."""
+"""Pictures of what audits and benchmarks saw: the one file that loads matplotlib, and draws without a screen."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cloister.audits.checks import CONFIDENCE
+from privacy.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +72,33 @@ def draw_digits(panels: Sequence[Panel], path: Path) -> None:
     _save(figure, path)
 
 
+def draw_utility(report: dict[str, Any], path: Path) -> None:
+    """Draw a panel for each data set: a line for each noise, with deviations; dashed, what there is without privacy."""
+    rows = [row for row in report["rows"] if not row["variant"]]
+    names = list(dict.fromkeys(row["data"] for row in rows))
+    figure = Figure(figsize=(4.4 * len(names), 3.6), layout="constrained")
+    for place, name in enumerate(names, start=1):
+        axes = figure.add_subplot(1, len(names), place)
+        own = [row for row in rows if row["data"] == name]
+        for noise, colour in (("local", _OUT), ("shared", _IN)):
+            line = [row for row in own if row["noise"] == noise]
+            means, spreads = ([100 * row[key] for row in line] for key in ("accuracy_mean", "accuracy_std"))
+            axes.errorbar([row["epsilon"] for row in line], means, spreads, color=colour, marker="o", capsize=3,
+                          label=f"{noise} noise")  # fmt: skip
+        for row in own:
+            if row["noise"] == "none":
+                axes.axhline(100 * row["accuracy_mean"], color="grey", linestyle="--", label="no privacy")
+        axes.set_xscale("log")
+        ticks = sorted({row["epsilon"] for row in own if row["epsilon"]})
+        axes.set_xticks(ticks, [f"{each:g}" for each in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("ε of the whole run")
+        axes.set_ylabel("test accuracy, %")
+        axes.set_title(f"{name}, {own[0]['sites']} sites")
+        axes.legend()
+    _save(figure, path)
+
+
 def _histogram(axes: Axes, scores: NDArray[np.float64], edges: NDArray[np.float64], name: str, colour: str) -> None:
     axes.hist(scores, bins=edges.tolist(), density=True, alpha=0.5, color=colour, label=name)
     mean, deviation = float(scores.mean()), float(scores.std())
@@ -80,5 +108,14 @@ def _histogram(axes: Axes, scores: NDArray[np.float64], edges: NDArray[np.float6
 
 
 def _save(figure: Figure, path: Path) -> None:
+    """Write a picture.
+
+    Raises:
+        ConfigError: if it cannot be written, or is of no kind that pictures have.
+    """
     FigureCanvasAgg(figure)
-    figure.savefig(path, format="png", dpi=150)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        msg = f"{path}: the picture cannot be written ({error}); name a .png, .svg or .pdf in a folder that exists"
+        raise ConfigError(msg) from error
