@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -15,6 +15,9 @@ from privacy.ledger import Ledger
 from privacy.manifest import SiteName
 from privacy.policy import Policy
 from transport.channel import TlsFiles
+
+if TYPE_CHECKING:
+    from privacy.manifest import RunSettings
 
 File = Annotated[Path, Field(strict=False)]
 
@@ -99,6 +102,12 @@ class SiteFolder:
     def held_out_ledger(self) -> Ledger:
         """What was spent on those of them who are held out: nothing else is told of these, so it counts by itself."""
         return self._ledger(f"{self.settings.data.lineage}.held-out")
+
+    def account(self, settings: RunSettings) -> tuple[Ledger, LedgerBudget]:
+        """Return the ledger to which a run is charged, and what it is held against."""
+        if settings.evaluation:
+            return self.held_out_ledger, self.settings.held_out_limit
+        return self.ledger, self.settings.limit
 
     def _ledger(self, lineage: str) -> Ledger:
         return Ledger(

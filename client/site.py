@@ -95,9 +95,7 @@ class Site:
 
     def account(self, settings: RunSettings) -> tuple[Ledger, Budget]:
         """Return the ledger to which a run is charged, and what it is held against."""
-        if settings.evaluation:
-            return self.held_out_ledger, self.settings.held_out_limit
-        return self.ledger, self.settings.limit
+        return self.place.account(settings)
 
     def check_records(self) -> dict[str, int]:
         """Read the records for every task that the policy allows, for the eyes of this site alone.

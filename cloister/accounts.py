@@ -1,19 +1,19 @@
-"""`cloister ledger`: what stands in a site's ledger, what other accountants say, and what a run would add."""
+"""`cloister ledger`: what stands in a site's ledgers, what other accountants say, and what a run would add."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.settings import read_site
-from privacy.accounting import RDP, Relation, calibrate, epsilon
+from privacy.accounting import calibrate
 from privacy.config import read_toml
 from privacy.errors import CloisterError, ConfigError, KeyFileError
 from privacy.manifest import RunSettings, open_manifest, sign_manifest
 from privacy.policy import check_policy
 from privacy.roster import open_roster
+from privacy.spending import Balance, without_infinity
 from transport.pki import read_authority_key
 
 if TYPE_CHECKING:
@@ -23,71 +23,79 @@ if TYPE_CHECKING:
     from client.settings import SiteFolder
     from privacy.accounting import Accountant, Mechanism
     from privacy.entries import Entry
+    from privacy.ledger import Ledger
     from privacy.manifest import Manifest
 
-_AGREE = 0.02  # by how much PRV and PLD may differ
+
+def balances(place: SiteFolder) -> tuple[Balance, Balance]:
+    """Read a site's two ledgers, of the people who are trained on and of those held out, with PRV where Opacus is.
+
+    Raises:
+        LedgerError: if one cannot be trusted.
+    """
+    settings, second = place.settings, _prv()
+    trained, held_out = place.ledger, place.held_out_ledger
+    return (
+        Balance(trained, settings.limit, trained.entries(), second),
+        Balance(held_out, settings.held_out_limit, held_out.entries(), second),
+    )
 
 
 def report(path: Path) -> dict[str, Any]:
-    """Return what stands in a site's ledger and what it comes to; infinite ε are None.
+    """Return what stands in a site's ledgers and what it comes to; infinite ε are None.
 
     Raises:
-        CloisterError: if settings or ledger are wrong.
+        CloisterError: if settings or ledgers are wrong.
     """
     place = read_site(path)
-    ledger, budget = place.ledger, place.settings.budget
-    charges, group = ledger.entries().charges, ledger.records_per_person
-    everything = [entry.mechanism for entry in charges]
+    trained, held_out = (balance.figures() | {"runs": _runs(balance)} for balance in balances(place))
+    return without_infinity({"site": place.settings.site, **trained, "held_out": held_out}, None)
+
+
+def _runs(balance: Balance) -> list[dict[str, Any]]:
     runs: dict[str, list[Entry]] = {}
-    for entry in charges:
+    for entry in balance.entries.charges:
         runs.setdefault(entry.release.run, []).append(entry)
-    spent = ledger.cost(everything, budget.delta)
-    return {
-        "site": ledger.site,
-        "lineage": ledger.lineage,
-        "records_per_person": group,
-        "delta": budget.delta,
-        "budget": _finite(budget.epsilon),
-        "spent": _finite(spent),
-        "spent_replace_one": _finite(epsilon(everything, budget.delta, relation=Relation.REPLACE_ONE, group=group)),
-        "left": _finite(max(0.0, budget.epsilon - spent)),
-        "cross_check": _cross_check(everything, budget.delta),
-        "runs": [
-            {
-                "run": run,
-                "purpose": entries[-1].release.purpose,
-                "rounds": len({entry.release.round for entry in entries}),
-                "steps": sum(entry.mechanism.steps for entry in entries),
-                "epsilon": _finite(ledger.cost([entry.mechanism for entry in entries], budget.delta)),
-                **_described(entries[-1]),
-                "time": entries[0].time,
-                "entries": [
-                    {
-                        "round": entry.release.round,
-                        "attempt": entry.release.attempt,
-                        "steps": entry.mechanism.steps,
-                        **_described(entry),
-                        "time": entry.time,
-                        "head": entry.head,
-                    }
-                    for entry in entries
-                ],
-            }
-            for run, entries in runs.items()
-        ],
-    }
+    return [
+        {
+            "run": run,
+            "purpose": entries[-1].release.purpose,
+            "rounds": len({entry.release.round for entry in entries}),
+            "steps": sum(entry.mechanism.steps for entry in entries),
+            "epsilon": balance.ledger.cost([entry.mechanism for entry in entries], balance.limit.delta),
+            **_described(entries[-1]),
+            "time": entries[0].time,
+            "entries": [
+                {
+                    "round": entry.release.round,
+                    "attempt": entry.release.attempt,
+                    "steps": entry.mechanism.steps,
+                    **_described(entry),
+                    "time": entry.time,
+                    "head": entry.head,
+                }
+                for entry in entries
+            ],
+        }
+        for run, entries in runs.items()
+    ]
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Return whose ledger it is and up to where its chain goes.
+    """Return which ledgers there are, whose they are, and up to where their chains go.
 
     Raises:
-        CloisterError: if there is none, or it is not whole.
+        CloisterError: if there is none, or one is not whole.
     """
-    ledger = read_site(path).ledger
-    if not ledger.path.exists():
-        msg = f"{ledger.path}: there is no ledger; nothing was ever charged for this lineage, or the file is gone"
+    place = read_site(path)
+    ledgers = [each for each in (place.ledger, place.held_out_ledger) if each.path.exists()]
+    if not ledgers:
+        msg = f"{place.ledger.path}: there is no ledger; nothing was ever charged for this lineage, or the file is gone"
         raise ConfigError(msg)
+    return {"ledgers": [_verified(each) for each in ledgers]}
+
+
+def _verified(ledger: Ledger) -> dict[str, Any]:
     entries = ledger.entries()
     return {
         "ledger": str(ledger.path),
@@ -105,14 +113,14 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
         CloisterError: if settings, ledger or run are wrong.
     """
     place = read_site(path)
-    ledger, budget, policy = place.ledger, place.settings.budget, place.settings.policy
-    manifest = _read_run(run, place)
+    manifest, policy = _read_run(run, place), place.settings.policy
+    ledger, budget = place.account(manifest.settings)
     cost, delta = manifest.run_cost, budget.delta
     done, alone = ledger.mechanisms(), ledger.cost([manifest.run_cost], budget.delta)
     after = ledger.cost([*done, cost], delta)
     refusals = _refusals(
         lambda: check_policy(policy, manifest, alone, ledger.site),
-        lambda: ledger.check_plan(cost, place.settings.limit),
+        lambda: ledger.check_plan(cost, budget),
     )
 
     def least(target: float, already: Sequence[Mechanism]) -> float:
@@ -128,7 +136,7 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
             fits = max(policy.minimum_noise_multiplier, *limits)
         except ConfigError:
             fits = None
-    return {
+    return without_infinity({
         "site": ledger.site,
         "lineage": ledger.lineage,
         "run": manifest.settings.name,
@@ -136,15 +144,15 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
         "sample_rate": cost.sample_rate,
         "steps": cost.steps,
         "delta": delta,
-        "cost": _finite(alone),
-        "budget": _finite(budget.epsilon),
-        "spent": _finite(ledger.cost(done, delta)),
-        "spent_after": _finite(after),
-        "left_after": _finite(max(0.0, budget.epsilon - after)),
+        "cost": alone,
+        "budget": budget.epsilon,
+        "spent": ledger.cost(done, delta),
+        "spent_after": after,
+        "left_after": max(0.0, budget.epsilon - after),
         "allowed": not refusals,
         "refusals": refusals,
         "noise_multiplier_that_fits": fits,
-    }
+    }, None)  # fmt: skip
 
 
 def _read_run(path: Path, place: SiteFolder) -> Manifest:
@@ -173,17 +181,6 @@ def _refusals(*checks: Callable[[], object]) -> list[str]:
     return refusals
 
 
-def _cross_check(mechanisms: Sequence[Mechanism], delta: float) -> dict[str, Any]:
-    """Hold the ledger's accountant against two others: for one record, and where noise is continuous."""
-    prv, parts = _prv(), any(each.discrete for each in mechanisms)
-    mechanisms = [each for each in mechanisms if not each.discrete]
-    ours, above = epsilon(mechanisms, delta), epsilon(mechanisms, delta, accountant=RDP)
-    beside = epsilon(mechanisms, delta, accountant=prv) if prv else None
-    agree = above >= ours and (beside is None or beside == ours or abs(beside - ours) < _AGREE)
-    return {"pld": _finite(ours), "rdp": _finite(above), "prv": None if beside is None else _finite(beside),
-            "has_prv": prv is not None, "parts": parts, "agree": agree}  # fmt: skip
-
-
 def _prv() -> Accountant | None:
     """Return Opacus' accountant where Opacus is installed."""
     try:
@@ -196,7 +193,3 @@ def _prv() -> Accountant | None:
 def _described(entry: Entry) -> dict[str, Any]:
     of = entry.mechanism
     return {"noise_multiplier": of.noise_multiplier, "sample_rate": of.sample_rate, "discrete": of.discrete}
-
-
-def _finite(value: float) -> float | None:
-    return round(value, 4) if math.isfinite(value) else None

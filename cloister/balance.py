@@ -12,35 +12,52 @@ _ROW = "{:<10} {:<10} {:>6} {:>7} {:>6} {:>6} {:>8}  {}"
 
 
 def show(report: dict[str, Any], console: Console, *, rounds: bool) -> None:
-    """Print what stands in a ledger, in 80 columns."""
+    """Print what stands in a site's ledgers, in 80 columns."""
     _line(console, _ROW.format("run", "for", "rounds", "σ", "q", "steps", "ε alone", "charged"), "bold")
-    for run in report["runs"]:
+    _show_runs(report, console, rounds=rounds)
+    if not report["runs"]:
+        _line(console, "nothing was ever charged")
+    _show_balance(report, console)
+    records = report["records_per_person"]
+    unit = "person" if records == 1 else f"person with up to {records} records"
+    _line(console, f"  about     {report['lineage']}, at {report['site']}; for each {unit}, at δ {report['delta']:g}")
+    held_out = report["held_out"]
+    _show_runs(held_out, console, rounds=rounds)
+    _show_balance(held_out, console)
+    _line(console, "  about     records of theirs that are held out: never trained on, with a budget of their own")
+    if not agree(report):
+        _line(
+            console, "✗ the accountants disagree: trust none of these figures, and report this with the ledger", "red"
+        )
+
+
+def agree(report: dict[str, Any]) -> bool:
+    """Return whether the accountants agree on both ledgers."""
+    return bool(report["cross_check"]["agree"] and report["held_out"]["cross_check"]["agree"])
+
+
+def _show_runs(of: dict[str, Any], console: Console, *, rounds: bool) -> None:
+    for run in of["runs"]:
         name, alone = run["run"][:8], _number(run["epsilon"])
         _line(console, _row(run, name, run["purpose"], str(run["rounds"]), alone))
         for entry in run["entries"] if rounds else ():
             attempt = f"attempt {entry['attempt']}" if entry["attempt"] > 1 else ""
             _line(console, _row(entry, "", attempt, str(entry["round"]), ""), "dim")
-    if not report["runs"]:
-        _line(console, "nothing was ever charged")
-    budget, spent = report["budget"], report["spent"]
-    _line(
-        console, f"{_bar(spent, spent, budget)} ε {_number(spent)} of {_number(budget)}, {_number(report['left'])} left"
-    )
-    records = report["records_per_person"]
-    unit = "person" if records == 1 else f"person with up to {records} records"
-    _line(console, f"  about     {report['lineage']}, at {report['site']}; for each {unit}, at δ {report['delta']:g}")
-    _line(console, f"  replacing a person instead of adding or removing one: ε {_number(report['spent_replace_one'])}")
-    check = report["cross_check"]
+
+
+def _show_balance(of: dict[str, Any], console: Console) -> None:
+    spent, budget = of["spent"], of["budget"]
+    _line(console, f"{_bar(spent, spent, budget)} ε {_number(spent)} of {_number(budget)}, {_number(of['left'])} left")
+    if not of["runs"]:
+        return
+    _line(console, f"  replacing a person instead of adding or removing one: ε {_number(of['spent_replace_one'])}")
+    check = of["cross_check"]
     prv = _number(check["prv"]) if check["has_prv"] else "– (needs Opacus)"
-    over = ["" if records == 1 else "for each record", "without discrete noise" if check["parts"] else ""]
+    over = ["for each record" if of["records_per_person"] > 1 else "", "without discrete noise" * check["parts"]]
     each = "".join(f", {part}" for part in over if part)
     _line(
         console, f"  checked   PLD {_number(check['pld'])}, RDP {_number(check['rdp'])} (from above), PRV {prv}{each}"
     )
-    if not check["agree"]:
-        _line(
-            console, "✗ the accountants disagree: trust none of these figures, and report this with the ledger", "red"
-        )
 
 
 def show_plan(report: dict[str, Any], console: Console) -> None:

@@ -118,19 +118,20 @@ def most_parameters(manifest: Manifest) -> int:
     return int((room / (1 + 4 * _float32_error(manifest))) ** 2)
 
 
-def observers(manifest: Manifest, delta: float) -> tuple[Observer, ...]:
+def observers(manifest: Manifest, delta: float, group: int = 1) -> tuple[Observer, ...]:
     """Return the ε of the whole run against everybody whom a site may think of, weakest first.
 
     With shared noise, colluding sites know their own shares and take them off the sum; all but one of a cohort are left
     with one site's update, and its share. With local noise each update has all the noise: nobody counts on others.
+    Records of one person may be so many as `group`.
     """
     settings, sites = manifest.settings, manifest.settings.cohort.minimum
     declared = sites - honest_sites(settings)
     several = range(sites) if sites <= _FEW_SITES else sorted({0, 1, 2, declared, sites // 2, sites - 2, sites - 1})
-    return tuple(_observer(manifest, colluding, delta) for colluding in several)
+    return tuple(_observer(manifest, colluding, delta, group) for colluding in several)
 
 
-def _observer(manifest: Manifest, colluding: int, delta: float) -> Observer:
+def _observer(manifest: Manifest, colluding: int, delta: float, group: int) -> Observer:
     settings, cost = manifest.settings, manifest.run_cost
     others = settings.cohort.minimum - colluding
     declared = settings.cohort.minimum - honest_sites(settings)
@@ -139,7 +140,7 @@ def _observer(manifest: Manifest, colluding: int, delta: float) -> Observer:
         who = "and all other sites: one site's own update"
     factor = math.sqrt(others / honest_sites(settings)) if settings.shares_noise else 1.0
     cost = replace(cost, noise_multiplier=cost.noise_multiplier * factor)
-    return Observer(who, colluding, cost.noise_multiplier, epsilon([cost], delta), colluding == declared)
+    return Observer(who, colluding, cost.noise_multiplier, epsilon([cost], delta, group=group), colluding == declared)
 
 
 def _clipping_norm(manifest: Manifest) -> float:

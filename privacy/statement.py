@@ -2,197 +2,157 @@
 
 The fields are those of NIST SP 800-226 ("Guidelines for Evaluating Differential Privacy Guarantees") and of the
 registry of deployments (arXiv 2509.13509): unit, adjacency, mechanism, accounting, observers, composition, what is
-public, randomness, tests, and what is not covered. Every figure is from the ledger, the site's settings, or a manifest
+public, randomness, tests, and what is not covered. Every figure is from the site's ledgers, its settings, or a manifest
 that the coordinator signed. What nobody knows is said to be unknown.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from privacy.accounting import Mechanism, epsilon
+from privacy.mechanisms import against_ledger, against_run, mechanism, randomness, stated_run
+from privacy.spending import without_infinity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from privacy.ledger import Budget
-    from privacy.manifest import Manifest
+    from privacy.entries import Entry
+    from privacy.mechanisms import StatedRun
     from privacy.policy import Policy
+    from privacy.spending import Balance
 
 _LIBRARIES = ("cloister", "dp-accounting", "opacus", "torch", "numpy", "cryptography", "tenseal")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One charge in the ledger."""
-
-    run: str
-    round: int
-    time: str
-    mechanism: Mechanism
-
-
-@dataclass(frozen=True)
 class Account:
-    """A site, and what its ledger says of the people whom its records are about."""
+    """A site, and what its ledgers say of the people whom its records are about."""
 
-    site: str
-    lineage: str
-    budget: Budget
+    trained: Balance
+    held_out: Balance
+    share_held_out: float  # of the records
     policy: Policy
-    held_out: float
-    entries: tuple[Entry, ...]
-    head: str  # of the ledger
-    ledger: str  # where it lies
     audit: Mapping[str, Any] | None  # the last one's report
 
+    @property
+    def charges(self) -> tuple[Entry, ...]:
+        """Everything that was charged, to either ledger."""
+        return (*self.trained.entries.charges, *self.held_out.entries.charges)
 
-@dataclass(frozen=True)
-class StatedRun:
-    """The run that a statement is about, if it is about one."""
-
-    digest: str
-    manifest: Manifest
-
-
-def figures(mechanisms: Sequence[Mechanism], delta: float) -> dict[str, Any]:
-    """Return ε of these by every accountant and adjacency that there is."""
-    return {"epsilon": _finite(epsilon(mechanisms, delta)), "replace_one_epsilon": "not computed by this version"}
+    def of(self, run: StatedRun) -> Balance:
+        """Return where a run is charged."""
+        return self.held_out if run.manifest.settings.evaluation else self.trained
 
 
 def state(account: Account, run: StatedRun | None) -> dict[str, Any]:
     """Return the statement, section by section: plain values that JSON has."""
-    spent = figures([each.mechanism for each in account.entries], account.budget.delta)
+    ledger, charges, share = account.trained.ledger, account.charges, account.policy.share
+    trained, held_out = account.trained.figures(), account.held_out.figures()
     made = {
         "about": {
-            "site": account.site,
-            "people": account.lineage,
-            "run": f"{run.manifest.settings.name} ({run.digest})" if run else "all runs in the ledger",
+            "site": ledger.site,
+            "people": ledger.lineage,
+            "run": f"{run.manifest.settings.name} ({run.digest})" if run else "all runs in the ledgers",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         },
-        "guarantee": _guarantee(account, spent),
-        "accounting": {
-            "accountant": "privacy loss distributions, discretised upwards at 0.001 (dp-accounting)",
-            "version": _version("dp-accounting"),
-            "cross_check": "by Opacus's PRV and RDP accountants in Cloister's own tests, not for these figures",
-        },
-        "mechanism": _mechanism(account, run),
+        "guarantee": _guarantee(account),
+        "spending": [_spending("trained on, or in surveys", trained), _spending("held out", held_out)],
+        "accounting": _accounting(trained, held_out),
+        "mechanism": mechanism(charges, run),
     }
     if run:
-        made["run"] = _run(account, run)
-    return made | {
-        "observers": _observers(run),
+        made["run"] = stated_run(run, account.of(run))
+    made |= {
+        "observers": against_run(run, account.of(run), share) if run else against_ledger(charges, share),
         "composition": _composition(account),
         "public": _public(run),
-        "randomness": {
-            "noise_and_sampling": "AES-256 in counter mode under a new key of the operating system's in every round",
-            "normal_values": "Box and Muller in double precision, added in float32: no defence against attacks on that",
-            "rounding": "stochastic, to integers, from the same kind of source; after the noise, so at no cost",
-        },
+        "randomness": randomness(charges, run),
         "audit": _audit(account.audit),
-        "ledger": {
-            "file": account.ledger,
-            "entries": len(account.entries),
-            "first": account.entries[0].time if account.entries else None,
-            "last": account.entries[-1].time if account.entries else None,
-            "head": account.head,
-        },
+        "ledgers": {"trained_on": _ledger(account.trained), "held_out": _ledger(account.held_out)},
         "software": {name: _version(name) for name in _LIBRARIES},
         "not_covered": _not_covered(account),
     }
+    return without_infinity(made, "infinite")
 
 
-def _guarantee(account: Account, spent: Mapping[str, Any]) -> dict[str, Any]:
-    budget = account.budget
-    left = budget.epsilon - epsilon([each.mechanism for each in account.entries], budget.delta)
+def _guarantee(account: Account) -> dict[str, Any]:
+    records = account.trained.ledger.records_per_person
     return {
-        "unit": "one record",
-        "records_per_person": "not declared. A person with k records has k times this ε, at a larger δ",
-        "adjacency": "add or remove one record",
-        "delta": budget.delta,
-        "epsilon_spent": spent["epsilon"],
-        "epsilon_spent_replace_one": spent["replace_one_epsilon"],
-        "epsilon_budget": _finite(budget.epsilon),
-        "epsilon_left": _finite(max(0.0, left)),
-        "epsilon_of_one_run_at_most": _finite(budget.run_epsilon),
-        "enforced": "charged to the ledger, on disk, before records are read; over the budget, nothing is released",
+        "unit": "one person of this site",
+        "records_per_person": records,
+        "adjacency": f"add or remove one person with {_records(records)}, leaving their places empty; beside it, "
+        "replace one person by another",
+        "delta": account.trained.limit.delta,
+        "epsilon_of_one_run_at_most": account.trained.limit.run_epsilon,
+        "enforced": "charged to a ledger, on disk, before records are read; over the budget, nothing is released",
     }
 
 
-def _mechanism(account: Account, run: StatedRun | None) -> dict[str, Any]:
-    steps: Counter[tuple[float, float]] = Counter()
-    for each in account.entries:
-        steps[each.mechanism.noise_multiplier, each.mechanism.sample_rate] += each.mechanism.steps
-    norm = run.manifest.settings.privacy.max_grad_norm if run else None
+def _spending(people: str, figures: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "name": "DP-SGD: gradients clipped record by record, Gaussian noise on each step's sum. In a survey, Gaussian "
-        "noise on one sum of all records",
-        "clipping_norm": norm or "as each run's manifest says; ε does not depend on it",
-        "charged": [
-            {"noise_multiplier": sigma, "sample_rate": rate, "steps": count}
-            for (sigma, rate), count in sorted(steps.items())
+        "people": people,
+        "epsilon_spent": figures["spent"],
+        "epsilon_spent_replace_one": figures["spent_replace_one"],
+        "epsilon_budget": figures["budget"],
+        "epsilon_left": figures["left"],
+        "delta": figures["delta"],
+    }
+
+
+def _accounting(trained: Mapping[str, Any], held_out: Mapping[str, Any]) -> dict[str, Any]:
+    checks = [("trained on, or in surveys", trained["cross_check"]), ("held out", held_out["cross_check"])]
+    return {
+        "accountant": "continuous noise: privacy loss distributions, discretised upwards (PLD); discrete noise: Rényi "
+        "divergences (RDP). Over both: RDP, or PLD and RDP at half of δ each, whichever is less",
+        "version": f"dp-accounting {_version('dp-accounting')}",
+        "cross_check": [
+            {
+                "people": people,
+                "epsilon_pld": each["pld"],
+                "epsilon_rdp": each["rdp"],
+                "epsilon_prv": each["prv"] if each["has_prv"] else "Opacus is not installed here",
+                "agree": each["agree"],
+            }
+            for people, each in checks
         ],
-        "sampling": "Poisson: each record is in each step by a coin of its own, drawn at the site; no shuffling",
-        "noise": "the whole of it at this site, before encryption: ε needs no trust in other sites or in keys",
+        "cross_check_of": "one record, added or removed, in all steps with continuous noise; RDP must be above PLD, "
+        "Opacus's PRV within 0.02 of it",
+        "agree": all(each["agree"] for _, each in checks),
     }
-
-
-def _run(account: Account, run: StatedRun) -> dict[str, Any]:
-    settings, manifest = run.manifest.settings, run.manifest
-    own = [each for each in account.entries if each.run == run.digest]
-    delta = account.budget.delta
-    rate, steps = manifest.run_cost.sample_rate, manifest.run_cost.steps
-    return {
-        "task": settings.task,
-        "rounds": settings.rounds,
-        "rounds_charged_here": len({each.round for each in own}),
-        "charges_here": len(own),
-        "noise_multiplier": manifest.noise_multiplier,
-        "sample_rate": rate,
-        "steps": steps,
-        "epsilon_of_the_whole_run": figures([manifest.run_cost], delta)["epsilon"],
-        "epsilon_charged_here": figures([each.mechanism for each in own], delta)["epsilon"],
-        "delta": delta,
-    }
-
-
-def _observers(run: StatedRun | None) -> list[dict[str, str]]:
-    masked = run is not None and run.manifest.settings.encryption.collusion_resistant
-    together = "the sum of the others' updates" if masked else "this site's updates, unless a run has masks"
-    full = "the ε above"
-    return [
-        {"who": "the server, the network", "sees": "ciphertexts, sizes and times", "epsilon": f"at most {full}"},
-        {"who": "the other sites, and whoever has the model", "sees": "sums over all sites", "epsilon": full},
-        {"who": "the server together with a site", "sees": together, "epsilon": full},
-        {"who": "everybody else, with every key", "sees": "this site's updates", "epsilon": full},
-    ]
 
 
 def _composition(account: Account) -> dict[str, Any]:
+    charges, trained, held_out = account.charges, account.trained, account.held_out
     metrics = [name for name in account.policy.share if name != "epsilon"]
     leave = f"{', '.join(metrics)} over held-out records leave without noise, and are NOT in ε"
+    purposes = Counter(each.release.purpose for each in charges)
+    both = trained.cost([*trained.mechanisms, *held_out.mechanisms])
     return {
-        "runs": len({each.run for each in account.entries}),
-        "releases": len(account.entries),
-        "over": "all runs, models, surveys and repeated attempts of this site on these people, in one ledger",
-        "tuning": "each trial that was a run on these records is in; choosing by metrics that left is not",
-        "metrics": leave if metrics and account.held_out else "none leave the site",
-        "held_out": f"{100 * account.held_out:g} % of the records are never trained on",
+        "runs": len({each.release.run for each in charges}),
+        "releases": {each: purposes[each] for each in ("training", "statistics", "evaluation")},
+        "over": "all runs, models, surveys and repeated attempts of this site on these people, in one ledger; "
+        "evaluations on those held out, in another",
+        "tuning": "each trial that was a run on these records is in; choosing by metrics without noise is not",
+        "metrics": leave if metrics and account.share_held_out else "none leave the site but with noise, and charged",
+        "held_out": f"{100 * account.share_held_out:g} % of the records, by their place in the file. A person whose "
+        "records are all on one side has that side's ε. Whose records are on both, or changed sides as the file grew, "
+        "has:",
+        "epsilon_on_both_sides": both["epsilon"],
+        "epsilon_on_both_sides_replace_one": both["epsilon_replace_one"],
         "several_sites": "a person with records at several sites: their ε add up, and no site can see that",
     }
 
 
 def _public(run: StatedRun | None) -> list[str]:
-    parts = ["the sites' names", "the task's code, with every range or constant in it", "all parameters of a run"]
-    if run:
-        sizes = ", ".join(f"{site} {count}" for site, count in run.manifest.settings.cohort.sizes.items())
-        return [*parts, f"how many records each site declares: {sizes}"]
-    return [*parts, "how many records each site declares"]
+    parts = ["the sites' names, and which of them took part", "the task's code, with every range or constant in it",
+             "all parameters of a run", "how large messages are, and when they are sent"]  # fmt: skip
+    sizes = run.manifest.settings.cohort.sizes.items() if run else ()
+    listed = ": " + ", ".join(f"{site} {count}" for site, count in sizes) if sizes else ""
+    return [*parts, f"how many records each site declares{listed}"]
 
 
 def _audit(report: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -202,32 +162,52 @@ def _audit(report: Mapping[str, Any] | None) -> dict[str, Any]:
         "result": "passed" if report["passed"] else "REFUTED: " + ", ".join(
             each["name"] for each in report["checks"] if not each["held"]),
         "epsilon_claimed_for_the_audited_run": report["epsilon_claimed"],
-        "lower_bound_implementation_test": report["epsilon_lower"],
-        "lower_bound_formal": report["epsilon_formal"],
+        "epsilon_lower_bound_implementation_test": report["epsilon_lower"],
+        "epsilon_lower_bound_formal": report["epsilon_formal"],
         "confidence": report["confidence"],
         "canaries": report["canaries"],
         "date": report["date"],
         "version": report["version"],
-        "of": "this site's code on scratch, with made-up records; not of the releases that were charged",
+        "of": "this site's code on scratch, with made-up records and local noise; not of the releases that were "
+        "charged",
     }  # fmt: skip
 
 
+def _ledger(balance: Balance) -> dict[str, Any]:
+    charges = balance.entries.charges
+    return {
+        "of": balance.ledger.lineage,
+        "entries": len(charges),
+        "first": charges[0].time if charges else None,
+        "last": charges[-1].time if charges else None,
+        "head": balance.entries.head,
+        "file": str(balance.ledger.path),
+    }
+
+
 def _not_covered(account: Account) -> list[str]:
+    records = account.trained.ledger.records_per_person
     parts = [
         "what can be concluded about a person from the model without their record: that is what a model is for",
-        "whether the task follows the rules for tasks: a loss that mixes records breaks the guarantee",
+        f"people with more records than {records}: the site says how many at most, and nothing counts them",
+        "a task that fools its check: before records are read, it is tried on made-up ones for whatever mixes records",
         "whether the lineage names all files about the same people: two names are two budgets",
         "time and sizes of messages, declared sizes, refusals that say that a budget is spent",
-        "this site's own machine, logs and staff; side channels; attacks on floating point",
-        "a ledger that was replaced by an older copy: its chain shows edits, not lost last lines",
+        "this site's own machine, logs and staff; side channels; rounding of gradients in float32",
+        "a ledger replaced by an older copy, where no server that knows a later head brings it back",
     ]
+    if any(each.mechanism.discrete for each in account.charges):
+        parts += [
+            "shared noise where more sites leave their shares out, or tell them, than a run declares",
+            "how far a sum of shares is from a discrete Gaussian (below 10⁻²⁶⁰), and its cut ends (below 2⁻¹⁰⁰)",
+        ]
     if len(account.policy.share) > ("epsilon" in account.policy.share):
         parts.append("the metrics that the policy lets out, and the exact number of held-out records with them")
     return parts
 
 
-def _finite(value: float) -> float | str:
-    return value if math.isfinite(value) else "infinite"  # JSON has no such number
+def _records(count: int) -> str:
+    return "one record" if count == 1 else f"up to {count} records"
 
 
 def _version(name: str) -> str:

@@ -8,42 +8,83 @@ from typing import Any
 _TITLES = {
     "about": "What this is about",
     "guarantee": "The guarantee",
+    "spending": "Spent, and left to spend",
     "accounting": "How ε is computed",
     "mechanism": "The mechanism",
     "run": "This run",
     "observers": "Who sees what, and ε against them",
     "composition": "What it composes over",
     "public": "Treated as public",
-    "randomness": "Source of randomness",
+    "randomness": "Sources of randomness and of rounding",
     "audit": "Tested from outside",
-    "ledger": "The ledger",
+    "ledgers": "The ledgers",
     "software": "Software",
     "not_covered": "What it does not cover",
 }
+_LEADS = {
+    "guarantee": "Whatever left this site would be nearly as likely without any one person's records: no more than "
+    "e to the power of ε times more or less. The smaller ε, the less anybody learns of one person; at 0, nothing. δ is "
+    "the chance, roughly, that this does not hold.",
+    "spending": "Every run adds to what was spent, for ever. What would pass the budget is refused.",
+    "accounting": "Independent programs compute the same ε, and must agree.",
+    "mechanism": "σ is the noise's deviation over the most that a record adds; q, a record's chance to be in a step.",
+    "run": "Every ε here is of this run alone.",
+    "observers": "Charged is the row that counts in the ledger.",
+    "public": "No ε protects these.",
+    "audit": "An attack on made-up records gives a lower bound on ε; one above what was claimed refutes the claim.",
+    "ledgers": "A head is the digest of all entries: change one, and it is another.",
+}
+_NAMES = {
+    "noise_multiplier": "noise multiplier σ", "sample_rate": "sampling rate q", "clipping_norm": "clipping norm C",
+    "epsilon_pld": "ε by PLD", "epsilon_rdp": "ε by RDP (from above)", "epsilon_prv": "ε by PRV",
+}  # fmt: skip
 _STYLE = """
 body { font: 11pt/1.45 Georgia, serif; max-width: 46em; margin: 2em auto; padding: 0 1em; color: #111 }
 h1 { font-size: 1.5em } h2 { font-size: 1.1em; margin: 1.6em 0 .3em; border-bottom: 1px solid #bbb }
+p { margin: .3em 0 .5em } .lead { color: #444; font-style: italic } .spent { font-size: 1.15em }
 table { border-collapse: collapse; width: 100% }
 td, th { text-align: left; vertical-align: top; padding: .2em .8em .2em 0 }
-th { font-weight: normal; color: #555; width: 30% } thead th { width: auto } td { overflow-wrap: anywhere }
-.spent { font-size: 1.3em } ul { padding-left: 1.2em }
-@media print { body { margin: 0; max-width: none } h2 { break-after: avoid } tr, li { break-inside: avoid } }
+th { font-weight: normal; color: #555; width: 30% } thead th { width: auto; border-bottom: 1px solid #ddd }
+td { overflow-wrap: anywhere } thead ~ tbody td { overflow-wrap: normal }
+ul { margin: 0; padding-left: 1.2em }
+svg { display: block; width: 100%; height: 1em; margin: .2em 0 .8em }
+@page { margin: 2cm }
+@media print { body { margin: 0; max-width: none; font-size: 10pt } h2, .lead { break-after: avoid }
+  tr, li, svg { break-inside: avoid } svg { print-color-adjust: exact; -webkit-print-color-adjust: exact } }
 """
 
 
 def page(statement: dict[str, Any]) -> str:
     """Write a statement as HTML."""
-    guarantee, about = statement["guarantee"], statement["about"]
-    summary = (
-        f"ε {_text(guarantee['epsilon_spent'])} spent, of {_text(guarantee['epsilon_budget'])}, "
-        f"at δ {_text(guarantee['delta'])}. Protected: {_text(guarantee['unit'])} ({_text(guarantee['adjacency'])})"
-    )
+    about, guarantee = statement["about"], statement["guarantee"]
     title = f"Differential privacy at {_text(about['site'])}: {_text(about['people'])}"
-    body = "".join(f"<h2>{_TITLES[name]}</h2>\n{_section(value)}\n" for name, value in statement.items())
+    budgets = "".join(_budget(each) for each in statement["spending"])
+    protected = f"Protected is {_text(guarantee['unit'])}: {_text(guarantee['adjacency'])}."
+    body = "".join(f"<h2>{_TITLES[name]}</h2>\n{_lead(name)}{_section(value)}\n" for name, value in statement.items())
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{_STYLE}</style>\n'
-        f'<h1>{title}</h1>\n<p class="spent">{summary}</p>\n{body}</html>\n'
+        f"<h1>{title}</h1>\n{budgets}<p>{protected}</p>\n{body}</html>\n"
     )
+
+
+def _budget(of: dict[str, Any]) -> str:
+    """Write what was spent of a budget as a sentence and as a bar."""
+    spent, budget = of["epsilon_spent"], of["epsilon_budget"]
+    said = (
+        f"Records {_text(of['people'])}: ε {_text(spent)} of {_text(budget)} spent, {_text(of['epsilon_left'])} left, "
+        f"at δ {_text(of['delta'])} (1 in {1 / of['delta']:,.0f})."
+    )
+    # What has no end fills the bar where it was spent, and leaves it empty where it may be.
+    share = 0.0 if isinstance(budget, str) else 1.0 if isinstance(spent, str) else min(1.0, spent / budget)
+    return (
+        f'<p class="spent">{said}</p>\n<svg viewBox="0 0 1000 20" preserveAspectRatio="none" role="img" '
+        f'aria-label="{said}"><rect width="1000" height="20" fill="#ddd"></rect>'
+        f'<rect width="{1000 * share:.0f}" height="20" fill="#357"></rect></svg>\n'
+    )
+
+
+def _lead(name: str) -> str:
+    return f'<p class="lead">{_LEADS[name]}</p>\n' if name in _LEADS else ""
 
 
 def _section(value: Any) -> str:  # noqa: ANN401 - whatever JSON has
@@ -54,19 +95,22 @@ def _section(value: Any) -> str:  # noqa: ANN401 - whatever JSON has
     if isinstance(value, list) and value and isinstance(value[0], dict):
         head = "".join(f"<th>{_label(name)}</th>" for name in value[0])
         rows = "".join(
-            "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row.values()) + "</tr>\n" for row in value
+            "<tr>" + "".join(f"<td>{_text(row.get(name))}</td>" for name in value[0]) + "</tr>\n" for row in value
         )
-        return f"<table>\n<thead><tr>{head}</tr></thead>\n{rows}</table>"
+        return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
     if isinstance(value, list):
         return "<ul>" + "".join(f"<li>{_text(each)}</li>\n" for each in value) + "</ul>" if value else "none"
     return _text(value)
 
 
 def _label(name: str) -> str:
-    return escape(name.replace("_", " ").replace("epsilon", "ε").replace("delta", "δ"))
+    said = _NAMES.get(name, name.replace("_", " ").replace("epsilon", "ε").replace("delta", "δ"))
+    return escape(said.replace("replace one", "if replaced"))
 
 
 def _text(value: object) -> str:
     if value is None:
-        return "none"
-    return escape(f"{value:.6g}" if isinstance(value, float) else str(value))
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))

@@ -6,11 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from client.settings import read_site
+from cloister.accounts import balances
 from cloister.audits.page import page
 from privacy.errors import ConfigError, KeyFileError
 from privacy.manifest import open_manifest
+from privacy.mechanisms import StatedRun
 from privacy.roster import open_roster
-from privacy.statement import Account, Entry, StatedRun, state
+from privacy.statement import Account, state
 from privacy.storage import write_atomically
 from transport.pki import read_authority_key
 
@@ -34,7 +36,7 @@ def write_statement(site: Path, run: Path | None, out: Path | None) -> tuple[dic
     """Write a site's statement as JSON and as HTML; return it, and where the page lies.
 
     Raises:
-        LedgerError: if the ledger cannot be trusted.
+        LedgerError: if a ledger cannot be trusted.
         AuthenticityError: if the coordinator did not sign the run.
         CloisterError: if settings, roster or run cannot be read.
     """
@@ -49,21 +51,9 @@ def write_statement(site: Path, run: Path | None, out: Path | None) -> tuple[dic
 
 
 def _account(place: SiteFolder) -> Account:
+    trained, held_out = balances(place)
     settings = place.settings
-    entries = place.ledger.entries()
-    return Account(
-        site=settings.site,
-        lineage=settings.data.lineage,
-        budget=settings.limit,
-        policy=settings.policy,
-        held_out=settings.data.held_out,
-        entries=tuple(
-            Entry(each.release.run, each.release.round, each.time, each.mechanism) for each in entries.charges
-        ),
-        head=entries.head,
-        ledger=str(place.ledger.path),
-        audit=_last_audit(place.folder / AUDIT),
-    )
+    return Account(trained, held_out, settings.data.held_out, settings.policy, _last_audit(place.folder / AUDIT))
 
 
 def _run(place: SiteFolder, run: Path) -> StatedRun:

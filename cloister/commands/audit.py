@@ -72,11 +72,18 @@ def audit_statement(
     from cloister.audits.statement import write_statement  # noqa: PLC0415
 
     statement, path = write_statement(site, run, out)
-    guarantee = statement["guarantee"]
     if as_json:
         typer.echo(json.dumps(statement | {"page": str(path)}))
     else:
-        spent = guarantee["epsilon_spent"]
-        shown = spent if isinstance(spent, str) else f"{spent:.2f}"
-        typer.echo(f"✓ {path}: ε {shown} spent at δ {guarantee['delta']:g}")
-        typer.echo(f"  audit     {statement['audit']['result']}")
+        typer.echo(f"✓ {path}")
+        for each in statement["spending"]:
+            spent, budget = _number(each["epsilon_spent"]), _number(each["epsilon_budget"])
+            typer.echo(f"  {each['people']:<26} ε {spent} of {budget} spent at δ {each['delta']:g}")
+        typer.echo(f"  {'audit':<26} {statement['audit']['result']}")
+    if not statement["accounting"]["agree"]:
+        typer.echo("✗ the accountants disagree: trust none of these figures, and report this with the ledger", err=True)
+        raise typer.Exit(1)
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.2f}"

@@ -30,22 +30,23 @@ def show(
         typer.echo(json.dumps(report))
     else:
         balance.show(report, make_console(json=False), rounds=rounds)
-    if not report["cross_check"]["agree"]:
+    if not balance.agree(report):
         raise typer.Exit(1)
 
 
 @ledger.command("verify", epilog="Example:  cloister ledger verify north --json")
 def verify(site: Site, as_json: Json = False) -> None:
-    """Check that no entry was changed, removed or moved, and that the ledger is this site's; if not, exit 1."""
+    """Check that no entry was changed, removed or moved, and that both ledgers are this site's; if not, exit 1."""
     from cloister import accounts  # noqa: PLC0415
 
     found = accounts.verify(site)
     if as_json:
         typer.echo(json.dumps(found))
     else:
-        typer.echo(f"✓ {found['ledger']}: the whole chain holds")
-        typer.echo(f"  site {found['site']}, lineage {found['lineage']}, {found['entries']} entries")
-        typer.echo(f"  head {found['head']}")
+        for each in found["ledgers"]:
+            typer.echo(f"✓ {each['ledger']}: the whole chain holds")
+            typer.echo(f"  site {each['site']}, lineage {each['lineage']}, {each['entries']} entries")
+            typer.echo(f"  head {each['head']}")
 
 
 @ledger.command("plan", epilog="Example:  cloister ledger plan north run.toml")

@@ -1,0 +1,155 @@
+"""What a statement says of the mechanism: which noise is added where, and who sees what of it at which ε."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from privacy.shared import honest_sites, observers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from privacy.entries import Entry
+    from privacy.manifest import Manifest
+    from privacy.spending import Balance
+
+_LOCAL, _SHARED = "local", "shared"
+_WHERE = {
+    _LOCAL: "local: all of it at this site, before encryption. The ε needs no trust in other sites, servers or keys",
+    _SHARED: "shared (discrete): a share at every site, before encryption; only the sum has all of it. The ε needs the "
+    "masks to hold, and that no more sites tell or leave out their shares than the run declares. σ is over C and what "
+    "rounding may add to it",
+}
+_DRAWN = {
+    _LOCAL: "normal values by Box and Muller in double precision, added in float32: no defence against attacks on that",
+    _SHARED: "integers of the discrete Gaussian, by exact rejection, added to integers: no floating point in it",
+}
+_ROUNDING = {
+    _LOCAL: "stochastic, to integers, from the same kind of source; after the noise, so at no cost",
+    _SHARED: "stochastic, to integers, before the noise; what it adds to a record's influence is covered by more noise",
+}
+
+
+@dataclass(frozen=True)
+class StatedRun:
+    """The run that a statement is about, if it is about one."""
+
+    digest: str
+    manifest: Manifest
+
+
+def mechanism(charges: Sequence[Entry], run: StatedRun | None) -> dict[str, Any]:
+    """State what was charged, and how it is done."""
+    steps: Counter[tuple[str, bool, float, float]] = Counter()
+    for each in charges:
+        of = each.mechanism
+        steps[each.release.purpose, of.discrete, of.noise_multiplier, of.sample_rate] += of.steps
+    return {
+        "training": "DP-SGD: each record's gradient is clipped to length C, and Gaussian noise of deviation σC added "
+        "to their sum, in every step",
+        "statistics_and_evaluation": "one sum over all records, each a vector of length 1 at most, with Gaussian noise "
+        "of deviation σ",
+        "clipping_norm": (_norm(run) if run else None) or "as each run's manifest says; ε does not depend on it",
+        "charged": [
+            {"for": purpose, "noise_multiplier": sigma, "sample_rate": rate, "steps": count, "discrete": discrete}
+            for (purpose, discrete, sigma, rate), count in sorted(steps.items())
+        ],
+        "sampling": "Poisson: each record is in each training step by a coin of its own, drawn at this site; no "
+        "shuffling, and an empty batch has its noise and counts. Statistics and evaluations use each record once",
+        "enforced_by": "this site's own program: it takes σ, C, q and the number of steps from a manifest that the "
+        "coordinator signed and the site's policy allowed; no message changes them",
+        "noise": [_WHERE[each] for each in _kinds(charges, run)],
+    }
+
+
+def randomness(charges: Sequence[Entry], run: StatedRun | None) -> dict[str, Any]:
+    """State where random numbers come from."""
+    kinds = _kinds(charges, run)
+    return {
+        "source": "AES-256 in counter mode under a new key of the operating system's in every round, for noise, "
+        "sampling and rounding",
+        "noise": [f"{each}: {_DRAWN[each]}" for each in kinds],
+        "rounding": [f"{each}: {_ROUNDING[each]}" for each in kinds],
+    }
+
+
+def stated_run(run: StatedRun, balance: Balance) -> dict[str, Any]:
+    """State what a run costs, and what of it was charged here."""
+    settings, cost = run.manifest.settings, run.manifest.run_cost
+    own = [each for each in balance.entries.charges if each.release.run == run.digest]
+    whole, here = balance.cost([cost]), balance.cost([each.mechanism for each in own])
+    return {
+        "task": settings.task,
+        "charged_to": balance.ledger.lineage,
+        "rounds": settings.rounds,
+        "rounds_charged_here": len({each.release.round for each in own}),
+        "charges_here": len(own),
+        "noise": f"shared; the sum of {honest_sites(settings)} sites' shares has all of it"
+        if settings.shares_noise else "local",
+        "noise_multiplier": cost.noise_multiplier,
+        "clipping_norm": _norm(run),
+        "sample_rate": cost.sample_rate,
+        "steps": cost.steps,
+        "masks": settings.encryption.collusion_resistant,
+        "delta": balance.limit.delta,
+        "epsilon_of_the_whole_run": whole["epsilon"],
+        "epsilon_of_the_whole_run_replace_one": whole["epsilon_replace_one"],
+        "epsilon_charged_here": here["epsilon"],
+        "epsilon_charged_here_replace_one": here["epsilon_replace_one"],
+    }  # fmt: skip
+
+
+def against_ledger(charges: Sequence[Entry], share: Sequence[str]) -> list[dict[str, Any]]:
+    """State who sees what of all runs together."""
+    beyond, shared = "at most the ε above", _SHARED in _kinds(charges, None)
+    if shared:
+        beyond += ", and more from runs with shared noise: state such a run for its table"
+    return [
+        _server(share, beyond),
+        {"who": "the other sites, and whoever has the model", "sees": "sums over all sites", "epsilon": "the ε above"},
+        {"who": "the server together with other sites, or everybody with every key",
+         "sees": "what they have together: at most this site's own updates", "epsilon": beyond},
+    ]  # fmt: skip
+
+
+def against_run(run: StatedRun, balance: Balance, share: Sequence[str]) -> list[dict[str, Any]]:
+    """State who sees what of a run, and the whole run's ε against them, in rounds of the smallest cohort."""
+    settings = run.manifest.settings
+    last = settings.cohort.minimum - 1
+    apart = "the sums, less what it added itself"
+    if not settings.encryption.collusion_resistant:
+        apart += "; with the server, this site's updates"
+    server = _server(share, "at most that of the last row, even with every key")
+    rows = [server | {"noise_multiplier": None, "charged": False}]
+    for each in observers(run.manifest, balance.limit.delta, balance.ledger.records_per_person):
+        others = each.colluding_sites
+        who = f"{others} other sites together" if others > 1 else "one other site" if others else "whoever has the sums"
+        rows.append({
+            "who": "all other sites together" if others == last else who,
+            "sees": "this site's updates" if others == last else apart if others else "sums over all sites",
+            "epsilon": each.epsilon,
+            "noise_multiplier": each.noise_multiplier,
+            "charged": each.declared,
+        })  # fmt: skip
+    return rows
+
+
+def _server(share: Sequence[str], beyond: str) -> dict[str, Any]:
+    clear = ", ".join("the ε spent" if each == "epsilon" else each for each in share)
+    shared = f"; in the clear, {clear}" if share else ""
+    return {"who": "the server; the network", "sees": f"ciphertexts, sizes and times{shared}",
+            "epsilon": f"none from updates while the encryption holds; {beyond}"}  # fmt: skip
+
+
+def _kinds(charges: Sequence[Entry], run: StatedRun | None) -> list[str]:
+    """Return which kinds of noise a statement is about: local, unless all of it is shared."""
+    discrete = {each.mechanism.discrete for each in charges}
+    if run:
+        discrete.add(run.manifest.settings.shares_noise)
+    return [name for name, kind in ((_LOCAL, False), (_SHARED, True)) if kind in (discrete or {False})]
+
+
+def _norm(run: StatedRun) -> float | str:
+    return run.manifest.settings.privacy.max_grad_norm or "1, of a record's vector in a sum"

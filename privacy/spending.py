@@ -1,0 +1,82 @@
+"""What a ledger comes to: spent, budget and left, by the accountant that charges and by others beside it.
+
+Every ε is a person's, who may have as many records as the site says, but for the cross-check's: accountants can be held
+against each other over single records, and where noise is continuous.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from privacy.accounting import RDP, Relation, epsilon
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from privacy.accounting import Accountant, Mechanism
+    from privacy.entries import Entries
+    from privacy.ledger import Budget, Ledger
+
+_AGREE = 0.02  # by how much PRV and PLD may differ
+
+
+@dataclass(frozen=True)
+class Balance:
+    """A ledger, read once, beside what it is held against."""
+
+    ledger: Ledger
+    limit: Budget
+    entries: Entries
+    second: Accountant | None = None  # Opacus' PRV, where it is installed
+
+    @property
+    def mechanisms(self) -> list[Mechanism]:
+        """Everything that was charged."""
+        return [entry.mechanism for entry in self.entries.charges]
+
+    def cost(self, mechanisms: Sequence[Mechanism]) -> dict[str, float]:
+        """Return the ε that these cost a person who is added or removed, and one who is replaced by another."""
+        delta, group = self.limit.delta, self.ledger.records_per_person
+        return {
+            "epsilon": self.ledger.cost(mechanisms, delta),
+            "epsilon_replace_one": epsilon(mechanisms, delta, relation=Relation.REPLACE_ONE, group=group),
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """Return what was spent of which budget; an ε without end stays infinite."""
+        cost = self.cost(self.mechanisms)
+        return {
+            "lineage": self.ledger.lineage,
+            "records_per_person": self.ledger.records_per_person,
+            "delta": self.limit.delta,
+            "budget": self.limit.epsilon,
+            "spent": cost["epsilon"],
+            "spent_replace_one": cost["epsilon_replace_one"],
+            "left": max(0.0, self.limit.epsilon - cost["epsilon"]),
+            "cross_check": _cross_check(self.mechanisms, self.limit.delta, self.second),
+        }
+
+
+def without_infinity(report: dict[str, Any], instead: str | None) -> dict[str, Any]:
+    """Return the same with something in place of infinite numbers: JSON has none."""
+
+    def plain(value: Any) -> Any:  # noqa: ANN401 - whatever JSON has, and one thing more
+        if isinstance(value, dict):
+            return {name: plain(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [plain(each) for each in value]
+        return instead if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: plain(each) for name, each in report.items()}
+
+
+def _cross_check(mechanisms: Sequence[Mechanism], delta: float, second: Accountant | None) -> dict[str, Any]:
+    """Hold the ledger's accountant against two others."""
+    continuous = [each for each in mechanisms if not each.discrete]
+    ours, above = epsilon(continuous, delta), epsilon(continuous, delta, accountant=RDP)
+    beside = epsilon(continuous, delta, accountant=second) if second else None
+    agree = above >= ours and (beside is None or beside == ours or abs(beside - ours) < _AGREE)
+    parts = len(continuous) < len(mechanisms)
+    return {"pld": ours, "rdp": above, "prv": beside, "has_prv": second is not None, "parts": parts, "agree": agree}
