@@ -24,7 +24,7 @@ def show(report: dict[str, Any], console: Console, *, rounds: bool) -> None:
     held_out = report["held_out"]
     _show_runs(held_out, console, rounds=rounds)
     _show_balance(held_out, console)
-    _line(console, "  about     records of theirs that are held out: never trained on, with a budget of their own")
+    _line(console, "  about     records held out: never trained on, with a budget of their own")
     if not agree(report):
         _line(
             console, "✗ the accountants disagree: trust none of these figures, and report this with the ledger", "red"

@@ -118,7 +118,7 @@ def against_run(run: StatedRun, balance: Balance, share: Sequence[str]) -> list[
     """State who sees what of a run, and the whole run's ε against them, in rounds of the smallest cohort."""
     settings = run.manifest.settings
     last = settings.cohort.minimum - 1
-    apart = "the sums, less what it added itself"
+    apart = "the sums, less own parts of them"
     if not settings.encryption.collusion_resistant:
         apart += "; with the server, this site's updates"
     server = _server(share, "at most that of the last row, even with every key")
