@@ -23,7 +23,7 @@ BELOW = {
 OWNERS = {
     "tenseal": {"privacy/seal.py", "cloister/benchmarks/encryption.py"},  # the benchmark measures CKKS beside it
     "zstandard": {"privacy/seal.py"},
-    "opacus": {"client/dpsgd.py"},
+    "opacus": {"client/dpsgd.py", "client/gradients/"},
     "torch": {"client/", "simulations/"},
     "sklearn": {"simulations/"},
     "grpc": {"transport/channel.py", "server/hub.py", "client/exchange.py"},

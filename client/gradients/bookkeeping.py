@@ -1,0 +1,131 @@
+"""`bookkeeping`: one forward and one backward pass (Bu et al., 2022, "Differentially Private Optimization on Large Model
+at Small Cost").
+
+During the pass, parameters need no gradients, so that torch computes none for them. Hooks keep every layer's input, and
+the backward pass asks for the gradients of the layers' outputs alone. From the two come every record's norm, then its
+clipping factor, and then the sum of clipped gradients, for about what torch would have spent on the unclipped sum.
+
+A layer's outputs are kept as edges of autograd's graph, so that what follows may change them in place. A layer's input
+is not protected by that, so its version is held against the one that was seen.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from typing_extensions import override
+
+from client.gradients.clipping import clip_factors
+from client.gradients.layers import KNOWN, Call
+from client.gradients.mode import GradientMode, check_rows
+from client.gradients.optimizer import add_to_sum
+from privacy.errors import TaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from client.gradients.loss import RecordLoss
+
+
+class _Start(torch.autograd.Function):
+    """Where autograd's graph begins: the output of a layer whose input needs no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:  # noqa: ANN401 - torch's
+        """Return the output as it is, as something that depends on the anchor."""
+        del anchor
+        ctx.mark_dirty(output)  # no copy, and it may be changed in place later
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ANN401 - torch's
+        """Stop here: the gradient is taken from the edge that leads here."""
+        del ctx
+        return gradient, None
+
+
+class BookKeeping(GradientMode):
+    """Adds to `p.summed_grad`."""
+
+    def __init__(self, model: nn.Module, loss: RecordLoss, max_grad_norm: float) -> None:
+        super().__init__(model, loss_reduction="sum")
+        self.loss, self.max_grad_norm = loss, max_grad_norm
+        self._noted: list[tuple[nn.Module, Tensor, int, Any]] = []  # layer, input, its version, edge of its output
+        self._taking_notes = False
+        self._anchor = torch.zeros(0, requires_grad=True)
+        self._hooks = [part.register_forward_hook(self._note) for part in model.modules() if type(part) in KNOWN]
+
+    @override
+    def remove_hooks(self) -> None:
+        """Give the layers back as they were."""
+        for hook in self._hooks:
+            hook.remove()
+
+    @override
+    def fill(self, inputs: Tensor, targets: Tensor) -> None:
+        calls = self._run(inputs, targets)
+        with torch.no_grad():
+            shares = [share for layer in calls for share in KNOWN[type(layer)](layer, calls[layer])]
+            factors, finite = clip_factors(sum(share.squares() for _, share in shares), self.max_grad_norm)
+            if not finite.all():
+                self.dropped += int((~finite).sum())
+                factors, shares = factors[finite], [(parameter, share.of(finite)) for parameter, share in shares]
+            for parameter, share in shares:
+                add_to_sum(parameter, share.summed(factors))
+
+    def _run(self, inputs: Tensor, targets: Tensor) -> dict[nn.Module, list[Call]]:
+        """Run the model forward and backward; return every layer's calls, in float32."""
+        try:
+            with self._notes():
+                outputs = self.outputs(inputs)
+            noted = self._noted
+            back = torch.autograd.grad(
+                outputs,
+                [edge for *_, edge in noted],
+                self.loss.gradients(outputs, targets).to(outputs.dtype),
+                allow_unused=True,
+            )
+        finally:
+            self._noted = []
+        calls = defaultdict(list)
+        for (layer, into, version, _), gradient in zip(noted, back, strict=True):
+            if gradient is None:  # the outputs do not depend on it
+                continue
+            if into._version != version:  # noqa: SLF001 - torch has no other name for it
+                msg = "the model changes the input of a layer in place after the layer has used it"
+                raise TaskError(msg)
+            check_rows(len(into), len(inputs))
+            check_rows(len(gradient), len(inputs))
+            calls[layer].append((into.float() if into.is_floating_point() else into, gradient.float()))
+        return calls
+
+    @contextmanager
+    def _notes(self) -> Iterator[None]:
+        """Have layers noted, and parameters without gradients."""
+        parameters = list(self._module.parameters())
+        self._taking_notes = True
+        for parameter in parameters:
+            parameter.requires_grad_(requires_grad=False)
+        try:
+            yield
+        finally:
+            self._taking_notes = False
+            for parameter in parameters:
+                parameter.requires_grad_()
+
+    def _note(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not self._taking_notes:
+            return None
+        if len(inputs) != 1:
+            msg = f"the model calls {type(layer).__name__} in another way than with its one input"
+            raise TaskError(msg)
+        started = None
+        if not output.requires_grad:
+            output = started = _Start.apply(output, self._anchor)
+        self._noted.append((layer, inputs[0].detach(), inputs[0]._version, get_gradient_edge(output)))  # noqa: SLF001
+        return started

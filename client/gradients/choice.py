@@ -1,0 +1,186 @@
+"""Which way a task's gradients are computed, and why.
+
+A mode is taken only if it computes what it should for this very model: the clipped sum over two records must equal what
+plain autograd gives, record by record. That finds what no list of layers can: weights used outside their layer, options
+of a layer that a mode does not know, layers that mix records. It matters most for `ghost`, which takes norms from one
+computation and the sum from another.
+"""
+
+from __future__ import annotations
+
+import warnings
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from client.gradients.bookkeeping import BookKeeping
+from client.gradients.clipping import clip_factors
+from client.gradients.layers import unknown
+from client.gradients.loss import RecordLoss
+from client.gradients.opacus_modes import Ghost, Hooks
+from client.gradients.optimizer import CipherOptimizer
+from client.gradients.vmap import Vmap
+from client.settings import Computing, Gradients
+from privacy.errors import TaskError
+from privacy.randomness import Randomness
+
+if TYPE_CHECKING:
+    from client.gradients.mode import GradientMode
+    from client.task import Task
+
+_TOLERANCE = 1e-2  # of C; what is wrong is wrong by far more, and a GPU may round to 10 bits
+_IN_TURN: tuple[Gradients, ...] = ("bookkeeping", "vmap", "ghost", "hooks", "functorch")
+_KEPT = 1 << 22  # values of gradients in memory at once, where a mode writes them all out
+_RECORDS = 128  # at once at most, where it does not
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to compute a task's gradients."""
+
+    gradients: Gradients
+    reason: str
+    physical_batch: int  # records at a time
+
+
+def choose(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], computing: Computing) -> Choice:
+    """Choose how to compute gradients: as the site's settings say, or what is fastest of what is right.
+
+    Args:
+        task: gives the loss.
+        model: is not changed.
+        records: inputs and targets `(n, ...)`; two of them are looked at.
+        computing: the site's settings.
+
+    Raises:
+        TaskError: if what the settings say cannot be used for this model, or nothing can.
+    """
+    if computing.gradients != "auto":
+        if (problem := _problem(computing.gradients, task, model, records, computing)) is not None:
+            msg = (
+                f"gradients = {computing.gradients!r} cannot be used for this model: {problem}; "
+                'set gradients = "auto" in [training] of site.toml'
+            )
+            raise TaskError(msg)
+        return Choice(computing.gradients, "site.toml says so", _physical(computing.gradients, model, computing))
+    problems = []
+    for mode in _IN_TURN:
+        if (problem := _problem(mode, task, model, records, computing)) is None:
+            reason = "; ".join(problems) or "every parameter belongs to a layer that it knows"
+            return Choice(mode, reason, _physical(mode, model, computing))
+        problems.append(f"not {mode}: {problem}")
+    msg = f"no way to compute this model's gradients record by record: {'; '.join(problems)}"
+    raise TaskError(msg)
+
+
+def make_mode(
+    gradients: Gradients, model: nn.Module, loss: RecordLoss, max_grad_norm: float, precision: torch.dtype
+) -> GradientMode:
+    """Wrap a model in a gradient-sample mode."""
+    made: GradientMode
+    match gradients:
+        case "bookkeeping":
+            made = BookKeeping(model, loss, max_grad_norm)
+        case "ghost":
+            made = Ghost(model, loss, max_grad_norm)
+        case "hooks" | "functorch":
+            made = Hooks(model, loss, force_functorch=gradients == "functorch")
+        case _:
+            made = Vmap(model, loss)
+    made.precision = precision
+    return made
+
+
+def _physical(mode: Gradients, model: nn.Module, computing: Computing) -> int:
+    """Return how many records to compute at a time."""
+    if computing.physical_batch:
+        return computing.physical_batch
+    if mode in {"bookkeeping", "ghost"}:
+        return _RECORDS
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return min(_RECORDS, max(1, _KEPT // max(1, parameters)))
+
+
+def _problem(
+    mode: Gradients, task: Task, model: nn.Module, records: tuple[Tensor, Tensor], computing: Computing
+) -> str | None:
+    """Say why a mode cannot be used for a model; None if it can."""
+    if mode == "ghost" and computing.precision != "float32":
+        return "its second pass would sum other numbers, in bfloat16, than those that it took norms of"
+    if mode == "bookkeeping" and (reason := unknown(model)) is not None:
+        return reason
+    try:
+        agrees = _agrees(mode, task, model, (records[0][:2], records[1][:2]))
+    except Exception as error:  # noqa: BLE001 - whatever a mode says to a model that is not for it
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+    return None if agrees else "its gradients are not those of autograd, record by record"
+
+
+def _agrees(mode: Gradients, task: Task, model: nn.Module, records: tuple[Tensor, Tensor]) -> bool:
+    model = _without_dropout(deepcopy(model))
+    loss, parameters = RecordLoss(task), list(model.parameters())
+    single = _one_by_one(model, loss, *records)
+    if mode == "vmap":
+        bound = 1.0  # it is autograd's own: it only has to work, also for a model that draws at random
+    else:
+        norms = [float(torch.cat([each.flatten() for each in gradient]).norm()) for gradient in single]
+        bound = min((norm for norm in norms if 0 < norm < float("inf")), default=2.0) / 2
+    found = _clipped_sum(make_mode(mode, model, loss, bound, torch.float32), *records, bound)
+    if mode == "vmap":
+        return True
+    expected = [torch.zeros_like(parameter) for parameter in parameters]
+    for gradient in single:
+        squares = torch.stack([each.square().sum() for each in gradient]).sum()
+        factor, finite = clip_factors(squares[None], bound)
+        if finite:
+            for each, part in zip(expected, gradient, strict=True):
+                each += factor * part
+    apart = sum(float((one - other).square().sum()) for one, other in zip(found, expected, strict=True))
+    return apart**0.5 <= _TOLERANCE * bound
+
+
+def _one_by_one(model: nn.Module, loss: RecordLoss, inputs: Tensor, targets: Tensor) -> list[list[Tensor]]:
+    """Return every record's gradients, parameter by parameter, as plain autograd computes them."""
+    found, parameters = [], list(model.parameters())
+    for number in range(len(inputs)):
+        outputs = model(inputs[number : number + 1])
+        back = loss.gradients(outputs, targets[number : number + 1])
+        gradients = torch.autograd.grad(outputs, parameters, back, allow_unused=True)
+        found.append(
+            [
+                torch.zeros_like(parameter) if each is None else each
+                for parameter, each in zip(parameters, gradients, strict=True)
+            ]
+        )
+    return found
+
+
+def _clipped_sum(mode: GradientMode, inputs: Tensor, targets: Tensor, bound: float) -> list[Tensor]:
+    optimizer = CipherOptimizer(
+        torch.optim.SGD(mode.parameters(), lr=1.0),
+        noise_multiplier=0.0,
+        max_grad_norm=bound,
+        expected_batch_size=1,
+        loss_reduction="sum",
+        randomness=Randomness.seeded(0),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mode.fill(inputs, targets)
+    optimizer.clip_and_accumulate()
+    optimizer.add_noise()
+    return [parameter.grad for parameter in mode.parameters()]
+
+
+def _without_dropout(model: nn.Module) -> nn.Module:
+    """Take out of a model what draws at random, so that it can be compared."""
+    for part in model.modules():
+        if isinstance(part, _DropoutNd):
+            part.p = 0.0
+        elif isinstance(part, nn.MultiheadAttention | nn.RNNBase):
+            part.dropout = 0.0
+    return model
