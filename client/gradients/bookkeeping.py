@@ -58,7 +58,14 @@ class BookKeeping(GradientMode):
         self._noted: list[tuple[nn.Module, Tensor, int, Any]] = []  # layer, input, its version, edge of its output
         self._taking_notes = False
         self._anchor = torch.zeros(0, requires_grad=True)
+        self._values = 0
         self._hooks = [part.register_forward_hook(self._note) for part in model.modules() if type(part) in KNOWN]
+
+    @property
+    @override
+    def values_a_record(self) -> int:
+        """What the last records took."""
+        return self._values
 
     @override
     def remove_hooks(self) -> None:
@@ -72,6 +79,7 @@ class BookKeeping(GradientMode):
         with torch.no_grad():
             shares = [share for layer in calls for share in KNOWN[type(layer)](layer, calls[layer])]
             factors, finite = clip_factors(sum(share.squares() for _, share in shares), self.max_grad_norm)
+            self._values = sum(share.values for _, share in shares) // len(inputs)
             if not finite.all():
                 self.dropped += int((~finite).sum())
                 factors, shares = factors[finite], [(parameter, share.of(finite)) for parameter, share in shares]

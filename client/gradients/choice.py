@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 1e-2  # of C; what is wrong is wrong by far more, and a GPU may round to 10 bits
 _IN_TURN: tuple[Gradients, ...] = ("bookkeeping", "vmap", "ghost", "hooks", "functorch")
-_KEPT = 1 << 22  # values of gradients in memory at once, where a mode writes them all out
-_RECORDS = 128  # at once at most, where it does not
+_VALUES = 1 << 24  # in memory at once: of gradients, and of what they are made from
+_RECORDS = 256  # at once at most
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,20 @@ def choose(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], computi
         TaskError: if what the settings say cannot be used for this model, or nothing can.
     """
     if computing.gradients != "auto":
-        if (problem := _problem(computing.gradients, task, model, records, computing)) is not None:
+        tried = _try(computing.gradients, task, model, records, computing)
+        if isinstance(tried, str):
             msg = (
-                f"gradients = {computing.gradients!r} cannot be used for this model: {problem}; "
+                f"gradients = {computing.gradients!r} cannot be used for this model: {tried}; "
                 'set gradients = "auto" in [training] of site.toml'
             )
             raise TaskError(msg)
-        return Choice(computing.gradients, "site.toml says so", _physical(computing.gradients, model, computing))
+        return Choice(computing.gradients, "site.toml says so", tried)
     problems = []
     for mode in _IN_TURN:
-        if (problem := _problem(mode, task, model, records, computing)) is None:
-            reason = "; ".join(problems) or "every parameter belongs to a layer that it knows"
-            return Choice(mode, reason, _physical(mode, model, computing))
-        problems.append(f"not {mode}: {problem}")
+        tried = _try(mode, task, model, records, computing)
+        if isinstance(tried, int):
+            return Choice(mode, "; ".join(problems) or "every parameter belongs to a layer that it knows", tried)
+        problems.append(f"not {mode}: {tried}")
     msg = f"no way to compute this model's gradients record by record: {'; '.join(problems)}"
     raise TaskError(msg)
 
@@ -95,32 +96,25 @@ def make_mode(
     return made
 
 
-def _physical(mode: Gradients, model: nn.Module, computing: Computing) -> int:
-    """Return how many records to compute at a time."""
-    if computing.physical_batch:
-        return computing.physical_batch
-    if mode in {"bookkeeping", "ghost"}:
-        return _RECORDS
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return min(_RECORDS, max(1, _KEPT // max(1, parameters)))
-
-
-def _problem(
+def _try(
     mode: Gradients, task: Task, model: nn.Module, records: tuple[Tensor, Tensor], computing: Computing
-) -> str | None:
-    """Say why a mode cannot be used for a model; None if it can."""
+) -> int | str:
+    """Return how many records to compute at a time, or why a mode cannot be used for a model."""
     if mode == "ghost" and computing.precision != "float32":
         return "its second pass would sum other numbers, in bfloat16, than those that it took norms of"
     if mode == "bookkeeping" and (reason := unknown(model)) is not None:
         return reason
     try:
-        agrees = _agrees(mode, task, model, (records[0][:2], records[1][:2]))
+        values = _compare(mode, task, model, (records[0][:2], records[1][:2]))
     except Exception as error:  # noqa: BLE001 - whatever a mode says to a model that is not for it
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-    return None if agrees else "its gradients are not those of autograd, record by record"
+    if values is None:
+        return "its gradients are not those of autograd, record by record"
+    return computing.physical_batch or min(_RECORDS, max(1, _VALUES // max(1, values)))
 
 
-def _agrees(mode: Gradients, task: Task, model: nn.Module, records: tuple[Tensor, Tensor]) -> bool:
+def _compare(mode: Gradients, task: Task, model: nn.Module, records: tuple[Tensor, Tensor]) -> int | None:
+    """Return how many values a record takes in memory; None if a mode's sum is not that of autograd."""
     model = _without_dropout(deepcopy(model))
     loss, parameters = RecordLoss(task), list(model.parameters())
     single = _one_by_one(model, loss, *records)
@@ -129,9 +123,10 @@ def _agrees(mode: Gradients, task: Task, model: nn.Module, records: tuple[Tensor
     else:
         norms = [float(torch.cat([each.flatten() for each in gradient]).norm()) for gradient in single]
         bound = min((norm for norm in norms if 0 < norm < float("inf")), default=2.0) / 2
-    found = _clipped_sum(make_mode(mode, model, loss, bound, torch.float32), *records, bound)
+    wrapped = make_mode(mode, model, loss, bound, torch.float32)
+    found = _clipped_sum(wrapped, *records, bound)
     if mode == "vmap":
-        return True
+        return wrapped.values_a_record
     expected = [torch.zeros_like(parameter) for parameter in parameters]
     for gradient in single:
         squares = torch.stack([each.square().sum() for each in gradient]).sum()
@@ -140,7 +135,7 @@ def _agrees(mode: Gradients, task: Task, model: nn.Module, records: tuple[Tensor
             for each, part in zip(expected, gradient, strict=True):
                 each += factor * part
     apart = sum(float((one - other).square().sum()) for one, other in zip(found, expected, strict=True))
-    return apart**0.5 <= _TOLERANCE * bound
+    return wrapped.values_a_record if apart**0.5 <= _TOLERANCE * bound else None
 
 
 def _one_by_one(model: nn.Module, loss: RecordLoss, inputs: Tensor, targets: Tensor) -> list[list[Tensor]]:

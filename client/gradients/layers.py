@@ -23,17 +23,24 @@ Shares = list[tuple[nn.Parameter, Share]]
 
 
 def _linear(layer: nn.Linear, calls: Sequence[Call]) -> Shares:
-    inputs, gradients = (
-        torch.cat([call[side].reshape(len(call[side]), -1, call[side].shape[-1]) for call in calls], dim=1)
-        for side in (0, 1)
-    )
+    inputs, gradients = (_joined([_in_rows(call[side]) for call in calls], 1) for side in (0, 1))
     return _affine(layer, inputs.transpose(1, 2).unsqueeze(1), gradients.transpose(1, 2).unsqueeze(1))
+
+
+def _in_rows(values: Tensor) -> Tensor:
+    """Return `(n, ..., d)` as `(n, t, d)`."""
+    return values.unsqueeze(1) if values.dim() == 2 else values.flatten(1, -2)  # noqa: PLR2004 - records and values
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """Join the rows of several calls; no copy of one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _convolution(layer: nn.Conv1d | nn.Conv2d, calls: Sequence[Call]) -> Shares:
     """A convolution is a linear map of patches, every position of the output a row."""
-    inputs = torch.cat([_patches(layer, each) for each, _ in calls], dim=2)
-    gradients = torch.cat([each.flatten(2) for _, each in calls], dim=2)
+    inputs = _joined([_patches(layer, each) for each, _ in calls], 2)
+    gradients = _joined([each.flatten(2) for _, each in calls], 2)
     return _affine(layer, inputs.unflatten(1, (layer.groups, -1)), gradients.unflatten(1, (layer.groups, -1)))
 
 
@@ -63,8 +70,8 @@ def _affine(layer: nn.Linear | nn.Conv1d | nn.Conv2d, inputs: Tensor, gradients:
 
 
 def _embedding(layer: nn.Embedding, calls: Sequence[Call]) -> Shares:
-    indices = torch.cat([each.flatten(1) for each, _ in calls], dim=1)
-    gradients = torch.cat([each.reshape(len(each), -1, each.shape[-1]) for _, each in calls], dim=1)
+    indices = _joined([each.flatten(1) for each, _ in calls], 1)
+    gradients = _joined([_in_rows(each) for _, each in calls], 1)
     if layer.padding_idx is not None:  # that row never moves: its gradient is no part of anybody's norm
         gradients = gradients.masked_fill((indices == layer.padding_idx).unsqueeze(-1), 0.0)
     return [(layer.weight, Lookup(indices, gradients, layer.num_embeddings))]

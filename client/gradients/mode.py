@@ -22,6 +22,11 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
     precision: torch.dtype = torch.float32  # of the model's forward and backward pass; norms are float32 always
     dropped: int = 0  # records whose gradients were not finite, where this mode clips
 
+    @property
+    def values_a_record(self) -> int:
+        """How many values one record takes in memory, beside those of plain training."""
+        return sum(parameter.numel() for parameter in self._module.parameters())
+
     @abstractmethod
     def fill(self, inputs: Tensor, targets: Tensor) -> None:
         """Fill `p.grad_sample` with gradients of these records, or add to `p.summed_grad` what is clipped.

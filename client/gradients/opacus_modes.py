@@ -90,7 +90,7 @@ class Ghost(_Single, GradSampleModuleFastGradientClipping, GradientMode):  # typ
         for parameter, part in zip(parameters, sums, strict=True):
             parameter.grad = None
             if part is not None:
-                add_to_sum(parameter, part)
+                add_to_sum(parameter, part.clone())  # autograd may give one tensor to several parameters
 
     def _squares(self, records: int) -> Tensor:
         """Return the squared norms of gradients, `(n,)`, and forget them: what is left over must not count again."""

@@ -39,7 +39,7 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         Until then, nobody else may draw from the randomness.
         """
         if self._scale > 0:
-            self._ahead = self._thread.submit(self._draw)
+            self._ahead = self._thread.submit(self._draw, self._size)
 
     def close(self) -> None:
         """Wait for the thread, and end it."""
@@ -50,8 +50,13 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         """σC."""
         return float(self.noise_multiplier * self.max_grad_norm)
 
-    def _draw(self) -> NDArray[np.float64]:
-        drawn = self._randomness.gaussian(sum(parameter.numel() for parameter in self.params))
+    @property
+    def _size(self) -> int:
+        """How many values a step's noise has. Not to be asked beside a pass, during which parameters may be frozen."""
+        return sum(parameter.numel() for parameter in self.params)
+
+    def _draw(self, size: int) -> NDArray[np.float64]:
+        drawn = self._randomness.gaussian(size)
         drawn *= self._scale
         return drawn
 
@@ -92,16 +97,14 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         """Set every gradient to the clipped sum plus N(0, (σC)²), in double precision until it is added."""
         drawn = None
         if self._scale > 0:
-            drawn, self._ahead = torch.from_numpy(self._ahead.result() if self._ahead else self._draw()), None
+            drawn, self._ahead = torch.from_numpy(self._ahead.result() if self._ahead else self._draw(self._size)), None
         start = 0
         for parameter in self.params:
-            summed: Tensor | None = parameter.summed_grad
-            if summed is None:
-                summed = torch.zeros_like(parameter)
+            total: Tensor = torch.zeros_like(parameter) if parameter.summed_grad is None else parameter.summed_grad
             if drawn is not None:
                 part = drawn[start : (start := start + parameter.numel())]
-                summed = summed + part.to(device=summed.device, dtype=summed.dtype).view_as(summed)
-            parameter.grad, parameter.summed_grad = summed, None
+                total += part.to(device=total.device, dtype=total.dtype).view_as(total)
+            parameter.grad, parameter.summed_grad = total, None
 
 
 def add_to_sum(parameter: Any, part: Tensor) -> None:  # noqa: ANN401 - Opacus adds attributes to parameters
