@@ -15,7 +15,6 @@ How a batch's clipped sum is computed is another matter: see `client.gradients`.
 from __future__ import annotations
 
 import logging
-import warnings
 from contextlib import closing
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -26,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from client.gradients.choice import Choice, choose, make_mode
 from client.gradients.loss import RecordLoss
+from client.gradients.mode import quiet
 from client.gradients.optimizer import CipherOptimizer
 from client.settings import Computing
 from privacy.errors import TaskError
@@ -97,9 +97,7 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         randomness=randomness,
     )
     try:
-        with warnings.catch_warnings(), closing(optimizer):
-            # torch remarks that inputs need no gradient; records never do.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        with quiet(), closing(optimizer):
             for _ in range(training.steps_per_round):
                 chosen = torch.from_numpy(randomness.uniform(len(records[0])) < training.sample_rate)
                 optimizer.draw_ahead()

@@ -5,8 +5,8 @@ During the pass, parameters need no gradients, so that torch computes none for t
 the backward pass asks for the gradients of the layers' outputs alone. From the two come every record's norm, then its
 clipping factor, and then the sum of clipped gradients, for about what torch would have spent on the unclipped sum.
 
-A layer's outputs are kept as edges of autograd's graph, so that what follows may change them in place. A layer's input
-is not protected by that, so its version is held against the one that was seen.
+A layer's outputs are kept as edges of autograd's graph, so that what follows may change them in place. Its input cannot
+change later: autograd, with which every mode is compared, refuses a model that does so.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class BookKeeping(GradientMode):
     def __init__(self, model: nn.Module, loss: RecordLoss, max_grad_norm: float) -> None:
         super().__init__(model, loss_reduction="sum")
         self.loss, self.max_grad_norm = loss, max_grad_norm
-        self._noted: list[tuple[nn.Module, Tensor, int, Any]] = []  # layer, input, its version, edge of its output
+        self._noted: list[tuple[nn.Module, Tensor, Any]] = []  # layer, input, edge of its output
         self._taking_notes = False
         self._anchor = torch.zeros(0, requires_grad=True)
         self._values = 0
@@ -101,12 +101,9 @@ class BookKeeping(GradientMode):
         finally:
             self._noted = []
         calls = defaultdict(list)
-        for (layer, into, version, _), gradient in zip(noted, back, strict=True):
+        for (layer, into, _), gradient in zip(noted, back, strict=True):
             if gradient is None:  # the outputs do not depend on it
                 continue
-            if into._version != version:  # noqa: SLF001 - torch has no other name for it
-                msg = "the model changes the input of a layer in place after the layer has used it"
-                raise TaskError(msg)
             check_rows(len(into), len(inputs))
             check_rows(len(gradient), len(inputs))
             calls[layer].append((into.float() if into.is_floating_point() else into, gradient.float()))
@@ -135,5 +132,5 @@ class BookKeeping(GradientMode):
         started = None
         if not output.requires_grad:
             output = started = _Start.apply(output, self._anchor)
-        self._noted.append((layer, inputs[0].detach(), inputs[0]._version, get_gradient_edge(output)))  # noqa: SLF001
+        self._noted.append((layer, inputs[0].detach(), get_gradient_edge(output)))
         return started

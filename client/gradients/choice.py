@@ -8,7 +8,6 @@ computation and the sum from another.
 
 from __future__ import annotations
 
-import warnings
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from client.gradients.bookkeeping import BookKeeping
 from client.gradients.clipping import clip_factors
 from client.gradients.layers import unknown
 from client.gradients.loss import RecordLoss
+from client.gradients.mode import GradientMode, quiet
 from client.gradients.opacus_modes import Ghost, Hooks
 from client.gradients.optimizer import CipherOptimizer
 from client.gradients.vmap import Vmap
@@ -29,7 +29,6 @@ from privacy.errors import TaskError
 from privacy.randomness import Randomness
 
 if TYPE_CHECKING:
-    from client.gradients.mode import GradientMode
     from client.task import Task
 
 _TOLERANCE = 1e-2  # of C; what is wrong is wrong by far more, and a GPU may round to 10 bits
@@ -163,8 +162,7 @@ def _clipped_sum(mode: GradientMode, inputs: Tensor, targets: Tensor, bound: flo
         loss_reduction="sum",
         randomness=Randomness.seeded(0),
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         mode.fill(inputs, targets)
     optimizer.clip_and_accumulate()
     optimizer.add_noise()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +13,8 @@ from opacus.grad_sample.gsm_base import AbstractGradSampleModule
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from client.gradients.loss import RecordLoss
     from torch import Tensor
 
@@ -48,10 +52,24 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
             raise TaskError(msg)
         return found
 
-    def autocast(self, inputs: Tensor) -> torch.autocast:
+    def autocast(self, inputs: Tensor) -> AbstractContextManager[object]:
         """Return the context in which the model is run."""
-        reduced = self.precision is not torch.float32
-        return torch.autocast(inputs.device.type, self.precision, enabled=reduced, cache_enabled=False)
+        if self.precision is torch.float32:
+            return nullcontext()
+        return torch.autocast(inputs.device.type, self.precision, cache_enabled=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what libraries remark on ways of computing gradients that nobody can change."""
+    with warnings.catch_warnings():
+        # torch, when hooks see a first layer whose inputs need no gradient; records never do
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        # torch, when it maps attention over records one by one, which is the fastest way all the same
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        # Opacus's functorch mode, which takes integers for a reduced precision
+        warnings.filterwarnings("ignore", message="In CPU autocast")
+        yield
 
 
 def check_rows(rows: int, records: int) -> None:

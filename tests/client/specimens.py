@@ -1,0 +1,248 @@
+"""Models of every kind that gradients are computed for, with which modes can; and what they should compute."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
+
+from client.gradients.choice import make_mode
+from client.gradients.loss import RecordLoss
+from client.gradients.mode import quiet
+from client.gradients.optimizer import CipherOptimizer
+from client.settings import Computing, Gradients
+from client.task import Task
+from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training
+from privacy.randomness import Randomness
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+MODES: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "ghost")
+OURS = ("bookkeeping", "vmap")
+RECORDS = 6
+WORDS = 12  # in the vocabulary
+
+
+def images(*shape: int) -> Callable[[], Tensor]:
+    return lambda: torch.randn(RECORDS, *shape)
+
+
+def tokens(length: int = 5) -> Callable[[], Tensor]:
+    return lambda: torch.randint(WORDS, (RECORDS, length))
+
+
+class Scores(Task):
+    """Classification into two, of anything."""
+
+    def __init__(self, make: Callable[[], nn.Module] = lambda: nn.Linear(3, 2)) -> None:
+        self._make = make
+
+    @override
+    def model(self) -> nn.Module:
+        return self._make()
+
+    @override
+    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    @override
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, targets)
+
+
+class Mean(nn.Module):
+    """The mean over everything between records and the last dimension."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.flatten(1, -2).mean(1)
+
+
+class Twice(nn.Module):
+    """Calls one layer twice, and another for inputs of another length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.layer, self.norm = nn.Embedding(WORDS, 4), nn.Linear(4, 4), nn.LayerNorm(4)
+        self.convolution, self.out = nn.Conv1d(4, 2, 2), nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found = self.norm(self.layer(self.embedding(inputs))) + self.embedding(inputs.flip(1))
+        both = self.norm(self.layer(found.tanh()))
+        seen = self.convolution(both.transpose(1, 2)).mean(2) + self.convolution(both[:, 1:].transpose(1, 2)).sum(2)
+        return self.out(self.layer(both.mean(1))) + seen
+
+
+class Tied(nn.Module):
+    """Two layers share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.back = nn.Embedding(WORDS, 4), nn.Linear(4, WORDS, bias=False)
+        self.back.weight = self.embedding.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.back(self.embedding(inputs).mean(1).tanh())
+
+
+class Borrowed(nn.Module):
+    """A weight is used outside its layer as well, which no list of layers shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return functional.linear(self.embedding(inputs).mean(1).tanh(), self.embedding.weight)
+
+
+class Bare(nn.Module):
+    """A parameter of the model's own, and one that nothing depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.layer = nn.Parameter(torch.randn(3)), nn.Linear(3, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs * self.scale)
+
+
+class Attention(nn.Module):
+    """Torch's own attention and encoder layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, 4, padding_idx=0)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found = self.embedding(inputs)
+        found, _ = self.attention(found, found, found, need_weights=False)
+        return self.out(self.layer(found).mean(1))
+
+
+@dataclass(frozen=True)
+class Specimen:
+    model: Callable[[], nn.Module]
+    inputs: Callable[[], Tensor]
+    modes: tuple[str, ...] = field(default=MODES)
+
+
+def _padded() -> nn.Module:
+    return nn.Sequential(nn.Embedding(WORDS, 4, padding_idx=0), Mean(), nn.Linear(4, 2))
+
+
+def _two_dimensions() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.GroupNorm(2, 4), nn.ReLU()),
+        *(nn.Conv2d(4, 4, 2, dilation=2, groups=2, bias=False), nn.Flatten(), nn.Linear(36, 2)),
+    )
+
+
+def _one_dimension() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(2, 4, 3, padding="same"), nn.Tanh(), nn.Conv1d(4, 2, 9), nn.Flatten())
+
+
+def _in_place() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 4), nn.ELU(inplace=True), nn.Linear(4, 2))
+
+
+SPECIMENS = {
+    "mlp": Specimen(lambda: nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2, bias=False)), images(3)),
+    "in place": Specimen(_in_place, images(3), OURS),
+    "rows of rows": Specimen(
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), Mean(), nn.Linear(4, 2)),
+        images(2, 2, 3),
+        ("bookkeeping", "vmap", "hooks", "functorch"),  # Opacus has no ghost norms of them
+    ),
+    "two dimensions": Specimen(_two_dimensions, images(2, 9, 9)),
+    "one dimension": Specimen(_one_dimension, images(2, 9)),
+    "around": Specimen(
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(32, 2)),
+        images(1, 4, 4),
+        (*OURS, "functorch"),  # Opacus's samplers know no such padding
+    ),
+    "padded words": Specimen(_padded, tokens()),
+    "norms": Specimen(
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.RMSNorm(4), Mean(), nn.Linear(4, 2)),
+        images(5, 3),
+    ),
+    "norm of two dimensions": Specimen(
+        lambda: nn.Sequential(nn.LayerNorm((2, 3), bias=False), nn.Flatten(), nn.Linear(6, 2)), images(2, 3), (*OURS, "functorch")
+    ),
+    "twice": Specimen(Twice, tokens(), (*OURS, "hooks", "functorch")),
+    "tied": Specimen(Tied, tokens(), ("vmap", "hooks", "functorch")),
+    "borrowed": Specimen(Borrowed, tokens(), ("vmap",)),
+    "bare": Specimen(Bare, images(3), ("vmap", "functorch", "hooks", "ghost")),
+    "attention": Specimen(Attention, tokens(), ("vmap",)),
+}
+
+
+def made(name: str, device: str = "cpu") -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """Return a specimen and its records; the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model, inputs = SPECIMENS[name].model(), SPECIMENS[name].inputs()
+    return model.to(device), (inputs.to(device), torch.arange(RECORDS, device=device) % 2)
+
+
+def one_by_one(task: Task, model: nn.Module, records: tuple[Tensor, Tensor]) -> Tensor:
+    """Return every record's gradient as plain autograd computes it, `(n, parameters)`."""
+    found, parameters = [], list(model.parameters())
+    for one, target in zip(*records, strict=True):
+        loss = task.loss(model(one[None]), target[None])
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        found.append(torch.cat([each.flatten() for each in gradients]))
+    return torch.stack(found)
+
+
+def clipped_sum(
+    gradients: Gradients,
+    task: Task,
+    model: nn.Module,
+    records: tuple[Tensor, Tensor],
+    bound: float,
+    physical_batch: int = RECORDS,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return what a mode and the optimizer make of a batch, without noise: `(parameters,)`."""
+    mode = make_mode(gradients, model, RecordLoss(task), bound, precision)
+    optimizer = CipherOptimizer(
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        noise_multiplier=0.0,
+        max_grad_norm=bound,
+        expected_batch_size=1,
+        loss_reduction="sum",
+        randomness=Randomness.seeded(0),
+    )
+    parts = list(zip(*(each.split(physical_batch) for each in records), strict=True))
+    for number, part in enumerate(parts, start=1):
+        optimizer.signal_skip_step(number < len(parts))
+        optimizer.zero_grad(set_to_none=True)
+        with quiet():
+            mode.fill(*part)
+        optimizer.pre_step()
+    mode.to_standard_module()
+    optimizer.close()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+
+
+def manifest(steps: int, rate: float, noise: float, bound: float = 0.5) -> Manifest:
+    """Return a run that trains."""
+    settings = RunSettings(
+        name="test",
+        task="tests.studies:Tiny",
+        rounds=1,
+        training=Training(steps, rate, learning_rate=0.5),
+        privacy=Privacy(max_grad_norm=bound, noise_multiplier=noise),
+        encryption=Encryption(update_bound=1.0),
+        cohort=Cohort(dict.fromkeys(("north", "south", "east"), RECORDS)),
+    )
+    return Manifest(settings, noise, roster_version=1, nonce="0" * 16, created="")
+
+
+def computing(gradients: Gradients, physical_batch: int = 0) -> Computing:
+    return Computing(gradients=gradients, physical_batch=physical_batch)
