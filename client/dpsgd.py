@@ -64,7 +64,7 @@ def check_model(model: nn.Module, task: str) -> None:
 
 
 def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, manifest: Manifest,
-          randomness: Randomness, computing: Computing = _DEFAULT) -> None:  # fmt: skip
+          randomness: Randomness, *, computing: Computing = _DEFAULT) -> None:  # fmt: skip
     """Train `model` in place for one round.
 
     Args:

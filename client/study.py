@@ -70,7 +70,7 @@ class Study:
         settings = manifest.settings
         module = self.load_into(self.module(settings.model_seed), model)
         size = settings.cohort.sizes[self._site.name]
-        train(self.task, module, self.training, size, manifest, randomness, self._site.settings.training)
+        train(self.task, module, self.training, size, manifest, randomness, computing=self._site.settings.training)
         return self.difference(module, model)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:

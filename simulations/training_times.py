@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,8 @@ from privacy.randomness import Randomness
 from simulations.zoo import SPECIMENS, Classify
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor, nn
 
 Mode = Literal["plain", "auto", "hooks", "functorch", "ghost"]
@@ -85,7 +88,7 @@ class Course:
             training=Training(self.steps, sample_rate=1 / self.epoch, learning_rate=_LEARNING_RATE),
             privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
             encryption=Encryption(update_bound=1.0),
-            cohort=Cohort({name: count for name in ("one", "two", "three")}),
+            cohort=Cohort(dict.fromkeys(("one", "two", "three"), count)),
         )
         return Manifest(settings, 1.0, roster_version=1, nonce="0" * 16, created="")
 
@@ -111,7 +114,15 @@ class Course:
         if mode == "plain":
             self._train_plain(batches)
         else:
-            train(self._task, self._model, records, len(records[0]), manifest, self._randomness(), self._settings(mode))
+            train(
+                self._task,
+                self._model,
+                records,
+                len(records[0]),
+                manifest,
+                self._randomness(),
+                computing=self._settings(mode),
+            )
         return (time.perf_counter() - start) / self.steps * self.epoch
 
     def peak_bytes(self, mode: Mode) -> int:
@@ -134,6 +145,17 @@ class Course:
             optimizer.zero_grad()
             self._task.loss(self._model(inputs[batch]), targets[batch]).backward()
             optimizer.step()
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Have torch compute with one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _peak(*, begin_anew: bool = False) -> int:

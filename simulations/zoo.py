@@ -1,10 +1,10 @@
 """Models to measure training with, and made-up records for them. The records are noise: nothing is to be learnt.
 
-    mlp                 203k parameters, 784 inputs
-    cnn-small            26k, Opacus's own example for MNIST
-    cnn-large           422k, two wide convolutions
-    transformer         164k, torch's own encoder layers, 64 tokens
-    transformer-linear  the same with its attention written out in linear layers, which is all that Opacus can train
+mlp                 203k parameters, 784 inputs
+cnn-small            26k, Opacus's own example for MNIST
+cnn-large           422k, two wide convolutions
+transformer         164k, torch's own encoder layers, 64 tokens
+transformer-linear  the same with its attention written out in linear layers, which is all that Opacus can train
 """
 
 from __future__ import annotations

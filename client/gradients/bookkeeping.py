@@ -1,6 +1,6 @@
-"""`bookkeeping`: one forward and one backward pass (Bu et al., 2022, "Differentially Private Optimization on Large Model
-at Small Cost").
+"""`bookkeeping`: one forward and one backward pass.
 
+After Bu et al., 2022, "Differentially Private Optimization on Large Model at Small Cost".
 During the pass, parameters need no gradients, so that torch computes none for them. Hooks keep every layer's input, and
 the backward pass asks for the gradients of the layers' outputs alone. From the two come every record's norm, then its
 clipping factor, and then the sum of clipped gradients, for about what torch would have spent on the unclipped sum.
@@ -27,7 +27,7 @@ from client.gradients.optimizer import add_to_sum
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from client.gradients.loss import RecordLoss
 
@@ -43,7 +43,7 @@ class _Start(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ANN401 - torch's
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - torch's
         """Stop here: the gradient is taken from the edge that leads here."""
         del ctx
         return gradient, None
@@ -78,7 +78,9 @@ class BookKeeping(GradientMode):
         calls = self._run(inputs, targets)
         with torch.no_grad():
             shares = [share for layer in calls for share in KNOWN[type(layer)](layer, calls[layer])]
-            factors, finite = clip_factors(sum(share.squares() for _, share in shares), self.max_grad_norm)
+            factors, finite = clip_factors(
+                torch.stack([share.squares() for _, share in shares]).sum(0), self.max_grad_norm
+            )
             self._values = sum(share.values for _, share in shares) // len(inputs)
             if not finite.all():
                 self.dropped += int((~finite).sum())
@@ -92,7 +94,7 @@ class BookKeeping(GradientMode):
             with self._notes():
                 outputs = self.outputs(inputs)
             noted = self._noted
-            back = torch.autograd.grad(
+            back: Sequence[Tensor | None] = torch.autograd.grad(
                 outputs,
                 [edge for *_, edge in noted],
                 self.loss.gradients(outputs, targets).to(outputs.dtype),
@@ -131,6 +133,6 @@ class BookKeeping(GradientMode):
             raise TaskError(msg)
         started = None
         if not output.requires_grad:
-            output = started = _Start.apply(output, self._anchor)
+            output = started = _Start.apply(output, self._anchor)  # type: ignore[no-untyped-call]  # torch's
         self._noted.append((layer, inputs[0].detach(), get_gradient_edge(output)))
         return started

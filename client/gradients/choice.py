@@ -24,11 +24,11 @@ from client.gradients.mode import GradientMode, quiet
 from client.gradients.opacus_modes import Ghost, Hooks
 from client.gradients.optimizer import CipherOptimizer
 from client.gradients.vmap import Vmap
-from client.settings import Computing, Gradients
 from privacy.errors import TaskError
 from privacy.randomness import Randomness
 
 if TYPE_CHECKING:
+    from client.settings import Computing, Gradients
     from client.task import Task
 
 _TOLERANCE = 1e-2  # of C; what is wrong is wrong by far more, and a GPU may round to 10 bits
@@ -67,7 +67,7 @@ def choose(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], computi
             )
             raise TaskError(msg)
         return Choice(computing.gradients, "site.toml says so", tried)
-    problems = []
+    problems: list[str] = []
     for mode in _IN_TURN:
         tried = _try(mode, task, model, records, computing)
         if isinstance(tried, int):
@@ -105,6 +105,9 @@ def _try(
         return reason
     try:
         values = _compare(mode, task, model, (records[0][:2], records[1][:2]))
+        if computing.precision == "bfloat16":  # compared in float32; here it only has to work
+            again = make_mode(mode, deepcopy(model), RecordLoss(task), 1.0, torch.bfloat16)
+            _clipped_sum(again, records[0][:2], records[1][:2], 1.0)
     except Exception as error:  # noqa: BLE001 - whatever a mode says to a model that is not for it
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
     if values is None:
@@ -131,8 +134,7 @@ def _compare(mode: Gradients, task: Task, model: nn.Module, records: tuple[Tenso
         squares = torch.stack([each.square().sum() for each in gradient]).sum()
         factor, finite = clip_factors(squares[None], bound)
         if finite:
-            for each, part in zip(expected, gradient, strict=True):
-                each += factor * part
+            expected = [each + factor * part for each, part in zip(expected, gradient, strict=True)]
     apart = sum(float((one - other).square().sum()) for one, other in zip(found, expected, strict=True))
     return wrapped.values_a_record if apart**0.5 <= _TOLERANCE * bound else None
 
@@ -143,13 +145,7 @@ def _one_by_one(model: nn.Module, loss: RecordLoss, inputs: Tensor, targets: Ten
     for number in range(len(inputs)):
         outputs = model(inputs[number : number + 1])
         back = loss.gradients(outputs, targets[number : number + 1])
-        gradients = torch.autograd.grad(outputs, parameters, back, allow_unused=True)
-        found.append(
-            [
-                torch.zeros_like(parameter) if each is None else each
-                for parameter, each in zip(parameters, gradients, strict=True)
-            ]
-        )
+        found.append(list(torch.autograd.grad(outputs, parameters, back, allow_unused=True, materialize_grads=True)))
     return found
 
 

@@ -16,8 +16,8 @@ def clip_factors(squares: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]
         max_grad_norm: C.
 
     Returns:
-        Factors `(n,)` in [0, 1], and whether the norm is finite `(n,)`. The rows of the others must not enter a sum, not
-        even times zero.
+        Factors `(n,)` in [0, 1], and whether the norm is finite `(n,)`. The rows of the others must not enter a sum,
+        not even times zero.
 
     >>> clip_factors(torch.tensor([0.25, 4.0, torch.inf]), 1.0)
     (tensor([1.0000, 0.5000, 0.0000]), tensor([ True,  True, False]))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 Call = tuple[Tensor, Tensor]
-Shares = list[tuple[nn.Parameter, Share]]
+Shares = list[tuple[Tensor, Share]]  # a parameter, and what records add to it
 
 
 def _linear(layer: nn.Linear, calls: Sequence[Call]) -> Shares:
@@ -54,7 +54,7 @@ def _patches(layer: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
         return functional.unfold(
             inputs.unsqueeze(2), (1, *layer.kernel_size), (1, *layer.dilation), stride=(1, *layer.stride)
         )
-    return functional.unfold(inputs, layer.kernel_size, layer.dilation, stride=layer.stride)  # type: ignore[arg-type]
+    return functional.unfold(inputs, layer.kernel_size, layer.dilation, stride=layer.stride)
 
 
 def _affine(layer: nn.Linear | nn.Conv1d | nn.Conv2d, inputs: Tensor, gradients: Tensor) -> Shares:

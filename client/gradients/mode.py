@@ -15,8 +15,9 @@ from privacy.errors import TaskError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from client.gradients.loss import RecordLoss
     from torch import Tensor
+
+    from client.gradients.loss import RecordLoss
 
 
 class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is untyped
@@ -67,6 +68,8 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         # torch, when it maps attention over records one by one, which is the fastest way all the same
         warnings.filterwarnings("ignore", message="There is a performance drop")
+        # torch, of normalisation in a reduced precision
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
         # Opacus's functorch mode, which takes integers for a reduced precision
         warnings.filterwarnings("ignore", message="In CPU autocast")
         yield

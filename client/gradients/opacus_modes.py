@@ -94,7 +94,7 @@ class Ghost(_Single, GradSampleModuleFastGradientClipping, GradientMode):  # typ
 
     def _squares(self, records: int) -> Tensor:
         """Return the squared norms of gradients, `(n,)`, and forget them: what is left over must not count again."""
-        total = 0
+        total = torch.zeros(records, device=next(self._module.parameters()).device)
         for name, parameter in self._module.named_parameters():
             norms = parameter.__dict__.pop("_norm_sample", None)
             if norms is None:
@@ -118,14 +118,14 @@ def _without_padding(layer: nn.Embedding, indices: Tensor, backprops: Tensor) ->
     return backprops.masked_fill((indices == layer.padding_idx).unsqueeze(-1), 0.0)
 
 
-@register_grad_sampler(nn.Embedding)
+@register_grad_sampler(nn.Embedding)  # type: ignore[untyped-decorator]  # opacus is untyped
 def _embedding_grad_sample(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> dict[Any, Tensor]:
     masked = _without_padding(layer, activations[0], backprops)
     found: dict[Any, Tensor] = compute_embedding_grad_sample(layer, activations, masked)
     return found
 
 
-@register_norm_sampler(nn.Embedding)
+@register_norm_sampler(nn.Embedding)  # type: ignore[untyped-decorator]  # opacus is untyped
 def _embedding_norm_sample(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> dict[Any, Tensor]:
     masked = _without_padding(layer, activations[0], backprops)
     found: dict[Any, Tensor] = compute_embedding_norm_sample(layer, activations, masked)

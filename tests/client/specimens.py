@@ -71,7 +71,8 @@ class Twice(nn.Module):
         found = self.norm(self.layer(self.embedding(inputs))) + self.embedding(inputs.flip(1))
         both = self.norm(self.layer(found.tanh()))
         seen = self.convolution(both.transpose(1, 2)).mean(2) + self.convolution(both[:, 1:].transpose(1, 2)).sum(2)
-        return self.out(self.layer(both.mean(1))) + seen
+        out: Tensor = self.out(self.layer(both.mean(1))) + seen
+        return out
 
 
 class Tied(nn.Module):
@@ -83,7 +84,8 @@ class Tied(nn.Module):
         self.back.weight = self.embedding.weight
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.back(self.embedding(inputs).mean(1).tanh())
+        found: Tensor = self.back(self.embedding(inputs).mean(1).tanh())
+        return found
 
 
 class Borrowed(nn.Module):
@@ -94,7 +96,8 @@ class Borrowed(nn.Module):
         self.embedding = nn.Embedding(WORDS, 4)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return functional.linear(self.embedding(inputs).mean(1).tanh(), self.embedding.weight)
+        found: Tensor = functional.linear(self.embedding(inputs).mean(1).tanh(), self.embedding.weight)
+        return found
 
 
 class Bare(nn.Module):
@@ -105,7 +108,8 @@ class Bare(nn.Module):
         self.scale, self.layer = nn.Parameter(torch.randn(3)), nn.Linear(3, 2)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.layer(inputs * self.scale)
+        found: Tensor = self.layer(inputs * self.scale)
+        return found
 
 
 class Attention(nn.Module):
@@ -121,7 +125,8 @@ class Attention(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         found = self.embedding(inputs)
         found, _ = self.attention(found, found, found, need_weights=False)
-        return self.out(self.layer(found).mean(1))
+        out: Tensor = self.out(self.layer(found).mean(1))
+        return out
 
 
 @dataclass(frozen=True)
@@ -171,7 +176,9 @@ SPECIMENS = {
         images(5, 3),
     ),
     "norm of two dimensions": Specimen(
-        lambda: nn.Sequential(nn.LayerNorm((2, 3), bias=False), nn.Flatten(), nn.Linear(6, 2)), images(2, 3), (*OURS, "functorch")
+        lambda: nn.Sequential(nn.LayerNorm((2, 3), bias=False), nn.Flatten(), nn.Linear(6, 2)),
+        images(2, 3),
+        (*OURS, "functorch"),
     ),
     "twice": Specimen(Twice, tokens(), (*OURS, "hooks", "functorch")),
     "tied": Specimen(Tied, tokens(), ("vmap", "hooks", "functorch")),

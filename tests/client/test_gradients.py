@@ -1,5 +1,7 @@
 """Every mode computes the clipped sum that plain autograd gives, record by record, for all models that it claims."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +21,8 @@ OTHERS = [(name, mode) for name, specimen in SPECIMENS.items() for mode in MODES
 
 def clipped(gradients: Tensor, bound: float) -> Tensor:
     """Return the sum of `(n, parameters)`, each clipped."""
-    return (bound / (gradients.norm(dim=1) + 1e-6)).clamp(max=1.0) @ gradients
+    norms: Tensor = gradients.norm(dim=1)
+    return (bound / (norms + 1e-6)).clamp(max=1.0) @ gradients
 
 
 def apart(found: Tensor, expected: Tensor) -> float:
@@ -106,7 +109,7 @@ def test_convolutions_of_any_geometry_are_as_autograd_has_them(data: st.DataObje
     groups, stride, dilation = (data.draw(st.integers(1, 3)) for _ in range(3))
     kernel = tuple(data.draw(st.integers(1, 3)) for _ in range(spatial))
     padding = data.draw(st.sampled_from(["same", "valid", 0, 1, 2]) if stride == 1 else st.integers(0, 2))
-    kind: type[nn.Conv1d | nn.Conv2d] = (nn.Conv1d, nn.Conv2d)[spatial - 1]
+    kind: Any = (nn.Conv1d, nn.Conv2d)[spatial - 1]
     torch.manual_seed(0)
     layer = kind(
         2 * groups,
