@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class _Start(torch.autograd.Function):
-    """Where autograd's graph begins: the output of a layer whose input needs no gradient."""
+    """Where autograd's graph begins if the inputs are integers: the output of a layer whose input has no gradient."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:  # noqa: ANN401 - torch's
@@ -57,6 +57,7 @@ class BookKeeping(GradientMode):
         self.loss, self.max_grad_norm = loss, max_grad_norm
         self._noted: list[tuple[nn.Module, Tensor, Any]] = []  # layer, input, edge of its output
         self._taking_notes = False
+        self._parameters_of_model = list(model.parameters())
         self._anchor = torch.zeros(0, requires_grad=True)
         self._values = 0
         self._hooks = [part.register_forward_hook(self._note) for part in model.modules() if type(part) in KNOWN]
@@ -91,8 +92,8 @@ class BookKeeping(GradientMode):
     def _run(self, inputs: Tensor, targets: Tensor) -> dict[nn.Module, list[Call]]:
         """Run the model forward and backward; return every layer's calls, in float32."""
         try:
-            with self._notes():
-                outputs = self.outputs(inputs)
+            with self._notes():  # inputs that ask for gradients begin autograd's graph; nobody computes them
+                outputs = self.outputs(inputs.detach().requires_grad_(inputs.is_floating_point()))
             noted = self._noted
             back: Sequence[Tensor | None] = torch.autograd.grad(
                 outputs,
@@ -114,15 +115,14 @@ class BookKeeping(GradientMode):
     @contextmanager
     def _notes(self) -> Iterator[None]:
         """Have layers noted, and parameters without gradients."""
-        parameters = list(self._module.parameters())
         self._taking_notes = True
-        for parameter in parameters:
-            parameter.requires_grad_(requires_grad=False)
+        for parameter in self._parameters_of_model:
+            parameter.requires_grad_(False)  # noqa: FBT003 - torch's stubs know no name for it
         try:
             yield
         finally:
             self._taking_notes = False
-            for parameter in parameters:
+            for parameter in self._parameters_of_model:
                 parameter.requires_grad_()
 
     def _note(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:

@@ -21,7 +21,9 @@ class RecordLoss:
     """A task's loss, one record at a time."""
 
     def __init__(self, task: Task) -> None:
-        self._task, self._vectorised = task, True
+        self._task = task
+        self._mapped = torch.vmap(self.of_one, randomness="different")
+        self._can_be_mapped = True
 
     def of_one(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the loss of one record, a scalar, given its output and target without the dimension of records."""
@@ -39,9 +41,11 @@ class RecordLoss:
         return found
 
     def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self._vectorised:
+        if self._can_be_mapped:
             try:
-                return torch.vmap(self.of_one, randomness="different")(outputs, targets)
+                found: Tensor = self._mapped(outputs, targets)
             except RuntimeError:  # it branches on values, say
-                self._vectorised = False
+                self._can_be_mapped = False
+            else:
+                return found
         return torch.stack([self.of_one(*each) for each in zip(outputs, targets, strict=True)])

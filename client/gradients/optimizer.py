@@ -6,6 +6,7 @@ the last is announced with `signal_skip_step`, so that sums gather in `p.summed_
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         super().__init__(*args, **kwargs)
         self._randomness = randomness
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="noise")
+        # On a busy machine, waiting for each other takes two threads longer than one thread takes for both.
+        self._core_is_free = os.getloadavg()[0] < (os.cpu_count() or 1)
         self._ahead: Future[NDArray[np.float64]] | None = None
         self.dropped = 0  # records whose gradients were not finite
 
@@ -38,7 +41,7 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
 
         Until then, nobody else may draw from the randomness.
         """
-        if self._scale > 0:
+        if self._scale > 0 and self._core_is_free:
             self._ahead = self._thread.submit(self._draw, self._size)
 
     def close(self) -> None:
@@ -91,6 +94,12 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         self.add_noise()
         self.scale_grad()
         return True
+
+    @override
+    def scale_grad(self) -> None:
+        """Divide by the batch that is expected in public, unless the sum is asked for."""
+        if self.loss_reduction == "mean":
+            torch._foreach_div_([parameter.grad for parameter in self.params], float(self.expected_batch_size))
 
     @override
     def add_noise(self) -> None:

@@ -57,7 +57,7 @@ def bench_accuracy(
 
 @bench.command("training", epilog="Example:  cloister bench training --repeats 10 --json")
 def bench_training(
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of every way to compute gradients.")] = 7,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of every way to compute gradients.")] = 15,
     as_json: Json = False,
 ) -> None:
     """An epoch of DP-SGD with every way to compute gradients, beside plain training: seconds and memory."""
