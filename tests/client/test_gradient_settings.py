@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from client.dpsgd import train
-from client.gradients.choice import choose
+from client.gradients.choice import choose, make_mode
+from client.gradients.loss import RecordLoss
+from client.gradients.mode import quiet
 from client.settings import Computing, Gradients, SiteSettings
 from privacy.config import read_toml
 from privacy.errors import ConfigError, TaskError
@@ -39,6 +41,15 @@ def test_in_bfloat16_no_record_adds_more_than_its_bound_in_float32(name: str, mo
         assert found.dtype == torch.float32
         assert float(found.double().norm()) <= C * (1 + 1e-6)
         assert float(found @ exact[number] / (found.norm() * exact[number].norm())) > 0.95
+
+
+@pytest.mark.parametrize("mode", ["vmap", "hooks", "functorch"])
+def test_in_bfloat16_gradients_are_written_out_in_float32(mode: Gradients) -> None:
+    model, records = made("two dimensions")
+    wrapped = make_mode(mode, model, RecordLoss(Scores()), C, torch.bfloat16)
+    with quiet():
+        wrapped.fill(*records)
+    assert {parameter.grad_sample.dtype for parameter in model.parameters()} == {torch.float32}  # type: ignore[attr-defined]  # Opacus's
 
 
 def test_in_bfloat16_there_is_no_ghost_clipping() -> None:
