@@ -37,6 +37,9 @@ _VALUES = 1 << 24  # in memory at once: of gradients, and of what they are made 
 _RECORDS = 256  # at once at most
 
 
+_Single = list[list["Tensor"]]  # every record's gradients, parameter by parameter
+
+
 @dataclass(frozen=True)
 class Choice:
     """A way to compute a task's gradients."""
@@ -58,8 +61,13 @@ def choose(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], computi
     Raises:
         TaskError: if what the settings say cannot be used for this model, or nothing can.
     """
+    if not len(records[0]):
+        return Choice("vmap", "there are no records", 1)
+    two = records[0][:2], records[1][:2]
+    # Outside what is tried: an error here is one of the task, not of a way to compute gradients.
+    single = _one_by_one(_without_dropout(deepcopy(model)), RecordLoss(task), *two)
     if computing.gradients != "auto":
-        tried = _try(computing.gradients, task, model, records, computing)
+        tried = _try(computing.gradients, task, model, two, single, computing)
         if isinstance(tried, str):
             msg = (
                 f"gradients = {computing.gradients!r} cannot be used for this model: {tried}; "
@@ -69,7 +77,7 @@ def choose(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], computi
         return Choice(computing.gradients, "site.toml says so", tried)
     problems: list[str] = []
     for mode in _IN_TURN:
-        tried = _try(mode, task, model, records, computing)
+        tried = _try(mode, task, model, two, single, computing)
         if isinstance(tried, int):
             return Choice(mode, "; ".join(problems) or "every parameter belongs to a layer that it knows", tried)
         problems.append(f"not {mode}: {tried}")
@@ -96,7 +104,12 @@ def make_mode(
 
 
 def _try(
-    mode: Gradients, task: Task, model: nn.Module, records: tuple[Tensor, Tensor], computing: Computing
+    mode: Gradients,
+    task: Task,
+    model: nn.Module,
+    records: tuple[Tensor, Tensor],
+    single: _Single,
+    computing: Computing,
 ) -> int | str:
     """Return how many records to compute at a time, or why a mode cannot be used for a model."""
     if mode == "ghost" and computing.precision != "float32":
@@ -104,10 +117,10 @@ def _try(
     if mode == "bookkeeping" and (reason := unknown(model)) is not None:
         return reason
     try:
-        values = _compare(mode, task, model, (records[0][:2], records[1][:2]))
+        values = _compare(mode, task, model, records, single)
         if computing.precision == "bfloat16":  # compared in float32; here it only has to work
             again = make_mode(mode, deepcopy(model), RecordLoss(task), 1.0, torch.bfloat16)
-            _clipped_sum(again, records[0][:2], records[1][:2], 1.0)
+            _clipped_sum(again, *records, 1.0)
     except Exception as error:  # noqa: BLE001 - whatever a mode says to a model that is not for it
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
     if values is None:
@@ -115,21 +128,21 @@ def _try(
     return computing.physical_batch or min(_RECORDS, max(1, _VALUES // max(1, values)))
 
 
-def _compare(mode: Gradients, task: Task, model: nn.Module, records: tuple[Tensor, Tensor]) -> int | None:
+def _compare(
+    mode: Gradients, task: Task, model: nn.Module, records: tuple[Tensor, Tensor], single: _Single
+) -> int | None:
     """Return how many values a record takes in memory; None if a mode's sum is not that of autograd."""
     model = _without_dropout(deepcopy(model))
-    loss, parameters = RecordLoss(task), list(model.parameters())
-    single = _one_by_one(model, loss, *records)
     if mode == "vmap":
         bound = 1.0  # it is autograd's own: it only has to work, also for a model that draws at random
     else:
         norms = [float(torch.cat([each.flatten() for each in gradient]).norm()) for gradient in single]
         bound = min((norm for norm in norms if 0 < norm < float("inf")), default=2.0) / 2
-    wrapped = make_mode(mode, model, loss, bound, torch.float32)
+    wrapped = make_mode(mode, model, RecordLoss(task), bound, torch.float32)
     found = _clipped_sum(wrapped, *records, bound)
     if mode == "vmap":
         return wrapped.values_a_record
-    expected = [torch.zeros_like(parameter) for parameter in parameters]
+    expected = [torch.zeros_like(parameter) for parameter in model.parameters()]
     for gradient in single:
         squares = torch.stack([each.square().sum() for each in gradient]).sum()
         factor, finite = clip_factors(squares[None], bound)
@@ -139,9 +152,10 @@ def _compare(mode: Gradients, task: Task, model: nn.Module, records: tuple[Tenso
     return wrapped.values_a_record if apart**0.5 <= _TOLERANCE * bound else None
 
 
-def _one_by_one(model: nn.Module, loss: RecordLoss, inputs: Tensor, targets: Tensor) -> list[list[Tensor]]:
+def _one_by_one(model: nn.Module, loss: RecordLoss, inputs: Tensor, targets: Tensor) -> _Single:
     """Return every record's gradients, parameter by parameter, as plain autograd computes them."""
-    found, parameters = [], list(model.parameters())
+    found: _Single = []
+    parameters = list(model.parameters())
     for number in range(len(inputs)):
         outputs = model(inputs[number : number + 1])
         back = loss.gradients(outputs, targets[number : number + 1])

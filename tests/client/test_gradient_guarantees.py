@@ -159,6 +159,13 @@ def test_an_empty_batch_counts_and_gets_its_noise_with_every_layer(name: str, mo
     torch.testing.assert_close(vector(model), before + expected.float(), rtol=1e-5, atol=1e-5)
 
 
+def test_a_site_without_records_sends_noise() -> None:
+    model, (inputs, targets) = made("mlp")
+    before = vector(model)
+    train(Scores(), model, (inputs[:0], targets[:0]), RECORDS, manifest(2, 1.0, 1.0), Randomness.fresh())
+    assert (vector(model) != before).all()
+
+
 def test_sums_are_divided_by_the_declared_size_alone() -> None:
     moved = []
     for size in (10, 20):
