@@ -37,8 +37,6 @@ _SAMPLED = [*(order / 10 for order in range(15, 110)), *range(11, 64), 128, 256,
 _REALS: NDArray[np.float64] = np.concatenate(
     [1 + np.arange(2, 1000) / 100, np.arange(11.0, 64.0), 2.0 ** np.arange(6, 21)]
 )
-    [1 + np.arange(2, 1000) / 100, np.arange(11.0, 64.0), 2.0 ** np.arange(6, 21)]
-)
 
 
 class Relation(Enum):
