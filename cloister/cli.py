@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from cloister import __version__
 from cloister.commands import Json
@@ -20,6 +21,8 @@ from cloister.commands.ledger import ledger
 from cloister.view import RoundTable, listen, make_console
 from privacy.errors import CloisterError
 
+typer.core.HAS_RICH = False  # plain help: with rich, it escapes brackets that nothing takes back
+
 app = typer.Typer(
     name="cloister",
     help="Train one shared model over data that never leaves its owner.",
@@ -28,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    suggest_commands=False,  # click does
 )
 app.add_typer(audit, name="audit")
 app.add_typer(bench, name="bench")
