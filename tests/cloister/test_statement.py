@@ -149,7 +149,7 @@ def test_shared_noise_counts_against_the_declared_and_more_against_more(federati
         encryption=replace(run.encryption, profile="precise", collusion_resistant=True),
     ))  # fmt: skip
     manifest, digest = _signed(federation)
-    local = _state(federation)
+    local, planned = _state(federation), _state(federation, run=True)
     _charge(federation, (digest, 1, manifest.round_cost))
     made = _state(federation, run=True)
     found = [(each["epsilon"], each["noise_multiplier"], each["charged"]) for each in made["observers"][1:]]
@@ -158,6 +158,7 @@ def test_shared_noise_counts_against_the_declared_and_more_against_more(federati
     assert made["mechanism"]["charged"][0]["discrete"]
     for said in (made["mechanism"]["noise"], made["randomness"]["noise"], made["randomness"]["rounding"]):
         assert [each.partition(" ")[0].rstrip(":") for each in said] == ["shared"]
+    assert planned["mechanism"]["noise"] == made["mechanism"]["noise"]
     assert made["run"]["noise"] == "shared; the sum of 2 sites' shares has all of it"
     assert [each.partition(":")[0] for each in local["mechanism"]["noise"]] == ["local"]
     assert "more from runs with shared noise" in _state(federation)["observers"][-1]["epsilon"]
