@@ -60,12 +60,15 @@ def get_ready(site: Site, document: bytes, node_id: int, known: SignedHead | Non
 
     Raises:
         LedgerError: if the ledger is older than that head.
+        TaskError: if the task's gradients cannot be computed here.
         BudgetError: if what is left of the budget does not cover the rest of the run.
         RefusedError: if the model suits no share of the noise.
     """
     accepted = accept(site, document)
     ledger, limit = site.account(accepted.manifest.settings)
     check_head(ledger, known, site.signing_key)
+    if accepted.manifest.settings.training:
+        site.study(accepted.manifest.settings.task).prepare(accepted.manifest.settings)
     checkpoint = site.checkpoint(accepted.manifest, accepted.run)
     if accepted.run not in ledger.runs():  # later, each round is held against the budget by itself
         ledger.check_plan(accepted.manifest.run_cost, limit)

@@ -1,4 +1,4 @@
-"""DP-SGD (Abadi et al., 2016) with Opacus: the only file that touches it.
+"""DP-SGD (Abadi et al., 2016) with Opacus.
 
 What Opacus leaves to its caller, and what goes wrong if the caller does not look:
 
@@ -8,71 +8,42 @@ What Opacus leaves to its caller, and what goes wrong if the caller does not loo
   the batch was empty.
 - Gradients are divided by sample_rate times the size that the site declared in public, never by a private count.
 - Noise comes from a cipher, not from torch's generator.
+
+How a batch's clipped sum is computed is another matter: see `client.gradients`.
 """
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Any
+import logging
+from contextlib import closing
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
-from opacus import GradSampleModule
-from opacus.optimizers import DPOptimizer
-from opacus.validators import ModuleValidator
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from client.gradients.choice import Choice, choose, make_mode
+from client.gradients.loss import RecordLoss
+from client.gradients.mode import quiet
+from client.gradients.optimizer import CipherOptimizer
+from client.settings import Computing
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from client.gradients.mode import GradientMode
     from client.task import Task
     from privacy.manifest import Manifest
     from privacy.randomness import Randomness
 
-_SUM, _SAMPLES = "summed_grad", "grad_sample"  # where Opacus keeps a parameter's clipped sum and per-record gradients
+log = logging.getLogger("cloister.agent")
 
-
-class _CipherNoise(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
-    """Opacus's optimizer with noise from our cipher, in double precision until it is added."""
-
-    def __init__(self, *args: Any, randomness: Randomness, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
-        super().__init__(*args, **kwargs)
-        self._randomness = randomness
-
-    def add_noise(self) -> None:
-        """Set every gradient to the clipped sum plus N(0, (σC)²)."""
-        scale = self.noise_multiplier * self.max_grad_norm
-        for parameter in self.params:
-            summed: Tensor = getattr(parameter, _SUM)
-            if scale > 0:
-                drawn = torch.from_numpy(self._randomness.gaussian(summed.numel()) * scale)
-                summed = summed + drawn.to(device=summed.device, dtype=summed.dtype).view_as(summed)
-            parameter.grad = summed.view_as(parameter)
-            setattr(parameter, _SUM, None)
-
-
-def check_model(model: nn.Module, task: str) -> None:
-    """Refuse a model that DP-SGD cannot protect.
-
-    Raises:
-        TaskError: naming the layers.
-    """
-    problems = [str(problem).splitlines()[0] for problem in ModuleValidator.validate(model, strict=False)]
-    # Opacus lets batch normalisation pass that has nothing to train; it mixes records all the same.
-    mixing = [name for name, part in model.named_modules() if isinstance(part, _BatchNorm)]
-    problems += [f"{name} is batch normalisation" for name in mixing]
-    if problems:
-        listed = "; ".join(problems)
-        msg = f"{task}: its model cannot be trained with differential privacy: {listed}"
-        raise TaskError(msg)
-    if any(not parameter.requires_grad for parameter in model.parameters()) or list(model.buffers()):
-        msg = f"{task}: its model has frozen parameters or buffers, which are not shared; keep them outside the model"
-        raise TaskError(msg)
+_DEFAULT = Computing()
+_CHOICES: WeakKeyDictionary[Task, dict[Computing, Choice]] = WeakKeyDictionary()
 
 
 def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, manifest: Manifest,
-          randomness: Randomness) -> None:  # fmt: skip
+          randomness: Randomness, *, computing: Computing = _DEFAULT) -> None:  # fmt: skip
     """Train `model` in place for one round.
 
     Args:
@@ -82,18 +53,22 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         size: how many training records the site declares in public, about n.
         manifest: steps, sampling rate, learning rate, clipping norm and σ.
         randomness: of sampling and noise; a new one every round.
+        computing: the site's settings of how to compute gradients.
 
     Raises:
-        TaskError: if the model's layers mix records, or the run trains nothing.
+        TaskError: if there is no way to compute the model's gradients, or the run trains nothing.
     """
-    inputs, targets = records
     training, norm = manifest.settings.training, manifest.settings.privacy.max_grad_norm
     if training is None or norm is None:
         msg = f"the run {manifest.settings.name} gathers statistics; it trains nothing"
         raise TaskError(msg)
-    wrapped = GradSampleModule(model, loss_reduction="mean")
-    optimizer = _CipherNoise(
-        torch.optim.SGD(wrapped.parameters(), lr=training.learning_rate),
+    if training.steps_per_round == 0:
+        return
+    choice = way_to_train(task, model, computing)
+    precision = torch.bfloat16 if computing.precision == "bfloat16" else torch.float32
+    mode = make_mode(choice.gradients, model, RecordLoss(task), norm, precision)
+    optimizer = CipherOptimizer(
+        torch.optim.SGD(model.parameters(), lr=training.learning_rate),
         noise_multiplier=manifest.update_noise,
         max_grad_norm=norm,
         expected_batch_size=max(1.0, training.sample_rate * size),
@@ -101,30 +76,53 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         randomness=randomness,
     )
     try:
-        with warnings.catch_warnings():
-            # torch remarks that inputs need no gradient; records never do.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        with quiet(), closing(optimizer):
             for _ in range(training.steps_per_round):
-                chosen = torch.from_numpy(randomness.uniform(len(inputs)) < training.sample_rate).to(inputs.device)
-                _step(task, wrapped, optimizer, inputs[chosen], targets[chosen])
+                chosen = torch.from_numpy(randomness.uniform(len(records[0])) < training.sample_rate)
+                optimizer.draw_ahead()
+                _step(mode, optimizer, records, chosen.nonzero().squeeze(1), choice.physical_batch)
     finally:
-        wrapped.to_standard_module()
+        mode.to_standard_module()
+    if dropped := mode.dropped + optimizer.dropped:
+        log.warning("in %d places of this round's batches a record had no finite gradient; it added nothing", dropped)
 
 
-def _step(task: Task, wrapped: nn.Module, optimizer: DPOptimizer, inputs: Tensor, targets: Tensor) -> None:
-    """Take one step on a batch that may be empty: its noise counts all the same.
+def way_to_train(task: Task, model: nn.Module, computing: Computing) -> Choice:
+    """Choose how to compute a task's gradients, once, by trying on records that the task makes up.
+
+    Raises:
+        TaskError: if there is no way, or not the one that the site's settings name.
+    """
+    known = _CHOICES.setdefault(task, {})
+    if computing not in known:
+        device = next(model.parameters()).device
+        with torch.random.fork_rng(devices=[]):
+            inputs, targets = (part.to(device) for part in task.example())
+        known[computing] = made = choose(task, model, (inputs, targets), computing)
+        log.info(
+            "%s: gradients by %s, %d records at a time: %s",
+            type(task).__name__, made.gradients, made.physical_batch, made.reason,
+        )  # fmt: skip
+    return known[computing]
+
+
+def _step(
+    mode: GradientMode,
+    optimizer: CipherOptimizer,
+    records: tuple[Tensor, Tensor],
+    chosen: Tensor,
+    physical_batch: int,
+) -> None:
+    """Take one step on the chosen records `(k,)`, in parts. There may be none: noise counts all the same.
 
     Raises:
         TaskError: if gradients are of anything but single records; clipping would bound something else.
     """
-    optimizer.zero_grad(set_to_none=True)
-    if len(inputs):
-        task.loss(wrapped(inputs), targets).backward()
-        for parameter in optimizer.params:
-            if len(getattr(parameter, _SAMPLES)) != len(inputs):
-                msg = "a layer of the model sees other rows than the records; keep one row a record in every layer"
-                raise TaskError(msg)
-    else:
-        for parameter in optimizer.params:
-            setattr(parameter, _SAMPLES, parameter.new_zeros((0, *parameter.shape)))
-    optimizer.step()
+    inputs, targets = records
+    parts = chosen.to(inputs.device).split(physical_batch)
+    for number, part in enumerate(parts, start=1):
+        optimizer.signal_skip_step(number < len(parts))
+        optimizer.zero_grad(set_to_none=True)
+        if len(part):
+            mode.fill(inputs[part], targets[part])
+        optimizer.step()

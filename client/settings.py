@@ -52,6 +52,18 @@ class Keys:
     roster: File = Path("keys/roster")
 
 
+Gradients = Literal["auto", "bookkeeping", "vmap", "ghost", "hooks", "functorch"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Computing:
+    """`[training]`: how this site computes what a run asks for. It changes neither the model nor the privacy."""
+
+    gradients: Gradients = "auto"  # how to clip record by record; see client/gradients
+    physical_batch: Annotated[int, Field(ge=0)] = 0  # records computed at a time, for want of memory; 0: chosen
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the model's passes; norms are float32 always
+
+
 @dataclass(frozen=True, config=STRICT)
 class SiteSettings:
     """`site.toml`."""
@@ -62,6 +74,7 @@ class SiteSettings:
     budget: Budget
     policy: Policy
     keys: Keys = field(default_factory=Keys)
+    training: Computing = field(default_factory=Computing)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     encryption_processes: Annotated[int, Field(ge=0, le=256)] = 0  # 0: as many as this machine has cores
 

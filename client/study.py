@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from client.beginning import find_model
-from client.dpsgd import train
+from client.dpsgd import train, way_to_train
 from client.guard import check_task
 from client.records import split_held_out
 from client.task import import_task
@@ -68,12 +68,22 @@ class Study:
     def _layout(self) -> Layout:
         return self.untrained(0).layout
 
+    def prepare(self, settings: RunSettings) -> None:
+        """Find a way to compute gradients, before anything is charged.
+
+        Raises:
+            TaskError: if there is none.
+        """
+        if settings.training and settings.training.steps_per_round:
+            module = self.module(settings.model_seed).to(self._site.device)
+            way_to_train(self.task, module, self._site.settings.training)
+
     def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
         """Train for one round, from this model on: what changed, `(parameters,)`."""
         settings = manifest.settings
         module = self.load_into(self.module(settings.model_seed), model)
         size = settings.cohort.sizes[self._site.name]
-        train(self.task, module, self.training, size, manifest, randomness)
+        train(self.task, module, self.training, size, manifest, randomness, computing=self._site.settings.training)
         return self.difference(module, model)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _KEY_BYTES = 32
+_BLOCK = 1 << 16  # values drawn at a time
+_SPARE = 2  # words that the cipher wants to see behind its output: a block of AES
+_ZEROS = memoryview(bytes(8 * _BLOCK))
 
 
 class Randomness:
@@ -80,8 +83,33 @@ class Randomness:
         return words.astype(np.float64) * 2.0**-53
 
     def gaussian(self, count: int) -> NDArray[np.float64]:
-        """Return `(count,)` samples of N(0, 1), by Box and Muller (1958) in double precision."""
-        half = (count + 1) // 2
-        radius = np.sqrt(-2.0 * np.log1p(-self.uniform(half)))
-        angle = 2.0 * np.pi * self.uniform(half)
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+        """Return `(count,)` samples of N(0, 1), by Box and Muller (1958) in double precision.
+
+        Radii √(−2 ln u) come from u in (0, 1] in steps of 2⁻⁶², as far as a double can tell them apart. Cosine and sine
+        of an angle 2φ come from t = tan φ, as 2 / (1 + t²) − 1 and 2t / (1 + t²): one function of the processor's
+        vector unit. All in place and block by block, so that it stays in the processor's cache.
+        """
+        drawn = np.empty(count)
+        for start in range(0, count, _BLOCK):
+            block = drawn[start : start + _BLOCK]
+            half = (block.size + 1) // 2
+            words = self._words(2 * half)
+            words[:half] |= 1  # never zero; as often below it as above
+            doubled, tangent = words.astype(np.float64).reshape(2, half)
+            np.square(np.multiply(doubled, 2.0**-63, out=doubled), out=doubled)  # u²
+            np.log(doubled, out=doubled)
+            np.sqrt(np.multiply(doubled, -4.0, out=doubled), out=doubled)  # twice the radius
+            np.tan(np.multiply(tangent, np.pi * 2.0**-64, out=tangent), out=tangent)
+            over = np.square(tangent)
+            over += 1.0
+            np.divide(doubled, over, out=over)
+            np.multiply(over[: block.size - half], tangent[: block.size - half], out=block[half:])
+            doubled *= 0.5
+            np.subtract(over, doubled, out=block[:half])
+        return drawn
+
+    def _words(self, count: int) -> NDArray[np.int64]:
+        """Return `(count,)`, at most `_BLOCK`, of 64 bits each."""
+        words = np.empty(count + _SPARE, dtype="<i8")
+        self._stream.update_into(_ZEROS[: 8 * count], words.data.cast("B"))
+        return words[:count]

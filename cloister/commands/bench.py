@@ -56,6 +56,18 @@ def bench_accuracy(
     typer.echo(json.dumps(report) if as_json else table(report))
 
 
+@bench.command("training", epilog="Example:  cloister bench training --repeats 10 --json")
+def bench_training(
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of every way to compute gradients.")] = 15,
+    as_json: Json = False,
+) -> None:
+    """An epoch of DP-SGD with every way to compute gradients, beside plain training: seconds and memory."""
+    from cloister.benchmarks.training import measure, table  # noqa: PLC0415
+
+    report = measure(repeats)
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
 @bench.command("adversary", epilog="Example:  cloister bench adversary --tries 100 --rounds 50")
 def bench_adversary(
     tries: Annotated[int, typer.Option(min=1, help="Tries of all attacks together.")] = 1000,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from client.settings import Computing
     from client.task import Task
     from privacy.accounting import Mechanism
     from privacy.ledger import Budget, Charge, Release
@@ -44,9 +45,10 @@ def _training(
     randomness: Callable[[Randomness], Randomness] = lambda same: same,
 ) -> None:
     def broken(
-        task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, signed: Manifest, drawn: Randomness
-    ) -> None:
-        TRAIN(task, model, records, size, manifest(signed), randomness(drawn))
+        task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, signed: Manifest, drawn: Randomness,
+        *, computing: Computing,
+    ) -> None:  # fmt: skip
+        TRAIN(task, model, records, size, manifest(signed), randomness(drawn), computing=computing)
 
     monkeypatch.setattr("client.study.train", broken)
 

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from privacy.randomness import Randomness
+from privacy.randomness import _BLOCK, Randomness
 from tests.privacy.consortium import relaxed
 
 labels = st.lists(st.text(max_size=8) | st.integers(-5, 5), max_size=3)
@@ -54,7 +54,7 @@ def test_however_it_is_cut_it_is_one_stream(counts: list[int]) -> None:
     assert b"".join(parts.bytes(count) for count in counts) == one.bytes(sum(counts))
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 4_096, 4_097])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4_096, 4_097, _BLOCK - 1, _BLOCK + 1])
 def test_counts_are_kept(count: int) -> None:
     stream = Randomness.fresh()
     drawn = stream.uniform32(count), stream.uniform(count), stream.gaussian(count)
@@ -73,11 +73,11 @@ def test_uniform_values_lie_in_zero_to_one_on_their_grid() -> None:
 
 
 def test_gaussian_values_pass_a_kolmogorov_smirnov_test() -> None:
-    drawn = Randomness.seeded(11, "gaussian").gaussian(500_000)
+    drawn = Randomness.seeded(11, "gaussian").gaussian(16 * _BLOCK)
     assert np.isfinite(drawn).all()
     assert stats.kstest(drawn, "norm").pvalue > 0.01
-    # Its first half are cosines, its second sines of the same angles: they must be uncorrelated, in size too.
-    cosines, sines = np.split(drawn, 2)
+    # A block's first half are cosines, its second sines of the same angles: they must be uncorrelated, in size too.
+    cosines, sines = drawn.reshape(16, 2, -1).swapaxes(0, 1).reshape(2, -1)
     for one, two in ((cosines, sines), (np.abs(cosines), np.abs(sines)), (drawn[:-1], drawn[1:])):
         assert abs(np.corrcoef(one, two)[0, 1]) < 4 / np.sqrt(one.size)
 

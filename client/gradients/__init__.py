@@ -1,0 +1,15 @@
+"""The clipped sum of per-record gradients: what DP-SGD adds its noise to, computed in one of five ways.
+
+Whatever the way, what the guarantee rests on holds by construction and not because a task is well written:
+
+- A record's loss is computed from that record alone (`loss`), so that no normaliser over a batch and no class weight
+  can raise what one record adds.
+- Gradients reach parameters only through the model's outputs. A term that a loss adds on parameters has no effect; it
+  cannot bypass clipping.
+- Every record's gradient is clipped to min(1, C / (norm + 1e-6)), with its norm over all parameters in float32
+  (`clipping`). A record whose norm is not finite adds nothing.
+- Noise is added once a step, to empty batches too, and sums are divided by what is public (`optimizer`).
+
+The ways, each a gradient-sample mode in the sense of Opacus: `bookkeeping` and `vmap` are ours, `hooks`, `functorch`
+and `ghost` are Opacus's own (`opacus_modes`). `choice` picks one and says why.
+"""

@@ -1,0 +1,144 @@
+"""The layers that book-keeping knows: what a record's part of their gradients is, from what went in and came back.
+
+Every function here takes a layer and its calls in one forward pass. A call is a layer's input `(n, ...)` and the
+gradient of the loss with respect to its output `(n, ...)`. All calls of a layer are one share: their gradients add up
+before a norm is taken.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from client.gradients.shares import Lookup, Outer, Product, Rows, Share
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Call = tuple[Tensor, Tensor]
+Shares = list[tuple[Tensor, Share]]  # a parameter, and what records add to it
+
+
+def _linear(layer: nn.Linear, calls: Sequence[Call]) -> Shares:
+    if len(calls) == 1 and calls[0][0].dim() == 2:  # noqa: PLR2004 - one row a record, as it is most of the time
+        shares: Shares = [(layer.weight, Outer(*calls[0]))]
+        if layer.bias is not None:
+            shares.append((layer.bias, Rows(calls[0][1])))
+        return shares
+    inputs, gradients = (_joined([_in_rows(call[side]) for call in calls], 1) for side in (0, 1))
+    return _affine(layer, inputs.transpose(1, 2).unsqueeze(1), gradients.transpose(1, 2).unsqueeze(1))
+
+
+def _in_rows(values: Tensor) -> Tensor:
+    """Return `(n, ..., d)` as `(n, t, d)`."""
+    return values.unsqueeze(1) if values.dim() == 2 else values.flatten(1, -2)  # noqa: PLR2004 - records and values
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """Join the rows of several calls; no copy of one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _convolution(layer: nn.Conv1d | nn.Conv2d, calls: Sequence[Call]) -> Shares:
+    """A convolution is a linear map of patches, every position of the output a row."""
+    inputs = _joined([_patches(layer, each) for each, _ in calls], 2)
+    gradients = _joined([each.flatten(2) for _, each in calls], 2)
+    return _affine(layer, inputs.unflatten(1, (layer.groups, -1)), gradients.unflatten(1, (layer.groups, -1)))
+
+
+def _patches(layer: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
+    """Cut inputs `(n, channels, ...)` into what the kernel sees: `(n, channels × kernel, positions)`."""
+    around = layer._reversed_padding_repeated_twice  # noqa: SLF001 - as the layer itself pads
+    if any(around):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        inputs = functional.pad(inputs, around, mode=mode)
+    if inputs.dim() == 3:  # noqa: PLR2004 - one dimension of space, which torch cannot unfold: add a second
+        return functional.unfold(
+            inputs.unsqueeze(2), (1, *layer.kernel_size), (1, *layer.dilation), stride=(1, *layer.stride)
+        )
+    return functional.unfold(inputs, layer.kernel_size, layer.dilation, stride=layer.stride)
+
+
+def _affine(layer: nn.Linear | nn.Conv1d | nn.Conv2d, inputs: Tensor, gradients: Tensor) -> Shares:
+    """Return the shares of weight and bias, given `(n, groups, d, t)` and `(n, groups, p, t)`."""
+    found: Shares = []
+    if inputs.shape[1] == inputs.shape[3] == 1:
+        found.append((layer.weight, Outer(inputs[:, 0, :, 0], gradients[:, 0, :, 0])))
+    else:
+        found.append((layer.weight, Product(inputs, gradients)))
+    if layer.bias is not None:
+        found.append((layer.bias, Rows(gradients.sum(3) if gradients.shape[3] > 1 else gradients)))
+    return found
+
+
+def _embedding(layer: nn.Embedding, calls: Sequence[Call]) -> Shares:
+    indices = _joined([each.flatten(1) for each, _ in calls], 1)
+    gradients = _joined([_in_rows(each) for _, each in calls], 1)
+    if layer.padding_idx is not None:  # that row never moves: its gradient is no part of anybody's norm
+        gradients = gradients.masked_fill((indices == layer.padding_idx).unsqueeze(-1), 0.0)
+    return [(layer.weight, Lookup(indices, gradients, layer.num_embeddings))]
+
+
+def _layer_norm(layer: nn.LayerNorm, calls: Sequence[Call]) -> Shares:
+    last, eps = layer.normalized_shape, layer.eps
+    return _scaled(layer, calls, lambda inputs: functional.layer_norm(inputs, last, eps=eps), _but_last(len(last)))
+
+
+def _rms_norm(layer: nn.RMSNorm, calls: Sequence[Call]) -> Shares:
+    last, eps = list(layer.normalized_shape), layer.eps
+    return _scaled(layer, calls, lambda inputs: functional.rms_norm(inputs, last, eps=eps), _but_last(len(last)))
+
+
+def _group_norm(layer: nn.GroupNorm, calls: Sequence[Call]) -> Shares:
+    def over_space(rows: Tensor) -> Tensor:
+        return rows.flatten(2).sum(2) if rows.dim() > 2 else rows  # noqa: PLR2004 - records and channels
+
+    groups, eps = layer.num_groups, layer.eps
+    return _scaled(layer, calls, lambda inputs: functional.group_norm(inputs, groups, eps=eps), over_space)
+
+
+def _but_last(kept: int) -> Callable[[Tensor], Tensor]:
+    """Return what sums over everything but records and the last dimensions."""
+    return lambda rows: rows.flatten(1, -kept - 1).sum(1) if rows.dim() > kept + 1 else rows
+
+
+def _scaled(
+    layer: nn.LayerNorm | nn.RMSNorm | nn.GroupNorm,
+    calls: Sequence[Call],
+    normalise: Callable[[Tensor], Tensor],
+    over_rows: Callable[[Tensor], Tensor],
+) -> Shares:
+    found: Shares = [(layer.weight, Rows(sum(over_rows(normalise(inputs) * back) for inputs, back in calls)))]  # type: ignore[arg-type]  # never 0
+    if (bias := getattr(layer, "bias", None)) is not None:
+        found.append((bias, Rows(sum(over_rows(back) for _, back in calls))))  # type: ignore[arg-type]  # never 0
+    return found
+
+
+KNOWN: dict[type[nn.Module], Callable[[Any, Sequence[Call]], Shares]] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Embedding: _embedding,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _rms_norm,
+    nn.GroupNorm: _group_norm,
+}
+"""Exact types only: a subclass may do anything."""
+
+
+def unknown(model: nn.Module) -> str | None:
+    """Say why book-keeping cannot be used for a model; None if nothing that can be seen speaks against it."""
+    owners: dict[int, str] = {}
+    for name, part in model.named_modules():
+        own = list(part.parameters(recurse=False))
+        if own and type(part) not in KNOWN:
+            return f"it does not know parameters of {type(part).__name__} ({name or 'the model itself'})"
+        if isinstance(part, nn.Embedding) and (part.max_norm or part.scale_grad_by_freq or part.sparse):
+            return f"it knows no embedding with max_norm, scale_grad_by_freq or sparse ({name})"
+        for parameter in own:
+            if (other := owners.setdefault(id(parameter), name)) != name:
+                return f"{name} and {other} share a parameter"
+    return None

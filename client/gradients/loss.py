@@ -1,0 +1,51 @@
+"""Every record's loss by itself, and its gradient with respect to that record's output.
+
+A task states the mean loss of a batch. If that mean were taken over the batch, a record could move the gradients of
+others: `CrossEntropyLoss(weight=w)` divides by the sum of the batch's weights, `ignore_index` by how many targets it
+keeps. So each record is given to the task as a batch of its own, and the losses are added.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from client.task import Task
+
+
+class RecordLoss:
+    """A task's loss, one record at a time."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._mapped = torch.vmap(self.of_one, randomness="different")
+        self._can_be_mapped = True
+
+    def of_one(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of one record, a scalar, given its output and target without the dimension of records."""
+        return self._task.loss(output.unsqueeze(0), target.unsqueeze(0)).reshape(())
+
+    def gradients(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the gradient of each record's loss with respect to its own output, as `outputs` `(n, ...)`.
+
+        It is computed from a copy of the outputs that is cut off from the model: nothing else that a loss may depend on
+        gets a gradient. In float32.
+        """
+        with torch.enable_grad():
+            held = outputs.detach().float().requires_grad_()
+            (found,) = torch.autograd.grad(self._losses(held, targets).sum(), held)
+        return found
+
+    def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self._can_be_mapped:
+            try:
+                found: Tensor = self._mapped(outputs, targets)
+            except RuntimeError:  # it branches on values, say
+                self._can_be_mapped = False
+            else:
+                return found
+        return torch.stack([self.of_one(*each) for each in zip(outputs, targets, strict=True)])

@@ -1,0 +1,93 @@
+"""`cloister bench training`: what privacy costs in training, with every way to compute clipped gradients.
+
+Per model and batch, all ways take turns: a few steps of each, again and again, so that a busy machine slows all alike.
+A way's time is that of its fastest turn, scaled to an epoch: whatever else runs on a machine only slows turns down. One
+thread computes, in plain training too; a second draws noise meanwhile if the machine has a core to spare. Opacus's
+modes get whole batches, as Opacus has them, and the same noise.
+
+Memory is what a fresh process needs more than it had before, as the system counts it: its peak while training some
+steps, less what it had with libraries, model, records and one step of plain training.
+"""
+
+from __future__ import annotations
+
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from simulations.training_times import MODES, Course, on_one_thread
+from simulations.zoo import SPECIMENS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from simulations.training_times import Mode
+
+
+def measure(repeats: int, models: Sequence[str] = tuple(SPECIMENS)) -> dict[str, Any]:
+    """Measure so many turns of every mode; say on standard error how far it is."""
+    courses = [Course(name, batch) for name in models for batch in SPECIMENS[name].batches]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True, highlight=False)
+    rows = []
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar, on_one_thread():
+        task = bar.add_task("training", total=len(courses) * repeats)
+        for course in courses:
+            bar.update(task, description=f"{course.specimen}, batch {course.batch}")
+            rows += _measure(course, repeats, lambda: bar.update(task, advance=1))
+    return {"rows": rows, "repeats": repeats}
+
+
+def _measure(course: Course, repeats: int, done: Callable[[], None]) -> list[dict[str, Any]]:
+    problems = {mode: course.refused(mode) for mode in MODES}
+    seconds: dict[Mode, list[float]] = {mode: [] for mode in MODES if not problems[mode]}
+    for _ in range(repeats):
+        for mode, turns in seconds.items():
+            turns.append(course.seconds(mode))
+        done()
+    chosen = course.chosen()
+    plain = min(seconds["plain"])
+    return [
+        {"model": course.specimen, "batch": course.batch, "mode": mode}
+        | (
+            {"seconds": None, "peak_mb": None, "ratio": None, "refused": problems[mode]}
+            if problems[mode]
+            else {
+                "seconds": round(min(seconds[mode]), 4),
+                "peak_mb": round(_in_a_fresh_process(course, mode) / 1e6, 1),
+                "ratio": round(min(seconds[mode]) / plain, 2),
+            }
+        )
+        | ({"chosen": chosen.gradients, "physical_batch": chosen.physical_batch} if mode == "auto" else {})
+        for mode in MODES
+    ]
+
+
+def _in_a_fresh_process(course: Course, mode: Mode) -> int:
+    """Return the bytes that training needs more than the process had."""
+    # Of processes that are forked from one that has only imported, so that nobody else's memory is counted.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["simulations.training_times"])
+    with context.Pool(1) as pool:
+        return pool.apply(_peak, (course.specimen, course.batch, mode))
+
+
+def _peak(specimen: str, batch: int, mode: Mode) -> int:
+    with on_one_thread():
+        return Course(specimen, batch).peak_bytes(mode)
+
+
+def table(report: dict[str, Any]) -> str:
+    """Write a report for people, in 80 columns."""
+    lines = [f"{'':20}{'batch':>6}  {'':12}{'seconds':>9}{'× plain':>9}{'more MB':>9}"]
+    for row in report["rows"]:
+        first = row["mode"] == MODES[0]
+        name = f"{row['model'] if first else '':<20}{row['batch'] if first else '':>6}  {row['mode']:<12}"
+        if row["seconds"] is None:
+            lines.append(f"{name}{'cannot train it':>27}")
+        else:
+            chosen = f"  {row['chosen']}" if "chosen" in row else ""
+            lines.append(f"{name}{row['seconds']:>9.3f}{row['ratio']:>9.2f}{row['peak_mb']:>9.0f}{chosen}")
+    return "\n".join([*lines, "", f"seconds an epoch, one thread; the fastest of {report['repeats']} turns"])

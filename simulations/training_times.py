@@ -1,0 +1,169 @@
+"""How long training takes, and how much memory, with one way to compute gradients beside another.
+
+What is timed is what a site runs, `client.dpsgd.train`: Poisson batches, clipping, a cipher's noise, steps. `plain` is
+the same model on the same batches without privacy: torch's mean loss, one backward pass, plain SGD.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from client.dpsgd import train
+from client.gradients.choice import Choice, choose
+from client.settings import Computing, Gradients
+from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training
+from privacy.randomness import Randomness
+from simulations.zoo import SPECIMENS, Classify
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+Mode = Literal["plain", "auto", "hooks", "functorch", "ghost"]
+MODES: tuple[Mode, ...] = ("plain", "auto", "hooks", "functorch", "ghost")
+_LEARNING_RATE = 1e-3
+_STEPS = {32: 12, 256: 3}  # at a time, by batch
+
+
+@dataclass(frozen=True)
+class Course:
+    """A model and a batch, ready to be trained for some steps with any mode."""
+
+    specimen: str
+    batch: int
+
+    @property
+    def steps(self) -> int:
+        """How many steps are taken at a time."""
+        return _STEPS[self.batch]
+
+    @property
+    def epoch(self) -> float:
+        """Steps in which every record is used once, on average."""
+        return SPECIMENS[self.specimen].records / self.batch
+
+    @cached_property
+    def _task(self) -> Classify:
+        return Classify(SPECIMENS[self.specimen])
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return self._task.model()
+
+    @cached_property
+    def _records(self) -> tuple[Tensor, Tensor]:
+        return self._task.load(Path())
+
+    @cached_property
+    def _batches(self) -> list[Tensor]:
+        """The batches that `train` draws from the randomness below."""
+        randomness, found = self._randomness(), []
+        for _ in range(self.steps):
+            found.append((torch.from_numpy(randomness.uniform(len(self._records[0]))) < 1 / self.epoch).nonzero()[:, 0])
+            randomness.gaussian(sum(parameter.numel() for parameter in self._model.parameters()))
+        return found
+
+    @staticmethod
+    def _randomness() -> Randomness:
+        return Randomness.seeded(0)
+
+    @cached_property
+    def _manifest(self) -> Manifest:
+        count = SPECIMENS[self.specimen].records
+        settings = RunSettings(
+            name="times",
+            task="simulations.zoo:Classify",
+            rounds=1,
+            training=Training(self.steps, sample_rate=1 / self.epoch, learning_rate=_LEARNING_RATE),
+            privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
+            encryption=Encryption(update_bound=1.0),
+            cohort=Cohort(dict.fromkeys(("one", "two", "three"), count)),
+        )
+        return Manifest(settings, 1.0, roster_version=1, nonce="0" * 16, created="")
+
+    def chosen(self) -> Choice:
+        """Return what `auto` chooses."""
+        return choose(self._task, self._model, self._records, Computing())
+
+    def refused(self, mode: Mode) -> str:
+        """Say why a mode cannot train this model; nothing if it can.
+
+        The first step also fills caches: what is timed comes later.
+        """
+        try:
+            self.seconds(mode)
+        except Exception as error:  # noqa: BLE001 - Opacus's modes refuse models in many ways
+            return str(error)
+        return ""
+
+    def seconds(self, mode: Mode) -> float:
+        """Train for some steps and return how long that took, scaled to an epoch."""
+        batches, manifest, records = self._batches, self._manifest, self._records
+        start = time.perf_counter()
+        if mode == "plain":
+            self._train_plain(batches)
+        else:
+            train(
+                self._task,
+                self._model,
+                records,
+                len(records[0]),
+                manifest,
+                self._randomness(),
+                computing=self._settings(mode),
+            )
+        return (time.perf_counter() - start) / self.steps * self.epoch
+
+    def peak_bytes(self, mode: Mode) -> int:
+        """Return how much more memory than before training takes at most. To be asked in a process of its own."""
+        self._batches, self._manifest  # noqa: B018 - made before the count begins
+        self._train_plain(self._batches[:1])
+        before = _peak(begin_anew=True)
+        self.seconds(mode)
+        return _peak() - before
+
+    def _settings(self, mode: Gradients | Literal["plain"]) -> Computing:
+        if mode == "auto" or mode == "plain":  # noqa: PLR1714 - narrows the type
+            return Computing()
+        return Computing(gradients=mode, physical_batch=len(self._records[0]))  # whole batches, as Opacus takes them
+
+    def _train_plain(self, batches: list[Tensor]) -> None:
+        inputs, targets = self._records
+        optimizer = torch.optim.SGD(self._model.parameters(), lr=_LEARNING_RATE)
+        for batch in batches:
+            optimizer.zero_grad()
+            self._task.loss(self._model(inputs[batch]), targets[batch]).backward()
+            optimizer.step()
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Have torch compute with one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _peak(*, begin_anew: bool = False) -> int:
+    """Return the most memory, in bytes, that this process has had; on Linux since it was told to begin anew."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if begin_anew:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # see proc(5)
+    (line,) = [each for each in status.read_text(encoding="utf-8").splitlines() if each.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024

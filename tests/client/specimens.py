@@ -1,0 +1,175 @@
+"""Models of every kind that gradients are computed for, with which modes can; and what they should compute."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
+
+from client.gradients.choice import make_mode
+from client.gradients.loss import RecordLoss
+from client.gradients.mode import quiet
+from client.gradients.optimizer import CipherOptimizer
+from client.settings import Computing, Gradients
+from client.task import Task
+from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training
+from privacy.randomness import Randomness
+from tests.client.models import (
+    WORDS,
+    Attention,
+    Bare,
+    Borrowed,
+    Mean,
+    Tied,
+    Twice,
+    in_place,
+    one_dimension,
+    padded,
+    two_dimensions,
+)
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+MODES: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "ghost")
+OURS = ("bookkeeping", "vmap")
+RECORDS = 6
+
+
+def images(*shape: int) -> Callable[[], Tensor]:
+    return lambda: torch.randn(RECORDS, *shape)
+
+
+def tokens(length: int = 5) -> Callable[[], Tensor]:
+    return lambda: torch.randint(WORDS, (RECORDS, length))
+
+
+class Scores(Task):
+    """Classification into two, of anything."""
+
+    def __init__(self, name: str = "mlp") -> None:
+        self._name = name
+
+    @override
+    def model(self) -> nn.Module:
+        return SPECIMENS[self._name].model()
+
+    @override
+    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    @override
+    def example(self) -> tuple[Tensor, Tensor]:
+        return SPECIMENS[self._name].inputs(), torch.arange(RECORDS) % 2
+
+    @override
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, targets)
+
+
+@dataclass(frozen=True)
+class Specimen:
+    model: Callable[[], nn.Module]
+    inputs: Callable[[], Tensor]
+    modes: tuple[str, ...] = field(default=MODES)
+
+
+SPECIMENS = {
+    "mlp": Specimen(lambda: nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2, bias=False)), images(3)),
+    "in place": Specimen(in_place, images(3), OURS),
+    "rows of rows": Specimen(
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), Mean(), nn.Linear(4, 2)),
+        images(2, 2, 3),
+        ("bookkeeping", "vmap", "hooks", "functorch"),  # Opacus has no ghost norms of them
+    ),
+    "two dimensions": Specimen(two_dimensions, images(2, 9, 9)),
+    "one dimension": Specimen(one_dimension, images(2, 9)),
+    "around": Specimen(
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(32, 2)),
+        images(1, 4, 4),
+        (*OURS, "functorch"),  # Opacus's samplers know no such padding
+    ),
+    "padded words": Specimen(padded, tokens()),
+    "norms": Specimen(
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.RMSNorm(4), Mean(), nn.Linear(4, 2)),
+        images(5, 3),
+    ),
+    "norm of two dimensions": Specimen(
+        lambda: nn.Sequential(nn.LayerNorm((2, 3), bias=False), nn.Flatten(), nn.Linear(6, 2)),
+        images(2, 3),
+        (*OURS, "functorch"),
+    ),
+    "twice": Specimen(Twice, tokens(), (*OURS, "hooks", "functorch")),
+    "tied": Specimen(Tied, tokens(), ("vmap", "hooks", "functorch")),
+    "borrowed": Specimen(Borrowed, tokens(), ("vmap",)),
+    "bare": Specimen(Bare, images(3), ("vmap", "functorch", "hooks", "ghost")),
+    "attention": Specimen(Attention, tokens(), ("vmap",)),
+}
+
+
+def made(name: str, device: str = "cpu") -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """Return a specimen and its records; the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model, inputs = SPECIMENS[name].model(), SPECIMENS[name].inputs()
+    return model.to(device), (inputs.to(device), torch.arange(RECORDS, device=device) % 2)
+
+
+def one_by_one(task: Task, model: nn.Module, records: tuple[Tensor, Tensor]) -> Tensor:
+    """Return every record's gradient as plain autograd computes it, `(n, parameters)`."""
+    found, parameters = [], list(model.parameters())
+    for one, target in zip(*records, strict=True):
+        loss = task.loss(model(one[None]), target[None])
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        found.append(torch.cat([each.flatten() for each in gradients]))
+    return torch.stack(found)
+
+
+def clipped_sum(
+    gradients: Gradients,
+    task: Task,
+    model: nn.Module,
+    records: tuple[Tensor, Tensor],
+    bound: float,
+    physical_batch: int = RECORDS,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return what a mode and the optimizer make of a batch, without noise: `(parameters,)`."""
+    mode = make_mode(gradients, model, RecordLoss(task), bound, precision)
+    optimizer = CipherOptimizer(
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        noise_multiplier=0.0,
+        max_grad_norm=bound,
+        expected_batch_size=1,
+        loss_reduction="sum",
+        randomness=Randomness.seeded(0),
+    )
+    parts = list(zip(*(each.split(physical_batch) for each in records), strict=True))
+    for number, part in enumerate(parts, start=1):
+        optimizer.signal_skip_step(number < len(parts))
+        optimizer.zero_grad(set_to_none=True)
+        with quiet():
+            mode.fill(*part)
+        optimizer.pre_step()
+    mode.to_standard_module()
+    optimizer.close()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+
+
+def manifest(steps: int, rate: float, noise: float, bound: float = 0.5) -> Manifest:
+    """Return a run that trains."""
+    settings = RunSettings(
+        name="test",
+        task="tests.studies:Tiny",
+        rounds=1,
+        training=Training(steps, rate, learning_rate=0.5),
+        privacy=Privacy(max_grad_norm=bound, noise_multiplier=noise),
+        encryption=Encryption(update_bound=1.0),
+        cohort=Cohort(dict.fromkeys(("north", "south", "east"), RECORDS)),
+    )
+    return Manifest(settings, noise, roster_version=1, nonce="0" * 16, created="")
+
+
+def computing(gradients: Gradients, physical_batch: int = 0) -> Computing:
+    return Computing(gradients=gradients, physical_batch=physical_batch)

@@ -1,0 +1,118 @@
+"""What a site can set about its gradients, and what it is told: precision, parts, the choice and its reason."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from client.dpsgd import train
+from client.gradients.choice import choose, make_mode
+from client.gradients.loss import RecordLoss
+from client.gradients.mode import quiet
+from client.settings import Computing, Gradients, SiteSettings
+from privacy.config import read_toml
+from privacy.errors import ConfigError, TaskError
+from privacy.randomness import Randomness
+from tests.client.specimens import DEVICES, MODES, RECORDS, Scores, clipped_sum, computing, made, manifest, one_by_one
+
+everywhere = pytest.mark.parametrize("mode", MODES)
+on_every_device = pytest.mark.parametrize("device", DEVICES)
+C = 0.05  # so small that every record here is clipped
+
+
+@on_every_device
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        (name, mode)
+        for name in ("mlp", "two dimensions", "norms")
+        for mode in ("bookkeeping", "vmap", "hooks", "functorch")
+        if (name, mode) != ("norms", "vmap")  # torch cannot map them under autocast
+    ],
+)
+def test_in_bfloat16_no_record_adds_more_than_its_bound_in_float32(name: str, mode: Gradients, device: str) -> None:
+    model, (inputs, targets) = made(name, device)
+    exact = one_by_one(Scores(), model, (inputs, targets))
+    for number in range(RECORDS):
+        one = inputs[number : number + 1], targets[number : number + 1]
+        found = clipped_sum(mode, Scores(), model, one, C, precision=torch.bfloat16)
+        assert found.dtype == torch.float32
+        assert float(found.double().norm()) <= C * (1 + 1e-6)
+        assert float(found @ exact[number] / (found.norm() * exact[number].norm())) > 0.95
+
+
+@pytest.mark.parametrize("mode", ["vmap", "hooks", "functorch"])
+def test_in_bfloat16_gradients_are_written_out_in_float32(mode: Gradients) -> None:
+    model, records = made("two dimensions")
+    wrapped = make_mode(mode, model, RecordLoss(Scores()), C, torch.bfloat16)
+    with quiet():
+        wrapped.fill(*records)
+    assert {parameter.grad_sample.dtype for parameter in model.parameters()} == {torch.float32}  # type: ignore[attr-defined]  # Opacus's
+
+
+def test_in_bfloat16_there_is_no_ghost_clipping() -> None:
+    model, records = made("mlp")
+    with pytest.raises(TaskError, match="in bfloat16, than those that it took norms of"):
+        choose(Scores(), model, records, Computing(gradients="ghost", precision="bfloat16"))
+
+
+def test_what_does_not_work_in_bfloat16_is_not_chosen_for_it() -> None:
+    model, records = made("norms")
+    with pytest.raises(TaskError, match="expected scalar type BFloat16"):
+        choose(Scores(), model, records, Computing(gradients="vmap", precision="bfloat16"))
+
+
+@everywhere
+def test_layers_that_mix_records_are_refused(mode: Gradients) -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            found: Tensor = self.layer(inputs.reshape(-1, 3))
+            return found.reshape(len(inputs), -1)[:, :2]
+
+    records = torch.randn(4, 6), torch.tensor([0, 1, 0, 1])
+    if mode == "vmap":  # takes the model as a whole
+        choose(Scores(), Mixing(), records, computing(mode))
+    else:
+        with pytest.raises(TaskError, match="cannot be used for this model"):
+            choose(Scores(), Mixing(), records, computing(mode))
+
+
+def test_what_was_chosen_and_why_is_logged_once_a_task(caplog: pytest.LogCaptureFixture) -> None:
+    task = Scores("attention")
+    with caplog.at_level(logging.INFO, "cloister.agent"):
+        for _ in range(3):
+            model, records = made("attention")
+            train(task, model, records, RECORDS, manifest(1, 1.0, 1.0), Randomness.fresh())
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "gradients by vmap" in line
+    assert "not bookkeeping: it does not know parameters of MultiheadAttention" in line
+
+
+def test_a_site_says_in_its_settings_how_gradients_are_computed(tmp_path: Path) -> None:
+    text = """
+site = "north"
+server = "localhost:1"
+[data]
+file = "records.csv"
+lineage = "people"
+[budget]
+epsilon = 1.0
+delta = 1e-5
+[policy]
+tasks = ["tests.studies:Tiny"]
+maximum_epsilon = 1.0
+"""
+    file = tmp_path / "site.toml"
+    file.write_text(text)
+    assert read_toml(file, SiteSettings).training == Computing("auto", 0, "float32")
+    file.write_text(text + '[training]\ngradients = "vmap"\nphysical_batch = 8\nprecision = "bfloat16"\n')
+    assert read_toml(file, SiteSettings).training == Computing("vmap", 8, "bfloat16")
+    file.write_text(text + '[training]\ngradients = "fast"\n')
+    with pytest.raises(ConfigError):
+        read_toml(file, SiteSettings)

@@ -1,0 +1,74 @@
+"""The training benchmark trains what it says, with every mode on the same batches. Never times."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from cloister.benchmarks.training import measure, table
+from simulations.training_times import MODES, Course
+from simulations.zoo import SPECIMENS
+
+PARAMETERS = {"mlp": 203_530, "cnn-small": 26_010, "cnn-large": 421_642}
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    return measure(1, ["mlp"])
+
+
+def test_every_mode_gets_a_row_of_plain_numbers(report: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(report)) == report
+    assert [(row["batch"], row["mode"]) for row in report["rows"]] == [(b, mode) for b in (32, 256) for mode in MODES]
+    for row in report["rows"]:
+        assert row["seconds"] > 0
+        assert row["ratio"] > 0
+        assert row["peak_mb"] >= 0
+    assert [row["chosen"] for row in report["rows"] if row["mode"] == "auto"] == ["bookkeeping"] * 2
+
+
+def test_memory_counts_the_gradients_that_opacus_writes_out(report: dict[str, Any]) -> None:
+    peaks = {row["mode"]: row["peak_mb"] for row in report["rows"] if row["batch"] == 256}
+    assert peaks["hooks"] > 4 * 200 * PARAMETERS["mlp"] / 1e6  # float32, of more than 200 records
+    assert peaks["auto"] < peaks["hooks"] / 4
+
+
+def test_the_table_has_a_line_for_every_row(report: dict[str, Any]) -> None:
+    lines = table(report).splitlines()
+    assert len(lines) == len(report["rows"]) + 3
+    assert max(len(line) for line in lines) <= 80
+    assert "bookkeeping" in table(report)
+
+
+def test_the_models_are_as_large_as_they_are_said_to_be() -> None:
+    for name, count in PARAMETERS.items():
+        assert sum(parameter.numel() for parameter in SPECIMENS[name].model().parameters()) == count
+    sizes = [sum(p.numel() for p in SPECIMENS[name].model().parameters()) for name in SPECIMENS if "trans" in name]
+    assert sizes[0] == sizes[1] == 164_098
+
+
+def test_plain_training_gets_the_batches_that_private_training_draws() -> None:
+    course, seen = Course("mlp", 32), []
+
+    class Watching(torch.nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            seen.append(inputs.detach())
+            return super().forward(inputs)
+
+    with torch.random.fork_rng(devices=[]):
+        course.__dict__["_model"] = torch.nn.Sequential(torch.nn.Flatten(), Watching(784, 10))
+        course.seconds("plain")
+    plain = list(seen)
+    seen.clear()
+    course.seconds("ghost")
+    drawn = [each for each in seen if len(each) > 2]  # what was compared before
+    assert len(plain) == course.steps
+    assert all(torch.equal(*pair) for pair in zip(plain, drawn, strict=True))
+
+
+def test_what_opacus_cannot_train_is_said() -> None:
+    course = Course("transformer", 256)
+    assert "cannot be used for this model" in course.refused("hooks")
+    assert course.chosen().gradients == "vmap"
+    assert Course("transformer-linear", 256).chosen().gradients == "bookkeeping"
