@@ -80,21 +80,11 @@ def _made(task: Task, inputs: Tensor) -> nn.Module:
         TaskError: if it is not, or its parameters are not such as are shared.
     """
     first = make_model(task, 0)
-    for name, parameter in first.named_parameters():
-        if isinstance(parameter, nn.UninitializedParameter):
-            msg = f"its model's parameter `{name}` has no size yet; use layers that are told theirs, none of nn.Lazy…"
-            raise TaskError(msg)
-        if parameter.dtype != torch.float32:
-            msg = "its model has parameters that are not float32; make all of them float32"
-            raise TaskError(msg)
-    sizes = [parameter.numel() for parameter in first.parameters()]
-    if not sizes or 0 in sizes:
-        msg = "its model has no parameters, or some without elements; give it such as can be trained"
-        raise TaskError(msg)
+    _check_form(first)
     with torch.no_grad():
         marks, outputs = _marks(first), Trial(task, first).outputs(inputs.clone())
         known = [ref(parameter) for parameter in first.parameters()]
-        del first, parameter  # two models may not fit in memory
+        del first  # two models may not fit in memory
         second = make_model(task, 0)
         if {id(each()) for each in known} & {id(parameter) for parameter in second.parameters()}:
             msg = "its model() returns the same parameters twice; make a new model every time"
@@ -103,6 +93,21 @@ def _made(task: Task, inputs: Tensor) -> nn.Module:
             msg = "its model() makes another model each time; draw its first weights from torch's own generator alone"
             raise TaskError(msg)
     return second
+
+
+def _check_form(module: nn.Module) -> None:
+    """Refuse parameters of a form that is not shared."""
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            msg = f"its model's parameter `{name}` has no size yet; use layers that are told theirs, none of nn.Lazy…"
+            raise TaskError(msg)
+        if parameter.dtype != torch.float32:
+            msg = "its model has parameters that are not float32; make all of them float32"
+            raise TaskError(msg)
+    sizes = [parameter.numel() for parameter in module.parameters()]
+    if not sizes or 0 in sizes:
+        msg = "its model has no parameters, or some without elements; give it such as can be trained"
+        raise TaskError(msg)
 
 
 def _check_shared(module: nn.Module) -> None:

@@ -30,10 +30,11 @@ def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]
     Raises:
         CloisterError: if settings are wrong, or the run failed.
     """
-    if run and (settings := read_toml(run, RunSettings)).start:
+    settings = read_toml(run, RunSettings) if run else None
+    if settings and settings.start:
         msg = f"{run}: simulated hospitals are new and have no model that a run could start from; remove [start]"
         raise ConfigError(msg)
-    if run and settings.statistics:
+    if settings and settings.statistics:
         msg = f"{run}: this run gathers statistics and trains nothing; use `cloister stats {run}`"
         raise ConfigError(msg)
     study = prepare_study(folder, run, limits=False)

@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 _INTERVAL, _INTERVAL_OF_GROUPS = 1e-3, 5e-3  # of losses, at most; the finer one takes many seconds for a mixture
 _FINEST = 1e-6
 _LARGEST_CHAIN = 700.0  # ε, of which floats still hold the exponential
-_INTEGERS = np.array([*range(2, 257), 320, 384, 512, 768, 1024], np.float64)
-_SAMPLED = [*(order / 10 for order in range(15, 110)), *range(11, 64), 128, 256, 512, 1024]  # below, it fails too often
-_REALS = np.concatenate([1 + np.arange(2, 1000) / 100, np.arange(11, 64), 2.0 ** np.arange(6, 21)])
+_INTEGERS: NDArray[np.float64] = np.array([*range(2, 257), 320, 384, 512, 768, 1024], np.float64)
+_SAMPLED = [*(order / 10 for order in range(20, 110)), *range(11, 64), 128, 256, 512, 1024]  # below, it may not converge
+_REALS: NDArray[np.float64] = np.concatenate(
+    [1 + np.arange(2, 1000) / 100, np.arange(11.0, 64.0), 2.0 ** np.arange(6, 21)]
+)
 
 
 class Relation(Enum):
@@ -99,7 +101,7 @@ class _Rdp(Accountant):
         orders = _REALS if all(entry.sample_rate == 1 for entry in entries) else _INTEGERS
         total = sum((entry.steps * _divergences(entry, orders) for entry in entries), np.zeros(len(orders)))
         # Canonne, Kamath and Steinke (2020), proposition 12.
-        return float(rdp.compute_epsilon(orders, total, delta)[0])
+        return float(rdp.compute_epsilon(orders.tolist(), total.tolist(), delta)[0])
 
     def of_person(self, entries: Entries, delta: float, relation: Relation, group: int) -> float:
         if any(entry.sample_rate < 1 for entry in entries):

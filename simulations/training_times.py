@@ -127,8 +127,8 @@ class Course:
 
     def peak_bytes(self, mode: Mode) -> int:
         """Return how much more memory than before training takes at most. To be asked in a process of its own."""
-        self._batches, self._manifest  # noqa: B018 - made before the count begins
-        self._train_plain(self._batches[:1])
+        batches, _ = self._batches, self._manifest  # made before the count begins
+        self._train_plain(batches[:1])
         before = _peak(begin_anew=True)
         self.seconds(mode)
         return _peak() - before

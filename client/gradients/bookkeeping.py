@@ -43,10 +43,10 @@ class _Start(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - torch's
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - torch's
         """Stop here: the gradient is taken from the edge that leads here."""
         del ctx
-        return gradient, None
+        return gradients[0], None
 
 
 class BookKeeping(GradientMode):

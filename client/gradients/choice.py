@@ -174,7 +174,7 @@ def _clipped_sum(mode: GradientMode, inputs: Tensor, targets: Tensor, bound: flo
         mode.fill(inputs, targets)
     optimizer.clip_and_accumulate()
     optimizer.add_noise()
-    return [parameter.grad for parameter in mode.parameters()]
+    return [parameter.grad for parameter in mode.parameters() if parameter.grad is not None]
 
 
 def _without_dropout(model: nn.Module) -> nn.Module:

@@ -53,7 +53,8 @@ class Hooks(_Single, GradSampleModule, GradientMode):  # type: ignore[misc]  # o
     def fill(self, inputs: Tensor, targets: Tensor) -> None:
         outputs = self.outputs(inputs)
         outputs.backward(self.loss.gradients(outputs, targets).to(outputs.dtype))
-        for parameter in self._module.parameters():
+        parameters: list[Any] = list(self._module.parameters())  # to which Opacus adds attributes
+        for parameter in parameters:
             if parameter.grad_sample is None:  # the loss does not depend on it
                 parameter.grad_sample = parameter.new_zeros((len(inputs), *parameter.shape))
             check_rows(len(parameter.grad_sample), len(inputs))
@@ -64,7 +65,7 @@ class Ghost(_Single, GradSampleModuleFastGradientClipping, GradientMode):  # typ
 
     def __init__(self, model: nn.Module, loss: RecordLoss, max_grad_norm: float) -> None:
         _validate(model)
-        super().__init__(model, loss_reduction="sum", max_grad_norm=max_grad_norm)
+        super().__init__(model, loss_reduction="sum", max_grad_norm=max_grad_norm)  # pyright: ignore[reportArgumentType] - Opacus says int
         self.loss = loss
 
     @override
@@ -96,7 +97,7 @@ class Ghost(_Single, GradSampleModuleFastGradientClipping, GradientMode):  # typ
         """Return the squared norms of gradients, `(n,)`, and forget them: what is left over must not count again."""
         total = torch.zeros(records, device=next(self._module.parameters()).device)
         for name, parameter in self._module.named_parameters():
-            norms = parameter.__dict__.pop("_norm_sample", None)
+            norms = vars(parameter).pop("_norm_sample", None)
             if norms is None:
                 msg = f"Opacus has no norms for {name}"
                 raise TaskError(msg)
@@ -121,7 +122,8 @@ def _without_padding(layer: nn.Embedding, indices: Tensor, backprops: Tensor) ->
 @register_grad_sampler(nn.Embedding)  # type: ignore[untyped-decorator]  # opacus is untyped
 def _embedding_grad_sample(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> dict[Any, Tensor]:
     masked = _without_padding(layer, activations[0], backprops)
-    found: dict[Any, Tensor] = compute_embedding_grad_sample(layer, activations, masked)
+    compute: Any = compute_embedding_grad_sample  # it says that activations are one tensor, and takes a list
+    found: dict[Any, Tensor] = compute(layer, activations, masked)
     return found
 
 

@@ -71,12 +71,12 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
     @override
     def clip_and_accumulate(self) -> None:
         """Add the clipped sum of `p.grad_sample` `(n, *p.shape)` to every parameter's `p.summed_grad`."""
-        parameters = self.params
+        parameters: list[Any] = self.params  # to which Opacus adds attributes
         samples = [parameter.grad_sample for parameter in parameters]
         if any(each is None for each in samples):
             return  # the sums are there already
         rows = [each.float().flatten(1) for each in samples]
-        squares = sum(torch.linalg.vector_norm(each, dim=1).square() for each in rows)
+        squares = torch.stack([torch.linalg.vector_norm(each, dim=1).square() for each in rows]).sum(0)
         factors, finite = clip_factors(squares, self.max_grad_norm)
         if not finite.all():
             self.dropped += int((~finite).sum())
@@ -99,7 +99,9 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
     def scale_grad(self) -> None:
         """Divide by the batch that is expected in public, unless the sum is asked for."""
         if self.loss_reduction == "mean":
-            torch._foreach_div_([parameter.grad for parameter in self.params], float(self.expected_batch_size))
+            expected: Any = self.expected_batch_size  # which Opacus leaves open, and `train` does not
+            for parameter in self.params:
+                parameter.grad /= expected
 
     @override
     def add_noise(self) -> None:
@@ -107,8 +109,8 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         drawn = None
         if self._scale > 0:
             drawn, self._ahead = torch.from_numpy(self._ahead.result() if self._ahead else self._draw(self._size)), None
-        start = 0
-        for parameter in self.params:
+        start, parameters = 0, list[Any](self.params)
+        for parameter in parameters:
             total: Tensor = torch.zeros_like(parameter) if parameter.summed_grad is None else parameter.summed_grad
             if drawn is not None:
                 part = drawn[start : (start := start + parameter.numel())]

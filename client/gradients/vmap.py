@@ -58,4 +58,4 @@ class Vmap(GradientMode):
         samples = mapped({name: each.detach() for name, each in parameters.items()}, inputs, others)
         for name, each in samples.items():
             check_rows(len(each), len(inputs))
-            parameters[name].grad_sample = each
+            setattr(parameters[name], "grad_sample", each)  # noqa: B010 - Opacus's attribute, of which types know nothing

@@ -96,7 +96,7 @@ SPECIMENS = {
         images(5, 3),
     ),
     "norm of two dimensions": Specimen(
-        lambda: nn.Sequential(nn.LayerNorm((2, 3), bias=False), nn.Flatten(), nn.Linear(6, 2)),
+        lambda: nn.Sequential(nn.LayerNorm([2, 3], bias=False), nn.Flatten(), nn.Linear(6, 2)),
         images(2, 3),
         (*OURS, "functorch"),
     ),

@@ -35,7 +35,7 @@ class AlwaysFrozen(nn.BatchNorm1d):
         return self
 
     @override
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - another name
         return functional.batch_norm(inputs, self.running_mean, self.running_var, training=True)
 
 

@@ -119,7 +119,7 @@ class Shrinking(nn.Linear):
     """Bounds its weights whenever it is used."""
 
     @override
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - another name
         self.weight.data.mul_(0.99)
         return super().forward(inputs)
 
@@ -130,7 +130,7 @@ class Echo(nn.Linear):
     last: Tensor | float = 0.0
 
     @override
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - another name
         found = super().forward(inputs)
         mixed, self.last = found + self.last, found.detach().mean()
         return mixed

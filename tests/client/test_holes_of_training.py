@@ -17,7 +17,7 @@ class HalfPrecision(nn.Linear):
     """Computes in 16 bits."""
 
     @override
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - another name
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return super().forward(inputs).float()
 

@@ -24,7 +24,7 @@ from privacy.packing import pack_with_share, unpack
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
 from privacy.shared import Share, share_for
-from simulations.federation import Federation
+from simulations.federation import Federation, SiteTerms
 from tests import studies
 from tests.federations import (
     SETTINGS,
@@ -53,7 +53,7 @@ SHARED = replace(
     seed=None,
 )
 WILLING = replace(TERMS, tasks=(STILL, task_name(studies.Tiny), task_name(studies.Wide)), shared_noise=True)
-TERMS_OF_ALL = dict.fromkeys(SITES, WILLING)
+TERMS_OF_ALL: dict[str, SiteTerms] = dict.fromkeys(SITES, WILLING)
 COHORT = tuple(sorted(SITES))
 
 

@@ -52,7 +52,7 @@ def test_plain_training_gets_the_batches_that_private_training_draws() -> None:
     course, seen = Course("mlp", 32), []
 
     class Watching(torch.nn.Linear):
-        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - another name
             seen.append(inputs.detach())
             return super().forward(inputs)
 
