@@ -43,12 +43,17 @@ class Exam:
         return Layout(tuple((name, (1,)) for name in ("count", *_asked(settings))))
 
     def start(self, settings: RunSettings) -> Model:
-        """Return what the sum is added to: zeros. A site without the model says so now.
+        """Return what the sum is added to: zeros. A site without the model, or the metrics, says so now.
 
         Raises:
             RefusedError: if this site does not have the model.
+            TaskError: if the task does not have a metric.
         """
         self._study.start(settings)
+        for name in _evaluation(settings).metrics:
+            if name not in self._study.metrics:
+                msg = f"{self._study.name} has no metric {name!r}; name others in [evaluation]"
+                raise TaskError(msg)
         layout = self.layout(settings)
         return Model(np.zeros(layout.size, np.float32), layout)
 
@@ -95,16 +100,16 @@ class Exam:
         module.eval()
         with torch.no_grad():
             outputs = module(inputs)
-            known = study.task.metrics(outputs, targets)
+            single = [(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(inputs))]
             columns = [torch.ones(len(inputs))]
+            # Each record by itself, so that what is said of it depends on no other.
+            known = [study.task.metrics(*one) for one in single]
             for name in asked.metrics:
-                if name not in known or known[name].shape != (len(inputs),):
-                    msg = f"{study.name} has no metric {name!r} with one value a record; name others in [evaluation]"
-                    raise TaskError(msg)
-                columns.append(torch.nan_to_num(known[name].double().cpu(), nan=0.0).clamp(0, 1))
+                values = torch.cat([each[name] for each in known]).double().cpu()
+                columns.append(torch.nan_to_num(values, nan=0.0).clamp(0, 1))
             if asked.loss_bound is not None:
-                each = [study.task.loss(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(inputs))]
-                losses = torch.nan_to_num(torch.stack(each).double().cpu(), nan=asked.loss_bound)
+                losses = torch.stack([study.task.loss(*one) for one in single]).double().cpu()
+                losses = torch.nan_to_num(losses, nan=asked.loss_bound)
                 columns.append(losses.clamp(0, asked.loss_bound) / asked.loss_bound)
         for place, column in enumerate(columns):
             total[place] = float(column.sum())

@@ -128,6 +128,13 @@ class Study:
             (inputs[kept].to(device), targets[kept].to(device)),
         )
 
+    @cached_property
+    def metrics(self) -> frozenset[str]:
+        """Names of the task's metrics."""
+        with torch.no_grad():
+            outputs = self.module(0)(self._example.inputs)
+            return frozenset(self.task.metrics(outputs, self._example.targets))
+
     @property
     def training(self) -> Records:
         """The records that are trained on: inputs and targets `(n, ...)`."""

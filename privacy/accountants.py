@@ -33,7 +33,7 @@ _INTERVAL, _INTERVAL_OF_GROUPS = 1e-3, 5e-3  # of losses, at most; the finer one
 _FINEST = 1e-6
 _LARGEST_CHAIN = 700.0  # ε, of which floats still hold the exponential
 _INTEGERS: NDArray[np.float64] = np.array([*range(2, 257), 320, 384, 512, 768, 1024], np.float64)
-_SAMPLED = [*(order / 10 for order in range(20, 110)), *range(11, 64), 128, 256, 512, 1024]  # below, it may not converge
+_SAMPLED = [*(order / 10 for order in range(20, 110)), *range(11, 64), 128, 256, 512, 1024]  # lower, it may fail
 _REALS: NDArray[np.float64] = np.concatenate(
     [1 + np.arange(2, 1000) / 100, np.arange(11.0, 64.0), 2.0 ** np.arange(6, 21)]
 )

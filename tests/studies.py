@@ -47,13 +47,13 @@ class Tiny(Task):
 
 
 class Scored(Tiny):
-    """Has metrics: one within its range, one that is beyond it or no number, one that is not of single records."""
+    """Has metrics: one within its range, one that is beyond it or no number."""
 
     @override
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         off = (outputs - targets).squeeze(1)
         odd = torch.where(off > 0, 3 * off, torch.full_like(off, torch.nan))
-        return {"near": (off.abs() < 1).float(), "odd": odd, "whole": off.mean()}
+        return {"near": (off.abs() < 1).float(), "odd": odd}
 
 
 class Unlisted(Tiny):

@@ -21,7 +21,17 @@ from privacy.purposes import Evaluation, Start
 from privacy.randomness import Randomness
 from simulations.federation import Federation
 from tests import studies
-from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, models_of, run_with, signed_run, task_name
+from tests.federations import (
+    SETTINGS,
+    SITES,
+    TERMS,
+    FederationMaker,
+    charges_of,
+    models_of,
+    run_with,
+    signed_run,
+    task_name,
+)
 
 TASK = task_name(studies.Scored)
 TERMS_HALF = replace(TERMS, tasks=(TASK,), held_out=0.5)
@@ -161,15 +171,16 @@ def put_model(federation: Federation) -> str:
     return sha256(data).hexdigest()
 
 
-@pytest.mark.parametrize("lacking", [{"metrics": ("unheard-of",)}, {"metrics": ("whole",)}])
-def test_a_metric_that_the_task_does_not_have_for_each_record_ends_the_run(
-    trained: tuple[Federation, str], lacking: dict[str, Any], caplog: pytest.LogCaptureFixture
+def test_a_metric_that_the_task_does_not_have_is_refused_before_anything_is_charged(
+    trained: tuple[Federation, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     federation, digest = trained
-    federation.sign(evaluation(digest, **lacking))
-    with pytest.raises(RunError, match="no round had enough sites"):
+    charged = charges_of(federation, "north")
+    federation.sign(evaluation(digest, metrics=("unheard-of",)))
+    with pytest.raises(RunError, match="sites"):
         run_with(federation)
-    assert "with one value a record; name others in [evaluation]" in caplog.text
+    assert "has no metric 'unheard-of'; name others in [evaluation]" in caplog.text
+    assert charges_of(federation, "north") == charged
 
 
 def test_a_person_reads_it_with_cloister_stats(trained: tuple[Federation, str]) -> None:
