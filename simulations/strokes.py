@@ -10,7 +10,7 @@ features there are hardly matters. So the features are fixed, and chosen for the
    Twice as loud as the pixels, for a length of 1 in all.
 4. Both are means over the image, counted twice, and the same image moved by one pixel up, down, left and right. A
    pen is not that exact: the same digit, written a little beside, is then nearly the same record. Where noise is
-   loudest, that is worth three points of accuracy.
+   loudest, that is worth three points of accuracy; this, too, was chosen on these very records.
 
 No feature depends on another record, so that nothing of it costs privacy. Tramèr and Boneh (2021, arXiv 2011.11660)
 show how far such features carry.
