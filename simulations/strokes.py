@@ -8,6 +8,9 @@ features there are hardly matters. So the features are fixed, and chosen for the
 2. The image is scaled to length 1.
 3. Beside its pixels stand all products of two pixels, which say what a pixel alone cannot: that two strokes meet.
    Twice as loud as the pixels, for a length of 1 in all.
+4. Both are means over the image, counted twice, and the same image moved by one pixel up, down, left and right. A
+   pen is not that exact: the same digit, written a little beside, is then nearly the same record. Where noise is
+   loudest, that is worth three points of accuracy; this, too, was chosen on these very records.
 
 No feature depends on another record, so that nothing of it costs privacy. Tramèr and Boneh (2021, arXiv 2011.11660)
 show how far such features carry.
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from typing_extensions import override
 
 from simulations.digits import CLASSES, PIXELS, Digits
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 
 _SIDE = 8
 _LOUDER = 2.0  # products than pixels
+_MOVES = ((0, 0), (0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # pixels down and right; where it is counts twice
+_BLANK = 1e-6  # a shorter image has no shape
 FEATURES = PIXELS + PIXELS * (PIXELS + 1) // 2
 
 
@@ -65,9 +71,12 @@ def strokes(pixels: Tensor) -> Tensor:
     places = (torch.arange(_SIDE) - (_SIDE - 1) / 2) / (_SIDE / 2)
     band = (1 - places**2).repeat(_SIDE)
     band /= band.norm()
-    shapes = pixels - (pixels @ band).unsqueeze(1) * band
-    shapes /= shapes.norm(dim=1, keepdim=True).clamp_min(1e-6)  # a blank image has no shape
+    wide = functional.pad(pixels.reshape(-1, _SIDE, _SIDE), (1, 1, 1, 1))
+    moved = torch.stack([wide[:, 1 - down :, 1 - right :][:, :_SIDE, :_SIDE].flatten(1) for down, right in _MOVES], 1)
+    shapes = moved - (moved @ band).unsqueeze(2) * band
+    shapes /= shapes.norm(dim=2, keepdim=True).clamp_min(_BLANK)
     first, second = torch.triu_indices(PIXELS, PIXELS)
     twice = torch.where(first == second, 1.0, math.sqrt(2.0))  # each pair of two stands once, for both orders
-    products = shapes[:, first] * shapes[:, second] * twice
-    return torch.cat([shapes, _LOUDER * products], dim=1) / math.hypot(1.0, _LOUDER)
+    products = (shapes.mT @ shapes)[:, first, second] * twice
+    parts = [functional.normalize(part, eps=_BLANK) for part in (shapes.sum(1), products)]
+    return torch.cat([parts[0], _LOUDER * parts[1]], dim=1) / math.hypot(1.0, _LOUDER)

@@ -1,6 +1,7 @@
 """What the benchmark of utility tries: data, noise, ε, and the settings that were found best for each.
 
-They were chosen on other splits than those reported, seeds 100 to 135. What helped, everywhere:
+They were chosen on other splits of the same records than those reported: seeds 100 to 135, and 200 to 239 for the
+features of digits and their settings at ε = 1 with local noise. No ε covers that. What helped, everywhere:
 
 - Every record in every step, one step a round: no other way to spend an ε adds as little noise for as much gradient.
 - A small clipping norm. It makes every record's gradient count about as much as any other's.
@@ -77,7 +78,8 @@ class Trial:
         """Return the run over sites of these sizes."""
         bound = data.room * self.learning_rate * min(1.0, self.max_grad_norm) * self.steps_per_round
         if self.noise == "shared" and self.epsilon:
-            sigma = calibrate(self.epsilon, data.delta, self.sample_rate, self.rounds * self.steps_per_round)
+            steps = self.rounds * self.steps_per_round
+            sigma = calibrate(self.epsilon, data.delta, self.sample_rate, steps, discrete=True)
             batch = self.sample_rate * max(sizes.values()) * len(sizes) ** 0.5
             bound = max(bound, _MARGIN * sigma * self.learning_rate * self.max_grad_norm / batch)
         shared = self.noise == "shared"
@@ -102,7 +104,7 @@ class Trial:
 
 
 _RATES: dict[tuple[str, str], tuple[float, float, float]] = {  # learning rates at ε = 1, 3, 8
-    ("digits", "local"): (65.0, 60.0, 120.0),
+    ("digits", "local"): (80.0, 60.0, 120.0),
     ("digits", "shared"): (67.0, 200.0, 400.0),
     ("cancer", "local"): (8.0, 8.0, 8.0),
     ("cancer", "shared"): (8.0, 16.0, 16.0),

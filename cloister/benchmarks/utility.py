@@ -21,6 +21,7 @@ from rich.progress import track
 
 from cloister.benchmarks.pipelines import charge_for_nobody
 from cloister.benchmarks.trials import DATA, EPSILONS, Data, Trial
+from privacy.accounting import epsilon
 from privacy.packing import pack, pack_with_share, unpack
 from privacy.randomness import Randomness
 from privacy.shared import share_for
@@ -45,6 +46,7 @@ _HELD_OUT = 0.2
 def measure(seeds: int, planned: Sequence[Trial], first_seed: int = 0) -> dict[str, Any]:
     """Train every trial with every seed; say on standard error how far it is."""
     found: dict[Trial, list[float]] = {trial: [] for trial in planned}
+    spent: dict[Trial, float] = {}
     charge, console = charge_for_nobody(), Console(stderr=True)
     jobs = [(data, seed, trial)
             for data in DATA for seed in range(first_seed, first_seed + seeds)
@@ -56,12 +58,15 @@ def measure(seeds: int, planned: Sequence[Trial], first_seed: int = 0) -> dict[s
         ):
             if dealt is None or dealt[0] != (data.name, seed):
                 dealt = (data.name, seed), deal(data, seed, Path(folder, f"{data.name}-{seed}"))
-            found[trial].append(_accuracy(dealt[1], data, trial, seed, charge))
+            studies, model, manifest = train(dealt[1], data, trial, seed, charge)
+            found[trial].append(accuracy(studies[0], model, together([study.held_out for study in studies])))
+            spent[trial] = epsilon([manifest.round_cost] * manifest.settings.rounds, data.delta)
     rows = [
         {
             **asdict(trial),
             "sites": data.sites,
             "delta": data.delta if trial.epsilon else None,
+            "epsilon_spent": spent[trial] if trial.epsilon else None,
             "accuracy_mean": fmean(found[trial]),
             "accuracy_std": pstdev(found[trial]),
             "seeds": seeds,
@@ -92,7 +97,7 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([
         *lines, "", f"seeds {first} to {first + seeds - 1}; ± is their deviation; δ is {deltas}, 1/n^1.1",
         "Local noise: ε is against everybody. Shared noise: against whoever sees the sums alone.",
-        "Settings were chosen on other splits of the same records, seeds 100 to 135: no ε covers that choice.",
+        "Settings were chosen on other splits of the same records, seeds 100 to 239: no ε covers that choice.",
     ])  # fmt: skip
 
 
@@ -107,21 +112,17 @@ def deal(data: Data, seed: int, folder: Path) -> Federation:
     return federation
 
 
-def _accuracy(federation: Federation, data: Data, trial: Trial, seed: int, charge: Charge) -> float:
-    """Return the share of everybody's held-out records that the result gets right."""
-    studies, model = train(federation, data, trial, seed, charge)
-    return accuracy(studies[0], model, together([study.held_out for study in studies]))
-
-
-def train(federation: Federation, data: Data, trial: Trial, seed: int, charge: Charge) -> tuple[list[Study], Model]:
-    """Sign a trial's run and train it; return all sites' studies, and the result."""
+def train(
+    federation: Federation, data: Data, trial: Trial, seed: int, charge: Charge
+) -> tuple[list[Study], Model, Manifest]:
+    """Sign a trial's run and train it; return all sites' studies, the result, and what was signed."""
     sizes = {site: len((path / "records.csv").read_text().splitlines()) - 1 for site, path in federation.paths.items()}
     sizes = {site: count - round(count * _HELD_OUT) for site, count in sizes.items()}
     federation.sign(trial.settings(data, sizes))
     manifest = read_run(federation.manifest, read_consortium(federation.server).roster()).manifest
     studies = studies_of(federation, manifest)
     weights = {site: manifest.weight(site) if trial.weighted else 1.0 for site in studies}
-    return list(studies.values()), _train(studies, manifest, weights, seed, charge)
+    return list(studies.values()), _train(studies, manifest, weights, seed, charge), manifest
 
 
 def _train(

@@ -26,8 +26,7 @@ SHORT = [PLAIN, *(replace(trial, rounds=2) for trial in trials() if trial.data =
 def test_it_trains_what_a_run_trains_bit_for_bit(tmp_path: Path, averaging: float) -> None:
     trial, seed = replace(PLAIN, averaging=averaging), 3
     federation = deal(CANCER, seed, tmp_path / "bench")
-    studies, model = train(federation, CANCER, trial, seed, charge_for_nobody())
-    manifest = read_run(federation.manifest, read_consortium(federation.server).roster()).manifest
+    studies, model, manifest = train(federation, CANCER, trial, seed, charge_for_nobody())
     cohort = replace(manifest.settings.cohort, round_deadline_seconds=20.0)
     federation.sign(replace(manifest.settings, seed=seed, cohort=cohort))
     for path in federation.paths.values():
@@ -55,6 +54,8 @@ def test_every_trial_gets_a_row_that_says_how_it_was_trained() -> None:
         assert {"data", "sites", "seeds", "delta", "rounds", "sample_rate", "learning_rate", "max_grad_norm"} <= set(
             row
         )
+        assert row["epsilon_spent"] is None if row["epsilon"] is None else row["epsilon_spent"] <= row["epsilon"]
+        assert row["epsilon"] is None or row["epsilon_spent"] > 0.97 * row["epsilon"]
     shown = table(report)
     assert "seeds 7 to 7" in shown
     assert "chosen on other splits" in shown
@@ -68,6 +69,7 @@ def test_every_trial_costs_what_it_says(tmp_path: Path) -> None:
             federation.sign(trial.settings(CANCER, dict.fromkeys(federation.sites, 80)))
             manifest = read_run(federation.manifest, read_consortium(federation.server).roster()).manifest
             assert 0.97 * trial.epsilon < epsilon([manifest.run_cost], CANCER.delta) <= trial.epsilon
+            assert manifest.run_cost.discrete == (trial.noise == "shared")
     assert pytest.approx(1 / 455.2**1.1) == CANCER.delta
 
 

@@ -24,10 +24,20 @@ def test_louder_ink_changes_nothing_and_a_blank_image_is_no_error() -> None:
     assert strokes(torch.zeros(1, 64)).abs().max() == 0
 
 
-def test_their_product_is_a_polynomial_of_the_shapes_product() -> None:
-    found = strokes(IMAGES)
-    linear = (found[:, :64] * np.sqrt(5)) @ (found[:, :64] * np.sqrt(5)).T
-    torch.testing.assert_close(found @ found.T, (linear + 4 * linear**2) / 5, atol=1e-5, rtol=0)
+def test_features_are_pixels_and_products_of_an_image_and_its_four_moves() -> None:
+    band = np.tile(1 - ((np.arange(8) - 3.5) / 4) ** 2, 8)
+    wide = np.pad(IMAGES.numpy().reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)))
+    linear, squares = np.zeros((20, 64)), np.zeros((20, 64 * 64))
+    for weight, down, right in [(2, 0, 0), (1, 1, 0), (1, -1, 0), (1, 0, 1), (1, 0, -1)]:
+        moved = np.roll(wide, (down, right), (1, 2))[:, 1:-1, 1:-1].reshape(20, 64)
+        shapes = moved - np.outer(moved @ band / (band @ band), band)
+        shapes /= np.linalg.norm(shapes, axis=1, keepdims=True)
+        linear += weight * shapes
+        squares += weight * np.einsum("ni,nj->nij", shapes, shapes).reshape(20, -1)
+    linear, squares = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (linear, squares))
+    found = strokes(IMAGES).double().numpy()
+    np.testing.assert_allclose(found @ found.T, (linear @ linear.T + 4 * squares @ squares.T) / 5, atol=1e-5)
+    np.testing.assert_allclose(found[:, :64] * np.sqrt(5), linear, atol=1e-5)
 
 
 def test_the_task_reads_what_is_written(tmp_path: Path) -> None:
