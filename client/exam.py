@@ -94,17 +94,22 @@ class Exam:
         module = study.load_into(study.module(settings.model_seed), study.start(settings))
         module.eval()
         with torch.no_grad():
-            outputs = module(inputs)
-            known = study.task.metrics(outputs, targets)
+            # Each by itself: over a batch, one record could change what a metric says of all the others.
+            each = list(zip(module(inputs).split(1), targets.split(1), strict=True))
             columns = [torch.ones(len(inputs))]
-            for name in asked.metrics:
-                if name not in known or known[name].shape != (len(inputs),):
-                    msg = f"{study.name} has no metric {name!r} with one value a record; name others in [evaluation]"
-                    raise TaskError(msg)
-                columns.append(torch.nan_to_num(known[name].double().cpu(), nan=0.0).clamp(0, 1))
+            if asked.metrics:
+                known = [study.task.metrics(*one) for one in each]
+                for name in asked.metrics:
+                    if any(name not in found or found[name].shape != (1,) for found in known):
+                        msg = (
+                            f"{study.name} has no metric {name!r} with one value a record; name others in [evaluation]"
+                        )
+                        raise TaskError(msg)
+                    values = torch.cat([found[name] for found in known]).double().cpu()
+                    columns.append(torch.nan_to_num(values, nan=0.0).clamp(0, 1))
             if asked.loss_bound is not None:
-                each = [study.task.loss(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(inputs))]
-                losses = torch.nan_to_num(torch.stack(each).double().cpu(), nan=asked.loss_bound)
+                losses = torch.stack([study.task.loss(*one) for one in each]).double().cpu()
+                losses = torch.nan_to_num(losses, nan=asked.loss_bound)
                 columns.append(losses.clamp(0, asked.loss_bound) / asked.loss_bound)
         for place, column in enumerate(columns):
             total[place] = float(column.sum())

@@ -47,13 +47,24 @@ class Tiny(Task):
 
 
 class Scored(Tiny):
-    """Has metrics: one within its range, one that is beyond it or no number, one that is not of single records."""
+    """Has metrics: one within its range, one that is beyond it or no number."""
 
     @override
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         off = (outputs - targets).squeeze(1)
         odd = torch.where(off > 0, 3 * off, torch.full_like(off, torch.nan))
-        return {"near": (off.abs() < 1).float(), "odd": odd, "whole": off.mean()}
+        return {"near": (off.abs() < 1).float(), "odd": odd}
+
+
+class Ranked(Tiny):
+    """Its metrics hold each record against all others: a rank, and an accuracy that is balanced over classes."""
+
+    @override
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        near = ((outputs - targets).abs() < 1).float().squeeze(1)
+        classes = targets.squeeze(1).round()
+        balanced = near / (classes[:, None] == classes).float().sum(1)
+        return {"above": (outputs > outputs.mean()).float().squeeze(1), "balanced": balanced}
 
 
 class Unlisted(Tiny):
