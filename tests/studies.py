@@ -113,6 +113,7 @@ class Broken(Tiny):
     """Meets a bug, which quotes a record, as often as its class says; only once it has read records."""
 
     bugs: ClassVar[int] = 0
+    kind: ClassVar[type[BaseException]] = ValueError
 
     def __init__(self) -> None:
         self._has_records = False
@@ -126,7 +127,7 @@ class Broken(Tiny):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self._has_records and Broken.bugs > 0:
             Broken.bugs -= 1
-            raise ValueError(QUOTE)
+            raise self.kind(QUOTE)
         return super().loss(outputs, targets)
 
 
