@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import math
 import operator
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import file_digest
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -35,10 +37,11 @@ def find_model(folder: Path, digest: str, layout: Layout, site: str) -> Model:
         RefusedError: if there is none, it is no safetensors file, or the model is not of this layout.
     """
     for path in sorted(folder.rglob("*.safetensors")):
-        state = path.stat()
-        if _digest(path, state.st_mtime_ns, state.st_size) == digest:
-            with path.open("rb") as file:
-                return Model(_read(file, layout, digest), layout)
+        with suppress(OSError):  # a link that leads nowhere, or somebody else's: it may still be in another file
+            state = path.stat()
+            if S_ISREG(state.st_mode) and _digest(path, state.st_mtime_ns, state.st_size) == digest:
+                with path.open("rb") as file:
+                    return Model(_read(file, layout, digest), layout)
     msg = (
         f"{site} does not have the model to start from, the safetensors file with SHA-256 {digest}; "
         "put it into the site's models/public/"

@@ -105,7 +105,7 @@ class Exam:
             # Each record by itself, so that what is said of it depends on no other.
             known = [study.task.metrics(*one) for one in single]
             for name in asked.metrics:
-                values = torch.cat([each[name] for each in known]).double().cpu()
+                values = torch.stack([each[name].reshape(()) for each in known]).double().cpu()
                 columns.append(torch.nan_to_num(values, nan=0.0).clamp(0, 1))
             if asked.loss_bound is not None:
                 losses = torch.stack([study.task.loss(*one) for one in single]).double().cpu()

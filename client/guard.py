@@ -24,7 +24,7 @@ from weakref import ref
 import torch
 from torch import nn
 
-from client.meeting import REMEMBERS, check_meeting, check_place
+from client.meeting import REMEMBERS, check_chance, check_meeting, check_place
 from client.terms import check_leaves, check_loss
 from client.trial import Example, Trial, make_model, same
 from privacy.errors import TaskError
@@ -61,12 +61,14 @@ def _check(task: Task, example: Example) -> None:
     inputs, targets = example.batch()
     trial = Trial(task, _made(task, inputs))
     check_meeting(trial, inputs)
+    check_chance(trial, inputs)
     check_place(trial, inputs)
     _check_shared(trial.module)
     _check_state(trial, inputs, targets)
     check_loss(trial, inputs, targets)
     _shake(trial.module)
     check_meeting(trial, inputs)
+    check_chance(trial, inputs)
     check_place(trial, inputs)
     check_loss(trial, inputs, targets)
     with torch.no_grad():

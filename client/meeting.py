@@ -7,10 +7,12 @@ meet: batch normalisation, its functional form, a mean, attention over the wrong
 
 from __future__ import annotations
 
+import random
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 REMEMBERS = (
     "its model remembers earlier batches; let its outputs depend on its inputs and parameters alone, and change none"
 )
+_SEEDS = 40  # of a model that draws: records that meet in one batch of ten are missed by one guard in sixty
 _CLOSE = 1e-3  # outputs in batches of other sizes, relative to the largest: other kernels add in another order
 
 
@@ -43,6 +46,29 @@ def check_meeting(trial: Trial, inputs: Tensor) -> None:
                     raise TaskError(_explained(trial, inputs, replaced, record, outputs))
 
 
+def check_chance(trial: Trial, inputs: Tensor) -> None:
+    """Refuse a model in which records meet by chance, in some batches and not in others.
+
+    Raises:
+        TaskError: saying so, or that it draws where this cannot be repeated.
+    """
+    others = random.getstate(), repr(np.random.get_state())  # noqa: NPY002 - what a task may use
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        trial.outputs(inputs.clone())
+        if others != (random.getstate(), repr(np.random.get_state())):  # noqa: NPY002
+            msg = "its model draws from another generator than torch's; use torch's alone, which can be tried"
+            raise TaskError(msg)
+        if torch.equal(before, torch.get_rng_state()):
+            return
+        for seed in range(1, _SEEDS):
+            replaced = next(_replacements(trial, inputs, 0, seed))[1]
+            if _differ(trial.outputs(inputs.clone(), seed), replaced, len(inputs), 0):
+                msg = f"records of a batch meet in its model by chance, in some batches; {_GENERAL}, in no batch"
+                raise TaskError(msg)
+
+
 def check_place(trial: Trial, inputs: Tensor) -> None:
     """Refuse a model in which it matters where in the batch a record stands, or how many there are.
 
@@ -50,6 +76,7 @@ def check_place(trial: Trial, inputs: Tensor) -> None:
         TaskError: saying so. Every batch has another size, and one record more moves others on.
     """
     trial.module.eval()  # without dropout, whose draws go by place
+    check_meeting(trial, inputs)
     with torch.no_grad():
         outputs = trial.outputs(inputs.clone())
         if same(outputs, trial.outputs(inputs.clone(), seed=1)):
@@ -69,21 +96,21 @@ def check_place(trial: Trial, inputs: Tensor) -> None:
     trial.module.train()
 
 
-def _replacements(trial: Trial, inputs: Tensor, record: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _replacements(trial: Trial, inputs: Tensor, record: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batch with one record replaced, and its outputs.
 
     By another that the task made up; then, if they are real numbers, by something louder than any of them.
     """
     replaced = inputs.clone()
     replaced[record] = inputs[next(row for row in range(len(inputs)) if not same(inputs[row], inputs[record]))]
-    yield replaced, trial.outputs(replaced.clone())
+    yield replaced, trial.outputs(replaced.clone(), seed)
     if inputs.is_floating_point():
         for factor in (8.0, -8.0):
             replaced = inputs.clone()
             replaced[record] = inputs[record] * factor + factor / 8
             found = None
             with suppress(TaskError):  # a model need not take it
-                found = trial.outputs(replaced.clone())
+                found = trial.outputs(replaced.clone(), seed)
             if found is not None:
                 yield replaced, found
 

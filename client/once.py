@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from privacy.errors import ProtocolError
-from privacy.storage import sync_folder
+from privacy.storage import make_folder, sync_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ class Once:
         Raises:
             ProtocolError: if it was done with something else.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         with open(self._path(run), "a+b", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
@@ -42,8 +42,8 @@ class Once:
                 file.truncate(data.rfind(b"\n") + 1)  # a line that was cut off: nothing was done after it
                 file.write(f"{deed}: {value}\n".encode())
                 file.flush()
-                os.fsync(file.fileno())
-                sync_folder(self._folder)
+            os.fsync(file.fileno())  # also what another process wrote, which may have been killed just before this
+            sync_folder(self._folder)
 
     def _path(self, run: str) -> Path:
         return self._folder / f"{run[:16]}.once"

@@ -80,6 +80,7 @@ def _starting_point(site: Site, accepted: Accepted, plan: RoundPlan) -> Checkpoi
 
 def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> SignedUpdate:
     keys = _current_keys(site, plan)
+    seed, masks = new_masks(site, manifest, plan)  # or a refusal, before anything is charged or takes time
     weight, bound, layout = manifest.weight(site.name), checkpoint.update_bound, checkpoint.model.layout
     left, packed = None, recover(site, manifest, plan)
     if packed is None and manifest.settings.shares_noise:
@@ -89,7 +90,6 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
         packing = replace(manifest.packing, update_bound=bound)
         packed, left = pack(private, weight, packing, _randomness(manifest, site, plan, "rounding")), private.vector
     del checkpoint
-    seed, masks = new_masks(site, manifest, plan)
     tagged = keys.tag.tag(mask(packed, masks), plan, site.name)
     made = keys.mac.authenticate(keys.decryption.encrypt(tagged, site.apply), plan, site.name)
     if left is not None:
@@ -126,7 +126,11 @@ def _charge_and_make(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint
     ledger, limit = site.account(manifest.settings)
     charge = ledger.reserve(_release_of(manifest, plan), manifest.round_cost, limit)
     work = site.work(manifest.settings)
-    return work.release(manifest, checkpoint.model, _randomness(manifest, site, plan, "training")), charge
+    try:
+        return work.release(manifest, checkpoint.model, _randomness(manifest, site, plan, "training")), charge
+    except Exception:  # the server will see that it failed, as often as it asks
+        ledger.fails(charge.release)
+        raise
 
 
 def _release_of(manifest: Manifest, plan: RoundPlan) -> Release:

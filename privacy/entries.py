@@ -1,7 +1,8 @@
 """A ledger's lines: read and verified as a chain, strictly, because what is not understood cannot be counted.
 
 A line is the digest of all before it and of itself, a space, and an event as JSON. The first event says whose ledger it
-is; every other one is a charge, or says that what was made under a charge is about to leave. A torn last line, of an
+is; every other one is a charge, or says that what was made under a charge is about to leave: its digest, or, empty,
+that making it failed. A torn last line, of an
 append that was cut off, was never acknowledged to anybody; it is dropped. An edit, a deletion or a swap breaks the
 chain.
 """
@@ -9,7 +10,7 @@ chain.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -56,7 +57,7 @@ class Entries:
     """What a ledger's file holds."""
 
     charges: tuple[Entry, ...]
-    left: dict[Release, str]  # digests of what left, by what it was charged for
+    left: dict[Release, str]  # digests of what left, by what it was charged for; empty if it failed since its charge
     heads: frozenset[str]  # that the ledger has had
     head: str  # digest of all of it
     size: int  # bytes, without a torn last line
@@ -65,6 +66,10 @@ class Entries:
         """Return the charge of a release of this cost for which nothing has left yet."""
         own = next((entry for entry in reversed(self.charges) if entry.release == release), None)
         return own if own and own.mechanism == mechanism and release not in self.left else None
+
+    def has_round_of(self, release: Release) -> bool:
+        """Whether any attempt at a release's round was charged: with masks, later ones send what the first made."""
+        return any(replace(entry.release, attempt=release.attempt) == release for entry in reversed(self.charges))
 
 
 def read_entries(data: bytes, path: Path, site: str, lineage: str) -> Entries:
@@ -91,6 +96,8 @@ def read_entries(data: bytes, path: Path, site: str, lineage: str) -> Entries:
                     left[_release(event)] = event["left"]
                 else:
                     charges.append(_entry(event, head))
+                    if left.get(charges[-1].release) == "":
+                        del left[charges[-1].release]  # charged again, for another try
                 continue
             whose = event["site"], event["lineage"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:

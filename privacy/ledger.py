@@ -6,6 +6,7 @@ Rules, each of which a test holds:
 - An entry is appended and fsynced before `reserve` returns; only its `Charge` lets training start.
 - Nothing is ever refunded or overwritten. A crash may over-count, never under-count: by one release, since a release
   that was charged and has not left, as an entry of its own would say, is not charged again.
+- What failed is charged again when it is asked for again: that it failed was told, and may tell of records.
 - Entries are events (σ, sampling rate, steps, whether the noise is discrete); ε is computed from them, per person.
 - Each entry carries the digest of the one before it: an edit, a deletion or a swap is found. See `privacy.entries`.
 - An older copy of the file, or none, is noticed with the head that a server remembers. See `privacy.heads`.
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 from privacy.accounting import Mechanism, epsilon
 from privacy.entries import Release, read_entries, write_charge, write_left
 from privacy.errors import BudgetError, LedgerError, ProtocolError
-from privacy.storage import sync_folder
+from privacy.storage import make_folder, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -70,6 +71,7 @@ class Ledger:
         """
         with self._opened() as (file, entries):
             if (unused := entries.unused(release, mechanism)) is not None:
+                self._append(file, b"")  # who wrote it may have been killed before it was on disk
                 return Charge(release, mechanism, unused.head)
             charged = [entry.mechanism for entry in entries.charges]
             self._check(self.cost([*charged, mechanism], budget.delta), budget, f"round {release.round}")
@@ -82,7 +84,7 @@ class Ledger:
                 )
                 raise BudgetError(msg)
             lines, head = write_charge(entries, self.site, self.lineage, release, mechanism, _now())
-            self._append(file, entries, lines)
+            self._append(file, lines)
         return Charge(release, mechanism, head)
 
     def leaves(self, release: Release, made: str) -> None:
@@ -90,18 +92,32 @@ class Ledger:
 
         Raises:
             ProtocolError: if something else was noted: what was made for a release leaves once.
+            LedgerError: if no attempt at its round was charged, so that this must be an older copy.
         """
         with self._opened() as (file, entries):
+            if not entries.has_round_of(release):
+                msg = (
+                    f"{self.path}: no charge for round {release.round}, for which {self.site} made an update; "
+                    "restore the newest copy, nothing leaves until then"
+                )
+                raise LedgerError(msg)
             before = entries.left.get(release)
-            if before is None:
-                self._append(file, entries, write_left(entries, self.site, self.lineage, release, made, _now())[0])
+            if not before:
+                self._append(file, write_left(entries, self.site, self.lineage, release, made, _now())[0])
             elif before != made:
                 msg = f"{self.site} has made another update for round {release.round}; no second one leaves"
                 raise ProtocolError(msg)
+            else:
+                self._append(file, b"")  # who wrote it may have been killed before it was on disk
+
+    def fails(self, release: Release) -> None:
+        """Note that making what was charged has failed, and that others are about to be told."""
+        with self._opened() as (file, entries):
+            self._append(file, write_left(entries, self.site, self.lineage, release, "", _now())[0])
 
     def has_left(self, release: Release) -> bool:
-        """Whether anything left for a release."""
-        return release in self.entries().left
+        """Whether anything left for a release, other than that it failed."""
+        return bool(self.entries().left.get(release))
 
     def entries(self) -> Entries:
         """Return all that stands in the ledger. Writes nothing: a torn last line stays, unread.
@@ -189,7 +205,7 @@ class Ledger:
     def _opened(self) -> Iterator[tuple[BinaryIO, Entries]]:
         """Lock the file, read it, and cut a torn last line off."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             with open(self.path, "a+b", opener=_private) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 file.seek(0)
@@ -202,12 +218,11 @@ class Ledger:
             msg = f"{self.path}: {error.strerror or error}; no update leaves until the ledger can be written"
             raise LedgerError(msg) from error
 
-    def _append(self, file: BinaryIO, entries: Entries, lines: bytes) -> None:
+    def _append(self, file: BinaryIO, lines: bytes) -> None:
         file.write(lines)
         file.flush()
         os.fsync(file.fileno())
-        if not entries.size:
-            sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
 
 
 def _now() -> str:

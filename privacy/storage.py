@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Replace a file's content so that a crash leaves the old or the new one; only its owner may read it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     with open(beside, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.writelines(parts)
@@ -19,6 +19,14 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
         os.fsync(file.fileno())
     beside.replace(path)
     sync_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, whose names are as durable as what will lie in it."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

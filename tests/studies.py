@@ -56,6 +56,17 @@ class Scored(Tiny):
         return {"near": (off.abs() < 1).float(), "odd": odd}
 
 
+class Ranked(Tiny):
+    """Its metrics hold each record against all others: a rank, and an accuracy that is balanced over classes."""
+
+    @override
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        near = ((outputs - targets).abs() < 1).float().squeeze(1)
+        classes = targets.squeeze(1).round()
+        balanced = near / (classes[:, None] == classes).float().sum(1)
+        return {"above": (outputs > outputs.mean()).float().squeeze(1), "balanced": balanced}
+
+
 class Unlisted(Tiny):
     """No site's policy names it."""
 
@@ -102,6 +113,7 @@ class Broken(Tiny):
     """Meets a bug, which quotes a record, as often as its class says; only once it has read records."""
 
     bugs: ClassVar[int] = 0
+    kind: ClassVar[type[BaseException]] = ValueError
 
     def __init__(self) -> None:
         self._has_records = False
@@ -115,7 +127,7 @@ class Broken(Tiny):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self._has_records and Broken.bugs > 0:
             Broken.bugs -= 1
-            raise ValueError(QUOTE)
+            raise self.kind(QUOTE)
         return super().loss(outputs, targets)
 
 

@@ -182,9 +182,11 @@ def test_a_crash_after_the_charge_is_not_charged_again_since_nothing_left(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studies.Broken, "bugs", 1)
+    monkeypatch.setattr(studies.Broken, "kind", KeyboardInterrupt)
     federation = make_federation(replace(NOISY, task=task_name(studies.Broken)))
     plan = plan_of(federation)
-    assert train(federation, plan).has_error()
+    with pytest.raises(KeyboardInterrupt):
+        train(federation, plan)
     assert charges_of(federation, SITE) == 1
     restart(federation, SITE)
     update = update_of(train(federation, plan))
@@ -192,6 +194,43 @@ def test_a_crash_after_the_charge_is_not_charged_again_since_nothing_left(
     restart(federation, SITE)
     assert update_of(train(federation, plan)) == update
     assert charges_of(federation, SITE) == 1
+
+
+def test_an_error_that_the_server_was_told_of_is_charged_again_each_time(
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else a server could ask the same round of the same records as often as it likes, and count how often it fails.
+    monkeypatch.setattr(studies.Broken, "bugs", 3)
+    federation = make_federation(replace(NOISY, task=task_name(studies.Broken)))
+    plan = plan_of(federation)
+    for told in (1, 2, 3):
+        assert train(federation, plan).has_error()
+        assert charges_of(federation, SITE) == told
+        restart(federation, SITE)
+    update = update_of(train(federation, plan))
+    assert charges_of(federation, SITE) == 4
+    assert update_of(train(federation, plan)) == update
+    assert charges_of(federation, SITE) == 4
+
+
+def test_an_update_does_not_leave_once_the_ledger_has_no_charge_for_it(federation: Federation) -> None:
+    plan = plan_of(federation)
+    assert train(federation, plan).has_content()
+    (ledger,) = (federation.paths[SITE] / "ledger").iterdir()
+    ledger.unlink()  # as an older copy would be, with a newer outbox
+    restart(federation, SITE)
+    assert "ledger could not be" in str(train(federation, plan).error.reason)
+    assert charges_of(federation, SITE) == 0
+
+
+def test_a_cohort_that_no_masks_can_be_made_for_costs_nothing(make_federation: FederationMaker) -> None:
+    masked = replace(SETTINGS.encryption, collusion_resistant=True)
+    sizes = {**SETTINGS.cohort.sizes, "stranger": 10}  # whom no roster lists
+    cohort = replace(SETTINGS.cohort, sizes=sizes)
+    federation = make_federation(replace(SETTINGS, encryption=masked, cohort=cohort))
+    answer = train(federation, plan_of(federation, cohort=("east", "north", "south", "stranger")))
+    assert answer.has_error()
+    assert charges_of(federation, SITE) == 0
 
 
 # --- Only what was signed -------------------------------------------------------------------------------------------

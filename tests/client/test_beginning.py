@@ -1,6 +1,7 @@
 """A run starts from a model that every site has already, named by what it holds; any other is refused in a sentence."""
 
 import json
+import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import replace
@@ -128,6 +129,14 @@ def test_no_run_begins_with_a_model_of_another_task(make_federation: FederationM
 def test_tensors_are_found_by_their_names_in_whatever_order(tmp_path: Path) -> None:
     assert find(tmp_path, file_of(TENSORS)) == WANTED
     assert find(tmp_path, file_of(dict(reversed(TENSORS.items())), made="elsewhere")) == WANTED
+
+
+def test_what_is_no_file_that_can_be_read_is_passed_over(tmp_path: Path) -> None:
+    public = tmp_path / "public"
+    (public / "a folder.safetensors").mkdir(parents=True)
+    (public / "broken.safetensors").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(public / "fifo.safetensors")
+    assert find(tmp_path, file_of(TENSORS)) == WANTED
 
 
 def test_a_file_that_changed_is_another(tmp_path: Path) -> None:

@@ -135,6 +135,24 @@ def test_one_record_changes_a_sites_vector_by_at_most_one(trained: tuple[Federat
     assert lengths.max() > 0.7
 
 
+def test_a_metric_that_compares_records_sees_one_at_a_time(make_federation: FederationMaker) -> None:
+    terms = dict.fromkeys(SITES, replace(TERMS_HALF, tasks=(task_name(studies.Ranked),)))
+    federation = make_federation(replace(TRAINED, task=task_name(studies.Ranked)), terms)
+    settings = replace(evaluation(put_model(federation), metrics=("above", "balanced")), task=task_name(studies.Ranked))
+    federation.sign(settings)
+    _, manifest, _ = signed_run(federation)
+    site = open_site(federation.paths["north"])
+    study, work = site.study(settings.task), site.work(settings)
+    inputs, targets = study.held_out
+    extreme = torch.cat([inputs, torch.full((1, 2), 1e6)]), torch.cat([targets, targets[:1]])
+    sums = []
+    for held_out in ((inputs, targets), extreme):
+        study.__dict__["_records"] = study._records[0], held_out
+        update = work.release(manifest, work.start(settings), Randomness.fresh())
+        sums.append(update.vector.astype(np.float64) * settings.largest_size)
+    assert np.linalg.norm(sums[1] - sums[0]) <= 1 + 1e-5
+
+
 def test_what_is_held_out_has_a_budget_of_its_own(make_federation: FederationMaker) -> None:
     federation = make_federation(TRAINED, dict.fromkeys(SITES, replace(TERMS_HALF, epsilon=50.0)))
     run_with_budget(federation, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -139,6 +140,12 @@ MEETING = {
         "records of a batch meet in its model before `0.layers` (Sequential); "),
     "over their number": (after(lambda x: x / len(x)), "its model gives a record another output in another batch"),
     "by their place": (Made(Placed, example=sequences), "its model gives a record another output in another batch"),
+    "mixed in one batch of ten": (after(lambda x: (x + x.flip(0)) / 2 if torch.rand(()) < 0.1 else x),
+        "records of a batch meet in its model by chance, in some batches; " + BY_ITSELF),
+    "mixed by another generator": (after(lambda x: x.flip(0) if random.random() < 0 else x),  # noqa: S311
+        "its model draws from another generator than torch's"),
+    "mixed when it is evaluated": (
+        Made(lambda: Evaluated(head())), "records of a batch meet in forward of its model (Evaluated)"),
     "one row for two": (
         Made(lambda: nn.Sequential(nn.Flatten(), Through(lambda x: x.reshape(-1, 4), head())), example=sequences),
         "its model makes outputs of shape (30, 3) from 5 records; keep one row for each record"),
@@ -148,6 +155,19 @@ MEETING = {
              lambda outputs, targets: (outputs - targets).square().mean()),
         "its model makes outputs of shape () from 1 records; keep one row for each record"),
 }  # fmt: skip
+
+
+class Evaluated(nn.Module):
+    """Takes a little of all records off each, once it is trained: less than what a batch's size may change."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.layer(inputs)
+        return found if self.training else found - 1e-6 * found.sum(0)
 
 
 @pytest.mark.parametrize(("task", "said"), MEETING.values(), ids=MEETING.keys())

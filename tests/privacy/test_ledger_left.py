@@ -1,0 +1,82 @@
+"""What was charged leaves once, is charged again once its failure was told, and never leaves on a promise of memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from privacy.accounting import Mechanism
+from privacy.errors import LedgerError, ProtocolError
+from privacy.ledger import Budget, Ledger, Release
+
+ROUND = Mechanism(noise_multiplier=1.0, sample_rate=0.1, steps=5)
+AMPLE = Budget(epsilon=100.0, delta=1e-5)
+RELEASE = Release("a" * 64, 1, 1)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "folder" / "patients"
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """What was synced to disk since the test began, in order."""
+    found, sync = list[Path](), os.fsync
+
+    def noting(descriptor: int) -> None:
+        found.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    return found
+
+
+def ledger(path: Path) -> Ledger:
+    """Open a ledger as a process that has just started does."""
+    return Ledger(path, "north", "patients")
+
+
+def charge(path: Path) -> int:
+    """Reserve the release, and count what was ever charged."""
+    ledger(path).reserve(RELEASE, ROUND, AMPLE)
+    return len(ledger(path).mechanisms())
+
+
+def test_a_charge_is_used_again_until_something_leaves_or_its_failure_is_told(path: Path) -> None:
+    assert [charge(path), charge(path)] == [1, 1]
+    ledger(path).fails(RELEASE)
+    assert not ledger(path).has_left(RELEASE)
+    assert [charge(path), charge(path)] == [2, 2]
+    ledger(path).leaves(RELEASE, "a")
+    ledger(path).leaves(RELEASE, "a")
+    assert ledger(path).has_left(RELEASE)
+    with pytest.raises(ProtocolError, match="no second one leaves"):
+        ledger(path).leaves(RELEASE, "b")
+    assert charge(path) == 3
+
+
+def test_nothing_leaves_for_a_round_that_was_not_charged(path: Path) -> None:
+    charge(path)
+    ledger(path).leaves(replace(RELEASE, attempt=2), "a")  # with masks, the same update again
+    others = replace(RELEASE, round=2), replace(RELEASE, run="b" * 64), replace(RELEASE, purpose="evaluation")
+    for other in others:
+        with pytest.raises(LedgerError, match="no charge for round"):
+            ledger(path).leaves(other, "a")
+
+
+def test_what_another_process_wrote_is_on_disk_before_it_is_relied_on(path: Path, synced: list[Path]) -> None:
+    # It may have been killed between writing and syncing: then the line can be read, and a power failure takes it.
+    for deed in (lambda: charge(path), lambda: ledger(path).leaves(RELEASE, "a")):
+        for _ in range(2):
+            synced.clear()
+            deed()
+            assert synced[-2:] == [path, path.parent]
+
+
+def test_the_folders_in_which_it_lies_are_on_disk_too(tmp_path: Path, path: Path, synced: list[Path]) -> None:
+    charge(path)
+    assert {tmp_path, tmp_path / "new", path.parent, path} <= set(synced)
