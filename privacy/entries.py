@@ -98,6 +98,8 @@ def read_entries(data: bytes, path: Path, site: str, lineage: str) -> Entries:
                     charges.append(_entry(event, head))
                     if left.get(charges[-1].release) == "":
                         del left[charges[-1].release]  # charged again, for another try
+                    if "purpose" not in event:  # of before it was noted what left: nobody knows
+                        left.setdefault(charges[-1].release, "")
                 continue
             whose = event["site"], event["lineage"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from privacy.config import STRICT
 from privacy.errors import RefusedError
 from privacy.packing import Profile
+from privacy.shared import colluding_sites
 
 if TYPE_CHECKING:
     from privacy.manifest import Manifest
@@ -30,6 +31,7 @@ class Policy:
     encryption: tuple[Profile, ...] = ("compact", "precise", "dense")  # encryption itself is not optional
     collusion_resistant: bool = False  # only runs with masks
     shared_noise: bool = False  # also runs in which only the sum has all of the noise: `privacy.shared`
+    colluding_sites: Annotated[int, Field(ge=0)] = 1  # so many sites' shares at least must not count in such a run
     share: tuple[str, ...] = ("epsilon",)  # what else may leave: "epsilon", and metrics by name, such as "loss"
 
 
@@ -59,6 +61,9 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
         raise _refusal(site, "a run without masks", "collusion_resistant = true")
     if settings.shares_noise and not policy.shared_noise:
         raise _refusal(site, "noise of which each site adds only a share", "shared_noise = false")
+    if settings.shares_noise and colluding_sites(settings) < policy.colluding_sites:
+        asked = f"shared noise that counts on all sites but {colluding_sites(settings)}"
+        raise _refusal(site, asked, f"colluding_sites = {policy.colluding_sites}")
 
 
 def _refusal(site: str, asked: str, limit: str) -> RefusedError:

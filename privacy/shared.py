@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from privacy.manifest import Manifest, RunSettings
     from privacy.update import Model
 
-_COLLUDING = 1  # every site sees the sum, and knows its own share
 _MOST_ROUNDING = 0.05  # of C
 _LEAST_VARIANCE = 8**2  # levels²
 _FLOAT32 = 2.0**-24  # half a unit in the last place of 1
@@ -64,8 +63,16 @@ def honest_sites(settings: RunSettings) -> int:
     """Return how many sites make the noise that a run counts on, K: of a minimum cohort, those that do not collude."""
     if not settings.shares_noise:
         return 1
-    colluding = settings.privacy.colluding_sites
-    return settings.cohort.minimum - (_COLLUDING if colluding is None else colluding)
+    return settings.cohort.minimum - colluding_sites(settings)
+
+
+def colluding_sites(settings: RunSettings) -> int:
+    """Return how many sites' shares do not count in a run. Every site sees the sums, and knows its own: one at least.
+
+    A run may say 0, for a site that lets it (`[policy]`): its ε is then against those who take no part.
+    """
+    given = settings.privacy.colluding_sites
+    return 1 if given is None else given
 
 
 def share_for(manifest: Manifest, model: Model) -> Share:

@@ -58,6 +58,7 @@ def prepare_study(folder: Path, run: Path | None = None, *, limits: bool = True)
     terms = SiteTerms(tasks=(settings.task,))
     if not limits:
         terms = SiteTerms(
-            (settings.task,), epsilon=inf, maximum_epsilon=inf, minimum_noise_multiplier=0.0, shared_noise=True
-        )
+            (settings.task,), epsilon=inf, maximum_epsilon=inf, minimum_noise_multiplier=0.0, shared_noise=True,
+            colluding_sites=0,
+        )  # fmt: skip
     return Study(federation, settings, terms, sum(patients.values()))

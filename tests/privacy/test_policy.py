@@ -121,6 +121,9 @@ def test_a_site_shares_noise_only_if_it_says_so() -> None:
     check_policy(replace(policy(), shared_noise=True), manifest, 2.0, "north")
     with pytest.raises(RefusedError, match=r"minimum_noise_multiplier = 4\.1"):
         check_policy(replace(policy(minimum_noise_multiplier=4.1), shared_noise=True), manifest, 2.0, "north")
+    trusting = replace(settings, privacy=replace(settings.privacy, colluding_sites=0))
+    with pytest.raises(RefusedError, match="counts on all sites but 0: its policy says colluding_sites = 1"):
+        check_policy(replace(policy(), shared_noise=True), make_manifest(trusting)[0], 2.0, "north")
 
 
 def test_the_defaults_are_the_safe_ones() -> None:
