@@ -184,7 +184,7 @@ def gather(
     with TemporaryDirectory(prefix="cloister-") as folder:
         try:
             team = _meet(Path(folder), device, when_lost, patience)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             msg = f"this site's processes have not found each other ({error}); start them all with one torchrun command"
             raise DeviceError(msg) from error
         try:
