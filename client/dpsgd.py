@@ -36,7 +36,7 @@ from client.gradients.optimizer import CipherOptimizer
 from client.gradients.together import TeamOptimizer
 from client.settings import Computing
 from client.team import Order
-from privacy.errors import DeviceError, TaskError
+from privacy.errors import TaskError
 from privacy.randomness import Randomness
 
 if TYPE_CHECKING:
@@ -81,7 +81,6 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
     order = Order(
         task=manifest.settings.task,
         model_seed=manifest.settings.model_seed,
-        records=len(records[0]),
         gradients=choice.gradients,
         physical_batch=choice.physical_batch,
         precision=computing.precision,
@@ -110,13 +109,11 @@ def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], orde
         team: of which this process is a worker.
 
     Raises:
-        DeviceError: if the team has lost a process, or the first one has other records.
+        DeviceError: if the team has lost a process.
     """
+    no_noise = _Chance(Randomness.fresh(), 0.0, 0.0)  # nor is anything else drawn of it
     with team.round():
-        if len(records[0]) != order.records:
-            msg = f"a worker has {len(records[0])} records, and the agent {order.records}; start them all again"
-            raise DeviceError(msg)
-        _take_steps(task, model, records, order, _Chance(Randomness.fresh(), 0.0, 0.0), team)  # nothing is drawn of it
+        _take_steps(task, model, records, order, no_noise, team)
 
 
 def way_to_train(task: Task, model: nn.Module, computing: Computing) -> Choice:
@@ -166,7 +163,7 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
         loss_reduction="mean",
         randomness=chance.randomness,
     )
-    count = order.records
+    count = len(records[0])
     try:
         with quiet(), closing(optimizer):
             for _ in range(order.steps):

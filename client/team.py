@@ -52,7 +52,6 @@ class Order:
 
     task: str
     model_seed: int
-    records: int  # that the first process has
     gradients: Gradients
     physical_batch: int
     precision: Precision
@@ -140,7 +139,7 @@ class Team:
             yield
         except RuntimeError as error:  # all that torch.distributed raises
             self.lose()
-            reason = str(error).strip().partition("\n")[0][:200]
+            reason = str(error).strip().partition("\n")[0].partition(". ")[0][:200]
             msg = (
                 f"process {self.rank} of {self.size} has lost another one ({reason}); what was charged stays charged. "
                 "See what the other one said, and start them all again"
@@ -200,14 +199,23 @@ def _meet(folder: Path, device: torch.device, when_lost: Callable[[], None], pat
     known, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
     if rank == 0:
         known.set("folder", str(folder))
-    folder = Path(known.get("folder").decode())
-    state = folder.stat()
-    if state.st_uid != os.getuid() or state.st_mode & (S_IRWXG | S_IRWXO):
-        msg = f"{folder} is not this account's alone"
-        raise RuntimeError(msg)
+    folder = private(Path(known.get("folder").decode()))
     store = distributed.FileStore(str(folder / "store"), size)  # type: ignore[attr-defined]  # torch's list lacks it
     store.set(str(rank), "here")
     store.wait([str(each) for each in range(size)], _PATIENCE)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     return Team(distributed.new_group(backend="gloo", timeout=_FOREVER), when_lost)
+
+
+def private(folder: Path) -> Path:
+    """Return a folder in which only this account can write.
+
+    Raises:
+        DeviceError: if it is another's as well.
+    """
+    state = folder.stat()
+    if state.st_uid != os.getuid() or state.st_mode & (S_IRWXG | S_IRWXO):
+        msg = f"torchrun's store names {folder}, which is not this account's alone; does somebody else reach its port?"
+        raise DeviceError(msg)
+    return folder

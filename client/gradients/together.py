@@ -1,7 +1,7 @@
 """The optimizer of processes that train together, by Opacus's own convention for distributed training.
 
-Each process has the clipped sum of its own records. The first adds the noise of the whole batch to its own, the others
-add none; then gradients are summed, and all take the same step.
+Each process has the clipped sum of its own records. The first adds the noise of the whole batch to its own; the others
+are given a noise multiplier of nought. Then gradients are summed, and all take the same step.
 """
 
 from __future__ import annotations
@@ -24,12 +24,6 @@ class TeamOptimizer(CipherOptimizer, DistributedDPOptimizer):  # type: ignore[mi
         # Opacus expects one process's share of the batch, and takes the mean over processes.
         super().__init__(*args, expected_batch_size=expected_batch_size / team.size, **kwargs)
         self._team = team
-
-    @property
-    @override
-    def _scale(self) -> float:
-        """σC at the first process, nought at the others: noise is added once."""
-        return super()._scale if self.rank == 0 else 0.0
 
     @override
     def reduce_gradients(self) -> None:

@@ -114,16 +114,25 @@ def noise(team: Team, out: Path) -> None:
     np.savez(out, noise=torch.stack(found).numpy())
 
 
-def unlucky(team: Team, out: Path, mishap: signal.Signals | None) -> None:
+def listening() -> set[str]:
+    """Return the addresses at which this process listens, as Linux writes them."""
+    own = {link.readlink().name for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    return {line[1].split(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in own}
+
+
+def unlucky(team: Team, out: Path, who: int, mishap: signal.Signals | None) -> None:
     model, records = made("mlp")
-    how = computing("bookkeeping", 1)
+    task, how, run = (
+        Unlucky(mishap) if team.rank == who else Scores(),
+        computing("bookkeeping", 1),
+        manifest(9, 1.0, 1.0),
+    )
     try:
         if team.rank == 0:
-            train(
-                Scores(), model, records, RECORDS, manifest(9, 1.0, 1.0), Randomness.fresh(), computing=how, team=team
-            )
+            train(task, model, records, RECORDS, run, Randomness.fresh(), computing=how, team=team)
         elif order := team.await_order():
-            take_part(Unlucky(mishap), model, records, order, team)
+            take_part(task, model, records, order, team)
     finally:
         error = sys.exception()
         out.with_suffix(".json").write_text(json.dumps({"error": repr(error), "lost": team.lost}), encoding="utf-8")
@@ -137,10 +146,11 @@ def main(what: str, folder: Path) -> None:
             case "all cases":
                 all_cases(team, folder / f"{rank}.npz")
                 noise(team, folder / f"noise-{rank}.npz")
+                (folder / f"listening-{rank}").write_text(" ".join(listening()), encoding="utf-8")
                 assert not rank or team.await_order() is None
-            case "worker dies" | "worker stops" | "worker fails":
+            case "worker dies" | "worker stops" | "worker fails" | "first fails":
                 mishap = {"dies": signal.SIGKILL, "stops": signal.SIGSTOP}.get(what.split()[1])
-                unlucky(team, folder / str(rank), mishap)
+                unlucky(team, folder / str(rank), int(what.startswith("worker")), mishap)
             case "first dies":
                 if rank == 0:
                     os._exit(UNLUCKY)

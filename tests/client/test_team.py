@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from client.launch import Place, own_place
-from client.team import gather
-from privacy.errors import ConfigError
+from client.team import gather, private
+from privacy.errors import ConfigError, DeviceError
 from tests.client.teammates import CASES, UNLUCKY
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("team")]  # each loads torch twice
@@ -87,6 +87,10 @@ def test_noise_is_added_once(found: Path) -> None:
     assert abs(moved.mean()) < 0.05
 
 
+def test_a_worker_listens_on_this_machine_only(found: Path) -> None:
+    assert (found / "listening-1").read_text() == "0100007F"  # 127.0.0.1
+
+
 @pytest.mark.parametrize("mishap", ["dies", "stops", "fails"])
 def test_a_round_fails_at_the_first_process_when_its_worker(mishap: str, tmp_path: Path) -> None:
     with teammates(f"worker {mishap}", tmp_path) as (first, _):
@@ -97,6 +101,15 @@ def test_a_round_fails_at_the_first_process_when_its_worker(mishap: str, tmp_pat
     note = json.loads((tmp_path / "0.json").read_text(encoding="utf-8"))
     assert note["lost"]
     assert "DeviceError" in note["error"]
+
+
+def test_a_bug_at_the_first_process_ends_both(tmp_path: Path) -> None:
+    with teammates("first fails", tmp_path) as both:
+        (code, said), (workers_code, workers_said) = map(ended, both)
+    assert (code, workers_code) == (1, 1)
+    assert said.endswith("ValueError: a bug of the task's\n")
+    assert "process 1 of 2 has lost another one" in workers_said
+    assert json.loads((tmp_path / "0.json").read_text(encoding="utf-8"))["lost"]
 
 
 def test_a_worker_ends_when_the_first_process_dies(tmp_path: Path) -> None:
@@ -112,6 +125,14 @@ def test_processes_with_other_records_refuse_to_train(tmp_path: Path) -> None:
             code, said = ended(each)
             assert code == 1
             assert "have not read the same records" in said
+
+
+def test_processes_meet_in_a_folder_of_their_own_account_only(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    assert private(tmp_path) == tmp_path
+    tmp_path.chmod(0o750)
+    with pytest.raises(DeviceError, match="not this account's alone"):
+        private(tmp_path)
 
 
 def test_a_process_without_torchrun_is_alone() -> None:

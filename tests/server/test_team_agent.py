@@ -109,3 +109,4 @@ def test_there_is_one_agent_and_it_alone_speaks_with_the_server(trained: Trained
     for said in trained.said:
         assert said.count("online at") == 1
         assert said.count("worker 1 of 1, on cpu") == 1
+    assert trained.said[1].count("left; nothing is lost") == 1
