@@ -179,7 +179,7 @@ def gather(
         yield None
         return
     if loopback := next((name for _, name in socket.if_nameindex() if name in {"lo", "lo0"}), None):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+        os.environ["GLOO_SOCKET_IFNAME"] = loopback  # gloo reads it
     with TemporaryDirectory(prefix="cloister-") as folder:
         try:
             team = _meet(Path(folder), device, when_lost, patience)

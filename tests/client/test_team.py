@@ -33,6 +33,8 @@ def teammates(what: str, folder: Path) -> Iterator[list[Teammate]]:
         port = free.getsockname()[1]
     usual = {**os.environ, "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
              "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # fmt: skip
+    # As clusters' images do, where there is another interface than this machine's own.
+    usual["GLOO_SOCKET_IFNAME"] = next((name for _, name in socket.if_nameindex() if name != "lo"), "lo")
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.client.teammates", what, str(folder)],
