@@ -26,7 +26,7 @@ from datetime import timedelta
 from pathlib import Path
 from stat import S_IRWXG, S_IRWXO
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
@@ -205,7 +205,8 @@ def _meet(folder: Path, device: torch.device, when_lost: Callable[[], None], pat
     store.wait([str(each) for each in range(size)], _PATIENCE)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
-    return Team(distributed.new_group(backend="gloo", timeout=_FOREVER), when_lost)
+    waiting: Any = distributed.new_group(backend="gloo", timeout=_FOREVER)  # torch's types allow for other returns
+    return Team(waiting, when_lost)
 
 
 def private(folder: Path) -> Path:
