@@ -1,5 +1,7 @@
 """The agent's process: dial the server, answer its messages one at a time, come back whenever the line breaks.
 
+Under `torchrun`, this is what the first of the site's processes does; the others are workers: see `client.team`.
+
 Messages go through the same `ClientApp` that Flower's own engines run. What comes in is answered in order; a reply that
 could not be delivered is sent again as it was, never made again.
 """
@@ -16,8 +18,9 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, RecordDict
 
 from client.exchange import Exchange
+from client.launch import own_place
 from client.settings import SiteFolder, read_site
-from privacy.errors import MalformedError, ProtocolError, UnreachableError
+from privacy.errors import DeviceError, MalformedError, ProtocolError, UnreachableError
 from privacy.parallel import in_processes
 from transport.channel import probe
 from transport.flower import answer
@@ -46,9 +49,15 @@ def attend(path: Path, stop: Event) -> None:
     """Serve as the agent of the site in this folder until `stop` is set.
 
     Raises:
-        CloisterError: if the site's own settings, keys or records are wrong, or the server refuses the site.
+        CloisterError: if the site's own settings, keys or records are wrong, the server refuses the site, or one of the
+            processes that train together is lost.
     """
     place = read_site(path)
+    if own_place().rank:
+        from client.worker import assist  # noqa: PLC0415 - loads torch
+
+        assist(place)
+        return
     line = _Line(place)
     line.check()
     return_memory()
@@ -57,12 +66,25 @@ def attend(path: Path, stop: Event) -> None:
     # These load torch; what can be wrong before that was said before.
     from client.app import app  # noqa: PLC0415
     from client.site import open_site  # noqa: PLC0415
+    from client.team import gather  # noqa: PLC0415
 
     site = open_site(path)
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
-    for task, count in site.check_records().items():
-        log.info("data: %d training records, fit %s", count, task)
-    with _turn(site.place.folder / _TURN, stop):
+    with gather(site.device, stop.set) as site.team:
+        for task, count in site.check_records().items():
+            log.info("data: %d training records, fit %s", count, task)
+        if site.team:
+            site.team.compare(site.records_digest())
+            log.info("%d processes train together, this one on %s", site.team.size, site.device)
+        _serve(site, path, line, app, stop)
+    if site.team and site.team.lost:
+        msg = f"{site.name} has lost a process of its team and ended; to come back: the same command"
+        raise DeviceError(msg)
+
+
+def _serve(site: Site, path: Path, line: _Line, app: App, stop: Event) -> None:
+    place = site.place
+    with _turn(place.folder / _TURN, stop):
         while not stop.is_set():
             if not line.check():
                 stop.wait(line.delay())

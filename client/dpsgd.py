@@ -9,6 +9,11 @@ What Opacus leaves to its caller, and what goes wrong if the caller does not loo
 - Gradients are divided by sample_rate times the size that the site declared in public, never by a private count.
 - Noise comes from a cipher, not from torch's generator.
 
+A team of processes (`client.team`) takes the very steps that one would take: the first process draws every sample and
+all noise, from the one stream that a round has. Each process could sample its own records; but then as many streams as
+devices would have to be fresh for the guarantee to hold, and nobody could train the round again to check it. Each adds
+up what its own records in the sample give, clipped; the first one adds the noise; Opacus sums, and all take that step.
+
 How a batch's clipped sum is computed is another matter: see `client.gradients`.
 """
 
@@ -16,25 +21,31 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
+from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
 
 from client.gradients.choice import Choice, choose, make_mode
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet
 from client.gradients.optimizer import CipherOptimizer
+from client.gradients.together import TeamOptimizer
 from client.settings import Computing
+from client.team import Order
 from privacy.errors import TaskError
+from privacy.randomness import Randomness
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from client.gradients.mode import GradientMode
     from client.task import Task
+    from client.team import Team
     from privacy.manifest import Manifest
-    from privacy.randomness import Randomness
 
 log = logging.getLogger("cloister.agent")
 
@@ -43,7 +54,7 @@ _CHOICES: WeakKeyDictionary[Task, dict[Computing, Choice]] = WeakKeyDictionary()
 
 
 def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, manifest: Manifest,
-          randomness: Randomness, *, computing: Computing = _DEFAULT) -> None:  # fmt: skip
+          randomness: Randomness, *, computing: Computing = _DEFAULT, team: Team | None = None) -> None:  # fmt: skip
     """Train `model` in place for one round.
 
     Args:
@@ -54,9 +65,11 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         manifest: steps, sampling rate, learning rate, clipping norm and σ.
         randomness: of sampling and noise; a new one every round.
         computing: the site's settings of how to compute gradients.
+        team: of which this process is the first; the others are to `take_part`.
 
     Raises:
         TaskError: if there is no way to compute the model's gradients, or the run trains nothing.
+        DeviceError: if the team has lost a process.
     """
     training, norm = manifest.settings.training, manifest.settings.privacy.max_grad_norm
     if training is None or norm is None:
@@ -65,26 +78,42 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
     if training.steps_per_round == 0:
         return
     choice = way_to_train(task, model, computing)
-    precision = torch.bfloat16 if computing.precision == "bfloat16" else torch.float32
-    mode = make_mode(choice.gradients, model, RecordLoss(task), norm, precision)
-    optimizer = CipherOptimizer(
-        torch.optim.SGD(model.parameters(), lr=training.learning_rate),
-        noise_multiplier=manifest.update_noise,
+    order = Order(
+        task=manifest.settings.task,
+        model_seed=manifest.settings.model_seed,
+        gradients=choice.gradients,
+        physical_batch=choice.physical_batch,
+        precision=computing.precision,
+        steps=training.steps_per_round,
+        learning_rate=training.learning_rate,
         max_grad_norm=norm,
         expected_batch_size=max(1.0, training.sample_rate * size),
-        loss_reduction="mean",
-        randomness=randomness,
     )
-    try:
-        with quiet(), closing(optimizer):
-            for _ in range(training.steps_per_round):
-                chosen = torch.from_numpy(randomness.uniform(len(records[0])) < training.sample_rate)
-                optimizer.draw_ahead()
-                _step(mode, optimizer, records, chosen.nonzero().squeeze(1), choice.physical_batch)
-    finally:
-        mode.to_standard_module()
-    if dropped := mode.dropped + optimizer.dropped:
-        log.warning("in %d places of this round's batches a record had no finite gradient; it added nothing", dropped)
+    chance = _Chance(randomness, training.sample_rate, manifest.update_noise)
+    if team is None:
+        _take_steps(task, model, records, order, chance)
+        return
+    with team.round():
+        team.hand_out(order)
+        _take_steps(task, model, records, order, chance, team)
+
+
+def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, team: Team) -> None:
+    """Take part in a round, as a worker.
+
+    Args:
+        task: gives the loss.
+        model: on the device to train on; its parameters are set to the first process's.
+        records: the same as the first process has, on this device.
+        order: from the first process.
+        team: of which this process is a worker.
+
+    Raises:
+        DeviceError: if the team has lost a process.
+    """
+    no_noise = _Chance(Randomness.fresh(), 0.0, 0.0)  # nor is anything else drawn of it
+    with team.round():
+        _take_steps(task, model, records, order, no_noise, team)
 
 
 def way_to_train(task: Task, model: nn.Module, computing: Computing) -> Choice:
@@ -104,6 +133,47 @@ def way_to_train(task: Task, model: nn.Module, computing: Computing) -> Choice:
             type(task).__name__, made.gradients, made.physical_batch, made.reason,
         )  # fmt: skip
     return known[computing]
+
+
+@dataclass(frozen=True)
+class _Chance:
+    """What is drawn, and how."""
+
+    randomness: Randomness
+    sample_rate: float
+    noise_multiplier: float
+
+    def sample(self, count: int) -> Tensor:
+        """Return which records are in a step's batch, `(count,)` booleans."""
+        return torch.from_numpy(self.randomness.uniform(count) < self.sample_rate)
+
+
+def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, chance: _Chance,
+                team: Team | None = None) -> None:  # fmt: skip
+    if team:
+        with team.talking():
+            model = DifferentiallyPrivateDistributedDataParallel(model)  # takes the first process's parameters over
+    precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32
+    mode = make_mode(order.gradients, model, RecordLoss(task), order.max_grad_norm, precision)
+    optimizer = (partial(TeamOptimizer, team=team) if team else CipherOptimizer)(
+        torch.optim.SGD(model.parameters(), lr=order.learning_rate),
+        noise_multiplier=chance.noise_multiplier,
+        max_grad_norm=order.max_grad_norm,
+        expected_batch_size=order.expected_batch_size,
+        loss_reduction="mean",
+        randomness=chance.randomness,
+    )
+    count = len(records[0])
+    try:
+        with quiet(), closing(optimizer):
+            for _ in range(order.steps):
+                chosen = team.own_part(chance.sample, count) if team else chance.sample(count).nonzero().squeeze(1)
+                optimizer.draw_ahead()
+                _step(mode, optimizer, records, chosen, order.physical_batch)
+    finally:
+        mode.to_standard_module()
+    if dropped := mode.dropped + optimizer.dropped:
+        log.warning("in %d places of this round's batches a record had no finite gradient; it added nothing", dropped)
 
 
 def _step(

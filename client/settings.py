@@ -56,6 +56,7 @@ class Keys:
 
 
 Gradients = Literal["auto", "bookkeeping", "vmap", "ghost", "hooks", "functorch"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -64,7 +65,7 @@ class Computing:
 
     gradients: Gradients = "auto"  # how to clip record by record; see client/gradients
     physical_batch: Annotated[int, Field(ge=0)] = 0  # records computed at a time, for want of memory; 0: chosen
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the model's passes; norms are float32 always
+    precision: Precision = "float32"  # of the model's passes; norms are float32 always
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
-
 from client.checkpoint import Checkpoint
 from client.exam import Exam
 from client.keyring import Keyring
@@ -15,11 +13,11 @@ from client.once import Once
 from client.outbox import Outbox
 from client.remainder import Remainders
 from client.settings import read_site
-from client.study import Study
 from client.survey import Poll, Survey
 from client.task import import_class
+from client.workplace import Workplace
 from privacy.epoch import SealingKey
-from privacy.errors import KeyFileError, TaskError
+from privacy.errors import KeyFileError
 from privacy.masking import MaskingKey
 from privacy.roster import open_roster
 from transport.pki import read_authority_key, read_signing_key
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from client.settings import SiteFolder
+    from client.study import Study
     from privacy.ledger import Budget, Ledger
     from privacy.manifest import Manifest, RunSettings
     from privacy.parallel import Apply
@@ -39,13 +38,12 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 
 
-class Site:
+class Site(Workplace):
     """What an agent works with. Keys are read when the site is opened; records when a round needs them."""
 
     def __init__(self, place: SiteFolder) -> None:
-        self.place, self.settings = place, place.settings
+        super().__init__(place)
         keys = self.settings.keys
-        self.name = self.settings.site
         self.signing_key: Ed25519PrivateKey = read_signing_key(place.path(keys.signing_key))
         self.sealing_key = _read_key(place.path(keys.sealing_key), SealingKey)
         self.masking_key = _read_key(place.path(keys.masking_key), MaskingKey)
@@ -57,25 +55,13 @@ class Site:
         self.remainders = Remainders(place.folder / "outbox")
         self.once = Once(place.folder / "outbox")
         self.apply: Apply = map  # how to encrypt and decrypt: an agent does it in several processes
-        self.device = _device(self.settings.device)
         self.refused_sums: set[str] = set()  # digests of plans; one try each
-        self._studies: dict[str, Study] = {}
         self._polls: dict[str, Poll] = {}
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
         has = own, self.sealing_key.public, self.masking_key.public
         if has != (listed.signing_key, listed.sealing_key, listed.masking_key):
             msg = f"{place.path(keys.roster)} lists other keys for {self.name} than this site has; join again"
             raise KeyFileError(msg)
-
-    def study(self, task: str) -> Study:
-        """Return a task with this site's records, read once.
-
-        Raises:
-            TaskError: if the task cannot be imported or trained.
-        """
-        if task not in self._studies:
-            self._studies[task] = Study(task, self)
-        return self._studies[task]
 
     def poll(self, survey: str) -> Poll:
         """Return a survey with this site's records, read once.
@@ -125,15 +111,6 @@ class Site:
 def open_site(path: Path) -> Site:
     """Open a site once a process: keys, records and device stay warm between rounds."""
     return Site(read_site(path))
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        msg = 'this machine has no usable CUDA device; set device = "auto" or "cpu" in site.toml'
-        raise TaskError(msg)
-    return torch.device(wanted)
 
 
 def _read_key(path: Path, kind: Callable[[bytes], K]) -> K:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from client.site import Site
     from client.task import Task
+    from client.workplace import Workplace
     from privacy.manifest import Manifest, RunSettings
     from privacy.randomness import Randomness
 
@@ -34,7 +35,7 @@ Records = tuple["Tensor", "Tensor"]
 class Study:
     """One task at one site: the counterpart of `Poll`, which asks without training."""
 
-    def __init__(self, name: str, site: Site) -> None:
+    def __init__(self, name: str, site: Workplace) -> None:
         self.name, self._site = name, site
         self.task: Task = import_task(name)
         self._example = check_task(self.task, name)
@@ -83,7 +84,8 @@ class Study:
         settings = manifest.settings
         module = self.load_into(self.module(settings.model_seed), model)
         size = settings.cohort.sizes[self._site.name]
-        train(self.task, module, self.training, size, manifest, randomness, computing=self._site.settings.training)
+        computing, team = self._site.settings.training, self._site.team
+        train(self.task, module, self.training, size, manifest, randomness, computing=computing, team=team)
         return self.difference(module, model)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
@@ -139,6 +141,14 @@ class Study:
     def training(self) -> Records:
         """The records that are trained on: inputs and targets `(n, ...)`."""
         return self._records[0]
+
+    def digest(self) -> bytes:
+        """Return a digest of the records that are trained on."""
+        found = sha256()
+        for part in self.training:
+            found.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            found.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
+        return found.digest()
 
     @property
     def held_out(self) -> Records:

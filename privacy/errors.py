@@ -36,6 +36,10 @@ class TaskError(CloisterError):
     """A task cannot be trained as it is written."""
 
 
+class DeviceError(CloisterError):
+    """The processes that train a site's model together can no longer do so."""
+
+
 class RefusedError(CloisterError):
     """A site's policy does not allow what a run asks for."""
 

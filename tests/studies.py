@@ -21,6 +21,7 @@ from privacy.errors import DataError
 
 QUOTE = "Mrs Smith, 1961"  # a record that some tasks below try to let out
 HOLD, HOLD_LOADING, MET = "hold", "hold-loading", ".met"
+DYING = "dying"
 SPARE = "CLOISTER_TEST_SPARE"  # in the environment of an agent that is to take another's place
 HOLD_SPARE = "hold-spare"
 
@@ -146,6 +147,24 @@ class Held(Tiny):
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         _hold(self._folder / HOLD)
+        return super().loss(outputs, targets)
+
+
+class Mortal(Tiny):
+    """A worker's process ends in training where a file says so."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+
+    @override
+    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+        self._folder = path.parent
+        return super().load(path)
+
+    @override
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self._folder and os.environ.get("RANK", "0") != "0" and (self._folder / DYING).exists():
+            os._exit(9)
         return super().loss(outputs, targets)
 
 

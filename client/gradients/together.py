@@ -1,0 +1,33 @@
+"""The optimizer of processes that train together, by Opacus's own convention for distributed training.
+
+Each process has the clipped sum of its own records. The first adds the noise of the whole batch to its own; the others
+are given a noise multiplier of nought. Then gradients are summed, and all take the same step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opacus.optimizers import DistributedDPOptimizer
+from typing_extensions import override
+
+from client.gradients.optimizer import CipherOptimizer
+
+if TYPE_CHECKING:
+    from client.team import Team
+
+
+class TeamOptimizer(CipherOptimizer, DistributedDPOptimizer):  # type: ignore[misc]  # opacus is untyped
+    """Clips and adds noise as `CipherOptimizer` does; sums over the team as Opacus's distributed optimizer does."""
+
+    def __init__(self, *args: Any, team: Team, expected_batch_size: float, **kwargs: Any) -> None:  # noqa: ANN401
+        # Opacus expects one process's share of the batch, and takes the mean over processes.
+        super().__init__(*args, expected_batch_size=expected_batch_size / team.size, **kwargs)
+        self._team = team
+
+    @override
+    def reduce_gradients(self) -> None:
+        """Sum over all processes, once all of them have come so far."""
+        self._team.meet()
+        with self._team.talking():
+            super().reduce_gradients()

@@ -1,0 +1,37 @@
+"""Who this process is among those of its site, as torchrun says in the environment. It loads nothing heavy."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from privacy.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process's place among those that train together."""
+
+    rank: int = 0  # the first one is the agent
+    size: int = 1
+    device: int = 0  # the number of its own
+
+
+def own_place() -> Place:
+    """Return this process's place. Without torchrun it is alone.
+
+    Raises:
+        ConfigError: if its site's processes are on several machines.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return Place()
+    rank, size, here, device = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
+    )
+    if size != here:
+        msg = (
+            f"torchrun starts {here} of {size} processes on this machine, and sums without noise would go from one "
+            "machine to another; start all of them on one, with --standalone"
+        )
+        raise ConfigError(msg)
+    return Place(rank, size, device)

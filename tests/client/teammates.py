@@ -1,0 +1,167 @@
+"""One process of a team, a script: `python -m tests.client.teammates WHAT FOLDER`, once with each RANK.
+
+What it found, it writes to FOLDER, named by its rank.
+"""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+from typing_extensions import override
+
+from client.dpsgd import take_part, train
+from client.settings import Gradients
+from client.team import Order, Team, gather
+from privacy.errors import DeviceError
+from privacy.manifest import Manifest
+from privacy.randomness import Randomness
+from tests.client.specimens import RECORDS, Scores, computing, made, manifest
+
+PATIENCE = timedelta(seconds=10)
+UNLUCKY = 9  # exit code of a process that dies
+
+
+@dataclass(frozen=True)
+class Case:
+    """A round of training that comes out the same however many processes train."""
+
+    run: Manifest
+    mode: Gradients = "bookkeeping"
+    model: str = "mlp"
+    records: int = RECORDS
+    physical_batch: int = 0
+
+    def train(self, team: Team | None = None, randomness: Randomness | None = None) -> Tensor:
+        """Train as one process or as the first one; return the parameters."""
+        model, records = self.prepared()
+        drawn, how = randomness or Randomness.seeded(5), computing(self.mode, self.physical_batch)
+        train(Scores(self.model), model, records, RECORDS, self.run, drawn, computing=how, team=team)
+        return parameters_to_vector(model.parameters()).detach()
+
+    def take_part(self, order: Order, team: Team) -> Tensor:
+        """Train as a worker, whose model has other parameters at first; return the parameters."""
+        model, records = self.prepared()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1.0)
+        take_part(Scores(self.model), model, records, order, team)
+        return parameters_to_vector(model.parameters()).detach()
+
+    def prepared(self) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+        model, (inputs, targets) = made(self.model)
+        return model, (inputs[: self.records], targets[: self.records])
+
+
+MODES: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "ghost")
+CASES = {
+    **{f"{mode}, parts of {size}": Case(manifest(4, 0.6, 1.0), mode, physical_batch=size)
+       for mode in MODES for size in (RECORDS, 1)},
+    "two dimensions": Case(manifest(3, 0.6, 1.0), model="two dimensions"),
+    "tied weights": Case(manifest(3, 0.6, 1.0), "vmap", "tied"),
+    "without noise": Case(manifest(4, 0.6, 0.0)),
+    "one record, of the first process": Case(manifest(3, 1.0, 1.0), records=1),
+    "two records, now one, now the other": Case(manifest(12, 0.5, 1.0), records=2),
+    "empty batches": Case(manifest(3, 1e-9, 1.0)),
+    "no records": Case(manifest(3, 1.0, 1.0), "hooks", records=0),
+}  # fmt: skip
+
+
+class Unlucky(Scores):
+    """Its worker meets a mishap in training, once it has taken some steps."""
+
+    def __init__(self, signal_number: signal.Signals | None) -> None:
+        super().__init__()
+        self._signal, self._left = signal_number, 12
+
+    @override
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self._left -= 1
+        if self._left == 0 and self._signal:
+            os.kill(os.getpid(), self._signal)
+        if self._left == 0:
+            msg = "a bug of the task's"
+            raise ValueError(msg)
+        return super().loss(outputs, targets)
+
+
+def all_cases(team: Team, out: Path) -> None:
+    found = {}
+    for name, case in CASES.items():
+        if team.rank == 0:
+            found[name] = case.train(team).numpy()
+        elif order := team.await_order():
+            found[name] = case.take_part(order, team).numpy()
+    np.savez(out, **found)  # type: ignore[arg-type]  # numpy's stubs take names for options
+
+
+def noise(team: Team, out: Path) -> None:
+    """Nothing but noise, from a new key."""
+    case = Case(manifest(1, 1e-9, 1.0), model="two dimensions")
+    found = []
+    for _ in range(30):
+        if team.rank == 0:
+            found.append(case.train(team, Randomness.fresh()))
+        elif order := team.await_order():
+            found.append(case.take_part(order, team))
+    np.savez(out, noise=torch.stack(found).numpy())
+
+
+def listening() -> set[str]:
+    """Return the addresses at which this process listens, as Linux writes them."""
+    own = {link.readlink().name for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    return {line[1].split(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in own}
+
+
+def unlucky(team: Team, out: Path, who: int, mishap: signal.Signals | None) -> None:
+    model, records = made("mlp")
+    task, how, run = (
+        Unlucky(mishap) if team.rank == who else Scores(),
+        computing("bookkeeping", 1),
+        manifest(9, 1.0, 1.0),
+    )
+    try:
+        if team.rank == 0:
+            train(task, model, records, RECORDS, run, Randomness.fresh(), computing=how, team=team)
+        elif order := team.await_order():
+            take_part(task, model, records, order, team)
+    finally:
+        error = sys.exception()
+        out.with_suffix(".json").write_text(json.dumps({"error": repr(error), "lost": team.lost}), encoding="utf-8")
+
+
+def main(what: str, folder: Path) -> None:
+    rank = int(os.environ["RANK"])
+    with gather(torch.device("cpu"), patience=PATIENCE) as team:
+        assert team is not None
+        match what:
+            case "all cases":
+                all_cases(team, folder / f"{rank}.npz")
+                noise(team, folder / f"noise-{rank}.npz")
+                (folder / f"listening-{rank}").write_text(" ".join(listening()), encoding="utf-8")
+                assert not rank or team.await_order() is None
+            case "worker dies" | "worker stops" | "worker fails" | "first fails":
+                mishap = {"dies": signal.SIGKILL, "stops": signal.SIGSTOP}.get(what.split()[1])
+                unlucky(team, folder / str(rank), int(what.startswith("worker")), mishap)
+            case "first dies":
+                if rank == 0:
+                    os._exit(UNLUCKY)
+                team.await_order()
+            case "other records":
+                team.compare(bytes([rank]) * 32)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], Path(sys.argv[2]))
+    except DeviceError as told:
+        sys.stdout.write(f"{told}\n")
+        sys.exit(1)

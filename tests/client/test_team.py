@@ -1,0 +1,154 @@
+"""Two processes train what one would train, and whatever befalls one of them, the other ends and says so."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from client.launch import Place, own_place
+from client.team import gather, private
+from privacy.errors import ConfigError, DeviceError
+from tests.client.teammates import CASES, UNLUCKY
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("team")]  # each loads torch twice
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 60.0  # at most; loading torch takes a few on a busy machine
+Teammate = subprocess.Popen[str]
+
+
+@contextmanager
+def teammates(what: str, folder: Path) -> Iterator[list[Teammate]]:
+    """Start two processes as torchrun does, but that each may end for itself."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    usual = {**os.environ, "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
+             "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # fmt: skip
+    # As clusters' images do, where there is another interface than this machine's own.
+    usual["GLOO_SOCKET_IFNAME"] = next((name for _, name in socket.if_nameindex() if name != "lo"), "lo")
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.client.teammates", what, str(folder)],
+            cwd=ROOT, env={**usual, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    try:
+        yield started
+    finally:
+        for each in started:
+            each.kill()
+            each.communicate()
+
+
+def ended(process: Teammate) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=SECONDS)
+    return process.returncode, said
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("team")
+    with teammates("all cases", folder) as both:
+        both_ended = [ended(each) for each in both]  # a worker's last order is to end
+    assert [code for code, _ in both_ended] == [0, 0], both_ended
+    return folder
+
+
+def read(path: Path) -> dict[str, NDArray[np.float32]]:
+    with np.load(path) as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_the_model_that_one_trains_with_the_same_sample_and_noise(found: Path, name: str) -> None:
+    first, worker = (read(found / f"{rank}.npz")[name] for rank in (0, 1))
+    alone = CASES[name].train()
+    torch.testing.assert_close(torch.from_numpy(first), alone, rtol=1e-5, atol=1e-5)
+    assert (first == worker).all()
+
+
+def test_noise_is_added_once(found: Path) -> None:
+    drawn = read(found / "noise-0.npz")["noise"]
+    case = CASES["two dimensions"]
+    model, _ = case.prepared()
+    before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().numpy()
+    moved = (drawn - before).ravel() / (0.5 * 1.0 * 0.5)  # rate, σ, C; the size is one
+    assert moved.size > 5000
+    assert abs(moved.std() - 1.0) < 0.04  # twice would be 1.41
+    assert abs(moved.mean()) < 0.05
+
+
+def test_a_worker_listens_on_this_machine_only(found: Path) -> None:
+    assert (found / "listening-1").read_text() == "0100007F"  # 127.0.0.1
+
+
+@pytest.mark.parametrize("mishap", ["dies", "stops", "fails"])
+def test_a_round_fails_at_the_first_process_when_its_worker(mishap: str, tmp_path: Path) -> None:
+    with teammates(f"worker {mishap}", tmp_path) as (first, _):
+        code, said = ended(first)
+    assert code == 1
+    assert said.startswith("process 0 of 2 has lost another one (")
+    assert "what was charged stays charged" in said
+    note = json.loads((tmp_path / "0.json").read_text(encoding="utf-8"))
+    assert note["lost"]
+    assert "DeviceError" in note["error"]
+
+
+def test_a_bug_at_the_first_process_ends_both(tmp_path: Path) -> None:
+    with teammates("first fails", tmp_path) as both:
+        (code, said), (workers_code, workers_said) = map(ended, both)
+    assert (code, workers_code) == (1, 1)
+    assert said.endswith("ValueError: a bug of the task's\n")
+    assert "process 1 of 2 has lost another one" in workers_said
+    assert json.loads((tmp_path / "0.json").read_text(encoding="utf-8"))["lost"]
+
+
+def test_a_worker_ends_when_the_first_process_dies(tmp_path: Path) -> None:
+    with teammates("first dies", tmp_path) as both:
+        (code, _), (workers_code, said) = map(ended, both)
+    assert (code, workers_code) == (UNLUCKY, 1)
+    assert "process 1 of 2 has lost another one" in said
+
+
+def test_processes_with_other_records_refuse_to_train(tmp_path: Path) -> None:
+    with teammates("other records", tmp_path) as both:
+        for each in both:
+            code, said = ended(each)
+            assert code == 1
+            assert "have not read the same records" in said
+
+
+def test_processes_meet_in_a_folder_of_their_own_account_only(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    assert private(tmp_path) == tmp_path
+    tmp_path.chmod(0o750)
+    with pytest.raises(DeviceError, match="not this account's alone"):
+        private(tmp_path)
+
+
+def test_a_process_without_torchrun_is_alone() -> None:
+    assert own_place() == Place(rank=0, size=1, device=0)
+    with gather(torch.device("cpu")) as team:
+        assert team is None
+
+
+def test_several_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+                        "WORLD_SIZE": "4"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="2 of 4 processes on this machine"):
+        own_place()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert own_place() == Place(rank=1, size=2, device=1)

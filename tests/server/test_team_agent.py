@@ -1,0 +1,112 @@
+"""An agent of two processes, started by torchrun, among two ordinary ones: its worker dies, and is started again."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from cloister.local import start_server
+from cloister.processes import Processes
+from privacy.manifest import Cohort, Training
+from simulations.federation import Federation
+from simulations.results import Results, read_results
+from tests.federations import (
+    SETTINGS,
+    SIZES,
+    TERMS,
+    FederationMaker,
+    await_condition,
+    charges_of,
+    rounds_of,
+    task_name,
+)
+from tests.studies import DYING, Mortal
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
+
+SECONDS = 90.0  # at most; each process takes a few to load torch, many at once on a busy machine more
+TEAM = ("north", "south", "east")
+RUN = replace(
+    SETTINGS,
+    task=task_name(Mortal),
+    rounds=3,
+    training=Training(steps_per_round=4, sample_rate=0.5, learning_rate=0.1),
+    cohort=Cohort(sizes={site: SIZES[site] for site in TEAM}, minimum=3, round_deadline_seconds=60.0),
+)
+
+
+@contextmanager
+def torchrun(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a site's agent in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*command, "-m", "cloister", "agent", str(path)], stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()  # it ends the others
+        process.wait(SECONDS)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What was left of a run."""
+
+    federation: Federation
+    results: Results
+    code: int  # of the team whose worker died
+    charged: int  # then
+    made: list[Path]  # updates, then
+    said: tuple[str, str]  # by both teams
+
+
+@pytest.fixture(scope="module")
+def trained(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("team"))(RUN)
+    north, logs = federation.paths["north"], [federation.folder / name for name in ("first.log", "second.log")]
+    (north / DYING).touch()
+    with Processes() as processes:
+        address = start_server(processes, federation)
+        for site in TEAM:
+            federation.write_settings(site, address, replace(TERMS, tasks=(RUN.task,)))
+        for site in ("south", "east"):
+            processes.start(site, federation.folder / f"{site}.log", "agent", str(federation.paths[site]))
+        with torchrun(north, logs[0]) as first:
+            code = first.wait(SECONDS)
+        charged, made = charges_of(federation, "north"), list(north.glob("outbox/*.update"))
+        (north / DYING).unlink()
+        with torchrun(north, logs[1]) as second:
+            server = processes._children["server"][0]
+            await_condition(lambda: server.poll() is not None or second.poll() is not None, SECONDS)
+            assert server.poll() == 0, logs[1].read_text()
+    return Trained(
+        federation, read_results(federation), code, charged, made, (logs[0].read_text(), logs[1].read_text())
+    )
+
+
+def test_an_agent_whose_worker_dies_ends_with_its_charge_and_without_an_update(trained: Trained) -> None:
+    assert trained.code != 0
+    assert trained.charged == 1
+    assert trained.made == []
+    assert "what was charged stays charged" in trained.said[0]
+
+
+def test_started_again_it_trains_with_the_others_to_the_end(trained: Trained) -> None:
+    released = [event for event in rounds_of(trained.federation) if event["released"]]
+    assert [sorted(event["sites"]) for event in released] == [sorted(TEAM)] * len(released)
+    assert len(released) >= RUN.rounds - 1
+    assert len(set(trained.results.digests.values())) == 1
+    assert trained.said[1].count("worker 1 took part in 4 steps") == len(released)
+
+
+def test_there_is_one_agent_and_it_alone_speaks_with_the_server(trained: Trained) -> None:
+    for said in trained.said:
+        assert said.count("online at") == 1
+        assert said.count("worker 1 of 1, on cpu") == 1
+    assert trained.said[1].count("left; nothing is lost") == 1
