@@ -132,7 +132,7 @@ def test_a_person_with_more_records_or_one_who_is_replaced_costs_no_less(
 
 GRID = [
     *([Mechanism(sigma, rate, steps)] for sigma in (0.7, 1.0, 3.0, 20.0) for rate in (0.001, 0.064, 1.0)
-      for steps in (1, 50, 2000)),
+      for steps in (1, 50, 2000) if rate < 1 or steps / sigma**2 < 20),  # beyond, ε is of no use to anybody
     [Mechanism(1.0, 0.1, 20), Mechanism(2.0, 0.05, 30), Mechanism(0.8, 0.02, 50)],
     [Mechanism(2.5, 0.25, 100), Mechanism(4.0, 1.0, 2)],
     [Mechanism(1.1 + number / 10, 0.02 * number, 5 * number) for number in range(1, 7)],
@@ -143,8 +143,6 @@ GRID = [
                                                                         for e in entries))  # fmt: skip
 def test_prv_agrees_within_two_hundredths_and_rdp_is_never_below(entries: list[Mechanism]) -> None:
     ours = epsilon(entries, DELTA)
-    if ours > 60:  # of no use to anybody
-        pytest.skip("ε is beyond any use")
     assert abs(epsilon(entries, DELTA, accountant=PRV) - ours) < 0.02
     assert epsilon(entries, DELTA, accountant=RDP) >= ours
 
