@@ -145,7 +145,8 @@ class Canaries(Task):
 
     def see(self, numbers: Tensor, outputs: torch.Size) -> None:
         """Note which canaries a forward pass is about, and the form `(…)` of a record's own output."""
-        self._batch |= {int(number) - 1 for number in numbers.tolist() if number}
+        numbers = torch.func.debug_unwrap(numbers)  # those of all records, where torch maps over single ones
+        self._batch |= {int(number) - 1 for number in numbers.flatten().tolist() if number}
         self._outputs = outputs
 
 

@@ -56,7 +56,7 @@ def _clipping(loud: Sighting) -> Check:
     surely = math.hypot(least, length_at_least(own, loud.noise, 1 - FALSE_ALARM / 2) / times)
     length = math.sqrt(max(0.0, float((own**2).sum()) - own.size * loud.noise**2)) / times
     seen = f"{math.hypot(beside, length):.3f}, surely {surely:.3f}; in the task's {length:.3f}"
-    return Check("joint clipping", "1 C in all layers", seen, surely <= 1 + _ROUNDING)
+    return Check("joint clipping", "at most 1 C", seen, surely <= 1 + _ROUNDING)
 
 
 def _places(silent: Sighting) -> Check:
