@@ -93,9 +93,15 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     return float(optimize.brentq(excess, 0.0, mu * mu / 2 + _FAR * mu))
 
 
-def scale_interval(values: NDArray[np.float64], confidence: float) -> tuple[float, float, float]:
-    """Return a standard deviation's lower limit, estimate and upper limit, from normal values `(n,)`, n ≥ 2."""
-    freedom, spread = values.size - 1, float(values.var(ddof=1))
+def scale_interval(
+    values: NDArray[np.float64], confidence: float, mean: float | None = None
+) -> tuple[float, float, float]:
+    """Return a standard deviation's lower limit, estimate and upper limit, from normal values `(n,)`.
+
+    Their mean is estimated from n ≥ 2 of them, unless it is known.
+    """
+    centre, freedom = (float(values.mean()), values.size - 1) if mean is None else (mean, values.size)
+    spread = float(((values - centre) ** 2).sum()) / freedom
     high, low = (float(stats.chi2.ppf(share, freedom)) for share in ((1 + confidence) / 2, (1 - confidence) / 2))
     return math.sqrt(freedom * spread / high), math.sqrt(spread), math.sqrt(freedom * spread / low)
 
@@ -140,6 +146,53 @@ def largest_correlation(rows: NDArray[np.float64], others: NDArray[np.float64] |
     largest, freedom = min(float(found.max()), 1.0), rows.shape[1] - 2
     student = largest * math.sqrt(freedom / max(1 - largest**2, 1e-300))
     return largest, min(1.0, found.size * 2 * float(stats.t.sf(student, freedom)))
+
+
+def sliding_correlation(rows: NDArray[np.float64], others: NDArray[np.float64] | None = None) -> tuple[float, float]:
+    """Return the largest correlation of two pieces of noise laid over each other at any shift, all k draws together.
+
+    Noise that is used twice need not come back at the same place: a generator that is begun anew for every layer gives
+    all layers the same beginning.
+
+    Args:
+        rows: noise around 0, `(k, n)`: n values drawn k times.
+        others: of the same draws, `(k, l)`; if none, the noise is laid over itself, shifted.
+
+    Returns:
+        The |r| that is least likely in independent noise, and its chance times the number of shifts, 1 at most.
+    """
+    left, right = rows, rows if others is None else others
+    size, shifts = left.shape[1] + right.shape[1], np.arange(1 - left.shape[1], right.shape[1])
+    spectrum = (np.fft.rfft(left, size).conj() * np.fft.rfft(right, size)).sum(0)
+    products = np.fft.irfft(spectrum, size)[shifts]  # of left[i] and right[i + shift]
+    start, end = np.maximum(0, shifts), np.minimum(right.shape[1], left.shape[1] + shifts)
+
+    def energy(of: NDArray[np.float64], start: NDArray[np.intp], end: NDArray[np.intp]) -> NDArray[np.float64]:
+        sums = np.concatenate([[0.0], np.cumsum((of**2).sum(0))])
+        return np.asarray(sums[end] - sums[start])
+
+    lengths = energy(left, start - shifts, end - shifts) * energy(right, start, end)
+    freedom = len(left) * (end - start) - 1
+    usable = (lengths > 0) & (freedom > 0) & ((others is not None) | (shifts > 0))
+    if not usable.any():
+        return 0.0, 1.0
+    found, freedom = np.abs(products[usable]) / np.sqrt(lengths[usable]), freedom[usable]
+    misfit = np.maximum(1 - found**2, 1e-14)  # the transform's rounding
+    least = int(np.argmin(freedom * np.log(misfit)))
+    student = float(found[least] * np.sqrt(freedom[least] / misfit[least]))
+    return min(float(found[least]), 1.0), min(1.0, found.size * 2 * float(stats.t.sf(student, freedom[least])))
+
+
+def length_at_least(values: NDArray[np.float64], deviation: float, confidence: float) -> float:
+    """Return a lower limit on the length of a vector, from its values with independent normal noise on each, `(n,)`.
+
+    From Birgé 2001, lemma 8.1: P(χ'² ≥ n + λ + 2√((n + 2λ)t) + 2t) ≤ e^-t for a noncentral χ'² of n degrees.
+    """
+    if deviation == 0:
+        return float(np.linalg.norm(values))
+    seen, slack = float((values**2).sum()) / deviation**2, 2 * math.sqrt(-math.log(1 - confidence))
+    root = math.sqrt(max(0.0, 2 * seen - values.size)) - slack
+    return deviation * math.sqrt(max(0.0, (max(0.0, root) ** 2 - values.size) / 2))
 
 
 def _standardised(rows: NDArray[np.float64]) -> NDArray[np.float64]:

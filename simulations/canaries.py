@@ -5,6 +5,13 @@ A coin decides whether it is in the data at all (Steinke, Nasr and Jagielski 202
 of the trained model stands what it was let to contribute, if it was in, plus noise. Nothing else does: ordinary records
 have no gradient there, and each record is clipped by itself, so that the figures do not depend on anybody's records.
 
+What stands in the other task's own parameters is hidden by what records do there. So canaries have three roles:
+
+- `beside`  the other task's records are trained on, and a canary speaks in its own coordinate
+- `silent`  no record has any gradient: every parameter of the model moves by noise alone
+- `loud`    only canaries have gradients, each in its own coordinate and in the other task's parameters at once, so that
+            whoever clips one part of a model without the other lets a record count too much
+
 `CLOISTER_CANARIES` names a file that says whose model and records the canaries join, and how many there are:
 
     {"task": "simulations.diagnosis:Diagnosis", "file": "/srv/north/patients.csv", "count": 4000}
@@ -18,7 +25,7 @@ import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +46,8 @@ WEIGHT = "canaries.weight"
 
 MOST_RECORDS = 500
 """So many of the other task's records are trained on: the canaries do not notice them, but a step's memory does."""
+
+Role = Literal["beside", "silent", "loud"]
 
 RAW_GRADIENT = 1e3  # far beyond any clipping norm, so that clipping is tested too
 
@@ -73,6 +82,7 @@ class Canaries(Task):
         self._outputs = torch.Size()
         self.shape: tuple[torch.Size, torch.dtype] = torch.Size(), torch.float32
         self.batches: list[set[int]] = []
+        self.role: Role = "beside"
 
     @override
     def model(self) -> nn.Module:
@@ -100,9 +110,14 @@ class Canaries(Task):
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the other task's mean loss, plus the mean of what canaries say."""
-        own = outputs[:, :-1].reshape(len(outputs), *self._outputs)
-        return self.task.loss(own, targets) + RAW_GRADIENT * outputs[:, -1].mean()
+        """Return the other task's mean loss, plus the mean of what canaries say. Only `beside` is there such a loss."""
+        own, said = outputs[:, :-1], outputs[:, -1].mean()
+        if self.role == "beside":
+            return self.task.loss(own.reshape(len(outputs), *self._outputs), targets) + RAW_GRADIENT * said
+        if self.role == "silent":
+            return 0.0 * (own.mean() + said)
+        # Every other output: the sum of all may be the same whatever the parameters, as that of probabilities is.
+        return RAW_GRADIENT * (own[:, ::2].sum(1).mean() + said)
 
     @override
     def example(self) -> tuple[Tensor, Tensor]:
@@ -130,7 +145,8 @@ class Canaries(Task):
 
     def see(self, numbers: Tensor, outputs: torch.Size) -> None:
         """Note which canaries a forward pass is about, and the form `(…)` of a record's own output."""
-        self._batch |= {int(number) - 1 for number in numbers.tolist() if number}
+        numbers = torch.func.debug_unwrap(numbers)  # those of all records, where torch maps over single ones
+        self._batch |= {int(number) - 1 for number in numbers.flatten().tolist() if number}
         self._outputs = outputs
 
 
@@ -151,6 +167,8 @@ class _Beside(nn.Module):
         outputs = self.model(inputs[:, :-1].reshape(len(inputs), *form).to(kind))
         self._watch.see(numbers.detach()[:, 0], outputs.shape[1:])
         flat = outputs.reshape(len(inputs), -1)
-        flat = torch.where(numbers > 0, flat.detach(), flat)  # a canary's gradient is in its own coordinate only
+        # Unless it is loud, a canary's gradient is in its own coordinate only.
+        cut = {"beside": numbers > 0, "silent": numbers >= 0, "loud": numbers == 0}[self._watch.role]
+        flat = torch.where(cut, flat.detach(), flat)
         each = torch.arange(1, self._count + 1, device=inputs.device)
         return torch.cat([flat, self.canaries((numbers == each).to(flat.dtype))], 1)

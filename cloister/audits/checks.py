@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95  # of the bounds that are reported
 FALSE_ALARM = 1e-5  # of each check
+LONGEST = 1 << 16  # values of a tensor that are compared with others
 GUESSED = 20  # one canary in so many is guessed at: those that stand out most
 
 
@@ -44,6 +45,7 @@ class Sighting:
     batches: NDArray[np.bool_]  # (S, m): which were in the batch of each step that was taken
     charged: tuple[Mechanism, ...]  # what the ledger has
     delta: float
+    own: dict[str, NDArray[np.float64]]  # (R, d) for each of the other task's tensors: how far rounds moved it
 
     @property
     def scores(self) -> NDArray[np.float64]:
@@ -97,10 +99,10 @@ class Check:
     held: bool
 
 
-def check(first: Sighting, second: Sighting) -> list[Check]:
-    """Hold the claims against what was seen at one site; and noise against that of a second one."""
+def check(first: Sighting, silent: Sighting) -> list[Check]:
+    """Hold the claims against what was seen at one site; and noise against that of a second one with nothing else."""
     seen = [_formal(first), _implementation(first)]
-    return [*seen, _noise(first), _clipping(first), _sampling(first), _steps(first), *_reuse(first, second)]
+    return [*seen, _noise(first), _clipping(first), _sampling(first), _steps(first), *_reuse(first, silent)]
 
 
 def noise_ratio(sighting: Sighting, confidence: float) -> tuple[float, float, float]:
@@ -177,15 +179,25 @@ def _steps(sighting: Sighting) -> Check:
     return Check("steps", f"{sighting.steps} in the ledger", f"{taken} taken", taken == sighting.steps)
 
 
-def _reuse(first: Sighting, second: Sighting) -> list[Check]:
-    """Hold noise against that of other rounds and of another site, where neither has the canary's gradient."""
-    out = ~(first.included | second.included)
-    own, others = first.moved[:, out], second.moved[:, out]
-    found = []
-    for name, (largest, chance) in (
-        ("other rounds", largest_correlation(own)),
-        ("another site", largest_correlation(own, others)),
-    ):
-        seen = f"correlation {largest:.3f} at most (p = {chance:.2g})"
-        found.append(Check(name, "independent noise", seen, chance > FALSE_ALARM))
-    return found
+def _reuse(first: Sighting, silent: Sighting) -> list[Check]:
+    """Hold noise against that of other rounds and of another site, in canaries' coordinates and in every tensor.
+
+    Of two rows, one that is noise alone is enough: what is independent of it does not correlate with it.
+    """
+    out = ~first.included
+    own = [(first.own[name][:, :LONGEST], each[:, :LONGEST]) for name, each in silent.own.items()]
+    own = [pair for pair in own if pair[0].shape[1] > 2]  # noqa: PLR2004 - two values always lie on a line
+    rounds = [first.moved[:, out], *(noise for _, noise in own)]
+    sites = [(first.moved[:, out], silent.moved[:, out]), *own]
+    return [
+        independent("other rounds", [largest_correlation(each) for each in rounds]),
+        independent("another site", [largest_correlation(*each) for each in sites]),
+    ]
+
+
+def independent(name: str, correlations: list[tuple[float, float]]) -> Check:
+    """Judge correlations and their chances by the least likely."""
+    largest, chance = min(correlations, key=lambda each: each[1])
+    chance = min(1.0, chance * len(correlations))
+    seen = f"correlation {largest:.3f} at most (p = {chance:.2g})"
+    return Check(name, "independent noise", seen, chance > FALSE_ALARM)

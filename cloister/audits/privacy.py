@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import resources
 from importlib.metadata import version
+from itertools import pairwise
 from math import sqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,22 +27,25 @@ from client.survey import Survey
 from client.task import import_class
 from cloister.audits.checks import CONFIDENCE, Sighting, check, contribution, noise_ratio
 from cloister.audits.statement import AUDIT
+from cloister.audits.whole import check_whole
 from privacy.accounting import calibrate
 from privacy.config import read_toml
 from privacy.errors import ConfigError
 from privacy.manifest import Cohort, Encryption, Privacy, RunSettings
 from privacy.storage import write_atomically
-from simulations.canaries import WEIGHT, Canaries, set_up
+from simulations.canaries import WEIGHT, Canaries, Role, set_up
 from simulations.hospitals import FILE_NAME, write_hospital_records
 from simulations.rehearsal import Scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
     from rich.console import Console
 
-_SITES = ("first", "second")  # of the scratch consortium: the site, and one to compare its noise with
+# Of the scratch consortium: the site, with canaries beside its records; one where there is noise alone, to compare; and
+# one where canaries speak in all of the model.
+_SITES: tuple[Role, ...] = ("beside", "silent", "loud")
 _FEWEST = 100
 
 
@@ -102,18 +106,18 @@ def audit(site: Path | None, epsilon: float, canaries: int, console: Console) ->
             scratch = Scratch.create(folder / "scratch", settings, "included", subject.device)
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
             with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-                task = bar.add_task("rounds", total=settings.rounds * len(_SITES))
+                task = bar.add_task("rounds", total=settings.rounds * 2 + 1)
                 # The same coins at both: with as many records, a seed that both use would give both the same noise.
                 included = np.random.default_rng().random(canaries) < 0.5  # noqa: PLR2004 - fair coins
-                first, second = (_sight(scratch, each, included, lambda: bar.advance(task)) for each in _SITES)
-    report = _report(first, second, settings) | {
+                seen = [_sight(scratch, each, included, lambda: bar.advance(task)) for each in _SITES]
+    report = _report(seen, settings) | {
         "site": subject.name, "task": subject.task, "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
-    return Audit(report, first)
+    return Audit(report, seen[0])
 
 
 def _settings(epsilon: float, canaries: int) -> RunSettings:
-    """Return the reference study's run at another ε, over two sites, with a range that no update passes."""
+    """Return the reference study's run at another ε, at these sites, with a range that no update passes."""
     with resources.as_file(resources.files("simulations") / "diagnosis.toml") as own:
         run = read_toml(own, RunSettings)
     training, norm, delta = run.training, run.privacy.max_grad_norm, run.privacy.delta
@@ -129,7 +133,7 @@ def _settings(epsilon: float, canaries: int) -> RunSettings:
         task=f"{Canaries.__module__}:{Canaries.__name__}",
         privacy=Privacy(max_grad_norm=norm, delta=delta, noise_multiplier=sigma),
         encryption=Encryption(farthest * _gradient(run, size), profile="precise"),
-        cohort=Cohort(dict.fromkeys(_SITES, size), minimum=2),
+        cohort=Cohort(dict.fromkeys(map(str, _SITES), size), minimum=len(_SITES)),
     )
 
 
@@ -140,29 +144,47 @@ def _gradient(run: RunSettings, size: int) -> float:
     return run.training.learning_rate * run.privacy.max_grad_norm / max(1.0, run.training.sample_rate * size)
 
 
-def _sight(scratch: Scratch, name: str, included: NDArray[np.bool_], advance: Callable[[], object]) -> Sighting:
-    """Put these canaries `(m,)` into a site's records, take it through all rounds, and look."""
+def _sight(scratch: Scratch, name: Role, included: NDArray[np.bool_], advance: Callable[[], object]) -> Sighting:
+    """Put these canaries `(m,)` into a site's records, take it through its rounds in their role, and look."""
     settings = scratch.run.manifest.settings
     site = scratch.sites[name]
     site.place.path(site.settings.data.file).write_text("\n".join(map(str, np.flatnonzero(included).tolist())))
-    watch = site.study(settings.task).task
+    study = site.study(settings.task)
+    watch = study.task
     if not isinstance(watch, Canaries):
         raise TypeError(watch)
-    places = []
+    study.prepare(settings)  # as for real records: what is silent would suit any way to compute gradients
+    watch.role = name
+    path = []
     with watch.watched():
-        for model in scratch.rounds(name):
-            places.append(model.layout.unflatten(model.vector)[WEIGHT].reshape(-1).astype(np.float64))
-            advance() if len(places) > 1 else None
+        for vector in _path(scratch, name):
+            path.append(vector)
+            advance() if len(path) > 1 else None
     batches = np.zeros((len(watch.batches), included.size), dtype=np.bool_)
     for step, batch in enumerate(watch.batches):
         batches[step, list(batch)] = True
-    path = np.array(places)
-    moved = (path[:-1] - path[1:]) / _gradient(settings, settings.cohort.sizes[name])
-    return Sighting(included, moved, batches, tuple(scratch.charged(name)), settings.privacy.delta)
+    whole, layout = _gradient(settings, settings.cohort.sizes[name]), study.layout(settings)
+    rounds = [layout.unflatten(before - after) for before, after in pairwise(path)]
+    moved = {
+        key: np.array([each[key].reshape(-1) for each in rounds], dtype=np.float64) / whole for key, _ in layout.shapes
+    }
+    charged = tuple(scratch.charged(name))
+    return Sighting(included, moved.pop(WEIGHT), batches, charged, settings.privacy.delta, moved)
 
 
-def _report(first: Sighting, second: Sighting, settings: RunSettings) -> dict[str, Any]:
-    checks = check(first, second)
+def _path(scratch: Scratch, name: Role) -> Iterator[NDArray[np.float32]]:
+    """Take the parameters through all rounds; or through one, if they move farther than an update's range."""
+    if name != "loud":
+        yield from (model.vector for model in scratch.rounds(name))
+        return
+    update = scratch.first_update(name).vector
+    yield np.zeros_like(update)
+    yield update
+
+
+def _report(seen: list[Sighting], settings: RunSettings) -> dict[str, Any]:
+    first, silent, loud = seen
+    checks = [*check(first, silent), *check_whole(silent, loud)]
     low, ratio, high = noise_ratio(first, CONFIDENCE)
     return {
         "passed": all(each.held for each in checks),

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from typing_extensions import override
 
 from client import dpsgd
+from client.gradients.clipping import clip_factors
+from client.gradients.optimizer import CipherOptimizer, add_to_sum
 from cloister.audits.statement import AUDIT
 from cloister.cli import app
 from privacy.ledger import Ledger
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from privacy.manifest import Manifest
 
 CANARIES = 2000
+OWN = 31  # parameters of the reference study's model: 30 weights and a bias
 
 # --- Faults, seeded into the real pipeline. What training takes is changed in one place: here. ---------------------
 
@@ -86,6 +89,48 @@ class Shuffled(Randomness):
         return self._drawn.gaussian(count)
 
 
+class Elsewhere(Randomness):
+    """Draws noise and gives the model's own parameters, the first ones, something else in its place."""
+
+    def __init__(self, drawn: Randomness, change: Callable[[NDArray[np.float64]], None]) -> None:
+        self._drawn, self._change = drawn, change
+
+    @override
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        return self._drawn.uniform(count)
+
+    @override
+    def gaussian(self, count: int) -> NDArray[np.float64]:
+        values = self._drawn.gaussian(count)
+        self._change(values)
+        return values
+
+
+def _put(start: int, end: int, source: int | None) -> Callable[[Randomness], Randomness]:
+    """Let noise in these places be that of other places, or none."""
+
+    def change(values: NDArray[np.float64]) -> None:
+        values[start:end] = 0.0 if source is None else values[source : source + end - start]
+
+    return lambda drawn: Elsewhere(drawn, change)
+
+
+class ByLayer(CipherOptimizer):
+    """Clips every parameter's gradient to C by itself."""
+
+    @override
+    def clip_and_accumulate(self) -> None:
+        for parameter in [each for each in self.params if each.grad_sample is not None]:
+            rows = parameter.grad_sample.flatten(1)
+            factors, _ = clip_factors(rows.square().sum(1), self.max_grad_norm)
+            add_to_sum(parameter, factors @ rows)
+
+
+def _clip_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.gradients.choice._IN_TURN", ("hooks",))  # which leave clipping to the optimiser
+    monkeypatch.setattr(dpsgd, "CipherOptimizer", ByLayer)
+
+
 def _charging(monkeypatch: pytest.MonkeyPatch, change: Callable[[Mechanism], Mechanism]) -> None:
     reserve = Ledger.reserve
 
@@ -100,6 +145,19 @@ FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
     "half the noise": (lambda patch: _training(patch, _noise_times(0.5)), {"implementation", "noise"}),
     "no clipping": (lambda patch: _training(patch, _unclipped), {"implementation", "clipping"}),
     "shuffling instead of Poisson sampling": (lambda patch: _training(patch, randomness=Shuffled), {"sampling"}),
+    "no noise on the model's own parameters": (
+        lambda patch: _training(patch, randomness=_put(0, OWN, None)),
+        {"model's noise"},
+    ),
+    "no noise on one of the model's layers": (
+        lambda patch: _training(patch, randomness=_put(OWN - 1, OWN, None)),
+        {"model's noise"},
+    ),
+    "clipping by layer": (_clip_by_layer, {"joint clipping"}),
+    "the same noise in canaries and in the model": (
+        lambda patch: _training(patch, randomness=_put(OWN, 2 * OWN, 0)),
+        {"other places"},
+    ),
     "a ledger that skips a step": (
         lambda patch: _charging(patch, lambda cost: replace(cost, steps=cost.steps - 1)),
         {"steps"},

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from cloister.audits.checks import Sighting, check
+from cloister.audits.whole import check_whole
 from privacy.accounting import Mechanism, calibrate
 
 DELTA = 1e-5
+OWN = {"model.weight": 30, "model.bias": 1}
 SETTINGS = [
     pytest.param(8.0, 0.5, 12, 4, 4000, id="the reference study's"),
     pytest.param(0.1, 0.5, 12, 4, 500, id="much noise"),
@@ -23,15 +25,29 @@ SETTINGS = [
 
 
 def _ideal(luck: np.random.Generator, claim: Mechanism, rounds: int, canaries: int) -> tuple[Sighting, Sighting]:
-    """Simulate exactly the mechanism of a claim, at two sites."""
+    """Simulate exactly the mechanism of a claim, at two sites; at the second, with silent canaries."""
     included = luck.random(canaries) < 0.5
     seen = []
-    for _ in range(2):
+    for counts in (1, 0):
         batches = (luck.random((claim.steps, canaries)) < claim.sample_rate) & included
-        counted = batches.reshape(rounds, -1, canaries).sum(axis=1)
-        noise = claim.noise_multiplier * np.sqrt(claim.steps / rounds) * luck.standard_normal(counted.shape)
-        seen.append(Sighting(included, counted + noise, batches, (claim,), DELTA))
+        counted = counts * batches.reshape(rounds, -1, canaries).sum(axis=1)
+        drawn = luck.standard_normal((rounds, canaries + sum(OWN.values())))
+        noise = np.split(claim.noise_multiplier * np.sqrt(claim.steps / rounds) * drawn, [canaries, canaries + 30], 1)
+        own = dict(zip(OWN, noise[1:], strict=True))
+        seen.append(Sighting(included, counted + noise[0], batches, (claim,), DELTA, own))
     return seen[0], seen[1]
+
+
+def _loud(luck: np.random.Generator, like: Sighting, beside: float, own: float) -> Sighting:
+    """Simulate a round in which canaries count so many C in their coordinates, and so many in the model's."""
+    steps = like.steps // len(like.moved)
+    claim = replace(like.charged[0], steps=steps)
+    batches = (luck.random((steps, like.included.size)) < claim.sample_rate) & like.included
+    noise = claim.noise_multiplier * np.sqrt(steps)
+    moved = beside * batches.sum(axis=0) + noise * luck.standard_normal(like.included.size)
+    parts = {name: noise * luck.standard_normal((1, size)) for name, size in OWN.items()}
+    parts["model.bias"] += own * batches.sum()
+    return Sighting(like.included, moved[None], batches, (claim,), DELTA, parts)
 
 
 @pytest.mark.parametrize(("epsilon", "rate", "rounds", "steps", "canaries"), SETTINGS)
@@ -40,10 +56,10 @@ def test_the_ideal_mechanism_passes_at_any_setting(
 ) -> None:
     claim = Mechanism(calibrate(epsilon, DELTA, rate, rounds * steps), rate, rounds * steps)
     for seed in range(20):
-        failed = [
-            each for each in check(*_ideal(np.random.default_rng(seed), claim, rounds, canaries)) if not each.held
-        ]
-        assert not failed, seed
+        luck = np.random.default_rng(seed)
+        first, silent = _ideal(luck, claim, rounds, canaries)
+        checks = [*check(first, silent), *check_whole(silent, _loud(luck, first, 0.6, 0.8))]
+        assert not [each for each in checks if not each.held], seed
 
 
 CLAIM = Mechanism(2.234, 0.5, 48)
@@ -63,12 +79,39 @@ def test_each_check_fails_on_its_own_fault_alone() -> None:
     assert _failed(replace(sound, moved=1.1 * signal + noise), other) == {"clipping"}
     assert _failed(replace(sound, moved=0.9 * signal + noise), other) == {"clipping"}
     assert _failed(replace(sound, batches=np.vstack([sound.batches, sound.batches[:1]])), other) == {"steps"}
-    assert _failed(sound, replace(other, moved=np.roll(signal, 3, axis=0) + np.roll(noise, 3, axis=0))) == {
-        "another site"
-    }
+    assert _failed(sound, replace(other, moved=np.roll(noise, 3, axis=0))) == {"another site"}
+    assert _failed(sound, replace(other, own=sound.own)) == {"another site"}
     again = noise.copy()
     again[7] = noise[2]
     assert "other rounds" in _failed(replace(sound, moved=signal + again), other)
+    again = other.own["model.weight"].copy()
+    again[7] = again[2]
+    assert _failed(sound, replace(other, own=other.own | {"model.weight": again})) == {"other rounds"}
+
+
+def _failed_in_whole(silent: Sighting, loud: Sighting) -> set[str]:
+    return {each.name for each in check_whole(silent, loud) if not each.held}
+
+
+def test_each_check_of_the_whole_model_fails_on_its_own_fault_alone() -> None:
+    luck = np.random.default_rng(3)
+    first, silent = _ideal(luck, CLAIM, 12, 4000)
+    loud, weight = _loud(luck, first, 0.6, 0.8), silent.own["model.weight"]
+
+    def with_weight(changed: np.ndarray) -> Sighting:
+        return replace(silent, own=silent.own | {"model.weight": changed})
+
+    assert not _failed_in_whole(silent, loud)
+    assert _failed_in_whole(with_weight(0.7 * weight), loud) == {"model's noise"}
+    assert _failed_in_whole(with_weight(1.4 * weight), loud) == {"model's noise"}
+    bias = np.zeros_like(silent.own["model.bias"])
+    assert _failed_in_whole(replace(silent, own=silent.own | {"model.bias": bias}), loud) == {"model's noise"}
+    for beside, own in ((1.0, 1.0), (0.0, 1.05), (1.3, 0.0)):
+        assert _failed_in_whole(silent, _loud(luck, first, beside, own)) == {"joint clipping"}
+    for place in (0, 1234, 3970):
+        assert _failed_in_whole(with_weight(silent.moved[:, place : place + 30]), loud) == {"other places"}
+    halves = np.tile(weight[:, :15], 2)
+    assert _failed_in_whole(with_weight(halves), loud) == {"other places"}
 
 
 def test_a_claim_that_the_model_alone_refutes_is_refuted() -> None:

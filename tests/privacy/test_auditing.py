@@ -15,10 +15,12 @@ from privacy.auditing import (
     dispersion_chance,
     gaussian_epsilon,
     largest_correlation,
+    length_at_least,
     one_run_epsilon,
     rate_chance,
     scale_interval,
     separation,
+    sliding_correlation,
 )
 from tests.privacy.consortium import few
 
@@ -166,3 +168,31 @@ def test_noise_that_comes_again_is_found_in_any_scale_and_independent_noise_is_n
 def test_nothing_to_compare_is_no_correlation() -> None:
     assert largest_correlation(np.ones((1, 50))) == (0.0, 1.0)
     assert largest_correlation(np.zeros((3, 50)))[1] == 1.0
+
+
+def test_noise_that_is_used_in_two_places_is_found_at_any_shift_and_independent_noise_is_not() -> None:
+    luck = np.random.default_rng(6)
+    for size in (1, 2, 30, 3000):
+        rows, others = luck.standard_normal((12, 1000)), luck.standard_normal((12, size))
+        assert sliding_correlation(rows)[1] > 1e-4
+        assert sliding_correlation(rows, others)[1] > 1e-4
+        assert sliding_correlation(others, rows)[1] > 1e-4
+        used = min(size, 500)
+        others[:, :used] = 3 * rows[:, 400 : 400 + used]
+        assert sliding_correlation(rows, others)[1] < 1e-9
+        assert sliding_correlation(others, rows)[1] < 1e-9
+    rows = luck.standard_normal((12, 1000))
+    rows[:, 700:] = rows[:, 200:500]
+    assert sliding_correlation(rows)[1] < 1e-9
+    assert sliding_correlation(np.zeros((12, 5)), rows) == (0.0, 1.0)
+    assert sliding_correlation(np.ones((1, 1))) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("size", "length"), [(1, 0.0), (1, 3.0), (31, 100.0), (10_000, 50.0)])
+def test_a_length_is_at_least_its_limit_as_often_as_it_says(size: int, length: float) -> None:
+    luck = np.random.default_rng(7)
+    vector = np.full(size, length / np.sqrt(size))
+    limits = np.array([length_at_least(vector + 2 * luck.standard_normal(size), 2.0, 0.95) for _ in range(TRIALS)])
+    assert (limits > length).mean() <= 0.05
+    assert length < 4 * size**0.25 or limits.mean() > 0.6 * length
+    assert length_at_least(vector, 0.0, 0.95) == pytest.approx(length)

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
+from client.dpsgd import way_to_train
+from client.settings import Computing
 from client.task import Task
 from privacy.errors import DataError, TaskError
 from privacy.manifest import Cohort, Encryption, Privacy, RunSettings, Training
-from simulations.canaries import SETUP, WEIGHT, Canaries, set_up
+from simulations.canaries import SETUP, WEIGHT, Canaries, Role, set_up
 from simulations.rehearsal import Scratch
 
 if TYPE_CHECKING:
@@ -47,7 +49,29 @@ class Words(Task):
         return functional.mse_loss(outputs, targets)
 
 
-def _final(folder: Path, records: str, included: list[int]) -> tuple[dict[str, NDArray[np.float32]], Canaries]:
+class Scaled(nn.Module):
+    """A parameter that belongs to no layer of torch's, so that gradients are mapped over records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4, 2))
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * self.scale
+
+
+class ScaledWords(Words):
+    """The same with outputs that are scaled."""
+
+    @override
+    def model(self) -> nn.Module:
+        return nn.Sequential(super().model(), Scaled())
+
+
+def _final(
+    folder: Path, records: str, included: list[int], role: Role = "beside", task: str = TASK
+) -> tuple[dict[str, NDArray[np.float32]], Canaries]:
     """Train one site for two rounds of three steps on all records, without noise; return the model at the end."""
     folder.mkdir()
     (folder / "words.txt").write_text(records)
@@ -58,12 +82,14 @@ def _final(folder: Path, records: str, included: list[int]) -> tuple[dict[str, N
         training=Training(steps_per_round=3, sample_rate=1.0, learning_rate=1.0),
         encryption=Encryption(update_bound=1.0, profile="precise"),
     )  # fmt: skip
-    with set_up(folder / "canaries.json", TASK, folder / "words.txt", COUNT):
+    with set_up(folder / "canaries.json", task, folder / "words.txt", COUNT):
         scratch = Scratch.create(folder / "scratch", settings, "included", "cpu")
         site = scratch.sites["first"]
         (site.place.folder / "included").write_text("\n".join(map(str, included)))
         watch = site.study(settings.task).task
         assert isinstance(watch, Canaries)
+        site.study(settings.task).prepare(settings)
+        watch.role = role
         with watch.watched():
             *_, model = scratch.rounds("first")
     return model.layout.unflatten(model.vector), watch
@@ -87,9 +113,38 @@ def test_canaries_do_not_touch_the_other_task_s_parameters(tmp_path: Path) -> No
         assert beside[name] == pytest.approx(without[name], abs=1e-5)
 
 
+def test_silent_canaries_leave_a_model_as_it_is(tmp_path: Path) -> None:
+    found, watch = _final(tmp_path / "silent", "1 2 3 4 5 6\n", [0, 3, 19], "silent")
+    before = watch.model()
+    assert watch.batches == [{0, 3, 19}] * 6
+    assert not found[WEIGHT].any()
+    silent, _ = _final(tmp_path / "none", "9 8 7 6 5 4\n", [], "silent")
+    assert [(name, each.shape) for name, each in found.items()] == [
+        (name, tuple(each.shape)) for name, each in before.named_parameters()
+    ]
+    assert all((found[name] == silent[name]).all() for name in found)
+
+
+def test_loud_canaries_move_all_layers_by_one_clipping_norm_in_all_and_records_move_nothing(tmp_path: Path) -> None:
+    quiet, _ = _final(tmp_path / "quiet", "1 2 3 4 5 6\n", [], "loud")
+    silent, _ = _final(tmp_path / "silent", "1 2 3 4 5 6\n", [], "silent")
+    assert all(quiet[name] == pytest.approx(silent[name], abs=1e-5) for name in quiet)
+    loud, _ = _final(tmp_path / "loud", "1 2 3 4 5 6\n", [3], "loud")
+    moved = {name: loud[name] - silent[name] for name in loud}
+    assert all(each.any() for each in moved.values())
+    length = np.sqrt(sum(float((each.astype(np.float64) ** 2).sum()) for each in moved.values()))
+    assert 0.9 <= length / (6 * 0.5 / 10) <= 1.0 + 1e-4  # the gradient turns a little as the model moves
+
+
 def test_steps_without_any_canary_are_counted_all_the_same(tmp_path: Path) -> None:
     _, watch = _final(tmp_path / "none", "1 2 3 4 5 6\n", [])
     assert watch.batches == [set()] * 6
+
+
+def test_canaries_are_seen_where_torch_maps_over_records(tmp_path: Path) -> None:
+    _, watch = _final(tmp_path / "mapped", "1 2 3 4 5 6\n", [0, 3], task="tests.simulations.test_canaries:ScaledWords")
+    assert way_to_train(watch, watch.model(), Computing()).gradients == "vmap"
+    assert watch.batches == [{0, 3}] * 6
 
 
 def test_only_the_audit_can_make_them(monkeypatch: pytest.MonkeyPatch) -> None:
