@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from client.settings import Computing
     from client.task import Task
     from privacy.accounting import Mechanism
     from privacy.ledger import Budget, Charge, Release
@@ -49,9 +48,9 @@ def _training(
 ) -> None:
     def broken(
         task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, signed: Manifest, drawn: Randomness,
-        *, computing: Computing,
+        **settings: Any,  # noqa: ANN401 - passed on
     ) -> None:  # fmt: skip
-        TRAIN(task, model, records, size, manifest(signed), randomness(drawn), computing=computing)
+        TRAIN(task, model, records, size, manifest(signed), randomness(drawn), **settings)
 
     monkeypatch.setattr("client.study.train", broken)
 
