@@ -19,7 +19,7 @@ from privacy.errors import RunError
 from privacy.manifest import Privacy, RunSettings, Statistics, Training
 from privacy.purposes import Evaluation, Start
 from privacy.randomness import Randomness
-from simulations.federation import Federation
+from simulations.federation import Federation, SiteTerms
 from tests import studies
 from tests.federations import (
     SETTINGS,
@@ -136,7 +136,7 @@ def test_one_record_changes_a_sites_vector_by_at_most_one(trained: tuple[Federat
 
 
 def test_a_metric_that_compares_records_sees_one_at_a_time(make_federation: FederationMaker) -> None:
-    terms = dict.fromkeys(SITES, replace(TERMS_HALF, tasks=(task_name(studies.Ranked),)))
+    terms: dict[str, SiteTerms] = dict.fromkeys(SITES, replace(TERMS_HALF, tasks=(task_name(studies.Ranked),)))
     federation = make_federation(replace(TRAINED, task=task_name(studies.Ranked)), terms)
     settings = replace(evaluation(put_model(federation), metrics=("above", "balanced")), task=task_name(studies.Ranked))
     federation.sign(settings)

@@ -119,7 +119,8 @@ class ByLayer(CipherOptimizer):
 
     @override
     def clip_and_accumulate(self) -> None:
-        for parameter in [each for each in self.params if each.grad_sample is not None]:
+        parameters: list[Any] = self.params  # to which Opacus adds attributes
+        for parameter in [each for each in parameters if each.grad_sample is not None]:
             rows = parameter.grad_sample.flatten(1)
             factors, _ = clip_factors(rows.square().sum(1), self.max_grad_norm)
             add_to_sum(parameter, factors @ rows)
