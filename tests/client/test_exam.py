@@ -31,6 +31,7 @@ from tests.federations import (
     run_with,
     signed_run,
     task_name,
+    with_deadline,
 )
 
 TASK = task_name(studies.Scored)
@@ -194,7 +195,7 @@ def test_a_metric_that_the_task_does_not_have_is_refused_before_anything_is_char
 ) -> None:
     federation, digest = trained
     charged = charges_of(federation, "north")
-    federation.sign(evaluation(digest, metrics=("unheard-of",)))
+    federation.sign(with_deadline(evaluation(digest, metrics=("unheard-of",)), 2.0))
     with pytest.raises(RunError, match="sites"):
         run_with(federation)
     assert "has no metric 'unheard-of'; name others in [evaluation]" in caplog.text
