@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -62,9 +63,10 @@ def get_ready(site: Site, document: bytes, node_id: int, known: SignedHead | Non
         LedgerError: if the ledger is older than that head.
         TaskError: if the task's gradients cannot be computed here.
         BudgetError: if what is left of the budget does not cover the rest of the run.
-        RefusedError: if the model suits no share of the noise.
+        RefusedError: if the run's time is over, or the model suits no share of the noise.
     """
     accepted = accept(site, document)
+    accepted.manifest.check_valid(time.time())
     ledger, limit = site.account(accepted.manifest.settings)
     check_head(ledger, known, site.signing_key)
     if accepted.manifest.settings.training:

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 from privacy.epoch import EpochKeys
 from privacy.errors import KeyFileError, ProtocolError
+from privacy.plan import LARGEST_STEP
 from privacy.storage import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _NAME = re.compile(r"(\d{6,})-roster-(\d+)\.key")
-
-_LARGEST_STEP = 10_000  # nobody can use the numbers up with one letter
 
 
 class Keyring:
@@ -69,7 +68,7 @@ class Keyring:
         if keys.epoch <= self.latest:
             msg = f"keys of epoch {keys.epoch} are refused: this site has those of epoch {self.latest} already"
             raise ProtocolError(msg)
-        if keys.epoch > self.latest + _LARGEST_STEP:
+        if keys.epoch > self.latest + LARGEST_STEP:
             msg = f"keys of epoch {keys.epoch} are refused: that is too far from this site's epoch {self.latest}"
             raise ProtocolError(msg)
         path = self._folder / f"{keys.epoch:06d}-roster-{roster}.key"

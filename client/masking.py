@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -45,10 +46,11 @@ def recover(site: Site, manifest: Manifest, plan: RoundPlan) -> PackedUpdate | N
         msg = f"{ledger.path}: it has no entry for round {plan.round}, which was sent; restore it from backup"
         raise LedgerError(msg)
     keys = site.keyring.find(last.plan.keys)
-    chunks = keys.mac.check(Ciphertexts(last.update.chunks).alone, last.plan, [site.name])
+    nonces = {site.name: json.loads(last.update.header)["nonce"]}
+    chunks = keys.mac.check(Ciphertexts(last.update.chunks).alone, last.plan, nonces)
     blocks = keys.decryption.decrypt(chunks, site.apply)
     masks = Masks(site.masking_key, last.mask, last.plan, site.name, site.roster)
-    return PackedUpdate(masks.unmask(keys.tag.check(blocks, last.plan, [site.name])), charge)
+    return PackedUpdate(masks.unmask(keys.tag.check(blocks, last.plan, nonces)), charge)
 
 
 def reveal(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequence[Contribution]) -> bytes:

@@ -45,6 +45,11 @@ class Once:
             os.fsync(file.fileno())  # also what another process wrote, which may have been killed just before this
             sync_folder(self._folder)
 
+    def noted(self, run: str, deed: str) -> bool:
+        """Return whether a deed was noted."""
+        path = self._path(run)
+        return path.exists() and deed in _lines(path.read_bytes())
+
     def _path(self, run: str) -> Path:
         return self._folder / f"{run[:16]}.once"
 

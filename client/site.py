@@ -55,7 +55,6 @@ class Site(Workplace):
         self.remainders = Remainders(place.folder / "outbox")
         self.once = Once(place.folder / "outbox")
         self.apply: Apply = map  # how to encrypt and decrypt: an agent does it in several processes
-        self.refused_sums: set[str] = set()  # digests of plans; one try each
         self._polls: dict[str, Poll] = {}
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
         has = own, self.sealing_key.public, self.masking_key.public

@@ -87,6 +87,7 @@ def sign_update(
         weight=weight,
         update_bound=update_bound,
         mask=mask,
+        nonce=update.nonce,
         ciphertexts=update.ciphertexts.digest,
         seeds=seeds_digest(update.ciphertexts.seeds),
         ledger_head=update.charge.head,

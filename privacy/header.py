@@ -44,6 +44,7 @@ class UpdateHeader:
     update_bound: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # the codec's range in this round
     ciphertexts: Hex32  # digest of c0 and seeds: what the server holds the body against
     mask: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]  # commitment to the site's own mask; empty without masks
+    nonce: Hex32  # fresh for this update: the pads of its tags and codes are bound to it
     seeds: Hex32  # digest of the seeds alone: what the other sites, who never see this c0, can check
     ledger_head: Hex32
     version: Literal[1] = 1

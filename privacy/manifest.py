@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from privacy.accounting import Mechanism, calibrate
 from privacy.config import STRICT
 from privacy.contradictions import contradiction
-from privacy.errors import ConfigError, MalformedError
+from privacy.errors import ConfigError, MalformedError, RefusedError
 from privacy.packing import Packing, Profile
 from privacy.purposes import Evaluation, Start
 from privacy.shared import share_of
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from privacy.signing import PrivateKey, PublicKey
 
 KIND = "manifest"
+_DAY = 86_400.0  # seconds
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
@@ -109,6 +110,9 @@ class RunSettings:
     encryption: Encryption = field(default_factory=Encryption)
     strategy: Literal["fedavg"] = "fedavg"
     model_seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0  # of the untrained model, the same at all sites
+    valid_days: Annotated[float, Field(gt=0, le=366)] = (
+        30.0  # after it is signed; a run that lasts longer is signed anew
+    )
     seed: Annotated[int, Field(ge=0)] | None = None  # repeats a run without privacy, for measurements
 
     def __post_init__(self) -> None:
@@ -148,7 +152,19 @@ class Manifest:
     roster_version: Annotated[int, Field(ge=1)]
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]  # two runs of the same settings are two runs
     created: str
+    expires: Annotated[float, Field(allow_inf_nan=False)]  # seconds since 1970; afterwards no site takes part
     version: Literal[1] = 1
+
+    def check_valid(self, now: float) -> None:
+        """Check that the run may still be taken part in.
+
+        Raises:
+            RefusedError: if its time is over: an old run is not brought back without the coordinator.
+        """
+        if now > self.expires:
+            until = datetime.fromtimestamp(self.expires, UTC).isoformat(timespec="seconds")
+            msg = f"the run {self.settings.name!r} was valid until {until}; ask the coordinator to sign it anew"
+            raise RefusedError(msg)
 
     @property
     def packing(self) -> Packing:
@@ -183,12 +199,14 @@ def sign_manifest(settings: RunSettings, key: PrivateKey, *, roster_version: int
     Raises:
         ConfigError: if no noise reaches the ε that was asked for, or the levels or the range suit no share of it.
     """
+    now = datetime.now(UTC)
     manifest = Manifest(
         settings=settings,
         noise_multiplier=_sigma(settings),
         roster_version=roster_version,
         nonce=secrets.token_hex(8),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now.isoformat(timespec="seconds"),
+        expires=now.timestamp() + settings.valid_days * _DAY,
     )
     if settings.shares_noise:
         share_of(manifest, 1, 0.0)  # what not even the smallest model could do with

@@ -133,8 +133,11 @@ def commitment(seed: bytes) -> str:
 
 
 def seal_seed(seed: bytes, secret: bytes, plan: RoundPlan, site: str) -> bytes:
-    """Seal a seed to the sites, who share an epoch's secret; the server, who relays it, cannot read it."""
-    return AESGCM(_derived(secret, b"reveal", plan, site.encode())).encrypt(_NONCE, seed, None)
+    """Seal a seed to the sites, who share an epoch's secret; the server, who relays it, cannot read it.
+
+    The key is bound to the seed's commitment, so that it never seals two seeds under one nonce.
+    """
+    return _sealer(secret, plan, site, commitment(seed)).encrypt(_NONCE, seed, None)
 
 
 def open_seed(sealed: bytes, secret: bytes, plan: RoundPlan, site: str, committed: str) -> bytes:
@@ -144,11 +147,15 @@ def open_seed(sealed: bytes, secret: bytes, plan: RoundPlan, site: str, committe
         AuthenticityError: if it is not the one to which that site committed.
     """
     with suppress(InvalidTag, ValueError):
-        seed = AESGCM(_derived(secret, b"reveal", plan, site.encode())).decrypt(_NONCE, sealed, None)
+        seed = _sealer(secret, plan, site, committed).decrypt(_NONCE, sealed, None)
         if commitment(seed) == committed:
             return seed
     msg = f"the seed of {site}'s mask is not the one to which it committed; the sum was not opened"
     raise AuthenticityError(msg)
+
+
+def _sealer(secret: bytes, plan: RoundPlan, site: str, committed: str) -> AESGCM:
+    return AESGCM(_derived(secret, b"reveal", plan, bytes.fromhex(committed) + site.encode()))
 
 
 def _own(seed: bytes, plan: RoundPlan, site: str) -> Randomness:

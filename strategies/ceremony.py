@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING
 from flwr.app import Message
 
 from privacy.errors import CloisterError, ProtocolError, RunError
+from privacy.plan import LARGEST_STEP
 from transport.ceremony import pack_lead, pack_letter, read_keys, read_letters
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from flwr.app import RecordDict
     from flwr.serverapp import Grid
 
@@ -27,7 +30,23 @@ if TYPE_CHECKING:
 
 LEAD, ACCEPT = "query.lead", "query.accept"
 _SECONDS = 30.0
-_NUMBERS = 1 << 40  # no consortium comes so far; a site that says it has seen a higher epoch is not believed
+
+
+def next_epoch(seen: Collection[int], own: int) -> int:
+    """Return the number of the next key epoch: above those that were seen, and one that most sites take.
+
+    A site takes no epoch that is `LARGEST_STEP` or more above its own, so that one member which claims to have seen an
+    absurd number must not decide: it is left behind, and says so.
+
+    Args:
+        seen: the newest epoch of each site, as it says.
+        own: the newest that the server has letters of, or has asked for.
+    """
+
+    def takers(epoch: int) -> int:
+        return sum(latest < epoch <= latest + LARGEST_STEP for latest in seen)
+
+    return max({own + 1, *(latest + 1 for latest in seen)}, key=lambda epoch: (takers(epoch), epoch))
 
 
 class Ceremony:
@@ -80,8 +99,8 @@ class Ceremony:
     def _lead(self, grid: Grid, leader: str) -> None:
         # One more than any site has seen, whether or not for this roster: epochs never go back.
         # Nor is a number used twice: a leader whose answer was lost has keys of its own under that number.
-        seen = [*self._members.latest.values(), self._letters.latest, self._asked]
-        self._asked = epoch = max(each for each in seen if each < _NUMBERS) + 1
+        seen = self._members.latest.values()
+        self._asked = epoch = next_epoch(seen, max(self._letters.latest, self._asked))
         reply = self._ask(grid, leader, LEAD, pack_lead(epoch))
         if reply is None:
             msg = "it did not answer when asked to lead"

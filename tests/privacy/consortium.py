@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from privacy.encryption import EncryptedUpdate
+    from privacy.header import UpdateHeader
     from privacy.mac import AuthenticatedUpdate
     from privacy.packing import Packing, Profile
     from privacy.update import PrivateUpdate
@@ -192,9 +193,19 @@ def unmasked(coefficients: NDArray[np.uint64], charge: Charge = CHARGE) -> Maske
     return mask(PackedUpdate(blocks_of(coefficients), charge), None)
 
 
+def nonce_of(site: str) -> str:
+    """Return a nonce that belongs to a site, where a test needs the same one again."""
+    return sha256(f"nonce {site}".encode()).hexdigest()
+
+
+def nonces_of(headers: Mapping[str, UpdateHeader]) -> dict[str, str]:
+    """Return what pads are checked with."""
+    return {site: header.nonce for site, header in headers.items()}
+
+
 def tagged(coefficients: NDArray[np.uint64]) -> TaggedUpdate:
     """Pretend that coefficients carry a tag."""
-    return TaggedUpdate(blocks_of(coefficients), CHARGE)
+    return TaggedUpdate(blocks_of(coefficients), CHARGE, nonce_of("north"))
 
 
 def decrypted(key: DecryptionKey, c0: Sequence[bytes], seeds: Sequence[bytes], count: int) -> NDArray[np.uint64]:

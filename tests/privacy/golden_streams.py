@@ -20,20 +20,20 @@ FIRST = 4  # residues of each stream
 _SEED = bytes(range(32))
 
 
-def codes(plan: RoundPlan, c0: bytes, seed: bytes) -> dict[str, object]:
+def codes(plan: RoundPlan, nonce: str, c0: bytes, seed: bytes) -> dict[str, object]:
     """Return secret coefficients, pads and codes of one ciphertext of north's, in a small cohort and a large one."""
     large = plan_with(plan, cohort=tuple(sorted((*SITES, *(f"site-{n:02}" for n in range(MOST_SEEDS))))))
     key, found = mac_key(), list[dict[str, object]]()
     for each in (plan, large):
-        made = key.authenticate(EncryptedUpdate(iter([(c0, seed)]), CHARGE), each, "north").ciphertexts
+        made = key.authenticate(EncryptedUpdate(iter([(c0, seed)]), CHARGE, nonce), each, "north").ciphertexts
         found.append({
             "plan": each.to_bytes().decode(),
             "digest": each.digest,
-            "pads": key._pads(each, "north").residues(FIRST, COEFF_MODULUS).tolist(),
+            "pads": key._pads(each, "north", nonce).residues(FIRST, COEFF_MODULUS).tolist(),
             "code": made.codes.hex(),
         })  # fmt: skip
     rho = key._stream(b"rho").residues(2 * RING_DEGREE, COEFF_MODULUS).reshape(2, RING_DEGREE)
-    return {"secret": SECRET.hex(), "site": "north", "rho": rho[:, :FIRST].tolist(), "rounds": found}
+    return {"secret": SECRET.hex(), "site": "north", "nonce": nonce, "rho": rho[:, :FIRST].tolist(), "rounds": found}
 
 
 def masks(plan: RoundPlan) -> dict[str, object]:

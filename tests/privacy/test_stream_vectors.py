@@ -64,7 +64,8 @@ def test_a_second_implementation_makes_the_known_codes(case: dict[str, Any]) -> 
     assert [each[:FIRST] for each in rho] == CODES["rho"]
     digest = plan_digest(case["plan"])
     assert digest.hex() == case["digest"]
-    pads = stream(derived(secret, b"cloister mac pad" + digest + whose), COEFF_MODULUS)
+    nonce = bytes.fromhex(CODES["nonce"])
+    pads = stream(derived(secret, b"cloister mac pad" + digest + nonce + whose), COEFF_MODULUS)
     first = list(islice(pads, FIRST))
     assert first == case["pads"]
     number, seed = int.from_bytes(WIRE[:C0_BYTES], "little"), WIRE[C0_BYTES:-CODE_BYTES]
@@ -102,11 +103,12 @@ def test_a_second_implementation_makes_the_known_masks() -> None:
 def test_a_second_implementation_opens_the_known_seed() -> None:
     seed, digest = bytes.fromhex(MASKS["seed"]), plan_digest(MASKS["plan"])
     assert sha256(b"cloister mask" + seed).hexdigest() == MASKS["commitment"]
-    key = derived(bytes.fromhex(MASKS["secret"]), b"cloister mask reveal" + digest + MASKS["site"].encode())
+    info = b"cloister mask reveal" + digest + bytes.fromhex(MASKS["commitment"]) + MASKS["site"].encode()
+    key = derived(bytes.fromhex(MASKS["secret"]), info)
     assert AESGCM(key).decrypt(bytes(12), bytes.fromhex(MASKS["sealed"]), None) == seed
 
 
 def test_this_implementation_makes_what_is_in_the_files() -> None:
     plan = read_plan(MASKS["plan"].encode())
-    assert json.loads(json.dumps(codes(plan, WIRE[:C0_BYTES], WIRE[C0_BYTES:-CODE_BYTES]))) == CODES
+    assert json.loads(json.dumps(codes(plan, CODES["nonce"], WIRE[:C0_BYTES], WIRE[C0_BYTES:-CODE_BYTES]))) == CODES
     assert json.loads(json.dumps(masks(plan))) == MASKS

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
 
 from client.app import app as client_app
 from client.keyring import Keyring
 from client.site import open_site
 from privacy.epoch import EpochKeys
+from privacy.plan import LARGEST_STEP
 from privacy.storage import write_atomically
 from server.app import app as server_app
 from simulations.inline import InlineGrid
 from simulations.inspection import find_secrets, site_secrets
 from simulations.results import journal_path, read_events
-from strategies.ceremony import ACCEPT, LEAD
+from strategies.ceremony import ACCEPT, LEAD, next_epoch
 from strategies.letters import Letters
 from tests.federations import SETTINGS, SITES, context_of, node_of, signed_run
 from transport.flower import SERVER_NODE, quieten, reply
@@ -230,6 +233,29 @@ def test_one_site_that_has_seen_the_last_epoch_of_all_stops_no_other(federation:
     file = federation.paths["west"] / "keys" / "epochs" / f"{last}-roster-9.key"
     write_atomically(file, EpochKeys.generate(last).to_bytes())
     assert contributors(run(federation)) == set(SITES) - {"west"}
+
+
+@pytest.mark.parametrize("claimed", [LARGEST_STEP + 6, 1 << 39, 2**63 - 1])
+def test_one_site_that_claims_to_have_seen_an_absurd_epoch_blocks_no_new_keys(
+    federation: Federation, claimed: int
+) -> None:
+    run(federation)
+    file = federation.paths["west"] / "keys" / "epochs" / f"{claimed:06d}-roster-9.key"
+    write_atomically(file, EpochKeys.generate(claimed).to_bytes())
+    events = run(federation, name="second", new_epoch=True)
+    assert [event["epoch"] for event in epochs(events)] == [2]
+    assert contributors(events) == set(SITES) - {"west"}
+
+
+@given(
+    seen=st.lists(st.integers(0, 1 << 20), min_size=3, max_size=9),
+    claims=st.lists(st.integers(0, 1 << 63), max_size=2),
+    own=st.integers(0, 1 << 20),
+)
+def test_the_next_epoch_is_one_that_most_sites_take(seen: list[int], claims: list[int], own: int) -> None:
+    near = [latest % 100 for latest in seen]
+    epoch = next_epoch(near + claims, own % 100)
+    assert all(latest < epoch <= latest + LARGEST_STEP for latest in near)
 
 
 def test_letters_are_found_by_number_and_name_whatever_the_sites_are_called(tmp_path: Path) -> None:
