@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from client.checkpoint import Checkpoint
+from privacy.agreement import absent_from
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError
-from privacy.masking import open_seed, unmask_sum
+from privacy.masking import open_pairs, open_seed, unmask_sum
 from privacy.packing import unpack
 from privacy.summation import check_sum
 from strategies.averaging import average, next_bound
@@ -78,7 +79,7 @@ def _mean(
         chunks = keys.mac.check(total.ciphertexts, plan, nonces)
         blocks = keys.tag.check(keys.decryption.decrypt(chunks, site.apply), plan, nonces)
         if any(header.mask for header in headers.values()):
-            blocks = unmask_sum(blocks, _seeds(total, headers, keys, plan), plan)
+            blocks = unmask_sum(blocks, *_seeds(total, headers, keys, plan), plan)
         return unpack(blocks, next(iter(headers.values())).size, weights, packing)
     except CloisterError as error:
         # The server learns that the sum was refused, once, and nothing about why: the reason would tell of plaintexts.
@@ -93,12 +94,15 @@ def _refusing(plan: RoundPlan) -> str:
     return f"refusing the sums of plan {plan.digest}"
 
 
-def _seeds(total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKeys, plan: RoundPlan) -> dict[str, bytes]:
-    """Open the seeds that the sites revealed."""
-    return {
-        header.site: open_seed(part.reveal, keys.secret, plan, header.site, header.mask)
-        for header, part in zip(headers.values(), total.contributions, strict=True)
-    }
+def _seeds(
+    total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKeys, plan: RoundPlan
+) -> tuple[dict[str, bytes], dict[str, dict[str, bytes]]]:
+    """Open the seeds that the sites showed: of each one's own mask, and of those shared with who is not in the sum."""
+    own, pairs, absent = {}, {}, absent_from(plan, headers)
+    for header, part in zip(headers.values(), total.contributions, strict=True):
+        own[header.site] = open_seed(part.reveal, keys.secret, plan, header.site, header.mask)
+        pairs[header.site] = open_pairs(part.pairs, absent, keys.secret, plan, header.site, header.pairs)
+    return own, pairs
 
 
 def evaluate(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, float]:

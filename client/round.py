@@ -99,6 +99,7 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
     signed = sign_update(
         made, plan, layout, site.name, site.signing_key,
         weight=weight, update_bound=bound, mask=commitment(seed) if seed else "",
+        commitments=masks.commitments if masks else b"",
     )  # fmt: skip
     site.outbox.keep(plan, signed, seed)
     return signed

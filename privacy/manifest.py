@@ -21,7 +21,7 @@ from privacy.contradictions import contradiction
 from privacy.errors import ConfigError, MalformedError, RefusedError
 from privacy.packing import Packing, Profile
 from privacy.purposes import Evaluation, Start
-from privacy.shared import share_of
+from privacy.shared import colluding_sites, share_of
 from privacy.signing import SignedDocument
 from privacy.statistics import encoding_bound
 
@@ -61,7 +61,7 @@ class Privacy:
     epsilon: Positive | None = None  # of the whole run, by itself
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # σ / C
     noise: Literal["local", "shared"] = "local"  # all of it at every site, or only in the sum: `privacy.shared`
-    colluding_sites: Annotated[int, Field(ge=0)] | None = None  # whose shares do not count; 1 if not given
+    colluding_sites: Annotated[int, Field(ge=0)] | None = None  # that the run is to bear, with the server; 1 if not given
 
     def __post_init__(self) -> None:
         """Check that exactly one of the two is given."""
@@ -76,7 +76,7 @@ class Encryption:
 
     update_bound: Positive | None = None  # the codec's range: values of an update beyond it are cut; in training only
     profile: Profile | None = None  # "compact" if not given; statistics are always "precise"
-    collusion_resistant: bool = False  # masks: a site that colludes with the server cannot read another's update
+    collusion_resistant: bool = True  # masks: a site that colludes with the server cannot read another's update
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -136,6 +136,11 @@ class RunSettings:
     def shares_noise(self) -> bool:
         """Whether only the sum of all updates carries all of the noise."""
         return self.privacy.noise == "shared"
+
+    @property
+    def masked_minimum(self) -> int:
+        """The fewest sites whose masked sum may open: two more than may collude, so that nobody knows all but one."""
+        return max(self.cohort.minimum, colluding_sites(self) + 2)
 
     @property
     def largest_size(self) -> int:

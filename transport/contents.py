@@ -36,6 +36,7 @@ _SUM = (
     "signature",
     "seeds",
     "reveal",
+    "pairs",
     "c0",
     "c1",
 )  # the arrays of a sum; all but the first two are numbered
@@ -119,6 +120,7 @@ def pack_update(update: SignedUpdate, report: dict[str, float]) -> RecordDict:
         {
             "update": ConfigRecord({"header": update.header, "signature": update.signature}),
             "ciphertexts": _blobs(update.chunks),
+            "masks": ArrayRecord({"commitments": blob(update.commitments)}),
             "report": MetricRecord(dict(report)),
         }
     )
@@ -127,7 +129,8 @@ def pack_update(update: SignedUpdate, report: dict[str, float]) -> RecordDict:
 def read_update(content: RecordDict) -> tuple[SignedUpdate, dict[str, float]]:
     """Read a signed update and its report."""
     header, signature = (field(content, "update", name, bytes) for name in ("header", "signature"))
-    return SignedUpdate(header, signature, _chunks(content)), numbers(content, "report")
+    commitments = array_bytes(content, "masks", "commitments")
+    return SignedUpdate(header, signature, _chunks(content), commitments), numbers(content, "report")
 
 
 def pack_sum(manifest: bytes, total: EncryptedSum) -> RecordDict:
@@ -171,6 +174,7 @@ def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:
             f"signature-{index}": part.signature,
             f"seeds-{index}": part.seeds,
             f"reveal-{index}": part.reveal,
+            f"pairs-{index}": part.pairs,
         }
     for name, chunks in (("c0", total.c0), ("c1", total.c1)):
         arrays |= {f"{name}-{index}": chunk for index, chunk in enumerate(chunks)}
@@ -190,10 +194,10 @@ def sum_from_arrays(arrays: ArrayRecord) -> EncryptedSum:
         if kind not in _SUM or number != expected:
             lacks("sum")
         parts.setdefault(kind, []).append(array.data)
-    plan, codes, headers, signatures, seeds, reveals, c0, c1 = (parts.get(kind, []) for kind in _SUM)
-    if len(plan) != 1 or len(codes) != 1 or not len(headers) == len(signatures) == len(seeds) == len(reveals):
+    plan, codes, *numbered, c0, c1 = (parts.get(kind, []) for kind in _SUM)
+    if len(plan) != 1 or len(codes) != 1 or len(set(map(len, numbered))) != 1:
         lacks("sum")
-    contributions = tuple(starmap(Contribution, zip(headers, signatures, seeds, reveals, strict=True)))
+    contributions = tuple(starmap(Contribution, zip(*numbered, strict=True)))
     return EncryptedSum(plan[0], contributions, tuple(c0), codes[0], tuple(c1))
 
 
