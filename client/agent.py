@@ -64,11 +64,11 @@ def attend(path: Path, stop: Event) -> None:
     # Torch reads this as it is loaded. Its idle threads would otherwise spin, at the cost of whatever else runs here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # These load torch; what can be wrong before that was said before.
-    from client.app import app  # noqa: PLC0415
-    from client.site import open_site  # noqa: PLC0415
+    from client.app import make_app  # noqa: PLC0415
+    from client.site import Site  # noqa: PLC0415
     from client.team import gather  # noqa: PLC0415
 
-    site = open_site(path)
+    site = Site(place)
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
     with gather(site.device, stop.set) as site.team:
         for task, count in site.check_records().items():
@@ -76,13 +76,13 @@ def attend(path: Path, stop: Event) -> None:
         if site.team:
             site.team.compare(site.records_digest())
             log.info("%d processes train together, this one on %s", site.team.size, site.device)
-        _serve(site, path, line, app, stop)
+        _serve(site, line, make_app(lambda _: site), stop)
     if site.team and site.team.lost:
         msg = f"{site.name} has lost a process of its team and ended; to come back: the same command"
         raise DeviceError(msg)
 
 
-def _serve(site: Site, path: Path, line: _Line, app: App, stop: Event) -> None:
+def _serve(site: Site, line: _Line, app: App, stop: Event) -> None:
     place = site.place
     with _turn(place.folder / _TURN, stop):
         while not stop.is_set():
@@ -92,7 +92,7 @@ def _serve(site: Site, path: Path, line: _Line, app: App, stop: Event) -> None:
             try:
                 with Exchange(place.settings.server, place.tls) as exchange:
                     log.info("online at %s; %s", place.settings.server, _limits(site))
-                    answer_all(exchange, app, _context(site, path), stop)
+                    answer_all(exchange, app, _context(site), stop)
             except (UnreachableError, MalformedError) as error:
                 line.broke(error)
                 stop.wait(line.delay())
@@ -176,11 +176,11 @@ def _locked(file: BinaryIO) -> bool:
     return True
 
 
-def _context(site: Site, path: Path) -> Context:
+def _context(site: Site) -> Context:
     return Context(
         run_id=0,
         node_id=site.roster.member(site.name).node_id,
-        node_config={"site": str(path)},
+        node_config={},
         state=RecordDict(),
         run_config={},
     )

@@ -10,6 +10,7 @@ import json
 import secrets
 from dataclasses import asdict, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -142,7 +143,7 @@ class RunSettings:
         """The fewest sites whose masked sum may open: two more than may collude, so that nobody knows all but one."""
         return max(self.cohort.minimum, colluding_sites(self) + 2)
 
-    @property
+    @cached_property
     def largest_size(self) -> int:
         """The most records that a site declares."""
         return max(self.cohort.sizes.values())
@@ -171,7 +172,7 @@ class Manifest:
             msg = f"the run {self.settings.name!r} was valid until {until}; ask the coordinator to sign it anew"
             raise RefusedError(msg)
 
-    @property
+    @cached_property
     def packing(self) -> Packing:
         """The codec of this run."""
         return _packing(self.settings, self.noise_multiplier)
