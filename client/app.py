@@ -41,9 +41,14 @@ def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
     """Make the app of nodes whose sites are open, or are opened by `site_of`, which is called for every message."""
     app = ClientApp()
     for register, work in (
-        (app.query(), query), (app.query("lead"), lead), (app.query("accept"), accept_keys),
-        (app.query("agree"), agree_on_contributors), (app.query("reveal"), reveal_mask), (app.train(), train), (app.evaluate(), open_and_evaluate),
-    ):  # fmt: skip
+        (app.query(), query),
+        (app.query("lead"), lead),
+        (app.query("accept"), accept_keys),
+        (app.query("agree"), agree_on_contributors),
+        (app.query("reveal"), reveal_mask),
+        (app.train(), train),
+        (app.evaluate(), open_and_evaluate),
+    ):
         register(_answering(site_of, work))
     return app
 

@@ -55,9 +55,7 @@ def recover(site: Site, manifest: Manifest, plan: RoundPlan) -> PackedUpdate | N
     return PackedUpdate(masks.unmask(keys.tag.check(blocks, last.plan, nonces)), charge)
 
 
-def agree(
-    site: Site, document: bytes, plan_bytes: bytes, contributions: Sequence[Contribution]
-) -> tuple[bytes, bytes]:
+def agree(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequence[Contribution]) -> tuple[bytes, bytes]:
     """Sign who contributed to a plan's sum; return that, and the sealed seeds of the masks shared with all others.
 
     Raises:
@@ -102,6 +100,6 @@ def _shown(
         raise ProtocolError(msg)
     verified = check_contributions(contributions, plan, accepted.manifest, site.roster)
     headers = {name: part.header for name, part in zip(verified, contributions, strict=True)}
-    minimum = accepted.manifest.settings.masked_minimum
+    minimum = accepted.manifest.settings.cohort.minimum
     agreement.check_set(plan, headers, (site.name, made.update.header), minimum)
     return plan, made, headers

@@ -1,7 +1,7 @@
 """Which seeds a site shows, and when: the rules under which masks bear dropouts and still open once.
 
-A masked round ends in two small messages after the updates. The server shows the signed headers of S, the members of the
-plan's cohort whose updates it has.
+A masked round ends in two small messages after the updates. The server shows the signed headers of S, the members of
+the plan's cohort whose updates it has.
 
     1. Agree   A member of S signs S, once a plan, and gives this plan's seeds of the masks that it shares with members
                outside S.

@@ -53,11 +53,12 @@ def _of_evaluation(settings: RunSettings) -> str | None:
 
 def _of_masks(settings: RunSettings) -> str | None:
     """Say why masks cannot keep what the run asks of them."""
-    if settings.encryption.collusion_resistant and settings.cohort.minimum < settings.masked_minimum:
+    colluding = colluding_sites(settings)
+    if settings.encryption.collusion_resistant and settings.cohort.minimum < colluding + 2:
         return (
-            f"masks that bear {colluding_sites(settings)} colluding sites need a minimum cohort of "
-            f"{settings.masked_minimum}, two more; set minimum in [cohort], or colluding_sites in [privacy], or "
-            "collusion_resistant = false in [encryption]"
+            f"of the minimum cohort of {settings.cohort.minimum}, {colluding} may collude and two must not, so that "
+            f"nobody knows all but one: set minimum = {colluding + 2} in [cohort]; or allow for fewer with "
+            "colluding_sites in [privacy]; or do without masks, collusion_resistant = false in [encryption]"
         )
     return None
 

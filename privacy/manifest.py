@@ -22,7 +22,7 @@ from privacy.contradictions import contradiction
 from privacy.errors import ConfigError, MalformedError, RefusedError
 from privacy.packing import Packing, Profile
 from privacy.purposes import Evaluation, Start
-from privacy.shared import colluding_sites, share_of
+from privacy.shared import share_of
 from privacy.signing import SignedDocument
 from privacy.statistics import encoding_bound
 
@@ -62,7 +62,9 @@ class Privacy:
     epsilon: Positive | None = None  # of the whole run, by itself
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # σ / C
     noise: Literal["local", "shared"] = "local"  # all of it at every site, or only in the sum: `privacy.shared`
-    colluding_sites: Annotated[int, Field(ge=0)] | None = None  # that the run is to bear, with the server; 1 if not given
+    colluding_sites: Annotated[int, Field(ge=0)] | None = (
+        None  # that the run is to bear, with the server; 1 if not given
+    )
 
     def __post_init__(self) -> None:
         """Check that exactly one of the two is given."""
@@ -137,11 +139,6 @@ class RunSettings:
     def shares_noise(self) -> bool:
         """Whether only the sum of all updates carries all of the noise."""
         return self.privacy.noise == "shared"
-
-    @property
-    def masked_minimum(self) -> int:
-        """The fewest sites whose masked sum may open: two more than may collude, so that nobody knows all but one."""
-        return max(self.cohort.minimum, colluding_sites(self) + 2)
 
     @cached_property
     def largest_size(self) -> int:

@@ -1,7 +1,7 @@
 """Masks that open once: with them, the server and all sites but two together learn no more than the sum of those two.
 
-All sites hold the decryption key, so a site that colludes with the server could read every other site's update. In a run
-with masks each site adds two kinds of them, modulo t, to every coefficient but the tag's:
+All sites hold the decryption key, so a site that colludes with the server could read every other site's update. In a
+run with masks each site adds two kinds of them, modulo t, to every coefficient but the tag's:
 
 - one for each other site of the cohort, from a secret that only the two share (X25519, RFC 7748). One site adds it, the
   other takes it away: in the sum they cancel (Bonawitz et al., CCS 2017). The seeds of those that a site shares with

@@ -61,11 +61,9 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
         raise _refusal(site, "a run without masks", "collusion_resistant = true")
     if settings.shares_noise and not policy.shared_noise:
         raise _refusal(site, "noise of which each site adds only a share", "shared_noise = false")
-    if policy.collusion_resistant and colluding_sites(settings) < policy.colluding_sites:
+    masked = policy.collusion_resistant or settings.shares_noise
+    if masked and colluding_sites(settings) < policy.colluding_sites:
         asked = f"a run that bears {colluding_sites(settings)} colluding sites"
-        raise _refusal(site, asked, f"colluding_sites = {policy.colluding_sites}")
-    if settings.shares_noise and colluding_sites(settings) < policy.colluding_sites:
-        asked = f"shared noise that counts on all sites but {colluding_sites(settings)}"
         raise _refusal(site, asked, f"colluding_sites = {policy.colluding_sites}")
 
 

@@ -59,6 +59,7 @@ class RunningSum:
         self._c1: Accumulator | None = None
         self._same: tuple[object, ...] = ()
         self._contributions: dict[str, Contribution] = {}
+        self.commitments: dict[str, bytes] = {}  # of each contributor to its masks, if it has any
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -90,6 +91,7 @@ class RunningSum:
             add_expanded(self._c1.total, contribution.seeds)
             contribution = replace(contribution, seeds=b"")
         self._contributions[header.site] = contribution
+        self.commitments[header.site] = update.commitments
 
     def close(self) -> EncryptedSum:
         """Return the sum of what was added.

@@ -43,7 +43,7 @@ class SiteTerms:
     minimum_noise_multiplier: float = 0.5
     minimum_cohort: int = 3
     held_out: float = 0.2
-    collusion_resistant: bool = False
+    collusion_resistant: bool = True
     shared_noise: bool = False
     colluding_sites: int = 1
     share: tuple[str, ...] = ("epsilon", "loss", "accuracy")
@@ -134,7 +134,7 @@ minimum_noise_multiplier = {terms.minimum_noise_multiplier}
 minimum_cohort = {terms.minimum_cohort}
 collusion_resistant = {json.dumps(terms.collusion_resistant)}   # true: only runs with masks
 shared_noise = {json.dumps(terms.shared_noise)}   # true: also runs in which a site adds only a share of the noise
-colluding_sites = {terms.colluding_sites}   # in such a run, so many sites' shares at least must not count
+colluding_sites = {terms.colluding_sites}   # a run must bear at least this many sites that join forces with the server
 share = {json.dumps(list(terms.share))}
 """
         write_atomically(self.paths[site] / "site.toml", text.encode())

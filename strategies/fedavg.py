@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
+from privacy.agreement import without_disputes
 from privacy.envelope import verify_update
 from privacy.errors import CloisterError, ProtocolError, RunError
+from privacy.masking import disputes
 from privacy.plan import RoundPlan
+from privacy.shared import colluding_sites
 from privacy.summation import RunningSum
 from strategies.ceremony import Ceremony
-from strategies.masking import add_reveals, check_all_revealed, next_attempt
+from strategies.masking import add_reveals, agree_on, check_all_revealed, next_attempt
 from strategies.membership import Membership
 from strategies.rounds import OpenRound
 from transport.contents import (
@@ -44,11 +47,13 @@ if TYPE_CHECKING:
 
     from privacy.manifest import SignedRun
     from privacy.roster import Roster
+    from privacy.summation import EncryptedSum
     from strategies.heads import Heads
     from strategies.journal import Journal
     from strategies.letters import Letters
 
 _LAST_SECONDS = 10.0  # for a site that is behind to come back before the run ends
+_DISPUTE = "it and another site committed to different masks towards each other"
 _MOST_FAILURES = 3  # rounds in a row that release nothing end the run
 
 
@@ -66,6 +71,7 @@ class EncryptedFedAvg(Strategy):
         self._masked = self._manifest.settings.encryption.collusion_resistant
         self._withheld: dict[str, int] = {}  # how often a site let a round down by keeping its mask
         self._left_out: dict[str, int] = {}  # until which round it is left out for that
+        self._disputes: set[tuple[str, str]] = set()  # pairs of whom one lies about their mask: planned for in turn
         self._failures = 0
         self.released = 0
 
@@ -101,7 +107,8 @@ class EncryptedFedAvg(Strategy):
         current.started = time.monotonic()  # what came before was waiting for sites
         if len(present) < cohort.minimum or self._members.model is None:
             return []
-        reliable = [site for site in present if self._left_out.get(site, 0) < server_round]
+        unpaired = {sorted(pair)[server_round % 2] for pair in self._disputes if set(pair) <= set(present)}
+        reliable = [site for site in present if self._left_out.get(site, 0) < server_round and site not in unpaired]
         present = reliable if len(reliable) >= cohort.minimum else present
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
         current.plan = plan = RoundPlan(
@@ -133,21 +140,9 @@ class EncryptedFedAvg(Strategy):
             self._close_unreleased("too few sites are ready")
             return None, None
         total = self._collect(plan, replies)
-        while self._masked and plan.minimum_cohort <= len(total.sites) < len(plan.cohort):
-            plan = current.plan = next_attempt(plan, total.sites, self._seconds)
-            contents = {site: pack_train(self._document, plan.to_bytes(), []) for site in plan.cohort}
-            messages = [self._message(site, MessageType.TRAIN, content) for site, content in contents.items()]
-            total = self._collect(plan, self._grid.send_and_receive(messages, timeout=self._seconds))
         current.contributors = total.sites
         try:
-            result = total.close()
-            if self._masked:
-                result, withheld = add_reveals(self._grid, self._members, result, total.sites, self._seconds)
-                current.problems |= withheld
-                for site in withheld:
-                    self._withheld[site] = self._withheld.get(site, 0) + 1
-                    self._left_out[site] = current.number + 2 ** self._withheld[site]
-                check_all_revealed(withheld, current.number)
+            result = self._unmasked(total) if self._masked else total.close()
         except ProtocolError as error:
             self._close_unreleased(str(error))
             return None, None
@@ -199,6 +194,39 @@ class EncryptedFedAvg(Strategy):
         self.released += 1
         self._record(model=self._members.model, metrics=metrics)
         return MetricRecord(dict(metrics))
+
+    def _unmasked(self, total: RunningSum) -> EncryptedSum:
+        """Have the contributors to a masked sum agree on each other, in attempts, and reveal the seeds of their masks.
+
+        Raises:
+            ProtocolError: if fewer than the minimum are left, or one keeps its mask after all agreed.
+        """
+        current, colluding = self._round, colluding_sites(self._manifest.settings)
+        while True:
+            current.contributors = total.sites
+            closed, disputed = total.close(), disputes(total.commitments, total.plan)
+            self._disputes |= set(disputed)
+            problems = dict.fromkeys(without_disputes(disputed, colluding), _DISPUTE)
+            if not problems:
+                closed, signatures, problems = agree_on(self._grid, self._members, closed, total.sites, self._seconds)
+            current.problems |= problems
+            if not problems:
+                break
+            plan = next_attempt(total.plan, [site for site in total.sites if site not in problems], self._seconds)
+            if len(plan.cohort) < plan.minimum_cohort:
+                msg = f"round {plan.round}: too few sites are left: {_listed(problems)}"
+                raise ProtocolError(msg)
+            current.plan = plan
+            content = pack_train(self._document, plan.to_bytes(), [])
+            messages = [self._message(site, MessageType.TRAIN, content) for site in plan.cohort]
+            total = self._collect(plan, self._grid.send_and_receive(messages, timeout=self._seconds))
+        result, withheld = add_reveals(self._grid, self._members, closed, signatures, self._seconds)
+        current.problems |= withheld
+        for site in withheld:
+            self._withheld[site] = self._withheld.get(site, 0) + 1
+            self._left_out[site] = current.number + 2 ** self._withheld[site]
+        check_all_revealed(withheld, current.number)
+        return result
 
     def _collect(self, plan: RoundPlan, replies: Iterable[Message]) -> RunningSum:
         """Add updates as they arrive; note who sent none."""

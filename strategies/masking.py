@@ -1,31 +1,38 @@
-"""Rounds with masks, the server's half: masks cancel over a whole cohort only, and open only once all revealed a seed.
+"""Rounds with masks, the server's half: contributors agree on each other, then each reveals the seed of its own mask.
 
-If a site drops out before the sum is complete, the round is attempted again with those who are left, who send the same
-update under fresh masks. If one drops out after others have revealed, the round is lost: nobody reveals twice.
+    a site is gone                             what that costs
+    before it has sent, or while it sends      nothing: the others give the seeds of the masks that they share with it
+    after its update, before it agreed         another attempt with the others: the same updates, fresh masks
+    after it agreed, before it revealed        the round: nobody reveals twice
+
+Nothing is charged for any of them. The rules by which sites take part in this stand in `privacy.agreement`.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from flwr.app import Message
 
 from privacy.errors import CloisterError, ProtocolError
 from transport.contents import content_of
-from transport.masking import pack_reveal, read_revealed
+from transport.masking import pack_contributors, read_agreed, read_revealed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from flwr.app import RecordDict
     from flwr.serverapp import Grid
 
     from privacy.plan import RoundPlan
     from privacy.summation import EncryptedSum
     from strategies.membership import Membership
 
-REVEAL = "query.reveal"
+AGREE, REVEAL = "query.agree", "query.reveal"
+
+T = TypeVar("T")
 
 
 def next_attempt(plan: RoundPlan, sites: Sequence[str], seconds: float) -> RoundPlan:
@@ -33,37 +40,49 @@ def next_attempt(plan: RoundPlan, sites: Sequence[str], seconds: float) -> Round
     return replace(plan, attempt=plan.attempt + 1, cohort=tuple(sites), deadline=time.time() + seconds)
 
 
-def add_reveals(
+def agree_on(
     grid: Grid, members: Membership, total: EncryptedSum, sites: Sequence[str], seconds: float
+) -> tuple[EncryptedSum, dict[str, bytes], dict[str, str]]:
+    """Have all contributors sign who they are.
+
+    Args:
+        grid: to ask through.
+        members: which nodes speak for which sites.
+        total: the sum.
+        sites: its contributors, in order.
+        seconds: how long to wait.
+
+    Returns:
+        The sum with the seeds to take off it; what each site signed; who did not sign, and why.
+    """
+    content = pack_contributors(members.manifest, total.plan, total.contributions)
+    agreed, problems = _Question(grid, members, AGREE, seconds).ask(sites, content, read_agreed)
+    parts = zip(sites, total.contributions, strict=True)
+    contributions = tuple(replace(part, pairs=agreed.get(site, (b"", b""))[1]) for site, part in parts)
+    signatures = {site: agreed[site][0] for site in sites if site in agreed}
+    return replace(total, contributions=contributions), signatures, problems
+
+
+def add_reveals(
+    grid: Grid, members: Membership, total: EncryptedSum, signatures: Mapping[str, bytes], seconds: float
 ) -> tuple[EncryptedSum, dict[str, str]]:
     """Ask all contributors for the seeds of their masks; return the sum with them, and who gave none, and why.
 
     Args:
         grid: to ask through.
         members: which nodes speak for which sites.
-        total: a sum over a plan's whole cohort.
-        sites: its contributors, in order.
+        total: the sum.
+        signatures: of all its contributors, in order.
         seconds: how long to wait.
     """
-    content = pack_reveal(members.manifest, total.plan, total.contributions)
-    asked = [site for site in sites if site in members.nodes]
-    messages = [Message(content, members.nodes[site], REVEAL, ttl=seconds, group_id="masks") for site in asked]
-    sealed: dict[str, bytes] = {}
-    problems = dict.fromkeys(sites, "it did not reveal the seed of its mask in time")
-    for reply in grid.send_and_receive(messages, timeout=seconds):
-        site = members.site_of(reply.metadata.src_node_id)
-        try:
-            sealed[site] = read_revealed(content_of(reply))
-            del problems[site]
-        except CloisterError as error:
-            problems[site] = str(error)
-    parts = zip(sites, total.contributions, strict=True)
-    return replace(
-        total, contributions=tuple(replace(part, reveal=sealed.get(site, b"")) for site, part in parts)
-    ), problems
+    content = pack_contributors(members.manifest, total.plan, total.contributions, signatures)
+    revealed, problems = _Question(grid, members, REVEAL, seconds).ask(list(signatures), content, read_revealed)
+    parts = zip(signatures, total.contributions, strict=True)
+    contributions = tuple(replace(part, reveal=revealed.get(site, b"")) for site, part in parts)
+    return replace(total, contributions=contributions), problems
 
 
-def check_all_revealed(problems: dict[str, str], number: int) -> None:
+def check_all_revealed(problems: Mapping[str, str], number: int) -> None:
     """Check that a masked sum can be opened.
 
     Raises:
@@ -75,3 +94,31 @@ def check_all_revealed(problems: dict[str, str], number: int) -> None:
             f"round {number}: without the mask of {who} the sum cannot be opened; the next round starts from its model"
         )
         raise ProtocolError(msg)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One kind of message to some sites, and how long to wait for their answers."""
+
+    grid: Grid
+    members: Membership
+    kind: str
+    seconds: float
+
+    def ask(
+        self, sites: Sequence[str], content: RecordDict, read: Callable[[RecordDict], T]
+    ) -> tuple[dict[str, T], dict[str, str]]:
+        """Return what sites answered, and why others did not."""
+        nodes = {self.members.nodes[site]: site for site in sites if site in self.members.nodes}
+        messages = [Message(content, node, self.kind, ttl=self.seconds, group_id="masks") for node in nodes]
+        found: dict[str, T] = {}
+        problems = dict.fromkeys(sites, "it did not answer in time, after it had sent its update")
+        for reply in self.grid.send_and_receive(messages, timeout=self.seconds):
+            if (site := nodes.get(reply.metadata.src_node_id)) is None:
+                continue
+            try:
+                found[site] = read(content_of(reply))
+                problems.pop(site, None)
+            except CloisterError as error:
+                problems[site] = str(error)
+        return found, problems

@@ -52,7 +52,7 @@ SETTINGS = RunSettings(
     rounds=1,
     training=Training(steps_per_round=1, sample_rate=1.0, learning_rate=0.1),
     privacy=Privacy(max_grad_norm=1.0, noise_multiplier=0.0),
-    encryption=Encryption(update_bound=1.0),
+    encryption=Encryption(update_bound=1.0, collusion_resistant=False),
     cohort=Cohort(sizes=SIZES, minimum=3, round_deadline_seconds=60.0),
     seed=5,
 )
@@ -66,6 +66,7 @@ TERMS = SiteTerms(
     epsilon=inf,
     maximum_epsilon=inf,
     minimum_noise_multiplier=0.0,
+    collusion_resistant=False,
     share=("epsilon", "loss"),
     file="records.csv",
     device="cpu",

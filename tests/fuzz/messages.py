@@ -37,7 +37,11 @@ _ASKED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "train": (contents.read_train, contents.pack_train(b"manifest", b"plan", [_SUM, _SUM])),
     "sum": (contents.read_sum, contents.pack_sum(b"manifest", _SUM)),
     "lead": (ceremony.read_lead, ceremony.pack_lead(3)),
-    "reveal": (masking.read_reveal, masking.pack_reveal(b"manifest", b"plan", _SUM.contributions)),
+    "contributors": (masking.read_contributors, masking.pack_contributors(b"manifest", b"plan", _SUM.contributions)),
+    "signatures": (
+        masking.read_signatures,
+        masking.pack_contributors(b"manifest", b"plan", _SUM.contributions, {"north": bytes(64)}),
+    ),
     "letter from": (ceremony.read_letter_from, ceremony.pack_letter("north", b"letter")),
 }
 _ANSWERED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
@@ -46,6 +50,7 @@ _ANSWERED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "update": (contents.read_update, contents.pack_update(_UPDATE, {"epsilon": 0.5})),
     "head answered": (heads.read_head, heads.put_head(contents.pack_update(_UPDATE, {}), _HEAD)),
     "opened": (contents.read_opened, contents.pack_opened(_DIGEST, {"records": 7.0, "loss": 0.5})),
+    "agreed": (masking.read_agreed, masking.pack_agreed(bytes(64), bytes(48))),
     "revealed": (masking.read_revealed, masking.pack_revealed(bytes(48))),
     "keys": (ceremony.read_keys, ceremony.pack_keys(3, _DIGEST)),
     "letters": (ceremony.read_letters, ceremony.pack_keys(3, _DIGEST, {"north": b"one", "south": b"two"})),

@@ -120,7 +120,7 @@ def run_settings(
         rounds=rounds,
         training=Training(steps_per_round=steps, sample_rate=0.1, learning_rate=0.1),
         privacy=privacy or Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
-        encryption=Encryption(update_bound=update_bound, profile=profile),
+        encryption=Encryption(update_bound=update_bound, profile=profile, collusion_resistant=False),
         cohort=Cohort(sizes=SIZES if sizes is None else sizes, minimum=minimum),
         seed=seed,
     )
