@@ -18,6 +18,7 @@ with the server completes two sets.
 
 from __future__ import annotations
 
+from collections import Counter
 from hashlib import sha256
 from typing import TYPE_CHECKING, Protocol
 
@@ -120,10 +121,6 @@ def without_disputes(disputes: Sequence[tuple[str, str]], colluding_sites: int) 
     Who disputes with more members than may collude lies. Of other disputes nobody can tell which of the two does: both
     are left out.
     """
-    left, out = list(disputes), set[str]()
-    while left:
-        counts = {site: sum(site in pair for pair in left) for pair in left for site in pair}
-        worst = max(counts, key=lambda site: (counts[site], site))
-        out |= {worst} if counts[worst] > colluding_sites else set(left[0])
-        left = [pair for pair in left if not out & set(pair)]
-    return out
+    counts = Counter(site for pair in disputes for site in pair)
+    liars = {site for site, count in counts.items() if count > colluding_sites}
+    return liars | {site for pair in disputes if not liars & set(pair) for site in pair}
