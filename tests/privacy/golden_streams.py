@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from privacy.agreement import absent_from, agree, set_digest
 from privacy.ciphertext import COEFF_MODULUS
 from privacy.encryption import EncryptedUpdate
-from privacy.masking import Masks, commitment, seal_seed
+from privacy.masking import Masks, commitment, pairs_digest, seal_pairs, seal_seed
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.plan import MOST_SEEDS
-from tests.privacy.consortium import CHARGE, SECRET, SITES, mac_key, make_roster, masking_key, plan_with
+from tests.privacy.consortium import CHARGE, SECRET, SITES, mac_key, make_roster, masking_key, plan_with, signing_key
 
 if TYPE_CHECKING:
     from privacy.plan import RoundPlan
@@ -39,10 +40,12 @@ def codes(plan: RoundPlan, nonce: str, c0: bytes, seed: bytes) -> dict[str, obje
 def masks(plan: RoundPlan) -> dict[str, object]:
     """Return keys, seeds, the first residues of each of south's streams, and what they make of zeros."""
     made = Masks(masking_key("south"), _SEED, plan, "south", make_roster())
-    own, west = (stream.residues(FIRST, PLAIN_MODULUS).tolist() for stream in made._added)
-    (north,) = (stream.residues(FIRST, PLAIN_MODULUS).tolist() for stream in made._taken)
+    (own, west), (north,) = made._streams()
+    first = {name: stream.residues(FIRST, PLAIN_MODULUS).tolist() for name, stream in
+             (("own", own), ("north", north), ("west", west))}  # fmt: skip
     zeros = np.zeros((1, RING_DEGREE), np.uint64)
-    masked = next(Masks(masking_key("south"), _SEED, plan, "south", make_roster()).mask([zeros]))
+    masked = next(made.mask([zeros]))
+    headers = {"north": b"north's header", "south": b"south's header"}
     return {
         "plan": plan.to_bytes().decode(),
         "keys": {site: masking_key(site).to_bytes().hex() for site in SITES},
@@ -50,8 +53,23 @@ def masks(plan: RoundPlan) -> dict[str, object]:
         "site": "south",
         "seed": _SEED.hex(),
         "commitment": commitment(_SEED),
+        "pair_seeds": {other: seed.hex() for other, seed in made.pairs.items()},
+        "commitments": made.commitments.hex(),
+        "pairs": pairs_digest(made.commitments),
         "secret": SECRET.hex(),
         "sealed": seal_seed(_SEED, SECRET, plan, "south").hex(),
-        "streams": {"own": own, "north": north, "west": west},
+        "headers": {site: header.decode() for site, header in headers.items()},
+        "absent": absent_from(plan, headers),
+        "sealed_pairs": seal_pairs(made, absent_from(plan, headers), SECRET, plan, "south").hex(),
+        "set": set_digest(headers),
+        "agreed": agree(_Nothing(), plan, headers, signing_key("south")).hex(),
+        "streams": first,
         "masked": [*masked[0, :FIRST].tolist(), *masked[0, -FIRST:].tolist()],
     }
+
+
+class _Nothing:
+    """A record that is not kept."""
+
+    def note(self, run: str, deed: str, value: str) -> None:
+        """Do nothing."""
