@@ -11,7 +11,7 @@ Nothing is charged for any of them. The rules by which sites take part in this s
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from flwr.app import Message
@@ -41,7 +41,7 @@ def next_attempt(plan: RoundPlan, sites: Sequence[str], seconds: float) -> Round
 
 
 def agree_on(
-    grid: Grid, members: Membership, total: EncryptedSum, sites: Sequence[str], seconds: float
+    grid: Grid, members: Membership, total: EncryptedSum, sites: Sequence[str]
 ) -> tuple[EncryptedSum, dict[str, bytes], dict[str, str]]:
     """Have all contributors sign who they are.
 
@@ -50,13 +50,12 @@ def agree_on(
         members: which nodes speak for which sites.
         total: the sum.
         sites: its contributors, in order.
-        seconds: how long to wait.
 
     Returns:
         The sum with the seeds to take off it; what each site signed; who did not sign, and why.
     """
     content = pack_contributors(members.manifest, total.plan, total.contributions)
-    agreed, problems = _Question(grid, members, AGREE, seconds).ask(sites, content, read_agreed)
+    agreed, problems = _ask(grid, members, AGREE, sites, content, read_agreed)
     parts = zip(sites, total.contributions, strict=True)
     contributions = tuple(replace(part, pairs=agreed.get(site, (b"", b""))[1]) for site, part in parts)
     signatures = {site: agreed[site][0] for site in sites if site in agreed}
@@ -64,7 +63,7 @@ def agree_on(
 
 
 def add_reveals(
-    grid: Grid, members: Membership, total: EncryptedSum, signatures: Mapping[str, bytes], seconds: float
+    grid: Grid, members: Membership, total: EncryptedSum, signatures: Mapping[str, bytes]
 ) -> tuple[EncryptedSum, dict[str, str]]:
     """Ask all contributors for the seeds of their masks; return the sum with them, and who gave none, and why.
 
@@ -73,10 +72,9 @@ def add_reveals(
         members: which nodes speak for which sites.
         total: the sum.
         signatures: of all its contributors, in order.
-        seconds: how long to wait.
     """
     content = pack_contributors(members.manifest, total.plan, total.contributions, signatures)
-    revealed, problems = _Question(grid, members, REVEAL, seconds).ask(list(signatures), content, read_revealed)
+    revealed, problems = _ask(grid, members, REVEAL, list(signatures), content, read_revealed)
     parts = zip(signatures, total.contributions, strict=True)
     contributions = tuple(replace(part, reveal=revealed.get(site, b"")) for site, part in parts)
     return replace(total, contributions=contributions), problems
@@ -96,29 +94,27 @@ def check_all_revealed(problems: Mapping[str, str], number: int) -> None:
         raise ProtocolError(msg)
 
 
-@dataclass(frozen=True)
-class _Question:
-    """One kind of message to some sites, and how long to wait for their answers."""
-
-    grid: Grid
-    members: Membership
-    kind: str
-    seconds: float
-
-    def ask(
-        self, sites: Sequence[str], content: RecordDict, read: Callable[[RecordDict], T]
-    ) -> tuple[dict[str, T], dict[str, str]]:
-        """Return what sites answered, and why others did not."""
-        nodes = {self.members.nodes[site]: site for site in sites if site in self.members.nodes}
-        messages = [Message(content, node, self.kind, ttl=self.seconds, group_id="masks") for node in nodes]
-        found: dict[str, T] = {}
-        problems = dict.fromkeys(sites, "it did not answer in time, after it had sent its update")
-        for reply in self.grid.send_and_receive(messages, timeout=self.seconds):
-            if (site := nodes.get(reply.metadata.src_node_id)) is None:
-                continue
-            try:
-                found[site] = read(content_of(reply))
-                problems.pop(site, None)
-            except CloisterError as error:
-                problems[site] = str(error)
-        return found, problems
+def _ask(
+    grid: Grid,
+    members: Membership,
+    kind: str,
+    sites: Sequence[str],
+    content: RecordDict,
+    read: Callable[[RecordDict], T],
+) -> tuple[dict[str, T], dict[str, str]]:
+    """Ask sites one thing; return what they answered, and why others did not."""
+    asked, names = [site for site in sites if site in members.nodes], members.names()
+    seconds = members.attention.seconds
+    messages = [Message(content, members.nodes[site], kind, ttl=seconds, group_id="masks") for site in asked]
+    found: dict[str, T] = {}
+    problems = dict.fromkeys(sites, "it did not answer in time, after it had sent its update")
+    for node, reply in members.attention.ask(grid, messages, lambda: len(found) == len(sites)):
+        site = names[node]
+        if site in found:  # the same reply again, or something else after it
+            continue
+        try:
+            found[site] = read(content_of(reply))
+            del problems[site]
+        except CloisterError as error:
+            problems[site] = str(error)
+    return found, problems
