@@ -85,6 +85,7 @@ def get_ready(site: Site, document: bytes, node_id: int, known: SignedHead | Non
         epoch=keys.epoch if keys else 0,
         keys=keys.fingerprint if keys else "",
         latest=site.keyring.latest,
+        pairs=site.keyring.shares_with(keys),
         signature=b"",
     )
     signature = sign(site.signing_key, "readiness", unsigned.signed_part(accepted.run, node_id))

@@ -16,14 +16,14 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.acceptance import accept, get_ready
-from client.epochs import accept_letter, lead_epoch
+from client.epochs import accept_letter, accept_pairs, lead_epoch
 from client.masking import agree, reveal
 from client.opening import evaluate, open_sum
 from client.round import train_round
 from client.site import Site, open_site
 from privacy.errors import CloisterError, ConfigError
 from privacy.heads import check_head, sign_head
-from transport.ceremony import pack_keys, read_lead, read_letter_from
+from transport.ceremony import pack_keys, pack_shared, read_lead, read_letter_from, read_pairs
 from transport.contents import pack_opened, pack_readiness, pack_update, read_manifest, read_train, take_sum
 from transport.flower import FAILED, reply
 from transport.heads import put_head, read_head
@@ -44,6 +44,7 @@ def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
         (app.query(), query),
         (app.query("lead"), lead),
         (app.query("accept"), accept_keys),
+        (app.query("pairs"), share_secrets),
         (app.query("agree"), agree_on_contributors),
         (app.query("reveal"), reveal_mask),
         (app.train(), train),
@@ -99,13 +100,19 @@ def query(site: Site, message: Message) -> RecordDict:
 def lead(site: Site, message: Message) -> RecordDict:
     """Make the keys of a new epoch and seal them to every member."""
     keys, letters = lead_epoch(site, read_lead(message.content))
-    return pack_keys(keys.epoch, keys.fingerprint, letters)
+    return pack_keys(keys.epoch, keys.fingerprint, letters, site.keyring.own_letters(keys))
 
 
 def accept_keys(site: Site, message: Message) -> RecordDict:
     """Take the keys that another site made."""
     keys = accept_letter(site, *read_letter_from(message.content))
-    return pack_keys(keys.epoch, keys.fingerprint)
+    return pack_keys(keys.epoch, keys.fingerprint, {}, site.keyring.own_letters(keys))
+
+
+def share_secrets(site: Site, message: Message) -> RecordDict:
+    """Take the secrets of masks that others made, and bring those that this site made."""
+    keys = accept_pairs(site, *read_pairs(message.content))
+    return pack_shared(site.keyring.own_letters(keys), site.keyring.shares_with(keys))
 
 
 def agree_on_contributors(site: Site, message: Message) -> RecordDict:

@@ -30,7 +30,7 @@ def new_masks(site: Site, manifest: Manifest, plan: RoundPlan) -> tuple[bytes, M
     if not manifest.settings.encryption.collusion_resistant:
         return b"", None
     seed = os.urandom(SEED_BYTES)
-    return seed, Masks(site.masking_key, seed, plan, site.name, site.roster)
+    return seed, _masks(site, seed, plan)
 
 
 def recover(site: Site, manifest: Manifest, plan: RoundPlan) -> PackedUpdate | None:
@@ -51,8 +51,7 @@ def recover(site: Site, manifest: Manifest, plan: RoundPlan) -> PackedUpdate | N
     nonces = {site.name: json.loads(last.update.header)["nonce"]}
     chunks = keys.mac.check(Ciphertexts(last.update.chunks).alone, last.plan, nonces)
     blocks = keys.decryption.decrypt(chunks, site.apply)
-    masks = Masks(site.masking_key, last.mask, last.plan, site.name, site.roster)
-    return PackedUpdate(masks.unmask(keys.tag.check(blocks, last.plan, nonces)), charge)
+    return PackedUpdate(_masks(site, last.mask, last.plan).unmask(keys.tag.check(blocks, last.plan, nonces)), charge)
 
 
 def agree(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequence[Contribution]) -> tuple[bytes, bytes]:
@@ -65,7 +64,7 @@ def agree(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequenc
     """
     plan, made, headers = _shown(site, document, plan_bytes, contributions)
     signature = agreement.agree(site.once, plan, headers, site.signing_key)
-    masks = Masks(site.masking_key, made.mask, plan, site.name, site.roster)
+    masks = _masks(site, made.mask, plan)
     secret = site.keyring.find(plan.keys).secret
     return signature, seal_pairs(masks, agreement.absent_from(plan, headers), secret, plan, site.name)
 
@@ -87,6 +86,10 @@ def reveal(
     agreement.check_agreed(plan, headers, signatures, site.roster)
     agreement.reveal(site.once, plan, commitment(made.mask))
     return seal_seed(made.mask, site.keyring.find(plan.keys).secret, plan, site.name)
+
+
+def _masks(site: Site, seed: bytes, plan: RoundPlan) -> Masks:
+    return Masks(site.keyring.shared_with(plan.keys, plan.cohort, site.name), seed, plan, site.name)
 
 
 def _shown(

@@ -3,7 +3,7 @@
 All sites hold the decryption key, so a site that colludes with the server could read every other site's update. In a
 run with masks each site adds two kinds of them, modulo t, to every coefficient but the tag's:
 
-- one for each other site of the cohort, from a secret that only the two share (X25519, RFC 7748). One site adds it, the
+- one for each other site of the cohort, from a secret that only the two share (`privacy.pairs`). One site adds it, the
   other takes it away: in the sum they cancel (Bonawitz et al., CCS 2017). The seeds of those that a site shares with
   sites which sent nothing are shown when the contributors are agreed on, so that they can be taken off the sum.
 - one of its own, from a fresh seed of 32 bytes, which is revealed once all contributors have agreed on each other.
@@ -16,10 +16,8 @@ cohort: another attempt has masks that have nothing to do with these. When a sit
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -27,24 +25,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from privacy import merkle
-from privacy.errors import AuthenticityError, KeyFileError, MalformedError
+from privacy.errors import AuthenticityError, MalformedError
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.randomness import Randomness
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from typing import Self
 
     from numpy.typing import NDArray
 
     from privacy.ledger import Charge
     from privacy.plan import RoundPlan
-    from privacy.roster import Roster
     from privacy.update import PackedUpdate
 
 SEED_BYTES = 32
@@ -63,49 +58,21 @@ class MaskedUpdate:
     charge: Charge
 
 
-class MaskingKey:
-    """A site's X25519 key, from which it shares a secret with every other site."""
-
-    def __init__(self, secret: bytes) -> None:
-        if len(secret) != SEED_BYTES:
-            msg = f"a masking key has {SEED_BYTES} bytes, not {len(secret)}; restore it from the site's backup"
-            raise KeyFileError(msg)
-        self._secret, self._key = secret, X25519PrivateKey.from_private_bytes(secret)
-
-    @classmethod
-    def generate(cls) -> Self:
-        """Make a new key."""
-        return cls(os.urandom(SEED_BYTES))
-
-    def to_bytes(self) -> bytes:
-        """Return the secret."""
-        return self._secret
-
-    @cached_property
-    def public(self) -> str:
-        """The public key as the roster lists it, in hex."""
-        return self._key.public_key().public_bytes_raw().hex()
-
-    def shared_with(self, public: str) -> bytes:
-        """Return the secret shared with the holder of a public key.
-
-        Raises:
-            MalformedError: if that key makes the secret one that everybody knows.
-        """
-        try:
-            return self._key.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(public)))
-        except ValueError as error:
-            msg = "the roster lists an unusable masking key; ask the coordinator for a new roster"
-            raise MalformedError(msg) from error
-
-
 class Masks:
     """The seeds of all masks of one site for one plan."""
 
-    def __init__(self, key: MaskingKey, seed: bytes, plan: RoundPlan, site: str, roster: Roster) -> None:
+    def __init__(self, secrets: Mapping[str, bytes], seed: bytes, plan: RoundPlan, site: str) -> None:
+        """Derive them.
+
+        Args:
+            secrets: what the site shares with every other member of the cohort (`privacy.pairs`).
+            seed: of its own mask.
+            plan: the round's.
+            site: its name.
+        """
         self._plan, self._site, self._own = plan, site, seed
         self.pairs = {
-            other: _derived(key.shared_with(roster.member(other).masking_key), b"pair", plan, _names(site, other))
+            other: _derived(secrets[other], b"pair", plan, _names(site, other))
             for other in plan.cohort
             if other != site
         }

@@ -20,7 +20,7 @@ from privacy.plan import RoundPlan
 from server.settings import read_consortium
 from simulations.evidence import Evidence, Run
 from simulations.inline import InlineGrid
-from transport.ceremony import pack_lead, pack_letter, read_keys, read_letters
+from transport.ceremony import pack_lead, pack_letter, pack_pairs, read_keys, read_letters, read_own_pairs
 from transport.contents import content_of, pack_query, pack_sum, pack_train, read_opened, read_readiness, read_update
 from transport.masking import pack_contributors, read_agreed, read_revealed
 
@@ -92,7 +92,11 @@ class Adversary:
     def relay(self, leader: str, letters: Mapping[str, bytes]) -> None:
         """Bring all sites the keys that one made."""
         contents = {site: pack_letter(leader, letters[site]) for site in SITES}
-        if any(read_keys(content_of(reply))[0] != self.epoch for reply in self.ask("query.accept", contents).values()):
+        replies = {site: content_of(reply) for site, reply in self.ask("query.accept", contents).items()}
+        own = {site: read_own_pairs(reply) for site, reply in replies.items()}
+        pairs = {site: {other: own[other][site] for other in SITES if other < site} for site in SITES}
+        self.ask("query.pairs", {site: pack_pairs(self.keys, each) for site, each in pairs.items()})
+        if any(read_keys(reply)[0] != self.epoch for reply in replies.values()):
             msg = f"a site did not take the keys of epoch {self.epoch}; this benchmark is broken"
             raise RunError(msg)
 

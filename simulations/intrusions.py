@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.site import open_site
 from privacy.ciphertext import COEFF_MODULUS
 from privacy.epoch import EpochKeys, SealingKey, seal, write_letters
-from privacy.masking import SEALED_BYTES, MaskingKey
+from privacy.masking import SEALED_BYTES
 from privacy.packing import RING_DEGREE
 from privacy.plan import MOST_SEEDS
 from privacy.signing import SignedDocument
@@ -98,7 +98,7 @@ def own_roster(server: Adversary) -> bool:
     paths = [server.federation.paths[site] / "keys" / "roster" for site in SITES]
     genuine, before = paths[0].read_bytes(), server.state()
     keys: dict[str, str] = {
-        "sealing_key": SealingKey.generate().public, "masking_key": MaskingKey.generate().public,
+        "sealing_key": SealingKey.generate().public,
         "signing_key": Ed25519PrivateKey.generate().public_key().public_bytes_raw().hex(),
     }  # fmt: skip
     name, place = str(server.luck.choice(list(keys))), int(server.luck.integers(len(server.roster.members)))

@@ -70,10 +70,10 @@ class EncryptedFedAvg(Strategy):
         self._members = Membership(
             run.document, run.digest, roster, journal, heads, self._attention, tuple(cohort.sizes)
         )
-        self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch)
+        self._masked = self._manifest.settings.encryption.collusion_resistant
+        self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch, masked=self._masked)
         self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds
-        self._masked = self._manifest.settings.encryption.collusion_resistant
         self._withheld: dict[str, int] = {}  # how often a site let a round down by keeping its mask
         self._left_out: dict[str, int] = {}  # until which round it is left out for that
         self._disputes: set[tuple[str, str]] = set()  # pairs of whom one lies about their mask: planned for in turn

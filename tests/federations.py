@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from math import inf
 from pathlib import Path
 from shutil import copytree
@@ -107,8 +108,15 @@ class FederationMaker:
 def share_keys(federation: Federation) -> None:
     """Bring all sites the keys of epoch 1, as the ceremony does when a first run starts."""
     keys = EpochKeys.generate(1)
-    for path in federation.paths.values():
-        Keyring(path / "keys" / "epochs").take(keys, 1)
+    for site, path in federation.paths.items():
+        keyring = Keyring(path / "keys" / "epochs")
+        keyring.take(keys, 1)
+        keyring.share(keys, {other: _shared(site, other) for other in federation.sites if other != site})
+
+
+def _shared(*sites: str) -> bytes:
+    """The secret of two sites' masks."""
+    return sha256(repr(sorted(sites)).encode()).digest()
 
 
 def keys_of(federation: Federation, site: str) -> EpochKeys:

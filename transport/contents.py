@@ -22,7 +22,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import ProtocolError
 from privacy.summation import EncryptedSum
-from transport.fields import DIGEST, array_bytes, blob, field, lacks, numbers
+from transport.fields import DIGEST, array_bytes, blob, check_names, field, lacks, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,11 +45,13 @@ class Readiness:
     epoch: int  # whose keys the site has for the current roster; 0: none
     keys: str  # their fingerprint
     latest: int  # the newest epoch that the site has seen, for any roster
+    pairs: list[str]  # with whom it shares a secret for masks under these keys
     signature: bytes
 
     def signed_part(self, run: str, node_id: int) -> bytes:
         """Return the bytes that the signature is over; the node id keeps another node from claiming the site."""
-        return f"{run} {self.site} {node_id} {self.model} {self.epoch} {self.keys} {self.latest}".encode()
+        keys = f"{self.epoch} {self.keys} {self.latest} {','.join(self.pairs)}"
+        return f"{run} {self.site} {node_id} {self.model} {keys}".encode()
 
 
 def content_of(reply: Message) -> RecordDict:
@@ -82,9 +84,10 @@ def read_readiness(content: RecordDict) -> Readiness:
     """Read a site's answer."""
     fields: dict[str, type] = {
         "site": str, "model": str, "size": int, "layout": str, "epoch": int, "keys": str, "latest": int,
-        "signature": bytes,
+        "pairs": list, "signature": bytes,
     }  # fmt: skip
     readiness = Readiness(**{name: field(content, "readiness", name, kind) for name, kind in fields.items()})
+    check_names(readiness.pairs, "readiness.pairs")
     if not re.fullmatch(DIGEST, readiness.model) or (readiness.epoch and not re.fullmatch(DIGEST, readiness.keys)):
         lacks("readiness.keys")
     return readiness

@@ -22,7 +22,7 @@ from privacy.epoch import SealingKey
 from privacy.ledger import Charge, Release
 from privacy.mac import MacKey
 from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training, open_manifest, sign_manifest
-from privacy.masking import MaskedUpdate, MaskingKey, mask
+from privacy.masking import MaskedUpdate, mask
 from privacy.packing import BLOCK, RING_DEGREE, pack
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
@@ -77,14 +77,13 @@ def member(site: str) -> Member:
         site=site,
         tls_key=tls_key,
         signing_key=public_hex(site),
-        masking_key=masking_key(site).public,
         sealing_key=sealing_key(site).public,
     )
 
 
-def masking_key(site: str) -> MaskingKey:
-    """Return the X25519 key that belongs to a site in every test."""
-    return MaskingKey(sha256(f"masking {site}".encode()).digest())
+def shared_secrets(site: str, sites: Sequence[str] = SITES) -> dict[str, bytes]:
+    """Return what a site shares with each other in every test."""
+    return {other: sha256(f"pair {sorted((site, other))}".encode()).digest() for other in sites if other != site}
 
 
 @cache

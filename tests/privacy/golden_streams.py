@@ -12,7 +12,7 @@ from privacy.encryption import EncryptedUpdate
 from privacy.masking import Masks, commitment, pairs_digest, seal_pairs, seal_seed
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.plan import MOST_SEEDS
-from tests.privacy.consortium import CHARGE, SECRET, SITES, mac_key, make_roster, masking_key, plan_with, signing_key
+from tests.privacy.consortium import CHARGE, SECRET, SITES, mac_key, plan_with, shared_secrets, signing_key
 
 if TYPE_CHECKING:
     from privacy.plan import RoundPlan
@@ -39,7 +39,7 @@ def codes(plan: RoundPlan, nonce: str, c0: bytes, seed: bytes) -> dict[str, obje
 
 def masks(plan: RoundPlan) -> dict[str, object]:
     """Return keys, seeds, the first residues of each of south's streams, and what they make of zeros."""
-    made = Masks(masking_key("south"), _SEED, plan, "south", make_roster())
+    made = Masks(shared_secrets("south"), _SEED, plan, "south")
     (own, west), (north,) = made._streams()
     first = {name: stream.residues(FIRST, PLAIN_MODULUS).tolist() for name, stream in
              (("own", own), ("north", north), ("west", west))}  # fmt: skip
@@ -48,8 +48,7 @@ def masks(plan: RoundPlan) -> dict[str, object]:
     headers = {"north": b"north's header", "south": b"south's header"}
     return {
         "plan": plan.to_bytes().decode(),
-        "keys": {site: masking_key(site).to_bytes().hex() for site in SITES},
-        "public": {site: masking_key(site).public for site in SITES},
+        "secrets": {site: secret.hex() for site, secret in shared_secrets("south").items()},
         "site": "south",
         "seed": _SEED.hex(),
         "commitment": commitment(_SEED),

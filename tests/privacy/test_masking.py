@@ -1,8 +1,6 @@
 """Masks cancel over the whole cohort and over nothing less; what colluders hold is uniform; a seed is for one plan."""
 
-import time
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,23 +9,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from privacy.errors import AuthenticityError, KeyFileError, MalformedError
-from privacy.masking import SEALED_BYTES, MaskingKey, Masks, commitment, open_seed, seal_seed, unmask_sum
+from privacy.errors import AuthenticityError
+from privacy.masking import SEALED_BYTES, Masks, commitment, open_seed, seal_seed, unmask_sum
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
-from privacy.roster import Member, Roster
-from tests.privacy.consortium import few
+from tests.privacy.consortium import few, shared_secrets
 
 T = np.uint64(PLAIN_MODULUS)
 LAST = RING_DEGREE - 1
 SITES = ("east", "north", "south", "west")
-KEYS = {site: MaskingKey(bytes([number]) * 32) for number, site in enumerate(SITES, start=1)}
+SECRETS = {site: shared_secrets(site, SITES) for site in SITES}
 SEEDS = {site: bytes([number]) * 32 for number, site in enumerate(SITES, start=11)}
-ROSTER = Roster(
-    "test", 1, time.time() + 1000, "0" * 64,
-    tuple(Member(site, f"{n:064x}", f"{n:064x}", KEYS[site].public, "") for n, site in enumerate(SITES)),
-)  # fmt: skip
 PLAN = RoundPlan(
     run="1" * 64, round=2, attempt=1, cohort=SITES, roster_version=1, epoch=1, keys="2" * 64, minimum_cohort=3,
     deadline=2e9, base_model="3" * 64,
@@ -42,7 +35,7 @@ def update(number: int, rows: int = 1) -> Block:
 
 
 def masked(site: str, block: Block, plan: RoundPlan = PLAN, seed: bytes | None = None) -> Block:
-    masks = Masks(KEYS[site], seed or SEEDS[site], plan, site, ROSTER)
+    masks = Masks(SECRETS[site], seed or SEEDS[site], plan, site)
     return next(masks.mask([block.copy()]))
 
 
@@ -78,14 +71,14 @@ def test_masks_cancel_in_the_sum_over_the_whole_cohort(cohort: list[str], rows: 
 
 def test_block_by_block_the_masks_are_those_of_the_whole() -> None:
     whole = update(1, 5)
-    masks = Masks(KEYS["east"], SEEDS["east"], PLAN, "east", ROSTER)
+    masks = Masks(SECRETS["east"], SEEDS["east"], PLAN, "east")
     parts = np.concatenate(list(masks.mask([whole[:2].copy(), whole[2:3].copy(), whole[3:].copy()])))
     np.testing.assert_array_equal(parts, masked("east", whole))
 
 
 def test_a_site_takes_its_own_masks_off_again() -> None:
     block = update(1, 2)
-    masks = Masks(KEYS["north"], SEEDS["north"], PLAN, "north", ROSTER)
+    masks = Masks(SECRETS["north"], SEEDS["north"], PLAN, "north")
     np.testing.assert_array_equal(next(masks.unmask([masked("north", block)])), block)
 
 
@@ -112,7 +105,7 @@ def known_to_colluders(site: str, plan: RoundPlan = PLAN) -> Block:
     """All masks that an honest site shares with the colluders, east and west: they know them as well as it does."""
     total = np.zeros((1, RING_DEGREE), np.uint64)
     for other in ("east", "west"):
-        seed = Masks(KEYS[other], SEEDS[other], plan, other, ROSTER).pairs[site]
+        seed = Masks(SECRETS[other], SEEDS[other], plan, other).pairs[site]
         residues = Randomness(seed).residues(LAST, PLAIN_MODULUS)
         total = plus(total, np.append(residues if site < other else T - residues, np.uint64(0))[None])
     return total
@@ -162,24 +155,6 @@ def test_a_seed_kept_back_keeps_the_sum_of_all_others_closed() -> None:
 
 
 # --- Keys and seeds -------------------------------------------------------------------------------------------------
-
-
-def test_two_sites_and_only_they_share_a_secret() -> None:
-    secrets = [KEYS[a].shared_with(KEYS[b].public) for a, b in pairwise(SITES)]
-    assert secrets == [KEYS[b].shared_with(KEYS[a].public) for a, b in pairwise(SITES)]
-    assert len(set(secrets)) == len(secrets)
-
-
-@pytest.mark.parametrize("public", ["00" * 32, "01" + "00" * 31, "ff"])
-def test_a_key_that_would_make_the_secret_public_is_refused(public: str) -> None:
-    with pytest.raises(MalformedError, match="unusable masking key"):
-        KEYS["east"].shared_with(public)
-
-
-def test_a_masking_key_of_another_length_is_refused() -> None:
-    assert MaskingKey(KEYS["east"].to_bytes()).public == KEYS["east"].public
-    with pytest.raises(KeyFileError, match="32 bytes"):
-        MaskingKey(b"short")
 
 
 def test_a_revealed_seed_opens_for_its_own_site_and_plan_only() -> None:
