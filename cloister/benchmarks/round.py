@@ -48,7 +48,7 @@ def measure(parameters: int, rounds: int, sites: int, *, masks: bool) -> dict[st
     with TemporaryDirectory(prefix="cloister-bench-") as folder:
         federation = _prepare(Path(folder), rounds + WARM_UP, sites, masks=masks)
         with _model_size(parameters):
-            memory = _run(federation, rounds + WARM_UP, console)
+            memory = _run(federation, rounds + WARM_UP, console, masks=masks)
         return _summarise(read_results(federation), federation.sites, parameters, rounds) | memory
 
 
@@ -103,7 +103,7 @@ def _model_size(parameters: int) -> Iterator[None]:
             os.environ[PARAMETERS] = before
 
 
-def _run(federation: Federation, rounds: int, console: Console) -> dict[str, int | None]:
+def _run(federation: Federation, rounds: int, console: Console, *, masks: bool) -> dict[str, int | None]:
     """Run the federation to its end; return how much memory, in bytes, an agent and the server took at most.
 
     Raises:
@@ -115,7 +115,7 @@ def _run(federation: Federation, rounds: int, console: Console) -> dict[str, int
     with Processes() as processes, bar:
         task = bar.add_task("starting", total=rounds)
         address = start_server(processes, federation)
-        start_agents(processes, federation, address, SiteTerms(tasks=(_TASK,), share=("epsilon",)))
+        start_agents(processes, federation, address, SiteTerms((_TASK,), share=("epsilon",), collusion_resistant=masks))
 
         def show(event: dict[str, Any]) -> None:
             if event["event"] == "failed":
