@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
+from privacy import masking
 from privacy.errors import AuthenticityError
-from privacy.masking import SEALED_BYTES, Masks, commitment, open_seed, seal_seed, unmask_sum
+from privacy.masking import SEALED_BYTES, Masks, commitment, open_seed, seal_pairs, seal_seed, unmask_sum
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
+from privacy.tag import TagKey
 from tests.privacy.consortium import few, shared_secrets
 
 T = np.uint64(PLAIN_MODULUS)
@@ -173,3 +175,59 @@ def test_a_revealed_seed_opens_for_its_own_site_and_plan_only() -> None:
     ):
         with pytest.raises(AuthenticityError, match="committed"):
             open_seed(*wrong)
+
+
+# --- A simulation, executed -----------------------------------------------------------------------------------------
+
+COHORT = (*SITES, "young")  # "young" never sent anything
+
+
+class Shifted(Randomness):
+    """The stream of a seed, plus a constant for each residue: as likely as the stream itself."""
+
+    def __init__(self, key: bytes, shift: Block) -> None:
+        super().__init__(key)
+        self._shift, self._place = shift.reshape(-1), 0
+
+    def residues(self, count: int, modulus: int) -> Block:
+        drawn = super().residues(count, modulus) + self._shift[self._place : self._place + count]
+        self._place += count
+        drawn %= np.uint64(modulus)
+        return drawn
+
+
+def view(updates: dict[str, Block], plan: RoundPlan) -> list[bytes]:
+    """What the server and the colluders, east and west, have of the others after a round that "young" dropped out of.
+
+    Messages with tags, commitments, seeds of masks shared with the absent one, own seeds; and, as all keys are theirs,
+    the masks that the two share with colluders and the sum, by the colluders' own means.
+    """
+    seen, key = list[bytes](), TagKey(b"k" * 32)
+    for site, block in updates.items():
+        masks = Masks(shared_secrets(site, COHORT), SEEDS[site], plan, site)
+        tagged = list(key._tagged(masks.mask([block.copy()]), key._pads(plan, site, "0" * 64)))
+        seen += [part.tobytes() for part in tagged]
+        seen += [masks.pairs[other] for other in ("east", "west", "young")]
+        seen += [masks.commitments, SEEDS[site], commitment(SEEDS[site]).encode()]
+        seen += [seal_pairs(masks, ["young"], b"s" * 32, plan, site)]
+    return seen
+
+
+def test_what_colluders_see_is_the_same_for_any_two_updates_with_one_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(PLAN, cohort=COHORT)
+    one = {"north": update(1), "south": update(2)}
+    moved = update(3)
+    other = {"north": plus(one["north"], moved), "south": plus(one["south"], T - moved)}
+    for block in other.values():
+        block[:, LAST] = 0
+    for block in one.values():
+        block[:, LAST] = 0
+    secret = Masks(shared_secrets("north", COHORT), SEEDS["north"], plan, "north").pairs["south"]
+    first = view(one, plan)
+    assert view(other, plan) != first  # under the same masks they can be told apart
+    # Under masks between the two that are as likely, nothing can: all bytes are the same.
+    shift = (T - moved)[:, :LAST]
+    monkeypatch.setattr(masking, "Randomness", lambda key: Shifted(key, shift) if key == secret else Randomness(key))
+    assert view(other, plan) == first
+    summed = plus(*one.values())
+    np.testing.assert_array_equal(plus(*other.values())[:, :LAST], summed[:, :LAST])
