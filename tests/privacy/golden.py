@@ -9,19 +9,18 @@ change, none of them by accident):
 from __future__ import annotations
 
 import json
-from base64 import b64encode
 from dataclasses import replace
 from hashlib import sha256
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from privacy.accounting import Mechanism
-from privacy.ciphertext import C0_BYTES, CODE_BYTES, seeds_digest
+from privacy.agreement import set_digest
+from privacy.ciphertext import C0_BYTES, CODE_BYTES, Ciphertexts, seeds_digest
 from privacy.encryption import DecryptionKey
-from privacy.envelope import SignedUpdate, sign_update
+from privacy.envelope import Contribution, SignedUpdate, sign_update
+from privacy.epoch import EpochKeys
 from privacy.ledger import Charge, Release
 from privacy.manifest import open_manifest, sign_manifest
 from privacy.masking import mask
@@ -30,7 +29,8 @@ from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
 from privacy.roster import sign_roster
 from privacy.seal import binding
-from privacy.signing import SignedDocument, sign
+from privacy.signing import sign
+from tests.privacy import golden_bad, golden_bad_sums, golden_bad_wire
 from tests.privacy.consortium import (
     KEYS,
     LAYOUT,
@@ -42,17 +42,17 @@ from tests.privacy.consortium import (
     make_roster,
     private,
     public_hex,
-    resigned,
     run_settings,
     signing_key,
     tag_key,
 )
+from tests.privacy.golden_keys import letters
+from tests.privacy.golden_numbers import numbers
+from tests.privacy.golden_rounds import Golden, large_round, masked_round, text
 from tests.privacy.golden_streams import codes, masks
+from tests.privacy.golden_wire import messages
+from tests.privacy.vectors import FOLDER, change, good_parts, store
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-FOLDER = Path(__file__).parent.parent / "vectors"
 VECTOR = np.linspace(-1, 1, PARAMETERS, dtype=np.float32)
 
 
@@ -83,11 +83,11 @@ def write() -> None:
     bound = manifest.packing.update_bound
     update = sign_update(made, plan, LAYOUT, "north", signing_key("north"), weight=1.0, update_bound=bound, mask="")
     ciphertext = {
-        "key": _text(key.to_bytes()),
+        "key": text(key.to_bytes()),
         "coefficients": block[0, :PARAMETERS].tolist(),  # the others are zero, but for the tag
         "secret": SECRET.hex(),
         "tag": int(block[0, -1]),
-        "wire": _text(chunk),
+        "wire": text(chunk),
         "code": int.from_bytes(chunk[-CODE_BYTES:], "little"),
         "digest": made.ciphertexts.digest,
         "seeds_digest": seeds_digest(made.ciphertexts.seeds),
@@ -95,7 +95,7 @@ def write() -> None:
     }
     roster = sign_roster(make_roster(), authority_key())
     documents = {
-        "authority": _text(authority_key().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)),
+        "authority": text(authority_key().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)),
         "coordinator": public_hex("coordinator"),
         "roster": roster.to_bytes().decode(),
         "roster_digest": roster.digest,
@@ -108,20 +108,62 @@ def write() -> None:
         "header": update.header.decode(),
         "signature": update.signature.hex(),
     }
-    _store("ciphertext", ciphertext)
-    _store("codes", codes(plan, made.nonce, chunk[:C0_BYTES], made.ciphertexts.seeds))
-    _store("masks", masks(plan))
-    _store("documents", documents)
-    _store("ledger", {"site": "north", "lineage": "patients", "file": _ledger()})
-    _store("bad", list(_bad(document, plan, roster, update)))
+    keys = EpochKeys(2, key, SECRET)
+    round_, golden = masked_round(keys)
+    store("ciphertext", ciphertext)
+    store("codes", codes(plan, made.nonce, chunk[:C0_BYTES], made.ciphertexts.seeds))
+    store("masks", masks(plan))
+    store("documents", documents | {"signed": text(_signed(update))})
+    store("ledger", {"site": "north", "lineage": "patients", "file": _ledger()})
+    store("keys", letters(keys))
+    store("round", round_ | _shown(golden, made.ciphertexts))
+    store("large", large_round(keys)[0])
+    store("numbers", numbers())
+    store("wire", messages(run))
+    write_bad()
 
 
-def _text(data: bytes) -> str:
-    return b64encode(data).decode()
+def write_bad() -> None:
+    """Write the bad vectors anew, as changes of what the other files hold."""
+    kinds = golden_bad.KINDS | golden_bad_sums.KINDS | golden_bad_wire.KINDS
+    store("bad", {"kinds": kinds, "bad": []})
+    bad = [
+        {
+            "kind": each.kind,
+            "name": each.name,
+            "parts": {name: change(good_parts(each.kind).get(name, b""), part) for name, part in each.parts.items()},
+            "error": each.error,
+        }
+        for each in (*golden_bad.documents(), *golden_bad_sums.sums(), *golden_bad_wire.wire())
+    ]
+    store("bad", {"kinds": kinds, "bad": bad})
 
 
-def _store(name: str, content: object) -> None:
-    (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+def _signed(north: SignedUpdate) -> bytes:
+    """Return headers of three sites for one body, and their signatures, as contributions to a sum travel."""
+    weights = {"south": 200 / 300, "west": 100 / 300}
+    one = Contribution(north.header, north.signature, b"")
+    others = (golden_bad.resigned(one, {"site": site, "weight": weight}) for site, weight in weights.items())
+    return golden_bad.joined([one, *others])
+
+
+def _shown(golden: Golden, ciphertexts: Ciphertexts) -> dict[str, object]:
+    """Return what sites are shown of a masked round; and an update with masks whose body is the known ciphertext."""
+    shown = [replace(each, seeds=b"", reveal=b"", pairs=b"") for each in golden.total.contributions]
+    south = next(each for each in golden.total.contributions if json.loads(each.header)["site"] == "south")
+    changes = {"size": PARAMETERS, "ciphertexts": ciphertexts.digest, "seeds": seeds_digest(ciphertexts.seeds)}
+    made = golden_bad.resigned(south, changes)
+    agreed = {json.loads(each.header)["site"]: each for each in shown}
+    statement = f"{golden.plan.digest} {set_digest({site: each.header for site, each in agreed.items()})}".encode()
+    return {
+        "shown": text(golden_bad.joined(shown)),
+        "agreed": json.dumps({site: sign(signing_key(site), "agree", statement).hex() for site in agreed}),
+        "masked_update": {
+            "header": made.header.decode(),
+            "signature": made.signature.hex(),
+            "commitments": golden.commitments["south"].hex(),
+        },
+    }
 
 
 def _ledger() -> str:
@@ -142,95 +184,3 @@ def _ledger() -> str:
         head = sha256(head + body.encode()).digest()
         lines += f"{head.hex()} {body}\n"
     return lines
-
-
-def _bad(
-    manifest: SignedDocument, plan: RoundPlan, roster: SignedDocument, update: SignedUpdate
-) -> Iterator[dict[str, str]]:
-    """Make what must be refused: of which kind it pretends to be, its data, and the error's class."""
-    good = {"manifest": manifest.to_bytes(), "roster": roster.to_bytes()}
-    for kind, data in good.items():
-        other = "roster" if kind == "manifest" else "manifest"
-        payload, signer = (manifest if kind == "manifest" else roster).payload, signing_key("mallory")
-        flipped = bytearray(data)
-        flipped[-20] ^= 1
-        forged = SignedDocument.make(signer, kind, payload).to_bytes()
-        relabelled = data.replace(f" {kind} ".encode(), f" {other} ".encode(), 1)
-        for name, broken, error in (
-            ("a flipped bit", bytes(flipped), "AuthenticityError"),
-            ("cut in the payload", data[:-1], "AuthenticityError"),
-            ("cut in the first line", data[:50], "MalformedError"),
-            ("one byte more", data + b"\n", "AuthenticityError"),
-            ("another kind", good[other], "MalformedError"),
-            ("relabelled", relabelled, "MalformedError"),
-            ("the other kind, relabelled", good[other].replace(other.encode(), kind.encode(), 1), "AuthenticityError"),
-            ("another signer", forged, "AuthenticityError"),
-            ("the signature in capitals", _capitals(data), "MalformedError"),
-        ):
-            yield {"kind": kind, "name": name, "data": broken.decode("latin-1"), "error": error}
-    old = json.loads(roster.payload) | {"expires": 1_700_000_000.0}
-    for name, kind, document, error in (
-        ("expired", "roster", old, "AuthenticityError"),
-        ("never expires", "roster", old | {"expires": float("inf")}, "MalformedError"),
-        ("a member twice", "roster", old | {"members": old["members"][:1] * 2}, "MalformedError"),
-        ("a later version", "manifest", json.loads(manifest.payload) | {"version": 2}, "MalformedError"),
-        ("noise that is no number", "manifest", json.loads(manifest.payload) | {"noise_multiplier": float("nan")},
-         "MalformedError"),
-    ):  # fmt: skip
-        key = authority_key() if kind == "roster" else signing_key("coordinator")
-        made = SignedDocument.make(key, kind, json.dumps(document).encode())
-        yield {"kind": kind, "name": name, "data": made.to_bytes().decode(), "error": error}
-    text = plan.to_bytes().decode()
-    for name, bad_plan in (
-        ("spaces", text.replace(":", ": ")),
-        ("a key twice", text.replace('"round":1', '"round":2,"round":1')),
-        ("cut", text[:-1]),
-        ("a deadline that never comes", text.replace("1800000000.5", "Infinity")),
-        ("a parameter that is the manifest's", text.replace('"round"', '"noise_multiplier":0.0,"round"')),
-    ):
-        yield {"kind": "plan", "name": name, "data": bad_plan, "error": "MalformedError"}
-    for name, broken_update, error in (
-        ("another site's key", resigned(update, "south", {}), "AuthenticityError"),
-        ("signed as another kind", _as_kind(update, "plan"), "AuthenticityError"),
-        ("a header after signing", replace(update, header=update.header + b" "), "AuthenticityError"),
-        ("half a signature", replace(update, signature=update.signature[:32]), "AuthenticityError"),
-        ("another round", resigned(update, "north", {"round": 2}), "ProtocolError"),
-        ("another run", resigned(update, "north", {"run": "ab" * 32}), "ProtocolError"),
-        ("another site", resigned(update, "north", {"site": "south"}), "ProtocolError"),
-        ("another weight", resigned(update, "north", {"weight": 0.5}), "ProtocolError"),
-        ("another base model", resigned(update, "north", {"base_model": "ab" * 32}), "ProtocolError"),
-        ("other keys", resigned(update, "north", {"keys": "0" * 64}), "ProtocolError"),
-        ("no range", resigned(update, "north", {"update_bound": 0.0}), "MalformedError"),
-        ("an infinite range", resigned(update, "north", {"update_bound": float("inf")}), "MalformedError"),
-        ("a mask that the run has not", resigned(update, "north", {"mask": "ab" * 32}), "ProtocolError"),
-        ("a weight above one", resigned(update, "north", {"weight": 1.5}), "MalformedError"),
-        ("a later version", resigned(update, "north", {"version": 2}), "MalformedError"),
-        ("two ciphertexts' parameters", resigned(update, "north", {"size": 12_286}), "MalformedError"),
-        ("another body's digest", resigned(update, "north", {"ciphertexts": "ab" * 32}), "AuthenticityError"),
-        ("another body's seeds", resigned(update, "north", {"seeds": "ab" * 32}), "AuthenticityError"),
-    ):
-        both = f"{broken_update.signature.hex()}\n{broken_update.header.decode()}"
-        yield {"kind": "update", "name": name, "data": both, "error": error}
-    for name, file in _bad_ledgers():
-        yield {"kind": "ledger", "name": name, "data": file, "error": "LedgerError"}
-
-
-def _bad_ledgers() -> Iterator[tuple[str, str]]:
-    file = _ledger()
-    first, second, third, fourth = file.splitlines(keepends=True)
-    yield "fewer steps than were made", file.replace('"steps": 5', '"steps": 1', 1)
-    yield "an entry deleted", first + second + fourth
-    yield "two entries swapped", first + third + second + fourth
-    yield "the first line deleted", second + third + fourth
-    yield "another site", file.replace("north", "south")
-    yield "the same entry twice", first + second + second + third + fourth
-
-
-def _capitals(document: bytes) -> bytes:
-    magic, kind, rest = document.split(b" ", 2)
-    signature, _, payload = rest.partition(b"\n")
-    return b" ".join([magic, kind, signature.upper()]) + b"\n" + payload
-
-
-def _as_kind(update: SignedUpdate, kind: str) -> SignedUpdate:
-    return replace(update, signature=sign(signing_key("north"), kind, update.header))

@@ -1,0 +1,200 @@
+"""Messages that must be refused, for the golden files: bodies, what is in them, and chunks. See `golden_bad.py`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from privacy.signing import sign
+from tests.privacy.consortium import signing_key
+from tests.privacy.golden_bad import OTHER, A, Bad, M, P
+from tests.privacy.golden_wire import NODE, answered, ask, body_of, frames, instructions, readiness, replies
+from tests.privacy.readers import ANSWERED, ASKED, LIMIT
+from tests.privacy.vectors import good_parts, stored
+from transport import cloister_pb2 as pb
+from transport.fields import blob
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+KINDS: dict[str, dict[str, str]] = {
+    "readiness": {"roster": "text documents/roster", "run": "text wire/run", "node": f"text ={NODE}",
+                  "body": "hex wire/replies/readiness/body"},
+    "chunks": {"chunks": "text wire/chunks_as_text"},
+    **{f"message {kind}": {"body": f"hex wire/messages/{kind}/body"} for kind in ASKED},
+    **{f"reply {kind}": {"body": f"hex wire/replies/{kind}/body", "kind": f"text ={kind}"} for kind in ANSWERED},
+}  # fmt: skip
+_BYTES = Array("uint8", (1,), "numpy.ndarray", b"x")
+
+
+def wire() -> Iterator[Bad]:
+    """Yield all of them."""
+    yield from _parcels()
+    yield from _records()
+    yield from _readiness()
+    yield from _chunks()
+
+
+def _parcels() -> Iterator[Bad]:
+    good = good_parts("message query.agree")["body"]
+    for name, body in (
+        ("too short for a length", good[:3]),
+        ("cut in the parcel", good[:40]),
+        ("a parcel that is none", good[:4] + b"\xff" * (len(good) - 4)),
+        ("arrays that are cut", good[:-1]),
+        ("something after the arrays", good + b"\0"),
+        ("a reply", _framed(lambda parcel: setattr(parcel, "reply_to", "f" * 32))),
+        ("a failure", _framed(lambda parcel: setattr(parcel.failure, "code", 100))),
+        ("a kind that Flower does not know", _framed(lambda parcel: setattr(parcel, "kind", "dance"))),
+        ("a value without content", _framed(lambda parcel: parcel.records.configs["run"].values["more"].SetInParent())),
+        ("too many arrays", _framed(_many)),
+    ):
+        yield Bad("message query.agree", name, {"body": body}, M)
+    # Two spaces are a field of a parcel: this one is read, but for its length.
+    lead, limit = good_parts("message query.lead")["body"][4:], 4 << 20
+    size = limit + 2 + len(lead) % 2
+    body = size.to_bytes(4) + lead.ljust(size)
+    yield Bad("message query.lead", "a parcel of more than 4 MiB", {"body": body}, M)
+    kind = "reply revealed"
+    for name, edit, error in (
+        ("to another message", lambda parcel: setattr(parcel, "reply_to", "a" * 32), M),
+        ("neither records nor a failure", lambda parcel: parcel.ClearField("records"), M),
+        ("a failure", lambda parcel: setattr(parcel.failure, "code", 100), P),
+        ("a value without content", lambda parcel: parcel.records.configs["run"].values["more"].SetInParent(), M),
+        ("a metric that is text", lambda parcel: setattr(parcel.records.metrics["m"].values["loss"], "text", "0"), M),
+    ):
+        yield Bad(kind, name, {"body": _framed(edit, good_parts(kind)["body"])}, error)
+    yield Bad(kind, "cut in the parcel", {"body": good_parts(kind)["body"][:40]}, M)
+
+
+def _framed(edit: Callable[[Any], object], body: bytes = b"") -> bytes:
+    """Return a body with a changed parcel."""
+    body = body or good_parts("message query.agree")["body"]
+    end = 4 + int.from_bytes(body[:4])
+    parcel = pb.Parcel.FromString(body[4:end])
+    edit(parcel)
+    head = parcel.SerializeToString(deterministic=True)
+    return len(head).to_bytes(4) + head + body[end:]
+
+
+def _many(parcel: Any) -> None:  # noqa: ANN401 - protobuf
+    for _ in range(1 << 16):
+        parcel.records.arrays["cohort"].entries.add()
+
+
+def _records() -> Iterator[Bad]:
+    run = stored("wire")["run"]
+    good = {f"message {kind}": content for kind, content in instructions().items()}
+    good |= {f"reply {kind}": content for kind, content in replies(run).items()}
+    config, arrays, metrics = ConfigRecord, ArrayRecord, MetricRecord
+    cases: list[tuple[str, str, str, object]] = [
+        ("message query", "no run", "run", None),
+        ("message query", "a manifest as text", "run", config({"manifest": "a manifest"})),
+        ("message query", "arrays for a run", "run", arrays({"manifest": blob(b"a manifest")})),
+        ("message query", "a short head", "ledger", config({"head": "5a", "signature": bytes(64)})),
+        ("message query", "a short signature of a head", "ledger", config({"head": "5a" * 32, "signature": bytes(63)})),
+        ("message query", "a head without a signature", "ledger", config({"head": "5a" * 32})),
+        ("message query.lead", "an epoch as text", "lead", config({"epoch": "3"})),
+        ("message query.lead", "an epoch that is true", "lead", config({"epoch": True})),
+        ("message query.accept", "no letter", "sealed", arrays({"other": blob(b"a letter")})),
+        ("message query.accept", "a letter of another type", "sealed", arrays({"letter": _BYTES})),
+        ("message query.accept", "a letter among values", "sealed", config({"letter": b"a letter"})),
+        ("message query.pairs", "no pairs", "pairs", None),
+        ("message query.pairs", "pairs among values", "pairs", config({"east": b"a letter"})),
+        ("message query.pairs", "a name in capitals", "pairs", arrays({"East": blob(b"a letter")})),
+        ("message query.pairs", "a letter of over 4,096 bytes", "pairs", arrays({"east": blob(bytes(4097))})),
+        ("message train", "fewer sums than none", "run", config({"manifest": b"m", "plan": b"p", "sums": -1})),
+        ("message train", "too many sums", "run", config({"manifest": b"m", "plan": b"p", "sums": 10_001})),
+        ("message train", "a sum that is not there", "run", config({"manifest": b"m", "plan": b"p", "sums": 3})),
+        ("message train", "a sum among values", "sum-1", config({"plan": b"p"})),
+        ("message query.agree", "no cohort", "cohort", None),
+        ("message query.agree", "a header without a signature", "cohort", arrays({"header-0": blob(b"h")})),
+        (
+            "message query.agree",
+            "a signature without its header",
+            "cohort",
+            arrays({"header-0": blob(b"h"), "signature-0": blob(b"s"), "signature-1": blob(b"s"), "x": blob(b"s")}),
+        ),
+        ("message query.reveal", "no signatures", "agreed", None),
+        ("message query.reveal", "signatures among arrays", "agreed", arrays({"north": blob(bytes(64))})),
+        ("message query.reveal", "a signature as text", "agreed", config({"north": "signature"})),
+        ("message evaluate", "no sum", "sum", None),
+        ("reply leader", "a short fingerprint", "keys", config({"epoch": 3, "fingerprint": "ab"})),
+        ("reply leader", "no letter", "letters", arrays({})),
+        ("reply leader", "letters among values", "letters", config({"north": b"one"})),
+        ("reply keys", "a name in capitals", "pairs", arrays({"West": blob(b"a letter")})),
+        ("reply shared", "a name twice", "shared", config({"names": ["east", "east"]})),
+        ("reply shared", "a name in capitals", "shared", config({"names": ["East"]})),
+        ("reply shared", "a name by number", "shared", config({"names": [5]})),
+        ("reply shared", "one name", "shared", config({"names": "east"})),
+        ("reply update", "a header as text", "update", config({"header": "h", "signature": b"s"})),
+        ("reply update", "chunks numbered from 1", "ciphertexts", arrays({"1": blob(b"c")})),
+        ("reply update", "chunks in another order", "ciphertexts", arrays({"1": blob(b"c"), "0": blob(b"c")})),
+        ("reply update", "chunks among values", "ciphertexts", config({"0": b"c"})),
+        ("reply update", "no report", "report", None),
+        ("reply update", "a report among values", "report", config({"epsilon": 0.5})),
+        ("reply update", "a report of lists", "report", metrics({"epsilon": [0.5]})),
+        ("reply agreed", "no seeds", "pairs", None),
+        ("reply revealed", "a short seed", "reveal", config({"sealed": bytes(47)})),
+        ("reply opened", "a metric that is no number", "metrics", metrics({"loss": float("nan"), "records": 50.0})),
+        ("reply opened", "no records", "metrics", metrics({"loss": 0.5, "records": 0.0})),
+        ("reply opened", "a model by number", "opened", config({"model": 5})),
+    ]
+    for kind, name, record, value in cases:
+        content = RecordDict(dict(good[kind].items()))
+        content.pop(record, None)
+        if value is not None:
+            content[record] = value  # type: ignore[assignment]
+        what = kind.partition(" ")[2]
+        body = body_of(ask(what, content)) if kind.startswith("message") else answered(content)
+        yield Bad(kind, name, {"body": body}, M)
+
+
+def _readiness() -> Iterator[Bad]:
+    run, ready = stored("wire")["run"], vars(readiness(stored("wire")["run"]))
+    for name, changes, error in (
+        ("a model by name", {"model": "resnet"}, M),
+        ("short keys", {"keys": "ab"}, M),
+        ("a size as text", {"size": "20"}, M),
+        ("a name twice", {"pairs": ["north", "north"]}, M),
+        ("a name in capitals", {"pairs": ["North"]}, M),
+        ("another model than it signed", {"model": OTHER}, A),
+        ("other keys than it signed", {"keys": OTHER}, A),
+        ("more pairs than it signed", {"pairs": ["east", "north", "west"]}, A),
+        ("a newer epoch than it signed", {"latest": 6}, A),
+        ("another site", {"site": "north"}, A),
+        ("a site that is no member", {"site": "mallory"}, P),
+    ):
+        content = RecordDict({"readiness": ConfigRecord(ready | changes)})
+        yield Bad("readiness", name, {"body": answered(content)}, error)
+    made = readiness(run)
+    elsewhere = sign(signing_key("south"), "readiness", made.signed_part(run, NODE + 1))
+    content = RecordDict({"readiness": ConfigRecord(ready | {"signature": elsewhere})})
+    yield Bad("readiness", "signed for another node", {"body": answered(content)}, A)
+    yield Bad("readiness", "signed for another run", {"run": OTHER.encode()}, A)
+
+
+def _chunks() -> Iterator[Bad]:
+    good = good_parts("chunks")["chunks"].decode().split()
+    body = good_parts("message query.lead")["body"]
+
+    def opened(**opening: int) -> bytes:
+        first = pb.Chunk.FromString(bytes.fromhex(good[0]))
+        for name, value in opening.items():
+            setattr(first.opening, name, value)
+        return _text([first.SerializeToString(), *map(bytes.fromhex, good[1:])])
+
+    for name, chunks in (
+        ("another protocol", opened(protocol=2)),
+        ("over the limit", opened(total_bytes=LIMIT + 1)),
+        ("more than was announced", opened(total_bytes=len(body) - 1)),
+        ("less than was announced", opened(total_bytes=len(body) + 1)),
+        ("a chunk left out", _text(map(bytes.fromhex, good[:-1]))),
+        ("the first chunk left out", _text(frames(body, 64)[1:])),
+    ):
+        yield Bad("chunks", name, {"chunks": chunks}, M)
+
+
+def _text(chunks: Any) -> bytes:  # noqa: ANN401 - any iterable of bytes
+    return " ".join(each.hex() for each in chunks).encode()

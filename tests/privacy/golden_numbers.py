@@ -1,0 +1,168 @@
+"""Numbers on their way into ciphertexts and out of them, for the golden files: what `golden_rounds.py` does not show."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from client.checkpoint import Checkpoint
+from privacy.manifest import Encryption, Privacy, Training
+from privacy.packing import Packing, pack, pack_with_share, unpack
+from privacy.randomness import Randomness
+from privacy.shared import share_for
+from privacy.sketch import encode
+from privacy.statistics import Column, Form, encoding_bound
+from privacy.update import Layout, Update
+from strategies.averaging import average, include, is_averaged, next_bound
+from tests.privacy.consortium import CHARGE, joined, make_manifest, packed, private, run_settings
+from tests.privacy.golden_rounds import SHOWN, floats_digest, model_of, values_of, words_digest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from privacy.packing import Profile
+
+_KEY = sha256(repr((7, "numbers")).encode()).hexdigest()
+_CASES: list[tuple[Profile, int, float, tuple[float, ...], int]] = [
+    ("compact", 3, 1.0, (1.0, 2 / 3, 1 / 3), 12_300),  # the first of each goes into a second ciphertext
+    ("precise", 4, 2.0**-5, (1.0, 0.5), 8_200),
+    ("dense", 5, 0.75, (0.3, 1.0, 0.9), 16_390),
+    ("dense", 272, 1e-5, (1.0,), 5),
+]
+
+
+def numbers() -> dict[str, object]:
+    """Return all of it."""
+    return {
+        "rounding_key": _KEY,
+        "packing": [_packing(*case) for case in _CASES],
+        "ranges": _ranges(),
+        "averaging": _averaging(),
+        "shared_noise": _shared_noise(),
+        "statistics": _statistics(),
+    }
+
+
+def _packing(profile: Profile, cohort: int, bound: float, weights: tuple[float, ...], size: int) -> dict[str, object]:
+    packing = Packing.of(profile, cohort=cohort, update_bound=bound, max_weight=1.0)
+    scale, updates, total = (
+        150 / bound,
+        list[dict[str, object]](),
+        np.zeros((packing.ciphertexts(size), 4096), np.uint64),
+    )
+    for factor, weight in enumerate(weights, start=3):
+        update = private(values_of(size, factor, scale))
+        block = joined(pack(update, weight, packing, Randomness.seeded(7, "numbers")).blocks)
+        total += block
+        updates.append({
+            "factor": factor,
+            "weight": weight,
+            "packed": words_digest(block),
+            "first_coefficients": block[0, :SHOWN].tolist(),
+            "left_over": floats_digest(update.vector),
+        })  # fmt: skip
+    mean = unpack([total], size, weights, packing).vector
+    return {
+        "profile": profile,
+        "cohort": cohort,
+        "update_bound": bound,
+        "size": size,
+        "scale": scale,
+        "levels": packing.levels,
+        "updates": updates,
+        "sum": words_digest(total),
+        "mean": floats_digest(mean),
+        "first_of_mean": mean[:SHOWN].tolist(),
+    }
+
+
+def _ranges() -> list[dict[str, object]]:
+    cases = [(1.0, 3, 0.05), (1.0, 3, 0.9), (1.0, 3, 1e-9), (1.0, 3, 0.0), (0.75, 2, 0.01), (1.0, 4, 2.0**-6)]
+    return [
+        {
+            "update_bound": ceiling,
+            "contributors": contributors,
+            "largest": float(np.float32(largest)),
+            "next": next_bound(Update(np.array([0.0, -largest], np.float32)), contributors, ceiling),
+        }
+        for ceiling, contributors, largest in cases
+    ]
+
+
+def _averaging() -> dict[str, object]:
+    """Three rounds of five that are averaged, as `client.models` does it, after two that are not."""
+    layout, rounds, share = Layout((("all", (40,)),)), 5, 0.5
+    model, mean, found = model_of(layout), np.empty(0, np.float32), list[dict[str, object]]()
+    for number in range(1, rounds + 1):
+        model, averaged = average(model, Update(values_of(40, number, 7000))), is_averaged(number, rounds, share)
+        count = number - sum(not is_averaged(each, rounds, share) for each in range(1, number + 1))
+        if averaged and count > 1:
+            include(mean, model.vector, count)
+        else:
+            mean = model.vector.copy()
+        kept = Checkpoint("", number, model, 1.0, average=replace(model, vector=mean).digest)
+        found.append({
+            "averaged": averaged,
+            "model": model.digest,
+            "mean": kept.average,
+            "digest": kept.digest,
+            "first_of_mean": mean[:SHOWN].tolist(),
+        })  # fmt: skip
+    return {"layout": layout.shapes, "rounds": found, "averaging": share}
+
+
+def _shared_noise() -> dict[str, object]:
+    asked = replace(
+        run_settings(),
+        training=Training(steps_per_round=1, sample_rate=0.25, learning_rate=0.5),
+        privacy=Privacy(max_grad_norm=2.0, noise_multiplier=0.8, noise="shared", colluding_sites=1),
+        encryption=Encryption(update_bound=0.25, profile="precise"),
+    )
+    manifest, _ = make_manifest(asked)
+    model, weight = model_of(Layout((("all", (20,)),))), manifest.weight("south")
+    share = share_for(manifest, model)
+    values = values_of(20, 3, 1000)
+    values[7] = 1.0  # is cut
+    blocks = pack_with_share(
+        Update(values.copy()), CHARGE, weight, manifest.packing, Randomness.seeded(7, "numbers"), share.variance
+    ).blocks
+    fields = joined(blocks)[0, :20].astype(np.int64)
+    return {
+        "settings": asdict(asked),
+        "weight": weight,
+        "sensitivity": share.sensitivity,
+        "variance": share.variance,
+        "values": values.tolist(),
+        "fields": fields.tolist(),
+        "noise": (fields - _unnoised(values, weight, manifest.packing, share.variance)).tolist(),
+    }
+
+
+def _unnoised(values: NDArray[np.float32], weight: float, packing: Packing, variance: int) -> NDArray[np.int64]:
+    """Return the fields as they are before the noise: those of `packed`, cut to leave it room."""
+    margin = int((144 * variance) ** 0.5)
+    fields = packed(values, weight, packing, Randomness.seeded(7, "numbers"))[0, :20].astype(np.int64)
+    return np.clip(fields, margin, packing.levels - 1 - margin)
+
+
+def _statistics() -> dict[str, object]:
+    form = Form((Column("age", 0.0, 100.0), Column("pressure", 60.0, 240.5)), classes=(0.0, 1.0), bins=5)
+    values = np.array([[0.0, 100.0], [37.5, 240.5], [61.25, 300.0], [100.0, 59.0], [20.0, 150.25]])
+    labels = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
+    return {
+        "columns": [[each.name, each.low, each.high] for each in form.columns],
+        "classes": list(form.classes),
+        "bins": form.bins,
+        "values": values.tolist(),
+        "labels": labels.tolist(),
+        "layout": form.layout.shapes,
+        "layout_digest": form.layout.digest,
+        "edges": [encode(np.array([edge / form.bins]), form.bins).tolist() for edge in range(form.bins + 1)],
+        "vector": form.total(values, labels).tolist(),
+        "noise_multiplier": 1.5,
+        "largest_size": 40,
+        "update_bound": encoding_bound(1.5, 40),
+    }

@@ -1,0 +1,138 @@
+"""Every message on the wire, and chunks of one, for the golden files: bodies, and what is in them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import ArrayRecord, Error, RecordDict
+
+from privacy.envelope import Contribution, SignedUpdate
+from privacy.heads import SignedHead
+from privacy.signing import sign
+from privacy.summation import EncryptedSum
+from tests.privacy.consortium import member, signing_key
+from transport import ceremony, contents, masking
+from transport import cloister_pb2 as pb
+from transport.flower import instruction, reply, stamp
+from transport.framing import to_frames
+from transport.heads import put_head
+from transport.parcel import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flwr.app import Message
+
+NODE = member("south").node_id
+HEAD_LINE = "5a" * 32
+_DIGEST, _OTHER = "0f" * 32, "1e" * 32
+_PARTS = tuple(Contribution(f"header of {each}".encode(), bytes([each]) * 64, b"seeds" * each, b"reveal", b"pairs" * 2)
+               for each in (1, 2))  # fmt: skip
+_SUM = EncryptedSum(b"a plan", _PARTS, (b"c0 of 32", b"c0 of the rest"), b"codes!!!", ())
+_LARGE = EncryptedSum(b"a plan", _PARTS[:1], (b"c0",), b"codes!!!", (b"c1",))
+
+
+def signed_head(site: str = "south", lineage: str = "patients") -> SignedHead:
+    """Return the head of a site's ledger, as it signs it."""
+    return SignedHead(HEAD_LINE, sign(signing_key(site), "ledger", f"{site} {lineage} {HEAD_LINE}".encode()))
+
+
+def readiness(run: str) -> contents.Readiness:
+    """Return what south says of itself."""
+    ready = contents.Readiness("south", _DIGEST, 20, _OTHER, 2, "2d" * 32, 5, ["north", "west"], b"")
+    signature = sign(signing_key("south"), "readiness", ready.signed_part(run, NODE))
+    return contents.Readiness(**{**vars(ready), "signature": signature})
+
+
+def instructions() -> dict[str, RecordDict]:
+    """Return what the server sends, by kind."""
+    shown = masking.pack_contributors(b"a manifest", b"a plan", _PARTS)
+    agreed = {"north": b"\1" * 64, "west": b"\2" * 64}
+    return {
+        "query": put_head(contents.pack_query(b"a manifest"), signed_head()),
+        "query.lead": ceremony.pack_lead(3),
+        "query.accept": ceremony.pack_letter("north", b"a letter"),
+        "query.pairs": ceremony.pack_pairs(_DIGEST, {"east": b"a pair letter", "north": b"another"}),
+        "train": put_head(contents.pack_train(b"a manifest", b"a plan", [_SUM, _LARGE]), signed_head()),
+        "query.agree": shown,
+        "query.reveal": masking.pack_contributors(b"a manifest", b"a plan", _PARTS, agreed),
+        "evaluate": contents.pack_sum(b"a manifest", _SUM),
+    }
+
+
+def replies(run: str) -> dict[str, RecordDict]:
+    """Return what a site answers."""
+    update = SignedUpdate(b"a header", b"\3" * 64, (b"32 ciphertexts", b"the rest"), b"\4" * 96)
+    return {
+        "readiness": put_head(contents.pack_readiness(readiness(run)), signed_head()),
+        "leader": ceremony.pack_keys(3, _DIGEST, {"north": b"one", "south": b"two"}, {"west": b"a pair letter"}),
+        "keys": ceremony.pack_keys(3, _DIGEST, {}, {"west": b"a pair letter"}),
+        "shared": ceremony.pack_shared({"west": b"a pair letter"}, ["east", "north", "west"]),
+        "update": put_head(contents.pack_update(update, {"epsilon": 0.5}), signed_head()),
+        "agreed": masking.pack_agreed(b"\5" * 64, b"\6" * 112),
+        "revealed": masking.pack_revealed(b"\7" * 48),
+        "opened": contents.pack_opened(_DIGEST, {"loss": 12.5, "records": 50.0}),
+    }
+
+
+def ask(kind: str, content: RecordDict) -> Message:
+    """Return a message from the server to south."""
+    message = instruction(content, kind=kind, node=NODE, run_id=int(_DIGEST[:15], 16), group="2", ttl=600.0)
+    stamp(message, "f" * 32)
+    return message
+
+
+def body_of(message: Message) -> bytes:
+    """Return a message as it travels."""
+    return b"".join(encode(message))
+
+
+def answered(content: RecordDict | Error) -> bytes:
+    """Return the body of a reply."""
+    message = reply(content, ask("query", RecordDict({})))
+    stamp(message, "e" * 32)
+    return body_of(message)
+
+
+def frames(body: bytes, size: int, reply_to: str = "") -> list[bytes]:
+    """Return a message's chunks of this size."""
+    opening = next(to_frames([body], reply_to)).opening
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
+    first = pb.Chunk(opening=opening, data=pieces[0])
+    return [each.SerializeToString() for each in (first, *(pb.Chunk(data=piece) for piece in pieces[1:]))]
+
+
+def messages(run: str) -> dict[str, object]:
+    """Return all of it."""
+    asked = {kind: _entry(body_of(ask(kind, content)), content) for kind, content in instructions().items()}
+    said = {kind: _entry(answered(content), content) for kind, content in replies(run).items()}
+    lead = bytes.fromhex(asked["query.lead"]["body"])
+    return {
+        "node": NODE,
+        "run": run,
+        "lineage": "patients",
+        "messages": asked,
+        "replies": said,
+        "failure": {"body": answered(Error(100, "south refuses")).hex(), "code": 100, "reason": "south refuses"},
+        "pull": pb.PullRequest(protocol=1, wait_seconds=20.0).SerializeToString().hex(),
+        "chunks": [each.hex() for each in frames(lead, 64, "f" * 32)],
+        "chunks_as_text": " ".join(each.hex() for each in frames(lead, 64, "f" * 32)),
+        "receipt": pb.Receipt(status=pb.Receipt.ACCEPTED).SerializeToString().hex(),
+    }
+
+
+def _entry(body: bytes, content: RecordDict) -> dict[str, Any]:
+    return {
+        "body": body.hex(),
+        "arrays": {name: _arrays(each) for name, each in content.array_records.items()},
+        "configs": {name: _values(each) for name, each in content.config_records.items()},
+        "metrics": {name: _values(each) for name, each in content.metric_records.items()},
+    }
+
+
+def _arrays(arrays: ArrayRecord) -> list[list[object]]:
+    return [[name, each.dtype, list(each.shape), each.stype, each.data.hex()] for name, each in arrays.items()]
+
+
+def _values(values: Mapping[str, Any]) -> dict[str, object]:
+    return {name: {"blob": each.hex()} if isinstance(each, bytes) else each for name, each in values.items()}

@@ -1,0 +1,125 @@
+"""Readers of documents with one bound of one field switched off: does any bad vector notice? See `mutants.py`."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+from tests.privacy import readers
+from tests.privacy.mutants import changed, forget, parsed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_ALIASES = {
+    "Hex32": ["str"],
+    "SiteName": ["str"],
+    "Profile": ["str"],
+    "Positive": ["Annotated[float, Field(gt=0)]", "Annotated[float, Field(allow_inf_nan=False)]"],
+}
+_BASES = {str: "str", int: "int"}
+
+
+@dataclass(frozen=True)
+class FieldMutant:
+    """A class of a document in which a field may be more than it should."""
+
+    module: str
+    what: str
+    source: str
+    reader: tuple[str, str]  # its module, and its name among the readers
+
+    @property
+    def name(self) -> str:
+        """Which bound of which field is off."""
+        return f"{self.module}.{self.what}"
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Have the reader use it."""
+        module, name = self.reader
+        with _instead(self.module, self.source):
+            reader = importlib.import_module(module)
+            if module != self.module:
+                with _instead(module, ast.unparse(parsed(module))) as reader:
+                    pass
+        forget()
+        with patch.object(readers, name, getattr(reader, name)):
+            yield
+        forget()
+
+
+def field_mutants(module: str, reader: tuple[str, str]) -> list[FieldMutant]:
+    """Return a mutant for every bound of every field of a module's documents."""
+    tree, found = parsed(module), []
+    for owner in tree.body:
+        if isinstance(owner, ast.ClassDef):
+            for field in owner.body:
+                if isinstance(field, ast.AnnAssign):
+                    for what, annotation in _relaxed(field.annotation):
+                        name = f"{owner.name}.{ast.unparse(field.target)}: {what}"
+                        found.append(FieldMutant(module, name, changed(tree, {field.annotation: annotation}), reader))
+            for decorator in owner.decorator_list:
+                for what in ("extra='ignore'", "strict=False"):
+                    source = changed(tree, {decorator: _configured(decorator, what)}) if _is_strict(decorator) else ""
+                    if source:
+                        found.append(FieldMutant(module, f"{owner.name}: {what}", source, reader))
+    return found
+
+
+def _relaxed(annotation: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    """Yield types without one of the bounds of a type."""
+    match annotation:
+        case ast.Name(id=name) if name in _ALIASES:
+            for other in _ALIASES[name]:
+                yield f"{name} as {other}", _expression(other)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            for what, other in _relaxed(left):
+                yield what, ast.BinOp(other, ast.BitOr(), right)
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[inner, ast.Call(keywords=words)])):
+            for word in words:
+                rest = [each for each in words if each is not word]
+                field = ast.Call(ast.Name("Field"), [], rest)
+                yield ast.unparse(word), _subscript("Annotated", inner, field)
+            for what, other in _relaxed(inner):
+                yield what, _subscript("Annotated", other, ast.Call(ast.Name("Field"), [], words))
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Constant(value=value)):
+            yield f"any {type(value).__name__}", _expression(_BASES[type(value)])
+        case ast.Subscript(value=ast.Name(id="Literal")):
+            yield "any str", _expression("str")
+        case ast.Subscript(value=ast.Name(id=outer), slice=ast.Tuple(elts=[first, second])):
+            for what, other in _relaxed(first):
+                yield what, _subscript(outer, other, second)
+            for what, other in _relaxed(second):
+                yield what, _subscript(outer, first, other)
+
+
+def _expression(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
+
+
+def _subscript(outer: str, *inner: ast.expr) -> ast.expr:
+    return ast.Subscript(ast.Name(outer), ast.Tuple(list(inner)))
+
+
+def _is_strict(decorator: ast.expr) -> bool:
+    return isinstance(decorator, ast.Call) and "config=STRICT" in ast.unparse(decorator)
+
+
+def _configured(decorator: ast.expr, what: str) -> ast.expr:
+    return _expression(ast.unparse(decorator).replace("STRICT", f"{{**STRICT, **dict({what})}}"))
+
+
+@contextmanager
+def _instead(name: str, source: str) -> Iterator[ModuleType]:
+    """Have a module's name mean one of another source."""
+    module = ModuleType(name)
+    with patch.dict(sys.modules, {name: module}):
+        exec(compile(source, f"<{name}>", "exec"), vars(module))  # noqa: S102 - our own source
+        yield module

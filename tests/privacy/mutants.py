@@ -1,0 +1,277 @@
+"""Readers with one check switched off: does any bad vector notice?
+
+A mutant is a function without one of its refusals: a condition that never holds, a call that is left out, a rule of a
+table that is missing, an error that is not turned into one of ours. It takes its function's place, wherever that was
+imported, for as long as it is looked at: see `in_place`. Bounds of fields are switched off in `mutant_fields.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import importlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, cached_property
+from inspect import getsource
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+from privacy import encryption, header, roster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Change = dict[ast.AST, ast.AST]  # what stands where, in place of what
+    Changes = Iterator[tuple[str, Change]]
+
+_CHECKS = ("check", "_check", "verify", "finish")  # how functions are called that refuse by themselves
+_REFUSING = {"lacks"}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A function without one check."""
+
+    module: str
+    function: str
+    what: str
+    source: str  # of the whole module
+
+    @property
+    def name(self) -> str:
+        """Which check of which function is off."""
+        return f"{self.module}.{self.function}: {self.what}"
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Have it take its function's place."""
+        original = _function(self.module, self.function)
+        code = original.__code__
+        original.__code__ = _code(compile(self.source, f"<{self.what}>", "exec"), self.function)
+        forget()
+        try:
+            yield
+        finally:
+            original.__code__ = code
+            forget()
+
+
+def mutants_of(module: str, function: str) -> list[Mutant]:
+    """Return a mutant for every check in a function, such as `SignedDocument.open`."""
+    tree = parsed(module)
+    node = _find(tree, function.split("."))
+    return [Mutant(module, function, what, changed(tree, change)) for what, change in _Checks(node).off()]
+
+
+def refusing_functions(module: str) -> set[str]:
+    """Return the functions of a module that refuse anything."""
+    return {
+        path
+        for path, node in _functions(parsed(module), "")
+        if any(isinstance(each, ast.Raise) for each in ast.walk(node)) or next(_Checks(node).off(), None)
+    }
+
+
+def _functions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef):
+            yield prefix + node.name, node
+        elif isinstance(node, ast.ClassDef):
+            yield from _functions(node, f"{prefix}{node.name}.")
+
+
+@cache
+def parsed(module: str) -> ast.Module:
+    """Return a module's syntax tree."""
+    return ast.parse(getsource(importlib.import_module(module)))
+
+
+def changed(tree: ast.Module, change: Change) -> str:
+    """Return the source of a tree in which something stands in place of something else."""
+    places = {id(node): number for number, node in enumerate(ast.walk(tree))}
+    copied = copy.deepcopy(tree)
+    others = {places[id(old)]: new for old, new in change.items()}
+    found = {id(node): others[number] for number, node in enumerate(ast.walk(copied)) if number in others}
+    return ast.unparse(ast.fix_missing_locations(_Replaced(found).visit(copied)))
+
+
+def forget() -> None:
+    """Have what was read be read anew."""
+    for cached in (header._read, roster._read, encryption._key):
+        cached.cache_clear()
+
+
+class _Replaced(ast.NodeTransformer):
+    def __init__(self, others: dict[int, ast.AST]) -> None:
+        self._others = others
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        """Replace a node, or what is in it."""
+        other = self._others.get(id(node))
+        visited: ast.AST = other if other is not None else super().visit(node)
+        return visited
+
+
+class _Checks:
+    """The checks of one function."""
+
+    def __init__(self, function: ast.FunctionDef) -> None:
+        self._function = function
+
+    def off(self) -> Changes:
+        """Yield what to change to switch each of them off."""
+        for node in ast.walk(self._function):
+            if isinstance(node, ast.If):
+                if _refuses(node.body):
+                    yield from self._condition(node.test, holds=False)
+                elif self._is_needed(node):
+                    yield from self._condition(node.test, holds=True)
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                if _called(node.value).startswith(_CHECKS):
+                    yield ast.unparse(node), {node: ast.Pass()}
+            elif isinstance(node, ast.ExceptHandler) and isinstance(node.body[-1], ast.Raise):
+                bare = ast.ExceptHandler(type=node.type, name=None, body=[ast.Raise()])
+                yield f"except {ast.unparse(node.type) if node.type else ''}", {node: bare}
+            elif isinstance(node, ast.For) and any(isinstance(each, ast.Raise) for each in ast.walk(node)):
+                yield from self._table(node.iter)
+            elif isinstance(node, ast.Return) and node.value is not None:
+                yield from _complaints(node.value)
+
+    def _condition(self, test: ast.expr, *, holds: bool) -> Changes:
+        """Yield what to change so that a condition, or a part of it, always holds, or never does."""
+        match test:
+            case ast.BoolOp(op=op, values=parts) if isinstance(op, ast.And if holds else ast.Or):
+                for part in parts:
+                    yield from self._condition(part, holds=holds)
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                yield from self._condition(operand, holds=not holds)
+            case ast.Call(func=ast.Name(id=name), args=[ast.GeneratorExp(elt=element)]) if name == ("any", "all")[holds]:
+                yield from self._condition(element, holds=holds)
+            case ast.Name(id=name) if isinstance(self._assigned.get(name), ast.BoolOp | ast.Compare):
+                yield from self._condition(self._assigned[name], holds=holds)
+            case ast.Compare(ops=[op], left=left, comparators=[right]) if isinstance(op, ast.Eq if holds else ast.NotEq):
+                yield from self._equal(test, left, right, holds=holds)
+            case ast.Compare(ops=[ast.In()], comparators=[ast.Set(elts=[_, _, *_] as ones) as row]) if not holds:
+                for number, part in enumerate(ones):
+                    yield f"{ast.unparse(test)}: {ast.unparse(part)}", {row: _without(row, number)}
+            case ast.Compare(ops=[_, _, *_] as ops, left=left, comparators=terms) if holds:
+                links = zip([left, *terms], ops, terms, strict=False)
+                parts = [ast.Compare(one, [op], [other]) for one, op, other in links]
+                for number, part in enumerate(parts):
+                    others = parts[:number] + parts[number + 1 :]
+                    yield ast.unparse(part), {test: ast.BoolOp(ast.And(), [*others, ast.Constant(value=True)])}
+            case _:
+                yield ast.unparse(test), {test: ast.Constant(holds)}
+
+    def _equal(self, test: ast.expr, left: ast.expr, right: ast.expr, *, holds: bool) -> Changes:
+        """Yield what to change so that two things, or parts of them, count as equal."""
+        one, other = (self._assigned.get(each.id, each) if isinstance(each, ast.Name) else each for each in (left, right))
+        match one, other:
+            case ast.Tuple(elts=ones), ast.Tuple(elts=others) if len(ones) == len(others):
+                for number, part in enumerate(ones):
+                    yield ast.unparse(part), {one: _without(one, number), other: _without(other, number)}
+            case ast.Set(elts=[_, _, *_] as ones), _:
+                for number, part in enumerate(ones):
+                    yield ast.unparse(part), {one: _without(one, number)}
+            case _:
+                yield ast.unparse(test), {test: ast.Constant(holds)}
+
+    def _table(self, rules: ast.expr) -> Changes:
+        """Yield a table of rules without one of them."""
+        if isinstance(rules, ast.Call) and _called(rules) == "items" and isinstance(rules.func, ast.Attribute):
+            rules = rules.func.value
+        table = self._assigned.get(rules.id, rules) if isinstance(rules, ast.Name) else rules
+        if isinstance(table, ast.Tuple):
+            for number, rule in enumerate(table.elts):
+                if isinstance(rule, ast.Tuple):  # what must hold, and what to say otherwise
+                    yield from self._condition(rule.elts[0], holds=True)
+                else:
+                    yield ast.unparse(rule), {table: _without(table, number)}
+        if isinstance(table, ast.Dict):
+            for number, key in enumerate(table.keys):
+                keys, values = (each[:number] + each[number + 1 :] for each in (table.keys, table.values))
+                yield ast.unparse(key) if key else "", {table: ast.Dict(keys, values)}
+
+    def _is_needed(self, node: ast.If) -> bool:
+        """Whether a function refuses unless a condition holds."""
+        last = self._function.body[-1]
+        returns = isinstance(node.body[-1], ast.Return) and _refuses([last])
+        keeps = isinstance(node.body[-1], ast.Assign) and isinstance(node.body[-1].targets[0], ast.Subscript)
+        return (returns or keeps) and any(isinstance(each, ast.Raise) for each in ast.walk(self._function))
+
+    @cached_property
+    def _assigned(self) -> dict[str, ast.expr]:
+        """What names stand for that are assigned to once."""
+        found: dict[str, list[ast.expr]] = {}
+        for node in ast.walk(self._function):
+            if isinstance(node, ast.Assign):
+                target, value = node.targets[0], node.value
+                pairs = zip(target.elts, value.elts, strict=False) if (
+                    isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+                ) else [(target, value)]  # fmt: skip
+                for name, each in pairs:
+                    found.setdefault(ast.unparse(name), []).append(each)
+        return {name: each[0] for name, each in found.items() if len(each) == 1}
+
+
+def _refuses(body: list[ast.stmt]) -> bool:
+    """Whether statements end in a refusal, or note one."""
+    match body[-1]:
+        case ast.Raise() | ast.Return(value=ast.Constant(value=str()) | ast.JoinedStr()):
+            return True
+        case ast.Assign(targets=[ast.Name(id="wrong")]):
+            return True
+        case ast.Expr(value=ast.Call() as call):
+            return _called(call) in _REFUSING
+        case ast.Return(value=ast.Name(id="problem")):
+            return True
+        case _:
+            return False
+
+
+def _complaints(value: ast.expr) -> Changes:
+    """Yield values that are returned without one of the complaints that they may be."""
+    match value:
+        case ast.IfExp(body=ast.Constant(value=str())) | ast.IfExp(orelse=ast.Constant(value=str())):
+            yield ast.unparse(value.test), {value: ast.Constant(None)}
+        case ast.BoolOp(op=ast.Or(), values=parts) if all(isinstance(part, ast.Call) for part in parts):
+            for part in parts:
+                yield ast.unparse(part), {part: ast.Constant(None)}
+
+
+def _without(row: Any, number: int) -> ast.AST:  # noqa: ANN401 - a tuple or a set
+    elements = row.elts[:number] + row.elts[number + 1 :]
+    return ast.Tuple(elements, ast.Load()) if isinstance(row, ast.Tuple) else ast.Set(elements)
+
+
+def _called(call: ast.Call) -> str:
+    return ast.unparse(call.func).rpartition(".")[2]
+
+
+def _find(tree: ast.AST, path: list[str]) -> ast.FunctionDef:
+    for name in path:
+        tree = next(each for each in ast.iter_child_nodes(tree) if getattr(each, "name", None) == name)
+    assert isinstance(tree, ast.FunctionDef)
+    return tree
+
+
+def _function(module: str, path: str) -> FunctionType:
+    found: Any = importlib.import_module(module)
+    for name in path.split("."):
+        found = vars(found)[name]
+    for wrapper in ("__wrapped__", "__func__", "fget", "func"):
+        found = getattr(found, wrapper, found)
+    assert isinstance(found, FunctionType)
+    return found
+
+
+def _code(code: CodeType, path: str) -> CodeType:
+    """Find a function's code in that of its module."""
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            if each.co_qualname == path:
+                return each
+            if path.startswith(f"{each.co_qualname}."):
+                return _code(each, path)
+    raise LookupError(path)

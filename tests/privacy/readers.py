@@ -1,0 +1,285 @@
+"""Every reader of what comes from outside, as a function of parts: see `vectors.py`. Each returns, or raises its error.
+
+Where several functions read one after the other in the product, they do here, in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from base64 import b64decode
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+from unittest.mock import patch
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+from flwr.app import ArrayRecord
+from google.protobuf.message import DecodeError
+
+from client.keyring import Keyring
+from client.once import Once
+from privacy import agreement
+from privacy.agreement import absent_from, check_agreed, check_set
+from privacy.encryption import DecryptionKey
+from privacy.envelope import SignedUpdate, verify_update
+from privacy.epoch import EpochKeys, SealingKey, read_letter
+from privacy.errors import MalformedError
+from privacy.header import verify_header
+from privacy.mac import MacKey
+from privacy.manifest import open_manifest
+from privacy.masking import open_pairs, open_seed, unmask_sum
+from privacy.packing import unpack
+from privacy.pairs import read_pair
+from privacy.plan import check_plan, read_plan
+from privacy.roster import open_roster
+from privacy.signing import verify
+from privacy.summation import RunningSum, check_contributions, check_sum
+from privacy.tag import TagKey
+from tests.privacy.consortium import SECRET, sealing_key, signing_key
+from tests.privacy.vectors import stored
+from transport import ceremony, contents, heads, masking
+from transport import cloister_pb2 as pb
+from transport.fields import blob
+from transport.flower import instruction, stamp
+from transport.framing import Assembly
+from transport.parcel import decode_instruction, decode_reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from flwr.app import RecordDict
+
+    from privacy.manifest import Manifest
+    from privacy.roster import Roster
+    from privacy.signing import PublicKey
+
+    Parts = Mapping[str, bytes]
+
+LIMIT = 1 << 16  # bytes of a message in chunks
+ASKED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
+    "query": (contents.read_manifest, heads.read_head),
+    "query.lead": (ceremony.read_lead,),
+    "query.accept": (ceremony.read_letter_from,),
+    "query.pairs": (ceremony.read_pairs,),
+    "train": (contents.read_manifest, contents.read_train, heads.read_head),
+    "query.agree": (contents.read_manifest, masking.read_contributors),
+    "query.reveal": (contents.read_manifest, masking.read_contributors, masking.read_signatures),
+    "evaluate": (contents.read_manifest, contents.read_sum),
+}
+ANSWERED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
+    "readiness": (contents.read_readiness, heads.read_head),
+    "leader": (ceremony.read_keys, ceremony.read_letters, ceremony.read_own_pairs),
+    "keys": (ceremony.read_keys, ceremony.read_own_pairs),
+    "shared": (ceremony.read_shared, ceremony.read_own_pairs),
+    "update": (contents.read_update, heads.read_head),
+    "agreed": (masking.read_agreed,),
+    "revealed": (masking.read_revealed,),
+    "opened": (contents.read_opened,),
+}
+"""What is read of each message, in this order."""
+
+
+@contextmanager
+def at(now: bytes) -> Iterator[None]:
+    """Have the clock stand still."""
+    with patch.object(time, "time", lambda: float(now)):
+        yield
+
+
+def manifest(parts: Parts) -> None:
+    opened, _ = open_manifest(parts["data"], _coordinator())
+    opened.check_valid(float(parts["now"]))
+
+
+def roster(parts: Parts) -> None:
+    with at(parts["now"]):
+        open_roster(parts["data"], _authority())
+
+
+def plan(parts: Parts) -> None:
+    read_plan(parts["plan"])
+
+
+def asked(parts: Parts) -> None:
+    opened, run = _manifest(parts)
+    with at(parts["now"]):
+        check_plan(read_plan(parts["plan"]), opened, run, parts["site"].decode())
+
+
+def header(parts: Parts) -> None:
+    verify_header(parts["header"], parts["signature"], parts["site"].decode(), read_plan(parts["plan"]),
+                  _manifest(parts)[0], _roster(parts))  # fmt: skip
+
+
+def update(parts: Parts) -> None:
+    """An update with its body, added to a sum; `cuts` says where the body is cut into chunks, or that there is none."""
+    cuts, body, asked_for = parts["cuts"].decode(), parts["chunk"], read_plan(parts["plan"])
+    ends = [*map(int, cuts.split()), len(body)] if cuts != "none" else []
+    chunks = tuple(body[start:end] for start, end in zip([0, *ends], ends, strict=False))
+    signed = SignedUpdate(parts["header"], parts["signature"], chunks, parts["commitments"])
+    verified = verify_update(signed, parts["site"].decode(), asked_for, _manifest(parts)[0], _roster(parts))
+    RunningSum(asked_for).add(verified)
+
+
+def addition(parts: Parts) -> None:
+    """Updates with one body, added up and closed."""
+    asked_for, running = read_plan(parts["plan"]), RunningSum(read_plan(parts["sum's plan"]))
+    for each in contents._split(parts["signed"]):
+        site, signed = json.loads(each.header)["site"], SignedUpdate(each.header, each.signature, (parts["chunk"],))
+        running.add(verify_update(signed, site, asked_for, _manifest(parts)[0], _roster(parts)))
+    running.close()
+
+
+def total(parts: Parts) -> None:
+    """A sum as a site gets it, to the mean. The names of its arrays are a part too."""
+    names = parts["names"].decode().split()
+    arrays = ArrayRecord({name: blob(parts[part]) for name, _, part in (name.partition("=") for name in names)})
+    found, (opened, run), members = contents.sum_from_arrays(arrays), _manifest(parts), _roster(parts)
+    asked_for, headers = check_sum(found, run, opened, members)
+    nonces = {site: each.nonce for site, each in headers.items()}
+    chunks = MacKey(SECRET).check(found.ciphertexts, asked_for, nonces)
+    blocks = TagKey(SECRET).check(_decryption().decrypt(chunks), asked_for, nonces)
+    first = next(iter(headers.values()))
+    if first.mask:
+        absent, own, pairs = absent_from(asked_for, headers), {}, {}
+        for each, part in zip(headers.values(), found.contributions, strict=True):
+            own[each.site] = open_seed(part.reveal, SECRET, asked_for, each.site, each.mask)
+            pairs[each.site] = open_pairs(part.pairs, absent, SECRET, asked_for, each.site, each.pairs)
+        blocks = unmask_sum(blocks, own, pairs, asked_for)
+    packing = replace(opened.packing, update_bound=first.update_bound)
+    unpack(blocks, first.size, [each.weight for each in headers.values()], packing)
+
+
+def contributors(parts: Parts) -> None:
+    """A set that a site is asked to sign; and, if it is shown what all signed, to reveal its seed for."""
+    opened, run = _manifest(parts)
+    asked_for, shown, site = read_plan(parts["plan"]), tuple(contents._split(parts["shown"])), parts["site"].decode()
+    verified = check_contributions(shown, asked_for, opened, _roster(parts))
+    signed = {name: each.header for name, each in zip(verified, shown, strict=True)}
+    check_set(asked_for, signed, (site, parts["own"]), int(parts["minimum"]))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / f"{run[:16]}.once").write_bytes(parts["once"])
+        if parts["agreed"]:
+            signatures = {name: bytes.fromhex(each) for name, each in json.loads(parts["agreed"]).items()}
+            check_agreed(asked_for, signed, signatures, _roster(parts))
+            agreement.reveal(Once(Path(folder)), asked_for, json.loads(parts["own"])["mask"])
+        else:
+            agreement.agree(Once(Path(folder)), asked_for, signed, signing_key(site))
+
+
+def keys(parts: Parts) -> None:
+    EpochKeys.from_bytes(parts["data"]).decryption.check_form()
+
+
+def sealing(parts: Parts) -> None:
+    SealingKey(parts["data"])
+
+
+def letter(parts: Parts) -> None:
+    read_letter(parts["letter"], parts["leader"].decode(), _roster(parts), parts["site"].decode(), sealing_key("south"))
+
+
+def pair(parts: Parts) -> None:
+    read_pair(parts["letter"], _keys(), _roster(parts), parts["sender"].decode(), parts["site"].decode(),
+              sealing_key(parts["site"].decode()))  # fmt: skip
+
+
+def readiness(parts: Parts) -> None:
+    found = contents.read_readiness(_reply(parts["body"]))
+    signed = found.signed_part(parts["run"].decode(), int(parts["node"]))
+    verify(_roster(parts).member(found.site).verification_key, "readiness", signed, found.signature)
+
+
+def message(parts: Parts) -> None:
+    """A message from the server. What is read of it depends on its kind."""
+    found = decode_instruction(parts["body"])
+    for read in ASKED[found.metadata.message_type]:
+        read(found.content)
+
+
+def answer(parts: Parts) -> None:
+    """A site's reply to the message of the id `f…f`."""
+    content = _reply(parts["body"])
+    for read in ANSWERED[parts["kind"].decode()]:
+        read(content)
+
+
+def chunks(parts: Parts) -> None:
+    """A message in chunks, each as gRPC hands it over: in hex, with a space between."""
+    assembly = Assembly(LIMIT)
+    for each in parts["chunks"].decode().split():
+        try:
+            assembly.add(pb.Chunk.FromString(bytes.fromhex(each)))
+        except DecodeError as error:
+            raise MalformedError(str(error)) from error  # gRPC does that
+    assembly.finish()
+
+
+def epoch(parts: Parts) -> None:
+    """The number of an epoch whose keys a site is brought, while it has those of another."""
+    with tempfile.TemporaryDirectory() as folder:
+        keyring = Keyring(Path(folder))
+        keyring.take(EpochKeys(int(parts["held"]), _decryption(), SECRET), 3)
+        keyring.take(EpochKeys(int(parts["brought"]), _decryption(), bytes(32)), 3)
+
+
+READERS: dict[str, Callable[[Parts], None]] = {
+    "manifest": manifest,
+    "roster": roster,
+    "plan": plan,
+    "asked": asked,
+    "header": header,
+    "update": update,
+    "masked update": update,
+    "addition": addition,
+    "sum": total,
+    "large sum": total,
+    "set": contributors,
+    "reveal": contributors,
+    "keys": keys,
+    "sealing key": sealing,
+    "letter": letter,
+    "pair": pair,
+    "epoch": epoch,
+    "readiness": readiness,
+    "chunks": chunks,
+    **{f"message {kind}": message for kind in ASKED},
+    **{f"reply {kind}": answer for kind in ANSWERED},
+}
+
+
+def _reply(body: bytes) -> RecordDict:
+    to = instruction(contents.pack_query(b""), kind="query", node=12, run_id=7, group="1", ttl=60.0)
+    stamp(to, "f" * 32)
+    return contents.content_of(decode_reply(body, to))
+
+
+def _manifest(parts: Parts) -> tuple[Manifest, str]:
+    return open_manifest(parts["manifest"], _coordinator())
+
+
+def _roster(parts: Parts) -> Roster:
+    return open_roster(parts["roster"], _authority())
+
+
+def _coordinator() -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(bytes.fromhex(stored("documents")["coordinator"]))
+
+
+@cache
+def _authority() -> PublicKey:
+    return cast("PublicKey", load_der_public_key(b64decode(stored("documents")["authority"])))
+
+
+@cache
+def _decryption() -> DecryptionKey:
+    return DecryptionKey.from_bytes(b64decode(stored("ciphertext")["key"]))
+
+
+def _keys() -> EpochKeys:
+    return EpochKeys(2, _decryption(), SECRET)

@@ -1,0 +1,208 @@
+"""Every check of every reader is switched off, one at a time: each time, a bad vector is read differently than it was."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import pytest
+
+from privacy.errors import CloisterError
+from tests.privacy.mutant_fields import FieldMutant, field_mutants
+from tests.privacy.mutants import Mutant, mutants_of, refusing_functions
+from tests.privacy.readers import ANSWERED, ASKED, READERS
+from tests.privacy.vectors import parts_of, stored
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MESSAGES = [f"message {kind}" for kind in ASKED]
+_REPLIES = [f"reply {kind}" for kind in ANSWERED]
+_UPDATES = ["update", "masked update"]
+_SUMS = ["sum", "large sum"]
+
+# Every function that refuses something, by module, and which kinds of bad vectors it reads.
+READ_BY: dict[str, dict[str, list[str]]] = {
+    "privacy.signing": {
+        "verify": ["manifest", "roster", "header", "letter", "pair"],
+        "SignedDocument.open": ["manifest", "roster", "letter"],
+    },
+    "privacy.roster": {
+        "Roster.__post_init__": ["roster"],
+        "Roster.member": ["header", "letter", "pair"],
+        "open_roster": ["roster"],
+    },
+    "privacy.manifest": {
+        "Privacy.__post_init__": ["manifest"],
+        "Cohort.__post_init__": ["manifest"],
+        "RunSettings.__post_init__": ["manifest"],
+        "Manifest.check_valid": ["manifest"],
+        "open_manifest": ["manifest"],
+    },
+    "privacy.contradictions": dict.fromkeys(
+        ("contradiction", "_of_purpose", "_of_evaluation", "_of_masks", "_of_noise"), ["manifest"]
+    ),
+    "privacy.plan": {"read_plan": ["plan"], "check_plan": ["asked"]},
+    "privacy.header": {"verify_header": ["header"], "_read": ["header"]},
+    "privacy.envelope": {"verify_update": _UPDATES},
+    "privacy.summation": {
+        "RunningSum.add": ["addition"],
+        "RunningSum.close": ["addition"],
+        "check_sum": _SUMS,
+        "check_contributions": ["sum", "set"],
+        "_claimed_site": ["sum"],
+    },
+    "privacy.ciphertext": {
+        "Ciphertexts.read": ["update"],
+        "SummedCiphertexts.check": _SUMS,
+        "Accumulator.add": ["update"],
+        "check_chunks": ["update"],
+        "_check_residues": ["update", "sum"],
+        "residues": ["update", "sum"],
+    },
+    "privacy.mac": {"MacKey.check": ["sum"]},
+    "privacy.tag": {"TagKey.check": ["sum"]},
+    "privacy.packing": {"Packing.__post_init__": ["manifest"], "unpack": ["sum"]},
+    "privacy.masking": {"open_seed": ["sum"], "open_pairs": ["sum"]},
+    "privacy.agreement": {"check_set": ["set", "reveal"], "check_agreed": ["reveal"]},
+    "privacy.pairs": {"read_pair": ["pair"]},
+    "privacy.epoch": {
+        "SealingKey.__init__": ["sealing key"],
+        "SealingKey.open": ["letter", "pair"],
+        "EpochKeys.from_bytes": ["keys"],
+        "read_letter": ["letter"],
+    },
+    "privacy.encryption": {"DecryptionKey.from_bytes": ["keys"], "DecryptionKey.check_form": ["keys"]},
+    "privacy.heads": {"SignedHead.__post_init__": ["message query"]},
+    "transport.body": dict.fromkeys(("Cutter.take", "Cutter.finish", "split"), _MESSAGES),
+    "transport.parcel": {
+        "decode_instruction": _MESSAGES,
+        "decode_reply": _REPLIES,
+        "_array_record": _MESSAGES,
+        "_parse": _MESSAGES,
+        "_records": _MESSAGES,
+        "_value": _MESSAGES,
+    },
+    "transport.framing": dict.fromkeys(("Assembly.add", "Assembly._check", "Assembly.finish"), ["chunks"]),
+    "transport.fields": {
+        "array_bytes": _MESSAGES,
+        "field": _MESSAGES,
+        "numbers": ["reply update"],
+        "check_names": ["reply shared"],
+    },
+    "transport.contents": {
+        "content_of": ["reply revealed"],
+        "read_readiness": ["readiness"],
+        "read_train": ["message train"],
+        "read_opened": ["reply opened"],
+        "sum_from_arrays": _SUMS,
+        "_split": ["sum"],
+        "_get_sum": ["message train", "message evaluate"],
+        "_chunks": ["reply update"],
+    },
+    "transport.ceremony": {
+        "read_keys": ["reply leader"],
+        "read_letters": ["reply leader"],
+        "read_shared": ["reply shared"],
+        "_read_pairs": ["message query.pairs", "reply keys"],
+        "_read_blobs": ["message query.pairs", "reply leader"],
+    },
+    "transport.masking": {
+        "read_contributors": ["message query.agree"],
+        "read_signatures": ["message query.reveal"],
+        "read_revealed": ["reply revealed"],
+    },
+    "client.keyring": {"Keyring.take": ["epoch"]},
+    "client.once": {"Once.note": ["set", "reveal"]},
+}
+
+# Functions in these modules that read nothing from outside.
+OWN: dict[str, dict[str, str]] = {
+    "privacy.manifest": {
+        "RunSettings.profile": "says which profile a run has",
+        "_sigma": "the coordinator's: calibrates before it signs",
+    },
+    "privacy.envelope": {"sign_update": "of an update that a site makes itself"},
+    "privacy.packing": dict.fromkeys(("pack", "pack_with_share", "_check"), "of an update that a site makes itself"),
+    "privacy.masking": {"pairs_digest": "the length is checked before, against the cohort"},
+    "privacy.epoch": {"seal": "the roster's keys, as they are used"},
+    "privacy.heads": {"check_head": "holds a ledger against its head; what does not verify is passed over"},
+    "transport.parcel": {"decode_arrays": "the server's own files"},
+    "transport.fields": {"lacks": "raises what others ask for"},
+    "client.keyring": dict.fromkeys(
+        ("Keyring.find", "Keyring.shared_with", "Keyring._pairs", "_read_keys"), "a site's own files"
+    ),
+}
+
+# Checks that another one makes too, before or after, with the same error: why both are there.
+TWICE: dict[str, str] = {
+    "privacy.manifest.Encryption.update_bound: Positive as Annotated[float, Field(gt=0)]": "the codec has a bound too",
+    "privacy.manifest.Cohort.sizes: min_length=1": "nobody is fewer than any minimum",
+    "privacy.purposes.Start: strict=False": "text is never converted from anything",
+    "privacy.roster.Member: strict=False": "text is never converted from anything",
+    "privacy.plan.RoundPlan: extra='ignore'": "what is read over is not in the canonical form",
+    "privacy.plan.RoundPlan: strict=False": "what was converted is not in the canonical form",
+    "privacy.header.UpdateHeader: extra='ignore'": "what is read over is not in the canonical form",
+    "privacy.header.UpdateHeader: strict=False": "what was converted is not in the canonical form",
+}
+
+FIELDS = {
+    "privacy.manifest": ("manifest", "privacy.manifest", "open_manifest"),
+    "privacy.purposes": ("manifest", "privacy.manifest", "open_manifest"),
+    "privacy.roster": ("roster", "privacy.roster", "open_roster"),
+    "privacy.plan": ("plan", "privacy.plan", "read_plan"),
+    "privacy.header": ("header", "privacy.header", "verify_header"),
+    "privacy.epoch": ("letter", "privacy.epoch", "read_letter"),
+}
+"""Which kind of vectors a module's documents are, and what reads them."""
+
+
+@cache
+def bad_of(kind: str) -> list[tuple[dict[str, bytes], str]]:
+    """Return the parts and errors of all bad vectors of a kind."""
+    return [(parts_of(bad), bad["error"]) for bad in stored("bad")["bad"] if bad["kind"] == kind]
+
+
+def found_in(kind: str, parts: dict[str, bytes]) -> str:
+    """Return what comes of reading something: the class of an error, or that there is none."""
+    try:
+        READERS[kind](parts)
+    except CloisterError as error:
+        return type(error).__name__
+    except Exception as error:  # noqa: BLE001 - of a mutant
+        return f"a bug: {error!r}"
+    return "nothing"
+
+
+def is_noticed(mutant: Mutant | FieldMutant, kinds: Sequence[str]) -> bool:
+    with mutant.in_place():
+        return any(found_in(kind, parts) != error for kind in kinds for parts, error in bad_of(kind))
+
+
+def missed(mutants: Sequence[Mutant | FieldMutant], kinds: Sequence[str]) -> list[str]:
+    """Return which checks no bad vector notices the lack of, but for those that are made twice."""
+    return [mutant.name for mutant in mutants if mutant.name not in TWICE and not is_noticed(mutant, kinds)]
+
+
+def test_no_function_that_refuses_anything_is_left_out() -> None:
+    for module, functions in READ_BY.items():
+        assert refusing_functions(module) == functions.keys() | OWN.get(module, {}).keys(), module
+
+
+READ = [(module, name, kinds) for module, functions in READ_BY.items() for name, kinds in functions.items()]
+
+
+@pytest.mark.parametrize(("module", "function", "kinds"), READ, ids=[f"{module}.{name}" for module, name, _ in READ])
+def test_the_bad_vectors_notice_each_check_that_a_reader_lacks(module: str, function: str, kinds: list[str]) -> None:
+    assert missed(mutants_of(module, function), kinds) == []
+
+
+PARTS = 4  # of the fields of one module, so that processes share the work
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("module", FIELDS)
+def test_the_bad_vectors_notice_each_bound_that_a_field_lacks(module: str, part: int) -> None:
+    kind, *reader = FIELDS[module]
+    mutants = field_mutants(module, (reader[0], reader[1]))
+    assert missed(mutants[part::PARTS], [kind]) == []
