@@ -30,7 +30,7 @@ from tests.privacy.consortium import (
     signing_key,
     tag_key,
 )
-from tests.privacy.golden_bad import OTHER, A, Bad, M, P, canonical, joined, resigned, split
+from tests.privacy.golden_bad import OTHER, A, Bad, M, P, canonical, changed, joined, resigned, split
 from tests.privacy.vectors import good_parts, stored
 
 if TYPE_CHECKING:
@@ -88,15 +88,17 @@ def sums() -> Iterator[Bad]:
 def _arrays() -> Iterator[Bad]:
     good = good_parts("sum")
     names, contributions = good["names"].decode(), good["contributions"]
-    for name, changed in (
+    for name, other in (
         ("no plan", names.replace("plan=plan ", "")),
         ("no codes", names.replace("codes=codes ", "")),
         ("no contributions", names.replace("contributions=contributions ", "")),
+        ("neither plan nor codes", "contributions=contributions c0-0=c0"),
+        ("ciphertexts alone", "c0-0=c0"),
         ("an array that does not belong there", names + " c2=codes"),
         ("a chunk numbered from 1", names.replace("c0-0", "c0-1")),
         ("a numbered plan", names.replace("plan=plan", "plan-0=plan")),
     ):
-        yield Bad("sum", name, {"names": changed.encode()}, M)
+        yield Bad("sum", name, {"names": other.encode()}, M)
     for name, bad in (
         ("contributions that end in lengths", contributions[:-1] + bytes(7)),
         ("contributions that are cut", contributions[:-1]),
@@ -109,7 +111,12 @@ def _contributions() -> Iterator[Bad]:
     good = good_parts("sum")
     plan, parts = json.loads(good["plan"]), split(good["contributions"])
     yield Bad("sum", "another run", {"plan": canonical(plan | {"run": OTHER})}, P)
-    yield Bad("sum", "a round after the last", {"plan": canonical(plan | {"round": 11})}, P)
+    another = changed(json.loads(good["manifest"].partition(b"\n")[2]), "nonce", "0" * 16)
+    document = SignedDocument.make(signing_key("coordinator"), "manifest", json.dumps(another, indent=1).encode())
+    yield Bad("sum", "in another run of the same settings", {"manifest": document.to_bytes()}, P)
+    later = read_plan(canonical(plan | {"round": 11}))
+    signed = joined(resigned(part, {"round": 11, "plan": later.digest}) for part in parts)
+    yield Bad("sum", "a round after the last", {"plan": later.to_bytes(), "contributions": signed}, P)
     yield Bad("sum", "a plan with spaces", {"plan": good["plan"].replace(b":", b": ")}, M)
     one, two, three = parts
     seedless = [resigned(each, {}, b"") for each in parts]
@@ -128,11 +135,14 @@ def _contributions() -> Iterator[Bad]:
         ("another size", [one, two, resigned(three, {"size": 13_322})], P),
         ("another range", [one, two, resigned(three, {"update_bound": 0.25})], P),
         ("another site's seeds", [one, two, replace(three, seeds=two.seeds)], A),
+        ("too few seeds", [one, two, replace(three, seeds=three.seeds[:SEED_BYTES])], A),
         ("too few seeds, signed", [one, two, resigned(three, {}, three.seeds[:SEED_BYTES])], M),
         ("no seeds, signed by all", seedless, M),
         ("one site left out of the headers", [two, three], P),
     ):
         yield Bad("sum", name, {"contributions": joined(contributions)}, error)
+    with_c1 = {"names": good["names"] + b" c1-0=c0", "contributions": joined(seedless)}
+    yield Bad("sum", "c1 in place of seeds", with_c1, M)
     yield Bad(
         "sum", "another nonce, signed", {"contributions": joined([one, two, resigned(three, {"nonce": OTHER})])}, A
     )
@@ -231,6 +241,7 @@ def _large() -> Iterator[Bad]:
     for name, changes, error in (
         ("no c1", {"names": names.replace(b" c1-0=c1", b"")}, M),
         ("a c1 that is cut", {"c1": good["c1"][:-1]}, M),
+        ("a c1 of two ciphertexts", {"c1": good["c1"] + bytes(C0_BYTES)}, M),
         ("a coefficient of q in c1", {"c1": pack60(words.reshape(-1))}, M),
         ("a coefficient of c1 off by one", {"c1": pack60(other.reshape(-1))}, A),
         ("c1 and seeds", {"contributions": joined([replace(parts[0], seeds=seeds), *parts[1:]])}, M),
@@ -293,13 +304,14 @@ def _keys() -> Iterator[Bad]:
     for name, data, error in (
         ("a flipped bit", good[:60] + flipped + good[61:], "KeyFileError"),
         ("a flipped bit, with a digest", damaged + sha256(damaged).digest(), "KeyFileError"),
+        ("a flipped bit in the tag key", good[:20] + bytes([good[20] ^ 1]) + good[21:], "KeyFileError"),
         ("cut", good[:-1], "KeyFileError"),
         ("a word more, with digests", _key_file(words.tobytes() + bytes(8)), "KeyFileError"),
         ("a word of q", _key_file(_Q.to_bytes(8, "little") + words.tobytes()[8:]), "KeyFileError"),
         ("a key of zero", _key_file(bytes(8 * RING_DEGREE)), M),
         ("a key of 1", _key_file((1).to_bytes(8, "little") * RING_DEGREE), M),
         ("a key with a coefficient of 2, 3 or 4", _key_file(plus(3)), M),
-        ("a key with a coefficient near t", _key_file(plus(_T)), M),
+        ("a key with a coefficient of 1/4096", _key_file(plus(pow(4096, -1, _Q))), M),
     ):
         yield Bad("keys", name, {"data": data}, error)
     sealing = good_parts("sealing key")["data"]

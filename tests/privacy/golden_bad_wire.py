@@ -48,10 +48,11 @@ def _parcels() -> Iterator[Bad]:
         ("a failure", _framed(lambda parcel: setattr(parcel.failure, "code", 100))),
         ("a kind that Flower does not know", _framed(lambda parcel: setattr(parcel, "kind", "dance"))),
         ("a value without content", _framed(lambda parcel: parcel.records.configs["run"].values["more"].SetInParent())),
-        ("too many arrays", _framed(_many)),
     ):
         yield Bad("message query.agree", name, {"body": body}, M)
     # Two spaces are a field of a parcel: this one is read, but for its length.
+    letter = good_parts("message query.accept")["body"]
+    yield Bad("message query.accept", "too many arrays", {"body": _framed(_many, letter)}, M)
     lead, limit = good_parts("message query.lead")["body"][4:], 4 << 20
     size = limit + 2 + len(lead) % 2
     body = size.to_bytes(4) + lead.ljust(size)
@@ -80,7 +81,7 @@ def _framed(edit: Callable[[Any], object], body: bytes = b"") -> bytes:
 
 def _many(parcel: Any) -> None:  # noqa: ANN401 - protobuf
     for _ in range(1 << 16):
-        parcel.records.arrays["cohort"].entries.add()
+        parcel.records.arrays["sealed"].entries.add()
 
 
 def _records() -> Iterator[Bad]:
@@ -132,6 +133,7 @@ def _records() -> Iterator[Bad]:
         ("reply update", "chunks numbered from 1", "ciphertexts", arrays({"1": blob(b"c")})),
         ("reply update", "chunks in another order", "ciphertexts", arrays({"1": blob(b"c"), "0": blob(b"c")})),
         ("reply update", "chunks among values", "ciphertexts", config({"0": b"c"})),
+        ("reply update", "values for chunks", "ciphertexts", config({})),
         ("reply update", "no report", "report", None),
         ("reply update", "a report among values", "report", config({"epsilon": 0.5})),
         ("reply update", "a report of lists", "report", metrics({"epsilon": [0.5]})),
@@ -187,7 +189,8 @@ def _chunks() -> Iterator[Bad]:
 
     for name, chunks in (
         ("another protocol", opened(protocol=2)),
-        ("over the limit", opened(total_bytes=LIMIT + 1)),
+        ("over the limit", _text(frames(bytes(LIMIT + 1), LIMIT + 1))),
+        ("over the limit, as it says", opened(total_bytes=LIMIT + 1)),
         ("more than was announced", opened(total_bytes=len(body) - 1)),
         ("less than was announced", opened(total_bytes=len(body) + 1)),
         ("a chunk left out", _text(map(bytes.fromhex, good[:-1]))),

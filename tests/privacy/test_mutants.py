@@ -136,6 +136,26 @@ OWN: dict[str, dict[str, str]] = {
 
 # Checks that another one makes too, before or after, with the same error: why both are there.
 TWICE: dict[str, str] = {
+    "privacy.signing.SignedDocument.open: newline": "the payload is empty then, which no document is",
+    "privacy.contradictions._of_noise: honest_sites(settings) < 1": "masks ask for more",
+    "privacy.summation.RunningSum.close: self._c0 is None": "nobody is fewer than the minimum",
+    "privacy.ciphertext.Accumulator.add: check_chunks(ciphertexts.chunks, len(self.total), CIPHERTEXT_BYTES)": (
+        "updates of one sum have one size"
+    ),
+    "privacy.ciphertext.residues: len(c0) % C0_BYTES": "lengths are checked before",
+    "privacy.packing.Packing.__post_init__: self.cohort < 1": "a run names sites",
+    "privacy.packing.unpack: 1 <= contributors": "a sum has contributors",
+    "privacy.packing.unpack: contributors <= packing.cohort": "contributors are of the cohort, each once",
+    "privacy.packing.unpack: done != size": "lengths are checked before",
+    "privacy.packing.unpack: len(block) != packing.ciphertexts(used.size)": "lengths are checked before",
+    "privacy.encryption.DecryptionKey.check_form: np.count_nonzero(values) != weight": "any such key leaves a remainder",
+    "privacy.encryption.DecryptionKey.from_bytes: len(data) != _KEY_BYTES + _DIGEST_BYTES": (
+        "a digest of another length is another one"
+    ),
+    "transport.parcel.decode_instruction: parcel.WhichOneof('body') != 'records'": "what is asked is missing then",
+    "transport.parcel._value: field is None": "what has no name cannot be looked up",
+    "transport.framing.Assembly.add: len(self._data) + len(chunk.data) > self._total": "the end is checked too",
+    "transport.contents.read_train: count <= _MAX_SUMS": "sums that are not there are missed",
     "privacy.manifest.Encryption.update_bound: Positive as Annotated[float, Field(gt=0)]": "the codec has a bound too",
     "privacy.manifest.Cohort.sizes: min_length=1": "nobody is fewer than any minimum",
     "privacy.purposes.Start: strict=False": "text is never converted from anything",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent.parent / "vectors"
 _SHORT = 64  # bytes; longer ones may be written as what changes
+_LONG = 8192
 _LINE = b"cloister-signed-1"
 
 
@@ -91,10 +92,10 @@ def _same(one: bytes, other: bytes) -> int:
 
 
 def _written(data: bytes) -> object:
-    if data.isascii():
-        return data.decode()
     packed = zlib.compress(data)
-    return {"zlib": _text(packed)} if 2 * len(packed) < len(data) else {"base64": _text(data)}
+    if len(data) > _LONG and 2 * len(packed) < len(data):
+        return {"zlib": _text(packed)}
+    return data.decode() if data.isascii() else {"base64": _text(data)}
 
 
 def _read(written: object) -> bytes:
