@@ -44,6 +44,7 @@ KINDS: dict[str, dict[str, str]] = {
                               "chunk": "base64 ciphertext/wire", "cuts": "text =", "site": "text =south"},
     "addition": BODY | {"sum's plan": "text documents/plan", "signed": "base64 documents/signed",
                         "chunk": "base64 ciphertext/wire"},
+    "ledger": {"file": "text ledger/file"},
 }  # fmt: skip
 
 
@@ -65,6 +66,7 @@ def documents() -> Iterator[Bad]:
     yield from _headers()
     yield from _updates()
     yield from _additions()
+    yield from _ledgers()
 
 
 def _files() -> Iterator[Bad]:
@@ -309,7 +311,6 @@ def _plans() -> Iterator[Bad]:
     ):
         yield Bad("asked", name, {"plan": canonical(changed(good, path, value))}, P)
 
-
     yield Bad("asked", "a cohort without this site", {"site": b"east"}, P)
 
 
@@ -418,6 +419,20 @@ def _updates() -> Iterator[Bad]:
         ("commitments to fewer than the cohort", fewer | {"commitments": values[:-32]}),
     ):
         yield Bad("masked update", name, parts, A)
+
+
+def _ledgers() -> Iterator[Bad]:
+    file = good_parts("ledger")["file"]
+    first, second, third, fourth = file.splitlines(keepends=True)
+    for name, bad in (
+        ("fewer steps than were made", file.replace(b'"steps": 5', b'"steps": 1', 1)),
+        ("an entry deleted", first + second + fourth),
+        ("two entries swapped", first + third + second + fourth),
+        ("the first line deleted", second + third + fourth),
+        ("another site", file.replace(b"north", b"south")),
+        ("the same entry twice", first + second + second + third + fourth),
+    ):
+        yield Bad("ledger", name, {"file": bad}, "LedgerError")
 
 
 def joined(contributions: Iterable[Contribution]) -> bytes:

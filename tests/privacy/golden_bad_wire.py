@@ -121,6 +121,7 @@ def _records() -> Iterator[Bad]:
         ("message query.reveal", "signatures among arrays", "agreed", arrays({"north": blob(bytes(64))})),
         ("message query.reveal", "a signature as text", "agreed", config({"north": "signature"})),
         ("message evaluate", "no sum", "sum", None),
+        ("reply readiness", "no readiness", "readiness", None),
         ("reply leader", "a short fingerprint", "keys", config({"epoch": 3, "fingerprint": "ab"})),
         ("reply leader", "no letter", "letters", arrays({})),
         ("reply leader", "letters among values", "letters", config({"north": b"one"})),

@@ -1,4 +1,4 @@
-"""Numbers on their way into ciphertexts and out of them, for the golden files: what `golden_rounds.py` does not show."""
+"""Numbers on their way into ciphertexts and out of them, for the golden files: more than `golden_rounds.py` shows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.checkpoint import Checkpoint
+from privacy.discrete import reach
 from privacy.manifest import Encryption, Privacy, Training
 from privacy.packing import Packing, pack, pack_with_share, unpack
 from privacy.randomness import Randomness
@@ -143,7 +144,7 @@ def _shared_noise() -> dict[str, object]:
 
 def _unnoised(values: NDArray[np.float32], weight: float, packing: Packing, variance: int) -> NDArray[np.int64]:
     """Return the fields as they are before the noise: those of `packed`, cut to leave it room."""
-    margin = int((144 * variance) ** 0.5)
+    margin = reach(variance)
     fields = packed(values, weight, packing, Randomness.seeded(7, "numbers"))[0, :20].astype(np.int64)
     return np.clip(fields, margin, packing.levels - 1 - margin)
 

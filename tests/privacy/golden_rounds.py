@@ -17,7 +17,7 @@ from privacy.ciphertext import Ciphertexts
 from privacy.envelope import sign_update, verify_update
 from privacy.ledger import Charge, Release
 from privacy.manifest import Encryption, open_manifest, sign_manifest
-from privacy.masking import Masks, commitment, mask, seal_pairs, seal_seed, unmask_sum
+from privacy.masking import Masks, commitment, mask, open_pairs, open_seed, seal_pairs, seal_seed, unmask_sum
 from privacy.packing import pack, unpack
 from privacy.plan import MOST_SEEDS, RoundPlan
 from privacy.randomness import Randomness
@@ -140,8 +140,7 @@ def masked_round(keys: EpochKeys) -> tuple[dict[str, object], Golden]:
         "set": set_digest(shown),
         "sites": said,
         "sum": sum_parts(total),
-        "opened": opened(golden, {site: masks[site]._own for site in masks},
-                         {site: {each: masks[site].pairs[each] for each in absent} for site in masks}),
+        "opened": opened(golden, *seeds_of(golden)),
     }, golden  # fmt: skip
 
 
@@ -204,6 +203,16 @@ def opened(golden: Golden, seeds: Mapping[str, bytes], pairs: Mapping[str, Mappi
     }
     model = average(golden.model, mean)
     return found | {"model_digest": model.digest, "first_of_model": model.vector[:SHOWN].tolist()}
+
+
+def seeds_of(golden: Golden) -> tuple[dict[str, bytes], dict[str, dict[str, bytes]]]:
+    """Return the seeds that the sites showed for a sum: of their own masks, and of those shared with who is absent."""
+    own, pairs, absent = {}, {}, absent_from(golden.plan, golden.headers)
+    for header, part in zip(golden.headers.values(), golden.total.contributions, strict=True):
+        if header.mask:
+            own[header.site] = open_seed(part.reveal, SECRET, golden.plan, header.site, header.mask)
+            pairs[header.site] = open_pairs(part.pairs, absent, SECRET, golden.plan, header.site, header.pairs)
+    return own, pairs
 
 
 def model_of(layout: Layout) -> Model:

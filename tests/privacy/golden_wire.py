@@ -104,8 +104,8 @@ def frames(body: bytes, size: int, reply_to: str = "") -> list[bytes]:
 
 def messages(run: str) -> dict[str, object]:
     """Return all of it."""
-    asked = {kind: _entry(body_of(ask(kind, content)), content) for kind, content in instructions().items()}
-    said = {kind: _entry(answered(content), content) for kind, content in replies(run).items()}
+    asked = {kind: entry(body_of(ask(kind, content)), content) for kind, content in instructions().items()}
+    said = {kind: entry(answered(content), content) for kind, content in replies(run).items()}
     lead = bytes.fromhex(asked["query.lead"]["body"])
     return {
         "node": NODE,
@@ -121,7 +121,8 @@ def messages(run: str) -> dict[str, object]:
     }
 
 
-def _entry(body: bytes, content: RecordDict) -> dict[str, Any]:
+def entry(body: bytes, content: RecordDict) -> dict[str, Any]:
+    """Return a body, and what is in it."""
     return {
         "body": body.hex(),
         "arrays": {name: _arrays(each) for name, each in content.array_records.items()},

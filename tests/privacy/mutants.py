@@ -146,11 +146,15 @@ class _Checks:
                     yield from self._condition(part, holds=holds)
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 yield from self._condition(operand, holds=not holds)
-            case ast.Call(func=ast.Name(id=name), args=[ast.GeneratorExp(elt=element)]) if name == ("any", "all")[holds]:
+            case ast.Call(func=ast.Name(id=name), args=[ast.GeneratorExp(elt=element)]) if (
+                name == ("any", "all")[holds]
+            ):
                 yield from self._condition(element, holds=holds)
             case ast.Name(id=name) if isinstance(self._assigned.get(name), ast.BoolOp | ast.Compare):
                 yield from self._condition(self._assigned[name], holds=holds)
-            case ast.Compare(ops=[op], left=left, comparators=[right]) if isinstance(op, ast.Eq if holds else ast.NotEq):
+            case ast.Compare(ops=[op], left=left, comparators=[right]) if isinstance(
+                op, ast.Eq if holds else ast.NotEq
+            ):
                 yield from self._equal(test, left, right, holds=holds)
             case ast.Compare(ops=[ast.In()], comparators=[ast.Set(elts=[_, _, *_] as ones) as row]) if not holds:
                 for number, part in enumerate(ones):
@@ -166,7 +170,9 @@ class _Checks:
 
     def _equal(self, test: ast.expr, left: ast.expr, right: ast.expr, *, holds: bool) -> Changes:
         """Yield what to change so that two things, or parts of them, count as equal."""
-        one, other = (self._assigned.get(each.id, each) if isinstance(each, ast.Name) else each for each in (left, right))
+        one, other = (
+            self._assigned.get(each.id, each) if isinstance(each, ast.Name) else each for each in (left, right)
+        )
         match one, other:
             case ast.Tuple(elts=ones), ast.Tuple(elts=others) if len(ones) == len(others):
                 for number, part in enumerate(ones):

@@ -30,6 +30,7 @@ from privacy.envelope import SignedUpdate, verify_update
 from privacy.epoch import EpochKeys, SealingKey, read_letter
 from privacy.errors import MalformedError
 from privacy.header import verify_header
+from privacy.ledger import Ledger
 from privacy.mac import MacKey
 from privacy.manifest import open_manifest
 from privacy.masking import open_pairs, open_seed, unmask_sum
@@ -137,9 +138,7 @@ def addition(parts: Parts) -> None:
 
 def total(parts: Parts) -> None:
     """A sum as a site gets it, to the mean. The names of its arrays are a part too."""
-    names = parts["names"].decode().split()
-    arrays = ArrayRecord({name: blob(parts[part]) for name, _, part in (name.partition("=") for name in names)})
-    found, (opened, run), members = contents.sum_from_arrays(arrays), _manifest(parts), _roster(parts)
+    found, (opened, run), members = contents.sum_from_arrays(arrays_of(parts)), _manifest(parts), _roster(parts)
     asked_for, headers = check_sum(found, run, opened, members)
     nonces = {site: each.nonce for site, each in headers.items()}
     chunks = MacKey(SECRET).check(found.ciphertexts, asked_for, nonces)
@@ -190,7 +189,7 @@ def pair(parts: Parts) -> None:
 
 
 def readiness(parts: Parts) -> None:
-    found = contents.read_readiness(_reply(parts["body"]))
+    found = contents.read_readiness(reply_of(parts["body"]))
     signed = found.signed_part(parts["run"].decode(), int(parts["node"]))
     verify(_roster(parts).member(found.site).verification_key, "readiness", signed, found.signature)
 
@@ -204,7 +203,7 @@ def message(parts: Parts) -> None:
 
 def answer(parts: Parts) -> None:
     """A site's reply to the message of the id `f…f`."""
-    content = _reply(parts["body"])
+    content = reply_of(parts["body"])
     for read in ANSWERED[parts["kind"].decode()]:
         read(content)
 
@@ -218,6 +217,14 @@ def chunks(parts: Parts) -> None:
         except DecodeError as error:
             raise MalformedError(str(error)) from error  # gRPC does that
     assembly.finish()
+
+
+def ledger(parts: Parts) -> None:
+    known = stored("ledger")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger"
+        path.write_bytes(parts["file"])
+        Ledger(path, known["site"], known["lineage"]).mechanisms()
 
 
 def epoch(parts: Parts) -> None:
@@ -245,6 +252,7 @@ READERS: dict[str, Callable[[Parts], None]] = {
     "sealing key": sealing,
     "letter": letter,
     "pair": pair,
+    "ledger": ledger,
     "epoch": epoch,
     "readiness": readiness,
     "chunks": chunks,
@@ -253,7 +261,14 @@ READERS: dict[str, Callable[[Parts], None]] = {
 }
 
 
-def _reply(body: bytes) -> RecordDict:
+def arrays_of(parts: Parts) -> ArrayRecord:
+    """Return a sum's arrays, under the names that they have there."""
+    names = parts["names"].decode().split()
+    return ArrayRecord({name: blob(parts[part]) for name, _, part in (name.partition("=") for name in names)})
+
+
+def reply_of(body: bytes) -> RecordDict:
+    """Return what is in a reply."""
     to = instruction(contents.pack_query(b""), kind="query", node=12, run_id=7, group="1", ttl=60.0)
     stamp(to, "f" * 32)
     return contents.content_of(decode_reply(body, to))

@@ -1,14 +1,15 @@
 """Golden files: what one version wrote, every later one must read alike, and refuse alike.
 
-They hold fixed keys, one ciphertext, and one document of each kind, with what they decode to; and a museum of bad
-ones, each with the error that it must cause. `tests/privacy/golden.py` writes them.
+They hold fixed keys, ciphertexts, whole rounds, and one document and message of each kind, with what they decode to;
+and a museum of bad ones, each with the error that it must cause. `tests/privacy/golden.py` writes them; a reader that
+was written from docs/protocol.md alone reads them too, in tests/second.
 """
 
 from __future__ import annotations
 
 import json
 from base64 import b64decode
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ from privacy.accounting import Mechanism
 from privacy.ciphertext import (
     C0_BYTES,
     CODE_BYTES,
-    COEFF_MODULUS,
     Ciphertexts,
     add_residues,
     pack60,
@@ -31,16 +31,19 @@ from privacy.ciphertext import (
 )
 from privacy.encryption import DecryptionKey
 from privacy.envelope import Contribution, SignedUpdate, verify_update
+from privacy.epoch import EpochKeys, SealingKey, read_letter
 from privacy.expansion import expand
 from privacy.ledger import Ledger
 from privacy.mac import MacKey
 from privacy.manifest import open_manifest
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE, unpack
+from privacy.pairs import read_pair
 from privacy.plan import read_plan
 from privacy.randomness import Randomness
 from privacy.roster import open_roster
 from privacy.signing import SignedDocument
-from privacy.summation import EncryptedSum, RunningSum, check_sum
+from privacy.summation import EncryptedSum, check_sum
+from privacy.update import Layout
 from tests.privacy.consortium import (
     LAYOUT,
     MODEL,
@@ -53,21 +56,23 @@ from tests.privacy.consortium import (
     resigned,
     run_settings,
 )
-from tests.privacy.golden import FOLDER, VECTOR
+from tests.privacy.golden import VECTOR
+from tests.privacy.golden_numbers import numbers
+from tests.privacy.golden_rounds import Golden, model_of, opened, seeds_of
+from tests.privacy.golden_streams import codes, masks
+from tests.privacy.golden_wire import entry
+from tests.privacy.readers import READERS, arrays_of, reply_of
+from tests.privacy.vectors import good_parts, parts_of, stored
+from transport.contents import sum_from_arrays
+from transport.parcel import decode_instruction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from privacy.manifest import Manifest
     from privacy.plan import RoundPlan
     from privacy.roster import Roster
     from privacy.signing import PublicKey
-
-
-@cache
-def stored(name: str) -> Any:  # noqa: ANN401 - JSON
-    return json.loads((FOLDER / f"{name}.json").read_text())
 
 
 @cache
@@ -181,83 +186,91 @@ def test_a_sum_with_the_known_update_alone_is_too_small() -> None:
         check_sum(total, found.run, found.manifest, found.roster)
 
 
-def open_ledger(file: str, folder: Path) -> list[Mechanism]:
-    path = folder / "ledger"
-    path.write_text(file)
-    return Ledger(path, stored("ledger")["site"], stored("ledger")["lineage"]).mechanisms()
-
-
 def test_the_known_ledger_counts_three_charges(tmp_path: Path) -> None:
-    assert open_ledger(stored("ledger")["file"], tmp_path) == [Mechanism(1.0, 0.1, 5)] * 3
+    path = tmp_path / "ledger"
+    path.write_text(stored("ledger")["file"])
+    ledger = Ledger(path, stored("ledger")["site"], stored("ledger")["lineage"])
+    assert ledger.mechanisms() == [Mechanism(1.0, 0.1, 5)] * 3
 
 
-def _open_update(data: str) -> object:
-    signature, _, header = data.partition("\n")
-    update = SignedUpdate(header.encode(), bytes.fromhex(signature), (wire(),))
-    return verify_update(update, "north", documents().plan, documents().manifest, documents().roster)
+@pytest.mark.parametrize("kind", READERS)
+def test_each_good_one_is_read(kind: str) -> None:
+    READERS[kind](good_parts(kind))
 
 
-@pytest.mark.parametrize("bad", stored("bad"), ids=lambda bad: f"{bad['kind']}: {bad['name']}")
-def test_each_bad_one_is_refused_with_its_own_error(bad: dict[str, str], tmp_path: Path) -> None:
-    readers: dict[str, Callable[[str], object]] = {
-        "manifest": lambda data: open_manifest(data.encode("latin-1"), documents().roster.manifest_key),
-        "roster": lambda data: open_roster(data.encode("latin-1"), documents().authority),
-        "plan": lambda data: read_plan(data.encode()),
-        "update": _open_update,
-        "ledger": lambda data: open_ledger(data, tmp_path),
-    }
-    with pytest.raises(errors.CloisterError) as caught:
-        readers[bad["kind"]](bad["data"])
-    assert type(caught.value).__name__ == bad["error"]
+@pytest.mark.parametrize("kind", READERS)
+def test_each_bad_one_is_refused_with_its_own_error(kind: str) -> None:
+    expected = {bad["name"]: bad["error"] for bad in stored("bad")["bad"] if bad["kind"] == kind}
+    found = dict.fromkeys(expected, "none")
+    for bad in stored("bad")["bad"]:
+        if bad["kind"] == kind:
+            try:
+                READERS[kind](parts_of(bad))
+            except errors.CloisterError as error:
+                found[bad["name"]] = type(error).__name__
+    assert expected
+    assert found == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "error"),
-    [
-        ("a flipped bit in c0", "AuthenticityError"),
-        ("a flipped bit in the seed", "AuthenticityError"),
-        ("a flipped bit in the code", "AuthenticityError"),
-        ("cut", "MalformedError"),
-        ("padded", "MalformedError"),
-        ("twice", "MalformedError"),
-        ("two chunks", "MalformedError"),
-        ("in two", "MalformedError"),
-        ("empty", "MalformedError"),
-        ("no chunk", "MalformedError"),
-        ("a coefficient of q, signed", "MalformedError"),
-        ("a code of q, signed", "MalformedError"),
-    ],
-)
-def test_the_known_update_with_a_bad_body_is_refused(name: str, error: str) -> None:
-    flipped, seed, code = bytearray(wire()), bytearray(wire()), bytearray(wire())
-    flipped[1_000] ^= 4
-    seed[C0_BYTES] ^= 4
-    code[-1] ^= 4
-    words = residues(wire()[:C0_BYTES]).copy()
-    words[0, 0] = COEFF_MODULUS
-    update = {
-        "a flipped bit in c0": replace(documents().update, chunks=(bytes(flipped),)),
-        "a flipped bit in the seed": replace(documents().update, chunks=(bytes(seed),)),
-        "a flipped bit in the code": replace(documents().update, chunks=(bytes(code),)),
-        "cut": replace(documents().update, chunks=(wire()[:-1],)),
-        "padded": replace(documents().update, chunks=(wire() + b"\0",)),
-        "twice": replace(documents().update, chunks=(wire() * 2,)),
-        "two chunks": replace(documents().update, chunks=(wire(), wire())),
-        "in two": replace(documents().update, chunks=(wire()[:1_000], wire()[1_000:])),
-        "empty": replace(documents().update, chunks=(b"",)),
-        "no chunk": replace(documents().update, chunks=()),
-        "a coefficient of q, signed": resigned(
-            documents().update, "north", {}, pack60(words.reshape(-1)) + wire()[C0_BYTES:]
-        ),
-        "a code of q, signed": resigned(
-            documents().update, "north", {}, wire()[:-CODE_BYTES] + COEFF_MODULUS.to_bytes(CODE_BYTES, "little")
-        ),
-    }[name]
-    found, running = documents(), RunningSum(documents().plan)
-    with pytest.raises(errors.CloisterError) as caught:
-        running.add(verify_update(update, "north", found.plan, found.manifest, found.roster))
-    assert type(caught.value).__name__ == error
-    assert running.sites == ()
+def test_names_of_bad_ones_are_said_once() -> None:
+    names = [(bad["kind"], bad["name"]) for bad in stored("bad")["bad"]]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("kind", stored("wire")["messages"])
+def test_each_known_message_holds_what_it_held(kind: str) -> None:
+    known = stored("wire")["messages"][kind]
+    message = decode_instruction(bytes.fromhex(known["body"]))
+    assert entry(bytes.fromhex(known["body"]), message.content) == known
+    assert (message.metadata.message_type, message.metadata.dst_node_id) == (kind, stored("wire")["node"])
+
+
+@pytest.mark.parametrize("kind", stored("wire")["replies"])
+def test_each_known_reply_holds_what_it_held(kind: str) -> None:
+    known = stored("wire")["replies"][kind]
+    assert entry(bytes.fromhex(known["body"]), reply_of(bytes.fromhex(known["body"]))) == known
+
+
+def test_the_known_letters_bring_the_known_keys_and_secret() -> None:
+    known, roster = stored("keys"), documents().roster
+    key = SealingKey(bytes.fromhex(known["sealing_keys"]["south"]))
+    keys = read_letter(known["letter"].encode(), "north", roster, "south", key)
+    assert (keys.epoch, keys.fingerprint) == (known["epoch"], known["fingerprint"])
+    assert keys.to_bytes() == good_parts("keys")["data"]
+    secret = read_pair(bytes.fromhex(known["pair_letter"]), keys, roster, "north", "south", key)
+    assert secret.hex() == known["pair_secret"]
+
+
+def test_what_follows_from_fixed_keys_is_made_as_it_was() -> None:
+    codes_, plan = stored("codes"), read_plan(stored("masks")["plan"].encode())
+    made = codes(plan, codes_["nonce"], wire()[:C0_BYTES], wire()[C0_BYTES:-CODE_BYTES])
+    assert plain(made) == codes_
+    assert plain(masks(plan)) == stored("masks")
+    made, known = plain(numbers()), stored("numbers")
+    for name in ("edges", "vector"):  # sums of cosines and roots, which other machines may round otherwise
+        np.testing.assert_allclose(made["statistics"].pop(name), known["statistics"][name], rtol=1e-12)
+        made["statistics"][name] = known["statistics"][name]
+    assert made == known
+
+
+@pytest.mark.parametrize("name", ["round", "large"])
+def test_the_known_sums_open_to_the_known_models(name: str) -> None:
+    known = stored(name)
+    keys = EpochKeys(2, key(), bytes.fromhex(stored("ciphertext")["secret"]))
+    manifest, _ = open_manifest(known["manifest"].encode(), documents().roster.manifest_key)
+    roster = open_roster(known["roster"].encode(), documents().authority)  # type: ignore[arg-type]
+    layout = Layout(tuple((part, tuple(shape)) for part, shape in known["layout"]))
+    kind = {"round": "sum", "large": "large sum"}[name]
+    total = sum_from_arrays(arrays_of(good_parts(kind)))
+    plan, model = read_plan(known["plan"].encode()), model_of(layout)
+    assert (plan.digest, plan.base_model, layout.digest) == (known["plan_digest"], model.digest, known["layout_digest"])
+    golden = Golden(roster, manifest, plan, model, keys, total, known["update_bound"], {})
+    assert plain(opened(golden, *seeds_of(golden))) == known["opened"]
+
+
+def plain(value: object) -> Any:  # noqa: ANN401 - JSON
+    """Return what JSON makes of a value."""
+    return json.loads(json.dumps(value))
 
 
 def test_a_damaged_known_key_is_refused() -> None:

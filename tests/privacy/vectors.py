@@ -37,9 +37,24 @@ def stored(name: str) -> Any:  # noqa: ANN401 - JSON
 
 def store(name: str, content: object) -> None:
     """Write a golden file."""
-    (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (FOLDER / f"{name}.json").write_text(_lines(content) + "\n")
     stored.cache_clear()
     good_parts.cache_clear()
+
+
+def _lines(content: object) -> str:
+    """Return JSON with one entry of the outermost tables a line."""
+    if isinstance(content, dict):
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {_entries(each)}" for key, each in content.items()) + "\n}"
+    return json.dumps(content)
+
+
+def _entries(content: object) -> str:
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        return "[\n" + ",\n".join(map(json.dumps, content)) + "\n]"
+    if isinstance(content, dict) and content:
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(each)}" for key, each in content.items()) + "\n}"
+    return json.dumps(content)
 
 
 @cache
