@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 from uuid import uuid4
+from weakref import ref
 
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
@@ -26,8 +27,8 @@ from simulations.federation import Federation
 from simulations.inline import InlineGrid
 from tests.federations import await_condition, tls_of
 from tests.transport.records import everything, spelled
-from transport.flower import reply
-from transport.grid import ReplyGrid
+from transport.flower import describe_run, reply
+from transport.grid import ReplyGrid, StreamingGrid
 
 RUN = 7
 LONG = 20.0  # seconds; a deadline that only a failure reaches
@@ -134,7 +135,7 @@ class GridContract(ABC):
     def test_a_reply_is_yielded_while_another_node_still_works(self, grid: ReplyGrid) -> None:
         fast, slow = grid.get_node_ids()
         with _work() as (name, task):
-            replies = grid.send_and_receive([_message(fast), _slow(slow, name)], timeout=LONG)
+            replies = grid.stream([_message(fast), _slow(slow, name)], timeout=LONG)
             assert next(replies).metadata.src_node_id == fast
             assert not task.ended.is_set()
             task.may_end.set()
@@ -225,6 +226,23 @@ class GridContract(ABC):
         (answer,) = grid.send_and_receive([_message(number, content=everything())], timeout=LONG)
         assert spelled(answer.content) == spelled(everything())
 
+    def test_replies_can_be_read_again(self, grid: ReplyGrid) -> None:
+        replies = grid.send_and_receive([_message(number) for number in grid.get_node_ids()], timeout=LONG)
+        assert len(replies) == len(list(replies)) == len(list(replies)) == 2
+
+    def test_a_stream_holds_one_reply_at_a_time(self, grid: ReplyGrid) -> None:
+        messages = [_message(number) for number in (*grid.get_node_ids(), *grid.get_node_ids())]
+        passed: list[ref[Message]] = []
+        for each in StreamingGrid(grid).send_and_receive(messages, timeout=LONG):
+            assert all(earlier() is None for earlier in passed[:-1])  # the loop's own name still holds the last one
+            passed.append(ref(each))
+        assert len(passed) == 4
+
+    def test_the_run_that_a_grid_tells_is_the_one_its_messages_belong_to(self, grid: ReplyGrid) -> None:
+        assert grid.run.run_id == StreamingGrid(grid).run.run_id == RUN
+        grid.set_run(describe_run(RUN + 1))
+        assert grid.run.run_id == _message(next(iter(grid.get_node_ids()))).metadata.run_id == RUN + 1
+
     def test_two_rounds_one_after_the_other(self, grid: ReplyGrid) -> None:
         for round_number in ("1", "2"):
             messages = [_message(number, content=_content(round_number)) for number in grid.get_node_ids()]
@@ -234,9 +252,9 @@ class GridContract(ABC):
     def test_leaving_a_round_early_leaves_nothing_behind(self, grid: ReplyGrid) -> None:
         first, second = grid.get_node_ids()
         messages = [_message(first), _message(second)]
-        replies = grid.send_and_receive(messages, timeout=LONG)
+        replies = grid.stream(messages, timeout=LONG)
         taken = next(replies).metadata.reply_to_message_id
-        replies.close()  # type: ignore[attr-defined]  # typed as an iterator, it is a generator
+        replies.close()
         left = {message.metadata.message_id for message in messages} - {taken}
         assert len(list(grid.send_and_receive([_message(first), _message(second)], timeout=LONG))) == 2
         assert list(grid.pull_messages(left)) == []
@@ -286,7 +304,7 @@ class TestGrpcGrid(GridContract):
     def test_a_slow_node_does_not_keep_the_reply_of_one_that_was_asked_later(self, grid: ReplyGrid) -> None:
         slow, fast = grid.get_node_ids()
         with _work() as (name, task):
-            replies = grid.send_and_receive([_slow(slow, name), _message(fast)], timeout=LONG)
+            replies = grid.stream([_slow(slow, name), _message(fast)], timeout=LONG)
             assert next(replies).metadata.src_node_id == fast
             assert not task.ended.is_set()
             task.may_end.set()
@@ -295,7 +313,7 @@ class TestGrpcGrid(GridContract):
     def test_nodes_work_at_the_same_time(self, grid: ReplyGrid) -> None:
         with _work() as (one, first), _work() as (two, second):
             messages = [_slow(number, name) for number, name in zip(grid.get_node_ids(), (one, two), strict=True)]
-            replies = grid.send_and_receive(messages, timeout=LONG)
+            replies = grid.stream(messages, timeout=LONG)
             assert first.begun.wait(LONG)
             assert second.begun.wait(LONG)
             first.may_end.set()
