@@ -4,10 +4,12 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 from weakref import ref
 
@@ -16,23 +18,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 from typing_extensions import override
 
-from client.agent import answer_all
-from client.exchange import Exchange
-from privacy.errors import ProtocolError, UnreachableError
-from server.grid import GrpcGrid
-from server.hub import Hub
-from server.mailboxes import Mailboxes
-from server.settings import read_consortium
-from simulations.federation import Federation
-from simulations.inline import InlineGrid
-from tests.federations import await_condition, tls_of
+from privacy.errors import ProtocolError
+from tests.transport.grids import LONG, RUN, grpc_grid, inline_grid
 from tests.transport.records import everything, spelled
-from transport.flower import describe_run, reply
+from transport.flower import SERVER_NODE, describe_run, reply, stamp
 from transport.grid import ReplyGrid, StreamingGrid
-
-RUN = 7
-LONG = 20.0  # seconds; a deadline that only a failure reaches
-NODES = ("north", "south")
 
 
 @dataclass
@@ -264,42 +254,19 @@ class TestInlineGrid(GridContract):
     @override
     @pytest.fixture
     def grid(self) -> ReplyGrid:
-        contexts = {number: Context(RUN, number, {}, RecordDict(), {}) for number in (11, 12)}
-        return InlineGrid(RUN, contexts, node)
+        return inline_grid(node)
 
 
 class TestGrpcGrid(GridContract):
     @override
     @pytest.fixture
     def grid(self, tmp_path: Path) -> Iterator[ReplyGrid]:
-        federation = Federation.create(tmp_path / "federation", NODES)
-        place = read_consortium(federation.server)
-        roster = place.roster()
-        mailboxes = Mailboxes({member.node_id for member in roster.members})
-        hub, stop = Hub(roster, mailboxes, 64 << 20), Event()
-        address = f"localhost:{hub.start('localhost:0', place.tls)}"
-
-        def attend(site: str) -> None:
-            context = Context(RUN, roster.member(site).node_id, {}, RecordDict(), {})
-            # The line breaks when the test is over.
-            with suppress(UnreachableError), Exchange(address, tls_of(federation, site)) as exchange:
-                answer_all(exchange, node, context, stop)
-
-        agents = [Thread(target=attend, args=[site], name=site) for site in NODES]
-        for agent in agents:
-            agent.start()
-        grid = GrpcGrid(RUN, mailboxes)
-        try:
-            await_condition(lambda: len(list(grid.get_node_ids())) == len(NODES))
-            yield grid
-        finally:
-            stop.set()
-            for task in works.values():
-                task.may_end.set()
-            hub.stop(grace=0)
-            for agent in agents:
-                agent.join(LONG)
-        assert not any(agent.is_alive() for agent in agents)
+        with grpc_grid(tmp_path, node) as grid:
+            try:
+                yield grid
+            finally:
+                for task in works.values():
+                    task.may_end.set()
 
     def test_a_slow_node_does_not_keep_the_reply_of_one_that_was_asked_later(self, grid: ReplyGrid) -> None:
         slow, fast = grid.get_node_ids()
@@ -319,6 +286,50 @@ class TestGrpcGrid(GridContract):
             first.may_end.set()
             second.may_end.set()
             assert len(list(replies)) == 2
+
+
+class FlowersWay:
+    """What Flower's own grids do: fetch all replies that came, and speak in their own name for a node that is lost."""
+
+    def __init__(self, grid: ReplyGrid) -> None:
+        self._grid = grid
+        self.held = 0  # the most replies that were fetched at a time
+
+    def push_messages(self, messages: list[Message]) -> list[str]:
+        return list(self._grid.push_messages(messages))
+
+    def pull_messages(self, message_ids: list[str]) -> list[Message]:
+        found = list(self._grid.pull_messages(message_ids))
+        self.held = max(self.held, len(found))
+        for each in found:
+            if each.has_error():
+                each.metadata.__dict__["_src_node_id"] = SERVER_NODE
+        return found
+
+
+def test_one_of_flowers_grids_streams_too_and_its_errors_name_the_node_that_they_are_about() -> None:
+    grid = inline_grid(node)
+    flowers: Any = FlowersWay(grid)
+    lost, other = grid.get_node_ids()
+    messages = (each for each in (_message(lost, "train.refuse"), _message(other), _message(other)))
+    replies = StreamingGrid(flowers).send_and_receive(messages, timeout=LONG)
+    assert [(each.metadata.src_node_id, each.has_error()) for each in replies] == [
+        (lost, True),
+        (other, False),
+        (other, False),
+    ]
+    assert flowers.held == 1
+
+
+def test_nobody_waits_longer_than_the_deadline_for_one_of_flowers_grids() -> None:
+    silent: Any = SimpleNamespace(push_messages=stamp_all, pull_messages=lambda _: [])
+    started = time.monotonic()
+    assert list(StreamingGrid(silent).send_and_receive([_message(11)], timeout=0.2)) == []
+    assert 0.2 <= time.monotonic() - started < 5
+
+
+def stamp_all(messages: list[Message]) -> list[str]:
+    return [stamp(message) for message in messages]
 
 
 @contextmanager
