@@ -10,15 +10,11 @@ something else than what is summed.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from typing import TYPE_CHECKING, Any
 
 import torch
-from opacus.grad_sample import (
-    GradSampleModule,
-    GradSampleModuleFastGradientClipping,
-    register_grad_sampler,
-    register_norm_sampler,
-)
+from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from opacus.grad_sample.embedding import compute_embedding_grad_sample, compute_embedding_norm_sample
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
@@ -119,7 +115,6 @@ def _without_padding(layer: nn.Embedding, indices: Tensor, backprops: Tensor) ->
     return backprops.masked_fill((indices == layer.padding_idx).unsqueeze(-1), 0.0)
 
 
-@register_grad_sampler(nn.Embedding)  # type: ignore[untyped-decorator]  # opacus is untyped
 def _embedding_grad_sample(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> dict[Any, Tensor]:
     masked = _without_padding(layer, activations[0], backprops)
     compute: Any = compute_embedding_grad_sample  # it says that activations are one tensor, and takes a list
@@ -127,8 +122,16 @@ def _embedding_grad_sample(layer: nn.Embedding, activations: list[Tensor], backp
     return found
 
 
-@register_norm_sampler(nn.Embedding)  # type: ignore[untyped-decorator]  # opacus is untyped
 def _embedding_norm_sample(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> dict[Any, Tensor]:
     masked = _without_padding(layer, activations[0], backprops)
     found: dict[Any, Tensor] = compute_embedding_norm_sample(layer, activations, masked)
     return found
+
+
+# Ours alone: Opacus's `register_grad_sampler` would change it for everybody in this process. What others register with
+# Opacus, a task for a layer of its own, is still found.
+Hooks.GRAD_SAMPLERS = ChainMap({nn.Embedding: _embedding_grad_sample}, GradSampleModule.GRAD_SAMPLERS)
+Ghost.GRAD_SAMPLERS = Hooks.GRAD_SAMPLERS
+Ghost.NORM_SAMPLERS = ChainMap(
+    {nn.Embedding: _embedding_norm_sample}, GradSampleModuleFastGradientClipping.NORM_SAMPLERS
+)
