@@ -8,9 +8,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
 from socket import create_server
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,7 +115,6 @@ def inherited(path: Path) -> Iterator[str]:
                 yield from private_names(kind) & private_names(base)
 
 
-@cache
 def private_names(kind: type) -> set[str]:
     try:
         return set(re.findall(r"\b_[a-zA-Z]\w*", inspect.getsource(kind)))
@@ -240,7 +239,8 @@ def test_opacus_finds_samplers_through_the_class_of_the_module(kind: type, table
 
 def test_opacus_samples_an_embedding_record_by_record() -> None:
     layer, indices, back = nn.Embedding(4, 2), torch.tensor([[0, 1], [1, 1]]), torch.ones(2, 2, 2)
-    (samples,) = compute_embedding_grad_sample(layer, [indices], back).values()
+    sample: Any = compute_embedding_grad_sample  # it says that activations are one tensor, and takes a list
+    (samples,) = sample(layer, [indices], back).values()
     assert samples.tolist() == [[[1, 1], [1, 1], [0, 0], [0, 0]], [[0, 0], [2, 2], [0, 0], [0, 0]]]
     (norms,) = compute_embedding_norm_sample(layer, [indices], back).values()
     assert norms.tolist() == pytest.approx(samples.flatten(1).norm(dim=1).tolist())
@@ -257,12 +257,12 @@ def test_opacus_keeps_the_model_as_it_was_given() -> None:
 def test_opacus_leaves_norms_at_the_parameter() -> None:
     model = GradSampleModuleFastGradientClipping(nn.Linear(2, 1, bias=False), max_grad_norm=1, loss_reduction="sum")
     model(torch.tensor([[3.0, 4.0], [6.0, 8.0]])).sum().backward()
-    (parameter,) = model.parameters()
+    parameter: Any = next(iter(model.parameters()))
     assert parameter._norm_sample.tolist() == [5.0, 10.0]
 
 
 def test_opacus_skips_the_step_that_was_announced() -> None:
-    parameter = nn.Parameter(torch.zeros(1))
+    parameter: Any = nn.Parameter(torch.zeros(1))  # to which Opacus adds attributes
     optimizer = DPOptimizer(
         torch.optim.SGD([parameter], lr=1.0), noise_multiplier=0.0, max_grad_norm=1.0, expected_batch_size=1
     )

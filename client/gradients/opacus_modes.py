@@ -130,8 +130,9 @@ def _embedding_norm_sample(layer: nn.Embedding, activations: list[Tensor], backp
 
 # Ours alone: Opacus's `register_grad_sampler` would change it for everybody in this process. What others register with
 # Opacus, a task for a layer of its own, is still found.
-Hooks.GRAD_SAMPLERS = ChainMap({nn.Embedding: _embedding_grad_sample}, GradSampleModule.GRAD_SAMPLERS)
-Ghost.GRAD_SAMPLERS = Hooks.GRAD_SAMPLERS
-Ghost.NORM_SAMPLERS = ChainMap(
+_GRAD_SAMPLERS: Any = ChainMap({nn.Embedding: _embedding_grad_sample}, GradSampleModule.GRAD_SAMPLERS)
+_NORM_SAMPLERS: Any = ChainMap(
     {nn.Embedding: _embedding_norm_sample}, GradSampleModuleFastGradientClipping.NORM_SAMPLERS
 )
+Hooks.GRAD_SAMPLERS = Ghost.GRAD_SAMPLERS = _GRAD_SAMPLERS
+Ghost.NORM_SAMPLERS = _NORM_SAMPLERS

@@ -27,6 +27,7 @@ from flwr.serverapp.strategy import (
     FedMedian,
     Strategy,
 )
+from numpy.typing import NDArray
 
 from tests.federations import Answer
 from tests.transport.grids import LONG, grpc_grid, inline_grid
@@ -69,7 +70,7 @@ def every_node() -> FedAvg:
     return FedAvg(fraction_evaluate=0.0, min_train_nodes=len(SITES), min_available_nodes=len(SITES))
 
 
-def trained(strategy: Strategy, grid: ReplyGrid, rounds: int = 2) -> np.ndarray:
+def trained(strategy: Strategy, grid: ReplyGrid, rounds: int = 2) -> NDArray[Any]:
     start = ArrayRecord({"w": Array(np.zeros_like(GOAL))})
     (weights,) = strategy.start(grid, start, rounds, timeout=LONG).arrays.to_numpy_ndarrays()
     return weights
@@ -81,11 +82,12 @@ def test_a_plain_strategy_aggregates(make_grid: MakeGrid, strategy: type[FedAvg]
     assert trained(chosen, make_grid(node())) == pytest.approx(GOAL * 3 / 4)
 
 
-FIXED = [
+Wrapped = list[tuple[Callable[..., Strategy], list[Mod]]]
+FIXED: Wrapped = [
     (DifferentialPrivacyServerSideFixedClipping, []),
     (DifferentialPrivacyClientSideFixedClipping, [fixedclipping_mod]),
 ]
-ADAPTIVE = [
+ADAPTIVE: Wrapped = [
     (DifferentialPrivacyServerSideAdaptiveClipping, []),
     (DifferentialPrivacyClientSideAdaptiveClipping, [adaptiveclipping_mod]),
 ]
@@ -102,7 +104,7 @@ def test_a_wrapper_that_clips_moves_the_model_by_what_it_clips_to(
     make_grid: MakeGrid, wrapper: Callable[..., Strategy], mods: list[Mod], bound: float
 ) -> None:
     found = trained(wrapped(wrapper, bound), make_grid(node(*mods)), rounds=1)
-    assert found == pytest.approx(GOAL / 2 * min(1.0, bound / np.linalg.norm(GOAL / 2)), rel=1e-5)
+    assert found == pytest.approx(GOAL / 2 * min(1.0, bound / float(np.linalg.norm(GOAL / 2))), rel=1e-5)
 
 
 @pytest.mark.parametrize(("wrapper", "mods"), ADAPTIVE)
