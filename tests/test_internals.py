@@ -20,9 +20,11 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
-from opacus.grad_sample.embedding import compute_embedding_grad_sample, compute_embedding_norm_sample
+from opacus.grad_sample import GradSampleModule
+from opacus.grad_sample.embedding import compute_embedding_grad_sample
 from opacus.grad_sample.gsm_base import AbstractGradSampleModule
+from opacus.layers import DPGRU, DPLSTM, DPRNN
+from opacus.layers.dp_rnn import DPRNNBase, RNNLinear
 from opacus.optimizers import DPOptimizer
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
@@ -87,7 +89,7 @@ def imported(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom) and of_library(node.module):
             names = {alias.name for alias in node.names}
             private = names if node.module not in PUBLIC else {name for name in names if PRIVATE.fullmatch(name)}
-            yield from (f"{node.module}.{name}" for name in private)
+            yield from {f"{node.module}.{name}" for name in private} - PUBLIC
         elif isinstance(node, ast.Import):
             names = {alias.name for alias in node.names}
             yield from (name for name in names - PUBLIC if of_library(name))
@@ -219,21 +221,15 @@ class Scale(nn.Module):
         return inputs * self.by
 
 
-@pytest.mark.parametrize(
-    ("kind", "table"),
-    [(GradSampleModule, "GRAD_SAMPLERS"), (GradSampleModuleFastGradientClipping, "NORM_SAMPLERS")],
-)
-def test_opacus_finds_samplers_through_the_class_of_the_module(kind: type, table: str) -> None:
+def test_opacus_finds_samplers_through_the_class_of_the_module() -> None:
     def sampler(layer: Scale, activations: list[torch.Tensor], backprops: torch.Tensor) -> dict[object, torch.Tensor]:
         asked.append(layer)
-        return {layer.by: (activations[0] * backprops).norm(dim=1) if "NORM" in table else activations[0] * backprops}
+        return {layer.by: activations[0] * backprops}
 
     asked: list[Scale] = []
-    own = type("Own", (kind,), {table: {Scale: sampler}})
-    limit = {"max_grad_norm": 1.0} if "NORM" in table else {}
-    for each in (kind, own):
-        model = each(Scale(), **limit)
-        model(torch.ones(2, 3)).sum().backward()
+    own = type("Own", (GradSampleModule,), {"GRAD_SAMPLERS": {Scale: sampler}})
+    for kind in (GradSampleModule, own):
+        kind(Scale())(torch.ones(2, 3)).sum().backward()
     assert len(asked) == 1
 
 
@@ -242,8 +238,30 @@ def test_opacus_samples_an_embedding_record_by_record() -> None:
     sample: Any = compute_embedding_grad_sample  # it says that activations are one tensor, and takes a list
     (samples,) = sample(layer, [indices], back).values()
     assert samples.tolist() == [[[1, 1], [1, 1], [0, 0], [0, 0]], [[0, 0], [2, 2], [0, 0], [0, 0]]]
-    (norms,) = compute_embedding_norm_sample(layer, [indices], back).values()
-    assert norms.tolist() == pytest.approx(samples.flatten(1).norm(dim=1).tolist())
+
+
+def test_opacus_remembers_of_a_pass_what_we_forget_for_it() -> None:
+    layer, inputs = nn.Linear(3, 1, bias=False), torch.rand(2, 3)
+    model: Any = GradSampleModule(layer, loss_reduction="sum")
+    weight: Any = layer.weight  # to which Opacus adds attributes
+    for _ in range(2):
+        weight.grad_sample, weight._forward_counter = None, 0
+        vars(weight).pop("_current_grad_sample", None)
+        for left in ("activations", "max_batch_len"):
+            vars(layer).pop(left, None)
+        model(inputs)  # nothing depends on it
+        model(inputs).sum().backward()
+        assert weight._forward_counter == len(layer.activations) == 1
+        assert weight.grad_sample is None
+        assert torch.equal(weight._current_grad_sample.flatten(1), inputs)
+
+
+def test_opacus_builds_recurrent_layers_from_linear_ones() -> None:
+    for kind in (DPRNN, DPGRU, DPLSTM):
+        layer = kind(2, 3, batch_first=True)
+        assert isinstance(layer, DPRNNBase)
+        assert sum(isinstance(part, RNNLinear) for part in layer.modules()) == 2
+        assert issubclass(RNNLinear, nn.Linear)
 
 
 def test_opacus_keeps_the_model_as_it_was_given() -> None:
@@ -252,13 +270,6 @@ def test_opacus_keeps_the_model_as_it_was_given() -> None:
     assert isinstance(wrapped, AbstractGradSampleModule)
     assert wrapped._module is model
     assert wrapped.to_standard_module() is model
-
-
-def test_opacus_leaves_norms_at_the_parameter() -> None:
-    model = GradSampleModuleFastGradientClipping(nn.Linear(2, 1, bias=False), max_grad_norm=1, loss_reduction="sum")
-    model(torch.tensor([[3.0, 4.0], [6.0, 8.0]])).sum().backward()
-    parameter: Any = next(iter(model.parameters()))
-    assert parameter._norm_sample.tolist() == [5.0, 10.0]
 
 
 def test_opacus_skips_the_step_that_was_announced() -> None:
@@ -290,6 +301,14 @@ def test_torch_has_a_base_class_for_each_family_of_layers() -> None:
         layer.p = 0.0
         assert torch.equal(layer(torch.ones(99)), torch.ones(99))
     assert nn.modules.instancenorm._InstanceNorm is _InstanceNorm
+
+
+def test_a_module_computes_with_the_tensors_in_its_table() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    own, layer._parameters["weight"] = layer.weight, torch.full((1, 2), 3.0)  # type: ignore[assignment]
+    assert layer(torch.ones(1, 2)).item() == 6
+    layer._parameters["weight"] = own
+    assert layer.weight is own
 
 
 @pytest.mark.parametrize("padding", [(1, 2), "same", "valid"])
