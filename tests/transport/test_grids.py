@@ -19,6 +19,8 @@ from flwr.clientapp import ClientApp
 from typing_extensions import override
 
 from privacy.errors import ProtocolError
+from simulations.inline import InlineGrid
+from tests.federations import FederationMaker, run_with
 from tests.transport.grids import LONG, RUN, grpc_grid, inline_grid
 from tests.transport.records import everything, spelled
 from transport.flower import SERVER_NODE, describe_run, reply, stamp
@@ -286,6 +288,24 @@ class TestGrpcGrid(GridContract):
             first.may_end.set()
             second.may_end.set()
             assert len(list(replies)) == 2
+
+
+def test_the_server_holds_two_updates_at_most(
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, held = InlineGrid._read, list[int]()
+    updates: list[ref[Message]] = []
+
+    def noting(data: bytes | bytearray, instruction: Message) -> Message:
+        found = read(data, instruction)
+        if instruction.metadata.message_type == MessageType.TRAIN:
+            updates.append(ref(found))
+            held.append(sum(each() is not None for each in updates))
+        return found
+
+    monkeypatch.setattr(InlineGrid, "_read", staticmethod(noting))
+    run_with(make_federation())
+    assert held == [1, 2, 2, 2]  # the one that was added last, and the one that has just come
 
 
 class FlowersWay:
