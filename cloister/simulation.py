@@ -62,7 +62,7 @@ def run_here(study: Study, console: Console) -> Results:
         CloisterError: if the run failed.
     """
     for site in study.federation.sites:
-        study.federation.write_settings(site, "localhost:0", study.terms)
+        study.federation.write_settings(site, "localhost:1", study.terms)
     with RoundTable(console) as table:
         listen(table)
         run_inline(study.federation)
