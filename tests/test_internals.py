@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from socket import create_server
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -241,7 +241,7 @@ def test_opacus_samples_an_embedding_record_by_record() -> None:
 
 
 def test_opacus_remembers_of_a_pass_what_we_forget_for_it() -> None:
-    layer, inputs = nn.Linear(3, 1, bias=False), torch.rand(2, 3)
+    inputs, layer = torch.rand(2, 3), nn.Linear(3, 1, bias=False)
     model: Any = GradSampleModule(layer, loss_reduction="sum")
     weight: Any = layer.weight  # to which Opacus adds attributes
     for _ in range(2):
@@ -251,7 +251,7 @@ def test_opacus_remembers_of_a_pass_what_we_forget_for_it() -> None:
             vars(layer).pop(left, None)
         model(inputs)  # nothing depends on it
         model(inputs).sum().backward()
-        assert weight._forward_counter == len(layer.activations) == 1
+        assert weight._forward_counter == len(vars(layer)["activations"]) == 1
         assert weight.grad_sample is None
         assert torch.equal(weight._current_grad_sample.flatten(1), inputs)
 
@@ -305,9 +305,10 @@ def test_torch_has_a_base_class_for_each_family_of_layers() -> None:
 
 def test_a_module_computes_with_the_tensors_in_its_table() -> None:
     layer = nn.Linear(2, 1, bias=False)
-    own, layer._parameters["weight"] = layer.weight, torch.full((1, 2), 3.0)  # type: ignore[assignment]
+    own, table = layer.weight, cast("dict[str, torch.Tensor]", layer._parameters)
+    table["weight"] = torch.full((1, 2), 3.0)
     assert layer(torch.ones(1, 2)).item() == 6
-    layer._parameters["weight"] = own
+    table["weight"] = own
     assert layer.weight is own
 
 
