@@ -112,7 +112,7 @@ class Expected:
                     most = [_TOLERANCE * size + _NOISE * self.bound for size in expected.sizes]
                     far = [not one <= other for one, other in zip(off, most, strict=True)]
                 if any(far):
-                    names = [name for name, each in mode._module.named_parameters() if each.requires_grad]  # noqa: SLF001 - Opacus's
+                    names: list[str] = [name for name, each in mode._module.named_parameters() if each.requires_grad]  # noqa: SLF001 - Opacus's
                     return names[far.index(True)]
         return None
 

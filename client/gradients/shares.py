@@ -68,7 +68,8 @@ def _squares(rows: Tensor) -> Tensor:
         return found
     whole = rows.shape[1] - rows.shape[1] % _BLOCK
     norms = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, _BLOCK)), dim=2)
-    return norms.double().square().sum(1) + _squares(rows[:, whole:])
+    squares: Tensor = norms.double().square().sum(1)
+    return squares + _squares(rows[:, whole:])
 
 
 @dataclass(frozen=True)
