@@ -19,12 +19,18 @@ from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings,
 from privacy.randomness import Randomness
 from tests.client.models import (
     WORDS,
+    Aside,
     Attention,
     Bare,
     Borrowed,
     Mean,
+    Recurrent,
+    Siamese,
+    Sorted,
+    Thrice,
     Tied,
     Twice,
+    frozen,
     in_place,
     one_dimension,
     padded,
@@ -103,6 +109,12 @@ SPECIMENS = {
     "tied": Specimen(Tied, tokens(), ("vmap", "hooks", "functorch")),
     "borrowed": Specimen(Borrowed, tokens(), ("vmap",)),
     "bare": Specimen(Bare, images(3), ("vmap", "functorch", "hooks")),
+    "thrice": Specimen(Thrice, images(3), ("vmap", "functorch", "hooks")),
+    "siamese": Specimen(Siamese, images(3)),
+    "sorted": Specimen(Sorted, images(3), ("vmap",)),
+    "aside": Specimen(Aside, images(3), OURS),  # Opacus takes one call's input for the other's
+    "recurrent": Specimen(Recurrent, tokens()),
+    "frozen": Specimen(frozen, images(3)),
     "attention": Specimen(Attention, tokens(), ("vmap",)),
 }
 
@@ -144,9 +156,8 @@ def clipped_sum(
         loss_reduction="sum",
         randomness=Randomness.seeded(0),
     )
-    parts = list(zip(*(each.split(physical_batch) for each in records), strict=True))
     with quiet():
-        optimizer.take(mode, parts)
+        optimizer.take(mode, records, torch.arange(len(records[0])), physical_batch)
     mode.to_standard_module()
     optimizer.close()
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
