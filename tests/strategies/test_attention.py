@@ -36,7 +36,7 @@ from transport.flower import reply
 EAST = "east"
 OTHERS = ["north", "south", "west"]
 DEADLINE = 3.0  # seconds
-ROUNDS = 5
+ROUNDS = 4
 MASKED = replace(SETTINGS, encryption=replace(SETTINGS.encryption, collusion_resistant=True))
 
 
@@ -187,7 +187,7 @@ class HostileGrid(InlineGrid):
 
 
 @pytest.mark.slow
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(
     st.lists(st.sampled_from([*HARMLESS, *HARMFUL]), min_size=1, max_size=6),
     st.lists(st.sampled_from(sorted(HARMLESS)), min_size=1, max_size=4),
