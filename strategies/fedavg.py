@@ -111,6 +111,8 @@ class EncryptedFedAvg(Strategy):
         busy = self._attention.asked(MessageType.TRAIN)  # with an earlier round, for which nobody waits any more
         idle = [site for site in present if self._members.nodes[site] not in busy]
         present = idle if len(idle) >= cohort.minimum else present
+        for site in self._members.nodes.keys() - set(present):
+            current.problems.setdefault(site, "left out: it let an earlier round down")
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
         current.plan = plan = RoundPlan(
             run=self._run,

@@ -103,9 +103,9 @@ class Membership:
 
     def _absent(self, here: list[str], online: set[int]) -> dict[str, str]:
         """Return why listed sites are not here, as far as they did not say so themselves."""
-        unheard, reasons = self.attention.asked(MessageType.QUERY) & online, dict[str, str]()
+        strangers, reasons = online - set(self.nodes.values()), dict[str, str]()
         for site in set(self.listed) - set(here) - self.problems.keys():
-            own = self.roster.member(site).node_id in unheard or not unheard.isdisjoint(online - self._expected.keys())
+            own = self.roster.member(site).node_id in online or not strangers <= self._expected.keys()
             reasons[site] = "it has not said whether it takes part" if own else "it is not online"
         return reasons
 

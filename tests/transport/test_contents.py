@@ -192,12 +192,27 @@ def test_chunks_that_are_not_numbered_from_nought_are_refused(names: tuple[str, 
         ("plan", "codes", "c0-1", "c0-0"),
         ("plan", "codes", "c0-0", "c0-00"),
         ("plan", "codes", "c2-0"),
-        ("plan", "codes", "header-0", "signature-0"),
-        ("plan", "codes", "header-0", "seeds-0"),
-        ("plan", "codes", "header-0", "signature-0", "seeds-1"),
+        ("plan", "codes"),
+        ("plan", "codes", "contributions-0"),
+        ("plan", "contributions"),
     ],
     ids=" ".join,
 )
 def test_arrays_that_are_no_sum_are_refused(names: tuple[str, ...]) -> None:
     with pytest.raises(MalformedError, match="a message lacks sum"):
         messages.sum_from_arrays(ArrayRecord({name: blob(b"x") for name in names}))
+
+
+@given(sums, st.data())
+def test_contributions_that_are_cut_or_claim_more_than_there_is_are_refused(
+    total: EncryptedSum, data: st.DataObject
+) -> None:
+    arrays = messages.sum_to_arrays(total)
+    whole = arrays["contributions"].data
+    for other in (whole[: data.draw(st.integers(0, max(len(whole) - 1, 0)))], whole + b"\xff" * 16, whole + b"\0"):
+        try:
+            made = messages.sum_from_arrays(ArrayRecord({**arrays, "contributions": blob(other)}))
+        except MalformedError:
+            continue
+        # Cut between two contributions: a sum of fewer, which their signatures and the plan then refuse.
+        assert made.contributions == total.contributions[: len(made.contributions)]
