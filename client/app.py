@@ -7,6 +7,7 @@ Flower's simulation, by the partition's number among the folders in the run's co
 from __future__ import annotations
 
 import logging
+import math
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ from flwr.clientapp import ClientApp
 from client.acceptance import accept, get_ready
 from client.epochs import accept_letter, lead_epoch
 from client.masking import reveal
-from client.opening import evaluate, open_sum
+from client.opening import open_sum
+from client.progress import look, shared
 from client.round import train_round
 from client.site import Site, open_site
 from privacy.errors import CloisterError, ConfigError
@@ -111,6 +113,7 @@ def train(site: Site, message: Message) -> RecordDict:
     report = {}
     if "epsilon" in site.settings.policy.share:
         report["epsilon"] = ledger.spent(limit.delta)
+    report = {name: value for name, value in report.items() if math.isfinite(value)}  # without noise, it is infinite
     return put_head(pack_update(update, report), sign_head(ledger, site.signing_key))
 
 
@@ -120,4 +123,5 @@ def open_and_evaluate(site: Site, message: Message) -> RecordDict:
     """Open a round's sum, keep the model, and report its digest."""
     accepted = accept(site, read_manifest(message.content))
     checkpoint = open_sum(site, accepted, take_sum(message.content))
-    return pack_opened(checkpoint.digest, evaluate(site, accepted.manifest, checkpoint))
+    found = look(site, accepted.manifest, checkpoint)
+    return pack_opened(checkpoint.digest, shared(found, site.settings.policy))

@@ -16,6 +16,7 @@ from flwr.app import Message
 
 from privacy.errors import CloisterError, ProtocolError, RunError
 from transport.ceremony import pack_lead, pack_letter, read_keys, read_letters
+from transport.contents import content_of
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 LEAD, ACCEPT = "query.lead", "query.accept"
 _SECONDS = 30.0
+_LISTED = 5  # failures that a sentence names
 _NUMBERS = 1 << 40  # no consortium comes so far; a site that says it has seen a higher epoch is not believed
 
 
@@ -62,7 +64,7 @@ class Ceremony:
                 self._journal.record("epoch", epoch=held[0], keys=held[1], leader=leader, sites=held[2])
                 return held
             failures.append(f"{leader}: too few sites took the keys that it made")
-        msg = f"the sites could not agree on keys: {'; '.join(failures)}"
+        msg = f"the sites could not agree on keys: {'; '.join(failures[:_LISTED])}"
         raise RunError(msg)
 
     def _largest(self, sites: list[str]) -> tuple[int, str, list[str]]:
@@ -113,8 +115,8 @@ class Ceremony:
     def _ask(self, grid: Grid, site: str, kind: str, content: RecordDict) -> RecordDict | None:
         message = Message(content, self._members.nodes[site], kind, ttl=_SECONDS, group_id="keys")
         for reply in grid.send_and_receive([message], timeout=_SECONDS):
-            if reply.has_error():
-                self._members.problems[site] = reply.error.reason or "it failed without a reason"
-                return None
-            return reply.content
+            try:
+                return content_of(reply)
+            except CloisterError as error:
+                self._members.problems[site] = str(error)
         return None

@@ -25,6 +25,7 @@ from privacy.summation import RunningSum
 from strategies.ceremony import Ceremony
 from strategies.masking import add_reveals, check_all_revealed, next_attempt
 from strategies.membership import Membership
+from strategies.metrics import averaged
 from strategies.rounds import OpenRound
 from transport.contents import (
     content_of,
@@ -35,10 +36,10 @@ from transport.contents import (
     sum_from_arrays,
     sum_to_arrays,
 )
-from transport.heads import put_head, read_head
+from transport.heads import find_head, put_head
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from flwr.serverapp import Grid
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 _LAST_SECONDS = 10.0  # for a site that is behind to come back before the run ends
 _MOST_FAILURES = 3  # rounds in a row that release nothing end the run
+_LISTED = 5  # problems that a sentence names
 
 
 class EncryptedFedAvg(Strategy):
@@ -178,27 +180,24 @@ class EncryptedFedAvg(Strategy):
         if not current.released or current.plan is None:
             return None
         models: dict[str, str] = {}
-        sums: dict[str, float] = {}
+        told: dict[str, Mapping[str, float]] = {}
         for reply in replies:
             site = self._members.site_of(reply.metadata.src_node_id)
             try:
                 models[site], metrics = read_opened(content_of(reply))
+                told[site] = current.hear(site, metrics)
             except CloisterError as error:
                 current.problems[site] = str(error)
-                continue
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
         self._members.settle(models, current.number)
         if not models:
             self._failures += 1
             self._record(reason="no site opened the sum, or none could say so; it is delivered again")
             return None
-        records = sums.pop("records", 0.0)
-        metrics = {name: value / records for name, value in sums.items()} if records else {}
+        found = averaged(told, self._manifest.settings.cohort.sizes)
         self._failures = 0
         self.released += 1
-        self._record(model=self._members.model, metrics=metrics)
-        return MetricRecord(dict(metrics))
+        self._record(model=self._members.model, metrics=found)
+        return MetricRecord(dict(found))
 
     def _collect(self, plan: RoundPlan, replies: Iterable[Message]) -> RunningSum:
         """Add updates as they arrive; note who sent none."""
@@ -219,14 +218,14 @@ class EncryptedFedAvg(Strategy):
     def _add(self, total: RunningSum, site: str, reply: Message) -> None:
         signed, report = read_update(content_of(reply))
         update = verify_update(signed, site, total.plan, self._manifest, self._roster)
-        self._members.heads.note(site, read_head(reply.content))
+        self._members.heads.note(site, find_head(reply.content))
         self._members.check_layout(update.header)
         total.add(update)
         # Training started from the run's model, so that is the model which the site has now.
         self._members.models[site] = total.plan.base_model
         self._round.bytes_up += sum(map(len, signed.chunks)) + len(signed.header) + len(signed.signature)
-        if "epsilon" in report:
-            self._round.epsilon[site] = report["epsilon"]
+        if "epsilon" in (numbers := self._round.hear(site, report)):
+            self._round.epsilon[site] = numbers["epsilon"]
 
     def _message(self, site: str, kind: str, content: Any) -> Message:  # noqa: ANN401 - a RecordDict
         if kind == MessageType.TRAIN:  # what is charged now comes after what was charged before
@@ -242,4 +241,6 @@ class EncryptedFedAvg(Strategy):
 
 
 def _listed(problems: dict[str, str]) -> str:
-    return "; ".join(f"{site}: {reason}" for site, reason in sorted(problems.items())) or "too few sites came"
+    few = [f"{site}: {reason}" for site, reason in sorted(problems.items())[:_LISTED]]
+    more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
+    return "; ".join(few + more) or "too few sites came"

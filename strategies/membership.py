@@ -18,7 +18,7 @@ from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.plan import read_plan
 from privacy.signing import verify
 from transport.contents import Readiness, content_of, pack_query, pack_sum, read_opened, read_readiness
-from transport.heads import put_head, read_head
+from transport.heads import find_head, put_head
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -177,7 +177,7 @@ class Membership:
                 if self.heads.of(readiness.site) and readiness.site != nodes.get(node):
                     others[node] = readiness.site
                     continue
-                self.heads.note(readiness.site, read_head(content))
+                self.heads.note(readiness.site, find_head(content))
                 self._admit(node, readiness)
             except RunError:
                 raise

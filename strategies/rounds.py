@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from privacy.plan import RoundPlan
+    from transport.reports import Told
 
 
 @dataclass
@@ -23,6 +26,12 @@ class OpenRound:
     epsilon: dict[str, float] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
+
+    def hear(self, site: str, told: Told) -> Mapping[str, float]:
+        """Return the numbers that a site told beside its reply; note if some were left out."""
+        if told.dropped:
+            self.problems[site] = told.dropped
+        return told.numbers
 
     def summary(self) -> dict[str, Any]:
         """Return it as an event of the journal."""
