@@ -99,6 +99,6 @@ def _append(path: Path, checkpoint: Checkpoint, count: int, found: Mapping[str, 
     with open(path, "a+b", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
         kept = file.read()
-        if f'{{"round": {checkpoint.round}, '.encode() not in kept:
-            torn = kept and not kept.endswith(b"\n")  # by a crash
+        whole, _, torn = kept.rpartition(b"\n")  # by a crash
+        if f'{{"round": {checkpoint.round}, '.encode() not in whole:
             file.write(b"\n" * bool(torn) + line.encode() + b"\n")
