@@ -7,6 +7,7 @@ from shutil import rmtree
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Context, Message, MessageType
 from numpy.typing import NDArray
 
@@ -108,10 +109,11 @@ def test_metrics_are_of_the_result(make_federation: FederationMaker) -> None:
     site = open_site(federation.paths[SITE])
     study, layout = site.study(manifest.settings.task), site.checkpoint(manifest, run).model.layout
     inputs, targets = study.held_out
-    of_result, of_last = (
-        float(study.task.loss(study.load_into(study.module(0), Model(vector, layout))(inputs), targets))
-        for vector in (result_of(federation), vector_of(last))
-    )
+    with torch.no_grad():
+        of_result, of_last = (
+            float(study.task.loss(study.load_into(study.module(0), Model(vector, layout))(inputs), targets))
+            for vector in (result_of(federation), vector_of(last))
+        )
     assert own_metrics(federation, SITE)[-1]["metrics"]["loss"] == pytest.approx(of_result)
     assert abs(of_result - of_last) > 1e-4
 

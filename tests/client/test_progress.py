@@ -113,6 +113,7 @@ def test_no_number_of_records_leaves_even_where_metrics_do(make_federation: Fede
     assert not numbers_of(replies) & true
     for reply in replies:
         for value in reply.content.get("metrics", MetricRecord()).values():
+            assert isinstance(value, float)
             assert value == float(f"{value:.2g}")  # a fraction with all its digits would tell
 
 
