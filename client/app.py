@@ -7,7 +7,6 @@ Flower's simulation, by the partition's number among the folders in the run's co
 from __future__ import annotations
 
 import logging
-import math
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,9 +28,12 @@ from transport.contents import pack_opened, pack_readiness, pack_update, read_ma
 from transport.flower import FAILED, reply
 from transport.heads import put_head, read_head
 from transport.masking import pack_revealed, read_reveal
+from transport.reports import LARGEST_EPSILON
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from privacy.ledger import Ledger
 
 log = logging.getLogger("cloister.agent")
 
@@ -110,11 +112,7 @@ def train(site: Site, message: Message) -> RecordDict:
     check_head(ledger, read_head(message.content), site.signing_key)
     plan, missed = read_train(message.content)
     update = train_round(site, document, plan, missed)
-    report = {}
-    if "epsilon" in site.settings.policy.share:
-        report["epsilon"] = ledger.spent(limit.delta)
-    report = {name: value for name, value in report.items() if math.isfinite(value)}  # without noise, it is infinite
-    return put_head(pack_update(update, report), sign_head(ledger, site.signing_key))
+    return put_head(pack_update(update, _report(site, ledger, limit.delta)), sign_head(ledger, site.signing_key))
 
 
 @app.evaluate()
@@ -125,3 +123,15 @@ def open_and_evaluate(site: Site, message: Message) -> RecordDict:
     checkpoint = open_sum(site, accepted, take_sum(message.content))
     found = look(site, accepted.manifest, checkpoint)
     return pack_opened(checkpoint.digest, shared(found, site.settings.policy))
+
+
+def _report(site: Site, ledger: Ledger, delta: float) -> dict[str, float]:
+    """Return what the policy lets out beside an update. What cannot be said is left out: the update is paid for."""
+    if "epsilon" not in site.settings.policy.share:
+        return {}
+    try:
+        spent = ledger.spent(delta)
+    except Exception:  # whatever an accountant meets
+        log.exception("the ε spent could not be computed for the report; the update is sent without it")
+        return {}
+    return {"epsilon": spent} if spent <= LARGEST_EPSILON else {}  # without noise, it is infinite

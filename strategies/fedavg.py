@@ -196,7 +196,7 @@ class EncryptedFedAvg(Strategy):
         found = averaged(told, self._manifest.settings.cohort.sizes)
         self._failures = 0
         self.released += 1
-        self._record(model=self._members.model, metrics=found)
+        self._record(model=self._members.model, metrics=found, sharing=sorted(site for site in told if told[site]))
         return MetricRecord(dict(found))
 
     def _collect(self, plan: RoundPlan, replies: Iterable[Message]) -> RunningSum:

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, Reco
 from google.protobuf.message import DecodeError
 
 from privacy.errors import MalformedError
-from privacy.foreign import quoted
+from privacy.foreign import plain, quoted
 from transport import cloister_pb2 as pb
 from transport.body import framed, split
 from transport.flower import instruction, reply, stamp
@@ -109,7 +109,7 @@ def decode_reply(data: Bytes, to: Message) -> Message:
             content = Error(parcel.failure.code, parcel.failure.reason[:1000])
         message = reply(content, to)
     except (ValueError, TypeError) as error:
-        msg = f"a reply holds records that Flower does not accept ({quoted(str(error))}); it was dropped"
+        msg = f"a reply holds records that Flower does not accept ({plain(str(error))}); it was dropped"
         raise MalformedError(msg) from error
     stamp(message, parcel.message_id)
     return message

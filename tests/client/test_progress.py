@@ -13,6 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord
 from client.app import app as client_app
 from client.progress import look
 from client.site import open_site
+from privacy.ledger import Ledger
 from privacy.manifest import Training
 from simulations.federation import Federation, SiteTerms
 from simulations.results import journal_path, read_own_metrics
@@ -90,6 +91,7 @@ def test_a_metric_is_averaged_over_the_sites_that_told_it(
     federation = make_federation(replace(SETTINGS, task=COUNTED), sharing(COUNTED, **shares))
     (event,) = run_with(federation)
     assert event["metrics"]["accuracy"] == 1.0
+    assert event["sharing"] == sorted(SITES)
     told = {site: float(f"{own_metrics(federation, site)[0]['metrics']['loss']:.2g}") for site in SITES}
     assert event["metrics"]["loss"] == pytest.approx(
         sum(SIZES[site] * told[site] for site in SITES) / sum(SIZES.values())
@@ -191,3 +193,15 @@ def test_settings_that_any_tool_writes_share_epsilon_alone(tmp_path: Path) -> No
     federation.write_settings("north", "localhost:1", SiteTerms(tasks=(SETTINGS.task,)))
     text: Any = (tmp_path / "north" / "site.toml").read_text()
     assert 'share = ["epsilon"] ' in text
+
+
+def test_an_epsilon_that_cannot_be_computed_does_not_keep_an_update_back(
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> float:
+        raise OverflowError
+
+    monkeypatch.setattr(Ledger, "spent", fail)
+    (event,) = run_with(make_federation())
+    assert event["released"]
+    assert (sorted(event["sites"]), event["problems"], event["epsilon"]) == (sorted(SITES), {}, {})

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cloister.view import LineFormatter, RoundTable
 
-EVENT = {
+EVENT: dict[str, object] = {
     "event": "round", "round": 1, "released": True, "sites": ["a"], "problems": {}, "epsilon": {"a": 0.5},
     "bytes_up": 1, "seconds": 0.1,
 }  # fmt: skip
