@@ -1,13 +1,14 @@
 """The agent as a Flower `ClientApp`: query (does this site take part?), train, evaluate.
 
-The same app runs under every engine. It finds its site in the node's configuration (`site`, a path), or, in
-Flower's simulation, by the partition's number among the folders in the run's configuration (`sites`).
+`app` runs under Flower's own engines. It finds its site in the node's configuration (`site`, a path), or, in Flower's
+simulation, by the partition's number among the folders in the run's configuration (`sites`). An agent, and the `inline`
+engine, have opened their sites already, and make the app with them.
 """
 
 from __future__ import annotations
 
 import logging
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,27 +40,43 @@ log = logging.getLogger("cloister.agent")
 
 REFUSED = 100  # code of the error reply of a site that says no
 
-app = ClientApp()
+
+def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
+    """Make the app of nodes whose sites are open, or are opened by `site_of`, which is called for every message."""
+    app = ClientApp()
+    for register, work in (
+        (app.query(), query), (app.query("lead"), lead), (app.query("accept"), accept_keys),
+        (app.query("reveal"), reveal_mask), (app.train(), train), (app.evaluate(), open_and_evaluate),
+    ):  # fmt: skip
+        register(_answering(site_of, work))
+    return app
 
 
 def _site(context: Context) -> Site:
     if named := context.node_config.get("site"):
         return open_site(Path(str(named)))
     partition = context.node_config.get("partition-id")
-    folders = sorted(path.parent for path in Path(str(context.run_config.get("sites", ""))).glob("*/site.toml"))
+    folders = _folders(str(context.run_config.get("sites", "")))
     if not isinstance(partition, int) or partition >= len(folders):
         msg = "this node does not know its site; set `site` in its configuration, or `sites` in the run's"
         raise ConfigError(msg)
     return open_site(folders[partition])
 
 
-def _answering(work: Callable[[Site, Message], RecordDict]) -> Callable[[Message, Context], Message]:
+@lru_cache(maxsize=1)
+def _folders(sites: str) -> list[Path]:
+    return sorted(path.parent for path in Path(sites).glob("*/site.toml"))
+
+
+def _answering(
+    site_of: Callable[[Context], Site], work: Callable[[Site, Message], RecordDict]
+) -> Callable[[Message, Context], Message]:
     """Turn errors into error replies that tell the server no more than may leave the site."""
 
     @wraps(work)
     def answer(message: Message, context: Context) -> Message:
         try:
-            return reply(work(_site(context), message), message)
+            return reply(work(site_of(context), message), message)
         except CloisterError as error:
             log.warning("%s: %s", message.metadata.message_type, error)
             return reply(Error(REFUSED, error.public), message)
@@ -70,8 +87,6 @@ def _answering(work: Callable[[Site, Message], RecordDict]) -> Callable[[Message
     return answer
 
 
-@app.query()
-@_answering
 def query(site: Site, message: Message) -> RecordDict:
     """Say whether this site takes part."""
     document, known = read_manifest(message.content), read_head(message.content)
@@ -80,31 +95,23 @@ def query(site: Site, message: Message) -> RecordDict:
     return put_head(pack_readiness(readiness), sign_head(ledger, site.signing_key))
 
 
-@app.query("lead")
-@_answering
 def lead(site: Site, message: Message) -> RecordDict:
     """Make the keys of a new epoch and seal them to every member."""
     keys, letters = lead_epoch(site, read_lead(message.content))
     return pack_keys(keys.epoch, keys.fingerprint, letters)
 
 
-@app.query("accept")
-@_answering
 def accept_keys(site: Site, message: Message) -> RecordDict:
     """Take the keys that another site made."""
     keys = accept_letter(site, *read_letter_from(message.content))
     return pack_keys(keys.epoch, keys.fingerprint)
 
 
-@app.query("reveal")
-@_answering
 def reveal_mask(site: Site, message: Message) -> RecordDict:
     """Reveal the seed of this site's mask, once its whole cohort has sent an update."""
     return pack_revealed(reveal(site, read_manifest(message.content), *read_reveal(message.content)))
 
 
-@app.train()
-@_answering
 def train(site: Site, message: Message) -> RecordDict:
     """Train a round and return the signed, encrypted update."""
     document = read_manifest(message.content)
@@ -115,8 +122,6 @@ def train(site: Site, message: Message) -> RecordDict:
     return put_head(pack_update(update, _report(site, ledger, limit.delta)), sign_head(ledger, site.signing_key))
 
 
-@app.evaluate()
-@_answering
 def open_and_evaluate(site: Site, message: Message) -> RecordDict:
     """Open a round's sum, keep the model, and report its digest."""
     accepted = accept(site, read_manifest(message.content))
@@ -135,3 +140,6 @@ def _report(site: Site, ledger: Ledger, delta: float) -> dict[str, float]:
         log.exception("the ε spent could not be computed for the report; the update is sent without it")
         return {}
     return {"epsilon": spent} if spent <= LARGEST_EPSILON else {}  # without noise, it is infinite
+
+
+app = make_app(_site)

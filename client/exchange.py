@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from transport.channel import TlsFiles
 
-_WAIT_SECONDS = 20.0
+WAIT_SECONDS = 20.0
 _TRANSFER_SECONDS = 600.0
 _MAX_BODY = 4 << 30
 
@@ -53,16 +53,16 @@ class Exchange:
         """Close it."""
         self._channel.close()
 
-    def pull(self) -> bytearray | None:
-        """Wait for a message for up to 20 seconds; return its bytes, or None if there was none.
+    def pull(self, wait: float = WAIT_SECONDS) -> bytearray | None:
+        """Wait for a message for up to `wait` seconds; return its bytes, or None if there was none.
 
         Raises:
             UnreachableError: if the server does not answer.
             AuthenticityError: if it knows no such site.
         """
-        request = pb.PullRequest(protocol=PROTOCOL, wait_seconds=_WAIT_SECONDS)
+        request = pb.PullRequest(protocol=PROTOCOL, wait_seconds=wait)
         try:
-            return assemble(self._pull(request, timeout=_WAIT_SECONDS + _TRANSFER_SECONDS), _MAX_BODY)
+            return assemble(self._pull(request, timeout=wait + _TRANSFER_SECONDS), _MAX_BODY)
         except grpc.RpcError as error:
             raise self._named(error) from error
 

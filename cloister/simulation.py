@@ -64,7 +64,7 @@ def run_here(study: Study, console: Console) -> Results:
         CloisterError: if the run failed.
     """
     for site in study.federation.sites:
-        study.federation.write_settings(site, "localhost:0", study.terms)
+        study.federation.write_settings(site, "localhost:1", study.terms)
     own = partial(read_own_metrics, study.federation) if study.settings.training else None
     with RoundTable(console, own=own) as table:
         listen(table)

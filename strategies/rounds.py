@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from privacy.plan import RoundPlan
     from transport.reports import Told
 
+_LISTED = 5  # problems that a sentence names
+
 
 @dataclass
 class OpenRound:
@@ -32,6 +34,13 @@ class OpenRound:
         if told.dropped:
             self.problems[site] = told.dropped
         return told.numbers
+
+    @property
+    def listed(self) -> str:
+        """The problems as part of a sentence, which names a few of them."""
+        few = [f"{site}: {reason}" for site, reason in sorted(self.problems.items())[:_LISTED]]
+        more = [f"and {len(self.problems) - _LISTED} more"] if len(self.problems) > _LISTED else []
+        return "; ".join(few + more) or "too few sites came"
 
     def summary(self) -> dict[str, Any]:
         """Return it as an event of the journal."""

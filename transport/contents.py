@@ -11,8 +11,9 @@ of record that Flower's own engines send in chunks.
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import asdict, dataclass, replace
-from itertools import starmap
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -26,23 +27,15 @@ from transport.heads import has_unreadable_head
 from transport.reports import read_metrics, read_report
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from flwr.app import Message
 
     from transport.reports import Told
 
 _MAX_SUMS = 10_000
-_SUM = (
-    "plan",
-    "codes",
-    "header",
-    "signature",
-    "seeds",
-    "reveal",
-    "c0",
-    "c1",
-)  # the arrays of a sum; all but the first two are numbered
+_SUM = ("plan", "codes", "contributions", "c0", "c1")  # the arrays of a sum; the last two are numbered
+_LENGTHS = struct.Struct(">4I")  # of a contribution's header, signature, seeds and reveal
 
 
 @dataclass(frozen=True)
@@ -176,14 +169,7 @@ def read_opened(content: RecordDict) -> tuple[str, Told]:
 
 def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:
     """Put a sum into the arrays that a Flower strategy passes on as "the model"."""
-    arrays = {"plan": total.plan, "codes": total.codes}
-    for index, part in enumerate(total.contributions):
-        arrays |= {
-            f"header-{index}": part.header,
-            f"signature-{index}": part.signature,
-            f"seeds-{index}": part.seeds,
-            f"reveal-{index}": part.reveal,
-        }
+    arrays = {"plan": total.plan, "codes": total.codes, "contributions": _join(total.contributions)}
     for name, chunks in (("c0", total.c0), ("c1", total.c1)):
         arrays |= {f"{name}-{index}": chunk for index, chunk in enumerate(chunks)}
     return ArrayRecord({name: blob(data) for name, data in arrays.items()})
@@ -198,15 +184,36 @@ def sum_from_arrays(arrays: ArrayRecord) -> EncryptedSum:
     parts: dict[str, list[bytes]] = {}
     for name, array in arrays.items():
         kind, _, number = name.partition("-")
-        expected = "" if kind in {"plan", "codes"} else str(len(parts.get(kind, ())))
+        expected = str(len(parts.get(kind, ()))) if kind in {"c0", "c1"} else ""
         if kind not in _SUM or number != expected:
             lacks("sum")
         parts.setdefault(kind, []).append(array.data)
-    plan, codes, headers, signatures, seeds, reveals, c0, c1 = (parts.get(kind, []) for kind in _SUM)
-    if len(plan) != 1 or len(codes) != 1 or not len(headers) == len(signatures) == len(seeds) == len(reveals):
+    plan, codes, contributions, c0, c1 = (parts.get(kind, []) for kind in _SUM)
+    if not len(plan) == len(codes) == len(contributions) == 1:
         lacks("sum")
-    contributions = tuple(starmap(Contribution, zip(headers, signatures, seeds, reveals, strict=True)))
-    return EncryptedSum(plan[0], contributions, tuple(c0), codes[0], tuple(c1))
+    return EncryptedSum(plan[0], tuple(_split(contributions[0])), tuple(c0), codes[0], tuple(c1))
+
+
+def _join(contributions: Sequence[Contribution]) -> bytes:
+    """Put all contributions into one array: of a thousand sites, four arrays each would take most of a round."""
+    return b"".join(
+        _LENGTHS.pack(*map(len, parts)) + b"".join(parts)
+        for each in contributions
+        for parts in [(each.header, each.signature, each.seeds, each.reveal)]
+    )
+
+
+def _split(data: bytes) -> Iterator[Contribution]:
+    place = 0
+    while place < len(data):
+        if len(data) - place < _LENGTHS.size:
+            lacks("sum.contributions")
+        lengths, place = _LENGTHS.unpack_from(data, place), place + _LENGTHS.size
+        ends = list(accumulate(lengths, initial=place))
+        if ends[-1] > len(data):
+            lacks("sum.contributions")
+        yield Contribution(*(data[start:end] for start, end in pairwise(ends)))
+        place = ends[-1]
 
 
 def _put_sum(content: RecordDict, name: str, total: EncryptedSum) -> None:
