@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from strategies.membership import Membership
 
 LEAD, ACCEPT = "query.lead", "query.accept"
+_LISTED = 5  # failures that a sentence names
 _NUMBERS = 1 << 40  # no consortium comes so far; a site that says it has seen a higher epoch is not believed
 
 
@@ -64,7 +65,7 @@ class Ceremony:
                 self._journal.record("epoch", epoch=held[0], keys=held[1], leader=leader, sites=held[2])
                 return held
             failures.append(f"{leader}: too few sites took the keys that it made")
-        msg = f"the sites could not agree on keys: {'; '.join(failures)}"
+        msg = f"the sites could not agree on keys: {'; '.join(failures[:_LISTED])}"
         raise RunError(msg)
 
     def _largest(self, sites: list[str]) -> tuple[int, str, list[str]]:

@@ -26,6 +26,7 @@ from strategies.attention import Attention
 from strategies.ceremony import Ceremony
 from strategies.masking import add_reveals, check_all_revealed, next_attempt
 from strategies.membership import Membership
+from strategies.metrics import averaged
 from strategies.rounds import OpenRound
 from transport.contents import (
     content_of,
@@ -36,10 +37,10 @@ from transport.contents import (
     sum_from_arrays,
     sum_to_arrays,
 )
-from transport.heads import put_head, read_head
+from transport.heads import find_head, put_head
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from flwr.serverapp import Grid
 
@@ -95,7 +96,7 @@ class EncryptedFedAvg(Strategy):
         """
         del arrays, config
         if self._failures >= _MOST_FAILURES:
-            msg = f"{self._failures} rounds in a row released nothing: {_listed(self._round.problems)}"
+            msg = f"{self._failures} rounds in a row released nothing: {self._round.listed}"
             raise RunError(msg)
         self._round = current = OpenRound(server_round)
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
@@ -190,29 +191,26 @@ class EncryptedFedAvg(Strategy):
         if not current.released or current.plan is None:
             return None
         models: dict[str, str] = {}
-        sums: dict[str, float] = {}
+        told: dict[str, Mapping[str, float]] = {}
         names = self._members.names()
         for node, reply in self._attention.hear(self._grid, replies, lambda: bool(models)):
             if (site := names[node]) in models:
                 continue
             try:
                 models[site], metrics = read_opened(content_of(reply))
+                told[site] = current.hear(site, metrics)
             except CloisterError as error:
                 current.problems[site] = str(error)
-                continue
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
         self._members.settle(models, current.number)
         if not models:
             self._failures += 1
             self._record(reason="no site opened the sum, or none could say so; it is delivered again")
             return None
-        records = sums.pop("records", 0.0)
-        metrics = {name: value / records for name, value in sums.items()} if records else {}
+        found = averaged(told, self._manifest.settings.cohort.sizes)
         self._failures = 0
         self.released += 1
-        self._record(model=self._members.model, metrics=metrics)
-        return MetricRecord(dict(metrics))
+        self._record(model=self._members.model, metrics=found, sharing=sorted(site for site in told if told[site]))
+        return MetricRecord(dict(found))
 
     def _collect(self, plan: RoundPlan, replies: Iterable[Message]) -> RunningSum:
         """Add updates as they arrive; note who sent none."""
@@ -226,7 +224,6 @@ class EncryptedFedAvg(Strategy):
             try:
                 self._add(total, site, reply)
                 added.add(site)
-                problems.pop(site, None)
             except CloisterError as error:
                 problems[site] = str(error)
         self._members.heads.save()
@@ -240,14 +237,15 @@ class EncryptedFedAvg(Strategy):
     def _add(self, total: RunningSum, site: str, reply: Message) -> None:
         signed, report = read_update(content_of(reply))
         update = verify_update(signed, site, total.plan, self._manifest, self._roster)
-        self._members.heads.note(site, read_head(reply.content))
+        self._members.heads.note(site, find_head(reply.content))
         self._members.check_layout(update.header)
         total.add(update)
         # Training started from the run's model, so that is the model which the site has now.
         self._members.models[site] = total.plan.base_model
         self._round.bytes_up += sum(map(len, signed.chunks)) + len(signed.header) + len(signed.signature)
-        if "epsilon" in report:
-            self._round.epsilon[site] = report["epsilon"]
+        self._round.problems.pop(site, None)
+        for spent in self._round.hear(site, report).values():  # of ε alone, if at all
+            self._round.epsilon[site] = spent
 
     def _message(self, site: str, kind: str, content: Any) -> Message:  # noqa: ANN401 - a RecordDict
         if kind == MessageType.TRAIN:  # what is charged now comes after what was charged before
@@ -260,7 +258,3 @@ class EncryptedFedAvg(Strategy):
 
     def _record(self, **details: Any) -> None:  # noqa: ANN401
         self._journal.record("round", **self._round.summary(), **details)
-
-
-def _listed(problems: dict[str, str]) -> str:
-    return "; ".join(f"{site}: {reason}" for site, reason in sorted(problems.items())) or "too few sites came"

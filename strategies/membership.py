@@ -20,7 +20,7 @@ from privacy.plan import read_plan
 from privacy.signing import verify
 from strategies.attention import GRACE, POLL_SECONDS, Attention
 from transport.contents import Readiness, content_of, pack_query, pack_sum, read_opened, read_readiness
-from transport.heads import put_head, read_head
+from transport.heads import find_head, put_head
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -208,7 +208,7 @@ class Membership:
                 self._claimed[node] = readiness.site
                 self._ask(grid, node)
                 return
-            self.heads.note(readiness.site, read_head(content))
+            self.heads.note(readiness.site, find_head(content))
             self._admit(node, readiness)
         except RunError:
             raise

@@ -1,5 +1,6 @@
 """Small federations for tests: real keys, certificates, records and settings, and runs with any nodes one likes."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -67,7 +68,6 @@ TERMS = SiteTerms(
     epsilon=inf,
     maximum_epsilon=inf,
     minimum_noise_multiplier=0.0,
-    share=("epsilon", "loss"),
     file="records.csv",
     device="cpu",
 )
@@ -176,6 +176,12 @@ def run_with(
 def rounds_of(federation: Federation) -> list[dict[str, Any]]:
     """The events of the run's rounds, as far as the server wrote them."""
     return [event for event in read_events(journal_path(federation)) if event["event"] == "round"]
+
+
+def own_metrics(federation: Federation, site: str) -> list[dict[str, Any]]:
+    """What a site wrote into its own folder about its runs' rounds; strict JSON."""
+    lines = [line for file in (federation.paths[site] / "metrics").glob("*") for line in file.read_text().splitlines()]
+    return [json.loads(line, parse_constant=float.fromhex) for line in lines]
 
 
 def models_of(federation: Federation) -> dict[str, bytes]:
