@@ -302,4 +302,4 @@ def test_a_site_that_says_no_is_not_waited_for(make_federation: FederationMaker)
 
     (event,) = run_with(federation, answer)
     assert event["cohort"] == OTHERS
-    assert event["problems"] == {EAST: "not now"}
+    assert event["problems"] == {EAST: "“not now”"}

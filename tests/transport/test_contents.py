@@ -37,7 +37,9 @@ digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 heads = st.builds(SignedHead, digests, st.binary(min_size=64, max_size=64))
 sites = st.from_regex(SITE, fullmatch=True)
 counts = st.integers(1, 2**63 - 1)
-readinesses = st.builds(Readiness, sites, digests, counts, digests, counts, digests, counts, blobs)
+readinesses = st.builds(
+    Readiness, sites, digests, counts, digests, counts, digests, counts, st.lists(sites, max_size=3, unique=True), blobs
+)
 
 READERS: dict[str, Callable[[RecordDict], object]] = {
     "lead": ceremony.read_lead,
