@@ -72,6 +72,8 @@ def attend(path: Path, stop: Event) -> None:
 
     site = Site(place)
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
+    if metrics := site.settings.policy.metrics:
+        log.warning("`share` lists %s: told after every round without noise, and in no ε", ", ".join(metrics))
     with gather(site.device, stop.set) as site.team:
         for task, count in site.check_records().items():
             log.info("data: %d training records, fit %s", count, task)

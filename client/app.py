@@ -18,7 +18,8 @@ from flwr.clientapp import ClientApp
 from client.acceptance import accept, get_ready
 from client.epochs import accept_letter, accept_pairs, lead_epoch
 from client.masking import agree, reveal
-from client.opening import evaluate, open_sum
+from client.opening import open_sum
+from client.progress import look, shared
 from client.round import train_round
 from client.site import Site, open_site
 from privacy.errors import CloisterError, ConfigError
@@ -28,9 +29,12 @@ from transport.contents import pack_opened, pack_readiness, pack_update, read_ma
 from transport.flower import FAILED, reply
 from transport.heads import put_head, read_head
 from transport.masking import pack_agreed, pack_revealed, read_contributors, read_signatures
+from transport.reports import LARGEST_EPSILON
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from privacy.ledger import Ledger
 
 log = logging.getLogger("cloister.agent")
 
@@ -133,17 +137,27 @@ def train(site: Site, message: Message) -> RecordDict:
     check_head(ledger, read_head(message.content), site.signing_key)
     plan, missed = read_train(message.content)
     update = train_round(site, document, plan, missed)
-    report = {}
-    if "epsilon" in site.settings.policy.share:
-        report["epsilon"] = ledger.spent(limit.delta)
-    return put_head(pack_update(update, report), sign_head(ledger, site.signing_key))
+    return put_head(pack_update(update, _report(site, ledger, limit.delta)), sign_head(ledger, site.signing_key))
 
 
 def open_and_evaluate(site: Site, message: Message) -> RecordDict:
     """Open a round's sum, keep the model, and report its digest."""
     accepted = accept(site, read_manifest(message.content))
     checkpoint = open_sum(site, accepted, take_sum(message.content))
-    return pack_opened(checkpoint.digest, evaluate(site, accepted.manifest, checkpoint))
+    found = look(site, accepted.manifest, checkpoint)
+    return pack_opened(checkpoint.digest, shared(found, site.settings.policy))
+
+
+def _report(site: Site, ledger: Ledger, delta: float) -> dict[str, float]:
+    """Return what the policy lets out beside an update. What cannot be said is left out: the update is paid for."""
+    if "epsilon" not in site.settings.policy.share:
+        return {}
+    try:
+        spent = ledger.spent(delta)
+    except Exception:  # whatever an accountant meets
+        log.exception("the ε spent could not be computed for the report; the update is sent without it")
+        return {}
+    return {"epsilon": spent} if spent <= LARGEST_EPSILON else {}  # without noise, it is infinite
 
 
 app = make_app(_site)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError, UnreachableError
+from privacy.foreign import quoted
 from transport import cloister_pb2 as pb
 from transport.channel import SERVICE, open_channel
 from transport.framing import PROTOCOL, assemble, to_frames
@@ -79,7 +80,7 @@ class Exchange:
         return bool(receipt.status == pb.Receipt.ACCEPTED)
 
     def _named(self, error: grpc.RpcError) -> AuthenticityError | MalformedError | ProtocolError | UnreachableError:
-        code, details = error.code(), error.details() or "no reason given"
+        code, details = error.code(), quoted(error.details() or "no reason given")
         if code in _REFUSALS:
             return AuthenticityError(f"the server at {self._address} refuses this site: {details}")
         if code in _MISFITS:

@@ -9,8 +9,6 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from client.checkpoint import Checkpoint
 from privacy.agreement import absent_from
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from client.site import Site
     from privacy.epoch import EpochKeys
     from privacy.header import UpdateHeader
-    from privacy.manifest import Manifest
     from privacy.packing import Packing
     from privacy.plan import RoundPlan
     from privacy.summation import EncryptedSum
@@ -103,21 +100,3 @@ def _seeds(
         own[header.site] = open_seed(part.reveal, keys.secret, plan, header.site, header.mask)
         pairs[header.site] = open_pairs(part.pairs, absent, keys.secret, plan, header.site, header.pairs)
     return own, pairs
-
-
-def evaluate(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, float]:
-    """Return sums of metrics over the held-out records, and their number, as far as the site's policy shares them."""
-    if not manifest.settings.training:
-        return {}
-    study, shared = site.study(manifest.settings.task), site.settings.policy.share
-    inputs, targets = study.held_out
-    if not len(inputs) or not set(shared) - {"epsilon"}:
-        return {}
-    model = site.models.result(manifest.settings, checkpoint)
-    module = study.load_into(study.module(manifest.settings.model_seed), model)
-    module.eval()
-    with torch.no_grad():
-        outputs = module(inputs)
-        found = {"loss": float(study.task.loss(outputs, targets)) * len(inputs)}
-        found |= {name: float(values.sum()) for name, values in study.task.metrics(outputs, targets).items()}
-    return {name: value for name, value in found.items() if name in shared} | {"records": float(len(inputs))}

@@ -108,7 +108,7 @@ class SignedDocument:
             msg = f"the first line of this {kind} was rewritten; ask the coordinator for the original file"
             raise MalformedError(msg)
         if said != kind:
-            msg = f"this is a signed {said!a}, where a {kind} is needed"
+            msg = f"this is a signed {said[:40]!a}, where a {kind} is needed"
             raise MalformedError(msg)
         verify(key, kind, payload, signature)
         return cls(kind, payload, signature)

@@ -46,7 +46,7 @@ class SiteTerms:
     collusion_resistant: bool = True
     shared_noise: bool = False
     colluding_sites: int = 1
-    share: tuple[str, ...] = ("epsilon", "loss", "accuracy")
+    share: tuple[str, ...] = ("epsilon",)
     file: str = "patients.csv"
     device: str = "auto"
 
@@ -150,7 +150,7 @@ minimum_cohort = {terms.minimum_cohort}
 collusion_resistant = {json.dumps(terms.collusion_resistant)}   # true: only runs with masks
 shared_noise = {json.dumps(terms.shared_noise)}   # true: also runs in which a site adds only a share of the noise
 colluding_sites = {terms.colluding_sites}   # a run must bear at least this many sites that join forces with the server
-share = {json.dumps(list(terms.share))}
+share = {json.dumps(list(terms.share))}   # what else leaves; metrics, if listed here, without noise and in no ε
 """
         write_atomically(self.paths[site] / "site.toml", text.encode())
 

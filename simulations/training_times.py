@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-Mode = Literal["plain", "auto", "hooks", "functorch", "ghost"]
-MODES: tuple[Mode, ...] = ("plain", "auto", "hooks", "functorch", "ghost")
+Mode = Literal["plain", "auto", "hooks", "functorch"]
+MODES: tuple[Mode, ...] = ("plain", "auto", "hooks", "functorch")
 _LEARNING_RATE = 1e-3
 _STEPS = {32: 12, 256: 3}  # at a time, by batch
 
@@ -90,7 +90,7 @@ class Course:
             encryption=Encryption(update_bound=1.0, collusion_resistant=False),
             cohort=Cohort(dict.fromkeys(("one", "two", "three"), count)),
         )
-        return Manifest(settings, 1.0, roster_version=1, nonce="0" * 16, created="")
+        return Manifest(settings, 1.0, roster_version=1, nonce="0" * 16, created="", expires=0.0)
 
     def chosen(self) -> Choice:
         """Return what `auto` chooses."""

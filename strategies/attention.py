@@ -70,9 +70,10 @@ class Attention:
                 forgiven |= kinds
                 self._away.discard(node)
         now = time.time()
-        self._open = {
-            name: each for name, each in self._open.items() if each.metadata.created_at + each.metadata.ttl > now
-        }
+        for name, said in [(name, each.metadata) for name, each in self._open.items()]:
+            if said.created_at + said.ttl < now:
+                del self._open[name]
+                self.silent(said.dst_node_id, said.message_type)
 
     def silent(self, node: int, kind: str) -> None:
         """Note that a node let a message pass."""

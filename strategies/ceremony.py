@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 LEAD, ACCEPT, PAIRS = "query.lead", "query.accept", "query.pairs"
 _TRIES = 2  # to bring secrets of masks; the second with letters that were lost before
+_LISTED = 5  # failures that a sentence names
 
 
 def next_epoch(seen: Collection[int], own: int) -> int:
@@ -95,7 +96,7 @@ class Ceremony:
                 self._journal.record("epoch", epoch=held[0], keys=held[1], leader=leader, sites=held[2])
                 return held
             failures.append(f"{leader}: too few sites took the keys that it made")
-        msg = f"the sites could not agree on keys: {'; '.join(failures)}"
+        msg = f"the sites could not agree on keys: {'; '.join(failures[:_LISTED])}"
         raise RunError(msg)
 
     def _largest(self, sites: list[str]) -> tuple[int, str, list[str]]:

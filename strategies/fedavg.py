@@ -18,17 +18,16 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
-from privacy.agreement import without_disputes
 from privacy.envelope import verify_update
 from privacy.errors import CloisterError, ProtocolError, RunError
-from privacy.masking import disputes
 from privacy.plan import RoundPlan
 from privacy.shared import colluding_sites
 from privacy.summation import RunningSum
 from strategies.attention import Attention
 from strategies.ceremony import Ceremony
-from strategies.masking import add_reveals, agree_on, check_all_revealed, next_attempt
+from strategies.masking import Masking
 from strategies.membership import Membership
+from strategies.metrics import averaged
 from strategies.rounds import OpenRound
 from transport.contents import (
     content_of,
@@ -39,21 +38,19 @@ from transport.contents import (
     sum_from_arrays,
     sum_to_arrays,
 )
-from transport.heads import put_head, read_head
+from transport.heads import find_head, put_head
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from flwr.serverapp import Grid
 
     from privacy.manifest import SignedRun
     from privacy.roster import Roster
-    from privacy.summation import EncryptedSum
     from strategies.heads import Heads
     from strategies.journal import Journal
     from strategies.letters import Letters
 
-_DISPUTE = "it and another site committed to different masks towards each other"
 _LAST = 0.1  # of a deadline: for a site that is behind to come back before the run ends
 _MOST_FAILURES = 3  # rounds in a row that release nothing end the run
 
@@ -70,13 +67,11 @@ class EncryptedFedAvg(Strategy):
         self._members = Membership(
             run.document, run.digest, roster, journal, heads, self._attention, tuple(cohort.sizes)
         )
-        self._masked = self._manifest.settings.encryption.collusion_resistant
-        self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch, masked=self._masked)
+        masked = self._manifest.settings.encryption.collusion_resistant
+        self._masks = Masking(self._members, colluding_sites(self._manifest.settings)) if masked else None
+        self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch, masked=masked)
         self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds
-        self._withheld: dict[str, int] = {}  # how often a site let a round down by keeping its mask
-        self._left_out: dict[str, int] = {}  # until which round it is left out for that
-        self._disputes: set[tuple[str, str]] = set()  # pairs of whom one lies about their mask: planned for in turn
         self._failures = 0
         self.released = 0
 
@@ -101,7 +96,7 @@ class EncryptedFedAvg(Strategy):
         """
         del arrays, config
         if self._failures >= _MOST_FAILURES:
-            msg = f"{self._failures} rounds in a row released nothing: {_listed(self._round.problems)}"
+            msg = f"{self._failures} rounds in a row released nothing: {self._round.listed}"
             raise RunError(msg)
         self._round = current = OpenRound(server_round)
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
@@ -112,12 +107,13 @@ class EncryptedFedAvg(Strategy):
         current.started = time.monotonic()  # what came before was waiting for sites
         if len(present) < cohort.minimum or self._members.model is None:
             return []
-        unpaired = {sorted(pair)[server_round % 2] for pair in self._disputes if set(pair) <= set(present)}
-        reliable = [site for site in present if self._left_out.get(site, 0) < server_round and site not in unpaired]
+        reliable = self._masks.reliable(present, server_round) if self._masks else present
         present = reliable if len(reliable) >= cohort.minimum else present
         busy = self._attention.asked(MessageType.TRAIN)  # with an earlier round, for which nobody waits any more
         idle = [site for site in present if self._members.nodes[site] not in busy]
         present = idle if len(idle) >= cohort.minimum else present
+        for site in self._members.nodes.keys() - set(present):
+            current.problems.setdefault(site, "left out: it let an earlier round down")
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
         current.plan = plan = RoundPlan(
             run=self._run,
@@ -150,7 +146,7 @@ class EncryptedFedAvg(Strategy):
         total = self._collect(plan, replies)
         current.contributors = total.sites
         try:
-            result = self._unmasked(total) if self._masked else total.close()
+            result = self._masks.unmask(self._grid, current, total, self._attempt) if self._masks else total.close()
         except ProtocolError as error:
             self._close_unreleased(str(error))
             return None, None
@@ -182,63 +178,34 @@ class EncryptedFedAvg(Strategy):
         if not current.released or current.plan is None:
             return None
         models: dict[str, str] = {}
-        sums: dict[str, float] = {}
+        told: dict[str, Mapping[str, float]] = {}
         names = self._members.names()
         for node, reply in self._attention.hear(self._grid, replies, lambda: bool(models)):
             if (site := names[node]) in models:
                 continue
             try:
                 models[site], metrics = read_opened(content_of(reply))
+                told[site] = current.hear(site, metrics)
             except CloisterError as error:
                 current.problems[site] = str(error)
-                continue
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
         self._members.settle(models, current.number)
         if not models:
             self._failures += 1
             self._record(reason="no site opened the sum, or none could say so; it is delivered again")
             return None
-        records = sums.pop("records", 0.0)
-        metrics = {name: value / records for name, value in sums.items()} if records else {}
+        found = averaged(told, self._manifest.settings.cohort.sizes)
         self._failures = 0
         self.released += 1
-        self._record(model=self._members.model, metrics=metrics)
-        return MetricRecord(dict(metrics))
+        self._record(model=self._members.model, metrics=found, sharing=sorted(site for site in told if told[site]))
+        return MetricRecord(dict(found))
 
-    def _unmasked(self, total: RunningSum) -> EncryptedSum:
-        """Have the contributors to a masked sum agree on each other, in attempts, and reveal the seeds of their masks.
-
-        Raises:
-            ProtocolError: if fewer than the minimum are left, or one keeps its mask after all agreed.
-        """
-        current, colluding = self._round, colluding_sites(self._manifest.settings)
-        while True:
-            current.contributors = total.sites
-            closed, disputed = total.close(), disputes(total.commitments, total.plan)
-            self._disputes |= set(disputed)
-            problems = dict.fromkeys(without_disputes(disputed, colluding), _DISPUTE)
-            if not problems:
-                closed, signatures, problems = agree_on(self._grid, self._members, closed, total.sites)
-            current.problems |= problems
-            if not problems:
-                break
-            plan = next_attempt(total.plan, [site for site in total.sites if site not in problems], self._seconds)
-            if len(plan.cohort) < plan.minimum_cohort:
-                msg = f"round {plan.round}: too few sites are left: {_listed(problems)}"
-                raise ProtocolError(msg)
-            current.plan = plan
-            content = pack_train(self._document, plan.to_bytes(), [])
-            messages = [self._message(site, MessageType.TRAIN, content) for site in plan.cohort]
-            waited = self._attention.send(self._grid, messages, plan.minimum_cohort)
-            total = self._collect(plan, self._grid.send_and_receive(waited, timeout=self._seconds))
-        result, withheld = add_reveals(self._grid, self._members, closed, signatures)
-        current.problems |= withheld
-        for site in withheld:
-            self._withheld[site] = self._withheld.get(site, 0) + 1
-            self._left_out[site] = current.number + 2 ** self._withheld[site]
-        check_all_revealed(withheld, current.number)
-        return result
+    def _attempt(self, plan: RoundPlan) -> RunningSum:
+        """Have a plan's cohort send their updates of this round again, under its masks."""
+        self._round.plan = plan
+        content = pack_train(self._document, plan.to_bytes(), [])
+        messages = [self._message(site, MessageType.TRAIN, content) for site in plan.cohort]
+        waited = self._attention.send(self._grid, messages, plan.minimum_cohort)
+        return self._collect(plan, self._grid.send_and_receive(waited, timeout=self._seconds))
 
     def _collect(self, plan: RoundPlan, replies: Iterable[Message]) -> RunningSum:
         """Add updates as they arrive; note who sent none."""
@@ -252,7 +219,6 @@ class EncryptedFedAvg(Strategy):
             try:
                 self._add(total, site, reply)
                 added.add(site)
-                problems.pop(site, None)
             except CloisterError as error:
                 problems[site] = str(error)
         self._members.heads.save()
@@ -266,14 +232,15 @@ class EncryptedFedAvg(Strategy):
     def _add(self, total: RunningSum, site: str, reply: Message) -> None:
         signed, report = read_update(content_of(reply))
         update = verify_update(signed, site, total.plan, self._manifest, self._roster)
-        self._members.heads.note(site, read_head(reply.content))
+        self._members.heads.note(site, find_head(reply.content))
         self._members.check_layout(update.header)
         total.add(update)
         # Training started from the run's model, so that is the model which the site has now.
         self._members.models[site] = total.plan.base_model
         self._round.bytes_up += sum(map(len, signed.chunks)) + len(signed.header) + len(signed.signature)
-        if "epsilon" in report:
-            self._round.epsilon[site] = report["epsilon"]
+        self._round.problems.pop(site, None)
+        for spent in self._round.hear(site, report).values():  # of ε alone, if at all
+            self._round.epsilon[site] = spent
 
     def _message(self, site: str, kind: str, content: Any) -> Message:  # noqa: ANN401 - a RecordDict
         if kind == MessageType.TRAIN:  # what is charged now comes after what was charged before
@@ -286,7 +253,3 @@ class EncryptedFedAvg(Strategy):
 
     def _record(self, **details: Any) -> None:  # noqa: ANN401
         self._journal.record("round", **self._round.summary(), **details)
-
-
-def _listed(problems: dict[str, str]) -> str:
-    return "; ".join(f"{site}: {reason}" for site, reason in sorted(problems.items())) or "too few sites came"

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from flwr.app import Message
 
+from privacy.agreement import without_disputes
 from privacy.errors import CloisterError, ProtocolError
+from privacy.masking import disputes
 from transport.contents import content_of
 from transport.masking import pack_contributors, read_agreed, read_revealed
 
@@ -27,12 +29,78 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from privacy.plan import RoundPlan
-    from privacy.summation import EncryptedSum
+    from privacy.summation import EncryptedSum, RunningSum
     from strategies.membership import Membership
+    from strategies.rounds import OpenRound
 
+_DISPUTE = "it and another site committed to different masks towards each other"
 AGREE, REVEAL = "query.agree", "query.reveal"
 
 T = TypeVar("T")
+
+
+class Agreed(NamedTuple):
+    """A sum with the seeds to take off it, and what each of its contributors signed, in order."""
+
+    total: EncryptedSum
+    signatures: dict[str, bytes]
+
+
+class Masking:
+    """A run's masked rounds, as the server sees them."""
+
+    def __init__(self, members: Membership, colluding_sites: int) -> None:
+        self._members, self._colluding = members, colluding_sites
+        self._withheld: dict[str, int] = {}  # how often a site let a round down by keeping its mask
+        self._left_out: dict[str, int] = {}  # until which round it is left out for that
+        self._disputes: set[tuple[str, str]] = set()  # pairs of whom one lies about their mask
+
+    def reliable(self, present: Sequence[str], number: int) -> list[str]:
+        """Return with which sites to plan a round: of two that dispute their masks, one at a time."""
+        in_turn = {sorted(pair)[number % 2] for pair in self._disputes if set(pair) <= set(present)}
+        return [site for site in present if self._left_out.get(site, 0) < number and site not in in_turn]
+
+    def unmask(
+        self, grid: Grid, current: OpenRound, total: RunningSum, attempt: Callable[[RoundPlan], RunningSum]
+    ) -> EncryptedSum:
+        """Have the contributors to a masked sum agree on each other, in attempts, and reveal the seeds of their masks.
+
+        Args:
+            grid: to ask through.
+            current: the round, in which problems are noted.
+            total: the sum of what has arrived.
+            attempt: collects the updates again, for another plan.
+
+        Raises:
+            ProtocolError: if fewer than the minimum are left, or one keeps its mask after all agreed.
+        """
+        while True:
+            current.contributors = total.sites
+            result, problems = self._agreed(grid, total)
+            current.problems |= problems
+            if not problems:
+                break
+            left = [site for site in total.sites if site not in problems]
+            if len(left) < total.plan.minimum_cohort:
+                msg = f"round {current.number}: too few sites are left: {current.listed}"
+                raise ProtocolError(msg)
+            total = attempt(next_attempt(total.plan, left, self._members.attention.seconds))
+        result, withheld = add_reveals(grid, self._members, result)
+        current.problems |= withheld
+        for site in withheld:
+            self._withheld[site] = self._withheld.get(site, 0) + 1
+            self._left_out[site] = current.number + 2 ** self._withheld[site]
+        check_all_revealed(withheld, current.number)
+        return result.total
+
+    def _agreed(self, grid: Grid, total: RunningSum) -> tuple[Agreed, dict[str, str]]:
+        """Have the contributors to a sum agree on each other; return that, and who did not, or must not, and why."""
+        disputed = disputes(total.commitments, total.plan)
+        self._disputes |= set(disputed)
+        closed = Agreed(total.close(), {})
+        if out := without_disputes(disputed, self._colluding):
+            return closed, dict.fromkeys(out, _DISPUTE)
+        return agree_on(grid, self._members, closed.total, total.sites)
 
 
 def next_attempt(plan: RoundPlan, sites: Sequence[str], seconds: float) -> RoundPlan:
@@ -42,42 +110,24 @@ def next_attempt(plan: RoundPlan, sites: Sequence[str], seconds: float) -> Round
 
 def agree_on(
     grid: Grid, members: Membership, total: EncryptedSum, sites: Sequence[str]
-) -> tuple[EncryptedSum, dict[str, bytes], dict[str, str]]:
-    """Have all contributors sign who they are.
-
-    Args:
-        grid: to ask through.
-        members: which nodes speak for which sites.
-        total: the sum.
-        sites: its contributors, in order.
-
-    Returns:
-        The sum with the seeds to take off it; what each site signed; who did not sign, and why.
-    """
+) -> tuple[Agreed, dict[str, str]]:
+    """Have all contributors, in their order, sign who they are; return that, and who did not sign, and why."""
     content = pack_contributors(members.manifest, total.plan, total.contributions)
     agreed, problems = _ask(grid, members, AGREE, sites, content, read_agreed)
     parts = zip(sites, total.contributions, strict=True)
     contributions = tuple(replace(part, pairs=agreed.get(site, (b"", b""))[1]) for site, part in parts)
     signatures = {site: agreed[site][0] for site in sites if site in agreed}
-    return replace(total, contributions=contributions), signatures, problems
+    return Agreed(replace(total, contributions=contributions), signatures), problems
 
 
-def add_reveals(
-    grid: Grid, members: Membership, total: EncryptedSum, signatures: Mapping[str, bytes]
-) -> tuple[EncryptedSum, dict[str, str]]:
-    """Ask all contributors for the seeds of their masks; return the sum with them, and who gave none, and why.
-
-    Args:
-        grid: to ask through.
-        members: which nodes speak for which sites.
-        total: the sum.
-        signatures: of all its contributors, in order.
-    """
-    content = pack_contributors(members.manifest, total.plan, total.contributions, signatures)
-    revealed, problems = _ask(grid, members, REVEAL, list(signatures), content, read_revealed)
-    parts = zip(signatures, total.contributions, strict=True)
+def add_reveals(grid: Grid, members: Membership, agreed: Agreed) -> tuple[Agreed, dict[str, str]]:
+    """Ask all contributors for the seeds of their masks; return the sum with them, and who gave none, and why."""
+    total, sites = agreed.total, list(agreed.signatures)
+    content = pack_contributors(members.manifest, total.plan, total.contributions, agreed.signatures)
+    revealed, problems = _ask(grid, members, REVEAL, sites, content, read_revealed)
+    parts = zip(sites, total.contributions, strict=True)
     contributions = tuple(replace(part, reveal=revealed.get(site, b"")) for site, part in parts)
-    return replace(total, contributions=contributions), problems
+    return agreed._replace(total=replace(total, contributions=contributions)), problems
 
 
 def check_all_revealed(problems: Mapping[str, str], number: int) -> None:

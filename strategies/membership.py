@@ -20,7 +20,7 @@ from privacy.plan import read_plan
 from privacy.signing import verify
 from strategies.attention import GRACE, POLL_SECONDS, Attention
 from transport.contents import Readiness, content_of, pack_query, pack_sum, read_opened, read_readiness
-from transport.heads import put_head, read_head
+from transport.heads import find_head, put_head
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -104,9 +104,9 @@ class Membership:
 
     def _absent(self, here: list[str], online: set[int]) -> dict[str, str]:
         """Return why listed sites are not here, as far as they did not say so themselves."""
-        unheard, reasons = self.attention.asked(MessageType.QUERY) & online, dict[str, str]()
+        strangers, reasons = online - set(self.nodes.values()), dict[str, str]()
         for site in set(self.listed) - set(here) - self.problems.keys():
-            own = self.roster.member(site).node_id in unheard or not unheard.isdisjoint(online - self._expected.keys())
+            own = self.roster.member(site).node_id in online or not strangers <= self._expected.keys()
             reasons[site] = "it has not said whether it takes part" if own else "it is not online"
         return reasons
 
@@ -209,7 +209,7 @@ class Membership:
                 self._claimed[node] = readiness.site
                 self._ask(grid, node)
                 return
-            self.heads.note(readiness.site, read_head(content))
+            self.heads.note(readiness.site, find_head(content))
             self._admit(node, readiness)
         except RunError:
             raise

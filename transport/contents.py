@@ -10,10 +10,9 @@ of record that Flower's own engines send in chunks.
 
 from __future__ import annotations
 
-import math
 import re
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
@@ -21,13 +20,18 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import ProtocolError
+from privacy.foreign import quoted
 from privacy.summation import EncryptedSum
-from transport.fields import DIGEST, array_bytes, blob, check_names, field, lacks, numbers
+from transport.fields import DIGEST, SITE, array_bytes, blob, check_names, field, lacks
+from transport.heads import has_unreadable_head
+from transport.reports import read_metrics, read_report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from flwr.app import Message
+
+    from transport.reports import Told
 
 _MAX_SUMS = 10_000
 _SUM = ("plan", "codes", "contributions", "c0", "c1")  # the arrays of a sum; the last two are numbered
@@ -58,10 +62,10 @@ def content_of(reply: Message) -> RecordDict:
     """Return what a reply holds.
 
     Raises:
-        ProtocolError: with the reason, if it is an error.
+        ProtocolError: with the reason, in quotation marks, if it is an error.
     """
     if reply.has_error():
-        raise ProtocolError(reply.error.reason or "it failed without a reason")
+        raise ProtocolError(quoted(reply.error.reason) if reply.error.reason else "it failed without a reason")
     return reply.content
 
 
@@ -88,7 +92,12 @@ def read_readiness(content: RecordDict) -> Readiness:
     }  # fmt: skip
     readiness = Readiness(**{name: field(content, "readiness", name, kind) for name, kind in fields.items()})
     check_names(readiness.pairs, "readiness.pairs")
-    if not re.fullmatch(DIGEST, readiness.model) or (readiness.epoch and not re.fullmatch(DIGEST, readiness.keys)):
+    if not re.fullmatch(SITE, readiness.site):
+        lacks("readiness.site")
+    if not re.fullmatch(DIGEST, readiness.model) or not re.fullmatch(DIGEST, readiness.layout) or readiness.size < 1:
+        lacks("readiness.model")
+    keys = re.fullmatch(DIGEST, readiness.keys) if readiness.epoch else not readiness.keys
+    if not keys or readiness.epoch < 0 or readiness.latest < 0:
         lacks("readiness.keys")
     return readiness
 
@@ -109,7 +118,7 @@ def read_train(content: RecordDict) -> tuple[bytes, list[EncryptedSum]]:
     return field(content, "run", "plan", bytes), [_get_sum(content, f"sum-{index}") for index in range(count)]
 
 
-def pack_update(update: SignedUpdate, report: dict[str, float]) -> RecordDict:
+def pack_update(update: SignedUpdate, report: Mapping[str, float]) -> RecordDict:
     """Send an update, and what the site's policy lets out beside it."""
     return RecordDict(
         {
@@ -121,11 +130,14 @@ def pack_update(update: SignedUpdate, report: dict[str, float]) -> RecordDict:
     )
 
 
-def read_update(content: RecordDict) -> tuple[SignedUpdate, dict[str, float]]:
-    """Read a signed update and its report."""
+def read_update(content: RecordDict) -> tuple[SignedUpdate, Told]:
+    """Read a signed update, and what can be read of what stands beside it."""
     header, signature = (field(content, "update", name, bytes) for name in ("header", "signature"))
     commitments = array_bytes(content, "masks", "commitments")
-    return SignedUpdate(header, signature, _chunks(content), commitments), numbers(content, "report")
+    report = read_report(content)
+    if has_unreadable_head(content):
+        report = replace(report, dropped="its ledger's head is none, and was left out")
+    return SignedUpdate(header, signature, _chunks(content), commitments), report
 
 
 def pack_sum(manifest: bytes, total: EncryptedSum) -> RecordDict:
@@ -147,17 +159,17 @@ def take_sum(content: RecordDict) -> EncryptedSum:
     return total
 
 
-def pack_opened(model: str, metrics: dict[str, float]) -> RecordDict:
-    """Report which model a site arrived at, and the metrics that its policy lets out."""
+def pack_opened(model: str, metrics: Mapping[str, float]) -> RecordDict:
+    """Report which model a site arrived at, and means of the metrics that its policy lets out."""
     return RecordDict({"opened": ConfigRecord({"model": model}), "metrics": MetricRecord(dict(metrics))})
 
 
-def read_opened(content: RecordDict) -> tuple[str, dict[str, float]]:
-    """Read the digest and metrics."""
-    metrics = numbers(content, "metrics")
-    if not all(math.isfinite(value) for value in metrics.values()) or metrics.get("records", 1.0) <= 0:
-        lacks("metrics that can be averaged")
-    return field(content, "opened", "model", str), metrics
+def read_opened(content: RecordDict) -> tuple[str, Told]:
+    """Read the digest, and what can be read of the metrics beside it."""
+    model = field(content, "opened", "model", str)
+    if not re.fullmatch(DIGEST, model):
+        lacks("opened.model")
+    return model, read_metrics(content)
 
 
 def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:

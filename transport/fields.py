@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any, NoReturn, TypeVar
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from privacy.errors import MalformedError
 
 T = TypeVar("T")
 DIGEST = r"[0-9a-f]{64}"
-_SITE = r"[a-z][a-z0-9-]{0,31}"
+SITE = r"[a-z][a-z0-9-]{0,31}"
 _STYPE = "cloister.bytes.1"
 
 
@@ -45,18 +45,6 @@ def field(content: RecordDict, record: str, name: str, kind: type[T]) -> T:
     return value
 
 
-def numbers(content: RecordDict, record: str) -> dict[str, float]:
-    """Return all numbers of a record.
-
-    Raises:
-        MalformedError: if it holds anything else.
-    """
-    values = content.get(record)
-    if not isinstance(values, MetricRecord) or not all(isinstance(each, (int, float)) for each in values.values()):
-        lacks(record)
-    return {name: float(each) for name, each in values.items() if isinstance(each, (int, float))}
-
-
 def check_names(values: list[Any], what: str) -> None:
     """Check that a list holds names of sites, each once.
 
@@ -64,7 +52,7 @@ def check_names(values: list[Any], what: str) -> None:
         MalformedError: if it holds anything else.
     """
     if len(set(map(str, values))) != len(values) or not all(
-        isinstance(each, str) and re.fullmatch(_SITE, each) for each in values
+        isinstance(each, str) and re.fullmatch(SITE, each) for each in values
     ):
         lacks(what)
 

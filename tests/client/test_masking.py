@@ -168,7 +168,7 @@ def test_who_drops_out_before_it_agrees_costs_an_attempt_and_nobody_a_charge(fed
 
 def test_who_keeps_its_seed_costs_the_round_and_is_left_out_of_the_next(federation: Federation) -> None:
     first, second = run_with(federation, breaking(federation, "west", REVEAL))
-    assert (first["released"], first["problems"]) == (False, {"west": "the line broke"})
+    assert (first["released"], first["problems"]) == (False, {"west": "“the line broke”"})
     assert "without the mask of west" in first["reason"]
     assert (second["released"], second["sites"]) == (True, ["east", "north", "south"])
 

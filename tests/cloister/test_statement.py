@@ -29,6 +29,7 @@ SITES = ("north", "south", "east")
 RUN = Path(__file__).parent.parent.parent / "simulations" / "diagnosis.toml"
 OTHER = Mechanism(2.0, 1.0, 1)
 DELTA = 1e-5
+TASKS, SHARE = ("simulations.diagnosis:Diagnosis",), ("epsilon", "loss", "accuracy")
 AUDITED = {
     "passed": True, "epsilon_claimed": 8.0, "epsilon_lower": 6.5, "epsilon_formal": 3.1, "confidence": 0.95,
     "canaries": 4000, "date": "2026-01-01T00:00:00+00:00", "version": "0.1.0",
@@ -42,7 +43,7 @@ def federation(tmp_path: Path) -> Federation:
     made = Federation.create(tmp_path / "federation", SITES)
     made.sign(read_toml(RUN, RunSettings))
     for site in SITES:
-        made.write_settings(site, "localhost:1", SiteTerms(("simulations.diagnosis:Diagnosis",), epsilon=10.0))
+        made.write_settings(site, "localhost:1", SiteTerms(TASKS, epsilon=10.0, share=SHARE))
     return made
 
 

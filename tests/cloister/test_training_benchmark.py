@@ -15,7 +15,7 @@ PARAMETERS = {"mlp": 203_530, "cnn-small": 26_010, "cnn-large": 421_642}
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    return measure(1, ["mlp"])
+    return measure(1, models=["mlp"])
 
 
 def test_every_mode_gets_a_row_of_plain_numbers(report: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ def test_plain_training_gets_the_batches_that_private_training_draws() -> None:
         course.seconds("plain")
     plain = list(seen)
     seen.clear()
-    course.seconds("ghost")
+    course.seconds("hooks")
     drawn = [each for each in seen if len(each) > 2]  # what was compared before
     assert len(plain) == course.steps
     assert all(torch.equal(*pair) for pair in zip(plain, drawn, strict=True))

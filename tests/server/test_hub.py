@@ -246,9 +246,24 @@ def test_the_same_reply_again_gets_the_same_receipt_and_another_is_refused(serve
     assert "another reply" in said
     with Exchange(server.address, tls_of(server.federation, "north")) as exchange:
         assert exchange.push((b"done",), "m")
-        with pytest.raises(ProtocolError, match=f"{server.address} refused a message: another reply"):
+        with pytest.raises(ProtocolError, match=f"{server.address} refused a message: “another reply"):
             exchange.push((b"something else",), "m")
     assert server.mailboxes.take({"m"}, 0) == ("m", b"done")
+
+
+def test_what_a_server_says_beside_a_refusal_is_short_and_quoted(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> bool:
+        raise ProtocolError("\x1b[2J\u202eon\n" * 200)
+
+    monkeypatch.setattr(server.mailboxes, "answer", refuse)
+    server.mailboxes.put(server.node("north"), "m", ())
+    with Exchange(server.address, tls_of(server.federation, "north")) as exchange, pytest.raises(ProtocolError) as said:
+        exchange.push((b"done",), "m")
+    assert "refused a message: “\\x1b[2J\\u202eon\\n" in str(said.value)
+    assert str(said.value).isprintable()
+    assert len(str(said.value)) < 400
 
 
 def test_a_reply_to_no_message_or_to_a_withdrawn_one_comes_too_late(server: Server, north: Caller) -> None:
