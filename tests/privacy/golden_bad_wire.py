@@ -98,6 +98,7 @@ def _records() -> Iterator[Bad]:
         ("message query", "a head without a signature", "ledger", config({"head": "5a" * 32})),
         ("message query.lead", "an epoch as text", "lead", config({"epoch": "3"})),
         ("message query.lead", "an epoch that is true", "lead", config({"epoch": True})),
+        ("message query.accept", "a leader in capitals", "letter", config({"leader": "North"})),
         ("message query.accept", "no letter", "sealed", arrays({"other": blob(b"a letter")})),
         ("message query.accept", "a letter of another type", "sealed", arrays({"letter": _BYTES})),
         ("message query.accept", "a letter among values", "sealed", config({"letter": b"a letter"})),
@@ -123,6 +124,7 @@ def _records() -> Iterator[Bad]:
         ("message evaluate", "no sum", "sum", None),
         ("reply readiness", "no readiness", "readiness", None),
         ("reply leader", "a short fingerprint", "keys", config({"epoch": 3, "fingerprint": "ab"})),
+        ("reply leader", "a negative epoch", "keys", config({"epoch": -1, "fingerprint": OTHER})),
         ("reply leader", "no letter", "letters", arrays({})),
         ("reply leader", "letters among values", "letters", config({"north": b"one"})),
         ("reply keys", "a name in capitals", "pairs", arrays({"West": blob(b"a letter")})),
@@ -135,30 +137,45 @@ def _records() -> Iterator[Bad]:
         ("reply update", "chunks in another order", "ciphertexts", arrays({"1": blob(b"c"), "0": blob(b"c")})),
         ("reply update", "chunks among values", "ciphertexts", config({"0": b"c"})),
         ("reply update", "values for chunks", "ciphertexts", config({})),
-        ("reply update", "no report", "report", None),
-        ("reply update", "a report among values", "report", config({"epsilon": 0.5})),
-        ("reply update", "a report of lists", "report", metrics({"epsilon": [0.5]})),
         ("reply agreed", "no seeds", "pairs", None),
         ("reply revealed", "a short seed", "reveal", config({"sealed": bytes(47)})),
-        ("reply opened", "a metric that is no number", "metrics", metrics({"loss": float("nan"), "records": 50.0})),
-        ("reply opened", "no records", "metrics", metrics({"loss": 0.5, "records": 0.0})),
         ("reply opened", "a model by number", "opened", config({"model": 5})),
+        ("reply opened", "a model by name", "opened", config({"model": "resnet"})),
     ]
-    for kind, name, record, value in cases:
+    told: list[tuple[str, str, str, object]] = [
+        ("reply update", "a report among values", "report", config({"epsilon": 0.5})),
+        ("reply update", "a list for ε", "report", metrics({"epsilon": [0.5]})),
+        ("reply update", "a negative ε", "report", metrics({"epsilon": -0.5})),
+        ("reply update", "an ε above any budget", "report", metrics({"epsilon": 1e7})),
+        ("reply update", "an ε that is no number", "report", metrics({"epsilon": float("nan")})),
+        ("reply update", "something else than ε", "report", metrics({"delta": 0.5})),
+        ("reply update", "a short head", "ledger", config({"head": "5a", "signature": bytes(64)})),
+        ("reply opened", "a metric that is no number", "metrics", metrics({"loss": float("nan")})),
+        ("reply opened", "a metric beyond float32", "metrics", metrics({"loss": 1e39})),
+        ("reply opened", "a name of a metric in two lines", "metrics", metrics({"lo\nss": 0.5})),
+        ("reply opened", "too many metrics", "metrics", metrics({f"m{number}": 0.5 for number in range(17)})),
+    ]
+    for error, kind, name, record, value in [(M, *each) for each in cases] + [("LeftOutError", *each) for each in told]:
         content = RecordDict(dict(good[kind].items()))
         content.pop(record, None)
         if value is not None:
             content[record] = value  # type: ignore[assignment]
         what = kind.partition(" ")[2]
         body = body_of(ask(what, content)) if kind.startswith("message") else answered(content)
-        yield Bad(kind, name, {"body": body}, M)
+        yield Bad(kind, name, {"body": body}, error)
 
 
 def _readiness() -> Iterator[Bad]:
     run, ready = stored("wire")["run"], vars(readiness(stored("wire")["run"]))
     for name, changes, error in (
         ("a model by name", {"model": "resnet"}, M),
+        ("a layout by name", {"layout": "resnet"}, M),
+        ("a size of 0", {"size": 0}, M),
         ("short keys", {"keys": "ab"}, M),
+        ("keys of no epoch", {"epoch": 0}, M),
+        ("a negative epoch", {"epoch": -1}, M),
+        ("a negative newest epoch", {"latest": -1}, M),
+        ("a site in capitals", {"site": "South"}, M),
         ("a size as text", {"size": "20"}, M),
         ("a name twice", {"pairs": ["north", "north"]}, M),
         ("a name in capitals", {"pairs": ["North"]}, M),

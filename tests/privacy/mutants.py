@@ -135,6 +135,10 @@ class _Checks:
                 yield f"except {ast.unparse(node.type) if node.type else ''}", {node: bare}
             elif isinstance(node, ast.For) and any(isinstance(each, ast.Raise) for each in ast.walk(node)):
                 yield from self._table(node.iter)
+            elif isinstance(node, ast.comprehension | ast.Lambda):  # what is left out, or can be
+                for test in node.ifs if isinstance(node, ast.comprehension) else [node.body]:
+                    if isinstance(test, ast.BoolOp):
+                        yield from self._condition(test, holds=True)
             elif isinstance(node, ast.Return) and node.value is not None:
                 yield from _complaints(node.value)
 

@@ -28,7 +28,7 @@ from privacy.agreement import absent_from, check_agreed, check_set
 from privacy.encryption import DecryptionKey
 from privacy.envelope import SignedUpdate, verify_update
 from privacy.epoch import EpochKeys, SealingKey, read_letter
-from privacy.errors import MalformedError
+from privacy.errors import CloisterError, MalformedError
 from privacy.header import verify_header
 from privacy.ledger import Ledger
 from privacy.mac import MacKey
@@ -49,6 +49,7 @@ from transport.fields import blob
 from transport.flower import instruction, stamp
 from transport.framing import Assembly
 from transport.parcel import decode_instruction, decode_reply
+from transport.reports import Told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -60,6 +61,10 @@ if TYPE_CHECKING:
     from privacy.signing import PublicKey
 
     Parts = Mapping[str, bytes]
+
+class LeftOutError(CloisterError):
+    """Nothing was refused, but something that a reply tells besides was left out."""
+
 
 LIMIT = 1 << 16  # bytes of a message in chunks
 ASKED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
@@ -73,11 +78,11 @@ ASKED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
     "evaluate": (contents.read_manifest, contents.read_sum),
 }
 ANSWERED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
-    "readiness": (contents.read_readiness, heads.read_head),
+    "readiness": (contents.read_readiness,),
     "leader": (ceremony.read_keys, ceremony.read_letters, ceremony.read_own_pairs),
     "keys": (ceremony.read_keys, ceremony.read_own_pairs),
     "shared": (ceremony.read_shared, ceremony.read_own_pairs),
-    "update": (contents.read_update, heads.read_head),
+    "update": (contents.read_update,),
     "agreed": (masking.read_agreed,),
     "revealed": (masking.read_revealed,),
     "opened": (contents.read_opened,),
@@ -205,7 +210,9 @@ def answer(parts: Parts) -> None:
     """A site's reply to the message of the id `f…f`."""
     content = reply_of(parts["body"])
     for read in ANSWERED[parts["kind"].decode()]:
-        read(content)
+        found = read(content)
+        if isinstance(found, tuple) and isinstance(found[-1], Told) and found[-1].dropped:
+            raise LeftOutError(found[-1].dropped)
 
 
 def chunks(parts: Parts) -> None:

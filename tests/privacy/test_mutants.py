@@ -87,7 +87,6 @@ READ_BY: dict[str, dict[str, list[str]]] = {
     "transport.fields": {
         "array_bytes": _MESSAGES,
         "field": _MESSAGES,
-        "numbers": ["reply update"],
         "check_names": ["reply shared"],
     },
     "transport.contents": {
@@ -100,10 +99,16 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "_get_sum": ["message train", "message evaluate"],
         "_chunks": ["reply update"],
     },
+    "transport.reports": {
+        "_read": ["reply update", "reply opened"],
+        "read_report": ["reply update"],
+        "read_metrics": ["reply opened"],
+    },
     "transport.ceremony": {
         "read_keys": ["reply leader"],
         "read_letters": ["reply leader"],
         "read_shared": ["reply shared"],
+        "read_letter_from": ["message query.accept"],
         "_read_pairs": ["message query.pairs", "reply keys"],
         "_read_blobs": ["message query.pairs", "reply leader"],
     },
@@ -155,6 +160,7 @@ TWICE: dict[str, str] = {
     "transport.parcel.decode_instruction: parcel.WhichOneof('body') != 'records'": "what is asked is missing then",
     "transport.parcel._value: field is None": "what has no name cannot be looked up",
     "transport.framing.Assembly.add: len(self._data) + len(chunk.data) > self._total": "the end is checked too",
+    "transport.reports._read: math.isfinite(value)": "what numbers can be has two ends",
     "transport.contents.read_train: count <= _MAX_SUMS": "sums that are not there are missed",
     "privacy.manifest.Encryption.update_bound: Positive as Annotated[float, Field(gt=0)]": "the codec has a bound too",
     "privacy.manifest.Cohort.sizes: min_length=1": "nobody is fewer than any minimum",
