@@ -24,6 +24,8 @@ from weakref import ref
 import torch
 from torch import nn
 
+from client.draws import forked, seed_cpu
+from client.interactions import Effort, check_gradients
 from client.meeting import REMEMBERS, check_chance, check_meeting, check_place
 from client.terms import check_leaves, check_loss
 from client.trial import Example, Trial, make_model, same
@@ -47,7 +49,7 @@ def check_task(task: Task, name: str) -> Example:
         TaskError: saying in a sentence what to change.
     """
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+        with forked(), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch merely remarks on is tried here
             example = Example.of(task)
             _check(task, example)
@@ -66,11 +68,15 @@ def _check(task: Task, example: Example) -> None:
     _check_shared(trial.module)
     _check_state(trial, inputs, targets)
     check_loss(trial, inputs, targets)
+    check_gradients(trial, example, Effort(_SECONDS))
     _shake(trial.module)
     check_meeting(trial, inputs)
     check_chance(trial, inputs)
     check_place(trial, inputs)
     check_loss(trial, inputs, targets)
+    for factor in (1.0, 8.0, 1 / 64):
+        _scale(trial.module, factor)
+        check_gradients(trial, example, Effort(_SECONDS))
     with torch.no_grad():
         trial.metrics(trial.outputs(inputs), targets)
 
@@ -123,6 +129,7 @@ def _check_shared(module: nn.Module) -> None:
         raise TaskError(msg)
 
 
+_SECONDS = 0.1  # for what of gradients need not be tried in any case, with each of four weights
 _CONSTANTS = "keep a constant as a plain tensor that forward brings to its input's device"
 
 
@@ -171,8 +178,14 @@ def _marks(module: nn.Module) -> dict[str, tuple[torch.Size, int]]:
 
 def _shake(module: nn.Module) -> None:
     """Move all weights, about as far as layers' first ones usually are from nought."""
-    torch.manual_seed(1)
+    seed_cpu(1)
     with torch.no_grad():
         for parameter in module.parameters():
             inward = parameter[0].numel() if parameter.dim() else 1
             parameter.add_(torch.randn_like(parameter), alpha=max(1, inward) ** -0.5)
+
+
+def _scale(module: nn.Module, factor: float) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(factor)
