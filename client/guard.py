@@ -68,7 +68,12 @@ def _check(task: Task, example: Example) -> None:
     _check_shared(trial.module)
     _check_state(trial, inputs, targets)
     check_loss(trial, inputs, targets)
-    check_gradients(trial, example, Effort(_SECONDS))
+    try:
+        check_gradients(trial, example, Effort(_SECONDS))
+    except TaskError:
+        _shake(trial.module)
+        check_meeting(trial, inputs)  # which can say where it is, if weights that begin at nought do not hide it
+        raise
     _shake(trial.module)
     check_meeting(trial, inputs)
     check_chance(trial, inputs)
@@ -82,25 +87,29 @@ def _check(task: Task, example: Example) -> None:
 
 
 def _made(task: Task, inputs: Tensor) -> nn.Module:
-    """Make a task's model; twice, to see that it is the same.
+    """Make a task's model; again and again, to see that it is the same, and starts from no batch.
 
     Raises:
         TaskError: if it is not, or its parameters are not such as are shared.
     """
-    first = make_model(task, 0)
-    _check_form(first)
+    module = make_model(task, 0)
+    _check_form(module)
     with torch.no_grad():
-        marks, outputs = _marks(first), Trial(task, first).outputs(inputs.clone())
-        known = [ref(parameter) for parameter in first.parameters()]
-        del first  # two models may not fit in memory
-        second = make_model(task, 0)
-        if {id(each()) for each in known} & {id(parameter) for parameter in second.parameters()}:
-            msg = "its model() returns the same parameters twice; make a new model every time"
-            raise TaskError(msg)
-        if _marks(second) != marks or not same(outputs, Trial(task, second).outputs(inputs.clone())):
-            msg = "its model() makes another model each time; draw its first weights from torch's own generator alone"
-            raise TaskError(msg)
-    return second
+        marks, outputs = _marks(module), Trial(task, module).outputs(inputs.clone())
+        for turn in ("again", "after another batch"):
+            known = [ref(parameter) for parameter in module.parameters()]
+            del module  # two models may not fit in memory
+            module = make_model(task, 0)
+            if {id(each()) for each in known} & {id(parameter) for parameter in module.parameters()}:
+                msg = "its model() returns the same parameters twice; make a new model every time"
+                raise TaskError(msg)
+            as_made = _marks(module) == marks
+            if turn != "again":
+                Trial(task, module).outputs(inputs.flip(0)[:2])
+            if not as_made or not same(outputs, Trial(task, module).outputs(inputs.clone())):
+                msg = "its model() makes another model each time; draw its first weights from torch's own generator alone"
+                raise TaskError(msg if turn == "again" else REMEMBERS)
+    return module
 
 
 def _check_form(module: nn.Module) -> None:
