@@ -287,7 +287,9 @@ def reseeding_in_secret(inputs: Tensor) -> Tensor:
 
 
 def beside_dropout(change: Callable[[Tensor], Tensor]) -> Task:
-    return Made(lambda: nn.Sequential(nn.Dropout(0.2), Through(change, nn.Linear(WIDTH, 8)), nn.Tanh(), nn.Linear(8, 3)))
+    return Made(
+        lambda: nn.Sequential(nn.Dropout(0.2), Through(change, nn.Linear(WIDTH, 8)), nn.Tanh(), nn.Linear(8, 3))
+    )
 
 
 class OnlyTrained(nn.Module):
@@ -376,7 +378,9 @@ ATTACKS: dict[str, Task] = {
     "saved in 8 bits": Made(Compressed),
     "a loss over a deviation that was kept": Noting(lambda x: x.std() + 0.1, lambda loss, noted: loss / noted),
     "a loss times a largest value that was kept": Noting(lambda x: x.abs().max(), lambda loss, noted: loss * noted),
-    "a loss over a number that was kept": Noting(lambda x: torch.tensor(float(len(x))), lambda loss, noted: loss / noted),
+    "a loss over a number that was kept": Noting(
+        lambda x: torch.tensor(float(len(x))), lambda loss, noted: loss / noted
+    ),
     "a running mean": Made(lambda: Averaging(0.1)),
     "a slow running mean": Made(lambda: Averaging(1e-3)),
     "scaled by its first batch": Made(Started),
@@ -418,7 +422,10 @@ ATTACKS: dict[str, Task] = {
     ),
     "a function among sequences": Made(
         lambda: nn.Sequential(
-            nn.Linear(WIDTH, 8), Through(lambda x: Backwards.apply(x, normalised)), nn.Flatten(), nn.Linear(8 * LENGTH, 3)
+            nn.Linear(WIDTH, 8),
+            Through(lambda x: Backwards.apply(x, normalised)),
+            nn.Flatten(),
+            nn.Linear(8 * LENGTH, 3),
         ),
         example=sequences,
     ),
