@@ -44,7 +44,8 @@ ALONE = (
     "compute each record by itself on the way back too: no mean, norm, largest value, length or number of the batch in "
     "hooks, custom autograd functions, or what the model saves or keeps aside"
 )
-_SAME_SHAPE, _OTHER_SHAPE, _ROUNDINGS = 1e-4, 5e-3, 8  # of the gradients' norms; in units of what numbers round to
+_SAME_SHAPE, _OTHER_SHAPE = 1e-4, 5e-3  # of the gradients' norms, in float32
+_ROUNDINGS, _OTHER_ROUNDINGS = 8, 64  # the same, in units of what coarser numbers round to
 _CANCELLED = 1e-5  # of the gradients of outputs: what is left where they cancel out is rounding
 _DISTINCT = 16  # records whose gradients are computed one by one
 _SMALL, _SIZES, _HUGE = 7, (64, 32, 16), 257  # records in a batch
@@ -168,7 +169,7 @@ class _Check:
                 self._gradient(inputs, targets)
         self._seed = 0
         check_draws(watched)
-        self._coarse = _ROUNDINGS * max(draws.rounding for draws in watched)
+        self._coarse = max(draws.rounding for draws in watched)
         return bool(watched[0].states)
 
     def _measure(self, inputs: Tensor, targets: Tensor, whole: Tensor) -> None:
@@ -224,4 +225,5 @@ class _Check:
         parts = (one, *others)
         apart, largest = float(torch.stack(parts).sum(0).norm()), max(float(part.norm()) for part in parts)
         scale = max(self._norm * size, largest)
-        return math.isfinite(apart) and apart > max(tolerance, self._coarse) * scale + self._floor * size
+        coarse = self._coarse * (_ROUNDINGS if tolerance == _SAME_SHAPE else _OTHER_ROUNDINGS)
+        return math.isfinite(apart) and apart > max(tolerance, coarse) * scale + self._floor * size
