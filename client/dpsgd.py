@@ -55,6 +55,7 @@ log = logging.getLogger("cloister.agent")
 _DEFAULT = Computing()
 _TRIED = 32  # made-up records on which a mode is tried
 _SOME, _OFTEN = 8, 40  # records that are looked at in a round, unless it is a whole part, once in so many steps
+_ROUNDING = 1e-5  # of C
 _CHOICES: WeakKeyDictionary[Task, dict[Computing, Choice]] = WeakKeyDictionary()
 
 
@@ -183,7 +184,7 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
             for step in range(order.steps):
                 chosen = team.own_part(chance.sample, count) if team else chance.sample(count).nonzero().squeeze(1)
                 if step == looked_at:
-                    _look(ClippedSum(mode, optimizer), records, chosen, order)
+                    _look(ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm), records, chosen, order)
                 optimizer.draw_ahead()
                 _step(mode, optimizer, records, chosen, order.physical_batch)
     finally:
@@ -193,9 +194,10 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
 
 
 def _look(clipped: ClippedSum, records: tuple[Tensor, Tensor], chosen: Tensor, order: Order) -> None:
-    """See that what is clipped is single records' gradients, of some of a batch's `(k,)`: now and then, of a whole part.
+    """See that what is clipped is single records' gradients, in some of a batch's records `(k,)`.
 
-    It costs as much as two to four such parts; so in rounds of few steps there are only a few records, mostly.
+    It takes as long as to compute three or four such parts. So a whole part is looked at once in so many steps, and a
+    few records otherwise.
 
     Raises:
         InteractionError: if it is not; nothing has left the site then.
@@ -204,7 +206,7 @@ def _look(clipped: ClippedSum, records: tuple[Tensor, Tensor], chosen: Tensor, o
     most = order.physical_batch if _below(_OFTEN) < order.steps else _SOME
     some = chosen[torch.randperm(len(chosen), generator=luck)[: min(most, order.physical_batch)].sort()[0]]
     inputs, targets = (part[some.to(part.device)] for part in records)
-    check_batch(clipped, (inputs, targets), order.max_grad_norm, luck)
+    check_batch(clipped, (inputs, targets), luck)
 
 
 def _below(count: int) -> int:

@@ -165,6 +165,7 @@ def _check_shared(module: nn.Module) -> None:
         raise TaskError(msg)
 
 
+_ANOTHER = "its model() makes another model each time; draw its first weights from torch's own generator alone"
 _SECONDS = 0.5  # for gradients, with each of four weights
 _CONSTANTS = "keep a constant as a plain tensor that forward brings to its input's device"
 
