@@ -66,7 +66,7 @@ def check_records(task: Task, name: str, records: Example) -> None:
         TaskError: if it fails.
     """
     with _naming(name):
-        check_gradients(Trial(task, make_model(task, 0), "record"), records, _SECONDS / 2)
+        check_gradients(Trial(task, make_model(task, 0), "record"), records, _BRIEFLY)
 
 
 @contextmanager
@@ -166,7 +166,7 @@ def _check_shared(module: nn.Module) -> None:
 
 
 _ANOTHER = "its model() makes another model each time; draw its first weights from torch's own generator alone"
-_SECONDS = 0.5  # for gradients, with each of four weights
+_SECONDS, _BRIEFLY = 0.5, 0.1  # for gradients, with each of four weights; of a site's own records, with one
 _CONSTANTS = "keep a constant as a plain tensor that forward brings to its input's device"
 
 

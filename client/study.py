@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from functools import cached_property
 from hashlib import sha256
-from random import SystemRandom
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from client.additivity import check_mode
 from client.beginning import find_model
 from client.dpsgd import train, way_to_train
-from client.guard import check_records, check_task
+from client.guard import check_task
 from client.interactions import InteractionError
+from client.proving import prove
 from client.records import split_held_out
 from client.refusals import Refusals
 from client.task import import_task
-from client.trial import Example, make_model
+from client.trial import make_model
 from privacy.errors import DataError
 from privacy.update import Layout, Model, Update
 
@@ -30,14 +29,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from client.task import Task
+    from client.trial import Example
     from client.workplace import Workplace
     from privacy.manifest import Manifest, RunSettings
     from privacy.randomness import Randomness
 
 Records = tuple["Tensor", "Tensor"]
 
-_FEW = 32  # of the site's records, on which a task is tried
-_SMALL_MODEL = 1 << 22  # parameters
 _TRIED: WeakKeyDictionary[type[Task], Example] = WeakKeyDictionary()
 
 
@@ -158,14 +156,8 @@ class Study:
         Raises:
             TaskError: if it fails on them, or they meet; then it is refused from now on.
         """
-        few = torch.tensor(SystemRandom().sample(range(len(inputs)), min(_FEW, len(inputs))))
-        own, computing = (inputs[few], targets[few]), self._site.settings.training
         try:
-            check_records(self.task, self.name, Example(*own))
-            if self._layout.size <= _SMALL_MODEL:  # a larger one is looked at when it trains
-                module, device = self.module(0).to(self._site.device), self._site.device
-                choice = way_to_train(self.task, module, computing)
-                check_mode(self.task, module, (own[0].to(device), own[1].to(device)), choice, computing.precision)
+            prove(self.task, self.name, (inputs, targets), self._site.device, self._site.settings.training)
         except InteractionError as error:
             raise self._refusals.add(self.name, self.task, str(error)) from error
 
