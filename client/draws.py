@@ -47,7 +47,7 @@ class Draws(TorchDispatchMode):
     """Watches all that is drawn as long as it lasts; with `still`, nothing is random: every draw gives one constant."""
 
     def __init__(self, *, still: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self._still = still
         self.states: list[int] = []
         """Of the generator at each draw."""

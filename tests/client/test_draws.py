@@ -64,11 +64,11 @@ class Seeding(Made):
         return super().model()
 
 
-def masks_of(task: Callable[[list[Tensor]], Made], monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+def masks_of(kind: type[Made], generator: torch.Generator | None, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The masks of three rounds of ten steps, which all records are in."""
     monkeypatch.setattr("client.dpsgd._look", lambda *_: None)  # draws masks again on purpose
     found: list[Tensor] = []
-    made = task(found)
+    made = kind(lambda: Dropping(generator, found))
     summed(made, vectors(), signed(steps=1))  # in which a mode is chosen
     rounds: list[Tensor] = []
     for _ in range(3):
@@ -83,7 +83,7 @@ def test_masks_are_others_in_every_step_and_round_wherever_they_are_drawn(
     monkeypatch: pytest.MonkeyPatch, device: Device, kind: type[Made]
 ) -> None:
     for generator in (None, device.generator):
-        rounds = masks_of(lambda found, own=generator: kind(lambda: Dropping(own, found)), monkeypatch)
+        rounds = masks_of(kind, generator, monkeypatch)
         masks = [tuple(mask.flatten().tolist()) for each in rounds for mask in each]
         assert len(set(masks)) == len(masks) >= 30
 
@@ -94,7 +94,7 @@ def test_making_a_model_seeds_no_device(device: Device) -> None:
 
 
 def test_masks_never_follow_from_the_models_public_seed(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    (first, *_) = masks_of(lambda found: Made(lambda: Dropping(device.generator, found)), monkeypatch)
+    (first, *_) = masks_of(Made, device.generator, monkeypatch)
     assert len(device.seeds) > len(set(device.seeds) & set(range(1000)))
     for seed in (0, 1):  # the run's, and any that a trial sets
         known = torch.Generator().manual_seed(seed)
@@ -149,7 +149,8 @@ def test_what_is_drawn_can_be_held_still_and_is_noticed(draw: Callable[[], Tenso
 
 def seeded(seed: int, draw: Callable[[], Tensor]) -> Draws:
     torch.manual_seed(seed)
-    with Draws() as watched:
+    watched = Draws()
+    with watched:
         draw()
     return watched
 

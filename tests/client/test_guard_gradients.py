@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -43,11 +43,13 @@ class Backwards(torch.autograd.Function):
 
 
 def normalised(gradient: Tensor) -> Tensor:
-    return gradient / (gradient.norm() + 1e-6)
+    norm: Tensor = torch.linalg.vector_norm(gradient)
+    return gradient / (norm + 1e-6)
 
 
 def clipped(gradient: Tensor) -> Tensor:
-    return gradient * (4 / (gradient.norm() + 1e-6)).clamp(max=1.0)
+    norm: Tensor = torch.linalg.vector_norm(gradient)
+    return gradient * (4 / (norm + 1e-6)).clamp(max=1.0)
 
 
 def mostly(gradient: Tensor) -> Tensor:
@@ -64,12 +66,16 @@ def in_eight_bits(gradient: Tensor) -> Tensor:
     return (gradient / step).round() * step
 
 
-def by_function(change: Callable[[Tensor], Tensor]) -> Task:
+def backwards(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def through(inputs: Tensor) -> Tensor:
         found: Tensor = Backwards.apply(inputs, change)  # type: ignore[no-untyped-call]  # torch's
         return found
 
-    return Made(lambda: Through(nn.Linear(WIDTH, 8), Through(through), nn.Tanh(), nn.Linear(8, CLASSES)))
+    return through
+
+
+def by_function(change: Callable[[Tensor], Tensor]) -> Task:
+    return Made(lambda: Through(nn.Linear(WIDTH, 8), Through(backwards(change)), nn.Tanh(), nn.Linear(8, CLASSES)))
 
 
 def by_hook(change: Callable[[Tensor], Tensor]) -> Task:
@@ -418,14 +424,14 @@ ATTACKS: dict[str, Task] = {
     "a function, computed again": Made(
         lambda: Through(
             nn.Linear(WIDTH, 8),
-            Through(lambda x: checkpoint(lambda y: Backwards.apply(y, normalised), x, use_reentrant=False)),
+            Through(lambda x: cast("Tensor", checkpoint(backwards(normalised), x, use_reentrant=False))),
             nn.Linear(8, CLASSES),
         )
     ),
     "a function among sequences": Made(
         lambda: nn.Sequential(
             nn.Linear(WIDTH, 8),
-            Through(lambda x: Backwards.apply(x, normalised)),
+            Through(backwards(normalised)),
             nn.Flatten(),
             nn.Linear(8 * LENGTH, 3),
         ),

@@ -26,8 +26,8 @@ from client.trial import Example
 from privacy.errors import RunError, TaskError
 from privacy.manifest import Privacy
 from tests.client.test_guard_gradients import (
-    Backwards,
     ToTheLongest,
+    backwards,
     head_of,
     in_eight_bits,
     normalised,
@@ -57,10 +57,6 @@ def loud() -> tuple[Tensor, Tensor]:
 def if_loud(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Change a batch only where the record above is in it; no made-up record is so loud."""
     return lambda inputs: change(inputs) if bool(((inputs > 12000) & (inputs < 13000)).any()) else inputs
-
-
-def backwards(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda inputs: Backwards.apply(inputs, change)  # type: ignore[no-untyped-call]  # torch's
 
 
 def after_a_layer(change: Callable[[Tensor], Tensor]) -> Made:
