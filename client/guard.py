@@ -17,19 +17,25 @@ policy alone: it can read the records, after all.
 
 from __future__ import annotations
 
+import time
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import ref
 
 import torch
 from torch import nn
 
+from client.draws import forked, seed_cpu
+from client.interactions import check_gradients
 from client.meeting import REMEMBERS, check_chance, check_meeting, check_place
 from client.terms import check_leaves, check_loss
 from client.trial import Example, Trial, make_model, same
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from client.task import Task
@@ -46,15 +52,33 @@ def check_task(task: Task, name: str) -> Example:
     Raises:
         TaskError: saying in a sentence what to change.
     """
+    with _naming(name):
+        example = Example.of(task)
+        _check(task, example)
+    return example
+
+
+def check_records(task: Task, name: str, records: Example) -> None:
+    """Refuse a task in which gradients of a site's own records meet, or that fails on them; briefly.
+
+    Raises:
+        InteractionError: if they meet.
+        TaskError: if it fails.
+    """
+    with _naming(name):
+        check_gradients(Trial(task, make_model(task, 0), "record"), records, _BRIEFLY)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Leave torch as it was, and begin what is said with the task's name."""
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+        with forked(), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch merely remarks on is tried here
-            example = Example.of(task)
-            _check(task, example)
+            yield
     except TaskError as error:
         msg = f"{name}: {error}"
-        raise TaskError(msg) from error
-    return example
+        raise type(error)(msg) from error
 
 
 def _check(task: Task, example: Example) -> None:
@@ -66,35 +90,53 @@ def _check(task: Task, example: Example) -> None:
     _check_shared(trial.module)
     _check_state(trial, inputs, targets)
     check_loss(trial, inputs, targets)
+    try:
+        check_gradients(trial, example, _SECONDS)
+    except TaskError:
+        _shake(trial.module)
+        check_meeting(trial, inputs)  # which can say where it is, if weights that begin at nought do not hide it
+        raise
     _shake(trial.module)
     check_meeting(trial, inputs)
     check_chance(trial, inputs)
     check_place(trial, inputs)
     check_loss(trial, inputs, targets)
+    start = time.thread_time()
+    check_gradients(trial, example, _SECONDS)
+    for factor in (8.0, 1 / 64):
+        if time.thread_time() - start < 2 * _SECONDS:  # a large model, which takes longer, is spared it
+            _scale(trial.module, factor)
+            check_gradients(trial, example, 0.0)
     with torch.no_grad():
         trial.metrics(trial.outputs(inputs), targets)
 
 
 def _made(task: Task, inputs: Tensor) -> nn.Module:
-    """Make a task's model; twice, to see that it is the same.
+    """Make a task's model; again and again, to see that it is the same, and starts from no batch.
 
     Raises:
         TaskError: if it is not, or its parameters are not such as are shared.
     """
-    first = make_model(task, 0)
-    _check_form(first)
+    module = make_model(task, 0)
+    _check_form(module)
     with torch.no_grad():
-        marks, outputs = _marks(first), Trial(task, first).outputs(inputs.clone())
-        known = [ref(parameter) for parameter in first.parameters()]
-        del first  # two models may not fit in memory
-        second = make_model(task, 0)
-        if {id(each()) for each in known} & {id(parameter) for parameter in second.parameters()}:
-            msg = "its model() returns the same parameters twice; make a new model every time"
-            raise TaskError(msg)
-        if _marks(second) != marks or not same(outputs, Trial(task, second).outputs(inputs.clone())):
-            msg = "its model() makes another model each time; draw its first weights from torch's own generator alone"
-            raise TaskError(msg)
-    return second
+        marks, outputs = _marks(module), Trial(task, module).outputs(inputs.clone())
+        for turn in ("again", "after another batch"):
+            known = [ref(parameter) for parameter in module.parameters()]
+            del module  # two models may not fit in memory
+            module = make_model(task, 0)
+            if {id(each()) for each in known} & {id(parameter) for parameter in module.parameters()}:
+                msg = "its model() returns the same parameters twice; make a new model every time"
+                raise TaskError(msg)
+            as_made = _marks(module) == marks
+            if turn != "again":
+                Trial(task, module).outputs(inputs.flip(0)[:2])
+            if not as_made or not same(outputs, Trial(task, module).outputs(inputs.clone())):
+                msg = (
+                    "its model() makes another model each time; draw its first weights from torch's own generator alone"
+                )
+                raise TaskError(msg if turn == "again" else REMEMBERS)
+    return module
 
 
 def _check_form(module: nn.Module) -> None:
@@ -123,6 +165,8 @@ def _check_shared(module: nn.Module) -> None:
         raise TaskError(msg)
 
 
+_ANOTHER = "its model() makes another model each time; draw its first weights from torch's own generator alone"
+_SECONDS, _BRIEFLY = 0.5, 0.1  # for gradients beyond the least; of a site's own records
 _CONSTANTS = "keep a constant as a plain tensor that forward brings to its input's device"
 
 
@@ -171,8 +215,14 @@ def _marks(module: nn.Module) -> dict[str, tuple[torch.Size, int]]:
 
 def _shake(module: nn.Module) -> None:
     """Move all weights, about as far as layers' first ones usually are from nought."""
-    torch.manual_seed(1)
+    seed_cpu(1)
     with torch.no_grad():
         for parameter in module.parameters():
             inward = parameter[0].numel() if parameter.dim() else 1
             parameter.add_(torch.randn_like(parameter), alpha=max(1, inward) ** -0.5)
+
+
+def _scale(module: nn.Module, factor: float) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(factor)

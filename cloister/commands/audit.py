@@ -30,7 +30,7 @@ def audit_privacy(
 
     found = privacy.audit(site, epsilon, canaries, make_console(json=True))
     console = make_console(json=as_json)
-    if plot:
+    if plot and found.sighting:
         from cloister.pictures import draw_audit  # noqa: PLC0415 - loads matplotlib
 
         draw_audit(found, plot)
