@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from client.state import WIDTHS
 from privacy.errors import KeyFileError
 from privacy.storage import write_atomically
 from privacy.update import Model
@@ -151,4 +152,4 @@ def _after(layout: Layout) -> list[Constant]:
 
 def _width(constant: Constant) -> int:
     """Return how many bytes a number takes."""
-    return constant.values.size // max(1, math.prod(constant.shape))
+    return WIDTHS[constant.dtype]

@@ -27,6 +27,7 @@ DTYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 """What a safetensors file calls each type of number."""
+WIDTHS = {name: dtype.itemsize for dtype, name in DTYPES.items()}
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
