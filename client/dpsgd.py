@@ -31,7 +31,7 @@ from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
 
 from client.gradients.choice import Choice, choose, make_mode
 from client.gradients.loss import RecordLoss
-from client.gradients.mode import quiet
+from client.gradients.mode import quiet, trainable
 from client.gradients.optimizer import CipherOptimizer
 from client.gradients.together import TeamOptimizer
 from client.settings import Computing
@@ -42,7 +42,6 @@ from privacy.randomness import Randomness
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from client.gradients.mode import GradientMode
     from client.task import Task
     from client.team import Team
     from privacy.manifest import Manifest
@@ -157,7 +156,7 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
     precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32
     mode = make_mode(order.gradients, model, RecordLoss(task), order.max_grad_norm, precision)
     optimizer = (partial(TeamOptimizer, team=team) if team else CipherOptimizer)(
-        torch.optim.SGD(model.parameters(), lr=order.learning_rate),
+        torch.optim.SGD(trainable(model), lr=order.learning_rate),
         noise_multiplier=chance.noise_multiplier,
         max_grad_norm=order.max_grad_norm,
         expected_batch_size=order.expected_batch_size,
@@ -170,30 +169,11 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
             for _ in range(order.steps):
                 chosen = team.own_part(chance.sample, count) if team else chance.sample(count).nonzero().squeeze(1)
                 optimizer.draw_ahead()
-                _step(mode, optimizer, records, chosen, order.physical_batch)
+                parts = chosen.to(records[0].device).split(order.physical_batch)
+                optimizer.take(mode, [(records[0][part], records[1][part]) for part in parts])
     finally:
         mode.to_standard_module()
-    if dropped := mode.dropped + optimizer.dropped:
-        log.warning("in %d places of this round's batches a record had no finite gradient; it added nothing", dropped)
-
-
-def _step(
-    mode: GradientMode,
-    optimizer: CipherOptimizer,
-    records: tuple[Tensor, Tensor],
-    chosen: Tensor,
-    physical_batch: int,
-) -> None:
-    """Take one step on the chosen records `(k,)`, in parts. There may be none: noise counts all the same.
-
-    Raises:
-        TaskError: if gradients are of anything but single records; clipping would bound something else.
-    """
-    inputs, targets = records
-    parts = chosen.to(inputs.device).split(physical_batch)
-    for number, part in enumerate(parts, start=1):
-        optimizer.signal_skip_step(number < len(parts))
-        optimizer.zero_grad(set_to_none=True)
-        if len(part):
-            mode.fill(inputs[part], targets[part])
-        optimizer.step()
+    if mode.dropped:
+        log.warning(
+            "in %d places of this round's batches a record had no finite gradient; it added nothing", mode.dropped
+        )

@@ -55,7 +55,7 @@ class Keys:
     roster: File = Path("keys/roster")
 
 
-Gradients = Literal["auto", "bookkeeping", "vmap", "ghost", "hooks", "functorch"]
+Gradients = Literal["auto", "bookkeeping", "vmap", "hooks", "functorch"]
 Precision = Literal["float32", "bfloat16"]
 
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-Mode = Literal["plain", "auto", "hooks", "functorch", "ghost"]
-MODES: tuple[Mode, ...] = ("plain", "auto", "hooks", "functorch", "ghost")
+Mode = Literal["plain", "auto", "hooks", "functorch"]
+MODES: tuple[Mode, ...] = ("plain", "auto", "hooks", "functorch")
 _LEARNING_RATE = 1e-3
 _STEPS = {32: 12, 256: 3}  # at a time, by batch
 

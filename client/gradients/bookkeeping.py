@@ -20,20 +20,18 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from typing_extensions import override
 
-from client.gradients.clipping import clip_factors
 from client.gradients.layers import KNOWN, Call
-from client.gradients.mode import GradientMode, check_rows
-from client.gradients.optimizer import add_to_sum
+from client.gradients.mode import GradientMode, check_rows, refuse_packed
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from client.gradients.loss import RecordLoss
+    from client.gradients.shares import Share
 
 
 class _Start(torch.autograd.Function):
-    """Where autograd's graph begins if the inputs are integers: the output of a layer whose input has no gradient."""
+    """Where autograd's graph begins: the output of a layer whose input has no gradient."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:  # noqa: ANN401 - torch's
@@ -50,23 +48,18 @@ class _Start(torch.autograd.Function):
 
 
 class BookKeeping(GradientMode):
-    """Adds to `p.summed_grad`."""
+    """Takes gradients from what layers see and get back; see `layers`."""
 
-    def __init__(self, model: nn.Module, loss: RecordLoss, max_grad_norm: float) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__(model, loss_reduction="sum")
-        self.loss, self.max_grad_norm = loss, max_grad_norm
         self._noted: list[tuple[nn.Module, Tensor, Any]] = []  # layer, input, edge of its output
-        self._taking_notes = False
-        self._parameters_of_model = list(model.parameters())
+        self._running = self._taking_notes = False
         self._anchor = torch.zeros(0, requires_grad=True)
-        self._values = 0
-        self._hooks = [part.register_forward_hook(self._note) for part in model.modules() if type(part) in KNOWN]
-
-    @property
-    @override
-    def values_a_record(self) -> int:
-        """What the last records took."""
-        return self._values
+        trained = [
+            part for part in model.modules() if any(each.requires_grad for each in part.parameters(recurse=False))
+        ]
+        self._hooks = [part.register_forward_hook(self._note) for part in trained if type(part) in KNOWN]
+        self._hooks += refuse_packed(model)
 
     @override
     def remove_hooks(self) -> None:
@@ -75,34 +68,32 @@ class BookKeeping(GradientMode):
             hook.remove()
 
     @override
-    def fill(self, inputs: Tensor, targets: Tensor) -> None:
-        calls = self._run(inputs, targets)
+    def shares(self, inputs: Tensor, targets: Tensor) -> list[Share | None]:
+        called = self._run(inputs, targets)
         with torch.no_grad():
-            shares = [share for layer in calls for share in KNOWN[type(layer)](layer, calls[layer])]
-            factors, finite = clip_factors(
-                torch.stack([share.squares() for _, share in shares]).sum(0), self.max_grad_norm
-            )
-            self._values = sum(share.values for _, share in shares) // len(inputs)
-            if not finite.all():
-                self.dropped += int((~finite).sum())
-                factors, shares = factors[finite], [(parameter, share.of(finite)) for parameter, share in shares]
-            for parameter, share in shares:
-                add_to_sum(parameter, share.summed(factors))
+            found = {
+                id(parameter): share
+                for layer in called
+                for parameter, share in KNOWN[type(layer)](layer, called[layer])
+            }
+        return [found.get(id(parameter)) for parameter in self.trained]  # None: the outputs depend on no call of it
 
     def _run(self, inputs: Tensor, targets: Tensor) -> dict[nn.Module, list[Call]]:
         """Run the model forward and backward; return every layer's calls, in float32."""
         try:
-            with self._notes():  # inputs that ask for gradients begin autograd's graph; nobody computes them
-                outputs = self.outputs(inputs.detach().requires_grad_(inputs.is_floating_point()))
-            noted = self._noted
-            back: Sequence[Tensor | None] = torch.autograd.grad(
-                outputs,
-                [edge for *_, edge in noted],
-                self.loss.gradients(outputs, targets).to(outputs.dtype),
-                allow_unused=True,
-            )
+            with self._without_gradients():
+                self._taking_notes = True
+                outputs = self.outputs(inputs.detach())
+                self._taking_notes = False
+                noted = self._noted
+                back: Sequence[Tensor | None] = torch.autograd.grad(
+                    outputs,
+                    [edge for *_, edge in noted],
+                    self.loss.gradients(outputs, targets).to(outputs.dtype),
+                    allow_unused=True,
+                )
         finally:
-            self._noted = []
+            self._noted, self._taking_notes = [], False
         calls = defaultdict(list)
         for (layer, into, _), gradient in zip(noted, back, strict=True):
             if gradient is None:  # the outputs do not depend on it
@@ -113,20 +104,20 @@ class BookKeeping(GradientMode):
         return calls
 
     @contextmanager
-    def _notes(self) -> Iterator[None]:
-        """Have layers noted, and parameters without gradients."""
-        self._taking_notes = True
-        for parameter in self._parameters_of_model:
+    def _without_gradients(self) -> Iterator[None]:
+        """Have parameters without gradients; in the backward pass too, where a checkpoint runs layers again."""
+        self._running = True
+        for parameter in self.trained:
             parameter.requires_grad_(False)  # noqa: FBT003 - torch's stubs know no name for it
         try:
             yield
         finally:
-            self._taking_notes = False
-            for parameter in self._parameters_of_model:
+            self._running = False
+            for parameter in self.trained:
                 parameter.requires_grad_()
 
     def _note(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if not self._taking_notes:
+        if not self._running or not torch.is_grad_enabled():
             return None
         if len(inputs) != 1:
             msg = f"the model calls {type(layer).__name__} in another way than with its one input"
@@ -134,5 +125,6 @@ class BookKeeping(GradientMode):
         started = None
         if not output.requires_grad:
             output = started = _Start.apply(output, self._anchor)  # type: ignore[no-untyped-call]  # torch's
-        self._noted.append((layer, inputs[0].detach(), get_gradient_edge(output)))
+        if self._taking_notes:
+            self._noted.append((layer, inputs[0].detach(), get_gradient_edge(output)))
         return started

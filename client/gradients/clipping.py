@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
+from torch.backends import cuda, mkldnn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from client.gradients.shares import Share
 
 _SMALL = 1e-6  # Opacus's: no division by zero
 
@@ -12,16 +21,63 @@ def clip_factors(squares: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]
     """Return what to multiply every record's gradient with, and which records count at all.
 
     Args:
-        squares: squared norms of the records' gradients over all parameters, `(n,)`, float32.
+        squares: squared norms of the records' gradients over all parameters, `(n,)`.
         max_grad_norm: C.
 
     Returns:
-        Factors `(n,)` in [0, 1], and whether the norm is finite `(n,)`. The rows of the others must not enter a sum,
-        not even times zero.
+        Factors `(n,)` in [0, 1], float32, and whether the norm is finite `(n,)`. The rows of the others must not enter
+        a sum, not even times zero.
 
     >>> clip_factors(torch.tensor([0.25, 4.0, torch.inf]), 1.0)
     (tensor([1.0000, 0.5000, 0.0000]), tensor([ True,  True, False]))
     """
     finite = torch.isfinite(squares)
     factors = (max_grad_norm / (squares.sqrt() + _SMALL)).clamp(max=1.0)
-    return torch.where(finite, factors, 0.0), finite
+    return torch.where(finite, factors, 0.0).float(), finite
+
+
+def add_clipped(parameters: Sequence[Any], shares: Sequence[Share | None], records: int, max_grad_norm: float) -> int:
+    """Clip every record's gradient over all parameters, and add the sum to every parameter's `summed_grad`.
+
+    Args:
+        parameters: all that are trained; Opacus adds attributes to them.
+        shares: what records add to each of them; None if nothing does.
+        records: how many there are.
+        max_grad_norm: C.
+
+    Returns:
+        How many records' gradients were not finite, and added nothing.
+    """
+    device, dropped = parameters[0].device, 0
+    with torch.no_grad(), _float32(device):
+        squares = torch.zeros(records, dtype=torch.float64, device=device)
+        for share in shares:
+            if share is not None:
+                squares += share.squares()
+        factors, finite = clip_factors(squares, max_grad_norm)
+        if not finite.all():
+            dropped, factors = int((~finite).sum()), factors[finite]
+            shares = [share and share.of(finite) for share in shares]
+        for parameter, share in zip(parameters, shares, strict=True):
+            part = torch.zeros_like(parameter) if share is None else share.summed(factors)
+            part = part.to(parameter.dtype).view_as(parameter)
+            parameter.summed_grad = part if parameter.summed_grad is None else parameter.summed_grad.add_(part)
+    return dropped
+
+
+@contextmanager
+def _float32(device: torch.device) -> Iterator[None]:
+    """Have products computed in float32, even where a task lets torch round their factors to 8 or 11 bits.
+
+    A sum of rounded gradients would not have the norms that were clipped to C.
+    """
+    kinds: tuple[Any, ...] = (mkldnn.matmul, cuda.matmul)
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from opacus.layers.dp_rnn import RNNLinear
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.gradients.shares import Lookup, Outer, Product, Rows, Share
+from client.gradients.shares import Outer, Places, Product, Rows, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,7 +80,7 @@ def _embedding(layer: nn.Embedding, calls: Sequence[Call]) -> Shares:
     gradients = _joined([_in_rows(each) for _, each in calls], 1)
     if layer.padding_idx is not None:  # that row never moves: its gradient is no part of anybody's norm
         gradients = gradients.masked_fill((indices == layer.padding_idx).unsqueeze(-1), 0.0)
-    return [(layer.weight, Lookup(indices, gradients, layer.num_embeddings))]
+    return [(layer.weight, Places.looked_up(indices, gradients, layer.num_embeddings))]
 
 
 def _layer_norm(layer: nn.LayerNorm, calls: Sequence[Call]) -> Shares:
@@ -119,6 +120,7 @@ def _scaled(
 
 KNOWN: dict[type[nn.Module], Callable[[Any, Sequence[Call]], Shares]] = {
     nn.Linear: _linear,
+    RNNLinear: _linear,  # of Opacus's recurrent layers, called at every time step
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
     nn.Embedding: _embedding,
@@ -133,10 +135,10 @@ def unknown(model: nn.Module) -> str | None:
     """Say why book-keeping cannot be used for a model; None if nothing that can be seen speaks against it."""
     owners: dict[int, str] = {}
     for name, part in model.named_modules():
-        own = list(part.parameters(recurse=False))
+        own = [parameter for parameter in part.parameters(recurse=False) if parameter.requires_grad]
         if own and type(part) not in KNOWN:
             return f"it does not know parameters of {type(part).__name__} ({name or 'the model itself'})"
-        if isinstance(part, nn.Embedding) and (part.max_norm or part.scale_grad_by_freq or part.sparse):
+        if own and isinstance(part, nn.Embedding) and (part.max_norm or part.scale_grad_by_freq or part.sparse):
             return f"it knows no embedding with max_norm, scale_grad_by_freq or sparse ({name})"
         for parameter in own:
             if (other := owners.setdefault(id(parameter), name)) != name:

@@ -1,4 +1,4 @@
-"""What all ways have in common: records go in, `p.grad_sample` or `p.summed_grad` comes out."""
+"""What all ways have in common: records go in, and their clipped gradients are added to every `p.summed_grad`."""
 
 from __future__ import annotations
 
@@ -9,39 +9,70 @@ from typing import TYPE_CHECKING
 
 import torch
 from opacus.grad_sample.gsm_base import AbstractGradSampleModule
+from opacus.layers.dp_rnn import DPRNNBase
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
+from client.gradients.clipping import add_clipped
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
+    from torch.utils.hooks import RemovableHandle
 
     from client.gradients.loss import RecordLoss
+    from client.gradients.shares import Share
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Return what is trained of a model, each parameter once, in the model's order: all that is not frozen."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is untyped
     """A gradient-sample mode. As everywhere in Opacus, `to_standard_module` gives the model back."""
 
     loss: RecordLoss
+    max_grad_norm: float
+    trained: Sequence[nn.Parameter]  # those of the model when the mode was made
     precision: torch.dtype = torch.float32  # of the model's forward and backward pass; norms are float32 always
-    dropped: int = 0  # records whose gradients were not finite, where this mode clips
+    dropped: int = 0  # records whose gradients were not finite
+    values_a_record: int = 0  # how many one took in memory, beside those of plain training
 
-    @property
-    def values_a_record(self) -> int:
-        """How many values one record takes in memory, beside those of plain training."""
-        return sum(parameter.numel() for parameter in self._module.parameters())
+    def fill(self, inputs: Tensor, targets: Tensor) -> None:
+        """Clip these records' gradients and add them to `p.summed_grad` of every parameter that is trained.
+
+        Args:
+            inputs: `(n, ...)`; without records, sums are zeros.
+            targets: `(n, ...)`.
+
+        Raises:
+            TaskError: if a layer does not keep one row a record, or the model replaces a parameter; clipping would
+                bound something else.
+        """
+        shares: Sequence[Share | None] = [None] * len(self.trained)
+        if len(inputs):
+            shares = self.shares(inputs, targets)
+            known = trainable(self._module)
+            if len(known) != len(self.trained) or any(a is not b for a, b in zip(known, self.trained, strict=True)):
+                msg = "the model replaces its parameters or freezes some in forward; keep those that it was made with"
+                raise TaskError(msg)
+        self.dropped += add_clipped(self.trained, shares, len(inputs), self.max_grad_norm)
+        if len(inputs):
+            self.values_a_record = sum(share.values for share in shares if share) // len(inputs)
 
     @abstractmethod
-    def fill(self, inputs: Tensor, targets: Tensor) -> None:
-        """Fill `p.grad_sample` with gradients of these records, or add to `p.summed_grad` what is clipped.
+    def shares(self, inputs: Tensor, targets: Tensor) -> Sequence[Share | None]:
+        """Return what these records add to the gradient of each of `trained`; None where it depends on none of them.
 
         Args:
             inputs: of at least one record, `(n, ...)`.
             targets: `(n, ...)`.
 
         Raises:
-            TaskError: if a layer does not keep one row a record; clipping would bound something else.
+            TaskError: if a layer does not keep one row a record.
         """
 
     def outputs(self, inputs: Tensor) -> Tensor:
@@ -84,3 +115,17 @@ def check_rows(rows: int, records: int) -> None:
     if rows != records:
         msg = "a layer of the model sees other rows than the records; keep one row a record in every layer"
         raise TaskError(msg)
+
+
+def refuse_packed(model: nn.Module) -> list[RemovableHandle]:
+    """Have Opacus's recurrent layers refuse packed sequences, which they sort: their rows are other records then.
+
+    A hook raises TaskError.
+    """
+
+    def refuse(layer: nn.Module, inputs: tuple[object, ...]) -> None:
+        if any(isinstance(each, PackedSequence) for each in inputs):
+            msg = f"{type(layer).__name__} is given packed sequences, which it sorts; give it padded ones"
+            raise TaskError(msg)
+
+    return [part.register_forward_pre_hook(refuse) for part in model.modules() if isinstance(part, DPRNNBase)]

@@ -1,4 +1,4 @@
-"""Opacus's optimizer, with noise from a cipher and sums that every way of computing them can add to.
+"""Opacus's optimizer, with noise from a cipher and clipped sums from one of our modes.
 
 A logical batch, which the accountant knows of, is computed in physical parts by Opacus's own convention: every part but
 the last is announced with `signal_skip_step`, so that sums gather in `p.summed_grad` and noise is added once.
@@ -14,18 +14,21 @@ import torch
 from opacus.optimizers import DPOptimizer
 from typing_extensions import override
 
-from client.gradients.clipping import clip_factors
+from privacy.errors import TaskError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from client.gradients.mode import GradientMode
     from privacy.randomness import Randomness
 
 
 class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
-    """Clips what stands in `p.grad_sample`, or takes `p.summed_grad` as it is; adds noise; takes the step."""
+    """Takes the clipped sums in `p.summed_grad`, which a mode has filled; adds noise; takes the step."""
 
     def __init__(self, *args: Any, randomness: Randomness, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
         super().__init__(*args, **kwargs)
@@ -34,7 +37,6 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         # On a busy machine, waiting for each other takes two threads longer than one thread takes for both.
         self._core_is_free = os.getloadavg()[0] < (os.cpu_count() or 1)
         self._ahead: Future[NDArray[np.float64]] | None = None
-        self.dropped = 0  # records whose gradients were not finite
 
     def draw_ahead(self) -> None:
         """Begin to draw the next step's noise beside the computation of its gradients.
@@ -63,30 +65,34 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         drawn *= self._scale
         return drawn
 
-    @property
-    def accumulated_iterations(self) -> int:
-        """One: parts of a batch are added up before they count."""
-        return 1
+    def take(self, mode: GradientMode, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Take one step on a logical batch: inputs and targets `(k, ...)` of each of its parts, at least one.
+
+        Parts may be empty: noise counts all the same.
+
+        Raises:
+            TaskError: if gradients are of anything but single records; clipping would bound something else.
+        """
+        for number, part in enumerate(parts, start=1):
+            self.signal_skip_step(number < len(parts))
+            self.zero_grad(set_to_none=True)
+            mode.fill(*part)
+            self.step()
 
     @override
     def clip_and_accumulate(self) -> None:
-        """Add the clipped sum of `p.grad_sample` `(n, *p.shape)` to every parameter's `p.summed_grad`."""
-        parameters: list[Any] = self.params  # to which Opacus adds attributes
-        samples = [parameter.grad_sample for parameter in parameters]
-        if any(each is None for each in samples):
-            return  # the sums are there already
-        rows = [each.float().flatten(1) for each in samples]
-        squares = torch.stack([torch.linalg.vector_norm(each, dim=1).square() for each in rows]).sum(0)
-        factors, finite = clip_factors(squares, self.max_grad_norm)
-        if not finite.all():
-            self.dropped += int((~finite).sum())
-            rows, factors = [each[finite] for each in rows], factors[finite]
-        for parameter, each in zip(parameters, rows, strict=True):
-            add_to_sum(parameter, factors @ each)
+        """See that the mode has clipped and added up the gradients of every parameter.
+
+        Raises:
+            TaskError: if one has no sum.
+        """
+        if any(getattr(parameter, "summed_grad", None) is None for parameter in self.params):
+            msg = "a parameter of the model has no gradient, though it is trained; this would be a bug of Cloister's"
+            raise TaskError(msg)
 
     @override
     def pre_step(self, closure: Any = None) -> bool:
-        """Clip; if the batch is complete, add noise and divide by what is public."""
+        """If the batch is complete, add noise and divide by what is public."""
         self.clip_and_accumulate()
         self._is_last_step_skipped = bool(self._check_skip_next_step())
         if self._is_last_step_skipped:
@@ -111,14 +117,8 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
             drawn, self._ahead = torch.from_numpy(self._ahead.result() if self._ahead else self._draw(self._size)), None
         start, parameters = 0, list[Any](self.params)
         for parameter in parameters:
-            total: Tensor = torch.zeros_like(parameter) if parameter.summed_grad is None else parameter.summed_grad
+            total: Tensor = parameter.summed_grad
             if drawn is not None:
                 part = drawn[start : (start := start + parameter.numel())]
                 total += part.to(device=total.device, dtype=total.dtype).view_as(total)
             parameter.grad, parameter.summed_grad = total, None
-
-
-def add_to_sum(parameter: Any, part: Tensor) -> None:  # noqa: ANN401 - Opacus adds attributes to parameters
-    """Add a part of the clipped sum to what a parameter has."""
-    part = part.detach().to(parameter.dtype).view_as(parameter)
-    parameter.summed_grad = part if parameter.summed_grad is None else parameter.summed_grad.add_(part)

@@ -4,9 +4,16 @@ Book-keeping (Bu et al., 2022, section 3) needs two things of them: every record
 factors are known, the sum that they weight. For a linear map of inputs a and gradients g of its outputs, a record's
 gradient is g aᵀ; with one row a record its norm is |a| |g|, and its part of the sum never exists by itself.
 
-With several rows a record (time steps, pixels), "ghost" norms from the Gram matrices of a and g would need less memory,
-but as differences of large numbers they can come out too small, so that a record is clipped too little. Here such
-gradients are written out, and where all together are too large, some records at a time.
+A norm that comes out too small clips too little. So every norm is taken of the very numbers that are summed, or is
+rounded up:
+
+- With several rows a record (time steps, pixels, words), "ghost" norms from the Gram matrices of a and g would need
+  less memory; but they are differences of large numbers. Here such gradients are written out, and where all together
+  are too large, some records at a time.
+- Float32 loses a percent of the norm of ten million equal numbers, one after the other. Here they are added in blocks,
+  and the blocks in float64.
+- Squares below 1e-38 are lost in float32. That does no harm to a norm by itself, only to one that is multiplied.
+- Norms over 1e19 have no square in float32: such records count as not finite, and add nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +21,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 KEPT = 1 << 24  # values of gradients that are kept until the clipping factors are known
+_BLOCK = 1024  # values whose squares are added in float32
+_LOST = torch.finfo(torch.float32).tiny  # the most that a square can lose
 
 
 class Share(ABC):
@@ -32,7 +45,7 @@ class Share(ABC):
 
     @abstractmethod
     def squares(self) -> Tensor:
-        """Return the squared norms of the records' gradients, `(n,)`."""
+        """Return the squared norms of the records' gradients, `(n,)`, float64."""
 
     @abstractmethod
     def summed(self, factors: Tensor) -> Tensor:
@@ -43,9 +56,17 @@ class Share(ABC):
         """Return the share of some records, given by `(n,)` booleans."""
 
 
+def _flat(rows: Tensor) -> Tensor:
+    """Return `(n, ...)` as `(n, d)`, also of numbers."""
+    return rows.flatten(1) if rows.dim() > 1 else rows.unsqueeze(1)
+
+
 def _squares(rows: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1)
-    return norms.square()
+    rows = _flat(rows)
+    whole = rows.shape[1] - rows.shape[1] % _BLOCK
+    parts = [rows[:, :whole].unflatten(1, (-1, _BLOCK)), rows[:, whole:].unsqueeze(1)]
+    norms = [torch.linalg.vector_norm(part, dim=2) for part in parts if part.numel()]
+    return torch.cat(norms, 1).double().square().sum(1) if norms else rows.new_zeros(len(rows), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -60,7 +81,7 @@ class Rows(Share):
 
     @override
     def summed(self, factors: Tensor) -> Tensor:
-        return factors @ self.rows.flatten(1)
+        return factors @ _flat(self.rows)
 
     @override
     def of(self, records: Tensor) -> Rows:
@@ -76,7 +97,8 @@ class Outer(Share):
 
     @override
     def squares(self) -> Tensor:
-        return _squares(self.inputs) * _squares(self.gradients)
+        inputs, gradients = (_squares(each) + each.shape[1] * _LOST for each in (self.inputs, self.gradients))
+        return inputs * gradients
 
     @override
     def summed(self, factors: Tensor) -> Tensor:
@@ -95,54 +117,86 @@ class Product(Share):
     gradients: Tensor
 
     @cached_property
-    def _written_out(self) -> Tensor | None:
-        size = self.gradients.shape[:3].numel() * self.inputs.shape[2]
-        return self.gradients @ self.inputs.transpose(2, 3) if size <= KEPT else None
+    def _kept(self) -> Rows | None:
+        """Gradients written out, if they may be kept."""
+        if len(self.inputs) > self._at_a_time:
+            return None
+        return Rows(self.gradients @ self.inputs.transpose(2, 3))
+
+    @property
+    def _at_a_time(self) -> int:
+        """How many records' gradients may be written out."""
+        return max(1, KEPT // (self.gradients.shape[1:3].numel() * self.inputs.shape[2]))
+
+    def _in_parts(self) -> Iterator[Rows]:
+        for gradients, inputs in zip(
+            *(each.split(self._at_a_time) for each in (self.gradients, self.inputs)), strict=True
+        ):
+            yield Rows(gradients @ inputs.transpose(2, 3))
+
+    @cached_property
+    def _squares(self) -> Tensor:
+        return self._kept.squares() if self._kept else torch.cat([part.squares() for part in self._in_parts()])
+
+    @property
+    @override
+    def values(self) -> int:
+        return super().values + (self._kept.values if self._kept else 0)
 
     @override
     def squares(self) -> Tensor:
-        if self._written_out is not None:
-            return _squares(self._written_out)
-        one = self.gradients.shape[1:3].numel() * self.inputs.shape[2]
-        parts = zip(*(each.split(max(1, KEPT // one)) for each in (self.gradients, self.inputs)), strict=True)
-        return torch.cat([_squares(gradients @ inputs.transpose(2, 3)) for gradients, inputs in parts])
+        return self._squares
 
     @override
     def summed(self, factors: Tensor) -> Tensor:
-        if self._written_out is not None:
-            return factors @ self._written_out.flatten(1)
-        return torch.einsum("n,ngpt,ngdt->gpd", factors, self.gradients, self.inputs)
+        if self._kept:
+            return self._kept.summed(factors)
+        total = self.gradients.new_zeros(self.gradients.shape[1:3].numel() * self.inputs.shape[2])
+        before = self._squares.split(self._at_a_time)
+        for part, weights, squares in zip(self._in_parts(), factors.split(self._at_a_time), before, strict=True):
+            again = part.squares()  # equal, unless a device computes the same product in another way
+            smaller = torch.where(again > squares, (squares / again).sqrt(), 1.0)
+            total += part.summed(weights * smaller.float())
+        return total
 
     @override
-    def of(self, records: Tensor) -> Product:
-        return Product(self.inputs[records], self.gradients[records])
+    def of(self, records: Tensor) -> Share:
+        return self._kept.of(records) if self._kept else Product(self.inputs[records], self.gradients[records])
 
 
 @dataclass(frozen=True)
-class Lookup(Share):
-    """Gradients of an embedding: rows of `size` that records look up `(n, t)`, gradients of what they find `(n, t, d)`.
+class Places(Share):
+    """Gradients of some rows of a table `(size, d)`: of so many records, `(k,)` records and rows, `(k, d)` gradients.
 
-    Rows that a record looks up more than once add up before the norm is taken.
+    No record has the same row twice.
     """
 
-    indices: Tensor
-    gradients: Tensor
+    count: int
     size: int
+    records: Tensor
+    rows: Tensor
+    gradients: Tensor
+
+    @classmethod
+    def looked_up(cls, indices: Tensor, gradients: Tensor, size: int) -> Places:
+        """Add up what records look up more than once: rows `(n, t)`, gradients of what they find `(n, t, d)`."""
+        pairs = torch.arange(len(indices), device=indices.device).unsqueeze(1) * size + indices
+        pairs, place = torch.unique(pairs, return_inverse=True)
+        summed = gradients.new_zeros((len(pairs), gradients.shape[2]))
+        summed.index_add_(0, place.flatten(), gradients.flatten(0, 1))
+        return cls(len(indices), size, pairs // size, pairs % size, summed)
 
     @override
     def squares(self) -> Tensor:
-        records = torch.arange(len(self.indices), device=self.indices.device).unsqueeze(1)
-        pairs, place = torch.unique(records * self.size + self.indices, return_inverse=True)
-        summed = self.gradients.new_zeros((len(pairs), self.gradients.shape[2]))
-        summed.index_add_(0, place.flatten(), self.gradients.flatten(0, 1))
-        return self.gradients.new_zeros(len(self.indices)).index_add_(0, pairs // self.size, _squares(summed))
+        squares = _squares(self.gradients)
+        return squares.new_zeros(self.count).index_add_(0, self.records, squares)
 
     @override
     def summed(self, factors: Tensor) -> Tensor:
-        weighted = self.gradients * factors.view(-1, 1, 1)
-        found = self.gradients.new_zeros((self.size, self.gradients.shape[2]))
-        return found.index_add_(0, self.indices.flatten(), weighted.flatten(0, 1))
+        found = self.gradients.new_zeros((self.size, self.gradients.shape[1]))
+        return found.index_add_(0, self.rows, self.gradients * factors[self.records].unsqueeze(1))
 
     @override
-    def of(self, records: Tensor) -> Lookup:
-        return Lookup(self.indices[records], self.gradients[records], self.size)
+    def of(self, records: Tensor) -> Places:
+        kept, numbers = records[self.records], records.cumsum(0) - 1
+        return Places(int(records.sum()), self.size, numbers[self.records[kept]], self.rows[kept], self.gradients[kept])

@@ -6,56 +6,84 @@ All of a part's gradients are in memory at once.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from typing_extensions import override
 
 from client.gradients.mode import GradientMode, check_rows
+from client.gradients.shares import Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
-    from client.gradients.loss import RecordLoss
-
 
 class Vmap(GradientMode):
-    """Fills `p.grad_sample`."""
+    """Takes gradients that are written out for every record."""
 
-    def __init__(self, model: nn.Module, loss: RecordLoss) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__(model, loss_reduction="sum")
-        self.loss, self._in_one = loss, True
+        self._in_one = True
 
     @override
     def remove_hooks(self) -> None:
         """Do nothing: there are none."""
 
     @override
-    def fill(self, inputs: Tensor, targets: Tensor) -> None:
+    def shares(self, inputs: Tensor, targets: Tensor) -> list[Rows]:
+        samples = None
         if self._in_one:
             try:
-                return self._fill(inputs, targets, self.loss.of_one)
+                samples = self._of_losses(inputs, targets)
             except RuntimeError:  # the loss branches on values, say; a model that does so fails below, too
                 self._in_one = False
-        with torch.no_grad():
-            outputs = self.outputs(inputs)
-        gradients = self.loss.gradients(outputs, targets)
-        return self._fill(inputs, gradients, lambda output, gradient: (output * gradient).sum())
-
-    def _fill(self, inputs: Tensor, others: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Set the gradients of `loss(output, other)`, one record at a time."""
-        model, parameters = self._module, dict(self._module.named_parameters())
-
-        def of_record(values: dict[str, Tensor], record: Tensor, other: Tensor) -> Tensor:
-            with self.autocast(inputs):
-                outputs = torch.func.functional_call(model, values, (record.unsqueeze(0),))
-            check_rows(len(outputs), 1)
-            return loss(outputs[0].float(), other)
-
-        mapped = torch.func.vmap(torch.func.grad(of_record), in_dims=(None, 0, 0), randomness="different")
-        samples = mapped({name: each.detach() for name, each in parameters.items()}, inputs, others)
-        for name, each in samples.items():
+        if samples is None:
+            samples = self._of_outputs(inputs, targets)
+        for each in samples:
             check_rows(len(each), len(inputs))
-            setattr(parameters[name], "grad_sample", each)  # noqa: B010 - Opacus's attribute, of which types know nothing
+        return [Rows(each.float()) for each in samples]
+
+    def _of_losses(self, inputs: Tensor, targets: Tensor) -> Sequence[Tensor]:
+        """Map the gradient of a record's loss."""
+
+        def of_one(values: Sequence[Tensor], record: Tensor, target: Tensor) -> Tensor:
+            return self.loss.of_one(self._output(values, record), target)
+
+        mapped = torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0, 0), randomness="different")
+        found: Sequence[Tensor] = mapped([parameter.detach() for parameter in self.trained], inputs, targets)
+        return found
+
+    def _of_outputs(self, inputs: Tensor, targets: Tensor) -> Sequence[Tensor]:
+        """Map the model alone, over parameters too: every record has its own, whose gradients are that record's."""
+        own = [each.detach().expand(len(inputs), *each.shape).requires_grad_() for each in self.trained]
+        outputs = torch.func.vmap(self._output, randomness="different")(own, inputs)
+        found: Sequence[Tensor] = torch.autograd.grad(
+            outputs, own, self.loss.gradients(outputs, targets), allow_unused=True, materialize_grads=True
+        )
+        return found
+
+    def _output(self, values: Sequence[Tensor], record: Tensor) -> Tensor:
+        with self.autocast(record), self._in_place_of_parameters(values):
+            outputs: Tensor = self(record.unsqueeze(0))
+        check_rows(len(outputs), 1)
+        return outputs[0].float()
+
+    @contextmanager
+    def _in_place_of_parameters(self, values: Sequence[Tensor]) -> Iterator[None]:
+        """Run the model with other values than its parameters have, wherever it keeps these.
+
+        `torch.func.functional_call` goes by names, and leaves other values behind in a module that has two.
+        """
+        number = {id(parameter): index for index, parameter in enumerate(self.trained)}
+        tables = [part._parameters for part in self._module.modules()]  # noqa: SLF001 - where torch itself changes them
+        places = [(table, name, own) for table in tables for name, own in table.items() if id(own) in number]
+        try:
+            for table, name, own in places:
+                table[name] = values[number[id(own)]]  # type: ignore[assignment]  # what is no parameter
+            yield
+        finally:
+            for table, name, own in places:
+                table[name] = own

@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 from typing_extensions import override
 
 from client import dpsgd
-from client.gradients.clipping import clip_factors
-from client.gradients.optimizer import CipherOptimizer, add_to_sum
+from client.gradients.clipping import add_clipped
 from cloister.audits.statement import AUDIT
 from cloister.cli import app
 from privacy.ledger import Ledger
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from client.gradients.mode import GradientMode
     from client.task import Task
     from privacy.accounting import Mechanism
     from privacy.ledger import Budget, Charge, Release
@@ -114,21 +114,22 @@ def _put(start: int, end: int, source: int | None) -> Callable[[Randomness], Ran
     return lambda drawn: Elsewhere(drawn, change)
 
 
-class ByLayer(CipherOptimizer):
-    """Clips every parameter's gradient to C by itself."""
-
-    @override
-    def clip_and_accumulate(self) -> None:
-        parameters: list[Any] = self.params  # to which Opacus adds attributes
-        for parameter in [each for each in parameters if each.grad_sample is not None]:
-            rows = parameter.grad_sample.flatten(1)
-            factors, _ = clip_factors(rows.square().sum(1), self.max_grad_norm)
-            add_to_sum(parameter, factors @ rows)
+def _fill_by_layer(mode: GradientMode, inputs: Tensor, targets: Tensor) -> None:
+    """Clip every parameter's gradient to C by itself."""
+    shares = mode.shares(inputs, targets) if len(inputs) else [None] * len(mode.trained)
+    for parameter, share in zip(mode.trained, shares, strict=True):
+        add_clipped([parameter], [share], len(inputs), mode.max_grad_norm)
 
 
 def _clip_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.gradients.choice._IN_TURN", ("hooks",))  # which leave clipping to the optimiser
-    monkeypatch.setattr(dpsgd, "CipherOptimizer", ByLayer)
+    make_mode = dpsgd.make_mode
+
+    def broken(*args: Any) -> GradientMode:  # noqa: ANN401 - passed on
+        mode = make_mode(*args)
+        monkeypatch.setattr(type(mode), "fill", _fill_by_layer)  # not earlier: it would not have been chosen
+        return mode
+
+    monkeypatch.setattr(dpsgd, "make_mode", broken)
 
 
 def _charging(monkeypatch: pytest.MonkeyPatch, change: Callable[[Mechanism], Mechanism]) -> None:

@@ -1,0 +1,167 @@
+"""What a mode should compute, from plain autograd, and whether it does.
+
+Two logical batches of four records, each in two parts, are computed, with a step between them, and the second in turned
+order: a mode that is right once may lose gradients afterwards, and rows that a layer sorts may be in order at first.
+After each batch every parameter's clipped sum must be what autograd gives, from one record at a time.
+
+A model that draws at random cannot be compared one record at a time. Dropout is taken out of it. Where that is not
+enough, gradients of single records are taken from a pass over each part, and both sides draw under the same seed.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from client.gradients.clipping import clip_factors
+from client.gradients.mode import GradientMode, quiet, trainable
+from client.gradients.optimizer import CipherOptimizer
+from privacy.randomness import Randomness
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from client.gradients.loss import RecordLoss
+
+_TOLERANCE = 1e-2  # of what records add to a parameter; what is wrong is wrong by more, and a GPU may round to 10 bits
+_COARSE = 0.25  # the same, of all parameters together, where a model computes with 8 bits
+_NOISE = 1e-4  # of C: what is less may be rounding
+_STEP = 1e-2  # of C: how far the step goes that is taken between
+_PARTS = 2  # of two records each
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A batch's clipped sum, parameter by parameter."""
+
+    gradients: list[Tensor]
+    sizes: list[float]  # the norms of what single records add, added up
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a mode should compute for a model and some of its records."""
+
+    records: tuple[Tensor, Tensor]
+    bound: float  # C
+    sums: list[Sum]
+
+    @classmethod
+    def of(cls, model: nn.Module, loss: RecordLoss, records: tuple[Tensor, Tensor]) -> Expected:
+        """Compute it with autograd; the model is not changed.
+
+        Args:
+            model: on the device of its records.
+            loss: of one record.
+            records: inputs and targets `(n, ...)`; the first four are taken, again if there are fewer.
+        """
+        chosen = torch.arange(2 * _PARTS, device=records[0].device) % len(records[0])
+        records, model = (records[0][chosen], records[1][chosen]), cls.copy(model)
+        before = _state(records[0].device)
+        first = _norm(next(_one_by_one(model, loss, records)))
+        draws = not torch.equal(_state(records[0].device), before)
+        bound, sums = (first / 2 if 0 < first < float("inf") else 1.0), []
+        for batch in _batches(records):
+            sums.append(_by_autograd(model, loss, batch, bound, draws=draws))
+            with torch.no_grad():
+                for parameter, gradient in zip(trainable(model), sums[-1].gradients, strict=True):
+                    parameter.sub_(gradient, alpha=_STEP / bound)
+        return cls(records, bound, sums)
+
+    @staticmethod
+    def copy(model: nn.Module) -> nn.Module:
+        """Return a copy without dropout."""
+        model = deepcopy(model)
+        for part in model.modules():
+            if isinstance(part, _DropoutNd):
+                part.p = 0.0
+            elif isinstance(part, nn.MultiheadAttention | nn.RNNBase):
+                part.dropout = 0.0
+        return model
+
+    def wrong(self, mode: GradientMode) -> str | None:
+        """Return the name of a parameter whose clipped sum is another than a mode gives; None if there is none.
+
+        Args:
+            mode: of a copy of the model, with this bound; in bfloat16 it is compared coarsely.
+        """
+        optimizer = CipherOptimizer(
+            torch.optim.SGD(mode.trained, lr=_STEP / self.bound),
+            noise_multiplier=0.0,
+            max_grad_norm=self.bound,
+            expected_batch_size=1,
+            loss_reduction="sum",
+            randomness=Randomness.seeded(0),
+        )
+        with quiet(), closing(optimizer):
+            mode.shares(*_batches(self.records)[0][0])  # the first time it may try something that draws, in vain
+            for batch, expected in zip(_batches(self.records), self.sums, strict=True):
+                torch.manual_seed(0)
+                optimizer.take(mode, batch)
+                found = [parameter.grad for parameter in mode.trained if parameter.grad is not None]
+                off = [_norm([one - other]) for one, other in zip(found, expected.gradients, strict=True)]
+                if mode.precision is torch.bfloat16:
+                    far = [sum(off) > _COARSE * sum(expected.sizes) + _NOISE * self.bound]
+                else:
+                    most = [_TOLERANCE * size + _NOISE * self.bound for size in expected.sizes]
+                    far = [not one <= other for one, other in zip(off, most, strict=True)]
+                if any(far):
+                    names = [name for name, each in mode._module.named_parameters() if each.requires_grad]  # noqa: SLF001 - Opacus's
+                    return names[far.index(True)]
+        return None
+
+
+def _batches(records: tuple[Tensor, Tensor]) -> list[list[tuple[Tensor, Tensor]]]:
+    """Return two batches, each in parts: these records, and the same in turned order."""
+    orders = (records, tuple(each.flip(0) for each in records))
+    return [list(zip(*(each.chunk(_PARTS) for each in order), strict=True)) for order in orders]
+
+
+def _by_autograd(
+    model: nn.Module, loss: RecordLoss, batch: list[tuple[Tensor, Tensor]], bound: float, *, draws: bool
+) -> Sum:
+    gradients = [torch.zeros_like(parameter) for parameter in trainable(model)]
+    sizes = [0.0] * len(gradients)
+    torch.manual_seed(0)
+    for part in batch:
+        for single in (_in_one_pass if draws else _one_by_one)(model, loss, part):
+            factor, finite = clip_factors(torch.tensor(_norm(single)) ** 2, bound)
+            if finite:
+                gradients = [each + float(factor) * own for each, own in zip(gradients, single, strict=True)]
+                sizes = [each + float(factor) * _norm([own]) for each, own in zip(sizes, single, strict=True)]
+    return Sum(gradients, sizes)
+
+
+def _one_by_one(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, Tensor]) -> Iterator[list[Tensor]]:
+    """Return every record's gradients, parameter by parameter."""
+    for one in zip(*(each.split(1) for each in records), strict=True):
+        yield from _in_one_pass(model, loss, one)
+
+
+def _in_one_pass(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, Tensor]) -> Iterator[list[Tensor]]:
+    """The same, from one pass over all of them."""
+    outputs = model(records[0])
+    back = loss.gradients(outputs, records[1])
+    for number in range(len(back)):
+        own = torch.zeros_like(back)
+        own[number] = back[number]
+        found = torch.autograd.grad(
+            outputs, trainable(model), own, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        yield list(found)
+
+
+def _norm(gradients: list[Tensor]) -> float:
+    squares = [torch.linalg.vector_norm(each, dtype=torch.float64).square() for each in gradients]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def _state(device: torch.device) -> Tensor:
+    """Return the state of the generator that draws on a device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
