@@ -25,6 +25,8 @@ from weakref import ref
 import torch
 from torch import nn
 
+from client.draws import forked, seed_cpu
+from client.interactions import Effort, check_gradients
 from client.meeting import REMEMBERS, check_chance, check_meeting, check_place
 from client.state import DTYPES, tensors_of, trained
 from client.terms import check_leaves, check_loss
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from client.task import Task
 
 
+_SECONDS = 0.1  # for what of gradients need not be tried in any case, with each of four weights
 _Marks = dict[str, tuple[torch.Size, bool, int]]
 
 
@@ -52,7 +55,7 @@ def check_task(task: Task, name: str) -> Example:
         TaskError: saying in a sentence what to change.
     """
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+        with forked(), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch merely remarks on is tried here
             example = Example.of(task)
             _check(task, example)
@@ -72,35 +75,50 @@ def _check(task: Task, example: Example) -> None:
     _check_shared(trial.module)
     _check_state(trial, marks, inputs, targets)
     check_loss(trial, inputs, targets)
+    try:
+        check_gradients(trial, example, Effort(_SECONDS))
+    except TaskError:
+        _shake(trial.module)
+        check_meeting(trial, inputs)  # which can say where it is, if weights that begin at nought do not hide it
+        raise
     _shake(trial.module)
     check_meeting(trial, inputs)
     check_chance(trial, inputs)
     check_place(trial, inputs)
     check_loss(trial, inputs, targets)
+    for factor in (1.0, 8.0, 1 / 64):
+        _scale(trial.module, factor)
+        check_gradients(trial, example, Effort(_SECONDS))
     with torch.no_grad():
         trial.metrics(trial.outputs(inputs), targets)
 
 
 def _made(task: Task, inputs: Tensor) -> tuple[nn.Module, _Marks]:
-    """Make a task's model, and marks of it as it was made; twice, to see that it is the same.
+    """Make a task's model, and marks of it; again and again, to see that it is the same, and starts from no batch.
 
     Raises:
         TaskError: if it is not, or its parameters are not such as are shared.
     """
-    first = make_model(task, 0)
-    _check_form(first)
+    module = make_model(task, 0)
+    _check_form(module)
     with torch.no_grad():
-        marks, outputs = _marks(first), Trial(task, first).outputs(inputs.clone())
-        known = [ref(parameter) for parameter in first.parameters()]
-        del first  # two models may not fit in memory
-        second = make_model(task, 0)
-        if {id(each()) for each in known} & {id(parameter) for parameter in second.parameters()}:
-            msg = "its model() returns the same parameters twice; make a new model every time"
-            raise TaskError(msg)
-        if _marks(second) != marks or not same(outputs, Trial(task, second).outputs(inputs.clone())):
-            msg = "its model() makes another model each time; draw its first weights from torch's own generator alone"
-            raise TaskError(msg)
-    return second, marks
+        marks, outputs = _marks(module), Trial(task, module).outputs(inputs.clone())
+        for turn in ("again", "after another batch"):
+            known = [ref(parameter) for parameter in module.parameters()]
+            del module  # two models may not fit in memory
+            module = make_model(task, 0)
+            if {id(each()) for each in known} & {id(parameter) for parameter in module.parameters()}:
+                msg = "its model() returns the same parameters twice; make a new model every time"
+                raise TaskError(msg)
+            as_made = _marks(module) == marks
+            if turn != "again":
+                Trial(task, module).outputs(inputs.flip(0)[:2])
+            if not as_made or not same(outputs, Trial(task, module).outputs(inputs.clone())):
+                msg = (
+                    "its model() makes another model each time; draw its first weights from torch's own generator alone"
+                )
+                raise TaskError(msg if turn == "again" else REMEMBERS)
+    return module, marks
 
 
 def _check_form(module: nn.Module) -> None:
@@ -201,8 +219,14 @@ def _bits(tensor: Tensor) -> Tensor:
 
 def _shake(module: nn.Module) -> None:
     """Move all weights, about as far as layers' first ones usually are from nought."""
-    torch.manual_seed(1)
+    seed_cpu(1)
     with torch.no_grad():
         for parameter in trained(module).values():
             inward = parameter[0].numel() if parameter.dim() else 1
             parameter.add_(torch.randn_like(parameter), alpha=max(1, inward) ** -0.5)
+
+
+def _scale(module: nn.Module, factor: float) -> None:
+    with torch.no_grad():
+        for parameter in trained(module).values():
+            parameter.mul_(factor)

@@ -191,7 +191,7 @@ STATES: dict[str, tuple[Task, str]] = {
         "its model or loss changes the records"),
     "power iteration": (
         Made(lambda: parametrizations.spectral_norm(head())), "its model remembers earlier batches"),
-    "weights set by the first batch": (Made(FirstBatch), "parameters of its model change in forward, past"),
+    "weights set by the first batch": (Made(FirstBatch), "its model remembers earlier batches"),
     "frozen weights that move": (Made(Drifting), "parameters of its model change in forward, past"),
     "what is trained changes": (
         Made(Thawing), "parameters of its model change in forward, past"),

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from typing_extensions import override
 
-from tests.client.zoo.parts import Architecture, Mean, Residual, by_class
+from tests.client.zoo.parts import Architecture, Residual, by_class
 
 if TYPE_CHECKING:
     from tests.client.zoo.parts import Records

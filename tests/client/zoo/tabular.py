@@ -60,9 +60,7 @@ class WideAndDeep(nn.Module):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         first, second = inputs[:, COLUMNS:].long().unbind(1)
-        found: Tensor = (
-            self.wide(inputs[:, :COLUMNS]) + self.pairs(first * KINDS + second) + self.deep(inputs)
-        )
+        found: Tensor = self.wide(inputs[:, :COLUMNS]) + self.pairs(first * KINDS + second) + self.deep(inputs)
         return found
 
 
