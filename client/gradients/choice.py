@@ -19,6 +19,7 @@ from client.gradients.layers import unknown
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import GradientMode, trainable
 from client.gradients.opacus_modes import Hooks
+from client.gradients.single import Single
 from client.gradients.vmap import Vmap
 from privacy.errors import TaskError
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from client.settings import Computing, Gradients
     from client.task import Task
 
-_IN_TURN: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch")
+_IN_TURN: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "autograd")
 _VALUES = 1 << 24  # in memory at once: of gradients, and of what they are made from
 _RECORDS = 256  # at once at most
 
@@ -96,6 +97,8 @@ def make_mode(
             made = BookKeeping(model)
         case "hooks" | "functorch":
             made = Hooks(model, force_functorch=gradients == "functorch")
+        case "autograd":
+            made = Single(model)
         case _:
             made = Vmap(model)
     made.loss, made.max_grad_norm, made.precision, made.trained = loss, max_grad_norm, precision, trainable(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from opacus.layers import DPLSTM
@@ -13,7 +13,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from tests.client.zoo.parts import WORDS, Architecture, Last, Mean, Records, Residual, Transposed, by_class, texts
+from tests.client.zoo.parts import WORDS, Architecture, Last, Mean, Residual, Transposed, by_class, texts
+
+if TYPE_CHECKING:
+    from tests.client.zoo.parts import Records
 
 CHANNELS, LENGTH, WIDTH = 2, 8, 8
 

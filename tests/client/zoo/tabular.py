@@ -220,8 +220,8 @@ class Gated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.up, self.gate, self.down = (
-            nn.RMSNorm(8), nn.Linear(8, 12, bias=False), nn.Linear(8, 12, bias=False), nn.Linear(12, 8, bias=False))  # fmt: skip
+        self.norm, self.down = nn.RMSNorm(8), nn.Linear(12, 8, bias=False)
+        self.up, self.gate = (nn.Linear(8, 12, bias=False) for _ in range(2))
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
