@@ -21,7 +21,7 @@ from torch.autograd.graph import get_gradient_edge
 from typing_extensions import override
 
 from client.gradients.layers import KNOWN, Call
-from client.gradients.mode import GradientMode, check_rows, refuse_packed
+from client.gradients.mode import GradientMode, check_rows, own, refuse_packed
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
@@ -55,10 +55,8 @@ class BookKeeping(GradientMode):
         self._noted: list[tuple[nn.Module, Tensor, Any]] = []  # layer, input, edge of its output
         self._running = self._taking_notes = False
         self._anchor = torch.zeros(0, requires_grad=True)
-        trained = [
-            part for part in model.modules() if any(each.requires_grad for each in part.parameters(recurse=False))
-        ]
-        self._hooks = [part.register_forward_hook(self._note) for part in trained if type(part) in KNOWN]
+        parts = [part for part in model.modules() if own(part) and type(part) in KNOWN]
+        self._hooks = [part.register_forward_hook(self._note) for part in parts]
         self._hooks += refuse_packed(model)
 
     @override

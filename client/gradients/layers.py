@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from opacus.layers.dp_rnn import RNNLinear
+from opacus.layers.dp_rnn import DPRNNBase, RNNLinear
 from torch import Tensor, nn
 from torch.nn import functional
 
+from client.gradients.mode import own
 from client.gradients.shares import Outer, Places, Product, Rows, Share
 
 if TYPE_CHECKING:
@@ -135,12 +136,14 @@ def unknown(model: nn.Module) -> str | None:
     """Say why book-keeping cannot be used for a model; None if nothing that can be seen speaks against it."""
     owners: dict[int, str] = {}
     for name, part in model.named_modules():
-        own = [parameter for parameter in part.parameters(recurse=False) if parameter.requires_grad]
-        if own and type(part) not in KNOWN:
+        if isinstance(part, DPRNNBase):  # it has other names for its cells' parameters, and none of its own
+            continue
+        trained = own(part)
+        if trained and type(part) not in KNOWN:
             return f"it does not know parameters of {type(part).__name__} ({name or 'the model itself'})"
-        if own and isinstance(part, nn.Embedding) and (part.max_norm or part.scale_grad_by_freq or part.sparse):
+        if trained and isinstance(part, nn.Embedding) and (part.max_norm or part.scale_grad_by_freq or part.sparse):
             return f"it knows no embedding with max_norm, scale_grad_by_freq or sparse ({name})"
-        for parameter in own:
+        for parameter in trained:
             if (other := owners.setdefault(id(parameter), name)) != name:
                 return f"{name} and {other} share a parameter"
     return None

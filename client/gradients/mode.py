@@ -31,6 +31,11 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def own(part: nn.Module) -> list[nn.Parameter]:
+    """Return what is trained of a module itself, whatever it calls the parameters of its parts."""
+    return [each for each in part._parameters.values() if each is not None and each.requires_grad]  # noqa: SLF001 - torch's
+
+
 class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is untyped
     """A gradient-sample mode. As everywhere in Opacus, `to_standard_module` gives the model back."""
 

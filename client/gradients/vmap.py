@@ -61,7 +61,10 @@ class Vmap(GradientMode):
         return found
 
     def _of_outputs(self, inputs: Tensor, targets: Tensor) -> Sequence[Tensor]:
-        """Map the model alone, over parameters too: every record has its own, whose gradients are that record's."""
+        """Map the model alone, over parameters too: every record has its own, whose gradients are that record's.
+
+        Torch does not take a reduced precision here.
+        """
         own = [each.detach().expand(len(inputs), *each.shape).requires_grad_() for each in self.trained]
         outputs = torch.func.vmap(self._output, randomness="different")(own, inputs)
         found: Sequence[Tensor] = torch.autograd.grad(
