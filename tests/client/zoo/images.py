@@ -208,8 +208,8 @@ images = by_class(1, SIDE, SIDE)
 IMAGES = {
     "CNN with pooling and dropout": Architecture("bookkeeping", _lenet, images),
     "ResNet with GroupNorm": Architecture("bookkeeping", _resnet, images),
-    "DenseNet with GroupNorm": Architecture("bookkeeping", Dense, images),
-    "MobileNet with squeeze and excitation": Architecture("bookkeeping", _mobilenet, images),
+    "DenseNet with GroupNorm": Architecture("bookkeeping", Dense, images, learning_rate=2.0),
+    "MobileNet with squeeze and excitation": Architecture("bookkeeping", _mobilenet, images, learning_rate=2.0),
     "ConvNeXt": Architecture("vmap", ConvNext, images),
     "CNN with InstanceNorm": Architecture("vmap", _instance, images, learning_rate=0.2),
     "U-Net, transposed convolution": Architecture("vmap", UNet, outlined),

@@ -238,16 +238,15 @@ class Checkpointed(nn.Module):
 
 
 signals = by_class(CHANNELS, LENGTH)
-lstm = nn.LSTM
 
 SEQUENCES = {
     "1D CNN": Architecture("bookkeeping", _signals, signals),
     "temporal convolutions, weight_norm": Architecture("vmap", _tcn, signals),
     "nn.LSTM": Architecture("vmap", lambda: _recurrent(nn.LSTM(CHANNELS, WIDTH, batch_first=True)), signals),
-    "nn.LSTM, two layers, both ways, proj_size": Architecture(
-        "vmap",
-        lambda: _recurrent(
-            nn.LSTM(CHANNELS, WIDTH, 2, batch_first=True, bidirectional=True, proj_size=3), 6), signals),
+    "nn.LSTM, two layers, both ways": Architecture(
+        "vmap", lambda: _recurrent(nn.LSTM(CHANNELS, 4, 2, batch_first=True, bidirectional=True), 8), signals),
+    "nn.LSTM with proj_size": Architecture(
+        "autograd", lambda: _recurrent(nn.LSTM(CHANNELS, WIDTH, batch_first=True, proj_size=3), 3), signals),
     "nn.GRU": Architecture("vmap", lambda: _recurrent(nn.GRU(CHANNELS, WIDTH, batch_first=True)), signals),
     "nn.GRU, two layers, given a start": Architecture("vmap", Given, signals),
     "nn.RNN, both ways": Architecture(
