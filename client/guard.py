@@ -133,6 +133,10 @@ def _check_form(module: nn.Module) -> None:
         if tensor.dtype not in DTYPES:
             msg = f"its model's `{name}` is of {tensor.dtype}, which its file cannot hold; use another type of number"
             raise TaskError(msg)
+    for name, part in module.named_modules():
+        if getattr(part, "sparse", False):
+            msg = f"its model's `{name}` makes sparse gradients, which cannot be clipped; leave out sparse=True"
+            raise TaskError(msg)
     sizes = [tensor.numel() for tensor in trained(module).values()]
     if not sizes or 0 in sizes:
         msg = (

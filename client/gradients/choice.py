@@ -63,7 +63,11 @@ def choose(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], computi
         devices=[device] if device.type == "cuda" else []
     ):  # what is compared is drawn from a public seed; training must not be
         # Outside what is tried: an error here is one of the task, not of a way to compute gradients.
-        expected = Expected.of(model, RecordLoss(task), records)
+        try:
+            expected = Expected.of(model, RecordLoss(task), records)
+        except Exception as error:
+            msg = f"its gradients cannot be computed record by record ({_reason(error)}); change the model accordingly"
+            raise TaskError(msg) from error
         return _choose(task, model, expected, computing)
 
 
@@ -116,5 +120,9 @@ def _try(mode: Gradients, task: Task, model: nn.Module, expected: Expected, comp
             if (wrong := expected.wrong(wrapped)) is not None:
                 return f"its gradient of {wrong} is not that of autograd, record by record"
     except Exception as error:  # noqa: BLE001 - whatever a mode says to a model that is not for it
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        return _reason(error)
     return computing.physical_batch or min(_RECORDS, max(1, _VALUES // max(1, wrapped.values_a_record)))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

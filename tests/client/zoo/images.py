@@ -45,13 +45,13 @@ class Dense(nn.Module):
         self.layers = nn.ModuleList(
             [nn.Sequential(nn.GroupNorm(1, n), nn.ReLU(), nn.Conv2d(n, 3, 3, padding=1)) for n in (1, 4, 7)]
         )
-        self.out = nn.Linear(10, 2)
+        self.out = nn.Linear(10 * SIDE * SIDE, 2)
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         for layer in self.layers:
             inputs = torch.cat([inputs, layer(inputs)], 1)
-        found: Tensor = self.out(inputs.mean((2, 3)))
+        found: Tensor = self.out(inputs.flatten(1))
         return found
 
 
@@ -208,7 +208,7 @@ images = by_class(1, SIDE, SIDE)
 IMAGES = {
     "CNN with pooling and dropout": Architecture("bookkeeping", _lenet, images),
     "ResNet with GroupNorm": Architecture("bookkeeping", _resnet, images),
-    "DenseNet with GroupNorm": Architecture("bookkeeping", Dense, images, learning_rate=2.0),
+    "DenseNet with GroupNorm": Architecture("bookkeeping", Dense, images, learning_rate=0.2),
     "MobileNet with squeeze and excitation": Architecture("bookkeeping", _mobilenet, images, learning_rate=2.0),
     "ConvNeXt": Architecture("vmap", ConvNext, images),
     "CNN with InstanceNorm": Architecture("vmap", _instance, images, learning_rate=0.2),

@@ -244,11 +244,13 @@ SEQUENCES = {
     "temporal convolutions, weight_norm": Architecture("vmap", _tcn, signals),
     "nn.LSTM": Architecture("vmap", lambda: _recurrent(nn.LSTM(CHANNELS, WIDTH, batch_first=True)), signals),
     "nn.LSTM, two layers, both ways": Architecture(
-        "vmap", lambda: _recurrent(nn.LSTM(CHANNELS, 4, 2, batch_first=True, bidirectional=True), 8), signals),
+        "vmap", lambda: _recurrent(nn.LSTM(CHANNELS, 4, 2, batch_first=True, bidirectional=True), 8), signals,
+        learning_rate=2.0),
     "nn.LSTM with proj_size": Architecture(
-        "autograd", lambda: _recurrent(nn.LSTM(CHANNELS, WIDTH, batch_first=True, proj_size=3), 3), signals),
+        "autograd", lambda: _recurrent(nn.LSTM(CHANNELS, WIDTH, batch_first=True, proj_size=3), 3), signals,
+        learning_rate=2.0),
     "nn.GRU": Architecture("vmap", lambda: _recurrent(nn.GRU(CHANNELS, WIDTH, batch_first=True)), signals),
-    "nn.GRU, two layers, given a start": Architecture("vmap", Given, signals),
+    "nn.GRU, two layers, given a start": Architecture("vmap", Given, signals, learning_rate=2.0),
     "nn.RNN, both ways": Architecture(
         "vmap", lambda: _recurrent(nn.RNN(CHANNELS, WIDTH, batch_first=True, bidirectional=True), 2 * WIDTH), signals),
     "nn.GRUCell, step by step": Architecture("vmap", Cells, signals),
