@@ -117,7 +117,7 @@ def made(name: str, device: str = "cpu") -> tuple[nn.Module, tuple[Tensor, Tenso
 
 def one_by_one(task: Task, model: nn.Module, records: tuple[Tensor, Tensor]) -> Tensor:
     """Return every record's gradient as plain autograd computes it, `(n, parameters)`."""
-    found, parameters = [], list(model.parameters())
+    found, parameters = [], trainable(model)
     for one, target in zip(*records, strict=True):
         loss = task.loss(model(one[None]), target[None])
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
