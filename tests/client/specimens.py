@@ -32,8 +32,8 @@ from tests.client.models import (
 )
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-MODES: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch")
-OURS = ("bookkeeping", "vmap")
+MODES: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "autograd")
+OURS = ("bookkeeping", "vmap", "autograd")
 RECORDS = 6
 
 
@@ -100,10 +100,10 @@ SPECIMENS = {
         (*OURS, "functorch"),
     ),
     "twice": Specimen(Twice, tokens(), (*OURS, "hooks", "functorch")),
-    "tied": Specimen(Tied, tokens(), ("vmap", "hooks", "functorch")),
-    "borrowed": Specimen(Borrowed, tokens(), ("vmap",)),
-    "bare": Specimen(Bare, images(3), ("vmap", "functorch", "hooks")),
-    "attention": Specimen(Attention, tokens(), ("vmap",)),
+    "tied": Specimen(Tied, tokens(), ("vmap", "hooks", "functorch", "autograd")),
+    "borrowed": Specimen(Borrowed, tokens(), ("vmap", "autograd")),
+    "bare": Specimen(Bare, images(3), ("vmap", "functorch", "hooks", "autograd")),
+    "attention": Specimen(Attention, tokens(), ("vmap", "autograd")),
 }
 
 

@@ -60,7 +60,7 @@ class Case:
         return model, (inputs[: self.records], targets[: self.records])
 
 
-MODES: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch")
+MODES: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "autograd")
 CASES = {
     **{f"{mode}, parts of {size}": Case(manifest(4, 0.6, 1.0), mode, physical_batch=size)
        for mode in MODES for size in (RECORDS, 1)},
