@@ -10,6 +10,6 @@ Whatever the way, what the guarantee rests on holds by construction and not beca
   (`clipping`). A record whose norm is not finite adds nothing.
 - Noise is added once a step, to empty batches too, and sums are divided by what is public (`optimizer`).
 
-The ways, each a gradient-sample mode in the sense of Opacus: `bookkeeping` and `vmap` are ours, `hooks`, `functorch`
-and `ghost` are Opacus's own (`opacus_modes`). `choice` picks one and says why.
+The ways, each a gradient-sample mode in the sense of Opacus: `bookkeeping`, `vmap` and `autograd` (`single`) are ours,
+`hooks` and `functorch` are Opacus's own (`opacus_modes`). `choice` picks one and says why.
 """

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from client.gradients.shares import Share
 
 _SMALL = 1e-6  # Opacus's: no division by zero
+_MOST = 1e38  # a squared norm, in float32; a larger one's factor could not be told from the next either
 
 
 def clip_factors(squares: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]:
@@ -25,13 +26,13 @@ def clip_factors(squares: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]
         max_grad_norm: C.
 
     Returns:
-        Factors `(n,)` in [0, 1], float32, and whether the norm is finite `(n,)`. The rows of the others must not enter
-        a sum, not even times zero.
+        Factors `(n,)` in [0, 1], float32, and whether the norm is finite, and at most 1e19, `(n,)`. The rows of the
+        others must not enter a sum, not even times zero.
 
     >>> clip_factors(torch.tensor([0.25, 4.0, torch.inf]), 1.0)
     (tensor([1.0000, 0.5000, 0.0000]), tensor([ True,  True, False]))
     """
-    finite = torch.isfinite(squares)
+    finite = squares < _MOST  # nor is what is not a number
     factors = (max_grad_norm / (squares.sqrt() + _SMALL)).clamp(max=1.0)
     return torch.where(finite, factors, 0.0).float(), finite
 

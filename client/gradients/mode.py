@@ -60,6 +60,9 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
         shares: Sequence[Share | None] = [None] * len(self.trained)
         if len(inputs):
             shares = self.shares(inputs, targets)
+            if len(shares) != len(self.trained):
+                msg = f"there are gradients of {len(shares)} of the model's {len(self.trained)} parameters"
+                raise TaskError(msg)
             known = trainable(self._module)
             if len(known) != len(self.trained) or any(a is not b for a, b in zip(known, self.trained, strict=True)):
                 msg = "the model replaces its parameters or freezes some in forward; keep those that it was made with"

@@ -1,8 +1,10 @@
 """Models that are hard to differentiate record by record, each in its own way."""
 
 import torch
+from opacus.layers import DPGRU, DPLSTM
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence
 
 WORDS = 12  # in the vocabulary
 
@@ -65,6 +67,95 @@ class Bare(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         found: Tensor = self.layer(inputs * self.scale)
         return found
+
+
+class Thrice(nn.Module):
+    """One layer under three names, and a number of the model's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.Linear(3, 3)
+        self.layers, self.scale, self.out = nn.ModuleList([layer] * 3), nn.Parameter(torch.tensor(0.7)), nn.Linear(3, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        for layer in self.layers:
+            inputs = layer(self.scale * inputs).tanh()
+        out: Tensor = self.out(inputs)
+        return out
+
+
+class Siamese(nn.Module):
+    """One part under two names, for a record and for its mirror."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        part = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+        self.one, self.other, self.out = part, part, nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.out(self.one(inputs) - 0.5 * self.other(inputs.flip(1)))
+        return out
+
+
+class Sorted(nn.Module):
+    """A layer sees records in the order of their first value; what it makes of them goes back to its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        order = inputs[:, 0].argsort()
+        out: Tensor = self.out(self.layer(inputs[order])[order.argsort()].tanh())
+        return out
+
+
+class Aside(nn.Module):
+    """Calls a layer once in vain, and has another that is not called at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out, self.unused = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.out(self.layer(inputs).tanh())
+        self.layer(2 * inputs)
+        return out
+
+
+class Recurrent(nn.Module):
+    """Opacus's recurrent layers, to both sides; the last step's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.first = nn.Embedding(WORDS, 4), DPLSTM(4, 3, batch_first=True, bidirectional=True)
+        self.second, self.out = DPGRU(6, 3, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.out(self.second(self.first(self.embedding(inputs))[0])[0][:, -1])
+        return out
+
+
+class Packed(nn.Module):
+    """A recurrent layer that is given sequences of several lengths, packed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.layer, self.out = nn.Embedding(WORDS, 4), DPLSTM(4, 3, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        lengths = (inputs > 2).sum(1).clamp(min=1)
+        packed = pack_padded_sequence(self.embedding(inputs), lengths, batch_first=True, enforce_sorted=False)
+        out: Tensor = self.out(self.layer(packed)[1][0][-1])
+        return out
+
+
+def frozen() -> nn.Module:
+    """Return a frozen backbone, of which one layer's bias is trained, with a head."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 2))
+    model[:4].requires_grad_(False)  # noqa: FBT003 - torch's stubs know no name for it
+    model[2].bias.requires_grad_()
+    return model
 
 
 class Attention(nn.Module):

@@ -19,12 +19,18 @@ from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings,
 from privacy.randomness import Randomness
 from tests.client.models import (
     WORDS,
+    Aside,
     Attention,
     Bare,
     Borrowed,
     Mean,
+    Recurrent,
+    Siamese,
+    Sorted,
+    Thrice,
     Tied,
     Twice,
+    frozen,
     in_place,
     one_dimension,
     padded,
@@ -103,6 +109,12 @@ SPECIMENS = {
     "tied": Specimen(Tied, tokens(), ("vmap", "hooks", "functorch", "autograd")),
     "borrowed": Specimen(Borrowed, tokens(), ("vmap", "autograd")),
     "bare": Specimen(Bare, images(3), ("vmap", "functorch", "hooks", "autograd")),
+    "thrice": Specimen(Thrice, images(3), ("vmap", "functorch", "hooks", "autograd")),
+    "siamese": Specimen(Siamese, images(3)),
+    "sorted": Specimen(Sorted, images(3), ("vmap", "autograd")),
+    "aside": Specimen(Aside, images(3), OURS),  # Opacus takes one call's input for the other's
+    "recurrent": Specimen(Recurrent, tokens()),
+    "frozen": Specimen(frozen, images(3)),
     "attention": Specimen(Attention, tokens(), ("vmap", "autograd")),
 }
 

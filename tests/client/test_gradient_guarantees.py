@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from client.dpsgd import train
 from client.gradients import optimizer
+from client.gradients.mode import trainable
 from client.settings import Gradients
 from privacy.randomness import Randomness
 from tests.client.specimens import (
@@ -32,7 +33,7 @@ C = 0.05  # so small that every record here is clipped
 
 
 def vector(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten().cpu() for parameter in model.parameters()])
+    return torch.cat([parameter.detach().flatten().cpu() for parameter in trainable(model)])
 
 
 class Weighted(Scores):
