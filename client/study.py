@@ -42,7 +42,7 @@ class Study:
         self.name, self._site = name, site
         self.task: Task = import_task(name)
         self._example = check_task(self.task, name)
-        self._layout: tuple[tuple[int, Start | None], Layout] | None = None  # of the last run that was asked for
+        self._layouts: dict[tuple[int, Start | None], Layout] = {}  # of one run, as constants may be large
 
     def module(self, seed: int) -> nn.Module:
         """Make the untrained module; the same at every site."""
@@ -71,11 +71,17 @@ class Study:
         Raises:
             RefusedError: as `start` does.
         """
+        if not self._layout.constants:
+            return self._layout
         of = settings.model_seed, settings.start
-        if self._layout is None or self._layout[0] != of:
-            own = layout_of(self.module(settings.model_seed))
-            self._layout = of, self.start(settings).layout if settings.start and own.constants else own
-        return self._layout[1]
+        if of not in self._layouts:
+            made = self.start(settings).layout if settings.start else layout_of(self.module(settings.model_seed))
+            self._layouts = {of: made}
+        return self._layouts[of]
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return layout_of(self.module(0))
 
     def prepare(self, settings: RunSettings) -> None:
         """Find a way to compute gradients, before anything is charged.

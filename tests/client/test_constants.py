@@ -47,7 +47,9 @@ BACKBONE = "backbone.weight"
 
 
 class Adapted(nn.Module):
-    """A frozen layer, buffers, and a trained head: four parameters of thirteen values."""
+    """A frozen layer, buffers, and a trained head: four parameters that travel."""
+
+    mean: Tensor
 
     def __init__(self, mean: float = 0.0) -> None:
         super().__init__()
@@ -82,6 +84,8 @@ class Counting(Tiny):
 
 class Counted(nn.Linear):
     """Its buffer changes in batches of a size that nobody tries."""
+
+    count: Tensor
 
     def __init__(self) -> None:
         super().__init__(2, 1)

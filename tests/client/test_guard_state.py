@@ -156,7 +156,8 @@ class Drifting(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.follows, self.trained = head().requires_grad_(requires_grad=False), head()
+        self.follows, self.trained = nn.Linear(WIDTH, CLASSES), nn.Linear(WIDTH, CLASSES)
+        self.follows.requires_grad_(requires_grad=False)
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:

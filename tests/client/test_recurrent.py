@@ -34,8 +34,8 @@ class Over(nn.Module):
         layer = self.layer
         lengths = (inputs[:, :, 0] > -1).sum(1).clamp(min=1)
         inputs = inputs if layer.batch_first else inputs.transpose(0, 1)
-        state = torch.ones(layer.num_layers * (1 + layer.bidirectional), len(lengths), HIDDEN)
-        state = (state, state) if isinstance(layer, nn.LSTM) else state
+        ones = torch.ones(layer.num_layers * (1 + layer.bidirectional), len(lengths), HIDDEN)
+        state = (ones, ones) if isinstance(layer, nn.LSTM) else ones
         given: Any = inputs
         if self._packed:
             given = pack_padded_sequence(inputs, lengths, batch_first=layer.batch_first, enforce_sorted=False)

@@ -152,6 +152,8 @@ class VisionTransformer(nn.Module):
 class Transfer(nn.Module):
     """A frozen backbone with batch normalisation, which stays in evaluation, and a trained head."""
 
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Sequential(

@@ -144,8 +144,10 @@ class Attention(nn.Module):
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        heads = [layer(inputs).unflatten(2, (2, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)]
-        made = functional.scaled_dot_product_attention(*heads, is_causal=self._causal)
+        query, key, value = (
+            layer(inputs).unflatten(2, (2, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        made = functional.scaled_dot_product_attention(query, key, value, is_causal=self._causal)
         found: Tensor = self.out(made.transpose(1, 2).flatten(2))
         return found
 

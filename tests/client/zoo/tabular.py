@@ -94,8 +94,9 @@ class Factors(nn.Module):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         who, what = inputs.unbind(1)
-        found: Tensor = (self.people(who) * self.things(what)).sum(1, keepdim=True)
-        return found + self.biases[0](who) + self.biases[1](what)
+        taste = (self.people(who) * self.things(what)).sum(1, keepdim=True)
+        found: Tensor = taste + self.biases[0](who) + self.biases[1](what)
+        return found
 
 
 def ratings(count: int) -> Records:
@@ -158,7 +159,8 @@ class Variational(nn.Module):
 def evidence(outputs: Tensor, targets: Tensor) -> Tensor:
     made, mean, spread = outputs.split([COLUMNS, 2, 2], dim=1)
     apart = 0.5 * (mean.square() + spread.exp() - 1 - spread).sum(1)
-    return ((made - targets).square().sum(1) + 0.1 * apart).mean()
+    found: Tensor = ((made - targets).square().sum(1) + 0.1 * apart).mean()
+    return found
 
 
 INTERVALS = 5
@@ -194,7 +196,8 @@ class Experts(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         weights = self.gate(inputs).softmax(1)
         said = torch.stack([expert(inputs) for expert in self.experts], 1)
-        return (weights.unsqueeze(2) * said).sum(1)
+        found: Tensor = (weights.unsqueeze(2) * said).sum(1)
+        return found
 
 
 class Heads(nn.Module):
