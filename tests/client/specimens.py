@@ -23,6 +23,7 @@ from tests.client.models import (
     Attention,
     Bare,
     Borrowed,
+    Constants,
     Mean,
     Recurrent,
     Siamese,
@@ -115,6 +116,7 @@ SPECIMENS = {
     "aside": Specimen(Aside, images(3), OURS),  # Opacus takes one call's input for the other's
     "recurrent": Specimen(Recurrent, tokens()),
     "frozen": Specimen(frozen, images(3)),
+    "constants": Specimen(Constants, images(3), ("vmap", "autograd")),  # Opacus takes no buffers beside parameters
     "attention": Specimen(Attention, tokens(), ("vmap", "autograd")),
 }
 
