@@ -169,8 +169,7 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
             for _ in range(order.steps):
                 chosen = team.own_part(chance.sample, count) if team else chance.sample(count).nonzero().squeeze(1)
                 optimizer.draw_ahead()
-                parts = chosen.to(records[0].device).split(order.physical_batch)
-                optimizer.take(mode, [(records[0][part], records[1][part]) for part in parts])
+                optimizer.take(mode, records, chosen, order.physical_batch)
     finally:
         mode.to_standard_module()
     if mode.dropped:

@@ -114,14 +114,15 @@ def _try(mode: Gradients, task: Task, model: nn.Module, expected: Expected, comp
     if mode == "bookkeeping" and (reason := unknown(model)) is not None:
         return reason
     try:
-        precisions = [torch.float32] + [torch.bfloat16] * (computing.precision == "bfloat16")
-        for precision in precisions:
+        values = 0
+        for precision in (torch.float32, torch.bfloat16)[: 1 + (computing.precision == "bfloat16")]:
             wrapped = make_mode(mode, expected.copy(model), RecordLoss(task), expected.bound, precision)
             if (wrong := expected.wrong(wrapped)) is not None:
                 return f"its gradient of {wrong} is not that of autograd, record by record"
+            values = wrapped.values_a_record
     except Exception as error:  # noqa: BLE001 - whatever a mode says to a model that is not for it
         return _reason(error)
-    return computing.physical_batch or min(_RECORDS, max(1, _VALUES // max(1, wrapped.values_a_record)))
+    return computing.physical_batch or min(_RECORDS, max(1, _VALUES // max(1, values)))
 
 
 def _reason(error: Exception) -> str:

@@ -72,7 +72,7 @@ def _float32(device: torch.device) -> Iterator[None]:
 
     A sum of rounded gradients would not have the norms that were clipped to C.
     """
-    kinds: tuple[Any, ...] = (mkldnn.matmul, cuda.matmul)
+    kinds: tuple[Any, ...] = (mkldnn.matmul, cuda.matmul)  # type: ignore[attr-defined]  # torch's stubs lack the first
     before = [kind.fp32_precision for kind in kinds]
     try:
         for kind in kinds:

@@ -33,7 +33,7 @@ _TOLERANCE = 1e-2  # of what records add to a parameter; what is wrong is wrong 
 _COARSE = 0.25  # the same, of all parameters together, where a model computes with 8 bits
 _NOISE = 1e-4  # of C: what is less may be rounding
 _STEP = 1e-2  # of C: how far the step goes that is taken between
-_PARTS = 2  # of two records each
+_RECORDS, _PART = 4, 2  # in a batch, in a part of it
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Expected:
             loss: of one record.
             records: inputs and targets `(n, ...)`; the first four are taken, again if there are fewer.
         """
-        chosen = torch.arange(2 * _PARTS, device=records[0].device) % len(records[0])
+        chosen = torch.arange(_RECORDS, device=records[0].device) % len(records[0])
         records, model = (records[0][chosen], records[1][chosen]), cls.copy(model)
         before = _state(records[0].device)
         first = _norm(next(_one_by_one(model, loss, records)))
         draws = not torch.equal(_state(records[0].device), before)
         bound, sums = (first / 2 if 0 < first < float("inf") else 1.0), []
-        for batch in _batches(records):
-            sums.append(_by_autograd(model, loss, batch, bound, draws=draws))
+        for batch in _orders(records[0].device):
+            sums.append(_by_autograd(model, loss, records, batch, bound, draws=draws))
             with torch.no_grad():
                 for parameter, gradient in zip(trainable(model), sums[-1].gradients, strict=True):
                     parameter.sub_(gradient, alpha=_STEP / bound)
@@ -100,10 +100,10 @@ class Expected:
             randomness=Randomness.seeded(0),
         )
         with quiet(), closing(optimizer):
-            mode.shares(*_batches(self.records)[0][0])  # the first time it may try something that draws, in vain
-            for batch, expected in zip(_batches(self.records), self.sums, strict=True):
+            mode.shares(*self.records)  # the first time it may try something that draws, in vain
+            for batch, expected in zip(_orders(self.records[0].device), self.sums, strict=True):
                 torch.manual_seed(0)
-                optimizer.take(mode, batch)
+                optimizer.take(mode, self.records, batch, _PART)
                 found = [parameter.grad for parameter in mode.trained if parameter.grad is not None]
                 off = [_norm([one - other]) for one, other in zip(found, expected.gradients, strict=True)]
                 if mode.precision is torch.bfloat16:
@@ -112,25 +112,25 @@ class Expected:
                     most = [_TOLERANCE * size + _NOISE * self.bound for size in expected.sizes]
                     far = [not one <= other for one, other in zip(off, most, strict=True)]
                 if any(far):
-                    names = [name for name, each in mode._module.named_parameters() if each.requires_grad]  # noqa: SLF001 - Opacus's
+                    names: list[str] = [name for name, each in mode._module.named_parameters() if each.requires_grad]  # noqa: SLF001 - Opacus's
                     return names[far.index(True)]
         return None
 
 
-def _batches(records: tuple[Tensor, Tensor]) -> list[list[tuple[Tensor, Tensor]]]:
-    """Return two batches, each in parts: these records, and the same in turned order."""
-    orders = (records, tuple(each.flip(0) for each in records))
-    return [list(zip(*(each.chunk(_PARTS) for each in order), strict=True)) for order in orders]
+def _orders(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return two batches of the records, `(n,)`: as they are, and in turned order."""
+    numbers = torch.arange(_RECORDS, device=device)
+    return numbers, numbers.flip(0)
 
 
 def _by_autograd(
-    model: nn.Module, loss: RecordLoss, batch: list[tuple[Tensor, Tensor]], bound: float, *, draws: bool
+    model: nn.Module, loss: RecordLoss, records: tuple[Tensor, Tensor], batch: Tensor, bound: float, *, draws: bool
 ) -> Sum:
     gradients = [torch.zeros_like(parameter) for parameter in trainable(model)]
     sizes = [0.0] * len(gradients)
     torch.manual_seed(0)
-    for part in batch:
-        for single in (_in_one_pass if draws else _one_by_one)(model, loss, part):
+    for part in batch.split(_PART):
+        for single in (_in_one_pass if draws else _one_by_one)(model, loss, (records[0][part], records[1][part])):
             factor, finite = clip_factors(torch.tensor(_norm(single)) ** 2, bound)
             if finite:
                 gradients = [each + float(factor) * own for each, own in zip(gradients, single, strict=True)]

@@ -42,7 +42,7 @@ class Hooks(GradSampleModule, GradientMode):  # type: ignore[misc]  # opacus is 
         self.autograd_grad_sample_hooks += refuse_packed(model)
         self._records = 0  # in the part that is computed
 
-    def rearrange_grad_samples(self, **kwargs: Any) -> tuple[list[Tensor], Tensor]:  # noqa: ANN401 - passed on
+    def rearrange_grad_samples(self, **kwargs: Any) -> Any:  # noqa: ANN401 - passed on
         """Give samplers float32, of every record."""
         activations, backprops = super().rearrange_grad_samples(**kwargs)
         for each in (*activations, backprops):

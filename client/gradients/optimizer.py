@@ -17,8 +17,6 @@ from typing_extensions import override
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
@@ -65,18 +63,24 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         drawn *= self._scale
         return drawn
 
-    def take(self, mode: GradientMode, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Take one step on a logical batch: inputs and targets `(k, ...)` of each of its parts, at least one.
+    def take(self, mode: GradientMode, records: tuple[Tensor, Tensor], chosen: Tensor, physical_batch: int) -> None:
+        """Take one step on the chosen records, in parts. There may be none: noise counts all the same.
 
-        Parts may be empty: noise counts all the same.
+        Args:
+            mode: fills `p.summed_grad`.
+            records: inputs and targets `(n, ...)`.
+            chosen: the logical batch, `(k,)` places among the records.
+            physical_batch: how many records are computed at a time.
 
         Raises:
             TaskError: if gradients are of anything but single records; clipping would bound something else.
         """
+        inputs, targets = records
+        parts = chosen.to(inputs.device).split(physical_batch)
         for number, part in enumerate(parts, start=1):
             self.signal_skip_step(number < len(parts))
             self.zero_grad(set_to_none=True)
-            mode.fill(*part)
+            mode.fill(inputs[part], targets[part])
             self.step()
 
     @override

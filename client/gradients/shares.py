@@ -63,10 +63,13 @@ def _flat(rows: Tensor) -> Tensor:
 
 def _squares(rows: Tensor) -> Tensor:
     rows = _flat(rows)
+    if rows.shape[1] <= _BLOCK:
+        found: Tensor = torch.linalg.vector_norm(rows, dim=1).double().square()
+        return found
     whole = rows.shape[1] - rows.shape[1] % _BLOCK
-    parts = [rows[:, :whole].unflatten(1, (-1, _BLOCK)), rows[:, whole:].unsqueeze(1)]
-    norms = [torch.linalg.vector_norm(part, dim=2) for part in parts if part.numel()]
-    return torch.cat(norms, 1).double().square().sum(1) if norms else rows.new_zeros(len(rows), dtype=torch.float64)
+    norms = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, _BLOCK)), dim=2)
+    squares: Tensor = norms.double().square().sum(1)
+    return squares + _squares(rows[:, whole:])
 
 
 @dataclass(frozen=True)

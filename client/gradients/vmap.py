@@ -7,7 +7,7 @@ All of a part's gradients are in memory at once.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from typing_extensions import override
@@ -85,11 +85,11 @@ class Vmap(GradientMode):
         `torch.func.functional_call` goes by names, and leaves other values behind in a module that has two.
         """
         number = {id(parameter): index for index, parameter in enumerate(self.trained)}
-        tables = [part._parameters for part in self._module.modules()]  # noqa: SLF001 - where torch itself changes them
+        tables: list[dict[str, Any]] = [part._parameters for part in self._module.modules()]  # noqa: SLF001 - where torch itself changes them
         places = [(table, name, own) for table in tables for name, own in table.items() if id(own) in number]
         try:
             for table, name, own in places:
-                table[name] = values[number[id(own)]]  # type: ignore[assignment]  # what is no parameter
+                table[name] = values[number[id(own)]]
             yield
         finally:
             for table, name, own in places:

@@ -1,4 +1,4 @@
-"""`cloister bench training`: what privacy costs in training, with every way to compute clipped gradients.
+"""`cloister bench training`: what privacy costs in training, as a site computes it, or with Opacus's own ways as well.
 
 Per model and batch, all ways take turns: a few steps of each, again and again, so that a busy machine slows all alike.
 A way's time is that of its fastest turn, scaled to an epoch: whatever else runs on a machine only slows turns down. One
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from simulations.training_times import Mode
 
 
-def measure(repeats: int, models: Sequence[str] = tuple(SPECIMENS)) -> dict[str, Any]:
-    """Measure so many turns of every mode; say on standard error how far it is."""
+OURS: tuple[Mode, ...] = ("plain", "auto")
+EVERY: tuple[Mode, ...] = MODES
+
+
+def measure(repeats: int, modes: Sequence[Mode] = EVERY, models: Sequence[str] = tuple(SPECIMENS)) -> dict[str, Any]:
+    """Measure so many turns of every mode, of which the first is `plain`; say on standard error how far it is."""
     courses = [Course(name, batch) for name in models for batch in SPECIMENS[name].batches]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True, highlight=False)
@@ -36,13 +40,13 @@ def measure(repeats: int, models: Sequence[str] = tuple(SPECIMENS)) -> dict[str,
         task = bar.add_task("training", total=len(courses) * repeats)
         for course in courses:
             bar.update(task, description=f"{course.specimen}, batch {course.batch}")
-            rows += _measure(course, repeats, lambda: bar.update(task, advance=1))
+            rows += _measure(course, repeats, modes, lambda: bar.update(task, advance=1))
     return {"rows": rows, "repeats": repeats}
 
 
-def _measure(course: Course, repeats: int, done: Callable[[], None]) -> list[dict[str, Any]]:
-    problems = {mode: course.refused(mode) for mode in MODES}
-    seconds: dict[Mode, list[float]] = {mode: [] for mode in MODES if not problems[mode]}
+def _measure(course: Course, repeats: int, modes: Sequence[Mode], done: Callable[[], None]) -> list[dict[str, Any]]:
+    problems = {mode: course.refused(mode) for mode in modes}
+    seconds: dict[Mode, list[float]] = {mode: [] for mode in modes if not problems[mode]}
     for _ in range(repeats):
         for mode, turns in seconds.items():
             turns.append(course.seconds(mode))
@@ -61,7 +65,7 @@ def _measure(course: Course, repeats: int, done: Callable[[], None]) -> list[dic
             }
         )
         | ({"chosen": chosen.gradients, "physical_batch": chosen.physical_batch} if mode == "auto" else {})
-        for mode in MODES
+        for mode in modes
     ]
 
 

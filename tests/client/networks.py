@@ -223,7 +223,7 @@ class _Builder:
         fits = all(size >= 5 for size in self._shape[2:])
         stride = self._chance.choice([1, 1, 2])
         paddings: list[Any] = [0, 1, tuple(self._chance.randint(0, 1) for _ in kernel)]
-        return kind(
+        made: nn.Module = kind(
             channels,
             groups * self._chance.randint(1, 2),
             kernel,
@@ -234,6 +234,7 @@ class _Builder:
             bias=self._chance.random() < 0.6,
             padding_mode=self._chance.choice(["zeros", "zeros", "circular", "replicate"]),
         )
+        return made
 
     def _bend(self) -> nn.Module:
-        return self._chance.choice([nn.Tanh, nn.ReLU, nn.GELU, lambda: nn.ELU(inplace=True), nn.Identity])()
+        return self._chance.choice([nn.Tanh(), nn.ReLU(), nn.GELU(), nn.ELU(inplace=True), nn.Identity()])

@@ -158,9 +158,8 @@ def clipped_sum(
         loss_reduction="sum",
         randomness=Randomness.seeded(0),
     )
-    parts = list(zip(*(each.split(physical_batch) for each in records), strict=True))
     with quiet():
-        optimizer.take(mode, parts)
+        optimizer.take(mode, records, torch.arange(len(records[0])), physical_batch)
     mode.to_standard_module()
     optimizer.close()
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])

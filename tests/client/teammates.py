@@ -80,7 +80,7 @@ class Unlucky(Scores):
 
     def __init__(self, signal_number: signal.Signals | None) -> None:
         super().__init__()
-        self._signal, self._left = signal_number, 12
+        self._signal, self._left = signal_number, 24
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

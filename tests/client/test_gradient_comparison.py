@@ -112,9 +112,9 @@ def test_a_step_without_the_sum_of_a_parameter_is_an_error(left_out: int) -> Non
     )
     mode.trained = [each for number, each in enumerate(mode.trained) if number != left_out]
     with pytest.raises(TaskError, match=r"the model replaces its parameters"):
-        optimizer.take(mode, [records])
+        optimizer.take(mode, records, torch.arange(6), 6)
     with pytest.raises(TaskError, match="a parameter of the model has no gradient"):
-        optimizer.take(mode, [(records[0][:0], records[1][:0])])
+        optimizer.take(mode, records, torch.arange(0), 6)
     optimizer.close()
 
 

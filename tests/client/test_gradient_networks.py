@@ -40,7 +40,7 @@ def test_every_mode_sums_as_autograd_does_and_no_record_moves_the_sum_by_more_th
     targets = torch.arange(len(inputs)) % 2
     with quiet():
         expected = Expected.of(model, RecordLoss(TASK), (inputs, targets))
-        modes = [mode for mode in MODES if can_be_used(mode, model, expected)]
+        modes: list[Gradients] = [mode for mode in MODES if can_be_used(mode, model, expected)]
     assert "vmap" in modes
     assert ("bookkeeping" in modes) == (unknown(model) is None)
     single = one_by_one(TASK, model, (inputs, targets))

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from typing_extensions import override
 
 from client import dpsgd
+from client.gradients.choice import make_mode
 from client.gradients.clipping import add_clipped
 from cloister.audits.statement import AUDIT
 from cloister.cli import app
@@ -122,8 +123,6 @@ def _fill_by_layer(mode: GradientMode, inputs: Tensor, targets: Tensor) -> None:
 
 
 def _clip_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_mode = dpsgd.make_mode
-
     def broken(*args: Any) -> GradientMode:  # noqa: ANN401 - passed on
         mode = make_mode(*args)
         monkeypatch.setattr(type(mode), "fill", _fill_by_layer)  # not earlier: it would not have been chosen

@@ -15,7 +15,7 @@ PARAMETERS = {"mlp": 203_530, "cnn-small": 26_010, "cnn-large": 421_642}
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    return measure(1, ["mlp"])
+    return measure(1, models=["mlp"])
 
 
 def test_every_mode_gets_a_row_of_plain_numbers(report: dict[str, Any]) -> None:
