@@ -39,7 +39,7 @@ def seed_cpu(seed: int) -> None:
 
 
 def seed_all(randomness: Randomness) -> None:
-    """Seed the generators of the CPU and all devices with what nobody knows, unless the randomness is a test's own."""
+    """Seed the generators of the CPU and of all devices, also of those that start later."""
     torch.manual_seed(int.from_bytes(randomness.bytes(8), "big") >> 1)
 
 

@@ -17,7 +17,9 @@ policy alone: it can read the records, after all.
 
 from __future__ import annotations
 
+import time
 import warnings
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
 from weakref import ref
@@ -26,7 +28,7 @@ import torch
 from torch import nn
 
 from client.draws import forked, seed_cpu
-from client.interactions import Effort, check_gradients
+from client.interactions import check_gradients
 from client.meeting import REMEMBERS, check_chance, check_meeting, check_place
 from client.state import DTYPES, tensors_of, trained
 from client.terms import check_leaves, check_loss
@@ -34,12 +36,14 @@ from client.trial import Example, Trial, make_model, same
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from client.task import Task
 
 
-_SECONDS = 0.1  # for what of gradients need not be tried in any case, with each of four weights
+_SECONDS = 0.5  # for gradients, with each of four weights
 _Marks = dict[str, tuple[torch.Size, bool, int]]
 
 
@@ -54,15 +58,33 @@ def check_task(task: Task, name: str) -> Example:
     Raises:
         TaskError: saying in a sentence what to change.
     """
+    with _naming(name):
+        example = Example.of(task)
+        _check(task, example)
+    return example
+
+
+def check_records(task: Task, name: str, records: Example) -> None:
+    """Refuse a task in which gradients of a site's own records meet, or that fails on them; briefly.
+
+    Raises:
+        InteractionError: if they meet.
+        TaskError: if it fails.
+    """
+    with _naming(name):
+        check_gradients(Trial(task, make_model(task, 0), "record"), records, _SECONDS / 2)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Leave torch as it was, and begin what is said with the task's name."""
     try:
         with forked(), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch merely remarks on is tried here
-            example = Example.of(task)
-            _check(task, example)
+            yield
     except TaskError as error:
         msg = f"{name}: {error}"
-        raise TaskError(msg) from error
-    return example
+        raise type(error)(msg) from error
 
 
 def _check(task: Task, example: Example) -> None:
@@ -76,7 +98,7 @@ def _check(task: Task, example: Example) -> None:
     _check_state(trial, marks, inputs, targets)
     check_loss(trial, inputs, targets)
     try:
-        check_gradients(trial, example, Effort(_SECONDS))
+        check_gradients(trial, example, _SECONDS)
     except TaskError:
         _shake(trial.module)
         check_meeting(trial, inputs)  # which can say where it is, if weights that begin at nought do not hide it
@@ -86,9 +108,12 @@ def _check(task: Task, example: Example) -> None:
     check_chance(trial, inputs)
     check_place(trial, inputs)
     check_loss(trial, inputs, targets)
-    for factor in (1.0, 8.0, 1 / 64):
-        _scale(trial.module, factor)
-        check_gradients(trial, example, Effort(_SECONDS))
+    start = time.thread_time()
+    check_gradients(trial, example, _SECONDS)
+    for factor in (8.0, 1 / 64):
+        if time.thread_time() - start < 2 * _SECONDS:  # what a large model takes longer for, it is spared
+            _scale(trial.module, factor)
+            check_gradients(trial, example, _SECONDS)
     with torch.no_grad():
         trial.metrics(trial.outputs(inputs), targets)
 

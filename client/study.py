@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from functools import cached_property
 from hashlib import sha256
+from random import SystemRandom
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
+from client.additivity import check_mode
 from client.beginning import find_model
 from client.dpsgd import train, way_to_train
-from client.guard import check_task
+from client.guard import check_records, check_task
+from client.interactions import InteractionError
 from client.records import split_held_out
+from client.refusals import Refusals
 from client.state import check_constants, layout_of, set_constants, tensors_of
 from client.task import import_task
-from client.trial import make_model
+from client.trial import Example, make_model
 from privacy.errors import DataError
 from privacy.update import Model, Update
 
@@ -34,6 +39,10 @@ if TYPE_CHECKING:
 
 Records = tuple["Tensor", "Tensor"]
 
+_FEW = 32  # of the site's records, on which a task is tried
+_SMALL_MODEL = 1 << 22  # parameters
+_TRIED: WeakKeyDictionary[type[Task], Example] = WeakKeyDictionary()
+
 
 class Study:
     """One task at one site: the counterpart of `Poll`, which asks without training."""
@@ -41,7 +50,9 @@ class Study:
     def __init__(self, name: str, site: Workplace) -> None:
         self.name, self._site = name, site
         self.task: Task = import_task(name)
-        self._example = check_task(self.task, name)
+        self._refusals = Refusals(site.place.folder)
+        self._refusals.check(name, self.task)
+        self._example = _tried(self.task, name)
         self._layouts: dict[tuple[int, Start | None], Layout] = {}  # of one run, as constants may be large
 
     def module(self, seed: int) -> nn.Module:
@@ -87,19 +98,28 @@ class Study:
         """Find a way to compute gradients, before anything is charged.
 
         Raises:
-            TaskError: if there is none.
+            TaskError: if there is none, or the task is refused.
         """
+        self._refusals.check(self.name, self.task)
         if settings.training and settings.training.steps_per_round:
             module = self.module(settings.model_seed).to(self._site.device)
             way_to_train(self.task, module, self._site.settings.training)
 
     def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
-        """Train for one round, from this model on: what changed, `(parameters,)`."""
+        """Train for one round, from this model on: what changed, `(parameters,)`.
+
+        Raises:
+            TaskError: if the task is refused, from now on if need be.
+        """
+        self._refusals.check(self.name, self.task)
         settings = manifest.settings
         module = self.load_into(self.module(settings.model_seed), model)
         size = settings.cohort.sizes[self._site.name]
         computing, team = self._site.settings.training, self._site.team
-        train(self.task, module, self.training, size, manifest, randomness, computing=computing, team=team)
+        try:
+            train(self.task, module, self.training, size, manifest, randomness, computing=computing, team=team)
+        except InteractionError as error:
+            raise self._refusals.add(self.name, self.task, str(error)) from error
         return self.difference(module, model)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
@@ -140,11 +160,30 @@ class Study:
             msg = f"{path}: the task read values that are not finite; mend the records, or the task's scaling"
             raise DataError(msg)
         used, kept = (torch.from_numpy(part) for part in split_held_out(len(inputs), data.held_out))
+        if len(used):
+            self._try(inputs[used], targets[used])
         device = self._site.device
         return (
             (inputs[used].to(device), targets[used].to(device)),
             (inputs[kept].to(device), targets[kept].to(device)),
         )
+
+    def _try(self, inputs: Tensor, targets: Tensor) -> None:
+        """Try the task on a few of the site's own records, which may be unlike any that it made up.
+
+        Raises:
+            TaskError: if it fails on them, or they meet; then it is refused from now on.
+        """
+        few = torch.tensor(SystemRandom().sample(range(len(inputs)), min(_FEW, len(inputs))))
+        own, computing = (inputs[few], targets[few]), self._site.settings.training
+        try:
+            check_records(self.task, self.name, Example(*own))
+            if self._layout.size <= _SMALL_MODEL:  # a larger one is looked at when it trains
+                module, device = self.module(0).to(self._site.device), self._site.device
+                choice = way_to_train(self.task, module, computing)
+                check_mode(self.task, module, (own[0].to(device), own[1].to(device)), choice, computing.precision)
+        except InteractionError as error:
+            raise self._refusals.add(self.name, self.task, str(error)) from error
 
     @cached_property
     def metrics(self) -> frozenset[str]:
@@ -170,6 +209,15 @@ class Study:
     def held_out(self) -> Records:
         """The records that are only evaluated on."""
         return self._records[1]
+
+
+def _tried(task: Task, name: str) -> Example:
+    """Try a task; once in a process, if nothing tells its instances apart."""
+    if vars(task):
+        return check_task(task, name)
+    if type(task) not in _TRIED:
+        _TRIED[type(task)] = check_task(task, name)
+    return _TRIED[type(task)]
 
 
 def _drained(module: nn.Module, layout: Layout) -> NDArray[np.float32]:

@@ -79,6 +79,7 @@ class Trial:
 
     task: Task
     module: nn.Module
+    records: str = "made-up record"
 
     def outputs(self, inputs: Tensor, seed: int = 0) -> Tensor:
         """Return the model's outputs `(n, ...)`, with dropout as the seed says.
@@ -87,7 +88,7 @@ class Trial:
             TaskError: if the model fails, or they are not one row of real numbers a record.
         """
         seed_cpu(seed)
-        with naming("model", len(inputs)):
+        with naming("model", len(inputs), self.records):
             found: object = self.module(inputs)
         _check_seed(seed, "model")
         if not isinstance(found, Tensor):
@@ -111,7 +112,7 @@ class Trial:
             TaskError: if it fails, or is none.
         """
         seed_cpu(seed)
-        with naming("loss()", len(outputs)):
+        with naming("loss()", len(outputs), self.records):
             found: object = self.task.loss(outputs, targets)
         _check_seed(seed, "loss")
         if not isinstance(found, Tensor) or found.dim() != 0 or found.dtype != torch.float32:
@@ -134,7 +135,7 @@ class Trial:
         Raises:
             TaskError: if they are not one number for each record.
         """
-        with naming("metrics()", len(outputs)):
+        with naming("metrics()", len(outputs), self.records):
             found: dict[str, object] = {**self.task.metrics(outputs, targets)}
         for name, values in found.items():
             if not isinstance(values, Tensor) or values.shape != (len(outputs),):
@@ -181,12 +182,12 @@ def _form(part: object) -> str:
 
 
 @contextmanager
-def naming(what: str, records: int = 0) -> Iterator[None]:
+def naming(what: str, count: int = 0, records: str = "") -> Iterator[None]:
     """Turn whatever a task raises into an error that names its method."""
     try:
         yield
     except Exception as error:
-        on = f" on {records} made-up record{'s' * (records > 1)}" if records else ""
+        on = f" on {count} {records}{'s' * (count > 1)}" if count else ""
         reason = (str(error).strip().splitlines() or [""])[0]
         msg = f"its {what} fails{on} ({type(error).__name__}: {reason}); mend it, or what example() makes up"
         raise TaskError(msg) from error

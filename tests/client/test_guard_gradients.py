@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
     from client.task import Task
 
-Change = "Callable[[Tensor], Tensor]"
+
+def head_of(width: int) -> nn.Module:
+    return nn.Linear(width, CLASSES)
 
 
-# --- On the way back ---------------------------------------------------------------------------------------------------
+# --- On the way back --------------------------------------------------------------------------------------------------
 
 
 class Backwards(torch.autograd.Function):
@@ -108,7 +110,7 @@ def by_parameter(change: Callable[[Tensor], Tensor], *, late: bool = False) -> T
     return Made(model)
 
 
-# --- What is saved -----------------------------------------------------------------------------------------------------
+# --- What is saved ----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -140,7 +142,7 @@ class Compressed(nn.Module):
         return found
 
 
-# --- What is kept aside ------------------------------------------------------------------------------------------------
+# --- What is kept aside -----------------------------------------------------------------------------------------------
 
 
 class Noting(Made):
@@ -212,7 +214,7 @@ class Lagging(Made):
         return found * mean
 
 
-# --- What the example does not lead to ---------------------------------------------------------------------------------
+# --- What the example does not lead to --------------------------------------------------------------------------------
 
 
 def with_a_gap() -> tuple[Tensor, Tensor]:
@@ -262,7 +264,7 @@ def in_large_batches(size: int) -> Task:
     return Made(lambda: Through(lambda x: x - x.mean(0) if len(x) > size else x, head()))
 
 
-# --- What is drawn -----------------------------------------------------------------------------------------------------
+# --- What is drawn ----------------------------------------------------------------------------------------------------
 
 
 def seeded_mask(inputs: Tensor) -> Tensor:
@@ -308,7 +310,7 @@ def mixed_up(inputs: Tensor) -> Tensor:
     return 0.9 * inputs + 0.1 * inputs[torch.randperm(len(inputs))]
 
 
-# --- What comes to the same --------------------------------------------------------------------------------------------
+# --- What comes to the same -------------------------------------------------------------------------------------------
 
 
 class Weighted(nn.Module):
