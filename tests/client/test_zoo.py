@@ -40,7 +40,7 @@ def run_of(architecture: Architecture) -> Manifest:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_an_ordinary_architecture_is_taken_and_learns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "_SECONDS", 0.02)  # beyond what it tries of gradients in any case
+    monkeypatch.setattr(guard, "_SECONDS", 0.02)  # all of them for as long as it takes: below
     architecture = ZOO[name]
     task = Ordinary(architecture)
     guard.check_task(task, "zoo:Ordinary")
@@ -53,6 +53,12 @@ def test_an_ordinary_architecture_is_taken_and_learns(name: str, monkeypatch: py
             losses.append(float(task.loss(module.eval()(inputs), targets)))
         train(task, module.train(), records, RECORDS, run, Randomness.seeded(number))
     assert losses[-1] < 0.9 * losses[0], losses
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ZOO)
+def test_the_guard_takes_an_ordinary_architecture_however_long_it_looks(name: str) -> None:
+    guard.check_task(Ordinary(ZOO[name]), "zoo:Ordinary")
 
 
 @pytest.mark.parametrize("name", REFUSED)
