@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
 
-from client.exchange import Exchange
+from client.exchange import WAIT_SECONDS, Exchange
 from client.launch import own_place
 from client.settings import SiteFolder, read_site
 from privacy.errors import DeviceError, MalformedError, ProtocolError, UnreachableError
 from privacy.parallel import in_processes
-from transport.channel import probe
+from transport.channel import probe, unused_proxy
 from transport.flower import answer
 from transport.memory import return_memory
 from transport.parcel import decode_instruction, encode
@@ -60,39 +60,43 @@ def attend(path: Path, stop: Event) -> None:
         return
     line = _Line(place)
     line.check()
+    if proxy := unused_proxy():
+        log.info("%s names a proxy, which an agent does not use: it dials %s itself", proxy, place.settings.server)
     return_memory()
     # Torch reads this as it is loaded. Its idle threads would otherwise spin, at the cost of whatever else runs here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # These load torch; what can be wrong before that was said before.
-    from client.app import app  # noqa: PLC0415
-    from client.site import open_site  # noqa: PLC0415
+    from client.app import make_app  # noqa: PLC0415
+    from client.site import Site  # noqa: PLC0415
     from client.team import gather  # noqa: PLC0415
 
-    site = open_site(path)
+    site = Site(place)
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
+    if metrics := site.settings.policy.metrics:
+        log.warning("`share` lists %s: told after every round without noise, and in no ε", ", ".join(metrics))
     with gather(site.device, stop.set) as site.team:
         for task, count in site.check_records().items():
             log.info("data: %d training records, fit %s", count, task)
         if site.team:
             site.team.compare(site.records_digest())
             log.info("%d processes train together, this one on %s", site.team.size, site.device)
-        _serve(site, path, line, app, stop)
+        _serve(site, line, make_app(lambda _: site), stop)
     if site.team and site.team.lost:
         msg = f"{site.name} has lost a process of its team and ended; to come back: the same command"
         raise DeviceError(msg)
 
 
-def _serve(site: Site, path: Path, line: _Line, app: App, stop: Event) -> None:
+def _serve(site: Site, line: _Line, app: App, stop: Event) -> None:
     place = site.place
     with _turn(place.folder / _TURN, stop):
         while not stop.is_set():
             if not line.check():
                 stop.wait(line.delay())
                 continue
+            line.status = _limits(site)
             try:
                 with Exchange(place.settings.server, place.tls) as exchange:
-                    log.info("online at %s; %s", place.settings.server, _limits(site))
-                    answer_all(exchange, app, _context(site, path), stop)
+                    answer_all(exchange, app, _context(site), stop, line)
             except (UnreachableError, MalformedError) as error:
                 line.broke(error)
                 stop.wait(line.delay())
@@ -103,6 +107,7 @@ class _Line:
 
     def __init__(self, place: SiteFolder) -> None:
         self._place = place
+        self.status = ""  # to be said when the line is up
         self._said = False
         self._delay = _FIRST_DELAY
 
@@ -117,8 +122,16 @@ class _Line:
         except UnreachableError as error:
             self.broke(error)
             return False
-        self._said, self._delay = False, _FIRST_DELAY
         return True
+
+    def stands(self) -> None:
+        """Say that the line is up. How long it lasts is another matter: delays go on as they were."""
+        log.info("online at %s; %s", self._place.settings.server, self.status)
+        self._said = False
+
+    def works(self) -> None:
+        """Note that the line does what it is for; if it breaks now, it is tried again at once."""
+        self._delay = _FIRST_DELAY
 
     def broke(self, error: Exception) -> None:
         """Say once that the line is down."""
@@ -132,17 +145,24 @@ class _Line:
         return self._delay * random.uniform(0.5, 1.0)  # noqa: S311 - guards nothing
 
 
-def answer_all(exchange: Exchange, app: App, context: Context, stop: Event) -> None:
+def answer_all(exchange: Exchange, app: App, context: Context, stop: Event, line: _Line | None = None) -> None:
     """Pull messages and push what the app makes of them, until `stop` is set.
 
     Raises:
         CloisterError: if the line breaks, the server refuses the site, or what it sends is no message.
     """
+    wait = 0.0  # the first answer comes at once: only then is it certain that gRPC gets through
     while not stop.is_set():
-        if (data := exchange.pull()) is not None:
+        data = exchange.pull(wait)
+        if line and not wait:
+            line.stands()
+        if data is not None:
             message, data = decode_instruction(data), None  # it may be large, and what it says stands in the message
             _answer(exchange, app, context, message, stop)
             del message
+        if line and (wait or data is not None):
+            line.works()
+        wait = WAIT_SECONDS
 
 
 def _answer(exchange: Exchange, app: App, context: Context, message: Message, stop: Event) -> None:
@@ -176,11 +196,11 @@ def _locked(file: BinaryIO) -> bool:
     return True
 
 
-def _context(site: Site, path: Path) -> Context:
+def _context(site: Site) -> Context:
     return Context(
         run_id=0,
         node_id=site.roster.member(site.name).node_id,
-        node_config={"site": str(path)},
+        node_config={},
         state=RecordDict(),
         run_config={},
     )

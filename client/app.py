@@ -1,13 +1,14 @@
 """The agent as a Flower `ClientApp`: query (does this site take part?), train, evaluate.
 
-The same app runs under every engine. It finds its site in the node's configuration (`site`, a path), or, in
-Flower's simulation, by the partition's number among the folders in the run's configuration (`sites`).
+`app` runs under Flower's own engines. It finds its site in the node's configuration (`site`, a path), or, in Flower's
+simulation, by the partition's number among the folders in the run's configuration (`sites`). An agent, and the `inline`
+engine, have opened their sites already, and make the app with them.
 """
 
 from __future__ import annotations
 
 import logging
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,8 @@ from flwr.clientapp import ClientApp
 from client.acceptance import accept, get_ready
 from client.epochs import accept_letter, lead_epoch
 from client.masking import reveal
-from client.opening import evaluate, open_sum
+from client.opening import open_sum
+from client.progress import look, shared
 from client.round import train_round
 from client.site import Site, open_site
 from privacy.errors import CloisterError, ConfigError
@@ -27,35 +29,54 @@ from transport.contents import pack_opened, pack_readiness, pack_update, read_ma
 from transport.flower import FAILED, reply
 from transport.heads import put_head, read_head
 from transport.masking import pack_revealed, read_reveal
+from transport.reports import LARGEST_EPSILON
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from privacy.ledger import Ledger
 
 log = logging.getLogger("cloister.agent")
 
 REFUSED = 100  # code of the error reply of a site that says no
 
-app = ClientApp()
+
+def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
+    """Make the app of nodes whose sites are open, or are opened by `site_of`, which is called for every message."""
+    app = ClientApp()
+    for register, work in (
+        (app.query(), query), (app.query("lead"), lead), (app.query("accept"), accept_keys),
+        (app.query("reveal"), reveal_mask), (app.train(), train), (app.evaluate(), open_and_evaluate),
+    ):  # fmt: skip
+        register(_answering(site_of, work))
+    return app
 
 
 def _site(context: Context) -> Site:
     if named := context.node_config.get("site"):
         return open_site(Path(str(named)))
     partition = context.node_config.get("partition-id")
-    folders = sorted(path.parent for path in Path(str(context.run_config.get("sites", ""))).glob("*/site.toml"))
+    folders = _folders(str(context.run_config.get("sites", "")))
     if not isinstance(partition, int) or partition >= len(folders):
         msg = "this node does not know its site; set `site` in its configuration, or `sites` in the run's"
         raise ConfigError(msg)
     return open_site(folders[partition])
 
 
-def _answering(work: Callable[[Site, Message], RecordDict]) -> Callable[[Message, Context], Message]:
+@lru_cache(maxsize=1)
+def _folders(sites: str) -> list[Path]:
+    return sorted(path.parent for path in Path(sites).glob("*/site.toml"))
+
+
+def _answering(
+    site_of: Callable[[Context], Site], work: Callable[[Site, Message], RecordDict]
+) -> Callable[[Message, Context], Message]:
     """Turn errors into error replies that tell the server no more than may leave the site."""
 
     @wraps(work)
     def answer(message: Message, context: Context) -> Message:
         try:
-            return reply(work(_site(context), message), message)
+            return reply(work(site_of(context), message), message)
         except CloisterError as error:
             log.warning("%s: %s", message.metadata.message_type, error)
             return reply(Error(REFUSED, error.public), message)
@@ -66,8 +87,6 @@ def _answering(work: Callable[[Site, Message], RecordDict]) -> Callable[[Message
     return answer
 
 
-@app.query()
-@_answering
 def query(site: Site, message: Message) -> RecordDict:
     """Say whether this site takes part."""
     document, known = read_manifest(message.content), read_head(message.content)
@@ -76,31 +95,23 @@ def query(site: Site, message: Message) -> RecordDict:
     return put_head(pack_readiness(readiness), sign_head(ledger, site.signing_key))
 
 
-@app.query("lead")
-@_answering
 def lead(site: Site, message: Message) -> RecordDict:
     """Make the keys of a new epoch and seal them to every member."""
     keys, letters = lead_epoch(site, read_lead(message.content))
     return pack_keys(keys.epoch, keys.fingerprint, letters)
 
 
-@app.query("accept")
-@_answering
 def accept_keys(site: Site, message: Message) -> RecordDict:
     """Take the keys that another site made."""
     keys = accept_letter(site, *read_letter_from(message.content))
     return pack_keys(keys.epoch, keys.fingerprint)
 
 
-@app.query("reveal")
-@_answering
 def reveal_mask(site: Site, message: Message) -> RecordDict:
     """Reveal the seed of this site's mask, once its whole cohort has sent an update."""
     return pack_revealed(reveal(site, read_manifest(message.content), *read_reveal(message.content)))
 
 
-@app.train()
-@_answering
 def train(site: Site, message: Message) -> RecordDict:
     """Train a round and return the signed, encrypted update."""
     document = read_manifest(message.content)
@@ -108,16 +119,27 @@ def train(site: Site, message: Message) -> RecordDict:
     check_head(ledger, read_head(message.content), site.signing_key)
     plan, missed = read_train(message.content)
     update = train_round(site, document, plan, missed)
-    report = {}
-    if "epsilon" in site.settings.policy.share:
-        report["epsilon"] = ledger.spent(limit.delta)
-    return put_head(pack_update(update, report), sign_head(ledger, site.signing_key))
+    return put_head(pack_update(update, _report(site, ledger, limit.delta)), sign_head(ledger, site.signing_key))
 
 
-@app.evaluate()
-@_answering
 def open_and_evaluate(site: Site, message: Message) -> RecordDict:
     """Open a round's sum, keep the model, and report its digest."""
     accepted = accept(site, read_manifest(message.content))
     checkpoint = open_sum(site, accepted, take_sum(message.content))
-    return pack_opened(checkpoint.digest, evaluate(site, accepted.manifest, checkpoint))
+    found = look(site, accepted.manifest, checkpoint)
+    return pack_opened(checkpoint.digest, shared(found, site.settings.policy))
+
+
+def _report(site: Site, ledger: Ledger, delta: float) -> dict[str, float]:
+    """Return what the policy lets out beside an update. What cannot be said is left out: the update is paid for."""
+    if "epsilon" not in site.settings.policy.share:
+        return {}
+    try:
+        spent = ledger.spent(delta)
+    except Exception:  # whatever an accountant meets
+        log.exception("the ε spent could not be computed for the report; the update is sent without it")
+        return {}
+    return {"epsilon": spent} if spent <= LARGEST_EPSILON else {}  # without noise, it is infinite
+
+
+app = make_app(_site)

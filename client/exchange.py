@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError, UnreachableError
+from privacy.foreign import quoted
 from transport import cloister_pb2 as pb
 from transport.channel import SERVICE, open_channel
 from transport.framing import PROTOCOL, assemble, to_frames
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from transport.channel import TlsFiles
 
-_WAIT_SECONDS = 20.0
+WAIT_SECONDS = 20.0
 _TRANSFER_SECONDS = 600.0
 _MAX_BODY = 4 << 30
 
@@ -52,16 +53,16 @@ class Exchange:
         """Close it."""
         self._channel.close()
 
-    def pull(self) -> bytearray | None:
-        """Wait for a message for up to 20 seconds; return its bytes, or None if there was none.
+    def pull(self, wait: float = WAIT_SECONDS) -> bytearray | None:
+        """Wait for a message for up to `wait` seconds; return its bytes, or None if there was none.
 
         Raises:
             UnreachableError: if the server does not answer.
             AuthenticityError: if it knows no such site.
         """
-        request = pb.PullRequest(protocol=PROTOCOL, wait_seconds=_WAIT_SECONDS)
+        request = pb.PullRequest(protocol=PROTOCOL, wait_seconds=wait)
         try:
-            return assemble(self._pull(request, timeout=_WAIT_SECONDS + _TRANSFER_SECONDS), _MAX_BODY)
+            return assemble(self._pull(request, timeout=wait + _TRANSFER_SECONDS), _MAX_BODY)
         except grpc.RpcError as error:
             raise self._named(error) from error
 
@@ -79,7 +80,7 @@ class Exchange:
         return bool(receipt.status == pb.Receipt.ACCEPTED)
 
     def _named(self, error: grpc.RpcError) -> AuthenticityError | MalformedError | ProtocolError | UnreachableError:
-        code, details = error.code(), error.details() or "no reason given"
+        code, details = error.code(), quoted(error.details() or "no reason given")
         if code in _REFUSALS:
             return AuthenticityError(f"the server at {self._address} refuses this site: {details}")
         if code in _MISFITS:

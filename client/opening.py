@@ -9,8 +9,6 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from client.checkpoint import Checkpoint
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError
 from privacy.masking import open_seed, unmask_sum
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from client.site import Site
     from privacy.epoch import EpochKeys
     from privacy.header import UpdateHeader
-    from privacy.manifest import Manifest
     from privacy.packing import Packing
     from privacy.plan import RoundPlan
     from privacy.summation import EncryptedSum
@@ -93,21 +90,3 @@ def _seeds(total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKey
         header.site: open_seed(part.reveal, keys.secret, plan, header.site, header.mask)
         for header, part in zip(headers.values(), total.contributions, strict=True)
     }
-
-
-def evaluate(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, float]:
-    """Return sums of metrics over the held-out records, and their number, as far as the site's policy shares them."""
-    if not manifest.settings.training:
-        return {}
-    study, shared = site.study(manifest.settings.task), site.settings.policy.share
-    inputs, targets = study.held_out
-    if not len(inputs) or not set(shared) - {"epsilon"}:
-        return {}
-    model = site.models.result(manifest.settings, checkpoint)
-    module = study.load_into(study.module(manifest.settings.model_seed), model)
-    module.eval()
-    with torch.no_grad():
-        outputs = module(inputs)
-        found = {"loss": float(study.task.loss(outputs, targets)) * len(inputs)}
-        found |= {name: float(values.sum()) for name, values in study.task.metrics(outputs, targets).items()}
-    return {name: value for name, value in found.items() if name in shared} | {"records": float(len(inputs))}

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from privacy.config import STRICT, read_toml
+from privacy.config import STRICT, read_toml, settings_file
 from privacy.ledger import Budget as LedgerBudget
 from privacy.ledger import Ledger
 from privacy.manifest import SiteName
 from privacy.policy import Policy
+from transport.address import Dialled
 from transport.channel import TlsFiles
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class SiteSettings:
     """`site.toml`."""
 
     site: SiteName
-    server: str  # host:port
+    server: Dialled  # host:port
     data: Data
     budget: Budget
     policy: Policy
@@ -139,7 +140,7 @@ def read_site(path: Path) -> SiteFolder:
     """Read a site's settings, given its `site.toml` or the folder that holds it.
 
     Raises:
-        ConfigError: if the file is missing or does not fit.
+        ConfigError: if the file is missing or does not fit, or a link leads to its folder.
     """
-    file = path / "site.toml" if path.is_dir() else path
-    return SiteFolder(file.resolve().parent, read_toml(file, SiteSettings))
+    file = settings_file(path, "site.toml")
+    return SiteFolder(file.parent, read_toml(file, SiteSettings))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from client.checkpoint import Checkpoint
@@ -107,9 +107,9 @@ class Site(Workplace):
         return latest or Checkpoint(run, 0, work.start(settings), manifest.packing.update_bound)
 
 
-@lru_cache(maxsize=32)
+@cache
 def open_site(path: Path) -> Site:
-    """Open a site once a process: keys, records and device stay warm between rounds."""
+    """Open a site once a process: keys, records and device stay warm between rounds, of however many sites."""
     return Site(read_site(path))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import sys
 import threading
@@ -18,7 +17,7 @@ from cloister.commands import Json
 from cloister.commands.audit import audit
 from cloister.commands.bench import bench
 from cloister.commands.ledger import ledger
-from cloister.view import RoundTable, listen, make_console
+from cloister.view import RoundTable, listen, make_console, show_log
 from privacy.errors import CloisterError
 
 typer.core.HAS_RICH = False  # plain help: with rich, it escapes brackets that nothing takes back
@@ -117,7 +116,7 @@ def agent(
     site: Annotated[Path, typer.Argument(help="site.toml, or the folder that holds it.")],
 ) -> None:
     """Run a site's agent. Ctrl-C leaves safely."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    show_log()
     from client.agent import attend  # noqa: PLC0415 - a server needs no agent
 
     try:

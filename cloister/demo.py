@@ -2,13 +2,15 @@
 
 1. Make a consortium in a folder: keys, certificates, roster, three hospitals with their own records.
 2. Start `cloister server` and three times `cloister agent`, as processes of their own.
-3. Follow the server's journal until the run is over; stop everything, however it ends.
+3. Follow the server's journal until the run is over; stop everything, however it ends. Loss and accuracy are not in it:
+   they are read in the hospitals' own folders, as only a demo can.
 4. Compare: the shared model, each hospital alone, all records pooled without privacy.
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cloister.local import follow, start_agents, start_server
@@ -16,7 +18,7 @@ from cloister.processes import Processes
 from cloister.view import RoundTable, size
 from privacy.errors import RunError
 from simulations.inspection import find_secrets, site_secrets
-from simulations.results import Results, read_results
+from simulations.results import Results, read_own_metrics, read_results
 from simulations.study import prepare_study
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ def run_demo(folder: Path, console: Console) -> dict[str, Any]:
         f"{len(federation.sites)} hospitals · {study.patients} patients · TLS, encryption and privacy on · "
         "this machine only"
     )
-    with Processes() as processes, RoundTable(console, terms.epsilon) as table:
+    own = partial(read_own_metrics, federation)
+    with Processes() as processes, RoundTable(console, terms.epsilon, own) as table:
         table.status("starting the server")
         address = start_server(processes, federation)
         table.status("starting the hospitals' agents")
@@ -58,7 +61,7 @@ def _summarise(federation: Federation, settings: RunSettings, terms: SiteTerms, 
                started: float) -> dict[str, Any]:  # fmt: skip
     from client.site import open_site  # noqa: PLC0415 - loads torch, which the agents should have to themselves first
     from privacy.manifest import open_manifest  # noqa: PLC0415
-    from simulations.baselines import accuracy_alone, accuracy_pooled  # noqa: PLC0415
+    from simulations.baselines import accuracy_alone, accuracy_pooled, accuracy_together  # noqa: PLC0415
 
     if set(results.digests) != set(federation.sites) or len(set(results.digests.values())) != 1:
         msg = f"the hospitals do not all have the same model: {results.digests}; the logs are in {federation.folder}"
@@ -70,12 +73,13 @@ def _summarise(federation: Federation, settings: RunSettings, terms: SiteTerms, 
     roster = next(iter(sites.values())).roster
     manifest, _ = open_manifest(federation.manifest.read_bytes(), roster.manifest_key)
     released = [event for event in results.events if event["event"] == "round" and event["released"]]
-    parameters = next(iter(sites.values())).checkpoint(manifest, results.run).model.vector.size
+    model = next(iter(sites.values())).checkpoint(manifest, results.run).model
+    parameters = model.vector.size
     updates = sum(len(event["sites"]) for event in released)
     bytes_up = sum(event["bytes_up"] for event in released)
     return {
         "rounds": results.rounds,
-        "accuracy": released[-1]["metrics"]["accuracy"],
+        "accuracy": accuracy_together(federation, manifest, model),
         "accuracy_alone": accuracy_alone(federation, manifest),
         "accuracy_pooled": accuracy_pooled(federation, manifest),
         "epsilon": {site: opened.ledger.spent(terms.delta) for site, opened in sites.items()},

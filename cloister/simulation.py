@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cloister.observers import against_whom
@@ -9,9 +10,10 @@ from cloister.view import RoundTable, listen
 from privacy.config import read_toml
 from privacy.errors import ConfigError
 from privacy.manifest import RunSettings
+from privacy.spending import without_infinity
 from server.settings import read_consortium, read_run
 from simulations.inline import run_inline
-from simulations.results import read_results
+from simulations.results import read_own_metrics, read_results
 from simulations.study import prepare_study
 
 if TYPE_CHECKING:
@@ -39,10 +41,10 @@ def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]
         raise ConfigError(msg)
     study = prepare_study(folder, run, limits=False)
     results = run_here(study, console)
-    last = next(event for event in reversed(results.events) if event.get("metrics"))
+    last = next(event for event in reversed(results.events) if event.get("released"))
     return {
         "rounds": results.rounds,
-        **last["metrics"],
+        **without_infinity(read_own_metrics(study.federation, last["round"]), None),
         "epsilon": last["epsilon"],
         **against_whom(_manifest_of(study)),
         "model": {site: str(path) for site, path in results.paths.items()},
@@ -62,8 +64,9 @@ def run_here(study: Study, console: Console) -> Results:
         CloisterError: if the run failed.
     """
     for site in study.federation.sites:
-        study.federation.write_settings(site, "localhost:0", study.terms)
-    with RoundTable(console) as table:
+        study.federation.write_settings(site, "localhost:1", study.terms)
+    own = partial(read_own_metrics, study.federation) if study.settings.training else None
+    with RoundTable(console, own=own) as table:
         listen(table)
         run_inline(study.federation)
     return read_results(study.federation)

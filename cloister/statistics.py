@@ -9,7 +9,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from client.sums import FOLDER
-from privacy.config import read_toml
+from privacy.config import read_toml, settings_file
 from privacy.errors import ConfigError, RunError
 from privacy.manifest import RunSettings
 
@@ -59,7 +59,7 @@ def latest(site: Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it has none.
     """
-    path = _newest((site.parent if site.is_file() else site).resolve())
+    path = _newest(settings_file(site, "site.toml").parent)
     report: dict[str, Any] = json.loads(path.read_bytes())
     return report | {"files": {path.parent.parent.name: str(path)}}
 

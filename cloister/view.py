@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typing_extensions import override
+
+from privacy.foreign import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from types import TracebackType
     from typing import Self
 
 _KIB = 1024
 _ROW = "{:>5}  {:>5}  {:<6}  {:<8}  {:<16}  {:>9}  {:>7}"
+_LARGE = 1000  # from here on, a figure is written with an exponent
+_LONGEST = 2000  # characters of a line of the log
 _WIDE = 1000  # columns for output that is no terminal: lines are never broken there
 
 
@@ -35,8 +41,11 @@ def size(count: float) -> str:
 class RoundTable:
     """Shows a run's events: a row for every round, a bar at the bottom while it goes on."""
 
-    def __init__(self, console: Console, budget: float | None = None) -> None:
-        self._console, self._budget = console, budget
+    def __init__(
+        self, console: Console, budget: float | None = None, own: Callable[[int], Mapping[str, float]] | None = None
+    ) -> None:
+        """Take a budget to name above the table, and who reads a round's metrics in the sites' own folders."""
+        self._console, self._budget, self._own = console, budget, own
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             console=console, transient=True, disable=not console.is_terminal,
@@ -62,6 +71,8 @@ class RoundTable:
             self._expected = set(event["sites"])
             self._bar.update(self._task, total=event["rounds"], description="rounds")
             limit = f" of {self._budget:g}" if self._budget else ""
+            if self._own:
+                self._print("loss, accuracy: each hospital's own, read in its folder; they never left it", "")
             self._print(_ROW.format("round", "sites", "loss", "accuracy", f"ε spent{limit}", "sent", "time"), "bold")
         elif event["event"] == "waiting":
             self._print(f"       {len(event['sites'])} of {event['minimum']} sites are ready; waiting", "yellow")
@@ -75,14 +86,14 @@ class RoundTable:
             self._print(f"✗ {event['reason']}", "red")
 
     def _show_round(self, event: dict[str, Any]) -> None:
-        metrics = event.get("metrics", {})
+        metrics = (self._own(event["round"]) if self._own and event["released"] else None) or event.get("metrics", {})
         epsilon = max(event["epsilon"].values(), default=None)
         row = _ROW.format(
             event["round"],
             f"{len(event['sites'])}/{len(self._expected)}",
-            f"{metrics['loss']:.3f}" if "loss" in metrics else "–",
-            f"{metrics['accuracy']:.3f}" if "accuracy" in metrics else "–",
-            f"{epsilon:.2f}" if epsilon is not None else "–",
+            _figure(metrics.get("loss"), 3),
+            _figure(metrics.get("accuracy"), 3),
+            _figure(epsilon, 2),
             size(event["bytes_up"]),
             f"{event['seconds']:.2f} s",
         )
@@ -96,7 +107,40 @@ class RoundTable:
             self._print(f"       {site}: {reason}", "yellow")
 
     def _print(self, text: str, style: str) -> None:
-        self._console.print(text, style=style or None, markup=False, soft_wrap=True)
+        # Nothing in a text is an instruction: no [markup], no :emoji:.
+        self._console.print(text, style=style or None, markup=False, emoji=False, soft_wrap=True)
+
+
+def _figure(value: float | None, digits: int) -> str:
+    """Write a number that fits its column, whatever it is."""
+    if value is None:
+        return "–"
+    return f"{value:.{digits}f}" if abs(value) < _LARGE else f"{value:.0e}"
+
+
+class LineFormatter(logging.Formatter):
+    """Writes log entries of which each begins a line and nothing else does, whatever a message or an error says."""
+
+    @override
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Write a record's line; what follows a line break in it is moved in."""
+        return _moved_in(super().formatMessage(record))
+
+    @override
+    def formatException(self, ei: Any) -> str:
+        """Write a traceback, moved in."""
+        return "  " + _moved_in(super().formatException(ei))
+
+
+def _moved_in(text: str) -> str:
+    return "\n  ".join(plain(line, _LONGEST) for line in text.split("\n"))
+
+
+def show_log() -> None:
+    """Write this process's log to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
 
 
 class TableHandler(logging.Handler):

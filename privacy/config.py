@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import tomllib
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -21,8 +23,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from privacy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
@@ -30,6 +30,7 @@ T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=True)
 """Pydantic settings of every settings dataclass: no unknown keys, no silent conversions."""
 
+_ROOT_LINK = 2  # parts of a path such as /tmp
 _UNKNOWN = {"unexpected_keyword_argument", "extra_forbidden"}
 
 
@@ -57,6 +58,26 @@ def read_toml(path: Path, into: type[T]) -> T:
     except ValueError as error:  # Python refuses integers of thousands of digits
         msg = f"{path}: {str(error).partition(';')[0]}; write a smaller number"
         raise ConfigError(msg) from error
+
+
+def settings_file(path: Path, name: str) -> Path:
+    """Return the settings file that is given, or lies in the folder that is given, as an absolute path.
+
+    What the settings name lies beside the file as it was given. The file itself may be a link (a mounted ConfigMap):
+    nothing moves when that leads elsewhere. If its folder were one, ledgers would silently begin anew.
+
+    Raises:
+        ConfigError: if a link leads to its folder; links in the root folder, such as /tmp, are the system's.
+    """
+    file = Path(os.path.abspath(path / name if path.is_dir() else path))  # noqa: PTH100 - resolve() follows links
+    for folder in file.parents:
+        if folder.is_symlink() and len(folder.parts) > _ROOT_LINK:
+            msg = (
+                f"{file}: {folder} is a link, and what lies beside the settings, such as ledgers, would be left behind "
+                f"when it leads elsewhere; give {file.parent.resolve() / file.name}, or make {name} alone a link"
+            )
+            raise ConfigError(msg)
+    return file
 
 
 def _read(path: Path) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -15,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from privacy.config import STRICT
 from privacy.errors import MalformedError, ProtocolError
 from privacy.manifest import SiteName
-from privacy.roster import Hex32
+from privacy.roster import Hex32, Member
 from privacy.signing import verify
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ class UpdateHeader:
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
 
 
+_HEADER = TypeAdapter(UpdateHeader)
+
+
 def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, manifest: Manifest,
                   roster: Roster) -> UpdateHeader:  # fmt: skip
     """Check that `site` signed this header, for this plan.
@@ -67,18 +71,8 @@ def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, man
         MalformedError: if it is no header.
         ProtocolError: if it is for another site, plan or weight.
     """
-    verify(roster.member(site).verification_key, KIND, data, signature)
-    try:
-        header = TypeAdapter(UpdateHeader).validate_json(data)
-    except ValidationError as error:
-        msg = (
-            f"the header of {site}'s update is malformed ({error.errors()[0]['msg']}); run the same version everywhere"
-        )
-        raise MalformedError(msg) from error
-    if header.to_bytes() != data:
-        msg = f"the header of {site}'s update is not in canonical form; run the same version everywhere"
-        raise MalformedError(msg)
-    if site not in plan.cohort or site not in manifest.settings.cohort.sizes:
+    header = _read(data, signature, roster.member(site))
+    if site not in plan.members or site not in manifest.settings.cohort.sizes:
         msg = f"{site} is not in the cohort of round {plan.round}; its update was not added"
         raise ProtocolError(msg)
     expected = {
@@ -102,4 +96,22 @@ def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, man
     if bool(header.mask) != manifest.settings.encryption.collusion_resistant:
         msg = f"{site}'s update is masked, or not, other than the run says; it was not added"
         raise ProtocolError(msg)
+    return header
+
+
+@lru_cache(maxsize=4096)
+def _read(data: bytes, signature: bytes, member: Member) -> UpdateHeader:
+    """Check who signed a header, and read it: once in a process, where that has many sites or sees it again."""
+    verify(member.verification_key, KIND, data, signature)
+    try:
+        header = _HEADER.validate_json(data)
+    except ValidationError as error:
+        msg = (
+            f"the header of {member.site}'s update is malformed ({error.errors()[0]['msg']}); "
+            "run the same version everywhere"
+        )
+        raise MalformedError(msg) from error
+    if header.to_bytes() != data:
+        msg = f"the header of {member.site}'s update is not in canonical form; run the same version everywhere"
+        raise MalformedError(msg)
     return header

@@ -10,6 +10,7 @@ import json
 import secrets
 from dataclasses import asdict, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -133,7 +134,7 @@ class RunSettings:
         """Whether only the sum of all updates carries all of the noise."""
         return self.privacy.noise == "shared"
 
-    @property
+    @cached_property
     def largest_size(self) -> int:
         """The most records that a site declares."""
         return max(self.cohort.sizes.values())
@@ -150,7 +151,7 @@ class Manifest:
     created: str
     version: Literal[1] = 1
 
-    @property
+    @cached_property
     def packing(self) -> Packing:
         """The codec of this run."""
         return _packing(self.settings, self.noise_multiplier)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -43,11 +44,16 @@ class RoundPlan:
         """Whether the server expands the seeds of so many sites once, instead of every site all of them."""
         return len(self.cohort) > MOST_SEEDS
 
+    @cached_property
+    def members(self) -> frozenset[str]:
+        """The cohort, for looking up."""
+        return frozenset(self.cohort)
+
     def to_bytes(self) -> bytes:
         """Return the exact bytes that digests of this plan are over."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The digest that every signed update of this round carries."""
         return digest("plan", self.to_bytes())

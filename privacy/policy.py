@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from privacy.manifest import Manifest
 
 
+METRIC_NAME = r"[A-Za-z0-9][A-Za-z0-9 _.@%+-]{0,39}"
+MOST_METRICS = 16  # that a site may share
+
+
 @dataclass(frozen=True, config=STRICT)
 class Policy:
     """`[policy]`: limits on what the site takes part in, and what it lets out besides encrypted updates."""
@@ -32,7 +36,15 @@ class Policy:
     collusion_resistant: bool = False  # only runs with masks
     shared_noise: bool = False  # also runs in which only the sum has all of the noise: `privacy.shared`
     colluding_sites: Annotated[int, Field(ge=0)] = 1  # so many sites' shares at least must not count in such a run
-    share: tuple[str, ...] = ("epsilon",)  # what else may leave: "epsilon", and metrics by name, such as "loss"
+    # What else may leave: "epsilon", and, without noise, metrics by name, such as "loss".
+    share: Annotated[tuple[Annotated[str, Field(pattern=f"^{METRIC_NAME}$")], ...], Field(max_length=MOST_METRICS)] = (
+        "epsilon",
+    )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that leave, which have no noise and are in no ε."""
+        return tuple(name for name in self.share if name != "epsilon")
 
 
 def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) -> None:

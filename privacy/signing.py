@@ -29,7 +29,7 @@ PrivateKey = Ed25519PrivateKey | EllipticCurvePrivateKey
 PublicKey = Ed25519PublicKey | EllipticCurvePublicKey
 
 _MAGIC = b"cloister-signed-1"
-_MAX_DOCUMENT = 1 << 20  # bytes; a roster of 1,000 sites is about 400 kB
+_MAX_DOCUMENT = 64 << 20  # bytes; a roster of 10,000 sites takes 21 MB
 
 
 def _bound(kind: str, payload: bytes) -> bytes:
@@ -90,9 +90,12 @@ class SignedDocument:
             MalformedError: if `data` is no such document.
             AuthenticityError: if the signature does not hold.
         """
-        line, newline, payload = data[:_MAX_DOCUMENT].partition(b"\n")
+        if len(data) > _MAX_DOCUMENT:
+            msg = f"this {kind} has {len(data) >> 20} MiB, more than the {_MAX_DOCUMENT >> 20} MiB that are read of one"
+            raise MalformedError(msg)
+        line, newline, payload = data.partition(b"\n")
         words = line.split(b" ")
-        if len(data) > _MAX_DOCUMENT or not newline or len(words) != 3 or words[0] != _MAGIC:  # noqa: PLR2004
+        if not newline or len(words) != 3 or words[0] != _MAGIC:  # noqa: PLR2004
             msg = f"this is not a signed Cloister {kind}; ask the coordinator for the original file"
             raise MalformedError(msg)
         try:
@@ -104,7 +107,7 @@ class SignedDocument:
             msg = f"the first line of this {kind} was rewritten; ask the coordinator for the original file"
             raise MalformedError(msg)
         if said != kind:
-            msg = f"this is a signed {said!a}, where a {kind} is needed"
+            msg = f"this is a signed {said[:40]!a}, where a {kind} is needed"
             raise MalformedError(msg)
         verify(key, kind, payload, signature)
         return cls(kind, payload, signature)

@@ -202,7 +202,7 @@ def _not_covered(account: Account) -> list[str]:
             "how far a sum of shares is from a discrete Gaussian (below 10⁻²⁶⁰), and its cut ends (below 2⁻¹⁰⁰)",
         ]
     if len(account.policy.share) > ("epsilon" in account.policy.share):
-        parts.append("the metrics that the policy lets out, and the exact number of held-out records with them")
+        parts.append("the metrics that the policy lets out")
     return parts
 
 

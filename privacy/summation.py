@@ -6,6 +6,7 @@ with which weight. The tag inside (`privacy.tag`) then proves that the sum is of
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from privacy.header import UpdateHeader
     from privacy.manifest import Manifest
     from privacy.roster import Roster
+
+_SITE = re.compile(rb'"site":"([a-z0-9-]{1,32})"')
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def check_contributions(
     """
     headers: dict[str, UpdateHeader] = {}
     for contribution in contributions:
-        site = _claimed_site(contribution.header, plan.cohort)
+        site = _claimed_site(contribution.header, plan)
         if site in headers:
             msg = f"a site stands twice in the sum of round {plan.round}; it was not opened"
             raise ProtocolError(msg)
@@ -160,10 +163,10 @@ def check_contributions(
     return headers
 
 
-def _claimed_site(header: bytes, cohort: Sequence[str]) -> str:
+def _claimed_site(header: bytes, plan: RoundPlan) -> str:
     """Return which of the cohort a header claims to be from; `verify_header` then proves or refutes it."""
-    for site in cohort:
-        if f'"site":"{site}"'.encode() in header:
-            return site
+    found = _SITE.search(header)
+    if found and (site := found[1].decode()) in plan.members:
+        return site
     msg = "a contribution names no site of the cohort; the sum was not opened"
     raise MalformedError(msg)

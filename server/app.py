@@ -19,6 +19,7 @@ from strategies.fedavg import EncryptedFedAvg
 from strategies.heads import Heads
 from strategies.journal import Journal
 from strategies.letters import Letters
+from transport.grid import StreamingGrid
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -55,6 +56,7 @@ def main(grid: Grid, context: Context) -> None:
     letters = Letters(place.folder / place.settings.epochs)
     new_epoch = bool(context.run_config.get("new-epoch"))
     heads = Heads(place.folder / place.settings.ledger_heads, evaluation=run.manifest.settings.evaluation is not None)
+    grid = StreamingGrid(grid)  # updates are added as they arrive: one of them in memory, not every site's
     strategy = EncryptedFedAvg(run, roster, journal, letters, heads, new_epoch=new_epoch)
     try:
         strategy.start(grid, ArrayRecord(), settings.rounds, timeout=settings.cohort.round_deadline_seconds)

@@ -17,7 +17,9 @@ import grpc.aio
 from cryptography import x509
 
 from privacy.errors import CloisterError, MalformedError, ProtocolError, UnreachableError
+from server.listening import check_free
 from transport import cloister_pb2 as pb
+from transport.address import read_address
 from transport.channel import OPTIONS, SERVICE, server_credentials
 from transport.framing import PROTOCOL, Assembly, to_frames
 from transport.pki import public_key_digest
@@ -52,12 +54,19 @@ class Hub:
         """Listen, and return the port.
 
         Raises:
+            MalformedError: if the address is none.
+            KeyFileError: if no agent could accept the server's certificate.
             UnreachableError: if the address cannot be listened on.
         """
-        credentials = server_credentials(tls)
+        place, credentials = read_address(address, listening=True), server_credentials(tls)
+        check_free(place)
         self._thread.start()
-        future = asyncio.run_coroutine_threadsafe(self._start(address, credentials), self._loop)
-        return future.result(_START_SECONDS)
+        future = asyncio.run_coroutine_threadsafe(self._start(str(place), credentials), self._loop)
+        try:
+            return future.result(_START_SECONDS)
+        except TimeoutError as error:
+            msg = f"cannot listen on {place}: the port did not open within {_START_SECONDS:g} s; try again"
+            raise UnreachableError(msg) from error
 
     def stop(self, grace: float = 2.0) -> None:
         """Let calls that are under way finish, then close the port. More than once does no harm."""
@@ -88,7 +97,7 @@ class Hub:
         try:
             port = server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            msg = f"cannot listen on {address}; another program may hold the port: choose another in consortium.toml"
+            msg = f"cannot listen on {address}, and gRPC does not say why; choose another port in consortium.toml"
             raise UnreachableError(msg) from error
         await server.start()
         self._server = server

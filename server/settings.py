@@ -8,10 +8,11 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from privacy.config import STRICT, read_toml
+from privacy.config import STRICT, read_toml, settings_file
 from privacy.errors import ConfigError, KeyFileError
 from privacy.manifest import SignedRun, open_manifest
 from privacy.roster import Roster, open_roster
+from transport.address import ListenedOn
 from transport.channel import TlsFiles
 from transport.pki import read_authority_key
 
@@ -23,7 +24,7 @@ class ConsortiumSettings:
     """`consortium.toml`."""
 
     consortium: str
-    listen: str  # host:port; port 0 takes a free one
+    listen: ListenedOn  # host:port; port 0 takes a free one
     authority: File = Path("authority.pem")
     tls_certificate: File = Path("tls.pem")
     tls_key: File = Path("tls.key")
@@ -69,10 +70,10 @@ def read_consortium(path: Path) -> ServerFolder:
     """Read the server's settings, given `consortium.toml` or the folder that holds it.
 
     Raises:
-        ConfigError: if the file is missing or does not fit.
+        ConfigError: if the file is missing or does not fit, or a link leads to its folder.
     """
-    file = path / "consortium.toml" if path.is_dir() else path
-    return ServerFolder(file.resolve().parent, read_toml(file, ConsortiumSettings))
+    file = settings_file(path, "consortium.toml")
+    return ServerFolder(file.parent, read_toml(file, ConsortiumSettings))
 
 
 def read_run(path: Path, roster: Roster) -> SignedRun:

@@ -23,6 +23,12 @@ _POOLED_STEPS = 500
 _POOLED_RATE = 0.5
 
 
+def accuracy_together(federation: Federation, manifest: Manifest, model: Model) -> float:
+    """Accuracy on everybody's held-out records of the model that the sites trained together."""
+    studies = list(studies_of(federation, manifest).values())
+    return accuracy(studies[0], model, together([study.held_out for study in studies]))
+
+
 def accuracy_alone(federation: Federation, manifest: Manifest) -> dict[str, float]:
     """Accuracy on everybody's held-out records of a model that each site trains alone, at the same noise and steps."""
     studies = studies_of(federation, manifest)

@@ -23,6 +23,7 @@ from privacy.manifest import RunSettings, sign_manifest
 from privacy.masking import MaskingKey
 from privacy.roster import Member, Roster, sign_roster
 from privacy.storage import write_atomically
+from transport.address import Address, read_address, read_host
 from transport.pki import Authority, certificate_pem, key_pem, public_key_digest, read_signing_key
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class SiteTerms:
     collusion_resistant: bool = False
     shared_noise: bool = False
     colluding_sites: int = 1
-    share: tuple[str, ...] = ("epsilon", "loss", "accuracy")
+    share: tuple[str, ...] = ("epsilon",)
     file: str = "patients.csv"
     device: str = "auto"
 
@@ -77,7 +78,18 @@ class Federation:
     def create(
         cls, folder: Path, sites: Sequence[str], consortium: str = "demo", host: str = "localhost"
     ) -> Federation:
-        """Make authority, roster, server and every site's keys. Settings and records are written separately."""
+        """Make authority, roster, server and every site's keys. Settings and records are written separately.
+
+        Args:
+            folder: where to make it.
+            sites: their names.
+            consortium: its name, for people.
+            host: the name or address that agents dial.
+
+        Raises:
+            MalformedError: if the host is none.
+        """
+        listen = str(Address(read_host(host), 0))
         federation = cls(folder, tuple(sites))
         authority = Authority.create(consortium)
         coordinator = Ed25519PrivateKey.generate()
@@ -104,7 +116,7 @@ class Federation:
             write_atomically(path / "keys" / "roster", signed)
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = authority.issue_server(host, key.public_key())
-        settings = f"consortium = {json.dumps(consortium)}\nlisten = {json.dumps(host + ':0')}\n"
+        settings = f"consortium = {json.dumps(consortium)}\nlisten = {json.dumps(listen)}\n"
         _write(federation.server, {
             "authority.pem": ca, "tls.pem": certificate_pem(certificate), "tls.key": key_pem(key), "roster": signed,
             "consortium.toml": settings.encode(),
@@ -112,7 +124,12 @@ class Federation:
         return federation
 
     def write_settings(self, site: str, server: str, terms: SiteTerms) -> None:
-        """Write a site's `site.toml`."""
+        """Write a site's `site.toml`, with the address of the server, `host:port`.
+
+        Raises:
+            MalformedError: if that is no address.
+        """
+        server = str(read_address(server))
         text = f"""\
 site = {json.dumps(site)}
 server = {json.dumps(server)}
@@ -135,7 +152,7 @@ minimum_cohort = {terms.minimum_cohort}
 collusion_resistant = {json.dumps(terms.collusion_resistant)}   # true: only runs with masks
 shared_noise = {json.dumps(terms.shared_noise)}   # true: also runs in which a site adds only a share of the noise
 colluding_sites = {terms.colluding_sites}   # in such a run, so many sites' shares at least must not count
-share = {json.dumps(list(terms.share))}
+share = {json.dumps(list(terms.share))}   # what else leaves; metrics, if listed here, without noise and in no ε
 """
         write_atomically(self.paths[site] / "site.toml", text.encode())
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
 
-from client.app import app as client_app
-from client.site import open_site
+from client.app import make_app
+from client.settings import read_site
+from client.site import Site
 from privacy.errors import ProtocolError
 from server.app import app as server_app
 from server.settings import read_consortium, read_run
@@ -74,13 +75,13 @@ def run_inline(federation: Federation) -> str:
     roster = read_consortium(federation.server).roster()
     run = read_run(federation.manifest, roster).digest
     run_id = int(run[:15], 16)
-    nodes = {}
-    for site, path in federation.paths.items():
-        open_site(path).check_records()
-        node = roster.member(site).node_id
-        nodes[node] = Context(run_id, node, {"site": str(path)}, RecordDict(), {})
+    sites = {roster.member(name).node_id: Site(read_site(path)) for name, path in federation.paths.items()}
+    for site in sites.values():
+        site.check_records()
+    nodes = {node: Context(run_id, node, {}, RecordDict(), {}) for node in sites}
+    app = make_app(lambda context: sites[context.node_id])
     config: dict[str, bool | float | int | str] = {
         "consortium": str(federation.server), "manifest": str(federation.manifest)
     }  # fmt: skip
-    server_app(InlineGrid(run_id, nodes, client_app), Context(run_id, SERVER_NODE, {}, RecordDict(), config))
+    server_app(InlineGrid(run_id, nodes, app), Context(run_id, SERVER_NODE, {}, RecordDict(), config))
     return run

@@ -50,7 +50,7 @@ class Scratch:
             held_out=0.0, file=file, device=device,
         )  # fmt: skip
         for name in federation.sites:
-            federation.write_settings(name, "localhost:0", terms)
+            federation.write_settings(name, "localhost:1", terms)
         run = read_run(federation.sign(settings), read_consortium(federation.server).roster())
         return cls({name: Site(read_site(path)) for name, path in federation.paths.items()}, run)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from hashlib import sha256
+from os import SEEK_END
 from typing import TYPE_CHECKING, Any
 
 from privacy.errors import RunError
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from simulations.federation import Federation
+
+_TAIL = 1 << 16  # bytes: the last rounds' lines
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,24 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
+def read_own_metrics(federation: Federation, number: int) -> dict[str, float]:
+    """Return a round's metrics over all sites' held-out records, from the file that each site keeps for itself.
+
+    Only who may look into every site's folder can do this. None of it is at the server.
+    """
+    run = journal_path(federation).parent.name
+    found: dict[str, list[tuple[int, float]]] = {}
+    for folder in federation.paths.values():
+        for entry in _last_lines(folder / "metrics" / f"{run}.jsonl"):
+            if entry["round"] == number:
+                for name, value in entry["metrics"].items():
+                    found.setdefault(name, []).append((entry["records"], math.nan if value is None else value))
+    return {
+        name: sum(count * value for count, value in parts) / sum(count for count, _ in parts)
+        for name, parts in found.items()
+    }
+
+
 def read_results(federation: Federation) -> Results:
     """Read the outcome of the federation's run.
 
@@ -63,3 +85,14 @@ def read_results(federation: Federation) -> Results:
     }
     digests = {site: sha256(found.read_bytes()).hexdigest() for site, found in paths.items()}
     return Results(events[0]["run"], events[-1]["rounds"], events[-1]["model"], events, paths, digests)
+
+
+def _last_lines(path: Path) -> list[dict[str, Any]]:
+    """Return what a file's last whole lines say; one that a crash cut off says nothing."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        start = max(0, file.seek(0, SEEK_END) - _TAIL)
+        file.seek(start)
+        lines = file.read().split(b"\n")[bool(start) : -1]
+    return [json.loads(line) for line in lines if line.endswith(b"}}")]

@@ -16,6 +16,7 @@ from flwr.app import Message
 
 from privacy.errors import CloisterError, ProtocolError, RunError
 from transport.ceremony import pack_lead, pack_letter, read_keys, read_letters
+from transport.contents import content_of
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from strategies.membership import Membership
 
 LEAD, ACCEPT = "query.lead", "query.accept"
-_SECONDS = 30.0
+_LISTED = 5  # failures that a sentence names
 _NUMBERS = 1 << 40  # no consortium comes so far; a site that says it has seen a higher epoch is not believed
 
 
@@ -37,6 +38,7 @@ class Ceremony:
         self._members, self._letters, self._journal = members, letters, journal
         self._wanted = new_epoch
         self._asked = 0
+        self._failures: dict[str, int] = {}  # who failed to lead is asked last
 
     def agree(self, grid: Grid, sites: list[str], minimum: int) -> tuple[int, str, list[str]]:
         """Bring these sites to the same keys; return epoch, fingerprint, and which of the sites have them.
@@ -49,7 +51,8 @@ class Ceremony:
             if len((held := self._largest(sites))[2]) >= minimum:
                 return held
         failures = []
-        for leader in sites:
+        for leader in sorted(sites, key=lambda site: self._failures.get(site, 0)):
+            self._failures[leader] = self._failures.get(leader, 0) + 1  # unless it succeeds
             try:
                 self._lead(grid, leader)
                 self._relay(grid, [site for site in sites if site != leader])
@@ -58,11 +61,11 @@ class Ceremony:
                 continue
             held = self._largest(sites)
             if leader in held[2] and len(held[2]) >= minimum:
-                self._wanted = False
+                self._wanted, self._failures[leader] = False, 0
                 self._journal.record("epoch", epoch=held[0], keys=held[1], leader=leader, sites=held[2])
                 return held
             failures.append(f"{leader}: too few sites took the keys that it made")
-        msg = f"the sites could not agree on keys: {'; '.join(failures)}"
+        msg = f"the sites could not agree on keys: {'; '.join(failures[:_LISTED])}"
         raise RunError(msg)
 
     def _largest(self, sites: list[str]) -> tuple[int, str, list[str]]:
@@ -82,10 +85,13 @@ class Ceremony:
         # Nor is a number used twice: a leader whose answer was lost has keys of its own under that number.
         seen = [*self._members.latest.values(), self._letters.latest, self._asked]
         self._asked = epoch = max(each for each in seen if each < _NUMBERS) + 1
-        reply = self._ask(grid, leader, LEAD, pack_lead(epoch))
-        if reply is None:
+        message = self._message(leader, LEAD, pack_lead(epoch))
+        half = self._members.attention.seconds / 2  # then there is time for the next
+        replies = [each for _, each in self._members.attention.ask(grid, [message], lambda: False, half)]
+        if not replies:
             msg = "it did not answer when asked to lead"
             raise ProtocolError(msg)
+        reply = content_of(replies[0])
         made, fingerprint = read_keys(reply)
         letters = read_letters(reply)
         if made != epoch or set(letters) != {member.site for member in self._members.roster.members}:
@@ -95,26 +101,24 @@ class Ceremony:
         self._note(leader, made, fingerprint)
 
     def _relay(self, grid: Grid, sites: list[str]) -> None:
-        for site in sites:
-            for leader, letter in self._letters.after(
-                self._members.latest.get(site, 0), self._members.roster.version, site
-            ):
-                reply = self._ask(grid, site, ACCEPT, pack_letter(leader, letter))
+        members = self._members
+        missing = {
+            site: self._letters.after(members.latest.get(site, 0), members.roster.version, site) for site in sites
+        }
+        names = members.names()
+        for number in range(max(map(len, missing.values()), default=0)):  # oldest first, and of all sites at once
+            letters = {site: each[number] for site, each in missing.items() if len(each) > number}
+            messages = [self._message(site, ACCEPT, pack_letter(*each)) for site, each in letters.items()]
+            for node, reply in members.attention.ask(grid, messages):
                 try:
-                    if reply is not None:
-                        self._note(site, *read_keys(reply))
+                    self._note(names[node], *read_keys(content_of(reply)))
                 except CloisterError as error:  # its own affair: the others go on
-                    self._members.problems[site] = str(error)
+                    members.problems[names[node]] = str(error)
 
     def _note(self, site: str, epoch: int, fingerprint: str) -> None:
         self._members.keys[site] = epoch, fingerprint
         self._members.latest[site] = max(epoch, self._members.latest.get(site, 0))
 
-    def _ask(self, grid: Grid, site: str, kind: str, content: RecordDict) -> RecordDict | None:
-        message = Message(content, self._members.nodes[site], kind, ttl=_SECONDS, group_id="keys")
-        for reply in grid.send_and_receive([message], timeout=_SECONDS):
-            if reply.has_error():
-                self._members.problems[site] = reply.error.reason or "it failed without a reason"
-                return None
-            return reply.content
-        return None
+    def _message(self, site: str, kind: str, content: RecordDict) -> Message:
+        seconds = self._members.attention.seconds
+        return Message(content, self._members.nodes[site], kind, ttl=seconds, group_id="keys")

@@ -22,9 +22,11 @@ from privacy.envelope import verify_update
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.plan import RoundPlan
 from privacy.summation import RunningSum
+from strategies.attention import Attention
 from strategies.ceremony import Ceremony
 from strategies.masking import add_reveals, check_all_revealed, next_attempt
 from strategies.membership import Membership
+from strategies.metrics import averaged
 from strategies.rounds import OpenRound
 from transport.contents import (
     content_of,
@@ -35,10 +37,10 @@ from transport.contents import (
     sum_from_arrays,
     sum_to_arrays,
 )
-from transport.heads import put_head, read_head
+from transport.heads import find_head, put_head
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from flwr.serverapp import Grid
 
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from strategies.journal import Journal
     from strategies.letters import Letters
 
-_LAST_SECONDS = 10.0  # for a site that is behind to come back before the run ends
+_LAST = 0.1  # of a deadline: for a site that is behind to come back before the run ends
 _MOST_FAILURES = 3  # rounds in a row that release nothing end the run
 
 
@@ -59,10 +61,14 @@ class EncryptedFedAvg(Strategy):
                  new_epoch: bool) -> None:  # fmt: skip
         self._document, self._manifest, self._run = run.document, run.manifest, run.digest
         self._roster, self._journal = roster, journal
-        self._members = Membership(run.document, run.digest, roster, journal, heads)
+        cohort = self._manifest.settings.cohort
+        self._attention = Attention(cohort.round_deadline_seconds)
+        self._members = Membership(
+            run.document, run.digest, roster, journal, heads, self._attention, tuple(cohort.sizes)
+        )
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch)
         self._round = OpenRound(0)
-        self._seconds = self._manifest.settings.cohort.round_deadline_seconds
+        self._seconds = cohort.round_deadline_seconds
         self._masked = self._manifest.settings.encryption.collusion_resistant
         self._withheld: dict[str, int] = {}  # how often a site let a round down by keeping its mask
         self._left_out: dict[str, int] = {}  # until which round it is left out for that
@@ -76,7 +82,7 @@ class EncryptedFedAvg(Strategy):
 
     def finish(self, grid: Grid) -> None:
         """Bring sites that missed a round's sum up to date, when all rounds are over."""
-        self._members.catch_up(grid, min(_LAST_SECONDS, self._seconds))
+        self._members.catch_up(grid, _LAST * self._seconds)
 
     def summary(self) -> None:
         """Flower asks strategies to log their settings; ours are in the manifest."""
@@ -90,19 +96,24 @@ class EncryptedFedAvg(Strategy):
         """
         del arrays, config
         if self._failures >= _MOST_FAILURES:
-            msg = f"{self._failures} rounds in a row released nothing: {_listed(self._round.problems)}"
+            msg = f"{self._failures} rounds in a row released nothing: {self._round.listed}"
             raise RunError(msg)
         self._round = current = OpenRound(server_round)
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
         present = self._members.gather(grid, cohort.minimum, seconds)
         if self._journal.unconfirmed:
             present = self._members.deliver_again(grid, present, seconds)
-        current.problems |= self._members.problems
+        current.problems |= self._members.absent | self._members.problems
         current.started = time.monotonic()  # what came before was waiting for sites
         if len(present) < cohort.minimum or self._members.model is None:
             return []
         reliable = [site for site in present if self._left_out.get(site, 0) < server_round]
         present = reliable if len(reliable) >= cohort.minimum else present
+        busy = self._attention.asked(MessageType.TRAIN)  # with an earlier round, for which nobody waits any more
+        idle = [site for site in present if self._members.nodes[site] not in busy]
+        present = idle if len(idle) >= cohort.minimum else present
+        for site in self._members.nodes.keys() - set(present):
+            current.problems.setdefault(site, "left out: it let an earlier round down")
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
         current.plan = plan = RoundPlan(
             run=self._run,
@@ -122,7 +133,7 @@ class EncryptedFedAvg(Strategy):
             current.bytes_down += sum(each.size for each in sums)
             content = pack_train(self._document, plan.to_bytes(), sums)
             messages.append(self._message(site, MessageType.TRAIN, content))
-        return messages
+        return self._attention.send(grid, messages, cohort.minimum)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]
                         ) -> tuple[ArrayRecord | None, MetricRecord | None]:  # fmt: skip
@@ -137,12 +148,13 @@ class EncryptedFedAvg(Strategy):
             plan = current.plan = next_attempt(plan, total.sites, self._seconds)
             contents = {site: pack_train(self._document, plan.to_bytes(), []) for site in plan.cohort}
             messages = [self._message(site, MessageType.TRAIN, content) for site, content in contents.items()]
-            total = self._collect(plan, self._grid.send_and_receive(messages, timeout=self._seconds))
+            waited = self._attention.send(self._grid, messages, plan.minimum_cohort)
+            total = self._collect(plan, self._grid.send_and_receive(waited, timeout=self._seconds))
         current.contributors = total.sites
         try:
             result = total.close()
             if self._masked:
-                result, withheld = add_reveals(self._grid, self._members, result, total.sites, self._seconds)
+                result, withheld = add_reveals(self._grid, self._members, result, total.sites)
                 current.problems |= withheld
                 for site in withheld:
                     self._withheld[site] = self._withheld.get(site, 0) + 1
@@ -158,14 +170,15 @@ class EncryptedFedAvg(Strategy):
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord,
                            grid: Grid) -> Iterable[Message]:  # fmt: skip
         """Deliver the sum to every site of the cohort that can open it."""
-        del server_round, config, grid
+        del server_round, config
         current = self._round
         if not current.released or current.plan is None:
             return []
         total = sum_from_arrays(arrays)
         there = [site for site in current.plan.cohort if site in self._members.nodes]
         current.bytes_down += total.size * len(there)
-        return [self._message(site, MessageType.EVALUATE, pack_sum(self._document, total)) for site in there]
+        messages = [self._message(site, MessageType.EVALUATE, pack_sum(self._document, total)) for site in there]
+        return self._attention.send(grid, messages)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Check that all sites arrived at one model, and average the metrics that they let out.
@@ -178,55 +191,61 @@ class EncryptedFedAvg(Strategy):
         if not current.released or current.plan is None:
             return None
         models: dict[str, str] = {}
-        sums: dict[str, float] = {}
-        for reply in replies:
-            site = self._members.site_of(reply.metadata.src_node_id)
+        told: dict[str, Mapping[str, float]] = {}
+        names = self._members.names()
+        for node, reply in self._attention.hear(self._grid, replies, lambda: bool(models)):
+            if (site := names[node]) in models:
+                continue
             try:
                 models[site], metrics = read_opened(content_of(reply))
+                told[site] = current.hear(site, metrics)
             except CloisterError as error:
                 current.problems[site] = str(error)
-                continue
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
         self._members.settle(models, current.number)
         if not models:
             self._failures += 1
             self._record(reason="no site opened the sum, or none could say so; it is delivered again")
             return None
-        records = sums.pop("records", 0.0)
-        metrics = {name: value / records for name, value in sums.items()} if records else {}
+        found = averaged(told, self._manifest.settings.cohort.sizes)
         self._failures = 0
         self.released += 1
-        self._record(model=self._members.model, metrics=metrics)
-        return MetricRecord(dict(metrics))
+        self._record(model=self._members.model, metrics=found, sharing=sorted(site for site in told if told[site]))
+        return MetricRecord(dict(found))
 
     def _collect(self, plan: RoundPlan, replies: Iterable[Message]) -> RunningSum:
         """Add updates as they arrive; note who sent none."""
         total, silent, problems = RunningSum(plan), set(plan.cohort), self._round.problems
-        for reply in replies:
-            site = self._members.site_of(reply.metadata.src_node_id)
+        names, added = self._members.names(), set[str]()
+        for node, reply in self._attention.hear(self._grid, replies, lambda: len(added) >= plan.minimum_cohort):
+            site = names[node]
             silent.discard(site)
+            if site in added:  # the same reply again, or something else after it
+                continue
             try:
                 self._add(total, site, reply)
+                added.add(site)
             except CloisterError as error:
                 problems[site] = str(error)
         self._members.heads.save()
         for site in silent:
             problems[site] = "no update by the round's deadline"
+            if self._members.nodes[site] in self._attention.asked(MessageType.TRAIN):
+                problems[site] = "no update yet; it let a round down before, and is not waited for until it sends one"
             self._members.doubt(site)
         return total
 
     def _add(self, total: RunningSum, site: str, reply: Message) -> None:
         signed, report = read_update(content_of(reply))
         update = verify_update(signed, site, total.plan, self._manifest, self._roster)
-        self._members.heads.note(site, read_head(reply.content))
+        self._members.heads.note(site, find_head(reply.content))
         self._members.check_layout(update.header)
         total.add(update)
         # Training started from the run's model, so that is the model which the site has now.
         self._members.models[site] = total.plan.base_model
         self._round.bytes_up += sum(map(len, signed.chunks)) + len(signed.header) + len(signed.signature)
-        if "epsilon" in report:
-            self._round.epsilon[site] = report["epsilon"]
+        self._round.problems.pop(site, None)
+        for spent in self._round.hear(site, report).values():  # of ε alone, if at all
+            self._round.epsilon[site] = spent
 
     def _message(self, site: str, kind: str, content: Any) -> Message:  # noqa: ANN401 - a RecordDict
         if kind == MessageType.TRAIN:  # what is charged now comes after what was charged before
@@ -239,7 +258,3 @@ class EncryptedFedAvg(Strategy):
 
     def _record(self, **details: Any) -> None:  # noqa: ANN401
         self._journal.record("round", **self._round.summary(), **details)
-
-
-def _listed(problems: dict[str, str]) -> str:
-    return "; ".join(f"{site}: {reason}" for site, reason in sorted(problems.items())) or "too few sites came"

@@ -1,17 +1,19 @@
 """What the server keeps on disk about a run: events as lines of JSON, and the encrypted sums.
 
 Nothing in it is readable to whoever holds the disk: sums are ciphertexts, and events hold what the sites chose to
-report. A site that missed a round gets the sums that it lacks from here.
+report, as far as it can be shown. A site that missed a round gets the sums that it lacks from here.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from privacy.foreign import plain
 from privacy.plan import read_plan
 from privacy.storage import write_atomically
 from transport.contents import sum_from_arrays, sum_to_arrays
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.run")  # whoever shows a run to people listens here
 
 EVENTS = "events.jsonl"
+_LONGEST = 2000  # characters of one text
 
 
 @dataclass
@@ -45,10 +48,10 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
 
     def record(self, event: str, **details: Any) -> None:  # noqa: ANN401 - whatever JSON holds
-        """Append an event."""
-        entry = {"event": event, "time": round(time.time(), 3), **details}
+        """Append an event: strict JSON, in which every text is plain. A number that is not finite becomes null."""
+        entry: dict[str, Any] = _kept({"event": event, "time": round(time.time(), 3), **details})
         with (self.folder / EVENTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
         log.info("%s", event, extra={"entry": entry})
 
     def release(self, total: EncryptedSum) -> None:
@@ -83,3 +86,14 @@ class Journal:
         """Return the sums that bring a site with this model up to date."""
         lacking = self._steps[len(self._steps) - (self.behind(model) or 0) :]
         return [sum_from_arrays(decode_arrays(step.path.read_bytes())) for step in lacking]
+
+
+def _kept(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Return a value as it is kept. What others said was made plain when it was read; this holds for all the rest."""
+    if isinstance(value, str):
+        return plain(value, _LONGEST)
+    if isinstance(value, dict):
+        return {plain(str(name)): _kept(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_kept(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from privacy.storage import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 _NAME = re.compile(r"(\d{6,})-roster-(\d+)-(.+)_to_(.+)\.letter")  # no site's name has underscores
@@ -19,26 +19,27 @@ class Letters:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-
-    @property
-    def latest(self) -> int:
-        """Number of the newest epoch; 0 before the first."""
-        return max((epoch for epoch, *_ in self._all()), default=0)
+        self._files: dict[str, list[tuple[int, int, str, Path]]] = {}  # of each recipient
+        self.latest = 0  # number of the newest epoch; 0 before the first
+        for path in folder.glob("*.letter"):
+            if name := _NAME.fullmatch(path.name):
+                self._enter(int(name[1]), int(name[2]), name[3], name[4], path)
 
     def keep(self, epoch: int, roster: int, leader: str, letters: Mapping[str, bytes]) -> None:
         """Store a new epoch's letters before any is delivered."""
         for site, letter in letters.items():
-            write_atomically(self._folder / f"{epoch:06d}-roster-{roster}-{leader}_to_{site}.letter", letter)
+            path = self._folder / f"{epoch:06d}-roster-{roster}-{leader}_to_{site}.letter"
+            write_atomically(path, letter)
+            self._enter(epoch, roster, leader, site, path)
 
     def after(self, epoch: int, roster: int, site: str) -> list[tuple[str, bytes]]:
         """Return leader and letter of every later epoch of this roster, oldest first, that was sealed to a site."""
         return [
             (leader, path.read_bytes())
-            for each, version, leader, to, path in self._all()
-            if each > epoch and version == roster and to == site
+            for each, version, leader, path in sorted(self._files.get(site, ()))
+            if each > epoch and version == roster
         ]
 
-    def _all(self) -> Iterator[tuple[int, int, str, str, Path]]:
-        found = [(name, path) for path in self._folder.glob("*.letter") if (name := _NAME.fullmatch(path.name))]
-        for name, path in sorted(found, key=lambda each: (int(each[0][1]), each[1])):
-            yield int(name[1]), int(name[2]), name[3], name[4], path
+    def _enter(self, epoch: int, roster: int, leader: str, site: str, path: Path) -> None:
+        self._files.setdefault(site, []).append((epoch, roster, leader, path))
+        self.latest = max(self.latest, epoch)

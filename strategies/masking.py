@@ -34,7 +34,7 @@ def next_attempt(plan: RoundPlan, sites: Sequence[str], seconds: float) -> Round
 
 
 def add_reveals(
-    grid: Grid, members: Membership, total: EncryptedSum, sites: Sequence[str], seconds: float
+    grid: Grid, members: Membership, total: EncryptedSum, sites: Sequence[str]
 ) -> tuple[EncryptedSum, dict[str, str]]:
     """Ask all contributors for the seeds of their masks; return the sum with them, and who gave none, and why.
 
@@ -43,15 +43,17 @@ def add_reveals(
         members: which nodes speak for which sites.
         total: a sum over a plan's whole cohort.
         sites: its contributors, in order.
-        seconds: how long to wait.
     """
+    seconds, names = members.attention.seconds, members.names()
     content = pack_reveal(members.manifest, total.plan, total.contributions)
     asked = [site for site in sites if site in members.nodes]
     messages = [Message(content, members.nodes[site], REVEAL, ttl=seconds, group_id="masks") for site in asked]
     sealed: dict[str, bytes] = {}
     problems = dict.fromkeys(sites, "it did not reveal the seed of its mask in time")
-    for reply in grid.send_and_receive(messages, timeout=seconds):
-        site = members.site_of(reply.metadata.src_node_id)
+    for node, reply in members.attention.ask(grid, messages, lambda: len(sealed) == len(sites)):
+        site = names[node]
+        if site in sealed:  # the same reply again, or something else after it
+            continue
         try:
             sealed[site] = read_revealed(content_of(reply))
             del problems[site]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Event
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,11 @@ from flwr.app import Message, MessageType
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.plan import read_plan
 from privacy.signing import verify
+from strategies.attention import GRACE, POLL_SECONDS, Attention
 from transport.contents import Readiness, content_of, pack_query, pack_sum, read_opened, read_readiness
-from transport.heads import put_head, read_head
+from transport.heads import find_head, put_head
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from flwr.serverapp import Grid
 
     from privacy.header import UpdateHeader
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from strategies.journal import Journal
 
 READINESS = "readiness"
-_POLL_SECONDS = 0.1
-_QUERY_SECONDS = 30.0
+_SAYING_SECONDS = 30.0  # between two events that say who is waited for
 
 
 @dataclass
@@ -44,43 +43,75 @@ class Membership:
     roster: Roster
     journal: Journal
     heads: Heads
+    attention: Attention
+    listed: tuple[str, ...]  # the sites that the run names
     nodes: dict[str, int] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)  # why others were not there when the last plan was made
     layouts: dict[str, tuple[str, int]] = field(default_factory=dict)  # layout and size of each site's model
     keys: dict[str, tuple[int, str]] = field(default_factory=dict)  # epoch and fingerprint that each site has
     latest: dict[str, int] = field(default_factory=dict)  # the newest epoch that each site has seen
     model: str | None = None  # the model of the run, once sites agree on one
+    _claimed: dict[int, str] = field(default_factory=dict)  # for whom nodes speak, if not for those expected
+    begun: bool = False  # whether a plan could be made
 
     def gather(self, grid: Grid, minimum: int, seconds: float) -> list[str]:
-        """Ask new nodes whether they take part, until enough do or the time is over; return who is there now.
+        """Ask new nodes whether they take part; return who is there when it is over.
+
+        It is over when enough are there and every node that is waited for has answered: for the first plan, every site
+        that the run lists, said yes or no. Or when the time is over.
 
         Raises:
             RunError: if sites start from different models.
         """
-        deadline, said = time.monotonic() + seconds, dict[str, str]()
+        begun = time.monotonic()
+        asked, waiting = dict[int, float](), _Waiting(self, minimum, begun)
         while True:
-            online = set(grid.get_node_ids())
-            here = [site for site, node in self.nodes.items() if node in online]
+            online, now = set(grid.get_node_ids()), time.monotonic()
+            self.attention.see(online)
+            for message, reply in self.attention.take(grid):
+                if message.metadata.message_type == MessageType.QUERY:
+                    self._read(grid, message.metadata.dst_node_id, reply)
+            here = sorted(site for site, node in self.nodes.items() if node in online)
             strangers = online - set(self.nodes.values())
-            if strangers:
-                self._ask(grid, strangers, min(_QUERY_SECONDS, seconds))
-                here = [site for site, node in self.nodes.items() if node in online]
-            if len(here) >= minimum or time.monotonic() > deadline:
-                return sorted(here)
-            if self.problems != said:
-                said = dict(self.problems)
-                self.journal.record("waiting", sites=sorted(here), minimum=minimum, problems=said)
-            # A site that refused may have been mended meanwhile: it is asked again at the next round, not sooner.
-            Event().wait(_POLL_SECONDS if not strangers else min(1.0, seconds / 10))
+            unheard = self.attention.asked(MessageType.QUERY) & strangers
+            # A site that refused may have been mended meanwhile: it is asked again if the round cannot do without it.
+            new = {
+                node for node in strangers - unheard
+                if node not in asked or (len(here) < minimum and now - asked[node] > min(1.0, seconds / 10))
+            }  # fmt: skip
+            if new:
+                asked |= dict.fromkeys(new, now)
+                for node in new:
+                    self._ask(grid, node)
+                continue
+            awaited = {node for node in unheard if self.attention.waits_for(node, MessageType.QUERY)}
+            if now - begun < GRACE * seconds:
+                awaited |= unheard & asked.keys()
+            everybody = self.begun or len(here) + len(strangers & asked.keys() - unheard) >= len(self.listed)
+            if now - begun > seconds or (len(here) >= minimum and everybody and not awaited):
+                break
+            waiting.say(here, self._absent(here, online))
+            Event().wait(POLL_SECONDS if now - begun < 1 else 5 * POLL_SECONDS)
+        for node in awaited:
+            self.attention.silent(node, MessageType.QUERY)
+        self.begun = self.begun or len(here) >= minimum
+        self.absent = self._absent(here, online)
+        self.heads.save()
+        return here
 
-    def site_of(self, node: int) -> str:
-        """Return the site that a node speaks for."""
-        for site, known in self.nodes.items():
-            if known == node:
-                return site
-        msg = f"node {node} speaks for no site of this run"
-        raise ProtocolError(msg)
+    def _absent(self, here: list[str], online: set[int]) -> dict[str, str]:
+        """Return why listed sites are not here, as far as they did not say so themselves."""
+        strangers, reasons = online - set(self.nodes.values()), dict[str, str]()
+        for site in set(self.listed) - set(here) - self.problems.keys():
+            own = self.roster.member(site).node_id in online or not strangers <= self._expected.keys()
+            reasons[site] = "it has not said whether it takes part" if own else "it is not online"
+        return reasons
+
+    def names(self) -> dict[int, str]:
+        """Return which site each node speaks for."""
+        return {node: site for site, node in self.nodes.items()}
 
     def check_layout(self, header: UpdateHeader) -> None:
         """Hold an update against the model that most sites have, so that the first to come decides nothing.
@@ -129,13 +160,12 @@ class Membership:
                 number, node = read_plan(sums[0].plan).round, self.nodes[site]
                 content = pack_sum(self.manifest, sums[0])
                 messages.append(Message(content, node, MessageType.EVALUATE, ttl=seconds, group_id=str(number)))
-        models = {}
-        for reply in grid.send_and_receive(messages, timeout=seconds):
-            site = self.site_of(reply.metadata.src_node_id)
+        models, names = dict[str, str](), self.names()
+        for node, reply in self.attention.ask(grid, messages):
             try:
-                models[site], _ = read_opened(content_of(reply))
+                models[names[node]], _ = read_opened(content_of(reply))
             except CloisterError as error:
-                self.problems[site] = str(error)
+                self.problems[names[node]] = str(error)
         self.settle(models, number)
         return sorted(models)
 
@@ -149,41 +179,41 @@ class Membership:
             for total in self.journal.missing(self.models[site]):
                 content, node = pack_sum(self.manifest, total), self.nodes[site]
                 message = Message(content, node, MessageType.EVALUATE, ttl=seconds, group_id="catch-up")
-                for reply in grid.send_and_receive([message], timeout=seconds):
+                for _, reply in self.attention.ask(grid, [message]):
                     try:
                         self.models[site], _ = read_opened(content_of(reply))
                     except CloisterError as error:
                         self.problems[site] = str(error)
 
-    def _ask(self, grid: Grid, nodes: set[int], seconds: float) -> None:
-        expected = {member.node_id: member.site for member in self.roster.members}  # on other grids, any number
-        others = self._query(grid, {node: expected.get(node) for node in nodes}, seconds)
-        if others:  # nodes of which we now know whose they are, and so which ledger's head to bring
-            self._query(grid, others, seconds)
-        self.heads.save()
+    @cached_property
+    def _expected(self) -> dict[int, str]:
+        """The sites' own nodes; on other grids than ours, nodes have any number."""
+        return {member.node_id: member.site for member in self.roster.members}
 
-    def _query(self, grid: Grid, nodes: Mapping[int, str | None], seconds: float) -> dict[int, str | None]:
-        """Bring nodes what we have for the sites that they should speak for; return those that speak for others."""
-        queries, others = [], dict[int, str | None]()
-        for node, site in nodes.items():
-            content = put_head(pack_query(self.manifest), self.heads.of(site))
-            queries.append(Message(content, node, MessageType.QUERY, ttl=seconds, group_id="ready"))
-        for reply in grid.send_and_receive(queries, timeout=seconds):
-            node = reply.metadata.src_node_id
-            try:
-                content = content_of(reply)
-                readiness = read_readiness(content)
-                self._verify(node, readiness)
-                if self.heads.of(readiness.site) and readiness.site != nodes.get(node):
-                    others[node] = readiness.site
-                    continue
-                self.heads.note(readiness.site, read_head(content))
-                self._admit(node, readiness)
-            except RunError:
-                raise
-            except CloisterError as error:
-                self.problems[nodes.get(node) or f"node {node}"] = str(error)
-        return others
+    def _ask(self, grid: Grid, node: int) -> None:
+        """Ask a node whether it takes part, and bring it the head of the ledger of the site that it speaks for."""
+        site = self._claimed.get(node) or self._expected.get(node)
+        content = put_head(pack_query(self.manifest), self.heads.of(site))
+        message = Message(content, node, MessageType.QUERY, ttl=self.attention.seconds, group_id="ready")
+        self.attention.push(grid, [message])
+
+    def _read(self, grid: Grid, node: int, reply: Message) -> None:
+        """Take a node's answer; ask once more if it speaks for another site than the one whose head it got."""
+        supposed = self._claimed.get(node) or self._expected.get(node)
+        try:
+            content = content_of(reply)
+            readiness = read_readiness(content)
+            self._verify(node, readiness)
+            if self.heads.of(readiness.site) and readiness.site != supposed:
+                self._claimed[node] = readiness.site
+                self._ask(grid, node)
+                return
+            self.heads.note(readiness.site, find_head(content))
+            self._admit(node, readiness)
+        except RunError:
+            raise
+        except CloisterError as error:
+            self.problems[supposed or f"node {node}"] = str(error)
 
     def _verify(self, node: int, readiness: Readiness) -> None:
         signed = readiness.signed_part(self.run, node)
@@ -211,3 +241,21 @@ class Membership:
             raise RunError(msg)
         msg = f"{site} has a model that this run never had; move its checkpoint of this run aside and restart its agent"
         raise ProtocolError(msg)
+
+
+@dataclass
+class _Waiting:
+    """Says who is waited for: at once if a site said why it does not take part, and now and then."""
+
+    members: Membership
+    minimum: int
+    last: float
+    said: dict[str, str] = field(default_factory=dict)
+
+    def say(self, here: list[str], absent: dict[str, str]) -> None:
+        """Record it, if there is something new."""
+        members, now = self.members, time.monotonic()
+        if members.problems != self.said or now - self.last > _SAYING_SECONDS:
+            self.last, self.said = now, dict(members.problems)
+            needed = self.minimum if members.begun else len(members.listed)
+            members.journal.record("waiting", sites=here, minimum=needed, problems=absent | members.problems)

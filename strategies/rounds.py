@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from privacy.plan import RoundPlan
+    from transport.reports import Told
+
+_LISTED = 5  # problems that a sentence names
 
 
 @dataclass
@@ -23,6 +28,19 @@ class OpenRound:
     epsilon: dict[str, float] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
+
+    def hear(self, site: str, told: Told) -> Mapping[str, float]:
+        """Return the numbers that a site told beside its reply; note if some were left out."""
+        if told.dropped:
+            self.problems[site] = told.dropped
+        return told.numbers
+
+    @property
+    def listed(self) -> str:
+        """The problems as part of a sentence, which names a few of them."""
+        few = [f"{site}: {reason}" for site, reason in sorted(self.problems.items())[:_LISTED]]
+        more = [f"and {len(self.problems) - _LISTED} more"] if len(self.problems) > _LISTED else []
+        return "; ".join(few + more) or "too few sites came"
 
     def summary(self) -> dict[str, Any]:
         """Return it as an event of the journal."""

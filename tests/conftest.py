@@ -1,5 +1,7 @@
 """What several rooms' tests share."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +37,10 @@ def federation_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_federation(federation_keys: Path, tmp_path: Path) -> "FederationMaker":
-    """Makes federations in the test's own folder."""
+def make_federation(federation_keys: Path, tmp_path: Path) -> Iterator["FederationMaker"]:
+    """Makes federations in the test's own folder. A process keeps the sites that it opens; not from test to test."""
     from tests.federations import FederationMaker  # noqa: PLC0415
 
-    return FederationMaker(federation_keys, tmp_path)
+    yield FederationMaker(federation_keys, tmp_path)
+    if site := sys.modules.get("client.site"):
+        site.open_site.cache_clear()

@@ -1,5 +1,6 @@
 """Small federations for tests: real keys, certificates, records and settings, and runs with any nodes one likes."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid
 
 from client.app import app as client_app
 from client.keyring import Keyring
@@ -66,7 +68,6 @@ TERMS = SiteTerms(
     epsilon=inf,
     maximum_epsilon=inf,
     minimum_noise_multiplier=0.0,
-    share=("epsilon", "loss"),
     file="records.csv",
     device="cpu",
 )
@@ -150,7 +151,10 @@ def restart(federation: Federation, site: str) -> Site:
 
 
 def run_with(
-    federation: Federation, answer: Answer = client_app, nodes: Mapping[int, str] | None = None
+    federation: Federation,
+    answer: Answer = client_app,
+    nodes: Mapping[int, str] | None = None,
+    make_grid: Callable[[int, dict[int, Context], Answer], Grid] = InlineGrid,
 ) -> list[dict[str, Any]]:
     """Run the signed run in this process, each node answering as told; return the events of its rounds.
 
@@ -158,19 +162,26 @@ def run_with(
         federation: with a signed run.
         answer: what every node does with a message.
         nodes: further nodes by their number, and the sites whose folders they work with.
+        make_grid: makes the grid from the run's number, the nodes' contexts and `answer`.
     """
     quieten()
     run_id = int(signed_run(federation)[2][:15], 16)
     contexts = {node_of(federation, site): context_of(federation, site) for site in SITES}
     contexts |= {node: replace(context_of(federation, site), node_id=node) for node, site in (nodes or {}).items()}
     paths = {"consortium": str(federation.server), "manifest": str(federation.manifest)}
-    server_app(InlineGrid(run_id, contexts, answer), Context(run_id, SERVER_NODE, {}, RecordDict(), {**paths}))
+    server_app(make_grid(run_id, contexts, answer), Context(run_id, SERVER_NODE, {}, RecordDict(), {**paths}))
     return rounds_of(federation)
 
 
 def rounds_of(federation: Federation) -> list[dict[str, Any]]:
     """The events of the run's rounds, as far as the server wrote them."""
     return [event for event in read_events(journal_path(federation)) if event["event"] == "round"]
+
+
+def own_metrics(federation: Federation, site: str) -> list[dict[str, Any]]:
+    """What a site wrote into its own folder about its runs' rounds; strict JSON."""
+    lines = [line for file in (federation.paths[site] / "metrics").glob("*") for line in file.read_text().splitlines()]
+    return [json.loads(line, parse_constant=float.fromhex) for line in lines]
 
 
 def models_of(federation: Federation) -> dict[str, bytes]:

@@ -59,6 +59,32 @@ class Scored(Tiny):
         return {"near": (off.abs() < 1).float(), "odd": odd}
 
 
+class Counted(Tiny):
+    """Every record is right."""
+
+    @override
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"accuracy": torch.ones(len(outputs)), "odd": torch.full((len(outputs),), torch.nan)}
+
+
+class Unmeasurable(Tiny):
+    """Its metrics meet a bug, which quotes a record, once there are records."""
+
+    def __init__(self) -> None:
+        self._has_records = False
+
+    @override
+    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+        self._has_records = True
+        return super().load(path)
+
+    @override
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        if self._has_records:
+            raise ValueError(QUOTE)
+        return {}
+
+
 class Ranked(Tiny):
     """Its metrics hold each record against all others: a rank, and an accuracy that is balanced over classes."""
 

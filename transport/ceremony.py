@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from transport.fields import DIGEST, array_bytes, blob, field, lacks
+from transport.fields import DIGEST, SITE, array_bytes, blob, field, lacks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +37,7 @@ def pack_keys(epoch: int, fingerprint: str, letters: Mapping[str, bytes] | None 
 def read_keys(content: RecordDict) -> tuple[int, str]:
     """Return epoch and fingerprint of the keys that a site has."""
     epoch, fingerprint = field(content, "keys", "epoch", int), field(content, "keys", "fingerprint", str)
-    if not re.fullmatch(DIGEST, fingerprint):
+    if epoch < 0 or not re.fullmatch(DIGEST, fingerprint):
         lacks("keys.fingerprint")
     return epoch, fingerprint
 
@@ -57,4 +57,7 @@ def pack_letter(leader: str, letter: bytes) -> RecordDict:
 
 def read_letter_from(content: RecordDict) -> tuple[str, bytes]:
     """Return who is said to have written a letter, and the letter."""
-    return field(content, "letter", "leader", str), array_bytes(content, "sealed", "letter")
+    leader = field(content, "letter", "leader", str)
+    if not re.fullmatch(SITE, leader):
+        lacks("letter.leader")
+    return leader, array_bytes(content, "sealed", "letter")

@@ -6,7 +6,7 @@ connection with Python's own ssl first and says within five seconds which of the
 
 from __future__ import annotations
 
-import re
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from privacy.errors import AuthenticityError, KeyFileError, MalformedError, UnreachableError
+from privacy.errors import AuthenticityError, KeyFileError, UnreachableError
+from transport.address import read_address
 from transport.framing import FRAME_BYTES
+from transport.pki import check_server_certificate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +38,11 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.lookahead_bytes", FRAME_BYTES),
     ("grpc.enable_retries", 0),  # a retry is the agent's decision, never the transport's
     ("grpc.so_reuseport", 0),  # a port that another server holds is an error, not a share of its calls
+    ("grpc.enable_http_proxy", 0),  # `probe` dials the server itself, and so does gRPC
 )
+
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
+_EXPIRED, _NOT_YET, _OTHER_NAMES = 10, 9, (62, 64)  # OpenSSL's numbers: X509_V_ERR_...
 
 
 @dataclass(frozen=True)
@@ -61,52 +67,49 @@ class TlsFiles:
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Credentials of a server that only speaks to clients which the authority certified."""
+    """Credentials of a server that only speaks to clients which the authority certified.
+
+    Raises:
+        KeyFileError: if no agent could accept them; says which file is wrong, and how.
+    """
     authority, key, certificate = files.read()
+    _load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files)
+    check_server_certificate(files.certificate, files.authority)
     return grpc.ssl_server_credentials([(key, certificate)], root_certificates=authority, require_client_auth=True)
 
 
 def open_channel(address: str, files: TlsFiles) -> grpc.Channel:
     """Open a channel to the server, as a site."""
     authority, key, certificate = files.read()
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority, key, certificate), options=OPTIONS)
+    return grpc.secure_channel(
+        str(read_address(address)), grpc.ssl_channel_credentials(authority, key, certificate), options=OPTIONS
+    )
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Split `host:port`.
-
-    Raises:
-        MalformedError: if it is none.
-    """
-    found = re.fullmatch(r"(?:\[([^\[\]/\s]+)\]|([^\[\]/\s:]+)):([0-9]{1,5})", address)
-    if not found or not int(found[3]) < 1 << 16:
-        msg = f"{address!r} is no address; write host:port, for example fed.example.org:9440"
-        raise MalformedError(msg)
-    return found[1] or found[2], int(found[3])
+def unused_proxy() -> str | None:
+    """Return the name of an environment variable that names a proxy, which no connection of ours takes."""
+    return next((name for name in _PROXIES if os.environ.get(name)), None)
 
 
 def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS) -> None:
     """Make one TLS connection to the server and say what is wrong with it, if anything is.
 
     Raises:
-        UnreachableError: if nobody answers at the address.
+        MalformedError: if the address is none.
+        UnreachableError: if nobody answers there.
         AuthenticityError: if the server's certificate, or this site's, is not accepted.
         KeyFileError: if this site's own files cannot be used.
     """
-    host, port = split_address(address)
+    place = read_address(address)
     context = _context(files)
     try:
         with (
-            socket.create_connection((host, port), timeout=seconds) as plain,
-            context.wrap_socket(plain, server_hostname=host) as secured,
+            socket.create_connection((place.host, place.port), timeout=seconds) as plain,
+            context.wrap_socket(plain, server_hostname=place.host) as secured,
         ):
             _await_welcome(secured, address, files)
     except ssl.SSLCertVerificationError as error:
-        msg = (
-            f"{address} shows a certificate that {files.authority} does not vouch for ({error.verify_message}); "
-            "check the address, and that both belong to the same consortium"
-        )
-        raise AuthenticityError(msg) from error
+        raise AuthenticityError(_unaccepted(address, files, error)) from error
     except ssl.SSLError as error:
         msg = (
             f"somebody answers at {address}, but not with TLS as a Cloister server speaks it "
@@ -128,14 +131,36 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
     except ssl.SSLError as error:
         msg = f"{files.authority}: no readable PEM certificate ({error.reason}); ask the coordinator for it"
         raise KeyFileError(msg) from error
+    _load_pair(context, files)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _load_pair(context: ssl.SSLContext, files: TlsFiles) -> None:
     try:
         context.load_cert_chain(files.certificate, files.key, password="")  # else OpenSSL would ask on the terminal
     except ssl.SSLError as error:
         msg = f"{files.certificate} and {files.key} are no matching certificate and key ({error.reason}); restore them"
         raise KeyFileError(msg) from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols(["h2"])
-    return context
+
+
+def _unaccepted(address: str, files: TlsFiles, error: ssl.SSLCertVerificationError) -> str:
+    """Say what is wrong with the server's certificate."""
+    if error.verify_code in _OTHER_NAMES:
+        return (
+            f"{address} shows a certificate for another name ({error.verify_message}); dial the name that stands in "
+            "it, or ask the coordinator for one with this name"
+        )
+    if error.verify_code in {_EXPIRED, _NOT_YET}:
+        return (
+            f"{address} shows a certificate that is not valid now ({error.verify_message}); ask the coordinator for a "
+            "new one, or set this machine's clock"
+        )
+    return (
+        f"{address} shows a certificate that {files.authority} does not vouch for ({error.verify_message}); "
+        "check the address, and that both belong to the same consortium"
+    )
 
 
 def _await_welcome(secured: ssl.SSLSocket, address: str, files: TlsFiles) -> None:

@@ -10,35 +10,32 @@ of record that Flower's own engines send in chunks.
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import asdict, dataclass
-from itertools import starmap
+import struct
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import ProtocolError
+from privacy.foreign import quoted
 from privacy.summation import EncryptedSum
-from transport.fields import DIGEST, array_bytes, blob, field, lacks, numbers
+from transport.fields import DIGEST, SITE, array_bytes, blob, field, lacks
+from transport.heads import has_unreadable_head
+from transport.reports import read_metrics, read_report
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from flwr.app import Message
 
+    from transport.reports import Told
+
 _MAX_SUMS = 10_000
-_SUM = (
-    "plan",
-    "codes",
-    "header",
-    "signature",
-    "seeds",
-    "reveal",
-    "c0",
-    "c1",
-)  # the arrays of a sum; all but the first two are numbered
+_SUM = ("plan", "codes", "contributions", "c0", "c1")  # the arrays of a sum; the last two are numbered
+_LENGTHS = struct.Struct(">4I")  # of a contribution's header, signature, seeds and reveal
 
 
 @dataclass(frozen=True)
@@ -63,10 +60,10 @@ def content_of(reply: Message) -> RecordDict:
     """Return what a reply holds.
 
     Raises:
-        ProtocolError: with the reason, if it is an error.
+        ProtocolError: with the reason, in quotation marks, if it is an error.
     """
     if reply.has_error():
-        raise ProtocolError(reply.error.reason or "it failed without a reason")
+        raise ProtocolError(quoted(reply.error.reason) if reply.error.reason else "it failed without a reason")
     return reply.content
 
 
@@ -92,7 +89,12 @@ def read_readiness(content: RecordDict) -> Readiness:
         "signature": bytes,
     }  # fmt: skip
     readiness = Readiness(**{name: field(content, "readiness", name, kind) for name, kind in fields.items()})
-    if not re.fullmatch(DIGEST, readiness.model) or (readiness.epoch and not re.fullmatch(DIGEST, readiness.keys)):
+    if not re.fullmatch(SITE, readiness.site):
+        lacks("readiness.site")
+    if not re.fullmatch(DIGEST, readiness.model) or not re.fullmatch(DIGEST, readiness.layout) or readiness.size < 1:
+        lacks("readiness.model")
+    keys = re.fullmatch(DIGEST, readiness.keys) if readiness.epoch else not readiness.keys
+    if not keys or readiness.epoch < 0 or readiness.latest < 0:
         lacks("readiness.keys")
     return readiness
 
@@ -113,7 +115,7 @@ def read_train(content: RecordDict) -> tuple[bytes, list[EncryptedSum]]:
     return field(content, "run", "plan", bytes), [_get_sum(content, f"sum-{index}") for index in range(count)]
 
 
-def pack_update(update: SignedUpdate, report: dict[str, float]) -> RecordDict:
+def pack_update(update: SignedUpdate, report: Mapping[str, float]) -> RecordDict:
     """Send an update, and what the site's policy lets out beside it."""
     return RecordDict(
         {
@@ -124,10 +126,13 @@ def pack_update(update: SignedUpdate, report: dict[str, float]) -> RecordDict:
     )
 
 
-def read_update(content: RecordDict) -> tuple[SignedUpdate, dict[str, float]]:
-    """Read a signed update and its report."""
+def read_update(content: RecordDict) -> tuple[SignedUpdate, Told]:
+    """Read a signed update, and what can be read of what stands beside it."""
     header, signature = (field(content, "update", name, bytes) for name in ("header", "signature"))
-    return SignedUpdate(header, signature, _chunks(content)), numbers(content, "report")
+    report = read_report(content)
+    if has_unreadable_head(content):
+        report = replace(report, dropped="its ledger's head is none, and was left out")
+    return SignedUpdate(header, signature, _chunks(content)), report
 
 
 def pack_sum(manifest: bytes, total: EncryptedSum) -> RecordDict:
@@ -149,29 +154,22 @@ def take_sum(content: RecordDict) -> EncryptedSum:
     return total
 
 
-def pack_opened(model: str, metrics: dict[str, float]) -> RecordDict:
-    """Report which model a site arrived at, and the metrics that its policy lets out."""
+def pack_opened(model: str, metrics: Mapping[str, float]) -> RecordDict:
+    """Report which model a site arrived at, and means of the metrics that its policy lets out."""
     return RecordDict({"opened": ConfigRecord({"model": model}), "metrics": MetricRecord(dict(metrics))})
 
 
-def read_opened(content: RecordDict) -> tuple[str, dict[str, float]]:
-    """Read the digest and metrics."""
-    metrics = numbers(content, "metrics")
-    if not all(math.isfinite(value) for value in metrics.values()) or metrics.get("records", 1.0) <= 0:
-        lacks("metrics that can be averaged")
-    return field(content, "opened", "model", str), metrics
+def read_opened(content: RecordDict) -> tuple[str, Told]:
+    """Read the digest, and what can be read of the metrics beside it."""
+    model = field(content, "opened", "model", str)
+    if not re.fullmatch(DIGEST, model):
+        lacks("opened.model")
+    return model, read_metrics(content)
 
 
 def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:
     """Put a sum into the arrays that a Flower strategy passes on as "the model"."""
-    arrays = {"plan": total.plan, "codes": total.codes}
-    for index, part in enumerate(total.contributions):
-        arrays |= {
-            f"header-{index}": part.header,
-            f"signature-{index}": part.signature,
-            f"seeds-{index}": part.seeds,
-            f"reveal-{index}": part.reveal,
-        }
+    arrays = {"plan": total.plan, "codes": total.codes, "contributions": _join(total.contributions)}
     for name, chunks in (("c0", total.c0), ("c1", total.c1)):
         arrays |= {f"{name}-{index}": chunk for index, chunk in enumerate(chunks)}
     return ArrayRecord({name: blob(data) for name, data in arrays.items()})
@@ -186,15 +184,36 @@ def sum_from_arrays(arrays: ArrayRecord) -> EncryptedSum:
     parts: dict[str, list[bytes]] = {}
     for name, array in arrays.items():
         kind, _, number = name.partition("-")
-        expected = "" if kind in {"plan", "codes"} else str(len(parts.get(kind, ())))
+        expected = str(len(parts.get(kind, ()))) if kind in {"c0", "c1"} else ""
         if kind not in _SUM or number != expected:
             lacks("sum")
         parts.setdefault(kind, []).append(array.data)
-    plan, codes, headers, signatures, seeds, reveals, c0, c1 = (parts.get(kind, []) for kind in _SUM)
-    if len(plan) != 1 or len(codes) != 1 or not len(headers) == len(signatures) == len(seeds) == len(reveals):
+    plan, codes, contributions, c0, c1 = (parts.get(kind, []) for kind in _SUM)
+    if not len(plan) == len(codes) == len(contributions) == 1:
         lacks("sum")
-    contributions = tuple(starmap(Contribution, zip(headers, signatures, seeds, reveals, strict=True)))
-    return EncryptedSum(plan[0], contributions, tuple(c0), codes[0], tuple(c1))
+    return EncryptedSum(plan[0], tuple(_split(contributions[0])), tuple(c0), codes[0], tuple(c1))
+
+
+def _join(contributions: Sequence[Contribution]) -> bytes:
+    """Put all contributions into one array: of a thousand sites, four arrays each would take most of a round."""
+    return b"".join(
+        _LENGTHS.pack(*map(len, parts)) + b"".join(parts)
+        for each in contributions
+        for parts in [(each.header, each.signature, each.seeds, each.reveal)]
+    )
+
+
+def _split(data: bytes) -> Iterator[Contribution]:
+    place = 0
+    while place < len(data):
+        if len(data) - place < _LENGTHS.size:
+            lacks("sum.contributions")
+        lengths, place = _LENGTHS.unpack_from(data, place), place + _LENGTHS.size
+        ends = list(accumulate(lengths, initial=place))
+        if ends[-1] > len(data):
+            lacks("sum.contributions")
+        yield Contribution(*(data[start:end] for start, end in pairwise(ends)))
+        place = ends[-1]
 
 
 def _put_sum(content: RecordDict, name: str, total: EncryptedSum) -> None:

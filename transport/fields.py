@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NoReturn, TypeVar
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from privacy.errors import MalformedError
 
 T = TypeVar("T")
 DIGEST = r"[0-9a-f]{64}"
+SITE = r"[a-z][a-z0-9-]{0,31}"
 _STYPE = "cloister.bytes.1"
 
 
@@ -41,18 +42,6 @@ def field(content: RecordDict, record: str, name: str, kind: type[T]) -> T:
     if type(value) is not kind:
         lacks(f"{record}.{name}")
     return value
-
-
-def numbers(content: RecordDict, record: str) -> dict[str, float]:
-    """Return all numbers of a record.
-
-    Raises:
-        MalformedError: if it holds anything else.
-    """
-    values = content.get(record)
-    if not isinstance(values, MetricRecord) or not all(isinstance(each, (int, float)) for each in values.values()):
-        lacks(record)
-    return {name: float(each) for name, each in values.items() if isinstance(each, (int, float))}
 
 
 def lacks(what: str) -> NoReturn:

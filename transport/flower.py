@@ -1,8 +1,8 @@
-"""The one place that touches Flower's internals, and only two of them.
+"""The one place that touches Flower's internals: docs/internals.md lists them.
 
 A `Message` reads run and node from the process-wide `TaskIdentity` when it is made, and gets its id by a write to
-its metadata. Everything else in Cloister uses Flower's public API; a contract test holds both facts, and
-pyproject.toml pins Flower to a minor range.
+its metadata; a grid describes its run as Flower's `Run`. Everything else in Cloister uses Flower's public API;
+tests/test_internals.py holds these facts, and pyproject.toml pins Flower to a range of minor versions.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from flwr.app import Error, Message, RecordDict
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ def adopt_identity(run_id: int, node_id: int) -> None:
     TaskIdentity.task_id = 1
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = node_id
+
+
+def describe_run(run_id: int) -> Run:
+    """Return a description of a run in Flower's words, of which only its number is filled in."""
+    return Run.create_empty(run_id)
 
 
 def stamp(message: Message, message_id: str | None = None) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord
 
+from privacy.errors import MalformedError
 from privacy.heads import SignedHead
 from transport.fields import field
 
@@ -31,3 +32,16 @@ def read_head(content: RecordDict) -> SignedHead | None:
     if _RECORD not in content:
         return None
     return SignedHead(field(content, _RECORD, "head", str), field(content, _RECORD, "signature", bytes))
+
+
+def find_head(content: RecordDict) -> SignedHead | None:
+    """Return the head that a reply carries, if it is one: the reply stands without it."""
+    try:
+        return read_head(content)
+    except MalformedError:
+        return None
+
+
+def has_unreadable_head(content: RecordDict) -> bool:
+    """Whether a message carries something in the place of a head that is none."""
+    return _RECORD in content and find_head(content) is None

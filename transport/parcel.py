@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, Reco
 from google.protobuf.message import DecodeError
 
 from privacy.errors import MalformedError
+from privacy.foreign import plain, quoted
 from transport import cloister_pb2 as pb
 from transport.body import framed, split
 from transport.flower import instruction, reply, stamp
@@ -81,7 +82,8 @@ def decode_instruction(data: Bytes) -> Message:
             ttl=parcel.ttl,
         )
     except (ValueError, TypeError) as error:
-        msg = f"the server sent a message that Flower does not accept ({error}); it must run the same version"
+        why = quoted(str(error))
+        msg = f"the server sent a message that Flower does not accept ({why}); it must run the same version"
         raise MalformedError(msg) from error
     stamp(message, parcel.message_id)
     return message
@@ -107,7 +109,7 @@ def decode_reply(data: Bytes, to: Message) -> Message:
             content = Error(parcel.failure.code, parcel.failure.reason[:1000])
         message = reply(content, to)
     except (ValueError, TypeError) as error:
-        msg = f"a reply holds records that Flower does not accept ({error}); it was dropped"
+        msg = f"a reply holds records that Flower does not accept ({plain(str(error))}); it was dropped"
         raise MalformedError(msg) from error
     stamp(message, parcel.message_id)
     return message

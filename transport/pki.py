@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.exceptions import InternalError, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from privacy.errors import KeyFileError
+from transport.address import read_host
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +61,11 @@ class Authority:
         return cls(key, certificate)
 
     def issue_server(self, host: str, key: ec.EllipticCurvePublicKey) -> x509.Certificate:
-        """Certify the server under the name or address that agents dial."""
+        """Certify the server under the name or address that agents dial.
+
+        Raises:
+            MalformedError: if it is none.
+        """
         return self._issue("cloister server", _host(host), key, ExtendedKeyUsageOID.SERVER_AUTH)
 
     def issue_site(self, site: str, key: ec.EllipticCurvePublicKey) -> x509.Certificate:
@@ -113,6 +118,7 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _host(host: str) -> x509.GeneralName:
+    host = read_host(host)
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
@@ -147,6 +153,36 @@ def read_certificate(path: Path) -> x509.Certificate:
         msg = f"{path}: no readable PEM certificate ({error}); restore it, or ask the coordinator for a new one"
         raise KeyFileError(msg) from error
     return certificate
+
+
+def check_server_certificate(path: Path, authority: Path) -> None:
+    """Check that agents which trust an authority can accept a server's certificate, under some name.
+
+    Raises:
+        KeyFileError: if they cannot; says why.
+    """
+    certificate, issuer = read_certificate(path), read_certificate(authority)
+    for file, each in ((authority, issuer), (path, certificate)):
+        if not each.not_valid_before_utc <= datetime.now(UTC) < each.not_valid_after_utc:
+            begins, ends = (f"{time:%Y-%m-%d %H:%M}" for time in (each.not_valid_before_utc, each.not_valid_after_utc))
+            msg = (
+                f"{file}: this certificate is valid from {begins} to {ends} UTC, and not now: it has expired, or this "
+                "machine's clock is wrong; ask the coordinator for a new one, or set the clock"
+            )
+            raise KeyFileError(msg)
+    try:
+        certificate.verify_directly_issued_by(issuer)
+        uses = list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+        certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        msg = f"{path}: {authority} did not issue this certificate; bring the server's own"
+        raise KeyFileError(msg) from error
+    except x509.ExtensionNotFound as error:
+        msg = f"{path}: the certificate says neither what it is for nor for which name; bring the server's own"
+        raise KeyFileError(msg) from error
+    if ExtendedKeyUsageOID.SERVER_AUTH not in uses:
+        msg = f"{path}: this certificate may not serve, it is a site's; bring the server's own, with its key"
+        raise KeyFileError(msg)
 
 
 def read_authority_key(path: Path) -> ec.EllipticCurvePublicKey:

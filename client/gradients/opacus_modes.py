@@ -14,9 +14,10 @@ Gram matrices, which can come out too small, and the sum from elsewhere.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from typing import TYPE_CHECKING, Any
 
-from opacus.grad_sample import GradSampleModule, register_grad_sampler
+from opacus.grad_sample import GradSampleModule
 from opacus.grad_sample.embedding import compute_embedding_grad_sample
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
@@ -80,10 +81,15 @@ class Hooks(GradSampleModule, GradientMode):  # type: ignore[misc]  # opacus is 
                 vars(part).pop(left, None)
 
 
-@register_grad_sampler(nn.Embedding)  # type: ignore[untyped-decorator]  # opacus is untyped
 def _embedding_grad_sample(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> dict[Any, Tensor]:
     if layer.padding_idx is not None:
         backprops = backprops.masked_fill((activations[0] == layer.padding_idx).unsqueeze(-1), 0.0)
     compute: Any = compute_embedding_grad_sample  # it says that activations are one tensor, and takes a list
     found: dict[Any, Tensor] = compute(layer, activations, backprops)
     return found
+
+
+# Ours alone: Opacus's `register_grad_sampler` would change it for everybody in this process. What others register with
+# Opacus, a task for a layer of its own, is still found.
+_SAMPLERS: Any = ChainMap({nn.Embedding: _embedding_grad_sample}, GradSampleModule.GRAD_SAMPLERS)
+Hooks.GRAD_SAMPLERS = _SAMPLERS

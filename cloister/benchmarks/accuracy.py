@@ -49,7 +49,7 @@ def measure(seeds: int) -> dict[str, Any]:
         study = prepare_study(Path(folder, "study"))
         federation = study.federation
         for site in federation.sites:
-            federation.write_settings(site, "localhost:0", study.terms)
+            federation.write_settings(site, "localhost:1", study.terms)
         manifest = read_run(federation.manifest, read_consortium(federation.server).roster()).manifest
         studies = studies_of(federation, manifest)
         console = Console(stderr=True)

@@ -108,7 +108,7 @@ def deal(data: Data, seed: int, folder: Path) -> Federation:
     terms = SiteTerms(tasks=(data.task,), held_out=_HELD_OUT, file="records.csv")
     for (site, path), part in zip(federation.paths.items(), parts, strict=True):
         data.write(path / terms.file, part)
-        federation.write_settings(site, "localhost:0", terms)
+        federation.write_settings(site, "localhost:1", terms)
     return federation
 
 

@@ -2,10 +2,12 @@
 
 import logging
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from threading import Event, Thread
 from typing import Any
 
@@ -14,7 +16,7 @@ from flwr.app import Message, MessageType
 
 from client.agent import attend
 from client.exchange import Exchange
-from privacy.errors import AuthenticityError, CloisterError, ConfigError, KeyFileError, MalformedError
+from privacy.errors import AuthenticityError, CloisterError, ConfigError, KeyFileError
 from privacy.roster import Roster, sign_roster
 from server.hub import Hub
 from server.mailboxes import Mailboxes
@@ -156,6 +158,16 @@ def test_an_agent_answers_until_it_is_stopped(federation: Federation, server: Se
     assert agent.errors == []
 
 
+def test_an_agent_warns_of_metrics_that_its_policy_lets_out(
+    federation: Federation, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    terms = replace(TERMS, tasks=(task_name(studies.Held),), share=("epsilon", "loss", "accuracy"))
+    federation.write_settings(SITE, f"localhost:{server.port}", terms)
+    server.open()
+    with agent_of(federation, server):
+        await_condition(lambda: "`share` lists loss, accuracy: told after every round without noise" in caplog.text)
+
+
 def test_an_agent_that_is_there_before_the_server_waits_for_it_and_says_so_once(
     federation: Federation, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,6 +179,44 @@ def test_an_agent_that_is_there_before_the_server_waits_for_it_and_says_so_once(
         assert caplog.text.count("trying again until it answers") == 1
         assert f"localhost:{server.port}" in caplog.text
     assert agent.errors == []
+
+
+def test_an_agent_that_gets_through_the_probe_and_no_further_waits_longer_each_time(
+    federation: Federation, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "cloister.agent"), _only_handshakes(server) as attempts:
+        with agent_of(federation, server) as agent:
+            # After a success, it would be half of this at most.
+            await_condition(lambda: any(later - earlier > 0.8 for earlier, later in pairwise(attempts)))
+        assert agent.errors == []
+    assert caplog.text.count("trying again until it answers") == 1
+    assert "online at" not in caplog.text
+
+
+@contextmanager
+def _only_handshakes(server: Server) -> Iterator[list[float]]:
+    """A server that welcomes every site, and ends the connection as soon as it is asked for anything."""
+    files, attempts = read_consortium(server.federation.server).tls, list[float]()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key)
+    context.set_alpn_protocols(["h2"])
+    with socket.create_server(("localhost", server.port)) as listener:
+
+        def take() -> None:
+            with suppress(OSError):
+                while True:
+                    plain, _ = listener.accept()
+                    attempts.append(time.monotonic())
+                    with suppress(OSError), context.wrap_socket(plain, server_side=True) as secured:
+                        secured.sendall(b"?")
+
+        thread = Thread(target=take)
+        thread.start()
+        try:
+            yield attempts
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(LONG)
 
 
 @contextmanager
@@ -322,7 +372,8 @@ def _lose_signing_key(federation: Federation) -> None:
 
 
 def _mistype_address(federation: Federation) -> None:
-    federation.write_settings(SITE, "localhost", TERMS)
+    file = federation.paths[SITE] / "site.toml"
+    file.write_text(file.read_text().replace("localhost:", "localhost:-"))
 
 
 def _let_roster_expire(federation: Federation) -> None:
@@ -336,7 +387,7 @@ def _let_roster_expire(federation: Federation) -> None:
     [
         (_lose_settings, ConfigError, "name an existing settings file"),
         (_lose_signing_key, KeyFileError, "restore it from the site's backup"),
-        (_mistype_address, MalformedError, "'localhost' is no address"),
+        (_mistype_address, ConfigError, "is no address; a port is a number from 1 to 65535"),
         (_let_roster_expire, AuthenticityError, "has expired; ask the coordinator for a newer one"),
     ],
 )

@@ -125,7 +125,7 @@ def test_who_keeps_its_seed_costs_the_round_and_is_left_out_of_the_next(federati
         return app(message, context)  # type: ignore[arg-type]
 
     first, second = run_with(federation, answer)
-    assert (first["released"], first["problems"]) == (False, {"west": "not today"})
+    assert (first["released"], first["problems"]) == (False, {"west": "“not today”"})
     assert "without the mask of west" in first["reason"]
     assert (second["released"], second["sites"]) == (True, ["east", "north", "south"])
 

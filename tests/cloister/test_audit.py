@@ -205,7 +205,7 @@ def test_a_sound_pipeline_passes_and_the_attack_comes_near_the_claim(tmp_path: P
 def _site(folder: Path, tasks: tuple[str, ...]) -> Path:
     federation = Federation.create(folder, ("north", "south", "east"))
     write_hospital_records(federation.paths)
-    federation.write_settings("east", "localhost:0", SiteTerms(tasks))
+    federation.write_settings("east", "localhost:1", SiteTerms(tasks))
     return federation.paths["east"]
 
 

@@ -70,6 +70,30 @@ def test_the_demo_trains_one_model_within_every_hospitals_budget(
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("demo")
+def test_the_demo_shows_metrics_that_no_hospital_let_out(
+    demo: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, finished = demo
+    rounds, rows = _summary(demo)["rounds"], [line.split() for line in finished.stderr.splitlines() if " 3/3 " in line]
+    (journal,) = (folder / "server" / "runs").glob("*/events.jsonl")
+    told = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [event["metrics"] for event in told if event["event"] == "round"] == [{}] * rounds
+    own = [
+        [json.loads(line) for file in (folder / site / "metrics").iterdir() for line in file.read_text().splitlines()]
+        for site in sorted(SITES)
+    ]
+    for row, *lines in zip(rows, *own, strict=True):
+        records = sum(line["records"] for line in lines)
+        for place, name in ((2, "loss"), (3, "accuracy")):
+            mean = sum(line["records"] * line["metrics"][name] for line in lines) / records
+            assert row[place] == f"{mean:.3f}"
+    assert "they never left it" in finished.stderr
+    for site in SITES:
+        assert 'share = ["epsilon"] ' in (folder / site / "site.toml").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("demo")
 def test_the_demo_shows_a_row_a_round_and_leaves_nothing_running(
     demo: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:

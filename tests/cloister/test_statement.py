@@ -29,6 +29,7 @@ SITES = ("north", "south", "east")
 RUN = Path(__file__).parent.parent.parent / "simulations" / "diagnosis.toml"
 OTHER = Mechanism(2.0, 1.0, 1)
 DELTA = 1e-5
+TASKS, SHARE = ("simulations.diagnosis:Diagnosis",), ("epsilon", "loss", "accuracy")
 AUDITED = {
     "passed": True, "epsilon_claimed": 8.0, "epsilon_lower": 6.5, "epsilon_formal": 3.1, "confidence": 0.95,
     "canaries": 4000, "date": "2026-01-01T00:00:00+00:00", "version": "0.1.0",
@@ -42,7 +43,7 @@ def federation(tmp_path: Path) -> Federation:
     made = Federation.create(tmp_path / "federation", SITES)
     made.sign(read_toml(RUN, RunSettings))
     for site in SITES:
-        made.write_settings(site, "localhost:0", SiteTerms(("simulations.diagnosis:Diagnosis",), epsilon=10.0))
+        made.write_settings(site, "localhost:1", SiteTerms(TASKS, epsilon=10.0, share=SHARE))
     return made
 
 
@@ -181,7 +182,7 @@ def test_accountants_are_held_against_each_other_and_if_they_disagree_it_ends_wi
 
 def test_a_step_without_noise_is_stated_as_infinite_in_plain_json(federation: Federation) -> None:
     terms = SiteTerms(("simulations.diagnosis:Diagnosis",), epsilon=math.inf, maximum_epsilon=math.inf)
-    federation.write_settings("north", "localhost:0", terms)
+    federation.write_settings("north", "localhost:1", terms)
     _charge(federation, ("f" * 64, 1, Mechanism(0.0, 1.0, 1)))
     shown = CliRunner().invoke(app, ["audit", "statement", str(federation.paths["north"]), "--json"])
     assert shown.exit_code == 0, shown.output

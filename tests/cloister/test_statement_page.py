@@ -28,7 +28,7 @@ def federation(tmp_path: Path) -> Federation:
     """A site and a signed run, in a folder with a hostile name."""
     made = Federation.create(tmp_path / "<script>&", ("north",))
     made.sign(read_toml(RUN, RunSettings))
-    made.write_settings("north", "localhost:0", SiteTerms(("simulations.diagnosis:Diagnosis",), epsilon=10.0))
+    made.write_settings("north", "localhost:1", SiteTerms(("simulations.diagnosis:Diagnosis",), epsilon=10.0))
     return made
 
 

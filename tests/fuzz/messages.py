@@ -45,7 +45,7 @@ _ANSWERED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
         contents.Readiness("north", _DIGEST, 20, _DIGEST, 2, _DIGEST, 2, b"signature"))),
     "update": (contents.read_update, contents.pack_update(_UPDATE, {"epsilon": 0.5})),
     "head answered": (heads.read_head, heads.put_head(contents.pack_update(_UPDATE, {}), _HEAD)),
-    "opened": (contents.read_opened, contents.pack_opened(_DIGEST, {"records": 7.0, "loss": 0.5})),
+    "opened": (contents.read_opened, contents.pack_opened(_DIGEST, {"accuracy": 1.0, "loss": 0.5})),
     "revealed": (masking.read_revealed, masking.pack_revealed(bytes(48))),
     "keys": (ceremony.read_keys, ceremony.pack_keys(3, _DIGEST)),
     "letters": (ceremony.read_letters, ceremony.pack_keys(3, _DIGEST, {"north": b"one", "south": b"two"})),

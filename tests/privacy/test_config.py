@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from privacy.config import STRICT, read_toml
+from privacy.config import STRICT, read_toml, settings_file
 from privacy.errors import ConfigError
 from privacy.manifest import RunSettings
 from tests.privacy.consortium import relaxed
@@ -247,3 +247,29 @@ def test_any_text_is_read_or_refused_with_our_error(text: str | bytes) -> None:
         text = text.encode("utf-8", "replace")
     with contextlib.suppress(ConfigError):
         assert isinstance(read(text), Outer)
+
+
+# --- Links ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_lies_beside_settings_stays_where_it_is_when_a_link_to_them_leads_elsewhere(tmp_path: Path) -> None:
+    for release in ("release-1", "release-2"):
+        (tmp_path / release).mkdir()
+        (tmp_path / release / "site.toml").touch()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "site.toml").symlink_to("../current/site.toml")
+    for release in ("release-1", "release-2"):
+        (tmp_path / "current").unlink(missing_ok=True)
+        (tmp_path / "current").symlink_to(release)
+        for path in (tmp_path / "site", tmp_path / "site" / "site.toml"):
+            assert settings_file(path, "site.toml") == tmp_path / "site" / "site.toml"
+
+
+@pytest.mark.parametrize("below", [".", "north"])
+def test_a_folder_that_a_link_leads_to_is_refused_because_ledgers_would_begin_anew(tmp_path: Path, below: str) -> None:
+    (tmp_path / "release-1" / below).mkdir(parents=True)
+    (tmp_path / "release-1" / below / "site.toml").touch()
+    (tmp_path / "current").symlink_to("release-1")
+    for path in (tmp_path / "current" / below, tmp_path / "current" / below / "site.toml"):
+        with pytest.raises(ConfigError, match=r"current is a link.*release-1.*or make site\.toml alone a link"):
+            settings_file(path, "site.toml")

@@ -142,6 +142,10 @@ def test_the_defaults_are_the_safe_ones() -> None:
         '"maximum_epsilon": 1, "minimum_cohort": 1',
         '"maximum_epsilon": 1, "encryption": ["none"]',
         '"maximum_epsilon": 1, "share": "loss"',
+        '"maximum_epsilon": 1, "share": [""]',
+        '"maximum_epsilon": 1, "share": ["a\\u001b[2J"]',
+        '"maximum_epsilon": 1, "share": ["%s"]' % ("a" * 41),
+        '"maximum_epsilon": 1, "share": [%s]' % ", ".join(f'"m{i}"' for i in range(17)),  # noqa: UP031
     ],
 )
 def test_a_policy_out_of_range_is_refused(changes: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, replace
+from hashlib import sha256
 
 import pytest
 from hypothesis import given
@@ -33,6 +34,19 @@ def test_members_are_found_by_name_and_their_keys_verify() -> None:
         assert roster.member(site) == member(site)
         assert roster.member(site).verification_key == signing_key(site).public_key()
     assert roster.manifest_key == signing_key("coordinator").public_key()
+
+
+@pytest.mark.parametrize("count", [1_000, 10_000])
+def test_a_consortium_may_have_thousands_of_members(count: int) -> None:
+    north = member("north")
+    keys = ["tls_key", "signing_key", "masking_key"]
+    members = [
+        replace(north, site=f"site-{number}", **{key: sha256(f"{key} {number}".encode()).hexdigest() for key in keys})
+        for number in range(count)
+    ]
+    roster = replace(make_roster(), members=tuple(members))
+    assert open_roster(sign_roster(roster, AUTHORITY).to_bytes(), AUTHORITY.public_key()) == roster
+    assert roster.member(f"site-{count - 1}") == members[-1]
 
 
 @pytest.mark.parametrize("site", ["stranger", "North", "", "north "])

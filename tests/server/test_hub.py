@@ -1,21 +1,27 @@
 """The hub lets members in, one another's mail never, and nobody's bytes before they were announced."""
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from client.exchange import Exchange
-from privacy.errors import AuthenticityError, ProtocolError, UnreachableError
+from privacy.errors import AuthenticityError, CloisterError, ConfigError, ProtocolError, UnreachableError
 from server.hub import Hub
 from server.mailboxes import Mailboxes
 from server.settings import ServerFolder, read_consortium
@@ -240,9 +246,24 @@ def test_the_same_reply_again_gets_the_same_receipt_and_another_is_refused(serve
     assert "another reply" in said
     with Exchange(server.address, tls_of(server.federation, "north")) as exchange:
         assert exchange.push((b"done",), "m")
-        with pytest.raises(ProtocolError, match=f"{server.address} refused a message: another reply"):
+        with pytest.raises(ProtocolError, match=f"{server.address} refused a message: “another reply"):
             exchange.push((b"something else",), "m")
     assert server.mailboxes.take({"m"}, 0) == ("m", b"done")
+
+
+def test_what_a_server_says_beside_a_refusal_is_short_and_quoted(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> bool:
+        raise ProtocolError("\x1b[2J\u202eon\n" * 200)
+
+    monkeypatch.setattr(server.mailboxes, "answer", refuse)
+    server.mailboxes.put(server.node("north"), "m", ())
+    with Exchange(server.address, tls_of(server.federation, "north")) as exchange, pytest.raises(ProtocolError) as said:
+        exchange.push((b"done",), "m")
+    assert "refused a message: “\\x1b[2J\\u202eon\\n" in str(said.value)
+    assert str(said.value).isprintable()
+    assert len(str(said.value)) < 400
 
 
 def test_a_reply_to_no_message_or_to_a_withdrawn_one_comes_too_late(server: Server, north: Caller) -> None:
@@ -433,15 +454,78 @@ def _stalling(reply_to: str) -> Iterator[pb.Chunk]:
 # --- The port -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("listen", ["a port that is taken", "no.such.host.invalid:0", "nonsense"])
-def test_an_address_that_cannot_be_listened_on_is_named(server: Server, listen: str) -> None:
-    address = server.address if listen.startswith("a port") else listen
+def start_of(server: Server, address: str, tls: TlsFiles | None = None) -> str:
+    """What is said when a hub is to start there and cannot."""
     hub = Hub(server.place.roster(), Mailboxes(set()), LIMIT)
     try:
-        with pytest.raises(UnreachableError, match=f"cannot listen on {address}.*choose another in consortium.toml"):
-            hub.start(address, server.place.tls)
+        with pytest.raises(CloisterError) as caught:
+            hub.start(address, tls or server.place.tls)
     finally:
         hub.stop()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "cause"),
+    [
+        ("no.such.host.invalid:9440", "the name has no address here"),
+        ("192.0.2.1:9440", "no address of this machine"),  # reserved for documentation
+        ("[2001:db8::1]:9440", "no address of this machine"),
+    ],
+)
+def test_why_an_address_cannot_be_listened_on_is_said(server: Server, address: str, cause: str) -> None:
+    assert start_of(server, address).startswith(f"cannot listen on {address}: ")
+    assert cause in start_of(server, address)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may take any port")
+def test_a_port_that_this_user_may_not_take_is_named(server: Server) -> None:
+    assert "may not take that port" in start_of(server, "localhost:1")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "0.0.0.0", "[::]"])  # noqa: S104
+@pytest.mark.parametrize("held", ["127.0.0.1", "::1"])
+def test_a_port_that_another_program_holds_is_named(server: Server, host: str, held: str) -> None:
+    family = socket.AF_INET6 if ":" in held else socket.AF_INET
+    with socket.create_server((held, 0), family=family) as other:
+        address = f"{host}:{other.getsockname()[1]}"
+        if (host, held) == ("127.0.0.1", "::1"):  # which is another
+            hub = Hub(server.place.roster(), Mailboxes(set()), LIMIT)
+            assert hub.start(address, server.place.tls) == other.getsockname()[1]
+            hub.stop()
+        else:
+            assert "another program holds the port" in start_of(server, address)
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:99999", "localhost:-1", "::1:9440", "https://localhost:1"])
+def test_what_is_no_address_is_not_listened_on(server: Server, address: str) -> None:
+    assert f"'{address}' is no address" in start_of(server, address)
+    toml = server.federation.server / "consortium.toml"
+    before = toml.read_text()
+    toml.write_text(f'consortium = "demo"\nlisten = "{address}"\n')
+    with pytest.raises(ConfigError, match=r"consortium\.toml:2(?s:.*)is no address"):
+        read_consortium(server.federation.server)
+    toml.write_text(before)
+
+
+def test_a_certificate_that_no_agent_could_accept_is_named_before_anything_is_served(
+    server: Server, tmp_path: Path
+) -> None:
+    tls, authority = server.place.tls, authority_of(server.federation)
+    site = tls_of(server.federation, "north")
+    strangers = Federation.create(tmp_path / "strangers", SITES)
+    locked = replace(tls, key=tmp_path / "locked.key")
+    key = load_pem_private_key(tls.key.read_bytes(), password=None)
+    locked.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"pass")))
+    wrong = {
+        "no matching certificate and key": replace(tls, key=site.key),
+        "has expired": certify(tmp_path / "old", authority, name="localhost", days=-1, server=True),
+        "it is a site's": replace(tls, certificate=site.certificate, key=site.key),
+        "did not issue this certificate": replace(tls_of(strangers, "north"), authority=tls.authority),
+        "locked.key": locked,
+    }
+    for said, files in wrong.items():
+        assert said in start_of(server, "localhost:0", files)
 
 
 def test_a_hub_that_stops_ends_the_calls_that_wait(server: Server) -> None:

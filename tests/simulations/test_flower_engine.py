@@ -56,6 +56,7 @@ def test_flwr_run_simulates_two_encrypted_rounds(tmp_path: Path) -> None:
             [sys.executable, "-m", "flwr.cli.app", "run", ROOT, "sim", "--stream",
              "--run-config", " ".join(f'{key}="{path}"' for key, path in settings.items())],
             env={**os.environ, "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
+                 "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "PYTHONPATH": str(ROOT),
                  "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
             capture_output=True, text=True, timeout=280, check=False, cwd=tmp_path,
         )  # fmt: skip

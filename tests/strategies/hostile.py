@@ -47,7 +47,7 @@ def sending(federation: Federation, change: Change, site: str = HOSTILE) -> Answ
 
     def changed(message: Message, genuine: Message) -> Message:
         update, report = read_update(genuine.content)
-        return reply(pack_update(change(federation, update), report), message)
+        return reply(pack_update(change(federation, update), report.numbers), message)
 
     return answering(federation, TRAIN, site, changed)
 

@@ -112,7 +112,7 @@ def test_when_too_few_sites_allow_the_run_it_ends_and_says_why(make_federation: 
     refusing = {"east": careful, "west": careful}
     settings = with_deadline(replace(SETTINGS, rounds=9), BRIEF)
     federation = make_federation(settings, refusing)
-    with pytest.raises(RunError, match=r"east: east does not allow a noise multiplier.*west: west does not allow"):
+    with pytest.raises(RunError, match=r"east: “east does not allow a noise multiplier.*west: “west does not allow"):
         run_with(federation)
     assert models_of(federation) == {}
     assert {charges_of(federation, site) for site in SITES} == {0}

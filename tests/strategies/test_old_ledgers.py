@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from simulations.federation import Federation
     from tests.federations import FederationMaker
 
-REASON = "A privacy ledger could not be read, trusted or written; the reason is in the site's own log"
+REASON = "“A privacy ledger could not be read, trusted or written; the reason is in the site's own log”"
 
 
 def ledger_of(federation: Federation, site: str = "north") -> Path:

@@ -61,7 +61,7 @@ def test_sites_that_end_with_different_models_end_the_run(make_federation: Feder
 
     def differ(message: Message, genuine: Message) -> Message:
         _, metrics = read_opened(genuine.content)
-        return reply(pack_opened(NOWHERE, metrics), message)
+        return reply(pack_opened(NOWHERE, metrics.numbers), message)
 
     with pytest.raises(RunError, match=f"round 1 left the sites with different models: .*{HOSTILE} 000000000000"):
         run_with(federation, answering(federation, EVALUATE, HOSTILE, differ))

@@ -18,13 +18,15 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from client.exchange import Exchange
-from privacy.errors import AuthenticityError, CloisterError, KeyFileError, MalformedError, UnreachableError
+from client.settings import read_site
+from privacy.errors import AuthenticityError, CloisterError, KeyFileError, UnreachableError
 from server.hub import Hub
 from server.mailboxes import Mailboxes
 from server.settings import read_consortium
 from simulations.federation import Federation
-from tests.federations import authority_of, certify, tls_of
-from transport.channel import PROBE_SECONDS, TlsFiles, probe, split_address
+from tests.federations import TERMS, authority_of, certify, tls_of
+from transport.address import Address, read_host
+from transport.channel import PROBE_SECONDS, TlsFiles, probe, unused_proxy
 
 SITES = ("north", "south")
 WITHIN = 5.0  # seconds
@@ -88,6 +90,16 @@ def _listening(serve: Callable[[socket.socket], object]) -> Iterator[str]:
     assert not thread.is_alive()
 
 
+@contextmanager
+def _impostor(files: TlsFiles) -> Iterator[str]:
+    """A server that shows whatever certificate it has, which a hub would not."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key)
+    context.set_alpn_protocols(["h2"])
+    with _listening(lambda connection: context.wrap_socket(connection, server_side=True).recv(1)) as address:
+        yield address
+
+
 def test_a_server_and_a_site_of_one_consortium_accept_each_other(federation: Federation, address: str) -> None:
     for site in SITES:
         probe(address, tls_of(federation, site))
@@ -112,16 +124,22 @@ def test_a_site_whose_certificate_has_expired_is_told_so(federation: Federation,
 
 def test_a_server_whose_certificate_has_expired_is_refused(federation: Federation, tmp_path: Path) -> None:
     files = certify(tmp_path / "old", authority_of(federation), name="localhost", days=-1, server=True)
-    with _hub(federation, files) as address:
+    with _impostor(files) as address:
         assert "expired" in complaint(address, tls_of(federation, "north"), AuthenticityError)
+
+
+def _refusal(exchange: Exchange) -> str:
+    with pytest.raises(UnreachableError) as caught:
+        exchange.pull()
+    return str(caught.value)
 
 
 def test_a_member_cannot_pose_as_the_server(federation: Federation, tmp_path: Path) -> None:
     files = certify(tmp_path / "member", authority_of(federation), name="localhost", days=1, server=False)
-    with _hub(federation, files) as address:
+    with _impostor(files) as address:
         assert "purpose" in complaint(address, tls_of(federation, "north"), AuthenticityError)
-        with Exchange(address, tls_of(federation, "north")) as exchange, pytest.raises(UnreachableError):
-            exchange.pull()
+    with _impostor(files) as address, Exchange(address, tls_of(federation, "north")) as exchange:
+        assert "lost the server" in _refusal(exchange)
 
 
 def test_a_server_under_another_name_is_refused(federation: Federation) -> None:
@@ -202,15 +220,40 @@ def test_a_key_under_a_passphrase_is_refused_instead_of_asked_for(federation: Fe
         probe("localhost:1", files)
 
 
-@pytest.mark.parametrize(
-    "wrong", ["localhost", "localhost:", ":9440", "localhost:99999", "http://localhost:1", "::1:9440", ""]
-)
-def test_what_is_no_address_is_refused(wrong: str) -> None:
-    with pytest.raises(MalformedError, match="is no address; write host:port"):
-        split_address(wrong)
+# --- Proxies --------------------------------------------------------------------------------------------------------
 
 
-def test_addresses_are_split() -> None:
-    assert split_address("fed.example.org:9440") == ("fed.example.org", 9440)
-    assert split_address("[::1]:1") == ("::1", 1)
-    assert split_address("10.0.0.7:65535") == ("10.0.0.7", 65535)
+@pytest.mark.parametrize("name", ["https_proxy", "http_proxy", "grpc_proxy", "HTTPS_PROXY"])
+def test_a_proxy_in_the_environment_is_used_by_neither_the_probe_nor_grpc(
+    federation: Federation, address: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    with socket.create_server(("localhost", 0)) as gateway:
+        gateway.settimeout(0)
+        monkeypatch.setenv(name, f"http://localhost:{gateway.getsockname()[1]}")
+        assert unused_proxy() == name
+        probe(address, tls_of(federation, "north"))
+        with Exchange(address, tls_of(federation, "north")) as exchange:
+            assert exchange.pull(wait=0) is None
+        with pytest.raises(BlockingIOError):
+            gateway.accept()
+
+
+# --- Addresses other than names -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "127.0.0.1", "LOCALHOST"])
+def test_a_server_at_any_kind_of_address_is_listened_on_and_dialled(host: str, tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, SITES, host=host)
+    place = read_consortium(federation.server)
+    roster = place.roster()
+    hub = Hub(roster, Mailboxes({member.node_id for member in roster.members}), 1 << 20)
+    try:
+        port = hub.start(place.settings.listen, place.tls)
+        federation.write_settings("north", str(Address(read_host(host), port)), TERMS)
+        server = read_site(federation.paths["north"]).settings.server
+        probe(server, tls_of(federation, "north"))
+        with Exchange(server, tls_of(federation, "north")) as exchange:
+            assert exchange.pull(wait=0) is None
+    finally:
+        hub.stop(grace=0)

@@ -2,34 +2,42 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from math import inf, nan
 from typing import Any
 
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from hypothesis import given
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from privacy.envelope import Contribution, SignedUpdate
-from privacy.errors import MalformedError
+from privacy.errors import MalformedError, ProtocolError
+from privacy.foreign import MOST
 from privacy.heads import SignedHead
+from privacy.policy import METRIC_NAME
 from privacy.summation import EncryptedSum
-from tests.transport.records import contents, names
+from tests.transport.records import config_records, contents, metric_records, names
 from transport import ceremony
 from transport import contents as messages
 from transport.contents import Readiness
-from transport.fields import blob
-from transport.heads import put_head, read_head
+from transport.fields import SITE, blob
+from transport.flower import instruction, reply
+from transport.heads import find_head, put_head, read_head
+from transport.reports import Told
 
 blobs = st.binary(max_size=16)
 contributions = st.lists(st.builds(Contribution, blobs, blobs, blobs), max_size=3).map(tuple)
 chunks = st.lists(blobs, max_size=12).map(tuple)
 sums = st.builds(EncryptedSum, blobs, contributions, chunks, blobs, chunks)
 updates = st.builds(SignedUpdate, blobs, blobs, chunks)
-reports = st.dictionaries(names, st.floats(allow_nan=False), max_size=3)
+reports = st.dictionaries(st.just("epsilon"), st.floats(0, 1e6))
 integers = st.integers(-(2**63), 2**63 - 1)
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 heads = st.builds(SignedHead, digests, st.binary(min_size=64, max_size=64))
-readinesses = st.builds(Readiness, names, digests, integers, names, integers, digests, integers, blobs)
+sites = st.from_regex(SITE, fullmatch=True)
+counts = st.integers(1, 2**63 - 1)
+readinesses = st.builds(Readiness, sites, digests, counts, digests, counts, digests, counts, blobs)
 
 READERS: dict[str, Callable[[RecordDict], object]] = {
     "lead": ceremony.read_lead,
@@ -73,25 +81,107 @@ def test_a_head_in_another_form_is_refused(head: str, signature: bytes) -> None:
         read_head(content)
 
 
-metrics = st.dictionaries(names, st.floats(allow_nan=False, allow_infinity=False), max_size=3)
+metrics = st.dictionaries(st.from_regex(METRIC_NAME, fullmatch=True), st.floats(-3.4e38, 3.4e38), max_size=3)
 
 
-@given(update=updates, report=reports, readiness=readinesses, model=names, found=metrics)
+@given(update=updates, report=reports, readiness=readinesses, model=digests, found=metrics)
 def test_replies_are_read_back(
     update: SignedUpdate, report: dict[str, float], readiness: Readiness, model: str, found: dict[str, float]
 ) -> None:
-    assert messages.read_update(messages.pack_update(update, report)) == (update, report)
+    assert messages.read_update(messages.pack_update(update, report)) == (update, Told(report))
     assert messages.read_readiness(messages.pack_readiness(readiness)) == readiness
-    assert messages.read_opened(messages.pack_opened(model, found | {"records": 7.0})) == (
-        model,
-        found | {"records": 7.0},
-    )
+    assert messages.read_opened(messages.pack_opened(model, found)) == (model, Told(found))
 
 
-@pytest.mark.parametrize("bad", [{"loss": float("nan")}, {"loss": float("-inf")}, {"records": 0.0}, {"records": -1.0}])
-def test_metrics_that_would_poison_an_average_are_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(MalformedError, match="metrics that can be averaged"):
-        messages.read_opened(messages.pack_opened("", {"loss": 1.0, "records": 3.0} | bad))
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"kept": nan}, {"kept": inf}, {"kept": -inf}, {"kept": 1e300}, {"kept": [1.0]}, {"": 1.0}, {"a\x1b[2J": 1.0},
+        {"a" * 41: 1.0}, {"\u202eyccarucca": 1.0},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_metric_that_cannot_be_is_left_out_and_noted_and_the_digest_counts(bad: dict[str, Any]) -> None:
+    content = messages.pack_opened("0" * 64, {"loss": 1.0} | bad)
+    model, told = messages.read_opened(content)
+    assert (model, told.numbers) == ("0" * 64, {"loss": 1.0})
+    assert told.dropped == "1 of 2 numbers in its metrics cannot be, and were left out"
+
+
+@pytest.mark.parametrize(
+    "record", [None, ArrayRecord(), ConfigRecord({"loss": "none"}), {f"m{i}": 1.0 for i in range(17)}]
+)
+def test_metrics_of_another_form_are_left_out_whole(record: Any) -> None:  # noqa: ANN401 - whatever a member sends
+    content = messages.pack_opened("0" * 64, {})
+    del content["metrics"]
+    if record is not None:
+        content["metrics"] = MetricRecord(record) if isinstance(record, dict) else record
+    model, told = messages.read_opened(content)
+    assert (model, told.numbers, bool(told.dropped)) == ("0" * 64, {}, record is not None)
+
+
+@pytest.mark.parametrize("epsilon", [nan, inf, -inf, -1e-9, 1e300, 1_000_001.0, [0.5]])
+@given(update=updates)
+def test_an_epsilon_that_cannot_be_is_left_out_and_the_update_counts(update: SignedUpdate, epsilon: Any) -> None:  # noqa: ANN401
+    read, told = messages.read_update(messages.pack_update(update, {"epsilon": epsilon}))
+    assert (read, told.numbers) == (update, {})
+    assert "left out" in told.dropped
+
+
+@given(update=updates, head=config_records | metric_records)
+def test_a_head_that_is_none_does_not_spoil_the_update_beside_it(
+    update: SignedUpdate, head: ConfigRecord | MetricRecord
+) -> None:
+    content = messages.pack_update(update, {})
+    content["ledger"] = head
+    read, told = messages.read_update(content)
+    assert read == update
+    assert (find_head(content) is None) == (told.dropped != "")
+
+
+@pytest.mark.parametrize("model", ["", "0" * 63, "A" * 64, "0" * 65, "0" * 64 + "\n", "\x1b[2J" + "0" * 60])
+def test_a_digest_that_is_none_is_refused(model: str) -> None:
+    with pytest.raises(MalformedError, match=r"lacks opened\.model"):
+        messages.read_opened(messages.pack_opened(model, {}))
+
+
+@given(reason=st.text(min_size=1))
+@example(reason="\x1b[2J\x1b]0;owned\x07" * 1000)
+@example(reason="no\n    7    3/3  0.001   1.000     0.01")
+@example(reason="[red]no[/red] :pile_of_poo: \u202eoo\u2066 ”")
+def test_a_reason_is_short_on_one_line_and_in_quotation_marks(reason: str) -> None:
+    failed = reply(Error(100, reason), asked())
+    with pytest.raises(ProtocolError) as caught:
+        messages.content_of(failed)
+    said = str(caught.value)
+    assert said.isprintable()
+    assert len(said) <= MOST + 2
+    assert (said[0], said[-1]) == ("“", "”")
+    assert not set("“”") & set(said[1:-1])
+    assert "  " not in said
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"site": "\x1b[2J"}, {"site": "n" * 33}, {"layout": "x"}, {"size": 0}, {"epoch": -1}, {"latest": -1},
+     {"keys": "x"}, {"epoch": 0, "keys": "\x1b[2J"}],
+    ids=repr,
+)  # fmt: skip
+def test_a_readiness_that_cannot_be_is_refused(changed: dict[str, Any]) -> None:
+    readiness = Readiness("north", "0" * 64, 3, "0" * 64, 1, "0" * 64, 1, b"")
+    assert messages.read_readiness(messages.pack_readiness(readiness)) == readiness
+    with pytest.raises(MalformedError, match="a message lacks readiness"):
+        messages.read_readiness(messages.pack_readiness(replace(readiness, **changed)))
+
+
+def test_a_letter_from_a_name_that_no_site_can_have_is_refused() -> None:
+    with pytest.raises(MalformedError, match=r"lacks letter\.leader"):
+        ceremony.read_letter_from(ceremony.pack_letter("\x1b[2J" * 100_000, b"letter"))
+
+
+def asked() -> Message:
+    """A message to reply to."""
+    return instruction(RecordDict(), kind="train", node=12, run_id=7, group="1", ttl=60.0)
 
 
 def _read(reader: Callable[[RecordDict], object], content: RecordDict) -> None:
@@ -112,7 +202,7 @@ written = st.one_of(
     st.builds(messages.pack_train, blobs, blobs, st.lists(sums, max_size=2)),
     st.builds(messages.pack_update, updates, reports),
     st.builds(messages.pack_sum, blobs, sums),
-    st.builds(messages.pack_opened, names, reports),
+    st.builds(messages.pack_opened, digests, metrics),
     st.builds(put_head, st.builds(messages.pack_query, blobs), heads),
 )
 empty: list[ArrayRecord | MetricRecord | ConfigRecord] = [ArrayRecord(), MetricRecord(), ConfigRecord()]
@@ -192,12 +282,27 @@ def test_chunks_that_are_not_numbered_from_nought_are_refused(names: tuple[str, 
         ("plan", "codes", "c0-1", "c0-0"),
         ("plan", "codes", "c0-0", "c0-00"),
         ("plan", "codes", "c2-0"),
-        ("plan", "codes", "header-0", "signature-0"),
-        ("plan", "codes", "header-0", "seeds-0"),
-        ("plan", "codes", "header-0", "signature-0", "seeds-1"),
+        ("plan", "codes"),
+        ("plan", "codes", "contributions-0"),
+        ("plan", "contributions"),
     ],
     ids=" ".join,
 )
 def test_arrays_that_are_no_sum_are_refused(names: tuple[str, ...]) -> None:
     with pytest.raises(MalformedError, match="a message lacks sum"):
         messages.sum_from_arrays(ArrayRecord({name: blob(b"x") for name in names}))
+
+
+@given(sums, st.data())
+def test_contributions_that_are_cut_or_claim_more_than_there_is_are_refused(
+    total: EncryptedSum, data: st.DataObject
+) -> None:
+    arrays = messages.sum_to_arrays(total)
+    whole = arrays["contributions"].data
+    for other in (whole[: data.draw(st.integers(0, max(len(whole) - 1, 0)))], whole + b"\xff" * 16, whole + b"\0"):
+        try:
+            made = messages.sum_from_arrays(ArrayRecord({**arrays, "contributions": blob(other)}))
+        except MalformedError:
+            continue
+        # Cut between two contributions: a sum of fewer, which their signatures and the plan then refuse.
+        assert made.contributions == total.contributions[: len(made.contributions)]

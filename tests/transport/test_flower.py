@@ -1,4 +1,4 @@
-"""The two facts about Flower's internals on which transport/flower.py stands. When Flower changes them, this fails."""
+"""Messages as transport/flower.py makes them; tests/test_internals.py has what it uses of Flower's insides."""
 
 import os
 
@@ -6,24 +6,13 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from transport.flower import FAILED, SERVER_NODE, adopt_identity, answer, instruction, reply, stamp
+from transport.flower import FAILED, SERVER_NODE, answer, instruction, reply, stamp
 
 
 @pytest.fixture(autouse=True)
 def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, None)
-
-
-def test_a_message_reads_run_and_node_from_the_process_wide_identity_when_it_is_made() -> None:
-    with pytest.raises(RuntimeError, match="not set"):
-        Message(RecordDict(), 12, "train")
-    adopt_identity(7, 3)
-    first = Message(RecordDict(), 12, "train")
-    adopt_identity(8, 4)
-    second = Message(RecordDict(), 12, "train")
-    assert (first.metadata.run_id, first.metadata.src_node_id, first.metadata.dst_node_id) == (7, 3, 12)
-    assert (second.metadata.run_id, second.metadata.src_node_id) == (8, 4)
 
 
 def test_a_message_has_no_id_until_it_is_stamped() -> None:

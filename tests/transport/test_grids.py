@@ -4,34 +4,27 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
+from weakref import ref
 
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from typing_extensions import override
 
-from client.agent import answer_all
-from client.exchange import Exchange
-from privacy.errors import ProtocolError, UnreachableError
-from server.grid import GrpcGrid
-from server.hub import Hub
-from server.mailboxes import Mailboxes
-from server.settings import read_consortium
-from simulations.federation import Federation
+from privacy.errors import ProtocolError
 from simulations.inline import InlineGrid
-from tests.federations import await_condition, tls_of
+from tests.federations import FederationMaker, run_with
+from tests.transport.grids import LONG, RUN, grpc_grid, inline_grid
 from tests.transport.records import everything, spelled
-from transport.flower import reply
-from transport.grid import ReplyGrid
-
-RUN = 7
-LONG = 20.0  # seconds; a deadline that only a failure reaches
-NODES = ("north", "south")
+from transport.flower import SERVER_NODE, describe_run, reply, stamp
+from transport.grid import ReplyGrid, StreamingGrid
 
 
 @dataclass
@@ -134,7 +127,7 @@ class GridContract(ABC):
     def test_a_reply_is_yielded_while_another_node_still_works(self, grid: ReplyGrid) -> None:
         fast, slow = grid.get_node_ids()
         with _work() as (name, task):
-            replies = grid.send_and_receive([_message(fast), _slow(slow, name)], timeout=LONG)
+            replies = grid.stream([_message(fast), _slow(slow, name)], timeout=LONG)
             assert next(replies).metadata.src_node_id == fast
             assert not task.ended.is_set()
             task.may_end.set()
@@ -225,6 +218,23 @@ class GridContract(ABC):
         (answer,) = grid.send_and_receive([_message(number, content=everything())], timeout=LONG)
         assert spelled(answer.content) == spelled(everything())
 
+    def test_replies_can_be_read_again(self, grid: ReplyGrid) -> None:
+        replies = grid.send_and_receive([_message(number) for number in grid.get_node_ids()], timeout=LONG)
+        assert len(replies) == len(list(replies)) == len(list(replies)) == 2
+
+    def test_a_stream_holds_one_reply_at_a_time(self, grid: ReplyGrid) -> None:
+        messages = [_message(number) for number in (*grid.get_node_ids(), *grid.get_node_ids())]
+        passed: list[ref[Message]] = []
+        for each in StreamingGrid(grid).send_and_receive(messages, timeout=LONG):
+            assert all(earlier() is None for earlier in passed[:-1])  # the loop's own name still holds the last one
+            passed.append(ref(each))
+        assert len(passed) == 4
+
+    def test_the_run_that_a_grid_tells_is_the_one_its_messages_belong_to(self, grid: ReplyGrid) -> None:
+        assert grid.run.run_id == StreamingGrid(grid).run.run_id == RUN
+        grid.set_run(describe_run(RUN + 1))
+        assert grid.run.run_id == _message(next(iter(grid.get_node_ids()))).metadata.run_id == RUN + 1
+
     def test_two_rounds_one_after_the_other(self, grid: ReplyGrid) -> None:
         for round_number in ("1", "2"):
             messages = [_message(number, content=_content(round_number)) for number in grid.get_node_ids()]
@@ -234,9 +244,9 @@ class GridContract(ABC):
     def test_leaving_a_round_early_leaves_nothing_behind(self, grid: ReplyGrid) -> None:
         first, second = grid.get_node_ids()
         messages = [_message(first), _message(second)]
-        replies = grid.send_and_receive(messages, timeout=LONG)
+        replies = grid.stream(messages, timeout=LONG)
         taken = next(replies).metadata.reply_to_message_id
-        replies.close()  # type: ignore[attr-defined]  # typed as an iterator, it is a generator
+        replies.close()
         left = {message.metadata.message_id for message in messages} - {taken}
         assert len(list(grid.send_and_receive([_message(first), _message(second)], timeout=LONG))) == 2
         assert list(grid.pull_messages(left)) == []
@@ -246,47 +256,24 @@ class TestInlineGrid(GridContract):
     @override
     @pytest.fixture
     def grid(self) -> ReplyGrid:
-        contexts = {number: Context(RUN, number, {}, RecordDict(), {}) for number in (11, 12)}
-        return InlineGrid(RUN, contexts, node)
+        return inline_grid(node)
 
 
 class TestGrpcGrid(GridContract):
     @override
     @pytest.fixture
     def grid(self, tmp_path: Path) -> Iterator[ReplyGrid]:
-        federation = Federation.create(tmp_path / "federation", NODES)
-        place = read_consortium(federation.server)
-        roster = place.roster()
-        mailboxes = Mailboxes({member.node_id for member in roster.members})
-        hub, stop = Hub(roster, mailboxes, 64 << 20), Event()
-        address = f"localhost:{hub.start('localhost:0', place.tls)}"
-
-        def attend(site: str) -> None:
-            context = Context(RUN, roster.member(site).node_id, {}, RecordDict(), {})
-            # The line breaks when the test is over.
-            with suppress(UnreachableError), Exchange(address, tls_of(federation, site)) as exchange:
-                answer_all(exchange, node, context, stop)
-
-        agents = [Thread(target=attend, args=[site], name=site) for site in NODES]
-        for agent in agents:
-            agent.start()
-        grid = GrpcGrid(RUN, mailboxes)
-        try:
-            await_condition(lambda: len(list(grid.get_node_ids())) == len(NODES))
-            yield grid
-        finally:
-            stop.set()
-            for task in works.values():
-                task.may_end.set()
-            hub.stop(grace=0)
-            for agent in agents:
-                agent.join(LONG)
-        assert not any(agent.is_alive() for agent in agents)
+        with grpc_grid(tmp_path, node) as grid:
+            try:
+                yield grid
+            finally:
+                for task in works.values():
+                    task.may_end.set()
 
     def test_a_slow_node_does_not_keep_the_reply_of_one_that_was_asked_later(self, grid: ReplyGrid) -> None:
         slow, fast = grid.get_node_ids()
         with _work() as (name, task):
-            replies = grid.send_and_receive([_slow(slow, name), _message(fast)], timeout=LONG)
+            replies = grid.stream([_slow(slow, name), _message(fast)], timeout=LONG)
             assert next(replies).metadata.src_node_id == fast
             assert not task.ended.is_set()
             task.may_end.set()
@@ -295,12 +282,74 @@ class TestGrpcGrid(GridContract):
     def test_nodes_work_at_the_same_time(self, grid: ReplyGrid) -> None:
         with _work() as (one, first), _work() as (two, second):
             messages = [_slow(number, name) for number, name in zip(grid.get_node_ids(), (one, two), strict=True)]
-            replies = grid.send_and_receive(messages, timeout=LONG)
+            replies = grid.stream(messages, timeout=LONG)
             assert first.begun.wait(LONG)
             assert second.begun.wait(LONG)
             first.may_end.set()
             second.may_end.set()
             assert len(list(replies)) == 2
+
+
+def test_the_server_holds_two_updates_at_most(
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, held = InlineGrid._read, list[int]()
+    updates: list[ref[Message]] = []
+
+    def noting(data: bytes | bytearray, instruction: Message) -> Message:
+        found = read(data, instruction)
+        if instruction.metadata.message_type == MessageType.TRAIN:
+            updates.append(ref(found))
+            held.append(sum(each() is not None for each in updates))
+        return found
+
+    monkeypatch.setattr(InlineGrid, "_read", staticmethod(noting))
+    run_with(make_federation())
+    assert held == [1, 2, 2, 2]  # the one that was added last, and the one that has just come
+
+
+class FlowersWay:
+    """What Flower's own grids do: fetch all replies that came, and speak in their own name for a node that is lost."""
+
+    def __init__(self, grid: ReplyGrid) -> None:
+        self._grid = grid
+        self.held = 0  # the most replies that were fetched at a time
+
+    def push_messages(self, messages: list[Message]) -> list[str]:
+        return list(self._grid.push_messages(messages))
+
+    def pull_messages(self, message_ids: list[str]) -> list[Message]:
+        found = list(self._grid.pull_messages(message_ids))
+        self.held = max(self.held, len(found))
+        for each in found:
+            if each.has_error():
+                each.metadata.__dict__["_src_node_id"] = SERVER_NODE
+        return found
+
+
+def test_one_of_flowers_grids_streams_too_and_its_errors_name_the_node_that_they_are_about() -> None:
+    grid = inline_grid(node)
+    flowers: Any = FlowersWay(grid)
+    lost, other = grid.get_node_ids()
+    messages = (each for each in (_message(lost, "train.refuse"), _message(other), _message(other)))
+    replies = StreamingGrid(flowers).send_and_receive(messages, timeout=LONG)
+    assert [(each.metadata.src_node_id, each.has_error()) for each in replies] == [
+        (lost, True),
+        (other, False),
+        (other, False),
+    ]
+    assert flowers.held == 1
+
+
+def test_nobody_waits_longer_than_the_deadline_for_one_of_flowers_grids() -> None:
+    silent: Any = SimpleNamespace(push_messages=stamp_all, pull_messages=lambda _: [])
+    started = time.monotonic()
+    assert list(StreamingGrid(silent).send_and_receive([_message(11)], timeout=0.2)) == []
+    assert 0.2 <= time.monotonic() - started < 5
+
+
+def stamp_all(messages: list[Message]) -> list[str]:
+    return [stamp(message) for message in messages]
 
 
 @contextmanager

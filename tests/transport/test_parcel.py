@@ -204,6 +204,24 @@ def test_what_is_no_instruction_is_refused_in_plain_words(change: Callable[[pb.P
         decode_instruction(_altered(ask(), change))
 
 
+@pytest.mark.parametrize("place", ["kind", "record", "value"])
+def test_names_that_flower_does_not_accept_are_not_repeated_as_they_came(place: str) -> None:
+    name = "train.\x1b[2J\u202e\n" * 10_000
+
+    def change(parcel: pb.Parcel) -> None:
+        if place == "kind":
+            parcel.kind = name
+        elif place == "record":
+            parcel.records.metrics[name].values["x"].text = "no metric"
+        else:
+            parcel.records.metrics["m"].values[name].text = "no metric"
+
+    with pytest.raises(MalformedError) as caught:
+        decode_instruction(_altered(ask(), change))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
 # --- Arrays, whose bytes follow -------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,66 @@
+"""Whether an address can be listened on, and if not, why: gRPC only says that it cannot."""
+
+from __future__ import annotations
+
+import socket
+from errno import EACCES, EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT
+from typing import TYPE_CHECKING, Any
+
+from privacy.errors import UnreachableError
+
+if TYPE_CHECKING:
+    from transport.address import Address
+
+_CAUSES = {
+    EADDRINUSE: "another program holds the port; end that, or choose another port",
+    EACCES: "this user may not take that port; choose one above 1023",
+    EADDRNOTAVAIL: "that is no address of this machine; take one that is, or 0.0.0.0 for all",
+    EAFNOSUPPORT: "this machine does not speak that kind of address; take one that it has, or 0.0.0.0 for all",
+}
+_ALL = ("0.0.0.0", "::")  # noqa: S104
+_BOTH = {"0.0.0.0": _ALL, "::": _ALL, "localhost": ("127.0.0.1", "::1")}  # noqa: S104 - as gRPC understands them
+_ELSEWHERE = {EADDRNOTAVAIL, EAFNOSUPPORT}
+
+
+def check_free(address: Address) -> None:
+    """Take the port for a moment, at all addresses that the host stands for.
+
+    Raises:
+        UnreachableError: if it is taken at one of them, or none is this machine's; says which of the causes it is.
+    """
+    refusals = [_refusal(family, place) for family, place in _places(address)]
+    here = None in refusals
+    for refusal in refusals:
+        if refusal is not None and not (here and refusal.errno in _ELSEWHERE):
+            cause = _CAUSES.get(refusal.errno or 0, refusal.strerror or str(refusal))
+            msg = f"cannot listen on {address}: {cause} (`listen` in consortium.toml)"
+            raise UnreachableError(msg) from refusal
+
+
+def _places(address: Address) -> list[tuple[socket.AddressFamily, Any]]:
+    hosts = _BOTH.get(address.host, (address.host,))
+    try:
+        return [
+            (family, place)
+            for host in hosts
+            for family, *_, place in socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)
+        ]
+    except OSError as error:
+        msg = (
+            f"cannot listen on {address}: the name has no address here ({(error.strerror or str(error)).lower()}); "
+            "write one of this machine's addresses (`listen` in consortium.toml)"
+        )
+        raise UnreachableError(msg) from error
+
+
+def _refusal(family: socket.AddressFamily, place: Any) -> OSError | None:  # noqa: ANN401 - as getaddrinfo gives it
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as taken:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+            if family == socket.AF_INET6:
+                taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            taken.bind(place)
+            taken.listen()
+    except OSError as error:
+        return error
+    return None

@@ -1,0 +1,177 @@
+"""Whom the server waits for: whoever was silent is asked again, but not waited for, until it answers.
+
+Messages to nodes that answer are sent together, and their replies awaited together, until the deadline. To a node that
+let a message of some kind pass, messages of that kind are pushed by themselves from then on, one at a time: its reply
+counts if it comes before the others are done, or else shows, later, that the node can be waited for again. So a node
+that never answers costs one deadline, and one that was cut off, or is slow for once, is back as soon as it says so.
+
+Everything here goes through Flower's public `Grid`, and holds whatever a grid hands out as replies: errors that the
+grid itself made up, replies that nobody asked for, and the same one twice.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from threading import Event
+from typing import TYPE_CHECKING
+
+from flwr.app import MessageType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Set as AbstractSet
+
+    from flwr.app import Message
+    from flwr.serverapp import Grid
+
+GRACE = 0.01  # of a deadline: how much longer than for the others one waits for a node that was silent
+POLL_SECONDS = 0.02
+_ANY = ""  # stands for every kind of message
+
+
+@dataclass
+class _Exchange:
+    """Messages of one kind that were sent together."""
+
+    waited: list[Message] = field(default_factory=list)
+    pushed: set[str] = field(default_factory=set)
+    ends: float = 0.0
+
+
+class Attention:
+    """What the server knows of who answers; nodes are known by Flower's numbers."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds  # the round's deadline
+        self._silent: dict[int, set[str]] = {}  # the kinds of messages that a node let pass
+        self._away: set[int] = set()  # those of them that were offline since
+        self._forgiven: dict[int, set[str]] = {}
+        self._open: dict[str, Message] = {}  # pushed, and not answered yet
+        self._late: list[tuple[Message, Message]] = []
+        self._exchange = _Exchange()
+
+    def waits_for(self, node: int, kind: str) -> bool:
+        """Whether a node's reply to a message of this kind is waited for."""
+        return not self._silent.get(node, set()) & {_ANY, kind}
+
+    def asked(self, kind: str) -> set[int]:
+        """Return the nodes that have not answered a pushed message of this kind yet."""
+        return {each.metadata.dst_node_id for each in self._open.values() if each.metadata.message_type == kind}
+
+    def see(self, online: AbstractSet[int]) -> None:
+        """Note who is online. Who comes back speaks for itself: it is waited for again, once."""
+        for node in list(self._silent):
+            if node not in online:
+                self._away.add(node)
+            elif node in self._away:
+                forgiven = self._forgiven.setdefault(node, set())
+                self._silent[node], kinds = self._silent[node] & forgiven, self._silent[node]
+                forgiven |= kinds
+                self._away.discard(node)
+        now = time.time()
+        for name, said in [(name, each.metadata) for name, each in self._open.items()]:
+            if said.created_at + said.ttl < now:
+                del self._open[name]
+                self.silent(said.dst_node_id, said.message_type)
+
+    def silent(self, node: int, kind: str) -> None:
+        """Note that a node let a message pass."""
+        self._silent.setdefault(node, set()).update({_ANY, kind})
+
+    def _spoke(self, node: int, kind: str) -> None:
+        for kinds in (self._silent.get(node, set()), self._forgiven.get(node, set())):
+            kinds -= {_ANY, kind}
+
+    def push(self, grid: Grid, messages: list[Message]) -> set[str]:
+        """Send messages whose replies are taken when they are there; return their ids."""
+        grid.push_messages(messages)
+        sent = {each.metadata.message_id: each for each in messages}
+        self._open |= sent
+        return set(sent)
+
+    def take(self, grid: Grid) -> Iterator[tuple[Message, Message]]:
+        """Yield pushed messages with the replies that are there."""
+        late, self._late = self._late, []
+        yield from late
+        for reply in grid.pull_messages(list(self._open)) if self._open else ():
+            asked = self._open.get(reply.metadata.reply_to_message_id)
+            if asked is None or (node := _source(reply, asked)) is None:
+                continue
+            del self._open[asked.metadata.message_id]
+            if reply.metadata.src_node_id == node:  # else the grid says that there will be no reply
+                self._spoke(node, asked.metadata.message_type)
+            yield asked, reply
+
+    def send(self, grid: Grid, messages: Iterable[Message], least: int = 0) -> list[Message]:
+        """Begin an exchange: push what goes to nodes that were silent, and return what is to be waited for.
+
+        Args:
+            grid: to send through.
+            messages: of one kind, one a node.
+            least: if fewer answer than that, all are waited for.
+        """
+        messages = list(messages)
+        waited = [each for each in messages if self.waits_for(each.metadata.dst_node_id, each.metadata.message_type)]
+        pushed = set[str]()
+        if len(waited) < least:
+            waited = messages
+        elif len(waited) < len(messages):
+            kind = messages[0].metadata.message_type
+            busy = self.asked(kind) | {each.metadata.dst_node_id for each in waited}
+            pushed = self.push(grid, [each for each in messages if each.metadata.dst_node_id not in busy])
+        self._exchange = _Exchange(waited, pushed, time.monotonic() + self.seconds)
+        return waited
+
+    def hear(self, grid: Grid, replies: Iterable[Message], enough: Callable[[], bool]) -> Iterator[tuple[int, Message]]:
+        """Yield the replies of an exchange, each with the node whose it is, and note who was silent.
+
+        Args:
+            grid: through which `send` pushed.
+            replies: to what `send` returned.
+            enough: whether the exchange may end without those that are not waited for.
+        """
+        exchange, answered = self._exchange, set[int]()
+        by_node = {each.metadata.dst_node_id: each for each in exchange.waited}
+        by_name = {each.metadata.message_id: each for each in exchange.waited}
+        for reply in replies:
+            said = reply.metadata
+            asked = by_node.get(said.src_node_id) or by_name.get(said.reply_to_message_id)
+            if asked is None or (node := _source(reply, asked)) is None:
+                continue  # nobody asked for it
+            if said.src_node_id == node:
+                answered.add(node)
+                self._spoke(node, asked.metadata.message_type)
+            yield node, reply
+        for node in by_node.keys() - answered:
+            self.silent(node, by_node[node].metadata.message_type)
+        yield from self._hear_others(grid, exchange, enough)
+
+    def _hear_others(
+        self, grid: Grid, exchange: _Exchange, enough: Callable[[], bool]
+    ) -> Iterator[tuple[int, Message]]:
+        grace = min(time.monotonic() + GRACE * self.seconds, exchange.ends)
+        while exchange.pushed:
+            for asked, reply in list(self.take(grid)):
+                if asked.metadata.message_id in exchange.pushed:
+                    exchange.pushed.discard(asked.metadata.message_id)
+                    yield asked.metadata.dst_node_id, reply
+                elif asked.metadata.message_type == MessageType.QUERY:
+                    self._late.append((asked, reply))
+            if time.monotonic() > (grace if enough() else exchange.ends):
+                return
+            Event().wait(POLL_SECONDS)
+
+    def ask(
+        self, grid: Grid, messages: Iterable[Message], enough: Callable[[], bool] = lambda: True,
+        seconds: float | None = None,
+    ) -> Iterator[tuple[int, Message]]:  # fmt: skip
+        """Send messages, and yield the replies, each with the node whose it is: `send` and `hear`."""
+        waited = self.send(grid, messages)
+        return self.hear(grid, grid.send_and_receive(waited, timeout=seconds or self.seconds), enough)
+
+
+def _source(reply: Message, asked: Message) -> int | None:
+    """Return whose reply this is: the node's that was asked, also if the grid answers in its place with an error."""
+    node = asked.metadata.dst_node_id
+    return node if reply.metadata.src_node_id == node or reply.has_error() else None

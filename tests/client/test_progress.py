@@ -1,0 +1,207 @@
+"""How good a model is after a round, a site finds out for itself; no number of records leaves, whatever does."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord
+
+from client.app import app as client_app
+from client.progress import look
+from client.site import open_site
+from privacy.ledger import Ledger
+from privacy.manifest import Training
+from simulations.federation import Federation, SiteTerms
+from simulations.results import journal_path, read_own_metrics
+from tests import studies
+from tests.federations import (
+    SETTINGS,
+    SITES,
+    SIZES,
+    TERMS,
+    FederationMaker,
+    models_of,
+    own_metrics,
+    run_with,
+    signed_run,
+    task_name,
+)
+
+COUNTED = task_name(studies.Counted)
+SHARED: tuple[str, ...] = ("epsilon", "loss", "accuracy", "odd")
+
+
+def sharing(task: str, **share: tuple[str, ...]) -> dict[str, SiteTerms]:
+    """Terms of the sites that do not share ε alone."""
+    return {site: replace(TERMS, tasks=(task,), share=share.get(site, ("epsilon",))) for site in SITES}
+
+
+def numbers_of(replies: list[Message]) -> set[float]:
+    """Every number in these replies, at whatever place."""
+    found: set[float] = set()
+    for reply in replies:
+        for record in reply.content.values():
+            if isinstance(record, (ConfigRecord, MetricRecord)):
+                found |= {value for value in record.values() if isinstance(value, (int, float))}
+    return found
+
+
+def test_a_site_writes_down_how_good_each_rounds_model_is_and_tells_nobody(
+    make_federation: FederationMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    federation, replies = make_federation(replace(SETTINGS, rounds=2)), list[Message]()
+
+    def heard(message: Message, context: Context) -> Message:
+        replies.append(client_app(message, context))
+        return replies[-1]
+
+    with caplog.at_level(logging.INFO):
+        first, second = run_with(federation, heard)
+    assert first["metrics"] == second["metrics"] == {}
+    assert all(not reply.content.get("metrics") for reply in replies)
+    _, manifest, run = signed_run(federation)
+    for site, path in federation.paths.items():
+        lines, opened = own_metrics(federation, site), open_site(path)
+        study, checkpoint = opened.study(SETTINGS.task), opened.checkpoint(manifest, run)
+        inputs, targets = study.held_out
+        with torch.no_grad():
+            loss = float(study.task.loss(study.load_into(study.module(0), checkpoint.model)(inputs), targets))
+        assert [line["round"] for line in lines] == [1, 2]
+        assert lines[-1] | {"time": 0} == {
+            "round": 2, "time": 0, "model": checkpoint.digest, "records": len(inputs), "metrics": lines[-1]["metrics"],
+        }  # fmt: skip
+        assert lines[-1]["metrics"]["loss"] == pytest.approx(loss)
+        (file,) = (path / "metrics").iterdir()
+        assert (file.name, file.stat().st_mode & 0o777) == (f"study-{run[:8]}.jsonl", 0o600)
+        assert f"round 2 of 2: loss {loss:.3f} on {len(inputs)} held-out records" in caplog.messages
+    counts = {site: SIZES[site] // 4 for site in SITES}
+    whole = sum(counts[site] * own_metrics(federation, site)[0]["metrics"]["loss"] for site in SITES)
+    assert read_own_metrics(federation, 1) == {"loss": pytest.approx(whole / sum(counts.values()))}
+
+
+@pytest.mark.parametrize("who", [("north",), ("north", "west"), SITES], ids=len)
+def test_a_metric_is_averaged_over_the_sites_that_told_it(
+    make_federation: FederationMaker, who: tuple[str, ...]
+) -> None:
+    shares: dict[str, tuple[str, ...]] = {site: ("loss", "accuracy") if site in who else ("loss",) for site in SITES}
+    federation = make_federation(replace(SETTINGS, task=COUNTED), sharing(COUNTED, **shares))
+    (event,) = run_with(federation)
+    assert event["metrics"]["accuracy"] == 1.0
+    assert event["sharing"] == sorted(SITES)
+    told = {site: float(f"{own_metrics(federation, site)[0]['metrics']['loss']:.2g}") for site in SITES}
+    assert event["metrics"]["loss"] == pytest.approx(
+        sum(SIZES[site] * told[site] for site in SITES) / sum(SIZES.values())
+    )
+
+
+def test_no_number_of_records_leaves_even_where_metrics_do(make_federation: FederationMaker) -> None:
+    # Sizes that are declared are not those that there are, so that a true one would be seen.
+    declared = {site: 7 * size for site, size in SIZES.items()}
+    settings = replace(SETTINGS, task=COUNTED, cohort=replace(SETTINGS.cohort, sizes=declared))
+    federation = make_federation(settings, sharing(COUNTED, **dict.fromkeys(SITES, (*SHARED, "records", "count"))))
+    replies: list[Message] = []
+
+    def heard(message: Message, context: Context) -> Message:
+        replies.append(client_app(message, context))
+        return replies[-1]
+
+    run_with(federation, heard)
+    assert len([reply for reply in replies if reply.content.get("metrics")]) == len(SITES)
+    true = {count for size in SIZES.values() for count in (size, size // 4, size * 5 // 4)}
+    assert not numbers_of(replies) & true
+    for reply in replies:
+        for value in reply.content.get("metrics", MetricRecord()).values():
+            assert isinstance(value, float)
+            assert value == float(f"{value:.2g}")  # a fraction with all its digits would tell
+
+
+@pytest.mark.parametrize("shared", [SHARED, ("epsilon",)], ids=["shared", "kept"])
+def test_a_metric_that_is_no_number_spoils_nothing(make_federation: FederationMaker, shared: tuple[str, ...]) -> None:
+    federation = make_federation(replace(SETTINGS, task=COUNTED), sharing(COUNTED, **dict.fromkeys(SITES, shared)))
+    (event,) = run_with(federation)
+    assert event["released"]
+    assert event["problems"] == {}
+    assert set(event["metrics"]) == set(shared) & {"loss", "accuracy"}
+    assert own_metrics(federation, "north")[0]["metrics"]["odd"] is None
+    assert len(set(models_of(federation).values())) == 1
+
+
+def _no_room(folder: Path) -> None:
+    (folder / "metrics").write_text("a file where a folder should be")
+
+
+@pytest.mark.parametrize("failing", ["the task's metrics", "the file"])
+def test_what_a_site_cannot_see_of_its_model_spoils_nothing(make_federation: FederationMaker, failing: str) -> None:
+    task = task_name(studies.Unmeasurable) if failing == "the task's metrics" else SETTINGS.task
+    federation = make_federation(replace(SETTINGS, task=task, rounds=2))
+    if failing == "the file":
+        for path in federation.paths.values():
+            _no_room(path)
+    events = run_with(federation)
+    assert [(event["released"], event["problems"]) for event in events] == [(True, {})] * 2
+    assert studies.QUOTE not in journal_path(federation).read_text()
+
+
+def test_a_run_that_trains_nothing_is_not_looked_at(make_federation: FederationMaker) -> None:
+    federation = make_federation(replace(SETTINGS, training=Training(0, 1.0, 0.1)))
+    run_with(federation)
+    assert not (federation.paths["north"] / "metrics").exists()
+
+
+def test_a_line_that_a_crash_cut_off_stands_by_itself_and_a_round_is_written_down_once(
+    make_federation: FederationMaker,
+) -> None:
+    federation = make_federation()
+    run_with(federation)
+    (file,) = (federation.paths["north"] / "metrics").iterdir()
+    first = file.read_bytes()
+    file.write_bytes(first + b'{"round": 2, "ti')
+    _, manifest, run = signed_run(federation)
+    site = open_site(federation.paths["north"])
+    checkpoint = site.checkpoint(manifest, run)
+    for number in (1, 2, 2):  # a sum may be delivered again
+        look(site, manifest, replace(checkpoint, round=number))
+    cut, last = file.read_bytes().removeprefix(first).splitlines()
+    assert (cut, json.loads(last)["round"]) == (b'{"round": 2, "ti', 2)
+    assert set(read_own_metrics(federation, 2)) == {"loss"}
+
+
+def test_of_many_held_out_records_some_are_looked_at_in_parts(
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.progress._MOST_RECORDS", 4)
+    monkeypatch.setattr("client.progress._BATCH", 2)
+    federation = make_federation()
+    run_with(federation)
+    _, manifest, run = signed_run(federation)
+    opened = open_site(federation.paths["north"])
+    study, model = opened.study(SETTINGS.task), opened.checkpoint(manifest, run).model
+    inputs, targets = (part[::2] for part in study.held_out)
+    with torch.no_grad():
+        loss = float(study.task.loss(study.load_into(study.module(0), model)(inputs), targets))
+    (line,) = own_metrics(federation, "north")
+    assert line["records"] == len(inputs) == 3
+    assert line["metrics"]["loss"] == pytest.approx(loss)
+
+
+def test_settings_that_any_tool_writes_share_epsilon_alone(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, ("north",))
+    federation.write_settings("north", "localhost:1", SiteTerms(tasks=(SETTINGS.task,)))
+    text: Any = (tmp_path / "north" / "site.toml").read_text()
+    assert 'share = ["epsilon"] ' in text
+
+
+def test_an_epsilon_that_cannot_be_computed_does_not_keep_an_update_back(
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> float:
+        raise OverflowError
+
+    monkeypatch.setattr(Ledger, "spent", fail)
+    (event,) = run_with(make_federation())
+    assert event["released"]
+    assert (sorted(event["sites"]), event["problems"], event["epsilon"]) == (sorted(SITES), {}, {})

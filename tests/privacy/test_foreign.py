@@ -1,0 +1,55 @@
+"""Whatever somebody else wrote is short, on one line, and each of its characters stands for itself."""
+
+import json
+import unicodedata
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from privacy.foreign import MOST, plain, quoted
+
+hostile = st.text(st.characters(exclude_categories=())) | st.text(
+    "\x1b[]\n\r\t\u202e\u2066\u200b\u0301“”  \\ abε", max_size=600
+)
+
+
+@given(text=hostile)
+@example(text="\ud800")
+@example(text="\u0627\u0644" * 400)
+@example(text="e\u0301")
+def test_text_of_others_shows_as_it_stands(text: str) -> None:
+    shown = plain(text)
+    assert len(shown) <= MOST
+    assert shown.isprintable()
+    assert plain(shown) == shown
+    shown.encode()
+    for character in shown:
+        assert unicodedata.category(character)[0] not in "CM"
+        assert unicodedata.bidirectional(character) not in {"R", "AL", "AN", "RLE", "RLO", "RLI"}
+    assert json.loads(json.dumps(shown)) == shown
+
+
+@given(text=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=MOST))
+def test_plain_english_stays_as_it_is(text: str) -> None:
+    assert plain(text) == text
+
+
+@pytest.mark.parametrize("text", ["ε 2.90 of 3, δ ≤ 1e-05", "Zürich – „Bern“", "第三医院", 'tasks = ["a:B"]'])
+def test_letters_and_signs_stay_as_they_are(text: str) -> None:
+    assert plain(text) == text
+
+
+@given(text=hostile)
+def test_nobody_closes_the_quotation_marks(text: str) -> None:
+    said = quoted(text)
+    assert (said[0], said[-1]) == ("“", "”")
+    assert not set("“”") & set(said[1:-1])
+    assert "  " not in said
+    assert len(said) <= MOST + 2
+    assert plain(said, MOST + 2) == said
+
+
+def test_megabytes_are_cut_before_they_are_looked_at() -> None:
+    assert plain("\x1b" * 10_000_000).startswith("\\x1b\\x1b")
+    assert len(quoted("”" * 10_000_000)) <= MOST + 2

@@ -1,0 +1,51 @@
+"""What `flwr run` sends: an app without code, whose parts both ends have installed."""
+
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+ROOT = Path(__file__).parent.parent.parent
+BUNDLE = ROOT / "deploy" / "flower"
+
+
+def project(folder: Path) -> dict[str, Any]:
+    return tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def flower_part(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = project(folder)["tool"]["flwr"]["app"]
+    return found
+
+
+@pytest.mark.parametrize(("folder", "limit"), [(BUNDLE, 13_000), (ROOT, 30_000)], ids=["bundle", "checkout"])
+def test_no_code_travels(tmp_path: Path, folder: Path, limit: int) -> None:
+    subprocess.run([Path(sys.executable).with_name("flwr"), "build", "--app", folder], cwd=tmp_path, check=True)
+    (file,) = tmp_path.glob("*.fab")
+    with ZipFile(file) as archive:
+        assert set(archive.namelist()) == {"pyproject.toml", "LICENSE", ".info/CONTENT"}
+    assert file.stat().st_size < limit
+
+
+def test_the_bundle_says_what_the_repository_says() -> None:
+    bundle, ours = project(BUNDLE)["project"], project(ROOT)["project"]
+    assert flower_part(BUNDLE) == flower_part(ROOT)
+    assert (bundle["version"], bundle["license"]) == (ours["version"], ours["license"])
+    assert bundle["dependencies"] == [each for each in ours["dependencies"] if each.startswith("flwr")]
+    assert (BUNDLE / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    lock = (ROOT / "requirements" / "lock.txt").read_text(encoding="utf-8")
+    assert f"\nflwr=={flower_part(ROOT)['flwr-version-target']} " in lock
+
+
+def test_the_apps_that_the_bundle_names_are_installed() -> None:
+    kinds = {"serverapp": ServerApp, "clientapp": ClientApp}
+    for part, name in flower_part(BUNDLE)["components"].items():
+        module, _, attribute = name.partition(":")
+        assert isinstance(getattr(importlib.import_module(module), attribute), kinds[part])

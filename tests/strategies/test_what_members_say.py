@@ -1,0 +1,166 @@
+"""Whatever a member says beside its updates, the run goes on, and what is shown and kept of it is short and plain."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from math import inf, nan
+from typing import Any
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from cloister.view import RoundTable
+from privacy.foreign import MOST
+from simulations.federation import Federation
+from simulations.results import journal_path, read_events
+from strategies.journal import Journal
+from strategies.metrics import averaged
+from tests.federations import NOISY, SETTINGS, SITES, FederationMaker, run_with
+from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, QUERY, TRAIN, answering
+from transport.contents import pack_readiness, read_readiness
+from transport.flower import reply
+
+ROW = "\r\n    9    4/4  0.001   1.000     0.01                   1 kB   0.01 s"
+SCREAM = "\x1b[2J\x1b[31m\x1b]0;owned\x07\u202eyltsenoh\u2066[red]:pile_of_poo:" + ROW
+
+Lie = Callable[[RecordDict], RecordDict | Error]
+
+
+def _beside(name: str, record: ArrayRecord | ConfigRecord | MetricRecord) -> Lie:
+    def lie(content: RecordDict) -> RecordDict:
+        content[name] = record
+        return content
+
+    return lie
+
+
+def _says(reason: str) -> Lie:
+    return lambda _: Error(100, reason)
+
+
+def _reads_as(**fields: Any) -> Lie:  # noqa: ANN401 - of a readiness
+    return lambda content: pack_readiness(replace(read_readiness(content), **fields))
+
+
+# By the kind of message that is answered; with whether the site's update of that round, or its readiness, counts.
+LIES: dict[str, list[tuple[str, Lie, bool]]] = {
+    QUERY: [
+        ("a reason of 3 MB", _says(SCREAM * 30_000), False),
+        ("another's name", _reads_as(site=SCREAM * 1000), False),
+        ("a layout that is none", _reads_as(layout=SCREAM * 1000), False),
+        ("keys that are none", _reads_as(epoch=1, keys=SCREAM), False),
+        ("a head that is none", _beside("ledger", MetricRecord({"head": 0.0})), True),
+    ],
+    TRAIN: [
+        ("a reason of 3 MB", _says(SCREAM * 30_000), False),
+        ("no reason", _says(""), False),
+        ("an ε that is no number", _beside("report", MetricRecord({"epsilon": nan})), True),
+        ("an infinite ε", _beside("report", MetricRecord({"epsilon": inf})), True),
+        ("an ε below 0", _beside("report", MetricRecord({"epsilon": -3.0})), True),
+        ("an ε of 1e300", _beside("report", MetricRecord({"epsilon": 1e300, SCREAM: 0.0})), True),
+        ("a report of another kind", _beside("report", ArrayRecord()), True),
+        ("a head that is none", _beside("ledger", ConfigRecord({"head": SCREAM, "signature": b""})), True),
+    ],
+    EVALUATE: [
+        ("a reason of 3 MB", _says(SCREAM * 30_000), True),
+        ("5,000 metrics", _beside("metrics", MetricRecord({f"{SCREAM}{i}": 1e300 for i in range(5000)})), True),
+        ("metrics that are no numbers", _beside("metrics", MetricRecord({"loss": nan, "accuracy": -inf})), True),
+        ("huge metrics", _beside("metrics", MetricRecord({"loss": 3e39, "accuracy": -3e38})), True),
+        ("metrics of another kind", _beside("metrics", ConfigRecord({"loss": SCREAM})), True),
+        ("a digest that is none", _beside("opened", ConfigRecord({"model": SCREAM * 1000})), True),
+    ],
+}
+
+
+def _strict(line: str) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found: dict[str, Any] = json.loads(line, parse_constant=refuse)
+    return found
+
+
+def _shown(federation: Federation) -> str:
+    """What a terminal gets of the run."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, highlight=False, color_system=None)
+    table = RoundTable(console)
+    for event in read_events(journal_path(federation)):
+        table.show(event)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("kind", LIES)
+def test_a_member_that_lies_beside_its_updates_stops_nobody_and_fills_nothing(
+    make_federation: FederationMaker, kind: str
+) -> None:
+    lies = LIES[kind]
+    federation, left = make_federation(replace(NOISY, rounds=len(lies))), iter(lies)
+
+    def lying(message: Message, genuine: Message) -> Message:
+        _, lie, _ = next(left)
+        return reply(lie(genuine.content), message)
+
+    events = run_with(federation, answering(federation, kind, HOSTILE, lying))
+    for (name, _, counts), event in zip(lies, events, strict=True):
+        assert event["released"], name
+        assert sorted(event["sites"]) == sorted(SITES if counts else HONEST), name
+        assert set(event["problems"]) == ({HOSTILE} if kind != QUERY or not counts else set()), name
+        assert set(event["epsilon"]) - {HOSTILE} == set(HONEST), name
+    assert all(abs(value) < 4e38 for event in events for value in event["metrics"].values())
+
+    kept = journal_path(federation).read_text(encoding="utf-8")
+    assert max(map(len, kept.splitlines())) < 4096
+    for line in kept.splitlines():
+        for text in _strict(line).get("problems", {}).values():
+            assert text.isprintable()
+            assert len(text) <= MOST + 2
+    shown = _shown(federation)
+    assert not {"\x1b", "\x07", "\r", "\u202e", "\u2066", "💩"} & set(shown)
+    rows = [line for line in shown.splitlines() if line.startswith("    ") and "/4" in line[:15]]
+    assert len(rows) == len(lies)
+    assert all(len(row) <= 80 for row in rows)
+
+
+@given(told=st.dictionaries(st.sampled_from(SITES), st.dictionaries(st.text(max_size=3), st.floats(-3.4e38, 3.4e38))))
+def test_an_average_lies_between_what_the_sites_told(told: dict[str, dict[str, float]]) -> None:
+    sizes = SETTINGS.cohort.sizes
+    for name, value in averaged(told, sizes).items():
+        of = [metrics[name] for metrics in told.values() if name in metrics]
+        slack = 1e-9 * max(map(abs, of))
+        assert min(of) - slack <= value <= max(of) + slack
+
+
+def test_of_too_many_metrics_those_are_averaged_that_most_sites_told() -> None:
+    told = {
+        "north": {f"n{i}": 1.0 for i in range(16)} | {"loss": 1.0},
+        "south": {"loss": 3.0},
+        "stranger": {"loss": 9.0},
+    }
+    found = averaged(told, {"north": 10, "south": 10})
+    assert len(found) == 16
+    assert found["loss"] == 2.0
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=30)
+@given(details=st.dictionaries(st.sampled_from("abc"), values))
+def test_the_journal_is_strict_json_of_one_line_an_event_whatever_it_records(
+    tmp_path_factory: pytest.TempPathFactory, details: dict[str, Any]
+) -> None:
+    journal = Journal(tmp_path_factory.mktemp("journal"))
+    journal.record("one", **details)
+    journal.record("two")
+    text = (journal.folder / "events.jsonl").read_text(encoding="utf-8")
+    assert text.isascii()
+    assert [_strict(line)["event"] for line in text.splitlines()] == ["one", "two"]

@@ -1,0 +1,111 @@
+"""Addresses, read in one place and in one form: `host:port`, where a host is a name, an IPv4 or an IPv6 address.
+
+What looks like an address and is none would be understood by each library in its own way: gRPC takes port 99999 for
+34463 and none at all for 443, and resolvers take `127.1` for 127.0.0.1.
+
+>>> read_address("Fed.example.org:9440")
+Address(host='fed.example.org', port=9440)
+>>> str(read_address("[0:0::1]:9440"))
+'[::1]:9440'
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from privacy.errors import MalformedError
+
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_PORT = re.compile(r"0|[1-9][0-9]{0,4}")
+_LONGEST_NAME = 253
+_PORTS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Address:
+    """A host, without brackets, and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def read_address(text: str, *, listening: bool = False) -> Address:
+    """Read `host:port`.
+
+    Args:
+        text: what somebody wrote.
+        listening: whether a server is to listen there: then port 0 stands for any that is free.
+
+    Raises:
+        MalformedError: if it is no address; says why.
+    """
+    host, colon, port = text.rpartition(":")
+    wrong = None
+    if "://" in text:
+        wrong = f"leave out {text.partition('://')[0]}://"
+    elif not text.isascii() or not text.isprintable() or " " in text:
+        wrong = "a name with other letters has an ASCII form that starts with xn--, and no blanks"
+    elif not host.startswith("[") and ":" in host:
+        wrong = "an IPv6 address stands in brackets: [::1]:9440"
+    elif not colon or not host or host.endswith("]") != host.startswith("["):
+        wrong = "write host:port, for example fed.example.org:9440"
+    elif not _PORT.fullmatch(port) or not (0 if listening else 1) <= int(port) < _PORTS:
+        wrong = f"a port is a number from {0 if listening else 1} to {_PORTS - 1}"
+    if wrong:
+        msg = f"{text!a} is no address; {wrong}"
+        raise MalformedError(msg)
+    return Address(read_host(host), int(port))
+
+
+def read_host(text: str) -> str:
+    """Read a name, an IPv4 address, or an IPv6 address with or without brackets, and return its one form.
+
+    Raises:
+        MalformedError: if it is none; says why.
+    """
+    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        found = ipaddress.ip_address(inner)
+    except ValueError:
+        found = None
+    name, wrong = inner.lower(), None
+    if found is not None and (found.version == 6 or inner == text):  # noqa: PLR2004 - an address in brackets is IPv6
+        if "%" not in inner:
+            return str(found)
+        wrong = "an address of one network card is no other machine's; leave it and the % out"
+    elif inner != text or ":" in text:
+        wrong = "in brackets stands an IPv6 address, and a host has no port and no scheme"
+    elif text.endswith("."):
+        wrong = "leave out the dot at its end, with which certificates do not fit"
+    elif len(name) > _LONGEST_NAME or not all(_LABEL.fullmatch(label) for label in name.split(".")):
+        wrong = "a name has letters a to z, digits, hyphens and dots; others have an ASCII form that starts with xn--"
+    elif _NUMBER.fullmatch(name.rpartition(".")[2]):
+        wrong = "an IPv4 address has four numbers up to 255"
+    if wrong:
+        msg = f"{text!a} is no host; {wrong}"
+        raise MalformedError(msg)
+    return name
+
+
+def _canonical(text: str, *, listening: bool = False) -> str:
+    try:
+        return str(read_address(text, listening=listening))
+    except MalformedError as error:
+        raise ValueError(str(error)) from error
+
+
+Dialled = Annotated[str, AfterValidator(_canonical)]
+"""A setting: an address that somebody dials."""
+
+ListenedOn = Annotated[str, AfterValidator(partial(_canonical, listening=True))]
+"""A setting: an address that a server listens on."""

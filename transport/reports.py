@@ -1,0 +1,61 @@
+"""What a reply tells beside what it was asked for: numbers that may be missing, and never spoil the rest.
+
+A number that is none, is out of the range that it can have, or stands under a name that nobody could know is left out
+and noted; the update or the digest beside it counts all the same.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flwr.app import MetricRecord
+
+from privacy.policy import METRIC_NAME, MOST_METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from flwr.app import RecordDict
+
+LARGEST_EPSILON = 1e6  # more than any budget
+LARGEST_METRIC = 3.4e38  # what float32 can hold
+
+
+@dataclass(frozen=True)
+class Told:
+    """Numbers by name, each in the range that it can have."""
+
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    dropped: str = ""  # what was left out, in a sentence; empty if nothing was
+
+
+def read_report(content: RecordDict) -> Told:
+    """Return what a site tells beside its update: the ε that it has spent."""
+    return _read(content, "report", lambda name, value: name == "epsilon" and 0 <= value <= LARGEST_EPSILON)
+
+
+def read_metrics(content: RecordDict) -> Told:
+    """Return what a site tells beside the digest of its model: means of metrics over its held-out records."""
+    return _read(
+        content,
+        "metrics",
+        lambda name, value: re.fullmatch(METRIC_NAME, name) is not None and abs(value) <= LARGEST_METRIC,
+    )
+
+
+def _read(content: RecordDict, record: str, can_be: Callable[[str, float], bool]) -> Told:
+    values = content.get(record, MetricRecord())
+    if not isinstance(values, MetricRecord) or len(values) > MOST_METRICS:
+        return Told(dropped=f"its {record} was left out: it is none that a site can send")
+    numbers = {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and math.isfinite(value) and can_be(name, value)
+    }
+    left = len(values) - len(numbers)
+    return Told(
+        numbers, f"{left} of {len(values)} numbers in its {record} cannot be, and were left out" if left else ""
+    )
