@@ -147,7 +147,7 @@ def _clipping(task: Task, model: nn.Module, choice: Choice, precision: Precision
     mode = make_mode(choice.gradients, model, RecordLoss(task), bound, computed_in)
     try:
         optimizer = CipherOptimizer(
-            torch.optim.SGD(model.parameters(), lr=1.0),
+            torch.optim.SGD(mode.trained, lr=1.0),
             noise_multiplier=0.0,
             max_grad_norm=bound,
             expected_batch_size=1,

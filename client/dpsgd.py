@@ -163,6 +163,7 @@ class _Chance:
 def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, chance: _Chance,
                 team: Team | None = None) -> None:  # fmt: skip
     if team:
+        team.share(model.buffers())
         with team.talking():
             model = DifferentiallyPrivateDistributedDataParallel(model)  # takes the first process's parameters over
     precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32

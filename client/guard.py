@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 import warnings
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING
 from weakref import ref
 
@@ -29,6 +30,7 @@ from torch import nn
 from client.draws import forked, seed_cpu
 from client.interactions import check_gradients
 from client.meeting import REMEMBERS, check_chance, check_meeting, check_place
+from client.state import DTYPES, tensors_of, trained
 from client.terms import check_leaves, check_loss
 from client.trial import Example, Trial, make_model, same
 from privacy.errors import TaskError
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from client.task import Task
+
+
+_SECONDS = 0.5  # for gradients, with each of four weights
+_Marks = dict[str, tuple[torch.Size, bool, int]]
 
 
 def check_task(task: Task, name: str) -> Example:
@@ -83,12 +89,13 @@ def _naming(name: str) -> Iterator[None]:
 
 def _check(task: Task, example: Example) -> None:
     inputs, targets = example.batch()
-    trial = Trial(task, _made(task, inputs))
+    module, marks = _made(task, inputs)
+    trial = Trial(task, module)
     check_meeting(trial, inputs)
     check_chance(trial, inputs)
     check_place(trial, inputs)
     _check_shared(trial.module)
-    _check_state(trial, inputs, targets)
+    _check_state(trial, marks, inputs, targets)
     check_loss(trial, inputs, targets)
     try:
         check_gradients(trial, example, _SECONDS)
@@ -111,8 +118,8 @@ def _check(task: Task, example: Example) -> None:
         trial.metrics(trial.outputs(inputs), targets)
 
 
-def _made(task: Task, inputs: Tensor) -> nn.Module:
-    """Make a task's model; again and again, to see that it is the same, and starts from no batch.
+def _made(task: Task, inputs: Tensor) -> tuple[nn.Module, _Marks]:
+    """Make a task's model, and marks of it; again and again, to see that it is the same, and starts from no batch.
 
     Raises:
         TaskError: if it is not, or its parameters are not such as are shared.
@@ -136,43 +143,60 @@ def _made(task: Task, inputs: Tensor) -> nn.Module:
                     "its model() makes another model each time; draw its first weights from torch's own generator alone"
                 )
                 raise TaskError(msg if turn == "again" else REMEMBERS)
-    return module
+    return module, marks
 
 
 def _check_form(module: nn.Module) -> None:
     """Refuse parameters of a form that is not shared."""
-    for name, parameter in module.named_parameters():
-        if isinstance(parameter, nn.UninitializedParameter):
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
             msg = f"its model's parameter `{name}` has no size yet; use layers that are told theirs, none of nn.Lazy…"
             raise TaskError(msg)
-        if parameter.dtype != torch.float32:
-            msg = "its model has parameters that are not float32; make all of them float32"
+        if tensor.requires_grad and tensor.dtype != torch.float32:
+            msg = "its model trains parameters that are not float32; make all of them float32, or freeze them"
             raise TaskError(msg)
-    sizes = [parameter.numel() for parameter in module.parameters()]
+        if tensor.dtype not in DTYPES:
+            msg = f"its model's `{name}` is of {tensor.dtype}, which its file cannot hold; use another type of number"
+            raise TaskError(msg)
+    for name, part in module.named_modules():
+        if getattr(part, "sparse", False):
+            msg = f"its model's `{name}` makes sparse gradients, which cannot be clipped; leave out sparse=True"
+            raise TaskError(msg)
+    sizes = [tensor.numel() for tensor in trained(module).values()]
     if not sizes or 0 in sizes:
-        msg = "its model has no parameters, or some without elements; give it such as can be trained"
+        msg = (
+            "its model has nothing to train, or parameters without elements; set requires_grad=True on what is to be "
+            "trained"
+        )
         raise TaskError(msg)
 
 
 def _check_shared(module: nn.Module) -> None:
-    """Refuse what would be a part of the model, and is not shared."""
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            msg = f"its model's parameter `{name}` is frozen, and only what is trained is shared; {_CONSTANTS}"
+    """Refuse tensors that lie on top of each other: what moves one would move another, uncounted."""
+    reach = sorted((*_reach(tensor), name) for name, tensor in tensors_of(module).items() if tensor.numel())
+    for (_, end, name), (start, _, other) in pairwise(reach):
+        if start < end:
+            msg = (
+                f"its model's `{name}` and `{other}` share memory without being one parameter; assign the parameter "
+                "itself to both, or a copy"
+            )
             raise TaskError(msg)
-    for name, _ in module.named_buffers():
-        msg = f"its model has a buffer `{name}`, and only parameters are shared; {_CONSTANTS}"
-        raise TaskError(msg)
+
+
+def _reach(tensor: Tensor) -> tuple[int, int]:
+    """Return where a tensor's memory begins and ends."""
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 _ANOTHER = "its model() makes another model each time; draw its first weights from torch's own generator alone"
 _SECONDS, _BRIEFLY = 0.5, 0.1  # for gradients beyond the least; of a site's own records
-_CONSTANTS = "keep a constant as a plain tensor that forward brings to its input's device"
 
 
-def _check_state(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
+def _check_state(trial: Trial, marks: _Marks, inputs: Tensor, targets: Tensor) -> None:
     """Refuse a task whose runs leave anything behind, or train anything but the model."""
-    marks, kept = _marks(trial.module), (inputs.clone(), targets.clone())
+    _check_unchanged(trial.module, marks, "forward")  # the first of all was before this
+    kept = inputs.clone(), targets.clone()
     first = None
     for turned in (False, True):
         batch, aims = (part.flip(0)[:3] if turned else part for part in (inputs, targets))
@@ -196,8 +220,16 @@ def _check_state(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
         parameter.grad = None
 
 
-def _check_unchanged(module: nn.Module, marks: dict[str, tuple[torch.Size, int]], when: str) -> None:
-    if _marks(module) != marks:
+def _check_unchanged(module: nn.Module, marks: _Marks, when: str) -> None:
+    found = _marks(module)
+    changed = next((name for name in (*marks, *found) if found.get(name) != marks.get(name)), None)
+    if changed is not None:
+        if changed in dict(module.named_buffers()):
+            msg = (
+                f"its model's buffer `{changed}` changes in {when}, past clipping and noise; keep buffers as they are, "
+                "without running statistics (track_running_stats=False) or counters"
+            )
+            raise TaskError(msg)
         msg = (
             f"parameters of its model change in {when}, past clipping and noise; leave steps to Cloister, and keep "
             "parameters as they are"
@@ -205,24 +237,29 @@ def _check_unchanged(module: nn.Module, marks: dict[str, tuple[torch.Size, int]]
         raise TaskError(msg)
 
 
-def _marks(module: nn.Module) -> dict[str, tuple[torch.Size, int]]:
-    """Return the sum of each parameter's bits as numbers: a copy would take as much memory as the model."""
+def _marks(module: nn.Module) -> _Marks:
+    """Return of each tensor whether it is trained, and the sum of its bits: a copy would take as much memory as it."""
     return {
-        name: (parameter.shape, int(parameter.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)))
-        for name, parameter in module.named_parameters()
+        name: (tensor.shape, tensor.requires_grad, int(_bits(tensor).sum(dtype=torch.int64)))
+        for name, tensor in tensors_of(module).items()
     }
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.detach().contiguous().view(kind)
 
 
 def _shake(module: nn.Module) -> None:
     """Move all weights, about as far as layers' first ones usually are from nought."""
     seed_cpu(1)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in trained(module).values():
             inward = parameter[0].numel() if parameter.dim() else 1
             parameter.add_(torch.randn_like(parameter), alpha=max(1, inward) ** -0.5)
 
 
 def _scale(module: nn.Module, factor: float) -> None:
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in trained(module).values():
             parameter.mul_(factor)

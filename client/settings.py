@@ -56,7 +56,7 @@ class Keys:
     roster: File = Path("keys/roster")
 
 
-Gradients = Literal["auto", "bookkeeping", "vmap", "hooks", "functorch"]
+Gradients = Literal["auto", "bookkeeping", "vmap", "hooks", "functorch", "autograd"]
 Precision = Literal["float32", "bfloat16"]
 
 

@@ -17,10 +17,11 @@ from client.interactions import InteractionError
 from client.proving import prove
 from client.records import split_held_out
 from client.refusals import Refusals
+from client.state import check_constants, layout_of, set_constants, tensors_of
 from client.task import import_task
 from client.trial import make_model
 from privacy.errors import DataError
-from privacy.update import Layout, Model, Update
+from privacy.update import Model, Update
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from client.trial import Example
     from client.workplace import Workplace
     from privacy.manifest import Manifest, RunSettings
+    from privacy.purposes import Start
     from privacy.randomness import Randomness
+    from privacy.update import Layout
 
 Records = tuple["Tensor", "Tensor"]
 
@@ -48,16 +51,17 @@ class Study:
         self._refusals = Refusals(site.place.folder)
         self._refusals.check(name, self.task)
         self._example = _tried(self.task, name)
+        self._layouts: dict[tuple[int, Start | None], Layout] = {}  # of one run, as constants may be large
 
     def module(self, seed: int) -> nn.Module:
         """Make the untrained module; the same at every site."""
         return make_model(self.task, seed)
 
     def untrained(self, seed: int) -> Model:
-        """Return the untrained model's parameters."""
+        """Return the untrained model."""
         module = self.module(seed)
-        layout = Layout(tuple((name, tuple(tensor.shape)) for name, tensor in module.named_parameters()))
-        return Model(_drained(module, layout.size), layout)
+        layout = layout_of(module)
+        return Model(_drained(module, layout), layout)
 
     def start(self, settings: RunSettings) -> Model:
         """Return the model that a run starts from: a new one, or one that the site has and the run names.
@@ -67,16 +71,26 @@ class Study:
         """
         if settings.start is None:
             return self.untrained(settings.model_seed)
-        return find_model(self._site.place.folder / "models", settings.start.model, self._layout, self._site.name)
+        layout = layout_of(self.module(settings.model_seed))
+        return find_model(self._site.place.folder / "models", settings.start.model, layout, self._site.name)
 
     def layout(self, settings: RunSettings) -> Layout:
-        """Names and shapes of the parameters, whatever the seed."""
-        del settings
-        return self._layout
+        """Names and shapes of what is trained, and the rest of the model, as the run starts with it.
+
+        Raises:
+            RefusedError: as `start` does.
+        """
+        if not self._layout.constants:
+            return self._layout
+        of = settings.model_seed, settings.start
+        if of not in self._layouts:
+            made = self.start(settings).layout if settings.start else layout_of(self.module(settings.model_seed))
+            self._layouts = {of: made}
+        return self._layouts[of]
 
     @cached_property
     def _layout(self) -> Layout:
-        return self.untrained(0).layout
+        return layout_of(self.module(0))
 
     def prepare(self, settings: RunSettings) -> None:
         """Find a way to compute gradients, before anything is charged.
@@ -110,12 +124,12 @@ class Study:
         """Do nothing more than what is done with every model."""
 
     def load_into(self, module: nn.Module, model: Model) -> nn.Module:
-        """Set a module's parameters and move it to the site's device."""
+        """Make a new module the model, and move it to the site's device."""
+        held = tensors_of(module)
         with torch.no_grad():
-            for parameter, values in zip(
-                module.parameters(), model.layout.unflatten(model.vector).values(), strict=True
-            ):
-                parameter.copy_(torch.from_numpy(np.array(values)))
+            for name, values in model.layout.unflatten(model.vector).items():
+                held[name].copy_(torch.from_numpy(np.array(values)))
+        set_constants(module, model.layout)
         return module.to(self._site.device)
 
     @staticmethod
@@ -124,8 +138,10 @@ class Study:
 
         Raises:
             MalformedError: if a value is not finite.
+            TaskError: if anything has changed that is not trained.
         """
-        vector = _drained(module, model.layout.size)
+        check_constants(module, model.layout)
+        vector = _drained(module, model.layout)
         vector -= model.vector
         return Update(vector)
 
@@ -196,10 +212,11 @@ def _tried(task: Task, name: str) -> Example:
     return _TRIED[type(task)]
 
 
-def _drained(module: nn.Module, size: int) -> NDArray[np.float32]:
-    """Return a module's parameters, `(size,)`, and leave it empty: both need not fit in memory."""
-    vector, start = np.empty(size, dtype=np.float32), 0
-    for parameter in module.parameters():
+def _drained(module: nn.Module, layout: Layout) -> NDArray[np.float32]:
+    """Return a module's trained parameters, `(size,)`, and leave them empty: both need not fit in memory."""
+    vector, start, held = np.empty(layout.size, dtype=np.float32), 0, tensors_of(module)
+    for name, _ in layout.shapes:
+        parameter = held[name]
         place = slice(start, start := start + parameter.numel())
         vector[place] = parameter.detach().cpu().numpy().reshape(-1)
         parameter.data = parameter.new_empty(0)

@@ -30,7 +30,10 @@ class Task(ABC):
 
     @abstractmethod
     def model(self) -> nn.Module:
-        """Make the untrained model. Cloister seeds torch first, so that every site makes the same one."""
+        """Make the untrained model. Cloister seeds torch first, so that every site makes the same one.
+
+        What has `requires_grad` is trained. All else stays as it is, and must be the same at all sites.
+        """
 
     @abstractmethod
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
