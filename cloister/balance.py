@@ -52,7 +52,7 @@ def _show_balance(of: dict[str, Any], console: Console) -> None:
         return
     _line(console, f"  replacing a person instead of adding or removing one: ε {_number(of['spent_replace_one'])}")
     check = of["cross_check"]
-    prv = _number(check["prv"]) if check["has_prv"] else "– (needs Opacus)"
+    prv = f"– ({check['why_no_prv']})" if check["why_no_prv"] else _number(check["prv"])
     over = ["for each record" if of["records_per_person"] > 1 else "", "without discrete noise" * check["parts"]]
     each = "".join(f", {part}" for part in over if part)
     _line(

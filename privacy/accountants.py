@@ -19,17 +19,16 @@ from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 from scipy.special import log_ndtr
 
-from privacy import losses, renyi
+from privacy import losses, renyi, steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LARGEST_CHAIN = 700.0  # ε, of which floats still hold the exponential
-_NOTHING = -800.0  # the logarithm of a chance below any float
 _HALVINGS = 200
+_MANY_STEPS = 1_000_000  # from where on the grid of the losses is so coarse that divergences may come to less
 
 
 class Relation(Enum):
@@ -83,12 +82,14 @@ class _Pld(Accountant):
         if relation is Relation.REPLACE_ONE and group > 1:
             return chained(partial(self.of_person, entries, relation=Relation.ADD_OR_REMOVE_ONE, group=group), delta, 2)
         found = 0.0
-        for pair in (_replaced,) if relation is Relation.REPLACE_ONE else (_removed, _added):
-            steps = [(pair(each.noise_multiplier, each.sample_rate, group), each.steps) for each in sampled]
+        for pair in (steps.replaced,) if relation is Relation.REPLACE_ONE else (steps.removed, steps.added):
+            pairs = [(pair(each.noise_multiplier, each.sample_rate, group), each.steps) for each in sampled]
             if squares:
-                steps.append((pair(1 / math.sqrt(squares), 1.0, group), 1))
-            found = max(found, losses.epsilon_of(steps, delta))
-        return found if math.isfinite(found) else RDP.of_person(entries, delta, relation, group)
+                pairs.append((pair(1 / math.sqrt(squares), 1.0, group), 1))
+            found = max(found, losses.epsilon_of(pairs, delta))
+        if math.isinf(found) or sum(each.steps for each in entries) > _MANY_STEPS:
+            return min(found, RDP.of_person(entries, delta, relation, group))
+        return found
 
 
 class _Rdp(Accountant):
@@ -144,28 +145,3 @@ def gaussian(distance: float, delta: float) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if within(middle) else (middle, high)
     return high
-
-
-def _removed(sigma: float, rate: float, group: int) -> losses.Step:
-    return losses.Step(sigma, _records(rate, group), _none())
-
-
-def _added(sigma: float, rate: float, group: int) -> losses.Step:
-    return losses.Step(sigma, _none(), _records(rate, group, -1))
-
-
-def _replaced(sigma: float, rate: float, group: int) -> losses.Step:
-    return losses.Step(sigma, _records(rate, group), _records(rate, group, -1))
-
-
-def _records(rate: float, count: int, side: int = 1) -> losses.Mixture:
-    """Return where the sum is moved by a person's records, each of them in the sample by itself."""
-    if rate == 1:
-        return losses.Mixture(np.array([side * float(count)]), np.zeros(1))
-    chances = renyi.log_binomial(count, rate)
-    (likely,) = np.nonzero(chances > _NOTHING)
-    return losses.Mixture(side * likely.astype(np.float64), chances[likely])
-
-
-def _none() -> losses.Mixture:
-    return losses.Mixture(np.zeros(1), np.zeros(1))

@@ -143,7 +143,9 @@ def _refusal(target: float, delta: float, steps: int, rate: float, least: float,
     if not 0 < delta < 1:
         return f"δ must be above 0 and below 1, not {delta:g}; set delta below 1 over the number of records"
     if not done <= target:
-        return f"what was spent before costs ε {done:.6g} at δ {delta:g}, over the ε {target:g} for all of it; ask for more"
+        return (
+            f"what was spent before is ε {done:.6g} at δ {delta:g}, over the ε {target:g} for all of it; ask for more"
+        )
     if not steps <= _MOST_STEPS:
         return f"{steps:,} steps cannot be accounted for: a run has {_MOST_STEPS:,} at most; plan fewer rounds or steps"
     beside = f" beside what was spent before, which is ε {done:.6g} of it" if done else ""

@@ -4,7 +4,7 @@ A step is dominated by a pair of mixtures of Gaussians, P and Q. Its privacy los
 E[1 − exp(ε − loss)]⁺ under P (Koskela, Jälkö and Honkela 2020; Zhu, Dong and Wang 2022, arXiv 2106.08567).
 
 1. *Where to look.* Chernoff's exponent t at this δ, from a coarse table of the losses. What decides ε lies around
-   K′(t), within a few deviations √K″(t); K is the logarithm of the moment-generating function of the total loss.
+   K'(t), within a few deviations √K''(t); K is the logarithm of the moment-generating function of the total loss.
 2. *Discretise.* The mass between two points of the grid goes to both of them, so that what it has under P and under Q
    stays the same ("Connect the Dots": Doroshenko et al. 2022, arXiv 2207.04380). That never lowers δ.
 3. *Compose.* Products of Fourier transforms of the distributions, tilted by exp(t·loss), so that floating point holds
@@ -22,16 +22,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import fft, signal
-from scipy.special import log_ndtr, ndtri_exp
+from scipy.special import ndtri_exp
+
+from privacy.steps import log_sum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from privacy.steps import Step
+
     Vector = NDArray[np.float64]
 
-POINTS = 1 << 20
+POINTS = 1 << 18
 """The most points of a grid."""
 
 _FEWEST_POINTS = 1 << 12
@@ -41,52 +45,14 @@ _ADDED_VARIANCE = 1e-5  # of the total loss, by its grid
 _CUT = math.log(1e-9)  # of δ: what is cut off above, and what wraps around
 _CUT_BELOW = math.log(1e-19)  # the mass at the lower end that counts where it is cut
 _ROUNDING = 1e-6  # of δ: for what wraps around, and for rounding in the transforms
-_ULPS = 8 * 2.0**-52  # by how much the logarithm of a probability is off, relatively
 _PASSES, _BETTER = 4, 0.99  # how often ε is aimed at anew, while it gets better
 _CLOSE, _FAR = 0.5, 25.0  # how far off the aim may be; how far above ε losses of one step are as good as certain
+_REACH = 12.0  # deviations
 _SEARCH, _EXPONENTS = 16, (1e-3, 1e9)  # iterations; between which t lies, over how far losses differ
 _FLAT = 1e-6  # how far all losses together may differ without being looked at
 _FINEST = 2.0**-50  # of the losses: the least interval, so that floats can tell places on the grid
 _LEAST_GAIN = 1e-3  # below, it may be rounding
 _LARGEST = 700.0  # a logarithm, of which floats still hold the exponential
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """A mixture of Gaussians of one deviation."""
-
-    means: Vector  # in clipping norms: (m,)
-    weights: Vector  # logarithms: (m,)
-
-    def tail(self, x: Vector, sigma: float, side: int) -> Vector:
-        """Return the logarithms of the masses above x, or below it for side −1."""
-        return _sum(log_ndtr(side * (self.means[:, None] - x) / sigma) + self.weights[:, None])
-
-    def masses(self, x: Vector, sigma: float) -> tuple[Vector, Vector]:
-        """Return the logarithms of the masses between neighbours of x: `(n − 1,)`, and how far these may be off."""
-        above, below = self.tail(x, sigma, 1), self.tail(x, sigma, -1)
-        right = above[:-1] < below[1:]
-        large, small = np.where(right, above[:-1], below[1:]), np.where(right, above[1:], below[:-1])
-        share = -np.expm1(np.minimum(small - large, 0.0))
-        with np.errstate(divide="ignore"):
-            return large + np.log(share), _ULPS * (1 - large) / share
-
-    def density(self, x: Vector, sigma: float) -> Vector:
-        """Return the logarithm of the density over that of N(0, σ²)."""
-        return _sum(self.means[:, None] * (x - self.means[:, None] / 2) / sigma**2 + self.weights[:, None])
-
-
-@dataclass(frozen=True)
-class Step:
-    """What dominates one step: P, under which losses are drawn, and Q. P/Q rises with x."""
-
-    sigma: float  # over the clipping norm
-    upper: Mixture
-    lower: Mixture
-
-    def loss(self, x: Vector) -> Vector:
-        """Return ln(P/Q) at x."""
-        return self.upper.density(x, self.sigma) - self.lower.density(x, self.sigma)
 
 
 def epsilon_of(steps: Sequence[tuple[Step, int]], delta: float) -> float:
@@ -128,24 +94,29 @@ def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float) -> 
         return max(0.0, most), False
     guide = _Guide.of(cut, counts)
     t, s = guide.exponent(surprise, aim), guide.exponent(surprise - _CUT, math.inf)
-    (_, middle, variance), (_, top, _) = guide.cumulants(t), guide.cumulants(s)
-    width = max((surprise - _CUT) / t, 1.1 * (top - middle) + 6 * math.sqrt(variance))
+    (_, mean, whole), (_, middle, variance), (_, top, _) = (guide.cumulants(each) for each in (0.0, t, s))
+    width = min((surprise - _CUT) / t, top - mean + _REACH * math.sqrt(whole))  # so that little wraps around from below
+    width = max(width, 1.1 * (top - middle) + _REACH / 2 * math.sqrt(variance))
     interval = min(math.sqrt(6 * _ADDED_VARIANCE * variance / sum(counts)), width / _FEWEST_POINTS)
-    interval = max(interval, width / max(_FEWEST_POINTS, min(POINTS, _WORK // len(steps))), max(-lowest, most) * _FINEST)
+    interval = max(
+        interval, width / max(_FEWEST_POINTS, min(POINTS, _WORK // len(steps))), max(-lowest, most) * _FINEST
+    )
     points = fft.next_fast_len(math.ceil(width / interval) + 1, real=True)
     transform, cumulant, bound = np.ones(points // 2 + 1, np.complex128), 0.0, 0.0
     for each, count in zip(cut, counts, strict=True):
         places, masses = each.on_grid(interval)
         exponents = masses + t * interval * places
-        tilted = np.exp(exponents - (total := float(_sum(exponents))))
+        tilted = np.exp(exponents - (total := float(log_sum(exponents))))
         transform *= fft.rfft(np.bincount(places % points, tilted, points)) ** count
         cumulant += count * total
-        bound += count * float(_sum(masses + s * interval * places))
+        bound += count * float(log_sum(masses + s * interval * places))
     last = math.ceil((bound + surprise - _CUT) / s / interval)  # Chernoff: above it lies exp(_CUT)·δ at most
     composed = np.roll(np.maximum(fft.irfft(transform, points), 0.0), -((last - points) % points))
     scale = cumulant + surprise - math.log1p(-_ROUNDING)
-    found = min(max(0.0, most), _read(composed, interval, (last - points) * interval, t, scale))
-    return found, found < _CLOSE * middle or max(float(each.edges[-1]) for each in cut) > found + _FAR
+    bottom = (last - points) * interval
+    found = min(max(0.0, most), _read(composed, interval, bottom, t, scale))
+    off = found <= bottom or found < _CLOSE * middle or max(float(each.edges[-1]) for each in cut) > found + _FAR
+    return found, off and found > 0
 
 
 def _read(tilted: Vector, interval: float, bottom: float, t: float, scale: float) -> float:
@@ -214,16 +185,16 @@ class _Guide:
         return cls(np.array(counts, np.float64), masses, (edges[1:] + edges[:-1]) / 2)
 
     def cumulants(self, t: float) -> tuple[float, float, float]:
-        """Return K, K′ and K″ at t."""
+        """Return K, K' and K'' at t."""
         exponents = self.masses + t * self.losses
-        each = _sum(exponents)
+        each = log_sum(exponents)
         weights = np.exp(exponents - each)
         mean = np.sum(weights * self.losses, axis=0)
         variance = np.sum(weights * (self.losses - mean) ** 2, axis=0)
         return float(self.counts @ each), float(self.counts @ mean), float(self.counts @ variance)
 
     def exponent(self, surprise: float, aim: float) -> float:
-        """Return the t at which t·K′ − K is ln(1/δ); less where K′ reaches the aim, or losses their end, before."""
+        """Return the t at which t·K' − K is ln(1/δ); less where K' reaches the aim, or losses their end, before."""
         spread = float(self.counts @ (self.losses[-1] - self.losses[0]))
         low, high = (math.log(each / spread) for each in _EXPONENTS)  # of ln t
         for _ in range(_SEARCH):
@@ -235,13 +206,3 @@ class _Guide:
             enough = gain >= surprise or slope >= aim or (gain > _LEAST_GAIN and spread < min(gain, 1 / 4))
             low, high = (low, middle) if enough else (middle, high)
         return math.exp(low)
-
-
-def _sum(exponents: Vector) -> Vector:
-    """Return the logarithms of sums over the first axis, of numbers given by their logarithms."""
-    if len(exponents) == 1:
-        return exponents[0]
-    largest = np.max(exponents, axis=0)
-    largest = np.where(np.isfinite(largest), largest, 0.0)
-    with np.errstate(divide="ignore"):
-        return np.asarray(largest + np.log(np.sum(np.exp(exponents - largest), axis=0)))

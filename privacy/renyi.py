@@ -17,7 +17,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import gammaln
+
+from privacy.steps import log_binomial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,10 +86,3 @@ def _integrated(sigma: float, rate: float, t: Vector, interval: float) -> Vector
 def _binomial(sigma: float, rate: float, order: int) -> float:
     hits = np.arange(order + 1.0)
     return float(np.logaddexp.reduce(log_binomial(order, rate) + hits * (hits - 1) / (2 * sigma**2)))
-
-
-def log_binomial(count: int, rate: float) -> Vector:
-    """Return the logarithms of the chances of 0 … count successes, at a rate below 1: `(count + 1,)`."""
-    number = np.arange(count + 1.0)
-    choices = gammaln(count + 1) - gammaln(number + 1) - gammaln(count - number + 1)
-    return np.asarray(choices + number * math.log(rate) + (count - number) * math.log1p(-rate))

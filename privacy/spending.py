@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from privacy.entries import Entries
     from privacy.ledger import Budget, Ledger
 
-_AGREE = 0.02  # by how much PRV and PLD may differ
+_TOO_MUCH = "too much for it"
+_AGREE, _ROUNDING = 0.02, 1e-3  # by how much PRV and PLD may differ; how far over RDP, as a share, PLD may round
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,16 @@ def _cross_check(mechanisms: Sequence[Mechanism], delta: float, second: Accounta
     """Hold the ledger's accountant against two others."""
     continuous = [each for each in mechanisms if not each.discrete]
     ours, above = epsilon(continuous, delta), epsilon(continuous, delta, accountant=RDP)
-    beside = epsilon(continuous, delta, accountant=second) if second else None
-    agree = above >= ours and (beside is None or beside == ours or abs(beside - ours) < _AGREE)
-    parts = len(continuous) < len(mechanisms)
-    return {"pld": ours, "rdp": above, "prv": beside, "has_prv": second is not None, "parts": parts, "agree": agree}
+    beside = epsilon(continuous, delta, accountant=second) if second else math.nan
+    asked = not math.isnan(beside)
+    agree = above >= ours * (1 - _ROUNDING) - _ROUNDING
+    if asked:
+        agree = agree and (beside == ours or abs(beside - ours) < _AGREE)
+    return {
+        "pld": ours,
+        "rdp": above,
+        "prv": beside if asked else None,
+        "why_no_prv": "" if asked else _TOO_MUCH if second else "needs Opacus",
+        "parts": len(continuous) < len(mechanisms),
+        "agree": agree,
+    }
