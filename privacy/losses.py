@@ -81,7 +81,7 @@ def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float) -> 
         aim: an ε that is known to be enough.
     """
     counts, parts = [count for _, count in steps], sum(len(step.upper.means) for step, _ in steps)
-    cells = min(_MOST_CELLS, max(_FEWEST_CELLS, _CELLS // parts))
+    cells = min(_MOST_CELLS, max(_FEWEST_CELLS, _CELLS // parts // _FEWEST_CELLS * _FEWEST_CELLS))
     above = _CUT - surprise - math.log(sum(counts))
     cut = [_Losses.of(step, above, aim + _FAR, cells) for step, _ in steps]
     lost = sum(count * math.exp(min(each.lost + surprise, _LARGEST)) for each, count in zip(cut, counts, strict=True))
@@ -158,6 +158,16 @@ class _Losses:
             ratios = upper - lower
         return cls(np.maximum.accumulate(losses), upper, ratios, error + other, float(below), float(tail))
 
+    def coarse(self) -> tuple[Vector, Vector]:
+        """Return fewer cells: the logarithms of their masses, and their mean losses."""
+        masses, middles = (
+            each.reshape(_FEWEST_CELLS, -1).T for each in (self.masses, self.edges[1:] + self.edges[:-1])
+        )
+        total = log_sum(masses)
+        with np.errstate(invalid="ignore"):
+            weights = np.nan_to_num(np.exp(masses - total), nan=1 / len(masses))  # of cells without mass
+        return total, np.sum(weights * middles, axis=0) / 2
+
     def on_grid(self, interval: float) -> tuple[NDArray[np.int64], Vector]:
         """Return points of a grid, in intervals, and the logarithms of what is put on each: `(2·cells,)` both."""
         low = np.floor(self.edges[:-1] / interval).astype(np.int64)
@@ -181,8 +191,9 @@ class _Guide:
 
     @classmethod
     def of(cls, cut: Sequence[_Losses], counts: Sequence[int]) -> _Guide:
-        masses, edges = (np.array([getattr(each, name) for each in cut]).T for name in ("masses", "edges"))
-        return cls(np.array(counts, np.float64), masses, (edges[1:] + edges[:-1]) / 2)
+        coarse = [each.coarse() for each in cut]
+        masses, losses = (np.array(each).T for each in zip(*coarse, strict=True))
+        return cls(np.array(counts, np.float64), masses, losses)
 
     def cumulants(self, t: float) -> tuple[float, float, float]:
         """Return K, K' and K'' at t."""
