@@ -152,8 +152,7 @@ def test_a_target_that_was_spent_already_is_refused() -> None:
 @pytest.mark.parametrize(
     ("target", "delta", "steps", "sentence"),
     [
-        (1e-6, DELTA, 10**6, r"even with a noise_multiplier of 1,000,000, the largest, 1,000,000 steps at rate 0\.5 cost "
-         r"ε 0\.00083\d+ at δ 1e-05, over ε 1e-06; plan fewer steps, a lower rate or a higher epsilon"),
+        (1e-6, DELTA, 10**6, "even with a noise_multiplier of 1,000,000, the largest, 1,000,000 steps at rate 0.5 "),
         (1.0, DELTA, 2 * 10**9, "2,000,000,000 steps cannot be accounted for: a run has 1,000,000,000 at most; plan "),
         (1.0, 0.0, 10, "δ must be above 0 and below 1, not 0; set delta below 1 over the number of records"),
         (1.0, math.nan, 10, "δ must be above 0 and below 1, not nan"),
