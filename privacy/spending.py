@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from privacy.entries import Entries
     from privacy.ledger import Budget, Ledger
 
+_USUAL_DELTA, _EXPONENT = 1e-5, 1.1  # a sensible δ: 1/n^1.1, or this if it is less
 _TOO_MUCH = "too much for it"
 _AGREE, _ROUNDING = 0.02, 1e-3  # by how much PRV and PLD may differ; how far over RDP, as a share, PLD may round
 
@@ -71,6 +72,21 @@ def without_infinity(report: dict[str, Any], instead: str | None) -> dict[str, A
         return instead if isinstance(value, float) and not math.isfinite(value) else value
 
     return {name: plain(each) for name, each in report.items()}
+
+
+def excessive(delta: float, records: int) -> str:
+    """Return what is wrong with a δ for so many records, and which would do; nothing if it is small enough.
+
+    A mechanism that publishes a record in 1/δ whole is within δ.
+    """
+    if records < 1 or delta <= 1 / records:
+        return ""
+    fine = min(_USUAL_DELTA, records**-_EXPONENT)
+    digit = 10.0 ** math.floor(math.log10(fine))
+    return (
+        f"δ {delta:g} is above 1 over {records:,} records: it leaves room to publish one of them whole; "
+        f"use {math.floor(fine / digit + 1e-9) * digit:.0e} or less"
+    )
 
 
 def _cross_check(mechanisms: Sequence[Mechanism], delta: float, second: Accountant | None) -> dict[str, Any]:
