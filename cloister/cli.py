@@ -17,6 +17,7 @@ from cloister.commands import Json
 from cloister.commands.audit import audit
 from cloister.commands.bench import bench
 from cloister.commands.ledger import ledger
+from cloister.patience import patience
 from cloister.view import RoundTable, listen, make_console, show_log
 from privacy.errors import CloisterError
 
@@ -85,7 +86,8 @@ def sign(
     """Calibrate a run's noise, say what it will cost, and sign it as the coordinator."""
     from cloister.signing import sign_run  # noqa: PLC0415
 
-    report = sign_run(run, coordinator, roster, out)
+    with patience("calibrating the noise"):
+        report = sign_run(run, coordinator, roster, out)
     if as_json:
         typer.echo(json.dumps(report))
     else:
@@ -93,6 +95,8 @@ def sign(
         typer.echo(f"✓ {report['manifest']}: {rounds} each site ε {report['epsilon']:.2f} "
                    f"at δ {report['delta']:g} (σ {report['noise_multiplier']:g})")  # fmt: skip
         show(report)
+        if report["delta_warning"]:
+            typer.echo(f"! {report['delta_warning']}")
         typer.echo(f"next: cloister server server {out}")
 
 
