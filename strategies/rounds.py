@@ -6,8 +6,12 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from privacy.plan import RoundPlan
+
 if TYPE_CHECKING:
-    from privacy.plan import RoundPlan
+    from collections.abc import Sequence
+
+    from privacy.manifest import Manifest
 
 
 @dataclass
@@ -38,3 +42,27 @@ class OpenRound:
             "bytes_down": self.bytes_down,
             "seconds": round(time.monotonic() - self.started, 4),
         }
+
+
+def first_attempt(
+    run: str, manifest: Manifest, number: int, cohort: Sequence[str], *, epoch: int, keys: str, model: str
+) -> RoundPlan:
+    """Plan a round with these sites, that starts from this model and ends after the manifest's deadline."""
+    rules = manifest.settings.cohort
+    return RoundPlan(
+        run=run,
+        round=number,
+        attempt=1,
+        cohort=tuple(cohort),
+        roster_version=manifest.roster_version,
+        epoch=epoch,
+        keys=keys,
+        minimum_cohort=rules.minimum,
+        deadline=time.time() + rules.round_deadline_seconds,
+        base_model=model,
+    )
+
+
+def listed(problems: dict[str, str]) -> str:
+    """Say in one line what kept sites from a round."""
+    return "; ".join(f"{site}: {reason}" for site, reason in sorted(problems.items())) or "too few sites came"
