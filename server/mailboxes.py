@@ -110,7 +110,7 @@ class Mailboxes:
         deadline = time.monotonic() + seconds
         with self._changed:
             while True:
-                found = next((each for each in message_ids if each in self._replies), None)
+                found = next((each for each in self._replies if each in message_ids), None)
                 if found is not None:
                     data, free = self._replies.pop(found)
                     free()

@@ -72,7 +72,7 @@ class Membership:
             self.attention.see(online)
             for message, reply in self.attention.take(grid):
                 if message.metadata.message_type == MessageType.QUERY:
-                    self._read(grid, message.metadata.dst_node_id, reply)
+                    self._read(grid, message, reply)
             here = sorted(site for site, node in self.nodes.items() if node in online)
             strangers = online - set(self.nodes.values())
             unheard = self.attention.asked(MessageType.QUERY) & strangers
@@ -197,8 +197,9 @@ class Membership:
         message = Message(content, node, MessageType.QUERY, ttl=self.attention.seconds, group_id="ready")
         self.attention.push(grid, [message])
 
-    def _read(self, grid: Grid, node: int, reply: Message) -> None:
+    def _read(self, grid: Grid, asked: Message, reply: Message) -> None:
         """Take a node's answer; ask once more if it speaks for another site than the one whose head it got."""
+        node = asked.metadata.dst_node_id
         supposed = self._claimed.get(node) or self._expected.get(node)
         try:
             content = content_of(reply)

@@ -64,5 +64,5 @@ def first_attempt(
 
 
 def listed(problems: dict[str, str]) -> str:
-    """Say in one line what kept sites from a round."""
+    """Write problems for people."""
     return "; ".join(f"{site}: {reason}" for site, reason in sorted(problems.items())) or "too few sites came"
