@@ -20,14 +20,14 @@ from flwr.serverapp.strategy import Strategy
 
 from privacy.envelope import verify_update
 from privacy.errors import CloisterError, ProtocolError, RunError
-from privacy.plan import RoundPlan
 from privacy.summation import RunningSum
 from strategies.attention import Attention
 from strategies.ceremony import Ceremony
 from strategies.masking import add_reveals, check_all_revealed, next_attempt
 from strategies.membership import Membership
 from strategies.metrics import averaged
-from strategies.rounds import OpenRound
+from strategies.rounds import OpenRound, first_attempt
+from strategies.selection import Selection
 from transport.contents import (
     content_of,
     pack_sum,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from privacy.manifest import SignedRun
+    from privacy.plan import RoundPlan
     from privacy.roster import Roster
     from strategies.heads import Heads
     from strategies.journal import Journal
@@ -67,11 +68,10 @@ class EncryptedFedAvg(Strategy):
             run.document, run.digest, roster, journal, heads, self._attention, tuple(cohort.sizes)
         )
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch)
+        self._selection = Selection(self._members, cohort.minimum)
         self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds
         self._masked = self._manifest.settings.encryption.collusion_resistant
-        self._withheld: dict[str, int] = {}  # how often a site let a round down by keeping its mask
-        self._left_out: dict[str, int] = {}  # until which round it is left out for that
         self._failures = 0
         self.released = 0
 
@@ -107,25 +107,10 @@ class EncryptedFedAvg(Strategy):
         current.started = time.monotonic()  # what came before was waiting for sites
         if len(present) < cohort.minimum or self._members.model is None:
             return []
-        reliable = [site for site in present if self._left_out.get(site, 0) < server_round]
-        present = reliable if len(reliable) >= cohort.minimum else present
-        busy = self._attention.asked(MessageType.TRAIN)  # with an earlier round, for which nobody waits any more
-        idle = [site for site in present if self._members.nodes[site] not in busy]
-        present = idle if len(idle) >= cohort.minimum else present
-        for site in self._members.nodes.keys() - set(present):
-            current.problems.setdefault(site, "left out: it let an earlier round down")
+        present = self._selection.choose(present, server_round, current.problems)
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
-        current.plan = plan = RoundPlan(
-            run=self._run,
-            round=server_round,
-            attempt=1,
-            cohort=tuple(present),
-            roster_version=self._manifest.roster_version,
-            epoch=epoch,
-            keys=keys,
-            minimum_cohort=cohort.minimum,
-            deadline=time.time() + seconds,
-            base_model=self._members.model,
+        current.plan = plan = first_attempt(
+            self._run, self._manifest, server_round, present, epoch=epoch, keys=keys, model=self._members.model
         )
         messages = []
         for site in present:
@@ -156,9 +141,7 @@ class EncryptedFedAvg(Strategy):
             if self._masked:
                 result, withheld = add_reveals(self._grid, self._members, result, total.sites)
                 current.problems |= withheld
-                for site in withheld:
-                    self._withheld[site] = self._withheld.get(site, 0) + 1
-                    self._left_out[site] = current.number + 2 ** self._withheld[site]
+                self._selection.withheld(withheld, current.number)
                 check_all_revealed(withheld, current.number)
         except ProtocolError as error:
             self._close_unreleased(str(error))

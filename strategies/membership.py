@@ -19,6 +19,7 @@ from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.plan import read_plan
 from privacy.signing import verify
 from strategies.attention import GRACE, POLL_SECONDS, Attention
+from strategies.waiting import Waiting
 from transport.contents import Readiness, content_of, pack_query, pack_sum, read_opened, read_readiness
 from transport.heads import find_head, put_head
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from strategies.journal import Journal
 
 READINESS = "readiness"
-_SAYING_SECONDS = 30.0  # between two events that say who is waited for
 
 
 @dataclass
@@ -66,13 +66,13 @@ class Membership:
             RunError: if sites start from different models.
         """
         begun = time.monotonic()
-        asked, waiting = dict[int, float](), _Waiting(self, minimum, begun)
+        asked, waiting = dict[int, float](), Waiting(self, minimum, begun)
         while True:
             online, now = set(grid.get_node_ids()), time.monotonic()
             self.attention.see(online)
             for message, reply in self.attention.take(grid):
                 if message.metadata.message_type == MessageType.QUERY:
-                    self._read(grid, message.metadata.dst_node_id, reply)
+                    self._read(grid, message, reply)
             here = sorted(site for site, node in self.nodes.items() if node in online)
             strangers = online - set(self.nodes.values())
             unheard = self.attention.asked(MessageType.QUERY) & strangers
@@ -197,8 +197,9 @@ class Membership:
         message = Message(content, node, MessageType.QUERY, ttl=self.attention.seconds, group_id="ready")
         self.attention.push(grid, [message])
 
-    def _read(self, grid: Grid, node: int, reply: Message) -> None:
+    def _read(self, grid: Grid, asked: Message, reply: Message) -> None:
         """Take a node's answer; ask once more if it speaks for another site than the one whose head it got."""
+        node = asked.metadata.dst_node_id
         supposed = self._claimed.get(node) or self._expected.get(node)
         try:
             content = content_of(reply)
@@ -241,21 +242,3 @@ class Membership:
             raise RunError(msg)
         msg = f"{site} has a model that this run never had; move its checkpoint of this run aside and restart its agent"
         raise ProtocolError(msg)
-
-
-@dataclass
-class _Waiting:
-    """Says who is waited for: at once if a site said why it does not take part, and now and then."""
-
-    members: Membership
-    minimum: int
-    last: float
-    said: dict[str, str] = field(default_factory=dict)
-
-    def say(self, here: list[str], absent: dict[str, str]) -> None:
-        """Record it, if there is something new."""
-        members, now = self.members, time.monotonic()
-        if members.problems != self.said or now - self.last > _SAYING_SECONDS:
-            self.last, self.said = now, dict(members.problems)
-            needed = self.minimum if members.begun else len(members.listed)
-            members.journal.record("waiting", sites=here, minimum=needed, problems=absent | members.problems)

@@ -6,10 +6,12 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from privacy.plan import RoundPlan
 
-    from privacy.plan import RoundPlan
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from privacy.manifest import Manifest
     from transport.reports import Told
 
 _LISTED = 5  # problems that a sentence names
@@ -56,3 +58,22 @@ class OpenRound:
             "bytes_down": self.bytes_down,
             "seconds": round(time.monotonic() - self.started, 4),
         }
+
+
+def first_attempt(
+    run: str, manifest: Manifest, number: int, cohort: Sequence[str], *, epoch: int, keys: str, model: str
+) -> RoundPlan:
+    """Plan a round with these sites, that starts from this model and ends after the manifest's deadline."""
+    rules = manifest.settings.cohort
+    return RoundPlan(
+        run=run,
+        round=number,
+        attempt=1,
+        cohort=tuple(cohort),
+        roster_version=manifest.roster_version,
+        epoch=epoch,
+        keys=keys,
+        minimum_cohort=rules.minimum,
+        deadline=time.time() + rules.round_deadline_seconds,
+        base_model=model,
+    )
