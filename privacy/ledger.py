@@ -167,6 +167,7 @@ class Ledger(Chain):
 
 def _figures(would: float, limit: float) -> tuple[str, str]:
     """Write both with two decimals, or with so many that they differ."""
+    both = "", ""
     for decimals in range(2, 16):
         both = f"{would:.{decimals}f}", f"{limit:.{decimals}f}"
         if both[0] != both[1]:

@@ -80,7 +80,7 @@ def test_flower_internals_are_touched_in_one_file() -> None:
 
 def test_no_file_is_long() -> None:
     for path in FILES:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 250 or path.name.endswith("_pb2.py"), path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400 or path.name.endswith("_pb2.py"), path
 
 
 def test_no_other_distribution_claims_our_top_level_names() -> None:

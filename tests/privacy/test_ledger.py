@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy import accounting, entries
+from privacy import accounting, entries, signing
 from privacy.accounting import Mechanism, epsilon
 from privacy.errors import BudgetError, KeyFileError, LedgerError
 from privacy.ledger import Budget, Charge, Ledger, Release
@@ -209,7 +209,7 @@ def test_a_charge_is_as_fast_after_thousands_as_before(tmp_path: Path, monkeypat
     ]
     path.write_bytes(chained([json.dumps(each).encode() for each in [opened, *rounds]], KEY))
     verified, parsed, composed = list[str](), list[bytes](), list[int]()
-    verify, loads, spent = entries.verify, json.loads, accounting._spent
+    verify, loads, spent = signing.verify, json.loads, accounting._spent
 
     def verifying(key: Ed25519PublicKey, kind: str, payload: bytes, signature: bytes) -> None:
         verified.append(kind)

@@ -1,6 +1,6 @@
 """Who is silent costs a run one deadline; whatever a reply is, the round goes on; a run begins with all its sites."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -178,7 +178,7 @@ class HostileGrid(InlineGrid):
         return self._changed(super().pull_messages(message_ids))
 
     @override
-    def _replies(self, waiting: set[str], deadline: float) -> Iterator[Message]:
+    def _replies(self, waiting: set[str], deadline: float) -> Generator[Message, None, None]:
         yield from self._changed(super()._replies(waiting, deadline))
 
     def _changed(self, replies: Iterable[Message]) -> Iterator[Message]:
@@ -302,4 +302,4 @@ def test_a_site_that_says_no_is_not_waited_for(make_federation: FederationMaker)
 
     (event,) = run_with(federation, answer)
     assert event["cohort"] == OTHERS
-    assert event["problems"] == {EAST: "not now"}
+    assert event["problems"] == {EAST: "“not now”"}
