@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from privacy.accounting import Mechanism, epsilon
 from privacy.entries import Release, read_entries, write_charge, write_left
 from privacy.errors import BudgetError, LedgerError, ProtocolError
-from privacy.storage import make_folder, sync_folder
+from privacy.storage import append_durably, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -114,6 +114,15 @@ class Ledger:
         """Note that making what was charged has failed, and that others are about to be told."""
         with self._opened() as (file, entries):
             self._append(file, write_left(entries, self.site, self.lineage, release, "", _now())[0])
+
+    def check_writable(self) -> None:
+        """Write nothing, durably, so that a ledger which cannot be charged is noticed before a round is planned.
+
+        Raises:
+            LedgerError: if it cannot be trusted or written.
+        """
+        with self._opened() as (file, _):
+            self._append(file, b"")
 
     def has_left(self, release: Release) -> bool:
         """Whether anything left for a release, other than that it failed."""
@@ -219,10 +228,7 @@ class Ledger:
             raise LedgerError(msg) from error
 
     def _append(self, file: BinaryIO, lines: bytes) -> None:
-        file.write(lines)
-        file.flush()
-        os.fsync(file.fileno())
-        sync_folder(self.path.parent)
+        append_durably(self.path, file.fileno(), lines)
 
 
 def _now() -> str:

@@ -187,7 +187,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b'name = "\xff"', "name = 1".encode("utf-16")])
 def test_a_file_that_is_not_utf_8_is_refused(data: bytes) -> None:
-    assert complaint(data) == ["study.toml: not a UTF-8 text file; save it as UTF-8"]
+    assert complaint(data) == ["study.toml:1: not UTF-8 text; save the file as UTF-8"]
 
 
 @pytest.mark.parametrize("text", ["name = " + "[" * 50_000, "a = " + "{a=" * 5_000])
