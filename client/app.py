@@ -20,11 +20,12 @@ from client.masking import reveal
 from client.opening import evaluate, open_sum
 from client.round import train_round
 from client.site import Site, open_site
-from privacy.errors import CloisterError, ConfigError
+from privacy.errors import CloisterError, ConfigError, StorageError
+from privacy.failures import sentence
 from privacy.heads import check_head, sign_head
 from transport.ceremony import pack_keys, read_lead, read_letter_from
-from transport.contents import pack_opened, pack_readiness, pack_update, read_manifest, read_train, take_sum
-from transport.flower import FAILED, reply
+from transport.contents import pack_opened, pack_readiness, pack_update, read_manifest, read_sent, read_train, take_sum
+from transport.flower import FAILED, REFUSED, reply
 from transport.heads import put_head, read_head
 from transport.masking import pack_revealed, read_reveal
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 log = logging.getLogger("cloister.agent")
-
-REFUSED = 100  # code of the error reply of a site that says no
 
 app = ClientApp()
 
@@ -58,9 +57,15 @@ def _answering(work: Callable[[Site, Message], RecordDict]) -> Callable[[Message
             return reply(work(_site(context), message), message)
         except CloisterError as error:
             log.warning("%s: %s", message.metadata.message_type, error)
+            log.debug("%s", message.metadata.message_type, exc_info=True)
             return reply(Error(REFUSED, error.public), message)
-        except Exception:  # a bug in a task must not end the agent
-            log.exception("%s failed", message.metadata.message_type)
+        except OSError as error:
+            log.warning("%s: %s", message.metadata.message_type, sentence(error))
+            log.debug("%s", message.metadata.message_type, exc_info=True)
+            return reply(Error(FAILED, StorageError().public), message)
+        except (Exception, SystemExit) as error:  # a bug in a task must not end the agent
+            log.error("%s: %s", message.metadata.message_type, sentence(error))  # noqa: TRY400 - its text may quote records
+            log.debug("%s", message.metadata.message_type, exc_info=True)
             return reply(Error(FAILED, "the site's agent met an unexpected error; the site's own log has it"), message)
 
     return answer
@@ -70,8 +75,8 @@ def _answering(work: Callable[[Site, Message], RecordDict]) -> Callable[[Message
 @_answering
 def query(site: Site, message: Message) -> RecordDict:
     """Say whether this site takes part."""
-    document, known = read_manifest(message.content), read_head(message.content)
-    readiness = get_ready(site, document, message.metadata.dst_node_id, known)
+    document, known, sent = read_manifest(message.content), read_head(message.content), read_sent(message.content)
+    readiness = get_ready(site, document, message.metadata.dst_node_id, known, sent)
     ledger, _ = site.account(accept(site, document).manifest.settings)
     return put_head(pack_readiness(readiness), sign_head(ledger, site.signing_key))
 

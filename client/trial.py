@@ -176,7 +176,7 @@ def _naming(what: str, records: int = 0) -> Iterator[None]:
     """Turn whatever a task raises into an error that names its method."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         on = f" on {records} made-up record{'s' * (records > 1)}" if records else ""
         reason = (str(error).strip().splitlines() or [""])[0]
         msg = f"its {what} fails{on} ({type(error).__name__}: {reason}); mend it, or what example() makes up"

@@ -22,15 +22,14 @@ _PLAIN = {
 }  # fmt: skip
 """What to write for a character that the terminal does not have."""
 
-codecs.register_error("cloister", lambda error: _plain(error))
-
 
 def make_usable() -> None:
     """Let both streams take any text. What a closed one gets is dropped, as by `/dev/null`."""
+    codecs.register_error("cloister", _plain)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for as long as we run
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="cloister")
 

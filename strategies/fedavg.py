@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
+from privacy.clocks import tolerance
 from privacy.envelope import verify_update
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.plan import RoundPlan
@@ -35,6 +36,7 @@ from transport.contents import (
     sum_from_arrays,
     sum_to_arrays,
 )
+from transport.flower import FAILED, REFUSED
 from transport.heads import put_head, read_head
 
 if TYPE_CHECKING:
@@ -61,8 +63,9 @@ class EncryptedFedAvg(Strategy):
         self._roster, self._journal = roster, journal
         self._members = Membership(run.document, run.digest, roster, journal, heads)
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch)
-        self._round = OpenRound(0)
+        self._before = self._round = OpenRound(0)
         self._seconds = self._manifest.settings.cohort.round_deadline_seconds
+        self._members.tolerance = tolerance(self._seconds)
         self._masked = self._manifest.settings.encryption.collusion_resistant
         self._withheld: dict[str, int] = {}  # how often a site let a round down by keeping its mask
         self._left_out: dict[str, int] = {}  # until which round it is left out for that
@@ -86,13 +89,22 @@ class EncryptedFedAvg(Strategy):
         """Plan the round, and ask the cohort to train.
 
         Raises:
-            RunError: if too many rounds in a row released nothing.
+            RunError: if too many rounds in a row released nothing, or another one would not either.
         """
         del arrays, config
+        if self._round.would_repeat(self._before, started=self._journal.started):
+            msg = (
+                f"round {self._round.number} was charged and released nothing: {_listed(self._round.refused)}; "
+                "the next would be charged for the same, so the run was stopped"
+            )
+            raise RunError(msg)
+        for site in self._round.refused:
+            self._members.doubt(site)  # whether it is ready costs nothing to ask
         if self._failures >= _MOST_FAILURES:
             msg = f"{self._failures} rounds in a row released nothing: {_listed(self._round.problems)}"
             raise RunError(msg)
-        self._round = current = OpenRound(server_round)
+        self._before, self._round = self._round, OpenRound(server_round)
+        current = self._round
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
         present = self._members.gather(grid, cohort.minimum, seconds)
         if self._journal.unconfirmed:
@@ -210,6 +222,8 @@ class EncryptedFedAvg(Strategy):
                 self._add(total, site, reply)
             except CloisterError as error:
                 problems[site] = str(error)
+                if reply.has_error() and reply.error.code in {FAILED, REFUSED}:  # its own word, not its engine's
+                    self._round.refused[site] = str(error)
         self._members.heads.save()
         for site in silent:
             problems[site] = "no update by the round's deadline"

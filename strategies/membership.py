@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from math import inf
 from threading import Event
 from typing import TYPE_CHECKING
 
 from flwr.app import Message, MessageType
 
+from privacy.clocks import check_clock
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.plan import read_plan
 from privacy.signing import verify
@@ -51,6 +53,7 @@ class Membership:
     keys: dict[str, tuple[int, str]] = field(default_factory=dict)  # epoch and fingerprint that each site has
     latest: dict[str, int] = field(default_factory=dict)  # the newest epoch that each site has seen
     model: str | None = None  # the model of the run, once sites agree on one
+    tolerance: float = inf  # seconds by which a site's clock and this one may differ
 
     def gather(self, grid: Grid, minimum: int, seconds: float) -> list[str]:
         """Ask new nodes whether they take part, until enough do or the time is over; return who is there now.
@@ -164,7 +167,7 @@ class Membership:
 
     def _query(self, grid: Grid, nodes: Mapping[int, str | None], seconds: float) -> dict[int, str | None]:
         """Bring nodes what we have for the sites that they should speak for; return those that speak for others."""
-        queries, others = [], dict[int, str | None]()
+        queries, others, sent = [], dict[int, str | None](), time.time()
         for node, site in nodes.items():
             content = put_head(pack_query(self.manifest), self.heads.of(site))
             queries.append(Message(content, node, MessageType.QUERY, ttl=seconds, group_id="ready"))
@@ -174,6 +177,7 @@ class Membership:
                 content = content_of(reply)
                 readiness = read_readiness(content)
                 self._verify(node, readiness)
+                check_clock(readiness.site, readiness.clock, sent, time.time(), self.tolerance)
                 if self.heads.of(readiness.site) and readiness.site != nodes.get(node):
                     others[node] = readiness.site
                     continue

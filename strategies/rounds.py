@@ -20,9 +20,23 @@ class OpenRound:
     released: bool = False
     contributors: tuple[str, ...] = ()
     problems: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)  # of the problems: what sites said that were asked to train
     epsilon: dict[str, float] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
+
+    def would_repeat(self, before: OpenRound, *, started: bool) -> bool:
+        """Whether to go on would only be charged again: the sites that a sum lacked said why they gave nothing.
+
+        Args:
+            before: the round before this one.
+            started: whether any round of the run was released.
+        """
+        if self.plan is None or self.released or not self.refused:
+            return False
+        if len(self.contributors) + len(self.refused) < self.plan.minimum_cohort:
+            return False  # for want of others, who may be back
+        return not started or (not before.released and self.refused == before.refused)
 
     def summary(self) -> dict[str, Any]:
         """Return it as an event of the journal."""

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from dataclasses import asdict, dataclass
 from itertools import starmap
 from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from privacy.clocks import LATEST
 from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import ProtocolError
 from privacy.summation import EncryptedSum
@@ -52,6 +54,7 @@ class Readiness:
     epoch: int  # whose keys the site has for the current roster; 0: none
     keys: str  # their fingerprint
     latest: int  # the newest epoch that the site has seen, for any roster
+    clock: float  # what the site's clock shows, in seconds since 1970
     signature: bytes
 
     def signed_part(self, run: str, node_id: int) -> bytes:
@@ -71,8 +74,13 @@ def content_of(reply: Message) -> RecordDict:
 
 
 def pack_query(manifest: bytes) -> RecordDict:
-    """Ask a site whether it takes part."""
-    return RecordDict({"run": ConfigRecord({"manifest": manifest})})
+    """Ask a site whether it takes part, and say what the server's clock shows."""
+    return RecordDict({"run": ConfigRecord({"manifest": manifest, "sent": time.time()})})
+
+
+def read_sent(content: RecordDict) -> float:
+    """Return what the server's clock showed as it asked, in seconds since 1970."""
+    return _time(content, "run", "sent")
 
 
 def read_manifest(content: RecordDict) -> bytes:
@@ -89,11 +97,12 @@ def read_readiness(content: RecordDict) -> Readiness:
     """Read a site's answer."""
     fields: dict[str, type] = {
         "site": str, "model": str, "size": int, "layout": str, "epoch": int, "keys": str, "latest": int,
-        "signature": bytes,
+        "clock": float, "signature": bytes,
     }  # fmt: skip
     readiness = Readiness(**{name: field(content, "readiness", name, kind) for name, kind in fields.items()})
     if not re.fullmatch(DIGEST, readiness.model) or (readiness.epoch and not re.fullmatch(DIGEST, readiness.keys)):
         lacks("readiness.keys")
+    _time(content, "readiness", "clock")
     return readiness
 
 
@@ -195,6 +204,13 @@ def sum_from_arrays(arrays: ArrayRecord) -> EncryptedSum:
         lacks("sum")
     contributions = tuple(starmap(Contribution, zip(headers, signatures, seeds, reveals, strict=True)))
     return EncryptedSum(plan[0], contributions, tuple(c0), codes[0], tuple(c1))
+
+
+def _time(content: RecordDict, record: str, name: str) -> float:
+    found = field(content, record, name, float)
+    if not 0 <= found <= LATEST:
+        lacks(f"{record}.{name}")
+    return found
 
 
 def _put_sum(content: RecordDict, name: str, total: EncryptedSum) -> None:

@@ -9,6 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privacy.clocks import LATEST
 from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import MalformedError
 from privacy.heads import SignedHead
@@ -29,7 +30,8 @@ reports = st.dictionaries(names, st.floats(allow_nan=False), max_size=3)
 integers = st.integers(-(2**63), 2**63 - 1)
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 heads = st.builds(SignedHead, digests, st.binary(min_size=64, max_size=64))
-readinesses = st.builds(Readiness, names, digests, integers, names, integers, digests, integers, blobs)
+times = st.floats(0, LATEST)
+readinesses = st.builds(Readiness, names, digests, integers, names, integers, digests, integers, times, blobs)
 
 READERS: dict[str, Callable[[RecordDict], object]] = {
     "lead": ceremony.read_lead,
@@ -37,6 +39,7 @@ READERS: dict[str, Callable[[RecordDict], object]] = {
     "letters": ceremony.read_letters,
     "letter": ceremony.read_letter_from,
     "manifest": messages.read_manifest,
+    "sent": messages.read_sent,
     "readiness": messages.read_readiness,
     "train": messages.read_train,
     "update": messages.read_update,
