@@ -32,10 +32,11 @@ class OpenRound:
             before: the round before this one.
             started: whether any round of the run was released.
         """
-        if self.plan is None or self.released or not self.refused:
+        if self.plan is None or self.released:
             return False
-        if len(self.contributors) + len(self.refused) < self.plan.minimum_cohort:
-            return False  # for want of others, who may be back
+        given, least = len(self.contributors), self.plan.minimum_cohort
+        if not given < least <= given + len(self.refused):
+            return False  # it lacked others, who may be back, or was lost later
         return not started or (not before.released and self.refused == before.refused)
 
     def summary(self) -> dict[str, Any]:
