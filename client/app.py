@@ -7,6 +7,7 @@ Flower's simulation, by the partition's number among the folders in the run's co
 from __future__ import annotations
 
 import logging
+import re
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,22 +54,34 @@ def _answering(work: Callable[[Site, Message], RecordDict]) -> Callable[[Message
 
     @wraps(work)
     def answer(message: Message, context: Context) -> Message:
+        site = None
         try:
-            return reply(work(_site(context), message), message)
+            site = _site(context)
+            made = reply(work(site, message), message)
         except CloisterError as error:
-            log.warning("%s: %s", message.metadata.message_type, error)
-            log.debug("%s", message.metadata.message_type, exc_info=True)
+            _log(site, message, error)
             return reply(Error(REFUSED, error.public), message)
         except OSError as error:
-            log.warning("%s: %s", message.metadata.message_type, sentence(error))
-            log.debug("%s", message.metadata.message_type, exc_info=True)
+            _log(site, message, error)
             return reply(Error(FAILED, StorageError().public), message)
-        except (Exception, SystemExit) as error:  # a bug in a task must not end the agent
-            log.error("%s: %s", message.metadata.message_type, sentence(error))  # noqa: TRY400 - its text may quote records
-            log.debug("%s", message.metadata.message_type, exc_info=True)
+        except (Exception, SystemExit) as error:  # a bug in a task must not end the agent  # noqa: BLE001
+            _log(site, message, error)
             return reply(Error(FAILED, "the site's agent met an unexpected error; the site's own log has it"), message)
+        site.said.pop(message.metadata.message_type, None)
+        return made
 
     return answer
+
+
+def _log(site: Site | None, message: Message, error: BaseException) -> None:
+    """Log an error in one sentence, once while only its numbers change: a server asks again and again."""
+    kind, said = message.metadata.message_type, sentence(error)
+    before = site.said.get(kind, "") if site else ""
+    if re.sub(r"\d", "", before) != re.sub(r"\d", "", said):
+        log.warning("%s: %s", kind, said)
+    if site:
+        site.said[kind] = said
+    log.debug("%s", kind, exc_info=error)
 
 
 @app.query()

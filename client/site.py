@@ -57,6 +57,7 @@ class Site(Workplace):
         self.once = Once(place.folder / "outbox")
         self.apply: Apply = map  # how to encrypt and decrypt: an agent does it in several processes
         self.refused_sums: set[str] = set()  # digests of plans; one try each
+        self.said: dict[str, str] = {}  # why it last refused each kind of message
         self._polls: dict[str, Poll] = {}
         self._checked: set[str] = set()  # tasks that can use every record
         self._tried: set[str] = set()  # tasks of which a step fits in memory

@@ -34,10 +34,9 @@ def check_clock(site: str, there: float, sent: float, received: float, allowed: 
     """
     if sent - allowed <= there <= received + allowed:
         return
-    server = sent if there < sent else received
-    way = f"{abs(there - server):.0f} s {'behind' if there < server else 'ahead of'}"
+    way = f"{abs(there - sent):.0f} s {'behind' if there < sent else 'ahead of'}"
     msg = (
-        f"{site}'s clock is {way} the server's: it shows {_shown(there)} there, {_shown(server)} at the server; "
+        f"{site}'s clock is {way} the server's: it shows {_shown(there)} there, {_shown(sent)} at the server; "
         "set both by one time server (NTP)"
     )
     raise ProtocolError(msg)
