@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from privacy.errors import ProtocolError
-from privacy.storage import append_durably, make_folder
+from privacy.storage import append, make_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,7 @@ class Once:
                 file.truncate(data.rfind(b"\n") + 1)  # a line that was cut off: nothing was done after it
             line = f"{deed}: {value}\n".encode() if done is None else b""
             # Even if empty: what another process wrote may not be on disk, if it was killed just before this.
-            append_durably(self._path(run), file.fileno(), line)
+            append(self._path(run), file.fileno(), line)
 
     def _path(self, run: str) -> Path:
         return self._folder / f"{run[:16]}.once"

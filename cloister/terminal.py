@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _PLAIN = {
     "✓": "+", "✗": "x", "ε": "eps", "δ": "delta", "σ": "sigma", "α": "alpha", "ρ": "rho", "≥": ">=", "≤": "<=",
     "–": "-", "—": "-", "−": "-", "…": "...", "’": "'", "·": "*", "×": "x", "±": "+/-", "→": "->", "←": "<-",
-    "∞": "inf", "√": "sqrt", "²": "^2", "█": "#",
+    "∞": "inf", "√": "sqrt", "²": "^2", "█": "#", "▒": "+", "░": ".",
     **{bar: str(height) for height, bar in enumerate("▁▂▃▄▅▆▇", start=1)},
 }  # fmt: skip
 """What to write for a character that the terminal does not have."""

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from privacy.accounting import Mechanism, epsilon
 from privacy.entries import Release, read_entries, write_charge, write_left
 from privacy.errors import BudgetError, LedgerError, ProtocolError
-from privacy.storage import append_durably, make_folder
+from privacy.storage import append, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -228,7 +228,7 @@ class Ledger:
             raise LedgerError(msg) from error
 
     def _append(self, file: BinaryIO, lines: bytes) -> None:
-        append_durably(self.path, file.fileno(), lines)
+        append(self.path, file.fileno(), lines)
 
 
 def _now() -> str:

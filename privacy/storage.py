@@ -32,8 +32,8 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     sync_folder(path.parent)
 
 
-def append_durably(path: Path, descriptor: int, data: bytes) -> None:
-    """Append to a file that is open for appending, and sync it, also what others wrote to it.
+def append(path: Path, descriptor: int, data: bytes, *, sync: bool = True) -> None:
+    """Append to a file that is open for appending; and sync it, also what others wrote to it.
 
     Raises:
         OSError: naming `path`, if it cannot be written; it is as long as before then.
@@ -44,12 +44,14 @@ def append_durably(path: Path, descriptor: int, data: bytes) -> None:
             rest = memoryview(data)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
-            os.fsync(descriptor)
+            if sync:
+                os.fsync(descriptor)
         except BaseException:
             with suppress(OSError):
                 os.ftruncate(descriptor, size)
             raise
-        sync_folder(path.parent)
+        if sync:
+            sync_folder(path.parent)
 
 
 def set_aside(path: Path, size: int) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
+from privacy.ciphertext import CIPHERTEXT_BYTES
 from privacy.clocks import tolerance
 from privacy.envelope import verify_update
 from privacy.errors import CloisterError, ProtocolError, RunError
@@ -90,6 +91,7 @@ class EncryptedFedAvg(Strategy):
 
         Raises:
             RunError: if too many rounds in a row released nothing, or another one would not either.
+            OSError: if the round's sum could not be kept.
         """
         del arrays, config
         if self._round.would_repeat(self._before, started=self._journal.started):
@@ -116,6 +118,8 @@ class EncryptedFedAvg(Strategy):
         reliable = [site for site in present if self._left_out.get(site, 0) < server_round]
         present = reliable if len(reliable) >= cohort.minimum else present
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
+        _, size = self._members.layout
+        self._journal.check_room(2 * self._manifest.packing.ciphertexts(size) * CIPHERTEXT_BYTES)
         current.plan = plan = RoundPlan(
             run=self._run,
             round=server_round,

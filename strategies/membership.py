@@ -85,14 +85,18 @@ class Membership:
         msg = f"node {node} speaks for no site of this run"
         raise ProtocolError(msg)
 
+    @property
+    def layout(self) -> tuple[str, int]:
+        """Layout and size of the model that most sites have: one site alone decides nothing."""
+        return Counter(self.layouts.values()).most_common(1)[0][0]
+
     def check_layout(self, header: UpdateHeader) -> None:
         """Hold an update against the model that most sites have, so that the first to come decides nothing.
 
         Raises:
             ProtocolError: if it is of another.
         """
-        most = Counter(self.layouts.values()).most_common(1)[0][0]
-        if (header.layout, header.size) != most:
+        if (header.layout, header.size) != self.layout:
             msg = f"{header.site}'s update was not added: its model has other tensors than the other sites'"
             raise ProtocolError(msg)
 
