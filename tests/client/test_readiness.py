@@ -29,8 +29,11 @@ from privacy.errors import (
 from privacy.roster import sign_roster
 from tests import studies
 from tests.client.test_agent_rounds import QUERY, ask, plan_of, train
+from tests.client.test_exam import evaluation
+from tests.client.test_survey import SURVEY
 from tests.federations import (
     NOISY,
+    SETTINGS,
     SITES,
     TERMS,
     FederationMaker,
@@ -144,6 +147,19 @@ def test_a_site_of_which_no_records_are_left_is_not_charged_and_the_others_go_on
     assert event["released"]
     assert event["cohort"] == sorted({*SITES} - {SITE})
     assert charges_of(federation, SITE) == 0
+
+
+def test_a_survey_and_an_evaluation_need_records_too(make_federation: FederationMaker) -> None:
+    asked = task_name(studies.Asked)
+    terms = {SITE: replace(TERMS, tasks=(asked,), held_out=0.99), "south": replace(TERMS, held_out=0.0)}
+    federation = make_federation(replace(SURVEY, task=asked), terms)
+    write_records(federation, "1,2,0", "3,4,1")
+    with pytest.raises(DataError, match="no records are left to add up"):
+        ready(federation)
+    _, manifest, _ = signed_run(federation)
+    exam = evaluation("0" * 64, metrics=("accuracy",))
+    with pytest.raises(DataError, match="no records are left to evaluate on"):
+        open_site(federation.paths["south"]).fit(replace(manifest, settings=replace(exam, task=SETTINGS.task)))
 
 
 # --- Memory ---------------------------------------------------------------------------------------------------------
