@@ -86,7 +86,7 @@ def get_ready(
         _check_share(site, accepted.manifest, checkpoint.model)
     site.outbox.last(accepted.run)  # if it is damaged, better said now
     with ready_to_be_charged(site, accepted.manifest, checkpoint.model.layout):
-        pass
+        site.check_memory_for(accepted.manifest)
     model, keys = checkpoint.model, site.keyring.current(site.roster.version)
     unsigned = Readiness(
         site=site.name,

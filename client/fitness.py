@@ -49,8 +49,9 @@ def load_records(task: Task, name: str, example: Example, path: Path) -> Records
     if any(isinstance(part, Tensor) and part.layout != torch.strided for part in found):
         msg = f"{path}: the load() of {name} returns a sparse tensor; return dense ones"
         raise DataError(msg)
-    example.check(*found, path)
-    inputs, targets = (part.detach() for part in found)
+    inputs, targets = found
+    example.check(inputs, targets, path)
+    inputs, targets = inputs.detach(), targets.detach()
     if len(inputs) != len(targets) or len(inputs) == 0:
         msg = f"{path}: the task read {len(inputs)} inputs and {len(targets)} targets; it needs as many, and some"
         raise DataError(msg)

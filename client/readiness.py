@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def ready_to_be_charged(site: Site, manifest: Manifest, layout: Layout) -> Iterator[None]:
-    """Check all of it, and keep the room on the disk for as long as the context lasts.
+    """Check all of it but memory, and keep the room on the disk for as long as the context lasts.
 
     Raises:
         CloisterError: saying what stands in the way; nothing is charged then.
     """
     check_dates(site, manifest.settings.cohort.round_deadline_seconds)
-    site.fit(manifest)
+    site.check_records_for(manifest.settings)
     ledger, _ = site.account(manifest.settings)
     ledger.check_writable()
     with space_for(needs(site.place.folder, ledger.path.parent, manifest, layout)):

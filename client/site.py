@@ -104,16 +104,13 @@ class Site(Workplace):
         self._check_records(task)
         return len(self.study(task).training[0])
 
-    def fit(self, manifest: Manifest) -> None:
-        """Check, once a process, that a run's task can use this site's records and fits in its memory.
+    def check_records_for(self, settings: RunSettings) -> None:
+        """Check, once a process, that a run's task can use this site's records.
 
         Raises:
             DataError: if a record cannot be used, or none is left.
-            RefusedError: if it does not fit in memory.
-            TaskError: if there is no way to compute the task's gradients.
         """
-        settings, data = manifest.settings, self.settings.data
-        path = self.place.path(data.file)
+        data, path = self.settings.data, self.place.path(self.settings.data.file)
         if settings.statistics:
             check_count(len(self.poll(settings.task).records[0]), data, path, "to add up")
             return
@@ -123,9 +120,17 @@ class Site(Workplace):
         else:
             check_count(len(study.training[0]), data, path, "to train on")
         self._check_records(settings.task)
-        if settings.task not in self._tried:
+
+    def check_memory_for(self, manifest: Manifest) -> None:
+        """Check, once a process, that a step of a run's task fits in this site's memory.
+
+        Raises:
+            RefusedError: if it does not.
+            TaskError: if there is no way to compute the task's gradients.
+        """
+        if manifest.settings.training and manifest.settings.task not in self._tried:
             check_memory(self, manifest)
-            self._tried.add(settings.task)
+            self._tried.add(manifest.settings.task)
 
     def _check_records(self, task: str) -> None:
         if task not in self._checked:

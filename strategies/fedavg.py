@@ -27,7 +27,7 @@ from privacy.summation import RunningSum
 from strategies.ceremony import Ceremony
 from strategies.masking import add_reveals, check_all_revealed, next_attempt
 from strategies.membership import Membership
-from strategies.rounds import OpenRound
+from strategies.rounds import OpenRound, listed
 from transport.contents import (
     content_of,
     pack_sum,
@@ -62,11 +62,11 @@ class EncryptedFedAvg(Strategy):
                  new_epoch: bool) -> None:  # fmt: skip
         self._document, self._manifest, self._run = run.document, run.manifest, run.digest
         self._roster, self._journal = roster, journal
-        self._members = Membership(run.document, run.digest, roster, journal, heads)
+        self._seconds = self._manifest.settings.cohort.round_deadline_seconds
+        allowed = tolerance(self._seconds)
+        self._members = Membership(run.document, run.digest, roster, journal, heads, tolerance=allowed)
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch)
         self._before = self._round = OpenRound(0)
-        self._seconds = self._manifest.settings.cohort.round_deadline_seconds
-        self._members.tolerance = tolerance(self._seconds)
         self._masked = self._manifest.settings.encryption.collusion_resistant
         self._withheld: dict[str, int] = {}  # how often a site let a round down by keeping its mask
         self._left_out: dict[str, int] = {}  # until which round it is left out for that
@@ -91,22 +91,15 @@ class EncryptedFedAvg(Strategy):
 
         Raises:
             RunError: if too many rounds in a row released nothing, or another one would not either.
-            OSError: if the round's sum could not be kept.
         """
         del arrays, config
-        if self._round.would_repeat(self._before, started=self._journal.started):
-            msg = (
-                f"round {self._round.number} was charged and released nothing: {_listed(self._round.refused)}; "
-                "the next would be charged for the same, so the run was stopped"
-            )
-            raise RunError(msg)
+        self._round.check_repeated(self._before, started=self._journal.started)
         for site in self._round.refused:
             self._members.doubt(site)  # whether it is ready costs nothing to ask
         if self._failures >= _MOST_FAILURES:
-            msg = f"{self._failures} rounds in a row released nothing: {_listed(self._round.problems)}"
+            msg = f"{self._failures} rounds in a row released nothing: {listed(self._round.problems)}"
             raise RunError(msg)
-        self._before, self._round = self._round, OpenRound(server_round)
-        current = self._round
+        self._before, self._round = self._round, (current := OpenRound(server_round))
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
         present = self._members.gather(grid, cohort.minimum, seconds)
         if self._journal.unconfirmed:
@@ -118,8 +111,7 @@ class EncryptedFedAvg(Strategy):
         reliable = [site for site in present if self._left_out.get(site, 0) < server_round]
         present = reliable if len(reliable) >= cohort.minimum else present
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
-        _, size = self._members.layout
-        self._journal.check_room(2 * self._manifest.packing.ciphertexts(size) * CIPHERTEXT_BYTES)
+        self._journal.check_room(2 * self._manifest.packing.ciphertexts(self._members.layout[1]) * CIPHERTEXT_BYTES)
         current.plan = plan = RoundPlan(
             run=self._run,
             round=server_round,
@@ -257,7 +249,3 @@ class EncryptedFedAvg(Strategy):
 
     def _record(self, **details: Any) -> None:  # noqa: ANN401
         self._journal.record("round", **self._round.summary(), **details)
-
-
-def _listed(problems: dict[str, str]) -> str:
-    return "; ".join(f"{site}: {reason}" for site, reason in sorted(problems.items())) or "too few sites came"

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from privacy.errors import RunError
+
 if TYPE_CHECKING:
     from privacy.plan import RoundPlan
 
@@ -25,19 +27,25 @@ class OpenRound:
     bytes_up: int = 0
     bytes_down: int = 0
 
-    def would_repeat(self, before: OpenRound, *, started: bool) -> bool:
-        """Whether to go on would only be charged again: the sites that a sum lacked said why they gave nothing.
+    def check_repeated(self, before: OpenRound, *, started: bool) -> None:
+        """End a run that would only be charged again: the sites that the sum lacked have said why they gave nothing.
 
         Args:
             before: the round before this one.
             started: whether any round of the run was released.
+
+        Raises:
+            RunError: if no round was released yet, or the same sites said the same before.
         """
-        if self.plan is None or self.released:
-            return False
-        given, least = len(self.contributors), self.plan.minimum_cohort
-        if not given < least <= given + len(self.refused):
-            return False  # it lacked others, who may be back, or was lost later
-        return not started or (not before.released and self.refused == before.refused)
+        given, least = len(self.contributors), self.plan.minimum_cohort if self.plan else 0
+        if self.released or not given < least <= given + len(self.refused):
+            return  # nothing was charged, or it lacked others, who may be back, or it was lost later
+        if not started or (not before.released and self.refused == before.refused):
+            msg = (
+                f"round {self.number} was charged and released nothing: {listed(self.refused)}; the next would be "
+                "charged for the same, so the run was stopped"
+            )
+            raise RunError(msg)
 
     def summary(self) -> dict[str, Any]:
         """Return it as an event of the journal."""
@@ -53,3 +61,8 @@ class OpenRound:
             "bytes_down": self.bytes_down,
             "seconds": round(time.monotonic() - self.started, 4),
         }
+
+
+def listed(problems: dict[str, str]) -> str:
+    """Write problems for people."""
+    return "; ".join(f"{site}: {reason}" for site, reason in sorted(problems.items())) or "too few sites came"

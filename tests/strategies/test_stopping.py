@@ -83,15 +83,21 @@ def test_a_run_goes_on_after_a_later_round_that_failed_once(
 def test_what_a_round_lacked_decides_whether_it_would_repeat() -> None:
     plan = make_plan("ab" * 32)
     before, refused = OpenRound(1), {"north": "no", "south": "no"}
-    assert not before.would_repeat(before, started=False)  # nothing was charged
     lost = OpenRound(2, plan=plan, contributors=("east", "west"), refused=refused)
-    assert lost.would_repeat(before, started=False)
-    assert not lost.would_repeat(before, started=True)  # once more, as it went well before
-    assert replace(lost, number=3).would_repeat(lost, started=True)
-    assert not replace(lost, refused=refused | {"north": "busy"}).would_repeat(lost, started=True)
-    assert not replace(lost, contributors=()).would_repeat(before, started=False)  # others were silent
-    assert not replace(lost, contributors=SITES).would_repeat(before, started=False)  # lost after it was complete
-    assert not replace(lost, released=True).would_repeat(before, started=False)
+    for again in (lost, replace(lost, contributors=("east",))):
+        with pytest.raises(RunError, match="round 2 was charged and released nothing: north: no; south: no"):
+            again.check_repeated(before, started=False)
+    with pytest.raises(RunError, match="round 3"):
+        replace(lost, number=3).check_repeated(lost, started=True)
+    lost.check_repeated(before, started=True)  # once more, as it went well before
+    replace(lost, refused=refused | {"north": "busy"}).check_repeated(lost, started=True)
+    for other in (
+        before,  # nothing was charged
+        replace(lost, contributors=()),  # others were silent
+        replace(lost, contributors=SITES),  # lost after it was complete
+        replace(lost, released=True),
+    ):
+        other.check_repeated(before, started=False)
 
 
 def test_a_site_whose_disk_fails_is_asked_again_and_left_out_until_it_is_mended(
