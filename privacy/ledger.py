@@ -1,4 +1,4 @@
-"""The ledger: what a site has spent on the people its data is about, on disk before any record is read.
+"""The ledger: what a site has spent on the people its data is about, on disk before a record is trained on.
 
 One file per site and lineage (the people, whatever their file is called), shared by all runs and models.
 Rules, each of which a test holds:
@@ -63,7 +63,7 @@ class Ledger:
         self.path, self.site, self.lineage, self.records_per_person = path, site, lineage, records_per_person
 
     def reserve(self, release: Release, mechanism: Mechanism, budget: Budget) -> Charge:
-        """Charge a release before any record is read for it; once, if nothing left for it since.
+        """Charge a release before anything is made of records for it; once, if nothing left for it since.
 
         Raises:
             BudgetError: if it would exceed the budget; nothing is written.

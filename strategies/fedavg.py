@@ -63,8 +63,7 @@ class EncryptedFedAvg(Strategy):
         self._document, self._manifest, self._run = run.document, run.manifest, run.digest
         self._roster, self._journal = roster, journal
         self._seconds = self._manifest.settings.cohort.round_deadline_seconds
-        allowed = tolerance(self._seconds)
-        self._members = Membership(run.document, run.digest, roster, journal, heads, tolerance=allowed)
+        self._members = Membership(run.document, run.digest, roster, journal, heads, tolerance=tolerance(self._seconds))
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch)
         self._before = self._round = OpenRound(0)
         self._masked = self._manifest.settings.encryption.collusion_resistant
