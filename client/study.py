@@ -12,6 +12,7 @@ import torch
 
 from client.beginning import find_model
 from client.dpsgd import train, way_to_train
+from client.fitness import load_records
 from client.guard import check_task
 from client.interactions import InteractionError
 from client.proving import prove
@@ -20,7 +21,6 @@ from client.refusals import Refusals
 from client.state import check_constants, layout_of, set_constants, tensors_of
 from client.task import import_task
 from client.trial import make_model
-from privacy.errors import DataError
 from privacy.update import Model, Update
 
 if TYPE_CHECKING:
@@ -149,14 +149,7 @@ class Study:
     def _records(self) -> tuple[Records, Records]:
         data = self._site.settings.data
         path = self._site.place.path(data.file)
-        inputs, targets = self.task.load(path)
-        self._example.check(inputs, targets, path)
-        if len(inputs) != len(targets) or len(inputs) == 0:
-            msg = f"{path}: the task read {len(inputs)} inputs and {len(targets)} targets; it needs as many, and some"
-            raise DataError(msg)
-        if not (torch.isfinite(inputs).all() and torch.isfinite(targets).all()):
-            msg = f"{path}: the task read values that are not finite; mend the records, or the task's scaling"
-            raise DataError(msg)
+        inputs, targets = load_records(self.task, self.name, self._example, path)
         used, kept = (torch.from_numpy(part) for part in split_held_out(len(inputs), data.held_out))
         if len(used):
             self._try(inputs[used], targets[used])

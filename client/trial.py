@@ -186,7 +186,7 @@ def naming(what: str, count: int = 0, records: str = "") -> Iterator[None]:
     """Turn whatever a task raises into an error that names its method."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         on = f" on {count} {records}{'s' * (count > 1)}" if count else ""
         reason = (str(error).strip().splitlines() or [""])[0]
         msg = f"its {what} fails{on} ({type(error).__name__}: {reason}); mend it, or what example() makes up"

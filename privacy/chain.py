@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from privacy.entries import Entries, Whose, read_entries, signed_by, write_adopted
 from privacy.errors import KeyFileError, LedgerError
 from privacy.heads import LastHead, SignedHead
-from privacy.storage import make_folder, sync_folder
+from privacy.storage import append, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,18 +131,15 @@ class Chain:
 
     def append(self, file: BinaryIO, lines: bytes) -> str:
         """Write lines, on disk; return the head after them."""
-        file.write(lines)
-        self.sync(file)
+        append(self.path, file.fileno(), lines)
         head, signature, _ = lines.splitlines()[-1].split(b" ", 2)
         if self._last:
             self._last.keep(SignedHead(head.decode(), bytes.fromhex(signature.decode())))
         return head.decode()
 
     def sync(self, file: BinaryIO) -> None:
-        """See that what was written is on disk."""
-        file.flush()
-        os.fsync(file.fileno())
-        sync_folder(self.path.parent)
+        """See that what was written is on disk, also what others wrote."""
+        append(self.path, file.fileno(), b"")
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[BinaryIO, bytes]]:

@@ -1,4 +1,4 @@
-"""The ledger: what a site has spent on the people its data is about, on disk before any record is read.
+"""The ledger: what a site has spent on the people its data is about, on disk before a record is trained on.
 
 One file per site and lineage (the people, whatever their file is called), shared by all runs and models.
 Rules, each of which a test holds:
@@ -62,7 +62,7 @@ class Ledger(Chain):
         self.records_per_person = records_per_person
 
     def reserve(self, release: Release, mechanism: Mechanism, budget: Budget) -> Charge:
-        """Charge a release before any record is read for it; once, if nothing left for it since.
+        """Charge a release before anything is made of records for it; once, if nothing left for it since.
 
         Raises:
             BudgetError: if it would exceed the budget; nothing is written.
@@ -113,6 +113,15 @@ class Ledger(Chain):
         """Note that making what was charged has failed, and that others are about to be told."""
         with self.opened() as (file, entries):
             self.append(file, write_left(entries, self.whose, self.signing_key, release, "", now()))
+
+    def check_writable(self) -> None:
+        """Write nothing, durably, so that a ledger which cannot be charged is noticed before a round is planned.
+
+        Raises:
+            LedgerError: if it cannot be trusted or written.
+        """
+        with self.opened() as (file, _):
+            self.sync(file)
 
     def has_left(self, release: Release) -> bool:
         """Whether anything left for a release, other than that it failed."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
+from privacy.ciphertext import CIPHERTEXT_BYTES
 from privacy.envelope import verify_update
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.summation import RunningSum
@@ -37,6 +38,7 @@ from transport.contents import (
     sum_from_arrays,
     sum_to_arrays,
 )
+from transport.flower import FAILED, REFUSED
 from transport.heads import find_head, put_head
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class EncryptedFedAvg(Strategy):
         )
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch)
         self._selection = Selection(self._members, cohort.minimum)
-        self._round = OpenRound(0)
+        self._before = self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds
         self._masked = self._manifest.settings.encryption.collusion_resistant
         self._failures = 0
@@ -92,13 +94,16 @@ class EncryptedFedAvg(Strategy):
         """Plan the round, and ask the cohort to train.
 
         Raises:
-            RunError: if too many rounds in a row released nothing.
+            RunError: if too many rounds in a row released nothing, or another one would not either.
         """
         del arrays, config
+        self._round.check_repeated(self._before, started=self._journal.started)
+        for site in self._round.refused:
+            self._members.doubt(site)  # whether it is ready costs nothing to ask
         if self._failures >= _MOST_FAILURES:
             msg = f"{self._failures} rounds in a row released nothing: {self._round.listed}"
             raise RunError(msg)
-        self._round = current = OpenRound(server_round)
+        self._before, self._round = self._round, (current := OpenRound(server_round))
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
         present = self._members.gather(grid, cohort.minimum, seconds)
         if self._journal.unconfirmed:
@@ -109,6 +114,7 @@ class EncryptedFedAvg(Strategy):
             return []
         present = self._selection.choose(present, server_round, current.problems)
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
+        self._journal.check_room(2 * self._manifest.packing.ciphertexts(self._members.layout[1]) * CIPHERTEXT_BYTES)
         current.plan = plan = first_attempt(
             self._run, self._manifest, server_round, present, epoch=epoch, keys=keys, model=self._members.model
         )
@@ -209,6 +215,8 @@ class EncryptedFedAvg(Strategy):
                 added.add(site)
             except CloisterError as error:
                 problems[site] = str(error)
+                if reply.has_error() and reply.error.code in {FAILED, REFUSED}:  # its own word, not its engine's
+                    self._round.refused[site] = str(error)
         self._members.heads.save()
         for site in silent:
             problems[site] = "no update by the round's deadline"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Message, MessageType
 
+from privacy.clocks import check_clock, tolerance
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.plan import read_plan
 from privacy.signing import verify
@@ -113,14 +114,18 @@ class Membership:
         """Return which site each node speaks for."""
         return {node: site for site, node in self.nodes.items()}
 
+    @property
+    def layout(self) -> tuple[str, int]:
+        """Layout and size of the model that most sites have: one site alone decides nothing."""
+        return Counter(self.layouts.values()).most_common(1)[0][0]
+
     def check_layout(self, header: UpdateHeader) -> None:
         """Hold an update against the model that most sites have, so that the first to come decides nothing.
 
         Raises:
             ProtocolError: if it is of another.
         """
-        most = Counter(self.layouts.values()).most_common(1)[0][0]
-        if (header.layout, header.size) != most:
+        if (header.layout, header.size) != self.layout:
             msg = f"{header.site}'s update was not added: its model has other tensors than the other sites'"
             raise ProtocolError(msg)
 
@@ -186,6 +191,11 @@ class Membership:
                         self.problems[site] = str(error)
 
     @cached_property
+    def _tolerance(self) -> float:
+        """Seconds by which a site's clock and this one may differ."""
+        return tolerance(self.attention.seconds)
+
+    @cached_property
     def _expected(self) -> dict[int, str]:
         """The sites' own nodes; on other grids than ours, nodes have any number."""
         return {member.node_id: member.site for member in self.roster.members}
@@ -205,6 +215,7 @@ class Membership:
             content = content_of(reply)
             readiness = read_readiness(content)
             self._verify(node, readiness)
+            check_clock(readiness.site, readiness.clock, asked.metadata.created_at, time.time(), self._tolerance)
             if self.heads.of(readiness.site) and readiness.site != supposed:
                 self._claimed[node] = readiness.site
                 self._ask(grid, node)

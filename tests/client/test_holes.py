@@ -244,7 +244,7 @@ class Infinite(Tiny):
 
 def test_one_infinite_record_is_refused_before_it_makes_the_model_no_number(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(NOISY, task=task_name(Infinite)))
-    with pytest.raises(DataError, match="read values that are not finite; mend the records"):
+    with pytest.raises(DataError, match="is not finite; mend the record"):
         open_site(federation.paths["north"]).check_records()
     assert charges_of(federation, "north") == 0
 

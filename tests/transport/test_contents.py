@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from privacy.clocks import LATEST
 from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import MalformedError, ProtocolError
 from privacy.foreign import MOST
@@ -37,7 +38,8 @@ digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 heads = st.builds(SignedHead, digests, st.binary(min_size=64, max_size=64))
 sites = st.from_regex(SITE, fullmatch=True)
 counts = st.integers(1, 2**63 - 1)
-readinesses = st.builds(Readiness, sites, digests, counts, digests, counts, digests, counts, blobs)
+times = st.floats(0, LATEST)
+readinesses = st.builds(Readiness, sites, digests, counts, digests, counts, digests, counts, times, blobs)
 
 READERS: dict[str, Callable[[RecordDict], object]] = {
     "lead": ceremony.read_lead,
@@ -45,6 +47,7 @@ READERS: dict[str, Callable[[RecordDict], object]] = {
     "letters": ceremony.read_letters,
     "letter": ceremony.read_letter_from,
     "manifest": messages.read_manifest,
+    "sent": messages.read_sent,
     "readiness": messages.read_readiness,
     "train": messages.read_train,
     "update": messages.read_update,
@@ -168,7 +171,7 @@ def test_a_reason_is_short_on_one_line_and_in_quotation_marks(reason: str) -> No
     ids=repr,
 )  # fmt: skip
 def test_a_readiness_that_cannot_be_is_refused(changed: dict[str, Any]) -> None:
-    readiness = Readiness("north", "0" * 64, 3, "0" * 64, 1, "0" * 64, 1, b"")
+    readiness = Readiness("north", "0" * 64, 3, "0" * 64, 1, "0" * 64, 1, 1e9, b"")
     assert messages.read_readiness(messages.pack_readiness(readiness)) == readiness
     with pytest.raises(MalformedError, match="a message lacks readiness"):
         messages.read_readiness(messages.pack_readiness(replace(readiness, **changed)))
