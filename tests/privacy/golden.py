@@ -38,6 +38,7 @@ from tests.privacy.consortium import (
     PARAMETERS,
     SECRET,
     authority_key,
+    chained,
     mac_key,
     make_roster,
     private,
@@ -112,7 +113,7 @@ def write() -> None:
     _store("codes", codes(plan, made.nonce, chunk[:C0_BYTES], made.ciphertexts.seeds))
     _store("masks", masks(plan))
     _store("documents", documents)
-    _store("ledger", {"site": "north", "lineage": "patients", "file": _ledger()})
+    _store("ledger", {"site": "north", "lineage": "patients", "public_key": public_hex("north"), "file": _ledger()})
     _store("bad", list(_bad(document, plan, roster, update)))
 
 
@@ -124,24 +125,23 @@ def _store(name: str, content: object) -> None:
     (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _ledger() -> str:
+def _ledger(steps: int = 5, signer: str = "north") -> str:
     """Return a ledger of three charges, written line by line rather than by the code under test."""
     events: list[dict[str, object]] = [{"lineage": "patients", "site": "north", "time": "2026-01-01T00:00:00+00:00"}]
     for number in (1, 2, 3):
         event: dict[str, object] = {
             "attempt": 1,
+            "discrete": False,
             "noise_multiplier": 1.0,
+            "purpose": "training",
             "round": number,
             "run": "ab" * 32,
             "sample_rate": 0.1,
         }
         events.append(event | {"steps": 5, "time": f"2026-01-01T00:0{number}:00+00:00"})
-    head, lines = bytes(32), ""
-    for event in events:
-        body = json.dumps(event, sort_keys=True)
-        head = sha256(head + body.encode()).digest()
-        lines += f"{head.hex()} {body}\n"
-    return lines
+    bodies = [json.dumps(event, sort_keys=True) for event in events]
+    bodies = [body.replace('"steps": 5', f'"steps": {steps}', 1) for body in bodies]
+    return chained((body.encode() for body in bodies), signing_key(signer)).decode()
 
 
 def _bad(
@@ -224,6 +224,25 @@ def _bad_ledgers() -> Iterator[tuple[str, str]]:
     yield "the first line deleted", second + third + fourth
     yield "another site", file.replace("north", "south")
     yield "the same entry twice", first + second + second + third + fourth
+    yield "rewritten with another key", _ledger(1, "mallory")
+    yield "digests recomputed, signatures kept", _with_signatures_of(file, _ledger(1, "mallory"))
+    yield "the last signature in capitals", file[: -len(fourth)] + _capital_signature(fourth)
+
+
+def _with_signatures_of(file: str, forged: str) -> str:
+    """Recompute digests as somebody without the key would."""
+    events, head, lines = [line.split(" ", 2)[2] for line in forged.splitlines()], "0" * 64, ""
+    signature = ""
+    for line, event in zip(file.splitlines(), events, strict=True):
+        head = sha256(bytes.fromhex(head) + signature.encode() + event.encode()).hexdigest()
+        signature = line.split(" ", 2)[1]
+        lines += f"{head} {signature} {event}\n"
+    return lines
+
+
+def _capital_signature(line: str) -> str:
+    head, signature, event = line.split(" ", 2)
+    return f"{head} {signature.upper()} {event}"
 
 
 def _capitals(document: bytes) -> bytes:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from privacy import errors
@@ -184,7 +185,9 @@ def test_a_sum_with_the_known_update_alone_is_too_small() -> None:
 def open_ledger(file: str, folder: Path) -> list[Mechanism]:
     path = folder / "ledger"
     path.write_text(file)
-    return Ledger(path, stored("ledger")["site"], stored("ledger")["lineage"]).mechanisms()
+    known = stored("ledger")
+    key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(known["public_key"]))
+    return Ledger(path, known["site"], known["lineage"], key).mechanisms()
 
 
 def test_the_known_ledger_counts_three_charges(tmp_path: Path) -> None:
