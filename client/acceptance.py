@@ -1,4 +1,4 @@
-"""Before a round: does this site take part in a run, and is it ready? No record is read for it."""
+"""Before a round: does this site take part in a run, and is it ready? Nothing is charged for it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from client.readiness import ready_to_be_charged
+from privacy.clocks import check_clock, tolerance
 from privacy.errors import ConfigError, ProtocolError, RefusedError
 from privacy.heads import check_head
 from privacy.manifest import open_manifest
@@ -50,32 +52,42 @@ def accept(site: Site, document: bytes) -> Accepted:
     return Accepted(manifest, run)
 
 
-def get_ready(site: Site, document: bytes, node_id: int, known: SignedHead | None = None) -> Readiness:
-    """Say whether this site can take part in a run, before anything is charged. No record is read for it.
+def get_ready(
+    site: Site, document: bytes, node_id: int, known: SignedHead | None = None, sent: float | None = None
+) -> Readiness:
+    """Say whether this site can take part in a run, before anything is charged. See `client.readiness`.
 
     Args:
         site: this one.
         document: the signed manifest.
         node_id: Flower's number of this site.
         known: the last head of its ledger that the server has.
+        sent: what the server's clock showed as it asked, in seconds since 1970.
 
     Raises:
-        LedgerError: if the ledger is older than that head.
+        LedgerError: if the ledger is older than that head, or cannot be written.
+        ProtocolError: if the clocks of site and server disagree.
         TaskError: if the task's gradients cannot be computed here.
+        DataError: if a record cannot be used, or none is left.
         BudgetError: if what is left of the budget does not cover the rest of the run.
-        RefusedError: if the run's time is over, or the model suits no share of the noise.
+        RefusedError: if the run's time is over, or the model suits no share of the noise, or no memory here.
+        StorageError: if a disk has no room for what a round writes.
     """
-    accepted = accept(site, document)
-    accepted.manifest.check_valid(time.time())
+    accepted, now = accept(site, document), time.time()
+    accepted.manifest.check_valid(now)
+    seconds = accepted.manifest.settings.cohort.round_deadline_seconds
+    if sent is not None:  # how long the question was under way is not known here: the server looks at that
+        check_clock(site.name, now, sent, sent + seconds, tolerance(seconds))
     ledger, limit = site.account(accepted.manifest.settings)
     check_head(ledger, known, site.signing_key)
-    if accepted.manifest.settings.training:
-        site.study(accepted.manifest.settings.task).prepare(accepted.manifest.settings)
     checkpoint = site.checkpoint(accepted.manifest, accepted.run)
     if accepted.run not in ledger.runs():  # later, each round is held against the budget by itself
         ledger.check_plan(accepted.manifest.run_cost, limit)
     if accepted.manifest.settings.shares_noise:
         _check_share(site, accepted.manifest, checkpoint.model)
+    site.outbox.last(accepted.run)  # if it is damaged, better said now
+    with ready_to_be_charged(site, accepted.manifest, checkpoint.model.layout):
+        site.check_memory_for(accepted.manifest)
     model, keys = checkpoint.model, site.keyring.current(site.roster.version)
     unsigned = Readiness(
         site=site.name,
@@ -86,6 +98,7 @@ def get_ready(site: Site, document: bytes, node_id: int, known: SignedHead | Non
         keys=keys.fingerprint if keys else "",
         latest=site.keyring.latest,
         pairs=site.keyring.shares_with(keys),
+        clock=now,
         signature=b"",
     )
     signature = sign(site.signing_key, "readiness", unsigned.signed_part(accepted.run, node_id))

@@ -8,6 +8,7 @@ engine, have opened their sites already, and make the app with them.
 from __future__ import annotations
 
 import logging
+import re
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,11 +23,12 @@ from client.opening import open_sum
 from client.progress import look, shared
 from client.round import train_round
 from client.site import Site, open_site
-from privacy.errors import CloisterError, ConfigError
+from privacy.errors import CloisterError, ConfigError, StorageError
+from privacy.failures import sentence
 from privacy.heads import check_head, sign_head
 from transport.ceremony import pack_keys, pack_shared, read_lead, read_letter_from, read_pairs
-from transport.contents import pack_opened, pack_readiness, pack_update, read_manifest, read_train, take_sum
-from transport.flower import FAILED, reply
+from transport.contents import pack_opened, pack_readiness, pack_update, read_manifest, read_sent, read_train, take_sum
+from transport.flower import FAILED, REFUSED, reply
 from transport.heads import put_head, read_head
 from transport.masking import pack_agreed, pack_revealed, read_contributors, read_signatures
 from transport.reports import LARGEST_EPSILON
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from privacy.ledger import Ledger
 
 log = logging.getLogger("cloister.agent")
-
-REFUSED = 100  # code of the error reply of a site that says no
 
 
 def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
@@ -81,22 +81,40 @@ def _answering(
 
     @wraps(work)
     def answer(message: Message, context: Context) -> Message:
+        site = None
         try:
-            return reply(work(site_of(context), message), message)
+            site = site_of(context)
+            made = reply(work(site, message), message)
         except CloisterError as error:
-            log.warning("%s: %s", message.metadata.message_type, error)
+            _log(site, message, error)
             return reply(Error(REFUSED, error.public), message)
-        except Exception:  # a bug in a task must not end the agent
-            log.exception("%s failed", message.metadata.message_type)
+        except OSError as error:
+            _log(site, message, error)
+            return reply(Error(FAILED, StorageError().public), message)
+        except (Exception, SystemExit) as error:  # a bug in a task must not end the agent  # noqa: BLE001
+            _log(site, message, error)
             return reply(Error(FAILED, "the site's agent met an unexpected error; the site's own log has it"), message)
+        site.said.pop(message.metadata.message_type, None)
+        return made
 
     return answer
 
 
+def _log(site: Site | None, message: Message, error: BaseException) -> None:
+    """Log an error in one sentence, once while only its numbers change: a server asks again and again."""
+    kind, said = message.metadata.message_type, sentence(error)
+    before = site.said.get(kind, "") if site else ""
+    if re.sub(r"\d", "", before) != re.sub(r"\d", "", said):
+        log.warning("%s: %s", kind, said)
+    if site:
+        site.said[kind] = said
+    log.debug("%s", kind, exc_info=error)
+
+
 def query(site: Site, message: Message) -> RecordDict:
     """Say whether this site takes part."""
-    document, known = read_manifest(message.content), read_head(message.content)
-    readiness = get_ready(site, document, message.metadata.dst_node_id, known)
+    document, known, sent = read_manifest(message.content), read_head(message.content), read_sent(message.content)
+    readiness = get_ready(site, document, message.metadata.dst_node_id, known, sent)
     ledger, _ = site.account(accept(site, document).manifest.settings)
     return put_head(pack_readiness(readiness), sign_head(ledger, site.signing_key))
 

@@ -11,6 +11,7 @@ import json
 import math
 import operator
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import file_digest
 from stat import S_ISREG
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from client.checkpoint import MISREAD, read_header
+from client.checkpoint import MISREAD, describe, read_header
 from privacy.errors import RefusedError
-from privacy.update import Model, is_finite
+from privacy.update import Constant, Model, is_finite
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
 def find_model(folder: Path, digest: str, layout: Layout, site: str) -> Model:
     """Return the model in the file with this SHA-256, in hex, anywhere below a folder.
 
+    Args:
+        folder: where to look.
+        digest: of the file.
+        layout: the task's own. Constants that are saved in a model's file are then those of this file.
+        site: this one's name.
+
     Raises:
         RefusedError: if there is none, it is no safetensors file, or the model is not of this layout.
     """
@@ -41,7 +48,7 @@ def find_model(folder: Path, digest: str, layout: Layout, site: str) -> Model:
             state = path.stat()
             if S_ISREG(state.st_mode) and _digest(path, state.st_mtime_ns, state.st_size) == digest:
                 with path.open("rb") as file:
-                    return Model(_read(file, layout, digest), layout)
+                    return _read(file, layout, digest)
     msg = (
         f"{site} does not have the model to start from, the safetensors file with SHA-256 {digest}; "
         "put it into the site's models/public/"
@@ -56,17 +63,26 @@ def _digest(path: Path, changed: int, size: int) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
-def _read(file: BinaryIO, layout: Layout, digest: str) -> NDArray[np.float32]:
-    """Return the tensors in the order of the layout, in whatever order they lie in the file: `(size,)`."""
-    vector, done = np.empty(layout.size, np.float32), 0
+def _read(file: BinaryIO, layout: Layout, digest: str) -> Model:
+    """Return the model, in whatever order its tensors lie in the file."""
+    vector, done, constants = np.empty(layout.size, np.float32), 0, list[Constant]()
     try:
         header = json.loads(read_header(file))
         header.pop("__metadata__", None)
         places, first = _places(header, layout), file.tell()
-        for start, count in places:
+        for name, shape in layout.shapes:
+            start, end = places[name]
             file.seek(first + start)
-            vector[done : done + count] = np.fromfile(file, dtype="<f4", count=count)
+            count = math.prod(shape)
+            vector[done : done + count] = _take(file, "<f4", count)
             done += count
+        for each in layout.constants:
+            if not each.saved:
+                constants.append(each)
+                continue
+            start, end = places[each.name]
+            file.seek(first + start)
+            constants.append(Constant.of(each.name, each.dtype, each.shape, _take(file, "u1", end - start)))
     except _Misfit as error:
         msg = (
             f"the model with SHA-256 {digest} has other tensors than this run's task: {error}; name another in [start]"
@@ -78,24 +94,33 @@ def _read(file: BinaryIO, layout: Layout, digest: str) -> NDArray[np.float32]:
     if not is_finite(vector):
         msg = f"the model with SHA-256 {digest} holds values that are not finite; name another in [start]"
         raise RefusedError(msg)
-    return vector
+    return Model(vector, replace(layout, constants=tuple(constants)))
+
+
+def _take(file: BinaryIO, dtype: str, count: int) -> NDArray[Any]:
+    found = np.fromfile(file, dtype=dtype, count=count)
+    if found.size != count:
+        msg = "the file ends early"
+        raise ValueError(msg)
+    return found
 
 
 class _Misfit(Exception):  # noqa: N818 - becomes a refusal
     """Says which tensor is missing, of another form, or too much."""
 
 
-def _places(header: dict[str, Any], layout: Layout) -> list[tuple[int, int]]:
-    """Return where each tensor begins among the file's bytes of values, and how many values it has."""
-    places, wanted = [], dict(layout.shapes)
+def _places(header: dict[str, Any], layout: Layout) -> dict[str, tuple[int, int]]:
+    """Return where each tensor begins and ends among the file's bytes of values."""
+    places, wanted = {}, describe(layout)
     if strange := set(header) ^ set(wanted):
         raise _Misfit(min(strange))
-    for name, shape in wanted.items():
-        tensor, count = header[name], math.prod(shape)
-        if (tensor["dtype"], tensor["shape"]) != ("F32", list(shape)):
+    for name, form in wanted.items():
+        tensor = header[name]
+        if (tensor["dtype"], tensor["shape"]) != (form["dtype"], form["shape"]):
             raise _Misfit(name)
         start, end = map(operator.index, tensor["data_offsets"])
-        if not 0 <= start == end - 4 * count:
+        first, last = form["data_offsets"]
+        if not 0 <= start == end - (last - first):
             raise ValueError(name)
-        places.append((start, count))
+        places[name] = start, end
     return places

@@ -2,7 +2,8 @@
 
 The file is the same, bit for bit, at every site that has opened the same sums. A safetensors file is a length, a header
 in JSON padded to 8 bytes, and the values. It is written and read here without the library, which would hold the model
-once more each time.
+once more each time. Beside what is trained it has the model's constants, as `state_dict` does, for whoever uses the
+model: a site itself takes them from its task, or from the model that the run starts from.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from client.state import WIDTHS
 from privacy.errors import KeyFileError
 from privacy.storage import write_atomically
 from privacy.update import Model
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-    from privacy.update import Layout
+    from privacy.update import Constant, Layout
 
 _NOTE = "cloister"
+_FLOAT = 4  # bytes
 MISREAD = KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError
 
 
@@ -82,6 +85,7 @@ class CheckpointStore:
             with path.open("rb") as file:
                 header = json.loads(read_header(file))
                 note = json.loads(header.pop("__metadata__")[_NOTE])
+                file.seek(sum(each.values.size for each in _before(layout)), os.SEEK_CUR)
                 vector = np.fromfile(file, dtype="<f4", count=layout.size)
             bound, average, averaged = float(note["update_bound"]), str(note["average"]), int(note["averaged"])
             checkpoint = Checkpoint(run, int(note["round"]), Model(vector, layout), bound, average, averaged)
@@ -89,7 +93,7 @@ class CheckpointStore:
         except MISREAD as error:
             msg = f"{path}: this checkpoint is damaged ({error}); move it aside and restart the agent"
             raise KeyFileError(msg) from error
-        whole = header == _tensors(layout) and vector.size == layout.size
+        whole = header == describe(layout) and vector.size == layout.size
         if not whole or said != run or checkpoint.model.digest != digest:
             msg = f"{path}: this checkpoint was altered, or is of another run; move it aside and restart the agent"
             raise KeyFileError(msg)
@@ -106,10 +110,12 @@ class CheckpointStore:
             "average": checkpoint.average,
             "averaged": checkpoint.averaged,
         }
-        data = json.dumps({"__metadata__": {_NOTE: json.dumps(note)}, **_tensors(checkpoint.model.layout)}).encode()
+        layout = checkpoint.model.layout
+        data = json.dumps({"__metadata__": {_NOTE: json.dumps(note)}, **describe(layout)}).encode()
         data += b" " * (-len(data) % 8)
         values = np.ascontiguousarray(checkpoint.model.vector, dtype="<f4")
-        write_atomically(path, len(data).to_bytes(8, "little"), data, values.data)
+        before, after = ([each.values.data for each in part] for part in (_before(layout), _after(layout)))
+        write_atomically(path, len(data).to_bytes(8, "little"), data, *before, values.data, *after)
         return path
 
 
@@ -119,12 +125,31 @@ def read_header(file: BinaryIO) -> bytes:
     return file.read(min(length, os.fstat(file.fileno()).st_size))  # what it says may be damaged
 
 
-def _tensors(layout: Layout) -> dict[str, object]:
-    """Return what the file's header says of the tensors."""
-    header: dict[str, object] = {}
+def describe(layout: Layout) -> dict[str, dict[str, Any]]:
+    """Return what a file's header says of the tensors."""
+    header: dict[str, dict[str, Any]] = {}
     start = 0
-    for name, shape in layout.shapes:
-        end = start + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-        start = end
+    trained = [(name, "F32", shape, 4 * math.prod(shape)) for name, shape in layout.shapes]
+    before, after = (
+        [(each.name, each.dtype, each.shape, each.values.size) for each in part]
+        for part in (_before(layout), _after(layout))
+    )
+    for name, dtype, shape, size in (*before, *trained, *after):
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, start := start + size]}
     return header
+
+
+def _before(layout: Layout) -> list[Constant]:
+    """Return the constants that lie before the trained values: larger numbers come first, so that each is aligned."""
+    return [each for each in layout.constants if each.saved and _width(each) > _FLOAT]
+
+
+def _after(layout: Layout) -> list[Constant]:
+    return sorted(
+        (each for each in layout.constants if each.saved and _width(each) <= _FLOAT), key=_width, reverse=True
+    )
+
+
+def _width(constant: Constant) -> int:
+    """Return how many bytes a number takes."""
+    return WIDTHS[constant.dtype]

@@ -20,6 +20,7 @@ How a batch's clipped sum is computed is another matter: see `client.gradients`.
 from __future__ import annotations
 
 import logging
+import secrets
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,8 @@ from weakref import WeakKeyDictionary
 import torch
 from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
 
+from client.additivity import ClippedSum, check_batch, check_mode
+from client.draws import forked, seed_all
 from client.gradients.choice import Choice, choose, make_mode
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet, trainable
@@ -49,6 +52,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.agent")
 
 _DEFAULT = Computing()
+_TRIED = 32  # made-up records on which a mode is tried
+_SOME, _OFTEN = 8, 40  # records that are looked at in a round, unless it is a whole part, once in so many steps
+_ROUNDING = 1e-5  # of C
 _CHOICES: WeakKeyDictionary[Task, dict[Computing, Choice]] = WeakKeyDictionary()
 
 
@@ -88,7 +94,10 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         max_grad_norm=norm,
         expected_batch_size=max(1.0, training.sample_rate * size),
     )
-    chance = _Chance(randomness, training.sample_rate, manifest.update_noise)
+    # A run with a seed repeats itself; it protects nobody.
+    seed = manifest.settings.seed
+    drawn = Randomness.fresh() if seed is None else Randomness.seeded(seed, "torch")
+    chance = _Chance(randomness, training.sample_rate, manifest.update_noise, drawn)
     if team is None:
         _take_steps(task, model, records, order, chance)
         return
@@ -110,7 +119,7 @@ def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], orde
     Raises:
         DeviceError: if the team has lost a process.
     """
-    no_noise = _Chance(Randomness.fresh(), 0.0, 0.0)  # nor is anything else drawn of it
+    no_noise = _Chance(Randomness.fresh(), 0.0, 0.0, Randomness.fresh())  # nor is anything else drawn of it
     with team.round():
         _take_steps(task, model, records, order, no_noise, team)
 
@@ -124,9 +133,12 @@ def way_to_train(task: Task, model: nn.Module, computing: Computing) -> Choice:
     known = _CHOICES.setdefault(task, {})
     if computing not in known:
         device = next(model.parameters()).device
-        with torch.random.fork_rng(devices=[]):
+        with forked():
             inputs, targets = (part.to(device) for part in task.example())
-        known[computing] = made = choose(task, model, (inputs, targets), computing)
+        made = choose(task, model, (inputs, targets), computing)
+        rows = torch.arange(_TRIED) % len(inputs)
+        check_mode(task, model, (inputs[rows], targets[rows]), made, computing.precision)
+        known[computing] = made
         log.info(
             "%s: gradients by %s, %d records at a time: %s",
             type(task).__name__, made.gradients, made.physical_batch, made.reason,
@@ -141,6 +153,7 @@ class _Chance:
     randomness: Randomness
     sample_rate: float
     noise_multiplier: float
+    by_torch: Randomness  # seeds torch's generators, of which dropout draws
 
     def sample(self, count: int) -> Tensor:
         """Return which records are in a step's batch, `(count,)` booleans."""
@@ -150,6 +163,7 @@ class _Chance:
 def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, chance: _Chance,
                 team: Team | None = None) -> None:  # fmt: skip
     if team:
+        team.share(model.buffers())
         with team.talking():
             model = DifferentiallyPrivateDistributedDataParallel(model)  # takes the first process's parameters over
     precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32
@@ -164,9 +178,13 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
     )
     count = len(records[0])
     try:
-        with quiet(), closing(optimizer):
-            for _ in range(order.steps):
+        with quiet(), closing(optimizer), forked():
+            seed_all(chance.by_torch)  # a mask under a seed that others know would tie records together
+            looked_at = _below(order.steps) if not team or team.rank == 0 else -1
+            for step in range(order.steps):
                 chosen = team.own_part(chance.sample, count) if team else chance.sample(count).nonzero().squeeze(1)
+                if step == looked_at:
+                    _look(ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm), records, chosen, order)
                 optimizer.draw_ahead()
                 optimizer.take(mode, records, chosen, order.physical_batch)
     finally:
@@ -175,3 +193,24 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
         log.warning(
             "in %d places of this round's batches a record had no finite gradient; it added nothing", mode.dropped
         )
+
+
+def _look(clipped: ClippedSum, records: tuple[Tensor, Tensor], chosen: Tensor, order: Order) -> None:
+    """See that what is clipped is single records' gradients, in some of a batch's records `(k,)`.
+
+    It takes as long as to compute three or four such parts. So a whole part is looked at once in so many steps, and a
+    few records otherwise.
+
+    Raises:
+        InteractionError: if it is not; nothing has left the site then.
+    """
+    luck = torch.Generator().manual_seed(_below(1 << 62))
+    most = order.physical_batch if _below(_OFTEN) < order.steps else _SOME
+    some = chosen[torch.randperm(len(chosen), generator=luck)[: min(most, order.physical_batch)].sort()[0]]
+    inputs, targets = (part[some.to(part.device)] for part in records)
+    check_batch(clipped, (inputs, targets), luck)
+
+
+def _below(count: int) -> int:
+    """Return a number below another that nobody can foresee; it has no effect on what leaves."""
+    return secrets.randbelow(count)

@@ -17,22 +17,34 @@ policy alone: it can read the records, after all.
 
 from __future__ import annotations
 
+import time
 import warnings
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING
 from weakref import ref
 
 import torch
 from torch import nn
 
+from client.draws import forked, seed_cpu
+from client.interactions import check_gradients
 from client.meeting import REMEMBERS, check_chance, check_meeting, check_place
+from client.state import DTYPES, tensors_of, trained
 from client.terms import check_leaves, check_loss
 from client.trial import Example, Trial, make_model, same
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from client.task import Task
+
+
+_SECONDS = 0.5  # for gradients, with each of four weights
+_Marks = dict[str, tuple[torch.Size, bool, int]]
 
 
 def check_task(task: Task, name: str) -> Example:
@@ -46,89 +58,145 @@ def check_task(task: Task, name: str) -> Example:
     Raises:
         TaskError: saying in a sentence what to change.
     """
+    with _naming(name):
+        example = Example.of(task)
+        _check(task, example)
+    return example
+
+
+def check_records(task: Task, name: str, records: Example) -> None:
+    """Refuse a task in which gradients of a site's own records meet, or that fails on them; briefly.
+
+    Raises:
+        InteractionError: if they meet.
+        TaskError: if it fails.
+    """
+    with _naming(name):
+        check_gradients(Trial(task, make_model(task, 0), "record"), records, _BRIEFLY)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Leave torch as it was, and begin what is said with the task's name."""
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+        with forked(), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch merely remarks on is tried here
-            example = Example.of(task)
-            _check(task, example)
+            yield
     except TaskError as error:
         msg = f"{name}: {error}"
-        raise TaskError(msg) from error
-    return example
+        raise type(error)(msg) from error
 
 
 def _check(task: Task, example: Example) -> None:
     inputs, targets = example.batch()
-    trial = Trial(task, _made(task, inputs))
+    module, marks = _made(task, inputs)
+    trial = Trial(task, module)
     check_meeting(trial, inputs)
     check_chance(trial, inputs)
     check_place(trial, inputs)
     _check_shared(trial.module)
-    _check_state(trial, inputs, targets)
+    _check_state(trial, marks, inputs, targets)
     check_loss(trial, inputs, targets)
+    try:
+        check_gradients(trial, example, _SECONDS)
+    except TaskError:
+        _shake(trial.module)
+        check_meeting(trial, inputs)  # which can say where it is, if weights that begin at nought do not hide it
+        raise
     _shake(trial.module)
     check_meeting(trial, inputs)
     check_chance(trial, inputs)
     check_place(trial, inputs)
     check_loss(trial, inputs, targets)
+    start = time.thread_time()
+    check_gradients(trial, example, _SECONDS)
+    for factor in (8.0, 1 / 64):
+        if time.thread_time() - start < 2 * _SECONDS:  # a large model, which takes longer, is spared it
+            _scale(trial.module, factor)
+            check_gradients(trial, example, 0.0)
     with torch.no_grad():
         trial.metrics(trial.outputs(inputs), targets)
 
 
-def _made(task: Task, inputs: Tensor) -> nn.Module:
-    """Make a task's model; twice, to see that it is the same.
+def _made(task: Task, inputs: Tensor) -> tuple[nn.Module, _Marks]:
+    """Make a task's model, and marks of it; again and again, to see that it is the same, and starts from no batch.
 
     Raises:
         TaskError: if it is not, or its parameters are not such as are shared.
     """
-    first = make_model(task, 0)
-    _check_form(first)
+    module = make_model(task, 0)
+    _check_form(module)
     with torch.no_grad():
-        marks, outputs = _marks(first), Trial(task, first).outputs(inputs.clone())
-        known = [ref(parameter) for parameter in first.parameters()]
-        del first  # two models may not fit in memory
-        second = make_model(task, 0)
-        if {id(each()) for each in known} & {id(parameter) for parameter in second.parameters()}:
-            msg = "its model() returns the same parameters twice; make a new model every time"
-            raise TaskError(msg)
-        if _marks(second) != marks or not same(outputs, Trial(task, second).outputs(inputs.clone())):
-            msg = "its model() makes another model each time; draw its first weights from torch's own generator alone"
-            raise TaskError(msg)
-    return second
+        marks, outputs = _marks(module), Trial(task, module).outputs(inputs.clone())
+        for turn in ("again", "after another batch"):
+            known = [ref(parameter) for parameter in module.parameters()]
+            del module  # two models may not fit in memory
+            module = make_model(task, 0)
+            if {id(each()) for each in known} & {id(parameter) for parameter in module.parameters()}:
+                msg = "its model() returns the same parameters twice; make a new model every time"
+                raise TaskError(msg)
+            as_made = _marks(module) == marks
+            if turn != "again":
+                Trial(task, module).outputs(inputs.flip(0)[:2])
+            if not as_made or not same(outputs, Trial(task, module).outputs(inputs.clone())):
+                msg = (
+                    "its model() makes another model each time; draw its first weights from torch's own generator alone"
+                )
+                raise TaskError(msg if turn == "again" else REMEMBERS)
+    return module, marks
 
 
 def _check_form(module: nn.Module) -> None:
     """Refuse parameters of a form that is not shared."""
-    for name, parameter in module.named_parameters():
-        if isinstance(parameter, nn.UninitializedParameter):
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
             msg = f"its model's parameter `{name}` has no size yet; use layers that are told theirs, none of nn.Lazy…"
             raise TaskError(msg)
-        if parameter.dtype != torch.float32:
-            msg = "its model has parameters that are not float32; make all of them float32"
+        if tensor.requires_grad and tensor.dtype != torch.float32:
+            msg = "its model trains parameters that are not float32; make all of them float32, or freeze them"
             raise TaskError(msg)
-    sizes = [parameter.numel() for parameter in module.parameters()]
+        if tensor.dtype not in DTYPES:
+            msg = f"its model's `{name}` is of {tensor.dtype}, which its file cannot hold; use another type of number"
+            raise TaskError(msg)
+    for name, part in module.named_modules():
+        if getattr(part, "sparse", False):
+            msg = f"its model's `{name}` makes sparse gradients, which cannot be clipped; leave out sparse=True"
+            raise TaskError(msg)
+    sizes = [tensor.numel() for tensor in trained(module).values()]
     if not sizes or 0 in sizes:
-        msg = "its model has no parameters, or some without elements; give it such as can be trained"
+        msg = (
+            "its model has nothing to train, or parameters without elements; set requires_grad=True on what is to be "
+            "trained"
+        )
         raise TaskError(msg)
 
 
 def _check_shared(module: nn.Module) -> None:
-    """Refuse what would be a part of the model, and is not shared."""
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            msg = f"its model's parameter `{name}` is frozen, and only what is trained is shared; {_CONSTANTS}"
+    """Refuse tensors that lie on top of each other: what moves one would move another, uncounted."""
+    reach = sorted((*_reach(tensor), name) for name, tensor in tensors_of(module).items() if tensor.numel())
+    for (_, end, name), (start, _, other) in pairwise(reach):
+        if start < end:
+            msg = (
+                f"its model's `{name}` and `{other}` share memory without being one parameter; assign the parameter "
+                "itself to both, or a copy"
+            )
             raise TaskError(msg)
-    for name, _ in module.named_buffers():
-        msg = f"its model has a buffer `{name}`, and only parameters are shared; {_CONSTANTS}"
-        raise TaskError(msg)
 
 
-_CONSTANTS = "keep a constant as a plain tensor that forward brings to its input's device"
+def _reach(tensor: Tensor) -> tuple[int, int]:
+    """Return where a tensor's memory begins and ends."""
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
-def _check_state(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
+_ANOTHER = "its model() makes another model each time; draw its first weights from torch's own generator alone"
+_SECONDS, _BRIEFLY = 0.5, 0.1  # for gradients beyond the least; of a site's own records
+
+
+def _check_state(trial: Trial, marks: _Marks, inputs: Tensor, targets: Tensor) -> None:
     """Refuse a task whose runs leave anything behind, or train anything but the model."""
-    marks, kept = _marks(trial.module), (inputs.clone(), targets.clone())
+    _check_unchanged(trial.module, marks, "forward")  # the first of all was before this
+    kept = inputs.clone(), targets.clone()
     first = None
     for turned in (False, True):
         batch, aims = (part.flip(0)[:3] if turned else part for part in (inputs, targets))
@@ -152,8 +220,16 @@ def _check_state(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
         parameter.grad = None
 
 
-def _check_unchanged(module: nn.Module, marks: dict[str, tuple[torch.Size, int]], when: str) -> None:
-    if _marks(module) != marks:
+def _check_unchanged(module: nn.Module, marks: _Marks, when: str) -> None:
+    found = _marks(module)
+    changed = next((name for name in (*marks, *found) if found.get(name) != marks.get(name)), None)
+    if changed is not None:
+        if changed in dict(module.named_buffers()):
+            msg = (
+                f"its model's buffer `{changed}` changes in {when}, past clipping and noise; keep buffers as they are, "
+                "without running statistics (track_running_stats=False) or counters"
+            )
+            raise TaskError(msg)
         msg = (
             f"parameters of its model change in {when}, past clipping and noise; leave steps to Cloister, and keep "
             "parameters as they are"
@@ -161,18 +237,29 @@ def _check_unchanged(module: nn.Module, marks: dict[str, tuple[torch.Size, int]]
         raise TaskError(msg)
 
 
-def _marks(module: nn.Module) -> dict[str, tuple[torch.Size, int]]:
-    """Return the sum of each parameter's bits as numbers: a copy would take as much memory as the model."""
+def _marks(module: nn.Module) -> _Marks:
+    """Return of each tensor whether it is trained, and the sum of its bits: a copy would take as much memory as it."""
     return {
-        name: (parameter.shape, int(parameter.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)))
-        for name, parameter in module.named_parameters()
+        name: (tensor.shape, tensor.requires_grad, int(_bits(tensor).sum(dtype=torch.int64)))
+        for name, tensor in tensors_of(module).items()
     }
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.detach().contiguous().view(kind)
 
 
 def _shake(module: nn.Module) -> None:
     """Move all weights, about as far as layers' first ones usually are from nought."""
-    torch.manual_seed(1)
+    seed_cpu(1)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in trained(module).values():
             inward = parameter[0].numel() if parameter.dim() else 1
             parameter.add_(torch.randn_like(parameter), alpha=max(1, inward) ** -0.5)
+
+
+def _scale(module: nn.Module, factor: float) -> None:
+    with torch.no_grad():
+        for parameter in trained(module).values():
+            parameter.mul_(factor)

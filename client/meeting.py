@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from client.draws import seed_cpu
 from client.trial import same
 from privacy.errors import TaskError
 
@@ -42,8 +43,9 @@ def check_meeting(trial: Trial, inputs: Tensor) -> None:
         outputs = trial.outputs(inputs.clone())
         for record in (0, len(inputs) - 1):
             for replaced, found in _replacements(trial, inputs, record):
-                if _differ(outputs, found, len(inputs), record):
-                    raise TaskError(_explained(trial, inputs, replaced, record, outputs))
+                kept = _but(record, inputs)
+                if _differ(outputs, found, kept):
+                    raise TaskError(explained(trial, inputs, replaced, kept) or _MEET)
 
 
 def check_chance(trial: Trial, inputs: Tensor) -> None:
@@ -53,7 +55,7 @@ def check_chance(trial: Trial, inputs: Tensor) -> None:
         TaskError: saying so, or that it draws where this cannot be repeated.
     """
     others = random.getstate(), repr(np.random.get_state())  # noqa: NPY002 - what a task may use
-    torch.manual_seed(0)
+    seed_cpu(0)
     before = torch.get_rng_state()
     with torch.no_grad():
         trial.outputs(inputs.clone())
@@ -64,7 +66,7 @@ def check_chance(trial: Trial, inputs: Tensor) -> None:
             return
         for seed in range(1, _SEEDS):
             replaced = next(_replacements(trial, inputs, 0, seed))[1]
-            if _differ(trial.outputs(inputs.clone(), seed), replaced, len(inputs), 0):
+            if _differ(trial.outputs(inputs.clone(), seed), replaced, _but(0, inputs)):
                 msg = f"records of a batch meet in its model by chance, in some batches; {_GENERAL}, in no batch"
                 raise TaskError(msg)
 
@@ -125,25 +127,34 @@ class _Call:
     made: list[Tensor]
 
 
-def _explained(trial: Trial, inputs: Tensor, replaced: Tensor, record: int, outputs: Tensor) -> str:
-    """Say in which layer it is that others than one record first differ."""
-    if not same(trial.outputs(inputs.clone()), outputs):
-        return REMEMBERS
-    size = len(inputs)
-    for one, other in zip(_calls(trial, inputs), _calls(trial, replaced), strict=False):
-        if any(_differ(a, b, size, record) for a, b in zip(one.made, other.made, strict=False)):
-            before = any(_differ(a, b, size, record) for a, b in zip(one.taken, other.taken, strict=False))
-            kind = type(one.layer).__name__
-            if one.layer is trial.module and list(one.layer.children()):
-                return f"records of a batch meet in forward of its model ({kind}); {_GENERAL}"
-            place = f"`{one.name}` ({kind})" if one.name else kind
-            if before:
-                return f"records of a batch meet in its model before {place}; {_GENERAL}"
-            return f"records of a batch meet in its model's layer {place}; {_mend(one.layer)}"
-    return f"records of a batch meet in its model; {_GENERAL}"
+def explained(trial: Trial, inputs: Tensor, replaced: Tensor, kept: Tensor, seed: int = 0) -> str:
+    """Say in which layer it is that records differ which are the same in two batches; nothing if it is in none.
+
+    Args:
+        trial: runs the model.
+        inputs: one batch, `(n, ...)`.
+        replaced: another one.
+        kept: which records are the same in both, `(n,)` booleans.
+        seed: of what is drawn.
+    """
+    with torch.no_grad():
+        if not same(trial.outputs(inputs.clone(), seed), trial.outputs(inputs.clone(), seed)):
+            return REMEMBERS
+        for one, other in zip(_calls(trial, inputs, seed), _calls(trial, replaced, seed), strict=False):
+            if any(_differ(a, b, kept) for a, b in zip(one.made, other.made, strict=False)):
+                before = any(_differ(a, b, kept) for a, b in zip(one.taken, other.taken, strict=False))
+                kind = type(one.layer).__name__
+                if one.layer is trial.module and list(one.layer.children()):
+                    return f"records of a batch meet in forward of its model ({kind}); {_GENERAL}"
+                place = f"`{one.name}` ({kind})" if one.name else kind
+                if before:
+                    return f"records of a batch meet in its model before {place}; {_GENERAL}"
+                return f"records of a batch meet in its model's layer {place}; {_mend(one.layer)}"
+    return ""
 
 
 _GENERAL = "compute each record by itself: no mean, sum, norm, sorting or attention over dimension 0"
+_MEET = f"records of a batch meet in its model; {_GENERAL}"
 
 
 def _mend(layer: nn.Module) -> str:
@@ -156,7 +167,7 @@ def _mend(layer: nn.Module) -> str:
     return _GENERAL
 
 
-def _calls(trial: Trial, inputs: Tensor) -> list[_Call]:
+def _calls(trial: Trial, inputs: Tensor, seed: int) -> list[_Call]:
     """Return what every layer did, in the order in which they were done."""
     calls: list[_Call] = []
     names = {layer: name for name, layer in trial.module.named_modules()}
@@ -166,7 +177,7 @@ def _calls(trial: Trial, inputs: Tensor) -> list[_Call]:
 
     hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in names]
     try:
-        trial.outputs(inputs.clone())
+        trial.outputs(inputs.clone(), seed)
     finally:
         for hook in hooks:
             hook.remove()
@@ -181,14 +192,18 @@ def _tensors(found: object) -> list[Tensor]:
     return [tensor for part in found for tensor in _tensors(part)] if isinstance(found, list | tuple) else []
 
 
-def _differ(one: Tensor, other: Tensor, size: int, record: int) -> bool:
-    """Return whether rows of other records differ, wherever the dimension of records is; False if there is none."""
+def _but(record: int, inputs: Tensor) -> Tensor:
+    return torch.arange(len(inputs)) != record
+
+
+def _differ(one: Tensor, other: Tensor, kept: Tensor) -> bool:
+    """Return whether rows of kept records differ, wherever the dimension of records is; False if there is none."""
     if one.shape != other.shape or not one.dim():
         return False
+    size = len(kept)
     at = next((place for place, found in enumerate(one.shape) if found == size), None)
     if at is None and len(one) and len(one) % size == 0:
         one, other, at = one.reshape(size, -1), other.reshape(size, -1), 0
     if at is None:
         return False
-    rows = torch.arange(size) != record
-    return not same(one.movedim(at, 0)[rows], other.movedim(at, 0)[rows])
+    return not same(one.movedim(at, 0)[kept], other.movedim(at, 0)[kept])

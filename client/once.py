@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from privacy.errors import ProtocolError
-from privacy.storage import make_folder, sync_folder
+from privacy.storage import append, make_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,10 +40,9 @@ class Once:
                 raise ProtocolError(msg)
             if done is None:
                 file.truncate(data.rfind(b"\n") + 1)  # a line that was cut off: nothing was done after it
-                file.write(f"{deed}: {value}\n".encode())
-                file.flush()
-            os.fsync(file.fileno())  # also what another process wrote, which may have been killed just before this
-            sync_folder(self._folder)
+            line = f"{deed}: {value}\n".encode() if done is None else b""
+            # Even if empty: what another process wrote may not be on disk, if it was killed just before this.
+            append(self._path(run), file.fileno(), line)
 
     def noted(self, run: str, deed: str) -> bool:
         """Return whether a deed was noted."""

@@ -47,6 +47,8 @@ class Outbox:
                 if not 0 <= min(sizes, default=0) <= sum(sizes) <= path.stat().st_size:
                     raise _cut_off()
                 chunks = tuple(file.read(size) for size in sizes)
+                if [len(chunk) for chunk in chunks] != sizes or file.read(1):
+                    raise _cut_off()
             signature, commitments = (bytes.fromhex(note[name]) for name in ("signature", "commitments"))
             update = SignedUpdate(note["header"].encode(), signature, chunks, commitments)
             return Made(read_plan(note["plan"].encode()), update, bytes.fromhex(note["mask"]))
@@ -99,4 +101,4 @@ class Outbox:
 
 
 def _cut_off() -> MalformedError:
-    return MalformedError("it is shorter than it says")
+    return MalformedError("it is not as long as it says")

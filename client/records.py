@@ -14,6 +14,7 @@ The dialect is RFC 4180 without line breaks inside quotes: an unclosed quote the
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -150,19 +151,17 @@ class _Line:
 def _read_lines(path: Path) -> list[_Line]:
     """Read a text file as numbered lines."""
     try:
-        data = path.read_bytes()
+        data = path.read_bytes().removeprefix(BOM_UTF8)
     except OSError as error:
         msg = f"{path}: {error.strerror or error}; name a CSV file that this account can read"
         raise DataError(msg) from error
     lines = [_Line(path, number, text) for number, text in enumerate(_cut(data.decode(errors="replace")), start=1)]
     try:
-        text = data.decode()
+        data.decode()
     except UnicodeDecodeError as error:
         before = _cut(data[: error.start].decode())
         span = len(before[-1]), len(before[-1]) + 1
         raise lines[len(before) - 1].error(span, "not UTF-8 text", "save the file as UTF-8") from error
-    if text.startswith("\ufeff"):
-        raise lines[0].error((0, 1), "the file begins with a byte order mark", "save it as UTF-8 without one")
     return lines
 
 

@@ -2,7 +2,8 @@
 
     1. open    what other rounds' sums this site has missed
     2. check   the plan against the manifest, the manifest against the site's policy
-    3. reserve the round's privacy spend, on disk, before any record is read
+    3. reserve the round's privacy spend, on disk, before any record is trained on; and before that, find out all that
+       can be known to fail: `client.readiness`
     4. train   with DP-SGD, or add up a survey's records with noise → Update → PrivateUpdate
     5. encode  add what the last update left over; pack, mask, tag, encrypt → PackedUpdate → … → EncryptedUpdate
        With shared noise, training adds none and nothing is left over: the site's share comes while it is packed
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 from client.acceptance import accept
 from client.masking import new_masks, recover
 from client.opening import open_sum
+from client.readiness import ready_to_be_charged
 from privacy.envelope import sign_update
 from privacy.errors import ProtocolError
 from privacy.ledger import Release
@@ -84,16 +86,17 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
     keys = _current_keys(site, plan)
     seed, masks = new_masks(site, manifest, plan)  # or a refusal, before anything is charged or takes time
     weight, bound, layout = manifest.weight(site.name), checkpoint.update_bound, checkpoint.model.layout
-    left, packed = None, recover(site, manifest, plan)
-    if packed is None and manifest.settings.shares_noise:
-        packed = _pack_with_share(site, manifest, plan, checkpoint)
-    elif packed is None:
-        private = train_private(site, manifest, plan, checkpoint)
-        packing = replace(manifest.packing, update_bound=bound)
-        packed, left = pack(private, weight, packing, _randomness(manifest, site, plan, "rounding")), private.vector
-    del checkpoint
-    tagged = keys.tag.tag(mask(packed, masks), plan, site.name)
-    made = keys.mac.authenticate(keys.decryption.encrypt(tagged, site.apply), plan, site.name)
+    with ready_to_be_charged(site, manifest, layout):
+        left, packed = None, recover(site, manifest, plan)
+        if packed is None and manifest.settings.shares_noise:
+            packed = _pack_with_share(site, manifest, plan, checkpoint)
+        elif packed is None:
+            private = train_private(site, manifest, plan, checkpoint)
+            packing = replace(manifest.packing, update_bound=bound)
+            packed, left = pack(private, weight, packing, _randomness(manifest, site, plan, "rounding")), private.vector
+        del checkpoint
+        tagged = keys.tag.tag(mask(packed, masks), plan, site.name)
+        made = keys.mac.authenticate(keys.decryption.encrypt(tagged, site.apply), plan, site.name)
     if left is not None:
         site.remainders.keep(plan, left)
     signed = sign_update(
@@ -131,7 +134,7 @@ def _charge_and_make(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint
     work = site.work(manifest.settings)
     try:
         return work.release(manifest, checkpoint.model, _randomness(manifest, site, plan, "training")), charge
-    except Exception:  # the server will see that it failed, as often as it asks
+    except (Exception, SystemExit):  # the server will see that it failed, as often as it asks
         ledger.fails(charge.release)
         raise
 

@@ -6,7 +6,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT, read_toml, settings_file
@@ -14,13 +14,31 @@ from privacy.ledger import Budget as LedgerBudget
 from privacy.ledger import Ledger
 from privacy.manifest import SiteName
 from privacy.policy import Policy
+from privacy.roster import open_roster
 from transport.address import Dialled
 from transport.channel import TlsFiles
+from transport.pki import read_authority_key, read_signing_key
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
     from privacy.manifest import RunSettings
 
 File = Annotated[Path, Field(strict=False)]
+
+
+HELD_OUT = ".held-out"
+"""What the ledger of the records that are held out has after its lineage; no lineage may be called so."""
+
+
+def _own_name(lineage: str) -> str:
+    if lineage.lower().endswith(HELD_OUT) or not lineage.strip("."):
+        msg = f"no lineage may end in {HELD_OUT}, which names the ledger of the records held out, or be dots alone"
+        raise ValueError(msg)
+    return lineage
+
+
+Lineage = Annotated[str, Field(pattern=r"^[\w.-]{1,64}$"), AfterValidator(_own_name)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -28,7 +46,7 @@ class Data:
     """`[data]`: the site's records, and whom they are about."""
 
     file: File
-    lineage: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]  # the people, whatever the file is called: one budget
+    lineage: Lineage  # the people, whatever the file is called: one budget
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the records that is never trained on
     records_per_person: Annotated[int, Field(ge=1, le=1000)] = 1  # at most; every ε is of a person with so many
 
@@ -55,7 +73,7 @@ class Keys:
     roster: File = Path("keys/roster")
 
 
-Gradients = Literal["auto", "bookkeeping", "vmap", "hooks", "functorch"]
+Gradients = Literal["auto", "bookkeeping", "vmap", "hooks", "functorch", "autograd"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -115,7 +133,7 @@ class SiteFolder:
     @property
     def held_out_ledger(self) -> Ledger:
         """What was spent on those of them who are held out: nothing else is told of these, so it counts by itself."""
-        return self._ledger(f"{self.settings.data.lineage}.held-out")
+        return self._ledger(self.settings.data.lineage + HELD_OUT)
 
     def account(self, settings: RunSettings) -> tuple[Ledger, LedgerBudget]:
         """Return the ledger to which a run is charged, and what it is held against."""
@@ -125,8 +143,22 @@ class SiteFolder:
 
     def _ledger(self, lineage: str) -> Ledger:
         return Ledger(
-            self.folder / "ledger" / lineage, self.settings.site, lineage, self.settings.data.records_per_person
+            self.folder / "ledger" / lineage,
+            self.settings.site,
+            lineage,
+            self._ledger_key(),
+            records_per_person=self.settings.data.records_per_person,
+            last=self.folder / "ledger-heads" / lineage,
         )
+
+    def _ledger_key(self) -> Ed25519PrivateKey | Ed25519PublicKey:
+        """Return the site's signing key; where it is not, as at an auditor's, the public one that the roster lists."""
+        keys = self.settings.keys
+        private, roster = self.path(keys.signing_key), self.path(keys.roster)
+        if private.exists() or not roster.exists():
+            return read_signing_key(private)
+        listed = open_roster(roster.read_bytes(), read_authority_key(self.path(keys.authority)))
+        return listed.member(self.settings.site).verification_key
 
     @property
     def tls(self) -> TlsFiles:

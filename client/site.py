@@ -11,6 +11,7 @@ from client.keyring import Keyring
 from client.models import Models
 from client.once import Once
 from client.outbox import Outbox
+from client.readiness import check_count, check_memory, check_records
 from client.remainder import Remainders
 from client.settings import read_site
 from client.survey import Poll, Survey
@@ -53,7 +54,10 @@ class Site(Workplace):
         self.remainders = Remainders(place.folder / "outbox")
         self.once = Once(place.folder / "outbox")
         self.apply: Apply = map  # how to encrypt and decrypt: an agent does it in several processes
+        self.said: dict[str, str] = {}  # why it last refused each kind of message
         self._polls: dict[str, Poll] = {}
+        self._checked: set[str] = set()  # tasks that can use every record
+        self._tried: set[str] = set()  # tasks of which a step fits in memory
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
         if (own, self.sealing_key.public) != (listed.signing_key, listed.sealing_key):
             msg = f"{place.path(keys.roster)} lists other keys for {self.name} than this site has; join again"
@@ -93,7 +97,41 @@ class Site(Workplace):
     def _count(self, task: str) -> int:
         if issubclass(import_class(task), Survey):
             return len(self.poll(task).records[0])
+        self._check_records(task)
         return len(self.study(task).training[0])
+
+    def check_records_for(self, settings: RunSettings) -> None:
+        """Check, once a process, that a run's task can use this site's records.
+
+        Raises:
+            DataError: if a record cannot be used, or none is left.
+        """
+        data, path = self.settings.data, self.place.path(self.settings.data.file)
+        if settings.statistics:
+            check_count(len(self.poll(settings.task).records[0]), data, path, "to add up")
+            return
+        study = self.study(settings.task)
+        if settings.evaluation:
+            check_count(len(study.held_out[0]), data, path, "to evaluate on")
+        else:
+            check_count(len(study.training[0]), data, path, "to train on")
+        self._check_records(settings.task)
+
+    def check_memory_for(self, manifest: Manifest) -> None:
+        """Check, once a process, that a step of a run's task fits in this site's memory.
+
+        Raises:
+            RefusedError: if it does not.
+            TaskError: if there is no way to compute the task's gradients.
+        """
+        if manifest.settings.training and manifest.settings.task not in self._tried:
+            check_memory(self, manifest)
+            self._tried.add(manifest.settings.task)
+
+    def _check_records(self, task: str) -> None:
+        if task not in self._checked:
+            check_records(self.study(task), self.settings.data, self.place.path(self.settings.data.file))
+            self._checked.add(task)
 
     def checkpoint(self, manifest: Manifest, run: str) -> Checkpoint:
         """Return the site's model in a run: its latest checkpoint, or the untrained model that all sites start from."""

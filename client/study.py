@@ -5,18 +5,23 @@ from __future__ import annotations
 from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from client.beginning import find_model
 from client.dpsgd import train, way_to_train
+from client.fitness import load_records
 from client.guard import check_task
+from client.interactions import InteractionError
+from client.proving import prove
 from client.records import split_held_out
+from client.refusals import Refusals
+from client.state import check_constants, layout_of, set_constants, tensors_of
 from client.task import import_task
 from client.trial import make_model
-from privacy.errors import DataError
-from privacy.update import Layout, Model, Update
+from privacy.update import Model, Update
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -25,11 +30,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from client.task import Task
+    from client.trial import Example
     from client.workplace import Workplace
     from privacy.manifest import Manifest, RunSettings
+    from privacy.purposes import Start
     from privacy.randomness import Randomness
+    from privacy.update import Layout
 
 Records = tuple["Tensor", "Tensor"]
+
+_TRIED: WeakKeyDictionary[type[Task], Example] = WeakKeyDictionary()
 
 
 class Study:
@@ -38,17 +48,20 @@ class Study:
     def __init__(self, name: str, site: Workplace) -> None:
         self.name, self._site = name, site
         self.task: Task = import_task(name)
-        self._example = check_task(self.task, name)
+        self._refusals = Refusals(site.place.folder)
+        self._refusals.check(name, self.task)
+        self._example = _tried(self.task, name)
+        self._layouts: dict[tuple[int, Start | None], Layout] = {}  # of one run, as constants may be large
 
     def module(self, seed: int) -> nn.Module:
         """Make the untrained module; the same at every site."""
         return make_model(self.task, seed)
 
     def untrained(self, seed: int) -> Model:
-        """Return the untrained model's parameters."""
+        """Return the untrained model."""
         module = self.module(seed)
-        layout = Layout(tuple((name, tuple(tensor.shape)) for name, tensor in module.named_parameters()))
-        return Model(_drained(module, layout.size), layout)
+        layout = layout_of(module)
+        return Model(_drained(module, layout), layout)
 
     def start(self, settings: RunSettings) -> Model:
         """Return the model that a run starts from: a new one, or one that the site has and the run names.
@@ -58,46 +71,65 @@ class Study:
         """
         if settings.start is None:
             return self.untrained(settings.model_seed)
-        return find_model(self._site.place.folder / "models", settings.start.model, self._layout, self._site.name)
+        layout = layout_of(self.module(settings.model_seed))
+        return find_model(self._site.place.folder / "models", settings.start.model, layout, self._site.name)
 
     def layout(self, settings: RunSettings) -> Layout:
-        """Names and shapes of the parameters, whatever the seed."""
-        del settings
-        return self._layout
+        """Names and shapes of what is trained, and the rest of the model, as the run starts with it.
+
+        Raises:
+            RefusedError: as `start` does.
+        """
+        if not self._layout.constants:
+            return self._layout
+        of = settings.model_seed, settings.start
+        if of not in self._layouts:
+            made = self.start(settings).layout if settings.start else layout_of(self.module(settings.model_seed))
+            self._layouts = {of: made}
+        return self._layouts[of]
 
     @cached_property
     def _layout(self) -> Layout:
-        return self.untrained(0).layout
+        return layout_of(self.module(0))
 
     def prepare(self, settings: RunSettings) -> None:
         """Find a way to compute gradients, before anything is charged.
 
         Raises:
-            TaskError: if there is none.
+            TaskError: if there is none, or the task is refused.
         """
+        self._refusals.check(self.name, self.task)
         if settings.training and settings.training.steps_per_round:
             module = self.module(settings.model_seed).to(self._site.device)
             way_to_train(self.task, module, self._site.settings.training)
 
     def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
-        """Train for one round, from this model on: what changed, `(parameters,)`."""
+        """Train for one round, from this model on: what changed, `(parameters,)`.
+
+        Raises:
+            TaskError: if the task is refused, from now on if need be.
+        """
+        self._refusals.check(self.name, self.task)
         settings = manifest.settings
         module = self.load_into(self.module(settings.model_seed), model)
         size = settings.cohort.sizes[self._site.name]
         computing, team = self._site.settings.training, self._site.team
-        train(self.task, module, self.training, size, manifest, randomness, computing=computing, team=team)
+        try:
+            train(self.task, module, self.training, size, manifest, randomness, computing=computing, team=team)
+        except InteractionError as error:
+            raise self._refusals.add(self.name, self.task, str(error)) from error
         return self.difference(module, model)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
         """Do nothing more than what is done with every model."""
 
     def load_into(self, module: nn.Module, model: Model) -> nn.Module:
-        """Set a module's parameters and move it to the site's device."""
+        """Make a new module the model, and move it to the site's device."""
+        held = tensors_of(module)
         with torch.no_grad():
-            for parameter, values in zip(
-                module.parameters(), model.layout.unflatten(model.vector).values(), strict=True
-            ):
-                parameter.copy_(torch.from_numpy(np.array(values)))
+            for name, values in model.layout.unflatten(model.vector).items():
+                held[name].copy_(torch.from_numpy(np.array(values)))
+        set_constants(module, model.layout)
         return module.to(self._site.device)
 
     @staticmethod
@@ -106,8 +138,10 @@ class Study:
 
         Raises:
             MalformedError: if a value is not finite.
+            TaskError: if anything has changed that is not trained.
         """
-        vector = _drained(module, model.layout.size)
+        check_constants(module, model.layout)
+        vector = _drained(module, model.layout)
         vector -= model.vector
         return Update(vector)
 
@@ -115,20 +149,26 @@ class Study:
     def _records(self) -> tuple[Records, Records]:
         data = self._site.settings.data
         path = self._site.place.path(data.file)
-        inputs, targets = self.task.load(path)
-        self._example.check(inputs, targets, path)
-        if len(inputs) != len(targets) or len(inputs) == 0:
-            msg = f"{path}: the task read {len(inputs)} inputs and {len(targets)} targets; it needs as many, and some"
-            raise DataError(msg)
-        if not (torch.isfinite(inputs).all() and torch.isfinite(targets).all()):
-            msg = f"{path}: the task read values that are not finite; mend the records, or the task's scaling"
-            raise DataError(msg)
+        inputs, targets = load_records(self.task, self.name, self._example, path)
         used, kept = (torch.from_numpy(part) for part in split_held_out(len(inputs), data.held_out))
+        if len(used):
+            self._try(inputs[used], targets[used])
         device = self._site.device
         return (
             (inputs[used].to(device), targets[used].to(device)),
             (inputs[kept].to(device), targets[kept].to(device)),
         )
+
+    def _try(self, inputs: Tensor, targets: Tensor) -> None:
+        """Try the task on a few of the site's own records, which may be unlike any that it made up.
+
+        Raises:
+            TaskError: if it fails on them, or they meet; then it is refused from now on.
+        """
+        try:
+            prove(self.task, self.name, (inputs, targets), self._site.device, self._site.settings.training)
+        except InteractionError as error:
+            raise self._refusals.add(self.name, self.task, str(error)) from error
 
     @cached_property
     def metrics(self) -> frozenset[str]:
@@ -156,10 +196,20 @@ class Study:
         return self._records[1]
 
 
-def _drained(module: nn.Module, size: int) -> NDArray[np.float32]:
-    """Return a module's parameters, `(size,)`, and leave it empty: both need not fit in memory."""
-    vector, start = np.empty(size, dtype=np.float32), 0
-    for parameter in module.parameters():
+def _tried(task: Task, name: str) -> Example:
+    """Try a task; once in a process, if nothing tells its instances apart."""
+    if vars(task):
+        return check_task(task, name)
+    if type(task) not in _TRIED:
+        _TRIED[type(task)] = check_task(task, name)
+    return _TRIED[type(task)]
+
+
+def _drained(module: nn.Module, layout: Layout) -> NDArray[np.float32]:
+    """Return a module's trained parameters, `(size,)`, and leave them empty: both need not fit in memory."""
+    vector, start, held = np.empty(layout.size, dtype=np.float32), 0, tensors_of(module)
+    for name, _ in layout.shapes:
+        parameter = held[name]
         place = slice(start, start := start + parameter.numel())
         vector[place] = parameter.detach().cpu().numpy().reshape(-1)
         parameter.data = parameter.new_empty(0)

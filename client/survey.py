@@ -14,13 +14,14 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from client.foreign import foreign
 from client.records import split_held_out
 from client.sums import noised, read_sum, write_report
-from client.task import import_class
+from client.task import import_class, make
 from privacy import figures
 from privacy.errors import DataError, TaskError
 from privacy.statistics import Column, Form
@@ -71,7 +72,7 @@ def import_survey(name: str) -> Survey:
     if not issubclass(found, Survey):
         msg = f"{name!r} is not a cloister.Survey, which a run with [statistics] needs; derive the class from it"
         raise TaskError(msg)
-    survey = found()
+    survey = make(found, name)
     try:
         ranges = [(float(low), float(high)) for low, high in survey.columns.values()]
         classes = {np.float32(each) for each in survey.classes}  # labels may come in that precision
@@ -118,10 +119,12 @@ class Poll:
         """
         data = self._site.settings.data
         path = self._site.place.path(data.file)
+        with foreign(self.name, f"load() of {path}", DataError):
+            found: Any = self.survey.load(path)
         try:
-            values, labels = (np.asarray(part, np.float64) for part in self.survey.load(path))
-        except (TypeError, ValueError) as error:
-            msg = f"{path}: what the survey read is no table of numbers ({error}); mend its `load`"
+            values, labels = (np.asarray(part, np.float64) for part in found)
+        except (TypeError, ValueError, RuntimeError) as error:  # whose text may quote a record
+            msg = f"{path}: what the survey read is no table of numbers and its labels; mend its `load`"
             raise DataError(msg) from error
         self._check(path, values, labels)
         kept = split_held_out(len(values), data.held_out)[0]

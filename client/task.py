@@ -14,12 +14,15 @@ if its policy lists that very name: code never travels.
 from __future__ import annotations
 
 import importlib
+import inspect
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from client.foreign import foreign
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -30,7 +33,10 @@ class Task(ABC):
 
     @abstractmethod
     def model(self) -> nn.Module:
-        """Make the untrained model. Cloister seeds torch first, so that every site makes the same one."""
+        """Make the untrained model. Cloister seeds torch first, so that every site makes the same one.
+
+        What has `requires_grad` is trained. All else stays as it is, and must be the same at all sites.
+        """
 
     @abstractmethod
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
@@ -62,6 +68,9 @@ class Task(ABC):
         return {}
 
 
+_INSTALL = "install the package that contains it at this site, or mend its name"
+
+
 def import_task(name: str) -> Task:
     """Import `module:Class` from the installed packages and make an instance.
 
@@ -72,11 +81,28 @@ def import_task(name: str) -> Task:
     if not issubclass(found, Task):
         msg = f"{name!r} is not a cloister.Task; derive the class from it"
         raise TaskError(msg)
+    if missing := sorted(found.__abstractmethods__):
+        msg = f"the task {name!r} lacks {', '.join(missing)}; write what is missing"
+        raise TaskError(msg)
+    return make(found, name)
+
+
+C = TypeVar("C")
+
+
+def make(kind: Callable[[], C], name: str) -> C:
+    """Make an instance of what is called `name`.
+
+    Raises:
+        TaskError: if it cannot be made.
+    """
     try:
-        return found()
-    except Exception as error:
-        msg = f"the task {name!r} cannot be made ({error}); write what is missing, and let it need no arguments"
+        inspect.signature(kind).bind()
+    except TypeError as error:  # in Python's words, of names alone
+        msg = f"the task {name!r} cannot be made ({error}); let it need no arguments"
         raise TaskError(msg) from error
+    with foreign(name, "constructor"):
+        return kind()
 
 
 def import_class(name: str) -> type:
@@ -89,11 +115,16 @@ def import_class(name: str) -> type:
     if not module_name or not class_name:
         msg = f"the task {name!r} is not of the form module:Class; write for example mypackage.scores:Credit"
         raise TaskError(msg)
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        msg = f"the task {name!r} cannot be imported here ({error}); install the package that contains it at this site"
-        raise TaskError(msg) from error
+    with foreign(name, "module"):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            msg = f"the task {name!r} cannot be imported here: there is no module {error.name!r}; {_INSTALL}"
+            raise TaskError(msg) from error
+        found: object = getattr(module, class_name, None)
+    if found is None:
+        msg = f"the task {name!r} cannot be imported here: {module_name} has no {class_name!r}; {_INSTALL}"
+        raise TaskError(msg)
     if not isinstance(found, type):
         msg = f"{name!r} is not a class; derive one from cloister.Task"
         raise TaskError(msg)

@@ -36,7 +36,7 @@ from client.launch import own_place
 from privacy.errors import DeviceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor
 
@@ -107,6 +107,14 @@ class Team:
             if len(data):
                 distributed.broadcast(data, 0, group=self._waiting)
         return Order(**json.loads(data.numpy().tobytes())) if len(data) else None
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes the first one's values, of whatever type."""
+        with self.talking():
+            for tensor in tensors:
+                values = tensor.detach().contiguous().view(-1).view(torch.uint8)
+                distributed.broadcast(values, 0)
+                tensor.copy_(values.view(tensor.dtype).view(tensor.shape))
 
     def own_part(self, draw: Callable[[int], Tensor], count: int) -> Tensor:
         """Have the first process draw a step's sample; return which records of it are this one's: every size-th.

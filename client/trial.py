@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from client.draws import forked, seed_cpu
 from privacy.errors import DataError, TaskError
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class Example:
         Raises:
             TaskError: if it is of no use for trying the task.
         """
-        torch.manual_seed(0)
-        with _naming("example()"):
+        seed_cpu(0)
+        with naming("example()"):
             inputs, targets = (part.detach() for part in task.example())
         for name, part in (("inputs", inputs), ("targets", targets)):
             if part.dim() == 0 or len(part) < _FEWEST or len(part) != len(inputs):
@@ -78,6 +79,7 @@ class Trial:
 
     task: Task
     module: nn.Module
+    records: str = "made-up record"
 
     def outputs(self, inputs: Tensor, seed: int = 0) -> Tensor:
         """Return the model's outputs `(n, ...)`, with dropout as the seed says.
@@ -85,9 +87,10 @@ class Trial:
         Raises:
             TaskError: if the model fails, or they are not one row of real numbers a record.
         """
-        torch.manual_seed(seed)
-        with _naming("model", len(inputs)):
+        seed_cpu(seed)
+        with naming("model", len(inputs), self.records):
             found: object = self.module(inputs)
+        _check_seed(seed, "model")
         if not isinstance(found, Tensor):
             msg = f"its model returns {_form(found)}; return one tensor with one row for each record"
             raise TaskError(msg)
@@ -108,22 +111,23 @@ class Trial:
         Raises:
             TaskError: if it fails, or is none.
         """
-        torch.manual_seed(seed)
-        with _naming("loss()", len(outputs)):
+        seed_cpu(seed)
+        with naming("loss()", len(outputs), self.records):
             found: object = self.task.loss(outputs, targets)
+        _check_seed(seed, "loss")
         if not isinstance(found, Tensor) or found.dim() != 0 or found.dtype != torch.float32:
             msg = f"its loss returns {_form(found)}; return a float32 scalar: the mean of one term for each record"
             raise TaskError(msg)
         return found
 
-    def backward(self, loss: Tensor) -> None:
-        """Leave gradients at all that a loss depends on.
+    def backward(self, outputs: Tensor, gradient: Tensor | None = None) -> None:
+        """Leave gradients at all that a loss, or outputs with this gradient, depend on.
 
         Raises:
             TaskError: if there is no way back.
         """
-        with _naming("backward pass"):
-            loss.backward()
+        with naming("backward pass"):
+            outputs.backward(gradient)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> None:
         """Try the metrics.
@@ -131,7 +135,7 @@ class Trial:
         Raises:
             TaskError: if they are not one number for each record.
         """
-        with _naming("metrics()", len(outputs)):
+        with naming("metrics()", len(outputs), self.records):
             found: dict[str, object] = {**self.task.metrics(outputs, targets)}
         for name, values in found.items():
             if not isinstance(values, Tensor) or values.shape != (len(outputs),):
@@ -145,13 +149,19 @@ def make_model(task: Task, seed: int) -> nn.Module:
     Raises:
         TaskError: if the task makes none.
     """
-    with torch.random.fork_rng(devices=[]), _naming("model()"):
-        torch.manual_seed(seed)
+    with forked(), naming("model()"):
+        seed_cpu(seed)
         module: object = task.model()
     if not isinstance(module, nn.Module):
         msg = f"its model() returns {_form(module)}; return a torch.nn.Module"
         raise TaskError(msg)
     return module.train()
+
+
+def _check_seed(seed: int, what: str) -> None:
+    if torch.initial_seed() != seed:
+        msg = f"its {what} sets torch's seed, by which dropout repeats its masks; leave seeds to Cloister"
+        raise TaskError(msg)
 
 
 def same(one: Tensor, other: Tensor) -> bool:
@@ -172,12 +182,12 @@ def _form(part: object) -> str:
 
 
 @contextmanager
-def _naming(what: str, records: int = 0) -> Iterator[None]:
+def naming(what: str, count: int = 0, records: str = "") -> Iterator[None]:
     """Turn whatever a task raises into an error that names its method."""
     try:
         yield
-    except Exception as error:
-        on = f" on {records} made-up record{'s' * (records > 1)}" if records else ""
+    except (Exception, SystemExit) as error:
+        on = f" on {count} {records}{'s' * (count > 1)}" if count else ""
         reason = (str(error).strip().splitlines() or [""])[0]
         msg = f"its {what} fails{on} ({type(error).__name__}: {reason}); mend it, or what example() makes up"
         raise TaskError(msg) from error

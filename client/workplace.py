@@ -24,7 +24,7 @@ class Workplace:
     def __init__(self, folder: SiteFolder) -> None:
         self.place, self.settings = folder, folder.settings
         self.name = self.settings.site
-        self.device = _device(self.settings.device)
+        self.device = find_device(self.settings.device)
         self.team: Team | None = None  # those that train with this process
         self._studies: dict[str, Study] = {}
 
@@ -47,7 +47,12 @@ class Workplace:
         return found.digest()
 
 
-def _device(wanted: str) -> torch.device:
+def find_device(wanted: str) -> torch.device:
+    """Return the device that a site's settings ask for, `auto`, `cpu` or `cuda`.
+
+    Raises:
+        TaskError: if there is none.
+    """
     cuda = torch.cuda.is_available()
     if wanted == "cuda" and not cuda:
         msg = 'this machine has no usable CUDA device; set device = "auto" or "cpu" in site.toml'

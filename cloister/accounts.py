@@ -9,12 +9,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.settings import read_site
 from privacy.accounting import calibrate
 from privacy.config import read_toml
-from privacy.errors import CloisterError, ConfigError, KeyFileError
+from privacy.errors import CloisterError, ConfigError, KeyFileError, LedgerError
 from privacy.manifest import RunSettings, open_manifest, sign_manifest
 from privacy.policy import check_policy
 from privacy.roster import open_roster
-from privacy.spending import Balance, without_infinity
-from transport.pki import read_authority_key
+from privacy.spending import Balance, excessive, without_infinity
+from transport.pki import read_authority_key, read_signing_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,7 +49,22 @@ def report(path: Path) -> dict[str, Any]:
     """
     place = read_site(path)
     trained, held_out = (balance.figures() | {"runs": _runs(balance)} for balance in balances(place))
-    return without_infinity({"site": place.settings.site, **trained, "held_out": held_out}, None)
+    warning = excessive(place.settings.budget.delta, records_of(place))
+    return without_infinity(
+        {"site": place.settings.site, **trained, "delta_warning": warning, "held_out": held_out}, None
+    )
+
+
+def records_of(place: SiteFolder) -> int:
+    """Return about how many records a site has: the lines of its file, if it is CSV; 0 if that says nothing."""
+    path = place.path(place.settings.data.file)
+    if path.suffix.lower() != ".csv":
+        return 0
+    try:
+        with path.open("rb") as file:
+            return max(0, sum(1 for _ in file) - 1)  # the first line names columns
+    except OSError:
+        return 0
 
 
 def _runs(balance: Balance) -> list[dict[str, Any]]:
@@ -81,29 +96,67 @@ def _runs(balance: Balance) -> list[dict[str, Any]]:
     ]
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """Return which ledgers there are, whose they are, and up to where their chains go.
+def verify(path: Path, heads: Sequence[str] = ()) -> dict[str, Any]:
+    """Return which ledgers there are, whose they are, up to where they go, and what that was held against.
+
+    Args:
+        path: of the site's settings or folder.
+        heads: that were written down elsewhere; each must stand in a ledger.
 
     Raises:
-        CloisterError: if there is none, or one is not whole.
+        CloisterError: if there is none, one is not whole or not signed by the site, or one is older than a head.
     """
     place = read_site(path)
-    ledgers = [each for each in (place.ledger, place.held_out_ledger) if each.path.exists()]
+    ledgers = [each for each in (place.ledger, place.held_out_ledger) if each.path.exists() or each.last_kept()]
     if not ledgers:
         msg = f"{place.ledger.path}: there is no ledger; nothing was ever charged for this lineage, or the file is gone"
         raise ConfigError(msg)
-    return {"ledgers": [_verified(each) for each in ledgers]}
+    verified = [_verified(each) for each in ledgers]
+    had = set().union(*(each.entries().heads for each in ledgers))
+    for head in heads:
+        if head.lower() not in had:
+            msg = f"no ledger of {place.settings.site} has had the head {head}: it is an older copy, or another's head"
+            raise LedgerError(msg)
+    return {"ledgers": verified, "heads": list(heads)}
 
 
 def _verified(ledger: Ledger) -> dict[str, Any]:
-    entries = ledger.entries()
+    entries, kept = ledger.entries(), ledger.last_kept()
+    if kept:
+        ledger.check_holds(kept, entries)
     return {
         "ledger": str(ledger.path),
         "site": ledger.site,
         "lineage": ledger.lineage,
         "entries": len(entries.charges),
         "head": entries.head,
+        "signed_by": ledger.public_key.public_bytes_raw().hex(),
+        "last_head_kept": kept,
+        "adopted": [
+            {"entries": each.entries, "signed_by": each.key or None, "time": each.time} for each in entries.adoptions
+        ],
     }
+
+
+def adopt(path: Path, old_key: Path | None) -> list[dict[str, Any]]:
+    """Sign a site's ledgers with its present key, and return them.
+
+    Args:
+        path: of the site's settings or folder.
+        old_key: the signing key that they were signed with; None to believe them as they are.
+
+    Raises:
+        CloisterError: if there is none to adopt, or one is not whole, or not the old key's.
+    """
+    place = read_site(path)
+    before = read_signing_key(old_key).public_key() if old_key else None
+    ledgers = [each for each in (place.ledger, place.held_out_ledger) if each.path.exists()]
+    if not ledgers:
+        msg = f"{place.ledger.path}: there is no ledger to adopt; copy it there first"
+        raise ConfigError(msg)
+    for each in ledgers:
+        each.adopt(before)
+    return [_verified(each) for each in ledgers]
 
 
 def plan(path: Path, run: Path) -> dict[str, Any]:
@@ -144,6 +197,7 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
         "sample_rate": cost.sample_rate,
         "steps": cost.steps,
         "delta": delta,
+        "delta_warning": excessive(delta, manifest.settings.cohort.sizes.get(ledger.site, 0)),
         "cost": alone,
         "budget": budget.epsilon,
         "spent": ledger.cost(done, delta),

@@ -21,6 +21,8 @@ def show(report: dict[str, Any], console: Console, *, rounds: bool) -> None:
     records = report["records_per_person"]
     unit = "person" if records == 1 else f"person with up to {records} records"
     _line(console, f"  about     {report['lineage']}, at {report['site']}; for each {unit}, at δ {report['delta']:g}")
+    if report["delta_warning"]:
+        _line(console, f"! {report['delta_warning']}", "yellow")
     held_out = report["held_out"]
     _show_runs(held_out, console, rounds=rounds)
     _show_balance(held_out, console)
@@ -52,7 +54,7 @@ def _show_balance(of: dict[str, Any], console: Console) -> None:
         return
     _line(console, f"  replacing a person instead of adding or removing one: ε {_number(of['spent_replace_one'])}")
     check = of["cross_check"]
-    prv = _number(check["prv"]) if check["has_prv"] else "– (needs Opacus)"
+    prv = f"– ({check['why_no_prv']})" if check["why_no_prv"] else _number(check["prv"])
     over = ["for each record" if of["records_per_person"] > 1 else "", "without discrete noise" * check["parts"]]
     each = "".join(f", {part}" for part in over if part)
     _line(
@@ -69,6 +71,8 @@ def show_plan(report: dict[str, Any], console: Console) -> None:
     spent, after, budget = report["spent"], report["spent_after"], report["budget"]
     _line(console, f"{_bar(spent, after, budget)} ε {_number(spent)} → {_number(after)} of {_number(budget)}, "
                    f"{_number(report['left_after'])} left")  # fmt: skip
+    if report["delta_warning"]:
+        _line(console, f"! {report['delta_warning']}", "yellow")
     if report["allowed"]:
         _line(console, f"✓ {report['site']} would take part")
         return
@@ -79,6 +83,23 @@ def show_plan(report: dict[str, Any], console: Console) -> None:
         _line(console, "  no noise makes it fit what is left; plan fewer steps or a lower rate")
     elif fits > sigma:
         _line(console, f"  noise_multiplier = {fits:g} would fit what is left")
+
+
+def show_verified(report: dict[str, Any], console: Console) -> None:
+    """Print what was verified of a site's ledgers, and what cannot be."""
+    for each in report["ledgers"]:
+        _line(console, f"✓ {each['ledger']}: whole, and signed with {each['site']}'s key to its last line")
+        _line(console, f"  lineage {each['lineage']}, {each['entries']} entries")
+        _line(console, f"  head {each['head']}")
+        for before in each["adopted"]:
+            whose = f"verified with the key {before['signed_by'][:16]}" if before["signed_by"] else "NOT VERIFIED"
+            _line(console, f"  the first {before['entries']} entries are of before {before['time'][:10]}, {whose}")
+        kept = "as new as the last head that the site keeps" if each["last_head_kept"] else "no last head is kept here"
+        _line(console, f"  {kept}")
+    for head in report["heads"]:
+        _line(console, f"✓ has had the head {head}")
+    _line(console, "cannot be known: whether lines are missing at the end that no head here has; a server keeps")
+    _line(console, "  the last one. And whoever has the site's signing key can write all of it anew")
 
 
 def _row(of: dict[str, Any], name: str, purpose: str, rounds: str, alone: str) -> str:

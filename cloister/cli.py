@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 import typer.core
 
@@ -17,8 +20,12 @@ from cloister.commands import Json
 from cloister.commands.audit import audit
 from cloister.commands.bench import bench
 from cloister.commands.ledger import ledger
+from cloister.patience import patience
+from cloister.terminal import complain, flush_output, make_usable, reader_has_gone
 from cloister.view import RoundTable, listen, make_console, show_log
-from privacy.errors import CloisterError
+from privacy.failures import sentence
+
+_STOPPED = 130  # exit code: Ctrl-C or SIGTERM
 
 typer.core.HAS_RICH = False  # plain help: with rich, it escapes brackets that nothing takes back
 
@@ -85,7 +92,8 @@ def sign(
     """Calibrate a run's noise, say what it will cost, and sign it as the coordinator."""
     from cloister.signing import sign_run  # noqa: PLC0415
 
-    report = sign_run(run, coordinator, roster, out)
+    with patience("calibrating the noise"):
+        report = sign_run(run, coordinator, roster, out)
     if as_json:
         typer.echo(json.dumps(report))
     else:
@@ -93,6 +101,8 @@ def sign(
         typer.echo(f"✓ {report['manifest']}: {rounds} each site ε {report['epsilon']:.2f} "
                    f"at δ {report['delta']:g} (σ {report['noise_multiplier']:g})")  # fmt: skip
         show(report)
+        if report["delta_warning"]:
+            typer.echo(f"! {report['delta_warning']}")
         typer.echo(f"next: cloister server server {out}")
 
 
@@ -117,6 +127,8 @@ def agent(
 ) -> None:
     """Run a site's agent. Ctrl-C leaves safely."""
     show_log()
+    if _Debug.on:
+        logging.getLogger("cloister").setLevel(logging.DEBUG)
     from client.agent import attend  # noqa: PLC0415 - a server needs no agent
 
     try:
@@ -125,7 +137,7 @@ def agent(
         typer.echo(
             "left; nothing is lost, and what was charged stays charged. To come back: the same command", err=True
         )
-        raise typer.Exit(130) from None
+        raise typer.Exit(_STOPPED) from None
 
 
 @app.command(epilog="Example:  cloister simulate study.toml")
@@ -172,15 +184,45 @@ def show(report: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. Whatever fails, fails here, in one sentence: see `privacy.failures`."""
+    make_usable()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command and return the code to exit with."""
+    error: Exception | None = None
     try:
-        app(standalone_mode=True)
-    except CloisterError as error:
-        if _Debug.on:
-            raise
-        typer.echo(f"✗ {error}", err=True)
-        sys.exit(1)
+        code = _code(arguments)
     except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
-        sys.exit(130)
+        code = _STOPPED
+        complain("stopped")
+    except Exception as raised:  # noqa: BLE001 - this is where all of them end
+        code, error = 1, raised
+    unread, unwritten = reader_has_gone(), flush_output()
+    error = error or unwritten
+    if error is None:
+        return code
+    if isinstance(error, BrokenPipeError) and unread:
+        return 1  # as before `| head`: who has read enough needs no word
+    if _Debug.on:
+        traceback.print_exception(error)
+    complain(f"✗ {sentence(error)}")
+    return code or 1
+
+
+def _code(arguments: list[str]) -> int:
+    """Run a command; only what click says of the arguments is dealt with here."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("cloister", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort as error:
+        raise KeyboardInterrupt from error
+    return 0

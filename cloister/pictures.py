@@ -39,6 +39,9 @@ class Panel:
 def draw_audit(audit: Audit, path: Path) -> None:
     """Draw scores of canaries that were in and out, with fitted normals; and the three ε side by side."""
     sighting, report = audit.sighting, audit.report
+    if sighting is None:
+        msg = f"{report['site']}: its task is refused, so that there is nothing to draw"
+        raise ConfigError(msg)
     figure = Figure(figsize=(10, 4), layout="constrained")
     scores, bars = figure.subplots(1, 2, width_ratios=[3, 2])
     edges = np.linspace(sighting.scores.min(), sighting.scores.max(), _BINS)

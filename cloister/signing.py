@@ -10,6 +10,7 @@ from privacy.config import read_toml
 from privacy.errors import KeyFileError
 from privacy.manifest import RunSettings, open_manifest, sign_manifest
 from privacy.roster import open_roster
+from privacy.spending import excessive
 from privacy.storage import write_atomically
 from transport.pki import read_authority_key, read_signing_key
 
@@ -42,5 +43,6 @@ def sign_run(run: Path, coordinator: Path, roster: Path, out: Path) -> dict[str,
         "noise_multiplier": manifest.noise_multiplier,
         "epsilon": epsilon([manifest.run_cost], settings.privacy.delta),
         "delta": settings.privacy.delta,
+        "delta_warning": excessive(settings.privacy.delta, settings.largest_size),
         **against_whom(manifest),
     }

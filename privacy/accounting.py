@@ -1,8 +1,8 @@
 """What DP-SGD steps cost: ε as a view of events, never a stored number.
 
-Steps are merged, held against what makes no sense, and composed by an accountant: see `privacy.accountants`. An ε of
-many hundreds protects nobody, but its distribution would fill the memory; tens of millions of steps would take hours.
-Both count as infinite, as does anything that is no number.
+Steps are merged, held against what makes no sense, and composed by an accountant: see `privacy.accountants`. Time and
+memory are bounded whatever is asked. Infinite is what has no noise (σ below 0.001 counts as none), more than a billion
+steps, and anything that is no number.
 
     >>> round(epsilon([Mechanism(noise_multiplier=2.0, sample_rate=0.064, steps=782)], delta=1e-5), 1)
     4.3
@@ -13,10 +13,12 @@ Both count as infinite, as does anything that is no number.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from privacy.accountants import PLD, RDP, Accountant, Entries, Mechanism, Relation, second_moment
+from privacy.accountants import PLD, RDP, Accountant, Entries, Mechanism, Relation
 from privacy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["PLD", "RDP", "Accountant", "Mechanism", "Relation", "calibrate", "epsilon"]
 
-_MEANINGLESS = 1000.0  # ε
-_MOST_STEPS = 10_000_000
+_MOST_STEPS = 10**9
+_MOST_RECORDS = 1000  # of a person
+_LEAST_NOISE = 1e-3  # σ below it counts as no noise: a record that is in a step has an ε of 500,000 by it alone
 _MOST_NOISE = 1e6  # σ beyond it counts as this, before floating point overflows
+_OFTEN = 2
 _DECIMALS = 1000  # a calibrated σ is rounded up to three decimals, so that people can read and repeat it
 
 
@@ -47,20 +51,20 @@ def epsilon(
         relation: what may differ.
         group: records that one person may have, each of them sampled by itself.
     """
-    merged: dict[Mechanism, int] = {}
+    merged: Counter[Mechanism] = Counter()
     for each in mechanisms:
         if not 0 <= each.steps <= _MOST_STEPS:  # NaN is not
             return math.inf
         if each.steps and each.sample_rate != 0:
             key = Mechanism(min(each.noise_multiplier, _MOST_NOISE), each.sample_rate, 1, each.discrete)
-            merged[key] = merged.pop(key, 0) + each.steps  # the newest last
+            merged[key] += each.steps
     return _spent(
-        tuple(Mechanism(key.noise_multiplier, key.sample_rate, steps, key.discrete) for key, steps in merged.items()),
+        tuple(sorted(replace(key, steps=steps) for key, steps in merged.items())),
         delta, accountant, relation, group,
     )  # fmt: skip
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _spent(entries: Entries, delta: float, accountant: Accountant, relation: Relation, group: int) -> float:
     if not entries:
         return 0.0
@@ -80,10 +84,9 @@ def _spent(entries: Entries, delta: float, accountant: Accountant, relation: Rel
 
 def _makes_sense(entries: Entries, group: int) -> bool:
     for each in entries:
-        if not (each.noise_multiplier > 0 and 0 < each.sample_rate <= 1 and each.steps == int(each.steps)):
+        if not (each.noise_multiplier >= _LEAST_NOISE and 0 < each.sample_rate <= 1 and each.steps == int(each.steps)):
             return False
-    moments = (each.steps * second_moment(each.noise_multiplier, each.sample_rate, group) for each in entries)
-    return sum(each.steps for each in entries) <= _MOST_STEPS and sum(moments) <= _MEANINGLESS
+    return sum(each.steps for each in entries) <= _MOST_STEPS and group <= _MOST_RECORDS
 
 
 def calibrate(
@@ -108,28 +111,45 @@ def calibrate(
         group: records that one person may have.
 
     Raises:
-        ConfigError: if no reasonable σ does.
+        ConfigError: if no σ up to a million does, with what it would cost then.
     """
     done = list(already)
-    low, high = 1, 1000 * _DECIMALS  # in thousandths
 
-    def within(sigma: int) -> bool:
-        planned = Mechanism(sigma / _DECIMALS, sample_rate, steps, discrete)
-        return epsilon([*done, planned], delta, group=group) <= target
+    def cost(thousandths: int) -> float:
+        planned = Mechanism(thousandths / _DECIMALS, sample_rate, steps, discrete)
+        return epsilon([*done, planned], delta, group=group)
 
-    # Coarse doubling first: the small σ that a plain bisection would start from are slow to account for.
-    guess = 500
-    while guess < high and not within(guess):
-        low, guess = guess, guess * 2
-    if guess >= high:
-        beside = " beside what was spent before" if done else ""
-        msg = (
-            f"no noise makes {steps} steps at rate {sample_rate} cost only ε {target}{beside}; "
-            "plan fewer steps or a lower rate"
-        )
-        raise ConfigError(msg)
-    high = guess
+    low, high = 0, round(_MOST_NOISE * _DECIMALS)  # in thousandths
+    below, above = math.inf, cost(high)
+    if not above <= target:
+        raise ConfigError(_refusal(target, delta, steps, sample_rate, above, epsilon(done, delta, group=group)))
+    moved = 0  # how often in a row the lower end did, or, below 0, the higher one
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if within(middle) else (middle, high)
+        guess = math.isqrt(max(low, 1) * high)
+        if abs(moved) < _OFTEN and 0 < above < target < below < math.inf:
+            # ε falls about as a power of σ: in logarithms, take the point where the line through both ends meets it.
+            share = math.log(below / target) / math.log(below / above)
+            guess = round(math.exp(math.log(low) + share * math.log(high / low)))
+        guess = min(max(guess, low + 1), high - 1)
+        found = cost(guess)
+        if found <= target:
+            high, above, moved = guess, found, min(moved, 0) - 1
+        else:
+            low, below, moved = guess, found, max(moved, 0) + 1
     return high / _DECIMALS
+
+
+def _refusal(target: float, delta: float, steps: int, rate: float, least: float, done: float) -> str:
+    if not 0 < delta < 1:
+        return f"δ must be above 0 and below 1, not {delta:g}; set delta below 1 over the number of records"
+    if not done <= target:
+        return (
+            f"what was spent before is ε {done:.6g} at δ {delta:g}, over the ε {target:g} for all of it; ask for more"
+        )
+    if not steps <= _MOST_STEPS:
+        return f"{steps:,} steps cannot be accounted for: a run has {_MOST_STEPS:,} at most; plan fewer rounds or steps"
+    beside = f" beside what was spent before, which is ε {done:.6g} of it" if done else ""
+    return (
+        f"even with a noise_multiplier of {_MOST_NOISE:,.0f}, the largest, {steps:,} steps at rate {rate:g} cost "
+        f"ε {least:.6g} at δ {delta:g}, over ε {target:g}{beside}; plan fewer steps, a lower rate or a higher epsilon"
+    )

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import tomllib
+from codecs import BOM_UTF8
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
@@ -82,12 +83,14 @@ def settings_file(path: Path, name: str) -> Path:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_bytes().decode()
+        # Some editors put a byte order mark before the text, which nobody sees and TOML does not know.
+        return path.read_bytes().removeprefix(BOM_UTF8).decode()
     except OSError as error:
         msg = f"{path}: {error.strerror or error}; name an existing settings file"
         raise ConfigError(msg) from error
     except UnicodeDecodeError as error:
-        msg = f"{path}: not a UTF-8 text file; save it as UTF-8"
+        line = error.object[: error.start].count(b"\n") + 1
+        msg = f"{path}:{line}: not UTF-8 text; save the file as UTF-8"
         raise ConfigError(msg) from error
 
 

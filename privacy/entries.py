@@ -1,24 +1,33 @@
-"""A ledger's lines: read and verified as a chain, strictly, because what is not understood cannot be counted.
+"""A ledger's lines: read and verified as a signed chain, strictly, because what is not understood cannot be counted.
 
-A line is the digest of all before it and of itself, a space, and an event as JSON. The first event says whose ledger it
-is; every other one is a charge, or says that what was made under a charge is about to leave: its digest, or, empty,
-that making it failed. A torn last line, of an
-append that was cut off, was never acknowledged to anybody; it is dropped. An edit, a deletion or a swap breaks the
-chain.
+A line is its head, that is a digest of all before it and of itself; the site's signature of this head; and an event as
+JSON. The first event says whose ledger it is. Every other one is a charge; or says that what was made under a charge is
+about to leave: its digest, or, empty, that making it failed; or that the site has a new key.
+
+The digest covers the line before with its signature. So whoever has not the site's signing key cannot change, remove or
+move a line, the last one included; and one signature, the last, vouches for all. What is missing at the end is not
+seen: see `privacy.heads`. A torn last line, of an append that was cut off, was never acknowledged to anybody; it is
+dropped.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from privacy.accounting import Mechanism
-from privacy.errors import LedgerError
+from privacy.errors import AuthenticityError, LedgerError
+from privacy.signing import sign, verify
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+KIND = "ledger"
+"""What a head is signed as."""
 
 GENESIS = "0" * 64
 """The head of a ledger in which nothing stands yet."""
@@ -27,9 +36,11 @@ Purpose = Literal["training", "statistics", "evaluation"]
 
 _NUMBER = {int, float}
 _WHAT: dict[str, set[type]] = {"run": {str}, "round": {int}, "attempt": {int}, "time": {str}}
-_TYPES = _WHAT | {"noise_multiplier": _NUMBER, "sample_rate": _NUMBER, "steps": {int}}
-_LATER: dict[str, set[type]] = {"discrete": {bool}, "purpose": {str}}  # older ledgers have none
+_TYPES = _WHAT | {"noise_multiplier": _NUMBER, "sample_rate": _NUMBER, "steps": {int}, "discrete": {bool}}
+_TYPES |= {"purpose": {str}}
 _LEFT = _WHAT | {"left": {str}, "purpose": {str}}
+_ADOPTED: dict[str, set[type]] = {"adopted": {str}, "time": {str}}
+_HEAD, _SIGNATURE = 64, 128  # hex digits
 
 
 @dataclass(frozen=True)
@@ -53,14 +64,36 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Adoption:
+    """Since when a ledger has the key that it has now, and whose the lines before are said to be."""
+
+    key: str  # that the lines before were verified with, in hex; empty if with none
+    time: str
+    entries: int  # charges that stood there already
+
+
+class Whose(NamedTuple):
+    """Whose ledger it is."""
+
+    site: str
+    lineage: str
+
+    def signed_part(self, head: str) -> bytes:
+        """Return what is signed for a head."""
+        return f"{self.site} {self.lineage} {head}".encode()
+
+
+@dataclass(frozen=True)
 class Entries:
     """What a ledger's file holds."""
 
-    charges: tuple[Entry, ...]
-    left: dict[Release, str]  # digests of what left, by what it was charged for; empty if it failed since its charge
-    heads: frozenset[str]  # that the ledger has had
-    head: str  # digest of all of it
-    size: int  # bytes, without a torn last line
+    charges: tuple[Entry, ...] = ()
+    left: dict[Release, str] = field(default_factory=dict)  # digests of what left; empty if it failed since its charge
+    heads: frozenset[str] = frozenset({GENESIS})  # that the ledger has had
+    adoptions: tuple[Adoption, ...] = ()
+    head: str = GENESIS  # digest of all of it
+    signature: bytes = b""  # the site's, of the head, in hex; none if nothing stands there
+    data: bytes = b""  # all lines, without a torn last one
 
     def unused(self, release: Release, mechanism: Mechanism) -> Entry | None:
         """Return the charge of a release of this cost for which nothing has left yet."""
@@ -72,75 +105,129 @@ class Entries:
         return any(replace(entry.release, attempt=release.attempt) == release for entry in reversed(self.charges))
 
 
-def read_entries(data: bytes, path: Path, site: str, lineage: str) -> Entries:
+def read_entries(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey | None,
+                 known: Entries | None = None) -> Entries:  # fmt: skip
     """Verify a ledger's bytes and read them.
+
+    Args:
+        data: the file's content.
+        path: to name in errors.
+        whose: the ledger has to be.
+        key: the site's; None to believe whoever signed them.
+        known: what was read before; where it is the beginning of this, only what follows is.
 
     Raises:
         LedgerError: if they were edited, are another ledger's, or say what this version cannot count.
     """
     size = data.rfind(b"\n") + 1
-    charges: list[Entry] = []
-    left: dict[Release, str] = {}
-    heads, head = {GENESIS}, GENESIS
-    for number, line in enumerate(data[:size].split(b"\n")[:-1], start=1):
-        head = _chain(head, line[65:])
-        if line[:65] != head.encode() + b" ":
+    known = known if known and size >= len(known.data) and data.startswith(known.data) else Entries()
+    if size == len(known.data):
+        return known
+    charges, left, heads, adoptions = list(known.charges), dict(known.left), set(known.heads), list(known.adoptions)
+    head, last, found = known.head, known.signature, (whose.site, whose.lineage)
+    for number, line in enumerate(data[len(known.data) : size].split(b"\n")[:-1], start=known.data.count(b"\n") + 1):
+        body = line[_HEAD + _SIGNATURE + 2 :]
+        head, last = _chain(head, last, body), line[_HEAD + 1 : _HEAD + _SIGNATURE + 1]
+        if line[: -len(body) or None] != head.encode() + b" " + last + b" ":
             msg = f"{path}:{number}: this entry or one before it was altered; restore the ledger from backup"
             raise LedgerError(msg)
         heads.add(head)
         try:
-            event: dict[str, Any] = dict(json.loads(line[65:]))
-            if number > 1:
-                if "left" in event:
-                    _check(event, _LEFT)
-                    left[_release(event)] = event["left"]
-                else:
-                    charges.append(_entry(event, head))
-                    if left.get(charges[-1].release) == "":
-                        del left[charges[-1].release]  # charged again, for another try
-                    if "purpose" not in event:  # of before it was noted what left: nobody knows
-                        left.setdefault(charges[-1].release, "")
-                continue
-            whose = event["site"], event["lineage"]
+            event: dict[str, Any] = dict(json.loads(body))
+            if number == 1:
+                found = event["site"], event["lineage"]
+            else:
+                _take(event, head, charges, left, adoptions)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             msg = f"{path}:{number}: this entry is none of this version's; use the version that wrote it"
             raise LedgerError(msg) from error
-        if whose != (site, lineage):
+        if found != whose:
             msg = f"{path}: this ledger is another site's or lineage's; mend `lineage` or the path in site.toml"
             raise LedgerError(msg)
-    return Entries(tuple(charges), left, frozenset(heads), head, size)
+    if key and not signed_by(whose, head, last, key):
+        raise LedgerError(_unsigned(data[:size], path, whose, key))
+    return Entries(tuple(charges), left, frozenset(heads), tuple(adoptions), head, last, data[:size])
 
 
-def write_charge(entries: Entries, site: str, lineage: str, release: Release, mechanism: Mechanism,
-                 time: str) -> tuple[bytes, str]:  # fmt: skip
-    """Return the lines that append a charge to a ledger, and its head after them."""
-    return _write(entries, site, lineage, {**asdict(release), **asdict(mechanism), "time": time})
+def write_charge(entries: Entries, whose: Whose, key: Ed25519PrivateKey, release: Release, mechanism: Mechanism,
+                 time: str) -> bytes:  # fmt: skip
+    """Return the lines that append a charge to a ledger."""
+    return _write(entries, whose, key, {**asdict(release), **asdict(mechanism), "time": time})
 
 
-def write_left(entries: Entries, site: str, lineage: str, release: Release, made: str,
-               time: str) -> tuple[bytes, str]:  # fmt: skip
-    """Return the lines that say in a ledger what is about to leave for a release, and its head after them."""
-    return _write(entries, site, lineage, {**asdict(release), "left": made, "time": time})
+def write_left(entries: Entries, whose: Whose, key: Ed25519PrivateKey, release: Release, made: str,
+               time: str) -> bytes:  # fmt: skip
+    """Return the lines that say in a ledger what is about to leave for a release."""
+    return _write(entries, whose, key, {**asdict(release), "left": made, "time": time})
 
 
-def _write(entries: Entries, site: str, lineage: str, last: dict[str, Any]) -> tuple[bytes, str]:
-    head, lines = entries.head, b""
-    first = [{"site": site, "lineage": lineage, "time": last["time"]}] if head == GENESIS else []
-    for event in [*first, last]:
-        body = json.dumps(event, sort_keys=True).encode()
-        head = _chain(head, body)
-        lines += head.encode() + b" " + body + b"\n"
-    return lines, head
+def write_adopted(entries: Entries, whose: Whose, key: Ed25519PrivateKey, before: str,
+                  time: str) -> bytes:  # fmt: skip
+    """Return the line with which a site's new key vouches for a ledger."""
+    return _write(entries, whose, key, {"adopted": before, "time": time})
 
 
-def _entry(event: dict[str, Any], head: str) -> Entry:
-    """Read a charge.
+def _write(entries: Entries, whose: Whose, key: Ed25519PrivateKey, event: dict[str, Any]) -> bytes:
+    head, last, lines = entries.head, entries.signature, b""
+    first = [{**whose._asdict(), "time": event["time"]}] if head == GENESIS else []
+    for each in [*first, event]:
+        body = json.dumps(each, sort_keys=True).encode()
+        head = _chain(head, last, body)
+        last = sign(key, KIND, whose.signed_part(head)).hex().encode()
+        lines += head.encode() + b" " + last + b" " + body + b"\n"
+    return lines
+
+
+def _take(event: dict[str, Any], head: str, charges: list[Entry], left: dict[Release, str],
+          adoptions: list[Adoption]) -> None:  # fmt: skip
+    """Add an event to what was read before it.
 
     Raises:
         ValueError: if it has too little, too much, or something else.
     """
-    _check(event, _TYPES | {name: each for name, each in _LATER.items() if name in event})
-    mechanism = Mechanism(event["noise_multiplier"], event["sample_rate"], event["steps"], event.get("discrete", False))
+    if "left" in event:
+        _check(event, _LEFT)
+        left[_release(event)] = event["left"]
+    elif "adopted" in event:
+        _check(event, _ADOPTED)
+        adoptions.append(Adoption(event["adopted"], event["time"], len(charges)))
+    else:
+        charges.append(_entry(event, head))
+        if left.get(charges[-1].release) == "":
+            del left[charges[-1].release]  # charged again, for another try
+
+
+def signed_by(whose: Whose, head: str, signature: bytes, key: Ed25519PublicKey) -> bool:
+    """Whether a key's signature of a head, in hex, holds."""
+    try:
+        found = bytes.fromhex(signature.decode("ascii"))
+        verify(key, KIND, whose.signed_part(head), found)
+    except (ValueError, AuthenticityError):
+        return False
+    return found.hex().encode() == signature  # one signature, one form
+
+
+def _unsigned(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey) -> str:
+    """Say from which line on a chain is not the key's; what stands before it was adopted, if anything, is not."""
+    lines = data.split(b"\n")[:-1]
+    adopted = [place for place, line in enumerate(lines, 1) if "adopted" in json.loads(line[_HEAD + _SIGNATURE + 2 :])]
+    first = adopted[-1] if adopted else 1
+    parts = [(line[:_HEAD].decode(), line[_HEAD + 1 : _HEAD + _SIGNATURE + 1]) for line in lines]
+    number = next(place for place in range(first, len(parts) + 1) if not signed_by(whose, *parts[place - 1], key))
+    if number == 1:
+        return (
+            f"{path}: this ledger is not signed with {whose.site}'s key; restore it from backup, or, if the site has "
+            "new keys since, see `cloister ledger adopt --help`"
+        )
+    return (
+        f"{path}:{number}: this entry or one before it was altered by somebody who has not {whose.site}'s key; restore "
+        "the ledger from backup"
+    )
+
+
+def _entry(event: dict[str, Any], head: str) -> Entry:
+    _check(event, _TYPES)
+    mechanism = Mechanism(event["noise_multiplier"], event["sample_rate"], event["steps"], event["discrete"])
     return Entry(_release(event), mechanism, event["time"], head)
 
 
@@ -151,8 +238,9 @@ def _check(event: dict[str, Any], types: dict[str, set[type]]) -> None:
 
 
 def _release(event: dict[str, Any]) -> Release:
-    return Release(event["run"], event["round"], event["attempt"], event.get("purpose", "training"))
+    return Release(event["run"], event["round"], event["attempt"], event["purpose"])
 
 
-def _chain(head: str, body: bytes) -> str:
-    return sha256(bytes.fromhex(head) + body).hexdigest()
+def _chain(head: str, signature: bytes, body: bytes) -> str:
+    """Return the head after a line: a digest of the head and the signature before it, and of the line's event."""
+    return sha256(bytes.fromhex(head) + signature + body).hexdigest()

@@ -78,6 +78,10 @@ class ProtocolError(CloisterError):
     may_leave_site = True
 
 
+class StorageError(CloisterError):
+    """A disk is full, or a file on it cannot be read or written."""
+
+
 class EncryptionError(CloisterError):
     """Encrypting or decrypting failed, or this build of TenSEAL is not one that Cloister knows."""
 

@@ -1,10 +1,14 @@
-"""The head of a site's ledger, signed by the site for itself and kept by the server: how an old copy is noticed.
+"""The head of a site's ledger, signed by the site for itself and kept elsewhere: how an old copy is noticed.
 
-A chain of digests finds an edit, but not that entries are missing at its end: a ledger that was restored from an old
-backup, or deleted, looks like one in which less was spent. So after each charge, and whenever it says that it is ready,
-a site hands the server its ledger's head, signed. The server keeps the last one that each site sent, and brings it back
-with the next query and with each round. The site verifies its own signature, and charges nothing unless this head
-occurs in its ledger.
+Nobody without the site's key can edit a ledger unnoticed, but entries that are missing at its end leave no trace: a
+ledger that was restored from an old backup, or deleted, looks like one in which less was spent. So the last head is
+kept in two other places, with its signature:
+
+- at the site, in a folder of its own: a ledger that was restored by itself is noticed at once;
+- at the server: after each charge, and whenever it says that it is ready, a site hands it the head. The server keeps
+  the last one that each site sent, and brings it back with the next query and with each round.
+
+The site verifies its own signature, and charges nothing unless this head occurs in its ledger.
 
 The signature is over the lineage's name too, which is not sent: a head that does not verify is about other people, or
 not of this site's making, and says nothing. So a malicious server can withhold a head, or replay an older one, and then
@@ -13,19 +17,24 @@ all is as if there were none; it cannot keep a site with a whole ledger from tak
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from privacy.errors import AuthenticityError, MalformedError
-from privacy.signing import sign, verify
+from privacy.entries import KIND, signed_by
+from privacy.errors import MalformedError
+from privacy.signing import sign
+from privacy.storage import make_folder
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from pathlib import Path
 
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+    from privacy.entries import Whose
     from privacy.ledger import Ledger
 
-KIND = "ledger"
 _SIGNATURE_BYTES = 64
 
 
@@ -46,15 +55,43 @@ class SignedHead:
             msg = "a message holds a ledger's head in another form; both sides must run the same version"
             raise MalformedError(msg)
 
+    def is_of(self, whose: Whose, key: Ed25519PublicKey) -> bool:
+        """Whether the site made it for just this ledger."""
+        return signed_by(whose, self.head, self.signature.hex().encode(), key)
+
+
+class LastHead:
+    """The last head of a ledger, in a file at the site. It may fall behind the ledger, and never be ahead of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def keep(self, head: SignedHead) -> None:
+        """Write a head that stands in the ledger, on disk. What a power failure takes of this is only help."""
+        make_folder(self.path.parent)
+        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
+        beside.write_text(f"{head.head} {head.signature.hex()}\n")
+        beside.replace(self.path)
+
+    def read(self) -> SignedHead | None:
+        """Return the head; None if there is none, or none that can be read."""
+        try:
+            head, signature = self.path.read_text(encoding="ascii").split()
+            return SignedHead(head, bytes.fromhex(signature))
+        except (OSError, ValueError, MalformedError):
+            return None
+
 
 def sign_head(ledger: Ledger, key: Ed25519PrivateKey) -> SignedHead:
-    """Sign a ledger's present head as its site.
+    """Return a ledger's present head, signed by its site.
 
     Raises:
         LedgerError: if the ledger was edited.
     """
-    head = ledger.head
-    return SignedHead(head, sign(key, KIND, _signed_part(ledger, head)))
+    entries = ledger.entries()
+    if entries.signature:
+        return SignedHead(entries.head, bytes.fromhex(entries.signature.decode()))
+    return SignedHead(entries.head, sign(key, KIND, ledger.whose.signed_part(entries.head)))
 
 
 def check_head(ledger: Ledger, known: SignedHead | None, key: Ed25519PrivateKey) -> None:
@@ -63,14 +100,5 @@ def check_head(ledger: Ledger, known: SignedHead | None, key: Ed25519PrivateKey)
     Raises:
         LedgerError: if the ledger is older, or was edited.
     """
-    if known is None:
-        return
-    try:
-        verify(key.public_key(), KIND, _signed_part(ledger, known.head), known.signature)
-    except AuthenticityError:
-        return  # another lineage's, or none at all
-    ledger.check_holds(known.head)
-
-
-def _signed_part(ledger: Ledger, head: str) -> bytes:
-    return f"{ledger.site} {ledger.lineage} {head}".encode()
+    if known and known.is_of(ledger.whose, key.public_key()):
+        ledger.check_holds(known.head)

@@ -1,4 +1,4 @@
-"""The ledger: what a site has spent on the people its data is about, on disk before any record is read.
+"""The ledger: what a site has spent on the people its data is about, on disk before a record is trained on.
 
 One file per site and lineage (the people, whatever their file is called), shared by all runs and models.
 Rules, each of which a test holds:
@@ -8,32 +8,29 @@ Rules, each of which a test holds:
   that was charged and has not left, as an entry of its own would say, is not charged again.
 - What failed is charged again when it is asked for again: that it failed was told, and may tell of records.
 - Entries are events (σ, sampling rate, steps, whether the noise is discrete); ε is computed from them, per person.
-- Each entry carries the digest of the one before it: an edit, a deletion or a swap is found. See `privacy.entries`.
-- An older copy of the file, or none, is noticed with the head that a server remembers. See `privacy.heads`.
+- Each entry is signed with the site's key over the digest of all before it: whoever edits, deletes or swaps without
+  that key is found. See `privacy.entries`.
+- An older copy of the file, or none, is noticed with the last head: the site keeps it in another folder, and a server
+  remembers it. See `privacy.heads`.
 - One process at a time: the file is locked.
 """
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from privacy.accounting import Mechanism, epsilon
-from privacy.entries import Release, read_entries, write_charge, write_left
+from privacy.chain import Chain, now
+from privacy.entries import Release, write_charge, write_left
 from privacy.errors import BudgetError, LedgerError, ProtocolError
-from privacy.storage import make_folder, sync_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
-    from typing import BinaryIO
 
-    from privacy.entries import Entries
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 __all__ = ["Budget", "Charge", "Ledger", "Release"]
 
@@ -56,35 +53,37 @@ class Charge:
     head: str
 
 
-class Ledger:
+class Ledger(Chain):
     """An append-only file of charges. Every ε is that of a person, who may have several records."""
 
-    def __init__(self, path: Path, site: str, lineage: str, records_per_person: int = 1) -> None:
-        self.path, self.site, self.lineage, self.records_per_person = path, site, lineage, records_per_person
+    def __init__(self, path: Path, site: str, lineage: str, key: Ed25519PrivateKey | Ed25519PublicKey, *,
+                 records_per_person: int = 1, last: Path | None = None) -> None:  # fmt: skip
+        super().__init__(path, site, lineage, key, last)
+        self.records_per_person = records_per_person
 
     def reserve(self, release: Release, mechanism: Mechanism, budget: Budget) -> Charge:
-        """Charge a release before any record is read for it; once, if nothing left for it since.
+        """Charge a release before anything is made of records for it; once, if nothing left for it since.
 
         Raises:
             BudgetError: if it would exceed the budget; nothing is written.
             LedgerError: if the ledger cannot be trusted or written; nothing may be released then.
         """
-        with self._opened() as (file, entries):
+        with self.opened() as (file, entries):
             if (unused := entries.unused(release, mechanism)) is not None:
-                self._append(file, b"")  # who wrote it may have been killed before it was on disk
+                self.sync(file)  # who wrote it may have been killed before it was on disk
                 return Charge(release, mechanism, unused.head)
             charged = [entry.mechanism for entry in entries.charges]
             self._check(self.cost([*charged, mechanism], budget.delta), budget, f"round {release.round}")
             own = [entry.mechanism for entry in entries.charges if entry.release.run == release.run]
             of_run = self.cost([*own, mechanism], budget.delta)
             if not of_run <= budget.run_epsilon:
+                would, limit = _figures(of_run, budget.run_epsilon)
                 msg = (
                     f"round {release.round}, attempt {release.attempt}, would bring this run's spending at {self.site} "
-                    f"to ε {of_run:.2f}, over the {budget.run_epsilon:.2f} of one run; end it"
+                    f"to ε {would}, over the {limit} of one run; end it"
                 )
                 raise BudgetError(msg)
-            lines, head = write_charge(entries, self.site, self.lineage, release, mechanism, _now())
-            self._append(file, lines)
+            head = self.append(file, write_charge(entries, self.whose, self.signing_key, release, mechanism, now()))
         return Charge(release, mechanism, head)
 
     def leaves(self, release: Release, made: str) -> None:
@@ -94,7 +93,7 @@ class Ledger:
             ProtocolError: if something else was noted: what was made for a release leaves once.
             LedgerError: if no attempt at its round was charged, so that this must be an older copy.
         """
-        with self._opened() as (file, entries):
+        with self.opened() as (file, entries):
             if not entries.has_round_of(release):
                 msg = (
                     f"{self.path}: no charge for round {release.round}, for which {self.site} made an update; "
@@ -103,38 +102,30 @@ class Ledger:
                 raise LedgerError(msg)
             before = entries.left.get(release)
             if not before:
-                self._append(file, write_left(entries, self.site, self.lineage, release, made, _now())[0])
+                self.append(file, write_left(entries, self.whose, self.signing_key, release, made, now()))
             elif before != made:
                 msg = f"{self.site} has made another update for round {release.round}; no second one leaves"
                 raise ProtocolError(msg)
             else:
-                self._append(file, b"")  # who wrote it may have been killed before it was on disk
+                self.sync(file)  # who wrote it may have been killed before it was on disk
 
     def fails(self, release: Release) -> None:
         """Note that making what was charged has failed, and that others are about to be told."""
-        with self._opened() as (file, entries):
-            self._append(file, write_left(entries, self.site, self.lineage, release, "", _now())[0])
+        with self.opened() as (file, entries):
+            self.append(file, write_left(entries, self.whose, self.signing_key, release, "", now()))
+
+    def check_writable(self) -> None:
+        """Write nothing, durably, so that a ledger which cannot be charged is noticed before a round is planned.
+
+        Raises:
+            LedgerError: if it cannot be trusted or written.
+        """
+        with self.opened() as (file, _):
+            self.sync(file)
 
     def has_left(self, release: Release) -> bool:
         """Whether anything left for a release, other than that it failed."""
         return bool(self.entries().left.get(release))
-
-    def entries(self) -> Entries:
-        """Return all that stands in the ledger. Writes nothing: a torn last line stays, unread.
-
-        Raises:
-            LedgerError: if the file was edited, or cannot be read.
-        """
-        try:
-            with self.path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH)
-                data = file.read()
-        except FileNotFoundError:
-            data = b""
-        except OSError as error:
-            msg = f"{self.path}: {error.strerror or error}; no update leaves until the ledger can be read"
-            raise LedgerError(msg) from error
-        return read_entries(data, self.path, self.site, self.lineage)
 
     def find(self, run: str, number: int) -> Charge | None:
         """Return the last charge for a round of a run, if any was reserved, in this process or another."""
@@ -173,61 +164,21 @@ class Ledger:
         """
         return [entry.mechanism for entry in self.entries().charges]
 
-    @property
-    def head(self) -> str:
-        """The digest of all that was charged."""
-        return self.entries().head
-
-    def check_holds(self, head: str) -> None:
-        """Check that a head which this ledger once had is in its chain.
-
-        Raises:
-            LedgerError: if it is not, so that this must be an older copy.
-        """
-        entries = self.entries()
-        if head not in entries.heads:
-            ends = f"ends on {entries.charges[-1].time}" if entries.charges else "holds nothing"
-            msg = (
-                f"{self.path}: the ledger {ends}, and is older than what {self.site} charged before "
-                f"(head {head[:12]}); restore the newest copy, nothing is charged until then"
-            )
-            raise LedgerError(msg)
-
     def _check(self, would: float, budget: Budget, what: str) -> None:
         if not would <= budget.epsilon:  # so that NaN is a refusal
+            after, limit = _figures(would, budget.epsilon)
             msg = (
-                f"{what} would bring {self.site}'s spending on {self.lineage!r} to ε {would:.2f}, "
-                f"over its budget of {budget.epsilon:.2f} at δ {budget.delta:g}; ask for less, or the site allows more"
+                f"{what} would bring {self.site}'s spending on {self.lineage!r} to ε {after}, "
+                f"over its budget of {limit} at δ {budget.delta:g}; ask for less, or the site allows more"
             )
             raise BudgetError(msg)
 
-    @contextmanager
-    def _opened(self) -> Iterator[tuple[BinaryIO, Entries]]:
-        """Lock the file, read it, and cut a torn last line off."""
-        try:
-            make_folder(self.path.parent)
-            with open(self.path, "a+b", opener=_private) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                file.seek(0)
-                data = file.read()
-                entries = read_entries(data, self.path, self.site, self.lineage)
-                if entries.size != len(data):
-                    file.truncate(entries.size)
-                yield file, entries
-        except OSError as error:
-            msg = f"{self.path}: {error.strerror or error}; no update leaves until the ledger can be written"
-            raise LedgerError(msg) from error
 
-    def _append(self, file: BinaryIO, lines: bytes) -> None:
-        file.write(lines)
-        file.flush()
-        os.fsync(file.fileno())
-        sync_folder(self.path.parent)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _figures(would: float, limit: float) -> tuple[str, str]:
+    """Write both with two decimals, or with so many that they differ."""
+    both = "", ""
+    for decimals in range(2, 16):
+        both = f"{would:.{decimals}f}", f"{limit:.{decimals}f}"
+        if both[0] != both[1]:
+            break
+    return both

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from privacy.clocks import tolerance
 from privacy.config import STRICT
 from privacy.errors import MalformedError, ProtocolError
 from privacy.manifest import SiteName
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 MOST_SEEDS = 32  # sites
 LARGEST_STEP = 10_000  # from a site's key epoch to the next that it takes: no single letter uses the numbers up
-CLOCK_TOLERANCE = 60.0  # seconds by which clocks may differ before a deadline counts as too far away
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -107,7 +107,7 @@ def check_plan(plan: RoundPlan, manifest: Manifest, run: str, site: str) -> None
         (plan.roster_version == manifest.roster_version, "its roster version is not the manifest's"),
         (plan.deadline >= now, "its deadline has passed (or the clocks disagree)"),
         (
-            plan.deadline <= now + cohort.round_deadline_seconds + CLOCK_TOLERANCE,
+            plan.deadline <= now + cohort.round_deadline_seconds + tolerance(cohort.round_deadline_seconds),
             f"its deadline is over {cohort.round_deadline_seconds:g} s away, which were signed, or the clocks disagree",
         ),
     )

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from privacy.entries import Entries
     from privacy.ledger import Budget, Ledger
 
-_AGREE = 0.02  # by how much PRV and PLD may differ
+_USUAL_DELTA, _EXPONENT = 1e-5, 1.1  # a sensible δ: 1/n^1.1, or this if it is less
+_TOO_MUCH = "too much for it"
+_AGREE, _ROUNDING = 0.02, 1e-3  # by how much PRV and PLD may differ; how far over RDP, as a share, PLD may round
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,35 @@ def without_infinity(report: dict[str, Any], instead: str | None) -> dict[str, A
     return {name: plain(each) for name, each in report.items()}
 
 
+def excessive(delta: float, records: int) -> str:
+    """Return what is wrong with a δ for so many records, and which would do; nothing if it is small enough.
+
+    A mechanism that publishes a record in 1/δ whole is within δ.
+    """
+    if records < 1 or delta <= 1 / records:
+        return ""
+    fine = min(_USUAL_DELTA, records**-_EXPONENT)
+    digit = 10.0 ** math.floor(math.log10(fine))
+    return (
+        f"δ {delta:g} is above 1 over {records:,} records: it leaves room to publish one of them whole; "
+        f"use {math.floor(fine / digit + 1e-9) * digit:.0e} or less"
+    )
+
+
 def _cross_check(mechanisms: Sequence[Mechanism], delta: float, second: Accountant | None) -> dict[str, Any]:
     """Hold the ledger's accountant against two others."""
     continuous = [each for each in mechanisms if not each.discrete]
     ours, above = epsilon(continuous, delta), epsilon(continuous, delta, accountant=RDP)
-    beside = epsilon(continuous, delta, accountant=second) if second else None
-    agree = above >= ours and (beside is None or beside == ours or abs(beside - ours) < _AGREE)
-    parts = len(continuous) < len(mechanisms)
-    return {"pld": ours, "rdp": above, "prv": beside, "has_prv": second is not None, "parts": parts, "agree": agree}
+    beside = epsilon(continuous, delta, accountant=second) if second else math.nan
+    asked = not math.isnan(beside)
+    agree = above >= ours * (1 - _ROUNDING) - _ROUNDING
+    if asked:
+        agree = agree and (beside == ours or abs(beside - ours) < _AGREE)
+    return {
+        "pld": ours,
+        "rdp": above,
+        "prv": beside if asked else None,
+        "why_no_prv": "" if asked else _TOO_MUCH if second else "needs Opacus",
+        "parts": len(continuous) < len(mechanisms),
+        "agree": agree,
+    }

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from privacy.mechanisms import against_ledger, against_run, mechanism, randomness, stated_run
-from privacy.spending import without_infinity
+from privacy.spending import excessive, without_infinity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from privacy.policy import Policy
     from privacy.spending import Balance
 
-_LIBRARIES = ("cloister", "dp-accounting", "opacus", "torch", "numpy", "cryptography", "tenseal")
+_LIBRARIES = ("cloister", "opacus", "torch", "numpy", "scipy", "cryptography", "tenseal")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Account:
     share_held_out: float  # of the records
     policy: Policy
     audit: Mapping[str, Any] | None  # the last one's report
+    records: int = 0  # about how many the site has; 0 if that is not known
 
     @property
     def charges(self) -> tuple[Entry, ...]:
@@ -59,7 +60,7 @@ def state(account: Account, run: StatedRun | None) -> dict[str, Any]:
             "run": f"{run.manifest.settings.name} ({run.digest})" if run else "all runs in the ledgers",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         },
-        "guarantee": _guarantee(account),
+        "guarantee": _guarantee(account, run),
         "spending": [_spending("trained on, or in surveys", trained), _spending("held out", held_out)],
         "accounting": _accounting(trained, held_out),
         "mechanism": mechanism(charges, run),
@@ -79,14 +80,18 @@ def state(account: Account, run: StatedRun | None) -> dict[str, Any]:
     return without_infinity(made, "infinite")
 
 
-def _guarantee(account: Account) -> dict[str, Any]:
-    records = account.trained.ledger.records_per_person
+def _guarantee(account: Account, run: StatedRun | None) -> dict[str, Any]:
+    records, site = account.trained.ledger.records_per_person, account.trained.ledger.site
+    declared = run.manifest.settings.cohort.sizes.get(site, 0) if run else 0
+    known = declared or account.records
+    enough = f"below 1 over the number of records, {known:,}" if known else "not held against a number of records"
     return {
         "unit": "one person of this site",
         "records_per_person": records,
         "adjacency": f"add or remove one person with {_records(records)}, leaving their places empty; beside it, "
         "replace one person by another",
         "delta": account.trained.limit.delta,
+        "delta_is": excessive(account.trained.limit.delta, known) or enough,
         "epsilon_of_one_run_at_most": account.trained.limit.run_epsilon,
         "enforced": "charged to a ledger, on disk, before records are read; over the budget, nothing is released",
     }
@@ -108,13 +113,13 @@ def _accounting(trained: Mapping[str, Any], held_out: Mapping[str, Any]) -> dict
     return {
         "accountant": "continuous noise: privacy loss distributions, discretised upwards (PLD); discrete noise: Rényi "
         "divergences (RDP). Over both: RDP, or PLD and RDP at half of δ each, whichever is less",
-        "version": f"dp-accounting {_version('dp-accounting')}",
+        "version": f"cloister {_version('cloister')}, whose tests hold both against Google's dp-accounting",
         "cross_check": [
             {
                 "people": people,
                 "epsilon_pld": each["pld"],
                 "epsilon_rdp": each["rdp"],
-                "epsilon_prv": each["prv"] if each["has_prv"] else "Opacus is not installed here",
+                "epsilon_prv": f"none: {each['why_no_prv']}" if each["why_no_prv"] else each["prv"],
                 "agree": each["agree"],
             }
             for people, each in checks
@@ -181,6 +186,7 @@ def _ledger(balance: Balance) -> dict[str, Any]:
         "first": charges[0].time if charges else None,
         "last": charges[-1].time if charges else None,
         "head": balance.entries.head,
+        "signed_by": balance.ledger.public_key.public_bytes_raw().hex(),
         "file": str(balance.ledger.path),
     }
 
@@ -194,7 +200,8 @@ def _not_covered(account: Account) -> list[str]:
         "whether the lineage names all files about the same people: two names are two budgets",
         "time and sizes of messages, declared sizes, refusals that say that a budget is spent",
         "this site's own machine, logs and staff; side channels; rounding of gradients in float32",
-        "a ledger replaced by an older copy, where no server that knows a later head brings it back",
+        "a ledger replaced by an older copy, where neither the site nor an honest server has a later head",
+        "a ledger rewritten by whoever has this site's signing key",
     ]
     if any(each.mechanism.discrete for each in account.charges):
         parts += [

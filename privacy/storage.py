@@ -1,24 +1,69 @@
-"""Files that are never torn: written beside, synced, renamed, folder synced."""
+"""Files that are never torn: written beside, synced, renamed, folder synced; and a write that fails leaves nothing."""
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+    from typing import BinaryIO
+
+_ZEROS = 1 << 20  # bytes at a time, where a file system cannot set a size aside
+_NO_ALLOCATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Replace a file's content so that a crash leaves the old or the new one; only its owner may read it."""
+    """Replace a file's content so that a crash leaves the old or the new one; only its owner may read it.
+
+    Raises:
+        OSError: naming `path`, if it cannot be written; the old content stays then, and nothing beside it.
+    """
     make_folder(path.parent)
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with open(beside, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    with _created(beside, path) as file:
         file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
+        beside.replace(path)
     sync_folder(path.parent)
+
+
+def append(path: Path, descriptor: int, data: bytes, *, sync: bool = True) -> None:
+    """Append to a file that is open for appending; and sync it, also what others wrote to it.
+
+    Raises:
+        OSError: naming `path`, if it cannot be written; it is as long as before then.
+    """
+    with naming(path):
+        size = os.fstat(descriptor).st_size
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            if sync:
+                os.fsync(descriptor)
+        except BaseException:
+            with suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
+        if sync:
+            sync_folder(path.parent)
+
+
+def set_aside(path: Path, size: int) -> None:
+    """Make a file of so many bytes that take up their place on the disk, for others to be written there later.
+
+    Raises:
+        OSError: naming `path`, if they cannot; no file is left then.
+    """
+    make_folder(path.parent)
+    with _created(path, path) as file:
+        _allocate(file, max(1, size))
+        os.fsync(file.fileno())
 
 
 def make_folder(folder: Path) -> None:
@@ -36,3 +81,35 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error say which file it is about: of a full disk, the system does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
+def _created(path: Path, named: Path) -> Iterator[BinaryIO]:
+    """Write a new file; remove it if anything fails."""
+    with naming(named):
+        try:
+            with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                yield file
+        except BaseException:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise
+
+
+def _allocate(file: BinaryIO, size: int) -> None:
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in _NO_ALLOCATION:
+            raise
+        file.writelines(bytes(min(_ZEROS, size - start)) for start in range(0, size, _ZEROS))
+        file.flush()

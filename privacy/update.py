@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -32,10 +32,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """A tensor of a model that no round changes: a frozen parameter, or a buffer. It never travels."""
+
+    name: str
+    dtype: str  # as a safetensors file names it: "F32", "I64", "BOOL"
+    shape: tuple[int, ...]
+    saved: bool  # in the model's files; what is not, the task makes again
+    digest: str  # SHA-256, in hex, of the values
+    values: NDArray[np.uint8] = field(compare=False, repr=False)  # bytes in C order, little-endian
+
+    @classmethod
+    def of(
+        cls, name: str, dtype: str, shape: tuple[int, ...], values: NDArray[np.uint8], *, saved: bool = True
+    ) -> Self:
+        """Make one of its bytes."""
+        return cls(name, dtype, shape, saved, sha256(values.data).hexdigest(), values)
+
+
+@dataclass(frozen=True)
 class Layout:
-    """Names and shapes of a model's trained tensors, in the order in which they are laid end to end."""
+    """Names and shapes of a model's trained tensors, in the order in which they are laid end to end; and constants."""
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    constants: tuple[Constant, ...] = ()
 
     @classmethod
     def of(cls, tensors: Mapping[str, NDArray[np.float32]]) -> Self:
@@ -49,8 +69,12 @@ class Layout:
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, of the names and shapes."""
-        return sha256(b"cloister layout" + json.dumps(self.shapes).encode()).hexdigest()
+        """SHA-256, in hex, of the names and shapes, and of all constants: sites that differ in one do not train."""
+        hashed = sha256(b"cloister layout" + json.dumps(self.shapes).encode())
+        if self.constants:
+            beside = [(each.name, each.dtype, each.shape, each.digest) for each in self.constants]
+            hashed.update(b"constants" + json.dumps(beside).encode())
+        return hashed.hexdigest()
 
     def flatten(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Lay named tensors end to end: `(size,)`."""
@@ -65,7 +89,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model's parameters as one vector `(size,)` of float32."""
+    """A model's trained parameters as one vector `(size,)` of float32, and in its layout all else that it is of."""
 
     vector: NDArray[np.float32]
     layout: Layout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from transport.grid import ReplyGrid
@@ -29,6 +30,12 @@ class GrpcGrid(ReplyGrid):
     def get_node_ids(self) -> Iterable[int]:
         """Return the sites that are online."""
         return sorted(self._mailboxes.online(_GRACE))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages and return their ids. What was sent earlier and is past its time is withdrawn."""
+        sent, now = self._sent, time.time()
+        self._withdraw({name for name, each in sent.items() if each.metadata.created_at + each.metadata.ttl < now})
+        return super().push_messages(messages)
 
     def _send(self, message: Message) -> None:
         message_id = message.metadata.message_id

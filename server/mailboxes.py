@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Set as AbstractSet
 
+_OTHERS = 2  # replies that are held while others are awaited: fewer than the hub takes bodies at a time
 _REMEMBERED = 4096  # answered messages whose receipts can still be asked for
 
 
@@ -106,11 +107,15 @@ class Mailboxes:
             return True
 
     def take(self, message_ids: AbstractSet[str], seconds: float) -> tuple[str, bytes | bytearray] | None:
-        """Wait so long for a reply to any of these messages, and hand it over."""
+        """Wait so long for a reply to any of these messages, and hand it over.
+
+        While it waits, few replies to other messages are held: else those that are awaited would find no place. Of the
+        rest it is only remembered that they came: they are empty.
+        """
         deadline = time.monotonic() + seconds
         with self._changed:
             while True:
-                found = next((each for each in message_ids if each in self._replies), None)
+                found = next((each for each in self._replies if each in message_ids), None)
                 if found is not None:
                     data, free = self._replies.pop(found)
                     free()
@@ -118,6 +123,9 @@ class Mailboxes:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return None
+                for other in [each for each in self._replies if each not in message_ids][_OTHERS:]:
+                    self._replies[other][1]()
+                    self._replies[other] = b"", _nothing
                 self._changed.wait(left)
 
     def withdraw(self, message_ids: AbstractSet[str]) -> None:
@@ -128,3 +136,7 @@ class Mailboxes:
                     self._replies.pop(message_id)[1]()
                 for box in self._boxes.values():
                     box.waiting.pop(message_id, None)
+
+
+def _nothing() -> None:
+    """Free no place, as none is taken."""

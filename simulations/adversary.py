@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
 
-from client.app import REFUSED
 from client.app import app as client_app
 from privacy.errors import RunError
 from privacy.plan import RoundPlan
@@ -22,6 +21,7 @@ from simulations.evidence import Evidence, Run
 from simulations.inline import InlineGrid
 from transport.ceremony import pack_lead, pack_letter, pack_pairs, read_keys, read_letters, read_own_pairs
 from transport.contents import content_of, pack_query, pack_sum, pack_train, read_opened, read_readiness, read_update
+from transport.flower import REFUSED
 from transport.masking import pack_contributors, read_agreed, read_revealed
 
 if TYPE_CHECKING:

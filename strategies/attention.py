@@ -143,6 +143,7 @@ class Attention:
                 answered.add(node)
                 self._spoke(node, asked.metadata.message_type)
             yield node, reply
+            yield from self._others(grid, exchange)
         for node in by_node.keys() - answered:
             self.silent(node, by_node[node].metadata.message_type)
         yield from self._hear_others(grid, exchange, enough)
@@ -152,15 +153,19 @@ class Attention:
     ) -> Iterator[tuple[int, Message]]:
         grace = min(time.monotonic() + GRACE * self.seconds, exchange.ends)
         while exchange.pushed:
-            for asked, reply in list(self.take(grid)):
-                if asked.metadata.message_id in exchange.pushed:
-                    exchange.pushed.discard(asked.metadata.message_id)
-                    yield asked.metadata.dst_node_id, reply
-                elif asked.metadata.message_type == MessageType.QUERY:
-                    self._late.append((asked, reply))
+            yield from self._others(grid, exchange)
             if time.monotonic() > (grace if enough() else exchange.ends):
                 return
             Event().wait(POLL_SECONDS)
+
+    def _others(self, grid: Grid, exchange: _Exchange) -> Iterator[tuple[int, Message]]:
+        """Yield what came of those that are not waited for; what belongs to gathering is kept until then."""
+        for asked, reply in list(self.take(grid)):
+            if asked.metadata.message_id in exchange.pushed:
+                exchange.pushed.discard(asked.metadata.message_id)
+                yield asked.metadata.dst_node_id, reply
+            elif asked.metadata.message_type == MessageType.QUERY:
+                self._late.append((asked, reply))
 
     def ask(
         self, grid: Grid, messages: Iterable[Message], enough: Callable[[], bool] = lambda: True,

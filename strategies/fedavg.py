@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
+from privacy.ciphertext import CIPHERTEXT_BYTES
 from privacy.envelope import verify_update
 from privacy.errors import CloisterError, ProtocolError, RunError
-from privacy.plan import RoundPlan
 from privacy.shared import colluding_sites
 from privacy.summation import RunningSum
 from strategies.attention import Attention
@@ -28,7 +28,8 @@ from strategies.ceremony import Ceremony
 from strategies.masking import Masking
 from strategies.membership import Membership
 from strategies.metrics import averaged
-from strategies.rounds import OpenRound
+from strategies.rounds import OpenRound, first_attempt
+from strategies.selection import Selection
 from transport.contents import (
     content_of,
     pack_sum,
@@ -38,6 +39,7 @@ from transport.contents import (
     sum_from_arrays,
     sum_to_arrays,
 )
+from transport.flower import FAILED, REFUSED
 from transport.heads import find_head, put_head
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from privacy.manifest import SignedRun
+    from privacy.plan import RoundPlan
     from privacy.roster import Roster
     from strategies.heads import Heads
     from strategies.journal import Journal
@@ -68,9 +71,11 @@ class EncryptedFedAvg(Strategy):
             run.document, run.digest, roster, journal, heads, self._attention, tuple(cohort.sizes)
         )
         masked = self._manifest.settings.encryption.collusion_resistant
-        self._masks = Masking(self._members, colluding_sites(self._manifest.settings)) if masked else None
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch, masked=masked)
-        self._round = OpenRound(0)
+        self._selection = Selection(self._members, cohort.minimum)
+        colluding = colluding_sites(self._manifest.settings)
+        self._masks = Masking(self._members, self._selection, colluding) if masked else None
+        self._before = self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds
         self._failures = 0
         self.released = 0
@@ -92,13 +97,16 @@ class EncryptedFedAvg(Strategy):
         """Plan the round, and ask the cohort to train.
 
         Raises:
-            RunError: if too many rounds in a row released nothing.
+            RunError: if too many rounds in a row released nothing, or another one would not either.
         """
         del arrays, config
+        self._round.check_repeated(self._before, started=self._journal.started)
+        for site in self._round.refused:
+            self._members.doubt(site)  # whether it is ready costs nothing to ask
         if self._failures >= _MOST_FAILURES:
             msg = f"{self._failures} rounds in a row released nothing: {self._round.listed}"
             raise RunError(msg)
-        self._round = current = OpenRound(server_round)
+        self._before, self._round = self._round, (current := OpenRound(server_round))
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
         present = self._members.gather(grid, cohort.minimum, seconds)
         if self._journal.unconfirmed:
@@ -107,25 +115,11 @@ class EncryptedFedAvg(Strategy):
         current.started = time.monotonic()  # what came before was waiting for sites
         if len(present) < cohort.minimum or self._members.model is None:
             return []
-        reliable = self._masks.reliable(present, server_round) if self._masks else present
-        present = reliable if len(reliable) >= cohort.minimum else present
-        busy = self._attention.asked(MessageType.TRAIN)  # with an earlier round, for which nobody waits any more
-        idle = [site for site in present if self._members.nodes[site] not in busy]
-        present = idle if len(idle) >= cohort.minimum else present
-        for site in self._members.nodes.keys() - set(present):
-            current.problems.setdefault(site, "left out: it let an earlier round down")
+        present = self._selection.choose(present, server_round, current.problems)
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
-        current.plan = plan = RoundPlan(
-            run=self._run,
-            round=server_round,
-            attempt=1,
-            cohort=tuple(present),
-            roster_version=self._manifest.roster_version,
-            epoch=epoch,
-            keys=keys,
-            minimum_cohort=cohort.minimum,
-            deadline=time.time() + seconds,
-            base_model=self._members.model,
+        self._journal.check_room(2 * self._manifest.packing.ciphertexts(self._members.layout[1]) * CIPHERTEXT_BYTES)
+        current.plan = plan = first_attempt(
+            self._run, self._manifest, server_round, present, epoch=epoch, keys=keys, model=self._members.model
         )
         messages = []
         for site in present:
@@ -221,6 +215,8 @@ class EncryptedFedAvg(Strategy):
                 added.add(site)
             except CloisterError as error:
                 problems[site] = str(error)
+                if reply.has_error() and reply.error.code in {FAILED, REFUSED}:  # its own word, not its engine's
+                    self._round.refused[site] = str(error)
         self._members.heads.save()
         for site in silent:
             problems[site] = "no update by the round's deadline"

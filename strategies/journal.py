@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from privacy.foreign import plain
 from privacy.plan import read_plan
-from privacy.storage import write_atomically
+from privacy.storage import append, set_aside, write_atomically
 from transport.contents import sum_from_arrays, sum_to_arrays
 from transport.parcel import decode_arrays, encode_arrays
 
@@ -45,19 +45,31 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._steps: list[_Step] = []
+        self._sums = folder / "sums"
         folder.mkdir(parents=True, exist_ok=True)
 
     def record(self, event: str, **details: Any) -> None:  # noqa: ANN401 - whatever JSON holds
         """Append an event: strict JSON, in which every text is plain. A number that is not finite becomes null."""
         entry: dict[str, Any] = _kept({"event": event, "time": round(time.time(), 3), **details})
-        with (self.folder / EVENTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, allow_nan=False) + "\n")
+        with (self.folder / EVENTS).open("ab") as file:
+            line = json.dumps(entry, allow_nan=False).encode() + b"\n"
+            append(self.folder / EVENTS, file.fileno(), line, sync=False)
         log.info("%s", event, extra={"entry": entry})
+
+    def check_room(self, size: int) -> None:
+        """See that a sum of so many bytes can be kept, before sites are charged for it.
+
+        Raises:
+            OSError: if not.
+        """
+        place = self._sums / ".space"
+        set_aside(place, size)
+        place.unlink(missing_ok=True)
 
     def release(self, total: EncryptedSum) -> None:
         """Keep a sum, durably, before any site gets it."""
         plan = read_plan(total.plan)
-        path = self.folder / "sums" / f"{plan.round:06d}.sum"
+        path = self._sums / f"{plan.round:06d}.sum"
         write_atomically(path, *encode_arrays(sum_to_arrays(total)))
         self._steps.append(_Step(plan.base_model, path))
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from privacy.summation import EncryptedSum, RunningSum
     from strategies.membership import Membership
     from strategies.rounds import OpenRound
+    from strategies.selection import Selection
 
 _DISPUTE = "it and another site committed to different masks towards each other"
 AGREE, REVEAL = "query.agree", "query.reveal"
@@ -49,16 +50,8 @@ class Agreed(NamedTuple):
 class Masking:
     """A run's masked rounds, as the server sees them."""
 
-    def __init__(self, members: Membership, colluding_sites: int) -> None:
-        self._members, self._colluding = members, colluding_sites
-        self._withheld: dict[str, int] = {}  # how often a site let a round down by keeping its mask
-        self._left_out: dict[str, int] = {}  # until which round it is left out for that
-        self._disputes: set[tuple[str, str]] = set()  # pairs of whom one lies about their mask
-
-    def reliable(self, present: Sequence[str], number: int) -> list[str]:
-        """Return with which sites to plan a round: of two that dispute their masks, one at a time."""
-        in_turn = {sorted(pair)[number % 2] for pair in self._disputes if set(pair) <= set(present)}
-        return [site for site in present if self._left_out.get(site, 0) < number and site not in in_turn]
+    def __init__(self, members: Membership, selection: Selection, colluding_sites: int) -> None:
+        self._members, self._selection, self._colluding = members, selection, colluding_sites
 
     def unmask(
         self, grid: Grid, current: OpenRound, total: RunningSum, attempt: Callable[[RoundPlan], RunningSum]
@@ -87,16 +80,14 @@ class Masking:
             total = attempt(next_attempt(total.plan, left, self._members.attention.seconds))
         result, withheld = add_reveals(grid, self._members, result)
         current.problems |= withheld
-        for site in withheld:
-            self._withheld[site] = self._withheld.get(site, 0) + 1
-            self._left_out[site] = current.number + 2 ** self._withheld[site]
+        self._selection.withheld(withheld, current.number)
         check_all_revealed(withheld, current.number)
         return result.total
 
     def _agreed(self, grid: Grid, total: RunningSum) -> tuple[Agreed, dict[str, str]]:
         """Have the contributors to a sum agree on each other; return that, and who did not, or must not, and why."""
         disputed = disputes(total.commitments, total.plan)
-        self._disputes |= set(disputed)
+        self._selection.disputed(disputed)
         closed = Agreed(total.close(), {})
         if out := without_disputes(disputed, self._colluding):
             return closed, dict.fromkeys(out, _DISPUTE)

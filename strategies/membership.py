@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Message, MessageType
 
+from privacy.clocks import check_clock, tolerance
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.plan import read_plan
 from privacy.signing import verify
 from strategies.attention import GRACE, POLL_SECONDS, Attention
+from strategies.waiting import Waiting
 from transport.contents import Readiness, content_of, pack_query, pack_sum, read_opened, read_readiness
 from transport.heads import find_head, put_head
 
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from strategies.journal import Journal
 
 READINESS = "readiness"
-_SAYING_SECONDS = 30.0  # between two events that say who is waited for
 
 
 @dataclass
@@ -67,13 +68,13 @@ class Membership:
             RunError: if sites start from different models.
         """
         begun = time.monotonic()
-        asked, waiting = dict[int, float](), _Waiting(self, minimum, begun)
+        asked, waiting = dict[int, float](), Waiting(self, minimum, begun)
         while True:
             online, now = set(grid.get_node_ids()), time.monotonic()
             self.attention.see(online)
             for message, reply in self.attention.take(grid):
                 if message.metadata.message_type == MessageType.QUERY:
-                    self._read(grid, message.metadata.dst_node_id, reply)
+                    self._read(grid, message, reply)
             here = sorted(site for site, node in self.nodes.items() if node in online)
             strangers = online - set(self.nodes.values())
             unheard = self.attention.asked(MessageType.QUERY) & strangers
@@ -114,14 +115,18 @@ class Membership:
         """Return which site each node speaks for."""
         return {node: site for site, node in self.nodes.items()}
 
+    @property
+    def layout(self) -> tuple[str, int]:
+        """Layout and size of the model that most sites have: one site alone decides nothing."""
+        return Counter(self.layouts.values()).most_common(1)[0][0]
+
     def check_layout(self, header: UpdateHeader) -> None:
         """Hold an update against the model that most sites have, so that the first to come decides nothing.
 
         Raises:
             ProtocolError: if it is of another.
         """
-        most = Counter(self.layouts.values()).most_common(1)[0][0]
-        if (header.layout, header.size) != most:
+        if (header.layout, header.size) != self.layout:
             msg = f"{header.site}'s update was not added: its model has other tensors than the other sites'"
             raise ProtocolError(msg)
 
@@ -187,6 +192,11 @@ class Membership:
                         self.problems[site] = str(error)
 
     @cached_property
+    def _tolerance(self) -> float:
+        """Seconds by which a site's clock and this one may differ."""
+        return tolerance(self.attention.seconds)
+
+    @cached_property
     def _expected(self) -> dict[int, str]:
         """The sites' own nodes; on other grids than ours, nodes have any number."""
         return {member.node_id: member.site for member in self.roster.members}
@@ -198,13 +208,15 @@ class Membership:
         message = Message(content, node, MessageType.QUERY, ttl=self.attention.seconds, group_id="ready")
         self.attention.push(grid, [message])
 
-    def _read(self, grid: Grid, node: int, reply: Message) -> None:
+    def _read(self, grid: Grid, asked: Message, reply: Message) -> None:
         """Take a node's answer; ask once more if it speaks for another site than the one whose head it got."""
+        node = asked.metadata.dst_node_id
         supposed = self._claimed.get(node) or self._expected.get(node)
         try:
             content = content_of(reply)
             readiness = read_readiness(content)
             self._verify(node, readiness)
+            check_clock(readiness.site, readiness.clock, asked.metadata.created_at, time.time(), self._tolerance)
             if self.heads.of(readiness.site) and readiness.site != supposed:
                 self._claimed[node] = readiness.site
                 self._ask(grid, node)
@@ -243,21 +255,3 @@ class Membership:
             raise RunError(msg)
         msg = f"{site} has a model that this run never had; move its checkpoint of this run aside and restart its agent"
         raise ProtocolError(msg)
-
-
-@dataclass
-class _Waiting:
-    """Says who is waited for: at once if a site said why it does not take part, and now and then."""
-
-    members: Membership
-    minimum: int
-    last: float
-    said: dict[str, str] = field(default_factory=dict)
-
-    def say(self, here: list[str], absent: dict[str, str]) -> None:
-        """Record it, if there is something new."""
-        members, now = self.members, time.monotonic()
-        if members.problems != self.said or now - self.last > _SAYING_SECONDS:
-            self.last, self.said = now, dict(members.problems)
-            needed = self.minimum if members.begun else len(members.listed)
-            members.journal.record("waiting", sites=here, minimum=needed, problems=absent | members.problems)

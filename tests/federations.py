@@ -12,6 +12,7 @@ from shutil import copytree
 from threading import Event
 from typing import Any
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,7 +24,8 @@ from flwr.serverapp import Grid
 from client.app import app as client_app
 from client.keyring import Keyring
 from client.site import Site, open_site
-from client.survey import Survey
+from client.study import Study
+from client.survey import Poll, Survey
 from client.task import Task
 from privacy.epoch import EpochKeys
 from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training
@@ -202,6 +204,18 @@ def charges_of(federation: Federation, site: str) -> int:
     """How many releases stand in a site's ledger."""
     lines = [line for file in (federation.paths[site] / "ledger").glob("*") for line in file.read_text().splitlines()]
     return sum('"steps"' in line for line in lines)
+
+
+def watch_releases(monkeypatch: pytest.MonkeyPatch, work: type[Study | Poll]) -> list[str]:
+    """Note, from now on, what stands in a site's ledger when it begins to make what will leave it."""
+    seen, release = list[str](), work.release
+
+    def watched(self: Any, *arguments: Any) -> Any:  # noqa: ANN401 - of either kind
+        seen.append("".join(file.read_text() for file in (self._site.place.folder / "ledger").glob("*-patients")))
+        return release(self, *arguments)
+
+    monkeypatch.setattr(work, "release", watched)
+    return seen
 
 
 def authority_of(federation: Federation) -> Authority:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.dpsgd import train
 from client.records import read_csv
+from client.study import Study
 from client.survey import Survey
 from client.task import Task
 from privacy.errors import DataError
@@ -116,19 +116,6 @@ class Still(Wide):
         return 0.0 * super().loss(outputs, targets)
 
 
-class Watched(Tiny):
-    """Notes what stands in the site's ledger whenever records are read."""
-
-    ledgers: ClassVar[list[list[str]]] = []
-
-    @override
-    def load(self, path: Path) -> tuple[Tensor, Tensor]:
-        self.ledgers.append(
-            [line for file in (path.parent / "ledger").glob("*") for line in file.read_text().splitlines()]
-        )
-        return super().load(path)
-
-
 class Quoting(Tiny):
     """Its complaint about the records quotes one."""
 
@@ -139,22 +126,14 @@ class Quoting(Tiny):
 
 
 class Broken(Tiny):
-    """Meets a bug, which quotes a record, as often as its class says; only once it has read records."""
+    """Meets a bug, which quotes a record, as often as its class says; only as it trains."""
 
     bugs: ClassVar[int] = 0
     kind: ClassVar[type[BaseException]] = ValueError
 
-    def __init__(self) -> None:
-        self._has_records = False
-
-    @override
-    def load(self, path: Path) -> tuple[Tensor, Tensor]:
-        self._has_records = True
-        return super().load(path)
-
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self._has_records and Broken.bugs > 0:
+        if Broken.bugs > 0 and _trains():
             Broken.bugs -= 1
             raise self.kind(QUOTE)
         return super().loss(outputs, targets)
@@ -174,7 +153,7 @@ class Held(Tiny):
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if any(frame.f_code is train.__code__ for frame, _ in walk_stack(None)):  # not when the task is only tried
+        if _trains():
             _hold(self._folder / HOLD)
         return super().loss(outputs, targets)
 
@@ -197,6 +176,11 @@ class Mortal(Tiny):
         return super().loss(outputs, targets)
 
 
+def _trains() -> bool:
+    """Whether this is a round, not a trial of the task."""
+    return any(frame.f_code is Study.release.__code__ for frame, _ in walk_stack(None))
+
+
 def _hold(file: Path) -> None:
     """Wait while a file is there; say beside it that it was met."""
     deadline = time.monotonic() + 90
@@ -207,15 +191,15 @@ def _hold(file: Path) -> None:
 
 
 class Asked(Survey):
-    """The two features of `Tiny`, and its target as a label; notes what stands in the ledger when records are read."""
+    """The two features of `Tiny`, and its target as a label; notes where it read records."""
 
     columns: ClassVar[Mapping[str, tuple[float, float]]] = {"a": (0.0, 4.0), "b": (0.0, 8.0)}
     classes: ClassVar[tuple[float, ...]] = (0.0, 1.0, 2.0)
-    ledgers: ClassVar[list[str]] = []
+    files: ClassVar[list[Path]] = []
 
     @override
     def load(self, path: Path) -> tuple[ArrayLike, ArrayLike]:
-        self.ledgers.append("".join(file.read_text() for file in (path.parent / "ledger").glob("*")))
+        Asked.files.append(path)
         return read_csv(path, features=("a", "b"), target="y")
 
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import re
 import struct
+import time
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from privacy.clocks import LATEST
 from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import ProtocolError
 from privacy.foreign import quoted
@@ -50,6 +52,7 @@ class Readiness:
     keys: str  # their fingerprint
     latest: int  # the newest epoch that the site has seen, for any roster
     pairs: list[str]  # with whom it shares a secret for masks under these keys
+    clock: float  # what the site's clock shows, in seconds since 1970
     signature: bytes
 
     def signed_part(self, run: str, node_id: int) -> bytes:
@@ -70,8 +73,13 @@ def content_of(reply: Message) -> RecordDict:
 
 
 def pack_query(manifest: bytes) -> RecordDict:
-    """Ask a site whether it takes part."""
-    return RecordDict({"run": ConfigRecord({"manifest": manifest})})
+    """Ask a site whether it takes part, and say what the server's clock shows."""
+    return RecordDict({"run": ConfigRecord({"manifest": manifest, "sent": time.time()})})
+
+
+def read_sent(content: RecordDict) -> float:
+    """Return what the server's clock showed as it asked, in seconds since 1970."""
+    return _time(content, "run", "sent")
 
 
 def read_manifest(content: RecordDict) -> bytes:
@@ -88,7 +96,7 @@ def read_readiness(content: RecordDict) -> Readiness:
     """Read a site's answer."""
     fields: dict[str, type] = {
         "site": str, "model": str, "size": int, "layout": str, "epoch": int, "keys": str, "latest": int,
-        "pairs": list, "signature": bytes,
+        "pairs": list, "clock": float, "signature": bytes,
     }  # fmt: skip
     readiness = Readiness(**{name: field(content, "readiness", name, kind) for name, kind in fields.items()})
     check_names(readiness.pairs, "readiness.pairs")
@@ -99,6 +107,7 @@ def read_readiness(content: RecordDict) -> Readiness:
     keys = re.fullmatch(DIGEST, readiness.keys) if readiness.epoch else not readiness.keys
     if not keys or readiness.epoch < 0 or readiness.latest < 0:
         lacks("readiness.keys")
+    _time(content, "readiness", "clock")
     return readiness
 
 
@@ -219,6 +228,13 @@ def _split(data: bytes) -> Iterator[Contribution]:
             lacks("sum.contributions")
         yield Contribution(*(data[start:end] for start, end in pairwise(ends)))
         place = ends[-1]
+
+
+def _time(content: RecordDict, record: str, name: str) -> float:
+    found = field(content, record, name, float)
+    if not 0 <= found <= LATEST:
+        lacks(f"{record}.{name}")
+    return found
 
 
 def _put_sum(content: RecordDict, name: str, total: EncryptedSum) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     App = Callable[[Message, Context], Message]
 
 SERVER_NODE = 1
+REFUSED = 100  # code of the error reply of a site that says no
 FAILED = 101  # code of the error reply that stands for an exception in a node's app
 
 log = logging.getLogger("cloister.agent")

@@ -13,6 +13,7 @@ Whatever the way, what the guarantee rests on holds by construction and not beca
   an error (`mode`).
 - Noise is added once a step, to empty batches too, and sums are divided by what is public (`optimizer`).
 
-The ways, each a gradient-sample mode in the sense of Opacus: `bookkeeping` and `vmap` are ours, `hooks` and `functorch`
-Opacus's own (`opacus_modes`). `choice` picks one that does what autograd does (`comparison`), and says why.
+The ways, each a gradient-sample mode in the sense of Opacus: `bookkeeping`, `vmap` and `autograd` (`single`) are ours,
+`hooks` and `functorch` Opacus's own (`opacus_modes`). `choice` picks one that does what autograd does (`comparison`),
+and says why.
 """

@@ -19,6 +19,7 @@ from client.gradients.layers import unknown
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import GradientMode, trainable
 from client.gradients.opacus_modes import Hooks
+from client.gradients.single import Single
 from client.gradients.vmap import Vmap
 from privacy.errors import TaskError
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from client.settings import Computing, Gradients
     from client.task import Task
 
-_IN_TURN: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch")
+_IN_TURN: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "autograd")
 _VALUES = 1 << 24  # in memory at once: of gradients, and of what they are made from
 _RECORDS = 256  # at once at most
 
@@ -62,7 +63,11 @@ def choose(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], computi
         devices=[device] if device.type == "cuda" else []
     ):  # what is compared is drawn from a public seed; training must not be
         # Outside what is tried: an error here is one of the task, not of a way to compute gradients.
-        expected = Expected.of(model, RecordLoss(task), records)
+        try:
+            expected = Expected.of(model, RecordLoss(task), records)
+        except Exception as error:
+            msg = f"its gradients cannot be computed record by record ({_reason(error)}); change the model accordingly"
+            raise TaskError(msg) from error
         return _choose(task, model, expected, computing)
 
 
@@ -96,6 +101,8 @@ def make_mode(
             made = BookKeeping(model)
         case "hooks" | "functorch":
             made = Hooks(model, force_functorch=gradients == "functorch")
+        case "autograd":
+            made = Single(model)
         case _:
             made = Vmap(model)
     made.loss, made.max_grad_norm, made.precision, made.trained = loss, max_grad_norm, precision, trainable(model)
@@ -114,5 +121,9 @@ def _try(mode: Gradients, task: Task, model: nn.Module, expected: Expected, comp
                 return f"its gradient of {wrong} is not that of autograd, record by record"
             values = wrapped.values_a_record
     except Exception as error:  # noqa: BLE001 - whatever a mode says to a model that is not for it
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        return _reason(error)
     return computing.physical_batch or min(_RECORDS, max(1, _VALUES // max(1, values)))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

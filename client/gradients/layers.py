@@ -77,7 +77,7 @@ def _affine(layer: nn.Linear | nn.Conv1d | nn.Conv2d, inputs: Tensor, gradients:
 
 
 def _embedding(layer: nn.Embedding, calls: Sequence[Call]) -> Shares:
-    indices = _joined([each.flatten(1) for each, _ in calls], 1)
+    indices = _joined([each.reshape(len(each), -1) for each, _ in calls], 1)  # one a record may have no dimension
     gradients = _joined([_in_rows(each) for _, each in calls], 1)
     if layer.padding_idx is not None:  # that row never moves: its gradient is no part of anybody's norm
         gradients = gradients.masked_fill((indices == layer.padding_idx).unsqueeze(-1), 0.0)

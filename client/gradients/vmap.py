@@ -13,6 +13,7 @@ import torch
 from typing_extensions import override
 
 from client.gradients.mode import GradientMode, check_rows
+from client.gradients.recurrent import begin_by_record
 from client.gradients.shares import Rows
 
 if TYPE_CHECKING:
@@ -27,10 +28,13 @@ class Vmap(GradientMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, loss_reduction="sum")
         self._in_one = True
+        self._hooks = begin_by_record(model)
 
     @override
     def remove_hooks(self) -> None:
-        """Do nothing: there are none."""
+        """Give recurrent layers back as they were."""
+        for hook in self._hooks:
+            hook.remove()
 
     @override
     def shares(self, inputs: Tensor, targets: Tensor) -> list[Rows]:

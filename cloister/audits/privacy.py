@@ -1,7 +1,8 @@
 """`cloister audit privacy`: a run with canaries through a site's own pipeline, and what an attacker makes of its model.
 
-The attacker sees the final model and knows everything but the coins; that is enough for the bounds on ε. The other
-checks look into the pipeline: at each round's update, and at who was in each batch.
+First the site's own tasks are tried: see `cloister.audits.gradients`. Then an attacker sees the final model and knows
+everything but the coins; that is enough for the bounds on ε. The other checks look into the pipeline: at each round's
+update, and at who was in each batch.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from client.settings import read_site
+from client.settings import Computing, read_site
 from client.survey import Survey
 from client.task import import_class
-from cloister.audits.checks import CONFIDENCE, Sighting, check, contribution, noise_ratio
+from cloister.audits.checks import CONFIDENCE, Check, Sighting, check, contribution, noise_ratio
+from cloister.audits.gradients import check_tasks
 from cloister.audits.statement import AUDIT
 from cloister.audits.whole import check_whole
 from privacy.accounting import calibrate
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 # one where canaries speak in all of the model.
 _SITES: tuple[Role, ...] = ("beside", "silent", "loud")
 _FEWEST = 100
+_WIDE = 50  # characters of what was seen
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class Subject:
     task: str
     file: Path
     device: str
+    folder: Path
+    tasks: tuple[str, ...]  # all that its policy allows to be trained
+    computing: Computing
 
     @classmethod
     def of(cls, site: Path) -> Subject:
@@ -67,9 +73,10 @@ class Subject:
         """
         place = read_site(site)
         settings = place.settings
-        for task in settings.policy.tasks:
-            if not issubclass(import_class(task), Survey):
-                return cls(settings.site, task, place.path(settings.data.file), settings.device)
+        file, device, computing = place.path(settings.data.file), settings.device, settings.training
+        tasks = tuple(task for task in settings.policy.tasks if not issubclass(import_class(task), Survey))
+        if tasks:
+            return cls(settings.site, tasks[0], file, device, place.folder, tasks, computing)
         msg = f"{place.folder}: its policy allows no task that trains; there is no DP-SGD to audit"
         raise ConfigError(msg)
 
@@ -77,7 +84,8 @@ class Subject:
     def reference(cls, folder: Path) -> Subject:
         """Return the reference study's smallest hospital, with records of its own in `folder`."""
         write_hospital_records({"east": folder})
-        return cls("the reference study", "simulations.diagnosis:Diagnosis", folder / FILE_NAME, "auto")
+        task = "simulations.diagnosis:Diagnosis"
+        return cls("the reference study", task, folder / FILE_NAME, "auto", folder, (task,), Computing())
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class Audit:
     """What an audit found."""
 
     report: dict[str, Any]
-    sighting: Sighting
+    sighting: Sighting | None  # none if the task is refused: then there is no pipeline to send canaries through
 
 
 def audit(site: Path | None, epsilon: float, canaries: int, console: Console) -> Audit:
@@ -102,6 +110,10 @@ def audit(site: Path | None, epsilon: float, canaries: int, console: Console) ->
         folder = Path(name)
         subject = Subject.of(site) if site else Subject.reference(folder / "records")
         settings = _settings(epsilon, canaries)
+        own = check_tasks(subject.tasks, subject.folder, subject.file, subject.device, subject.computing)
+        said = {"site": subject.name, "task": subject.task}
+        if not own.held:  # agents refuse the task, and canaries with it
+            return Audit(_refused(own, epsilon, settings) | said, None)
         with set_up(folder / "canaries.json", subject.task, subject.file.resolve(), canaries):
             scratch = Scratch.create(folder / "scratch", settings, "included", subject.device)
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -110,9 +122,7 @@ def audit(site: Path | None, epsilon: float, canaries: int, console: Console) ->
                 # The same coins at both: with as many records, a seed that both use would give both the same noise.
                 included = np.random.default_rng().random(canaries) < 0.5  # noqa: PLR2004 - fair coins
                 seen = [_sight(scratch, each, included, lambda: bar.advance(task)) for each in _SITES]
-    report = _report(seen, settings) | {
-        "site": subject.name, "task": subject.task, "seconds": round(time.monotonic() - started, 1),
-    }  # fmt: skip
+    report = _report(own, seen, settings) | said | {"seconds": round(time.monotonic() - started, 1)}
     return Audit(report, seen[0])
 
 
@@ -154,6 +164,7 @@ def _sight(scratch: Scratch, name: Role, included: NDArray[np.bool_], advance: C
     if not isinstance(watch, Canaries):
         raise TypeError(watch)
     study.prepare(settings)  # as for real records: what is silent would suit any way to compute gradients
+    _ = study.training  # read, and tried, before anyone notes who is in a batch
     watch.role = name
     path = []
     with watch.watched():
@@ -182,9 +193,28 @@ def _path(scratch: Scratch, name: Role) -> Iterator[NDArray[np.float32]]:
     yield update
 
 
-def _report(seen: list[Sighting], settings: RunSettings) -> dict[str, Any]:
+def _refused(own: Check, epsilon: float, settings: RunSettings) -> dict[str, Any]:
+    """Report on a task that is refused: there is no ε that it could be held against."""
+    return {
+        "passed": False,
+        "epsilon_claimed": epsilon,
+        "epsilon_lower": None,
+        "epsilon_formal": None,
+        "confidence": CONFIDENCE,
+        "delta": settings.privacy.delta,
+        "canaries": 0,
+        "checks": [asdict(own)],
+        **_stamp(),
+    }
+
+
+def _stamp() -> dict[str, Any]:
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "version": version("cloister")}
+
+
+def _report(own: Check, seen: list[Sighting], settings: RunSettings) -> dict[str, Any]:
     first, silent, loud = seen
-    checks = [*check(first, silent), *check_whole(silent, loud)]
+    checks = [own, *check(first, silent), *check_whole(silent, loud)]
     low, ratio, high = noise_ratio(first, CONFIDENCE)
     return {
         "passed": all(each.held for each in checks),
@@ -206,8 +236,7 @@ def _report(seen: list[Sighting], settings: RunSettings) -> dict[str, Any]:
         "noise_ratio_interval": [low, high],
         "contribution": contribution(first)[0],
         "checks": [asdict(each) for each in checks],
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": version("cloister"),
+        **_stamp(),
     }
 
 
@@ -218,7 +247,8 @@ def table(report: dict[str, Any]) -> Table:
         shown.add_column(column, no_wrap=True)
     for each in report["checks"]:
         mark = "✓" if each["held"] else "✗"
-        shown.add_row(mark, each["name"], each["claim"], each["seen"], style=None if each["held"] else "red")
+        seen = each["seen"] if len(each["seen"]) < _WIDE else f"{each['seen'][:_WIDE]}…"  # the verdict has all of it
+        shown.add_row(mark, each["name"], each["claim"], seen, style=None if each["held"] else "red")
     return shown
 
 

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from client.settings import read_site
-from cloister.accounts import balances
+from cloister.accounts import balances, records_of
 from cloister.audits.page import page
 from privacy.errors import ConfigError, KeyFileError
 from privacy.manifest import open_manifest
@@ -53,7 +53,8 @@ def write_statement(site: Path, run: Path | None, out: Path | None) -> tuple[dic
 def _account(place: SiteFolder) -> Account:
     trained, held_out = balances(place)
     settings = place.settings
-    return Account(trained, held_out, settings.data.held_out, settings.policy, _last_audit(place.folder / AUDIT))
+    return Account(trained, held_out, settings.data.held_out, settings.policy, _last_audit(place.folder / AUDIT),
+                   records_of(place))  # fmt: skip
 
 
 def _run(place: SiteFolder, run: Path) -> StatedRun:

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from privacy.accounting import Mechanism
 from privacy.ciphertext import C0_BYTES, SEED_BYTES, Accumulator, Ciphertexts, SummedCiphertexts
@@ -35,7 +36,7 @@ _ZERO = "0" * 64
 def charge_for_nobody() -> Charge:
     """Return a charge: even in a benchmark, nothing is packed without."""
     with TemporaryDirectory() as folder:
-        ledger = Ledger(Path(folder) / "ledger", "bench", "nobody")
+        ledger = Ledger(Path(folder) / "ledger", "bench", "nobody", Ed25519PrivateKey.generate())
         return ledger.reserve(Release(_ZERO, 1, 1), Mechanism(1.0, 0.5, 0), Budget(1.0, 1e-5))
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cloister.commands import Json
+from cloister.patience import patience
 from cloister.view import make_console
 
 audit = typer.Typer(help="Test the privacy guarantee from outside, and state it.", no_args_is_help=True)
@@ -30,7 +31,7 @@ def audit_privacy(
 
     found = privacy.audit(site, epsilon, canaries, make_console(json=True))
     console = make_console(json=as_json)
-    if plot:
+    if plot and found.sighting:
         from cloister.pictures import draw_audit  # noqa: PLC0415 - loads matplotlib
 
         draw_audit(found, plot)
@@ -71,7 +72,8 @@ def audit_statement(
     """Put a site's differential privacy in writing: a page to print and the same as JSON."""
     from cloister.audits.statement import write_statement  # noqa: PLC0415
 
-    statement, path = write_statement(site, run, out)
+    with patience("counting ε over all charges"):
+        statement, path = write_statement(site, run, out)
     if as_json:
         typer.echo(json.dumps(statement | {"page": str(path)}))
     else:
@@ -80,6 +82,8 @@ def audit_statement(
             spent, budget = _number(each["epsilon_spent"]), _number(each["epsilon_budget"])
             typer.echo(f"  {each['people']:<26} ε {spent} of {budget} spent at δ {each['delta']:g}")
         typer.echo(f"  {'audit':<26} {statement['audit']['result']}")
+        if statement["guarantee"]["delta_is"].startswith("δ"):
+            typer.echo(f"! {statement['guarantee']['delta_is']}")
     if not statement["accounting"]["agree"]:
         typer.echo("✗ the accountants disagree: trust none of these figures, and report this with the ledger", err=True)
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`cloister ledger`: what a site has spent on its people, and what a run would add. Changes nothing."""
+"""`cloister ledger`: what a site has spent on its people, and what a run would add. Only `adopt` changes anything."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from cloister.commands import Json
+from cloister.patience import patience
 from cloister.view import make_console
+from privacy.errors import ConfigError
 
 Site = Annotated[Path, typer.Argument(help="site.toml, or the folder that holds it.")]
 
@@ -25,7 +27,8 @@ def show(
     """Every run's cost, what is spent and left, and whether independent accountants agree; if not, exit 1."""
     from cloister import accounts, balance  # noqa: PLC0415 - composing takes a moment to load
 
-    report = accounts.report(site)
+    with patience("counting ε over all charges"):
+        report = accounts.report(site)
     if as_json:
         typer.echo(json.dumps(report))
     else:
@@ -34,19 +37,49 @@ def show(
         raise typer.Exit(1)
 
 
-@ledger.command("verify", epilog="Example:  cloister ledger verify north --json")
-def verify(site: Site, as_json: Json = False) -> None:
-    """Check that no entry was changed, removed or moved, and that both ledgers are this site's; if not, exit 1."""
-    from cloister import accounts  # noqa: PLC0415
+@ledger.command("verify", epilog="Example:  cloister ledger verify north --head 5f0c…")
+def verify(
+    site: Site,
+    head: Annotated[
+        list[str] | None, typer.Option(help="A head that was written down, or that a server keeps; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check that nobody without the site's key changed, removed or moved an entry of its ledgers; if so, exit 1.
 
-    found = accounts.verify(site)
+    Where the signing key is not, the public key that the roster lists does.
+    """
+    from cloister import accounts, balance  # noqa: PLC0415
+
+    found = accounts.verify(site, head or ())
     if as_json:
         typer.echo(json.dumps(found))
     else:
-        for each in found["ledgers"]:
-            typer.echo(f"✓ {each['ledger']}: the whole chain holds")
-            typer.echo(f"  site {each['site']}, lineage {each['lineage']}, {each['entries']} entries")
-            typer.echo(f"  head {each['head']}")
+        balance.show_verified(found, make_console(json=False))
+
+
+@ledger.command("adopt", epilog="Example:  cloister ledger adopt north --old-key backup/signing.key")
+def adopt(
+    site: Site,
+    old_key: Annotated[Path | None, typer.Option(help="The signing key that the site had before.")] = None,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Take the ledgers as they are: the old key is lost.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Sign ledgers that were signed with the site's old key with the new one, once, after the site has new keys."""
+    from cloister import accounts  # noqa: PLC0415
+
+    if (old_key is None) != unverified:
+        msg = "name the key that the ledgers were signed with, --old-key, or, if it is lost, say --unverified"
+        raise ConfigError(msg)
+    found = accounts.adopt(site, old_key)
+    if as_json:
+        typer.echo(json.dumps({"ledgers": found}))
+    else:
+        for each in found:
+            checked = "verified with the old key" if old_key else "taken as they were"
+            typer.echo(f"✓ {each['ledger']}: {each['entries']} entries {checked}, signed with the new one")
 
 
 @ledger.command("plan", epilog="Example:  cloister ledger plan north run.toml")
@@ -58,7 +91,8 @@ def plan(
     """What a run would cost, and whether policy and budget allow it; if not, exit 1. Charges nothing."""
     from cloister import accounts, balance  # noqa: PLC0415
 
-    report = accounts.plan(site, run)
+    with patience("counting ε over all charges and the run"):
+        report = accounts.plan(site, run)
     if as_json:
         typer.echo(json.dumps(report))
     else:

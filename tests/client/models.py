@@ -158,6 +158,25 @@ def frozen() -> nn.Module:
     return model
 
 
+class Constants(nn.Module):
+    """A frozen layer, buffers of two types, and a parameter of no dimension."""
+
+    mean: Tensor
+    places: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen, self.out = nn.Linear(3, 3), nn.Linear(3, 2)
+        self.frozen.requires_grad_(requires_grad=False)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.register_buffer("mean", torch.tensor([0.1, 0.2, 0.3]))
+        self.register_buffer("places", torch.tensor([2, 0, 1]))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.out(self.frozen(inputs - self.mean)[:, self.places % 3] * self.scale)
+        return found
+
+
 class Attention(nn.Module):
     """Torch's own attention and encoder layer."""
 

@@ -23,6 +23,7 @@ from tests.client.models import (
     Attention,
     Bare,
     Borrowed,
+    Constants,
     Mean,
     Recurrent,
     Siamese,
@@ -38,8 +39,8 @@ from tests.client.models import (
 )
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-MODES: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch")
-OURS = ("bookkeeping", "vmap")
+MODES: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "autograd")
+OURS = ("bookkeeping", "vmap", "autograd")
 RECORDS = 6
 
 
@@ -106,16 +107,17 @@ SPECIMENS = {
         (*OURS, "functorch"),
     ),
     "twice": Specimen(Twice, tokens(), (*OURS, "hooks", "functorch")),
-    "tied": Specimen(Tied, tokens(), ("vmap", "hooks", "functorch")),
-    "borrowed": Specimen(Borrowed, tokens(), ("vmap",)),
-    "bare": Specimen(Bare, images(3), ("vmap", "functorch", "hooks")),
-    "thrice": Specimen(Thrice, images(3), ("vmap", "functorch", "hooks")),
+    "tied": Specimen(Tied, tokens(), ("vmap", "hooks", "functorch", "autograd")),
+    "borrowed": Specimen(Borrowed, tokens(), ("vmap", "autograd")),
+    "bare": Specimen(Bare, images(3), ("vmap", "functorch", "hooks", "autograd")),
+    "thrice": Specimen(Thrice, images(3), ("vmap", "functorch", "hooks", "autograd")),
     "siamese": Specimen(Siamese, images(3)),
-    "sorted": Specimen(Sorted, images(3), ("vmap",)),
+    "sorted": Specimen(Sorted, images(3), ("vmap", "autograd")),
     "aside": Specimen(Aside, images(3), OURS),  # Opacus takes one call's input for the other's
     "recurrent": Specimen(Recurrent, tokens()),
     "frozen": Specimen(frozen, images(3)),
-    "attention": Specimen(Attention, tokens(), ("vmap",)),
+    "constants": Specimen(Constants, images(3), ("vmap", "autograd")),  # Opacus takes no buffers beside parameters
+    "attention": Specimen(Attention, tokens(), ("vmap", "autograd")),
 }
 
 

@@ -47,11 +47,11 @@ class Case:
         return parameters_to_vector(model.parameters()).detach()
 
     def take_part(self, order: Order, team: Team) -> Tensor:
-        """Train as a worker, whose model has other parameters at first; return the parameters."""
+        """Train as a worker, whose model has other parameters and buffers at first; return the parameters."""
         model, records = self.prepared()
         with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(1.0)
+            for each in (*model.parameters(), *model.buffers()):
+                each.add_(1)
         take_part(Scores(self.model), model, records, order, team)
         return parameters_to_vector(model.parameters()).detach()
 
@@ -60,12 +60,13 @@ class Case:
         return model, (inputs[: self.records], targets[: self.records])
 
 
-MODES: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch")
+MODES: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "autograd")
 CASES = {
     **{f"{mode}, parts of {size}": Case(manifest(4, 0.6, 1.0), mode, physical_batch=size)
        for mode in MODES for size in (RECORDS, 1)},
     "two dimensions": Case(manifest(3, 0.6, 1.0), model="two dimensions"),
     "tied weights": Case(manifest(3, 0.6, 1.0), "vmap", "tied"),
+    "constants": Case(manifest(3, 0.6, 1.0), "vmap", "constants"),
     "without noise": Case(manifest(4, 0.6, 0.0)),
     "one record, of the first process": Case(manifest(3, 1.0, 1.0), records=1),
     "two records, now one, now the other": Case(manifest(12, 0.5, 1.0), records=2),

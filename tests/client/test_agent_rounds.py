@@ -1,4 +1,4 @@
-"""What an agent sends is charged before a record is read, made once, and all that it says."""
+"""What an agent sends is charged before a record is trained on, made once, and all that it says."""
 
 import time
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from client.app import app
 from client.opening import open_sum
 from client.settings import read_site
 from client.site import Site, open_site
+from client.study import Study
 from privacy.accounting import Mechanism, epsilon
 from privacy.ciphertext import COEFF_MODULUS, pack60, unpack60
 from privacy.envelope import SignedUpdate
@@ -42,6 +43,7 @@ from tests.federations import (
     run_with,
     signed_run,
     task_name,
+    watch_releases,
 )
 from transport.contents import (
     pack_query,
@@ -149,28 +151,25 @@ def test_an_attempt_before_the_last_one_is_refused(make_federation: FederationMa
     assert charges_of(federation, SITE) == 1
 
 
-def test_the_charge_is_on_disk_before_a_record_is_read(
+def test_the_charge_is_on_disk_before_a_record_is_trained_on(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledgers: list[list[str]] = []
-    monkeypatch.setattr(studies.Watched, "ledgers", ledgers)
-    federation = make_federation(replace(NOISY, task=task_name(studies.Watched)))
+    ledgers = watch_releases(monkeypatch, Study)
+    federation = make_federation(NOISY)
     plan = plan_of(federation)
-    assert ledgers == []  # saying whether it takes part reads no record
+    assert ledgers == []  # saying whether it takes part makes nothing of its records
     assert train(federation, plan).has_content()
-    ((_, charge),) = ledgers
+    (charge,) = ledgers
     assert f'"run": "{plan.run}"' in charge
     assert '"noise_multiplier": 2.0' in charge
 
 
-def test_a_round_that_the_budget_does_not_cover_reads_no_record(
+def test_a_round_that_the_budget_does_not_cover_trains_on_no_record(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledgers: list[list[str]] = []
-    monkeypatch.setattr(studies.Watched, "ledgers", ledgers)
-    settings = replace(NOISY, task=task_name(studies.Watched))
+    ledgers = watch_releases(monkeypatch, Study)
     budget = epsilon([Mechanism(2.0, 1.0, 1)], TERMS.delta)
-    federation = make_federation(settings, {SITE: replace(TERMS, tasks=(settings.task,), epsilon=budget)})
+    federation = make_federation(NOISY, {SITE: replace(TERMS, epsilon=budget)})
     plan = plan_of(federation)
     site = open_site(federation.paths[SITE])
     site.ledger.reserve(Release(NOWHERE, 1, 1), Mechanism(2.0, 1.0, 1), site.settings.limit)
@@ -467,24 +466,32 @@ def test_a_complaint_about_records_stays_at_the_site(
     make_federation: FederationMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
     federation = make_federation(replace(SETTINGS, task=task_name(studies.Quoting)))
-    answer = train(federation, plan_of(federation))
+    answer = ask(federation, QUERY, pack_query(signed_run(federation)[0]))
     assert "records cannot be used" in str(answer.error.reason)
-    _assert_nothing_leaves(answer, federation, caplog)
+    assert studies.QUOTE in caplog.text  # the site's own log
+    _assert_nothing_leaves(answer, federation)
+    assert charges_of(federation, SITE) == 0
 
 
+@pytest.mark.parametrize("kind", [ValueError, KeyError, SystemExit], ids=lambda kind: kind.__name__)
 def test_an_unexpected_error_stays_at_the_site_and_the_agent_goes_on(
-    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_federation: FederationMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[BaseException],
 ) -> None:
     monkeypatch.setattr(studies.Broken, "bugs", 1)
+    monkeypatch.setattr(studies.Broken, "kind", kind)
     federation = make_federation(replace(SETTINGS, task=task_name(studies.Broken)))
     answer = train(federation, plan_of(federation))
     assert "unexpected error" in str(answer.error.reason)
-    _assert_nothing_leaves(answer, federation, caplog)
+    assert f"unexpected {kind.__name__} at tests/studies.py:" in caplog.text
+    assert studies.QUOTE not in caplog.text  # more people read a log than records
+    _assert_nothing_leaves(answer, federation)
     assert train(federation, plan_of(federation)).has_content()
 
 
-def _assert_nothing_leaves(answer: Message, federation: Federation, caplog: pytest.LogCaptureFixture) -> None:
-    assert studies.QUOTE in caplog.text  # the site's own log
+def _assert_nothing_leaves(answer: Message, federation: Federation) -> None:
     sent = b"".join(encode(answer))
     for kept in (studies.QUOTE, "Mrs Smith", str(federation.folder), "records.csv", "Traceback", "ValueError"):
         assert kept.encode() not in sent

@@ -99,7 +99,7 @@ def test_a_site_without_the_model_says_which_it_lacks_and_the_others_go_on(make_
     for site in SITES[:3]:
         (federation.paths[site] / "models" / "public").mkdir(parents=True)
         (federation.paths[site] / "models" / "public" / "model.safetensors").write_bytes(data)
-    named(federation, sha256(data).hexdigest(), with_deadline(SETTINGS, 2.0))
+    named(federation, sha256(data).hexdigest(), SETTINGS)
     (event,) = run_with(federation)
     assert event["released"]
     assert sha256(data).hexdigest() in event["problems"]["west"]

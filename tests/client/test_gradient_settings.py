@@ -59,7 +59,7 @@ def test_layers_that_mix_records_are_refused(mode: Gradients) -> None:
             return found.reshape(len(inputs), -1)[:, :2]
 
     records = torch.randn(4, 6), torch.tensor([0, 1, 0, 1])
-    if mode == "vmap":  # takes the model as a whole
+    if mode in {"vmap", "autograd"}:  # which take the model as a whole
         choose(Scores(), Mixing(), records, computing(mode))
     else:
         with pytest.raises(TaskError, match="cannot be used for this model"):

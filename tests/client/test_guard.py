@@ -23,9 +23,17 @@ if TYPE_CHECKING:
 class Constant(nn.Linear):
     """A buffer that never changes."""
 
-    def __init__(self) -> None:
+    def __init__(self, shift: Tensor) -> None:
         super().__init__(WIDTH, CLASSES)
-        self.register_buffer("shift", torch.ones(CLASSES))
+        self.register_buffer("shift", shift)
+
+
+class Overlaid(nn.Sequential):
+    """A tensor is given to two parameters, where one parameter would be given to two layers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), head())
+        cast("Any", self[1]).weight = nn.Parameter(cast("Any", self[0]).weight.data)
 
 
 class Zeroed(nn.Linear):
@@ -76,8 +84,8 @@ UNUSABLE: dict[str, tuple[Task, str]] = {
         Made(lambda: nn.Linear(9, 3)), "its model fails on 5 made-up records (RuntimeError: mat1 and mat2"),
     "a layer without a size": (Made(lambda: nn.LazyLinear(3)), "its model's parameter `weight` has no size yet; use"),
     "doubles": (
-        Made(lambda: head().double()), "its model has parameters that are not float32; make all of them float32"),
-    "nothing to train": (Made(nn.Identity), "its model has no parameters, or some without elements"),
+        Made(lambda: head().double()), "its model trains parameters that are not float32; make all of them float32"),
+    "no parameters": (Made(nn.Identity), "its model has nothing to train"),
     "the same model": (Made(lambda: ONE), "its model() returns the same parameters twice; make a new model every time"),
     "numpy's luck": (
         Made(lambda: drawn_by(lambda: float(np.random.default_rng().random()))), "its model() makes another"),
@@ -92,8 +100,11 @@ UNUSABLE: dict[str, tuple[Task, str]] = {
         "its model returns int64 (n,); return float32"),
     "frozen": (
         Made(lambda: head().requires_grad_(requires_grad=False)),
-        "its model's parameter `weight` is frozen, and only what is trained"),
-    "a buffer": (Made(Constant), "its model has a buffer `shift`, and only parameters are shared; keep a constant"),
+        "its model has nothing to train, or parameters without elements; set requires_grad=True on what is to be"),
+    "two parameters in one memory": (
+        Made(Overlaid), "its model's `0.weight` and `1.weight` share memory without being one parameter; assign"),
+    "a buffer that no file can hold": (
+        Made(lambda: Constant(torch.zeros(3, dtype=torch.complex128))), "its model's `shift` is of torch.complex128"),
     "outputs in its loss": (
         Made(loss=lambda outputs, _: outputs), "its loss returns float32 (n, 3); return a float32 scalar"),
     "a number as loss": (
@@ -125,7 +136,7 @@ def test_a_task_that_cannot_be_trained_is_refused_with_the_reason(task: Task, sa
 
 def test_a_task_without_a_method_is_an_error_that_names_it() -> None:
     name = f"{NoExample.__module__}:{NoExample.__name__}"
-    with pytest.raises(TaskError, match=r"cannot be made \(.*example'?\); write what is missing"):
+    with pytest.raises(TaskError, match="lacks example; write what is missing"):
         import_task(name)
 
 

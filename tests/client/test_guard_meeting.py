@@ -131,7 +131,8 @@ MEETING = {
         LAYER_0.format(".self_attn", "MultiheadAttention") + FIRST),
     "a recurrent layer": (over_sequences(lambda: LastStep(WIDTH, 8), 8), LAYER_0.format("", "LastStep") + FIRST),
     "InstanceNorm with statistics": (
-        over_sequences(lambda: nn.InstanceNorm1d(LENGTH, track_running_stats=True)), "its model has a buffer"),
+        over_sequences(lambda: nn.InstanceNorm1d(LENGTH, track_running_stats=True)),
+        "its model's buffer `0.running_mean` changes in forward, past clipping and noise; keep buffers"),
     "among words": (
         Made(lambda: nn.Sequential(nn.Embedding(9, 5), nn.BatchNorm1d(LENGTH), nn.Flatten(), nn.Linear(30, 3)),
              example=words), LAYER_1.format("BatchNorm1d")),

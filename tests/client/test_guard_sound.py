@@ -78,6 +78,28 @@ class Zeroed(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
+class Constants(nn.Module):
+    """A frozen backbone, buffers of several types, and a parameter of no dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(WIDTH, 8), nn.BatchNorm1d(8)).requires_grad_(requires_grad=False)
+        self.register_buffer("places", torch.arange(8), persistent=False)
+        self.register_buffer("mask", torch.arange(8) > 1)
+        self.temperature, self.head = nn.Parameter(torch.ones(())), nn.Linear(8, CLASSES)
+
+    @override
+    def train(self, mode: bool = True) -> Constants:
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.head(self.backbone(inputs)[:, self.places] * self.mask) * self.temperature
+        return found
+
+
 SOUND: dict[str, Task] = {
     "the reference study": Diagnosis(),
     "the study of nothing": Idle(),
@@ -96,6 +118,7 @@ SOUND: dict[str, Task] = {
         lambda: nn.Sequential(nn.Embedding(9, 5, padding_idx=0), nn.Flatten(), nn.Linear(30, 3)), example=words
     ),
     "tied weights": Made(tied),
+    "frozen parts and buffers": Made(Constants),
     "an unused parameter": Made(lambda: Through(lambda x: x, head(), Unused())),
     "weights that begin at nought": Made(lambda: Zeroed(WIDTH, CLASSES)),
     "a domain of its own": Made(

@@ -136,6 +136,50 @@ class Echo(nn.Linear):
         return mixed
 
 
+class FirstBatch(nn.Linear):
+    """Its bias is set from the first batch that it sees, as activation normalisation does."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, CLASSES)
+        self.seen = False
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - another name
+        if not self.seen:
+            self.seen = True
+            self.bias.data = -super().forward(inputs).mean(0).detach()
+        return super().forward(inputs)
+
+
+class Drifting(nn.Module):
+    """A frozen layer that follows the trained one, a little with every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.follows, self.trained = nn.Linear(WIDTH, CLASSES), nn.Linear(WIDTH, CLASSES)
+        self.follows.requires_grad_(requires_grad=False)
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.follows.weight.data.lerp_(self.trained.weight.data, 0.1)
+        found: Tensor = self.trained(inputs)
+        return found
+
+
+class Thawing(nn.Module):
+    """A frozen layer that is trained from the second batch on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen, self.trained = nn.Linear(WIDTH, WIDTH).requires_grad_(requires_grad=False), head()
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.trained(self.frozen(inputs))
+        self.frozen.requires_grad_()
+        return found
+
+
 STATES: dict[str, tuple[Task, str]] = {
     "steps in the loss": (Stepping(at_once=False), "parameters of its model change in its loss, past"),
     "steps in the backward pass": (Stepping(at_once=True), "parameters of its model change in a backward pass, past"),
@@ -146,7 +190,12 @@ STATES: dict[str, tuple[Task, str]] = {
     "inputs that change": (
         Made(lambda: nn.Sequential(nn.ReLU(inplace=True), head())),
         "its model or loss changes the records"),
-    "power iteration": (Made(lambda: parametrizations.spectral_norm(head())), "its model has a buffer"),
+    "power iteration": (
+        Made(lambda: parametrizations.spectral_norm(head())), "its model remembers earlier batches"),
+    "weights set by the first batch": (Made(FirstBatch), "its model remembers earlier batches"),
+    "frozen weights that move": (Made(Drifting), "parameters of its model change in forward, past"),
+    "what is trained changes": (
+        Made(Thawing), "parameters of its model change in forward, past"),
 }  # fmt: skip
 
 

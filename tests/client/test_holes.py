@@ -26,7 +26,7 @@ from privacy.ledger import Budget, Ledger, Release
 from privacy.manifest import Privacy, RunSettings
 from privacy.randomness import Randomness
 from tests.federations import NOISY, FederationMaker, charges_of, run_with, task_name
-from tests.privacy.consortium import LAYOUT, make_manifest, run_settings
+from tests.privacy.consortium import LAYOUT, make_manifest, run_settings, signing_key
 from tests.studies import Tiny
 from tests.trainings import signed, summed
 from tests.trials import CLASSES, WIDTH, Made, Through, complaint, head, vectors
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent.parent
 DELTA = 1e-5
 AMPLE = Budget(epsilon=100.0, delta=DELTA)
+KEY = signing_key("north")
 
 
 # --- Accounting ------------------------------------------------------------------------------------------------------
@@ -46,11 +47,11 @@ def test_a_new_engine_every_round_does_not_start_again_at_nought(tmp_path: Path)
     # Opacus shows 2.24 after each of 50 rounds with σ = 1 and q = 1/16, whose true cost is 12.55.
     path, one = tmp_path / "patients", Mechanism(1.0, 1 / 16, 16)
     assert epsilon([one], DELTA) == pytest.approx(2.24, abs=0.01)
-    Ledger(path, "north", "patients").reserve(Release("a" * 64, 1, 1), replace(one, steps=49 * one.steps), AMPLE)
-    Ledger(path, "north", "patients").reserve(Release("b" * 64, 1, 1), one, AMPLE)
-    assert Ledger(path, "north", "patients").spent(DELTA) == pytest.approx(12.55, abs=0.01)
+    Ledger(path, "north", "patients", KEY).reserve(Release("a" * 64, 1, 1), replace(one, steps=49 * one.steps), AMPLE)
+    Ledger(path, "north", "patients", KEY).reserve(Release("b" * 64, 1, 1), one, AMPLE)
+    assert Ledger(path, "north", "patients", KEY).spent(DELTA) == pytest.approx(12.55, abs=0.01)
     with pytest.raises(BudgetError):
-        Ledger(path, "north", "patients").reserve(Release("c" * 64, 1, 1), one, replace(AMPLE, epsilon=12.6))
+        Ledger(path, "north", "patients", KEY).reserve(Release("c" * 64, 1, 1), one, replace(AMPLE, epsilon=12.6))
 
 
 def test_the_noise_is_calibrated_over_the_run_and_not_every_round() -> None:
@@ -67,11 +68,11 @@ def test_the_noise_is_calibrated_over_the_run_and_not_every_round() -> None:
 def test_the_accountants_step_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path, one = tmp_path / "patients", Mechanism(1.0, 0.1, 5)
     for number in (1, 2):
-        Ledger(path, "north", "patients").reserve(Release("a" * 64, number, 1), one, AMPLE)
+        Ledger(path, "north", "patients", KEY).reserve(Release("a" * 64, number, 1), one, AMPLE)
     whole = path.read_bytes()
     for cut in range(whole.rfind(b"\n", 0, -1) + 1, len(whole) + 1):
         path.write_bytes(whole[:cut])
-        assert Ledger(path, "north", "patients").mechanisms() == [one] * (2 if cut == len(whole) else 1)
+        assert Ledger(path, "north", "patients", KEY).mechanisms() == [one] * (2 if cut == len(whole) else 1)
 
 
 def test_adaptive_clipping_cannot_be_asked_for(tmp_path: Path) -> None:
@@ -120,8 +121,7 @@ def test_the_ledger_has_the_very_rate_at_which_records_are_drawn(make_federation
     training = replace(signed(rate=0.37, steps=3).settings.training, learning_rate=0.1)  # type: ignore[type-var]
     federation = make_federation(replace(NOISY, training=training))
     assert run_with(federation)
-    (file,) = (federation.paths["north"] / "ledger").glob("*")
-    (entry,) = Ledger(file, "north", file.name).mechanisms()
+    (entry,) = open_site(federation.paths["north"]).ledger.mechanisms()
     assert entry == Mechanism(2.0, 0.37, 3)
     task, manifest, chances = Coordinates(500), signed(rate=0.37, steps=20, norm=2.0), 500 * 20
     drawn = summed(task, task.example(), manifest, Randomness.seeded(1)).sum()
@@ -244,7 +244,7 @@ class Infinite(Tiny):
 
 def test_one_infinite_record_is_refused_before_it_makes_the_model_no_number(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(NOISY, task=task_name(Infinite)))
-    with pytest.raises(DataError, match="read values that are not finite; mend the records"):
+    with pytest.raises(DataError, match="is not finite; mend the record"):
         open_site(federation.paths["north"]).check_records()
     assert charges_of(federation, "north") == 0
 

@@ -1,4 +1,4 @@
-"""A survey takes the way of a training round: charged before a record is read, encrypted, the same at all sites."""
+"""A survey takes the way of a training round: charged before records are added up, encrypted, the same everywhere."""
 
 import json
 from collections.abc import Iterable
@@ -15,6 +15,7 @@ from client.app import app
 from client.opening import open_sum
 from client.records import read_csv
 from client.site import open_site
+from client.survey import Poll
 from privacy import figures
 from privacy.accounting import Mechanism, epsilon
 from privacy.errors import DataError, RunError, TaskError
@@ -33,11 +34,14 @@ from tests.federations import (
     run_with,
     signed_run,
     task_name,
+    watch_releases,
 )
 from transport.contents import read_sum
 from transport.flower import FAILED, reply
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from privacy.summation import EncryptedSum
 
 ASKED = task_name(studies.Asked)
@@ -192,14 +196,13 @@ def test_what_a_crash_left_unwritten_is_written_when_the_sum_comes_again(make_fe
     assert reports_of(federation)["north"] == report
 
 
-# --- Before a record is read ----------------------------------------------------------------------------------------
+# --- Before anything is made of records ----------------------------------------------------------------------------
 
 
-def test_the_charge_is_on_disk_before_a_record_is_read(
+def test_the_charge_is_on_disk_before_records_are_added_up(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledgers: list[str] = []
-    monkeypatch.setattr(studies.Asked, "ledgers", ledgers)
+    ledgers = watch_releases(monkeypatch, Poll)
     federation = make_federation(NOISY)
     run_with(federation)
     run = signed_run(federation)[2]
@@ -220,14 +223,14 @@ def test_the_charge_is_on_disk_before_a_record_is_read(
 def test_a_site_has_the_last_word_and_reads_and_spends_nothing_for_what_it_refuses(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, terms: SiteTerms, reason: str
 ) -> None:
-    ledgers: list[str] = []
-    monkeypatch.setattr(studies.Asked, "ledgers", ledgers)
+    files: list[Path] = []
+    monkeypatch.setattr(studies.Asked, "files", files)
     settings = replace(NOISY, cohort=replace(NOISY.cohort, round_deadline_seconds=0.2))
     federation = make_federation(settings, everywhere(terms))
     with pytest.raises(RunError, match="no round had enough sites"):
         run_with(federation)
     assert reason in rounds_of(federation)[0]["reason"] + str(rounds_of(federation)[0]["problems"])
-    assert ledgers == []
+    assert files == []
     assert [charges_of(federation, site) for site in SITES] == [0, 0, 0, 0]
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 from typer.testing import CliRunner
 from typing_extensions import override
 
@@ -18,15 +20,16 @@ from cloister.audits.statement import AUDIT
 from cloister.cli import app
 from privacy.ledger import Ledger
 from privacy.randomness import Randomness
+from simulations.diagnosis import Diagnosis
 from simulations.federation import Federation, SiteTerms
 from simulations.hospitals import write_hospital_records
+from tests.trials import Through
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor, nn
 
     from client.gradients.mode import GradientMode
     from client.task import Task
@@ -221,6 +224,37 @@ def test_an_audit_of_a_site_stays_in_its_folder_and_charges_its_people_nothing(t
     after = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
     assert json.loads(after.pop(site / AUDIT)) == report
     assert after == before
+
+
+class ToTheLongest(Diagnosis):
+    """Cuts records after the last value of the batch that is above the mean: to the longest, if they were tokens."""
+
+    @override
+    def model(self) -> nn.Module:
+        return Through(self._cut, super().model())
+
+    @staticmethod
+    def _cut(inputs: Tensor) -> Tensor:
+        lengths = ((inputs > 0.5) * torch.arange(1, inputs.shape[1] + 1)).amax(1)
+        return inputs * (torch.arange(inputs.shape[1]) < lengths.max())
+
+
+def test_an_audit_tries_the_sites_own_task_and_says_why_it_fails(tmp_path: Path) -> None:
+    name = f"{ToTheLongest.__module__}:{ToTheLongest.__name__}"
+    site = _site(tmp_path, ("simulations.diagnosis:Diagnosis", name))
+    picture = tmp_path / "audit.png"
+    shown = CliRunner().invoke(app, ["audit", "privacy", str(site), "--json", "--plot", str(picture)])
+
+    assert shown.exit_code == 1
+    report = json.loads(shown.stdout.splitlines()[-1])
+    (check,) = report["checks"]
+    assert (check["name"], check["held"], report["passed"]) == ("gradients", False, False)
+    assert check["seen"].startswith(f"{name}: its model gives a record another output in another batch")
+    assert check["seen"] in " ".join(shown.stderr.split())
+    assert json.loads((site / AUDIT).read_bytes()) == report
+    assert not picture.exists()
+    written = CliRunner().invoke(app, ["audit", "statement", str(site)])
+    assert "REFUTED: gradients" in written.stdout
 
 
 def test_a_site_that_only_counts_has_nothing_to_audit(tmp_path: Path) -> None:

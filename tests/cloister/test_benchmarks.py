@@ -22,6 +22,7 @@ from privacy.ledger import Budget, Ledger, Release
 from privacy.packing import Packing, Profile
 from simulations.idle import PARAMETERS, Idle
 from simulations.results import Results
+from tests.privacy.consortium import signing_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,7 +90,7 @@ def test_the_table_holds_every_row_and_ratio_in_80_columns(report: dict[str, Any
 
 
 def test_the_server_notices_an_update_that_changed(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger", "north", "nobody")
+    ledger = Ledger(tmp_path / "ledger", "north", "nobody", signing_key("north"))
     charge = ledger.reserve(Release("0" * 64, 1, 1), Mechanism(1.0, 0.5, 0), Budget(1.0, 1e-5))
     pipeline = Cloister("compact", 14, WEIGHTS, charge)
     body, digest = pipeline.encrypt(np.zeros(14, dtype=np.float32), 1.0)

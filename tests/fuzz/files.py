@@ -21,7 +21,7 @@ from privacy.config import read_toml
 from privacy.ledger import Budget, Ledger, Release
 from privacy.manifest import RunSettings
 from strategies.heads import Heads
-from tests.privacy.consortium import LAYOUT, MODEL, PARAMETERS, make_round, signing_key
+from tests.privacy.consortium import LAYOUT, MODEL, PARAMETERS, chained, make_round, signing_key
 from transport.pki import Authority, certificate_pem, key_pem, read_authority_key, read_certificate, read_signing_key
 
 if TYPE_CHECKING:
@@ -79,25 +79,21 @@ def _of_file(read: Callable[[Path], object], name: str = "file") -> Callable[[by
 
 def _ledgers() -> Iterator[Entry]:
     def read(path: Path) -> object:
-        ledger = Ledger(path, "north", "patients")
+        ledger = Ledger(path, "north", "patients", signing_key("north"))
         return ledger.mechanisms(), ledger.runs()
 
     with TemporaryDirectory() as folder:
-        ledger = Ledger(Path(folder, "ledger"), "north", "patients")
+        ledger = Ledger(Path(folder, "ledger"), "north", "patients", signing_key("north"))
         for number in (1, 2):
             ledger.reserve(Release(_RUN, number, 1), Mechanism(1.0, 0.1, 5, number == 2), Budget(10.0, 1e-5))
         written = ledger.path.read_bytes()
-    entries = b"\n".join(line[65:] for line in written.splitlines())
+    entries = b"\n".join(line.split(b" ", 2)[2] for line in written.splitlines())
     yield "ledger", _of_file(read), [written]
-    yield "ledger, right digests", lambda data: _of_file(read)(_chained(data)), [entries]
+    yield "ledger, rightly signed", lambda data: _of_file(read)(_chained(data)), [entries]
 
 
 def _chained(entries: bytes) -> bytes:
-    head, lines = "0" * 64, []
-    for entry in entries.split(b"\n"):
-        head = sha256(bytes.fromhex(head) + entry).hexdigest()
-        lines.append(head.encode() + b" " + entry + b"\n")
-    return b"".join(lines)
+    return chained(entries.split(b"\n"), signing_key("north"))
 
 
 def _start(path: Path) -> object:

@@ -47,7 +47,7 @@ _ASKED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
 }
 _ANSWERED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "readiness": (contents.read_readiness, contents.pack_readiness(
-        contents.Readiness("north", _DIGEST, 20, _DIGEST, 2, _DIGEST, 2, ["south"], b"signature"))),
+        contents.Readiness("north", _DIGEST, 20, _DIGEST, 2, _DIGEST, 2, ["south"], 1e9, b"signature"))),
     "update": (contents.read_update, contents.pack_update(_UPDATE, {"epsilon": 0.5})),
     "head answered": (heads.read_head, heads.put_head(contents.pack_update(_UPDATE, {}), _HEAD)),
     "opened": (contents.read_opened, contents.pack_opened(_DIGEST, {"accuracy": 1.0, "loss": 0.5})),

@@ -105,7 +105,7 @@ def test_a_signing_key_of_another_kind_is_refused_in_our_words(kind: str) -> Non
 
 def test_a_ledger_of_brackets_is_refused_in_our_words() -> None:
     with pytest.raises(LedgerError, match="none of this version's"):
-        parsers()["ledger, right digests"].parse(b"[" * 100_000)
+        parsers()["ledger, rightly signed"].parse(b"[" * 100_000)
 
 
 @pytest.mark.parametrize(("before", "after"), [(rb'"run\"', rb'"ran\"'), (rb"round\": 3", rb"round\":[]")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import time
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -60,6 +61,18 @@ few = settings(deadline=None, max_examples=25)
 def signing_key(name: str) -> Ed25519PrivateKey:
     """Return the Ed25519 key that belongs to a name in every test. Nothing outside of tests may use it."""
     return Ed25519PrivateKey.from_private_bytes(sha256(b"test signing key " + name.encode()).digest())
+
+
+def chained(events: Iterable[bytes], key: Ed25519PrivateKey, whose: str = "north patients") -> bytes:
+    """Return a ledger of these events, as docs/protocol.md says, rather than by the code under test."""
+    head, signature, lines = "0" * 64, b"", b""
+    for event in events:
+        head = sha256(bytes.fromhex(head) + signature + event).hexdigest()
+        signed = f"{whose} {head}".encode()
+        bound = b"cloister" + struct.pack(">H", 6) + b"ledger" + struct.pack(">Q", len(signed)) + signed
+        signature = key.sign(bound).hex().encode()
+        lines += b"%s %s %s\n" % (head.encode(), signature, event)
+    return lines
 
 
 def authority_key(name: str = "authority") -> EllipticCurvePrivateKey:

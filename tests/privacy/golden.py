@@ -38,6 +38,7 @@ from tests.privacy.consortium import (
     PARAMETERS,
     SECRET,
     authority_key,
+    chained,
     mac_key,
     make_roster,
     private,
@@ -166,13 +167,15 @@ def _shown(golden: Golden, ciphertexts: Ciphertexts) -> dict[str, object]:
     }
 
 
-def _ledger() -> str:
+def _ledger(steps: int = 5, signer: str = "north") -> str:
     """Return a ledger of three charges, written line by line rather than by the code under test."""
     events: list[dict[str, object]] = [{"lineage": "patients", "site": "north", "time": "2026-01-01T00:00:00+00:00"}]
     for number in (1, 2, 3):
         event: dict[str, object] = {
             "attempt": 1,
+            "discrete": False,
             "noise_multiplier": 1.0,
+            "purpose": "training",
             "round": number,
             "run": "ab" * 32,
             "sample_rate": 0.1,

@@ -26,7 +26,7 @@ mechanisms = st.builds(Mechanism, st.floats(0.8, 4), st.floats(0.01, 1), st.inte
 
 
 @ACCOUNTANTS
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(of=mechanisms, delta=st.sampled_from([1e-5, 1e-7]), more=st.sampled_from(["σ", "q", "n", "δ"]))
 def test_less_noise_a_higher_rate_more_steps_or_a_smaller_delta_never_cost_less(
     accountant: Accountant, of: Mechanism, delta: float, more: str
@@ -39,6 +39,8 @@ def test_less_noise_a_higher_rate_more_steps_or_a_smaller_delta_never_cost_less(
         "δ": of,
     }[more]
     costs = epsilon([weaker], delta / 10 if more == "δ" else delta, accountant=accountant)
+    if math.isnan(costs):  # too much for it
+        return
     assert costs >= epsilon([of], delta, accountant=accountant) - SLACK[accountant.name]
 
 
@@ -132,7 +134,7 @@ def test_a_person_with_more_records_or_one_who_is_replaced_costs_no_less(
 
 GRID = [
     *([Mechanism(sigma, rate, steps)] for sigma in (0.7, 1.0, 3.0, 20.0) for rate in (0.001, 0.064, 1.0)
-      for steps in (1, 50, 2000) if rate < 1 or steps / sigma**2 < 20),  # beyond, ε is of no use to anybody
+      for steps in (1, 50, 2000) if rate * steps / sigma**2 < 200),  # beyond, ε is of no use to anybody
     [Mechanism(1.0, 0.1, 20), Mechanism(2.0, 0.05, 30), Mechanism(0.8, 0.02, 50)],
     [Mechanism(2.5, 0.25, 100), Mechanism(4.0, 1.0, 2)],
     [Mechanism(1.1 + number / 10, 0.02 * number, 5 * number) for number in range(1, 7)],
@@ -145,6 +147,20 @@ def test_prv_agrees_within_two_hundredths_and_rdp_is_never_below(entries: list[M
     ours = epsilon(entries, DELTA)
     assert abs(epsilon(entries, DELTA, accountant=PRV) - ours) < 0.02
     assert epsilon(entries, DELTA, accountant=RDP) >= ours
+
+
+@pytest.mark.parametrize(
+    ("entries", "delta"),
+    [
+        pytest.param([Mechanism(0.1, 0.5, 100)], DELTA, id="little noise"),  # took 105 s and 6 GB
+        pytest.param([Mechanism(20.0, 0.01, 1_000_000)], DELTA, id="many steps"),
+        pytest.param([Mechanism(1e5, 0.5, 1)], DELTA, id="much noise"),
+        pytest.param([Mechanism(1 + kind / 100, 0.1, 10) for kind in range(40)], DELTA, id="many kinds"),
+        pytest.param([Mechanism(1.0, 0.1, 10)], 1e-15, id="a small δ"),
+    ],
+)
+def test_prv_is_not_asked_what_takes_it_minutes_or_gigabytes(entries: list[Mechanism], delta: float) -> None:
+    assert math.isnan(epsilon(entries, delta, accountant=PRV))
 
 
 def _hockey_stick(one: Callable[[float], float], two: Callable[[float], float], eps: float, points: list[float],

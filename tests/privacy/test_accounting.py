@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import dp_accounting
+import numpy as np
 import pytest
 from dp_accounting import dp_event, pld, rdp
 from hypothesis import given
@@ -15,14 +16,15 @@ from client.crosscheck import PRV
 from privacy.accountants import chained
 from privacy.accounting import PLD, RDP, Accountant, Mechanism, Relation, calibrate, epsilon
 from privacy.errors import ConfigError
+from privacy.renyi import cumulant
 
 REPLACE_ONE = Relation.REPLACE_ONE
 DELTA = 1e-5
 # n = 500 records, batches of 32: q = 0.064, and ⌈500/32⌉ = 16 steps an epoch.
 RATE, EPOCH = 32 / 500, 16
-# Opacus' RDP, of real orders alone, and dp-accounting's, which takes alternating series by their absolute values.
+# Opacus' RDP has fewer orders than ours.
 TABLE = [
-    pytest.param(1.0, 50, {PLD: 12.90, PRV: 12.91, RDP: 14.14, "Opacus": 14.06, "replace-one": 22.13},
+    pytest.param(1.0, 50, {PLD: 12.90, PRV: 12.91, RDP: 14.05, "Opacus": 14.06, "replace-one": 22.13},
                  id="σ=1, 50 epochs"),
     pytest.param(2.0, 50, {PLD: 4.33, PRV: 4.34, RDP: 4.71, "Opacus": 4.71, "replace-one": 8.82}, id="σ=2, 50 epochs"),
     pytest.param(1.0, 1, {PLD: 2.29, PRV: 2.30, RDP: 2.81, "Opacus": 2.81, "replace-one": 2.74}, id="σ=1, one epoch"),
@@ -53,7 +55,7 @@ def test_a_single_unsampled_step_costs_what_the_gaussian_mechanism_does() -> Non
 
     for sigma in (0.7, 1.0, 3.0):
         ours = epsilon([Mechanism(sigma, 1.0, 1)], DELTA)
-        assert delta(ours, sigma) <= DELTA < delta(ours - 0.01, sigma)
+        assert delta(ours * (1 + 1e-9), sigma) <= DELTA < delta(ours * (1 - 1e-9), sigma)
 
 
 @pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
@@ -68,7 +70,7 @@ def test_a_person_with_one_record_is_the_ordinary_case_by_the_mixture_too() -> N
     accountant.compose(mixture, 50)
     steps = [Mechanism(2.0, RATE, 50)]
     assert epsilon(steps, DELTA, group=1) == epsilon(steps, DELTA)
-    assert epsilon(steps, DELTA) == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-6)
+    assert epsilon(steps, DELTA) == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-4)
 
 
 def test_several_records_cost_less_by_the_mixture_than_by_group_privacy() -> None:
@@ -90,13 +92,17 @@ def test_the_ends_of_a_chain_are_as_private_as_its_links_say(each: float, links:
     assert asked[-1] * sum(math.exp(number * each) for number in range(links)) <= DELTA * (1 + 1e-9)
 
 
-def test_integer_orders_are_those_of_dp_accounting() -> None:
-    orders = [*range(2, 257), 320, 384, 512, 768, 1024]
-    for sigma, rate, steps in ((0.9, 0.01, 500), (2.0, 0.3, 20), (8.0, 0.9, 100)):
-        theirs = rdp.RdpAccountant(orders)
-        theirs.compose(dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma)), steps)
-        ours = epsilon([Mechanism(sigma, rate, steps, discrete=True)], DELTA)
-        assert ours == pytest.approx(theirs.get_epsilon(DELTA), rel=1e-9)
+@pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
+@pytest.mark.parametrize(("sigma", "rate"), [(0.9, 0.01), (2.0, 0.3), (8.0, 0.9), (0.4, 1e-5)])
+def test_divergences_are_those_of_dp_accounting(sigma: float, rate: float, *, discrete: bool) -> None:
+    orders = np.array([2, 3, 5, 20, 60] if discrete else [1.5, 2, 2.5, 7.3, 40])
+    theirs = rdp.RdpAccountant(orders.tolist())
+    theirs.compose(dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma)))
+    ours = cumulant(sigma, rate, orders - 1, discrete=discrete) / (orders - 1)
+    # Of orders that are no integers, dp-accounting's alternating series is summed by absolute values: from above.
+    assert np.all(ours <= theirs._rdp * (1 + 1e-9) + 1e-14)
+    whole = orders == np.round(orders)
+    assert ours[whole] == pytest.approx(theirs._rdp[whole], rel=1e-6, abs=1e-14)
 
 
 def test_discrete_steps_over_all_records_cost_what_zero_concentrated_privacy_says() -> None:
@@ -139,38 +145,55 @@ def test_noise_is_calibrated_to_what_is_left_beside_all_that_was_done(group: int
 
 
 def test_a_target_that_was_spent_already_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"cost only ε 1\.0 beside what was spent before; plan fewer steps"):
+    with pytest.raises(ConfigError, match=r"what was spent before is ε 9\.\d+ at δ 1e-05, over the ε 1 for all of it"):
         calibrate(1.0, DELTA, RATE, 10, already=[Mechanism(1.0, RATE, 500)])
 
 
-def test_a_target_that_no_noise_reaches_is_refused() -> None:
-    with pytest.raises(ConfigError) as caught:
-        calibrate(1.0, DELTA, 0.5, 20_000_000)
-    assert str(caught.value) == (
-        "no noise makes 20000000 steps at rate 0.5 cost only ε 1.0; plan fewer steps or a lower rate"
-    )
-
-
-@pytest.mark.timeout(10)
-@pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
-@pytest.mark.parametrize("group", [1, 20])
 @pytest.mark.parametrize(
-    ("sigma", "rate", "steps"),
+    ("target", "delta", "steps", "sentence"),
     [
-        pytest.param(0.01, 1.0, 1, id="hardly any noise"),
-        pytest.param(1e-300, 1e-9, 1, id="the least noise"),
-        pytest.param(0.02, 0.5, 1_000, id="too little noise"),
-        pytest.param(0.5, 1.0, 10_000_000, id="too many steps for the noise"),
-        pytest.param(1e6, 1e-9, 10**10, id="too many steps for any noise"),
+        (1e-6, DELTA, 10**6, "even with a noise_multiplier of 1,000,000, the largest, 1,000,000 steps at rate 0.5 "),
+        (1.0, DELTA, 2 * 10**9, "2,000,000,000 steps cannot be accounted for: a run has 1,000,000,000 at most; plan "),
+        (1.0, 0.0, 10, "δ must be above 0 and below 1, not 0; set delta below 1 over the number of records"),
+        (1.0, math.nan, 10, "δ must be above 0 and below 1, not nan"),
+    ],
+)  # fmt: skip
+def test_a_target_that_no_noise_reaches_is_refused_with_the_reason(
+    target: float, delta: float, steps: int, sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        calibrate(target, delta, 0.5, steps)
+
+
+@pytest.mark.parametrize(
+    ("target", "delta", "rate", "steps"),
+    [
+        pytest.param(0.001, DELTA, 1.0, 30, id="a small target over all records"),
+        pytest.param(0.001, DELTA, 0.1, 1000, id="a small target"),
+        pytest.param(1000.0, DELTA, 0.5, 100, id="a large target"),
+        pytest.param(1.0, 1e-15, 0.01, 1000, id="a small δ"),
+        pytest.param(1.0, 1e-300, 0.01, 1000, id="a tiny δ"),
+        pytest.param(1.0, 0.5, 0.5, 10, id="a large δ"),
+        pytest.param(1.0, DELTA, 1e-5, 10_000, id="a small rate"),
+        pytest.param(1.0, DELTA, 0.5, 20_000_000, id="many steps"),
     ],
 )
-def test_a_hostile_run_costs_an_infinite_epsilon_and_no_memory(
-    sigma: float, rate: float, steps: int, group: int, *, discrete: bool
-) -> None:
-    # Every site computes this for a run before it can refuse it: each of these took minutes, or tens of gigabytes.
-    assert epsilon([Mechanism(sigma, rate, steps, discrete)], DELTA, group=group) == math.inf
+def test_noise_is_calibrated_over_the_whole_range(target: float, delta: float, rate: float, steps: int) -> None:
+    sigma = calibrate(target, delta, rate, steps)
+    costs = [epsilon([Mechanism(round(each, 3), rate, steps)], delta) for each in (sigma, sigma - 0.001)]
+    assert costs[0] <= target < costs[1]
 
 
 @pytest.mark.parametrize("sigma", [1e6, 1e100, 1e300, math.inf])
 def test_more_noise_than_floats_can_square_is_only_much_noise(sigma: float) -> None:
     assert epsilon([Mechanism(sigma, 1.0, 100)], DELTA) < 0.01
+
+
+@pytest.mark.parametrize("sigma", [9e-4, 1e-300, 0.0])
+def test_hardly_any_noise_counts_as_none(sigma: float) -> None:
+    assert epsilon([Mechanism(sigma, 1e-9, 1)], DELTA) == math.inf
+
+
+def test_beyond_a_billion_steps_the_cost_is_infinite() -> None:
+    assert epsilon([Mechanism(1e3, 1e-3, 10**9)], DELTA) < 1
+    assert epsilon([Mechanism(1e3, 1e-3, 10**9), Mechanism(1e3, 1.0, 1)], DELTA) == math.inf

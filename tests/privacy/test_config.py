@@ -185,9 +185,17 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         assert str(caught.value) == f"{path}: {reason}; name an existing settings file"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_byte_order_mark_is_no_part_of_the_text(end: str) -> None:
+    text = end.join(['\ufeffname = "s"', "[training]", "rounds = 3", ""])
+    assert read(text) == Outer("s", Inner(3))
+    shown = complaint(text.replace("rounds", "rouns"))
+    assert shown == ["study.toml:3  rouns = 3", "              ^^^^^ unknown key; did you mean `rounds`?"]
+
+
 @pytest.mark.parametrize("data", [b'name = "\xff"', "name = 1".encode("utf-16")])
 def test_a_file_that_is_not_utf_8_is_refused(data: bytes) -> None:
-    assert complaint(data) == ["study.toml: not a UTF-8 text file; save it as UTF-8"]
+    assert complaint(data) == ["study.toml:1: not UTF-8 text; save the file as UTF-8"]
 
 
 @pytest.mark.parametrize("text", ["name = " + "[" * 50_000, "a = " + "{a=" * 5_000])

@@ -21,7 +21,7 @@ KEY = signing_key("north")
 
 
 def charged(path: Path, rounds: int, first: int = 1, lineage: str = "patients") -> Ledger:
-    ledger = Ledger(path, "north", lineage)
+    ledger = Ledger(path, "north", lineage, KEY)
     for number in range(first, first + rounds):
         ledger.reserve(Release("a" * 64, number, 1), Mechanism(5.0, 0.1, 1), Budget(9.0, 1e-5))
     return ledger
@@ -59,7 +59,7 @@ def test_a_deleted_ledger_is_refused(tmp_path: Path) -> None:
     known = sign_head(charged(tmp_path / "ledger", 1), KEY)
     (tmp_path / "ledger").unlink()
     with pytest.raises(LedgerError, match="the ledger holds nothing, and is older than what north charged before"):
-        check_head(Ledger(tmp_path / "ledger", "north", "patients"), known, KEY)
+        check_head(Ledger(tmp_path / "ledger", "north", "patients", KEY), known, KEY)
 
 
 def test_what_this_site_did_not_sign_for_this_lineage_says_nothing(tmp_path: Path) -> None:

@@ -7,25 +7,29 @@ import re
 import stat
 import subprocess
 import sys
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy import accountants
+from privacy import accounting, entries, signing
 from privacy.accounting import Mechanism, epsilon
-from privacy.entries import read_entries, write_charge
-from privacy.errors import BudgetError, LedgerError
+from privacy.errors import BudgetError, KeyFileError, LedgerError
 from privacy.ledger import Budget, Charge, Ledger, Release
-from tests.privacy.consortium import few, relaxed
+from tests.privacy.consortium import chained, few, relaxed, signing_key
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 ROUND = Mechanism(noise_multiplier=1.0, sample_rate=0.1, steps=5)
 AMPLE = Budget(epsilon=100.0, delta=1e-5)
-EVENT = {"run": "a" * 64, "round": 6, "attempt": 1, "noise_multiplier": 1, "sample_rate": 1, "steps": 5, "time": ""}
+KEY = signing_key("north")
+EVENT = {"run": "a" * 64, "round": 6, "attempt": 1, "noise_multiplier": 1, "sample_rate": 1, "steps": 5, "time": "",
+         "purpose": "training", "discrete": False}  # fmt: skip
 NORMALLY = 5  # entries of the ledger that most tests share
 
 
@@ -35,7 +39,7 @@ def release(number: int, run: str = "a" * 64) -> Release:
 
 def ledger(path: Path) -> Ledger:
     """Open a ledger as a process that has just started does."""
-    return Ledger(path, "north", "patients")
+    return Ledger(path, "north", "patients", KEY)
 
 
 def filled(path: Path, entries: int = NORMALLY) -> bytes:
@@ -56,7 +60,11 @@ def read(data: bytes, site: str = "north", lineage: str = "patients") -> list[Me
     with TemporaryDirectory() as folder:
         path = Path(folder, "ledger")
         path.write_bytes(data)
-        return Ledger(path, site, lineage).mechanisms()
+        return Ledger(path, site, lineage, KEY.public_key()).mechanisms()
+
+
+def events(data: bytes) -> list[bytes]:
+    return [line.split(b" ", 2)[2] for line in data.splitlines()]
 
 
 # --- Charging ------------------------------------------------------------------------------------------------------
@@ -65,20 +73,17 @@ def read(data: bytes, site: str = "north", lineage: str = "patients") -> list[Me
 def test_a_charge_stands_in_the_file_before_reserve_returns(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "patients"
     charge = ledger(path).reserve(release(1), ROUND, AMPLE)
-    first, second = path.read_text().splitlines()
-    assert json.loads(first[65:]).keys() == {"lineage", "site", "time"}
-    assert json.loads(second[65:]).items() >= {
+    first, second = events(path.read_bytes())
+    assert json.loads(first).keys() == {"lineage", "site", "time"}
+    assert json.loads(second).items() >= {
         "run": "a" * 64, "round": 1, "attempt": 1, "noise_multiplier": 1.0, "sample_rate": 0.1, "steps": 5
     }.items()  # fmt: skip
-    assert "epsilon" not in second
-    assert charge == Charge(release(1), ROUND, second[:64])
+    assert b"epsilon" not in second
+    assert charge == Charge(release(1), ROUND, path.read_text().splitlines()[-1][:64])
 
 
-def test_every_line_carries_the_digest_of_all_before_it(whole: bytes) -> None:
-    head = bytes(32)
-    for line in whole.splitlines():
-        head = sha256(head + line[65:]).digest()
-        assert line[:65].decode() == head.hex() + " "
+def test_every_line_is_signed_over_the_digest_of_all_before_it(whole: bytes) -> None:
+    assert whole == chained(events(whole), KEY)
 
 
 def test_only_the_owner_may_read_it(tmp_path: Path) -> None:
@@ -184,7 +189,7 @@ def test_entries_say_what_they_are_for_and_what_noise_it_was(tmp_path: Path) -> 
 
 def test_every_epsilon_is_that_of_a_person_with_all_their_records(tmp_path: Path) -> None:
     path, of_two = tmp_path / "patients", epsilon([ROUND], 1e-5, group=2)
-    double = Ledger(path, "north", "patients", records_per_person=2)
+    double = Ledger(path, "north", "patients", KEY, records_per_person=2)
     assert of_two > 2 * epsilon([ROUND], 1e-5)
     for budget in (Budget(of_two - 0.01, 1e-5), Budget(100.0, 1e-5, run_epsilon=of_two - 0.01)):
         with pytest.raises(BudgetError):
@@ -195,22 +200,40 @@ def test_every_epsilon_is_that_of_a_person_with_all_their_records(tmp_path: Path
     assert double.spent(1e-5) == of_two
 
 
-def test_a_charge_is_as_fast_after_thousands_as_before(tmp_path: Path) -> None:
-    # Not timed: what is composed is counted. Ten calibrations, hundreds of rounds with each.
-    path = tmp_path / "patients"
-    entries = read_entries(b"", path, "north", "patients")
-    for number in range(1, 3001):
-        mechanism = Mechanism(1.0 + number % 10, 0.001, 1)
-        lines, _ = write_charge(entries, "north", "patients", release(number), mechanism, "2026-01-01T00:00:00+00:00")
-        with path.open("ab") as file:
-            file.write(lines)
-        entries = replace(entries, head=lines.splitlines()[-1][:64].decode())
-    ample = Ledger(path, "north", "patients")
+def test_a_charge_is_as_fast_after_thousands_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not timed: what is read, verified and composed is counted. Ten calibrations, hundreds of rounds with each.
+    path, opened = tmp_path / "patients", {"site": "north", "lineage": "patients", "time": ""}
+    rounds = [
+        EVENT | {"round": number, "noise_multiplier": 5.0 + number % 10, "sample_rate": 0.001}
+        for number in range(1, 3001)
+    ]
+    path.write_bytes(chained([json.dumps(each).encode() for each in [opened, *rounds]], KEY))
+    verified, parsed, composed = list[str](), list[bytes](), list[int]()
+    verify, loads, spent = signing.verify, json.loads, accounting._spent
+
+    def verifying(key: Ed25519PublicKey, kind: str, payload: bytes, signature: bytes) -> None:
+        verified.append(kind)
+        verify(key, kind, payload, signature)
+
+    def loading(data: bytes) -> object:
+        parsed.append(data)
+        return loads(data)
+
+    def composing(mechanisms: tuple[Mechanism, ...], *rest: Any) -> float:  # noqa: ANN401
+        composed.append(len(mechanisms))
+        return spent(mechanisms, *rest)
+
+    monkeypatch.setattr(entries, "verify", verifying)
+    monkeypatch.setattr(json, "loads", loading)
+    monkeypatch.setattr(accounting, "_spent", composing)
+    ample = ledger(path)
     ample.reserve(release(3001), Mechanism(50.0, 0.5, 1), AMPLE)
-    before = accountants._step.cache_info().misses, accountants._all.cache_info().misses
-    ample.reserve(release(3002), Mechanism(50.0, 0.5, 1), AMPLE)
-    assert (accountants._step.cache_info().misses, accountants._all.cache_info().misses) == before
-    assert len(ample.mechanisms()) == 3002
+    assert (len(verified), len(parsed)) == (1, 3001)
+    for number in (3002, 3003):
+        ample.reserve(release(number), Mechanism(50.0, 0.5, 1), AMPLE)
+    assert (len(verified), len(parsed)) == (3, 3003)
+    assert max(composed) == 11
+    assert len(ample.mechanisms()) == 3003
 
 
 def test_reading_writes_nothing_and_makes_no_file(tmp_path: Path, whole: bytes) -> None:
@@ -265,7 +288,7 @@ def test_a_torn_tail_may_carry_no_news_into_the_next_line(tmp_path: Path, whole:
 def test_any_changed_byte_but_the_last_is_found(whole: bytes, where: float, change: int) -> None:
     data = bytearray(whole)
     data[int(where * (len(data) - 1))] ^= change
-    with pytest.raises(LedgerError, match="was altered; restore the ledger from backup"):
+    with pytest.raises(LedgerError, match="was altered"):
         read(bytes(data))
 
 
@@ -289,6 +312,63 @@ def test_swapped_and_repeated_lines_are_found(whole: bytes, one: int, two: int) 
             read(b"".join(broken))
 
 
+def test_a_ledger_that_is_rewritten_without_the_key_is_found_at_the_first_changed_line(whole: bytes) -> None:
+    # Whatever is done: digests recomputed, signatures kept, made with another key or left out, at any line.
+    signatures = [line.split(b" ", 2)[1] for line in whole.splitlines()]
+    for place in range(1, NORMALLY + 1):
+        cheaper = events(whole)
+        cheaper[place] = cheaper[place].replace(b'"noise_multiplier": 1.0', b'"noise_multiplier": 10.0')
+        other, head, lines, last = chained(cheaper, signing_key("mallory")), "0" * 64, b"", b""
+        for event, signature in zip(cheaper, signatures, strict=True):
+            head, last = sha256(bytes.fromhex(head) + last + event).hexdigest(), signature
+            lines += b"%s %s %s\n" % (head.encode(), signature, event)
+        with pytest.raises(LedgerError, match=f":{place + 1}: this entry or one before it was altered by somebody who"):
+            read(lines)
+        with pytest.raises(LedgerError, match="this ledger is not signed with north's key; restore it from backup"):
+            read(other)
+        kept = whole.splitlines(keepends=True)[:place] + other.splitlines(keepends=True)[place:]
+        with pytest.raises(LedgerError, match=f":{place + 1}: this entry or one before it was altered"):
+            read(b"".join(kept))
+
+
+def test_the_last_entry_cannot_be_changed_either(whole: bytes) -> None:
+    *kept, last = whole.splitlines(keepends=True)
+    head, signature, _ = kept[-1].split(b" ", 2)
+    cheaper = last.split(b" ", 2)[2].replace(b'"steps": 5', b'"steps": 1')
+    forged = sha256(bytes.fromhex(head.decode()) + signature + cheaper.rstrip()).hexdigest().encode()
+    for made in (last.split(b" ", 2)[1], signing_key("mallory").sign(forged).hex().encode(), signature):
+        with pytest.raises(LedgerError, match=":6: this entry or one before it was altered by somebody who has not"):
+            read(b"".join(kept) + b" ".join([forged, made, cheaper]))
+
+
+def test_a_signature_has_one_form(whole: bytes) -> None:
+    *kept, last = whole.splitlines(keepends=True)
+    head, signature, event = last.split(b" ", 2)
+    with pytest.raises(LedgerError, match=":6: this entry"):
+        read(b"".join(kept) + b" ".join([head, signature.upper(), event]))
+
+
+def test_a_ledger_is_read_with_the_public_key_and_not_written(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "patients"
+    path.write_bytes(whole)
+    auditor = Ledger(path, "north", "patients", KEY.public_key())
+    assert (len(auditor.mechanisms()), auditor.head) == (NORMALLY, ledger(path).head)
+    with pytest.raises(KeyFileError, match="nothing is written without north's signing key"):
+        auditor.reserve(release(6), ROUND, AMPLE)
+    assert path.read_bytes() == whole
+
+
+def test_what_another_process_appended_or_cut_is_read_anew(tmp_path: Path, whole: bytes) -> None:
+    path, lines = tmp_path / "patients", whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]))
+    kept = ledger(path)
+    counts = []
+    for data in (lines[:3], lines[:4], lines, lines[:2], lines):
+        path.write_bytes(b"".join(data))
+        counts.append(len(kept.mechanisms()))
+    assert counts == [2, 3, 5, 1, 5]
+
+
 def test_other_line_ends_are_an_edit(whole: bytes) -> None:
     for end in (b"\r\n", b"\n\n"):
         with pytest.raises(LedgerError, match=r":[12]: this entry or one before it"):
@@ -297,7 +377,7 @@ def test_other_line_ends_are_an_edit(whole: bytes) -> None:
 
 def test_the_lines_of_another_ledger_do_not_fit(tmp_path: Path, whole: bytes) -> None:
     other = tmp_path / "other"
-    Ledger(other, "south", "patients").reserve(release(1), ROUND, AMPLE)
+    Ledger(other, "south", "patients", signing_key("south")).reserve(release(1), ROUND, AMPLE)
     with pytest.raises(LedgerError, match="was altered"):
         read(whole + other.read_bytes().splitlines(keepends=True)[1])
 
@@ -332,14 +412,15 @@ def test_another_sites_or_lineages_ledger_is_refused(whole: bytes, site: str, li
                 {"purpose": ["training"]},
                 {"group": 2},
                 {"round": None},
+                {"adopted": 5},
+                {"left": 5},
             )
         ),
     ],
 )
 def test_a_chained_entry_that_this_version_cannot_count_is_never_skipped(whole: bytes, event: bytes) -> None:
-    head = sha256(bytes.fromhex(whole.splitlines()[-1][:64].decode()) + event).hexdigest().encode()
     with pytest.raises(LedgerError, match=":7: this entry is none of this version's; use the version that wrote it"):
-        read(whole + head + b" " + event + b"\n")
+        read(chained([*events(whole), event], KEY))
 
 
 @relaxed
@@ -370,19 +451,21 @@ from pathlib import Path
 from privacy.accounting import Mechanism
 from privacy.errors import LedgerError
 from privacy.ledger import Budget, Ledger, Release
+from tests.privacy.consortium import signing_key
 
+key = signing_key("north")
 path, room = Path(sys.argv[1]), int(sys.argv[2])
 size = path.stat().st_size if path.exists() else 0
 resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, size + room))
 try:
-    Ledger(path, "north", "patients").reserve(Release("a" * 64, 9, 1), Mechanism(1.0, 0.1, 5), Budget(100.0, 1e-5))
+    Ledger(path, "north", "patients", key).reserve(Release("a" * 64, 9, 1), Mechanism(1.0, 0.1, 5), Budget(100.0, 1e-5))
 except LedgerError as error:
     sys.exit(f"refused: {error}")
 """
 
 
 @pytest.mark.parametrize("entries", [0, 2])
-@pytest.mark.parametrize("room", [0, 50, 150])
+@pytest.mark.parametrize("room", [0, 50, 350])
 def test_a_full_disk_is_a_ledger_error_and_the_ledger_survives_it(tmp_path: Path, entries: int, room: int) -> None:
     path = tmp_path / "patients"
     filled(path, entries)
@@ -404,14 +487,16 @@ from pathlib import Path
 from privacy.accounting import Mechanism
 from privacy.errors import BudgetError
 from privacy.ledger import Budget, Ledger, Release
+from tests.privacy.consortium import signing_key
 
+key = signing_key("north")
 path, name, limit = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 sys.stdin.readline()  # until all are ready
 done = 0
 try:
     while True:
         release = Release(name * 64, done + 1, 1)
-        Ledger(path, "north", "patients").reserve(release, Mechanism(1.0, 0.1, 5), Budget(limit, 1e-5))
+        Ledger(path, "north", "patients", key).reserve(release, Mechanism(1.0, 0.1, 5), Budget(limit, 1e-5))
         done += 1
 except BudgetError:
     print(done)
@@ -438,7 +523,7 @@ def test_processes_that_spend_at_once_lose_no_entry_and_never_exceed_the_budget(
     assert sum(counts) == rounds
     assert ledger(path).mechanisms() == [ROUND] * rounds
     assert ledger(path).spent(1e-5) <= limit
-    lines = [json.loads(line[65:]) for line in path.read_text().splitlines()[1:]]
+    lines = [json.loads(line) for line in events(path.read_bytes())[1:]]
     assert [sorted(line["round"] for line in lines if line["run"] == name * 64) for name in "ab"] == [
         list(range(1, count + 1)) for count in counts
     ]

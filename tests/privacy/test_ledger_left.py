@@ -11,6 +11,7 @@ import pytest
 from privacy.accounting import Mechanism
 from privacy.errors import LedgerError, ProtocolError
 from privacy.ledger import Budget, Ledger, Release
+from tests.privacy.consortium import signing_key
 
 ROUND = Mechanism(noise_multiplier=1.0, sample_rate=0.1, steps=5)
 AMPLE = Budget(epsilon=100.0, delta=1e-5)
@@ -37,7 +38,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def ledger(path: Path) -> Ledger:
     """Open a ledger as a process that has just started does."""
-    return Ledger(path, "north", "patients")
+    return Ledger(path, "north", "patients", signing_key("north"))
 
 
 def charge(path: Path) -> int:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privacy.clocks import tolerance
 from privacy.errors import MalformedError, ProtocolError
-from privacy.plan import CLOCK_TOLERANCE, check_plan, read_plan
+from privacy.plan import check_plan, read_plan
 from privacy.signing import digest
 from tests.privacy.consortium import KEYS, SITES, make_manifest, make_plan, plan_with, relaxed, run_settings
 
@@ -146,7 +147,7 @@ def test_a_plan_that_does_not_fit_is_refused_with_the_reason(changes: dict[str, 
 def test_a_plan_whose_deadline_is_further_away_than_was_signed_is_refused() -> None:
     seconds = MANIFEST.settings.cohort.round_deadline_seconds
     check_plan(plan_with(FITTING, deadline=time.time() + seconds), MANIFEST, FITTING.run, "north")
-    far = plan_with(FITTING, deadline=time.time() + seconds + CLOCK_TOLERANCE + 60)
+    far = plan_with(FITTING, deadline=time.time() + seconds + tolerance(seconds) + 60)
     with pytest.raises(ProtocolError, match=r"over 600 s away, which were signed"):
         check_plan(far, MANIFEST, FITTING.run, "north")
 

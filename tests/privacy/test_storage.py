@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
+import resource
 import stat
 from typing import TYPE_CHECKING
 
 import pytest
 
-from privacy.storage import write_atomically
+from privacy.accounting import Mechanism
+from privacy.errors import LedgerError
+from privacy.ledger import Budget, Ledger, Release
+from privacy.storage import append, set_aside, write_atomically
+from tests.privacy.consortium import signing_key
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -35,3 +43,56 @@ def test_what_cannot_be_replaced_stays_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="folder"):
         write_atomically(path, b"content")
     assert (path / "inside").is_dir()
+
+
+# --- Writes that fail -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Let this process write files of 100 bytes at most, as `ulimit -f` does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_write_that_fails_leaves_the_old_content_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    with pytest.raises(OSError, match=re.escape(str(path))):
+        write_atomically(path, b"a" * 90, b"b" * 90)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("small_files")
+def test_an_append_that_fails_leaves_the_file_as_long_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with path.open("ab") as file:
+        append(path, file.fileno(), b"a" * 60)
+        with pytest.raises(OSError, match=re.escape(str(path))):
+            append(path, file.fileno(), b"b" * 60)  # 40 of them fit
+        append(path, file.fileno(), b"c" * 30)
+    assert path.read_bytes() == b"a" * 60 + b"c" * 30
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_ledger_that_cannot_grow_refuses_and_keeps_its_entries(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger", "north", "patients", signing_key("north"))
+    with pytest.raises(LedgerError, match="no update leaves until the ledger can be written"):
+        ledger.reserve(Release("0" * 64, 1, 1), Mechanism(2.0, 1.0, 1), Budget(9.0, 1e-5))
+    assert ledger.path.read_bytes() == b""
+    ledger.check_writable()
+
+
+def test_space_is_taken_up_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "space"
+    set_aside(path, 300_000)
+    assert path.stat().st_size == 300_000
+    assert path.stat().st_blocks * 512 >= 300_000
+    free = os.statvfs(tmp_path)
+    with pytest.raises(OSError, match=re.escape(str(path))):
+        set_aside(path, free.f_frsize * free.f_blocks + 1)
+    assert list(tmp_path.iterdir()) == []

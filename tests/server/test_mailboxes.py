@@ -112,6 +112,19 @@ def test_a_reply_that_is_not_kept_gives_its_place_back_at_once(boxes: Mailboxes)
     assert [place.freed for place in (first, late, again, other)] == [0, 1, 1, 1]
 
 
+def test_replies_that_nobody_awaits_keep_no_places_of_those_that_are_awaited(boxes: Mailboxes) -> None:
+    names, places = ["m1", "m2", "m3", "m4"], [Place() for _ in range(4)]
+    for name, place in zip(names, places, strict=True):
+        boxes.put(NORTH, name, ())
+        boxes.answer(NORTH, name, b"done", place.free)
+    assert boxes.take({"awaited"}, 0) is None
+    assert [place.freed for place in places] == [0, 0, 0, 0]
+    assert boxes.take({"awaited"}, 0.01) is None
+    assert [place.freed for place in places] == [0, 0, 1, 1]
+    assert [boxes.take({name}, 0) for name in names] == [("m1", b"done"), ("m2", b"done"), ("m3", b""), ("m4", b"")]
+    assert [place.freed for place in places] == [1, 1, 1, 1]
+
+
 def test_receipts_are_remembered_for_as_many_messages_as_promised(
     boxes: Mailboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

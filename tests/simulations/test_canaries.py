@@ -89,6 +89,7 @@ def _final(
         watch = site.study(settings.task).task
         assert isinstance(watch, Canaries)
         site.study(settings.task).prepare(settings)
+        assert site.check_records()  # which tries the task on some of them, before batches are noted
         watch.role = role
         with watch.watched():
             *_, model = scratch.rounds("first")

@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from privacy.clocks import LATEST
 from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import MalformedError, ProtocolError
 from privacy.foreign import MOST
@@ -37,8 +38,19 @@ digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 heads = st.builds(SignedHead, digests, st.binary(min_size=64, max_size=64))
 sites = st.from_regex(SITE, fullmatch=True)
 counts = st.integers(1, 2**63 - 1)
+times = st.floats(0, LATEST)
 readinesses = st.builds(
-    Readiness, sites, digests, counts, digests, counts, digests, counts, st.lists(sites, max_size=3, unique=True), blobs
+    Readiness,
+    sites,
+    digests,
+    counts,
+    digests,
+    counts,
+    digests,
+    counts,
+    st.lists(sites, max_size=3, unique=True),
+    times,
+    blobs,
 )
 
 READERS: dict[str, Callable[[RecordDict], object]] = {
@@ -47,6 +59,7 @@ READERS: dict[str, Callable[[RecordDict], object]] = {
     "letters": ceremony.read_letters,
     "letter": ceremony.read_letter_from,
     "manifest": messages.read_manifest,
+    "sent": messages.read_sent,
     "readiness": messages.read_readiness,
     "train": messages.read_train,
     "update": messages.read_update,
@@ -170,7 +183,7 @@ def test_a_reason_is_short_on_one_line_and_in_quotation_marks(reason: str) -> No
     ids=repr,
 )  # fmt: skip
 def test_a_readiness_that_cannot_be_is_refused(changed: dict[str, Any]) -> None:
-    readiness = Readiness("north", "0" * 64, 3, "0" * 64, 1, "0" * 64, 1, ["south"], b"")
+    readiness = Readiness("north", "0" * 64, 3, "0" * 64, 1, "0" * 64, 1, ["south"], 1e9, b"")
     assert messages.read_readiness(messages.pack_readiness(readiness)) == readiness
     with pytest.raises(MalformedError, match="a message lacks readiness"):
         messages.read_readiness(messages.pack_readiness(replace(readiness, **changed)))

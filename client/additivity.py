@@ -1,0 +1,171 @@
+"""Whether the clipped sum of a batch is the sum of what its records give, in the very mode that trains.
+
+`client.interactions` looks at plain gradients before. Here it is the numbers that would leave, with noise: as the mode
+and the optimizer compute them, on the site's own device, of records that the site has. It is done when records are read
+and, as a last line, on one batch of every round, before anything leaves.
+
+    apart     two halves of a batch, each by itself, add up to the whole
+    replaced  f(a, b) - f(a', b) - f(a, b') + f(a', b') is nought, as in any sum of what single records give. What is
+              put in the place of a half comes from the same batch, so that no other record is looked at
+
+The first finds what goes by the size of a batch. The second finds less than a thousandth, since all batches go through
+the same kernels, and what is drawn at random goes by place; such models have that alone. Of others, chance has one or
+the other done.
+
+For a sound task, differences are rounding, whatever the records are: a refusal tells of them only where nothing was
+protected anyway.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from client.draws import forked
+from client.gradients.choice import make_mode
+from client.gradients.loss import RecordLoss
+from client.gradients.mode import quiet
+from client.gradients.optimizer import CipherOptimizer
+from client.interactions import ALONE, InteractionError, sketch
+from privacy.errors import TaskError
+from privacy.randomness import Randomness
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from client.gradients.choice import Choice
+    from client.gradients.mode import GradientMode
+    from client.settings import Precision
+    from client.task import Task
+
+    Records = tuple[Tensor, Tensor]
+
+_SAME_SHAPE, _OTHER_SHAPE = 2e-4, 2e-2  # of the sums' norms
+_ALONE = 8  # records that are looked at one by one
+_UNCLIPPED = 1e9
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """What a mode and an optimizer make of a batch, without noise."""
+
+    mode: GradientMode
+    optimizer: CipherOptimizer
+    least: float = 1e-6
+    """What is smaller than this may be what rounding leaves of gradients that cancel out."""
+
+    def of(self, inputs: Tensor, targets: Tensor, seed: int) -> Tensor:
+        """Return a sketch of the sum of clipped gradients of records `(n, ...)`; to be asked between steps."""
+        torch.manual_seed(seed)
+        dropped = self.mode.dropped
+        self.optimizer.zero_grad(set_to_none=True)
+        self.mode.fill(inputs, targets)
+        self.optimizer.clip_and_accumulate()
+        parameters: list[Any] = list(self.optimizer.params)  # to which Opacus adds attributes
+        found = sketch([each.summed_grad for each in parameters])
+        for each in parameters:
+            each.summed_grad = None
+        self.optimizer.zero_grad(set_to_none=True)
+        self.mode.dropped = dropped
+        return found
+
+
+def check_batch(clipped: ClippedSum, records: Records, luck: torch.Generator) -> None:
+    """Refuse a task if records of a batch meet in its clipped sum. All generators are left as they were.
+
+    Args:
+        clipped: computes it.
+        records: of the batch: inputs and targets `(n, ...)`.
+        luck: says which half of them is looked at, and seeds what the model draws.
+
+    Raises:
+        InteractionError: if they meet.
+    """
+    inputs, targets = records
+    size = len(inputs)
+    if size < 2:  # noqa: PLR2004 - nobody to meet
+        return
+    half = (torch.randperm(size, generator=luck) < size // 2).to(inputs.device)
+    seed = int(torch.randint(1 << 62, (1,), generator=luck))
+    with forked():
+        whole, rest = clipped.of(inputs, targets, seed), None
+        if clipped.mode.precision is torch.float32 and torch.rand(1, generator=luck) < 1 / 2:
+            again = clipped.of(inputs, targets, seed + 1)
+            if torch.equal(whole, again):  # nothing is drawn
+                rest = [clipped.of(inputs[part], targets[part], seed) for part in (half, ~half)]
+        tolerance = _OTHER_SHAPE if rest else _SAME_SHAPE
+        if not rest:
+            others = inputs.roll(1, 0), targets.roll(1, 0)
+            rest = [
+                clipped.of(_mixed(part, others[0], inputs), _mixed(part, others[1], targets), seed)
+                for part in (half, ~half)
+            ]
+            rest.append(-clipped.of(*others, seed))
+    apart = whole - torch.stack(rest).sum(0)
+    largest = max(float(each.norm()) for each in (whole, *rest))
+    if float(apart.norm()) > tolerance * largest + clipped.least:
+        msg = f"what a record adds to an update depends on the other records of its batch; {ALONE}"
+        raise InteractionError(msg)
+
+
+def check_mode(task: Task, model: nn.Module, records: Records, choice: Choice, precision: Precision) -> None:
+    """Refuse a task if records meet in the mode that trains it: unclipped, and clipped to the middle of their norms.
+
+    Args:
+        task: gives the loss.
+        model: on the device that trains it; is not changed.
+        records: inputs and targets `(n, ...)` of some records, on the same device.
+        choice: the mode.
+        precision: of the model's passes.
+
+    Raises:
+        TaskError: if they meet, or the mode fails.
+    """
+    batch = records[0][: choice.physical_batch], records[1][: choice.physical_batch]
+    luck = torch.Generator().manual_seed(0)
+    with _clipping(task, model, choice, precision, _UNCLIPPED) as clipped:
+        norms = [
+            float(clipped.of(batch[0][row : row + 1], batch[1][row : row + 1], 0).norm())
+            for row in range(min(_ALONE, len(batch[0])))
+        ]
+        check_batch(clipped, batch, luck)
+    middle = sorted(norms)[len(norms) // 2]
+    if 0 < middle < math.inf:
+        with _clipping(task, model, choice, precision, middle) as clipped:
+            check_batch(clipped, batch, luck)
+
+
+@contextmanager
+def _clipping(task: Task, model: nn.Module, choice: Choice, precision: Precision, bound: float) -> Iterator[ClippedSum]:
+    computed_in = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    mode = make_mode(choice.gradients, model, RecordLoss(task), bound, computed_in)
+    try:
+        optimizer = CipherOptimizer(
+            torch.optim.SGD(mode.trained, lr=1.0),
+            noise_multiplier=0.0,
+            max_grad_norm=bound,
+            expected_batch_size=1,
+            loss_reduction="sum",
+            randomness=Randomness.seeded(0),
+        )
+        with quiet(), closing(optimizer), forked():
+            yield ClippedSum(mode, optimizer)
+    except TaskError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        msg = f"its gradients by {choice.gradients} fail on some records ({type(error).__name__}: {reason}); mend it"
+        raise TaskError(msg) from error
+    finally:
+        mode.to_standard_module()
+
+
+def _mixed(part: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Take records of one batch where `(n,)` booleans say so, and of the other elsewhere."""
+    return torch.where(part.view(-1, *[1] * (one.dim() - 1)), one, other)

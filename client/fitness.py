@@ -1,0 +1,163 @@
+"""Whether a site's own records suit a task, found out before a round is charged, for the eyes of this site alone.
+
+    read   `load` returns two tensors, of the form of the made-up records
+    run    the untrained model and the loss take every record, and the loss is finite
+
+The model has seed 0, whatever a run says: so that a site takes part tells one thing about its records, the same in all
+runs of a task. No gradient is computed, and nothing of it is kept.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from client.foreign import foreign, is_memory
+from client.trial import Example
+from privacy.errors import CloisterError, DataError
+from privacy.failures import raised
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torch import nn
+
+    from client.study import Records
+    from client.task import Task
+
+_AT_ONCE = 64  # records
+_MOST_COLUMNS = 1024  # to be tried one by one
+
+
+def load_records(task: Task, name: str, example: Example, path: Path) -> Records:
+    """Have a task read a site's records: inputs and targets `(n, ...)`, all finite, with n at least 1.
+
+    Raises:
+        DataError: if it cannot, or what it read is no such thing.
+    """
+    with foreign(name, f"load() of {path}", DataError):
+        found: Any = task.load(path)
+    if not isinstance(found, tuple | list) or len(found) != 2:  # noqa: PLR2004 - inputs and targets
+        kind = f"{len(found)} things" if isinstance(found, tuple | list) else f"a {type(found).__name__}"
+        msg = f"{path}: the load() of {name} returns {kind}; return two tensors, inputs and targets"
+        raise DataError(msg)
+    if any(isinstance(part, Tensor) and part.layout != torch.strided for part in found):
+        msg = f"{path}: the load() of {name} returns a sparse tensor; return dense ones"
+        raise DataError(msg)
+    inputs, targets = found
+    example.check(inputs, targets, path)
+    inputs, targets = inputs.detach(), targets.detach()
+    if len(inputs) != len(targets) or len(inputs) == 0:
+        msg = f"{path}: the task read {len(inputs)} inputs and {len(targets)} targets; it needs as many, and some"
+        raise DataError(msg)
+    for what, part in (("input", inputs), ("target", targets)):
+        if len(odd := torch.isfinite(part).logical_not().nonzero()):
+            row, *column = (int(each) + 1 for each in odd[0])
+            place = f"{what} {', '.join(map(str, column))} of record {row}" if column else f"the {what} of record {row}"
+            msg = f"{path}: {place}, as the task read it, is not finite; mend the record, or the task's scaling"
+            raise DataError(msg)
+    return inputs, targets
+
+
+class Fitness:
+    """A task, its untrained model, and the records that it makes up."""
+
+    def __init__(self, task: Task, name: str, module: nn.Module) -> None:
+        self._task, self._name, self._module = task, name, module
+        self._example = example_of(task)
+
+    def check(self, records: Records, rows: list[int], path: Path) -> None:
+        """Compute the loss of every record once.
+
+        Args:
+            records: inputs and targets `(n, ...)`, on the module's device.
+            rows: which of the records that the task read these are, from 1.
+            path: where it read them.
+
+        Raises:
+            DataError: if the loss of one cannot be computed or is not finite; says which one and which part of it.
+        """
+        for start, inputs, targets in _parts(records):
+            problem = self._problem(inputs, targets)
+            if problem is None:
+                continue
+            for number in range(len(inputs)):
+                one = inputs[number : number + 1], targets[number : number + 1]
+                if (found := self._problem(*one)) is not None:
+                    place = f"{self._part(*one)} of record {rows[start + number]}"
+                    raise DataError(self._said(path, place, found))
+            first, last = rows[start], rows[start + len(inputs) - 1]
+            raise DataError(self._said(path, f"records {first} to {last}", problem))
+
+    def check_metrics(self, records: Records, path: Path) -> None:
+        """Compute the metrics of every record once.
+
+        Raises:
+            DataError: if they cannot be.
+        """
+        with foreign(self._name, f"metrics() of the records in {path}", DataError), _aside():
+            for _, inputs, targets in _parts(records):
+                self._task.metrics(self._module(inputs), targets)
+
+    def _said(self, path: Path, place: str, problem: str) -> str:
+        return (
+            f"{path}: {self._name} cannot use {place}, in the order in which its load() returns them: the loss "
+            f"{problem}; correct the record, or leave it out"
+        )
+
+    def _part(self, inputs: Tensor, targets: Tensor) -> str:
+        """Say which part of a record the loss cannot take: the one that can be replaced by a made-up one's."""
+        made_up = self._example[0][:1].to(inputs.device), self._example[1][:1].to(targets.device)
+        if self._problem(inputs, made_up[1]) is None:
+            return "the target"
+        if self._problem(made_up[0], targets) is not None:
+            return "inputs and target"
+        columns = inputs[0].numel() if inputs.dim() == 2 else 0  # noqa: PLR2004 - a table
+        for column in range(columns if columns <= _MOST_COLUMNS else 0):
+            mended = inputs.clone()
+            mended[0, column] = made_up[0][0, column]
+            if self._problem(mended, targets) is None:
+                return f"input column {column + 1}"
+        return "the inputs"
+
+    def _problem(self, inputs: Tensor, targets: Tensor) -> str | None:
+        """Say what is wrong with the loss of these records, if anything is.
+
+        The loss is computed on the CPU: on a GPU, a label that is out of range breaks all that follows.
+        """
+        try:
+            with _aside():
+                loss = self._task.loss(self._module(inputs).cpu(), targets.cpu())
+                return None if bool(torch.isfinite(loss).all()) else "is not finite"
+        except CloisterError:
+            raise
+        except (Exception, SystemExit) as error:
+            if is_memory(error):
+                raise MemoryError from error
+            return f"raises {raised(error, self._name.partition(':')[0])}"
+
+
+def _parts(records: Records) -> Iterator[tuple[int, Tensor, Tensor]]:
+    inputs, targets = records
+    for start in range(0, len(inputs), _AT_ONCE):
+        yield start, inputs[start : start + _AT_ONCE], targets[start : start + _AT_ONCE]
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Compute without gradients, and leave torch's generator as it was."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def example_of(task: Task) -> Records:
+    """Return the records that a task makes up; torch's generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        made_up = Example.of(task)
+    return made_up.inputs, made_up.targets

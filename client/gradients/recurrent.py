@@ -1,0 +1,45 @@
+"""Torch's recurrent layers under `torch.func.vmap`.
+
+A GRU adds what a record gives to its state in place. Where its state begins as zeros that no record has given, vmap
+holds one for all records, and adding each record's own to it fails. So a state begins as zeros of that record.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+
+def begin_by_record(model: nn.Module) -> list[RemovableHandle]:
+    """Have recurrent layers begin with a state of each record's own, of the same values. LSTMs need no help."""
+    return [
+        part.register_forward_pre_hook(_begin, with_kwargs=True)
+        for part in model.modules()
+        if isinstance(part, nn.GRU | nn.RNN | nn.GRUCell | nn.RNNCell)
+    ]
+
+
+def _begin(
+    layer: nn.GRU | nn.RNN | nn.GRUCell | nn.RNNCell, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    given = dict(zip(("input", "hx"), args, strict=False)) | kwargs
+    inputs, state = given.get("input"), given.get("hx")
+    if not isinstance(inputs, Tensor):  # it is packed: no mapping over records goes through that
+        return None
+    if state is None:
+        state = inputs.new_zeros(_shape(layer, inputs))
+    return (inputs, state + torch.zeros_like(inputs.flatten()[0], dtype=state.dtype)), {}
+
+
+def _shape(layer: nn.GRU | nn.RNN | nn.GRUCell | nn.RNNCell, inputs: Tensor) -> tuple[int, ...]:
+    """Return the shape of a state: `(layers, n, hidden)`; of a cell's, `(n, hidden)`; of one record's, without n."""
+    if isinstance(layer, nn.RNNCellBase):
+        return (*inputs.shape[:-1], layer.hidden_size)
+    layers = layer.num_layers * (1 + layer.bidirectional)
+    records = inputs.shape[0 if layer.batch_first else 1 : 1 if layer.batch_first else 2] if inputs.dim() > 2 else ()  # noqa: PLR2004 - one record has time and values
+    return (layers, *records, layer.hidden_size)

@@ -1,0 +1,39 @@
+"""`autograd`: plain autograd, one record after the other.
+
+It is right for whatever torch can differentiate at all, and the slowest: packed sequences, operations that cannot be
+mapped, models that branch on values. All of a part's gradients are in memory at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from typing_extensions import override
+
+from client.gradients.mode import GradientMode
+from client.gradients.shares import Rows
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Single(GradientMode):
+    """Takes the gradients of batches of one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, loss_reduction="sum")
+
+    @override
+    def remove_hooks(self) -> None:
+        """Do nothing: there are none."""
+
+    @override
+    def shares(self, inputs: Tensor, targets: Tensor) -> list[Rows]:
+        singles = [self._of_one(*each) for each in zip(inputs.split(1), targets.split(1), strict=True)]
+        return [Rows(torch.stack(each).float()) for each in zip(*singles, strict=True)]
+
+    def _of_one(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.outputs(inputs)
+        back = self.loss.gradients(outputs, targets).to(outputs.dtype)
+        return torch.autograd.grad(outputs, self.trained, back, allow_unused=True, materialize_grads=True)

@@ -1,0 +1,75 @@
+"""A task tried on some of a site's own records, which may be unlike any that it makes up. Nothing leaves the site."""
+
+from __future__ import annotations
+
+from random import SystemRandom
+from typing import TYPE_CHECKING
+
+import torch
+
+from client.additivity import check_mode
+from client.dpsgd import way_to_train
+from client.guard import check_records, check_task
+from client.refusals import Refusals
+from client.task import import_task
+from client.trial import Example, make_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from client.settings import Computing
+    from client.task import Task
+
+    Records = tuple[torch.Tensor, torch.Tensor]
+
+_FEW = 32  # records at a time
+_LARGE = 1 << 22  # parameters; from here on, the mode is only tried when it trains
+
+
+def prove(task: Task, name: str, records: Records, device: torch.device, computing: Computing) -> None:
+    """Try a task on a few records by chance: plain gradients on the CPU, and the mode that would train on the device.
+
+    Args:
+        task: of which there is an example.
+        name: what it is called.
+        records: inputs and targets `(n, ...)`, at least one.
+        device: that trains.
+        computing: the site's settings of how to compute gradients.
+
+    Raises:
+        InteractionError: if records meet.
+        TaskError: if the task fails on them, or has no way to compute gradients.
+    """
+    inputs, targets = records
+    few = torch.tensor(SystemRandom().sample(range(len(inputs)), min(_FEW, len(inputs))))
+    check_records(task, name, Example(inputs[few], targets[few]))
+    module = make_model(task, 0)
+    if sum(parameter.numel() for parameter in module.parameters()) <= _LARGE:
+        module = module.to(device)
+        choice = way_to_train(task, module, computing)
+        check_mode(task, module, (inputs[few].to(device), targets[few].to(device)), choice, computing.precision)
+
+
+def prove_all(folder: Path, name: str, file: Path, times: int, device: torch.device, computing: Computing) -> int:
+    """Try a site's task as its agent would at its start, and on more of its records; return how many there are.
+
+    Args:
+        folder: the site's.
+        name: the task's.
+        file: the records.
+        times: how often to take a few of them.
+        device: that trains.
+        computing: the site's settings of how to compute gradients.
+
+    Raises:
+        TaskError: if the task cannot be trained, or was refused before.
+        DataError: if a record cannot be used.
+    """
+    task = import_task(name)
+    Refusals(folder).check(name, task)
+    example = check_task(task, name)
+    inputs, targets = task.load(file)
+    example.check(inputs, targets, file)
+    for _ in range(times if len(inputs) else 0):
+        prove(task, name, (inputs, targets), device, computing)
+    return len(inputs)

@@ -1,0 +1,87 @@
+"""Tasks that a site refuses for good: on its own records, they broke what the guarantee rests on.
+
+A refusal stands in the site's folder, so that an agent that starts again goes on refusing, and it is of the code: once
+that is another, the task is tried anew. What others learn is that the site refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from privacy.errors import TaskError
+from privacy.storage import write_atomically
+
+if TYPE_CHECKING:
+    from client.task import Task
+
+FILE = "refused-tasks.json"
+"""Where refusals lie in a site's folder: by the name of the task, the digest of its code, when, and why."""
+
+
+class Refusals:
+    """The tasks that one site refuses."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE
+
+    def check(self, name: str, task: Task) -> None:
+        """Refuse a task that was refused before, unless its code has changed since.
+
+        Raises:
+            TaskError: if it is refused, or nobody can tell.
+        """
+        found = self._read().get(name)
+        if found is None:
+            return
+        try:
+            code, date, reason = found["code"], found["date"], found["reason"]
+        except (TypeError, KeyError) as error:
+            raise self._damaged() from error
+        if code == code_digest(task):
+            msg = f"{name}: refused since {date}, and its code is the same: {reason}; {self._mend}"
+            raise TaskError(msg)
+
+    def add(self, name: str, task: Task, reason: str) -> TaskError:
+        """Note that a task is refused, and return the error to raise."""
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        noted = self._read() | {name: {"code": code_digest(task), "date": date, "reason": reason}}
+        write_atomically(self._path, json.dumps(noted, indent=1).encode() + b"\n")
+        return TaskError(f"{name}: {reason}; it is refused from now on. {self._mend}")
+
+    @property
+    def _mend(self) -> str:
+        return f"Change its code, or delete {self._path} once you know that it is sound"
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise self._damaged() from error
+        if not isinstance(found, dict):
+            raise self._damaged()
+        return found
+
+    def _damaged(self) -> TaskError:
+        msg = f"{self._path} cannot be read, so that nobody can tell which tasks are refused; restore it from a backup"
+        return TaskError(msg)
+
+
+def code_digest(task: Task) -> str:
+    """Return the SHA-256 of a task's code: of all Python files of the package that defines it, in hex."""
+    module = type(task).__module__
+    top = sys.modules[module.partition(".")[0]]
+    # A package that lies in several places, or has no __init__, has no file of its own.
+    roots = [Path(path) for path in getattr(top, "__path__", [])] or [Path(str(getattr(top, "__file__", "")))]
+    found = sha256(type(task).__qualname__.encode())
+    for root in roots:
+        for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
+            if path.is_file():
+                found.update(f"{path.relative_to(root)}\n".encode() + sha256(path.read_bytes()).digest())
+    return found.hexdigest()

@@ -1,0 +1,167 @@
+"""A ledger's file: locked, read and verified, appended to and synced."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from privacy.entries import Entries, Whose, read_entries, signed_by, write_adopted
+from privacy.errors import KeyFileError, LedgerError
+from privacy.heads import LastHead, SignedHead
+from privacy.storage import append, make_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import BinaryIO
+
+
+class Chain:
+    """An append-only file of signed lines.
+
+    Args:
+        path: of the file.
+        site: whose it is.
+        lineage: the people whom it is about.
+        key: the site's signing key; the public one is enough to read.
+        last: where the site keeps the last head, apart from the file; None to keep none.
+    """
+
+    def __init__(self, path: Path, site: str, lineage: str, key: Ed25519PrivateKey | Ed25519PublicKey,
+                 last: Path | None = None) -> None:  # fmt: skip
+        self.path, self.site, self.lineage, self.whose = path, site, lineage, Whose(site, lineage)
+        self._key, self._last, self._known = key, LastHead(last) if last else None, Entries()
+
+    @property
+    def public_key(self) -> Ed25519PublicKey:
+        """The key that vouches for it."""
+        return self._key if isinstance(self._key, Ed25519PublicKey) else self._key.public_key()
+
+    @property
+    def signing_key(self) -> Ed25519PrivateKey:
+        """The key with which lines are signed.
+
+        Raises:
+            KeyFileError: if only the public one is here.
+        """
+        if isinstance(self._key, Ed25519PublicKey):
+            msg = f"{self.path}: nothing is written without {self.site}'s signing key; restore the key from backup"
+            raise KeyFileError(msg)
+        return self._key
+
+    def entries(self) -> Entries:
+        """Return all that stands in the ledger. Writes nothing: a torn last line stays, unread.
+
+        Raises:
+            LedgerError: if the file was edited, or cannot be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                data = file.read()
+        except FileNotFoundError:
+            data = b""
+        except OSError as error:
+            msg = f"{self.path}: {error.strerror or error}; no update leaves until the ledger can be read"
+            raise LedgerError(msg) from error
+        return self._read(data)
+
+    @property
+    def head(self) -> str:
+        """The digest of all that was charged."""
+        return self.entries().head
+
+    def last_kept(self) -> str | None:
+        """Return the last head that the site kept apart from the file, if it did, and it is this ledger's."""
+        kept = self._last.read() if self._last else None
+        return kept.head if kept and kept.is_of(self.whose, self.public_key) else None
+
+    def check_holds(self, head: str, entries: Entries | None = None) -> None:
+        """Check that a head which this ledger once had is in its chain.
+
+        Raises:
+            LedgerError: if it is not, so that this must be an older copy.
+        """
+        entries = entries or self.entries()
+        if head not in entries.heads:
+            ends = f"ends on {entries.charges[-1].time}" if entries.charges else "holds nothing"
+            msg = (
+                f"{self.path}: the ledger {ends}, and is older than what {self.site} charged before "
+                f"(head {head[:12]}); restore the newest copy, nothing is charged until then"
+            )
+            raise LedgerError(msg)
+
+    def adopt(self, before: Ed25519PublicKey | None) -> None:
+        """Vouch, with the site's present key, for a ledger that was signed with another one.
+
+        Args:
+            before: the other key; None to take the ledger as it is, whoever signed it.
+
+        Raises:
+            LedgerError: if it is not whole, not the other key's, or the present one's already.
+        """
+        with self._locked() as (file, data):
+            entries = read_entries(data, self.path, self.whose, before)
+            if not entries.signature or signed_by(self.whose, entries.head, entries.signature, self.public_key):
+                msg = f"{self.path}: nothing in this ledger was signed with another key than {self.site}'s present one"
+                raise LedgerError(msg)
+            file.truncate(len(entries.data))
+            told = before.public_bytes_raw().hex() if before else ""
+            self.append(file, write_adopted(entries, self.whose, self.signing_key, told, now()))
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[BinaryIO, Entries]]:
+        """Lock the file, read it, and cut a torn last line off.
+
+        Raises:
+            LedgerError: if it was edited, is an older copy than the last head says, or cannot be read or written.
+        """
+        with self._locked() as (file, data):
+            entries = self._read(data)
+            if last := self.last_kept():
+                self.check_holds(last, entries)
+            if len(entries.data) != len(data):
+                file.truncate(len(entries.data))
+            yield file, entries
+
+    def append(self, file: BinaryIO, lines: bytes) -> str:
+        """Write lines, on disk; return the head after them."""
+        append(self.path, file.fileno(), lines)
+        head, signature, _ = lines.splitlines()[-1].split(b" ", 2)
+        if self._last:
+            self._last.keep(SignedHead(head.decode(), bytes.fromhex(signature.decode())))
+        return head.decode()
+
+    def sync(self, file: BinaryIO) -> None:
+        """See that what was written is on disk, also what others wrote."""
+        append(self.path, file.fileno(), b"")
+
+    @contextmanager
+    def _locked(self) -> Iterator[tuple[BinaryIO, bytes]]:
+        try:
+            make_folder(self.path.parent)
+            with open(self.path, "a+b", opener=_private) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.seek(0)
+                yield file, file.read()
+        except OSError as error:
+            msg = f"{error.filename or self.path}: {error.strerror or error}; "
+            raise LedgerError(msg + "no update leaves until the ledger can be written") from error
+
+    def _read(self, data: bytes) -> Entries:
+        self._known = read_entries(data, self.path, self.whose, self.public_key, self._known)
+        return self._known
+
+
+def now() -> str:
+    """Return the time, as it stands in a ledger."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,99 @@
+"""Whatever fails, in one sentence: what, where, and what to do next. For errors that are not ours.
+
+The text of somebody else's exception is never part of it: a task's own may quote a record.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from privacy.errors import CloisterError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_ROOT = Path(__file__).parent.parent
+_ADVICE = {
+    errno.ENOSPC: "make room on this disk",
+    errno.EDQUOT: "make room on this disk, or raise this account's quota",
+    errno.EFBIG: "raise this account's limit on the size of files (ulimit -f)",
+    errno.EACCES: "let this account read and write it",
+    errno.EPERM: "let this account read and write it",
+    errno.EROFS: "name another place, or make this disk writable",
+    errno.ENOENT: "check the name",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "name a folder that can be there",
+    errno.EEXIST: "name another, or move what is there aside",
+    errno.ENOTEMPTY: "name another, or move what is there aside",
+    errno.ELOOP: "mend the link",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise this account's limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs: this machine has too many files open",
+    errno.ENOMEM: "free memory on this machine",
+    errno.EADDRINUSE: "stop what uses this address, or choose another",
+}
+
+
+def sentence(error: BaseException) -> str:
+    """Say in one sentence what went wrong.
+
+    >>> sentence(FileNotFoundError(2, "No such file or directory", "run.toml"))
+    'run.toml: no such file or directory; check the name'
+    """
+    match error:
+        case CloisterError():
+            return str(error)
+        case OSError():
+            return _of_system(error)
+        case MemoryError():
+            return "this machine has too little memory left for that; free some, or take a larger one"
+    return f"unexpected {raised(error)}; `cloister --debug …` shows all of it, please report it"
+
+
+def raised(error: BaseException, module: str = "") -> str:
+    """Say which error it was and where it was raised: in the module of this name or its package, if it is in the trace.
+
+    >>> raised(ValueError("Mrs Smith, 1961"))
+    'ValueError'
+    """
+    kind = type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{kind} at {_shown(error.filename)}:{error.lineno}"
+    frames = list(_frames(error.__traceback__))
+    package = module.partition(".")[0]
+    own = [each for each in frames if package and each[0].partition(".")[0] == package]
+    if not (own or frames):
+        return kind
+    _, file, line = (own or frames)[-1]
+    return f"{kind} at {_shown(file)}:{line}"
+
+
+def _frames(trace: TracebackType | None) -> list[tuple[str, str, int]]:
+    """Return module, file and line of every frame that has a file, the outermost first."""
+    found = []
+    while trace is not None:
+        frame = trace.tb_frame
+        if not frame.f_code.co_filename.startswith("<"):
+            found.append((str(frame.f_globals.get("__name__", "")), frame.f_code.co_filename, trace.tb_lineno))
+        trace = trace.tb_next
+    return found
+
+
+def _shown(file: str) -> str:
+    """Return a file's name as short as it can be found by: from the folder of our rooms, or of this process, on."""
+    for folder in (_ROOT, Path.cwd()):
+        if file.startswith(f"{folder}{os.sep}"):
+            return file[len(str(folder)) + 1 :]
+    return file
+
+
+def _of_system(error: OSError) -> str:
+    reason = (error.strerror or "it cannot be used").strip()
+    reason = reason[:1].lower() + reason[1:]
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    place = "".join(each if each.isprintable() else "·" for each in name) + ": " * bool(name)
+    advice = _ADVICE.get(error.errno or 0, "check the file, and the disk that it is on")
+    return f"{place}{reason}; {advice}"

@@ -1,0 +1,219 @@
+"""Privacy loss distributions of Gaussian steps: discretised upwards, composed, and read as an ε, in bounded work.
+
+A step is dominated by a pair of mixtures of Gaussians, P and Q. Its privacy loss is ln(P/Q), and its δ at any ε is
+E[1 − exp(ε − loss)]⁺ under P (Koskela, Jälkö and Honkela 2020; Zhu, Dong and Wang 2022, arXiv 2106.08567).
+
+1. *Where to look.* Chernoff's exponent t at this δ, from a coarse table of the losses. What decides ε lies around
+   K'(t), within a few deviations √K''(t); K is the logarithm of the moment-generating function of the total loss.
+2. *Discretise.* The mass between two points of the grid goes to both of them, so that what it has under P and under Q
+   stays the same ("Connect the Dots": Doroshenko et al. 2022, arXiv 2207.04380). That never lowers δ.
+3. *Compose.* Products of Fourier transforms of the distributions, tilted by exp(t·loss), so that floating point holds
+   the tail of any δ. What wraps around from below only adds to δ; what wraps from above is bounded by Chernoff.
+
+The grid has at most `POINTS` points, however many steps there are, and however rare and large their losses: a coarser
+grid makes ε larger, never smaller.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import fft, signal
+from scipy.special import ndtri_exp
+
+from privacy.steps import log_sum
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from privacy.steps import Step
+
+    Vector = NDArray[np.float64]
+
+POINTS = 1 << 18
+"""The most points of a grid."""
+
+_FEWEST_POINTS = 1 << 12
+_WORK = 1 << 25  # points of all grids together: those of many kinds of steps are coarser
+_CELLS, _FEWEST_CELLS, _MOST_CELLS = 1 << 17, 1 << 9, 1 << 13  # into which losses are cut: of all steps, and of each
+_ADDED_VARIANCE = 1e-5  # of the total loss, by its grid
+_CUT = math.log(1e-9)  # of δ: what is cut off above, and what wraps around
+_CUT_BELOW = math.log(1e-19)  # the mass at the lower end that counts where it is cut
+_ROUNDING = 1e-6  # of δ: for what wraps around, and for rounding in the transforms
+_PASSES, _BETTER = 4, 0.99  # how often ε is aimed at anew, while it gets better
+_CLOSE, _FAR = 0.5, 25.0  # how far off the aim may be; how far above ε losses of one step are as good as certain
+_REACH = 12.0  # deviations
+_SEARCH, _EXPONENTS = 16, (1e-3, 1e9)  # iterations; between which t lies, over how far losses differ
+_FLAT = 1e-6  # how far all losses together may differ without being looked at
+_FINEST = 2.0**-50  # of the losses: the least interval, so that floats can tell places on the grid
+_LEAST_GAIN = 1e-3  # below, it may be rounding
+_LARGEST = 700.0  # a logarithm, of which floats still hold the exponential
+
+
+def epsilon_of(steps: Sequence[tuple[Step, int]], delta: float) -> float:
+    """Return an upper bound of the ε of all these steps, so often each, in one direction.
+
+    Args:
+        steps: at least one.
+        delta: above 0, below 1.
+    """
+    best = math.inf
+    for _ in range(_PASSES):
+        found, again = _compose(steps, -math.log(delta), best)
+        enough = found > _BETTER * best
+        best = min(best, found)
+        if enough or not again:
+            break
+    return best
+
+
+def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float) -> tuple[float, bool]:
+    """Return the ε at δ = exp(−surprise), and whether it may come out less if it is aimed at.
+
+    Args:
+        steps: so often each.
+        surprise: ln(1/δ).
+        aim: an ε that is known to be enough.
+    """
+    counts, parts = [count for _, count in steps], sum(len(step.upper.means) for step, _ in steps)
+    cells = min(_MOST_CELLS, max(_FEWEST_CELLS, _CELLS // parts // _FEWEST_CELLS * _FEWEST_CELLS))
+    above = _CUT - surprise - math.log(sum(counts))
+    cut = [_Losses.of(step, above, aim + _FAR, cells) for step, _ in steps]
+    lost = sum(count * math.exp(min(each.lost + surprise, _LARGEST)) for each, count in zip(cut, counts, strict=True))
+    if lost >= 1:
+        return math.inf, False
+    surprise -= math.log1p(-lost)
+    lowest, most = (sum(count * float(each.edges[end]) for each, count in zip(cut, counts, strict=True))
+                    for end in (0, -1))  # fmt: skip
+    if most - lowest < _FLAT:
+        return max(0.0, most), False
+    guide = _Guide.of(cut, counts)
+    t, s = guide.exponent(surprise, aim), guide.exponent(surprise - _CUT, math.inf)
+    (_, mean, whole), (_, middle, variance), (_, top, _) = (guide.cumulants(each) for each in (0.0, t, s))
+    width = min((surprise - _CUT) / t, top - mean + _REACH * math.sqrt(whole))  # so that little wraps around from below
+    width = max(width, 1.1 * (top - middle) + _REACH / 2 * math.sqrt(variance))
+    interval = min(math.sqrt(6 * _ADDED_VARIANCE * variance / sum(counts)), width / _FEWEST_POINTS)
+    interval = max(
+        interval, width / max(_FEWEST_POINTS, min(POINTS, _WORK // len(steps))), max(-lowest, most) * _FINEST
+    )
+    points = fft.next_fast_len(math.ceil(width / interval) + 1, real=True)
+    transform, cumulant, bound = np.ones(points // 2 + 1, np.complex128), 0.0, 0.0
+    for each, count in zip(cut, counts, strict=True):
+        places, masses = each.on_grid(interval)
+        exponents = masses + t * interval * places
+        tilted = np.exp(exponents - (total := float(log_sum(exponents))))
+        transform *= fft.rfft(np.bincount(places % points, tilted, points)) ** count
+        cumulant += count * total
+        bound += count * float(log_sum(masses + s * interval * places))
+    last = math.ceil((bound + surprise - _CUT) / s / interval)  # Chernoff: above it lies exp(_CUT)·δ at most
+    composed = np.roll(np.maximum(fft.irfft(transform, points), 0.0), -((last - points) % points))
+    scale = cumulant + surprise - math.log1p(-_ROUNDING)
+    bottom = (last - points) * interval
+    found = min(max(0.0, most), _read(composed, interval, bottom, t, scale))
+    off = found <= bottom or found < _CLOSE * middle or max(float(each.edges[-1]) for each in cut) > found + _FAR
+    return found, off and found > 0
+
+
+def _read(tilted: Vector, interval: float, bottom: float, t: float, scale: float) -> float:
+    """Find the ε at which δ is exp(K − scale), of tilted masses on a grid from `bottom` on."""
+    masses = tilted * np.exp(np.minimum(scale - t * (bottom + interval * np.arange(len(tilted))), _LARGEST))
+    under = signal.lfilter([1.0], [1.0, -math.exp(-interval)], masses[::-1])[::-1]  # Q's mass, times exp(ε)
+    over = np.cumsum(masses[::-1])[::-1]
+    (more,) = np.nonzero(over - under > 1)  # below the last of them, this difference may be nothing but rounding
+    if not len(more):
+        return max(0.0, bottom)
+    if (first := int(more[-1]) + 1) == len(masses):
+        return math.inf
+    return max(0.0, bottom + interval * first + math.log((over[first] - 1) / under[first]))
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """A step's losses, cut into cells."""
+
+    edges: Vector  # (cells + 1,)
+    masses: Vector  # logarithms: (cells,)
+    ratios: Vector  # of P's masses to Q's, logarithms: (cells,)
+    errors: Vector  # by how much these may be off: (cells,)
+    below: float  # logarithm of the mass below the first edge, which counts at the second
+    lost: float  # logarithm of the mass above the last edge
+
+    @classmethod
+    def of(cls, step: Step, above: float, highest: float, cells: int) -> _Losses:
+        """Cut a step's losses at the highest, or where a mass of exp(above) lies above."""
+        low, high = (float(ndtri_exp(each)) * step.sigma for each in (_CUT_BELOW, above))
+        x = np.linspace(np.min(step.upper.means) + low, np.max(step.upper.means) - high, cells + 1)
+        losses = step.loss(x)
+        if losses[-1] > highest:
+            x = np.linspace(x[0], x[max(1, int(np.searchsorted(losses, highest)))], cells + 1)
+            losses = step.loss(x)
+        (upper, error), (lower, other) = step.upper.masses(x, step.sigma), step.lower.masses(x, step.sigma)
+        below, tail = step.upper.tail(x[:1], step.sigma, -1)[0], step.upper.tail(x[-1:], step.sigma, 1)[0]
+        with np.errstate(invalid="ignore"):  # of cells without mass
+            ratios = upper - lower
+        return cls(np.maximum.accumulate(losses), upper, ratios, error + other, float(below), float(tail))
+
+    def coarse(self) -> tuple[Vector, Vector]:
+        """Return fewer cells: the logarithms of their masses, and their mean losses."""
+        masses, middles = (
+            each.reshape(_FEWEST_CELLS, -1).T for each in (self.masses, self.edges[1:] + self.edges[:-1])
+        )
+        total = log_sum(masses)
+        with np.errstate(invalid="ignore"):
+            weights = np.nan_to_num(np.exp(masses - total), nan=1 / len(masses))  # of cells without mass
+        return total, np.sum(weights * middles, axis=0) / 2
+
+    def on_grid(self, interval: float) -> tuple[NDArray[np.int64], Vector]:
+        """Return points of a grid, in intervals, and the logarithms of what is put on each: `(2·cells,)` both."""
+        low = np.floor(self.edges[:-1] / interval).astype(np.int64)
+        high = np.maximum(np.ceil(self.edges[1:] / interval).astype(np.int64), low + 1)
+        widths = interval * (high - low)
+        shares = np.expm1(interval * low - self.ratios) / np.expm1(-widths)  # that go to the higher point
+        shares = np.clip(np.nan_to_num(shares + self.errors / widths, nan=1.0), 0.0, 1.0)
+        with np.errstate(divide="ignore"):
+            lower, higher = self.masses + np.log1p(-shares), self.masses + np.log(shares)
+        higher[0] = np.logaddexp(higher[0], self.below)
+        return np.concatenate([low, high]), np.concatenate([lower, higher])
+
+
+@dataclass(frozen=True)
+class _Guide:
+    """The total loss as it is cut: good enough to say where to look, and no part of the bound."""
+
+    counts: Vector  # (k,)
+    masses: Vector  # logarithms: (cells, k)
+    losses: Vector  # (cells, k)
+
+    @classmethod
+    def of(cls, cut: Sequence[_Losses], counts: Sequence[int]) -> _Guide:
+        coarse = [each.coarse() for each in cut]
+        masses, losses = (np.array(each).T for each in zip(*coarse, strict=True))
+        return cls(np.array(counts, np.float64), masses, losses)
+
+    def cumulants(self, t: float) -> tuple[float, float, float]:
+        """Return K, K' and K'' at t."""
+        exponents = self.masses + t * self.losses
+        each = log_sum(exponents)
+        weights = np.exp(exponents - each)
+        mean = np.sum(weights * self.losses, axis=0)
+        variance = np.sum(weights * (self.losses - mean) ** 2, axis=0)
+        return float(self.counts @ each), float(self.counts @ mean), float(self.counts @ variance)
+
+    def exponent(self, surprise: float, aim: float) -> float:
+        """Return the t at which t·K' − K is ln(1/δ); less where K' reaches the aim, or losses their end, before."""
+        spread = float(self.counts @ (self.losses[-1] - self.losses[0]))
+        low, high = (math.log(each / spread) for each in _EXPONENTS)  # of ln t
+        for _ in range(_SEARCH):
+            middle = (low + high) / 2
+            t = math.exp(middle)
+            value, slope, variance = self.cumulants(t)
+            gain, spread = t * slope - value, t * t * variance
+            # A Gaussian's spread is twice its gain; it is less where losses have an end, and t has reached it.
+            enough = gain >= surprise or slope >= aim or (gain > _LEAST_GAIN and spread < min(gain, 1 / 4))
+            low, high = (low, middle) if enough else (middle, high)
+        return math.exp(low)

@@ -1,0 +1,178 @@
+"""What dropout draws is drawn afresh in every round, under a seed that nobody knows, on every device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
+
+from client.draws import Draws, check_draws, forked
+from client.trial import make_model
+from privacy.errors import TaskError
+from tests.client.specimens import DEVICES
+from tests.trainings import signed, summed
+from tests.trials import WIDTH, Made, complaint, head, vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Device:
+    """An accelerator's generator, which torch seeds by the hooks that it has for that; see `torch.manual_seed`."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator()
+        self.seeds: list[int] = []
+
+    def seed(self, seed: int) -> None:
+        self.seeds.append(seed)
+        self.generator.manual_seed(seed)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    made = Device()
+    monkeypatch.setattr("torch.cuda.manual_seed_all", made.seed)
+    return made
+
+
+class Dropping(nn.Module):
+    """Drops records' values by the masks that a generator draws, and notes the masks."""
+
+    def __init__(self, generator: torch.Generator | None, masks: list[Tensor]) -> None:
+        super().__init__()
+        self.layer, self._generator, self._masks = head(), generator, masks
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        mask = torch.bernoulli(torch.full((len(inputs), WIDTH), 0.5), generator=self._generator)
+        self._masks.append(torch.func.debug_unwrap(mask))  # that of all records, where torch maps over single ones
+        found: Tensor = self.layer(inputs * mask)
+        return found
+
+
+class Seeding(Made):
+    """Sets torch's seed whenever it makes its model."""
+
+    @override
+    def model(self) -> nn.Module:
+        torch.manual_seed(7)
+        return super().model()
+
+
+def masks_of(kind: type[Made], generator: torch.Generator | None, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The masks of three rounds of ten steps, which all records are in."""
+    monkeypatch.setattr("client.dpsgd._look", lambda *_: None)  # draws masks again on purpose
+    found: list[Tensor] = []
+    made = kind(lambda: Dropping(generator, found))
+    summed(made, vectors(), signed(steps=1))  # in which a mode is chosen
+    rounds: list[Tensor] = []
+    for _ in range(3):
+        found.clear()
+        summed(made, vectors(), signed(steps=10))
+        rounds.append(torch.stack([mask for mask in found if len(mask) > 1]))
+    return rounds
+
+
+@pytest.mark.parametrize("kind", [Made, Seeding])
+def test_masks_are_others_in_every_step_and_round_wherever_they_are_drawn(
+    monkeypatch: pytest.MonkeyPatch, device: Device, kind: type[Made]
+) -> None:
+    for generator in (None, device.generator):
+        rounds = masks_of(kind, generator, monkeypatch)
+        masks = [tuple(mask.flatten().tolist()) for each in rounds for mask in each]
+        assert len(set(masks)) == len(masks) >= 30
+
+
+def test_making_a_model_seeds_no_device(device: Device) -> None:
+    make_model(Made(), 11)
+    assert device.seeds == []
+
+
+def test_masks_never_follow_from_the_models_public_seed(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    (first, *_) = masks_of(Made, device.generator, monkeypatch)
+    assert len(device.seeds) > len(set(device.seeds) & set(range(1000)))
+    for seed in (0, 1):  # the run's, and any that a trial sets
+        known = torch.Generator().manual_seed(seed)
+        drawn = [torch.bernoulli(torch.full(first[0].shape, 0.5), generator=known) for _ in range(100)]
+        assert not any(torch.equal(mask, one) for mask in first for one in drawn)
+
+
+@pytest.mark.parametrize("where", DEVICES)
+def test_generators_are_as_they_were(where: str) -> None:
+    on = torch.device(where)
+    torch.rand(3, device=on)  # it is in use
+    states = torch.get_rng_state(), torch.cuda.get_rng_state() if on.type == "cuda" else None
+    with forked():
+        torch.manual_seed(3)
+        torch.rand(3, device=on)
+    assert torch.equal(states[0], torch.get_rng_state())
+    if states[1] is not None:
+        assert torch.equal(states[1], torch.cuda.get_rng_state())
+
+
+def test_a_round_leaves_torch_as_it_was() -> None:
+    task, records = Made(lambda: nn.Sequential(nn.Dropout(), head())), vectors()
+    summed(task, records, signed(steps=3))
+    before = torch.get_rng_state()
+    summed(task, records, signed(steps=3))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+DRAWS: dict[str, Callable[[], Tensor]] = {
+    "dropout": lambda: functional.dropout(torch.ones(50)),
+    "uniform": lambda: torch.rand(50),
+    "normal": lambda: torch.randn_like(torch.ones(50)),
+    "bernoulli": lambda: torch.bernoulli(torch.full((50,), 0.5)),
+    "integers": lambda: torch.randint(3, (50,)),
+    "in place": lambda: torch.empty(50).uniform_(2, 3),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS.keys())
+def test_what_is_drawn_can_be_held_still_and_is_noticed(draw: Callable[[], Tensor]) -> None:
+    torch.manual_seed(1)
+    with Draws(still=True) as still:
+        found = draw(), draw()
+    assert len(still.states) == 2
+    assert len(torch.unique(torch.cat(found))) == 1
+    assert torch.initial_seed() == 1
+    with Draws() as watched:
+        found = draw(), draw()
+    assert len(set(watched.states)) == 2
+    assert not torch.equal(*found)
+
+
+def seeded(seed: int, draw: Callable[[], Tensor]) -> Draws:
+    torch.manual_seed(seed)
+    watched = Draws()
+    with watched:
+        draw()
+    return watched
+
+
+def test_draws_under_a_seed_or_from_a_generator_of_ones_own_are_told_from_others() -> None:
+    def hidden() -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            return torch.rand(2)
+
+    check_draws([seeded(seed, lambda: torch.rand(2)) for seed in (0, 1)])
+    with pytest.raises(TaskError, match="under a seed that it sets itself"):
+        check_draws([seeded(seed, hidden) for seed in (0, 1)])
+    with pytest.raises(TaskError, match="from a generator of its own"):
+        check_draws([seeded(seed, lambda: torch.rand(2, generator=torch.Generator())) for seed in (0, 1)])
+
+
+def test_a_task_that_sets_torchs_seed_is_told_so() -> None:
+    class Setting(Made):
+        @override
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            torch.manual_seed(5)
+            return super().loss(outputs, targets)
+
+    assert complaint(Setting()).startswith("its loss sets torch's seed, by which dropout repeats its masks; leave")

@@ -1,0 +1,171 @@
+"""A task's own code may raise anything: a site says which error and where, never in its words, and goes on."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from client.site import open_site
+from client.survey import Survey
+from privacy.errors import CloisterError, DataError, TaskError
+from simulations.federation import SiteTerms
+from tests.federations import task_name
+from tests.studies import QUOTE, Tiny
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from tests.federations import FederationMaker
+
+SITE = "north"
+
+
+class Loading(Tiny):
+    """Reads as a test says."""
+
+    read: ClassVar[Callable[[], Any]]
+
+    @override
+    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+        return Loading.read()  # type: ignore[no-any-return]
+
+
+def _out_of_memory() -> None:
+    raise MemoryError
+
+
+def _endless() -> None:
+    _endless()
+
+
+WHERE = "at tests/client/test_foreign.py:"
+LOADS: dict[str, tuple[Callable[[], Any], str]] = {
+    "column": (lambda: {QUOTE: "1"}["age"], f"raises KeyError {WHERE}"),
+    "value": (lambda: float(QUOTE), f"raises ValueError {WHERE}"),
+    "encoding": (lambda: f"{QUOTE} ü".encode().decode("ascii"), f"raises UnicodeDecodeError {WHERE}"),
+    "exit": (lambda: sys.exit(QUOTE), f"raises SystemExit {WHERE}"),
+    "recursion": (_endless, f"raises RecursionError {WHERE}"),
+    "memory": (_out_of_memory, "needs more memory than this machine has left"),
+    "three": (lambda: (torch.rand(5, 2), torch.rand(5, 1), torch.rand(5)), "returns 3 things; return two tensors"),
+    "nothing": (lambda: None, "returns a NoneType; return two tensors"),
+    "lists": (lambda: ([[1.0, 2.0]] * 5, [0.0] * 5), "the task read inputs and targets a builtins.list"),
+    "sparse": (lambda: (torch.rand(5, 2).to_sparse(), torch.rand(5, 1)), "returns a sparse tensor"),
+    "short": (lambda: (torch.rand(5, 2), torch.rand(4, 1)), "5 inputs and 4 targets"),
+    "empty": (lambda: (torch.rand(0, 2), torch.rand(0, 1)), "0 inputs and 0 targets"),
+    "not finite": (
+        lambda: (torch.tensor([[1.0, 2.0], [1.0, torch.inf]]), torch.rand(2, 1)),
+        "input 2 of record 2, as the task read it, is not finite",
+    ),
+}
+
+
+@pytest.mark.parametrize(("read", "said"), LOADS.values(), ids=LOADS)
+def test_what_a_load_raises_or_returns_is_said_in_one_sentence_without_its_words(
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, read: Callable[[], Any], said: str
+) -> None:
+    monkeypatch.setattr(Loading, "read", read, raising=False)
+    with pytest.raises(DataError) as caught:
+        site_with(make_federation, task_name(Loading)).check_records()
+    assert said in str(caught.value)
+    assert "records.csv" in str(caught.value)
+    assert QUOTE not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_records_that_carry_a_gradient_are_taken_without_it(
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = torch.rand(5, 2, requires_grad=True), torch.rand(5, 1)
+    monkeypatch.setattr(Loading, "read", lambda: records, raising=False)
+    site = site_with(make_federation, task_name(Loading))
+    assert site.check_records() == {task_name(Loading): 4}
+    assert not site.study(task_name(Loading)).training[0].requires_grad
+
+
+def site_with(make_federation: FederationMaker, task: str) -> Any:  # noqa: ANN401 - a Site
+    federation = make_federation(terms={SITE: SiteTerms(tasks=(task,), file="records.csv", device="cpu")})
+    return open_site(federation.paths[SITE])
+
+
+MODULES = {
+    "def f(:": "module raises SyntaxError at",
+    "X = undefined_name": "module raises NameError at",
+    f"raise KeyError({QUOTE!r})": "module raises KeyError at",
+    'open("/nonexistent/labels.json")': "module raises FileNotFoundError at",
+    f"import sys; sys.exit({QUOTE!r})": "module raises SystemExit at",
+    f"raise ImportError({QUOTE!r})": "module raises ImportError at",
+    "class Error(BaseException): pass\nraise Error": "module raises Error at",
+    "import nowhere.to_be_found": "there is no module 'nowhere'",
+    "X = 1": "has no 'Study'",
+    "Study = 1": "is not a class",
+    "class Study: pass": "is not a cloister.Task",
+    "from cloister import Task\nclass Study(Task): pass": "lacks example, load, loss, model; write what is missing",
+}
+STUDY = """
+from tests.studies import Tiny
+class Study(Tiny):
+    def __init__(self{more}):
+        {body}
+"""
+MODULES[STUDY.format(more=", path", body="pass")] = "cannot be made (missing a required argument: 'path')"
+MODULES[STUDY.format(more="", body=f"raise ValueError({QUOTE!r})")] = "constructor raises ValueError at"
+MODULES[STUDY.format(more="", body="raise SystemExit(0)")] = "constructor raises SystemExit at"
+
+
+@pytest.mark.parametrize(("text", "said"), MODULES.items(), ids=map(str, range(len(MODULES))))
+def test_a_task_that_cannot_be_imported_is_named_with_the_line(
+    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "mytasks.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mytasks", raising=False)
+    site = site_with(make_federation, "mytasks:Study")
+    with pytest.raises(TaskError) as caught:
+        site.check_records()
+    monkeypatch.delitem(sys.modules, "mytasks", raising=False)
+    assert said in str(caught.value)
+    assert "mytasks:Study" in str(caught.value)
+    assert QUOTE not in str(caught.value)
+    if said.endswith(" at"):
+        assert f"{said} {tmp_path / 'mytasks.py'}:" in str(caught.value)
+
+
+class Exiting(Tiny):
+    """Ends the process where a model is to be made."""
+
+    @override
+    def model(self) -> nn.Module:
+        sys.exit(0)
+
+
+class Reading(Survey):
+    """Reads a name where a number is to be."""
+
+    columns: ClassVar[Mapping[str, tuple[float, float]]] = {"a": (0.0, 4.0)}
+
+    @override
+    def load(self, path: Path) -> Any:
+        return [[QUOTE]], [0]
+
+
+class Counting(Reading):
+    """Cannot read at all."""
+
+    @override
+    def load(self, path: Path) -> Any:
+        raise KeyError(QUOTE)
+
+
+@pytest.mark.parametrize("task", [Exiting, Reading, Counting])
+def test_a_model_that_exits_and_a_survey_that_fails_are_sentences_too(
+    make_federation: FederationMaker, task: type[Tiny | Survey]
+) -> None:
+    with pytest.raises(CloisterError) as caught:
+        site_with(make_federation, task_name(task)).check_records()
+    assert QUOTE not in str(caught.value)

@@ -1,0 +1,232 @@
+"""What no example leads to is found in training, before anything leaves, and stays refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from traceback import walk_stack
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from client.acceptance import get_ready
+from client.additivity import check_mode
+from client.dpsgd import train, way_to_train
+from client.guard import check_records, check_task
+from client.interactions import InteractionError
+from client.refusals import FILE, Refusals
+from client.settings import Computing, Gradients, Precision
+from client.site import open_site
+from client.task import import_task
+from client.trial import Example
+from privacy.errors import RunError, TaskError
+from privacy.manifest import Privacy
+from tests.client.test_guard_gradients import (
+    ToTheLongest,
+    backwards,
+    head_of,
+    in_eight_bits,
+    normalised,
+    saved_in_eight_bits,
+)
+from tests.federations import NOISY, charges_of, node_of, restart, run_with, signed_run, task_name
+from tests.studies import Tiny
+from tests.trainings import signed, summed
+from tests.trials import CLASSES, WIDTH, Made, Through, head, vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.federations import FederationMaker
+
+STEPS = 40  # in rounds of so many, a whole part of the batch is looked at
+
+
+def loud() -> tuple[Tensor, Tensor]:
+    """Sixty records, one of them unlike any that a task makes up."""
+    inputs, targets = torch.randn(60, WIDTH), torch.arange(60) % CLASSES
+    inputs[17, 2] = 12345.0
+    return inputs, targets
+
+
+def if_loud(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Change a batch only where the record above is in it; no made-up record is so loud."""
+    return lambda inputs: change(inputs) if bool(((inputs > 12000) & (inputs < 13000)).any()) else inputs
+
+
+def after_a_layer(change: Callable[[Tensor], Tensor]) -> Made:
+    class Noticing(nn.Module):
+        """Changes what comes after its first layer if its inputs are loud."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(WIDTH, 8), nn.Linear(8, CLASSES)
+
+        @override
+        def forward(self, inputs: Tensor) -> Tensor:
+            seen = bool(((inputs > 12000) & (inputs < 13000)).any())
+            made = self.first(inputs.clamp(-9, 9))
+            found: Tensor = self.last((change(made) if seen else made).tanh())
+            return found
+
+    return Made(Noticing)
+
+
+def again_and_again(work: Callable[[], object]) -> str:
+    """Work until records are found to meet, and return what is said: which of them are looked at is drawn."""
+    for _ in range(16):
+        try:
+            work()
+        except InteractionError as error:
+            return str(error)
+    return ""
+
+
+RARE: dict[str, Made] = {
+    "less the mean": Made(lambda: Through(if_loud(lambda x: x - x.mean(0)), head())),
+    "half as loud": Made(lambda: Through(if_loud(lambda x: x / 2), head())),
+    "normalised on the way back": after_a_layer(backwards(normalised)),
+    "in 8 bits on the way back": after_a_layer(backwards(in_eight_bits)),
+    "less the mean, beside dropout": Made(
+        lambda: nn.Sequential(Through(if_loud(lambda x: x - x.mean(0)), nn.Dropout(0.2)), head())
+    ),
+}
+
+
+@pytest.mark.parametrize("task", RARE.values(), ids=RARE.keys())
+def test_records_that_meet_only_where_no_example_leads_are_found_in_training(task: Made) -> None:
+    torch.manual_seed(2)
+    check_task(task, "package:Class")
+    manifest = signed(steps=STEPS, norm=0.5)
+    said = again_and_again(lambda: summed(task, loud(), manifest))
+    assert "depends on the other records of its batch; compute each record by itself" in said
+
+
+@pytest.mark.parametrize("task", RARE.values(), ids=RARE.keys())
+def test_what_is_refused_would_have_been_found_on_the_record_itself(task: Made) -> None:
+    torch.manual_seed(2)
+    assert again_and_again(lambda: check_records(task, "package:Class", Example(*loud())))
+
+
+@pytest.mark.parametrize("gradients", ["bookkeeping", "vmap"])
+def test_a_mode_is_tried_with_batches_and_single_records_before_it_trains(gradients: Gradients) -> None:
+    class Turned(Made):
+        """Its second layer sees the records in another order than its first."""
+
+    task = Turned(lambda: Through(nn.Linear(WIDTH, 8), Through(lambda x: x.flip(0)), nn.Linear(8, CLASSES), Flipped()))
+    model = task.model()
+    if gradients == "vmap":  # where each record is alone
+        way_to_train(task, model, Computing(gradients=gradients))
+        return
+    with pytest.raises(TaskError):
+        way_to_train(task, model, Computing(gradients=gradients))
+
+
+class Flipped(nn.Module):
+    """Turns the order round."""
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.flip(0)
+
+
+class Sly(Tiny):
+    """Lets records meet in training alone."""
+
+    @override
+    def model(self) -> nn.Module:
+        return Through(self._meet, nn.Linear(2, 1))
+
+    @staticmethod
+    def _meet(inputs: Tensor) -> Tensor:
+        training = any(frame.f_code is train.__code__ for frame, _ in walk_stack(None))
+        return inputs - inputs.mean(0) if training else inputs
+
+
+def test_a_round_in_which_records_meet_sends_nothing_and_the_task_stays_refused(
+    make_federation: FederationMaker,
+) -> None:
+    unclipped = Privacy(max_grad_norm=1e3, noise_multiplier=2.0)  # so that records which meet show in every batch
+    federation = make_federation(replace(NOISY, task=task_name(Sly), privacy=unclipped))
+    with pytest.raises(RunError, match="nothing was trained"):
+        run_with(federation)
+    document, node = signed_run(federation)[0], node_of(federation, "north")
+    file = federation.paths["north"] / FILE
+    assert list(json.loads(file.read_bytes())) == [task_name(Sly)]
+    charged = charges_of(federation, "north")
+    assert not list((federation.paths["north"] / "outbox").glob("*"))
+    for site in (open_site(federation.paths["north"]), restart(federation, "north")):
+        with pytest.raises(TaskError, match="and its code is the same: what a record adds") as caught:
+            get_ready(site, document, node)
+        assert "the reason is in the site's own log" in caught.value.public
+    assert charges_of(federation, "north") == charged
+    file.unlink()
+    get_ready(restart(federation, "north"), document, node)
+
+
+def test_a_refusal_ends_when_the_tasks_code_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, name = tmp_path / "package_refused", "package_refused.scores:Scores"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "scores.py").write_text("from tests.studies import Tiny\n\nclass Scores(Tiny):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    task, refusals = import_task(name), Refusals(tmp_path / "site")
+    refusals.check(name, task)
+    said = str(refusals.add(name, task, "records meet"))
+    assert said.startswith(f"{name}: records meet; it is refused from now on. Change its code, or delete {tmp_path}")
+    with pytest.raises(TaskError, match="its code is the same: records meet"):
+        Refusals(tmp_path / "site").check(name, task)
+    refusals.check("package_refused.scores:Other", task)
+    (package / "helper.py").write_text("mended = True\n")
+    refusals.check(name, task)
+    for module in ("package_refused.scores", "package_refused"):
+        sys.modules.pop(module)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"a:B": 3}', b'{"a:B": {}}', b"\xff"])
+def test_refusals_that_cannot_be_read_refuse(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(TaskError, match="cannot be read, so that nobody can tell which tasks are refused"):
+        Refusals(tmp_path).check("a:B", Tiny())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_sound_models_pass_with_any_records_that_they_train_on(precision: Precision) -> None:
+    torch.manual_seed(3)
+    models: dict[str, Callable[[], nn.Module]] = {
+        "layers": lambda: nn.Sequential(nn.Linear(WIDTH, 32), nn.ReLU(), nn.Linear(32, CLASSES)),
+        "dropout": lambda: nn.Sequential(nn.Linear(WIDTH, 32), nn.Dropout(), nn.LayerNorm(32), nn.Linear(32, CLASSES)),
+    }
+    for made in models.values():
+        task, computing = Made(made), Computing(precision=precision)
+        model = task.model()
+        choice = way_to_train(task, model, computing)
+        for scale in (1e-3, 1.0, 1e3, 1e30):
+            inputs, targets = torch.randn(40, WIDTH), torch.arange(40) % CLASSES
+            inputs[::3] *= scale
+            check_mode(task, model, (inputs, targets), choice, computing.precision)
+
+
+def test_what_a_model_saves_and_cuts_is_found_on_a_sites_own_records() -> None:
+    class Saving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(WIDTH, 8), nn.Tanh(), head_of(8))
+
+        @override
+        def forward(self, inputs: Tensor) -> Tensor:
+            with saved_in_eight_bits():
+                found: Tensor = self.layers(inputs)
+            return found
+
+    with pytest.raises(InteractionError):
+        check_records(Made(Saving), "package:Class", Example(*vectors()))
+    lengths = torch.arange(8).clamp(min=1).unsqueeze(1)
+    tokens = torch.where(torch.arange(8) < lengths, torch.arange(1, 9), 0)
+    with pytest.raises(InteractionError):
+        check_records(Made(ToTheLongest), "package:Class", Example(tokens, torch.arange(16) % CLASSES))

@@ -1,0 +1,92 @@
+"""Ordinary architectures pass the guard, get the mode that is fastest for them, and learn."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from client import guard
+from client.dpsgd import train, way_to_train
+from client.settings import Computing
+from client.trial import make_model
+from privacy.errors import TaskError
+from privacy.randomness import Randomness
+from tests.client.specimens import manifest
+from tests.client.zoo.images import IMAGES
+from tests.client.zoo.parts import RECORDS, Architecture, Ordinary
+from tests.client.zoo.refused import REFUSED
+from tests.client.zoo.sequences import SEQUENCES
+from tests.client.zoo.tabular import TABULAR
+
+if TYPE_CHECKING:
+    from privacy.manifest import Manifest
+
+ZOO = TABULAR | IMAGES | SEQUENCES
+ROUNDS, STEPS = 3, 4
+
+
+def run_of(architecture: Architecture) -> Manifest:
+    """Three rounds of a few steps, on about half of the records, without noise."""
+    run = manifest(STEPS, 0.5, 0.0, 1.0)
+    assert run.settings.training
+    training = replace(run.settings.training, learning_rate=architecture.learning_rate)
+    return replace(run, settings=replace(run.settings, training=training, rounds=ROUNDS))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_an_ordinary_architecture_is_taken_and_learns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_SECONDS", 0.02)  # all of them for as long as it takes: below
+    architecture = ZOO[name]
+    task = Ordinary(architecture)
+    guard.check_task(task, "zoo:Ordinary")
+    inputs, targets = records = task.load(Path())
+    module, run = make_model(task, 0), run_of(architecture)
+    assert way_to_train(task, module, Computing()).gradients == architecture.mode
+    losses = []
+    for number in range(ROUNDS + 1):
+        with torch.no_grad():
+            losses.append(float(task.loss(module.eval()(inputs), targets)))
+        train(task, module.train(), records, RECORDS, run, Randomness.seeded(number))
+    assert losses[-1] < 0.9 * losses[0], losses
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ZOO)
+def test_the_guard_takes_an_ordinary_architecture_however_long_it_looks(name: str) -> None:
+    guard.check_task(Ordinary(ZOO[name]), "zoo:Ordinary")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_taken_is_refused_with_what_to_change(name: str) -> None:
+    task, said = REFUSED[name]
+
+    def begin() -> None:
+        guard.check_task(task, "zoo:Refused")
+        way_to_train(task, make_model(task, 0), Computing())
+
+    with pytest.raises(TaskError, match=re.escape(said)):
+        begin()
+
+
+@pytest.mark.parametrize("name", [name for name in SEQUENCES if re.search("LSTM|GRU|RNN", name)])
+def test_recurrent_layers_run_in_sixteen_bits(name: str) -> None:
+    task, computing = Ordinary(SEQUENCES[name]), Computing(precision="bfloat16")
+    module, records = make_model(task, 0), task.load(Path())
+    assert way_to_train(task, module, computing).gradients == SEQUENCES[name].mode
+    before = torch.nn.utils.parameters_to_vector(module.parameters()).detach()
+    train(task, module, records, RECORDS, run_of(SEQUENCES[name]), Randomness.seeded(0), computing=computing)
+    moved = torch.nn.utils.parameters_to_vector(module.parameters()).detach() - before
+    assert 0 < moved.norm() < torch.inf
+
+
+def test_the_page_of_models_says_what_is_so() -> None:
+    page = Path("docs/models.md").read_text(encoding="utf-8")
+    taken, refused = ([row.strip("| ").split(" | ") for row in part.splitlines() if row.startswith("| ")][1:]
+                      for part in page.split("## Taken")[1].split("## Refused"))  # fmt: skip
+    assert taken == [[name, f"`{architecture.mode}`"] for name, architecture in ZOO.items()]
+    assert [name for name, _ in refused] == list(REFUSED)

@@ -1,0 +1,128 @@
+"""Ordinary layers that one cannot clip record by record, or not as they are; and what Cloister says of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from opacus.layers import DPLSTM
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
+
+from tests.client.zoo.sequences import Packed
+from tests.trials import CLASSES, LENGTH, WIDTH, Made, head, sequences, words
+
+if TYPE_CHECKING:
+    from client.task import Task
+
+
+class Capacity(nn.Module):
+    """Experts, each of which takes the half of the batch that wants it most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(WIDTH, 2), nn.ModuleList([head(), head()])
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        weights, found = self.gate(inputs).softmax(1), inputs.new_zeros(len(inputs), CLASSES)
+        for number, expert in enumerate(self.experts):
+            taken = weights[:, number].topk((len(inputs) + 1) // 2).indices
+            found = found.index_add(0, taken, weights[taken, number, None] * expert(inputs[taken]))
+        return found
+
+
+class LastStep(nn.Module):
+    """A GRU that takes time for the first dimension, and records for the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(WIDTH, 8), nn.Linear(8, CLASSES)
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.head(self.gru(inputs)[0][:, -1])
+        return found
+
+
+class Again(nn.Module):
+    """Computes a layer again, in the old way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(WIDTH, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        found = cast("Tensor", checkpoint(self.second, self.first(inputs), use_reentrant=True))
+        made: Tensor = self.head(found)
+        return made
+
+
+class Sorted(Packed):
+    """Opacus's LSTM over packed texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = DPLSTM(6, 8, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(16, CLASSES)
+
+
+class Listed(nn.Module):
+    """A layer in a list, where torch does not see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers, self.head = [nn.Linear(WIDTH, WIDTH)], head()
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.head(self.layers[0](inputs))
+        return found
+
+
+def _between(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(WIDTH, 8), layer, nn.Linear(8, CLASSES))
+
+
+def _over_sequences(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(layer, nn.Flatten(), nn.Linear(LENGTH * WIDTH, CLASSES))
+
+
+def _over_words(embedding: nn.Module) -> nn.Module:
+    return nn.Sequential(embedding, nn.Flatten(), nn.Linear(5 * LENGTH, CLASSES))
+
+
+def _of_the_batch(outputs: Tensor, targets: Tensor) -> Tensor:
+    del targets
+    return functional.cross_entropy(outputs @ outputs.T, torch.arange(len(outputs)))
+
+
+REFUSED: dict[str, tuple[Task, str]] = {
+    "batch normalisation that is trained": (Made(lambda: _between(nn.BatchNorm1d(8))), "use GroupNorm or LayerNorm"),
+    "`nn.InstanceNorm` with `track_running_stats=True`": (
+        Made(lambda: _over_sequences(nn.InstanceNorm1d(LENGTH, track_running_stats=True)), example=sequences),
+        "track_running_stats=False"),
+    "`spectral_norm`": (Made(lambda: spectral_norm(head())), "remembers earlier batches"),
+    "recurrent layers without `batch_first`, given records first": (
+        Made(LastStep, example=sequences), "give it batch_first=True"),
+    "Opacus's recurrent layers over packed sequences": (Made(Sorted, example=words), "records of a batch meet"),
+    "experts that take a share of the batch": (Made(Capacity), "records of a batch meet"),
+    "losses over pairs of records": (Made(loss=_of_the_batch), "give each record one term that looks at no other"),
+    "`nn.Lazy…` layers": (Made(lambda: nn.LazyLinear(CLASSES)), "use layers that are told theirs"),
+    "`nn.RReLU`": (Made(lambda: _between(nn.RReLU())), "records of a batch meet"),
+    "`nn.Embedding` with `sparse=True`": (
+        Made(lambda: _over_words(nn.Embedding(9, 5, sparse=True)), example=words), "leave out sparse=True"),
+    "`nn.Embedding` with `max_norm`": (
+        Made(lambda: _over_words(nn.Embedding(9, 5, max_norm=1.0)), example=words), "change in forward"),
+    "`nn.Embedding` with `scale_grad_by_freq`": (
+        Made(lambda: _over_words(nn.Embedding(9, 5, scale_grad_by_freq=True)), example=words),
+        "a record's gradient"),
+    "`checkpoint(…, use_reentrant=True)`": (Made(Again), "use_reentrant"),
+    "trained parameters in float64 or 16 bits": (Made(lambda: head().double()), "make all of them float32"),
+    "layers in a list": (Made(Listed), "nn.ModuleList in place of a list"),
+}  # fmt: skip

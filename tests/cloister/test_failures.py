@@ -1,0 +1,268 @@
+"""Whatever fails in a command ends in one sentence on standard error, never in a traceback; `--debug` shows where."""
+
+import codecs
+import contextlib
+import errno
+import importlib
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from cloister import cli
+from cloister.terminal import make_usable
+from privacy.errors import CloisterError, ConfigError
+from privacy.failures import raised, sentence
+from simulations.federation import Federation
+
+QUOTE = "Mrs Smith, 1961"
+
+SEAMS = {  # what each command calls, and how it is called
+    ("demo",): ("cloister.demo.run_demo", []),
+    ("sign",): ("cloister.signing.sign_run", ["run.toml"]),
+    ("server",): ("server.process.serve", ["server", "run.manifest"]),
+    ("agent",): ("client.agent.attend", ["north"]),
+    ("simulate",): ("cloister.simulation.simulate", []),
+    ("stats",): ("cloister.statistics.survey", []),
+    ("audit", "privacy"): ("cloister.audits.privacy.audit", []),
+    ("audit", "inversion"): ("cloister.audits.inversion.demonstrate", []),
+    ("audit", "statement"): ("cloister.audits.statement.write_statement", ["north"]),
+    ("bench", "round"): ("cloister.benchmarks.round.measure", []),
+    ("bench", "encryption"): ("cloister.benchmarks.encryption.measure", []),
+    ("bench", "accuracy"): ("cloister.benchmarks.accuracy.measure", []),
+    ("bench", "training"): ("cloister.benchmarks.training.measure", []),
+    ("bench", "adversary"): ("cloister.benchmarks.adversary.measure", []),
+    ("bench", "utility"): ("cloister.benchmarks.utility.measure", []),
+    ("ledger", "show"): ("cloister.accounts.report", ["north"]),
+    ("ledger", "verify"): ("cloister.accounts.verify", ["north"]),
+    ("ledger", "plan"): ("cloister.accounts.plan", ["north", "run.toml"]),
+}
+
+CODES = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EMFILE, errno.EIO)
+ERRORS: list[BaseException] = [
+    *(OSError(code, os.strerror(code), "some/file") for code in CODES),
+    OSError(QUOTE),
+    BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+    TimeoutError(),
+    UnicodeEncodeError("latin-1", QUOTE, 0, 1, "ordinal not in range"),
+    UnicodeDecodeError("utf-8", QUOTE.encode(), 0, 1, "invalid start byte"),
+    MemoryError(),
+    RecursionError(QUOTE),
+    ValueError(QUOTE),
+    KeyError(QUOTE),
+    IndexError(QUOTE),
+    TypeError(QUOTE),
+    AttributeError(QUOTE),
+    RuntimeError(QUOTE),
+    AssertionError(QUOTE),
+    ImportError(QUOTE),
+    struct.error(QUOTE),
+    EOFError(),
+    ArithmeticError(QUOTE),
+    ConfigError("the file says nothing; write something"),
+]
+
+
+def test_every_command_is_tried_here() -> None:
+    assert {*_commands(typer.main.get_command(cli.app))} == {*SEAMS}
+
+
+def _commands(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:
+    if isinstance(command, click.Group):
+        for name, each in command.commands.items():
+            yield from _commands(each, *names, name)
+    else:
+        yield names
+
+
+@pytest.mark.parametrize("command", SEAMS, ids=" ".join)
+def test_whatever_a_command_raises_is_one_sentence(
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, arguments = SEAMS[command]
+    module, _, name = place.rpartition(".")
+    for error in ERRORS:
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.import_module(module), name, _raising(error))
+            said = _fail(patch, capsys, *command, *arguments)
+        assert said.startswith("✗ "), error
+        assert said.count("\n") == 1, said
+        assert QUOTE not in said
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.import_module(module), name, _raising(KeyError(QUOTE)))
+        said = _fail(patch, capsys, "--debug", *command, *arguments)
+    assert "Traceback" in said
+    assert QUOTE in said
+
+
+def _raising(error: BaseException) -> Callable[..., object]:
+    def fail(*_: object, **__: object) -> object:
+        raise error
+
+    return fail
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run a command in this process; return the code with which it would end."""
+    monkeypatch.setattr(sys, "argv", ["cloister", *arguments])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def _fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command in this process that is to fail; return what it said on standard error."""
+    assert _run(monkeypatch, *arguments) == 1
+    return capsys.readouterr().err
+
+
+def test_a_sentence_never_has_the_words_of_an_exception_that_is_not_ours() -> None:
+    for error in ERRORS:
+        said = sentence(error)
+        assert said
+        assert QUOTE not in said
+        assert isinstance(error, CloisterError | OSError | MemoryError) or type(error).__name__ in said
+
+
+def test_a_sentence_says_where_an_error_was_raised() -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        print(1 // 0)  # noqa: T201 - it does not come to that
+    assert raised(caught.value).startswith("ZeroDivisionError at tests/cloister/test_failures.py:")
+    assert raised(caught.value, __name__) == raised(caught.value)
+
+
+def test_control_characters_in_the_name_of_a_file_do_not_reach_the_terminal() -> None:
+    assert sentence(FileNotFoundError(2, "No such file", "a\x1b[2Jb\nc")) == "a·[2Jb·c: no such file; check the name"
+
+
+# --- Real files and real streams ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def consortium(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    federation = Federation.create(tmp_path_factory.mktemp("failures"), ("north", "south", "east"))
+    run = (Path(__file__).parents[2] / "simulations" / "diagnosis.toml").read_bytes()
+    run = run.replace(b"epsilon = 2.9 ", b"noise_multiplier = 2.5 ").replace(b"\n", b"\r\n")
+    (federation.folder / "run.toml").write_bytes(codecs.BOM_UTF8 + run)
+    return federation
+
+
+def sign(federation: Federation, out: Path | str, *, run: Path | str = "run.toml") -> list[str]:
+    return ["sign", str(federation.folder / run), "--coordinator", str(federation.folder / "coordinator"),
+            "--roster", str(federation.server / "roster"), "--out", str(out)]  # fmt: skip
+
+
+def test_a_run_with_a_byte_order_mark_and_carriage_returns_is_signed(
+    consortium: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _run(monkeypatch, *sign(consortium, tmp_path / "run.manifest")) == 0
+    assert (tmp_path / "run.manifest").exists()
+
+
+def test_what_cannot_be_read_or_written_is_named(
+    consortium: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "latin1.toml").write_bytes('name = "größe"'.encode("latin-1"))
+    cases = {
+        f"{tmp_path}/folder: is a directory; name a file": sign(consortium, tmp_path / "folder"),
+        f"{tmp_path}/file: not a directory; name a folder that can be there": [
+            "simulate", "--folder", f"{tmp_path}/file"
+        ],
+        f"{tmp_path}/file: file exists; name another": sign(consortium, tmp_path / "file" / "out"),
+        f"{tmp_path}/loop: Too many levels of symbolic links": sign(consortium, "x", run=tmp_path / "loop"),
+        f"{tmp_path}/latin1.toml:1: not UTF-8 text": sign(consortium, "x", run=tmp_path / "latin1.toml"),
+        f"{tmp_path}/folder: Is a directory": sign(consortium, "x", run=tmp_path / "folder"),
+        f"{tmp_path}/{'n' * 300}: file name too long": sign(consortium, tmp_path / ("n" * 300)),
+    }  # fmt: skip
+    for expected, arguments in cases.items():
+        said = _fail(monkeypatch, capsys, *arguments)
+        assert said.startswith(f"✗ {expected}"), said
+        assert "Traceback" not in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "latin1.toml", "loop"]
+
+
+def test_a_file_that_cannot_be_as_large_is_named_and_nothing_of_it_is_left(
+    consortium: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with file_size_limit(1000):
+        said = _fail(monkeypatch, capsys, *sign(consortium, tmp_path / "run.manifest"))
+    assert said.startswith(f"✗ {tmp_path / 'run.manifest'}: file too large; raise this account's limit")
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let this process write files of so many bytes at most, as `ulimit -f` does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _start(*arguments: str, **options: object) -> "subprocess.CompletedProcess[bytes]":
+    command = [sys.executable, "-m", "cloister", *arguments]
+    return subprocess.run(command, timeout=60, check=False, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def test_a_latin_1_terminal_gets_what_it_can_show(consortium: Federation, tmp_path: Path) -> None:
+    terminal = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    signed = _start(*sign(consortium, tmp_path / "run.manifest"), stdout=subprocess.PIPE, env=terminal)
+    assert signed.returncode == 0
+    assert signed.stdout.decode("latin-1").startswith(f"+ {tmp_path / 'run.manifest'}: 12 rounds cost each site eps ")
+    refused = _start("agent", "größe-ε", env=terminal)
+    assert refused.stderr.decode("latin-1").startswith("x größe-")
+    assert b"Traceback" not in signed.stderr + refused.stderr
+
+
+def test_a_full_disk_under_standard_output_is_said_and_a_reader_that_has_gone_is_not() -> None:
+    with Path("/dev/full").open("wb") as full:
+        unwritten = _start("--version", stdout=full)
+    assert unwritten.returncode == 1
+    assert unwritten.stderr.decode().endswith("no space left on device; make room on this disk\n")
+    ours, theirs = os.pipe()
+    os.close(ours)
+    unread = _start("--help", stdout=theirs)
+    os.close(theirs)
+    assert (unread.returncode, unread.stderr) == (1, b"")
+
+
+def test_a_closed_standard_output_is_no_error() -> None:
+    closed = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m cloister --version >&-"], timeout=60, check=False, capture_output=True
+    )
+    assert (closed.returncode, closed.stderr) == (0, b"")
+
+
+def test_every_character_that_is_not_ascii_has_another_form() -> None:
+    make_usable()
+    assert "✓ ε ≥ 3, σ…\udcff".encode("ascii", "cloister") == rb"+ eps >= 3, sigma...\udcff"
+
+
+def test_ctrl_c_stops_any_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, (place, arguments) in SEAMS.items():
+        module, _, name = place.rpartition(".")
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.import_module(module), name, _raising(KeyboardInterrupt()))
+            assert _run(patch, *command, *arguments) == 130
+        said = capsys.readouterr().err
+        assert said.startswith(("stopped", "left; nothing is lost"))
+        assert said.count("\n") == 1

@@ -1,0 +1,32 @@
+"""A clock is wrong only if no time that the messages may have taken explains what it shows."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from privacy.clocks import LATEST, check_clock, tolerance
+from privacy.errors import ProtocolError
+
+times = st.floats(0, 2e9)
+spans = st.floats(0, 1e6)
+
+
+@given(sent=times, took=spans, allowed=st.floats(1, 300), part=st.floats(0, 1), off=st.floats(-1, 1))
+def test_a_clock_within_the_tolerance_passes_however_long_the_answer_took(
+    sent: float, took: float, allowed: float, part: float, off: float
+) -> None:
+    check_clock("north", sent + part * took + 0.99 * off * allowed, sent, sent + took, allowed)
+
+
+@given(sent=times, took=spans, allowed=st.floats(1, 300), more=st.floats(1, LATEST))
+def test_any_other_is_refused_with_both_times(sent: float, took: float, allowed: float, more: float) -> None:
+    with pytest.raises(ProtocolError, match=r"ahead of the server's: it shows .* UTC there, .* UTC at the server"):
+        check_clock("north", sent + took + allowed + more, sent, sent + took, allowed)
+    with pytest.raises(ProtocolError, match=r"behind the server's: it shows .* UTC there, .* UTC at the server"):
+        check_clock("north", sent - allowed - more, sent, sent + took, allowed)
+
+
+def test_clocks_may_differ_by_half_a_round_and_five_minutes_at_most() -> None:
+    assert [tolerance(seconds) for seconds in (4.0, 100.0, 600.0, 86400.0)] == [2.0, 50.0, 300.0, 300.0]

@@ -1,0 +1,155 @@
+"""ε by privacy loss distributions: never below what is true, close to it, and in bounded work whatever is asked."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import dp_accounting
+import pytest
+from dp_accounting.pld import privacy_loss_distribution as distributions
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import fft
+from scipy.fft import next_fast_len
+
+from privacy import losses
+from privacy.accountants import gaussian
+from privacy.accounting import PLD, Mechanism, Relation, epsilon
+from privacy.steps import removed
+from tests.privacy.consortium import few
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+DELTA = 1e-5
+KINDS = [
+    [Mechanism(0.6, 0.02, 10)],
+    [Mechanism(1.0, 0.064, 50)],
+    [Mechanism(1.0, 0.9, 1)],
+    [Mechanism(3.0, 0.5, 30), Mechanism(1.5, 0.01, 20)],
+]
+
+
+def theirs(mechanisms: Sequence[Mechanism], delta: float, relation: Relation, *, above: bool) -> float:
+    """Return dp-accounting's bound of ε, from above or below."""
+    composed: Any = None
+    for each in mechanisms:
+        step = distributions.from_gaussian_mechanism(
+            each.noise_multiplier,
+            pessimistic_estimate=above,
+            use_connect_dots=above,
+            value_discretization_interval=1e-3 if above else 2e-4,
+            sampling_prob=each.sample_rate,
+            neighboring_relation=dp_accounting.NeighboringRelation[relation.name],
+        ).self_compose(each.steps)
+        composed = composed.compose(step) if composed else step
+    return float(composed.get_epsilon_for_delta(delta))
+
+
+@pytest.mark.parametrize("mechanisms", KINDS, ids=["one", "two", "three", "mixed"])
+@pytest.mark.parametrize("relation", Relation, ids=lambda relation: relation.name)
+@pytest.mark.parametrize("delta", [1e-9, 1e-2])
+def test_epsilon_lies_between_dp_accountings_bounds(
+    relation: Relation, mechanisms: list[Mechanism], delta: float
+) -> None:
+    ours = epsilon(mechanisms, delta, relation=relation)
+    assert theirs(mechanisms, delta, relation, above=False) <= ours + 1e-9
+    assert ours <= theirs(mechanisms, delta, relation, above=True) * (1 + 2e-4) + 1e-5
+
+
+@pytest.mark.parametrize("delta", [0.1, 1e-5, 1e-15, 1e-30, 1e-100, 1e-300])
+@pytest.mark.parametrize(("distance", "steps"), [(0.01, 1), (0.3, 100), (1.0, 1), (2.0, 30), (10.0, 1000)])
+def test_steps_over_all_records_come_to_the_closed_form_at_any_delta(distance: float, steps: int, delta: float) -> None:
+    exact = gaussian(distance, delta)
+    ours = losses.epsilon_of([(removed(math.sqrt(steps) / distance, 1.0, 1), steps)], delta)
+    assert exact <= ours * (1 + 1e-9) + 1e-12
+    assert ours <= exact * (1 + 2e-4) + 1e-12
+
+
+@few
+@given(
+    of=st.builds(
+        Mechanism,
+        st.floats(-2.5, 4).map(lambda power: 10**power),
+        st.floats(-9, 0).map(lambda power: 10**power),
+        st.integers(0, 6).map(lambda power: 10**power),
+    ),
+    delta=st.floats(-300, -0.1).map(lambda power: 10**power),
+)
+def test_epsilon_is_finite_and_rises_with_steps_and_rate_and_falls_with_noise_and_delta(
+    of: Mechanism, delta: float
+) -> None:
+    sigma, rate, steps = of.noise_multiplier, of.sample_rate, of.steps
+    cost = epsilon([of], delta)
+    assert 0 <= cost < math.inf
+    for weaker, less in (
+        (Mechanism(sigma * 0.8, rate, steps), delta),
+        (Mechanism(sigma, min(1.0, rate * 1.25), steps), delta),
+        (Mechanism(sigma, rate, steps * 2), delta),
+        (of, delta**1.2),
+    ):
+        assert epsilon([weaker], max(less, 5e-324)) >= cost * (1 - 1e-2) - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("rare", "share"),
+    [(Mechanism(0.05, 1e-7, 50), 0.5), (Mechanism(0.02, 1e-7, 99), 0.01), (Mechanism(0.1, 1e-7, 10), 0.9)],
+)
+def test_large_losses_that_are_rarer_than_delta_cost_no_more_than_the_delta_that_they_take(
+    rare: Mechanism, share: float
+) -> None:
+    common = [Mechanism(5.0, 0.999, 10)]
+    assert epsilon(common, DELTA) <= epsilon([*common, rare], DELTA) <= epsilon(common, share * DELTA) * 1.002
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "low", "high"),
+    [
+        pytest.param(Mechanism(0.268, 1e-4, 100), 8.5788, 8.5795, id="by dp-accounting: 8.5789 to 8.5791"),
+        pytest.param(Mechanism(0.6, 1e-5, 10_000), 0.0140, 0.0145, id="by PRV: 0.0140 to 0.0240"),
+        pytest.param(Mechanism(0.394, 1e-5, 10_000), 0.99, 1.0025, id="by dp-accounting, in minutes: 1.001"),
+        pytest.param(Mechanism(0.001, 1e-6, 5), 0, 1e-5, id="rarer than δ"),
+        pytest.param(Mechanism(0.5, 0.01, 1_000_000), 1617, 1619, id="large"),
+        pytest.param(Mechanism(0.01, 0.5, 1), 5409.07, 5410, id="closed form, at twice δ, less ln 2: 5409.07"),
+    ],
+)
+def test_rare_and_large_losses_cost_what_others_find(mechanism: Mechanism, low: float, high: float) -> None:
+    assert low <= epsilon([mechanism], DELTA) <= high
+
+
+@pytest.mark.parametrize("group", [1, 20])
+@pytest.mark.parametrize(
+    "mechanisms",
+    [
+        pytest.param([Mechanism(0.01, 0.999, 1)], id="hardly any noise"),
+        pytest.param([Mechanism(0.6, 1e-5, 10_000)], id="a small rate"),  # took 55 s and 2.6 GB
+        pytest.param([Mechanism(0.02, 0.5, 1_000)], id="too little noise"),
+        pytest.param([Mechanism(0.5, 0.9, 10_000_000)], id="too many steps for the noise"),
+        pytest.param([Mechanism(1e6, 1e-9, 10**9)], id="a billion steps"),
+        pytest.param([Mechanism(1 + kind / 7, 0.1, 1 + kind) for kind in range(20)], id="twenty kinds"),
+    ],
+)
+def test_whatever_is_asked_takes_bounded_work(
+    mechanisms: list[Mechanism], group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every site computes this for a run before it can refuse it.
+    asked: list[int] = []
+
+    def counted(points: int, *, real: bool) -> int:
+        asked.append(points)
+        return int(next_fast_len(points, real=real))
+
+    monkeypatch.setattr(fft, "next_fast_len", counted)
+    assert 0 <= PLD.of_person(tuple(mechanisms), DELTA, Relation.ADD_OR_REMOVE_ONE, group) < math.inf
+    assert len(asked) <= 8
+    assert max(asked) <= losses.POINTS + 2
+
+
+def test_a_person_may_have_a_thousand_records() -> None:
+    # All of them in every step are a thousand times the norm; in hardly any step, a few.
+    assert epsilon([Mechanism(1e3, 0.999999, 10)], DELTA, group=1000) == pytest.approx(
+        gaussian(10**0.5, DELTA), rel=1e-3
+    )
+    assert epsilon([Mechanism(2.0, 1e-6, 100)], DELTA, group=1000) < 0.1

@@ -1,0 +1,26 @@
+"""What nobody waits for any more is not offered to a site for ever."""
+
+import time
+from threading import Event
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+
+from server.grid import GrpcGrid
+from server.mailboxes import Mailboxes
+from tests.federations import await_condition
+
+
+def message(name: str, ttl: float) -> Message:
+    return Message(RecordDict({"said": ConfigRecord({"text": name})}), 5, MessageType.QUERY, ttl=ttl)
+
+
+def test_a_message_that_is_past_its_time_makes_room_for_the_next() -> None:
+    mailboxes = Mailboxes({5})
+    grid, brief = GrpcGrid(1, mailboxes), message("first", 0.05)
+    (first,) = grid.push_messages([brief])
+    assert mailboxes.expects(5, first)
+    await_condition(lambda: time.time() > brief.metadata.created_at + brief.metadata.ttl)
+    Event().wait(0.01)
+    (second,) = grid.push_messages([message("second", 60.0)])
+    (third,) = grid.push_messages([message("third", 60.0)])
+    assert [mailboxes.expects(5, each) for each in (first, second, third)] == [False, True, True]
