@@ -70,10 +70,11 @@ def get_ready(
         TaskError: if the task's gradients cannot be computed here.
         DataError: if a record cannot be used, or none is left.
         BudgetError: if what is left of the budget does not cover the rest of the run.
-        RefusedError: if the model suits no share of the noise, or no memory here.
+        RefusedError: if the run's time is over, or the model suits no share of the noise, or no memory here.
         StorageError: if a disk has no room for what a round writes.
     """
     accepted, now = accept(site, document), time.time()
+    accepted.manifest.check_valid(now)
     seconds = accepted.manifest.settings.cohort.round_deadline_seconds
     if sent is not None:  # how long the question was under way is not known here: the server looks at that
         check_clock(site.name, now, sent, sent + seconds, tolerance(seconds))
@@ -96,6 +97,7 @@ def get_ready(
         epoch=keys.epoch if keys else 0,
         keys=keys.fingerprint if keys else "",
         latest=site.keyring.latest,
+        pairs=site.keyring.shares_with(keys),
         clock=now,
         signature=b"",
     )

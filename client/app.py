@@ -17,8 +17,8 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.acceptance import accept, get_ready
-from client.epochs import accept_letter, lead_epoch
-from client.masking import reveal
+from client.epochs import accept_letter, accept_pairs, lead_epoch
+from client.masking import agree, reveal
 from client.opening import open_sum
 from client.progress import look, shared
 from client.round import train_round
@@ -26,11 +26,11 @@ from client.site import Site, open_site
 from privacy.errors import CloisterError, ConfigError, StorageError
 from privacy.failures import sentence
 from privacy.heads import check_head, sign_head
-from transport.ceremony import pack_keys, read_lead, read_letter_from
+from transport.ceremony import pack_keys, pack_shared, read_lead, read_letter_from, read_pairs
 from transport.contents import pack_opened, pack_readiness, pack_update, read_manifest, read_sent, read_train, take_sum
 from transport.flower import FAILED, REFUSED, reply
 from transport.heads import put_head, read_head
-from transport.masking import pack_revealed, read_reveal
+from transport.masking import pack_agreed, pack_revealed, read_contributors, read_signatures
 from transport.reports import LARGEST_EPSILON
 
 if TYPE_CHECKING:
@@ -45,9 +45,15 @@ def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
     """Make the app of nodes whose sites are open, or are opened by `site_of`, which is called for every message."""
     app = ClientApp()
     for register, work in (
-        (app.query(), query), (app.query("lead"), lead), (app.query("accept"), accept_keys),
-        (app.query("reveal"), reveal_mask), (app.train(), train), (app.evaluate(), open_and_evaluate),
-    ):  # fmt: skip
+        (app.query(), query),
+        (app.query("lead"), lead),
+        (app.query("accept"), accept_keys),
+        (app.query("pairs"), share_secrets),
+        (app.query("agree"), agree_on_contributors),
+        (app.query("reveal"), reveal_mask),
+        (app.train(), train),
+        (app.evaluate(), open_and_evaluate),
+    ):
         register(_answering(site_of, work))
     return app
 
@@ -116,18 +122,30 @@ def query(site: Site, message: Message) -> RecordDict:
 def lead(site: Site, message: Message) -> RecordDict:
     """Make the keys of a new epoch and seal them to every member."""
     keys, letters = lead_epoch(site, read_lead(message.content))
-    return pack_keys(keys.epoch, keys.fingerprint, letters)
+    return pack_keys(keys.epoch, keys.fingerprint, letters, site.keyring.own_letters(keys))
 
 
 def accept_keys(site: Site, message: Message) -> RecordDict:
     """Take the keys that another site made."""
     keys = accept_letter(site, *read_letter_from(message.content))
-    return pack_keys(keys.epoch, keys.fingerprint)
+    return pack_keys(keys.epoch, keys.fingerprint, {}, site.keyring.own_letters(keys))
+
+
+def share_secrets(site: Site, message: Message) -> RecordDict:
+    """Take the secrets of masks that others made, and bring those that this site made."""
+    keys = accept_pairs(site, *read_pairs(message.content))
+    return pack_shared(site.keyring.own_letters(keys), site.keyring.shares_with(keys))
+
+
+def agree_on_contributors(site: Site, message: Message) -> RecordDict:
+    """Sign who contributed to a masked sum, and give the seeds of the masks that are shared with others."""
+    return pack_agreed(*agree(site, read_manifest(message.content), *read_contributors(message.content)))
 
 
 def reveal_mask(site: Site, message: Message) -> RecordDict:
-    """Reveal the seed of this site's mask, once its whole cohort has sent an update."""
-    return pack_revealed(reveal(site, read_manifest(message.content), *read_reveal(message.content)))
+    """Reveal the seed of this site's mask, once all contributors have agreed on each other."""
+    content = message.content
+    return pack_revealed(reveal(site, read_manifest(content), *read_contributors(content), read_signatures(content)))
 
 
 def train(site: Site, message: Message) -> RecordDict:

@@ -1,14 +1,20 @@
-"""The key ceremony at a site: make an epoch's keys for all, or take those that another site made."""
+"""The key ceremony at a site: make an epoch's keys, or take another site's; then share secrets with each other."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from privacy.epoch import EpochKeys, read_letter, write_letters
-from privacy.errors import ProtocolError
+from privacy.errors import CloisterError, ProtocolError
+from privacy.pairs import read_pair, write_pairs
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from client.site import Site
+
+log = logging.getLogger("cloister.agent")
 
 
 def lead_epoch(site: Site, epoch: int) -> tuple[EpochKeys, dict[str, bytes]]:
@@ -22,7 +28,7 @@ def lead_epoch(site: Site, epoch: int) -> tuple[EpochKeys, dict[str, bytes]]:
         raise ProtocolError(msg)
     keys = EpochKeys.generate(epoch)
     letters = write_letters(keys, site.roster, site.name, site.signing_key)
-    site.keyring.take(keys, site.roster.version)
+    _take(site, keys)
     return keys, letters
 
 
@@ -33,5 +39,32 @@ def accept_letter(site: Site, leader: str, letter: bytes) -> EpochKeys:
         CloisterError: if it is not from a member of the roster, not for this site, or of no newer epoch.
     """
     keys = read_letter(letter, leader, site.roster, site.name, site.sealing_key)
-    site.keyring.take(keys, site.roster.version)
+    _take(site, keys)
     return keys
+
+
+def accept_pairs(site: Site, fingerprint: str, letters: Mapping[str, bytes]) -> EpochKeys:
+    """Take the secrets that other members share with this site under its current keys, but for those that do not hold.
+
+    Raises:
+        ProtocolError: if these are not the site's current keys.
+    """
+    keys = site.keyring.current(site.roster.version)
+    if keys is None or keys.fingerprint != fingerprint:
+        msg = f"{site.name} shares secrets under its newest keys only"
+        raise ProtocolError(msg)
+    secrets = {}
+    for sender, letter in letters.items():
+        try:
+            secrets[sender] = read_pair(letter, keys, site.roster, sender, site.name, site.sealing_key)
+        except CloisterError as error:
+            log.warning("the secret of masks shared with %s: %s", sender, error)
+    site.keyring.share(keys, secrets)
+    return keys
+
+
+def _take(site: Site, keys: EpochKeys) -> None:
+    """Keep an epoch's keys, and make the secrets that this site is to share with others."""
+    site.keyring.take(keys, site.roster.version)
+    if not site.keyring.own_letters(keys):
+        site.keyring.share(keys, *write_pairs(keys, site.roster, site.name, site.signing_key))

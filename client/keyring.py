@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from privacy.epoch import EpochKeys
 from privacy.errors import KeyFileError, ProtocolError
+from privacy.plan import LARGEST_STEP
 from privacy.storage import write_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+_PARTS = ("secrets", "letters")
 _NAME = re.compile(r"(\d{6,})-roster-(\d+)\.key")
 
-_LARGEST_STEP = 10_000  # nobody can use the numbers up with one letter
+
+@dataclass(frozen=True)
+class _Pairs:
+    """What a site shares with others under one epoch's keys."""
+
+    secrets: dict[str, bytes]
+    letters: dict[str, bytes]
 
 
 class Keyring:
@@ -57,6 +68,52 @@ class Keyring:
         msg = f"this site does not have the keys {fingerprint[:12]}; it gets them when the server asks again"
         raise ProtocolError(msg)
 
+    def shared_with(self, fingerprint: str, cohort: Iterable[str], site: str) -> dict[str, bytes]:
+        """Return the secrets that this site shares with the others of a cohort, under the keys with this fingerprint.
+
+        Raises:
+            ProtocolError: if there is one with whom it shares none.
+        """
+        keys, others = self.find(fingerprint), [other for other in cohort if other != site]
+        secrets = self._pairs(keys).secrets
+        if missing := [other for other in others if other not in secrets]:
+            msg = f"{site} shares no secret for masks with {', '.join(missing)} under the keys of epoch {keys.epoch}"
+            raise ProtocolError(msg)
+        return {other: secrets[other] for other in others}
+
+    def shares_with(self, keys: EpochKeys | None) -> list[str]:
+        """Return with whom this site shares a secret under an epoch's keys."""
+        return sorted(self._pairs(keys).secrets) if keys else []
+
+    def own_letters(self, keys: EpochKeys) -> dict[str, bytes]:
+        """Return the letters that bring others the secrets which this site made under an epoch's keys."""
+        return self._pairs(keys).letters
+
+    def share(self, keys: EpochKeys, secrets: Mapping[str, bytes], letters: Mapping[str, bytes] | None = None) -> None:
+        """Keep secrets that are shared with others, and the letters that bring them, durably. None is ever replaced."""
+        held = self._pairs(keys)
+        held = _Pairs(dict(secrets) | held.secrets, dict(letters or {}) | held.letters)
+        note = {
+            "secrets": {site: secret.hex() for site, secret in held.secrets.items()},
+            "letters": {site: letter.hex() for site, letter in held.letters.items()},
+        }
+        write_atomically(self._pairs_path(keys), json.dumps(note).encode())
+
+    def _pairs(self, keys: EpochKeys) -> _Pairs:
+        path = self._pairs_path(keys)
+        try:
+            note = json.loads(path.read_bytes())
+            parts = ({site: bytes.fromhex(value) for site, value in note[name].items()} for name in _PARTS)
+            return _Pairs(*parts)
+        except FileNotFoundError:
+            return _Pairs({}, {})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            msg = f"{path}: this file is damaged; restore it from the site's backup, or have the sites make new keys"
+            raise KeyFileError(msg) from error
+
+    def _pairs_path(self, keys: EpochKeys) -> Path:
+        return self._folder / f"{keys.epoch:06d}-{keys.fingerprint[:16]}.pairs"
+
     def take(self, keys: EpochKeys, roster: int) -> None:
         """Keep the keys of a newer epoch, durably.
 
@@ -69,7 +126,7 @@ class Keyring:
         if keys.epoch <= self.latest:
             msg = f"keys of epoch {keys.epoch} are refused: this site has those of epoch {self.latest} already"
             raise ProtocolError(msg)
-        if keys.epoch > self.latest + _LARGEST_STEP:
+        if keys.epoch > self.latest + LARGEST_STEP:
             msg = f"keys of epoch {keys.epoch} are refused: that is too far from this site's epoch {self.latest}"
             raise ProtocolError(msg)
         path = self._folder / f"{keys.epoch:06d}-roster-{roster}.key"

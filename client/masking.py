@@ -1,21 +1,24 @@
-"""Masks at a site: fresh ones for every attempt; one seed revealed a round, when that is safe (`privacy.masking`)."""
+"""Masks at a site: fresh ones for every attempt; which of their seeds it shows, and when (`privacy.agreement`)."""
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING
 
 from client.acceptance import accept
+from privacy import agreement
 from privacy.ciphertext import Ciphertexts
 from privacy.errors import LedgerError, ProtocolError
-from privacy.masking import SEED_BYTES, Masks, commitment, seal_seed
+from privacy.masking import SEED_BYTES, Masks, commitment, seal_pairs, seal_seed
 from privacy.plan import read_plan
 from privacy.summation import check_contributions
 from privacy.update import PackedUpdate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from client.outbox import Made
     from client.site import Site
     from privacy.envelope import Contribution
     from privacy.manifest import Manifest
@@ -27,7 +30,7 @@ def new_masks(site: Site, manifest: Manifest, plan: RoundPlan) -> tuple[bytes, M
     if not manifest.settings.encryption.collusion_resistant:
         return b"", None
     seed = os.urandom(SEED_BYTES)
-    return seed, Masks(site.masking_key, seed, plan, site.name, site.roster)
+    return seed, _masks(site, seed, plan)
 
 
 def recover(site: Site, manifest: Manifest, plan: RoundPlan) -> PackedUpdate | None:
@@ -45,28 +48,61 @@ def recover(site: Site, manifest: Manifest, plan: RoundPlan) -> PackedUpdate | N
         msg = f"{ledger.path}: it has no entry for round {plan.round}, which was sent; restore it from backup"
         raise LedgerError(msg)
     keys = site.keyring.find(last.plan.keys)
-    chunks = keys.mac.check(Ciphertexts(last.update.chunks).alone, last.plan, [site.name])
+    nonces = {site.name: json.loads(last.update.header)["nonce"]}
+    chunks = keys.mac.check(Ciphertexts(last.update.chunks).alone, last.plan, nonces)
     blocks = keys.decryption.decrypt(chunks, site.apply)
-    masks = Masks(site.masking_key, last.mask, last.plan, site.name, site.roster)
-    return PackedUpdate(masks.unmask(keys.tag.check(blocks, last.plan, [site.name])), charge)
+    return PackedUpdate(_masks(site, last.mask, last.plan).unmask(keys.tag.check(blocks, last.plan, nonces)), charge)
 
 
-def reveal(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequence[Contribution]) -> bytes:
+def agree(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequence[Contribution]) -> tuple[bytes, bytes]:
+    """Sign who contributed to a plan's sum; return that, and the sealed seeds of the masks shared with all others.
+
+    Raises:
+        ProtocolError: if this site sent no masked update for the plan, its update is not among them, they are too few,
+            or it has signed another set for this plan.
+        AuthenticityError, MalformedError: if a header does not hold.
+    """
+    plan, made, headers = _shown(site, document, plan_bytes, contributions)
+    signature = agreement.agree(site.once, plan, headers, site.signing_key)
+    masks = _masks(site, made.mask, plan)
+    secret = site.keyring.find(plan.keys).secret
+    return signature, seal_pairs(masks, agreement.absent_from(plan, headers), secret, plan, site.name)
+
+
+def reveal(
+    site: Site,
+    document: bytes,
+    plan_bytes: bytes,
+    contributions: Sequence[Contribution],
+    signatures: Mapping[str, bytes],
+) -> bytes:
     """Return the seed of this site's own mask, sealed to the sites.
 
     Raises:
-        ProtocolError: if this site sent no masked update for the plan, not all of the plan's cohort did, or it has
-            revealed its seed for another attempt at this round.
-        AuthenticityError, MalformedError: if a header does not hold.
+        ProtocolError: as `agree`, or if the site has revealed its seed for another attempt at this round.
+        AuthenticityError, MalformedError: if a header does not hold, or not all contributors signed this very set.
     """
+    plan, made, headers = _shown(site, document, plan_bytes, contributions)
+    agreement.check_agreed(plan, headers, signatures, site.roster)
+    agreement.reveal(site.once, plan, commitment(made.mask))
+    return seal_seed(made.mask, site.keyring.find(plan.keys).secret, plan, site.name)
+
+
+def _masks(site: Site, seed: bytes, plan: RoundPlan) -> Masks:
+    return Masks(site.keyring.shared_with(plan.keys, plan.cohort, site.name), seed, plan, site.name)
+
+
+def _shown(
+    site: Site, document: bytes, plan_bytes: bytes, contributions: Sequence[Contribution]
+) -> tuple[RoundPlan, Made, dict[str, bytes]]:
+    """Check what a site is shown before it shows a seed; return plan, its own update, and all headers by site."""
     accepted, plan = accept(site, document), read_plan(plan_bytes)
     made = site.outbox.last(accepted.run)
     if made is None or made.plan != plan or not made.mask:
-        msg = f"{site.name} has sent no masked update for this plan of round {plan.round}; it reveals nothing"
+        msg = f"{site.name} has sent no masked update for this plan of round {plan.round}; it shows no seed"
         raise ProtocolError(msg)
-    check_contributions(contributions, plan, accepted.manifest, site.roster)
-    if made.update.header not in [each.header for each in contributions]:
-        msg = f"the sum of round {plan.round} is of another update than {site.name} sent; it reveals nothing"
-        raise ProtocolError(msg)
-    site.once.note(plan.run, f"revealing for round {plan.round}", f"{plan.digest} {commitment(made.mask)}")
-    return seal_seed(made.mask, site.keyring.find(plan.keys).secret, plan, site.name)
+    verified = check_contributions(contributions, plan, accepted.manifest, site.roster)
+    headers = {name: part.header for name, part in zip(verified, contributions, strict=True)}
+    minimum = accepted.manifest.settings.cohort.minimum
+    agreement.check_set(plan, headers, (site.name, made.update.header), minimum)
+    return plan, made, headers

@@ -44,6 +44,11 @@ class Once:
             # Even if empty: what another process wrote may not be on disk, if it was killed just before this.
             append(self._path(run), file.fileno(), line)
 
+    def noted(self, run: str, deed: str) -> bool:
+        """Return whether a deed was noted."""
+        path = self._path(run)
+        return path.exists() and deed in _lines(path.read_bytes())
+
     def _path(self, run: str) -> Path:
         return self._folder / f"{run[:16]}.once"
 

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.checkpoint import Checkpoint
+from privacy.agreement import absent_from
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError
-from privacy.masking import open_seed, unmask_sum
+from privacy.masking import open_pairs, open_seed, unmask_sum
 from privacy.packing import unpack
 from privacy.summation import check_sum
 from strategies.averaging import average, next_bound
@@ -44,7 +45,7 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     if now.digest != plan.base_model:
         msg = f"the sum of round {plan.round} does not apply to {site.name}'s model of round {now.round}"
         raise ProtocolError(msg)
-    if plan.digest in site.refused_sums:
+    if site.once.noted(run, _refusing(plan)):
         msg = f"{site.name} has refused a sum of round {plan.round} before; it opens no other of that plan"
         raise ProtocolError(msg)
     if any(header.update_bound != now.update_bound for header in headers.values()):
@@ -71,22 +72,31 @@ def _mean(
 ) -> Update:
     keys, weights = site.keyring.find(plan.keys), [header.weight for header in headers.values()]
     try:
-        chunks = keys.mac.check(total.ciphertexts, plan, headers)
-        blocks = keys.tag.check(keys.decryption.decrypt(chunks, site.apply), plan, headers)
+        nonces = {header.site: header.nonce for header in headers.values()}
+        chunks = keys.mac.check(total.ciphertexts, plan, nonces)
+        blocks = keys.tag.check(keys.decryption.decrypt(chunks, site.apply), plan, nonces)
         if any(header.mask for header in headers.values()):
-            blocks = unmask_sum(blocks, _seeds(total, headers, keys, plan), plan)
+            blocks = unmask_sum(blocks, *_seeds(total, headers, keys, plan), plan)
         return unpack(blocks, next(iter(headers.values())).size, weights, packing)
     except CloisterError as error:
         # The server learns that the sum was refused, once, and nothing about why: the reason would tell of plaintexts.
-        site.refused_sums.add(plan.digest)
+        # On disk before it is said: a restarted agent would give a server that lies one more try.
+        site.once.note(plan.run, _refusing(plan), "refused")
         log.warning("round %d: %s", plan.round, error)
         msg = f"{site.name} does not open the sum of round {plan.round}: it is not that of its contributors' updates"
         raise AuthenticityError(msg) from error
 
 
-def _seeds(total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKeys, plan: RoundPlan) -> dict[str, bytes]:
-    """Open the seeds that the sites revealed."""
-    return {
-        header.site: open_seed(part.reveal, keys.secret, plan, header.site, header.mask)
-        for header, part in zip(headers.values(), total.contributions, strict=True)
-    }
+def _refusing(plan: RoundPlan) -> str:
+    return f"refusing the sums of plan {plan.digest}"
+
+
+def _seeds(
+    total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKeys, plan: RoundPlan
+) -> tuple[dict[str, bytes], dict[str, dict[str, bytes]]]:
+    """Open the seeds that the sites showed: of each one's own mask, and of those shared with who is not in the sum."""
+    own, pairs, absent = {}, {}, absent_from(plan, headers)
+    for header, part in zip(headers.values(), total.contributions, strict=True):
+        own[header.site] = open_seed(part.reveal, keys.secret, plan, header.site, header.mask)
+        pairs[header.site] = open_pairs(part.pairs, absent, keys.secret, plan, header.site, header.pairs)
+    return own, pairs

@@ -49,7 +49,8 @@ class Outbox:
                 chunks = tuple(file.read(size) for size in sizes)
                 if [len(chunk) for chunk in chunks] != sizes or file.read(1):
                     raise _cut_off()
-            update = SignedUpdate(note["header"].encode(), bytes.fromhex(note["signature"]), chunks)
+            signature, commitments = (bytes.fromhex(note[name]) for name in ("signature", "commitments"))
+            update = SignedUpdate(note["header"].encode(), signature, chunks, commitments)
             return Made(read_plan(note["plan"].encode()), update, bytes.fromhex(note["mask"]))
         except (
             ValueError,
@@ -90,6 +91,7 @@ class Outbox:
             "header": update.header.decode(),
             "signature": update.signature.hex(),
             "mask": mask.hex(),
+            "commitments": update.commitments.hex(),
             "chunks": [len(chunk) for chunk in update.chunks],
         }
         write_atomically(self._path(plan.run), json.dumps(note).encode() + b"\n", *update.chunks)

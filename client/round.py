@@ -15,6 +15,7 @@ all updates, the site opens their sum: see `client.opening`.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -54,6 +55,7 @@ def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence
     accepted = accept(site, document)
     for total in missed:
         open_sum(site, accepted, total)
+    accepted.manifest.check_valid(time.time())
     plan = read_plan(plan_bytes)
     check_plan(plan, accepted.manifest, accepted.run, site.name)
     made, release = site.outbox.find(plan), _release_of(accepted.manifest, plan)
@@ -100,6 +102,7 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
     signed = sign_update(
         made, plan, layout, site.name, site.signing_key,
         weight=weight, update_bound=bound, mask=commitment(seed) if seed else "",
+        commitments=masks.commitments if masks else b"",
     )  # fmt: skip
     site.outbox.keep(plan, signed, seed)
     return signed

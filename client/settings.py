@@ -69,7 +69,6 @@ class Keys:
     tls_key: File = Path("keys/tls.key")
     signing_key: File = Path("keys/signing.key")
     sealing_key: File = Path("keys/sealing.key")
-    masking_key: File = Path("keys/masking.key")
     epochs: File = Path("keys/epochs")  # the keys that sites share, one file an epoch
     roster: File = Path("keys/roster")
 

@@ -19,7 +19,6 @@ from client.task import import_class
 from client.workplace import Workplace
 from privacy.epoch import SealingKey
 from privacy.errors import KeyFileError
-from privacy.masking import MaskingKey
 from privacy.roster import open_roster
 from transport.pki import read_authority_key, read_signing_key
 
@@ -47,7 +46,6 @@ class Site(Workplace):
         keys = self.settings.keys
         self.signing_key: Ed25519PrivateKey = read_signing_key(place.path(keys.signing_key))
         self.sealing_key = _read_key(place.path(keys.sealing_key), SealingKey)
-        self.masking_key = _read_key(place.path(keys.masking_key), MaskingKey)
         self.keyring = Keyring(place.path(keys.epochs))
         self.roster: Roster = _read_roster(place)
         self.ledger, self.held_out_ledger = place.ledger, place.held_out_ledger
@@ -56,14 +54,12 @@ class Site(Workplace):
         self.remainders = Remainders(place.folder / "outbox")
         self.once = Once(place.folder / "outbox")
         self.apply: Apply = map  # how to encrypt and decrypt: an agent does it in several processes
-        self.refused_sums: set[str] = set()  # digests of plans; one try each
         self.said: dict[str, str] = {}  # why it last refused each kind of message
         self._polls: dict[str, Poll] = {}
         self._checked: set[str] = set()  # tasks that can use every record
         self._tried: set[str] = set()  # tasks of which a step fits in memory
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
-        has = own, self.sealing_key.public, self.masking_key.public
-        if has != (listed.signing_key, listed.sealing_key, listed.masking_key):
+        if (own, self.sealing_key.public) != (listed.signing_key, listed.sealing_key):
             msg = f"{place.path(keys.roster)} lists other keys for {self.name} than this site has; join again"
             raise KeyFileError(msg)
 

@@ -77,6 +77,19 @@ class Processes:
         """Return the exit codes of processes that have ended."""
         return {name: code for name, (child, _) in self._children.items() if (code := child.poll()) is not None}
 
+    def wait(self, name: str, seconds: float) -> None:
+        """Wait until a process has ended.
+
+        Raises:
+            RunError: if it has not by then, or it failed.
+        """
+        child, log = self._children[name]
+        with suppress(subprocess.TimeoutExpired):
+            if child.wait(seconds) == 0:
+                return
+        msg = f"{name} did not end as it should; its log {log} ends with:\n{self.tail(name)}"
+        raise RunError(msg)
+
     def peak_memory(self, name: str) -> int | None:
         """Return the most bytes of memory that a process has held so far, if this system tells."""
         with suppress(OSError, StopIteration):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from privacy.shared import honest_sites
+from privacy.shared import colluding_sites, honest_sites
 
 if TYPE_CHECKING:
     from privacy.manifest import RunSettings
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def contradiction(settings: RunSettings) -> str | None:
     """Say what contradicts what, if anything does."""
-    return _of_purpose(settings) or _of_noise(settings)
+    return _of_purpose(settings) or _of_noise(settings) or _of_masks(settings)
 
 
 def _of_purpose(settings: RunSettings) -> str | None:
@@ -51,13 +51,25 @@ def _of_evaluation(settings: RunSettings) -> str | None:
     return None
 
 
+def _of_masks(settings: RunSettings) -> str | None:
+    """Say why masks cannot keep what the run asks of them."""
+    colluding = colluding_sites(settings)
+    if settings.encryption.collusion_resistant and settings.cohort.minimum < colluding + 2:
+        return (
+            f"of the minimum cohort of {settings.cohort.minimum}, {colluding} may collude and two must not, so that "
+            f"nobody knows all but one: set minimum = {colluding + 2} in [cohort]; or allow for fewer with "
+            "colluding_sites in [privacy]; or do without masks, collusion_resistant = false in [encryption]"
+        )
+    return None
+
+
 def _of_noise(settings: RunSettings) -> str | None:
     """Say why the noise of a run cannot be shared as it asks."""
     privacy, training = settings.privacy, settings.training
     wrong = None
     if not settings.shares_noise:
-        if privacy.colluding_sites is not None:
-            wrong = 'colluding_sites is about noise = "shared"; remove it'
+        if privacy.colluding_sites is not None and not settings.encryption.collusion_resistant:
+            wrong = "colluding_sites is about masks; remove it, or collusion_resistant = false"
     elif training is None:
         what = "statistics have" if settings.statistics else "an evaluation has"
         wrong = f'{what} local noise; remove noise = "shared"'

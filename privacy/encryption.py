@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from privacy.ciphertext import SEED_BYTES, pack60, residues
-from privacy.errors import KeyFileError
-from privacy.packing import RING_DEGREE
+from privacy.ciphertext import COEFF_MODULUS, SEED_BYTES, pack60, residues
+from privacy.errors import KeyFileError, MalformedError
+from privacy.packing import PLAIN_MODULUS, RING_DEGREE
+from privacy.randomness import Randomness
 from privacy.seal import binding
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 _KEY_BYTES = 8 * RING_DEGREE
 _DIGEST_BYTES = 32
+_SMALL = 1 << 20  # messages that ⌊q/t⌋ times them stands for exactly
+_WEIGHT_DEVIATION = 330  # of 2731 values that are not 0: eleven standard deviations, beyond which SEAL draws no key
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class EncryptedUpdate:
 
     chunks: Iterator[tuple[bytes, bytes]]
     charge: Charge
+    nonce: str  # what the pads of its tags and codes are bound to
 
 
 class DecryptionKey:
@@ -72,7 +76,7 @@ class DecryptionKey:
 
     def encrypt(self, update: TaggedUpdate, apply: Apply = map) -> EncryptedUpdate:
         """Encrypt a tagged update, block by block; each ciphertext under fresh randomness from SEAL's own generator."""
-        return EncryptedUpdate(apply(partial(_encrypt, self.to_bytes()), update.blocks), update.charge)
+        return EncryptedUpdate(apply(partial(_encrypt, self.to_bytes()), update.blocks), update.charge, update.nonce)
 
     def decrypt(self, chunks: Iterable[SummedChunk], apply: Apply = map) -> Iterator[NDArray[np.uint64]]:
         """Decrypt a sum whose codes were checked (`privacy.mac`), as its chunks are taken.
@@ -84,6 +88,30 @@ class DecryptionKey:
             MalformedError: if a chunk holds anything but residues.
         """
         return apply(partial(_decrypt, self.to_bytes()), chunks)
+
+    def check_form(self) -> None:
+        """Check that a key which another site made is one that SEAL could have drawn: 4,096 values of −1, 0 and 1.
+
+        Under zero, or under a key with few values that are not, ciphertexts would hide nothing from the server. The
+        values are read off by decrypting a ciphertext whose c1 is the constant ⌊q/t⌋; that they are the key is then
+        proved with a random c1, on which any other key leaves a random remainder.
+
+        Raises:
+            MalformedError: if it is none.
+        """
+        step = np.zeros(RING_DEGREE, np.uint64)
+        step[0] = COEFF_MODULUS // PLAIN_MODULUS
+        values = binding().decrypt(self.decryptor, np.zeros_like(step), [step.tobytes()])
+        positive, negative = values == 1, values == PLAIN_MODULUS - 1
+        weight = np.count_nonzero(positive | negative)
+        if np.count_nonzero(values) != weight or abs(weight - 2 * RING_DEGREE / 3) > _WEIGHT_DEVIATION:
+            raise _malformed_key()
+        randomness = Randomness.fresh()
+        c1, known = (randomness.residues(RING_DEGREE, modulus) for modulus in (COEFF_MODULUS, _SMALL))
+        product = _times_ternary(c1, positive, negative)
+        c0 = (known * step[0] + (np.uint64(COEFF_MODULUS) - product)) % np.uint64(COEFF_MODULUS)
+        if not np.array_equal(binding().decrypt(self.decryptor, c0, [c1.tobytes()]), known):
+            raise _malformed_key()
 
     @cached_property
     def _bytes(self) -> bytes:
@@ -99,6 +127,23 @@ class DecryptionKey:
     def decryptor(self) -> Any:  # noqa: ANN401
         """SEAL's, for this key."""
         return binding().decryptor(self._secret)
+
+
+def _times_ternary(
+    polynomial: NDArray[np.uint64], positive: NDArray[np.bool_], negative: NDArray[np.bool_]
+) -> NDArray[np.uint64]:
+    """Multiply `(4096,)` residues by a polynomial of −1, 0 and 1, modulo x⁴⁰⁹⁶ + 1 and q."""
+    q, total = np.uint64(COEFF_MODULUS), np.zeros_like(polynomial)
+    turned = np.concatenate([(q - polynomial) % q, polynomial])  # its window from 4096 − j is xʲ times the polynomial
+    for places, window in ((positive, turned), (negative, (q - turned) % q)):
+        for place in np.flatnonzero(places):
+            total += window[RING_DEGREE - place : 2 * RING_DEGREE - place]
+            total %= q
+    return total
+
+
+def _malformed_key() -> MalformedError:
+    return MalformedError("these are no keys that an honest site makes; another site must lead the key ceremony")
 
 
 # What one process does for another, or for itself: hence by the key's bytes.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from privacy.ciphertext import Ciphertexts, seeds_digest
 from privacy.errors import AuthenticityError, ProtocolError
 from privacy.header import KIND, UpdateHeader, verify_header
+from privacy.masking import COMMITMENT_BYTES, pairs_digest
 from privacy.signing import sign
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class SignedUpdate:
     header: bytes
     signature: bytes
     chunks: tuple[bytes, ...]
+    commitments: bytes = b""  # to the masks that its site shares with each of the cohort; none without masks
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Contribution:
     signature: bytes
     seeds: bytes
     reveal: bytes = b""  # the seed of its own mask, sealed to the sites
+    pairs: bytes = b""  # the seeds of those that it shares with members who are not in the sum, sealed, with proofs
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class VerifiedUpdate:
     header: UpdateHeader
     ciphertexts: Ciphertexts
     contribution: Contribution
+    commitments: bytes
 
 
 def sign_update(
@@ -63,6 +67,7 @@ def sign_update(
     weight: float,
     update_bound: float,
     mask: str,
+    commitments: bytes = b"",
 ) -> SignedUpdate:
     """Bind encrypted values to site, plan, layout and ledger, and sign.
 
@@ -87,12 +92,14 @@ def sign_update(
         weight=weight,
         update_bound=update_bound,
         mask=mask,
+        pairs=pairs_digest(commitments),
+        nonce=update.nonce,
         ciphertexts=update.ciphertexts.digest,
         seeds=seeds_digest(update.ciphertexts.seeds),
         ledger_head=update.charge.head,
     )
     data = header.to_bytes()
-    return SignedUpdate(data, sign(key, KIND, data), update.ciphertexts.chunks)
+    return SignedUpdate(data, sign(key, KIND, data), update.ciphertexts.chunks, commitments)
 
 
 def verify_update(
@@ -101,12 +108,16 @@ def verify_update(
     """Check everything about an update that can be checked without a key. See `verify_header` for the errors.
 
     Raises:
-        MalformedError: if the ciphertexts are too short or too long.
+        MalformedError: if the ciphertexts or commitments are too short or too long.
     """
     header = verify_header(signed.header, signed.signature, site, plan, manifest, roster)
     ciphertexts = Ciphertexts.read(signed.chunks, manifest.packing.ciphertexts(header.size))
     if (ciphertexts.digest, seeds_digest(ciphertexts.seeds)) != (header.ciphertexts, header.seeds):
         msg = f"the ciphertexts of {site}'s update are not the ones that it signed; it was altered on the way"
         raise AuthenticityError(msg)
+    expected = COMMITMENT_BYTES * len(plan.cohort) if header.pairs else 0
+    if len(signed.commitments) != expected or pairs_digest(signed.commitments) != header.pairs:
+        msg = f"the commitments of {site}'s update are not the ones that it signed; it was altered on the way"
+        raise AuthenticityError(msg)
     contribution = Contribution(signed.header, signed.signature, ciphertexts.seeds)
-    return VerifiedUpdate(header, ciphertexts, contribution)
+    return VerifiedUpdate(header, ciphertexts, contribution, signed.commitments)

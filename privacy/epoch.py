@@ -214,4 +214,5 @@ def read_letter(data: bytes, leader: str, roster: Roster, site: str, key: Sealin
     if (keys.epoch, keys.fingerprint) != (letter.epoch, letter.fingerprint):
         msg = f"the keys in {leader}'s letter to {site} are not those that it names; it does not take them"
         raise AuthenticityError(msg)
+    keys.decryption.check_form()
     return keys

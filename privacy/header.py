@@ -45,6 +45,8 @@ class UpdateHeader:
     update_bound: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # the codec's range in this round
     ciphertexts: Hex32  # digest of c0 and seeds: what the server holds the body against
     mask: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]  # commitment to the site's own mask; empty without masks
+    pairs: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]  # and to those that it shares with each of the cohort
+    nonce: Hex32  # fresh for this update: the pads of its tags and codes are bound to it
     seeds: Hex32  # digest of the seeds alone: what the other sites, who never see this c0, can check
     ledger_head: Hex32
     version: Literal[1] = 1
@@ -93,7 +95,7 @@ def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, man
     if header.update_bound > manifest.packing.update_bound:
         msg = f"{site}'s update has a wider range than the run allows; it was not added"
         raise ProtocolError(msg)
-    if bool(header.mask) != manifest.settings.encryption.collusion_resistant:
+    if {bool(header.mask), bool(header.pairs)} != {manifest.settings.encryption.collusion_resistant}:
         msg = f"{site}'s update is masked, or not, other than the run says; it was not added"
         raise ProtocolError(msg)
     return header

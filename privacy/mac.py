@@ -4,7 +4,7 @@ The sum's tag (`privacy.tag`) is inside: whoever checks it has decrypted. A serv
 see whether sites refuse, and so learn about the error in it or, where it sends c1 itself, about the decryption key. So
 each site also authenticates its ciphertexts, with keys that the server does not have:
 
-    μ = Σⱼ ρⱼ·c0ⱼ (+ Σⱼ ρ'ⱼ·c1ⱼ) + pᵢ  mod q        ρ, ρ': secret, fixed for the epoch      pᵢ = PRF(plan, site i)
+    μ = Σⱼ ρⱼ·c0ⱼ (+ Σⱼ ρ'ⱼ·c1ⱼ) + pᵢ  mod q     ρ, ρ': secret, fixed for the epoch     pᵢ = PRF(plan, nonce, site i)
 
 The server adds the μ as it adds the ciphertexts, and the sum's must be what its c0, and its c1 where there is one, give
 with the pads of just the contributors. Anything else passes with probability 1/q < 2⁻⁵⁹ for each ciphertext, q being a
@@ -24,9 +24,10 @@ from privacy.errors import AuthenticityError
 from privacy.expansion import add_expanded
 from privacy.packing import RING_DEGREE
 from privacy.randomness import Randomness
+from privacy.tag import pad_label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -45,6 +46,7 @@ class AuthenticatedUpdate:
 
     ciphertexts: Ciphertexts
     charge: Charge
+    nonce: str  # what the pads of its tags and codes are bound to
 
 
 class MacKey:
@@ -55,21 +57,26 @@ class MacKey:
 
     def authenticate(self, update: EncryptedUpdate, plan: RoundPlan, site: str) -> AuthenticatedUpdate:
         """Put a site's codes behind the seeds of its ciphertexts, chunk by chunk."""
-        chunks, pads = [], self._pads(plan, site)
+        chunks, pads = [], self._pads(plan, site, update.nonce)
         for c0, seeds in update.chunks:
             codes = self._codes(residues(c0), [seeds], b"", plan)
             padded = [(code + pad) % COEFF_MODULUS for code, pad in zip(codes, _next(pads, len(codes)), strict=True)]
             chunks.append(b"".join([c0, seeds, *(code.to_bytes(8, "little") for code in padded)]))
-        return AuthenticatedUpdate(Ciphertexts(tuple(chunks)), update.charge)
+        return AuthenticatedUpdate(Ciphertexts(tuple(chunks)), update.charge, update.nonce)
 
-    def check(self, total: SummedCiphertexts, plan: RoundPlan, sites: Iterable[str]) -> Iterator[SummedChunk]:
+    def check(self, total: SummedCiphertexts, plan: RoundPlan, nonces: Mapping[str, str]) -> Iterator[SummedChunk]:
         """Pass on the chunks of a sum, each once it is known to be of these sites' updates for this plan.
+
+        Args:
+            total: with the codes of all its contributors, added up.
+            plan: the round's.
+            nonces: of every contributor, as its signed header has it.
 
         Raises:
             AuthenticityError: as the chunks are taken, if one is anything else.
             MalformedError: if one holds anything but residues.
         """
-        streams = [self._pads(plan, site) for site in sites]
+        streams = [self._pads(plan, site, nonce) for site, nonce in nonces.items()]
         for chunk in total.chunks():
             codes = self._codes(residues(chunk.c0), chunk.seeds, chunk.c1, plan)
             pads = zip(*(_next(stream, len(codes)) for stream in streams), strict=True)
@@ -99,8 +106,8 @@ class MacKey:
         parts: NDArray[np.float64] = (rho >> shifts & np.uint64((1 << _BITS) - 1)).astype(np.float64)
         return parts
 
-    def _pads(self, plan: RoundPlan, site: str) -> Randomness:
-        return self._stream(b"pad" + bytes.fromhex(plan.digest) + site.encode())
+    def _pads(self, plan: RoundPlan, site: str, nonce: str) -> Randomness:
+        return self._stream(pad_label(plan, site, nonce))
 
     def _stream(self, label: bytes) -> Randomness:
         return Randomness.derived(self._secret, b"cloister mac " + label)

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from privacy.accounting import Mechanism, calibrate
 from privacy.config import STRICT
 from privacy.contradictions import contradiction
-from privacy.errors import ConfigError, MalformedError
+from privacy.errors import ConfigError, MalformedError, RefusedError
 from privacy.packing import Packing, Profile
 from privacy.purposes import Evaluation, Start
 from privacy.shared import share_of
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from privacy.signing import PrivateKey, PublicKey
 
 KIND = "manifest"
+_DAY = 86_400.0  # seconds
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
@@ -61,7 +62,9 @@ class Privacy:
     epsilon: Positive | None = None  # of the whole run, by itself
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # σ / C
     noise: Literal["local", "shared"] = "local"  # all of it at every site, or only in the sum: `privacy.shared`
-    colluding_sites: Annotated[int, Field(ge=0)] | None = None  # whose shares do not count; 1 if not given
+    colluding_sites: Annotated[int, Field(ge=0)] | None = (
+        None  # that the run is to bear, with the server; 1 if not given
+    )
 
     def __post_init__(self) -> None:
         """Check that exactly one of the two is given."""
@@ -76,7 +79,7 @@ class Encryption:
 
     update_bound: Positive | None = None  # the codec's range: values of an update beyond it are cut; in training only
     profile: Profile | None = None  # "compact" if not given; statistics are always "precise"
-    collusion_resistant: bool = False  # masks: a site that colludes with the server cannot read another's update
+    collusion_resistant: bool = True  # masks: a site that colludes with the server cannot read another's update
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -110,6 +113,9 @@ class RunSettings:
     encryption: Encryption = field(default_factory=Encryption)
     strategy: Literal["fedavg"] = "fedavg"
     model_seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0  # of the untrained model, the same at all sites
+    valid_days: Annotated[float, Field(gt=0, le=366)] = (
+        30.0  # after it is signed; a run that lasts longer is signed anew
+    )
     seed: Annotated[int, Field(ge=0)] | None = None  # repeats a run without privacy, for measurements
 
     def __post_init__(self) -> None:
@@ -149,7 +155,19 @@ class Manifest:
     roster_version: Annotated[int, Field(ge=1)]
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]  # two runs of the same settings are two runs
     created: str
+    expires: Annotated[float, Field(allow_inf_nan=False)]  # seconds since 1970; afterwards no site takes part
     version: Literal[1] = 1
+
+    def check_valid(self, now: float) -> None:
+        """Check that the run may still be taken part in.
+
+        Raises:
+            RefusedError: if its time is over: an old run is not brought back without the coordinator.
+        """
+        if now > self.expires:
+            until = datetime.fromtimestamp(self.expires, UTC).isoformat(timespec="seconds")
+            msg = f"the run {self.settings.name!r} was valid until {until}; ask the coordinator to sign it anew"
+            raise RefusedError(msg)
 
     @cached_property
     def packing(self) -> Packing:
@@ -184,12 +202,14 @@ def sign_manifest(settings: RunSettings, key: PrivateKey, *, roster_version: int
     Raises:
         ConfigError: if no noise reaches the ε that was asked for, or the levels or the range suit no share of it.
     """
+    now = datetime.now(UTC)
     manifest = Manifest(
         settings=settings,
         noise_multiplier=_sigma(settings),
         roster_version=roster_version,
         nonce=secrets.token_hex(8),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now.isoformat(timespec="seconds"),
+        expires=now.timestamp() + settings.valid_days * _DAY,
     )
     if settings.shares_noise:
         share_of(manifest, 1, 0.0)  # what not even the smallest model could do with

@@ -1,51 +1,50 @@
 """Masks that open once: with them, the server and all sites but two together learn no more than the sum of those two.
 
-All sites hold the decryption key, so a site that colludes with the server could read every other site's update. Under
-`collusion_resistant = true` each site adds two kinds of masks, modulo t, to every coefficient but the tag's:
+All sites hold the decryption key, so a site that colludes with the server could read every other site's update. In a
+run with masks each site adds two kinds of them, modulo t, to every coefficient but the tag's:
 
-- one for each other site of the cohort, from a secret that only the two share (X25519, RFC 7748). One site adds it, the
-  other takes it away: in the sum over the whole cohort they cancel (Bonawitz et al., CCS 2017).
-- one of its own, from a fresh seed of 32 bytes. Its header commits to the seed. The site reveals it to the other sites,
-  for at most one attempt of a round, once it has seen the signed header of everybody whom it shares masks with.
+- one for each other site of the cohort, from a secret that only the two share (`privacy.pairs`). One site adds it, the
+  other takes it away: in the sum they cancel (Bonawitz et al., CCS 2017). The seeds of those that a site shares with
+  sites which sent nothing are shown when the contributors are agreed on, so that they can be taken off the sum.
+- one of its own, from a fresh seed of 32 bytes, which is revealed once all contributors have agreed on each other.
 
-Every stream is bound to the plan's digest, which covers run, round, attempt and cohort: another attempt has masks that
-have nothing to do with these. docs/protocol.md has the argument, and what it assumes.
+A header commits to all these seeds. Every stream is bound to the plan's digest, which covers run, round, attempt and
+cohort: another attempt has masks that have nothing to do with these. When a site may show which seed is decided in
+`privacy.agreement`. docs/protocol.md has the argument, and what it assumes.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from privacy.errors import AuthenticityError, KeyFileError, MalformedError
+from privacy import merkle
+from privacy.errors import AuthenticityError, MalformedError
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.randomness import Randomness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from typing import Self
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from privacy.ledger import Charge
     from privacy.plan import RoundPlan
-    from privacy.roster import Roster
     from privacy.update import PackedUpdate
 
 SEED_BYTES = 32
 SEALED_BYTES = SEED_BYTES + 16
+COMMITMENT_BYTES = 32
 _MASKED = RING_DEGREE - 1  # coefficients; the last is the tag's, which is of the masked ones
 _T = np.uint64(PLAIN_MODULUS)
 _NONCE = bytes(12)  # each key seals one seed
@@ -59,60 +58,44 @@ class MaskedUpdate:
     charge: Charge
 
 
-class MaskingKey:
-    """A site's X25519 key, from which it shares a secret with every other site."""
-
-    def __init__(self, secret: bytes) -> None:
-        if len(secret) != SEED_BYTES:
-            msg = f"a masking key has {SEED_BYTES} bytes, not {len(secret)}; restore it from the site's backup"
-            raise KeyFileError(msg)
-        self._secret, self._key = secret, X25519PrivateKey.from_private_bytes(secret)
-
-    @classmethod
-    def generate(cls) -> Self:
-        """Make a new key."""
-        return cls(os.urandom(SEED_BYTES))
-
-    def to_bytes(self) -> bytes:
-        """Return the secret."""
-        return self._secret
-
-    @cached_property
-    def public(self) -> str:
-        """The public key as the roster lists it, in hex."""
-        return self._key.public_key().public_bytes_raw().hex()
-
-    def shared_with(self, public: str) -> bytes:
-        """Return the secret shared with the holder of a public key.
-
-        Raises:
-            MalformedError: if that key makes the secret one that everybody knows.
-        """
-        try:
-            return self._key.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(public)))
-        except ValueError as error:
-            msg = "the roster lists an unusable masking key; ask the coordinator for a new roster"
-            raise MalformedError(msg) from error
-
-
 class Masks:
-    """All masks of one site for one plan, as streams of residues modulo t, from their start."""
+    """The seeds of all masks of one site for one plan."""
 
-    def __init__(self, key: MaskingKey, seed: bytes, plan: RoundPlan, site: str, roster: Roster) -> None:
-        self._added, self._taken = [_own(seed, plan, site)], list[Randomness]()
-        for other in plan.cohort:
-            if other != site:
-                pair = json.dumps(sorted((site, other))).encode()
-                stream = _stream(key.shared_with(roster.member(other).masking_key), b"pair", plan, pair)
-                (self._added if site < other else self._taken).append(stream)
+    def __init__(self, secrets: Mapping[str, bytes], seed: bytes, plan: RoundPlan, site: str) -> None:
+        """Derive them.
+
+        Args:
+            secrets: what the site shares with every other member of the cohort (`privacy.pairs`).
+            seed: of its own mask.
+            plan: the round's.
+            site: its name.
+        """
+        self._plan, self._site, self._own = plan, site, seed
+        self.pairs = {
+            other: _derived(secrets[other], b"pair", plan, _names(site, other))
+            for other in plan.cohort
+            if other != site
+        }
+
+    @property
+    def commitments(self) -> bytes:
+        """What the site commits to towards each member of the cohort, 32 bytes each, in the plan's order."""
+        seeds = (self.pairs.get(site) for site in self._plan.cohort)
+        return b"".join(pair_commitment(seed) if seed else bytes(COMMITMENT_BYTES) for seed in seeds)
 
     def mask(self, blocks: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:
         """Put the masks on."""
-        return _shifted(blocks, self._added, self._taken)
+        return _shifted(blocks, *self._streams())
 
     def unmask(self, blocks: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:
         """Take the masks off."""
-        return _shifted(blocks, self._taken, self._added)
+        added, taken = self._streams()
+        return _shifted(blocks, taken, added)
+
+    def _streams(self) -> tuple[list[Randomness], list[Randomness]]:
+        """Start the streams to add and to take away."""
+        added, taken = _pair_streams(self._site, self.pairs)
+        return [_own(self._own, self._plan, self._site), *added], taken
 
 
 def mask(update: PackedUpdate, masks: Masks | None) -> MaskedUpdate:
@@ -121,10 +104,24 @@ def mask(update: PackedUpdate, masks: Masks | None) -> MaskedUpdate:
 
 
 def unmask_sum(
-    blocks: Iterable[NDArray[np.uint64]], seeds: dict[str, bytes], plan: RoundPlan
+    blocks: Iterable[NDArray[np.uint64]],
+    seeds: Mapping[str, bytes],
+    pairs: Mapping[str, Mapping[str, bytes]],
+    plan: RoundPlan,
 ) -> Iterator[NDArray[np.uint64]]:
-    """Take every site's own mask off the decrypted sum of the whole cohort; those between sites have cancelled."""
-    return _shifted(blocks, [], [_own(seed, plan, site) for site, seed in seeds.items()])
+    """Take the masks off a decrypted sum that did not cancel in it.
+
+    Args:
+        blocks: of the sum, `(n, 4096)`.
+        seeds: of every contributor's own mask.
+        pairs: seeds of the masks that each contributor shares with members of the cohort that are not in the sum.
+        plan: the round's.
+    """
+    added, taken = list[Randomness](), [_own(seed, plan, site) for site, seed in seeds.items()]
+    for site, shared in pairs.items():
+        put_on, taken_off = _pair_streams(site, shared)
+        added, taken = added + taken_off, taken + put_on
+    return _shifted(blocks, added, taken)
 
 
 def commitment(seed: bytes) -> str:
@@ -132,9 +129,45 @@ def commitment(seed: bytes) -> str:
     return sha256(b"cloister mask" + seed).hexdigest()
 
 
+def pair_commitment(seed: bytes) -> bytes:
+    """SHA-256: what a site commits to for the seed of a mask that it shares with another."""
+    return sha256(b"cloister pair" + seed).digest()
+
+
+def pairs_digest(commitments: bytes) -> str:
+    """Return what a header says of its site's commitments to all masks that it shares, in hex; empty if there are none.
+
+    Raises:
+        MalformedError: if these are not commitments.
+    """
+    if len(commitments) % COMMITMENT_BYTES:
+        msg = f"commitments to masks have {COMMITMENT_BYTES} bytes each; run the same version everywhere"
+        raise MalformedError(msg)
+    return merkle.root(_split(commitments)).hex() if commitments else ""
+
+
+def disputes(commitments: Mapping[str, bytes], plan: RoundPlan) -> list[tuple[str, str]]:
+    """Return the pairs of sites that committed to different masks towards each other: one of the two lies.
+
+    Args:
+        commitments: of every site that sent an update, to all of the plan's cohort.
+        plan: the round's.
+    """
+    index = {site: place for place, site in enumerate(plan.cohort)}
+    split = {site: _split(of) for site, of in commitments.items()}
+    return [
+        (one, other)
+        for one, other in combinations(sorted(split), 2)
+        if split[one][index[other]] != split[other][index[one]]
+    ]
+
+
 def seal_seed(seed: bytes, secret: bytes, plan: RoundPlan, site: str) -> bytes:
-    """Seal a seed to the sites, who share an epoch's secret; the server, who relays it, cannot read it."""
-    return AESGCM(_derived(secret, b"reveal", plan, site.encode())).encrypt(_NONCE, seed, None)
+    """Seal a seed to the sites, who share an epoch's secret; the server, who relays it, cannot read it.
+
+    The key is bound to the seed's commitment, so that it never seals two seeds under one nonce.
+    """
+    return _sealer(secret, plan, site, commitment(seed)).encrypt(_NONCE, seed, None)
 
 
 def open_seed(sealed: bytes, secret: bytes, plan: RoundPlan, site: str, committed: str) -> bytes:
@@ -144,19 +177,71 @@ def open_seed(sealed: bytes, secret: bytes, plan: RoundPlan, site: str, committe
         AuthenticityError: if it is not the one to which that site committed.
     """
     with suppress(InvalidTag, ValueError):
-        seed = AESGCM(_derived(secret, b"reveal", plan, site.encode())).decrypt(_NONCE, sealed, None)
+        seed = _sealer(secret, plan, site, committed).decrypt(_NONCE, sealed, None)
         if commitment(seed) == committed:
             return seed
     msg = f"the seed of {site}'s mask is not the one to which it committed; the sum was not opened"
     raise AuthenticityError(msg)
 
 
+def seal_pairs(masks: Masks, absent: Sequence[str], secret: bytes, plan: RoundPlan, site: str) -> bytes:
+    """Seal the seeds of the masks that a site shares with absent ones, each with the proof that it committed to it."""
+    leaves = _split(masks.commitments)
+    sealed = [
+        _pair_sealer(secret, plan, site, other).encrypt(_NONCE, masks.pairs[other], None)
+        + merkle.proof(leaves, plan.cohort.index(other))
+        for other in absent
+    ]
+    return b"".join(sealed)
+
+
+def open_pairs(
+    sealed: bytes, absent: Sequence[str], secret: bytes, plan: RoundPlan, site: str, committed: str
+) -> dict[str, bytes]:
+    """Open the seeds of the masks that a site shares with absent ones, and hold each against its header.
+
+    Raises:
+        AuthenticityError: if one is not the one to which that site committed.
+    """
+    length, seeds = SEALED_BYTES + merkle.proof_bytes(len(plan.cohort)), {}
+    for number, other in enumerate(absent):
+        part = sealed[number * length : (number + 1) * length]
+        with suppress(InvalidTag, ValueError):
+            seed = _pair_sealer(secret, plan, site, other).decrypt(_NONCE, part[:SEALED_BYTES], None)
+            leaf = pair_commitment(seed)
+            if merkle.root_of(leaf, plan.cohort.index(other), part[SEALED_BYTES:]).hex() == committed:
+                seeds[other] = seed
+    if len(seeds) < len(absent) or len(sealed) != length * len(absent):
+        msg = f"the seeds of masks that {site} shares are not those to which it committed; the sum was not opened"
+        raise AuthenticityError(msg)
+    return seeds
+
+
+def _pair_streams(site: str, seeds: Mapping[str, bytes]) -> tuple[list[Randomness], list[Randomness]]:
+    """Start the streams that a site adds for the sites that it shares them with, and those that it takes away."""
+    added = [Randomness(seed) for other, seed in seeds.items() if site < other]
+    return added, [Randomness(seed) for other, seed in seeds.items() if site > other]
+
+
+def _names(one: str, other: str) -> bytes:
+    return json.dumps(sorted((one, other))).encode()
+
+
+def _split(commitments: bytes) -> list[bytes]:
+    return [commitments[place : place + COMMITMENT_BYTES] for place in range(0, len(commitments), COMMITMENT_BYTES)]
+
+
+def _pair_sealer(secret: bytes, plan: RoundPlan, site: str, other: str) -> AESGCM:
+    """Return what seals one seed, which follows from the plan: never two under one key."""
+    return AESGCM(_derived(secret, b"show", plan, json.dumps([site, other]).encode()))
+
+
+def _sealer(secret: bytes, plan: RoundPlan, site: str, committed: str) -> AESGCM:
+    return AESGCM(_derived(secret, b"reveal", plan, bytes.fromhex(committed) + site.encode()))
+
+
 def _own(seed: bytes, plan: RoundPlan, site: str) -> Randomness:
-    return _stream(seed, b"own", plan, site.encode())
-
-
-def _stream(secret: bytes, label: bytes, plan: RoundPlan, whose: bytes) -> Randomness:
-    return Randomness(_derived(secret, label, plan, whose))
+    return Randomness(_derived(seed, b"own", plan, site.encode()))
 
 
 def _derived(secret: bytes, label: bytes, plan: RoundPlan, whose: bytes) -> bytes:

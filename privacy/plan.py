@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from privacy.clocks import tolerance
 from privacy.config import STRICT
 from privacy.errors import MalformedError, ProtocolError
 from privacy.manifest import SiteName
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 MOST_SEEDS = 32  # sites
+LARGEST_STEP = 10_000  # from a site's key epoch to the next that it takes: no single letter uses the numbers up
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -82,24 +84,34 @@ def check_plan(plan: RoundPlan, manifest: Manifest, run: str, site: str) -> None
     Raises:
         ProtocolError: naming what does not fit.
     """
-    settings = manifest.settings
-    wrong = None
-    if plan.run != run:
-        wrong = "it is for another run"
-    elif plan.round > settings.rounds:
-        wrong = f"round {plan.round} is beyond the {settings.rounds} that were signed and budgeted"
-    elif site not in plan.cohort:
-        wrong = f"{site} is not in its cohort"
-    elif len(set(plan.cohort)) != len(plan.cohort) or not set(plan.cohort) <= set(settings.cohort.sizes):
-        wrong = "its cohort names sites twice, or sites that the manifest does not"
-    elif plan.minimum_cohort < settings.cohort.minimum or len(plan.cohort) < plan.minimum_cohort:
-        wrong = f"its cohort may be smaller than the {settings.cohort.minimum} sites that were signed"
-    elif plan.attempt > 1 and not settings.encryption.collusion_resistant:
-        wrong = "it is another attempt, which only a round with masks may need"
-    elif plan.roster_version != manifest.roster_version:
-        wrong = "its roster version is not the manifest's"
-    elif plan.deadline < time.time():
-        wrong = "its deadline has passed (or the clocks disagree)"
-    if wrong:
-        msg = f"{site} refuses the plan of round {plan.round}: {wrong}"
-        raise ProtocolError(msg)
+    cohort, now = manifest.settings.cohort, time.time()
+    checks = (
+        (plan.run == run, "it is for another run"),
+        (
+            plan.round <= manifest.settings.rounds,
+            f"round {plan.round} is beyond the {manifest.settings.rounds} that were signed and budgeted",
+        ),
+        (site in plan.cohort, f"{site} is not in its cohort"),
+        (
+            len(set(plan.cohort)) == len(plan.cohort) and set(plan.cohort) <= set(cohort.sizes),
+            "its cohort names sites twice, or sites that the manifest does not",
+        ),
+        (
+            cohort.minimum <= plan.minimum_cohort <= len(plan.cohort),
+            f"its cohort may be smaller than the {cohort.minimum} sites that were signed",
+        ),
+        (
+            plan.attempt == 1 or manifest.settings.encryption.collusion_resistant,
+            "it is another attempt, which only a round with masks may need",
+        ),
+        (plan.roster_version == manifest.roster_version, "its roster version is not the manifest's"),
+        (plan.deadline >= now, "its deadline has passed (or the clocks disagree)"),
+        (
+            plan.deadline <= now + cohort.round_deadline_seconds + tolerance(cohort.round_deadline_seconds),
+            f"its deadline is over {cohort.round_deadline_seconds:g} s away, which were signed, or the clocks disagree",
+        ),
+    )
+    for holds, wrong in checks:
+        if not holds:
+            msg = f"{site} refuses the plan of round {plan.round}: {wrong}"
+            raise ProtocolError(msg)

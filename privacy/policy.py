@@ -33,7 +33,7 @@ class Policy:
     minimum_noise_multiplier: Annotated[float, Field(ge=0)] = 0.5
     minimum_cohort: Annotated[int, Field(ge=2)] = 3
     encryption: tuple[Profile, ...] = ("compact", "precise", "dense")  # encryption itself is not optional
-    collusion_resistant: bool = False  # only runs with masks
+    collusion_resistant: bool = True  # only runs with masks
     shared_noise: bool = False  # also runs in which only the sum has all of the noise: `privacy.shared`
     colluding_sites: Annotated[int, Field(ge=0)] = 1  # so many sites' shares at least must not count in such a run
     # What else may leave: "epsilon", and, without noise, metrics by name, such as "loss".
@@ -73,8 +73,9 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
         raise _refusal(site, "a run without masks", "collusion_resistant = true")
     if settings.shares_noise and not policy.shared_noise:
         raise _refusal(site, "noise of which each site adds only a share", "shared_noise = false")
-    if settings.shares_noise and colluding_sites(settings) < policy.colluding_sites:
-        asked = f"shared noise that counts on all sites but {colluding_sites(settings)}"
+    masked = policy.collusion_resistant or settings.shares_noise
+    if masked and colluding_sites(settings) < policy.colluding_sites:
+        asked = f"a run that bears {colluding_sites(settings)} colluding sites"
         raise _refusal(site, asked, f"colluding_sites = {policy.colluding_sites}")
 
 

@@ -36,7 +36,6 @@ class Member:
     site: SiteName
     tls_key: Hex32  # SHA-256 of the TLS certificate's public key (SubjectPublicKeyInfo)
     signing_key: Hex32  # Ed25519
-    masking_key: Hex32  # X25519: from it, sites share the secrets of masks that cancel
     sealing_key: str  # HPKE, MLKEM768-X25519, in base64: the keys of an epoch are sealed to it
 
     @property
@@ -63,7 +62,7 @@ class Roster:
 
     def __post_init__(self) -> None:
         """Check that no site, under whatever names, stands in it twice."""
-        for name in ("site", "tls_key", "signing_key", "masking_key"):
+        for name in ("site", "tls_key", "signing_key"):
             if len({getattr(member, name) for member in self.members}) != len(self.members):
                 msg = f"two members have the same {name.replace('_', ' ')}"
                 raise ValueError(msg)

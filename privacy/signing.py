@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PrivateKey = Ed25519PrivateKey | EllipticCurvePrivateKey
 PublicKey = Ed25519PublicKey | EllipticCurvePublicKey
 
+SIGNATURE_BYTES = 64  # of a site's, Ed25519
 _MAGIC = b"cloister-signed-1"
 _MAX_DOCUMENT = 64 << 20  # bytes; a roster of 10,000 sites takes 21 MB
 

@@ -45,7 +45,9 @@ class EncryptedSum:
     @property
     def size(self) -> int:
         """How many bytes of ciphertexts and seeds it brings a site."""
-        return sum(map(len, (*self.c0, *self.c1, self.codes))) + sum(len(each.seeds) for each in self.contributions)
+        return sum(map(len, (*self.c0, *self.c1, self.codes))) + sum(
+            len(each.seeds) + len(each.pairs) for each in self.contributions
+        )
 
 
 class RunningSum:
@@ -57,6 +59,7 @@ class RunningSum:
         self._c1: Accumulator | None = None
         self._same: tuple[object, ...] = ()
         self._contributions: dict[str, Contribution] = {}
+        self.commitments: dict[str, bytes] = {}  # of each contributor to its masks, if it has any
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -88,6 +91,7 @@ class RunningSum:
             add_expanded(self._c1.total, contribution.seeds)
             contribution = replace(contribution, seeds=b"")
         self._contributions[header.site] = contribution
+        self.commitments[header.site] = update.commitments
 
     def close(self) -> EncryptedSum:
         """Return the sum of what was added.
@@ -153,9 +157,6 @@ def check_contributions(
         headers[site] = verify_header(contribution.header, contribution.signature, site, plan, manifest, roster)
     if len(headers) < manifest.settings.cohort.minimum:
         msg = f"the sum of round {plan.round} is over {len(headers)} sites, fewer than the minimum; it was not opened"
-        raise ProtocolError(msg)
-    if manifest.settings.encryption.collusion_resistant and len(headers) != len(plan.cohort):
-        msg = f"the sum of round {plan.round} is without some of its cohort, so that masks remain; it was not opened"
         raise ProtocolError(msg)
     if len({header.shared for header in headers.values()}) != 1:
         msg = f"the sum of round {plan.round} is over models with different tensors or ranges; it was not opened"

@@ -4,18 +4,21 @@ Encryption hides a sum; it does not prove that it is the right one. The server c
 "the sum", leave one out, add one twice, or add a constant, all without a key. So the sites share, besides the
 decryption key, a tag key, and site i puts into the last coefficient of its ciphertext c
 
-    τ = Σⱼ αⱼ·mⱼ + rᵢ  mod t        αⱼ: secret, fixed for the epoch      rᵢ = PRF(plan, site i, c)
+    τ = Σⱼ αⱼ·mⱼ + rᵢ  mod t        αⱼ: secret, fixed for the epoch      rᵢ = PRF(plan, nonce, site i, c)
 
 where mⱼ are the other coefficients. τ is linear: the sum's last coefficient must equal Σⱼ αⱼ·Mⱼ + Σᵢ rᵢ, over just
 the sites that are said to have contributed. Any other combination passes with probability 1/t < 2⁻⁴⁷ for each
 ciphertext, since t is prime (linearly homomorphic MACs: Agrawal and Boneh, ACNS 2009; Catalano and Fiore, Eurocrypt
-2013). The plan's digest covers run, round, attempt, cohort and model, so no tag is good for another round.
+2013). The plan's digest covers run, round, attempt, cohort and model, so no tag is good for another round. The nonce is
+fresh for every update and stands in its signed header: two updates for one plan, as a site makes them whose disk was
+restored from a backup, have different pads. One pad for both would give away Σⱼ αⱼ·(mⱼ − m'ⱼ).
 
 Whoever holds the tag key can forge: a site that colludes with the server is not stopped by it.
 """
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -27,7 +30,7 @@ from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.randomness import Randomness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from privacy.plan import RoundPlan
 
 KEY_BYTES = 32
+NONCE_BYTES = 32
 _PLACE = RING_DEGREE - 1  # the packing leaves it free
 _T = np.uint64(PLAIN_MODULUS)
 _HALF = np.uint64(24)
@@ -48,6 +52,12 @@ class TaggedUpdate:
 
     blocks: Iterator[NDArray[np.uint64]]
     charge: Charge
+    nonce: str  # 32 bytes in hex, drawn for this update alone: what its pads are bound to
+
+
+def pad_label(plan: RoundPlan, site: str, nonce: str) -> bytes:
+    """Return what the pads of one update, of its tags and of its codes, are derived from besides their key."""
+    return b"pad" + bytes.fromhex(plan.digest) + bytes.fromhex(nonce) + site.encode()
 
 
 class TagKey:
@@ -63,8 +73,9 @@ class TagKey:
         return np.stack([alpha & _HALF_MASK, alpha >> _HALF]).astype(np.float64)
 
     def tag(self, update: MaskedUpdate, plan: RoundPlan, site: str) -> TaggedUpdate:
-        """Put a site's tags into its update, in place, as the blocks are taken."""
-        return TaggedUpdate(self._tagged(update.blocks, self._pads(plan, site)), update.charge)
+        """Put a site's tags into its update, in place, as the blocks are taken, under pads of a fresh nonce."""
+        nonce = secrets.token_hex(NONCE_BYTES)
+        return TaggedUpdate(self._tagged(update.blocks, self._pads(plan, site, nonce)), update.charge, nonce)
 
     def _tagged(self, blocks: Iterable[NDArray[np.uint64]], pads: Randomness) -> Iterator[NDArray[np.uint64]]:
         for block in blocks:
@@ -72,14 +83,19 @@ class TagKey:
             yield block
 
     def check(
-        self, total: Iterable[NDArray[np.uint64]], plan: RoundPlan, sites: Iterable[str]
+        self, total: Iterable[NDArray[np.uint64]], plan: RoundPlan, nonces: Mapping[str, str]
     ) -> Iterator[NDArray[np.uint64]]:
         """Pass on the blocks of a decrypted sum, each once it is known to be of these sites' updates for this plan.
+
+        Args:
+            total: blocks of coefficients `(n, 4096)`.
+            plan: the round's.
+            nonces: of every contributor, as its signed header has it.
 
         Raises:
             AuthenticityError: as the blocks are taken, if one is anything else.
         """
-        pads = [self._pads(plan, site) for site in sites]
+        pads = [self._pads(plan, site, nonce) for site, nonce in nonces.items()]
         for block in total:
             expected = self._inner(block)
             for pad in pads:
@@ -106,9 +122,9 @@ class TagKey:
             result = (_shifted(result, 16) + _shifted(high % _T, 24) + low % _T) % _T
         return result
 
-    def _pads(self, plan: RoundPlan, site: str) -> Randomness:
-        """Start the stream of a site's pads for a plan, one residue a ciphertext."""
-        return self._stream(b"pad" + bytes.fromhex(plan.digest) + site.encode())
+    def _pads(self, plan: RoundPlan, site: str, nonce: str) -> Randomness:
+        """Start the stream of one update's pads, one residue a ciphertext."""
+        return self._stream(pad_label(plan, site, nonce))
 
     def _stream(self, label: bytes) -> Randomness:
         """Start the stream that only the key and the label determine."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -82,9 +83,12 @@ def read_run(path: Path, roster: Roster) -> SignedRun:
     Raises:
         AuthenticityError: if the coordinator did not sign it.
         KeyFileError: if there is no such file.
+        RefusedError: if its time is over.
     """
     document = _read(path, "`cloister sign RUN.toml` makes one")
-    return SignedRun(document, *open_manifest(document, roster.manifest_key))
+    manifest, digest = open_manifest(document, roster.manifest_key)
+    manifest.check_valid(time.time())
+    return SignedRun(document, manifest, digest)
 
 
 def _read(path: Path, hint: str) -> bytes:

@@ -19,10 +19,10 @@ from privacy.plan import RoundPlan
 from server.settings import read_consortium
 from simulations.evidence import Evidence, Run
 from simulations.inline import InlineGrid
-from transport.ceremony import pack_lead, pack_letter, read_keys, read_letters
+from transport.ceremony import pack_lead, pack_letter, pack_pairs, read_keys, read_letters, read_own_pairs
 from transport.contents import content_of, pack_query, pack_sum, pack_train, read_opened, read_readiness, read_update
 from transport.flower import REFUSED
-from transport.masking import pack_reveal, read_revealed
+from transport.masking import pack_contributors, read_agreed, read_revealed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from flwr.app import Message
 
-    from privacy.envelope import SignedUpdate
+    from privacy.envelope import Contribution, SignedUpdate
     from privacy.manifest import RunSettings
     from privacy.summation import EncryptedSum
     from simulations.federation import Federation
@@ -92,7 +92,11 @@ class Adversary:
     def relay(self, leader: str, letters: Mapping[str, bytes]) -> None:
         """Bring all sites the keys that one made."""
         contents = {site: pack_letter(leader, letters[site]) for site in SITES}
-        if any(read_keys(content_of(reply))[0] != self.epoch for reply in self.ask("query.accept", contents).values()):
+        replies = {site: content_of(reply) for site, reply in self.ask("query.accept", contents).items()}
+        own = {site: read_own_pairs(reply) for site, reply in replies.items()}
+        pairs = {site: {other: own[other][site] for other in SITES if other < site} for site in SITES}
+        self.ask("query.pairs", {site: pack_pairs(self.keys, each) for site, each in pairs.items()})
+        if any(read_keys(reply)[0] != self.epoch for reply in replies.values()):
             msg = f"a site did not take the keys of epoch {self.epoch}; this benchmark is broken"
             raise RunError(msg)
 
@@ -125,13 +129,36 @@ class Adversary:
         made = self.train(run, self.plan(run))
         if not run.masked:
             return made
-        replies = self.reveal(made)
+        signatures, pairs = self.agreed(made, *made.updates)
+        made = replace(made, pairs=pairs)
+        replies = self.reveal(made, signatures)
         return replace(made, reveals={site: read_revealed(content_of(reply)) for site, reply in replies.items()})
 
-    def reveal(self, made: Evidence, sites: Sequence[str] = SITES) -> dict[str, Message]:
-        """Ask sites for the seeds of their masks."""
-        contributions = made.contributions(*made.updates)
-        content = pack_reveal(made.run.document, made.plan.to_bytes(), contributions)
+    def agree(self, made: Evidence, *contributors: str) -> dict[str, Message]:
+        """Ask sites to agree on who contributed, themselves among them."""
+        content = pack_contributors(made.run.document, made.plan.to_bytes(), made.contributions(*contributors))
+        return self.ask("query.agree", dict.fromkeys(contributors, content))
+
+    def agreed(self, made: Evidence, *contributors: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """Have sites agree on who contributed; return what they signed, and the seeds that they gave."""
+        replies = {site: read_agreed(content_of(reply)) for site, reply in self.agree(made, *contributors).items()}
+        return {site: each[0] for site, each in replies.items()}, {site: each[1] for site, each in replies.items()}
+
+    def reveal(
+        self, made: Evidence, signatures: Mapping[str, bytes], sites: Sequence[str] = SITES
+    ) -> dict[str, Message]:
+        """Ask sites for the seeds of their masks, with what the contributors signed."""
+        return self.show(made, made.contributions(*signatures), signatures, sites)
+
+    def show(
+        self,
+        made: Evidence,
+        contributions: Sequence[Contribution],
+        signatures: Mapping[str, bytes],
+        sites: Sequence[str],
+    ) -> dict[str, Message]:
+        """Ask sites for the seeds of their masks, with these headers and signatures."""
+        content = pack_contributors(made.run.document, made.plan.to_bytes(), contributions, signatures)
         return self.ask("query.reveal", dict.fromkeys(sites, content))
 
     def deliver(self, run: Run, total: EncryptedSum) -> bool:

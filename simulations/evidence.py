@@ -69,6 +69,7 @@ class Evidence:
     plan: RoundPlan
     updates: dict[str, SignedUpdate]
     reveals: dict[str, bytes] = field(default_factory=dict)
+    pairs: dict[str, bytes] = field(default_factory=dict)
 
     @cached_property
     def parts(self) -> int:
@@ -96,7 +97,8 @@ class Evidence:
         for site in sites:
             update = self.updates[site]
             seeds = b"" if self.parts > 1 else Ciphertexts(update.chunks).seeds
-            found.append(Contribution(update.header, update.signature, seeds, self.reveals.get(site, b"")))
+            shown = self.reveals.get(site, b""), self.pairs.get(site, b"")
+            found.append(Contribution(update.header, update.signature, seeds, *shown))
         return tuple(found)
 
     def sum(self, total: Polynomials, contributions: tuple[Contribution, ...]) -> EncryptedSum:

@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from privacy.epoch import SealingKey
 from privacy.manifest import RunSettings, sign_manifest
-from privacy.masking import MaskingKey
 from privacy.roster import Member, Roster, sign_roster
 from privacy.storage import write_atomically
 from transport.address import Address, read_address, read_host
@@ -44,7 +43,7 @@ class SiteTerms:
     minimum_noise_multiplier: float = 0.5
     minimum_cohort: int = 3
     held_out: float = 0.2
-    collusion_resistant: bool = False
+    collusion_resistant: bool = True
     shared_noise: bool = False
     colluding_sites: int = 1
     share: tuple[str, ...] = ("epsilon",)
@@ -101,13 +100,12 @@ class Federation:
         for site, path in federation.paths.items():
             tls, signing = ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
             certificate = authority.issue_site(site, tls.public_key())
-            sealing, masking = SealingKey.generate(), MaskingKey.generate()
+            sealing = SealingKey.generate()
             public = signing.public_key().public_bytes_raw().hex()
-            members.append(Member(site, public_key_digest(certificate), public, masking.public, sealing.public))
+            members.append(Member(site, public_key_digest(certificate), public, sealing.public))
             _write(path / "keys", {
                 "authority.pem": ca, "tls.pem": certificate_pem(certificate), "tls.key": key_pem(tls),
                 "signing.key": key_pem(signing), "sealing.key": sealing.to_bytes(),
-                "masking.key": masking.to_bytes(),
             })  # fmt: skip
         public = coordinator.public_key().public_bytes_raw().hex()
         roster = Roster(consortium, 1, time.time() + _ROSTER_DAYS * 86400, public, tuple(members))
@@ -151,7 +149,7 @@ minimum_noise_multiplier = {terms.minimum_noise_multiplier}
 minimum_cohort = {terms.minimum_cohort}
 collusion_resistant = {json.dumps(terms.collusion_resistant)}   # true: only runs with masks
 shared_noise = {json.dumps(terms.shared_noise)}   # true: also runs in which a site adds only a share of the noise
-colluding_sites = {terms.colluding_sites}   # in such a run, so many sites' shares at least must not count
+colluding_sites = {terms.colluding_sites}   # a run must bear at least this many sites that join forces with the server
 share = {json.dumps(list(terms.share))}   # what else leaves; metrics, if listed here, without noise and in no ε
 """
         write_atomically(self.paths[site] / "site.toml", text.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,10 @@ def site_secrets(federation: Federation) -> dict[str, bytes]:
             data = file.read_bytes()
             body = b"".join(data.splitlines()[1:-1])
             secrets[str(file)] = body[_PEM_PREFIX:] if data.startswith(b"-----") else data
+        for file in path.glob("keys/**/*.pairs"):
+            for other, secret in json.loads(file.read_bytes())["secrets"].items():
+                secrets[f"{file}, {other}"] = bytes.fromhex(secret)
+                secrets[f"{file}, {other}, in hex"] = secret.encode()
         for file in path.glob("models/*.safetensors"):
             values = [np.ravel(tensor) for tensor in load(file.read_bytes()).values()]
             secrets[str(file)] = np.concatenate(values).astype("<f4").tobytes()

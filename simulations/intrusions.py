@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.site import open_site
 from privacy.ciphertext import COEFF_MODULUS
 from privacy.epoch import EpochKeys, SealingKey, seal, write_letters
-from privacy.masking import SEALED_BYTES, MaskingKey
+from privacy.masking import SEALED_BYTES
 from privacy.packing import RING_DEGREE
 from privacy.plan import MOST_SEEDS
 from privacy.signing import SignedDocument
@@ -98,7 +98,7 @@ def own_roster(server: Adversary) -> bool:
     paths = [server.federation.paths[site] / "keys" / "roster" for site in SITES]
     genuine, before = paths[0].read_bytes(), server.state()
     keys: dict[str, str] = {
-        "sealing_key": SealingKey.generate().public, "masking_key": MaskingKey.generate().public,
+        "sealing_key": SealingKey.generate().public,
         "signing_key": Ed25519PrivateKey.generate().public_key().public_bytes_raw().hex(),
     }  # fmt: skip
     name, place = str(server.luck.choice(list(keys))), int(server.luck.integers(len(server.roster.members)))
@@ -167,18 +167,44 @@ def two_attempts(server: Adversary) -> bool:
     *rest, _ = everyone = [str(site) for site in luck.permutation(SITES)]
     first = server.train(run, server.plan(run))
     asked = [everyone, rest[: int(luck.integers(1, len(rest)))]][luck.integers(2)]
-    reveals = {site: read_revealed(content_of(reply)) for site, reply in server.reveal(first, asked).items()}
+    signatures, _ = server.agreed(first, *everyone)
+    reveals = {site: read_revealed(content_of(each)) for site, each in server.reveal(first, signatures, asked).items()}
     second = server.train(run, next_attempt(first.plan, rest, _SECONDS))
-    before, replies = server.state(), server.reveal(second, rest)
+    signatures, pairs = server.agreed(second, *rest)
+    before, replies = server.state(), server.reveal(second, signatures, rest)
     kept = server.refused({site: reply for site, reply in replies.items() if site in asked}, before)
     reveals |= {site: read_revealed(reply.content) for site, reply in replies.items() if reply.has_content()}
-    made = replace(second, reveals=reveals)
+    made = replace(second, reveals=reveals, pairs=pairs)
     return kept and server.deliver(run, made.sum(made.total(*rest), made.contributions(*rest)))
+
+
+def two_sets(server: Adversary) -> bool:
+    """Have sites sign one set of contributors, and then show them another, or signatures that are not of all of it."""
+    run, luck = server.masked, server.luck
+    *rest, gone = everyone = [str(site) for site in luck.permutation(SITES)]
+    made = server.train(run, server.plan(run))
+    first, second = [(everyone, rest), (rest, everyone)][luck.integers(2)]
+    signatures, _ = server.agreed(made, *first)
+    before = server.state()
+    refused = server.refused(
+        {site: each for site, each in server.agree(made, *second).items() if site in first}, before
+    )
+    victim = rest[0]
+    lies = [
+        {site: signature for site, signature in signatures.items() if site != victim},
+        signatures | {victim: signatures[first[-1]]},
+        signatures | {victim: luck.bytes(64)},
+        {site: signatures.get(site, signatures[victim]) for site in second},
+    ]
+    told = lies[luck.integers(len(lies))]
+    headers = made.contributions(*([*told, victim] if victim not in told else told))
+    return refused and server.refused(server.show(made, headers, told, [site for site in rest if site != gone]), before)
 
 
 INTRUSIONS: dict[str, Callable[[Adversary], bool]] = {
     "a mask withheld or exchanged": other_masks,
     "masks of two attempts": two_attempts,
+    "two sets of contributors": two_sets,
     "the key, a coefficient a plan": key_overheard,
     "keys of the server's own": own_keys,
     "a roster edited": own_roster,

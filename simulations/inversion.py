@@ -95,7 +95,7 @@ def _update(folder: Path, rows: NDArray[np.intp], sigma: float) -> tuple[NDArray
         privacy=Privacy(max_grad_norm=norm, delta=DELTA, noise_multiplier=sigma),
         cohort=Cohort(dict.fromkeys(_SITES, len(rows)), minimum=2),
         training=Training(steps_per_round=1, sample_rate=1.0, learning_rate=1.0),
-        encryption=Encryption(update_bound=_BOUND),
+        encryption=Encryption(update_bound=_BOUND, collusion_resistant=False),
     )  # fmt: skip
     scratch = Scratch.create(folder, settings, _FILE, device="cpu")
     site = scratch.sites[_SITES[0]]

@@ -46,6 +46,7 @@ class Scratch:
         """Make a site in `folder` for every one that the run names; the records of each lie there in `file`."""
         federation = Federation.create(folder, tuple(settings.cohort.sizes), consortium="scratch")
         terms = SiteTerms(
+            collusion_resistant=settings.encryption.collusion_resistant,
             tasks=(settings.task,), epsilon=np.inf, maximum_epsilon=np.inf, minimum_noise_multiplier=0.0,
             held_out=0.0, file=file, device=device,
         )  # fmt: skip

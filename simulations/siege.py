@@ -53,7 +53,14 @@ def settings(name: str, sites: tuple[str, ...], rounds: int = _MOST_ROUNDS, *, m
     )
 
 
-_TERMS = SiteTerms(tasks=(settings("few", SITES).task,), epsilon=inf, maximum_epsilon=inf, share=(), device="cpu")
+_TERMS = SiteTerms(
+    tasks=(settings("few", SITES).task,),
+    epsilon=inf,
+    maximum_epsilon=inf,
+    collusion_resistant=False,
+    share=(),
+    device="cpu",
+)
 
 
 def make_federation(folder: Path, absent: tuple[str, ...] = ()) -> Federation:

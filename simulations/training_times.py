@@ -87,10 +87,10 @@ class Course:
             rounds=1,
             training=Training(self.steps, sample_rate=1 / self.epoch, learning_rate=_LEARNING_RATE),
             privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
-            encryption=Encryption(update_bound=1.0),
+            encryption=Encryption(update_bound=1.0, collusion_resistant=False),
             cohort=Cohort(dict.fromkeys(("one", "two", "three"), count)),
         )
-        return Manifest(settings, 1.0, roster_version=1, nonce="0" * 16, created="")
+        return Manifest(settings, 1.0, roster_version=1, nonce="0" * 16, created="", expires=0.0)
 
     def chosen(self) -> Choice:
         """Return what `auto` chooses."""

@@ -15,10 +15,21 @@ from typing import TYPE_CHECKING
 from flwr.app import Message
 
 from privacy.errors import CloisterError, ProtocolError, RunError
-from transport.ceremony import pack_lead, pack_letter, read_keys, read_letters
+from privacy.plan import LARGEST_STEP
+from transport.ceremony import (
+    pack_lead,
+    pack_letter,
+    pack_pairs,
+    read_keys,
+    read_letters,
+    read_own_pairs,
+    read_shared,
+)
 from transport.contents import content_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from flwr.app import RecordDict
     from flwr.serverapp import Grid
 
@@ -26,16 +37,36 @@ if TYPE_CHECKING:
     from strategies.letters import Letters
     from strategies.membership import Membership
 
-LEAD, ACCEPT = "query.lead", "query.accept"
+LEAD, ACCEPT, PAIRS = "query.lead", "query.accept", "query.pairs"
+_TRIES = 2  # to bring secrets of masks; the second with letters that were lost before
 _LISTED = 5  # failures that a sentence names
-_NUMBERS = 1 << 40  # no consortium comes so far; a site that says it has seen a higher epoch is not believed
+
+
+def next_epoch(seen: Collection[int], own: int) -> int:
+    """Return the number of the next key epoch: above those that were seen, and one that most sites take.
+
+    A site takes no epoch that is `LARGEST_STEP` or more above its own, so that one member which claims to have seen an
+    absurd number must not decide: it is left behind, and says so.
+
+    Args:
+        seen: the newest epoch of each site, as it says.
+        own: the newest that the server has letters of, or has asked for.
+    """
+
+    def takers(epoch: int) -> int:
+        return sum(latest < epoch <= latest + LARGEST_STEP for latest in seen)
+
+    return max({own + 1, *(latest + 1 for latest in seen)}, key=lambda epoch: (takers(epoch), epoch))
 
 
 class Ceremony:
     """Brings all sites of a round to the same keys."""
 
-    def __init__(self, members: Membership, letters: Letters, journal: Journal, *, new_epoch: bool) -> None:
+    def __init__(
+        self, members: Membership, letters: Letters, journal: Journal, *, new_epoch: bool, masked: bool
+    ) -> None:
         self._members, self._letters, self._journal = members, letters, journal
+        self._masked = masked
         self._wanted = new_epoch
         self._asked = 0
         self._failures: dict[str, int] = {}  # who failed to lead is asked last
@@ -48,7 +79,7 @@ class Ceremony:
         """
         if not self._wanted:
             self._relay(grid, sites)
-            if len((held := self._largest(sites))[2]) >= minimum:
+            if len((held := self._paired(grid, *self._largest(sites)))[2]) >= minimum:
                 return held
         failures = []
         for leader in sorted(sites, key=lambda site: self._failures.get(site, 0)):
@@ -59,7 +90,7 @@ class Ceremony:
             except CloisterError as error:
                 failures.append(f"{leader}: {error}")
                 continue
-            held = self._largest(sites)
+            held = self._paired(grid, *self._largest(sites))
             if leader in held[2] and len(held[2]) >= minimum:
                 self._wanted, self._failures[leader] = False, 0
                 self._journal.record("epoch", epoch=held[0], keys=held[1], leader=leader, sites=held[2])
@@ -83,8 +114,8 @@ class Ceremony:
     def _lead(self, grid: Grid, leader: str) -> None:
         # One more than any site has seen, whether or not for this roster: epochs never go back.
         # Nor is a number used twice: a leader whose answer was lost has keys of its own under that number.
-        seen = [*self._members.latest.values(), self._letters.latest, self._asked]
-        self._asked = epoch = max(each for each in seen if each < _NUMBERS) + 1
+        seen = self._members.latest.values()
+        self._asked = epoch = next_epoch(seen, max(self._letters.latest, self._asked))
         message = self._message(leader, LEAD, pack_lead(epoch))
         half = self._members.attention.seconds / 2  # then there is time for the next
         replies = [each for _, each in self._members.attention.ask(grid, [message], lambda: False, half)]
@@ -92,13 +123,13 @@ class Ceremony:
             msg = "it did not answer when asked to lead"
             raise ProtocolError(msg)
         reply = content_of(replies[0])
-        made, fingerprint = read_keys(reply)
+        made, _ = read_keys(reply)
         letters = read_letters(reply)
         if made != epoch or set(letters) != {member.site for member in self._members.roster.members}:
             msg = "it made keys of another epoch, or not for all members of the roster"
             raise ProtocolError(msg)
         self._letters.keep(made, self._members.roster.version, leader, letters)
-        self._note(leader, made, fingerprint)
+        self._note(leader, reply)
 
     def _relay(self, grid: Grid, sites: list[str]) -> None:
         members = self._members
@@ -111,13 +142,58 @@ class Ceremony:
             messages = [self._message(site, ACCEPT, pack_letter(*each)) for site, each in letters.items()]
             for node, reply in members.attention.ask(grid, messages):
                 try:
-                    self._note(names[node], *read_keys(content_of(reply)))
+                    self._note(names[node], content_of(reply))
                 except CloisterError as error:  # its own affair: the others go on
                     members.problems[names[node]] = str(error)
 
-    def _note(self, site: str, epoch: int, fingerprint: str) -> None:
+    def _note(self, site: str, reply: RecordDict) -> None:
+        """Note the keys that a site has taken: its secrets of masks are others now."""
+        epoch, fingerprint = read_keys(reply)
+        letters = read_own_pairs(reply)
         self._members.keys[site] = epoch, fingerprint
         self._members.latest[site] = max(epoch, self._members.latest.get(site, 0))
+        self._members.pairs[site] = set(letters)
+        self._letters.keep_pairs(fingerprint, site, letters)
+
+    def _paired(self, grid: Grid, epoch: int, keys: str, sites: list[str]) -> tuple[int, str, list[str]]:
+        """Bring sites with the same keys the secrets that they share for masks; leave out those that end up without."""
+        members = self._members
+        if not self._masked:
+            return epoch, keys, sites
+        for _ in range(_TRIES):
+            missing = {site: [each for each in sites if each < site and each not in members.pairs[site]]
+                       for site in sites}  # fmt: skip
+            letters = {site: self._letters.pairs_to(keys, site, senders) for site, senders in missing.items()}
+            # Of whom letters are lost here, they are asked for again.
+            lost = {sender for site, senders in missing.items() for sender in set(senders) - set(letters[site])}
+            asked = [site for site in sites if letters[site] or site in lost]
+            if not asked:
+                break
+            self._share(grid, keys, {site: letters[site] for site in asked})
+        return epoch, keys, self._connected(sites)
+
+    def _share(self, grid: Grid, keys: str, letters: Mapping[str, Mapping[str, bytes]]) -> None:
+        members, names = self._members, self._members.names()
+        messages = [self._message(site, PAIRS, pack_pairs(keys, each)) for site, each in letters.items()]
+        for node, reply in members.attention.ask(grid, messages):
+            try:
+                content = content_of(reply)
+                members.pairs[names[node]] = set(read_shared(content))
+                self._letters.keep_pairs(keys, names[node], read_own_pairs(content))
+            except CloisterError as error:
+                members.problems[names[node]] = str(error)
+
+    def _connected(self, sites: list[str]) -> list[str]:
+        """Return the sites of which all share a secret with each other."""
+        pairs, left = self._members.pairs, list(sites)
+        while True:
+            lacks = {site: [each for each in left if each != site and not (each in pairs[site] and site in pairs[each])]
+                     for site in left}  # fmt: skip
+            worst = max(lacks, key=lambda site: (len(lacks[site]), site), default="")
+            if not lacks.get(worst):
+                return left
+            self._members.problems[worst] = f"it shares no secret for masks with {', '.join(lacks[worst])}"
+            left.remove(worst)
 
     def _message(self, site: str, kind: str, content: RecordDict) -> Message:
         seconds = self._members.attention.seconds

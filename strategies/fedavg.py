@@ -21,10 +21,11 @@ from flwr.serverapp.strategy import Strategy
 from privacy.ciphertext import CIPHERTEXT_BYTES
 from privacy.envelope import verify_update
 from privacy.errors import CloisterError, ProtocolError, RunError
+from privacy.shared import colluding_sites
 from privacy.summation import RunningSum
 from strategies.attention import Attention
 from strategies.ceremony import Ceremony
-from strategies.masking import add_reveals, check_all_revealed, next_attempt
+from strategies.masking import Masking
 from strategies.membership import Membership
 from strategies.metrics import averaged
 from strategies.rounds import OpenRound, first_attempt
@@ -69,11 +70,13 @@ class EncryptedFedAvg(Strategy):
         self._members = Membership(
             run.document, run.digest, roster, journal, heads, self._attention, tuple(cohort.sizes)
         )
-        self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch)
+        masked = self._manifest.settings.encryption.collusion_resistant
+        self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch, masked=masked)
         self._selection = Selection(self._members, cohort.minimum)
+        colluding = colluding_sites(self._manifest.settings)
+        self._masks = Masking(self._members, self._selection, colluding) if masked else None
         self._before = self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds
-        self._masked = self._manifest.settings.encryption.collusion_resistant
         self._failures = 0
         self.released = 0
 
@@ -135,20 +138,9 @@ class EncryptedFedAvg(Strategy):
             self._close_unreleased("too few sites are ready")
             return None, None
         total = self._collect(plan, replies)
-        while self._masked and plan.minimum_cohort <= len(total.sites) < len(plan.cohort):
-            plan = current.plan = next_attempt(plan, total.sites, self._seconds)
-            contents = {site: pack_train(self._document, plan.to_bytes(), []) for site in plan.cohort}
-            messages = [self._message(site, MessageType.TRAIN, content) for site, content in contents.items()]
-            waited = self._attention.send(self._grid, messages, plan.minimum_cohort)
-            total = self._collect(plan, self._grid.send_and_receive(waited, timeout=self._seconds))
         current.contributors = total.sites
         try:
-            result = total.close()
-            if self._masked:
-                result, withheld = add_reveals(self._grid, self._members, result, total.sites)
-                current.problems |= withheld
-                self._selection.withheld(withheld, current.number)
-                check_all_revealed(withheld, current.number)
+            result = self._masks.unmask(self._grid, current, total, self._attempt) if self._masks else total.close()
         except ProtocolError as error:
             self._close_unreleased(str(error))
             return None, None
@@ -200,6 +192,14 @@ class EncryptedFedAvg(Strategy):
         self.released += 1
         self._record(model=self._members.model, metrics=found, sharing=sorted(site for site in told if told[site]))
         return MetricRecord(dict(found))
+
+    def _attempt(self, plan: RoundPlan) -> RunningSum:
+        """Have a plan's cohort send their updates of this round again, under its masks."""
+        self._round.plan = plan
+        content = pack_train(self._document, plan.to_bytes(), [])
+        messages = [self._message(site, MessageType.TRAIN, content) for site in plan.cohort]
+        waited = self._attention.send(self._grid, messages, plan.minimum_cohort)
+        return self._collect(plan, self._grid.send_and_receive(waited, timeout=self._seconds))
 
     def _collect(self, plan: RoundPlan, replies: Iterable[Message]) -> RunningSum:
         """Add updates as they arrive; note who sent none."""

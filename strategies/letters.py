@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 
 from privacy.storage import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 _NAME = re.compile(r"(\d{6,})-roster-(\d+)-(.+)_to_(.+)\.letter")  # no site's name has underscores
@@ -39,6 +40,24 @@ class Letters:
             for each, version, leader, path in sorted(self._files.get(site, ()))
             if each > epoch and version == roster
         ]
+
+    def keep_pairs(self, keys: str, sender: str, letters: Mapping[str, bytes]) -> None:
+        """Keep the letters that bring secrets of masks from one site to others, under the keys of this fingerprint."""
+        note = {"keys": keys, "letters": {site: letter.hex() for site, letter in letters.items()}}
+        write_atomically(self._folder / f"{sender}.pairs", json.dumps(note).encode())
+
+    def pairs_to(self, keys: str, site: str, senders: Iterable[str]) -> dict[str, bytes]:
+        """Return the letters that these senders wrote to a site under the keys with this fingerprint."""
+        found = {sender: self._pairs(keys, sender).get(site) for sender in senders}
+        return {sender: bytes.fromhex(letter) for sender, letter in found.items() if letter}
+
+    def _pairs(self, keys: str, sender: str) -> dict[str, str]:
+        try:
+            note = json.loads((self._folder / f"{sender}.pairs").read_bytes())
+        except (OSError, ValueError):  # lost or damaged: it is asked for again
+            return {}
+        letters: dict[str, str] = note["letters"] if note.get("keys") == keys else {}
+        return letters
 
     def _enter(self, epoch: int, roster: int, leader: str, site: str, path: Path) -> None:
         self._files.setdefault(site, []).append((epoch, roster, leader, path))

@@ -53,6 +53,7 @@ class Membership:
     layouts: dict[str, tuple[str, int]] = field(default_factory=dict)  # layout and size of each site's model
     keys: dict[str, tuple[int, str]] = field(default_factory=dict)  # epoch and fingerprint that each site has
     latest: dict[str, int] = field(default_factory=dict)  # the newest epoch that each site has seen
+    pairs: dict[str, set[str]] = field(default_factory=dict)  # with whom each site shares a secret for masks
     model: str | None = None  # the model of the run, once sites agree on one
     _claimed: dict[int, str] = field(default_factory=dict)  # for whom nodes speak, if not for those expected
     begun: bool = False  # whether a plan could be made
@@ -244,6 +245,7 @@ class Membership:
         self.models[site] = model
         self.layouts[site] = readiness.layout, readiness.size
         self.keys[site], self.latest[site] = (readiness.epoch, readiness.keys), readiness.latest
+        self.pairs[site] = set(readiness.pairs)
         self.problems.pop(site, None)
 
     def _disagree(self, site: str) -> None:

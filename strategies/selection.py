@@ -15,12 +15,13 @@ _LEFT_OUT = "left out: it let an earlier round down"
 
 
 class Selection:
-    """Chooses a round's cohort, and remembers who kept a mask."""
+    """Chooses a round's cohort, and remembers who kept a mask, and whose masks did not fit."""
 
     def __init__(self, members: Membership, minimum: int) -> None:
         self._members, self._minimum = members, minimum
         self._withheld: dict[str, int] = {}  # how often a site let a round down by keeping its mask
         self._left_out: dict[str, int] = {}  # until which round it is left out for that
+        self._disputes = set[tuple[str, str]]()
 
     def withheld(self, sites: Iterable[str], number: int) -> None:
         """Note who kept its mask in a round: it is left out of the next two, then four, and so on."""
@@ -28,10 +29,16 @@ class Selection:
             self._withheld[site] = self._withheld.get(site, 0) + 1
             self._left_out[site] = number + 2 ** self._withheld[site]
 
+    def disputed(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Note pairs of sites of which one lies about the mask that they share: one of them is chosen at a time."""
+        self._disputes |= set(pairs)
+
     def choose(self, present: list[str], number: int, problems: dict[str, str]) -> list[str]:
         """Return the sites to plan a round with; note in `problems` who is left out."""
         busy = self._members.attention.asked(MessageType.TRAIN)  # with a round for which nobody waits any more
-        chosen = self._enough([site for site in present if self._left_out.get(site, 0) < number], present)
+        in_turn = {sorted(pair)[number % 2] for pair in self._disputes if set(pair) <= set(present)}
+        reliable = [site for site in present if self._left_out.get(site, 0) < number and site not in in_turn]
+        chosen = self._enough(reliable, present)
         chosen = self._enough([site for site in chosen if self._members.nodes[site] not in busy], chosen)
         problems |= {site: _LEFT_OUT for site in present if site not in set(chosen) | problems.keys()}
         return chosen

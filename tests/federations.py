@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from math import inf
 from pathlib import Path
 from shutil import copytree
@@ -56,7 +57,7 @@ SETTINGS = RunSettings(
     rounds=1,
     training=Training(steps_per_round=1, sample_rate=1.0, learning_rate=0.1),
     privacy=Privacy(max_grad_norm=1.0, noise_multiplier=0.0),
-    encryption=Encryption(update_bound=1.0),
+    encryption=Encryption(update_bound=1.0, collusion_resistant=False),
     cohort=Cohort(sizes=SIZES, minimum=3, round_deadline_seconds=60.0),
     seed=5,
 )
@@ -70,6 +71,7 @@ TERMS = SiteTerms(
     epsilon=inf,
     maximum_epsilon=inf,
     minimum_noise_multiplier=0.0,
+    collusion_resistant=False,
     file="records.csv",
     device="cpu",
 )
@@ -109,8 +111,15 @@ class FederationMaker:
 def share_keys(federation: Federation) -> None:
     """Bring all sites the keys of epoch 1, as the ceremony does when a first run starts."""
     keys = EpochKeys.generate(1)
-    for path in federation.paths.values():
-        Keyring(path / "keys" / "epochs").take(keys, 1)
+    for site, path in federation.paths.items():
+        keyring = Keyring(path / "keys" / "epochs")
+        keyring.take(keys, 1)
+        keyring.share(keys, {other: _shared(site, other) for other in federation.sites if other != site})
+
+
+def _shared(*sites: str) -> bytes:
+    """The secret of two sites' masks."""
+    return sha256(repr(sorted(sites)).encode()).digest()
 
 
 def keys_of(federation: Federation, site: str) -> EpochKeys:

@@ -24,7 +24,7 @@ from privacy.envelope import Contribution, SignedUpdate
 from privacy.errors import ProtocolError
 from privacy.foreign import quoted
 from privacy.summation import EncryptedSum
-from transport.fields import DIGEST, SITE, array_bytes, blob, field, lacks
+from transport.fields import DIGEST, SITE, array_bytes, blob, check_names, field, lacks
 from transport.heads import has_unreadable_head
 from transport.reports import read_metrics, read_report
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _MAX_SUMS = 10_000
 _SUM = ("plan", "codes", "contributions", "c0", "c1")  # the arrays of a sum; the last two are numbered
-_LENGTHS = struct.Struct(">4I")  # of a contribution's header, signature, seeds and reveal
+_LENGTHS = struct.Struct(">5I")  # of a contribution's header, signature, seeds, reveal and pairs
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,14 @@ class Readiness:
     epoch: int  # whose keys the site has for the current roster; 0: none
     keys: str  # their fingerprint
     latest: int  # the newest epoch that the site has seen, for any roster
+    pairs: list[str]  # with whom it shares a secret for masks under these keys
     clock: float  # what the site's clock shows, in seconds since 1970
     signature: bytes
 
     def signed_part(self, run: str, node_id: int) -> bytes:
         """Return the bytes that the signature is over; the node id keeps another node from claiming the site."""
-        return f"{run} {self.site} {node_id} {self.model} {self.epoch} {self.keys} {self.latest}".encode()
+        keys = f"{self.epoch} {self.keys} {self.latest} {','.join(self.pairs)}"
+        return f"{run} {self.site} {node_id} {self.model} {keys}".encode()
 
 
 def content_of(reply: Message) -> RecordDict:
@@ -94,9 +96,10 @@ def read_readiness(content: RecordDict) -> Readiness:
     """Read a site's answer."""
     fields: dict[str, type] = {
         "site": str, "model": str, "size": int, "layout": str, "epoch": int, "keys": str, "latest": int,
-        "clock": float, "signature": bytes,
+        "pairs": list, "clock": float, "signature": bytes,
     }  # fmt: skip
     readiness = Readiness(**{name: field(content, "readiness", name, kind) for name, kind in fields.items()})
+    check_names(readiness.pairs, "readiness.pairs")
     if not re.fullmatch(SITE, readiness.site):
         lacks("readiness.site")
     if not re.fullmatch(DIGEST, readiness.model) or not re.fullmatch(DIGEST, readiness.layout) or readiness.size < 1:
@@ -130,6 +133,7 @@ def pack_update(update: SignedUpdate, report: Mapping[str, float]) -> RecordDict
         {
             "update": ConfigRecord({"header": update.header, "signature": update.signature}),
             "ciphertexts": _blobs(update.chunks),
+            "masks": ArrayRecord({"commitments": blob(update.commitments)}),
             "report": MetricRecord(dict(report)),
         }
     )
@@ -138,10 +142,11 @@ def pack_update(update: SignedUpdate, report: Mapping[str, float]) -> RecordDict
 def read_update(content: RecordDict) -> tuple[SignedUpdate, Told]:
     """Read a signed update, and what can be read of what stands beside it."""
     header, signature = (field(content, "update", name, bytes) for name in ("header", "signature"))
+    commitments = array_bytes(content, "masks", "commitments")
     report = read_report(content)
     if has_unreadable_head(content):
         report = replace(report, dropped="its ledger's head is none, and was left out")
-    return SignedUpdate(header, signature, _chunks(content)), report
+    return SignedUpdate(header, signature, _chunks(content), commitments), report
 
 
 def pack_sum(manifest: bytes, total: EncryptedSum) -> RecordDict:
@@ -208,7 +213,7 @@ def _join(contributions: Sequence[Contribution]) -> bytes:
     return b"".join(
         _LENGTHS.pack(*map(len, parts)) + b"".join(parts)
         for each in contributions
-        for parts in [(each.header, each.signature, each.seeds, each.reveal)]
+        for parts in [(each.header, each.signature, each.seeds, each.reveal, each.pairs)]
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn, TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -42,6 +43,18 @@ def field(content: RecordDict, record: str, name: str, kind: type[T]) -> T:
     if type(value) is not kind:
         lacks(f"{record}.{name}")
     return value
+
+
+def check_names(values: list[Any], what: str) -> None:
+    """Check that a list holds names of sites, each once.
+
+    Raises:
+        MalformedError: if it holds anything else.
+    """
+    if len(set(map(str, values))) != len(values) or not all(
+        isinstance(each, str) and re.fullmatch(SITE, each) for each in values
+    ):
+        lacks(what)
 
 
 def lacks(what: str) -> NoReturn:

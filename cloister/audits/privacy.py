@@ -142,7 +142,7 @@ def _settings(epsilon: float, canaries: int) -> RunSettings:
         name="audit",
         task=f"{Canaries.__module__}:{Canaries.__name__}",
         privacy=Privacy(max_grad_norm=norm, delta=delta, noise_multiplier=sigma),
-        encryption=Encryption(farthest * _gradient(run, size), profile="precise"),
+        encryption=Encryption(farthest * _gradient(run, size), profile="precise", collusion_resistant=False),
         cohort=Cohort(dict.fromkeys(map(str, _SITES), size), minimum=len(_SITES)),
     )
 

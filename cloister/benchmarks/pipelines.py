@@ -82,6 +82,7 @@ class Cloister(Pipeline):
         self._count = self.packing.ciphertexts(size)
         self._total = Accumulator(self._count)
         self._seeds: list[bytes] = []
+        self._nonces: dict[str, str] = {}
 
     def encrypt(self, update: NDArray[np.float32], weight: float) -> list[bytes]:
         """Pack, tag and encrypt; add the digest that a site signs."""
@@ -89,18 +90,18 @@ class Cloister(Pipeline):
         site = self._sites[self._sent % len(self._sites)]
         self._sent += 1
         encrypted = self._keys.decryption.encrypt(self._keys.tag.tag(mask(packed, None), self._plan, site))
-        ciphertexts = self._keys.mac.authenticate(encrypted, self._plan, site).ciphertexts
+        made = self._keys.mac.authenticate(encrypted, self._plan, site)
+        ciphertexts, self._nonces[site] = made.ciphertexts, made.nonce
         return [*ciphertexts.chunks, ciphertexts.digest.encode()]
 
     def tag(self) -> None:
         """Tag as many coefficients, and authenticate as many ciphertexts, as an update has."""
         rows = np.zeros((self._count, RING_DEGREE), dtype=np.uint64)
         blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
-        chunks = (
-            (bytes(len(block) * C0_BYTES), bytes(len(block) * SEED_BYTES))
-            for block in self._keys.tag.tag(MaskedUpdate(blocks, self._charge), self._plan, self._sites[0]).blocks
-        )
-        self._keys.mac.authenticate(EncryptedUpdate(chunks, self._charge), self._plan, self._sites[0])
+        tagged = self._keys.tag.tag(MaskedUpdate(blocks, self._charge), self._plan, self._sites[0])
+        chunks = ((bytes(len(block) * C0_BYTES), bytes(len(block) * SEED_BYTES)) for block in tagged.blocks)
+        update = EncryptedUpdate(chunks, self._charge, tagged.nonce)
+        self._keys.mac.authenticate(update, self._plan, self._sites[0])
 
     def add(self, upload: list[bytes]) -> None:
         """Check length, digest and range, then add.
@@ -126,6 +127,6 @@ class Cloister(Pipeline):
         """Decrypt, check the tag and unpack."""
         (*c0, codes), seeds = download[: -len(self._sites)], download[-len(self._sites) :]
         total = SummedCiphertexts(tuple(c0), tuple(seeds), (), codes)
-        blocks = self._keys.decryption.decrypt(self._keys.mac.check(total, self._plan, self._sites))
-        checked = self._keys.tag.check(blocks, self._plan, self._sites)
+        blocks = self._keys.decryption.decrypt(self._keys.mac.check(total, self._plan, self._nonces))
+        checked = self._keys.tag.check(blocks, self._plan, self._nonces)
         return unpack(checked, self._size, self._weights, self.packing).vector

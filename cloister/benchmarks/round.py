@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
+from socket import socket
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -27,29 +29,42 @@ from simulations.idle import PARAMETERS
 from simulations.results import read_results
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from simulations.results import Results
 
 WARM_UP = 3  # rounds: connections, caches and a first look at every page of memory
 _LARGEST_SIZE = 280  # records that the first site declares; the others fewer, so that weights differ
+_END_SECONDS = 60.0  # for a server to end after its run
 _TASK = "simulations.idle:Idle"
 _RECORDS = "0\n" * 20
 
 
-def measure(parameters: int, rounds: int, sites: int, *, masks: bool) -> dict[str, Any]:
-    """Run a federation for so many rounds, and some before that do not count.
+def measure(parameters: int, rounds: int, sites: int) -> dict[str, Any]:
+    """Run a federation with and without masks in turn, for so many rounds each, and some before that do not count.
 
     Raises:
         RunError: if a round failed, or the sites do not end with the same model.
     """
     console = Console(stderr=True, highlight=False)
-    console.print(f"{WARM_UP} rounds to warm up, then {rounds}: {parameters:,} parameters, {sites} agents")
-    with TemporaryDirectory(prefix="cloister-bench-") as folder:
-        federation = _prepare(Path(folder), rounds + WARM_UP, sites, masks=masks)
-        with _model_size(parameters):
-            memory = _run(federation, rounds + WARM_UP, console)
-        return _summarise(read_results(federation), federation.sites, parameters, rounds) | memory
+    blocks = [size for size in (rounds - rounds // 2, rounds // 2) if size]
+    console.print(
+        f"with and without masks in turn, {WARM_UP} rounds to warm up each time, then "
+        f"{' and '.join(map(str, blocks))}: {parameters:,} parameters, {sites} agents"
+    )
+    with TemporaryDirectory(prefix="cloister-bench-") as folder, _model_size(parameters):
+        federation = _prepare(Path(folder), sites)
+        total = 2 * sum(size + WARM_UP for size in blocks)
+        with Processes() as processes, _bar(console, total) as advance:
+            bench = _Bench(federation, processes, advance)
+            found: dict[bool, list[Results]] = {True: [], False: []}
+            for size in blocks:
+                for masks in (True, False):
+                    found[masks].append(bench.run(size, masks=masks))
+            report = _summarise(found[True], federation.sites, parameters)
+            unmasked = _summarise(found[False], federation.sites, parameters)
+    ratio = round(report["median_ms"] / unmasked["median_ms"], 3)
+    return report | {"unmasked_median_ms": unmasked["median_ms"], "masked_to_unmasked": ratio} | bench.peaks
 
 
 def table(report: dict[str, Any]) -> str:
@@ -57,9 +72,10 @@ def table(report: dict[str, Any]) -> str:
     spread = f"from {report['min_ms']:.0f}, 95 % below {report['p95_ms']:.0f}"
     site, server = (_megabytes(report[f"{who}_peak_bytes"]) for who in ("site", "server"))
     lines = [
-        f"{report['parameters']:,} parameters, {report['sites']} agents, TLS and encryption on, no training",
+        f"{report['parameters']:,} parameters, {report['sites']} agents, TLS, encryption and masks on, no training",
         "",
         f"a round       {report['median_ms']:.0f} ms: the median of {report['rounds']} ({spread})",
+        f"no masks      {report['unmasked_median_ms']:.0f} ms; masked {report['masked_to_unmasked']:.2f} times as long",
         f"a site sends  {report['bytes_up']:,.0f} bytes and gets {report['bytes_down']:,.0f}",
         f"memory        {site} at a site, {server} at the server, at most, with libraries",
         f"and ends with the same model as the others: sha256 {report['model'][:16]}…",
@@ -71,23 +87,31 @@ def _megabytes(count: int | None) -> str:
     return "unknown" if count is None else f"{count / 1e6:,.0f} MB"
 
 
-def _prepare(folder: Path, rounds: int, sites: int, *, masks: bool) -> Federation:
-    sizes = {f"site-{number}": _LARGEST_SIZE // number for number in range(1, sites + 1)}
-    federation = Federation.create(folder, tuple(sizes), consortium="bench")
-    federation.sign(
-        RunSettings(
-            name="idle",
-            task=_TASK,
-            rounds=rounds,
-            training=Training(steps_per_round=0, sample_rate=0.1, learning_rate=1.0),
-            privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
-            encryption=Encryption(update_bound=1.0, collusion_resistant=masks),
-            cohort=Cohort(sizes=sizes),
-        )
-    )
+def _prepare(folder: Path, sites: int) -> Federation:
+    names = tuple(f"site-{number}" for number in range(1, sites + 1))
+    federation = Federation.create(folder, names, consortium="bench")
+    # One run after the other, each by a server of its own, at the address that the agents know.
+    settings = federation.server / "consortium.toml"
+    settings.write_text(settings.read_text().replace(":0", f":{_free_port()}"))
     for path in federation.paths.values():
         (path / SiteTerms.file).write_text(_RECORDS, encoding="utf-8")
     return federation
+
+
+def _free_port() -> int:
+    with socket() as free:
+        free.bind(("localhost", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextmanager
+def _bar(console: Console, total: int) -> Iterator[Callable[[], None]]:
+    """Show how many rounds are over."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("rounds", total=total)
+        yield lambda: bar.advance(task)
 
 
 @contextmanager
@@ -103,49 +127,69 @@ def _model_size(parameters: int) -> Iterator[None]:
             os.environ[PARAMETERS] = before
 
 
-def _run(federation: Federation, rounds: int, console: Console) -> dict[str, int | None]:
-    """Run the federation to its end; return how much memory, in bytes, an agent and the server took at most.
+class _Bench:
+    """One federation's agents, and a server for each run."""
 
-    Raises:
-        RunError: if it failed; quotes the log of an agent, since all logs go with the folder.
-    """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    peaks: dict[str, int | None] = {}
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with Processes() as processes, bar:
-        task = bar.add_task("starting", total=rounds)
-        address = start_server(processes, federation)
-        start_agents(processes, federation, address, SiteTerms(tasks=(_TASK,), share=("epsilon",)))
+    def __init__(self, federation: Federation, processes: Processes, advance: Callable[[], None]) -> None:
+        self._federation, self._processes, self._advance = federation, processes, advance
+        self._started = False
+        self.peaks: dict[str, int | None] = {"site_peak_bytes": None, "server_peak_bytes": None}
 
-        def show(event: dict[str, Any]) -> None:
-            if event["event"] == "failed":
-                agent = federation.sites[0]
-                msg = f"{event['reason']}\nthe log of {agent}'s agent ends with:\n{processes.tail(agent)}"
-                raise RunError(msg)
-            if event["event"] == "round":
-                bar.update(task, advance=1, description="rounds")
-                agents = [processes.peak_memory(site) for site in federation.sites]
-                peaks["site_peak_bytes"] = max((each for each in agents if each), default=None)
-                peaks["server_peak_bytes"] = processes.peak_memory("server")
+    def run(self, rounds: int, *, masks: bool) -> Results:
+        """Take the federation through a run.
 
-        follow(processes, federation, show)
-    return peaks
+        Raises:
+            RunError: if it failed; quotes the log of an agent, since all logs go with the folder.
+        """
+        sizes = {site: _LARGEST_SIZE // number for number, site in enumerate(self._federation.sites, start=1)}
+        self._federation.sign(
+            RunSettings(
+                name="idle",
+                task=_TASK,
+                rounds=rounds + WARM_UP,
+                training=Training(steps_per_round=0, sample_rate=0.1, learning_rate=1.0),
+                privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
+                encryption=Encryption(update_bound=1.0, collusion_resistant=masks),
+                cohort=Cohort(sizes=sizes),
+            )
+        )
+        address = start_server(self._processes, self._federation)
+        if not self._started:
+            terms = SiteTerms((_TASK,), epsilon=inf, maximum_epsilon=inf, share=("epsilon",), collusion_resistant=False)
+            start_agents(self._processes, self._federation, address, terms)
+            self._started = True
+        follow(self._processes, self._federation, self._show)
+        self._processes.wait("server", _END_SECONDS)
+        return read_results(self._federation)
 
-
-def _summarise(results: Results, sites: tuple[str, ...], parameters: int, rounds: int) -> dict[str, Any]:
-    events = [event for event in results.events if event["event"] == "round"]
-    for event in events:
-        if not event["released"] or set(event["sites"]) != set(sites):
-            msg = f"round {event['round']} went without a site, so that its time says nothing: {event['problems']}"
+    def _show(self, event: dict[str, Any]) -> None:
+        if event["event"] == "failed":
+            agent = self._federation.sites[0]
+            msg = f"{event['reason']}\nthe log of {agent}'s agent ends with:\n{self._processes.tail(agent)}"
             raise RunError(msg)
-    if set(results.digests) != set(sites) or len(set(results.digests.values())) != 1:
-        msg = f"the sites do not end with the same model: {results.digests}"
-        raise RunError(msg)
-    measured = events[-rounds:]
+        if event["event"] == "round":
+            self._advance()
+            for name, who in (("site_peak_bytes", self._federation.sites), ("server_peak_bytes", ("server",))):
+                peaks = [self.peaks[name], *map(self._processes.peak_memory, who)]
+                self.peaks[name] = max((peak for peak in peaks if peak), default=None)
+
+
+def _summarise(runs: list[Results], sites: tuple[str, ...], parameters: int) -> dict[str, Any]:
+    measured = []
+    for results in runs:
+        events = [event for event in results.events if event["event"] == "round"]
+        for event in events:
+            if not event["released"] or set(event["sites"]) != set(sites):
+                msg = f"round {event['round']} went without a site, so that its time says nothing: {event['problems']}"
+                raise RunError(msg)
+        if set(results.digests) != set(sites) or len(set(results.digests.values())) != 1:
+            msg = f"the sites do not end with the same model: {results.digests}"
+            raise RunError(msg)
+        measured += events[WARM_UP:]
     milliseconds = [1000 * event["seconds"] for event in measured]
     return {
-        "rounds": rounds,
-        "warm_up": len(events) - rounds,
+        "rounds": len(measured),
+        "warm_up": WARM_UP * len(runs),
         "median_ms": round(float(np.median(milliseconds)), 1),
         "p95_ms": round(float(np.percentile(milliseconds, 95)), 1),
         "min_ms": round(min(milliseconds), 1),
@@ -153,5 +197,5 @@ def _summarise(results: Results, sites: tuple[str, ...], parameters: int, rounds
         "sites": len(sites),
         "bytes_up": measured[-1]["bytes_up"] / len(sites),
         "bytes_down": measured[-1]["bytes_down"] / len(sites),
-        "model": next(iter(results.digests.values())),
+        "model": next(iter(runs[-1].digests.values())),
     }

@@ -16,15 +16,14 @@ bench = typer.Typer(help="Measure, side by side with others, on this machine.", 
 @bench.command("round", epilog="Example:  cloister bench round --parameters 100000 --json")
 def bench_round(
     parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")] = 100_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure.")] = 30,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure, with masks and without.")] = 30,
     sites: Annotated[int, typer.Option(min=3, help="Agents.")] = 3,
-    masks: Annotated[bool, typer.Option("--masks", help="With collusion_resistant = true.")] = False,
     as_json: Json = False,
 ) -> None:
     """A round with no training: a server and agents as processes, TLS and encryption on."""
     from cloister.benchmarks.round import measure, table  # noqa: PLC0415
 
-    report = measure(parameters, rounds, sites, masks=masks)
+    report = measure(parameters, rounds, sites)
     typer.echo(json.dumps(report) if as_json else table(report))
 
 

@@ -173,10 +173,10 @@ def manifest(steps: int, rate: float, noise: float, bound: float = 0.5) -> Manif
         rounds=1,
         training=Training(steps, rate, learning_rate=0.5),
         privacy=Privacy(max_grad_norm=bound, noise_multiplier=noise),
-        encryption=Encryption(update_bound=1.0),
+        encryption=Encryption(update_bound=1.0, collusion_resistant=False),
         cohort=Cohort(dict.fromkeys(("north", "south", "east"), RECORDS)),
     )
-    return Manifest(settings, noise, roster_version=1, nonce="0" * 16, created="")
+    return Manifest(settings, noise, roster_version=1, nonce="0" * 16, created="", expires=0.0)
 
 
 def computing(gradients: Gradients, physical_batch: int = 0) -> Computing:

@@ -6,11 +6,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from flwr.app import Error, Message, MessageType
+from flwr.app import Context, Error, Message, MessageType
 
 from client.acceptance import accept, get_ready
 from client.app import app
-from client.masking import reveal
+from client.masking import agree, reveal
 from client.opening import open_sum
 from client.round import train_round
 from client.site import Site, open_site
@@ -19,11 +19,13 @@ from privacy.errors import AuthenticityError, CloisterError, ProtocolError, Refu
 from privacy.plan import RoundPlan
 from privacy.summation import EncryptedSum, RunningSum
 from simulations.federation import Federation
+from strategies.masking import AGREE, REVEAL
 from tests.federations import (
     NOISY,
     SETTINGS,
     SITES,
     TERMS,
+    Answer,
     FederationMaker,
     charges_of,
     keys_of,
@@ -68,20 +70,45 @@ def headers(updates: dict[str, SignedUpdate]) -> list[Contribution]:
     return [Contribution(update.header, update.signature, b"") for update in updates.values()]
 
 
-def ask(federation: Federation, site: str, plan: RoundPlan, shown: Sequence[Contribution]) -> bytes:
-    return reveal(open_site(federation.paths[site]), signed_run(federation)[0], plan.to_bytes(), shown)
+def sign(federation: Federation, site: str, plan: RoundPlan, shown: Sequence[Contribution]) -> tuple[bytes, bytes]:
+    """What a site signs of its contributors, and the seeds that it gives."""
+    return agree(open_site(federation.paths[site]), signed_run(federation)[0], plan.to_bytes(), shown)
 
 
-def summed(federation: Federation, plan: RoundPlan, updates: dict[str, SignedUpdate], seeds: dict[str, bytes]
-           ) -> EncryptedSum:  # fmt: skip
+def signed_by(
+    federation: Federation, plan: RoundPlan, updates: dict[str, SignedUpdate]
+) -> dict[str, tuple[bytes, bytes]]:
+    return {site: sign(federation, site, plan, headers(updates)) for site in updates}
+
+
+def signatures(agreed: dict[str, tuple[bytes, bytes]]) -> dict[str, bytes]:
+    return {site: signature for site, (signature, _) in agreed.items()}
+
+
+def ask(
+    federation: Federation, site: str, plan: RoundPlan, updates: dict[str, SignedUpdate],
+    agreed: dict[str, bytes] | None = None,
+) -> bytes:  # fmt: skip
+    """Have a site reveal its seed, once all have signed that they contributed."""
+    if agreed is None:
+        agreed = signatures(signed_by(federation, plan, updates))
+    shown = headers(updates)
+    return reveal(open_site(federation.paths[site]), signed_run(federation)[0], plan.to_bytes(), shown, agreed)
+
+
+def summed(federation: Federation, plan: RoundPlan, updates: dict[str, SignedUpdate], seeds: dict[str, bytes],
+           pairs: dict[str, bytes] | None = None) -> EncryptedSum:  # fmt: skip
     """The sum as the server makes it, with what it has of the seeds."""
     _, manifest, _ = signed_run(federation)
     total, roster = RunningSum(plan), open_site(federation.paths["north"]).roster
     for site, update in updates.items():
         total.add(verify_update(update, site, plan, manifest, roster))
     closed = total.close()
-    parts = zip(updates, closed.contributions, strict=True)
-    return replace(closed, contributions=tuple(replace(part, reveal=seeds.get(site, b"")) for site, part in parts))
+    parts = [
+        replace(part, reveal=seeds.get(site, b""), pairs=(pairs or {}).get(site, b""))
+        for site, part in zip(updates, closed.contributions, strict=True)
+    ]
+    return replace(closed, contributions=tuple(parts))
 
 
 def open_at(federation: Federation, site: str, total: EncryptedSum) -> None:
@@ -102,32 +129,60 @@ def test_a_masked_run_ends_with_the_same_model_as_one_without(make_federation: F
     assert len(values) == 1
 
 
-def test_who_drops_out_before_the_sum_is_complete_costs_an_attempt_and_nobody_a_charge(federation: Federation) -> None:
-    west = node_of(federation, "west")
+def breaking(federation: Federation, site: str, kind: str) -> Answer:
+    """What all sites do, but for one whose line breaks when it is to answer this kind of message."""
+    node = node_of(federation, site)
 
-    def answer(message: Message, context: object) -> Message:
-        if (message.metadata.dst_node_id, message.metadata.message_type) == (west, MessageType.TRAIN):
+    def answer(message: Message, context: Context) -> Message:
+        if (message.metadata.dst_node_id, message.metadata.message_type) == (node, kind):
             return reply(Error(1, "the line broke"), message)
-        return app(message, context)  # type: ignore[arg-type]
+        return app(message, context)
+
+    return answer
+
+
+def test_who_drops_out_before_the_sum_is_complete_costs_nobody_anything(federation: Federation) -> None:
+    sent = dict[str, int]()
+    inner = breaking(federation, "west", MessageType.TRAIN)
+
+    def answer(message: Message, context: Context) -> Message:
+        made = inner(message, context)
+        if message.metadata.message_type == MessageType.TRAIN and made.has_content():
+            site = str(message.metadata.dst_node_id)
+            sent[site] = sent.get(site, 0) + 1
+        return made
 
     first, second = run_with(federation, answer)
     for event in (first, second):
-        assert (event["released"], event["attempts"], event["sites"]) == (True, 2, ["east", "north", "south"])
+        assert (event["released"], event["attempts"], event["sites"]) == (True, 1, ["east", "north", "south"])
     assert [charges_of(federation, site) for site in COHORT] == [2, 2, 2, 0]
+    assert sorted(sent.values()) == [2, 2, 2]  # each update once
+
+
+def test_who_drops_out_before_it_agrees_costs_an_attempt_and_nobody_a_charge(federation: Federation) -> None:
+    first, second = run_with(federation, breaking(federation, "west", AGREE))
+    for event in (first, second):
+        assert (event["released"], event["attempts"], event["sites"]) == (True, 2, ["east", "north", "south"])
+    assert [charges_of(federation, site) for site in COHORT] == [2] * 4
 
 
 def test_who_keeps_its_seed_costs_the_round_and_is_left_out_of_the_next(federation: Federation) -> None:
-    west = node_of(federation, "west")
-
-    def answer(message: Message, context: object) -> Message:
-        if (message.metadata.dst_node_id, message.metadata.message_type) == (west, "query.reveal"):
-            return reply(Error(1, "not today"), message)
-        return app(message, context)  # type: ignore[arg-type]
-
-    first, second = run_with(federation, answer)
-    assert (first["released"], first["problems"]) == (False, {"west": "“not today”"})
+    first, second = run_with(federation, breaking(federation, "west", REVEAL))
+    assert (first["released"], first["problems"]) == (False, {"west": "“the line broke”"})
     assert "without the mask of west" in first["reason"]
     assert (second["released"], second["sites"]) == (True, ["east", "north", "south"])
+
+
+def test_a_sum_without_a_dropout_is_that_of_the_others_updates(make_federation: FederationMaker) -> None:
+    """The masks that the others share with it come off: the model is that of an unmasked run over the same sites."""
+    models = set()
+    for masks in (True, False):
+        settings = replace(SETTINGS, encryption=replace(SETTINGS.encryption, collusion_resistant=masks))
+        made = make_federation(settings, name=f"masks-{masks}")
+        (event,) = run_with(made, breaking(made, "west", MessageType.TRAIN))
+        assert (event["released"], event["sites"]) == (True, ["east", "north", "south"])
+        models |= {digest for site, digest in models_of(made).items() if site != "west"}
+    assert len({model[-12:] for model in models}) == 1
 
 
 # --- A false dropout ------------------------------------------------------------------------------------------------
@@ -140,16 +195,20 @@ def test_a_server_that_claims_a_false_dropout_cannot_open_two_sums_of_a_round(
     """It has the updates of two attempts at a round, and may ask each site for the seed of either, in any order."""
     whole, fewer = plan_of(federation), plan_of(federation, 2, COHORT[:3])
     first = updates_of(federation, whole)
-    seeds = {1: {site: ask(federation, site, whole, headers(first)) for site in COHORT[:split]}, 2: {}}
+    agreed = {1: signed_by(federation, whole, first)}
+    early = {site: ask(federation, site, whole, first, signatures(agreed[1])) for site in COHORT[:split]}
+    seeds = {1: early, 2: dict[str, bytes]()}
     second = updates_of(federation, fewer)  # "west was gone": the same updates under other masks
+    agreed[2] = signed_by(federation, fewer, second)
     for site in COHORT:
         for plan, updates in ((whole, first), (fewer, second)):
             with suppress(ProtocolError):
-                seeds[plan.attempt][site] = ask(federation, site, plan, headers(updates))
+                seeds[plan.attempt][site] = ask(federation, site, plan, updates, signatures(agreed[plan.attempt]))
         assert sum(site in each for each in seeds.values()) <= 1, "a site revealed for two attempts"
     opened = 0
     for site, plan, updates in (("north", whole, first), ("south", fewer, second)):
-        total = summed(federation, plan, updates, seeds[plan.attempt])
+        pairs = {name: sealed for name, (_, sealed) in agreed[plan.attempt].items()}
+        total = summed(federation, plan, updates, seeds[plan.attempt], pairs)
         with suppress(CloisterError):
             open_at(federation, site, total)
             opened += 1
@@ -160,28 +219,55 @@ def test_a_server_that_claims_a_false_dropout_cannot_open_two_sums_of_a_round(
 def test_after_an_attempt_under_other_masks_the_first_is_not_revealed(federation: Federation) -> None:
     whole = plan_of(federation)
     first = updates_of(federation, whole)
+    agreed = signatures(signed_by(federation, whole, first))
     updates_of(federation, plan_of(federation, 2, COHORT[:3]))
     with pytest.raises(ProtocolError, match="has sent no masked update for this plan"):
-        ask(federation, "north", whole, headers(first))
+        ask(federation, "north", whole, first, agreed)
 
 
 def test_what_was_revealed_is_on_disk_before_it_leaves_and_binds_a_restarted_site(federation: Federation) -> None:
     whole, fewer = plan_of(federation), plan_of(federation, 2, COHORT[:3])
-    sealed = ask(federation, "north", whole, headers(updates_of(federation, whole)))
-    assert sealed == ask(federation, "north", whole, headers(updates_of(federation, whole)))  # a retry
+    sealed = ask(federation, "north", whole, updates_of(federation, whole))
+    assert sealed == ask(federation, "north", whole, updates_of(federation, whole))  # a retry
     restart(federation, "north")
     second = updates_of(federation, fewer)
     with pytest.raises(ProtocolError, match="revealing for round 1 was done already"):
-        ask(federation, "north", fewer, headers(second))
+        ask(federation, "north", fewer, second)
+
+
+def test_one_set_of_contributors_is_signed_for_a_plan_also_after_a_restart(federation: Federation) -> None:
+    plan = plan_of(federation)
+    updates = updates_of(federation, plan)
+    fewer = {site: updates[site] for site in COHORT[:3]}
+    assert sign(federation, "north", plan, headers(fewer)) == sign(federation, "north", plan, headers(fewer))
+    restart(federation, "north")
+    with pytest.raises(ProtocolError, match=r"agreeing on the contributors to plan .* was done already"):
+        sign(federation, "north", plan, headers(updates))
+    with pytest.raises(ProtocolError, match="is not of the update that west sent"):
+        sign(federation, "west", plan, headers(fewer))
+
+
+@pytest.mark.parametrize("wrong", ["missing", "another's", "of another set", "made up"])
+def test_nothing_is_revealed_before_all_have_signed_this_very_set(federation: Federation, wrong: str) -> None:
+    plan = plan_of(federation)
+    updates = updates_of(federation, plan)
+    fewer = {site: updates[site] for site in COHORT[:3]}
+    early = sign(federation, "east", plan, headers(fewer))[0]  # the one that was shown another set
+    agreed = {site: sign(federation, site, plan, headers(updates))[0] for site in COHORT if site != "east"}
+    lie = {"missing": b"", "another's": agreed["north"], "of another set": early, "made up": bytes(64)}[wrong]
+    with pytest.raises(AuthenticityError):
+        ask(federation, "north", plan, updates, agreed | {"east": lie})
+    assert not any("revealing" in path.read_text() for path in federation.paths["north"].glob("outbox/*.once"))
 
 
 def test_a_note_that_was_cut_off_is_of_nothing_that_left(federation: Federation) -> None:
     plan = plan_of(federation)
-    shown = headers(updates_of(federation, plan))
+    updates = updates_of(federation, plan)
+    agreed = signatures(signed_by(federation, plan, updates))
     notes = federation.paths["north"] / "outbox" / f"{plan.run[:16]}.once"
-    notes.write_bytes(b"revealing for round 1: 0123")
-    assert ask(federation, "north", plan, shown)
-    assert notes.read_bytes().startswith(f"revealing for round 1: {plan.digest} ".encode())
+    notes.write_bytes(notes.read_bytes() + b"revealing for round 1: 0123")
+    assert ask(federation, "north", plan, updates, agreed)
+    assert notes.read_text().splitlines()[-1].startswith(f"revealing for round 1: {plan.digest} ")
 
 
 @pytest.mark.parametrize("lost", [b"", None], ids=["damaged", "gone"])
@@ -190,7 +276,7 @@ def test_a_site_that_lost_its_update_makes_no_other_for_the_same_plan(
 ) -> None:
     """Two updates under one plan have the same masks between sites: whoever had both seeds could subtract them."""
     plan = plan_of(federation)
-    assert ask(federation, "north", plan, headers(updates_of(federation, plan)))
+    assert ask(federation, "north", plan, updates_of(federation, plan))
     (update,) = (federation.paths["north"] / "outbox").glob("*.update")
     if lost is None:
         update.unlink()
@@ -205,57 +291,81 @@ def test_a_second_seed_is_not_revealed_for_the_same_plan(federation: Federation)
     """As if two agents of one site had made an update each."""
     plan = plan_of(federation)
     updates = updates_of(federation, plan)
-    assert ask(federation, "north", plan, headers(updates))
+    agreed = signatures(signed_by(federation, plan, updates))
+    assert ask(federation, "north", plan, updates, agreed)
     site = open_site(federation.paths["north"])
     made = site.outbox.last(plan.run)
     assert made is not None
     site.outbox.keep(plan, made.update, b"another seed of thirty-two bytes")
     with pytest.raises(ProtocolError, match="done already"):
-        ask(federation, "north", plan, headers(updates))
+        ask(federation, "north", plan, updates, agreed)
 
 
 # --- What a site must be shown --------------------------------------------------------------------------------------
 
 
-def test_a_site_reveals_nothing_unless_its_whole_cohort_is_shown(federation: Federation) -> None:
+def test_a_site_signs_no_set_without_itself_nor_one_that_is_too_small_or_forged(federation: Federation) -> None:
     plan = plan_of(federation)
     shown = headers(updates_of(federation, plan))
     others = [each for each in shown if b'"site":"north"' not in each.header]
     forged = [replace(shown[0], signature=bytes(64)), *shown[1:]]
     for wrong, error in (
-        (shown[:3], ProtocolError),
+        (shown[:2], ProtocolError),
         ([*others, others[0]], ProtocolError),
         (others, ProtocolError),
         ([], ProtocolError),
         (forged, AuthenticityError),
     ):
         with pytest.raises(error):
-            ask(federation, "north", plan, wrong)
+            sign(federation, "north", plan, wrong)
     assert not list((federation.paths["north"] / "outbox").glob("*.once"))
-    assert ask(federation, "north", plan, shown)
+    assert sign(federation, "north", plan, shown)
 
 
-def test_a_site_reveals_nothing_for_headers_of_another_attempt(federation: Federation) -> None:
+def test_a_site_signs_no_set_of_headers_of_another_attempt(federation: Federation) -> None:
     whole, again = plan_of(federation), plan_of(federation, 2)
     first = headers(updates_of(federation, whole))
     updates_of(federation, again)
     with pytest.raises(ProtocolError, match="another attempt"):
-        ask(federation, "north", again, first)
+        sign(federation, "north", again, first)
 
 
-def test_a_sum_with_anothers_seed_or_none_is_not_opened(federation: Federation) -> None:
+@pytest.mark.parametrize("wrong", ["another's", "none", "of a site that is there", "made up"])
+def test_a_sum_with_other_seeds_of_shared_masks_than_were_committed_to_is_not_opened(
+    federation: Federation, wrong: str
+) -> None:
+    plan = plan_of(federation)
+    everyone = updates_of(federation, plan)
+    updates = {site: everyone[site] for site in COHORT[:3]}
+    agreed = signed_by(federation, plan, updates)
+    seeds = {site: ask(federation, site, plan, updates, signatures(agreed)) for site in updates}
+    pairs = {site: sealed for site, (_, sealed) in agreed.items()}
+    lie = {
+        "another's": pairs["north"],
+        "none": b"",
+        "of a site that is there": pairs["east"] * 2,
+        "made up": bytes(len(pairs["east"])),
+    }[wrong]
+    with pytest.raises(AuthenticityError, match="does not open"):
+        open_at(federation, "north", summed(federation, plan, updates, seeds, pairs | {"east": lie}))
+    open_at(federation, "south", summed(federation, plan, updates, seeds, pairs))
+
+
+def test_a_sum_with_anothers_seed_or_none_is_not_opened_nor_is_any_other_of_its_plan_after_a_restart(
+    federation: Federation,
+) -> None:
     plan = plan_of(federation)
     updates = updates_of(federation, plan)
-    seeds = {site: ask(federation, site, plan, headers(updates)) for site in COHORT}
+    seeds = {site: ask(federation, site, plan, updates) for site in COHORT}
     for site, wrong in zip(COHORT, (
         seeds | {"east": seeds["west"]}, seeds | {"east": bytes(48)}, {s: seeds[s] for s in COHORT[1:]}, {},
     ), strict=True):  # fmt: skip
         with pytest.raises(AuthenticityError, match="does not open"):
             open_at(federation, site, summed(federation, plan, updates, wrong))
     for site in COHORT:
-        restart(federation, site).refused_sums.clear()
-        open_at(federation, site, summed(federation, plan, updates, seeds))
-    assert len(set(models_of(federation).values())) == 1
+        restart(federation, site)
+        with pytest.raises(ProtocolError, match="opens no other of that plan"):
+            open_at(federation, site, summed(federation, plan, updates, seeds))
 
 
 def test_a_site_may_insist_on_masks(make_federation: FederationMaker) -> None:
@@ -267,6 +377,6 @@ def test_a_site_may_insist_on_masks(make_federation: FederationMaker) -> None:
     accept(open_site(masked.paths["north"]), signed_run(masked)[0])
 
 
-def test_a_site_without_a_masked_update_reveals_nothing(federation: Federation) -> None:
-    with pytest.raises(ProtocolError, match="reveals nothing"):
-        ask(federation, "north", plan_of(federation), [])
+def test_a_site_without_a_masked_update_shows_nothing(federation: Federation) -> None:
+    with pytest.raises(ProtocolError, match="shows no seed"):
+        sign(federation, "north", plan_of(federation), [])

@@ -37,18 +37,26 @@ _ASKED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "train": (contents.read_train, contents.pack_train(b"manifest", b"plan", [_SUM, _SUM])),
     "sum": (contents.read_sum, contents.pack_sum(b"manifest", _SUM)),
     "lead": (ceremony.read_lead, ceremony.pack_lead(3)),
-    "reveal": (masking.read_reveal, masking.pack_reveal(b"manifest", b"plan", _SUM.contributions)),
+    "contributors": (masking.read_contributors, masking.pack_contributors(b"manifest", b"plan", _SUM.contributions)),
+    "signatures": (
+        masking.read_signatures,
+        masking.pack_contributors(b"manifest", b"plan", _SUM.contributions, {"north": bytes(64)}),
+    ),
+    "pairs": (ceremony.read_pairs, ceremony.pack_pairs(_DIGEST, {"north": b"letter"})),
     "letter from": (ceremony.read_letter_from, ceremony.pack_letter("north", b"letter")),
 }
 _ANSWERED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "readiness": (contents.read_readiness, contents.pack_readiness(
-        contents.Readiness("north", _DIGEST, 20, _DIGEST, 2, _DIGEST, 2, 1e9, b"signature"))),
+        contents.Readiness("north", _DIGEST, 20, _DIGEST, 2, _DIGEST, 2, ["south"], 1e9, b"signature"))),
     "update": (contents.read_update, contents.pack_update(_UPDATE, {"epsilon": 0.5})),
     "head answered": (heads.read_head, heads.put_head(contents.pack_update(_UPDATE, {}), _HEAD)),
     "opened": (contents.read_opened, contents.pack_opened(_DIGEST, {"accuracy": 1.0, "loss": 0.5})),
+    "agreed": (masking.read_agreed, masking.pack_agreed(bytes(64), bytes(48))),
     "revealed": (masking.read_revealed, masking.pack_revealed(bytes(48))),
-    "keys": (ceremony.read_keys, ceremony.pack_keys(3, _DIGEST)),
-    "letters": (ceremony.read_letters, ceremony.pack_keys(3, _DIGEST, {"north": b"one", "south": b"two"})),
+    "keys": (ceremony.read_keys, ceremony.pack_keys(3, _DIGEST, {}, {"west": b"pair"})),
+    "own pairs": (ceremony.read_own_pairs, ceremony.pack_keys(3, _DIGEST, {}, {"west": b"pair"})),
+    "shared": (ceremony.read_shared, ceremony.pack_shared({"west": b"pair"}, ["east", "west"])),
+    "letters": (ceremony.read_letters, ceremony.pack_keys(3, _DIGEST, {"north": b"one", "south": b"two"}, {})),
 }  # fmt: skip
 
 

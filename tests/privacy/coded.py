@@ -23,7 +23,7 @@ from privacy.expansion import add_expanded
 from privacy.mac import MacKey
 from privacy.packing import BLOCK, RING_DEGREE
 from privacy.plan import MOST_SEEDS, RoundPlan
-from tests.privacy.consortium import CHARGE, SITES, make_plan, plan_with
+from tests.privacy.consortium import CHARGE, SITES, make_plan, nonce_of, plan_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -41,18 +41,18 @@ def random_rows(seed: int, count: int) -> NDArray[np.uint64]:
     return np.random.default_rng(seed).integers(0, Q, (count, RING_DEGREE), np.uint64)
 
 
-def unauthenticated(number: int, count: int = 3, block: int = BLOCK) -> EncryptedUpdate:
+def unauthenticated(number: int, count: int = 3, block: int = BLOCK, site: str = "north") -> EncryptedUpdate:
     """What nobody can tell from ciphertexts without the key."""
     rows, seeds = random_rows(number, count), np.random.default_rng(number).bytes(count * SEED_BYTES)
     chunks: Iterator[tuple[bytes, bytes]] = (
         (pack60(rows[start : start + block].reshape(-1)), seeds[start * SEED_BYTES : (start + block) * SEED_BYTES])
         for start in range(0, count, block)
     )
-    return EncryptedUpdate(chunks, CHARGE)
+    return EncryptedUpdate(chunks, CHARGE, nonce_of(site))
 
 
 def update(site: str, number: int, plan: RoundPlan = PLAN, key: MacKey = KEY, count: int = 3) -> Ciphertexts:
-    return key.authenticate(unauthenticated(number, count), plan, site).ciphertexts
+    return key.authenticate(unauthenticated(number, count, site=site), plan, site).ciphertexts
 
 
 def honest(plan: RoundPlan, count: int = 3) -> dict[str, Ciphertexts]:
@@ -72,7 +72,9 @@ def added(plan: RoundPlan, *terms: Ciphertexts) -> SummedCiphertexts:
 
 def refused(total: SummedCiphertexts, plan: RoundPlan, sites: Iterable[str] = SITES, key: MacKey = KEY) -> bool:
     try:
-        assert [chunk.c0 for chunk in key.check(total, plan, sites)] == list(total.c0)
+        assert [chunk.c0 for chunk in key.check(total, plan, {site: nonce_of(site) for site in sites})] == list(
+            total.c0
+        )
     except AuthenticityError as error:
         assert "nothing was decrypted" in str(error)  # noqa: PT017 - not every call is refused
         return True

@@ -23,7 +23,7 @@ from privacy.epoch import SealingKey
 from privacy.ledger import Charge, Release
 from privacy.mac import MacKey
 from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training, open_manifest, sign_manifest
-from privacy.masking import MaskedUpdate, MaskingKey, mask
+from privacy.masking import MaskedUpdate, mask
 from privacy.packing import BLOCK, RING_DEGREE, pack
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from privacy.encryption import EncryptedUpdate
+    from privacy.header import UpdateHeader
     from privacy.mac import AuthenticatedUpdate
     from privacy.packing import Packing, Profile
     from privacy.update import PrivateUpdate
@@ -89,14 +90,13 @@ def member(site: str) -> Member:
         site=site,
         tls_key=tls_key,
         signing_key=public_hex(site),
-        masking_key=masking_key(site).public,
         sealing_key=sealing_key(site).public,
     )
 
 
-def masking_key(site: str) -> MaskingKey:
-    """Return the X25519 key that belongs to a site in every test."""
-    return MaskingKey(sha256(f"masking {site}".encode()).digest())
+def shared_secrets(site: str, sites: Sequence[str] = SITES) -> dict[str, bytes]:
+    """Return what a site shares with each other in every test."""
+    return {other: sha256(f"pair {sorted((site, other))}".encode()).digest() for other in sites if other != site}
 
 
 @cache
@@ -132,7 +132,7 @@ def run_settings(
         rounds=rounds,
         training=Training(steps_per_round=steps, sample_rate=0.1, learning_rate=0.1),
         privacy=privacy or Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
-        encryption=Encryption(update_bound=update_bound, profile=profile),
+        encryption=Encryption(update_bound=update_bound, profile=profile, collusion_resistant=False),
         cohort=Cohort(sizes=SIZES if sizes is None else sizes, minimum=minimum),
         seed=seed,
     )
@@ -205,9 +205,19 @@ def unmasked(coefficients: NDArray[np.uint64], charge: Charge = CHARGE) -> Maske
     return mask(PackedUpdate(blocks_of(coefficients), charge), None)
 
 
+def nonce_of(site: str) -> str:
+    """Return a nonce that belongs to a site, where a test needs the same one again."""
+    return sha256(f"nonce {site}".encode()).hexdigest()
+
+
+def nonces_of(headers: Mapping[str, UpdateHeader]) -> dict[str, str]:
+    """Return what pads are checked with."""
+    return {site: header.nonce for site, header in headers.items()}
+
+
 def tagged(coefficients: NDArray[np.uint64]) -> TaggedUpdate:
     """Pretend that coefficients carry a tag."""
-    return TaggedUpdate(blocks_of(coefficients), CHARGE)
+    return TaggedUpdate(blocks_of(coefficients), CHARGE, nonce_of("north"))
 
 
 def decrypted(key: DecryptionKey, c0: Sequence[bytes], seeds: Sequence[bytes], count: int) -> NDArray[np.uint64]:

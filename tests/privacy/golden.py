@@ -31,7 +31,6 @@ from privacy.randomness import Randomness
 from privacy.roster import sign_roster
 from privacy.seal import binding
 from privacy.signing import SignedDocument, sign
-from privacy.tag import TaggedUpdate
 from tests.privacy.consortium import (
     KEYS,
     LAYOUT,
@@ -78,8 +77,9 @@ def write() -> None:
     key = DecryptionKey.generate()
     charge = Charge(Release(run, 1, 1), Mechanism(1.0, 0.1, 5), sha256(b"ledger").hexdigest())
     packed = pack(private(VECTOR, charge), 1.0, manifest.packing, Randomness.seeded(7, "golden"))
-    (block,) = tag_key().tag(mask(packed, None), plan, "north").blocks
-    made = mac_key().authenticate(key.encrypt(TaggedUpdate(iter([block]), charge)), plan, "north")
+    tagged = tag_key().tag(mask(packed, None), plan, "north")
+    (block,) = tagged.blocks
+    made = mac_key().authenticate(key.encrypt(replace(tagged, blocks=iter([block]))), plan, "north")
     (chunk,) = made.ciphertexts.chunks
     bound = manifest.packing.update_bound
     update = sign_update(made, plan, LAYOUT, "north", signing_key("north"), weight=1.0, update_bound=bound, mask="")
@@ -110,7 +110,7 @@ def write() -> None:
         "signature": update.signature.hex(),
     }
     _store("ciphertext", ciphertext)
-    _store("codes", codes(plan, chunk[:C0_BYTES], made.ciphertexts.seeds))
+    _store("codes", codes(plan, made.nonce, chunk[:C0_BYTES], made.ciphertexts.seeds))
     _store("masks", masks(plan))
     _store("documents", documents)
     _store("ledger", {"site": "north", "lineage": "patients", "public_key": public_hex("north"), "file": _ledger()})

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from privacy.agreement import absent_from, agree, set_digest
 from privacy.ciphertext import COEFF_MODULUS
 from privacy.encryption import EncryptedUpdate
-from privacy.masking import Masks, commitment, seal_seed
+from privacy.masking import Masks, commitment, pairs_digest, seal_pairs, seal_seed
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.plan import MOST_SEEDS
-from tests.privacy.consortium import CHARGE, SECRET, SITES, mac_key, make_roster, masking_key, plan_with
+from tests.privacy.consortium import CHARGE, SECRET, SITES, mac_key, plan_with, shared_secrets, signing_key
 
 if TYPE_CHECKING:
     from privacy.plan import RoundPlan
@@ -20,38 +21,54 @@ FIRST = 4  # residues of each stream
 _SEED = bytes(range(32))
 
 
-def codes(plan: RoundPlan, c0: bytes, seed: bytes) -> dict[str, object]:
+def codes(plan: RoundPlan, nonce: str, c0: bytes, seed: bytes) -> dict[str, object]:
     """Return secret coefficients, pads and codes of one ciphertext of north's, in a small cohort and a large one."""
     large = plan_with(plan, cohort=tuple(sorted((*SITES, *(f"site-{n:02}" for n in range(MOST_SEEDS))))))
     key, found = mac_key(), list[dict[str, object]]()
     for each in (plan, large):
-        made = key.authenticate(EncryptedUpdate(iter([(c0, seed)]), CHARGE), each, "north").ciphertexts
+        made = key.authenticate(EncryptedUpdate(iter([(c0, seed)]), CHARGE, nonce), each, "north").ciphertexts
         found.append({
             "plan": each.to_bytes().decode(),
             "digest": each.digest,
-            "pads": key._pads(each, "north").residues(FIRST, COEFF_MODULUS).tolist(),
+            "pads": key._pads(each, "north", nonce).residues(FIRST, COEFF_MODULUS).tolist(),
             "code": made.codes.hex(),
         })  # fmt: skip
     rho = key._stream(b"rho").residues(2 * RING_DEGREE, COEFF_MODULUS).reshape(2, RING_DEGREE)
-    return {"secret": SECRET.hex(), "site": "north", "rho": rho[:, :FIRST].tolist(), "rounds": found}
+    return {"secret": SECRET.hex(), "site": "north", "nonce": nonce, "rho": rho[:, :FIRST].tolist(), "rounds": found}
 
 
 def masks(plan: RoundPlan) -> dict[str, object]:
     """Return keys, seeds, the first residues of each of south's streams, and what they make of zeros."""
-    made = Masks(masking_key("south"), _SEED, plan, "south", make_roster())
-    own, west = (stream.residues(FIRST, PLAIN_MODULUS).tolist() for stream in made._added)
-    (north,) = (stream.residues(FIRST, PLAIN_MODULUS).tolist() for stream in made._taken)
+    made = Masks(shared_secrets("south"), _SEED, plan, "south")
+    (own, west), (north,) = made._streams()
+    first = {name: stream.residues(FIRST, PLAIN_MODULUS).tolist() for name, stream in
+             (("own", own), ("north", north), ("west", west))}  # fmt: skip
     zeros = np.zeros((1, RING_DEGREE), np.uint64)
-    masked = next(Masks(masking_key("south"), _SEED, plan, "south", make_roster()).mask([zeros]))
+    masked = next(made.mask([zeros]))
+    headers = {"north": b"north's header", "south": b"south's header"}
     return {
         "plan": plan.to_bytes().decode(),
-        "keys": {site: masking_key(site).to_bytes().hex() for site in SITES},
-        "public": {site: masking_key(site).public for site in SITES},
+        "secrets": {site: secret.hex() for site, secret in shared_secrets("south").items()},
         "site": "south",
         "seed": _SEED.hex(),
         "commitment": commitment(_SEED),
+        "pair_seeds": {other: seed.hex() for other, seed in made.pairs.items()},
+        "commitments": made.commitments.hex(),
+        "pairs": pairs_digest(made.commitments),
         "secret": SECRET.hex(),
         "sealed": seal_seed(_SEED, SECRET, plan, "south").hex(),
-        "streams": {"own": own, "north": north, "west": west},
+        "headers": {site: header.decode() for site, header in headers.items()},
+        "absent": absent_from(plan, headers),
+        "sealed_pairs": seal_pairs(made, absent_from(plan, headers), SECRET, plan, "south").hex(),
+        "set": set_digest(headers),
+        "agreed": agree(_Nothing(), plan, headers, signing_key("south")).hex(),
+        "streams": first,
         "masked": [*masked[0, :FIRST].tolist(), *masked[0, -FIRST:].tolist()],
     }
+
+
+class _Nothing:
+    """A record that is not kept."""
+
+    def note(self, run: str, deed: str, value: str) -> None:
+        """Do nothing."""

@@ -16,6 +16,7 @@ from tests.privacy.consortium import (
     decryption_key,
     mac_key,
     make_round,
+    nonces_of,
     tag_key,
 )
 
@@ -47,7 +48,7 @@ def open_sum(total: EncryptedSum, of: Round | None = None) -> Update:
     """Do what a site does with a sum that the server delivers."""
     of = of or this_round()
     plan, headers = check_sum(total, of.run, of.manifest, of.roster)
-    chunks = mac_key().check(total.ciphertexts, plan, headers)
-    blocks = tag_key().check(decryption_key().decrypt(chunks), plan, headers)
+    chunks = mac_key().check(total.ciphertexts, plan, nonces_of(headers))
+    blocks = tag_key().check(decryption_key().decrypt(chunks), plan, nonces_of(headers))
     weights = [header.weight for header in headers.values()]
     return unpack(blocks, of.model.layout.size, weights, of.manifest.packing)

@@ -60,7 +60,14 @@ def test_noise_is_shared_only_where_a_run_asks_for_it() -> None:
             "colluding_sites = 3 leaves nobody of a minimum cohort of 3 to add noise; give fewer",
         ),
         ({"privacy": {"colluding_sites": -1}}, "greater than or equal to 0"),
-        ({"privacy": {"noise": "local", "colluding_sites": 1}}, 'colluding_sites is about noise = "shared"; remove it'),
+        (
+            {"privacy": {"noise": "local", "colluding_sites": 1}, "encryption": {"collusion_resistant": False}},
+            "colluding_sites is about masks; remove it, or collusion_resistant = false",
+        ),
+        (
+            {"privacy": {"colluding_sites": 2}},
+            "2 may collude and two must not, so that nobody knows all but one: set minimum = 4",
+        ),
         ({"privacy": {"noise": "none"}}, "Input should be 'local' or 'shared'"),
     ],
 )
@@ -87,6 +94,7 @@ epsilon = 2.0
 max_grad_norm = 1.0
 [encryption]
 update_bound = 1.0
+collusion_resistant = false
 [cohort.sizes]
 a = 10
 b = 10

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from typing import get_args
+from hashlib import sha256
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pytest
@@ -27,7 +28,21 @@ from privacy.errors import AuthenticityError, KeyFileError, MalformedError
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Packing, Profile, unpack
 from privacy.randomness import Randomness
 from privacy.update import Update
-from tests.privacy.consortium import decrypted, decryption_key, few, joined, make_plan, packed, tag_key, tagged, uncoded
+from tests.privacy.consortium import (
+    decrypted,
+    decryption_key,
+    few,
+    joined,
+    make_plan,
+    nonce_of,
+    packed,
+    tag_key,
+    tagged,
+    uncoded,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 KEY_BYTES = 8 * RING_DEGREE + 32
 PROFILES: tuple[Profile, ...] = get_args(Profile)
@@ -156,6 +171,37 @@ def test_arbitrary_bytes_are_no_key(data: bytes) -> None:
         DecryptionKey.from_bytes(data)
 
 
+def key_of(words: NDArray[np.uint64]) -> DecryptionKey:
+    data = words.astype("<u8").tobytes()
+    return DecryptionKey.from_bytes(data + sha256(data).digest())
+
+
+def test_keys_that_seal_draws_have_the_form_of_keys() -> None:
+    for _ in range(10):
+        DecryptionKey.generate().check_form()
+
+
+GENUINE = np.frombuffer(decryption_key().to_bytes()[:-32], "<u8")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        np.zeros_like(GENUINE),
+        np.ones_like(GENUINE),
+        np.full_like(GENUINE, COEFF_MODULUS - 1),
+        np.full_like(GENUINE, COEFF_MODULUS // 4096),
+        GENUINE * np.uint64(2) % np.uint64(COEFF_MODULUS),
+        np.append(GENUINE[:-1], np.uint64((int(GENUINE[-1]) + 1) % COEFF_MODULUS)),
+        np.random.default_rng(1).integers(0, COEFF_MODULUS, RING_DEGREE, np.uint64),
+    ],
+    ids=["zero", "one", "minus one", "a constant", "twice a key", "a key but for one word", "random"],
+)
+def test_a_key_that_no_honest_site_makes_is_refused(words: NDArray[np.uint64]) -> None:
+    with pytest.raises(MalformedError, match="no keys that an honest site makes"):
+        key_of(words).check_form()
+
+
 @few
 @given(seed=st.integers(0, 1 << 32), sites=st.integers(1, 3))
 def test_hostile_residues_and_seeds_decrypt_to_noise_and_are_refused(seed: int, sites: int) -> None:
@@ -166,7 +212,7 @@ def test_hostile_residues_and_seeds_decrypt_to_noise_and_are_refused(seed: int, 
     assert opened.max() < PLAIN_MODULUS
     plan = make_plan("ab" * 32)
     with pytest.raises(AuthenticityError, match="is not that of the updates it is said to hold"):
-        list(tag_key().check([opened], plan, plan.cohort))
+        list(tag_key().check([opened], plan, {site: nonce_of(site) for site in plan.cohort}))
 
 
 @pytest.mark.parametrize("word", [0, 1, COEFF_MODULUS - 1])

@@ -35,8 +35,7 @@ def sealing_key(site: str) -> SealingKey:
 
 def roster_of(*sites: str, **changes: Any) -> Roster:  # noqa: ANN401 - any field
     members = tuple(
-        Member(site, f"{number:064x}", public_hex(site), f"{number:064x}", sealing_key(site).public)
-        for number, site in enumerate(sites)
+        Member(site, f"{number:064x}", public_hex(site), sealing_key(site).public) for number, site in enumerate(sites)
     )
     return replace(Roster("clinics", 3, time.time() + 600, public_hex("coordinator"), members), **changes)
 

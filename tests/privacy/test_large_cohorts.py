@@ -26,6 +26,8 @@ from tests.privacy.consortium import (
     joined,
     mac_key,
     make_round,
+    nonce_of,
+    nonces_of,
     packed,
     protect,
     resigned,
@@ -94,8 +96,8 @@ def opened(total: EncryptedSum, of: Round) -> NDArray[np.uint64]:
     plan, headers = check_sum(total, of.run, of.manifest, of.roster)
     # Every site opens it by itself: with its own copy of the key.
     key = DecryptionKey.from_bytes(decryption_key().to_bytes())
-    chunks = mac_key().check(total.ciphertexts, plan, headers)
-    return joined(tag_key().check(key.decrypt(chunks), plan, headers))
+    chunks = mac_key().check(total.ciphertexts, plan, nonces_of(headers))
+    return joined(tag_key().check(key.decrypt(chunks), plan, nonces_of(headers)))
 
 
 def is_exact(made: Made) -> bool:
@@ -221,7 +223,7 @@ def test_a_change_of_c0_or_c1_is_refused_however_small(part: str, shift: int) ->
         opened(changed, large().of)
     if shift in {1, COEFF_MODULUS - 1}:
         plan, headers = check_sum(changed, large().of.run, large().of.manifest, large().of.roster)
-        blocks = tag_key().check(decryption_key().decrypt(changed.ciphertexts.chunks()), plan, headers)
+        blocks = tag_key().check(decryption_key().decrypt(changed.ciphertexts.chunks()), plan, nonces_of(headers))
         np.testing.assert_array_equal(joined(blocks)[:, :LAST], large().exact[:, :LAST])
 
 
@@ -235,7 +237,7 @@ def test_a_key_cannot_be_overheard_from_which_disturbed_sums_are_opened() -> Non
         disturbed = shifted(shifted(total, "c0", 3 * STEP // 8, place), "c1", STEP // 4, 0)
         with pytest.raises(AuthenticityError, match="nothing was decrypted"):
             opened(disturbed, of)
-        blocks = tag_key().check(decryption_key().decrypt(disturbed.ciphertexts.chunks()), plan, headers)
+        blocks = tag_key().check(decryption_key().decrypt(disturbed.ciphertexts.chunks()), plan, nonces_of(headers))
         try:
             by_tag_alone.append(joined(blocks).size > 0)
         except AuthenticityError:
@@ -248,7 +250,9 @@ def test_the_code_and_the_tag_notice_a_server_that_leaves_a_site_out_of_both_par
     of, total, _, _ = make_sum(LARGE - 1, absent=1)
     _, headers = check_sum(total, of.run, of.manifest, of.roster)
     opened(total, of)
-    for said in (of.plan.cohort, list(headers)[1:]):
+    nonces = nonces_of(headers)
+    absent = next(site for site in of.plan.cohort if site not in nonces)
+    for said in (nonces | {absent: nonce_of(absent)}, {site: nonces[site] for site in list(nonces)[1:]}):
         with pytest.raises(AuthenticityError, match="nothing was decrypted"):
             joined(decryption_key().decrypt(mac_key().check(total.ciphertexts, of.plan, said)))
         with pytest.raises(AuthenticityError, match="is not that of the updates"):

@@ -32,12 +32,14 @@ from tests.privacy.coded import (
     unauthenticated,
     update,
 )
-from tests.privacy.consortium import CHARGE, SITES, few, plan_with
+from tests.privacy.consortium import CHARGE, SITES, few, nonce_of, plan_with
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from privacy.plan import RoundPlan
+
+NONCES = {site: nonce_of(site) for site in SITES}
 
 # --- Arithmetic ----------------------------------------------------------------------------------------------------
 
@@ -68,7 +70,7 @@ def test_the_inner_product_is_that_of_exact_integers(rows: NDArray[np.uint64], p
 
 
 def test_secret_coefficients_and_pads_lie_below_the_modulus_and_fill_its_range() -> None:
-    pads = KEY._pads(PLAN, "north").residues(4_000, Q).tolist()
+    pads = KEY._pads(PLAN, "north", nonce_of("north")).residues(4_000, Q).tolist()
     for values in (rho_of(KEY._rho[0]), rho_of(KEY._rho[1]), pads):
         assert len(set(values)) == len(values)
         assert max(values) < Q
@@ -80,7 +82,9 @@ def test_secret_coefficients_and_pads_lie_below_the_modulus_and_fill_its_range()
 def test_a_code_is_the_inner_product_and_a_pad(plan: RoundPlan) -> None:
     made = update("north", 1, plan)
     exact: list[int] = []
-    for row, pad in zip(random_rows(1, 3), KEY._pads(plan, "north").residues(3, Q).tolist(), strict=True):
+    for row, pad in zip(
+        random_rows(1, 3), KEY._pads(plan, "north", nonce_of("north")).residues(3, Q).tolist(), strict=True
+    ):
         seed = made.seeds[len(exact) * SEED_BYTES : (len(exact) + 1) * SEED_BYTES]
         terms = [(KEY._rho[0], row), (KEY._rho[1], expand(seed))][: 1 + plan.expanded]
         inner = sum(r * c for rho, words in terms for r, c in zip(rho_of(rho), words.tolist(), strict=True))
@@ -106,18 +110,18 @@ def test_codes_do_not_depend_on_how_ciphertexts_are_cut_into_chunks(plan: RoundP
     assert not refused(cut, plan, ["north"])
 
 
-def test_a_code_depends_on_key_plan_site_and_place() -> None:
+def test_a_code_depends_on_key_plan_site_nonce_and_place() -> None:
     chunks = [(c0 * 2, seeds * 2) for c0, seeds in unauthenticated(1, 1).chunks]  # one ciphertext, twice
 
-    def codes(plan: RoundPlan = PLAN, site: str = "north", key: MacKey = KEY) -> list[int]:
-        found = key.authenticate(EncryptedUpdate(iter(chunks), CHARGE), plan, site).ciphertexts.codes
+    def codes(plan: RoundPlan = PLAN, site: str = "north", key: MacKey = KEY, nonce: str = "4" * 64) -> list[int]:
+        found = key.authenticate(EncryptedUpdate(iter(chunks), CHARGE, nonce), plan, site).ciphertexts.codes
         return [int(code) for code in np.frombuffer(found, "<u8")]
 
     changes: list[dict[str, object]] = [
         {"run": "4" * 64}, {"round": 3}, {"attempt": 2}, {"cohort": SITES[::-1]}, {"keys": "4" * 64},
         {"base_model": "4" * 64}, {"epoch": 3},
     ]  # fmt: skip
-    found = [codes(), codes(site="south"), codes(key=MacKey(b"j" * 32)), codes(LARGE)]
+    found = [codes(), codes(nonce="5" * 64), codes(site="south"), codes(key=MacKey(b"j" * 32)), codes(LARGE)]
     found += [codes(plan_with(PLAN, **change)) for change in changes]
     assert len({code for each in found for code in each}) == 2 * len(found)
 
@@ -150,7 +154,7 @@ def test_a_chunk_is_passed_on_only_once_it_is_known_to_be_right() -> None:
     total = added(PLAN, *honest(PLAN, count=2 * BLOCK).values())
     codes = np.frombuffer(total.codes, "<u8").copy()
     codes[BLOCK] ^= np.uint64(1)
-    rest = KEY.check(replace(total, codes=codes.tobytes()), PLAN, SITES)
+    rest = KEY.check(replace(total, codes=codes.tobytes()), PLAN, NONCES)
     assert next(rest) == next(total.chunks())
     with pytest.raises(AuthenticityError, match="round 2"):
         next(rest)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from privacy.accounting import Mechanism, epsilon
-from privacy.errors import AuthenticityError, ConfigError, MalformedError
+from privacy.errors import AuthenticityError, ConfigError, MalformedError, RefusedError
 from privacy.manifest import Manifest, Privacy, RunSettings, open_manifest, sign_manifest
 from privacy.signing import SignedDocument
 from tests.privacy.consortium import make_manifest, relaxed, run_settings, signing_key
@@ -248,6 +249,14 @@ def test_any_flipped_bit_is_refused(where: float, bit: int) -> None:
     data[int(where * len(data))] ^= 1 << bit
     with pytest.raises((AuthenticityError, MalformedError)):
         open_manifest(bytes(data), COORDINATOR.public_key())
+
+
+def test_a_run_is_valid_for_as_long_as_it_says_and_no_longer() -> None:
+    manifest, _ = make_manifest(replace(run_settings(), valid_days=2.0))
+    made = datetime.fromisoformat(manifest.created).timestamp()
+    manifest.check_valid(made + 2 * 86_400 - 5)
+    with pytest.raises(RefusedError, match=r"the run 'study' was valid until .*; ask the coordinator to sign it anew"):
+        manifest.check_valid(made + 2 * 86_400 + 5)
 
 
 GOOD = sign_manifest(run_settings(), COORDINATOR, roster_version=3).to_bytes()

@@ -1,8 +1,6 @@
 """Masks cancel over the whole cohort and over nothing less; what colluders hold is uniform; a seed is for one plan."""
 
-import time
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,23 +9,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from privacy.errors import AuthenticityError, KeyFileError, MalformedError
-from privacy.masking import SEALED_BYTES, MaskingKey, Masks, commitment, open_seed, seal_seed, unmask_sum
+from privacy import masking
+from privacy.errors import AuthenticityError
+from privacy.masking import SEALED_BYTES, Masks, commitment, open_seed, seal_pairs, seal_seed, unmask_sum
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
-from privacy.roster import Member, Roster
-from tests.privacy.consortium import few
+from privacy.tag import TagKey
+from tests.privacy.consortium import few, shared_secrets
 
 T = np.uint64(PLAIN_MODULUS)
 LAST = RING_DEGREE - 1
 SITES = ("east", "north", "south", "west")
-KEYS = {site: MaskingKey(bytes([number]) * 32) for number, site in enumerate(SITES, start=1)}
+SECRETS = {site: shared_secrets(site, SITES) for site in SITES}
 SEEDS = {site: bytes([number]) * 32 for number, site in enumerate(SITES, start=11)}
-ROSTER = Roster(
-    "test", 1, time.time() + 1000, "0" * 64,
-    tuple(Member(site, f"{n:064x}", f"{n:064x}", KEYS[site].public, "") for n, site in enumerate(SITES)),
-)  # fmt: skip
 PLAN = RoundPlan(
     run="1" * 64, round=2, attempt=1, cohort=SITES, roster_version=1, epoch=1, keys="2" * 64, minimum_cohort=3,
     deadline=2e9, base_model="3" * 64,
@@ -42,7 +37,7 @@ def update(number: int, rows: int = 1) -> Block:
 
 
 def masked(site: str, block: Block, plan: RoundPlan = PLAN, seed: bytes | None = None) -> Block:
-    masks = Masks(KEYS[site], seed or SEEDS[site], plan, site, ROSTER)
+    masks = Masks(SECRETS[site], seed or SEEDS[site], plan, site)
     return next(masks.mask([block.copy()]))
 
 
@@ -56,7 +51,7 @@ def plus(*blocks: Block) -> Block:
 
 def without_own(block: Block, *sites: str, plan: RoundPlan = PLAN) -> Block:
     """Take the masks off whose seeds these sites have revealed."""
-    return next(unmask_sum([block.copy()], {site: SEEDS[site] for site in sites}, plan))
+    return next(unmask_sum([block.copy()], {site: SEEDS[site] for site in sites}, {}, plan))
 
 
 def assert_uniform(values: Block) -> None:
@@ -78,14 +73,14 @@ def test_masks_cancel_in_the_sum_over_the_whole_cohort(cohort: list[str], rows: 
 
 def test_block_by_block_the_masks_are_those_of_the_whole() -> None:
     whole = update(1, 5)
-    masks = Masks(KEYS["east"], SEEDS["east"], PLAN, "east", ROSTER)
+    masks = Masks(SECRETS["east"], SEEDS["east"], PLAN, "east")
     parts = np.concatenate(list(masks.mask([whole[:2].copy(), whole[2:3].copy(), whole[3:].copy()])))
     np.testing.assert_array_equal(parts, masked("east", whole))
 
 
 def test_a_site_takes_its_own_masks_off_again() -> None:
     block = update(1, 2)
-    masks = Masks(KEYS["north"], SEEDS["north"], PLAN, "north", ROSTER)
+    masks = Masks(SECRETS["north"], SEEDS["north"], PLAN, "north")
     np.testing.assert_array_equal(next(masks.unmask([masked("north", block)])), block)
 
 
@@ -110,15 +105,11 @@ def test_no_stream_is_used_twice() -> None:
 
 def known_to_colluders(site: str, plan: RoundPlan = PLAN) -> Block:
     """All masks that an honest site shares with the colluders, east and west: they know them as well as it does."""
-    zero = np.zeros((1, RING_DEGREE), np.uint64)
-    total = zero
+    total = np.zeros((1, RING_DEGREE), np.uint64)
     for other in ("east", "west"):
-        stream = Masks(KEYS[other], SEEDS[other], replace(plan), other, ROSTER)
-        pair = stream._taken if site < other else stream._added[1:]
-        index = [each for each in plan.cohort if (each < other) == (site < other) and each != other].index(site)
-        residues = pair[index].residues(LAST, PLAIN_MODULUS)
-        signed = residues if site < other else T - residues
-        total = plus(total, np.concatenate([signed, [np.uint64(0)]])[None])
+        seed = Masks(SECRETS[other], SEEDS[other], plan, other).pairs[site]
+        residues = Randomness(seed).residues(LAST, PLAIN_MODULUS)
+        total = plus(total, np.append(residues if site < other else T - residues, np.uint64(0))[None])
     return total
 
 
@@ -168,24 +159,6 @@ def test_a_seed_kept_back_keeps_the_sum_of_all_others_closed() -> None:
 # --- Keys and seeds -------------------------------------------------------------------------------------------------
 
 
-def test_two_sites_and_only_they_share_a_secret() -> None:
-    secrets = [KEYS[a].shared_with(KEYS[b].public) for a, b in pairwise(SITES)]
-    assert secrets == [KEYS[b].shared_with(KEYS[a].public) for a, b in pairwise(SITES)]
-    assert len(set(secrets)) == len(secrets)
-
-
-@pytest.mark.parametrize("public", ["00" * 32, "01" + "00" * 31, "ff"])
-def test_a_key_that_would_make_the_secret_public_is_refused(public: str) -> None:
-    with pytest.raises(MalformedError, match="unusable masking key"):
-        KEYS["east"].shared_with(public)
-
-
-def test_a_masking_key_of_another_length_is_refused() -> None:
-    assert MaskingKey(KEYS["east"].to_bytes()).public == KEYS["east"].public
-    with pytest.raises(KeyFileError, match="32 bytes"):
-        MaskingKey(b"short")
-
-
 def test_a_revealed_seed_opens_for_its_own_site_and_plan_only() -> None:
     seed, secret = SEEDS["north"], b"k" * 32
     sealed = seal_seed(seed, secret, PLAN, "north")
@@ -202,3 +175,59 @@ def test_a_revealed_seed_opens_for_its_own_site_and_plan_only() -> None:
     ):
         with pytest.raises(AuthenticityError, match="committed"):
             open_seed(*wrong)
+
+
+# --- A simulation, executed -----------------------------------------------------------------------------------------
+
+COHORT = (*SITES, "young")  # "young" never sent anything
+
+
+class Shifted(Randomness):
+    """The stream of a seed, plus a constant for each residue: as likely as the stream itself."""
+
+    def __init__(self, key: bytes, shift: Block) -> None:
+        super().__init__(key)
+        self._shift, self._place = shift.reshape(-1), 0
+
+    def residues(self, count: int, modulus: int) -> Block:
+        drawn = super().residues(count, modulus) + self._shift[self._place : self._place + count]
+        self._place += count
+        drawn %= np.uint64(modulus)
+        return drawn
+
+
+def view(updates: dict[str, Block], plan: RoundPlan) -> list[bytes]:
+    """What the server and the colluders, east and west, have of the others after a round that "young" dropped out of.
+
+    Messages with tags, commitments, seeds of masks shared with the absent one, own seeds; and, as all keys are theirs,
+    the masks that the two share with colluders and the sum, by the colluders' own means.
+    """
+    seen, key = list[bytes](), TagKey(b"k" * 32)
+    for site, block in updates.items():
+        masks = Masks(shared_secrets(site, COHORT), SEEDS[site], plan, site)
+        tagged = list(key._tagged(masks.mask([block.copy()]), key._pads(plan, site, "0" * 64)))
+        seen += [part.tobytes() for part in tagged]
+        seen += [masks.pairs[other] for other in ("east", "west", "young")]
+        seen += [masks.commitments, SEEDS[site], commitment(SEEDS[site]).encode()]
+        seen += [seal_pairs(masks, ["young"], b"s" * 32, plan, site)]
+    return seen
+
+
+def test_what_colluders_see_is_the_same_for_any_two_updates_with_one_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(PLAN, cohort=COHORT)
+    one = {"north": update(1), "south": update(2)}
+    moved = update(3)
+    other = {"north": plus(one["north"], moved), "south": plus(one["south"], T - moved)}
+    for block in other.values():
+        block[:, LAST] = 0
+    for block in one.values():
+        block[:, LAST] = 0
+    secret = Masks(shared_secrets("north", COHORT), SEEDS["north"], plan, "north").pairs["south"]
+    first = view(one, plan)
+    assert view(other, plan) != first  # under the same masks they can be told apart
+    # Under masks between the two that are as likely, nothing can: all bytes are the same.
+    shift = (T - moved)[:, :LAST]
+    monkeypatch.setattr(masking, "Randomness", lambda key: Shifted(key, shift) if key == secret else Randomness(key))
+    assert view(other, plan) == first
+    summed = plus(*one.values())
+    np.testing.assert_array_equal(plus(*other.values())[:, :LAST], summed[:, :LAST])

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privacy.clocks import tolerance
 from privacy.errors import MalformedError, ProtocolError
 from privacy.plan import check_plan, read_plan
 from privacy.signing import digest
@@ -141,6 +142,14 @@ def test_a_plan_that_does_not_fit_is_refused_with_the_reason(changes: dict[str, 
     with pytest.raises(ProtocolError) as caught:
         check_plan(plan, MANIFEST, SIGNED_RUN, "north")
     assert str(caught.value) == f"north refuses the plan of round {plan.round}: {wrong}"
+
+
+def test_a_plan_whose_deadline_is_further_away_than_was_signed_is_refused() -> None:
+    seconds = MANIFEST.settings.cohort.round_deadline_seconds
+    check_plan(plan_with(FITTING, deadline=time.time() + seconds), MANIFEST, FITTING.run, "north")
+    far = plan_with(FITTING, deadline=time.time() + seconds + tolerance(seconds) + 60)
+    with pytest.raises(ProtocolError, match=r"over 600 s away, which were signed"):
+        check_plan(far, MANIFEST, FITTING.run, "north")
 
 
 def test_a_plan_whose_deadline_has_passed_is_refused() -> None:

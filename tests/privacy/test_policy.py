@@ -33,6 +33,7 @@ def policy(
         maximum_epsilon=maximum_epsilon,
         minimum_noise_multiplier=minimum_noise_multiplier,
         minimum_cohort=minimum_cohort,
+        collusion_resistant=False,
     )
 
 
@@ -122,7 +123,7 @@ def test_a_site_shares_noise_only_if_it_says_so() -> None:
     with pytest.raises(RefusedError, match=r"minimum_noise_multiplier = 4\.1"):
         check_policy(replace(policy(minimum_noise_multiplier=4.1), shared_noise=True), manifest, 2.0, "north")
     trusting = replace(settings, privacy=replace(settings.privacy, colluding_sites=0))
-    with pytest.raises(RefusedError, match="counts on all sites but 0: its policy says colluding_sites = 1"):
+    with pytest.raises(RefusedError, match="a run that bears 0 colluding sites: its policy says colluding_sites = 1"):
         check_policy(replace(policy(), shared_noise=True), make_manifest(trusting)[0], 2.0, "north")
 
 

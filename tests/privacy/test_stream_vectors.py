@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
@@ -20,6 +20,7 @@ from privacy.ciphertext import C0_BYTES, CODE_BYTES, COEFF_MODULUS
 from privacy.expansion import expand
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.plan import read_plan
+from tests.privacy.consortium import public_hex
 from tests.privacy.golden import FOLDER
 from tests.privacy.golden_streams import FIRST, codes, masks
 
@@ -64,7 +65,8 @@ def test_a_second_implementation_makes_the_known_codes(case: dict[str, Any]) -> 
     assert [each[:FIRST] for each in rho] == CODES["rho"]
     digest = plan_digest(case["plan"])
     assert digest.hex() == case["digest"]
-    pads = stream(derived(secret, b"cloister mac pad" + digest + whose), COEFF_MODULUS)
+    nonce = bytes.fromhex(CODES["nonce"])
+    pads = stream(derived(secret, b"cloister mac pad" + digest + nonce + whose), COEFF_MODULUS)
     first = list(islice(pads, FIRST))
     assert first == case["pads"]
     number, seed = int.from_bytes(WIRE[:C0_BYTES], "little"), WIRE[C0_BYTES:-CODE_BYTES]
@@ -82,15 +84,14 @@ def test_the_known_code_is_the_known_ciphertexts() -> None:
 
 def test_a_second_implementation_makes_the_known_masks() -> None:
     digest, site = plan_digest(MASKS["plan"]), MASKS["site"]
-    keys = {name: X25519PrivateKey.from_private_bytes(bytes.fromhex(key)) for name, key in MASKS["keys"].items()}
-    assert {name: key.public_key().public_bytes_raw().hex() for name, key in keys.items()} == MASKS["public"]
     info, total = b"cloister mask ", [0] * FIRST
     for name, known in MASKS["streams"].items():
         if name == "own":
             secret, label = bytes.fromhex(MASKS["seed"]), b"own" + digest + site.encode()
         else:
-            secret = keys[site].exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(MASKS["public"][name])))
+            secret = bytes.fromhex(MASKS["secrets"][name])
             label = b"pair" + digest + json.dumps(sorted((site, name))).encode()
+            assert derived(secret, info + label).hex() == MASKS["pair_seeds"][name]
         first = list(islice(stream(derived(secret, info + label), PLAIN_MODULUS), FIRST))
         assert first == known, name
         sign = -1 if name != "own" and name < site else 1  # of a pair, the first in the alphabet adds
@@ -102,11 +103,44 @@ def test_a_second_implementation_makes_the_known_masks() -> None:
 def test_a_second_implementation_opens_the_known_seed() -> None:
     seed, digest = bytes.fromhex(MASKS["seed"]), plan_digest(MASKS["plan"])
     assert sha256(b"cloister mask" + seed).hexdigest() == MASKS["commitment"]
-    key = derived(bytes.fromhex(MASKS["secret"]), b"cloister mask reveal" + digest + MASKS["site"].encode())
+    info = b"cloister mask reveal" + digest + bytes.fromhex(MASKS["commitment"]) + MASKS["site"].encode()
+    key = derived(bytes.fromhex(MASKS["secret"]), info)
     assert AESGCM(key).decrypt(bytes(12), bytes.fromhex(MASKS["sealed"]), None) == seed
+
+
+def leaf(value: bytes) -> bytes:
+    return sha256(b"\0" + value).digest()
+
+
+def node(left: bytes, right: bytes) -> bytes:
+    return sha256(b"\1" + left + right).digest()
+
+
+def test_a_second_implementation_makes_the_known_commitments_and_opens_the_known_pairs() -> None:
+    cohort, site = json.loads(MASKS["plan"])["cohort"], MASKS["site"]
+    seeds = {other: bytes.fromhex(seed) for other, seed in MASKS["pair_seeds"].items()}
+    committed = [sha256(b"cloister pair" + seeds[each]).digest() if each in seeds else bytes(32) for each in cohort]
+    assert b"".join(committed).hex() == MASKS["commitments"]
+    north, south, west = map(leaf, committed)
+    assert node(node(north, south), node(west, bytes(32))).hex() == MASKS["pairs"]
+    assert MASKS["absent"] == ["west"]
+    sealed = bytes.fromhex(MASKS["sealed_pairs"])
+    info = b"cloister mask show" + plan_digest(MASKS["plan"]) + json.dumps([site, "west"]).encode()
+    key = derived(bytes.fromhex(MASKS["secret"]), info)
+    assert AESGCM(key).decrypt(bytes(12), sealed[:48], None) == seeds["west"]
+    assert sealed[48:] == bytes(32) + node(north, south)
+
+
+def test_a_second_implementation_verifies_the_known_agreement() -> None:
+    digests = b"".join(sha256(MASKS["headers"][site].encode()).digest() for site in sorted(MASKS["headers"]))
+    assert sha256(b"cloister set" + digests).hexdigest() == MASKS["set"]
+    payload = f"{plan_digest(MASKS['plan']).hex()} {MASKS['set']}".encode()
+    bound = b"cloister" + (5).to_bytes(2, "big") + b"agree" + len(payload).to_bytes(8, "big") + payload
+    key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_hex("south")))
+    key.verify(bytes.fromhex(MASKS["agreed"]), bound)
 
 
 def test_this_implementation_makes_what_is_in_the_files() -> None:
     plan = read_plan(MASKS["plan"].encode())
-    assert json.loads(json.dumps(codes(plan, WIRE[:C0_BYTES], WIRE[C0_BYTES:-CODE_BYTES]))) == CODES
+    assert json.loads(json.dumps(codes(plan, CODES["nonce"], WIRE[:C0_BYTES], WIRE[C0_BYTES:-CODE_BYTES]))) == CODES
     assert json.loads(json.dumps(masks(plan))) == MASKS

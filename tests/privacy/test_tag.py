@@ -24,6 +24,7 @@ from tests.privacy.consortium import (
     few,
     joined,
     make_plan,
+    nonce_of,
     packed,
     uncoded,
     unmasked,
@@ -40,6 +41,7 @@ T = PLAIN_MODULUS
 LAST = RING_DEGREE - 1
 KEY = TagKey(b"k" * KEY_BYTES)
 PLAN = make_plan("1" * 64, number=2)
+NONCES = {site: nonce_of(site) for site in SITES}
 
 
 def untagged(seed: int, count: int, below: int = T // 8) -> NDArray[np.uint64]:
@@ -50,9 +52,10 @@ def untagged(seed: int, count: int, below: int = T // 8) -> NDArray[np.uint64]:
 
 
 def tagged(
-    coefficients: NDArray[np.uint64], site: str, plan: RoundPlan = PLAN, key: TagKey = KEY
+    coefficients: NDArray[np.uint64], site: str, plan: RoundPlan = PLAN, key: TagKey = KEY, nonce: str = ""
 ) -> NDArray[np.uint64]:
-    return joined(key.tag(unmasked(coefficients.copy()), plan, site).blocks)
+    nonce = nonce or nonce_of(site)
+    return joined(key._tagged(blocks_of(coefficients.copy()), key._pads(plan, site, nonce)))
 
 
 def honest(count: int = 3) -> dict[str, NDArray[np.uint64]]:
@@ -69,7 +72,7 @@ def added(*updates: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def checked(total: NDArray[np.uint64], plan: RoundPlan, sites: Iterable[str], key: TagKey = KEY) -> NDArray[np.uint64]:
     """Check a sum to its end; return what was passed on."""
-    return joined(key.check(blocks_of(total), plan, sites))
+    return joined(key.check(blocks_of(total), plan, {site: nonce_of(site) for site in sites}))
 
 
 def refused(total: NDArray[np.uint64], plan: RoundPlan = PLAN, sites: tuple[str, ...] = SITES) -> bool:
@@ -86,7 +89,7 @@ def alpha_of(key: TagKey) -> list[int]:
 
 
 def pads_of(key: TagKey, count: int) -> list[int]:
-    return [int(pad) for pad in key._pads(PLAN, "north").residues(count, T)]
+    return [int(pad) for pad in key._pads(PLAN, "north", nonce_of("north")).residues(count, T)]
 
 
 @pytest.mark.parametrize(
@@ -148,25 +151,27 @@ def test_a_tag_changes_only_the_last_coefficient_and_keeps_the_charge() -> None:
 def test_tags_do_not_depend_on_how_ciphertexts_are_cut_into_blocks() -> None:
     whole = untagged(5, 5)
     pieces = (piece.copy() for piece in np.split(whole, [1, 3]))
-    cut = joined(KEY.tag(MaskedUpdate(pieces, CHARGE), PLAN, "north").blocks)
-    np.testing.assert_array_equal(cut, tagged(whole, "north"))
-    np.testing.assert_array_equal(joined(KEY.check(np.split(cut, [2, 4]), PLAN, ["north"])), cut)
+    made = KEY.tag(MaskedUpdate(pieces, CHARGE), PLAN, "north")
+    cut = joined(made.blocks)
+    np.testing.assert_array_equal(cut, tagged(whole, "north", nonce=made.nonce))
+    np.testing.assert_array_equal(joined(KEY.check(np.split(cut, [2, 4]), PLAN, {"north": made.nonce})), cut)
 
 
 def test_a_block_is_passed_on_only_once_it_is_known_to_be_right() -> None:
     total = added(*honest(3).values())
     total[1, 7] ^= np.uint64(1)
-    rest = KEY.check(np.split(total, 3), PLAN, SITES)
+    rest = KEY.check(np.split(total, 3), PLAN, NONCES)
     np.testing.assert_array_equal(next(rest), total[:1])
     with pytest.raises(AuthenticityError, match="round 2"):
         next(rest)
 
 
-def test_a_tag_depends_on_key_plan_site_and_ciphertext() -> None:
+def test_a_tag_depends_on_key_plan_site_nonce_and_ciphertext() -> None:
     same = np.tile(untagged(1, 1), (2, 1))
     others = [
         tagged(same, "north"),
         tagged(same, "south"),
+        tagged(same, "north", nonce="4" * 64),
         tagged(same, "north", key=TagKey(b"j" * KEY_BYTES)),
         *(
             tagged(same, "north", replace(PLAN, **change))
@@ -243,7 +248,7 @@ def test_sums_of_other_updates_than_are_said_are_refused() -> None:
 def test_other_contributors_than_were_added_are_refused() -> None:
     total = added(*honest().values())
     lists: list[tuple[str, ...]] = [
-        ("north", "south"), (*SITES, "east"), ("north", "south", "east"), (*SITES, "north"), ("north",) * 3, (),
+        ("north", "south"), (*SITES, "east"), ("north", "south", "east"), ("north",), (),
     ]  # fmt: skip
     assert [sites for sites in lists if not refused(total, sites=sites)] == []
 
@@ -264,15 +269,17 @@ def test_tags_survive_encryption() -> None:
     decryption = DecryptionKey.generate()
     packing = Packing.of("compact", cohort=3, update_bound=1.0, max_weight=1.0)
     vectors = [np.random.default_rng(number).normal(0, 0.1, packing.slots + 5) for number in range(3)]
-    made = [
-        uncoded(decryption.encrypt(KEY.tag(unmasked(packed(vector, 1.0, packing)), PLAN, site)))
+    tagged_updates = {
+        site: KEY.tag(unmasked(packed(vector, 1.0, packing)), PLAN, site)
         for vector, site in zip(vectors, SITES, strict=True)
-    ]
+    }
+    nonces = {site: each.nonce for site, each in tagged_updates.items()}
+    made = [uncoded(decryption.encrypt(each)) for each in tagged_updates.values()]
     assert {len(each.seeds) for each in made} == {2 * 64}
 
     total = np.zeros((2, RING_DEGREE), np.uint64)
     for each in made:
         add_residues(total, next(each.residues()))
     right = decrypted(decryption, [pack60(total.reshape(-1))], [each.seeds for each in made], 2)
-    mean = unpack(KEY.check([right], PLAN, SITES), packing.slots + 5, [1.0] * 3, packing)
+    mean = unpack(KEY.check([right], PLAN, nonces), packing.slots + 5, [1.0] * 3, packing)
     assert np.abs(mean.vector - np.mean(vectors, axis=0)).max() <= packing.max_error([1.0] * 3)

@@ -47,6 +47,7 @@ from tests.privacy.consortium import (
     MODEL,
     PARAMETERS,
     decrypted,
+    header_of,
     make_roster,
     packed,
     public_hex,
@@ -122,10 +123,11 @@ def test_the_known_ciphertext_decrypts_to_the_known_coefficients() -> None:
 
 def test_the_known_code_is_the_known_sites_for_the_known_plan() -> None:
     total, mac = Ciphertexts.read([wire()], 1).alone, MacKey(bytes.fromhex(stored("ciphertext")["secret"]))
+    nonce = str(header_of(documents().update)["nonce"])
     assert int.from_bytes(total.codes, "little") == stored("ciphertext")["code"]
-    assert next(mac.check(total, documents().plan, ["north"])).c0 == wire()[:C0_BYTES]
+    assert next(mac.check(total, documents().plan, {"north": nonce})).c0 == wire()[:C0_BYTES]
     with pytest.raises(errors.AuthenticityError, match="nothing was decrypted"):
-        next(mac.check(total, documents().plan, ["south"]))
+        next(mac.check(total, documents().plan, {"south": nonce}))
 
 
 def test_the_sum_of_the_known_ciphertext_with_itself_is_twice_as_much() -> None:

@@ -80,7 +80,7 @@ def _final(
         privacy=Privacy(max_grad_norm=0.5, noise_multiplier=0.0),
         cohort=Cohort({"first": 10, "second": 10}, minimum=2),
         training=Training(steps_per_round=3, sample_rate=1.0, learning_rate=1.0),
-        encryption=Encryption(update_bound=1.0, profile="precise"),
+        encryption=Encryption(update_bound=1.0, profile="precise", collusion_resistant=False),
     )  # fmt: skip
     with set_up(folder / "canaries.json", task, folder / "words.txt", COUNT):
         scratch = Scratch.create(folder / "scratch", settings, "included", "cpu")

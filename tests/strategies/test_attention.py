@@ -153,7 +153,7 @@ HARMFUL: dict[str, Callable[[Message, Message], list[Message]]] = {
     "of an unknown node": lambda _, genuine: [_from(12345, genuine)],
     "of node 1": lambda _, genuine: [_from(1, genuine)],
     "empty": lambda asked, _: [reply(RecordDict(), asked)],
-    "of another kind": lambda asked, _: [reply(pack_keys(1, "0" * 64), asked)],
+    "of another kind": lambda asked, _: [reply(pack_keys(1, "0" * 64, {}, {}), asked)],
 }  # fmt: skip
 
 

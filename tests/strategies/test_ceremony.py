@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
@@ -9,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
 
 from client.app import app as client_app
 from client.keyring import Keyring
 from client.site import open_site
 from privacy.epoch import EpochKeys
+from privacy.plan import LARGEST_STEP
 from privacy.storage import write_atomically
 from server.app import app as server_app
 from simulations.inline import InlineGrid
 from simulations.inspection import find_secrets, site_secrets
 from simulations.results import journal_path, read_events
-from strategies.ceremony import ACCEPT, LEAD
+from strategies.ceremony import ACCEPT, LEAD, PAIRS, next_epoch
 from strategies.letters import Letters
 from tests.federations import SETTINGS, SITES, context_of, node_of, signed_run
 from transport.flower import SERVER_NODE, quieten, reply
@@ -41,12 +45,18 @@ def federation(make_federation: FederationMaker) -> Federation:
 
 
 def run(
-    federation: Federation, answer: Answer = client_app, name: str = "study", *, new_epoch: bool = False
+    federation: Federation,
+    answer: Answer = client_app,
+    name: str = "study",
+    *,
+    new_epoch: bool = False,
+    masks: bool = False,
 ) -> list[dict[str, Any]]:
     """Run one round with every site restarted; return the run's events."""
     quieten()
     open_site.cache_clear()
-    federation.sign(replace(SETTINGS, name=name))
+    encryption = replace(SETTINGS.encryption, collusion_resistant=masks)
+    federation.sign(replace(SETTINGS, name=name, encryption=encryption))
     run_id = int(signed_run(federation)[2][:15], 16)
     contexts = {node_of(federation, site): context_of(federation, site) for site in SITES}
     server_app(
@@ -116,7 +126,7 @@ def contributors(events: list[dict[str, Any]]) -> set[str]:
 def held(federation: Federation) -> dict[str, list[str]]:
     """The epochs' files at every site."""
     return {
-        site: sorted(file.name for file in (path / "keys" / "epochs").glob("*"))
+        site: sorted(file.name for file in (path / "keys" / "epochs").glob("*.key"))
         for site, path in federation.paths.items()
     }
 
@@ -155,7 +165,7 @@ def test_the_first_run_makes_keys_the_next_uses_them_and_another_epoch_comes_on_
     secrets = site_secrets(federation)
     assert sum("-roster-" in name for name in secrets) == 2 * len(SITES)
     assert find_secrets(federation.server, secrets) == []
-    assert len(list((federation.server / "epochs").iterdir())) == 2 * len(SITES)
+    assert len(list((federation.server / "epochs").glob("*.letter"))) == 2 * len(SITES)
 
 
 @pytest.mark.parametrize("answer", [fails, crashes, says_nothing], ids=["refuses", "crashes", "says nothing"])
@@ -230,6 +240,98 @@ def test_one_site_that_has_seen_the_last_epoch_of_all_stops_no_other(federation:
     file = federation.paths["west"] / "keys" / "epochs" / f"{last}-roster-9.key"
     write_atomically(file, EpochKeys.generate(last).to_bytes())
     assert contributors(run(federation)) == set(SITES) - {"west"}
+
+
+@pytest.mark.parametrize("claimed", [LARGEST_STEP + 6, 1 << 39, 2**63 - 1])
+def test_one_site_that_claims_to_have_seen_an_absurd_epoch_blocks_no_new_keys(
+    federation: Federation, claimed: int
+) -> None:
+    run(federation)
+    file = federation.paths["west"] / "keys" / "epochs" / f"{claimed:06d}-roster-9.key"
+    write_atomically(file, EpochKeys.generate(claimed).to_bytes())
+    events = run(federation, name="second", new_epoch=True)
+    assert [event["epoch"] for event in epochs(events)] == [2]
+    assert contributors(events) == set(SITES) - {"west"}
+
+
+@given(
+    seen=st.lists(st.integers(0, 1 << 20), min_size=3, max_size=9),
+    claims=st.lists(st.integers(0, 1 << 63), max_size=2),
+    own=st.integers(0, 1 << 20),
+)
+def test_the_next_epoch_is_one_that_most_sites_take(seen: list[int], claims: list[int], own: int) -> None:
+    near = [latest % 100 for latest in seen]
+    epoch = next_epoch(near + claims, own % 100)
+    assert all(latest < epoch <= latest + LARGEST_STEP for latest in near)
+
+
+# --- Secrets for masks ----------------------------------------------------------------------------------------------
+
+
+def secrets_of(federation: Federation) -> dict[str, dict[str, str]]:
+    """What each site shares with each other under the newest keys."""
+    newest = {site: max((path / "keys" / "epochs").glob("*.pairs")) for site, path in federation.paths.items()}
+    return {site: json.loads(path.read_bytes())["secrets"] for site, path in newest.items()}
+
+
+def test_every_two_sites_share_a_secret_of_their_own_fresh_in_each_epoch(federation: Federation) -> None:
+    seen = set[str]()
+    for name, new_epoch in (("study", False), ("second", True)):
+        assert contributors(run(federation, name=name, new_epoch=new_epoch, masks=True)) == set(SITES)
+        shared = secrets_of(federation)
+        assert all(shared[one][other] == shared[other][one] for one in SITES for other in SITES if one != other)
+        fresh = {secret for each in shared.values() for secret in each.values()}
+        assert len(fresh) == len(SITES) * (len(SITES) - 1) // 2
+        assert not fresh & seen
+        seen |= fresh
+    assert find_secrets(federation.server, site_secrets(federation)) == []
+
+
+def test_what_the_server_lost_of_the_secrets_letters_it_asks_for_again(federation: Federation) -> None:
+    run(federation, name="first")  # no masks, no secrets relayed
+    for file in (federation.server / "epochs").glob("*.pairs"):
+        file.unlink()
+    assert contributors(run(federation, name="second", masks=True)) == set(SITES)
+    before = secrets_of(federation)
+    assert contributors(run(federation, name="third", masks=True)) == set(SITES)
+    assert secrets_of(federation) == before
+
+
+@pytest.mark.parametrize("answer", [fails, crashes, says_nothing], ids=["refuses", "crashes", "says nothing"])
+def test_a_site_that_takes_no_secrets_is_left_out_of_masked_rounds(federation: Federation, answer: Answer) -> None:
+    events = run(federation, instead(PAIRS, "west", answer), masks=True)
+    assert contributors(events) == set(SITES) - {"west"}
+
+
+def test_a_site_whose_letters_do_not_hold_is_left_out_of_masked_rounds(federation: Federation) -> None:
+    def lies(message: Message, context: Context) -> Message:
+        answer = client_app(message, context)
+        false = {site: Array("uint8", (5,), "cloister.bytes.1", b"false") for site in ("south", "west")}
+        answer.content["pairs"] = ArrayRecord(false)
+        return answer
+
+    inner = instead(ACCEPT, "north", lies)
+
+    def app(message: Message, context: Context) -> Message:
+        again = message.metadata.message_type == PAIRS and Path(str(context.node_config["site"])).name == "north"
+        return lies(message, context) if again else inner(message, context)
+
+    assert contributors(run(federation, app, masks=True)) == set(SITES) - {"north"}
+
+
+@pytest.mark.parametrize(
+    ("lost", "newer", "there"), [(("south",), [], {"east", "north", "south"}), (SITES, [2], set(SITES))]
+)
+def test_sites_that_lost_their_secrets_are_brought_them_again_or_new_keys_if_too_few_are_left(
+    federation: Federation, lost: tuple[str, ...], newer: list[int], there: set[str]
+) -> None:
+    run(federation, name="first", masks=True)
+    for site in lost:
+        for file in (federation.paths[site] / "keys" / "epochs").glob("*.pairs"):
+            file.unlink()
+    events = run(federation, name="second", masks=True)
+    assert [event["epoch"] for event in epochs(events)] == newer
+    assert contributors(events) == there  # what south itself made for west, it cannot be brought
 
 
 def test_letters_are_found_by_number_and_name_whatever_the_sites_are_called(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_an_update_of_another_run_is_refused(federation: Federation) -> None:
     [
         RecordDict(),
         pack_opened(NOWHERE, {}),
-        pack_readiness(Readiness(HOSTILE, NOWHERE, 3, NOWHERE, 0, "", 0, 0.0, b"")),
+        pack_readiness(Readiness(HOSTILE, NOWHERE, 3, NOWHERE, 0, "", 0, [], 0.0, b"")),
     ],
     ids=["empty", "an evaluation", "a readiness"],
 )

@@ -39,7 +39,19 @@ heads = st.builds(SignedHead, digests, st.binary(min_size=64, max_size=64))
 sites = st.from_regex(SITE, fullmatch=True)
 counts = st.integers(1, 2**63 - 1)
 times = st.floats(0, LATEST)
-readinesses = st.builds(Readiness, sites, digests, counts, digests, counts, digests, counts, times, blobs)
+readinesses = st.builds(
+    Readiness,
+    sites,
+    digests,
+    counts,
+    digests,
+    counts,
+    digests,
+    counts,
+    st.lists(sites, max_size=3, unique=True),
+    times,
+    blobs,
+)
 
 READERS: dict[str, Callable[[RecordDict], object]] = {
     "lead": ceremony.read_lead,
@@ -167,11 +179,11 @@ def test_a_reason_is_short_on_one_line_and_in_quotation_marks(reason: str) -> No
 @pytest.mark.parametrize(
     "changed",
     [{"site": "\x1b[2J"}, {"site": "n" * 33}, {"layout": "x"}, {"size": 0}, {"epoch": -1}, {"latest": -1},
-     {"keys": "x"}, {"epoch": 0, "keys": "\x1b[2J"}],
+     {"keys": "x"}, {"pairs": ["\x1b[2J"]}, {"pairs": ["a", "a"]}, {"pairs": [1]}, {"epoch": 0, "keys": "\x1b[2J"}],
     ids=repr,
 )  # fmt: skip
 def test_a_readiness_that_cannot_be_is_refused(changed: dict[str, Any]) -> None:
-    readiness = Readiness("north", "0" * 64, 3, "0" * 64, 1, "0" * 64, 1, 1e9, b"")
+    readiness = Readiness("north", "0" * 64, 3, "0" * 64, 1, "0" * 64, 1, ["south"], 1e9, b"")
     assert messages.read_readiness(messages.pack_readiness(readiness)) == readiness
     with pytest.raises(MalformedError, match="a message lacks readiness"):
         messages.read_readiness(messages.pack_readiness(replace(readiness, **changed)))

@@ -1,0 +1,300 @@
+"""The rules by which sites show seeds, against a server that colludes with members: what it learns, in linear algebra.
+
+The server plans, asks and stays silent at random, and shows every site what it likes. Honest sites answer by the very
+functions that decide in the product (`privacy.agreement`). All that the server and its colluders see is linear in what
+they do not know: updates, the masks that two honest sites share, their own masks. What is left of their knowledge once
+the masks are eliminated may only be sums of at least two updates, and no update may stand in two of them.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from privacy import agreement
+from privacy.agreement import absent_from, set_digest, without_disputes
+from privacy.errors import AuthenticityError, ProtocolError
+from privacy.plan import RoundPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from privacy.roster import Roster
+    from privacy.signing import PrivateKey
+
+PRIME = 2_147_483_647
+SIZES = ((4, 1), (5, 1), (5, 2), (6, 1), (6, 2), (3, 1), (7, 3))  # sites, and how many of them collude
+SEEDS = 8  # of schedules, so that processes share the work
+SCHEDULES = int(os.environ.get("SCHEDULES", "400"))  # of each seed
+SOAK = 100_000 // SEEDS
+STEPS = 60
+
+Row = dict[tuple[object, ...], int]
+
+
+class Once:
+    """A site's record, in memory."""
+
+    def __init__(self) -> None:
+        self._done: dict[tuple[str, str], str] = {}
+
+    def note(self, run: str, deed: str, value: str) -> None:
+        if self._done.setdefault((run, deed), value) != value:
+            raise ProtocolError(deed)
+
+
+@dataclass
+class Schedule:
+    """One round under one random server."""
+
+    chance: random.Random
+    sites: list[str]
+    colluders: set[str]
+    plans: list[RoundPlan] = field(default_factory=list)
+    headers: dict[tuple[int, str], bytes] = field(default_factory=dict)  # of each plan and site that sent an update
+    signatures: dict[tuple[int, str, str], bytes] = field(default_factory=dict)  # by plan, site, digest of the set
+    rows: list[Row] = field(default_factory=list)  # what server and colluders know
+    unknown: set[tuple[object, ...]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.records = {site: Once() for site in self.sites}
+        self.honest = [site for site in self.sites if site not in self.colluders]
+
+    def play(self) -> None:
+        moves = [self.plan, *[self.send] * 2, *[self.agree] * 3, *[self.reveal] * 3]
+        for _ in range(STEPS):
+            self.chance.choice(moves)()
+
+    def plan(self) -> None:
+        if len(self.plans) < 3:
+            size = len(self.sites) if not self.plans else self.chance.randint(2, len(self.sites))
+            self.plans.append(RoundPlan(
+                run="1" * 64, round=1, attempt=len(self.plans) + 1, cohort=tuple(self.chance.sample(self.sites, size)),
+                roster_version=1, epoch=1, keys="2" * 64, minimum_cohort=2, deadline=0.0, base_model="3" * 64,
+            ))  # fmt: skip
+
+    def send(self) -> None:
+        number, plan = self._any_plan()
+        for site in plan.cohort:
+            if (number, site) not in self.headers and self.chance.random() < 0.7:
+                self.headers[number, site] = f"{number} {site}".encode()
+                if site in self.honest:
+                    pairs = {
+                        self._pair(number, site, other): 1 if site < other else -1
+                        for other in plan.cohort
+                        if other != site and other in self.honest
+                    }
+                    self._know({("update", site): 1, ("own", number, site): 1} | pairs)
+
+    def agree(self) -> None:
+        number, plan = self._any_plan()
+        shown = self._shown(number, plan)
+        for site in self._asked(shown):
+            with suppress(ProtocolError):
+                self._check_set(plan, shown, site)
+                signature = agreement.agree(self.records[site], plan, shown, cast("PrivateKey", site))
+                self.signatures[number, site, set_digest(shown)] = signature
+                for other in absent_from(plan, shown):
+                    if other in self.honest:
+                        self._know({self._pair(number, site, other): 1})
+
+    def reveal(self) -> None:
+        number, plan = self._any_plan()
+        shown = self._shown(number, plan)
+        digest = set_digest(shown)
+        signatures = {site: self.signatures.get((number, site, digest), b"") for site in shown}
+        signatures |= {site: _signature(site, plan, shown) for site in shown if site in self.colluders}
+        for site in self._asked(shown):
+            with suppress(ProtocolError, AuthenticityError):
+                self._check_set(plan, shown, site)
+                agreement.check_agreed(plan, shown, signatures, cast("Roster", _Roster()))
+                agreement.reveal(self.records[site], plan, "4" * 64)
+                self._know({("own", number, site): 1})
+
+    def _any_plan(self) -> tuple[int, RoundPlan]:
+        if not self.plans:
+            self.plan()
+        number = self.chance.randrange(len(self.plans))
+        return number, self.plans[number]
+
+    def _shown(self, number: int, plan: RoundPlan) -> dict[str, bytes]:
+        """Headers of any members that sent an update for the plan; colluders can always make one."""
+        there = [site for site in plan.cohort if (number, site) in self.headers or site in self.colluders]
+        for _ in range(self.chance.choice([0, 0, 1, 1, 2])):
+            if len(there) > 2:
+                there.remove(self.chance.choice(there))
+        return {site: self.headers.get((number, site), b"made up") for site in there}
+
+    def _asked(self, shown: Iterable[str]) -> list[str]:
+        return [site for site in shown if site in self.honest and self.chance.random() < 0.65]
+
+    def _check_set(self, plan: RoundPlan, shown: Mapping[str, bytes], site: str) -> None:
+        number = plan.attempt - 1
+        own = self.headers.get((number, site), b"none was sent")
+        agreement.check_set(plan, shown, (site, own), len(self.colluders) + 2)
+
+    def _pair(self, number: int, one: str, other: str) -> tuple[object, ...]:
+        return "pair", number, *sorted((one, other))
+
+    def _know(self, row: Row) -> None:
+        self.rows.append(row)
+        self.unknown |= row.keys()
+
+
+class _Key:
+    def __init__(self, site: str) -> None:
+        self.verification_key = site
+
+
+class _Roster:
+    def member(self, site: str) -> _Key:
+        return _Key(site)
+
+
+def _signature(site: str, plan: RoundPlan, shown: Mapping[str, bytes]) -> bytes:
+    return _sign(site, agreement.KIND, f"{plan.digest} {set_digest(shown)}".encode())
+
+
+def _sign(key: object, kind: str, payload: bytes) -> bytes:
+    return f"{key} {kind} ".encode() + payload
+
+
+def _verify(key: object, kind: str, payload: bytes, signature: bytes) -> None:
+    if signature != _sign(key, kind, payload):
+        raise AuthenticityError(kind)
+
+
+def reduced(rows: list[list[int]], columns: Iterable[int]) -> tuple[list[list[int]], int]:
+    """Eliminate columns modulo a prime; return the rows, and how many of them, the first, have been used up."""
+    used = 0
+    for column in columns:
+        found = next((row for row in range(used, len(rows)) if rows[row][column]), None)
+        if found is None:
+            continue
+        rows[used], rows[found] = rows[found], rows[used]
+        inverse = pow(rows[used][column], -1, PRIME)
+        pivot = rows[used] = [value * inverse % PRIME for value in rows[used]]
+        for row, values in enumerate(rows):
+            if row != used and (factor := values[column]):
+                rows[row] = [(value - factor * other) % PRIME for value, other in zip(values, pivot, strict=True)]
+        used += 1
+    return rows, used
+
+
+def learned(schedule: Schedule) -> list[list[int]]:
+    """Return a basis of the combinations of updates that the server and its colluders know, each as coefficients."""
+    updates = [("update", site) for site in schedule.honest]
+    masks = sorted(schedule.unknown - set(updates), key=repr)
+    place = {name: index for index, name in enumerate([*masks, *updates])}
+    matrix = [[0] * len(place) for _ in schedule.rows]
+    for row, known in zip(matrix, schedule.rows, strict=True):
+        for name, value in known.items():
+            row[place[name]] = value % PRIME
+    rows, used = reduced(matrix, range(len(masks)))
+    rest = [row[len(masks) :] for row in rows[used:]]
+    rest, rank = reduced(rest, range(len(updates)))
+    return rest[:rank]
+
+
+def leak(known: list[list[int]]) -> str | None:
+    """Say what is wrong with what was learned, if anything is."""
+    if any(value not in {0, 1} for sum_ in known for value in sum_):
+        return "not sums"
+    if any(sum(sum_) < 2 for sum_ in known):
+        return "a sum of fewer than two updates"
+    if any(sum(column) > 1 for column in zip(*known, strict=True)):
+        return "an update in two sums"
+    return None
+
+
+def first_leak(seed: int, schedules: int) -> tuple[str | None, int]:
+    """Play schedules until one leaks; return what it leaked, and in how many a sum was opened."""
+    chance, opened = random.Random(seed), 0  # noqa: S311 - guards nothing
+    for number in range(schedules):
+        sites, colluding = SIZES[number % len(SIZES)]
+        names = [f"site-{index}" for index in range(sites)]
+        schedule = Schedule(chance, names, set(chance.sample(names, colluding)))
+        schedule.play()
+        known = learned(schedule)
+        opened += bool(known)
+        if (found := leak(known)) is not None:
+            return found, opened
+    return None, opened
+
+
+@pytest.fixture
+def _symbolic_signatures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "sign", _sign)
+    monkeypatch.setattr(agreement, "verify", _verify)
+
+
+@pytest.mark.usefixtures("_symbolic_signatures")
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_whatever_the_server_does_it_learns_sums_of_two_or_more_and_no_update_twice(seed: int) -> None:
+    found, opened = first_leak(seed, SCHEDULES)
+    assert found is None
+    assert opened > SCHEDULES // 10  # or it says nothing
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("_symbolic_signatures")
+@pytest.mark.parametrize("seed", range(100, 100 + SEEDS))
+def test_of_a_hundred_thousand_servers_none_learns_more(seed: int) -> None:
+    assert first_leak(seed, SOAK)[0] is None
+
+
+def _notes_no(deed: str) -> Callable[[Once, str, str, str], None]:
+    genuine = Once.note
+
+    def note(record: Once, run: str, done: str, value: str) -> None:
+        if not done.startswith(deed):
+            genuine(record, run, done, value)
+
+    return note
+
+
+@pytest.mark.usefixtures("_symbolic_signatures")
+@pytest.mark.parametrize("rule", ["one set a plan", "all have signed", "one plan a round", "two more than collude"])
+def test_each_rule_is_needed(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_set = agreement.check_set
+
+    def anything(plan: RoundPlan, headers: Mapping[str, bytes], own: tuple[str, bytes], minimum: int) -> None:
+        del minimum
+        check_set(plan, headers, own, 2)
+
+    if rule == "one set a plan":
+        monkeypatch.setattr(Once, "note", _notes_no("agreeing"))
+    elif rule == "one plan a round":
+        monkeypatch.setattr(Once, "note", _notes_no("revealing"))
+    elif rule == "all have signed":
+        monkeypatch.setattr(agreement, "check_agreed", lambda *_: None)
+    else:
+        monkeypatch.setattr(agreement, "check_set", anything)
+    assert first_leak(1, 20_000)[0] is not None
+
+
+# --- Disputes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pairs", "colluding", "out"),
+    [
+        ([], 1, set()),
+        ([("a", "b")], 1, {"a", "b"}),  # nobody can tell
+        ([("a", "b"), ("a", "c")], 1, {"a"}),
+        ([("a", "b"), ("b", "c"), ("b", "d")], 1, {"b"}),
+        ([("a", "b"), ("a", "c"), ("d", "e")], 1, {"a", "d", "e"}),
+        ([("a", "b"), ("a", "c")], 2, {"a", "b", "c"}),  # two liars could frame an honest site
+        ([("a", "b"), ("a", "c"), ("a", "d")], 2, {"a"}),
+    ],
+)
+def test_who_disputes_with_more_than_may_collude_is_left_out_and_of_others_both(
+    pairs: list[tuple[str, str]], colluding: int, out: set[str]
+) -> None:
+    assert without_disputes(pairs, colluding) == out
