@@ -41,13 +41,14 @@ def prove(task: Task, name: str, records: Records, device: torch.device, computi
         TaskError: if the task fails on them, or has no way to compute gradients.
     """
     inputs, targets = records
-    few = torch.tensor(SystemRandom().sample(range(len(inputs)), min(_FEW, len(inputs))))
-    check_records(task, name, Example(inputs[few], targets[few]))
+    few = torch.tensor(SystemRandom().sample(range(len(inputs)), min(_FEW, len(inputs))), device=inputs.device)
+    inputs, targets = inputs[few], targets[few]
+    check_records(task, name, Example(inputs.cpu(), targets.cpu()))
     module = make_model(task, 0)
     if sum(parameter.numel() for parameter in module.parameters()) <= _LARGE:
         module = module.to(device)
         choice = way_to_train(task, module, computing)
-        check_mode(task, module, (inputs[few].to(device), targets[few].to(device)), choice, computing.precision)
+        check_mode(task, module, (inputs.to(device), targets.to(device)), choice, computing.precision)
 
 
 def prove_all(folder: Path, name: str, file: Path, times: int, device: torch.device, computing: Computing) -> int:

@@ -76,12 +76,23 @@ def check_records(study: Study, data: Data, path: Path) -> None:
     Raises:
         DataError: naming the record that it cannot use.
     """
-    (training, held_out), module = (study.training, study.held_out), study.module(0).to(study.training[0].device)
+    training, held_out = study.read
+    module = study.module(0).to(training[0].device)
     fitness = Fitness(study.task, study.name, module)
     used, kept = split_held_out(len(training[0]) + len(held_out[0]), data.held_out)
     fitness.check(training, (used + 1).tolist(), path)
     fitness.check(held_out, (kept + 1).tolist(), path)
-    fitness.check_metrics(held_out, path)
+
+
+def check_metrics(study: Study, path: Path) -> None:
+    """Check that an evaluation can compute a task's metrics of every held-out record.
+
+    Raises:
+        DataError: if it cannot.
+    """
+    _, held_out = study.read
+    module = study.module(0).to(held_out[0].device)
+    Fitness(study.task, study.name, module).check_metrics(held_out, path)
 
 
 def check_count(count: int, data: Data, path: Path, what: str) -> None:

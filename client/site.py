@@ -11,7 +11,7 @@ from client.keyring import Keyring
 from client.models import Models
 from client.once import Once
 from client.outbox import Outbox
-from client.readiness import check_count, check_memory, check_records
+from client.readiness import check_count, check_memory, check_metrics, check_records
 from client.remainder import Remainders
 from client.settings import read_site
 from client.survey import Poll, Survey
@@ -113,9 +113,12 @@ class Site(Workplace):
         study = self.study(settings.task)
         if settings.evaluation:
             check_count(len(study.held_out[0]), data, path, "to evaluate on")
+            self._check_records(settings.task)
+            check_metrics(study, path)
         else:
-            check_count(len(study.training[0]), data, path, "to train on")
-        self._check_records(settings.task)
+            check_count(len(study.read[0][0]), data, path, "to train on")
+            self._check_records(settings.task)
+            _ = study.training  # on which the task is tried once more, when each record is known to fit
 
     def check_memory_for(self, manifest: Manifest) -> None:
         """Check, once a process, that a step of a run's task fits in this site's memory.

@@ -151,24 +151,11 @@ class Study:
         path = self._site.place.path(data.file)
         inputs, targets = load_records(self.task, self.name, self._example, path)
         used, kept = (torch.from_numpy(part) for part in split_held_out(len(inputs), data.held_out))
-        if len(used):
-            self._try(inputs[used], targets[used])
         device = self._site.device
         return (
             (inputs[used].to(device), targets[used].to(device)),
             (inputs[kept].to(device), targets[kept].to(device)),
         )
-
-    def _try(self, inputs: Tensor, targets: Tensor) -> None:
-        """Try the task on a few of the site's own records, which may be unlike any that it made up.
-
-        Raises:
-            TaskError: if it fails on them, or they meet; then it is refused from now on.
-        """
-        try:
-            prove(self.task, self.name, (inputs, targets), self._site.device, self._site.settings.training)
-        except InteractionError as error:
-            raise self._refusals.add(self.name, self.task, str(error)) from error
 
     @cached_property
     def metrics(self) -> frozenset[str]:
@@ -178,9 +165,24 @@ class Study:
             return frozenset(self.task.metrics(outputs, self._example.targets))
 
     @property
+    def read(self) -> tuple[Records, Records]:
+        """The records, those to train on and those to evaluate on, as they were read: nothing was tried on them."""
+        return self._records
+
+    @cached_property
     def training(self) -> Records:
-        """The records that are trained on: inputs and targets `(n, ...)`."""
-        return self._records[0]
+        """The records that are trained on: inputs and targets `(n, ...)`; the task is tried on a few of them.
+
+        Raises:
+            TaskError: if it fails on them, or they meet; then it is refused from now on.
+        """
+        records, _ = self._records
+        if len(records[0]):
+            try:
+                prove(self.task, self.name, records, self._site.device, self._site.settings.training)
+            except InteractionError as error:
+                raise self._refusals.add(self.name, self.task, str(error)) from error
+        return records
 
     def digest(self) -> bytes:
         """Return a digest of the records that are trained on."""

@@ -1,4 +1,9 @@
-"""`python -m cloister` is the `cloister` command."""
+"""`python -m cloister`, and the `cloister` command."""
+
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` takes over, there is nothing to leave in order
 
 from cloister.cli import main
 

@@ -186,8 +186,14 @@ def show(report: dict[str, Any]) -> None:
 def main() -> None:
     """Run the command line. Whatever fails, fails here, in one sentence: see `privacy.failures`."""
     make_usable()
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as for what a script starts in the background
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(_run(sys.argv[1:]))
+    if not ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = _run(sys.argv[1:])
+    if not ignored:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for what is being closed
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:

@@ -169,7 +169,7 @@ def write_adopted(entries: Entries, whose: Whose, key: Ed25519PrivateKey, before
 
 def _write(entries: Entries, whose: Whose, key: Ed25519PrivateKey, event: dict[str, Any]) -> bytes:
     head, last, lines = entries.head, entries.signature, b""
-    first = [{**whose._asdict(), "time": event["time"]}] if head == GENESIS else []
+    first = [{"site": whose.site, "lineage": whose.lineage, "time": event["time"]}] if head == GENESIS else []
     for each in [*first, event]:
         body = json.dumps(each, sort_keys=True).encode()
         head = _chain(head, last, body)

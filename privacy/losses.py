@@ -39,7 +39,7 @@ POINTS = 1 << 18
 """The most points of a grid."""
 
 _FEWEST_POINTS = 1 << 12
-_WORK = 1 << 25  # points of all grids together: those of many kinds of steps are coarser
+_WORK = 1 << 23  # points of all grids together: those of many kinds of steps are coarser
 _CELLS, _FEWEST_CELLS, _MOST_CELLS = 1 << 17, 1 << 9, 1 << 13  # into which losses are cut: of all steps, and of each
 _ADDED_VARIANCE = 1e-5  # of the total loss, by its grid
 _CUT = math.log(1e-9)  # of δ: what is cut off above, and what wraps around

@@ -33,6 +33,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
 
 from privacy.ciphertext import SEED_BYTES
 from privacy.packing import RING_DEGREE
@@ -327,6 +329,25 @@ def test_a_rendezvous_yields_store_rank_and_size(monkeypatch: pytest.MonkeyPatch
     store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=20)))
     store.set("said", "this")
     assert (store.get("said"), rank, size) == (b"this", 0, 1)
+
+
+def test_torch_shows_every_operation_that_draws() -> None:
+    seen = list[bool]()
+
+    class Watching(TorchDispatchMode):
+        @override
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            del types
+            seen.append(torch.Tag.nondeterministic_seeded in func.tags)
+            return func(*args, **(kwargs or {}))
+
+    ones = torch.ones(3)
+    with Watching():  # type: ignore[no-untyped-call]  # torch's
+        functional.dropout(ones)
+        torch.rand(2)
+        ones + ones
+    assert seen.count(True) == 2
+    assert not seen[-1]
 
 
 def test_torch_calls_back_after_every_step() -> None:

@@ -480,9 +480,10 @@ def test_an_unexpected_error_stays_at_the_site_and_the_agent_goes_on(
     caplog: pytest.LogCaptureFixture,
     kind: type[BaseException],
 ) -> None:
+    federation = make_federation(replace(SETTINGS, task=task_name(studies.Broken)))
+    assert open_site(federation.paths[SITE]).check_records()  # it was tried before, on the site's own records
     monkeypatch.setattr(studies.Broken, "bugs", 1)
     monkeypatch.setattr(studies.Broken, "kind", kind)
-    federation = make_federation(replace(SETTINGS, task=task_name(studies.Broken)))
     answer = train(federation, plan_of(federation))
     assert "unexpected error" in str(answer.error.reason)
     assert f"unexpected {kind.__name__} at tests/studies.py:" in caplog.text

@@ -161,6 +161,9 @@ def sizes(shares: Sequence[object]) -> Tensor:
 @pytest.mark.parametrize("mode", MODES)
 def test_packed_sequences_are_refused_where_rows_would_be_other_records(mode: Gradients) -> None:
     records = SPECIMENS["tied"].inputs(), torch.arange(6) % 2
+    if mode == "autograd":  # whose rows are single records
+        choose(Scores(), Packed(), records, computing(mode))
+        return
     with pytest.raises(TaskError, match="packed sequences, which it sorts" if mode != "vmap" else "RuntimeError"):
         choose(Scores(), Packed(), records, computing(mode))
 

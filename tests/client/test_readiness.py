@@ -99,7 +99,7 @@ def test_labels_that_the_loss_cannot_take_cost_nothing_and_the_others_go_on(make
         write_records(federation, *["1,2,0", "3,4,1"] * 10, site=site)
     (event,) = run_with(federation)
     assert event["problems"] == {
-        SITE: "A site's records cannot be used as they are; the reason is in the site's own log"
+        SITE: "“A site's records cannot be used as they are; the reason is in the site's own log”"
     }
     assert event["sites"] == event["cohort"] == sorted(SITES[1:])
     assert charges_of(federation, SITE) == 0
@@ -225,7 +225,7 @@ def test_a_disk_that_cannot_be_written_is_said_before_any_charge_and_the_others_
     federation = make_federation(replace(NOISY, rounds=2))
     spoil(federation.paths[SITE])
     for event in run_with(federation):
-        assert event["problems"][SITE].startswith("A disk is full, or a file on it cannot be read or written")
+        assert event["problems"][SITE].startswith("“A disk is full, or a file on it cannot be read or written")
         assert event["cohort"] == sorted({*SITES} - {SITE})
     assert charges_of(federation, SITE) == 0
     assert f"{federation.paths[SITE]}" in caplog.text

@@ -114,12 +114,13 @@ def _raising(error: BaseException) -> Callable[..., object]:
 def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Run a command in this process; return the code with which it would end."""
     monkeypatch.setattr(sys, "argv", ["cloister", *arguments])
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(SystemExit) as ended:
             cli.main()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert isinstance(ended.value.code, int)
     return ended.value.code
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
+from shutil import copytree, rmtree
 from typing import Any
 
 import pytest
@@ -15,10 +19,15 @@ from client import crosscheck
 from client.settings import read_site
 from cloister import accounts
 from cloister.cli import app
+from cloister.patience import patience
+from privacy import losses
 from privacy.accounting import RDP, Mechanism, Relation, epsilon
-from privacy.errors import BudgetError, ConfigError, LedgerError
+from privacy.errors import BudgetError, ConfigError, KeyFileError, LedgerError
 from privacy.ledger import Budget, Ledger, Release
+from privacy.spending import excessive
 from simulations.federation import Federation, SiteTerms
+from tests.privacy.consortium import chained, signing_key
+from transport.pki import key_pem, read_signing_key
 
 RUN = Path(__file__).parent.parent.parent / "simulations" / "diagnosis.toml"
 TRAINED, SURVEYED, SHARED = Mechanism(2.0, 0.25, 4), Mechanism(6.0, 1.0, 1), Mechanism(8.0, 0.3, 10, discrete=True)
@@ -43,6 +52,12 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     return made
 
 
+@pytest.fixture
+def copy(federation: Federation, tmp_path: Path) -> Path:
+    """A copy of north's folder, to be spoilt."""
+    return Path(copytree(federation.paths["north"], tmp_path / "north"))
+
+
 def ledger_of(federation: Federation, site: str) -> Ledger:
     return read_site(federation.paths[site]).ledger
 
@@ -55,7 +70,7 @@ def run(*arguments: str | Path) -> tuple[int, str]:
 
 def asked(*arguments: str | Path) -> dict[str, Any]:
     """Run a command with --json."""
-    found: dict[str, Any] = json.loads(run(*arguments, "--json")[1])
+    found: dict[str, Any] = json.loads(CliRunner().invoke(app, ["ledger", *map(str, arguments), "--json"]).stdout)
     return found
 
 
@@ -111,12 +126,19 @@ def test_accountants_that_disagree_end_with_1(federation: Federation, monkeypatc
 def test_a_whole_ledger_is_verified_and_any_other_ends_with_the_reason(federation: Federation) -> None:
     place = read_site(federation.paths["north"])
     ledgers = place.ledger, place.held_out_ledger
+    key = place.ledger.public_key.public_bytes_raw().hex()
     assert asked("verify", federation.paths["north"])["ledgers"] == [
-        {"ledger": str(each.path), "site": "north", "lineage": each.lineage, "entries": count, "head": each.head}
+        {"ledger": str(each.path), "site": "north", "lineage": each.lineage, "entries": count, "head": each.head,
+         "signed_by": key, "last_head_kept": each.head, "adopted": []}
         for each, count in zip(ledgers, (5, 1), strict=True)
-    ]
-    shown = run("verify", federation.paths["north"])[1]
+    ]  # fmt: skip
+    code, shown = run("verify", federation.paths["north"])
+    assert code == 0
     assert all(f"head {each.head}" in shown for each in ledgers)
+    assert shown.count("whole, and signed with north's key to its last line") == 2
+    assert shown.count("as new as the last head that the site keeps") == 2
+    assert "cannot be known: whether lines are missing at the end that no head here has" in shown
+    assert "whoever has the site's signing key can write all of it anew" in shown
     for ledger, steps in zip(ledgers, (4, 1), strict=True):
         whole = ledger.path.read_bytes()
         try:
@@ -127,6 +149,166 @@ def test_a_whole_ledger_is_verified_and_any_other_ends_with_the_reason(federatio
             ledger.path.write_bytes(whole)
     with pytest.raises(ConfigError, match="there is no ledger; nothing was ever charged for this lineage"):
         accounts.verify(federation.paths["south"])
+
+
+def test_a_chain_that_is_rewritten_with_right_digests_is_not_verified(copy: Path) -> None:
+    path = read_site(copy).ledger.path
+    head, last, lines = "0" * 64, b"", b""
+    for line in path.read_bytes().splitlines():
+        _, signature, event = line.split(b" ", 2)
+        event = event.replace(b'"noise_multiplier": 2.0', b'"noise_multiplier": 20.0')
+        head, last = sha256(bytes.fromhex(head) + last + event).hexdigest(), signature
+        lines += b"%s %s %s\n" % (head.encode(), signature, event)
+    path.write_bytes(lines)
+    for command in ("verify", "show"):
+        code, _ = run(command, copy)
+        assert code == 1
+    with pytest.raises(LedgerError, match=":2: this entry or one before it was altered by somebody who"):
+        accounts.verify(copy)
+
+
+def test_a_ledger_that_lost_its_end_is_found_by_the_head_that_the_site_keeps_or_one_written_down(copy: Path) -> None:
+    path = read_site(copy).ledger.path
+    *earlier, last = path.read_bytes().splitlines(keepends=True)
+    head = last[:64].decode()
+    code, shown = run("verify", copy, "--head", head)
+    assert (code, f"✓ has had the head {head}" in shown) == (0, True)
+    path.write_bytes(b"".join(earlier))
+    with pytest.raises(LedgerError, match="is older than what north charged before"):
+        accounts.verify(copy)
+    with pytest.raises(LedgerError, match="is older than what north charged before"):
+        read_site(copy).ledger.reserve(Release("e" * 64, 1, 1), TRAINED, Budget(9.0, DELTA))
+    path.unlink()
+    with pytest.raises(LedgerError, match="the ledger holds nothing, and is older"):
+        accounts.verify(copy)
+    path.write_bytes(b"".join(earlier))
+    rmtree(copy / "ledger-heads")
+    assert "no last head is kept here" in run("verify", copy)[1]
+    with pytest.raises(LedgerError, match=f"no ledger of north has had the head {head}"):
+        accounts.verify(copy, [head])
+
+
+@pytest.mark.parametrize("damage", [b"", b"no head", b"\xff", b"0" * 64 + b" " + b"0" * 128 + b"\n"])
+def test_a_last_head_that_the_site_did_not_sign_says_nothing(copy: Path, damage: bytes) -> None:
+    for file in (copy / "ledger-heads").iterdir():
+        file.write_bytes(damage)
+    assert [each["last_head_kept"] for each in accounts.verify(copy)["ledgers"]] == [None, None]
+    read_site(copy).ledger.reserve(Release("e" * 64, 1, 1), TRAINED, Budget(9.0, DELTA))
+    assert [each["last_head_kept"] is None for each in accounts.verify(copy)["ledgers"]] == [False, True]
+
+
+def test_an_auditor_without_the_signing_key_verifies_with_what_the_roster_lists(copy: Path) -> None:
+    before = asked("verify", copy)
+    (copy / "keys" / "signing.key").unlink()
+    assert asked("verify", copy) == before
+    assert run("show", copy)[0] == 0
+    with pytest.raises(KeyFileError, match="nothing is written without north's signing key"):
+        read_site(copy).ledger.reserve(Release("e" * 64, 1, 1), TRAINED, Budget(9.0, DELTA))
+    (copy / "keys" / "roster").unlink()
+    with pytest.raises(KeyFileError, match=r"signing\.key"):
+        accounts.verify(copy)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_site_with_new_keys_adopts_its_ledgers_once_and_says_what_was_checked(
+    copy: Path, tmp_path: Path, *, checked: bool
+) -> None:
+    old, key = tmp_path / "old.key", copy / "keys" / "signing.key"
+    old.write_bytes(key.read_bytes())
+    was = read_site(copy).ledger.public_key.public_bytes_raw().hex()
+    key.write_bytes(key_pem(signing_key("north, later")))
+    with pytest.raises(LedgerError, match="not signed with north's key; restore it from backup, or, if "):
+        accounts.verify(copy)
+    options = ["--old-key", str(old)] if checked else ["--unverified"]
+    code, shown = run("adopt", copy, *options)
+    assert (code, "5 entries" in shown) == (0, True)
+    found = accounts.verify(copy)["ledgers"][0]
+    assert [each["signed_by"] for each in found["adopted"]] == [was if checked else None]
+    assert ("NOT VERIFIED" in run("verify", copy)[1]) != checked
+    ledger = read_site(copy).ledger
+    ledger.reserve(Release("e" * 64, 1, 1), TRAINED, Budget(9.0, DELTA))
+    assert len(ledger.mechanisms()) == 6
+    with pytest.raises(LedgerError, match="nothing in this ledger was signed with another key"):
+        accounts.adopt(copy, None)
+    data = ledger.path.read_bytes()
+    ledger.path.write_bytes(data.replace(b'"steps": 4', b'"steps": 0', 1))
+    with pytest.raises(LedgerError, match=":2: this entry or one before it was altered"):
+        accounts.verify(copy)
+
+
+def test_a_ledger_is_not_adopted_on_another_key_or_without_a_word(copy: Path, tmp_path: Path) -> None:
+    strange, data = tmp_path / "strange.key", read_site(copy).ledger.path.read_bytes()
+    strange.write_bytes(key_pem(signing_key("mallory")))
+    (copy / "keys" / "signing.key").write_bytes(key_pem(signing_key("north, later")))
+    with pytest.raises(LedgerError, match="this ledger is not signed with north's key"):
+        accounts.adopt(copy, strange)
+    for options in ([], ["--unverified", "--old-key", str(strange)]):
+        assert run("adopt", copy, *options)[0] == 1
+    assert read_site(copy).ledger.path.read_bytes() == data
+
+
+@pytest.mark.parametrize("name", ["north.held-out", "North.HELD-OUT", ".", ".."])
+def test_no_lineage_can_meet_the_ledger_of_the_records_held_out(copy: Path, name: str) -> None:
+    file = copy / "site.toml"
+    file.write_text(file.read_text().replace('"north-patients"', f'"{name}"'))
+    with pytest.raises(ConfigError, match=r"no lineage may end in \.held-out"):
+        read_site(copy)
+
+
+def test_a_delta_above_one_over_the_records_is_warned_of_with_one_that_is_sensible(copy: Path) -> None:
+    file = copy / "site.toml"
+    (copy / "patients.csv").write_text("a,b\n" + "1,2\n" * 500)
+    assert asked("show", copy)["delta_warning"] == ""
+    file.write_text(file.read_text().replace("delta = 1e-05", "delta = 0.005"))
+    warning = "δ 0.005 is above 1 over 500 records: it leaves room to publish one of them whole; use 1e-05 or less"
+    assert asked("show", copy)["delta_warning"] == warning
+    assert f"! {warning}" in run("show", copy)[1]
+    declared = warning.replace("500", "224")
+    assert f"! {declared}" in run("plan", copy, RUN)[1].replace("\n", "")
+    (copy / "patients.csv").unlink()
+    assert asked("show", copy)["delta_warning"] == ""
+
+
+@pytest.mark.parametrize(("records", "fine"), [(1, ""), (99, ""), (101, "use 1e-05 or"), (10**9, "use 1e-10 or")])
+def test_the_delta_that_is_called_sensible_is_below_one_over_the_records(records: int, fine: str) -> None:
+    said = excessive(0.01, records)
+    assert fine in said
+    assert bool(said) == bool(fine)
+    assert not said or not excessive(float(said.split("use ")[1].split()[0]), records)
+
+
+def test_thousands_of_entries_are_shown_with_little_work(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not timed: distributions that are composed, and those in each, are counted. It took 16 to 105 s.
+    place, key = read_site(copy), read_signing_key(copy / "keys" / "signing.key")
+    events: list[dict[str, Any]] = [{"site": "north", "lineage": "north-patients", "time": "2026-01-01T00:00:00+00:00"}]
+    for number in range(2000):
+        of = Mechanism(4.0 + number % 5, (0.01, 0.02, 1.0)[number % 3], 1 + number % 2, discrete=number % 7 == 0)
+        events.append(asdict(Release(f"{number // 50:064x}", number, 1)) | asdict(of) | {"time": events[0]["time"]})
+    place.ledger.path.write_bytes(chained([json.dumps(each).encode() for each in events], key, "north north-patients"))
+    rmtree(copy / "ledger-heads")
+    composed, compose = list[int](), losses.epsilon_of
+
+    def counting(steps: Any, delta: float) -> float:  # noqa: ANN401
+        composed.append(len(steps))
+        return compose(steps, delta)
+
+    monkeypatch.setattr(losses, "epsilon_of", counting)
+    found = asked("show", copy)
+    assert (len(found["runs"]), sum(len(each["entries"]) for each in found["runs"])) == (40, 2000)
+    assert found["cross_check"]["agree"]
+    assert len(composed) < 50
+    assert max(composed) <= 11
+
+
+def test_whoever_waits_for_longer_than_a_second_is_told_for_what(capsys: pytest.CaptureFixture[str]) -> None:
+    with patience("thinking"):
+        deadline = time.monotonic() + 30
+        while not (said := capsys.readouterr().err) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert said == "thinking …\n"
+    with patience("hurrying"):
+        pass
+    assert capsys.readouterr().err == ""
 
 
 def test_a_plan_says_what_would_be_spent_and_which_noise_would_fit(federation: Federation) -> None:
