@@ -38,7 +38,6 @@ from tests.privacy.consortium import (
     PARAMETERS,
     SECRET,
     authority_key,
-    chained,
     mac_key,
     make_roster,
     private,
@@ -47,6 +46,7 @@ from tests.privacy.consortium import (
     signing_key,
     tag_key,
 )
+from tests.privacy.golden_bad import ledger_lines
 from tests.privacy.golden_keys import letters
 from tests.privacy.golden_numbers import numbers
 from tests.privacy.golden_rounds import Golden, large_round, masked_round, text
@@ -115,7 +115,7 @@ def write() -> None:
     store("codes", codes(plan, made.nonce, chunk[:C0_BYTES], made.ciphertexts.seeds))
     store("masks", masks(plan))
     store("documents", documents | {"signed": text(_signed(update))})
-    store("ledger", {"site": "north", "lineage": "patients", "file": _ledger()})
+    store("ledger", _ledger())
     store("keys", letters(keys))
     store("round", round_ | _shown(golden, made.ciphertexts))
     store("large", large_round(keys)[0])
@@ -167,23 +167,40 @@ def _shown(golden: Golden, ciphertexts: Ciphertexts) -> dict[str, object]:
     }
 
 
-def _ledger(steps: int = 5, signer: str = "north") -> str:
-    """Return a ledger of three charges, written line by line rather than by the code under test."""
-    events: list[dict[str, object]] = [{"lineage": "patients", "site": "north", "time": "2026-01-01T00:00:00+00:00"}]
-    for number in (1, 2, 3):
-        event: dict[str, object] = {
-            "attempt": 1,
-            "discrete": False,
-            "noise_multiplier": 1.0,
-            "purpose": "training",
-            "round": number,
-            "run": "ab" * 32,
-            "sample_rate": 0.1,
-        }
-        events.append(event | {"steps": 5, "time": f"2026-01-01T00:0{number}:00+00:00"})
-    head, lines = bytes(32), ""
-    for event in events:
-        body = json.dumps(event, sort_keys=True)
-        head = sha256(head + body.encode()).digest()
-        lines += f"{head.hex()} {body}\n"
-    return lines
+def _ledger() -> dict[str, object]:
+    """Return a ledger with lines of every kind, written line by line rather than by the code under test."""
+    run, other = "ab" * 32, "cd" * 32
+    charge = {"run": run, "round": 1, "attempt": 1, "purpose": "training"}
+    cost = {"noise_multiplier": 1.0, "sample_rate": 0.1, "steps": 5, "discrete": False}
+    failed = charge | {"round": 2}
+    before = [
+        {"site": "north", "lineage": "patients"},
+        charge | cost,
+        charge | {"left": "12" * 32},
+        failed | cost,
+        failed | {"left": ""},
+        failed | cost,
+        failed | {"left": "34" * 32},
+    ]
+    after = [
+        {"adopted": public_hex("north before")},
+        charge | {"run": other} | cost | {"steps": 1, "discrete": True},
+        charge | {"run": other, "purpose": "statistics"} | cost | {"sample_rate": 1, "steps": 1},
+        charge | {"run": other, "attempt": 2, "purpose": "evaluation"} | cost | {"sample_rate": 1, "steps": 1},
+    ]
+    bodies = [
+        json.dumps(event | {"time": f"2026-01-01T00:{minute:02}:00+00:00"}, sort_keys=True).encode()
+        for minute, event in enumerate([*before, *after])
+    ]
+    file = ledger_lines(bodies[: len(before)], "north before")
+    file = ledger_lines(bodies[len(before) :], "north", file)
+    return {
+        "site": "north",
+        "lineage": "patients",
+        "public_key": public_hex("north"),
+        "keys": [public_hex("north before")] * len(before) + [public_hex("north")] * len(after),
+        "file": file.decode(),
+        "head": file.splitlines()[-1][:64].decode(),
+        "charges": [event | {"head": line[:64].decode()} for event, line in zip(
+            [*before, *after], file.splitlines(), strict=True) if "steps" in event],
+    }  # fmt: skip

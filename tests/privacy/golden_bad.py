@@ -307,7 +307,7 @@ def _plans() -> Iterator[Bad]:
         ("another attempt in a run without masks", "attempt", 2),
         ("another roster", "roster_version", 4),
         ("a deadline that has passed", "deadline", 1799999999.5),
-        ("a deadline that is too far away", "deadline", 1800000661.0),
+        ("a deadline that is too far away", "deadline", 1800000901.0),
     ):
         yield Bad("asked", name, {"plan": canonical(changed(good, path, value))}, P)
 
@@ -421,18 +421,65 @@ def _updates() -> Iterator[Bad]:
         yield Bad("masked update", name, parts, A)
 
 
+def ledger_lines(bodies: Iterable[bytes], signer: str, before: bytes = b"", whose: str = "north patients") -> bytes:
+    """Return a ledger with more lines, signed by whoever that is, as docs/protocol.md says."""
+    lines = before.splitlines()
+    head, signature = (lines[-1].split(b" ", 2)[:2]) if lines else (b"0" * 64, b"")
+    for body in bodies:
+        head = sha256(bytes.fromhex(head.decode()) + signature + body).hexdigest().encode()
+        signature = sign(signing_key(signer), "ledger", whose.encode() + b" " + head).hex().encode()
+        lines.append(b" ".join([head, signature, body]))
+    return b"".join(line + b"\n" for line in lines)
+
+
 def _ledgers() -> Iterator[Bad]:
     file = good_parts("ledger")["file"]
-    first, second, third, fourth = file.splitlines(keepends=True)
+    lines = file.splitlines(keepends=True)
+    bodies = [line.split(b" ", 2)[2].rstrip() for line in lines]
+    charge = json.loads(bodies[1])
+
+    def forged(signer: str) -> bytes:
+        return ledger_lines([body.replace(b'"steps": 5', b'"steps": 1', 1) for body in bodies], signer)
+
+    def kept() -> bytes:
+        """Recompute digests as somebody without the key would."""
+        head, last, found = "0" * 64, b"", b""
+        for line, body in zip(lines, forged("north").splitlines(), strict=True):
+            head = sha256(bytes.fromhex(head) + last + body.split(b" ", 2)[2]).hexdigest()
+            last = line.split(b" ", 2)[1]
+            found += b" ".join([head.encode(), last, body.split(b" ", 2)[2]]) + b"\n"
+        return found
+
+    head, signature, last = lines[-1].split(b" ", 2)
     for name, bad in (
         ("fewer steps than were made", file.replace(b'"steps": 5', b'"steps": 1', 1)),
-        ("an entry deleted", first + second + fourth),
-        ("two entries swapped", first + third + second + fourth),
-        ("the first line deleted", second + third + fourth),
-        ("another site", file.replace(b"north", b"south")),
-        ("the same entry twice", first + second + second + third + fourth),
+        ("an entry deleted", b"".join(lines[:3] + lines[4:])),
+        ("two entries swapped", b"".join([lines[0], lines[2], lines[1], *lines[3:]])),
+        ("the first line deleted", b"".join(lines[1:])),
+        ("another site", file.replace(b"north", b"south", 1)),
+        ("the same entry twice", b"".join([*lines[:2], lines[1], *lines[2:]])),
+        ("rewritten with another key", forged("mallory")),
+        ("rewritten with the key before", forged("north before")),
+        ("digests recomputed, signatures kept", kept()),
+        ("the last signature in capitals", b"".join([*lines[:-1], b" ".join([head, signature.upper(), last])])),
+        ("the last signature with spaces", b"".join([*lines[:-1], b" ".join([head, b" " * 128, last])])),
+        ("another site's, signed", ledger_lines([bodies[0].replace(b"north", b"south"), *bodies[1:]], "north")),
+        ("another lineage's, signed", ledger_lines([bodies[0].replace(b"patients", b"others"), *bodies[1:]], "north")),
     ):
         yield Bad("ledger", name, {"file": bad}, "LedgerError")
+    for name, event in (
+        ("an unknown key", charge | {"colour": "blue"}),
+        ("a key left out", changed(charge, "discrete", GONE)),
+        ("steps as text", charge | {"steps": "5"}),
+        ("a rate that is true", charge | {"sample_rate": True}),
+        ("another purpose", charge | {"purpose": "curiosity"}),
+        ("what left, with an unknown key", json.loads(bodies[2]) | {"colour": "blue"}),
+        ("a key that was adopted, by number", json.loads(bodies[7]) | {"adopted": 5}),
+        ("a list", [1]),
+    ):
+        more = ledger_lines([json.dumps(event, sort_keys=True).encode()], "north", file)
+        yield Bad("ledger", name, {"file": more}, "LedgerError")
+    yield Bad("ledger", "no JSON", {"file": ledger_lines([b"{"], "north", file)}, "LedgerError")
 
 
 def joined(contributions: Iterable[Contribution]) -> bytes:

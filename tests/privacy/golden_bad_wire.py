@@ -91,7 +91,10 @@ def _records() -> Iterator[Bad]:
     config, arrays, metrics = ConfigRecord, ArrayRecord, MetricRecord
     cases: list[tuple[str, str, str, object]] = [
         ("message query", "no run", "run", None),
-        ("message query", "a manifest as text", "run", config({"manifest": "a manifest"})),
+        ("message query", "a manifest as text", "run", config({"manifest": "a manifest", "sent": 1.8e9})),
+        ("message query", "sent before 1970", "run", config({"manifest": b"m", "sent": -1.0})),
+        ("message query", "sent in the year 5138", "run", config({"manifest": b"m", "sent": 2e11})),
+        ("message query", "sent at a whole second", "run", config({"manifest": b"m", "sent": 1_800_000_000})),
         ("message query", "arrays for a run", "run", arrays({"manifest": blob(b"a manifest")})),
         ("message query", "a short head", "ledger", config({"head": "5a", "signature": bytes(64)})),
         ("message query", "a short signature of a head", "ledger", config({"head": "5a" * 32, "signature": bytes(63)})),
@@ -176,6 +179,8 @@ def _readiness() -> Iterator[Bad]:
         ("a negative epoch", {"epoch": -1}, M),
         ("a negative newest epoch", {"latest": -1}, M),
         ("a site in capitals", {"site": "South"}, M),
+        ("a clock before 1970", {"clock": -1.0}, M),
+        ("a clock that shows no time", {"clock": float("nan")}, M),
         ("a size as text", {"size": "20"}, M),
         ("a name twice", {"pairs": ["north", "north"]}, M),
         ("a name in capitals", {"pairs": ["North"]}, M),

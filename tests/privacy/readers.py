@@ -62,13 +62,14 @@ if TYPE_CHECKING:
 
     Parts = Mapping[str, bytes]
 
+
 class LeftOutError(CloisterError):
     """Nothing was refused, but something that a reply tells besides was left out."""
 
 
 LIMIT = 1 << 16  # bytes of a message in chunks
 ASKED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
-    "query": (contents.read_manifest, heads.read_head),
+    "query": (contents.read_manifest, contents.read_sent, heads.read_head),
     "query.lead": (ceremony.read_lead,),
     "query.accept": (ceremony.read_letter_from,),
     "query.pairs": (ceremony.read_pairs,),
@@ -231,7 +232,8 @@ def ledger(parts: Parts) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger"
         path.write_bytes(parts["file"])
-        Ledger(path, known["site"], known["lineage"]).mechanisms()
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(known["public_key"]))
+        Ledger(path, known["site"], known["lineage"], key).mechanisms()
 
 
 def epoch(parts: Parts) -> None:

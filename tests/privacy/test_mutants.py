@@ -73,6 +73,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "read_letter": ["letter"],
     },
     "privacy.encryption": {"DecryptionKey.from_bytes": ["keys"], "DecryptionKey.check_form": ["keys"]},
+    "privacy.entries": {"read_entries": ["ledger"], "_check": ["ledger"], "_take": ["ledger"]},
     "privacy.heads": {"SignedHead.__post_init__": ["message query"]},
     "transport.body": dict.fromkeys(("Cutter.take", "Cutter.finish", "split"), _MESSAGES),
     "transport.parcel": {
@@ -93,6 +94,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "content_of": ["reply revealed"],
         "read_readiness": ["readiness"],
         "read_train": ["message train"],
+        "_time": ["message query", "readiness"],
         "read_opened": ["reply opened"],
         "sum_from_arrays": _SUMS,
         "_split": ["sum"],

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from privacy import errors
@@ -56,6 +55,7 @@ from tests.privacy.consortium import (
     public_hex,
     resigned,
     run_settings,
+    signing_key,
 )
 from tests.privacy.golden import VECTOR
 from tests.privacy.golden_numbers import numbers
@@ -187,11 +187,15 @@ def test_a_sum_with_the_known_update_alone_is_too_small() -> None:
         check_sum(total, found.run, found.manifest, found.roster)
 
 
-def test_the_known_ledger_counts_three_charges(tmp_path: Path) -> None:
+def test_the_known_ledger_counts_every_charge(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     path.write_text(stored("ledger")["file"])
-    ledger = Ledger(path, stored("ledger")["site"], stored("ledger")["lineage"])
-    assert ledger.mechanisms() == [Mechanism(1.0, 0.1, 5)] * 3
+    known = stored("ledger")
+    ledger = Ledger(path, known["site"], known["lineage"], signing_key("north"))
+    names = ("noise_multiplier", "sample_rate", "steps", "discrete")
+    assert ledger.mechanisms() == [Mechanism(*(each[name] for name in names)) for each in known["charges"]]
+    assert [entry.head for entry in ledger.entries().charges] == [each["head"] for each in known["charges"]]
+    assert ledger.head == known["head"]
 
 
 @pytest.mark.parametrize("kind", READERS)
