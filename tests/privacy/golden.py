@@ -85,6 +85,8 @@ def write() -> None:
     update = sign_update(made, plan, LAYOUT, "north", signing_key("north"), weight=1.0, update_bound=bound, mask="")
     ciphertext = {
         "key": text(key.to_bytes()),
+        "values": VECTOR.tolist(),
+        "rounding_key": sha256(repr((7, "golden")).encode()).hexdigest(),
         "coefficients": block[0, :PARAMETERS].tolist(),  # the others are zero, but for the tag
         "secret": SECRET.hex(),
         "tag": int(block[0, -1]),
@@ -104,6 +106,8 @@ def write() -> None:
         "run": run,
         "plan": plan.to_bytes().decode(),
         "plan_digest": plan.digest,
+        "layout": LAYOUT.shapes,
+        "model": MODEL.vector.tolist(),
         "layout_digest": LAYOUT.digest,
         "model_digest": MODEL.digest,
         "header": update.header.decode(),

@@ -45,6 +45,8 @@ KINDS: dict[str, dict[str, str]] = {
     "addition": BODY | {"sum's plan": "text documents/plan", "signed": "base64 documents/signed",
                         "chunk": "base64 ciphertext/wire"},
     "ledger": {"file": "text ledger/file"},
+    "clocks": {"there": "text =1800000310", "sent": "text =1800000000", "received": "text =1800000010",
+               "seconds": "text =600"},
 }  # fmt: skip
 
 
@@ -67,6 +69,13 @@ def documents() -> Iterator[Bad]:
     yield from _updates()
     yield from _additions()
     yield from _ledgers()
+    for name, parts in (
+        ("behind", {"there": b"1799999699"}),
+        ("ahead", {"there": b"1800000311"}),
+        ("ahead in short rounds", {"seconds": b"598"}),
+        ("ahead in long rounds", {"seconds": b"6000", "there": b"1800000311"}),
+    ):
+        yield Bad("clocks", name, parts, P)
 
 
 def _files() -> Iterator[Bad]:

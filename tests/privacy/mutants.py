@@ -139,6 +139,9 @@ class _Checks:
                 for test in node.ifs if isinstance(node, ast.comprehension) else [node.body]:
                     if isinstance(test, ast.BoolOp):
                         yield from self._condition(test, holds=True)
+            elif isinstance(node, ast.Return) and ast.unparse(self._function.returns or node) == "bool":
+                if isinstance(node.value, ast.Compare) or ast.unparse(node) == "return False":
+                    yield ast.unparse(node), {node: ast.Return(ast.Constant(value=True))}
             elif isinstance(node, ast.Return) and node.value is not None:
                 yield from _complaints(node.value)
 

@@ -25,6 +25,7 @@ from client.keyring import Keyring
 from client.once import Once
 from privacy import agreement
 from privacy.agreement import absent_from, check_agreed, check_set
+from privacy.clocks import check_clock, tolerance
 from privacy.encryption import DecryptionKey
 from privacy.envelope import SignedUpdate, verify_update
 from privacy.epoch import EpochKeys, SealingKey, read_letter
@@ -227,6 +228,12 @@ def chunks(parts: Parts) -> None:
     assembly.finish()
 
 
+def clocks(parts: Parts) -> None:
+    """What a site's clock showed between two times of the server's, in a run whose rounds take so many seconds."""
+    there, sent, received, seconds = (float(parts[name]) for name in ("there", "sent", "received", "seconds"))
+    check_clock("south", there, sent, received, tolerance(seconds))
+
+
 def ledger(parts: Parts) -> None:
     known = stored("ledger")
     with tempfile.TemporaryDirectory() as folder:
@@ -262,6 +269,7 @@ READERS: dict[str, Callable[[Parts], None]] = {
     "letter": letter,
     "pair": pair,
     "ledger": ledger,
+    "clocks": clocks,
     "epoch": epoch,
     "readiness": readiness,
     "chunks": chunks,

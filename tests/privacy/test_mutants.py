@@ -73,7 +73,8 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "read_letter": ["letter"],
     },
     "privacy.encryption": {"DecryptionKey.from_bytes": ["keys"], "DecryptionKey.check_form": ["keys"]},
-    "privacy.entries": {"read_entries": ["ledger"], "_check": ["ledger"], "_take": ["ledger"]},
+    "privacy.clocks": {"check_clock": ["clocks"]},
+    "privacy.entries": dict.fromkeys(("read_entries", "signed_by", "_take", "_entry", "_check"), ["ledger"]),
     "privacy.heads": {"SignedHead.__post_init__": ["message query"]},
     "transport.body": dict.fromkeys(("Cutter.take", "Cutter.finish", "split"), _MESSAGES),
     "transport.parcel": {
@@ -127,12 +128,14 @@ READ_BY: dict[str, dict[str, list[str]]] = {
 OWN: dict[str, dict[str, str]] = {
     "privacy.manifest": {
         "RunSettings.profile": "says which profile a run has",
+        "RunSettings.shares_noise": "says what noise a run has",
         "_sigma": "the coordinator's: calibrates before it signs",
     },
     "privacy.envelope": {"sign_update": "of an update that a site makes itself"},
     "privacy.packing": dict.fromkeys(("pack", "pack_with_share", "_check"), "of an update that a site makes itself"),
     "privacy.masking": {"pairs_digest": "the length is checked before, against the cohort"},
     "privacy.epoch": {"seal": "the roster's keys, as they are used"},
+    "privacy.entries": {"_unsigned": "says which line is altered, once one is"},
     "privacy.heads": {"check_head": "holds a ledger against its head; what does not verify is passed over"},
     "transport.parcel": {"decode_arrays": "the server's own files"},
     "transport.fields": {"lacks": "raises what others ask for"},

@@ -338,7 +338,13 @@ def check_asked(plan: Table, manifest: Table, site: str, now: float) -> None:
     need(cohort["minimum"] <= plan["minimum_cohort"] <= len(plan["cohort"]), PROTOCOL, "minimum")
     need(plan["attempt"] == 1 or manifest["masked"], PROTOCOL, "attempt")
     need(plan["roster_version"] == manifest["roster_version"], PROTOCOL, "roster")
-    need(now <= plan["deadline"] <= now + cohort["round_deadline_seconds"] + 60, PROTOCOL, "deadline")
+    seconds = cohort["round_deadline_seconds"]
+    need(now <= plan["deadline"] <= now + seconds + clocks_differ(seconds), PROTOCOL, "deadline")
+
+
+def clocks_differ(seconds: float) -> float:
+    """Return by how much clocks may differ in a run whose rounds take so many seconds."""
+    return min(300.0, seconds / 2)
 
 
 def check_header(data: bytes, signature: bytes, site: str, plan: Table, manifest: Table, roster: Table) -> Table:

@@ -1,0 +1,277 @@
+"""Second reader: the golden files, and what each kind of bad vector is read by; see tests/vectors/README.md."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from base64 import b64decode
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.second import ledgers, numbers, ring, rounds, sealing, signed, wire
+from tests.second.signed import AUTHENTICITY, MALFORMED, PROTOCOL, member, need, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Parts = dict[str, bytes]
+    Table = dict[str, Any]
+
+FOLDER = Path(__file__).parent.parent / "vectors"
+REPLIED_TO = "f" * 32
+
+
+@cache
+def stored(name: str) -> Any:  # noqa: ANN401 - JSON
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+@cache
+def tag_key() -> bytes:
+    return bytes.fromhex(stored("ciphertext")["secret"])
+
+
+@cache
+def decryption_key() -> list[int]:
+    return list(struct.unpack(f"<{ring.N}Q", b64decode(stored("ciphertext")["key"])[: 8 * ring.N]))
+
+
+def key_file(epoch: int) -> bytes:
+    data = epoch.to_bytes(8, "big") + tag_key() + b64decode(stored("ciphertext")["key"])
+    return data + sha256(data).digest()
+
+
+def authority() -> bytes:
+    return b64decode(stored("documents")["authority"])
+
+
+def coordinator() -> bytes:
+    return bytes.fromhex(stored("documents")["coordinator"])
+
+
+@cache
+def roster(data: bytes) -> Table:
+    return signed.open_roster(data, authority(), 1_790_000_000)
+
+
+@cache
+def manifest(data: bytes) -> Table:
+    return signed.open_manifest(data, coordinator())
+
+
+# --- Parts ------------------------------------------------------------------------------------------------------------
+
+
+def written(value: object) -> bytes:
+    if isinstance(value, dict):
+        return zlib.decompress(b64decode(value["zlib"])) if "zlib" in value else b64decode(value["base64"])
+    return str(value).encode()
+
+
+@cache
+def good(kind: str) -> Parts:
+    return {name: _found(place) for name, place in stored("bad")["kinds"][kind].items()}
+
+
+def _found(place: str) -> bytes:
+    encoding, path = place.split(" ", 1)
+    if path.startswith("="):
+        return path[1:].encode()
+    file, *keys = path.split("/")
+    value = stored(file)
+    for key in keys:
+        value = value[key]
+    if encoding == "keys":
+        return key_file(value)
+    if encoding == "expanded":
+        return ring.pack60(ring.plus((ring.expand(bytes.fromhex(site["seeds"])) for site in value.values()), ring.Q))
+    return {"text": str.encode, "hex": bytes.fromhex, "base64": b64decode}[encoding](value)
+
+
+def parts_of(bad: Table) -> Parts:
+    parts = dict(good(bad["kind"]))
+    for name, how in bad["parts"].items():
+        data = written(how["put"]) if "put" in how else parts[name]
+        for start, stop, put in reversed(how.get("edits", [])):
+            data = data[:start] + written(put) + data[stop:]
+        parts[name] = data.ljust(how.get("size", 0))
+    return parts
+
+
+# --- Readers ----------------------------------------------------------------------------------------------------------
+
+
+def _manifest(parts: Parts) -> None:
+    found = signed.open_manifest(parts["data"], coordinator())
+    need(float(parts["now"]) <= found["expires"], "RefusedError", "expired")
+
+
+def _roster(parts: Parts) -> None:
+    signed.open_roster(parts["data"], authority(), float(parts["now"]))
+
+
+def _asked(parts: Parts) -> None:
+    plan = signed.read_plan(parts["plan"])
+    signed.check_asked(plan, manifest(parts["manifest"]), parts["site"].decode(), float(parts["now"]))
+
+
+def _header(parts: Parts) -> Table:
+    return signed.check_header(
+        parts["header"], parts["signature"], parts["site"].decode(), signed.read_plan(parts["plan"]),
+        manifest(parts["manifest"]), roster(parts["roster"]),
+    )  # fmt: skip
+
+
+def _update(parts: Parts) -> None:
+    plan, header = signed.read_plan(parts["plan"]), _header(parts)
+    cuts, body = parts["cuts"].decode(), parts["chunk"]
+    ends = [] if cuts == "none" else [*map(int, cuts.split()), len(body)]
+    chunks = [body[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    found = rounds.read_body(chunks, header, manifest(parts["manifest"]))
+    rounds.check_commitments(parts["commitments"], header, plan)
+    rounds.Adding(plan).add(header, found)
+
+
+def _addition(parts: Parts) -> None:
+    plan, adding = signed.read_plan(parts["plan"]), rounds.Adding(signed.read_plan(parts["sum's plan"]))
+    for each in rounds.split(parts["signed"]):
+        site = json.loads(each.header)["site"]
+        settings, members = manifest(parts["manifest"]), roster(parts["roster"])
+        header = signed.check_header(each.header, each.signature, site, plan, settings, members)
+        adding.add(header, rounds.read_body([parts["chunk"]], header, settings))
+    adding.close()
+
+
+def arrays_of(parts: Parts) -> list[tuple[str, bytes]]:
+    pairs = (name.partition("=") for name in parts["names"].decode().split())
+    return [(name, parts[part]) for name, _, part in pairs]
+
+
+def open_sum(parts: Parts) -> rounds.Opened:
+    settings = manifest(parts["manifest"])
+    opened = rounds.open_sum(arrays_of(parts), settings, roster(parts["roster"]), tag_key(), decryption_key())
+    found = numbers.separated(opened.unmasked, settings["fields"], settings["bits"])
+    size = next(iter(opened.headers.values()))["size"]
+    rounds.check_fields(found, size, len(opened.headers), settings["levels"])
+    return opened
+
+
+def _contributors(parts: Parts) -> None:
+    plan, site = signed.read_plan(parts["plan"]), parts["site"].decode()
+    shown = rounds.split(parts["shown"])
+    settings, members = manifest(parts["manifest"]), roster(parts["roster"])
+    named = zip(rounds.contributors(shown, plan, settings, members), shown, strict=True)
+    headers = {name: each.header for name, each in named}
+    need(headers.get(site) == parts["own"], PROTOCOL, "not what was sent")
+    need(len(headers) >= int(parts["minimum"]), PROTOCOL, "too few")
+    record, own = parts["once"].decode(), json.loads(parts["own"])
+    if parts["agreed"]:
+        signatures = {name: bytes.fromhex(each) for name, each in json.loads(parts["agreed"]).items()}
+        rounds.check_agreed(plan, headers, signatures, members)
+        rounds.check_once(record, f"revealing for round {plan['round']}", f"{plan['digest']} {own['mask']}")
+    else:
+        deed = f"agreeing on the contributors to plan {plan['digest']}"
+        rounds.check_once(record, deed, rounds.set_digest(headers))
+
+
+def _keys(parts: Parts) -> None:
+    found = ring.read_key_file(parts["data"])
+    need(found, "KeyFileError", "key file")
+    assert found
+    need(ring.has_form(found[2]), MALFORMED, "form")
+
+
+def _sealing(parts: Parts) -> None:
+    need(len(parts["data"]) == 96, "KeyFileError", "sealing key")
+
+
+def _private(site: str) -> bytes:
+    return bytes.fromhex(stored("keys")["sealing_keys"][site])
+
+
+def read_letter(parts: Parts) -> bytes:
+    """Return the key file that a letter brings south."""
+    leader, site, members = parts["leader"].decode(), parts["site"].decode(), roster(parts["roster"])
+    found = signed.read_letter(parts["letter"], leader, members)
+    said = [found[name] for name in ("consortium", "roster", "leader", "recipient")]
+    need(said == [members["consortium"], members["version"], leader, site], PROTOCOL, "not for this site")
+    info = sealing.bound("epoch", *said[:2], found["epoch"], found["fingerprint"], *said[2:])
+    data = sealing.open_sealed(found["sealed"], _private("south"), info)
+    keys = ring.read_key_file(data)
+    need(keys, "KeyFileError", "key file")
+    assert keys
+    need([keys[0], ring.fingerprint(data)] == [found["epoch"], found["fingerprint"]], AUTHENTICITY, "other keys")
+    need(ring.has_form(keys[2]), MALFORMED, "form")
+    return data
+
+
+def read_pair(parts: Parts) -> bytes:
+    """Return the secret that a pair letter brings."""
+    sender, site, members = parts["sender"].decode(), parts["site"].decode(), roster(parts["roster"])
+    signature, sealed = parts["letter"][:64], parts["letter"][64:]
+    keys = key_file(2)
+    info = sealing.bound("pair", members["consortium"], members["version"], 2, ring.fingerprint(keys), sender, site)
+    verify(bytes.fromhex(member(members, sender)["signing_key"]), "pair", info + sealed, signature)
+    secret = sealing.open_sealed(sealed, _private(site), info)
+    need(len(secret) == 32 and sender < site, MALFORMED, "secret")
+    return secret
+
+
+def _epoch(parts: Parts) -> None:
+    need(0 < int(parts["brought"]) - int(parts["held"]) <= 10_000, PROTOCOL, "epoch")
+
+
+def _readiness(parts: Parts) -> None:
+    said = wire.read_reply(parts["body"], REPLIED_TO, "readiness").configs["readiness"]
+    key = bytes.fromhex(member(roster(parts["roster"]), said["site"])["signing_key"])
+    verify(key, "readiness", readiness_payload(said, parts["run"].decode(), int(parts["node"])), said["signature"])
+
+
+def readiness_payload(said: Table, run: str, node: int) -> bytes:
+    words = [
+        run,
+        said["site"],
+        node,
+        said["model"],
+        said["epoch"],
+        said["keys"],
+        said["latest"],
+        ",".join(said["pairs"]),
+    ]
+    return " ".join(map(str, words)).encode()
+
+
+def _chunks(parts: Parts) -> None:
+    wire.assemble([bytes.fromhex(each) for each in parts["chunks"].decode().split()], 1 << 16)
+
+
+def _ledger(parts: Parts) -> None:
+    known = stored("ledger")
+    ledgers.read_lines(parts["file"], known["site"], known["lineage"], bytes.fromhex(known["public_key"]))
+
+
+def _clocks(parts: Parts) -> None:
+    there, sent, received, seconds = (float(parts[name]) for name in ("there", "sent", "received", "seconds"))
+    allowed = signed.clocks_differ(seconds)
+    need(sent - allowed <= there <= received + allowed, PROTOCOL, "clock")
+
+
+_READERS: dict[str, Callable[[Parts], object]] = {
+    "manifest": _manifest, "roster": _roster, "plan": lambda parts: signed.read_plan(parts["plan"]), "asked": _asked,
+    "header": _header, "update": _update, "masked update": _update, "addition": _addition, "sum": open_sum,
+    "large sum": open_sum, "set": _contributors, "reveal": _contributors, "keys": _keys, "sealing key": _sealing,
+    "letter": read_letter, "pair": read_pair, "epoch": _epoch, "readiness": _readiness, "chunks": _chunks,
+    "ledger": _ledger, "clocks": _clocks,
+}  # fmt: skip
+
+
+def read(kind: str, parts: Parts) -> object:
+    """Read something of a kind."""
+    if kind.startswith("message "):
+        return wire.read_message(parts["body"])
+    if kind.startswith("reply "):
+        return wire.read_reply(parts["body"], REPLIED_TO, parts["kind"].decode())
+    return _READERS[kind](parts)

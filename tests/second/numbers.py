@@ -1,0 +1,160 @@
+"""Second reader: from parameters to coefficients and back, and what else is computed of them; see `signed.py`."""
+
+from __future__ import annotations
+
+import math
+import struct
+from fractions import Fraction
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from tests.second.ring import N, uniform
+from tests.second.signed import model_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SLOTS = N - 1
+
+
+def float32(value: float) -> float:
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+
+
+def packed_floats(values: Sequence[float]) -> bytes:
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+def floats_digest(values: Sequence[float]) -> str:
+    return sha256(packed_floats(values)).hexdigest()
+
+
+def words_digest(rows: Sequence[Sequence[int]]) -> str:
+    return sha256(b"".join(struct.pack(f"<{len(row)}Q", *row) for row in rows)).hexdigest()
+
+
+# How the golden files' long vectors are written down.
+
+
+def model_values(size: int) -> list[float]:
+    return [float32((7919 * place % 2001 - 1000) / 1000) for place in range(size)]
+
+
+def update_values(size: int, factor: int, scale: float) -> list[float]:
+    return [float32((31 * factor * place % 401 - 200) / scale) for place in range(size)]
+
+
+# Packing.
+
+
+def fields(values: Sequence[float], unit: float, levels: int, key: bytes, margin: int = 0) -> list[int]:
+    """Return the fields of values, rounded with the numbers of a stream."""
+    middle, top = (levels - 1) / 2, levels - 1 - margin
+    rounded = zip(values, uniform(key, len(values)), strict=True)
+    return [math.floor(min(max((x / unit + middle) + u, margin), top)) for x, u in rounded]
+
+
+def unit_of(bound: float, levels: int, weight: float) -> float:
+    return 2 * bound / (levels - 1) / weight
+
+
+def joined(found: Sequence[int], count: int, bits: int) -> list[list[int]]:
+    """Return ciphertexts' coefficients: so many fields of so many bits in each, the last one left free."""
+    rows = [[0] * N for _ in range(-(-len(found) // (count * SLOTS)))]
+    for place, field in enumerate(found):
+        chunk, column = divmod(place, SLOTS)
+        row, k = divmod(chunk, count)
+        rows[row][column] += field << bits * k
+    return rows
+
+
+def separated(rows: Sequence[Sequence[int]], count: int, bits: int) -> list[int]:
+    mask = (1 << bits) - 1
+    return [row[place] >> bits * k & mask for row in rows for k in range(count) for place in range(SLOTS)]
+
+
+def left_over(values: Sequence[float], found: Sequence[int], unit: float, levels: int) -> list[float]:
+    middle = (levels - 1) / 2
+    return [float32(x - float32((field - middle) * unit)) for x, field in zip(values, found, strict=True)]
+
+
+def mean_of(sums: Sequence[int], weights: Sequence[float], bound: float, levels: int) -> list[float]:
+    whole = float(sum(map(Fraction, weights)))
+    unit, middle = 2 * bound / (levels - 1) / whole, len(weights) * (levels - 1) / 2
+    return [float32((field - middle) * unit) for field in sums]
+
+
+def plus(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [float32(a + b) for a, b in zip(one, other, strict=True)]
+
+
+def next_bound(largest: float, contributors: int, bound: float) -> float:
+    """Return the range after a sum whose mean has this largest value."""
+    if largest == 0:
+        return bound
+    wanted = 4 * math.sqrt(contributors) * largest
+    power = 2.0**-1074
+    while power <= wanted:
+        power *= 2
+    return min(bound, max(power, bound * 2.0**-20))
+
+
+# Averaging, shared noise, statistics.
+
+
+def averaged(mean: Sequence[float], model: Sequence[float], count: int) -> list[float]:
+    return [float32(a + (b - a) / count) for a, b in zip(mean, model, strict=True)]
+
+
+def average_digest(layout: list[Any], model: Sequence[float], mean: Sequence[float]) -> str:
+    both = [bytes.fromhex(model_digest(layout, packed_floats(each))) for each in (model, mean)]
+    return sha256(b"cloister average" + b"".join(both)).hexdigest()
+
+
+def share(settings: dict[str, Any], levels: int, parameters: int, length: float) -> tuple[float, int]:
+    """Return Δ and s² of a run with shared noise."""
+    training, privacy, cohort = settings["training"], settings["privacy"], settings["cohort"]
+    bound, largest = settings["encryption"]["update_bound"], max(cohort["sizes"].values())
+    batch = max(1.0, training["sample_rate"] * largest)
+    clipped = privacy["max_grad_norm"] * training["learning_rate"] / batch / (2 * bound / (levels - 1))
+    tiny = 2.0**-24 * (levels - 1)
+    moved = clipped + math.sqrt(parameters) + tiny * (length / bound + 4 * math.sqrt(parameters))
+    honest = cohort["minimum"] - privacy["colluding_sites"]
+    return moved, math.ceil((privacy["noise_multiplier"] * moved) ** 2 / honest)
+
+
+def kernel(bins: int) -> list[list[float]]:
+    """Return R: `bins` rows, one column more."""
+    angles = [math.pi * (2 * m + 1) / bins for m in range(bins)]
+    length = math.sqrt(sum(1 / math.sin(angle / 2) for angle in angles) / (2 * bins))
+    return [
+        [
+            sum(math.cos(angle * (i - j)) / math.sqrt(2 * math.sin(angle / 2)) for angle in angles) / (bins * length)
+            for j in range(bins + 1)
+        ]
+        for i in range(bins)
+    ]
+
+
+def survey(columns: Sequence[Sequence[Any]], classes: Sequence[float], bins: int, values: Sequence[Sequence[float]],
+           labels: Sequence[float]) -> list[float]:  # fmt: skip
+    """Return a site's vector without noise."""
+    single, matrix = math.sqrt(math.sqrt(len(columns))), kernel(bins)
+    whole = math.sqrt((2 if classes else 1) * single**2 + len(columns))
+    parts = [[single * len(values)]]
+    for number, (_, low, high) in enumerate(columns):
+        total = [0.0] * bins
+        for record in values:
+            place = min(max((record[number] - low) / (high - low), 0.0), 1.0) * bins
+            below = min(math.floor(place), bins - 1)
+            share = place - below
+            for i in range(bins):
+                total[i] += (1 - share) * matrix[i][below] + share * matrix[i][below + 1]
+        parts.append(total)
+    parts.append([single * labels.count(each) for each in classes])
+    return [value / whole for part in parts for value in part]
+
+
+def survey_layout(columns: Sequence[Sequence[Any]], classes: Sequence[float], bins: int) -> list[Any]:
+    named = [[f"{name} {low!r} {high!r}", [bins]] for name, low, high in columns]
+    return [["count", [1]], *named, ["classes " + " ".join(map(repr, classes)), [len(classes)]]]
