@@ -21,6 +21,7 @@ from privacy.purposes import Evaluation, Start
 from privacy.randomness import Randomness
 from simulations.federation import Federation, SiteTerms
 from tests import studies
+from tests.client.exams import TASK, TERMS_HALF, exam_of
 from tests.federations import (
     SETTINGS,
     SITES,
@@ -33,9 +34,8 @@ from tests.federations import (
     task_name,
     with_deadline,
 )
+from tests.second import numbers
 
-TASK = task_name(studies.Scored)
-TERMS_HALF = replace(TERMS, tasks=(TASK,), held_out=0.5)
 TRAINED = replace(SETTINGS, task=TASK)
 MODEL = "0" * 64
 
@@ -59,6 +59,13 @@ def trained(make_federation: FederationMaker) -> tuple[Federation, str]:
     federation = make_federation(TRAINED, dict.fromkeys(SITES, TERMS_HALF))
     run_with(federation)
     return federation, sha256(next(iter(models_of(federation).values()))).hexdigest()
+
+
+def test_the_vector_is_the_one_that_the_protocol_describes(make_federation: FederationMaker) -> None:
+    found = json.loads(json.dumps(exam_of(make_federation(TRAINED, dict.fromkeys(SITES, TERMS_HALF)))))
+    vector = numbers.evaluation(found["metrics"], found["losses"], found["loss_bound"])
+    assert found["vector"] == pytest.approx(vector, abs=1e-9)
+    assert numbers.evaluation_layout(["near", "odd"], found["loss_bound"]) == found["layout"]
 
 
 def report_of(federation: Federation) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from privacy.randomness import Randomness
 from privacy.roster import sign_roster
 from privacy.seal import binding
 from privacy.signing import sign
+from tests.client.exams import made_up_exam
 from tests.privacy import golden_bad, golden_bad_sums, golden_bad_wire
 from tests.privacy.consortium import (
     KEYS,
@@ -123,7 +124,7 @@ def write() -> None:
     store("keys", letters(keys))
     store("round", round_ | _shown(golden, made.ciphertexts))
     store("large", large_round(keys)[0])
-    store("numbers", numbers())
+    store("numbers", numbers() | {"evaluation": made_up_exam()})
     store("wire", messages(run))
     write_bad()
 

@@ -251,7 +251,8 @@ def test_what_follows_from_fixed_keys_is_made_as_it_was() -> None:
     made = codes(plan, codes_["nonce"], wire()[:C0_BYTES], wire()[C0_BYTES:-CODE_BYTES])
     assert plain(made) == codes_
     assert plain(masks(plan)) == stored("masks")
-    made, known = plain(numbers()), stored("numbers")
+    made, known = plain(numbers()), plain(stored("numbers"))
+    del known["evaluation"]  # of a model that torch drew: see tests/client/test_exam.py
     for name in ("edges", "vector"):  # sums of cosines and roots, which other machines may round otherwise
         np.testing.assert_allclose(made["statistics"].pop(name), known["statistics"][name], rtol=1e-12)
         made["statistics"][name] = known["statistics"][name]

@@ -158,3 +158,19 @@ def survey(columns: Sequence[Sequence[Any]], classes: Sequence[float], bins: int
 def survey_layout(columns: Sequence[Sequence[Any]], classes: Sequence[float], bins: int) -> list[Any]:
     named = [[f"{name} {low!r} {high!r}", [bins]] for name, low, high in columns]
     return [["count", [1]], *named, ["classes " + " ".join(map(repr, classes)), [len(classes)]]]
+
+
+def evaluation(
+    metrics: dict[str, list[float | None]], losses: Sequence[float | None], loss_bound: float | None
+) -> list[float]:
+    """Return a site's vector of an evaluation, without noise; what is no number is None."""
+    columns = [[1.0] * len(losses)]
+    columns += [[min(max(value or 0.0, 0.0), 1.0) for value in column] for column in metrics.values()]
+    if loss_bound is not None:
+        cut = [loss_bound if value is None else min(max(value, 0.0), loss_bound) for value in losses]
+        columns.append([value / loss_bound for value in cut])
+    return [math.fsum(column) / math.sqrt(len(columns)) for column in columns]
+
+
+def evaluation_layout(metrics: Sequence[str], loss_bound: float | None) -> list[Any]:
+    return [[name, [1]] for name in ["count", *metrics, *([] if loss_bound is None else [f"loss 0.0 {loss_bound!r}"])]]

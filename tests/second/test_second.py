@@ -309,6 +309,15 @@ def test_statistics() -> None:
     assert known["update_bound"] == 2 + 8 * known["noise_multiplier"] / known["largest_size"]
 
 
+def test_evaluation() -> None:
+    known = stored("numbers")["evaluation"]
+    assert None in known["metrics"]["odd"]
+    found = numbers.evaluation(known["metrics"], known["losses"], known["loss_bound"])
+    assert found == pytest.approx(known["vector"], abs=1e-9)
+    assert numbers.evaluation_layout(list(known["metrics"]), known["loss_bound"]) == known["layout"]
+    assert signed.layout_digest(known["layout"]) == known["layout_digest"]
+
+
 def test_letters() -> None:
     known, members = stored("keys"), roster(stored("documents")["roster"].encode())
     for site, private in known["sealing_keys"].items():
