@@ -175,10 +175,10 @@ def _shown(golden: Golden, ciphertexts: Ciphertexts) -> dict[str, object]:
 def _ledger() -> dict[str, object]:
     """Return a ledger with lines of every kind, written line by line rather than by the code under test."""
     run, other = "ab" * 32, "cd" * 32
-    charge = {"run": run, "round": 1, "attempt": 1, "purpose": "training"}
-    cost = {"noise_multiplier": 1.0, "sample_rate": 0.1, "steps": 5, "discrete": False}
+    charge: dict[str, object] = {"run": run, "round": 1, "attempt": 1, "purpose": "training"}
+    cost: dict[str, object] = {"noise_multiplier": 1.0, "sample_rate": 0.1, "steps": 5, "discrete": False}
     failed = charge | {"round": 2}
-    before = [
+    before: list[dict[str, object]] = [
         {"site": "north", "lineage": "patients"},
         charge | cost,
         charge | {"left": "12" * 32},
@@ -187,7 +187,7 @@ def _ledger() -> dict[str, object]:
         failed | cost,
         failed | {"left": "34" * 32},
     ]
-    after = [
+    after: list[dict[str, object]] = [
         {"adopted": public_hex("north before")},
         charge | {"run": other} | cost | {"steps": 1, "discrete": True},
         charge | {"run": other, "purpose": "statistics"} | cost | {"sample_rate": 1, "steps": 1},

@@ -120,13 +120,14 @@ def _signed(kind: str, key: PrivateKey, document: object) -> bytes:
     return SignedDocument.make(key, kind, json.dumps(document, indent=1, sort_keys=True).encode()).to_bytes()
 
 
-_STATISTICS = {"settings.training": None, "settings.statistics": {"bins": 32}, "settings.rounds": 1,
+_STATISTICS: dict[str, object] = {"settings.training": None, "settings.statistics": {"bins": 32}, "settings.rounds": 1,
                "settings.encryption.update_bound": None, "settings.encryption.profile": None,
                "settings.privacy.max_grad_norm": None}  # fmt: skip
-_EVALUATION = _STATISTICS | {"settings.statistics": None, "settings.evaluation": {"metrics": ["accuracy"]},
+_EVALUATION: dict[str, object] = _STATISTICS | {"settings.statistics": None,
+                             "settings.evaluation": {"metrics": ["accuracy"]},
                              "settings.start": {"model": OTHER}}  # fmt: skip
-_MASKED = {"settings.encryption.collusion_resistant": True}
-_SHARED = _MASKED | {"settings.privacy.noise": "shared", "settings.training.steps_per_round": 1}
+_MASKED: dict[str, object] = {"settings.encryption.collusion_resistant": True}
+_SHARED: dict[str, object] = _MASKED | {"settings.privacy.noise": "shared", "settings.training.steps_per_round": 1}
 _INF, _NAN = float("inf"), float("nan")
 _MANIFESTS: list[tuple[str, dict[str, object]]] = [
     ("a later version", {"version": 2}),

@@ -16,7 +16,7 @@ from privacy.randomness import Randomness
 from privacy.shared import share_for
 from privacy.sketch import encode
 from privacy.statistics import Column, Form, encoding_bound
-from privacy.update import Layout, Update
+from privacy.update import Constant, Layout, Update
 from strategies.averaging import average, include, is_averaged, next_bound
 from tests.privacy.consortium import CHARGE, joined, make_manifest, packed, private, run_settings
 from tests.privacy.golden_rounds import SHOWN, floats_digest, model_of, values_of, words_digest
@@ -44,6 +44,22 @@ def numbers() -> dict[str, object]:
         "averaging": _averaging(),
         "shared_noise": _shared_noise(),
         "statistics": _statistics(),
+        "constants": _constants(),
+    }
+
+
+def _constants() -> dict[str, object]:
+    """A layout with tensors that no round changes."""
+    frozen, buffer = np.arange(6, dtype="<f4"), np.array([7], "<i8")
+    constants = (
+        Constant.of("embedding.weight", "F32", (2, 3), frozen.view(np.uint8)),
+        Constant.of("positions", "I64", (), buffer.view(np.uint8), saved=False),
+    )
+    layout = Layout((("head.weight", (1, 3)), ("head.bias", (1,))), constants)
+    return {
+        "layout": layout.shapes,
+        "constants": [[each.name, each.dtype, each.shape, each.values.tobytes().hex()] for each in constants],
+        "layout_digest": layout.digest,
     }
 
 

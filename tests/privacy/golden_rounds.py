@@ -221,7 +221,7 @@ def model_of(layout: Layout) -> Model:
     return Model((numbers / 1000).astype(np.float32), layout)
 
 
-def values_of(size: int, factor: int, scale: int) -> NDArray[np.float32]:
+def values_of(size: int, factor: int, scale: float) -> NDArray[np.float32]:
     """Return an update that is easily written down: value j is ((31·factor·j) mod 401 − 200)/scale, in float32."""
     return (((31 * factor * np.arange(size)) % 401 - 200) / scale).astype(np.float32)
 

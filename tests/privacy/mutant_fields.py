@@ -23,7 +23,6 @@ _ALIASES = {
     "Profile": ["str"],
     "Positive": ["Annotated[float, Field(gt=0)]", "Annotated[float, Field(allow_inf_nan=False)]"],
 }
-_BASES = {str: "str", int: "int"}
 
 
 @dataclass(frozen=True)
@@ -77,27 +76,30 @@ def _relaxed(annotation: ast.expr) -> Iterator[tuple[str, ast.expr]]:
     """Yield types without one of the bounds of a type."""
     match annotation:
         case ast.Name(id=name) if name in _ALIASES:
-            for other in _ALIASES[name]:
-                yield f"{name} as {other}", _expression(other)
+            for text in _ALIASES[name]:
+                yield f"{name} as {text}", _expression(text)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             for what, other in _relaxed(left):
                 yield what, ast.BinOp(other, ast.BitOr(), right)
         case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[inner, ast.Call(keywords=words)])):
-            for word in words:
-                rest = [each for each in words if each is not word]
-                field = ast.Call(ast.Name("Field"), [], rest)
-                yield ast.unparse(word), _subscript("Annotated", inner, field)
-            for what, other in _relaxed(inner):
-                yield what, _subscript("Annotated", other, ast.Call(ast.Name("Field"), [], words))
-        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Constant(value=value)):
-            yield f"any {type(value).__name__}", _expression(_BASES[type(value)])
-        case ast.Subscript(value=ast.Name(id="Literal")):
-            yield "any str", _expression("str")
+            yield from _unbounded(inner, words)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
+            base = "int" if isinstance(ast.literal_eval(values), int) else "str"
+            yield f"any {base}", _expression(base)
         case ast.Subscript(value=ast.Name(id=outer), slice=ast.Tuple(elts=[first, second])):
             for what, other in _relaxed(first):
                 yield what, _subscript(outer, other, second)
             for what, other in _relaxed(second):
                 yield what, _subscript(outer, first, other)
+
+
+def _unbounded(inner: ast.expr, words: list[ast.keyword]) -> Iterator[tuple[str, ast.expr]]:
+    """Yield `Annotated` types without one of their bounds."""
+    for word in words:
+        rest = [each for each in words if each is not word]
+        yield ast.unparse(word), _subscript("Annotated", inner, ast.Call(ast.Name("Field"), [], rest))
+    for what, other in _relaxed(inner):
+        yield what, _subscript("Annotated", other, ast.Call(ast.Name("Field"), [], words))
 
 
 def _expression(text: str) -> ast.expr:

@@ -122,28 +122,45 @@ class _Checks:
     def off(self) -> Changes:
         """Yield what to change to switch each of them off."""
         for node in ast.walk(self._function):
-            if isinstance(node, ast.If):
-                if _refuses(node.body):
-                    yield from self._condition(node.test, holds=False)
-                elif self._is_needed(node):
-                    yield from self._condition(node.test, holds=True)
-            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-                if _called(node.value).startswith(_CHECKS):
-                    yield ast.unparse(node), {node: ast.Pass()}
-            elif isinstance(node, ast.ExceptHandler) and isinstance(node.body[-1], ast.Raise):
-                bare = ast.ExceptHandler(type=node.type, name=None, body=[ast.Raise()])
-                yield f"except {ast.unparse(node.type) if node.type else ''}", {node: bare}
-            elif isinstance(node, ast.For) and any(isinstance(each, ast.Raise) for each in ast.walk(node)):
-                yield from self._table(node.iter)
-            elif isinstance(node, ast.comprehension | ast.Lambda):  # what is left out, or can be
-                for test in node.ifs if isinstance(node, ast.comprehension) else [node.body]:
-                    if isinstance(test, ast.BoolOp):
-                        yield from self._condition(test, holds=True)
-            elif isinstance(node, ast.Return) and ast.unparse(self._function.returns or node) == "bool":
-                if isinstance(node.value, ast.Compare) or ast.unparse(node) == "return False":
-                    yield ast.unparse(node), {node: ast.Return(ast.Constant(value=True))}
-            elif isinstance(node, ast.Return) and node.value is not None:
-                yield from _complaints(node.value)
+            for changes in (self._branches, self._statements, self._loops, self._filters, self._answers):
+                yield from changes(node)
+
+    def _branches(self, node: ast.AST) -> Changes:
+        if isinstance(node, ast.If):
+            if _refuses(node.body):
+                yield from self._condition(node.test, holds=False)
+            elif self._is_needed(node):
+                yield from self._condition(node.test, holds=True)
+
+    def _statements(self, node: ast.AST) -> Changes:
+        match node:
+            case ast.Expr(value=ast.Call() as call) if _called(call).startswith(_CHECKS):
+                yield ast.unparse(node), {node: ast.Pass()}
+            case ast.ExceptHandler(type=kind, body=[*_, ast.Raise()]):
+                bare = ast.ExceptHandler(type=kind, name=None, body=[ast.Raise()])
+                yield f"except {ast.unparse(kind) if kind else ''}", {node: bare}
+
+    def _loops(self, node: ast.AST) -> Changes:
+        if isinstance(node, ast.For) and any(isinstance(each, ast.Raise) for each in ast.walk(node)):
+            yield from self._table(node.iter)
+
+    def _filters(self, node: ast.AST) -> Changes:
+        """Yield what to change so that nothing is left out, or everything can be."""
+        if isinstance(node, ast.comprehension | ast.Lambda):
+            for test in node.ifs if isinstance(node, ast.comprehension) else [node.body]:
+                if isinstance(test, ast.BoolOp):
+                    yield from self._condition(test, holds=True)
+
+    def _answers(self, node: ast.AST) -> Changes:
+        match node:
+            case ast.Return(value=ast.Compare() | ast.Constant(value=False)) if self._is_question:
+                yield ast.unparse(node), {node: ast.Return(ast.Constant(value=True))}
+            case ast.Return(value=ast.expr() as value) if not self._is_question:
+                yield from _complaints(value)
+
+    @property
+    def _is_question(self) -> bool:
+        return self._function.returns is not None and ast.unparse(self._function.returns) == "bool"
 
     def _condition(self, test: ast.expr, *, holds: bool) -> Changes:
         """Yield what to change so that a condition, or a part of it, always holds, or never does."""
@@ -163,15 +180,18 @@ class _Checks:
                 op, ast.Eq if holds else ast.NotEq
             ):
                 yield from self._equal(test, left, right, holds=holds)
+            case ast.Compare(ops=[_]):
+                yield from self._membership(test, holds=holds)
+            case ast.Compare() if holds:
+                yield from _links(test)
+            case _:
+                yield ast.unparse(test), {test: ast.Constant(holds)}
+
+    def _membership(self, test: ast.Compare, *, holds: bool) -> Changes:
+        match test:
             case ast.Compare(ops=[ast.In()], comparators=[ast.Set(elts=[_, _, *_] as ones) as row]) if not holds:
                 for number, part in enumerate(ones):
                     yield f"{ast.unparse(test)}: {ast.unparse(part)}", {row: _without(row, number)}
-            case ast.Compare(ops=[_, _, *_] as ops, left=left, comparators=terms) if holds:
-                links = zip([left, *terms], ops, terms, strict=False)
-                parts = [ast.Compare(one, [op], [other]) for one, op, other in links]
-                for number, part in enumerate(parts):
-                    others = parts[:number] + parts[number + 1 :]
-                    yield ast.unparse(part), {test: ast.BoolOp(ast.And(), [*others, ast.Constant(value=True)])}
             case _:
                 yield ast.unparse(test), {test: ast.Constant(holds)}
 
@@ -203,7 +223,8 @@ class _Checks:
                     yield ast.unparse(rule), {table: _without(table, number)}
         if isinstance(table, ast.Dict):
             for number, key in enumerate(table.keys):
-                keys, values = (each[:number] + each[number + 1 :] for each in (table.keys, table.values))
+                keys, values = table.keys[:], table.values[:]
+                del keys[number], values[number]
                 yield ast.unparse(key) if key else "", {table: ast.Dict(keys, values)}
 
     def _is_needed(self, node: ast.If) -> bool:
@@ -226,6 +247,15 @@ class _Checks:
                 for name, each in pairs:
                     found.setdefault(ast.unparse(name), []).append(each)
         return {name: each[0] for name, each in found.items() if len(each) == 1}
+
+
+def _links(test: ast.Compare) -> Changes:
+    """Yield a chain of comparisons without one of them."""
+    terms = zip([test.left, *test.comparators], test.ops, test.comparators, strict=False)
+    parts = [ast.Compare(one, [op], [other]) for one, op, other in terms]
+    for number, part in enumerate(parts):
+        others = parts[:number] + parts[number + 1 :]
+        yield ast.unparse(part), {test: ast.BoolOp(ast.And(), [*others, ast.Constant(value=True)])}
 
 
 def _refuses(body: list[ast.stmt]) -> bool:

@@ -1,4 +1,4 @@
-"""Every check of every reader is switched off, one at a time: each time, a bad vector is read differently than it was."""
+"""Every check of every reader is switched off, one at a time: each time, a bad vector is read differently."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ _REPLIES = [f"reply {kind}" for kind in ANSWERED]
 _UPDATES = ["update", "masked update"]
 _SUMS = ["sum", "large sum"]
 
+
+def _all(*functions: str, by: list[str]) -> dict[str, list[str]]:
+    return dict.fromkeys(functions, by)
+
+
 # Every function that refuses something, by module, and which kinds of bad vectors it reads.
 READ_BY: dict[str, dict[str, list[str]]] = {
     "privacy.signing": {
@@ -39,8 +44,8 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "Manifest.check_valid": ["manifest"],
         "open_manifest": ["manifest"],
     },
-    "privacy.contradictions": dict.fromkeys(
-        ("contradiction", "_of_purpose", "_of_evaluation", "_of_masks", "_of_noise"), ["manifest"]
+    "privacy.contradictions": _all(
+        "contradiction", "_of_purpose", "_of_evaluation", "_of_masks", "_of_noise", by=["manifest"]
     ),
     "privacy.plan": {"read_plan": ["plan"], "check_plan": ["asked"]},
     "privacy.header": {"verify_header": ["header"], "_read": ["header"]},
@@ -74,9 +79,9 @@ READ_BY: dict[str, dict[str, list[str]]] = {
     },
     "privacy.encryption": {"DecryptionKey.from_bytes": ["keys"], "DecryptionKey.check_form": ["keys"]},
     "privacy.clocks": {"check_clock": ["clocks"]},
-    "privacy.entries": dict.fromkeys(("read_entries", "signed_by", "_take", "_entry", "_check"), ["ledger"]),
+    "privacy.entries": _all("read_entries", "signed_by", "_take", "_entry", "_check", by=["ledger"]),
     "privacy.heads": {"SignedHead.__post_init__": ["message query"]},
-    "transport.body": dict.fromkeys(("Cutter.take", "Cutter.finish", "split"), _MESSAGES),
+    "transport.body": _all("Cutter.take", "Cutter.finish", "split", by=_MESSAGES),
     "transport.parcel": {
         "decode_instruction": _MESSAGES,
         "decode_reply": _REPLIES,
@@ -85,7 +90,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "_records": _MESSAGES,
         "_value": _MESSAGES,
     },
-    "transport.framing": dict.fromkeys(("Assembly.add", "Assembly._check", "Assembly.finish"), ["chunks"]),
+    "transport.framing": _all("Assembly.add", "Assembly._check", "Assembly.finish", by=["chunks"]),
     "transport.fields": {
         "array_bytes": _MESSAGES,
         "field": _MESSAGES,
@@ -158,7 +163,7 @@ TWICE: dict[str, str] = {
     "privacy.packing.unpack: contributors <= packing.cohort": "contributors are of the cohort, each once",
     "privacy.packing.unpack: done != size": "lengths are checked before",
     "privacy.packing.unpack: len(block) != packing.ciphertexts(used.size)": "lengths are checked before",
-    "privacy.encryption.DecryptionKey.check_form: np.count_nonzero(values) != weight": "any such key leaves a remainder",
+    "privacy.encryption.DecryptionKey.check_form: np.count_nonzero(values) != weight": "such a key leaves a remainder",
     "privacy.encryption.DecryptionKey.from_bytes: len(data) != _KEY_BYTES + _DIGEST_BYTES": (
         "a digest of another length is another one"
     ),

@@ -264,7 +264,7 @@ def test_the_known_sums_open_to_the_known_models(name: str) -> None:
     known = stored(name)
     keys = EpochKeys(2, key(), bytes.fromhex(stored("ciphertext")["secret"]))
     manifest, _ = open_manifest(known["manifest"].encode(), documents().roster.manifest_key)
-    roster = open_roster(known["roster"].encode(), documents().authority)  # type: ignore[arg-type]
+    roster = open_roster(known["roster"].encode(), documents().authority)
     layout = Layout(tuple((part, tuple(shape)) for part, shape in known["layout"]))
     kind = {"round": "sum", "large": "large sum"}[name]
     total = sum_from_arrays(arrays_of(good_parts(kind)))

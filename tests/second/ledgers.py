@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from tests.second.signed import RefusedError, need, verify
 
 LEDGER = "LedgerError"
-_NUMBER = {int, float}
-_WHAT = {"run": {str}, "round": {int}, "attempt": {int}, "purpose": {str}, "time": {str}}
+_NUMBER: set[type] = {int, float}
+_WHAT: dict[str, set[type]] = {"run": {str}, "round": {int}, "attempt": {int}, "purpose": {str}, "time": {str}}
 _CHARGE = _WHAT | {"noise_multiplier": _NUMBER, "sample_rate": _NUMBER, "steps": {int}, "discrete": {bool}}
 _LINES: list[dict[str, set[type]]] = [_CHARGE, _WHAT | {"left": {str}}, {"adopted": {str}, "time": {str}}]
 _PURPOSES = {"training", "statistics", "evaluation"}

@@ -151,11 +151,10 @@ def inner(one: Sequence[int], other: Sequence[int]) -> int:
 
 _START = [0x6A09E667F3BCC908, 0xBB67AE8584CAA73B, 0x3C6EF372FE94F82B, 0xA54FF53A5F1D36F1,
           0x510E527FADE682D1, 0x9B05688C2B3E6C1F, 0x1F83D9ABFB41BD6B, 0x5BE0CD19137E2179]  # fmt: skip
-_SIGMA = [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [14, 10, 4, 8, 9, 15, 13, 6, 1, 12, 0, 2, 11, 7, 5, 3],
-          [11, 8, 12, 0, 5, 2, 15, 13, 10, 14, 3, 6, 7, 1, 9, 4], [7, 9, 3, 1, 13, 12, 11, 14, 2, 6, 5, 10, 4, 0, 15, 8],
-          [9, 0, 5, 7, 2, 4, 10, 15, 14, 1, 11, 12, 6, 8, 3, 13], [2, 12, 6, 10, 0, 11, 8, 3, 4, 13, 7, 5, 15, 14, 1, 9],
-          [12, 5, 1, 15, 14, 13, 4, 10, 0, 7, 6, 3, 9, 2, 8, 11], [13, 11, 7, 14, 12, 1, 3, 9, 5, 0, 15, 4, 8, 6, 2, 10],
-          [6, 15, 14, 9, 11, 3, 0, 8, 12, 2, 13, 7, 1, 4, 10, 5], [10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0]]  # fmt: skip
+_SIGMA = [[int(place, 16) for place in order] for order in (
+    "0123456789abcdef", "ea489fd61c02b753", "b8c052fdae367194", "7931dcbe265a40f8", "905724afe1bc683d",
+    "2c6a0b834d75fe19", "c51fed4a0763928b", "db7ec13950f4862a", "6fe9b308c2d714a5", "a2847615fb9e3cd0",
+)]  # fmt: skip
 
 
 def _turned(word: np.ndarray, by: int) -> np.ndarray:
@@ -163,7 +162,7 @@ def _turned(word: np.ndarray, by: int) -> np.ndarray:
 
 
 def blake2xb(root: bytes, length: int) -> bytes:
-    """Return the output of BLAKE2Xb after its first hash: BLAKE2b of the root for each 64 bytes, as a tree of depth 0."""
+    """Return BLAKE2Xb's output after its first hash: BLAKE2b of that for each 64 bytes, as a tree of depth 0."""
     count = length // 64
     parameters = [np.full(count, value, np.uint64) for value in (64 | 64 << 32, length << 32, 64 << 8, 0, 0, 0, 0, 0)]
     parameters[1] |= np.arange(count, dtype=np.uint64)

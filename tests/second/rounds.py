@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.second import ring
-from tests.second.ring import C0, CODE, N, Q, SEED, T, hkdf, residues
+from tests.second.ring import C0, CODE, SEED, N, Q, T, hkdf, residues
 from tests.second.signed import (
     AUTHENTICITY,
     MALFORMED,
@@ -190,7 +190,8 @@ def check_once(record: str, deed: str, value: str) -> None:
 
 
 def ciphertexts_of(size: int, manifest: Table) -> int:
-    return -(-size // (manifest["fields"] * (N - 1)))
+    fields: int = manifest["fields"]
+    return -(-size // (fields * (N - 1)))
 
 
 def check_chunks(chunks: Sequence[bytes], count: int, each: int) -> None:
@@ -277,7 +278,7 @@ def read_sum(arrays: list[tuple[str, bytes]]) -> tuple[dict[str, bytes], dict[st
 
 
 def open_sum(arrays: list[tuple[str, bytes]], manifest: Table, roster: Table, secret: bytes, key: list[int]) -> Opened:
-    """Return what is in a sum, in the order of the checks; `secret` is the tag key, `key` the decryption key as saved."""
+    """Return what is in a sum; `secret` is the tag key, `key` the decryption key as it is saved."""
     single, chunks = read_sum(arrays)
     parts = split(single["contributions"])
     plan = read_plan(single["plan"])

@@ -80,8 +80,10 @@ def open_document(data: bytes, kind: str, key: bytes) -> bytes:
     return payload
 
 
-def layout_digest(layout: list[Any]) -> str:
-    return sha256(b"cloister layout" + json.dumps(layout).encode()).hexdigest()
+def layout_digest(layout: list[Any], constants: list[Any] | None = None) -> str:
+    """Return the digest of a layout; constants have a name, a type, a shape and the digest of their values."""
+    beside = b"constants" + json.dumps(constants).encode() if constants else b""
+    return sha256(b"cloister layout" + json.dumps(layout).encode() + beside).hexdigest()
 
 
 def model_digest(layout: list[Any], values: bytes) -> str:
@@ -265,7 +267,7 @@ def open_manifest(data: bytes, coordinator: bytes) -> Table:
 
 
 def levels(bits: int, cohort: int) -> int:
-    return (2**bits - 2) // cohort + 1
+    return ((1 << bits) - 2) // cohort + 1
 
 
 def _profile(settings: Table) -> str:

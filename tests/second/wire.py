@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     Reader = Callable[["Parcel"], object]
 
 PARCEL, ARRAYS, SUMS, PAIR = 4 << 20, 1 << 16, 10_000, 4096
+_LEDGER = "ledger"
 _STYPE = "cloister.bytes.1"
 _DIGEST, _SITE = "[0-9a-f]{64}", "[a-z][a-z0-9-]{0,31}"
 _METRIC = "[A-Za-z0-9][A-Za-z0-9 _.@%+-]{0,39}"
@@ -24,6 +25,9 @@ _KINDS = {"query", "query.lead", "query.accept", "query.pairs", "query.agree", "
 
 class LeftOutError(RefusedError):
     """The reply counts, but something that it tells besides does not."""
+
+    def __init__(self, record: str) -> None:
+        super().__init__("LeftOutError", record)
 
 
 class Array(NamedTuple):
@@ -140,56 +144,7 @@ def _entries(data: bytes) -> list[tuple[Array, int]]:
     found = []
     for number, _, entry in message(data):
         if number == 1:
-            fields: dict[int, Any] = {1: b"", 2: b"", 4: b"", 5: 0}
-            shape: list[int] = []
-            for each, wire, value in message(entry):
-                if each == 3:
-                    shape += [value] if wire == 0 else list(_packed_varints(value))
-                else:
-                    fields[each] = value
-            array = Array(_text(fields[1]), _text(fields[2]), shape, _text(fields[4]), b"")
-            found.append((array, fields[5]))
-    need(len(found) <= ARRAYS, MALFORMED, "arrays")
-    return found
-
-
-def _packed_varints(data: bytes) -> Iterator[int]:
-    place = 0
-    while place < len(data):
-        number, place = _varint(data, place)
-        yield number
-
-
-# --- Chunks and bodies ------------------------------------------------------------------------------------------------
-
-
-def assemble(chunks: list[bytes], limit: int) -> tuple[bytes, str]:
-    """Put chunks together; return the body, and the id of the message that it replies to."""
-    data, total, reply_to = b"", None, ""
-    for chunk in chunks:
-        opening: dict[int, Any] = {1: 0, 2: 0, 3: b""}
-        piece = b""
-        for number, _, value in message(chunk):
-            if number == 1:
-                opening |= {each: found for each, _, found in message(value)}
-            elif number == 2:
-                piece = value
-        if total is None:
-            need(opening[1] == 1, MALFORMED, "protocol")
-            need(opening[2] <= limit, MALFORMED, "limit")
-            total, reply_to = opening[2], _text(opening[3])
-        data += piece
-        need(len(data) <= total, MALFORMED, "more than announced")
-    need(total is None or len(data) == total, MALFORMED, "less than announced")
-    return data, reply_to
-
-
-def read_body(data: bytes) -> Parcel:
-    need(len(data) >= 4, MALFORMED, "length")
-    end = 4 + int.from_bytes(data[:4], "big")
-    need(end <= len(data) and end <= PARCEL, MALFORMED, "parcel")
-    fields: dict[int, Any] = {number: b"" for number in (1, 2, 6, 7)} | {number: 0 for number in (3, 4, 5)}
-    fields |= {8: bytes(8), 9: bytes(8)}
+            fields: dict[int, Any] = {1: b"", 2: b"", 3: 0, 4: 0, 5: 0, 6: b"", 7: b"", 8: bytes(8), 9: bytes(8)}
     records, failure = None, None
     for number, _, value in message(data[4:end]):
         if number == 10:
@@ -219,10 +174,20 @@ def read_body(data: bytes) -> Parcel:
         need(place == len(data), MALFORMED, "more follows")
     said = {number: value for number, _, value in message(failure)} if failure is not None else {}
     return Parcel(
-        *map(_text, (fields[1], fields[2])), fields[3], fields[4], fields[5], *map(_text, (fields[6], fields[7])),
-        _double(fields[8]), _double(fields[9]),
-        (said.get(1, 0), _text(said.get(2, b""))) if failure is not None else None, filled, values[1], values[0],
-    )  # fmt: skip
+        message_id=_text(fields[1]),
+        reply_to=_text(fields[2]),
+        run=fields[3],
+        source=fields[4],
+        destination=fields[5],
+        group=_text(fields[6]),
+        kind=_text(fields[7]),
+        created=_double(fields[8]),
+        seconds=_double(fields[9]),
+        failure=None if failure is None else (said.get(1, 0), _text(said.get(2, b""))),
+        arrays=filled,
+        configs=values[1],
+        metrics=values[0],
+    )
 
 
 def read_message(data: bytes) -> Parcel:
@@ -382,7 +347,7 @@ def _told(record: str, can_be: Callable[[str, float], bool]) -> Reader:
         fits = all(type(each) in {int, float} and math.isfinite(each) and can_be(name, each)
                    for name, each in numbers.items())  # fmt: skip
         if there or len(numbers) > 16 or not fits:
-            raise LeftOutError("LeftOutError", record)
+            raise LeftOutError(record)
 
     return read
 
@@ -391,7 +356,7 @@ def _head_besides(parcel: Parcel) -> None:
     try:
         _head(parcel)
     except RefusedError as error:
-        raise LeftOutError("LeftOutError", "ledger") from error
+        raise LeftOutError(_LEDGER) from error
 
 
 _REPORT = _told("report", lambda name, number: name == "epsilon" and 0 <= number <= 1e6)
