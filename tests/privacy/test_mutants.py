@@ -136,6 +136,7 @@ OWN: dict[str, dict[str, str]] = {
         "RunSettings.shares_noise": "says what noise a run has",
         "_sigma": "the coordinator's: calibrates before it signs",
     },
+    "privacy.plan": {"RoundPlan.expanded": "says who expands the seeds"},
     "privacy.envelope": {"sign_update": "of an update that a site makes itself"},
     "privacy.packing": dict.fromkeys(("pack", "pack_with_share", "_check"), "of an update that a site makes itself"),
     "privacy.masking": {"pairs_digest": "the length is checked before, against the cohort"},

@@ -144,7 +144,55 @@ def _entries(data: bytes) -> list[tuple[Array, int]]:
     found = []
     for number, _, entry in message(data):
         if number == 1:
-            fields: dict[int, Any] = {1: b"", 2: b"", 3: 0, 4: 0, 5: 0, 6: b"", 7: b"", 8: bytes(8), 9: bytes(8)}
+            fields: dict[int, Any] = {1: b"", 2: b"", 4: b"", 5: 0}
+            shape: list[int] = []
+            for each, wire, value in message(entry):
+                if each == 3:
+                    shape += [value] if wire == 0 else list(_packed_varints(value))
+                else:
+                    fields[each] = value
+            array = Array(_text(fields[1]), _text(fields[2]), shape, _text(fields[4]), b"")
+            found.append((array, fields[5]))
+    need(len(found) <= ARRAYS, MALFORMED, "arrays")
+    return found
+
+
+def _packed_varints(data: bytes) -> Iterator[int]:
+    place = 0
+    while place < len(data):
+        number, place = _varint(data, place)
+        yield number
+
+
+# --- Chunks and bodies ------------------------------------------------------------------------------------------------
+
+
+def assemble(chunks: list[bytes], limit: int) -> tuple[bytes, str]:
+    """Put chunks together; return the body, and the id of the message that it replies to."""
+    data, total, reply_to = b"", None, ""
+    for chunk in chunks:
+        opening: dict[int, Any] = {1: 0, 2: 0, 3: b""}
+        piece = b""
+        for number, _, value in message(chunk):
+            if number == 1:
+                opening |= {each: found for each, _, found in message(value)}
+            elif number == 2:
+                piece = value
+        if total is None:
+            need(opening[1] == 1, MALFORMED, "protocol")
+            need(opening[2] <= limit, MALFORMED, "limit")
+            total, reply_to = opening[2], _text(opening[3])
+        data += piece
+        need(len(data) <= total, MALFORMED, "more than announced")
+    need(total is None or len(data) == total, MALFORMED, "less than announced")
+    return data, reply_to
+
+
+def read_body(data: bytes) -> Parcel:
+    need(len(data) >= 4, MALFORMED, "length")
+    end = 4 + int.from_bytes(data[:4], "big")
+    need(end <= len(data) and end <= PARCEL, MALFORMED, "parcel")
+    fields: dict[int, Any] = {1: b"", 2: b"", 3: 0, 4: 0, 5: 0, 6: b"", 7: b"", 8: bytes(8), 9: bytes(8)}
     records, failure = None, None
     for number, _, value in message(data[4:end]):
         if number == 10:
