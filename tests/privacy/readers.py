@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
     Parts = Mapping[str, bytes]
 
+
 class LeftOutError(CloisterError):
     """Nothing was refused, but something that a reply tells besides was left out."""
 

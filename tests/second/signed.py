@@ -102,7 +102,9 @@ def integer(low: int | None = None, high: int | None = None) -> Check:
     return check
 
 
-def real(*, above: float = -math.inf, below: float = math.inf, least: float = -math.inf, most: float = math.inf) -> Check:
+def real(
+    *, above: float = -math.inf, below: float = math.inf, least: float = -math.inf, most: float = math.inf
+) -> Check:
     def check(value: object) -> float:
         need(type(value) in {int, float}, MALFORMED, "no number")
         assert isinstance(value, int | float)
