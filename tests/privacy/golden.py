@@ -38,7 +38,6 @@ from tests.privacy.consortium import (
     PARAMETERS,
     SECRET,
     authority_key,
-    chained,
     mac_key,
     make_roster,
     private,

@@ -39,7 +39,7 @@ def signed_head(site: str = "south", lineage: str = "patients") -> SignedHead:
 
 def readiness(run: str) -> contents.Readiness:
     """Return what south says of itself."""
-    ready = contents.Readiness("south", _DIGEST, 20, _OTHER, 2, "2d" * 32, 5, ["north", "west"], b"")
+    ready = contents.Readiness("south", _DIGEST, 20, _OTHER, 2, "2d" * 32, 5, ["north", "west"], 1e9, b"")
     signature = sign(signing_key("south"), "readiness", ready.signed_part(run, NODE))
     return contents.Readiness(**{**vars(ready), "signature": signature})
 
