@@ -44,6 +44,7 @@ KINDS: dict[str, dict[str, str]] = {
                               "chunk": "base64 ciphertext/wire", "cuts": "text =", "site": "text =south"},
     "addition": BODY | {"sum's plan": "text documents/plan", "signed": "base64 documents/signed",
                         "chunk": "base64 ciphertext/wire"},
+    "share": {"manifest": "text numbers/shared_noise/manifest", "parameters": "text =20", "length": "text =2.5"},
     "ledger": {"file": "text ledger/file"},
     "clocks": {"there": "text =1800000310", "sent": "text =1800000000", "received": "text =1800000010",
                "seconds": "text =600"},
@@ -69,6 +70,7 @@ def documents() -> Iterator[Bad]:
     yield from _updates()
     yield from _additions()
     yield from _ledgers()
+    yield from _shares()
     for name, parts in (
         ("behind", {"there": b"1799999699"}),
         ("ahead", {"there": b"1800000311"}),
@@ -429,6 +431,23 @@ def _updates() -> Iterator[Bad]:
         ("commitments to fewer than the cohort", fewer | {"commitments": values[:-32]}),
     ):
         yield Bad("masked update", name, parts, A)
+
+
+def _shares() -> Iterator[Bad]:
+    good = json.loads(good_parts("share")["manifest"].partition(b"\n")[2])
+
+    def noised(sigma: float) -> dict[str, bytes]:
+        settings = changed(good, "settings.privacy.noise_multiplier", sigma)
+        document = changed(settings, "noise_multiplier", sigma)
+        return {"manifest": _signed("manifest", signing_key("coordinator"), document)}
+
+    for name, parts in (
+        ("too many parameters", {"parameters": b"100000000"}),
+        ("too long a model", {"length": b"1e6"}),
+        ("too little noise", noised(1e-6)),
+        ("too much noise", noised(100.0)),
+    ):
+        yield Bad("share", name, parts, "RefusedError")
 
 
 def ledger_lines(bodies: Iterable[bytes], signer: str, before: bytes = b"", whose: str = "north patients") -> bytes:

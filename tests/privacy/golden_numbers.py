@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from client.checkpoint import Checkpoint
 from privacy.discrete import reach
-from privacy.manifest import Encryption, Privacy, Training
+from privacy.manifest import Encryption, Privacy, Training, open_manifest, sign_manifest
 from privacy.packing import Packing, pack, pack_with_share, unpack
 from privacy.randomness import Randomness
 from privacy.shared import share_for
@@ -18,7 +18,7 @@ from privacy.sketch import encode
 from privacy.statistics import Column, Form, encoding_bound
 from privacy.update import Constant, Layout, Update
 from strategies.averaging import average, include, is_averaged, next_bound
-from tests.privacy.consortium import CHARGE, joined, make_manifest, packed, private, run_settings
+from tests.privacy.consortium import CHARGE, joined, packed, private, run_settings, signing_key
 from tests.privacy.golden_rounds import SHOWN, floats_digest, model_of, values_of, words_digest
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ def _shared_noise() -> dict[str, object]:
         privacy=Privacy(max_grad_norm=2.0, noise_multiplier=0.8, noise="shared", colluding_sites=1),
         encryption=Encryption(update_bound=0.25, profile="precise"),
     )
-    manifest, _ = make_manifest(asked)
+    document = sign_manifest(asked, signing_key("coordinator"), roster_version=3)
+    manifest, _ = open_manifest(document.to_bytes(), signing_key("coordinator").public_key())
     model, weight = model_of(Layout((("all", (20,)),))), manifest.weight("south")
     share = share_for(manifest, model)
     values = values_of(20, 3, 1000)
@@ -148,7 +149,7 @@ def _shared_noise() -> dict[str, object]:
     ).blocks
     fields = joined(blocks)[0, :20].astype(np.int64)
     return {
-        "settings": asdict(asked),
+        "manifest": document.to_bytes().decode(),
         "weight": weight,
         "sensitivity": share.sensitivity,
         "variance": share.variance,

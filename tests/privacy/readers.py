@@ -29,7 +29,7 @@ from privacy.clocks import check_clock, tolerance
 from privacy.encryption import DecryptionKey
 from privacy.envelope import SignedUpdate, verify_update
 from privacy.epoch import EpochKeys, SealingKey, read_letter
-from privacy.errors import CloisterError, MalformedError
+from privacy.errors import CloisterError, ConfigError, MalformedError, RefusedError
 from privacy.header import verify_header
 from privacy.ledger import Ledger
 from privacy.mac import MacKey
@@ -39,6 +39,7 @@ from privacy.packing import unpack
 from privacy.pairs import read_pair
 from privacy.plan import check_plan, read_plan
 from privacy.roster import open_roster
+from privacy.shared import share_of
 from privacy.signing import verify
 from privacy.summation import RunningSum, check_contributions, check_sum
 from privacy.tag import TagKey
@@ -234,6 +235,14 @@ def clocks(parts: Parts) -> None:
     check_clock("south", there, sent, received, tolerance(seconds))
 
 
+def share(parts: Parts) -> None:
+    """A run with shared noise, and a model of so many parameters and such a length."""
+    try:
+        share_of(_manifest(parts)[0], int(parts["parameters"]), float(parts["length"]))
+    except ConfigError as error:  # as a site says it
+        raise RefusedError(str(error)) from error
+
+
 def ledger(parts: Parts) -> None:
     known = stored("ledger")
     with tempfile.TemporaryDirectory() as folder:
@@ -268,6 +277,7 @@ READERS: dict[str, Callable[[Parts], None]] = {
     "sealing key": sealing,
     "letter": letter,
     "pair": pair,
+    "share": share,
     "ledger": ledger,
     "clocks": clocks,
     "epoch": epoch,

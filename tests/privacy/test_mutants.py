@@ -70,6 +70,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
     "privacy.packing": {"Packing.__post_init__": ["manifest"], "unpack": ["sum"]},
     "privacy.masking": {"open_seed": ["sum"], "open_pairs": ["sum"]},
     "privacy.agreement": {"check_set": ["set", "reveal"], "check_agreed": ["reveal"]},
+    "privacy.shared": {"share_of": ["share"]},
     "privacy.pairs": {"read_pair": ["pair"]},
     "privacy.epoch": {
         "SealingKey.__init__": ["sealing key"],
@@ -142,6 +143,7 @@ OWN: dict[str, dict[str, str]] = {
     "privacy.masking": {"pairs_digest": "the length is checked before, against the cohort"},
     "privacy.epoch": {"seal": "the roster's keys, as they are used"},
     "privacy.entries": {"_unsigned": "says which line is altered, once one is"},
+    "privacy.shared": {"_clipping_norm": "of a run that trains, as all with shared noise do"},
     "privacy.heads": {"check_head": "holds a ledger against its head; what does not verify is passed over"},
     "transport.parcel": {"decode_arrays": "the server's own files"},
     "transport.fields": {"lacks": "raises what others ask for"},

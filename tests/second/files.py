@@ -248,6 +248,12 @@ def _chunks(parts: Parts) -> None:
     wire.assemble([bytes.fromhex(each) for each in parts["chunks"].decode().split()], 1 << 16)
 
 
+def _share(parts: Parts) -> None:
+    asked = manifest(parts["manifest"])
+    found = numbers.share(asked["settings"], asked["levels"], int(parts["parameters"]), float(parts["length"]))
+    need(numbers.fits(*found, asked["levels"]), "RefusedError", "share")
+
+
 def _ledger(parts: Parts) -> None:
     known = stored("ledger")
     ledgers.read_lines(parts["file"], known["site"], known["lineage"], bytes.fromhex(known["public_key"]))
@@ -264,6 +270,7 @@ _READERS: dict[str, Callable[[Parts], object]] = {
     "header": _header, "update": _update, "masked update": _update, "addition": _addition, "sum": open_sum,
     "large sum": open_sum, "set": _contributors, "reveal": _contributors, "keys": _keys, "sealing key": _sealing,
     "letter": read_letter, "pair": read_pair, "epoch": _epoch, "readiness": _readiness, "chunks": _chunks,
+    "share": _share,
     "ledger": _ledger, "clocks": _clocks,
 }  # fmt: skip
 

@@ -111,16 +111,22 @@ def average_digest(layout: list[Any], model: Sequence[float], mean: Sequence[flo
     return sha256(b"cloister average" + b"".join(both)).hexdigest()
 
 
-def share(settings: dict[str, Any], levels: int, parameters: int, length: float) -> tuple[float, int]:
-    """Return Δ and s² of a run with shared noise."""
+def share(settings: dict[str, Any], levels: int, parameters: int, length: float) -> tuple[float, float, int]:
+    """Return C in levels, Δ and s² of a run with shared noise."""
     training, privacy, cohort = settings["training"], settings["privacy"], settings["cohort"]
     bound, largest = settings["encryption"]["update_bound"], max(cohort["sizes"].values())
     batch = max(1.0, training["sample_rate"] * largest)
     clipped = privacy["max_grad_norm"] * training["learning_rate"] / batch / (2 * bound / (levels - 1))
     tiny = 2.0**-24 * (levels - 1)
     moved = clipped + math.sqrt(parameters) + tiny * (length / bound + 4 * math.sqrt(parameters))
-    honest = cohort["minimum"] - privacy["colluding_sites"]
-    return moved, math.ceil((privacy["noise_multiplier"] * moved) ** 2 / honest)
+    colluding = 1 if privacy["colluding_sites"] is None else privacy["colluding_sites"]
+    honest = cohort["minimum"] - colluding
+    return clipped, moved, math.ceil((privacy["noise_multiplier"] * moved) ** 2 / honest)
+
+
+def fits(clipped: float, moved: float, variance: int, levels: int) -> bool:
+    """Whether a model suits a share of the noise."""
+    return moved - clipped <= 0.05 * clipped and variance >= 64 and 4 * math.isqrt(144 * variance) <= levels - 1
 
 
 def kernel(bins: int) -> list[list[float]]:

@@ -287,12 +287,13 @@ def test_averaging() -> None:
 
 def test_shared_noise() -> None:
     known = stored("numbers")["shared_noise"]
-    levels, model = signed.levels(24, 3), numbers.model_values(20)
+    settings, model = manifest(known["manifest"].encode())["settings"], numbers.model_values(20)
+    levels = signed.levels(24, 3)
     length = math.sqrt(math.fsum(value**2 for value in model))
-    moved, variance = numbers.share(known["settings"], levels, len(model), length)
+    _, moved, variance = numbers.share(settings, levels, len(model), length)
     assert moved == pytest.approx(known["sensitivity"], rel=1e-12)
     assert variance == pytest.approx(known["variance"], rel=1e-9)
-    unit = numbers.unit_of(known["settings"]["encryption"]["update_bound"], levels, known["weight"])
+    unit = numbers.unit_of(settings["encryption"]["update_bound"], levels, known["weight"])
     margin = math.isqrt(144 * known["variance"])
     found = numbers.fields(known["values"], unit, levels, bytes.fromhex(stored("numbers")["rounding_key"]), margin)
     assert [field + z for field, z in zip(found, known["noise"], strict=True)] == known["fields"]
