@@ -72,7 +72,7 @@ def check_records(task: Task, name: str, records: Example) -> None:
         TaskError: if it fails.
     """
     with _naming(name):
-        check_gradients(Trial(task, make_model(task, 0), "record"), records, 0.0)
+        check_gradients(Trial(task, make_model(task, 0), "record"), records, _BRIEFLY)
 
 
 @contextmanager
@@ -190,7 +190,7 @@ def _reach(tensor: Tensor) -> tuple[int, int]:
 
 
 _ANOTHER = "its model() makes another model each time; draw its first weights from torch's own generator alone"
-_SECONDS = 0.5  # for gradients, beyond the least
+_SECONDS, _BRIEFLY = 0.5, 0.1  # for gradients beyond the least; of a site's own records
 
 
 def _check_state(trial: Trial, marks: _Marks, inputs: Tensor, targets: Tensor) -> None:

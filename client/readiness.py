@@ -124,7 +124,9 @@ def check_memory(site: Site, manifest: Manifest) -> None:
             made_up = [part[torch.arange(count) % len(part)].to(site.device) for part in example_of(study.task)]
             step = replace(settings.training, steps_per_round=1, sample_rate=1.0)
             once = replace(manifest, settings=replace(settings, training=step))
-            train(study.task, module, (made_up[0], made_up[1]), count, once, Randomness.fresh(), computing=computing)
+            with study.refusing():
+                made, chance = (made_up[0], made_up[1]), Randomness.fresh()
+                train(study.task, module, made, count, once, chance, computing=computing)
     except TaskError as error:
         if error.__cause__ is None or not is_memory(error.__cause__):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from client.trial import make_model
 from privacy.update import Model, Update
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -109,15 +110,13 @@ class Study:
         Raises:
             TaskError: if the task is refused, from now on if need be.
         """
-        self._refusals.check(self.name, self.task)
         settings = manifest.settings
         module = self.load_into(self.module(settings.model_seed), model)
         size = settings.cohort.sizes[self._site.name]
         computing, team = self._site.settings.training, self._site.team
-        try:
-            train(self.task, module, self.training, size, manifest, randomness, computing=computing, team=team)
-        except InteractionError as error:
-            raise self._refusals.add(self.name, self.task, str(error)) from error
+        records = self.training
+        with self.refusing():
+            train(self.task, module, records, size, manifest, randomness, computing=computing, team=team)
         return self.difference(module, model)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
@@ -178,11 +177,22 @@ class Study:
         """
         records, _ = self._records
         if len(records[0]):
-            try:
+            with self.refusing():
                 prove(self.task, self.name, records, self._site.device, self._site.settings.training)
-            except InteractionError as error:
-                raise self._refusals.add(self.name, self.task, str(error)) from error
         return records
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Refuse the task from now on if records meet in it.
+
+        Raises:
+            TaskError: if they do, or did before.
+        """
+        self._refusals.check(self.name, self.task)
+        try:
+            yield
+        except InteractionError as error:
+            raise self._refusals.add(self.name, self.task, str(error)) from error
 
     def digest(self) -> bytes:
         """Return a digest of the records that are trained on."""

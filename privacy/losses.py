@@ -97,6 +97,8 @@ def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float) -> 
     (_, mean, whole), (_, middle, variance), (_, top, _) = (guide.cumulants(each) for each in (0.0, t, s))
     width = min((surprise - _CUT) / t, top - mean + _REACH * math.sqrt(whole))  # so that little wraps around from below
     width = max(width, 1.1 * (top - middle) + _REACH / 2 * math.sqrt(variance))
+    if not 0 < width < math.inf:  # so close together that their sums are rounding
+        return max(0.0, most), False
     interval = min(math.sqrt(6 * _ADDED_VARIANCE * variance / sum(counts)), width / _FEWEST_POINTS)
     interval = max(
         interval, width / max(_FEWEST_POINTS, min(POINTS, _WORK // len(steps))), max(-lowest, most) * _FINEST

@@ -60,6 +60,7 @@ def test_the_header_carries_what_the_design_promises() -> None:
         "keys": KEYS,
         "layout": MODEL.layout.digest,
         "mask": "",
+        "pairs": "",
         "nonce": header_of(update)["nonce"],
         "ledger_head": header_of(update)["ledger_head"],
         "plan": plan.digest,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import dp_accounting
 import pytest
 from dp_accounting.pld import privacy_loss_distribution as distributions
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import fft
 from scipy.fft import next_fast_len
@@ -69,6 +69,7 @@ def test_steps_over_all_records_come_to_the_closed_form_at_any_delta(distance: f
 
 
 @few
+@example(Mechanism(10**-1.1875, 10**-1.25, 10), 10**-1.5)  # one direction's losses are all but equal
 @given(
     of=st.builds(
         Mechanism,

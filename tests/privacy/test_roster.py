@@ -39,7 +39,7 @@ def test_members_are_found_by_name_and_their_keys_verify() -> None:
 @pytest.mark.parametrize("count", [1_000, 10_000])
 def test_a_consortium_may_have_thousands_of_members(count: int) -> None:
     north = member("north")
-    keys = ["tls_key", "signing_key", "masking_key"]
+    keys = ["tls_key", "signing_key"]
     members = [
         replace(north, site=f"site-{number}", **{key: sha256(f"{key} {number}".encode()).hexdigest() for key in keys})
         for number in range(count)

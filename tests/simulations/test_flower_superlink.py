@@ -95,12 +95,14 @@ def test_a_superlink_and_two_supernodes_over_tls_end_in_one_model(tmp_path: Path
     federation = Federation.create(tmp_path / "federation", SITES)
     write_hospital_records(federation.paths)
     task = f"{Diagnosis.__module__}:{Diagnosis.__name__}"
-    terms = SiteTerms(tasks=(task,), minimum_noise_multiplier=0.1, minimum_cohort=2)
+    terms = SiteTerms(tasks=(task,), minimum_noise_multiplier=0.1, minimum_cohort=2, colluding_sites=0)
     for site in SITES:
         federation.write_settings(site, "localhost:1", terms)
     settings = read_toml(ROOT / "simulations" / "diagnosis.toml", RunSettings)
     sizes = {site: settings.cohort.sizes[site] for site in SITES}
-    federation.sign(replace(settings, rounds=1, cohort=Cohort(sizes=sizes, minimum=2, round_deadline_seconds=SECONDS)))
+    cohort = Cohort(sizes=sizes, minimum=2, round_deadline_seconds=SECONDS)
+    privacy = replace(settings.privacy, colluding_sites=0)  # two that trust each other
+    federation.sign(replace(settings, rounds=1, cohort=cohort, privacy=privacy))
 
     flower = Flower(tmp_path / "flower")
     flower.home.mkdir()

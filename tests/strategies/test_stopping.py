@@ -116,7 +116,7 @@ def test_a_site_whose_disk_fails_is_asked_again_and_left_out_until_it_is_mended(
     first, second = run_with(federation)
     assert first["cohort"] == sorted(SITES)
     assert first["sites"] == second["cohort"] == second["sites"] == HONEST
-    assert second["problems"][HOSTILE].startswith("A disk is full")
+    assert second["problems"][HOSTILE].startswith("“A disk is full")
     assert charges_of(federation, HOSTILE) == 1
 
 
