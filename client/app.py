@@ -23,12 +23,12 @@ from client.opening import open_sum
 from client.progress import look, shared
 from client.round import train_round
 from client.site import Site, open_site
-from privacy.errors import CloisterError, ConfigError, StorageError
+from privacy.errors import CloisterError, ConfigError, DeviceError, StorageError
 from privacy.failures import sentence
 from privacy.heads import check_head, sign_head
 from transport.ceremony import pack_keys, pack_shared, read_lead, read_letter_from, read_pairs
 from transport.contents import pack_opened, pack_readiness, pack_update, read_manifest, read_sent, read_train, take_sum
-from transport.flower import FAILED, REFUSED, reply
+from transport.flower import ENDED, FAILED, REFUSED, reply
 from transport.heads import put_head, read_head
 from transport.masking import pack_agreed, pack_revealed, read_contributors, read_signatures
 from transport.reports import LARGEST_EPSILON
@@ -87,7 +87,7 @@ def _answering(
             made = reply(work(site, message), message)
         except CloisterError as error:
             _log(site, message, error)
-            return reply(Error(REFUSED, error.public), message)
+            return reply(Error(ENDED if isinstance(error, DeviceError) else REFUSED, error.public), message)
         except OSError as error:
             _log(site, message, error)
             return reply(Error(FAILED, StorageError().public), message)

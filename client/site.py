@@ -105,6 +105,7 @@ class Site(Workplace):
 
         Raises:
             DataError: if a record cannot be used, or none is left.
+            TaskError: if the task is refused for good.
         """
         data, path = self.settings.data, self.place.path(self.settings.data.file)
         if settings.statistics:
@@ -116,6 +117,7 @@ class Site(Workplace):
             self._check_records(settings.task)
             check_metrics(study, path)
         else:
+            study.check_not_refused()
             check_count(len(study.read[0][0]), data, path, "to train on")
             self._check_records(settings.task)
             _ = study.training  # on which the task is tried once more, when each record is known to fit

@@ -181,6 +181,14 @@ class Study:
                 prove(self.task, self.name, records, self._site.device, self._site.settings.training)
         return records
 
+    def check_not_refused(self) -> None:
+        """Check that the task is not one that was refused for good.
+
+        Raises:
+            TaskError: if it is, and its code is the same.
+        """
+        self._refusals.check(self.name, self.task)
+
     @contextmanager
     def refusing(self) -> Iterator[None]:
         """Refuse the task from now on if records meet in it.
@@ -188,7 +196,7 @@ class Study:
         Raises:
             TaskError: if they do, or did before.
         """
-        self._refusals.check(self.name, self.task)
+        self.check_not_refused()
         try:
             yield
         except InteractionError as error:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.dpsgd import train
+from client.dpsgd import _take_steps
 from client.records import read_csv
 from client.study import Study
 from client.survey import Survey
@@ -184,7 +184,7 @@ def _trains() -> bool:
 
 def _takes_steps() -> bool:
     """Whether this is within steps of training, in whichever process."""
-    return any(frame.f_code is train.__code__ for frame, _ in walk_stack(None))
+    return any(frame.f_code is _take_steps.__code__ for frame, _ in walk_stack(None))
 
 
 def _hold(file: Path) -> None:

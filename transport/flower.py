@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SERVER_NODE = 1
 REFUSED = 100  # code of the error reply of a site that says no
 FAILED = 101  # code of the error reply that stands for an exception in a node's app
+ENDED = 102  # code of the error reply of an agent that ends with it; the next one may do better
 
 log = logging.getLogger("cloister.agent")
 

@@ -43,7 +43,7 @@ SEAMS = {  # what each command calls, and how it is called
     ("bench", "utility"): ("cloister.benchmarks.utility.measure", []),
     ("ledger", "show"): ("cloister.accounts.report", ["north"]),
     ("ledger", "verify"): ("cloister.accounts.verify", ["north"]),
-    ("ledger", "adopt"): ("cloister.accounts.adopt", ["north"]),
+    ("ledger", "adopt"): ("cloister.accounts.adopt", ["north", "--unverified"]),
     ("ledger", "plan"): ("cloister.accounts.plan", ["north", "run.toml"]),
 }
 

@@ -65,7 +65,7 @@ def test_a_share_is_what_the_formulae_say() -> None:
 
 @few
 @given(
-    honest=st.integers(2, 4),
+    honest=st.integers(2, 3),
     colluding=st.integers(0, 1),
     sigma=st.floats(1.0, 6.0),
     rate=st.floats(0.3, 1.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from shutil import rmtree
 from typing import TYPE_CHECKING
 
 import pytest
@@ -83,6 +84,7 @@ def test_nodes_of_other_numbers_get_the_head_once_they_said_whose_they_are(make_
     run_with(federation)
     path = ledger_of(federation)
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:1]))
+    rmtree(federation.paths["north"] / "ledger-heads")  # by which the site would notice itself
     restart(federation, "north")
     federation.sign(replace(NOISY, name="again"))
     own = node_of(federation, "north")
