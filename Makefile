@@ -28,7 +28,7 @@ demo: setup  ## a server and three hospitals on this machine, training together
 	@$(BIN)/cloister demo $(ARGS)
 
 test: setup  ## all tests but those that run for minutes (those: ARGS='-m soak')
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 check: setup  ## format, lint and types, exactly as CI checks them
 	$(BIN)/ruff format --check
