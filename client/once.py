@@ -7,11 +7,10 @@ the same reason and for the sake of its charge, the ledger sees to.)
 from __future__ import annotations
 
 import fcntl
-import os
 from typing import TYPE_CHECKING
 
 from privacy.errors import ProtocolError
-from privacy.storage import append, make_folder
+from privacy.storage import append, make_folder, private, read_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +29,7 @@ class Once:
             ProtocolError: if it was done with something else.
         """
         make_folder(self._folder)
-        with open(self._path(run), "a+b", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        with open(self._path(run), "a+b", opener=private) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             data = file.read()
@@ -47,7 +46,7 @@ class Once:
     def noted(self, run: str, deed: str) -> bool:
         """Return whether a deed was noted."""
         path = self._path(run)
-        return path.exists() and deed in _lines(path.read_bytes())
+        return path.exists() and deed in _lines(read_file(path))
 
     def _path(self, run: str) -> Path:
         return self._folder / f"{run[:16]}.once"

@@ -9,10 +9,9 @@ from privacy.accounting import epsilon
 from privacy.config import read_toml
 from privacy.errors import KeyFileError
 from privacy.manifest import RunSettings, open_manifest, sign_manifest
-from privacy.roster import open_roster
 from privacy.spending import excessive
 from privacy.storage import write_atomically
-from transport.pki import read_authority_key, read_signing_key
+from transport.pki import read_roster, read_signing_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,11 +24,11 @@ def sign_run(run: Path, coordinator: Path, roster: Path, out: Path) -> dict[str,
         CloisterError: if settings or keys are wrong, or the run names a site that is no member.
     """
     settings = read_toml(run, RunSettings)
-    try:
-        members = open_roster(roster.read_bytes(), read_authority_key(coordinator / "authority.pem"))
-    except OSError as error:
-        msg = f"{roster}: {error.strerror}; name the consortium's roster with --roster"
-        raise KeyFileError(msg) from error
+    for path, option in ((coordinator, "--coordinator"), (roster, "--roster")):
+        if not path.exists():
+            msg = f"{path}: there is no such {option[2:]}; name the consortium's with {option}"
+            raise KeyFileError(msg)
+    members = read_roster(roster, coordinator / "authority.pem")
     for site in settings.cohort.sizes:
         members.member(site)
     key = read_signing_key(coordinator / "signing.key")

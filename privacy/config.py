@@ -17,11 +17,12 @@ import tomllib
 from codecs import BOM_UTF8
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from privacy.errors import ConfigError
+from privacy.storage import read_file
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -30,6 +31,17 @@ T = TypeVar("T")
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=True)
 """Pydantic settings of every settings dataclass: no unknown keys, no silent conversions."""
+
+
+def _possible(path: Path) -> Path:
+    if "\0" in str(path):
+        msg = "no file's name has a NUL character; remove it"
+        raise ValueError(msg)
+    return path
+
+
+File = Annotated[Path, Field(strict=False), AfterValidator(_possible)]
+"""A setting: a file or folder, relative to the settings."""
 
 _ROOT_LINK = 2  # parts of a path such as /tmp
 _UNKNOWN = {"unexpected_keyword_argument", "extra_forbidden"}
@@ -84,7 +96,7 @@ def settings_file(path: Path, name: str) -> Path:
 def _read(path: Path) -> str:
     try:
         # Some editors put a byte order mark before the text, which nobody sees and TOML does not know.
-        return path.read_bytes().removeprefix(BOM_UTF8).decode()
+        return read_file(path).removeprefix(BOM_UTF8).decode()
     except OSError as error:
         msg = f"{path}: {error.strerror or error}; name an existing settings file"
         raise ConfigError(msg) from error
