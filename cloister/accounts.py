@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from client.settings import SiteFolder
     from privacy.accounting import Accountant, Mechanism
     from privacy.entries import Entry
-    from privacy.failures import reason
     from privacy.ledger import Ledger
-from privacy.manifest import Manifest
+    from privacy.manifest import Manifest
 
 
 def balances(place: SiteFolder) -> tuple[Balance, Balance]:
