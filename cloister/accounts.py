@@ -13,9 +13,8 @@ from privacy.errors import CloisterError, ConfigError, KeyFileError, LedgerError
 from privacy.failures import reason
 from privacy.manifest import RunSettings, open_manifest, sign_manifest
 from privacy.policy import check_policy
-from privacy.signing import in_file
 from privacy.spending import Balance, excessive, without_infinity
-from privacy.storage import open_file, read_file
+from privacy.storage import in_file, open_file, read_file
 from transport.pki import read_roster, read_signing_key
 
 if TYPE_CHECKING:

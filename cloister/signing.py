@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cloister.observers import against_whom
 from privacy.accounting import epsilon
 from privacy.config import read_toml
-from privacy.errors import KeyFileError
+from privacy.errors import ConfigError, KeyFileError
 from privacy.manifest import RunSettings, open_manifest, sign_manifest
 from privacy.spending import excessive
 from privacy.storage import write_atomically
@@ -15,6 +15,8 @@ from transport.pki import read_roster, read_signing_key
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_LONGEST_ROUND = 30 * 86_400.0  # seconds
 
 
 def sign_run(run: Path, coordinator: Path, roster: Path, out: Path) -> dict[str, Any]:
@@ -24,9 +26,12 @@ def sign_run(run: Path, coordinator: Path, roster: Path, out: Path) -> dict[str,
         CloisterError: if settings or keys are wrong, or the run names a site that is no member.
     """
     settings = read_toml(run, RunSettings)
+    if settings.cohort.round_deadline_seconds > _LONGEST_ROUND:
+        msg = f"{run}: round_deadline_seconds is more than 30 days; write how long a round may take at most"
+        raise ConfigError(msg)
     for path, option in ((coordinator, "--coordinator"), (roster, "--roster")):
         if not path.exists():
-            msg = f"{path}: there is no such {option[2:]}; name the consortium's with {option}"
+            msg = f"{path}: no such file or folder; name the consortium's with {option}"
             raise KeyFileError(msg)
     members = read_roster(roster, coordinator / "authority.pem")
     for site in settings.cohort.sizes:

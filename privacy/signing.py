@@ -11,7 +11,6 @@ authority (TLS stacks refuse Ed25519 certificates, so the authority's key cannot
 from __future__ import annotations
 
 import struct
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -21,11 +20,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from privacy.errors import AuthenticityError, KeyFileError, MalformedError
+from privacy.errors import AuthenticityError, MalformedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
     from typing import Self
 
 PrivateKey = Ed25519PrivateKey | EllipticCurvePrivateKey
@@ -67,20 +64,6 @@ def verify(key: PublicKey, kind: str, payload: bytes, signature: bytes) -> None:
 def digest(kind: str, payload: bytes) -> str:
     """SHA-256, in hex, of `payload` as a document of this kind."""
     return sha256(_bound(kind, payload)).hexdigest()
-
-
-@contextmanager
-def in_file(path: Path) -> Iterator[None]:
-    """Name the file in which a document lies that is not what it should be.
-
-    Raises:
-        KeyFileError: in place of an `AuthenticityError` or a `MalformedError`; where a file lies does not leave a site.
-    """
-    try:
-        yield
-    except (AuthenticityError, MalformedError) as error:
-        msg = f"{path}: {error}"
-        raise KeyFileError(msg) from error
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import stat
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from privacy.errors import AuthenticityError, KeyFileError, MalformedError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -134,6 +136,20 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
+def in_file(path: Path) -> Iterator[None]:
+    """Name the file in which a document lies that is not what it should be.
+
+    Raises:
+        KeyFileError: in place of an `AuthenticityError` or a `MalformedError`; where a file lies does not leave a site.
+    """
+    try:
+        yield
+    except (AuthenticityError, MalformedError) as error:
+        msg = f"{path}: {error}"
+        raise KeyFileError(msg) from error
 
 
 @contextmanager

@@ -13,8 +13,7 @@ from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.errors import ConfigError, KeyFileError
 from privacy.failures import reason
 from privacy.manifest import SignedRun, open_manifest
-from privacy.signing import in_file
-from privacy.storage import read_file
+from privacy.storage import in_file, read_file
 from transport.address import ListenedOn
 from transport.channel import TlsFiles
 from transport.pki import read_roster

@@ -29,8 +29,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from privacy.errors import KeyFileError
 from privacy.failures import reason
 from privacy.roster import open_roster
-from privacy.signing import in_file
-from privacy.storage import read_file
+from privacy.storage import in_file, read_file
 from transport.address import read_host
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ from privacy.errors import ConfigError, KeyFileError
 from privacy.failures import reason
 from privacy.manifest import open_manifest
 from privacy.mechanisms import StatedRun
-from privacy.signing import in_file
 from privacy.statement import Account, state
-from privacy.storage import read_file, write_atomically
+from privacy.storage import in_file, read_file, write_atomically
 from transport.pki import read_roster
 
 if TYPE_CHECKING:
