@@ -198,8 +198,12 @@ def test_a_server_that_claims_a_false_dropout_cannot_open_two_sums_of_a_round(
     agreed = {1: signed_by(federation, whole, first)}
     early = {site: ask(federation, site, whole, first, signatures(agreed[1])) for site in COHORT[:split]}
     seeds = {1: early, 2: dict[str, bytes]()}
-    second = updates_of(federation, fewer)  # "west was gone": the same updates under other masks
-    agreed[2] = signed_by(federation, fewer, second)
+    second, document, sites = dict[str, SignedUpdate](), signed_run(federation)[0], sites_of(federation)
+    for site in fewer.cohort:  # "west was gone": the same updates under other masks, of those that revealed none yet
+        with suppress(ProtocolError):
+            second[site] = train_round(sites[site], document, fewer.to_bytes(), [])
+    assert set(second) == set(COHORT[split:3])
+    agreed[2] = signed_by(federation, fewer, second) if len(second) == 3 else {}
     for site in COHORT:
         for plan, updates in ((whole, first), (fewer, second)):
             with suppress(ProtocolError):
@@ -208,9 +212,8 @@ def test_a_server_that_claims_a_false_dropout_cannot_open_two_sums_of_a_round(
     opened = 0
     for site, plan, updates in (("north", whole, first), ("south", fewer, second)):
         pairs = {name: sealed for name, (_, sealed) in agreed[plan.attempt].items()}
-        total = summed(federation, plan, updates, seeds[plan.attempt], pairs)
         with suppress(CloisterError):
-            open_at(federation, site, total)
+            open_at(federation, site, summed(federation, plan, updates, seeds[plan.attempt], pairs))
             opened += 1
     # When some have revealed for the one attempt and some for the other, neither sum opens.
     assert opened == (0 if split in {1, 2} else 1)
@@ -229,10 +232,10 @@ def test_what_was_revealed_is_on_disk_before_it_leaves_and_binds_a_restarted_sit
     whole, fewer = plan_of(federation), plan_of(federation, 2, COHORT[:3])
     sealed = ask(federation, "north", whole, updates_of(federation, whole))
     assert sealed == ask(federation, "north", whole, updates_of(federation, whole))  # a retry
-    restart(federation, "north")
-    second = updates_of(federation, fewer)
+    north, document = restart(federation, "north"), signed_run(federation)[0]
     with pytest.raises(ProtocolError, match="revealing for round 1 was done already"):
-        ask(federation, "north", fewer, second)
+        train_round(north, document, fewer.to_bytes(), [])
+    assert charges_of(federation, "north") == 1
 
 
 def test_one_set_of_contributors_is_signed_for_a_plan_also_after_a_restart(federation: Federation) -> None:
