@@ -78,8 +78,8 @@ class EncryptedFedAvg(Strategy):
         )
         masked = self._manifest.settings.encryption.collusion_resistant
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch, masked=masked)
-        self._selection = Selection(self._members, cohort.minimum)
         colluding = colluding_sites(self._manifest.settings)
+        self._selection = Selection(self._members, cohort.minimum, colluding)
         self._masks = Masking(self._members, self._selection, colluding) if masked else None
         self._court, self._bodies = Court(self._members, colluding), Bodies(journal.folder)
         self._before = self._round = OpenRound(0)
@@ -123,6 +123,8 @@ class EncryptedFedAvg(Strategy):
         if len(present) < cohort.minimum or self._members.model is None:
             return []
         present = self._selection.choose(present, server_round, current.problems)
+        if len(present) < cohort.minimum:
+            return []
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
         size = self._manifest.packing.ciphertexts(self._members.layout[1]) * CIPHERTEXT_BYTES
         self._journal.check_room((2 + (len(present) if self._masks else 0)) * size)
@@ -241,7 +243,7 @@ class EncryptedFedAvg(Strategy):
         for site in refusals:
             current.problems.pop(site)
         liars = self._court.liars(self._grid, plan, self._bodies, current.contributors, refusals)
-        self._selection.lied(liars)
+        self._members.expel(liars)
         current.problems |= liars
         left = [site for site in current.contributors if site not in liars]
         if not liars:

@@ -67,6 +67,7 @@ class Membership:
     bounds: dict[str, float] = field(default_factory=dict)  # the range of each site's next update
     model: str | None = None  # the model of the run, once most sites say so
     update_bound: float = 0.0  # the range of updates that start from it
+    expelled: dict[str, str] = field(default_factory=dict)  # who was proven to lie, and how
     _claimed: dict[int, str] = field(default_factory=dict)  # for whom nodes speak, if not for those expected
     begun: bool = False  # whether a plan could be made
 
@@ -167,6 +168,14 @@ class Membership:
     def doubt(self, site: str) -> None:
         """Forget what a site said: its model is unknown until it is asked again."""
         self.nodes.pop(site, None)
+
+    def expel(self, liars: Mapping[str, str]) -> None:
+        """Have sites that were proven to lie, each in its way, take part no more."""
+        self.expelled |= liars
+        self.problems |= liars
+        for site in liars:
+            self.doubt(site)
+            self.models.pop(site, None)
 
     def read_opened(self, site: str, plan: bytes, reply: Message) -> tuple[Standing, Told]:
         """Return what a site arrived at with a plan's sum, as it signed it, and what it tells besides.
@@ -297,6 +306,8 @@ class Membership:
         if readiness.site not in self.listed:
             msg = f"{readiness.site!r} is not a member of this run"
             raise ProtocolError(msg)
+        if readiness.site in self.expelled:
+            raise ProtocolError(self.expelled[readiness.site])
         signed = readiness.signed_part(self.run, node)
         verify(self.roster.member(readiness.site).verification_key, READINESS, signed, readiness.signature)
 

@@ -189,7 +189,8 @@ def test_a_reason_is_short_on_one_line_and_in_quotation_marks(reason: str) -> No
 @pytest.mark.parametrize(
     "changed",
     [{"site": "\x1b[2J"}, {"site": "n" * 33}, {"layout": "x"}, {"size": 0}, {"epoch": -1}, {"latest": -1},
-     {"update_bound": 0.0}, {"update_bound": nan}, {"keys": "x"}, {"pairs": ["\x1b[2J"]}, {"pairs": ["a", "a"]}, {"pairs": [1]}, {"epoch": 0, "keys": "\x1b[2J"}],
+     {"update_bound": 0.0}, {"update_bound": nan}, {"keys": "x"}, {"pairs": ["\x1b[2J"]},
+     {"pairs": ["a", "a"]}, {"pairs": [1]}, {"epoch": 0, "keys": "\x1b[2J"}],
     ids=repr,
 )  # fmt: skip
 def test_a_readiness_that_cannot_be_is_refused(changed: dict[str, Any]) -> None:
