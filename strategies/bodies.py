@@ -6,6 +6,7 @@ Ciphertexts go to a file that has no name, and is gone with this process: memory
 from __future__ import annotations
 
 from dataclasses import replace
+from os import SEEK_END
 from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING
 
@@ -21,23 +22,29 @@ class Bodies:
     """Signed updates by site."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115 - closed with the round
+        self._folder = folder
+        self._file: SpooledTemporaryFile[bytes] | None = None
         self._kept: dict[str, tuple[SignedUpdate, int, list[int]]] = {}
 
     def keep(self, site: str, update: SignedUpdate) -> None:
         """Keep a site's update."""
-        place = self._file.seek(0, 2)
+        if self._file is None:
+            self._file = SpooledTemporaryFile(_IN_MEMORY, dir=str(self._folder))  # noqa: SIM115 - see `clear`
+        place = self._file.seek(0, SEEK_END)
         for chunk in update.chunks:
             self._file.write(chunk)
         self._kept[site] = replace(update, chunks=()), place, [len(chunk) for chunk in update.chunks]
 
     def find(self, site: str) -> SignedUpdate:
-        """Return a site's update."""
+        """Return a site's update, which was kept."""
         update, place, sizes = self._kept[site]
+        assert self._file is not None  # noqa: S101 - something was kept
         self._file.seek(place)
         return replace(update, chunks=tuple(self._file.read(size) for size in sizes))
 
-    def close(self) -> None:
+    def clear(self) -> None:
         """Forget them."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+        self._file = None
         self._kept.clear()

@@ -96,6 +96,10 @@ class EncryptedFedAvg(Strategy):
         """Bring sites that missed a round's sum up to date, when all rounds are over."""
         self._members.catch_up(grid, _LAST * self._seconds)
 
+    def close(self) -> None:
+        """Forget the round that is open."""
+        self._bodies.clear()
+
     def summary(self) -> None:
         """Flower asks strategies to log their settings; ours are in the manifest."""
 
@@ -187,6 +191,7 @@ class EncryptedFedAvg(Strategy):
             self._failures += 1
             self._record(reason="no site opened the sum, or none could say so; it is delivered again")
             return None
+        self._selection.sound(current.contributors)
         found = averaged(told, self._manifest.settings.cohort.sizes)
         self._failures = 0
         self.released += 1
@@ -249,6 +254,7 @@ class EncryptedFedAvg(Strategy):
         if not liars:
             self._selection.spoiled(current.contributors)
             self._close_unreleased("the sum does not open: there is garbage within the masks, and nobody sees whose")
+            self._failures -= self._selection.can_part(self._members.nodes)  # then the next ones close in on it
             return None
         if len(left) < plan.minimum_cohort:
             self._close_unreleased(f"too few sites are left: {current.listed}")
@@ -273,8 +279,7 @@ class EncryptedFedAvg(Strategy):
 
     def _collect(self, plan: RoundPlan, replies: Iterable[Message]) -> RunningSum:
         """Add updates as they arrive; note who sent none."""
-        self._bodies.close()
-        self._bodies = Bodies(self._journal.folder)
+        self._bodies.clear()
         total, silent, problems = RunningSum(plan), set(plan.cohort), self._round.problems
         names, added = self._members.names(), set[str]()
         for node, reply in self._attention.hear(self._grid, replies, lambda: len(added) >= plan.minimum_cohort):
@@ -322,4 +327,5 @@ class EncryptedFedAvg(Strategy):
         self._record(reason=reason)
 
     def _record(self, **details: Any) -> None:  # noqa: ANN401
+        self._bodies.clear()
         self._journal.record("round", **self._round.summary(), **details)

@@ -69,7 +69,7 @@ class Court:
         for judge in sites:
             if judge in found:
                 continue
-            for site in sites:
+            for site in (each for each in sites if each not in found):
                 body = bodies.find(site)
                 verdict = self._ask(grid, plan, body, [judge]).get(judge)
                 if verdict is None:  # it fell silent: another judges
