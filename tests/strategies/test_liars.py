@@ -38,6 +38,7 @@ from transport.masking import (
     pack_verdict,
     read_body,
     read_contributors,
+    read_revealed,
 )
 
 Lie = Callable[[Site, Message, Callable[[], Message]], RecordDict | None]  # what it says instead, if anything
@@ -135,6 +136,21 @@ def test_who_judges_falsely_is_named_with_what_it_did_itself(federation: Federat
         assert (event["released"], event["sites"]) == (True, ["north", "south", "west"])
     assert first["problems"] == {"east": judging._SLANDER}
     assert [charges_of(federation, site) for site in ("north", "south", "west")] == [2, 2, 2]
+
+
+def test_a_seed_that_is_garbled_on_its_way_is_asked_for_again(federation: Federation) -> None:
+    node, garbled = node_of(federation, HOSTILE), list[int]()
+
+    def answer(message: Message, context: Context) -> Message:
+        genuine = client_app(message, context)
+        if (message.metadata.dst_node_id, message.metadata.message_type) == (node, REVEAL) and not garbled:
+            garbled.append(1)
+            return reply(pack_revealed(read_revealed(genuine.content)[:-1] + b"?"), message)
+        return genuine
+
+    for event in run_with(federation, answer):
+        assert (event["released"], event["problems"]) == (True, {})
+    assert garbled
 
 
 def test_who_says_that_a_sum_does_not_open_which_others_opened_is_named(federation: Federation) -> None:
