@@ -6,16 +6,16 @@ steps, and
 
     δ(ε) = E[1 − exp(ε − L)]⁺            (Koskela, Jälkö and Honkela 2020, arXiv 1906.03049)
 
-1. *Where to look.* The t with t·K′(t) − K(t) = ln(1/δ), from a coarse table of the losses; K(t) = ln E[exp(t·L)]. What
-   decides ε lies around K′(t), within a few deviations √K″(t) (the saddle point of Alghamdi et al. 2023, arXiv
-   2208.09595). It is no part of the bound: a bad t makes ε larger, never smaller.
+1. *Where to look.* K(t) is ln E[exp(t·L)], K' and K'' its derivatives, all from a coarse table of the losses. At the t
+   with t·K'(t) − K(t) = ln(1/δ), what decides ε lies around K'(t), within a few deviations √K''(t) (the saddle point of
+   Alghamdi et al. 2023, arXiv 2208.09595). It is no part of the bound: a bad t makes ε larger, never smaller.
 2. *Discretise.* The mass of P between two x goes to the grid points around its losses, a and b, in two parts that keep
    what it has under P and under Q. That is "Connect the Dots" (Doroshenko et al. 2022, arXiv 2207.04380, algorithm 1),
    cell by cell: 1 − exp(ε − L), cut off at 0, is convex in exp(−L), so spreading the mass to both ends never lowers δ,
    whatever else is composed. What lies below all cells is moved up, and what lies above them is lost: it adds to δ.
 3. *Compose.* Products of discrete Fourier transforms, as in Koskela et al. and in Gopi, Lee and Wutschitz (2021, arXiv
    2106.02848, algorithm 1), of masses that are tilted by exp(t·L), so that floating point holds the tail of any δ. What
-   wraps around from below only adds to δ; what wraps from above is P(L > last) ≤ E[exp(s·L)]/exp(s·last), and adds to δ.
+   wraps around from below only adds to δ; what wraps from above is P(L > last) ≤ E[exp(s·L)]/exp(s·last), and is added.
 4. *Read.* ε where δ(ε) is what is left of δ, exactly between two points of the grid.
 
 The grid has at most `POINTS` points, however many steps there are, and however rare and large their losses: a coarser
@@ -100,7 +100,7 @@ def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float) -> 
     lowest, most = (sum(count * float(each.edges[end]) for each, count in zip(cut, counts, strict=True))
                     for end in (0, -1))  # fmt: skip
     rounding = ULPS * sum(
-        count * max(1.0, *np.abs(each.edges[[0, -1]])) for each, count in zip(cut, counts, strict=True)
+        count * max(1.0, float(np.max(np.abs(each.edges)))) for each, count in zip(cut, counts, strict=True)
     )
     most += rounding
     if most - lowest < _FLAT:
@@ -117,22 +117,38 @@ def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float) -> 
         interval, width / max(_FEWEST_POINTS, min(POINTS, _WORK // len(steps))), max(-lowest, most) * _FINEST
     )
     points = fft.next_fast_len(math.ceil(width / interval) + 1, real=True)
+    together = list(zip(cut, counts, strict=True))
+    composed, bottom, cumulant = _convolve(together, interval, points, t, (s, _CUT - surprise))
+    found = _read(composed, interval, bottom, t, cumulant + surprise - math.log1p(-_SPARE - ULPS * sum(counts)))
+    if found > 0:
+        found = min(max(0.0, most), found + rounding)
+    aimed_too_high = found < max(_CLOSE * middle, middle - _NEAR * math.sqrt(variance))
+    off = found <= bottom or aimed_too_high or max(float(each.edges[-1]) for each in cut) > found + _FAR
+    return found, off and found > 0
+
+
+def _convolve(cut: Sequence[tuple[_Losses, int]], interval: float, points: int, t: float,
+              above: tuple[float, float]) -> tuple[Vector, float, float]:  # fmt: skip
+    """Return the masses of the total loss, tilted by exp(t·loss − K), `(points,)`; where the first lies; and K.
+
+    Args:
+        cut: losses of each step, and how often.
+        interval: of the grid.
+        points: of the grid.
+        t: the tilt.
+        above: an exponent s, and the logarithm of the mass that may lie above the grid, by Chernoff's bound with it.
+    """
+    s, most = above
     product, cumulant, bound = _Product.of_nothing(points), 0.0, 0.0
-    for each, count in zip(cut, counts, strict=True):
+    for each, count in cut:
         places, masses = each.on_grid(interval)
         exponents = masses + t * interval * places
         tilted = np.exp(exponents - (total := float(log_sum(exponents))))
         product = product.times(np.bincount(places % points, tilted, points), count)
         cumulant += count * total
         bound += count * float(log_sum(masses + s * interval * places))
-    last = math.ceil((bound + surprise - _CUT) / s / interval)  # Chernoff: above it lies exp(_CUT)·δ at most
-    composed = np.roll(product.masses(points), -((last - points) % points))
-    scale = cumulant + surprise - math.log1p(-_SPARE - ULPS * sum(counts))
-    bottom = (last - points) * interval
-    found = min(max(0.0, most), _read(composed, interval, bottom, t, scale) + rounding)
-    aimed_too_high = found < max(_CLOSE * middle, middle - _NEAR * math.sqrt(variance))
-    off = found <= bottom or aimed_too_high or max(float(each.edges[-1]) for each in cut) > found + _FAR
-    return found, off and found > 0
+    last = math.ceil((bound - most) / s / interval)
+    return np.roll(product.masses(points), -((last - points) % points)), (last - points) * interval, cumulant
 
 
 def _read(tilted: Vector, interval: float, bottom: float, t: float, scale: float) -> float:
@@ -145,7 +161,7 @@ def _read(tilted: Vector, interval: float, bottom: float, t: float, scale: float
         return max(0.0, bottom)
     if (first := int(more[-1]) + 1) == len(masses):
         return math.inf
-    return max(0.0, bottom + interval * first + math.log((over[first] - 1) / under[first]))
+    return max(0.0, bottom + interval * first + math.log(float((over[first] - 1) / under[first])))
 
 
 @dataclass(frozen=True)
