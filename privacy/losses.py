@@ -166,28 +166,33 @@ def _read(tilted: Vector, interval: float, bottom: float, t: float, scale: float
 
 @dataclass(frozen=True)
 class _Product:
-    """A product of transforms, and how far off each of its numbers may be: a composition, and its rounding."""
+    """A product of transforms in polar form, and how far off each of its numbers may be. All: `(points // 2 + 1,)`."""
 
-    values: NDArray[np.complex128]  # (points // 2 + 1,)
-    errors: Vector
+    sizes: Vector  # logarithms
+    angles: Vector
+    errors: Vector  # over the sizes
 
     @classmethod
     def of_nothing(cls, points: int) -> _Product:
-        size = points // 2 + 1
-        return cls(np.ones(size, np.complex128), np.zeros(size))
+        nothing = np.zeros(points // 2 + 1)
+        return cls(nothing, nothing, nothing)
 
     def times(self, masses: Vector, count: int) -> _Product:
         """Compose with so many steps of these masses, which add up to 1: `(points,)`."""
         factor, error = fft.rfft(masses), _rounding(len(masses)) * float(np.linalg.norm(masses))
-        values, size = self.values * factor**count, np.abs(factor)
-        rest = np.maximum(size, error) ** (count - 1)
-        wrong = error * rest * np.abs(self.values) + ULPS * np.abs(values)
-        return _Product(values, self.errors * rest * size + count * wrong)
+        size = np.maximum(np.abs(factor), error)
+        return _Product(
+            self.sizes + count * np.log(size),
+            self.angles + count * np.angle(factor),
+            self.errors + count * (2 * error / size + ULPS),
+        )
 
     def masses(self, points: int) -> Vector:
         """Transform it back, from above: `(points,)`."""
-        wrong = self.errors + _rounding(points) * np.abs(self.values)
-        return np.asarray(np.maximum(fft.irfft(self.values, points), 0.0) + np.mean(wrong))
+        sizes = np.exp(self.sizes)
+        wrong = sizes * (np.expm1(np.minimum(self.errors, _LARGEST)) + _rounding(points))
+        composed = fft.irfft(sizes * np.cos(self.angles) + 1j * (sizes * np.sin(self.angles)), points)
+        return np.asarray(np.maximum(composed, 0.0) + np.mean(wrong))
 
 
 def _rounding(points: int) -> float:
