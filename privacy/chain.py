@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from privacy.entries import Entries, Whose, read_entries, signed_by, write_adopted
 from privacy.errors import KeyFileError, LedgerError
 from privacy.heads import LastHead, SignedHead
-from privacy.storage import append, make_folder
+from privacy.storage import append, lost, make_folder, open_file, private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,10 +61,15 @@ class Chain:
         """
         last = self.last_kept()  # before the file, which another process may append to: it is never ahead of it
         try:
-            with self.path.open("rb") as file:
+            with open_file(self.path) as file:
                 fcntl.flock(file, fcntl.LOCK_SH)
                 data = file.read()
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if lost(self.path):
+                msg = (
+                    f"{self.path}: a link to nothing; mount or restore what it leads to, nothing is charged until then"
+                )
+                raise LedgerError(msg) from error
             data = b""
         except OSError as error:
             msg = f"{self.path}: {error.strerror or error}; no update leaves until the ledger can be read"
@@ -152,7 +156,7 @@ class Chain:
     def _locked(self) -> Iterator[tuple[BinaryIO, bytes]]:
         try:
             make_folder(self.path.parent)
-            with open(self.path, "a+b", opener=_private) as file:
+            with open(self.path, "a+b", opener=private) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 file.seek(0)
                 yield file, file.read()
@@ -170,7 +174,3 @@ class Chain:
 def now() -> str:
     """Return the time, as it stands in a ledger."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
