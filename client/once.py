@@ -43,10 +43,10 @@ class Once:
             # Even if empty: what another process wrote may not be on disk, if it was killed just before this.
             append(self._path(run), file.fileno(), line)
 
-    def noted(self, run: str, deed: str) -> bool:
-        """Return whether a deed was noted."""
+    def find(self, run: str, deed: str) -> str | None:
+        """Return with what a deed was done, if it was."""
         path = self._path(run)
-        return path.exists() and deed in _lines(read_file(path))
+        return _lines(read_file(path)).get(deed) if path.exists() else None
 
     def _path(self, run: str) -> Path:
         return self._folder / f"{run[:16]}.once"

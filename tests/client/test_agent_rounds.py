@@ -352,7 +352,7 @@ def test_a_round_whose_sum_a_site_has_opened_is_not_trained_again(federation: Fe
 
 
 def test_all_sites_open_a_sum_to_the_same_file(federation: Federation, total: EncryptedSum) -> None:
-    digests = {read_opened(deliver(federation, total, site).content)[0] for site in SITES}
+    digests = {read_opened(deliver(federation, total, site).content)[0].model for site in SITES}
     assert len(digests) == len(set(models_of(federation).values())) == 1
 
 
