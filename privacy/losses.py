@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 POINTS = 1 << 18
 """The most points of a grid."""
 
-_FEWEST_POINTS = 1 << 12
+_USUAL_POINTS, _FEWEST_POINTS = 1 << 16, 1 << 12  # at least, and where there are many kinds of steps
 _WORK = 1 << 23  # points of all grids together: those of many kinds of steps are coarser
 _CELLS, _FEWEST_CELLS, _MOST_CELLS = 1 << 17, 1 << 9, 1 << 13  # into which losses are cut: of all steps, and of each
 _ADDED_VARIANCE = 1e-5  # of the total loss, by its grid
@@ -112,7 +112,7 @@ def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float) -> 
     width = max(width, 1.1 * (top - middle) + _REACH / 2 * math.sqrt(variance))
     if not 0 < width < math.inf:  # so close together that their sums are rounding
         return max(0.0, most), False
-    interval = min(math.sqrt(6 * _ADDED_VARIANCE * variance / sum(counts)), width / _FEWEST_POINTS)
+    interval = min(math.sqrt(6 * _ADDED_VARIANCE * variance / sum(counts)), width / _USUAL_POINTS)
     interval = max(
         interval, width / max(_FEWEST_POINTS, min(POINTS, _WORK // len(steps))), max(-lowest, most) * _FINEST
     )
