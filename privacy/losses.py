@@ -71,14 +71,14 @@ def epsilon_of(steps: Sequence[tuple[Step, int]], delta: float) -> float:
         steps: at least one.
         delta: above 0, below 1.
     """
-    best = math.inf
+    best, points = math.inf, 0
     # A coarse grid smears losses, and a fine one gathers rounding: where they differ, the better of both.
-    for least in (_FEWEST_POINTS, min(_USUAL_POINTS, _WORK // len(steps))):
+    for least, patient in ((_FEWEST_POINTS, False), (min(_USUAL_POINTS, _WORK // len(steps)), True)):
         for _ in range(_PASSES):
             found, again, points = _compose(steps, -math.log(delta), best, least)
             enough = found > _BETTER * best
             best = min(best, found)
-            if enough or not again:
+            if enough or not (again or patient):
                 break
         if not 0 < points < _USUAL_POINTS:
             break
@@ -150,7 +150,7 @@ def _convolve(cut: Sequence[tuple[_Losses, int]], interval: float, points: int, 
         places, masses = each.on_grid(interval)
         exponents = masses + t * interval * places
         tilted = np.exp(exponents - (total := float(log_sum(exponents))))
-        product = product.times(np.bincount(places % points, tilted, points), count)
+        product = product.times(np.bincount(places % points, tilted, points).astype(np.float64), count)
         cumulant += count * total
         bound += count * float(log_sum(masses + s * interval * places))
     last = math.ceil((bound - most) / s / interval)
@@ -198,7 +198,7 @@ class _Product:
         sizes = np.exp(self.sizes)
         wrong = sizes * (np.expm1(np.minimum(self.errors, _LARGEST)) + _rounding(points))
         composed = fft.irfft(sizes * np.cos(self.angles) + 1j * (sizes * np.sin(self.angles)), points)
-        return np.asarray(np.maximum(composed, 0.0) + np.mean(wrong))
+        return np.asarray(np.maximum(composed, 0.0) + float(np.mean(wrong)), np.float64)
 
 
 def _rounding(points: int) -> float:
