@@ -113,7 +113,9 @@ def _answering(
         except OSError as error:
             _log(site, message, error)
             return reply(Error(FAILED, StorageError().public), message)
-        except (Exception, SystemExit) as error:  # a bug in a task must not end the agent  # noqa: BLE001
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a bug in a task must not end the agent  # noqa: BLE001
             _log(site, message, error)
             return reply(Error(FAILED, "the site's agent met an unexpected error; the site's own log has it"), message)
         site.said.pop(message.metadata.message_type, None)
@@ -207,8 +209,9 @@ def _report(site: Site, ledger: Ledger, delta: float) -> dict[str, float]:
         return {}
     try:
         spent = ledger.spent(delta)
-    except Exception:  # whatever an accountant meets
-        log.exception("the ε spent could not be computed for the report; the update is sent without it")
+    except Exception as error:  # whatever an accountant meets
+        log.warning("the update is sent without the ε spent, which cannot be computed: %s", sentence(error))
+        log.debug("ε", exc_info=error)
         return {}
     return {"epsilon": spent} if spent <= LARGEST_EPSILON else {}  # without noise, it is infinite
 

@@ -473,7 +473,7 @@ def test_a_complaint_about_records_stays_at_the_site(
     assert charges_of(federation, SITE) == 0
 
 
-@pytest.mark.parametrize("kind", [ValueError, KeyError, SystemExit], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, GeneratorExit], ids=lambda kind: kind.__name__)
 def test_an_unexpected_error_stays_at_the_site_and_the_agent_goes_on(
     make_federation: FederationMaker,
     monkeypatch: pytest.MonkeyPatch,
