@@ -181,7 +181,7 @@ class EncryptedFedAvg(Strategy):
         if not current.released:
             return None
         said, told, refusals = self._hear(replies)
-        while len(refusals) > len(said):
+        while len(refusals) > len(said) and self._court.is_convinced(refusals):
             result = self._repeat(refusals)
             if result is None:
                 return None
