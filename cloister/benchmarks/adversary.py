@@ -140,7 +140,7 @@ def _besiege(server: Adversary, todo: list[str]) -> list[str]:
 def _play_fair(job: _Rounds) -> Counter[str]:
     with _folder() as folder:
         federation = make_federation(Path(folder))
-        federation.sign(settings("honest", SITES, job.count, masks=job.masks))
+        federation.sign(settings("honest", SITES, job.count, colluding=int(job.masks)))
         with suppress(CloisterError):  # what did not come about counts as refused
             run_inline(federation)
         events = [event for event in read_events(journal_path(federation)) if event["event"] == "round"]
