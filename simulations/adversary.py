@@ -7,6 +7,7 @@ It asks sites to make keys and to train, like any server. What it then makes of 
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from shutil import copytree, rmtree
@@ -28,7 +29,7 @@ from transport.flower import REFUSED
 from transport.masking import pack_contributors, read_agreed, read_revealed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -97,6 +98,15 @@ class Adversary:
         """Have agents start again: what they had in memory is gone."""
         for site in sites:
             self._agents.pop(self.nodes[site], None)
+
+    @contextmanager
+    def new_agents(self) -> Iterator[None]:
+        """Have other agents answer for a while, that open the sites' folders as they find them."""
+        own, self._agents = self._agents, {}
+        try:
+            yield
+        finally:
+            self._agents = own
 
     def copy(self, site: str) -> Path:
         """Copy a site's folder, as a backup does."""

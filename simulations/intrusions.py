@@ -167,19 +167,16 @@ def held_out_lineage(server: Adversary) -> bool:
 
 
 def _refuse_to_start(server: Adversary, files: dict[Path, bytes], before: dict[Path, str]) -> bool:
-    """Return whether agents that start again with these files do nothing; then they have theirs back."""
+    """Return whether agents that start with these files do nothing."""
     genuine = {path: path.read_bytes() for path in files}
     try:
-        _put(server, files)
-        return server.refused(server.ask("query.lead", pack_lead(server.epoch + 1)), before)
+        for path, data in files.items():
+            path.write_bytes(data)
+        with server.new_agents():
+            return server.refused(server.ask("query.lead", pack_lead(server.epoch + 1)), before)
     finally:
-        _put(server, genuine)
-
-
-def _put(server: Adversary, files: dict[Path, bytes]) -> None:
-    for path, data in files.items():
-        path.write_bytes(data)
-    server.restart(*SITES)
+        for path, data in genuine.items():
+            path.write_bytes(data)
 
 
 def own_manifest(server: Adversary) -> bool:
