@@ -52,9 +52,10 @@ class Adversary:
         self.federation, self.luck = federation, luck
         self.roster = read_consortium(federation.server).roster()
         self.nodes = {site: self.roster.member(site).node_id for site in SITES}
-        contexts = {node: Context(0, node, {}, RecordDict(), {}) for node in self.nodes.values()}
-        self._agents: dict[int, Site] = {}
-        self._grid = InlineGrid(0, contexts, make_app(self._agent))
+        self._names = {node: site for site, node in self.nodes.items()}
+        self._agents: dict[str, Site] = {}
+        contexts = {node: Context(0, node, {}, RecordDict(), {}) for node in self._names}
+        self._grid = InlineGrid(0, contexts, make_app(lambda context: self.site(self._names[context.node_id])))
         self.runs: dict[str, Run] = {}
         self.untrained = ""
         self.epoch, self.keys = 0, ""
@@ -65,8 +66,10 @@ class Adversary:
         return str(self.luck.choice(SITES))
 
     def site(self, name: str) -> Site:
-        """Return what is on a site's disk: a colluding one's, to whoever shares it."""
-        return self._agents[self.nodes[name]]
+        """Return what is on a site's disk, as its agent, and whoever colludes with it, opens it."""
+        if name not in self._agents:
+            self._agents[name] = Site(read_site(self.federation.paths[name]))
+        return self._agents[name]
 
     def pick_run(self) -> Run:
         """Choose a run of which a sum may lack a site."""
@@ -86,18 +89,10 @@ class Adversary:
         self.play_fair(run)
         self.untrained = run.honest.plan.base_model
 
-    def _agent(self, context: Context) -> Site:
-        """Return the site of a node, as its agent opened it."""
-        node = context.node_id
-        if node not in self._agents:
-            (site,) = (site for site, its in self.nodes.items() if its == node)
-            self._agents[node] = Site(read_site(self.federation.paths[site]))
-        return self._agents[node]
-
     def restart(self, *sites: str) -> None:
         """Have agents start again: what they had in memory is gone."""
         for site in sites:
-            self._agents.pop(self.nodes[site], None)
+            self._agents.pop(site, None)
 
     @contextmanager
     def new_agents(self) -> Iterator[None]:
@@ -125,9 +120,8 @@ class Adversary:
         """Send all sites the same, or some sites something each; return their replies."""
         each = dict.fromkeys(SITES, contents) if isinstance(contents, RecordDict) else contents
         made = [self._grid.create_message(content, kind, self.nodes[site], "0") for site, content in each.items()]
-        names = {node: site for site, node in self.nodes.items()}
         replies = self._grid.send_and_receive(made, timeout=SECONDS)
-        return {names[reply.metadata.src_node_id]: reply for reply in replies}
+        return {self._names[reply.metadata.src_node_id]: reply for reply in replies}
 
     def state(self) -> dict[Path, str]:
         """Return a digest of every model, every epoch's keys and every ledger that a site has on its disk."""

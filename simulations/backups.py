@@ -45,7 +45,7 @@ def update_again(server: Adversary) -> bool:
     total, told = made.total(*made.updates), made.contributions(*made.updates)
     others = made.contributions(*(site for site in made.updates if site != victim))
     difference = added(second.term(victim), times(made.term(victim), COEFF_MODULUS - 1))
-    factor = int(server.luck.integers(2, COEFF_MODULUS))
+    factor = int(server.luck.choice([2, COEFF_MODULUS - 1, int(server.luck.integers(COEFF_MODULUS))]))
     return server.deliver(made.run, [
         lambda: made.sum(added(total, difference), told),
         lambda: made.sum(added(total, times(difference, factor)), told),

@@ -161,7 +161,7 @@ class Held(Tiny):
 
 
 class Weighty(Idle):
-    """A model of any size that is never trained; stops where it would be, at a site where a file says so."""
+    """A model of any size that is never trained. Stops where it would be, and a spare agent at the records, as `Held`."""
 
     def __init__(self) -> None:
         self._folder = Path()
@@ -169,6 +169,8 @@ class Weighty(Idle):
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
         self._folder = path.parent
+        if SPARE in os.environ:
+            _hold(self._folder / HOLD_SPARE)
         return super().load(path)
 
     @override

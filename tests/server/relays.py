@@ -5,10 +5,11 @@ import threading
 from contextlib import closing, suppress
 
 _PIECE = 1 << 16
+_POLL_SECONDS = 0.02
 
 
 class Relay:
-    """Forwards connections to a server on this machine. What an agent sends is counted."""
+    """Forwards connections to a server on this machine, once it is up. What an agent sends is counted."""
 
     def __init__(self, server: int) -> None:
         self._server, self._lock = server, threading.Lock()
@@ -32,11 +33,18 @@ class Relay:
                 threading.Thread(target=self._connect, args=(agent,), daemon=True).start()
 
     def _connect(self, agent: socket.socket) -> None:
-        with closing(agent), suppress(OSError), socket.create_connection(("localhost", self._server)) as server:
+        with closing(agent), suppress(OSError), self._reached() as server:
             back = threading.Thread(target=self._forward, args=(server, agent, False), daemon=True)
             back.start()
             self._forward(agent, server, True)
             back.join()
+
+    def _reached(self) -> socket.socket:
+        while True:
+            with suppress(ConnectionRefusedError):
+                return socket.create_connection(("localhost", self._server))
+            if self._closed.wait(_POLL_SECONDS):
+                raise ConnectionAbortedError
 
     def _forward(self, source: socket.socket, target: socket.socket, counted: bool) -> None:  # noqa: FBT001
         with suppress(OSError):
