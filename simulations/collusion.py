@@ -39,14 +39,16 @@ if TYPE_CHECKING:
     from flwr.app import Message
 
     from client.site import Site
-    from privacy.envelope import SignedUpdate
     from privacy.plan import RoundPlan
     from simulations.adversary import Adversary
     from simulations.evidence import Evidence, Run
 
 
+_SHOWN = 0.75  # of the sites, in a set that is made up
+
+
 class Coalition:
-    """A malicious server, as many sites that collude with it as a run bears, and what they have of the others' masks."""
+    """A malicious server, as many sites with it as a run is to bear, and what they have of the others' masks."""
 
     def __init__(self, server: Adversary, run: Run) -> None:
         self.server, self.run = server, run
@@ -161,7 +163,7 @@ def told_apart(server: Adversary) -> bool:
     coalition = _gather(server)
     chances = server.luck.random((len(SITES), len(SITES)))
     told = {
-        site: frozenset([site, *(other for other, chance in zip(SITES, row, strict=True) if chance < 0.75)])
+        site: frozenset([site, *(other for other, chance in zip(SITES, row, strict=True) if chance < _SHOWN)])
         for site, row in zip(coalition.honest, chances, strict=False)
     }
     return _told_apart(coalition, told)
@@ -223,7 +225,8 @@ def _update_for(coalition: Coalition) -> bool:
     made, disk = server.collect(run), coalition.disk
     plan, keys, manifest = made.plan, disk.keyring.find(made.plan.keys), run.manifest
     checkpoint, charge = disk.checkpoint(manifest, run.digest), disk.ledger.find(run.digest, plan.round)
-    assert charge is not None  # it took part itself
+    if charge is None:  # though it took part itself
+        raise LookupError
     bound, weight, layout = checkpoint.update_bound, manifest.weight(victim), checkpoint.model.layout
     nothing = PrivateUpdate(np.zeros(layout.size, dtype=np.float32), charge)
     packed = pack(nothing, weight, replace(manifest.packing, update_bound=bound), Randomness.fresh())

@@ -66,7 +66,7 @@ def tried_again(server: Adversary) -> bool:
 
 
 def distant_deadline(server: Adversary) -> bool:
-    """Plan a round that ends long after its manifest allows, so that updates can be had from backups; or that is over."""
+    """Plan a round that ends long after its manifest allows, so that there is time for backups; or that is over."""
     run = server.pick_run()
     seconds = float(server.luck.choice([-1.0, 2 * SECONDS, 86_400.0, 10 * 366 * 86_400.0, 1e15]))
     plan = replace(server.plan(run), deadline=time.time() + seconds)
@@ -124,7 +124,9 @@ def _led_by_one(server: Adversary, keys: EpochKeys) -> bool:
     """Return whether all sites refuse the keys that one of them, which colludes, made."""
     leader, before = server.pick(), server.state()
     letters = write_letters(keys, server.roster, leader, server.site(leader).signing_key)
-    return server.refused(server.ask("query.accept", {site: pack_letter(leader, letters[site]) for site in SITES}), before)
+    return server.refused(
+        server.ask("query.accept", {site: pack_letter(leader, letters[site]) for site in SITES}), before
+    )
 
 
 def older_epoch(server: Adversary) -> bool:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from typing_extensions import override
 
@@ -111,11 +112,16 @@ ATTACKS: dict[str, Callable[[Adversary], bool]] = {
 
 @contextmanager
 def quiet_agents() -> Iterator[None]:
-    """Leave out what agents log of the refusals, but not their unexpected errors."""
-    logger = logging.getLogger("cloister.agent")
+    """Leave out what agents log of the refusals, but not their unexpected errors; and have them compute on one core.
+
+    Who plays many tries does so in as many processes as there are cores: more threads would only wait for each other.
+    """
+    logger, threads = logging.getLogger("cloister.agent"), torch.get_num_threads()
     before = logger.level
     logger.setLevel(logging.ERROR)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         logger.setLevel(before)
+        torch.set_num_threads(threads)

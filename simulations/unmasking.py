@@ -113,12 +113,13 @@ def two_cohorts(server: Adversary) -> bool:
     run, luck = server.runs["many"], server.luck
     sites, absent = server.shuffled(), [site for site in run.manifest.settings.cohort.sizes if site not in SITES]
     if luck.integers(3) == 0:
-        plans = [replace(server.plan(run), cohort=part, minimum_cohort=2) for part in (tuple(sites[:2]), tuple(sites[2:]))]
-        before, replies = server.state(), {}
-        for plan in plans:
-            content = pack_train(run.document, plan.to_bytes(), [])
-            replies |= server.ask("train", dict.fromkeys(plan.cohort, content))
-        return server.refused(replies, before)
+        plans = [
+            replace(server.plan(run), cohort=part, minimum_cohort=2) for part in (tuple(sites[:2]), tuple(sites[2:]))
+        ]
+        before = server.state()
+        parts = {plan: pack_train(run.document, plan.to_bytes(), []) for plan in plans}
+        asked = {site: content for plan, content in parts.items() for site in plan.cohort}
+        return server.refused(server.ask("train", asked), before)
     *three, last = sites
     first = server.train(run, server.plan(run, tuple(three)))
     second = server.train(run, replace(first.plan, cohort=(last, *absent)))
@@ -126,7 +127,7 @@ def two_cohorts(server: Adversary) -> bool:
         other = replace(first.plan, cohort=(three[0], last, *absent), deadline=time.time() + SECONDS)
         before = server.state()
         content = pack_train(run.document, other.to_bytes(), [])
-        return server.refused(server.ask("train", {site: content for site in (three[0], last)}), before)
+        return server.refused(server.ask("train", dict.fromkeys((three[0], last), content)), before)
     both = replace(first, updates=first.updates | second.updates)
     return server.deliver(run, [
         both.sum(both.total(*sites), both.contributions(*sites)),

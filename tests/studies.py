@@ -161,7 +161,7 @@ class Held(Tiny):
 
 
 class Weighty(Idle):
-    """A model of any size that is never trained. Stops where it would be, and a spare agent at the records, as `Held`."""
+    """A model of any size that is never trained. Stops where it would be; in a spare agent at the records, too."""
 
     def __init__(self) -> None:
         self._folder = Path()

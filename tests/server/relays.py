@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import closing, suppress
 
 _PIECE = 1 << 16
@@ -34,9 +35,9 @@ class Relay:
 
     def _connect(self, agent: socket.socket) -> None:
         with closing(agent), suppress(OSError), self._reached() as server:
-            back = threading.Thread(target=self._forward, args=(server, agent, False), daemon=True)
+            back = threading.Thread(target=self._forward, args=(server, agent, lambda _: True), daemon=True)
             back.start()
-            self._forward(agent, server, True)
+            self._forward(agent, server, self._passes)
             back.join()
 
     def _reached(self) -> socket.socket:
@@ -46,10 +47,10 @@ class Relay:
             if self._closed.wait(_POLL_SECONDS):
                 raise ConnectionAbortedError
 
-    def _forward(self, source: socket.socket, target: socket.socket, counted: bool) -> None:  # noqa: FBT001
+    def _forward(self, source: socket.socket, target: socket.socket, passes: Callable[[int], bool]) -> None:
         with suppress(OSError):
             while piece := source.recv(_PIECE):
-                if counted and not self._passes(len(piece)):
+                if not passes(len(piece)):
                     self._closed.wait()
                     break
                 target.sendall(piece)

@@ -4,7 +4,6 @@ Server and agents are processes. Between each agent and the server stands a rela
 """
 
 import json
-import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import pytest
 
 from cloister.local import start_server
 from cloister.processes import Processes
-from privacy.manifest import Cohort, RunSettings
+from privacy.manifest import Cohort, RunSettings, Training
 from simulations.federation import Federation
 from simulations.idle import PARAMETERS
 from simulations.results import read_results
@@ -35,7 +34,8 @@ DEADLINE = 10.0  # seconds, that a round waits for the victim
 LONG = 90.0
 
 RUN = replace(
-    NOISY, task=task_name(Weighty), rounds=ROUNDS, training=replace(NOISY.training, steps_per_round=0),
+    NOISY, task=task_name(Weighty), rounds=ROUNDS,
+    training=Training(steps_per_round=0, sample_rate=1.0, learning_rate=0.1),
     encryption=replace(NOISY.encryption, collusion_resistant=True),
     cohort=Cohort(dict.fromkeys(SITES, 20), minimum=3, round_deadline_seconds=DEADLINE),
 )  # fmt: skip
@@ -63,9 +63,7 @@ class Stage:
     def start(self, site: str, *, spare: bool = False) -> None:
         """Start an agent; a spare one waits when it has loaded all but the records."""
         path, name, env = self.federation.paths[site], site + SPARE * spare, {PARAMETERS: str(SIZE)}
-        self.processes.start(
-            name, path / f"{name}.log", "agent", str(path), env=env | ({SPARE: "1"} if spare else {})
-        )
+        self.processes.start(name, path / f"{name}.log", "agent", str(path), env=env | ({SPARE: "1"} if spare else {}))
 
     def kill(self, name: str = VICTIM) -> None:
         """Kill the victim's agent."""
@@ -122,7 +120,7 @@ def _last_update(folder: Path) -> int:
     """The size of the last update that a site made: its header, signature and ciphertexts."""
     newest = max(folder.glob("outbox/*.update"), key=lambda path: path.stat().st_mtime_ns)
     note = json.loads(newest.read_bytes().partition(b"\n")[0])
-    return len(note["header"]) + len(note["signature"]) // 2 + sum(note["chunks"])
+    return len(note["header"]) + len(note["signature"]) // 2 + sum(map(int, note["chunks"]))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The attacks are real: with the check that an attack is aimed at switched off, it passes, and the benchmark says so."""
+"""The attacks are real: with the check that it is aimed at switched off, an attack passes, and that is noticed."""
 
 from __future__ import annotations
 
