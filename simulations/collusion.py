@@ -21,7 +21,7 @@ from privacy import agreement
 from privacy.envelope import sign_update
 from privacy.epoch import EpochKeys, write_letters
 from privacy.errors import MalformedError
-from privacy.masking import Masks, mask, open_pairs, open_seed, unmask_sum
+from privacy.masking import Masks, mask, open_pairs, open_seed, unmask_sum, verify_seeds
 from privacy.packing import pack, unpack
 from privacy.pairs import write_pairs
 from privacy.randomness import Randomness
@@ -79,7 +79,8 @@ class Coalition:
         for site, reply in self.server.agree(made, *headers, sites=sites).items():
             if reply.has_content():
                 signatures[site], sealed = read_agreed(reply.content)
-                seeds = open_pairs(sealed, absent, keys.secret, made.plan, site, _said(made, site, "pairs"))
+                sealed, committed = self._unsigned(made, site, sealed, "pairs")
+                seeds = open_pairs(sealed, absent, keys.secret, made.plan, site, committed)
                 self._shared |= {(made.plan.digest, site, other): seed for other, seed in seeds.items()}
         return signatures
 
@@ -91,9 +92,8 @@ class Coalition:
         replies = self.server.show(made, made.contributions(*sorted(told)), signatures, sites)
         for site, reply in replies.items():
             if reply.has_content():
-                sealed = read_revealed(reply.content)
-                seed = open_seed(sealed, keys.secret, made.plan, site, _said(made, site, "mask"))
-                self._own[made.plan.digest, site] = seed
+                sealed, committed = self._unsigned(made, site, read_revealed(reply.content), "mask")
+                self._own[made.plan.digest, site] = open_seed(sealed, keys.secret, made.plan, site, committed)
         return replies
 
     @property
@@ -127,6 +127,11 @@ class Coalition:
             return False
         return True
 
+    def _unsigned(self, made: Evidence, site: str, shown: bytes, of: str) -> tuple[bytes, str]:
+        """Return the sealed seeds that a site signed, and what its header commits to."""
+        key, committed = self.server.roster.member(site).verification_key, _said(made, site, of)
+        return verify_seeds(shown, made.plan, committed, key), committed
+
     def _seed(self, plan: RoundPlan, site: str, other: str) -> bytes:
         """Return the seed of the mask that two sites share, if the coalition has it."""
         if other in self.inside:
@@ -141,6 +146,9 @@ class _Forgetful:
 
     def note(self, run: str, deed: str, value: str) -> None:
         """Note nothing."""
+
+    def find(self, run: str, deed: str) -> None:
+        """Remember nothing."""
 
 
 def _said(made: Evidence, site: str, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
@@ -196,22 +204,19 @@ def asked_again(server: Adversary) -> bool:
     coalition, luck = _gather(server), server.luck
     run, everyone, honest = coalition.run, frozenset(SITES), coalition.honest
     made = coalition.train(server.plan(run))
-    signatures = coalition.agree(made, everyone, honest)
     shown = honest[: int(luck.integers(1, len(honest) + 1))]
-    coalition.reveal(made, everyone, signatures, shown)
+    coalition.reveal(made, everyone, coalition.agree(made, everyone, honest), shown)
     left = [site for site in SITES if site != honest[-1] or luck.integers(2)]
-    plan, asked = next_attempt(made.plan, left, SECONDS), [site for site in honest if site in left]
-    if len(left) < run.minimum or luck.integers(4) == 0:
-        plan = replace(plan, attempt=int(luck.integers(1, 3)), minimum_cohort=min(run.minimum, len(left)))
-    if len(left) < run.minimum or plan.attempt == made.plan.attempt:
-        content, before = pack_train(run.document, plan.to_bytes(), []), server.state()
-        return server.refused(server.ask("train", dict.fromkeys(asked, content)), before)
-    again = coalition.train(plan)
-    signatures = coalition.agree(again, frozenset(left), asked)
-    before = server.state()
-    replies = coalition.reveal(again, frozenset(left), signatures, asked)
-    kept = {site: reply for site, reply in replies.items() if site in shown}
-    return server.refused(kept, before) and not coalition.reads_too_much
+    plan = replace(
+        next_attempt(made.plan, left, SECONDS),
+        attempt=int(luck.integers(1, 3)),
+        minimum_cohort=min(run.minimum, len(left)),
+    )
+    again, before = pack_train(run.document, plan.to_bytes(), []), server.state()
+    asked = [site for site in shown if site in left]
+    return not asked or (
+        server.refused(server.ask("train", dict.fromkeys(asked, again)), before) and not coalition.reads_too_much
+    )
 
 
 def signed_for_others(server: Adversary) -> bool:

@@ -9,11 +9,10 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from privacy.masking import SEALED_BYTES
+from privacy.masking import REVEAL_BYTES
 from simulations.adversary import SECONDS, SITES
 from strategies.masking import next_attempt
-from transport.contents import content_of, pack_train
-from transport.masking import read_revealed
+from transport.contents import pack_train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,27 +28,24 @@ def other_masks(server: Adversary) -> bool:
     earlier = run.honest.reveals
     changes = [
         {site: b""}, {site: made.reveals[other], other: made.reveals[site]}, {site: earlier[site]},
-        {site: server.luck.bytes(SEALED_BYTES)},
+        {site: server.luck.bytes(REVEAL_BYTES)},
     ]  # fmt: skip
     changed = replace(made, reveals=made.reveals | changes[server.luck.integers(4)])
     return server.deliver(run, changed.sum(changed.total(*made.updates), changed.contributions(*made.updates)))
 
 
 def two_attempts(server: Adversary) -> bool:
-    """Say that a site dropped out, to have masks of two attempts at a round: who answered for one keeps the other."""
+    """Say that a site dropped out, to have masks of two attempts at a round: who answered for one is in no other."""
     run, luck = server.runs["masked"], server.luck
     *rest, _ = everyone = server.shuffled()
     first = server.train(run, server.plan(run))
     asked = [everyone, rest[: int(luck.integers(1, len(rest)))]][luck.integers(2)]
     signatures, _ = server.agreed(first, *everyone)
-    reveals = {site: read_revealed(content_of(each)) for site, each in server.reveal(first, signatures, asked).items()}
-    second = server.train(run, next_attempt(first.plan, rest, SECONDS))
-    signatures, pairs = server.agreed(second, *rest)
-    before, replies = server.state(), server.reveal(second, signatures, rest)
-    kept = server.refused({site: reply for site, reply in replies.items() if site in asked}, before)
-    reveals |= {site: read_revealed(reply.content) for site, reply in replies.items() if reply.has_content()}
-    made = replace(second, reveals=reveals, pairs=pairs)
-    return kept and server.deliver(run, made.sum(made.total(*rest), made.contributions(*rest)))
+    if not all(reply.has_content() for reply in server.reveal(first, signatures, asked).values()):
+        return False
+    before, again = server.state(), pack_train(run.document, next_attempt(first.plan, rest, SECONDS).to_bytes(), [])
+    replies = server.ask("train", dict.fromkeys(rest, again))
+    return server.refused({site: reply for site, reply in replies.items() if site in asked}, before)
 
 
 def two_sets(server: Adversary) -> bool:
@@ -84,12 +80,12 @@ def one_update_twice(server: Adversary) -> bool:
     if luck.integers(2):
         refused = server.refused(server.agree(first, *rest), before)
         return refused and server.deliver(run, first.sum(first.total(*rest), first.contributions(*rest)))
-    second = server.train(run, next_attempt(first.plan, rest, SECONDS))
-    signatures, pairs = server.agreed(second, *rest)
-    before = server.state()
-    refused = server.refused(server.reveal(second, signatures, rest), before)
-    made = replace(second, reveals=first.reveals, pairs=pairs)
-    refused &= server.deliver(run, made.sum(made.total(*rest), made.contributions(*rest)))
+    second = next_attempt(first.plan, rest, SECONDS)
+    refused = server.refused(
+        server.ask("train", dict.fromkeys(rest, pack_train(run.document, second.to_bytes(), []))), before
+    )
+    mixed = replace(first, plan=second)
+    refused &= server.deliver(run, mixed.sum(mixed.total(*rest), mixed.contributions(*rest)))
     server.open(first)
     return refused
 
