@@ -27,7 +27,7 @@ from simulations.inline import InlineGrid
 from transport.ceremony import pack_lead, pack_letter, pack_pairs, read_keys, read_letters, read_own_pairs, read_shared
 from transport.contents import content_of, pack_query, pack_sum, pack_train, read_opened, read_readiness, read_update
 from transport.flower import REFUSED
-from transport.masking import pack_contributors, read_agreed, read_revealed
+from transport.masking import find_refusal, pack_contributors, read_agreed, read_revealed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -233,8 +233,7 @@ class Adversary:
 
     def refused(self, replies: Mapping[str, Message], before: dict[Path, str]) -> bool:
         """Say whether all replies are refusals, by sites that have the models and keys that they had before."""
-        said = [reply.error.code if reply.has_error() else 0 for reply in replies.values()]
-        return set(said) == {REFUSED} and self.state() == before
+        return all(map(_is_refusal, replies.values())) and bool(replies) and self.state() == before
 
     def play_fair(self, run: Run) -> None:
         """Take a run through one honest round.
@@ -269,3 +268,8 @@ def _digest(path: Path, *marks: int) -> str:
     """Return the digest of a file, which is read anew if it has changed."""
     del marks
     return sha256(path.read_bytes()).hexdigest()
+
+
+def _is_refusal(reply: Message) -> bool:
+    """Whether a site says no: by an error, or, to a masked sum, by saying why it does not open."""
+    return reply.error.code == REFUSED if reply.has_error() else find_refusal(reply.content) is not None

@@ -214,9 +214,7 @@ def asked_again(server: Adversary) -> bool:
     )
     again, before = pack_train(run.document, plan.to_bytes(), []), server.state()
     asked = [site for site in shown if site in left]
-    return not asked or (
-        server.refused(server.ask("train", dict.fromkeys(asked, again)), before) and not coalition.reads_too_much
-    )
+    return server.refused(server.ask("train", dict.fromkeys(asked, again)), before) and not coalition.reads_too_much
 
 
 def signed_for_others(server: Adversary) -> bool:
