@@ -72,8 +72,8 @@ class EncryptedFedAvg(Strategy):
         )
         masked = self._manifest.settings.encryption.collusion_resistant
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch, masked=masked)
-        self._selection = Selection(self._members, cohort.minimum)
         colluding = colluding_sites(self._manifest.settings)
+        self._selection = Selection(self._members, cohort.minimum, colluding)
         self._masks = Masking(self._members, self._selection, colluding) if masked else None
         self._before = self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds
@@ -116,6 +116,8 @@ class EncryptedFedAvg(Strategy):
         if len(present) < cohort.minimum or self._members.model is None:
             return []
         present = self._selection.choose(present, server_round, current.problems)
+        if len(present) < cohort.minimum:
+            return []
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
         self._journal.check_room(2 * self._manifest.packing.ciphertexts(self._members.layout[1]) * CIPHERTEXT_BYTES)
         current.plan = plan = first_attempt(
