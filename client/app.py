@@ -23,6 +23,7 @@ from client.opening import open_sum
 from client.progress import look, shared
 from client.round import train_round
 from client.site import Site, open_site
+from client.voting import undo, vote
 from privacy.errors import CloisterError, ConfigError, DeviceError, StorageError
 from privacy.failures import sentence
 from privacy.heads import check_head, sign_head
@@ -32,6 +33,7 @@ from transport.flower import ENDED, FAILED, REFUSED, reply
 from transport.heads import put_head, read_head
 from transport.masking import pack_agreed, pack_revealed, read_contributors, read_signatures
 from transport.reports import LARGEST_EPSILON
+from transport.votes import put_vote, read_votes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +53,7 @@ def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
         (app.query("pairs"), share_secrets),
         (app.query("agree"), agree_on_contributors),
         (app.query("reveal"), reveal_mask),
+        (app.query("undo"), undo_round),
         (app.train(), train),
         (app.evaluate(), open_and_evaluate),
     ):
@@ -159,11 +162,18 @@ def train(site: Site, message: Message) -> RecordDict:
 
 
 def open_and_evaluate(site: Site, message: Message) -> RecordDict:
-    """Open a round's sum, keep the model, and report its digest."""
+    """Open a round's sum, keep the model, report its digest, and vote on it, if the run has votes."""
     accepted = accept(site, read_manifest(message.content))
     checkpoint = open_sum(site, accepted, take_sum(message.content))
+    own = vote(site, accepted, checkpoint)
     found = look(site, accepted.manifest, checkpoint)
-    return pack_opened(checkpoint.digest, shared(found, site.settings.policy))
+    return put_vote(pack_opened(checkpoint.digest, shared(found, site.settings.policy)), own)
+
+
+def undo_round(site: Site, message: Message) -> RecordDict:
+    """Go back to the model before, if the sites' votes say so, and report its digest."""
+    accepted = accept(site, read_manifest(message.content))
+    return pack_opened(undo(site, accepted, *read_votes(message.content, accepted.run)).digest, {})
 
 
 def _report(site: Site, ledger: Ledger, delta: float) -> dict[str, float]:

@@ -6,6 +6,7 @@ What Flower passes on as "the model" from round to round is here the encrypted s
 2. Add:   verify each update as it arrives, add it modulo q, close at the deadline (`aggregate_train`).
 3. Open:  deliver the sum; every site decrypts and applies it (`configure_evaluate`).
 4. Agree: all sites must arrive at the same model (`aggregate_evaluate`).
+5. Vote:  in a run with votes, undo the round if half of the sites or more find its model worse (`strategies.voting`).
 
 Below the minimum cohort nothing is released and the model stays.
 """
@@ -30,6 +31,7 @@ from strategies.membership import Membership
 from strategies.metrics import averaged
 from strategies.rounds import OpenRound, first_attempt
 from strategies.selection import Selection
+from strategies.voting import Verdict, Voting
 from transport.contents import (
     content_of,
     pack_sum,
@@ -74,6 +76,7 @@ class EncryptedFedAvg(Strategy):
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch, masked=masked)
         colluding = colluding_sites(self._manifest.settings)
         self._selection = Selection(self._members, cohort.minimum, colluding)
+        self._voting = Voting(self._members, self._manifest.settings)
         self._masks = Masking(self._members, self._selection, colluding) if masked else None
         self._before = self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds
@@ -87,6 +90,7 @@ class EncryptedFedAvg(Strategy):
 
     def finish(self, grid: Grid) -> None:
         """Bring sites that missed a round's sum up to date, when all rounds are over."""
+        self._voting.undo(grid, self._members.models)
         self._members.catch_up(grid, _LAST * self._seconds)
 
     def summary(self) -> None:
@@ -109,6 +113,8 @@ class EncryptedFedAvg(Strategy):
         self._before, self._round = self._round, (current := OpenRound(server_round))
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
         present = self._members.gather(grid, cohort.minimum, seconds)
+        self._voting.undo(grid, present)
+        present = [site for site in present if site in self._members.nodes]
         if self._journal.unconfirmed:
             present = self._members.deliver_again(grid, present, seconds)
         current.problems |= self._members.absent | self._members.problems
@@ -176,12 +182,14 @@ class EncryptedFedAvg(Strategy):
         models: dict[str, str] = {}
         told: dict[str, Mapping[str, float]] = {}
         names = self._members.names()
+        self._voting.begin()
         for node, reply in self._attention.hear(self._grid, replies, lambda: bool(models)):
             if (site := names[node]) in models:
                 continue
             try:
                 models[site], metrics = read_opened(content_of(reply))
                 told[site] = current.hear(site, metrics)
+                self._voting.hear(site, reply.content)
             except CloisterError as error:
                 current.problems[site] = str(error)
         self._members.settle(models, current.number)
@@ -190,10 +198,33 @@ class EncryptedFedAvg(Strategy):
             self._record(reason="no site opened the sum, or none could say so; it is delivered again")
             return None
         found = averaged(told, self._manifest.settings.cohort.sizes)
-        self._failures = 0
-        self.released += 1
-        self._record(model=self._members.model, metrics=found, sharing=sorted(site for site in told if told[site]))
+        votes = self._count(current, current.plan)
+        self._record(
+            model=self._members.model, metrics=found, sharing=sorted(site for site in told if told[site]), **votes
+        )
         return MetricRecord(dict(found))
+
+    def _count(self, current: OpenRound, plan: RoundPlan) -> dict[str, Any]:
+        """Count the votes on a round; go back if they say so, and learn of it who may spoil rounds."""
+        verdict, figures = self._voting.decide(plan, self._members.model or "")
+        if verdict is not Verdict.UNDONE:
+            self._failures = 0
+            self.released += 1
+            if verdict is Verdict.KEPT:
+                self._selection.sound(current.contributors)
+            return figures
+        self._voting.undo(self._grid, plan.cohort)
+        before = self._selection.found
+        self._selection.spoiled(current.contributors)
+        found = [site for site in self._selection.found if site not in before]
+        reason = "undone: too many sites find its model worse"
+        if found:
+            reason += f"; {', '.join(found)} spoiled it and others before, and is left out from now on"
+        elif not self._selection.can_part(self._members.nodes):
+            reason += "; whose doing it was cannot be found, as no site can be spared of the minimum cohort"
+            self._failures += 1
+            current.problems |= dict.fromkeys(current.contributors, "its round was undone, by its doing or another's")
+        return {**figures, "reason": reason, "found": found}
 
     def _attempt(self, plan: RoundPlan) -> RunningSum:
         """Have a plan's cohort send their updates of this round again, under its masks."""

@@ -55,6 +55,10 @@ class Selection:
         """Who was found to spoil rounds: left out from now on."""
         return self._suspicion.found
 
+    def can_part(self, present: Collection[str]) -> bool:
+        """Whether a round can do without one of those present, so that something is learnt from it."""
+        return self._suspicion.can_part(present, self._minimum)
+
     def choose(self, present: list[str], number: int, problems: dict[str, str]) -> list[str]:
         """Return the sites to plan a round with; note in `problems` who is left out.
 

@@ -1,0 +1,107 @@
+"""Votes on a round's model, the server's half: it counts them, and brings them to the sites, which decide by them too.
+
+It cannot make a vote or change one. See `privacy.votes` for the rule, `client.voting` for what a site does.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Message
+
+from privacy.errors import AuthenticityError, CloisterError
+from privacy.votes import Question, check_vote, estimate, is_rejected
+from strategies.journal import Undone
+from transport.contents import content_of, read_opened
+from transport.votes import find_vote, pack_votes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flwr.app import RecordDict
+    from flwr.serverapp import Grid
+
+    from privacy.manifest import RunSettings
+    from privacy.plan import RoundPlan
+    from privacy.votes import Vote
+    from strategies.membership import Membership
+
+UNDO = "query.undo"
+
+
+class Verdict(Enum):
+    """What the votes on a round's model came to."""
+
+    KEPT = auto()
+    UNDONE = auto()
+    OPEN = auto()  # too few votes
+
+
+class Voting:
+    """The votes of a run, round by round."""
+
+    def __init__(self, members: Membership, settings: RunSettings) -> None:
+        self._members, self._settings = members, settings
+        self._votes: dict[str, Vote] = {}
+
+    def begin(self) -> None:
+        """Forget the votes on the round before."""
+        self._votes = {}
+
+    def hear(self, site: str, content: RecordDict) -> None:
+        """Take the vote that a site's reply carries, if it is one."""
+        if (vote := find_vote(content)) is not None:
+            self._votes[site] = vote
+
+    def decide(self, plan: RoundPlan, model: str) -> tuple[Verdict, dict[str, Any]]:
+        """Count the votes on the model that a plan's sum led to; return what they came to, and figures for the journal.
+
+        If it is to be undone, the run goes on from the model before.
+        """
+        settings = self._settings
+        if settings.vote is None or model == plan.base_model:
+            return Verdict.KEPT, {}
+        question = Question(plan.run, plan.round, plan.base_model, model)
+        votes = {site: vote for site, vote in self._votes.items() if self._holds(question, site, vote)}
+        rejected = sum(vote.reject for vote in votes.values())
+        figures = {
+            "keep": len(votes) - rejected,
+            "reject": rejected,
+            "worse": round(estimate(votes.values(), settings.vote.epsilon), 2),
+        }
+        if len(votes) < settings.cohort.minimum:
+            return Verdict.OPEN, {"votes": figures}
+        if not is_rejected(votes.values(), settings.cohort.minimum):
+            return Verdict.KEPT, {"votes": figures}
+        self._members.journal.undo(Undone(question, votes))
+        self._members.model = plan.base_model
+        return Verdict.UNDONE, {"votes": figures, "undone": True}
+
+    def undo(self, grid: Grid, sites: Iterable[str]) -> None:
+        """Have those of these sites go back whose model was undone; those that do not are asked again who they are."""
+        members, names = self._members, self._members.names()
+        messages = []
+        for site in sites:
+            if site in members.nodes and (undone := members.journal.undone(members.models[site])):
+                content = pack_votes(members.manifest, undone.question, undone.votes)
+                node, seconds = members.nodes[site], members.attention.seconds
+                messages.append(Message(content, node, UNDO, ttl=seconds, group_id=str(undone.question.round)))
+        back = set[int]()
+        for node, reply in members.attention.ask(grid, messages):
+            site = names[node]
+            try:
+                members.models[site], _ = read_opened(content_of(reply))
+                back.add(node)
+            except CloisterError as error:
+                members.problems[site] = str(error)
+        for message in messages:
+            if message.metadata.dst_node_id not in back:
+                members.doubt(names[message.metadata.dst_node_id])
+
+    def _holds(self, question: Question, site: str, vote: Vote) -> bool:
+        try:
+            check_vote(question, site, vote, self._members.roster)
+        except AuthenticityError:
+            return False
+        return True
