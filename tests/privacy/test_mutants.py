@@ -45,7 +45,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "open_manifest": ["manifest"],
     },
     "privacy.contradictions": _all(
-        "contradiction", "_of_purpose", "_of_evaluation", "_of_masks", "_of_noise", by=["manifest"]
+        "contradiction", "_of_purpose", "_of_evaluation", "_of_masks", "_of_noise", "_of_vote", by=["manifest"]
     ),
     "privacy.plan": {"read_plan": ["plan"], "check_plan": ["asked"]},
     "privacy.header": {"verify_header": ["header"], "_read": ["header"]},
@@ -126,6 +126,8 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "read_signatures": ["message query.reveal"],
         "read_revealed": ["reply revealed"],
     },
+    "transport.votes": {"read_votes": ["message query.undo"]},
+    "privacy.votes": {"Vote.from_bytes": ["message query.undo"], "check_rejected": ["votes"], "is_rejected": ["votes"]},
     "client.keyring": {"Keyring.take": ["epoch"]},
     "client.once": {"Once.note": ["set", "reveal"]},
 }

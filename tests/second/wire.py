@@ -20,7 +20,17 @@ _LEDGER = "ledger"
 _STYPE = "cloister.bytes.1"
 _DIGEST, _SITE = "[0-9a-f]{64}", "[a-z][a-z0-9-]{0,31}"
 _METRIC = "[A-Za-z0-9][A-Za-z0-9 _.@%+-]{0,39}"
-_KINDS = {"query", "query.lead", "query.accept", "query.pairs", "query.agree", "query.reveal", "train", "evaluate"}
+_KINDS = {
+    "query",
+    "query.lead",
+    "query.accept",
+    "query.pairs",
+    "query.agree",
+    "query.reveal",
+    "query.undo",
+    "train",
+    "evaluate",
+}
 
 
 class LeftOutError(RefusedError):
@@ -355,6 +365,17 @@ def _agreed(parcel: Parcel) -> None:
         value(parcel, "agreed", site, bytes)
 
 
+def _undo(parcel: Parcel) -> None:
+    need("votes" in parcel.configs, MALFORMED, "votes")
+    names(list(parcel.configs["votes"]))
+    for site in parcel.configs["votes"]:
+        vote = value(parcel, "votes", site, bytes)
+        need(len(vote) == 65 and vote[0] in {0, 1}, MALFORMED, "vote")
+    need(value(parcel, "undo", "round", int) >= 1, MALFORMED, "round")
+    for name in ("before", "after"):
+        matching(parcel, "undo", name, _DIGEST)
+
+
 def _readiness(parcel: Parcel) -> None:
     kinds = {"size": int, "epoch": int, "latest": int, "pairs": list, "clock": float, "signature": bytes}
     said = {name: value(parcel, "readiness", name, kinds.get(name, str))
@@ -418,6 +439,7 @@ _ASKED: dict[str, list[Reader]] = {
     "train": [_manifest, _plan, _sums, _head],
     "query.agree": [_manifest, _plan, _cohort],
     "query.reveal": [_manifest, _plan, _cohort, _agreed],
+    "query.undo": [_manifest, _undo],
     "evaluate": [_manifest, lambda parcel: sum_of(parcel, "sum")],
 }
 _ANSWERED: dict[str, list[Reader]] = {
