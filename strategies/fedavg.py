@@ -80,6 +80,7 @@ class EncryptedFedAvg(Strategy):
         self._masks = Masking(self._members, self._selection, colluding) if masked else None
         self._before = self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds
+        self._there: list[str] = []  # when the round was planned
         self._failures = 0
         self.released = 0
 
@@ -90,8 +91,11 @@ class EncryptedFedAvg(Strategy):
 
     def finish(self, grid: Grid) -> None:
         """Bring sites that missed a round's sum up to date, when all rounds are over."""
-        self._voting.undo(grid, self._members.models)
-        self._members.catch_up(grid, _LAST * self._seconds)
+        members = self._members
+        if away := [site for site, model in members.models.items() if self._journal.undone(model)]:
+            members.gather(grid, len(members.models), _LAST * self._seconds)
+            self._voting.undo(grid, away)
+        members.catch_up(grid, _LAST * self._seconds)
 
     def summary(self) -> None:
         """Flower asks strategies to log their settings; ours are in the manifest."""
@@ -121,6 +125,7 @@ class EncryptedFedAvg(Strategy):
         current.started = time.monotonic()  # what came before was waiting for sites
         if len(present) < cohort.minimum or self._members.model is None:
             return []
+        self._there = present
         present = self._selection.choose(present, server_round, current.problems)
         if len(present) < cohort.minimum:
             return []
@@ -220,7 +225,7 @@ class EncryptedFedAvg(Strategy):
         reason = "undone: too many sites find its model worse"
         if found:
             reason += f"; {', '.join(found)} spoiled it and others before, and is left out from now on"
-        elif not self._selection.can_part(self._members.nodes):
+        elif not self._selection.can_part(self._there):
             reason += "; whose doing it was cannot be found, as no site can be spared of the minimum cohort"
             self._failures += 1
             current.problems |= dict.fromkeys(current.contributors, "its round was undone, by its doing or another's")

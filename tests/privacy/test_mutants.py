@@ -127,7 +127,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "read_revealed": ["reply revealed"],
     },
     "transport.votes": {"read_votes": ["message query.undo"]},
-    "privacy.votes": {"Vote.from_bytes": ["message query.undo"], "check_rejected": ["votes"], "is_rejected": ["votes"]},
+    "privacy.votes": {"Vote.from_bytes": ["message query.undo"], "check_vote": ["votes"], "check_rejected": ["votes"]},
     "client.keyring": {"Keyring.take": ["epoch"]},
     "client.once": {"Once.note": ["set", "reveal"]},
 }
@@ -158,6 +158,7 @@ OWN: dict[str, dict[str, str]] = {
 TWICE: dict[str, str] = {
     "privacy.signing.SignedDocument.open: newline": "the payload is empty then, which no document is",
     "privacy.contradictions._of_noise: honest_sites(settings) < 1": "masks ask for more",
+    "privacy.votes.check_rejected: votes.keys() <= set(sites)": "of a roster's members, a run may name only some",
     "privacy.summation.RunningSum.close: self._c0 is None": "nobody is fewer than the minimum",
     "privacy.ciphertext.Accumulator.add: check_chunks(ciphertexts.chunks, len(self.total), CIPHERTEXT_BYTES)": (
         "updates of one sum have one size"
