@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from numpy.typing import NDArray
+
     from client.study import Records
     from privacy.manifest import Manifest
     from privacy.purposes import Vote
@@ -40,7 +42,12 @@ LIAR, SINCE = "site-1", 5
 """Who poisons, and from which round on."""
 
 _TERMS = SiteTerms(
-    tasks=("simulations.diagnosis:Diagnosis",), epsilon=inf, maximum_epsilon=inf, vote_epsilon=inf, device="cpu"
+    tasks=("simulations.diagnosis:Diagnosis",),
+    epsilon=inf,
+    maximum_epsilon=inf,
+    vote_epsilon=inf,
+    share=(),
+    device="cpu",
 )
 _MINIMUM = 3
 
@@ -58,13 +65,16 @@ class Poisoned(Study):
     """A study whose updates undo what was learnt, and whose vote is for that: its labels are turned round."""
 
     _made = 0
+    _learnt: NDArray[np.float32] | None = None  # the signs of what it is to undo
 
     @override
     def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
         self._made += 1
         if self._made < SINCE:
             return super().release(manifest, model, randomness)
-        return Update((-manifest.packing.update_bound * np.sign(model.vector)).astype(np.float32))
+        if self._learnt is None:
+            self._learnt = np.sign(model.vector)
+        return Update(np.asarray(-manifest.packing.update_bound * self._learnt, np.float32))
 
     @property
     @override

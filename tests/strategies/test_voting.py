@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from flwr.app import Context, Error, Message, MessageType
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType
 
 from client.app import app as client_app
 from client.site import open_site
@@ -128,11 +128,10 @@ def test_votes_of_fewer_than_the_minimum_or_signed_by_others_do_not_count(make_f
 
     def spoiled(message: Message, found: Message) -> Message:
         if message.metadata.message_type == MessageType.EVALUATE and found.has_content():
-            vote = found.content["vote"]
             if message.metadata.dst_node_id == node_of(federation, "south"):
                 del found.content["vote"]
             elif message.metadata.dst_node_id == node_of(federation, WEST):
-                vote["vote"] = b"\1" + bytes(64)  # type: ignore[index]
+                found.content["vote"] = ConfigRecord({"vote": b"\1" + bytes(64)})
         return found
 
     events = run_with(federation, voting(federation, lambda *_: True, spoiled))
