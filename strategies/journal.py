@@ -32,10 +32,11 @@ _LONGEST = 2000  # characters of one text
 
 
 class Undone(NamedTuple):
-    """A sum whose model most sites rejected: what they voted on, and their votes."""
+    """A sum whose model was rejected: what sites voted on, their votes, and the range that updates had before it."""
 
     question: Question
     votes: dict[str, Vote]
+    update_bound: float
 
 
 @dataclass
@@ -81,6 +82,10 @@ class Journal:
         path = self._sums / f"{plan.round:06d}.sum"
         write_atomically(path, *encode_arrays(sum_to_arrays(total)))
         self._steps.append(_Step(plan.base_model, path))
+
+    def withdraw(self) -> None:
+        """Forget the last sum: no site has opened it, nor will."""
+        self._steps.pop().path.unlink(missing_ok=True)
 
     def undo(self, undone: Undone) -> None:
         """Leave the last sum out of what sites need: its model was rejected."""

@@ -1,7 +1,7 @@
 """What messages say of votes: protocol types to Flower records and back. See `privacy.votes`.
 
 evaluate      …                                                  → …, and the site's vote, if it casts one
-query.undo    manifest, round, models before and after, votes    → digest of the model
+query.undo    manifest, round, models before and after, votes    → digest of the model before
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transport.fields import DIGEST, check_names, field, lacks
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_OWN, _VOTES, _ABOUT = "vote", "votes", "undo"
+_OWN, _VOTES, _ABOUT, _UNDONE = "vote", "votes", "undo", "undone"
 
 
 def put_vote(content: RecordDict, vote: Vote | None) -> RecordDict:
@@ -61,3 +61,20 @@ def read_votes(content: RecordDict, run: str) -> tuple[Question, dict[str, Vote]
         lacks(_ABOUT)
     found = {site: Vote.from_bytes(field(content, _VOTES, site, bytes)) for site in votes}
     return Question(run, number, before, after), found
+
+
+def pack_undone(model: str) -> RecordDict:
+    """Report which model a site went back to."""
+    return RecordDict({_UNDONE: ConfigRecord({"model": model})})
+
+
+def read_undone(content: RecordDict) -> str:
+    """Read its digest.
+
+    Raises:
+        MalformedError: if it is none.
+    """
+    model = field(content, _UNDONE, "model", str)
+    if not re.fullmatch(DIGEST, model):
+        lacks(f"{_UNDONE}.model")
+    return model

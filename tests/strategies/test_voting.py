@@ -28,7 +28,6 @@ from tests.federations import (
     run_with,
     signed_run,
 )
-from transport.contents import read_opened
 from transport.flower import reply
 from transport.votes import put_vote
 
@@ -51,8 +50,7 @@ def voting(
         if message.metadata.message_type == MessageType.EVALUATE and found.has_content():
             site = open_site(federation.paths[name])
             now, before = site.checkpoint(manifest, run), site.before(manifest, run)
-            model, _ = read_opened(found.content)
-            question = Question(run, now.round, before.digest, model)
+            question = Question(run, now.round, before.digest, now.digest)
             put_vote(found.content, cast(question, site.signing_key, reject=rejects(now.round, name)))
         return around(message, found) if around else found
 
