@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from privacy.manifest import Manifest
 
+_LUCK = 0.1  # share of good rounds that are undone, up to which who is blamed is to blame: `strategies.suspicion`
+
 
 def against_whom(manifest: Manifest) -> dict[str, Any]:
     """Return `observers` and `most_parameters` for JSON, where an infinite ε is null; nothing if noise is local."""
@@ -52,10 +54,15 @@ def _votes(report: Mapping[str, Any]) -> list[str]:
         return []
     votes = report["votes"]
     stay, go = (f"{votes[name]:.1%}" for name in ("spoiled_round_kept", "good_round_undone"))
-    return [
+    lines = [
         f"each vote costs the records held out ε {votes['epsilon_of_each']:g}, all of them {votes['epsilon']:.2f}",
         f"  if all sites vote, {stay} of spoiled rounds stay, and {go} of good ones are undone",
     ]
+    if votes["good_round_undone"] > _LUCK:
+        lines.append(
+            "! luck would undo so many that an honest site may be blamed: take a larger epsilon, or more sites"
+        )
+    return lines
 
 
 def _shared(report: Mapping[str, Any]) -> list[str]:

@@ -14,8 +14,8 @@ more reject just if the unbiased estimate of how many found it worse,
 is half of the votes or more: sites count signatures, and need no estimate to come to the same end. A server can keep
 votes to itself, and so decide which of two models that sites had goes on; it could as well have released nothing.
 
-    >>> round(errors(4, 1, 2.0).missed, 3), round(errors(4, 1, 2.0).undone, 4)
-    (0.04, 0.0743)
+    >>> round(errors(4, 1, 2.0).missed, 3), round(errors(4, 1, 2.0).undone, 3)
+    (0.039, 0.072)
 """
 
 from __future__ import annotations
