@@ -100,7 +100,6 @@ class Expected:
             randomness=Randomness.seeded(0),
         )
         with quiet(), closing(optimizer):
-            mode.shares(*self.records)  # the first time it may try something that draws, in vain
             for batch, expected in zip(_orders(self.records[0].device), self.sums, strict=True):
                 torch.manual_seed(0)
                 optimizer.take(mode, self.records, batch, _PART)

@@ -210,7 +210,7 @@ def test_sound_models_pass_with_any_records_that_they_train_on(precision: Precis
         for scale in (1e-3, 1.0, 1e3, 1e30):
             inputs, targets = torch.randn(40, WIDTH), torch.arange(40) % CLASSES
             inputs[::3] *= scale
-            check_mode(task, model, (inputs, targets), choice, computing.precision)
+            check_mode(task, model, (inputs, targets), torch.arange(40), choice, computing.precision)
 
 
 def test_what_a_model_saves_and_cuts_is_found_on_a_sites_own_records() -> None:
