@@ -75,7 +75,9 @@ def check_records(task: Task, name: str, records: Example) -> None:
         TaskError: if it fails.
     """
     with _naming(name):
-        check_gradients(Trial(task, make_model(task, 0), "record"), records, _BRIEFLY)
+        trial = Trial(task, make_model(task, 0), "record")
+        check_gradients(trial, records, _BRIEFLY)
+        check_traces(trial, records.inputs, records.targets)
 
 
 @contextmanager
@@ -160,6 +162,9 @@ def _check_form(module: nn.Module) -> None:
             msg = f"its model's `{name}` is of {tensor.dtype}, which its file cannot hold; use another type of number"
             raise TaskError(msg)
     for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            msg = "its model is compiled by torch.jit, which leaves no layers to look at; return the module itself"
+            raise TaskError(msg)
         if getattr(part, "sparse", False):
             msg = f"its model's `{name}` makes sparse gradients, which cannot be clipped; leave out sparse=True"
             raise TaskError(msg)

@@ -1,4 +1,4 @@
-"""A task tried on some of a site's own records, which may be unlike any that it makes up. Nothing leaves the site."""
+"""A task tried on a site's own records, which may be unlike any that it makes up. Nothing leaves the site."""
 
 from __future__ import annotations
 
@@ -54,14 +54,13 @@ def prove(task: Task, name: str, records: Records, device: torch.device, computi
         check_mode(task, module, (inputs, targets), order, choice, computing.precision)
 
 
-def prove_all(folder: Path, name: str, file: Path, times: int, device: torch.device, computing: Computing) -> int:
-    """Try a site's task as its agent would at its start, and on more of its records; return how many there are.
+def prove_all(folder: Path, name: str, file: Path, device: torch.device, computing: Computing) -> int:
+    """Try a site's task as its agent would at its start; return how many records there are.
 
     Args:
         folder: the site's.
         name: the task's.
         file: the records.
-        times: how often to take a few of them.
         device: that trains.
         computing: the site's settings of how to compute gradients.
 
@@ -74,6 +73,6 @@ def prove_all(folder: Path, name: str, file: Path, times: int, device: torch.dev
     example = check_task(task, name)
     inputs, targets = task.load(file)
     example.check(inputs, targets, file)
-    for _ in range(times if len(inputs) else 0):
+    if len(inputs):
         prove(task, name, (inputs, targets), device, computing)
     return len(inputs)

@@ -42,16 +42,18 @@ _MOST = 1 << 17  # objects
 
 
 def check_traces(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
-    """Refuse a task that keeps something of earlier batches.
+    """Refuse a task that keeps something of earlier batches, among them some with values that no other has.
 
     Raises:
         TaskError: naming what changes.
     """
-    other = Variations(inputs, torch.Generator().manual_seed(0)).any(inputs)
-    if other.is_floating_point():  # values that no record has had before, close by and far away
-        other[::2], other[1::2] = other[::2] * 1.01, other[1::2] * 97.3
+    varied = Variations(inputs, torch.Generator().manual_seed(0)).any(inputs)
+    if inputs.is_floating_point():
+        others = varied * 1.01, varied * 97.3
+    else:
+        others = varied, (inputs + (inputs.amax() - inputs.amin() + 1)).to(inputs.dtype)
     found = []
-    for batch in (inputs, other, inputs):
+    for batch in (inputs, *others, inputs):
         try:
             trial.backward(trial.loss(trial.outputs(batch.clone()), targets))
         except TaskError:
@@ -60,7 +62,7 @@ def check_traces(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
         found.append(list(_Walk(trial).all()))
     for parameter in trial.module.parameters():
         parameter.grad = None
-    for one, other_one in zip_longest(found[0], found[2]):
+    for one, other_one in zip_longest(found[0], found[-1]):
         if one != other_one:
             place, _ = one or other_one
             msg = (
