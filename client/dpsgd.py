@@ -181,14 +181,14 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
     try:
         with quiet(), closing(optimizer), forked():
             seed_all(chance.by_torch)  # a mask under a seed that others know would tie records together
-            last = torch.empty(0, dtype=torch.int64)
-            for _ in range(order.steps):
+            several = torch.empty(0, dtype=torch.int64)
+            for step in range(1, order.steps + 1):
                 chosen = team.own_part(chance.sample, count) if team else chance.sample(count).nonzero().squeeze(1)
+                several = chosen if len(chosen) > 1 else several
+                if step == order.steps and (not team or team.rank == 0):
+                    _look(ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm), records, several, order)
                 optimizer.draw_ahead()
                 optimizer.take(mode, records, chosen, order.physical_batch)
-                last = chosen if len(chosen) > 1 else last
-            if not team or team.rank == 0:
-                _look(ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm), records, last, order)
     finally:
         mode.to_standard_module()
     if mode.dropped:

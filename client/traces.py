@@ -159,6 +159,6 @@ def _digest(value: Tensor | np.ndarray[Any, Any]) -> object:
         array = (
             value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() if isinstance(value, Tensor) else value
         )
-        return value.shape, zlib.crc32(np.ascontiguousarray(array).view(np.uint8))
+        return value.shape, zlib.crc32(np.ascontiguousarray(array).data.cast("B"))
     except (RuntimeError, TypeError, ValueError):  # of a transform that has ended, or without memory of its own
         return value.shape
