@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from client.draws import forked
+from client.draws import forked, seed_used
 from client.gradients.choice import make_mode
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet
 from client.gradients.optimizer import CipherOptimizer
 from client.interactions import ALONE, InteractionError, sketch
 from privacy.errors import TaskError
+from privacy.failures import raised
 from privacy.randomness import Randomness
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class ClippedSum:
 
     def of(self, inputs: Tensor, targets: Tensor, seed: int) -> Tensor:
         """Return a sketch of the sum of clipped gradients of records `(n, ...)`; to be asked between steps."""
-        torch.manual_seed(seed)
+        seed_used(seed)
         dropped = self.mode.dropped
         self.optimizer.zero_grad(set_to_none=True)
         self.mode.fill(inputs, targets)
@@ -176,9 +177,11 @@ def _clipping(task: Task, model: nn.Module, choice: Choice, precision: Precision
             yield ClippedSum(mode, optimizer)
     except TaskError:
         raise
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        msg = f"its gradients by {choice.gradients} fail on some records ({type(error).__name__}: {reason}); mend it"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        where = raised(error, type(task).__module__)  # and not in its words, which may quote a record
+        msg = f"its gradients by {choice.gradients} fail on some records ({where}); mend it"
         raise TaskError(msg) from error
     finally:
         mode.to_standard_module()

@@ -18,19 +18,40 @@ from flwr.clientapp import ClientApp
 
 from client.acceptance import accept, get_ready
 from client.epochs import accept_letter, accept_pairs, lead_epoch
+from client.judging import judge
 from client.masking import agree, reveal
-from client.opening import open_sum
+from client.opening import UnopenedError, open_sum, vouch
 from client.progress import look, shared
+from client.receipts import keep_receipt
 from client.round import train_round
 from client.site import Site, open_site
 from privacy.errors import CloisterError, ConfigError, DeviceError, StorageError
 from privacy.failures import sentence
 from privacy.heads import check_head, sign_head
+from privacy.plan import read_plan
 from transport.ceremony import pack_keys, pack_shared, read_lead, read_letter_from, read_pairs
-from transport.contents import pack_opened, pack_readiness, pack_update, read_manifest, read_sent, read_train, take_sum
+from transport.contents import (
+    pack_opened,
+    pack_readiness,
+    pack_update,
+    read_manifest,
+    read_plan_of_sum,
+    read_sent,
+    read_train,
+    take_sum,
+)
 from transport.flower import ENDED, FAILED, REFUSED, reply
 from transport.heads import put_head, read_head
-from transport.masking import pack_agreed, pack_revealed, read_contributors, read_signatures
+from transport.masking import (
+    pack_agreed,
+    pack_refusal,
+    pack_revealed,
+    pack_verdict,
+    read_body,
+    read_contributors,
+    read_signatures,
+)
+from transport.receipts import find_receipt
 from transport.reports import LARGEST_EPSILON
 
 if TYPE_CHECKING:
@@ -51,6 +72,7 @@ def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
         (app.query("pairs"), share_secrets),
         (app.query("agree"), agree_on_contributors),
         (app.query("reveal"), reveal_mask),
+        (app.query("judge"), judge_update),
         (app.train(), train),
         (app.evaluate(), open_and_evaluate),
     ):
@@ -91,7 +113,9 @@ def _answering(
         except OSError as error:
             _log(site, message, error)
             return reply(Error(FAILED, StorageError().public), message)
-        except (Exception, SystemExit) as error:  # a bug in a task must not end the agent  # noqa: BLE001
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a bug in a task must not end the agent  # noqa: BLE001
             _log(site, message, error)
             return reply(Error(FAILED, "the site's agent met an unexpected error; the site's own log has it"), message)
         site.said.pop(message.metadata.message_type, None)
@@ -148,6 +172,11 @@ def reveal_mask(site: Site, message: Message) -> RecordDict:
     return pack_revealed(reveal(site, read_manifest(content), *read_contributors(content), read_signatures(content)))
 
 
+def judge_update(site: Site, message: Message) -> RecordDict:
+    """Say whether a member's update is right, after a masked sum did not open."""
+    return pack_verdict(judge(site, read_manifest(message.content), *read_body(message.content)))
+
+
 def train(site: Site, message: Message) -> RecordDict:
     """Train a round and return the signed, encrypted update."""
     document = read_manifest(message.content)
@@ -159,11 +188,19 @@ def train(site: Site, message: Message) -> RecordDict:
 
 
 def open_and_evaluate(site: Site, message: Message) -> RecordDict:
-    """Open a round's sum, keep the model, and report its digest."""
-    accepted = accept(site, read_manifest(message.content))
-    checkpoint = open_sum(site, accepted, take_sum(message.content))
+    """Open a round's sum, keep the model, and sign its digest; or, in a run with masks, why the sum does not open."""
+    accepted, plan = accept(site, read_manifest(message.content)), read_plan_of_sum(message.content)
+    receipt = find_receipt(message.content)
+    try:
+        checkpoint = open_sum(site, accepted, take_sum(message.content))
+    except UnopenedError as error:
+        if not accepted.manifest.settings.encryption.collusion_resistant:
+            raise
+        return pack_refusal(error.refusal)
+    if receipt:
+        keep_receipt(site, read_plan(plan), receipt)
     found = look(site, accepted.manifest, checkpoint)
-    return pack_opened(checkpoint.digest, shared(found, site.settings.policy))
+    return pack_opened(vouch(site, plan, checkpoint), shared(found, site.settings.policy))
 
 
 def _report(site: Site, ledger: Ledger, delta: float) -> dict[str, float]:
@@ -172,8 +209,9 @@ def _report(site: Site, ledger: Ledger, delta: float) -> dict[str, float]:
         return {}
     try:
         spent = ledger.spent(delta)
-    except Exception:  # whatever an accountant meets
-        log.exception("the ε spent could not be computed for the report; the update is sent without it")
+    except Exception as error:  # whatever an accountant meets
+        log.warning("the update is sent without the ε spent, which cannot be computed: %s", sentence(error))
+        log.debug("ε", exc_info=error)
         return {}
     return {"epsilon": spent} if spent <= LARGEST_EPSILON else {}  # without noise, it is infinite
 

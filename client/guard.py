@@ -34,7 +34,7 @@ from client.meeting import REMEMBERS, check_chance, check_meeting, check_place
 from client.state import DTYPES, tensors_of, trained
 from client.terms import check_leaves, check_loss
 from client.traces import check_traces
-from client.trial import Example, Trial, make_model, same
+from client.trial import OWN, Example, Trial, make_model, same
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def check_records(task: Task, name: str, records: Example) -> None:
         TaskError: if it fails.
     """
     with _naming(name):
-        trial = Trial(task, make_model(task, 0), "record")
+        trial = Trial(task, make_model(task, 0), OWN)
         check_gradients(trial, records, _BRIEFLY)
         check_traces(trial, records.inputs, records.targets)
 

@@ -10,7 +10,7 @@ from client.acceptance import accept
 from privacy import agreement
 from privacy.ciphertext import Ciphertexts
 from privacy.errors import LedgerError, ProtocolError
-from privacy.masking import SEED_BYTES, Masks, commitment, seal_pairs, seal_seed
+from privacy.masking import SEED_BYTES, Masks, commitment, pairs_digest, seal_pairs, seal_seed, sign_seeds
 from privacy.plan import read_plan
 from privacy.summation import check_contributions
 from privacy.update import PackedUpdate
@@ -26,9 +26,14 @@ if TYPE_CHECKING:
 
 
 def new_masks(site: Site, manifest: Manifest, plan: RoundPlan) -> tuple[bytes, Masks | None]:
-    """Return a fresh seed and this site's masks for a plan; nothing in a run without masks."""
+    """Return a fresh seed and this site's masks for a plan; nothing in a run without masks.
+
+    Raises:
+        ProtocolError: if the site has revealed its seed for another plan of the round, which this one does not repeat.
+    """
     if not manifest.settings.encryption.collusion_resistant:
         return b"", None
+    agreement.check_repeat(site.once, plan, plan.cohort)
     seed = os.urandom(SEED_BYTES)
     return seed, _masks(site, seed, plan)
 
@@ -55,7 +60,7 @@ def recover(site: Site, manifest: Manifest, plan: RoundPlan) -> PackedUpdate | N
 
 
 def agree(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequence[Contribution]) -> tuple[bytes, bytes]:
-    """Sign who contributed to a plan's sum; return that, and the sealed seeds of the masks shared with all others.
+    """Sign who contributed to a plan's sum; return that, and the seeds of the masks shared with all others, signed.
 
     Raises:
         ProtocolError: if this site sent no masked update for the plan, its update is not among them, they are too few,
@@ -66,7 +71,8 @@ def agree(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequenc
     signature = agreement.agree(site.once, plan, headers, site.signing_key)
     masks = _masks(site, made.mask, plan)
     secret = site.keyring.find(plan.keys).secret
-    return signature, seal_pairs(masks, agreement.absent_from(plan, headers), secret, plan, site.name)
+    sealed = seal_pairs(masks, agreement.absent_from(plan, headers), secret, plan, site.name)
+    return signature, sign_seeds(sealed, plan, pairs_digest(masks.commitments), site.signing_key)
 
 
 def reveal(
@@ -76,16 +82,18 @@ def reveal(
     contributions: Sequence[Contribution],
     signatures: Mapping[str, bytes],
 ) -> bytes:
-    """Return the seed of this site's own mask, sealed to the sites.
+    """Return the seed of this site's own mask, sealed to the sites and signed.
 
     Raises:
-        ProtocolError: as `agree`, or if the site has revealed its seed for another attempt at this round.
+        ProtocolError: as `agree`, or if the site has revealed its seed for another attempt, which this does not repeat.
         AuthenticityError, MalformedError: if a header does not hold, or not all contributors signed this very set.
     """
     plan, made, headers = _shown(site, document, plan_bytes, contributions)
     agreement.check_agreed(plan, headers, signatures, site.roster)
-    agreement.reveal(site.once, plan, commitment(made.mask))
-    return seal_seed(made.mask, site.keyring.find(plan.keys).secret, plan, site.name)
+    committed = commitment(made.mask)
+    agreement.reveal(site.once, plan, headers, committed)
+    sealed = seal_seed(made.mask, site.keyring.find(plan.keys).secret, plan, site.name)
+    return sign_seeds(sealed, plan, committed, site.signing_key)
 
 
 def _masks(site: Site, seed: bytes, plan: RoundPlan) -> Masks:

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from client.checkpoint import Checkpoint
-from privacy.agreement import absent_from
-from privacy.errors import AuthenticityError, CloisterError, ProtocolError
-from privacy.masking import open_pairs, open_seed, unmask_sum
+from privacy.agreement import absent_from, accuse
+from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
+from privacy.masking import open_pairs, open_seed, unmask_sum, verify_seeds
 from privacy.packing import unpack
+from privacy.signing import digest, sign
 from privacy.summation import check_sum
 from strategies.averaging import average, next_bound
+from transport.contents import Opened
+from transport.masking import CODES, REFUSED, SEEDS, VALUES, Refusal
 
 if TYPE_CHECKING:
     from client.acceptance import Accepted
@@ -30,12 +34,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.agent")
 
 
+class UnopenedError(AuthenticityError):
+    """A sum is not that of its contributors' updates."""
+
+    def __init__(self, message: str, refusal: Refusal) -> None:
+        super().__init__(message)
+        self.refusal = refusal
+
+
 def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     """Step 7: decrypt a round's sum and arrive at the next model. A sum that was opened before changes nothing.
 
     Raises:
         ProtocolError: if the sum does not apply to the model that this site has.
-        AuthenticityError: if it is not the sum that it is said to be; no other of its plan is opened then.
+        UnopenedError: if it is not the sum that it is said to be; no other of its plan is opened then.
     """
     manifest, run = accepted.manifest, accepted.run
     plan, headers = check_sum(total, run, manifest, site.roster)
@@ -45,7 +57,7 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     if now.digest != plan.base_model:
         msg = f"the sum of round {plan.round} does not apply to {site.name}'s model of round {now.round}"
         raise ProtocolError(msg)
-    if site.once.noted(run, _refusing(plan)):
+    if has_refused(site, plan):
         msg = f"{site.name} has refused a sum of round {plan.round} before; it opens no other of that plan"
         raise ProtocolError(msg)
     if any(header.update_bound != now.update_bound for header in headers.values()):
@@ -67,24 +79,44 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     return opened
 
 
+def vouch(site: Site, plan: bytes, checkpoint: Checkpoint) -> Opened:
+    """Sign what this site arrived at with a plan's sum: one site alone does not decide what the others go on with."""
+    opened = Opened(checkpoint.digest, checkpoint.update_bound)
+    return replace(opened, signature=sign(site.signing_key, "opened", opened.signed_part(digest("plan", plan))))
+
+
+def has_refused(site: Site, plan: RoundPlan) -> bool:
+    """Whether this site has refused a sum of a plan."""
+    return site.once.find(plan.run, _refusing(plan)) is not None
+
+
 def _mean(
     site: Site, total: EncryptedSum, plan: RoundPlan, headers: dict[str, UpdateHeader], packing: Packing
 ) -> Update:
     keys, weights = site.keyring.find(plan.keys), [header.weight for header in headers.values()]
+    liars = list[str]()
     try:
         nonces = {header.site: header.nonce for header in headers.values()}
         chunks = keys.mac.check(total.ciphertexts, plan, nonces)
         blocks = keys.tag.check(keys.decryption.decrypt(chunks, site.apply), plan, nonces)
         if any(header.mask for header in headers.values()):
-            blocks = unmask_sum(blocks, *_seeds(total, headers, keys, plan), plan)
+            own, pairs = _seeds(site, total, headers, keys, plan, liars)
+            blocks = unmask_sum(blocks, own, pairs, plan)
         return unpack(blocks, next(iter(headers.values())).size, weights, packing)
     except CloisterError as error:
-        # The server learns that the sum was refused, once, and nothing about why: the reason would tell of plaintexts.
+        # The server learns that the sum was refused, once. Without masks it learns nothing about why, with them only
+        # what a member did: whatever a server does by itself, the code stops.
         # On disk before it is said: a restarted agent would give a server that lies one more try.
+        for liar in liars:
+            accuse(site.once, plan.run, liar, next(sha256(each.header).hexdigest() for each, header in
+                   zip(total.contributions, headers, strict=True) if header == liar))  # fmt: skip
         site.once.note(plan.run, _refusing(plan), "refused")
         log.warning("round %d: %s", plan.round, error)
         msg = f"{site.name} does not open the sum of round {plan.round}: it is not that of its contributors' updates"
-        raise AuthenticityError(msg) from error
+        why = SEEDS if liars else VALUES if isinstance(error, MalformedError) else CODES
+        refusal = Refusal(why, liars)
+        signature = sign(site.signing_key, REFUSED, refusal.signed_part(plan.digest))
+        raise UnopenedError(msg, replace(refusal, signature=signature)) from error
 
 
 def _refusing(plan: RoundPlan) -> str:
@@ -92,11 +124,25 @@ def _refusing(plan: RoundPlan) -> str:
 
 
 def _seeds(
-    total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKeys, plan: RoundPlan
-) -> tuple[dict[str, bytes], dict[str, dict[str, bytes]]]:
-    """Open the seeds that the sites showed: of each one's own mask, and of those shared with who is not in the sum."""
+    site: Site, total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKeys, plan: RoundPlan,
+    liars: list[str],
+) -> tuple[dict[str, bytes], dict[str, dict[str, bytes]]]:  # fmt: skip
+    """Open the seeds that the sites showed: of each one's own mask, and of those shared with who is not in the sum.
+
+    Raises:
+        AuthenticityError: if a site did not sign them; or if they are not those to which it committed, and then it is
+            named in `liars`, with all others of whom that is true.
+    """
     own, pairs, absent = {}, {}, absent_from(plan, headers)
     for header, part in zip(headers.values(), total.contributions, strict=True):
-        own[header.site] = open_seed(part.reveal, keys.secret, plan, header.site, header.mask)
-        pairs[header.site] = open_pairs(part.pairs, absent, keys.secret, plan, header.site, header.pairs)
+        key = site.roster.member(header.site).verification_key
+        sealed = verify_seeds(part.reveal, plan, header.mask, key), verify_seeds(part.pairs, plan, header.pairs, key)
+        try:
+            own[header.site] = open_seed(sealed[0], keys.secret, plan, header.site, header.mask)
+            pairs[header.site] = open_pairs(sealed[1], absent, keys.secret, plan, header.site, header.pairs)
+        except AuthenticityError:
+            liars.append(header.site)
+    if liars:
+        msg = f"{', '.join(liars)} signed other seeds of masks than those to which they committed"
+        raise AuthenticityError(msg)
     return own, pairs

@@ -9,6 +9,7 @@ import torch
 
 from client.additivity import check_mode
 from client.dpsgd import way_to_train
+from client.fitness import load_records
 from client.guard import check_records, check_task
 from client.refusals import Refusals
 from client.task import import_task
@@ -71,8 +72,6 @@ def prove_all(folder: Path, name: str, file: Path, device: torch.device, computi
     task = import_task(name)
     Refusals(folder).check(name, task)
     example = check_task(task, name)
-    inputs, targets = task.load(file)
-    example.check(inputs, targets, file)
-    if len(inputs):
-        prove(task, name, (inputs, targets), device, computing)
+    inputs, targets = load_records(task, name, example, file)
+    prove(task, name, (inputs, targets), device, computing)
     return len(inputs)

@@ -118,6 +118,15 @@ def test_a_record_that_the_loss_cannot_take_is_named_and_not_shown(make_federati
         assert "7131" not in str(caught.value)
 
 
+@pytest.mark.parametrize("label", [-1, -100, 2, 2**31, -(2**31)])
+def test_a_label_that_is_no_class_is_named_among_good_ones(make_federation: FederationMaker, label: int) -> None:
+    """A mean of cross-entropies leaves out labels of -100, and so hides that there is none of that record."""
+    federation = make_federation(replace(NOISY, task=task_name(Classes)))
+    write_records(federation, *["1,2,0", "3,4,1"] * 40, f"5,6,{label}")
+    with pytest.raises(DataError, match=r"cannot use the target of record 81, .*: the loss (raises|is not finite)"):
+        ready(federation)
+
+
 def test_a_value_whose_loss_is_not_finite_is_named_with_its_column(make_federation: FederationMaker) -> None:
     federation = make_federation(NOISY)
     write_records(federation, *["1,2,0", "3,4,1"] * 5, "1,1e30,1")
@@ -235,6 +244,17 @@ def test_a_ledger_that_cannot_be_written_is_said_before_a_round_is_planned(make_
     federation = make_federation(NOISY)
     open_site(federation.paths[SITE]).ledger.path.mkdir(parents=True)
     with pytest.raises(LedgerError, match="no update leaves until"):
+        ready(federation)
+
+
+def test_a_last_head_that_cannot_be_kept_is_said_before_a_round_is_planned(make_federation: FederationMaker) -> None:
+    federation = make_federation(NOISY)
+    heads = federation.paths[SITE] / "ledger-heads"
+    ready(federation)
+    assert list(heads.iterdir()) == []  # nothing was charged
+    heads.rmdir()
+    heads.write_text("a file where a folder should be")
+    with pytest.raises(LedgerError, match="ledger-heads: File exists; no update leaves until"):
         ready(federation)
 
 

@@ -21,7 +21,7 @@ from cloister import cli
 from cloister.terminal import make_usable
 from privacy.errors import CloisterError, ConfigError
 from privacy.failures import raised, sentence
-from simulations.federation import Federation
+from simulations.federation import Federation, SiteTerms
 
 QUOTE = "Mrs Smith, 1961"
 
@@ -60,6 +60,8 @@ ERRORS: list[BaseException] = [
     RecursionError(QUOTE),
     ValueError(QUOTE),
     KeyError(QUOTE),
+    SystemExit(QUOTE),
+    GeneratorExit(QUOTE),
     IndexError(QUOTE),
     TypeError(QUOTE),
     AttributeError(QUOTE),
@@ -182,7 +184,20 @@ def test_what_cannot_be_read_or_written_is_named(
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "latin1.toml").write_bytes('name = "größe"'.encode("latin-1"))
+    settings = (consortium.folder / "run.toml").read_bytes()
+    (tmp_path / "for_ever.toml").write_bytes(settings.replace(b"seconds = 30", b"seconds = 1e300"))
+    os.mkfifo(tmp_path / "pipe")
     cases = {
+        f"{tmp_path}/for_ever.toml: round_deadline_seconds is more than 30 days": sign(
+            consortium, "x", run=tmp_path / "for_ever.toml"
+        ),
+        f"{tmp_path}/pipe: a pipe or a device, and no file": sign(consortium, "x", run=tmp_path / "pipe"),
+        f"{tmp_path}/nobody: no such file or folder; name the consortium's with --coordinator": [
+            *sign(consortium, "x"), "--coordinator", f"{tmp_path}/nobody"
+        ],
+        f"{consortium.server}/consortium.toml: this is not a signed Cloister roster": [
+            *sign(consortium, "x"), "--roster", f"{consortium.server}/consortium.toml"
+        ],
         f"{tmp_path}/folder: is a directory; name a file": sign(consortium, tmp_path / "folder"),
         f"{tmp_path}/file: not a directory; name a folder that can be there": [
             "simulate", "--folder", f"{tmp_path}/file"
@@ -197,7 +212,14 @@ def test_what_cannot_be_read_or_written_is_named(
         said = _fail(monkeypatch, capsys, *arguments)
         assert said.startswith(f"✗ {expected}"), said
         assert "Traceback" not in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "latin1.toml", "loop"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "file",
+        "folder",
+        "for_ever.toml",
+        "latin1.toml",
+        "loop",
+        "pipe",
+    ]
 
 
 def test_a_file_that_cannot_be_as_large_is_named_and_nothing_of_it_is_left(
@@ -235,7 +257,10 @@ def test_a_latin_1_terminal_gets_what_it_can_show(consortium: Federation, tmp_pa
     assert b"Traceback" not in signed.stderr + refused.stderr
 
 
-def test_a_full_disk_under_standard_output_is_said_and_a_reader_that_has_gone_is_not() -> None:
+def test_a_full_disk_under_standard_output_is_said_and_a_reader_that_has_gone_is_not(consortium: Federation) -> None:
+    for site, path in consortium.paths.items():
+        if not (path / "site.toml").exists():
+            consortium.write_settings(site, "localhost:1", SiteTerms(("simulations.diagnosis:Diagnosis",)))
     with Path("/dev/full").open("wb") as full:
         unwritten = _start("--version", stdout=full)
     assert unwritten.returncode == 1
@@ -243,8 +268,12 @@ def test_a_full_disk_under_standard_output_is_said_and_a_reader_that_has_gone_is
     ours, theirs = os.pipe()
     os.close(ours)
     unread = _start("--help", stdout=theirs)
+    shown = _start("ledger", "show", str(consortium.paths["north"]), stdout=theirs)
     os.close(theirs)
-    assert (unread.returncode, unread.stderr) == (1, b"")
+    for each in (unread, shown):
+        assert each.returncode == 1
+        assert b"unexpected" not in each.stderr
+    assert unread.stderr == b""
 
 
 def test_a_closed_standard_output_is_no_error() -> None:

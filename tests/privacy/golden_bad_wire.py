@@ -89,6 +89,8 @@ def _records() -> Iterator[Bad]:
     good = {f"message {kind}": content for kind, content in instructions().items()}
     good |= {f"reply {kind}": content for kind, content in replies(run).items()}
     config, arrays, metrics = ConfigRecord, ArrayRecord, MetricRecord
+    refused: dict[str, Any] = {"why": "seeds", "liars": ["east"], "signature": bytes(64)}
+    opened: dict[str, Any] = {"model": OTHER, "update_bound": 0.5, "signature": bytes(64)}
     cases: list[tuple[str, str, str, object]] = [
         ("message query", "no run", "run", None),
         ("message query", "a manifest as text", "run", config({"manifest": "a manifest", "sent": 1.8e9})),
@@ -124,6 +126,14 @@ def _records() -> Iterator[Bad]:
         ("message query.reveal", "no signatures", "agreed", None),
         ("message query.reveal", "signatures among arrays", "agreed", arrays({"north": blob(bytes(64))})),
         ("message query.reveal", "a signature as text", "agreed", config({"north": "signature"})),
+        ("message query.judge", "no plan", "run", config({"manifest": b"m"})),
+        ("message query.judge", "no accusation", "accusation", None),
+        ("message query.judge", "an accusation among arrays", "accusation", arrays({"site": blob(b"north")})),
+        ("message query.judge", "an accusation by North", "accusation", config({"site": "North", "signature": b"s"})),
+        ("message query.judge", "an accusation that is not signed", "accusation", config({"site": "north"})),
+        ("message query.judge", "no header", "update", config({"signature": b"s"})),
+        ("message query.judge", "chunks numbered from 1", "ciphertexts", arrays({"1": blob(b"c")})),
+        ("message query.judge", "no commitments", "masks", None),
         ("message evaluate", "no sum", "sum", None),
         ("reply readiness", "no readiness", "readiness", None),
         ("reply leader", "a short fingerprint", "keys", config({"epoch": 3, "fingerprint": "ab"})),
@@ -141,9 +151,23 @@ def _records() -> Iterator[Bad]:
         ("reply update", "chunks among values", "ciphertexts", config({"0": b"c"})),
         ("reply update", "values for chunks", "ciphertexts", config({})),
         ("reply agreed", "no seeds", "pairs", None),
-        ("reply revealed", "a short seed", "reveal", config({"sealed": bytes(47)})),
-        ("reply opened", "a model by number", "opened", config({"model": 5})),
-        ("reply opened", "a model by name", "opened", config({"model": "resnet"})),
+        ("reply revealed", "a short seed", "reveal", config({"sealed": bytes(111)})),
+        ("reply verdict", "neither right nor wrong", "verdict", config({"right": 1, "signature": b"s"})),
+        ("reply verdict", "no signature", "verdict", config({"right": True})),
+        ("reply refused", "another reason", "refused", config(refused | {"why": "weather"})),
+        ("reply refused", "another reason, and no liars", "refused", config(refused | {"why": "weather", "liars": []})),
+        ("reply refused", "false seeds of nobody", "refused", config(refused | {"liars": []})),
+        ("reply refused", "a liar beside wrong codes", "refused", config(refused | {"why": "codes"})),
+        ("reply refused", "a name twice", "refused", config(refused | {"liars": ["east", "east"]})),
+        ("reply refused", "a liar in capitals", "refused", config(refused | {"liars": ["East"]})),
+        ("reply refused", "no signature", "refused", config({"why": "seeds", "liars": ["east"]})),
+        ("reply refused", "no liars", "refused", config({"why": "codes", "signature": b"s"})),
+        ("reply refused", "a refusal among arrays", "refused", arrays({"why": blob(b"seeds")})),
+        ("reply opened", "a model by number", "opened", config(opened | {"model": 5})),
+        ("reply opened", "a model by name", "opened", config(opened | {"model": "resnet"})),
+        ("reply opened", "a range of 0", "opened", config(opened | {"update_bound": 0.0})),
+        ("reply opened", "a range without an end", "opened", config(opened | {"update_bound": float("inf")})),
+        ("reply opened", "no signature", "opened", config({"model": OTHER, "update_bound": 0.5})),
     ]
     told: list[tuple[str, str, str, object]] = [
         ("reply update", "a report among values", "report", config({"epsilon": 0.5})),
@@ -174,6 +198,8 @@ def _readiness() -> Iterator[Bad]:
         ("a model by name", {"model": "resnet"}, M),
         ("a layout by name", {"layout": "resnet"}, M),
         ("a size of 0", {"size": 0}, M),
+        ("a range of 0", {"update_bound": 0.0}, M),
+        ("a range that is no number", {"update_bound": float("nan")}, M),
         ("short keys", {"keys": "ab"}, M),
         ("keys of no epoch", {"epoch": 0}, M),
         ("a negative epoch", {"epoch": -1}, M),
@@ -185,6 +211,7 @@ def _readiness() -> Iterator[Bad]:
         ("a name twice", {"pairs": ["north", "north"]}, M),
         ("a name in capitals", {"pairs": ["North"]}, M),
         ("another model than it signed", {"model": OTHER}, A),
+        ("another range than it signed", {"update_bound": 0.25}, A),
         ("other keys than it signed", {"keys": OTHER}, A),
         ("more pairs than it signed", {"pairs": ["east", "north", "west"]}, A),
         ("a newer epoch than it signed", {"latest": 6}, A),

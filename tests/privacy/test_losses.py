@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import dp_accounting
+import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution as distributions
 from hypothesis import example, given
@@ -120,6 +121,44 @@ def test_rare_and_large_losses_cost_what_others_find(mechanism: Mechanism, low: 
     assert low <= epsilon([mechanism], DELTA) <= high
 
 
+@pytest.mark.parametrize("count", [1, 7, 150, 10_000, 10_000_000])
+@pytest.mark.parametrize("width", [0.3, 5.0, 300.0])
+def test_what_transforms_round_is_added_to_what_they_compose(width: float, count: int) -> None:
+    # Against the same transforms in extended precision, with one step of another kind, whose losses are rare and large.
+    points = next_fast_len(30_000, real=True)
+    place = np.arange(points)
+    each = np.exp(-(((place - 200) / width) ** 2) / 2)
+    rare = np.where(place == 0, 1.0, 0.0) + 1e-9 * np.where(place == 9000, 1.0, 0.0)
+    kinds = [(each / np.sum(each), count), (rare / np.sum(rare), 1)]
+    product, exact = losses._Product.of_nothing(points), np.ones(points // 2 + 1, np.clongdouble)
+    for masses, often in kinds:
+        product = product.times(masses, often)
+        exact *= fft.rfft(masses.astype(np.longdouble)) ** often
+    composed = product.masses(points)
+    assert np.all(composed >= fft.irfft(exact, points))
+    assert np.sum(composed) < 1 + 1e-4
+
+
+def test_losses_that_are_rare_beside_many_small_ones_are_neither_smeared_nor_drowned() -> None:
+    # dp-accounting says 0.2646 to 0.2650; on a grid that suits the large losses alone it was 0.48.
+    assert 0.2645 <= epsilon([Mechanism(0.8796732, 3.5345e-4, 13)], 2.96158e-11) <= 0.266
+    # On a fine grid what it rounds added up, to 1.10.
+    assert epsilon([Mechanism(1.0, 0.001, 10)], 1e-14) <= 0.874
+    # dp-accounting has δ 0.985e-13 to 0.996e-13 at 0.0675; where only one ε was aimed at, it was 0.35.
+    assert 0.0674 <= epsilon([Mechanism(1.0, 1e-4, 10)], 1e-13) <= 0.0677
+
+
+@pytest.mark.parametrize(
+    ("of", "low", "high"),
+    [
+        pytest.param(Mechanism(0.5, 1e-6, 10), 0.0, 1e-9, id="ten chances of 1e-6 are within δ"),
+        pytest.param(Mechanism(1724.0, 1.0, 1), 0.00099, 0.00101, id="a thousandth, in closed form"),
+    ],
+)
+def test_tiny_costs_are_neither_lost_nor_made_up(of: Mechanism, low: float, high: float) -> None:
+    assert low <= epsilon([of], DELTA) <= high
+
+
 @pytest.mark.parametrize("group", [1, 20])
 @pytest.mark.parametrize(
     "mechanisms",
@@ -144,7 +183,7 @@ def test_whatever_is_asked_takes_bounded_work(
 
     monkeypatch.setattr(fft, "next_fast_len", counted)
     assert 0 <= PLD.of_person(tuple(mechanisms), DELTA, Relation.ADD_OR_REMOVE_ONE, group) < math.inf
-    assert len(asked) <= 8
+    assert len(asked) <= 16
     assert max(asked) <= losses.POINTS + 2
 
 

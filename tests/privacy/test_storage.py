@@ -13,7 +13,7 @@ import pytest
 from privacy.accounting import Mechanism
 from privacy.errors import LedgerError
 from privacy.ledger import Budget, Ledger, Release
-from privacy.storage import append, set_aside, write_atomically
+from privacy.storage import append, read_file, set_aside, write_atomically
 from tests.privacy.consortium import signing_key
 
 if TYPE_CHECKING:
@@ -43,6 +43,26 @@ def test_what_cannot_be_replaced_stays_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="folder"):
         write_atomically(path, b"content")
     assert (path / "inside").is_dir()
+
+
+# --- Files that are none ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["folder", "pipe", "/dev/zero", "dangling", "loop", "missing", "n" * 300])
+def test_what_is_no_file_is_refused_at_once_and_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its parts are looked at
+        read_file(tmp_path / name)
+    assert (caught.value.filename, bool(caught.value.strerror)) == (str(tmp_path / name), True)
+
+
+def test_a_link_to_a_file_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    assert read_file(tmp_path / "link") == b"content"
 
 
 # --- Writes that fail -----------------------------------------------------------------------------------------------
@@ -85,6 +105,20 @@ def test_a_ledger_that_cannot_grow_refuses_and_keeps_its_entries(tmp_path: Path)
         ledger.reserve(Release("0" * 64, 1, 1), Mechanism(2.0, 1.0, 1), Budget(9.0, 1e-5))
     assert ledger.path.read_bytes() == b""
     ledger.check_writable()
+
+
+@pytest.mark.parametrize("name", ["patients", "."], ids=["file", "folder"])
+def test_a_ledger_on_a_disk_that_is_not_mounted_is_not_an_empty_one(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "ledger" / "patients"
+    path.parent.mkdir()
+    link = path.parent / name
+    if name == ".":
+        path.parent.rmdir()
+        link = path.parent
+    link.symlink_to(tmp_path / "disk" / "ledger")
+    ledger = Ledger(path, "north", "patients", signing_key("north"))
+    with pytest.raises(LedgerError, match="a link to nothing; mount or restore what it leads to"):
+        ledger.spent(1e-5)
 
 
 def test_space_is_taken_up_whole_or_not_at_all(tmp_path: Path) -> None:
