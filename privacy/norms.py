@@ -1,0 +1,114 @@
+"""A bound of how long each site's update is, checked by all others, who see no update.
+
+A site's update is a vector v of whole numbers: its levels, doubled, less what stands for zero. Their sum V over the
+contributors S opens at every site. After the updates are fixed, a seed gives k random projections (`privacy.projections`).
+
+1. Each site of S commits to its projections y, C = commit(y, ρ), and proves that Σ y² is no more than a run allows
+   (`privacy.norm_proof`). The ρ come from the secrets that the sites of S share in pairs, and add up to zero.
+2. Whoever has V checks every proof, and that the commitments add up to the projections of V, without any blinding.
+
+So the projections that liars committed to add up to those of what they really sent, whatever they claim one by one, and
+by the triangle inequality that is no longer than so many sites may be together, `caught_from(k, p)` times over at most
+but for a probability p. A site that commits to other projections than its update's spoils the sum; it is not named by
+that, as a site is not that masks garbage.
+
+What it tells: that each proof holds, and of V no more than V. Between two honest sites of S one blinding is known to
+nobody else: each commitment by itself is uniform, and only their sum says something. A commitment must therefore be
+shown under the rules of a mask's seed, after all of S have signed S, and for one plan a round (`privacy.agreement`).
+Whoever breaks discrete logarithms, with a quantum computer, makes false proofs; what honest ones hide stays hidden.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from math import ceil, isqrt
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from privacy.errors import MalformedError
+from privacy.norm_proof import Proof, Statement, all_hold, commit, prove
+from privacy.pedersen import BYTES, IDENTITY, ORDER, combine
+from privacy.projections import DEFAULT, project, stretch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from privacy.packing import Packing
+
+
+def context_of(plan_digest: str, set_digest: str) -> bytes:
+    """Return what proofs of a round are bound to: plan and contributors, 32 bytes."""
+    return sha256(b"cloister norm" + bytes.fromhex(plan_digest) + bytes.fromhex(set_digest)).digest()
+
+
+def longest(packing: Packing, size: int, weight: float, update_norm: float) -> int:
+    """Return how long, in half levels, a site's packed update of n parameters may be.
+
+    Args:
+        packing: the round's.
+        size: n.
+        weight: the site's.
+        update_norm: the largest L2 norm of an update, before it is weighed and rounded.
+    """
+    half_levels = update_norm * weight * (packing.levels - 1) / (packing.update_bound * packing.max_weight)
+    return ceil(half_levels) + 2 * (isqrt(size) + 1)  # stochastic rounding moves each value by less than two
+
+
+def state(context: bytes, site: str, length: int, projections: int = DEFAULT) -> Statement:
+    """Return what a site has to prove: that its projections are those of a vector of at most this length."""
+    return Statement(context, site, projections, stretch(projections) * length * length)
+
+
+def prove_norm(statement: Statement, update: Iterable[NDArray[np.float64]], secrets: Mapping[str, bytes]) -> bytes:
+    """Prove that a site's own update is not too long.
+
+    Args:
+        statement: of this site.
+        update: its packed update, in half levels (`privacy.packing.half_levels`).
+        secrets: what it shares with every other contributor, and only with those.
+
+    Raises:
+        ProtocolError: if it is too long.
+    """
+    numbers = project(update, _seed(statement.context), statement.numbers)
+    return prove(statement, numbers, _blinding(secrets, statement.context, statement.site)).to_bytes()
+
+
+def read_proofs(statements: Iterable[Statement], proofs: Mapping[str, bytes]) -> dict[str, Proof]:
+    """Return the proofs that hold, by site: who is missing has given none, or a false one."""
+    read = dict[str, tuple[Statement, Proof]]()
+    for statement in statements:
+        try:
+            read[statement.site] = statement, Proof.read(proofs.get(statement.site, b""), statement)
+        except MalformedError:
+            continue
+    if not all_hold(read.values()):
+        read = {site: pair for site, pair in read.items() if all_hold([pair])}
+    return {site: proof for site, (_, proof) in read.items()}
+
+
+def add_up(proofs: Iterable[Proof], total: Iterable[NDArray[np.float64]], context: bytes, projections: int) -> bool:
+    """Say whether what sites proved something of are the updates whose sum is `total`, in half levels."""
+    numbers = project(total, _seed(context), projections)
+    committed = combine((1, proof.commitment) for proof in proofs)
+    return combine([(1, committed), (ORDER - 1, commit(numbers, 0))]) == IDENTITY
+
+
+def _seed(context: bytes) -> bytes:
+    return sha256(b"cloister norm signs" + context).digest()
+
+
+def _blinding(secrets: Mapping[str, bytes], context: bytes, site: str) -> int:
+    """Return a site's ρ. Over all contributors they add up to zero: what the first of two adds, the other takes away."""
+    info = b"cloister norm blinding" + context
+    shared = (
+        (other, HKDF(hashes.SHA256(), 2 * BYTES, salt=None, info=info + " ".join(sorted((site, other))).encode()))
+        for other in secrets
+    )
+    drawn = ((other, int.from_bytes(key.derive(secrets[other]), "little")) for other, key in shared)
+    return sum(number if site < other else -number for other, number in drawn) % ORDER
