@@ -13,7 +13,7 @@ numbers of 252 bits that cancel between them, with squares that add up to little
 
        Σ y² + Σ 2ⁱ·b[i] = B        R·y + mask = w        b[i]² = b[i]
 
-   all at once: each equation but the first times another power of a challenge γ, they are one, Σ D·x² + Σ l·x = c.
+   all at once: each equation but the first times another power of a challenge, they are one, Σ D·x² + Σ l·x = c.
    The site commits to a uniform s, and to the t₁ and t₀ of Σ D·z² + e·Σ l·z = e²·c + e·t₁ + t₀, where z = e·x + s.
    For a challenge e it answers z, which is uniform whatever x is. (A Σ-protocol as Schnorr's, J. Cryptology 1991, for a
    quadratic form. From answers to three challenges follow x, or a discrete logarithm.)
@@ -69,7 +69,7 @@ class Statement:
     def __post_init__(self) -> None:
         """Check that neither sums nor masked sums of such numbers carry."""
         if self.numbers % 8 or not 0 < self.numbers <= _MOST_NUMBERS or not 0 < self.limit < 1 << _MOST_BITS:
-            msg = f"there is no proof for {self.numbers} numbers and a limit of {self.limit}; choose a smaller update_norm"
+            msg = f"{self.numbers} numbers have no proof of a limit of {self.limit}; choose a smaller update_norm"
             raise ConfigError(msg)
 
     @property

@@ -1,20 +1,22 @@
 """A bound of how long each site's update is, checked by all others, who see no update.
 
 A site's update is a vector v of whole numbers: its levels, doubled, less what stands for zero. Their sum V over the
-contributors S opens at every site. After the updates are fixed, a seed gives k random projections (`privacy.projections`).
+contributors S opens at every site. S, and the sum's ciphertexts, are signed by all of S; then each shows a nonce that
+its header commits to. So a seed is drawn that nobody knows before V is fixed, not even a server and colluding sites.
 
-1. Each site of S commits to its projections y, C = commit(y, ρ), and proves that Σ y² is no more than a run allows
-   (`privacy.norm_proof`). The ρ come from the secrets that the sites of S share in pairs, and add up to zero.
+1. Each site of S commits to k random projections of its v (`privacy.projections`), C = commit(y, ρ), and proves that
+   Σ y² is no more than a run allows (`privacy.norm_proof`). The ρ come from the secrets that the sites of S share in
+   pairs, and add up to zero.
 2. Whoever has V checks every proof, and that the commitments add up to the projections of V, without any blinding.
 
-So the projections that liars committed to add up to those of what they really sent, whatever they claim one by one, and
-by the triangle inequality that is no longer than so many sites may be together, `caught_from(k, p)` times over at most
-but for a probability p. A site that commits to other projections than its update's spoils the sum; it is not named by
-that, as a site is not that masks garbage.
+So the projections that liars committed to add up to those of what they really sent, whatever they claim one by one: it
+is, by the triangle inequality, no longer than all of them may be together, `caught_from(k, p)` times over at most, but
+for a probability p. Who commits to other projections than its update's spoils the sum, and is not named by that, as
+nobody is who masks garbage.
 
 What it tells: that each proof holds, and of V no more than V. Between two honest sites of S one blinding is known to
 nobody else: each commitment by itself is uniform, and only their sum says something. A commitment must therefore be
-shown under the rules of a mask's seed, after all of S have signed S, and for one plan a round (`privacy.agreement`).
+shown under the rules of a mask's seed: after all of S have signed S, and for one plan a round (`privacy.agreement`).
 Whoever breaks discrete logarithms, with a quantum computer, makes false proofs; what honest ones hide stays hidden.
 """
 
@@ -41,9 +43,17 @@ if TYPE_CHECKING:
     from privacy.packing import Packing
 
 
-def context_of(plan_digest: str, set_digest: str) -> bytes:
-    """Return what proofs of a round are bound to: plan and contributors, 32 bytes."""
-    return sha256(b"cloister norm" + bytes.fromhex(plan_digest) + bytes.fromhex(set_digest)).digest()
+def context_of(plan_digest: str, set_digest: str, sum_digest: str, nonces: Mapping[str, bytes]) -> bytes:
+    """Return what a round's proofs are bound to and its projections follow from, 32 bytes.
+
+    Args:
+        plan_digest: of the plan, in hex.
+        set_digest: of the contributors' headers, in hex.
+        sum_digest: of the ciphertexts of their sum, in hex.
+        nonces: of every contributor, 32 bytes each, to which its header commits.
+    """
+    digests = (bytes.fromhex(digest) for digest in (plan_digest, set_digest, sum_digest))
+    return sha256(b"cloister norm" + b"".join([*digests, *(nonces[site] for site in sorted(nonces))])).digest()
 
 
 def longest(packing: Packing, size: int, weight: float, update_norm: float) -> int:
@@ -103,7 +113,7 @@ def _seed(context: bytes) -> bytes:
 
 
 def _blinding(secrets: Mapping[str, bytes], context: bytes, site: str) -> int:
-    """Return a site's ρ. Over all contributors they add up to zero: what the first of two adds, the other takes away."""
+    """Return a site's ρ. Over all contributors they add up to zero: what one of two adds, the other takes away."""
     info = b"cloister norm blinding" + context
     shared = (
         (other, HKDF(hashes.SHA256(), 2 * BYTES, salt=None, info=info + " ".join(sorted((site, other))).encode()))

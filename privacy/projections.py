@@ -2,8 +2,8 @@
 
     y[j] = Σ_i r[j, i]·v[i]      r[j, i] = ±1, from a seed that is drawn after v is fixed        j < k
 
-For a vector of length ‖v‖, Σ_j y[j]² is k·‖v‖² on average (Achlioptas, JCSS 2003). It is held against `stretch(k)` times
-the square of the length that is allowed. Two things can go wrong, each with a probability below what follows here.
+For a vector of length ‖v‖, Σ_j y[j]² is k·‖v‖² on average (Achlioptas, JCSS 2003). It is held against `stretch(k)`
+times the square of the length that is allowed. Two things can go wrong, as seldom as follows here.
 
 - An honest vector is refused: y[j]/‖v‖ is sub-Gaussian, so that Pr[Σ y² > T·‖v‖²] ≤ (x·e^(1−x))^(k/2) with x = T/k.
 - One that is s times too long passes: of z = y[j]²/‖v‖² one knows E z = 1 and E z² ≤ 3. Of all such z ≥ 0, e^(−hz) is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import Annotated
 
@@ -47,13 +48,15 @@ def bench_encryption(
 def bench_norm(
     parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")] = 100_000,
     sites: Annotated[int, typer.Option(min=3, help="Sites in the sum.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure, of each kind.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """A proof that no site's update is too long, beside the cryptography of the round. Runs do not use it yet."""
-    from cloister.benchmarks.norm import measure, table  # noqa: PLC0415
+    """Proofs that no site's update is too long, beside a round without. Runs do not use them yet."""
+    from cloister.benchmarks import round as rounds_of_processes  # noqa: PLC0415
+    from cloister.benchmarks.norm import beside, measure, table  # noqa: PLC0415
 
-    report = measure(parameters, sites, rounds)
+    whole = rounds_of_processes.measure(parameters, rounds, sites)
+    report = beside(measure(parameters, sites, rounds), whole["median_ms"], os.cpu_count() or 1)
     typer.echo(json.dumps(report) if as_json else table(report))
 
 

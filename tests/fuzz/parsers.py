@@ -88,7 +88,11 @@ def _updates() -> Iterator[Entry]:
     update = trip.update("north", np.linspace(-1, 1, PARAMETERS))
     north = signing_key("north")
     norm = Statement(bytes(32), "north", 8, 200)
-    yield "proof of a norm", lambda data: all_hold([(norm, Proof.read(data, norm))]), [prove(norm, [1] * 8, 5).to_bytes()]
+    yield (
+        "proof of a norm",
+        lambda data: all_hold([(norm, Proof.read(data, norm))]),
+        [prove(norm, [1] * 8, 5).to_bytes()],
+    )
     yield "plan", read_plan, [trip.plan.to_bytes()]
     yield ("header", lambda data: verify_header(data, sign(north, "update", data), "north", trip.plan, trip.manifest,
                                                 trip.roster), [update.header])  # fmt: skip

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import secrets
 from base64 import b64decode, b64encode
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,7 @@ from privacy import norm_proof
 from privacy.errors import ConfigError, MalformedError, ProtocolError
 from privacy.norm_proof import ROWS, Proof, Statement, _Relation, all_hold, commit, prove
 from privacy.pedersen import BYTES, IDENTITY, ORDER, combine, generator
+from privacy.randomness import Randomness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,12 @@ GOLDEN = Path(__file__).parent / "norm_proof.json"
 @pytest.fixture(scope="module")
 def proof() -> Proof:
     return prove(STATEMENT, NUMBERS, BLINDING)
+
+
+def _draws(number: int) -> Callable[[int], int]:
+    """Return a `randbelow` that always draws the same."""
+    stream = Randomness.seeded(number, "norm proof")
+    return lambda bound: int.from_bytes(stream.bytes(64), "little") % bound
 
 
 def _holds(statement: Statement, proof: Proof) -> bool:
@@ -65,7 +72,7 @@ def test_the_limit_may_be_met_exactly_and_not_passed() -> None:
 
 @pytest.mark.parametrize(("numbers", "limit"), [(0, 9), (12, 9), (1032, 9), (8, 0), (8, -1), (8, 1 << 100)])
 def test_what_could_carry_is_no_statement(numbers: int, limit: int) -> None:
-    with pytest.raises(ConfigError, match="no proof for"):
+    with pytest.raises(ConfigError, match="have no proof of a limit"):
         Statement(CONTEXT, "north", numbers, limit)
 
 
@@ -223,14 +230,14 @@ def test_who_knows_nothing_but_the_challenges_makes_up_a_proof_that_holds(
     proof: Proof, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The simulator of the zero-knowledge argument, for the commitment of a site whose numbers it has never seen.
-    random, challenge = Random(5), 2**250 + 9
-    rows = np.array([[random.randrange(2) for _ in range(8)] for _ in range(ROWS)], dtype=np.uint8)
+    draw, challenge = _draws(5), 2**250 + 9
+    rows = np.array([[draw(2) for _ in range(8)] for _ in range(ROWS)], dtype=np.uint8)
     monkeypatch.setattr(norm_proof._Transcript, "rows", lambda *_: rows)
     monkeypatch.setattr(norm_proof._Transcript, "scalar", lambda *_: challenge)
-    w = tuple(random.randrange(norm_proof._MASKS) for _ in range(ROWS))
-    z = tuple(random.randrange(ORDER) for _ in range(8 + ROWS + STATEMENT.bits))
-    hidden, t1 = (combine([(random.randrange(ORDER), generator("blinding"))]) for _ in range(2))
-    first, second, third = (random.randrange(ORDER) for _ in range(3))
+    w = tuple(draw(norm_proof._MASKS) for _ in range(ROWS))
+    z = tuple(draw(ORDER) for _ in range(8 + ROWS + STATEMENT.bits))
+    hidden, t1 = (combine([(draw(ORDER), generator("blinding"))]) for _ in range(2))
+    first, second, third = (draw(ORDER) for _ in range(3))
     at = _Relation.of(STATEMENT, rows, w, challenge).at(z, challenge)
     starts = (
         combine([(1, commit(z[:8], first)), (-challenge, proof.commitment)]),
@@ -278,14 +285,15 @@ def test_the_golden_proof_holds_and_is_made_again_from_the_same_draws(monkeypatc
     proof = Proof.read(b64decode(golden["proof"]), statement)
     assert _holds(statement, proof)
     assert proof.commitment == commit(golden["y"], golden["blinding"])
-    monkeypatch.setattr(norm_proof.secrets, "randbelow", Random(golden["seed"]).randrange)
+    monkeypatch.setattr(secrets, "randbelow", _draws(golden["seed"]))
     assert prove(statement, golden["y"], golden["blinding"]) == proof
 
 
 def write_golden() -> None:
-    """Write the golden proof anew: `python -c "from tests.privacy.test_norm_proof import write_golden; ..."`."""
-    norm_proof.secrets.randbelow = Random(7).randrange  # type: ignore[assignment]
-    proof = prove(STATEMENT, NUMBERS, BLINDING)
+    """Write the golden proof anew: `python -c "from tests.privacy.test_norm_proof import write_golden as w; w()"`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(secrets, "randbelow", _draws(7))
+        proof = prove(STATEMENT, NUMBERS, BLINDING)
     found = {
         "context": CONTEXT.hex(), "site": "north", "numbers": 8, "limit": LIMIT, "y": NUMBERS, "blinding": BLINDING,
         "seed": 7, "proof": b64encode(proof.to_bytes()).decode(),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privacy.errors import ConfigError, ProtocolError
-from privacy.norm_proof import prove
+from privacy.norm_proof import commit, prove
 from privacy.norms import _blinding, _seed, add_up, context_of, longest, prove_norm, read_proofs, state
 from privacy.packing import Packing, half_levels, pack
 from privacy.pedersen import IDENTITY, ORDER, combine
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from privacy.norm_proof import Statement
 
 SITES = ("north", "south", "west")
-CONTEXT = context_of(sha256(b"plan").hexdigest(), sha256(b"set").hexdigest())
+PLAN, SET, SUM = (sha256(what).hexdigest() for what in (b"plan", b"set", b"sum"))
+NONCES = {site: sha256(site.encode()).digest() for site in SITES}
+CONTEXT = context_of(PLAN, SET, SUM, NONCES)
 SIZE, K = 500, 32
 LENGTH = 3000
 
@@ -46,7 +48,8 @@ class Sites:
 
     @property
     def total(self) -> NDArray[np.float64]:
-        return np.sum(list(self.updates.values()), axis=0)
+        north, south, west = self.updates.values()
+        return north + south + west
 
     def proofs(self) -> dict[str, bytes]:
         return {site: prove_norm(self.statements[site], [v], _secrets(site)) for site, v in self.updates.items()}
@@ -119,7 +122,7 @@ def test_two_liars_may_share_out_their_updates_but_not_make_them_shorter(sites: 
 @pytest.mark.parametrize("bad", ["none", "empty", "cut", "of another site", "of another round", "altered"])
 def test_a_bad_proof_is_its_owners(sites: Sites, proofs: dict[str, bytes], bad: str) -> None:
     shown = dict(proofs)
-    later = state(context_of(sha256(b"next plan").hexdigest(), sha256(b"set").hexdigest()), "south", LENGTH, K)
+    later = state(context_of(sha256(b"next plan").hexdigest(), SET, SUM, NONCES), "south", LENGTH, K)
     match bad:
         case "none":
             del shown["south"]
@@ -151,24 +154,29 @@ def test_blindings_are_of_one_context_and_pair() -> None:
     assert one != _blinding(_secrets("north"), sha256(CONTEXT).digest(), "north")
 
 
-def test_two_honest_sites_are_hidden_behind_each_other(sites: Sites) -> None:
-    # Whoever knows all but their common secret sees the same commitments, up to that secret, for any updates of one sum.
-    north, south = (sites.updates[site] for site in ("north", "south"))
-    other = {"north": south, "south": north}
-    seed = _seed(CONTEXT)
-    sums = [
-        np.add(*(project([update], seed, K) for update in pair)) for pair in ((north, south), (other["north"], other["south"]))
-    ]
-    assert (sums[0] == sums[1]).all()
-    blindings = [_blinding(_secrets(site), CONTEXT, site) for site in ("north", "south")]
+def test_of_two_honest_sites_nothing_shows_but_the_sum(sites: Sites, proofs: dict[str, bytes]) -> None:
+    # The simulator: from what west knows and the honest sum, it makes one commitment up, and has the other.
+    read = read_proofs(sites.statements.values(), proofs)
+    honest = sites.updates["north"] + sites.updates["south"]
     known = [_blinding({"west": _secrets(site)["west"]}, CONTEXT, site) for site in ("north", "south")]
-    assert sum(blindings) % ORDER == sum(known) % ORDER
-    assert blindings[0] != known[0]
+    together = commit(project([honest], _seed(CONTEXT), K), sum(known))
+    assert combine((1, read[site].commitment) for site in ("north", "south")) == together
+    # What it cannot know is one number, evenly drawn: the two add it and take it away.
+    hidden = [
+        _blinding(_secrets(site), CONTEXT, site) - own for site, own in zip(("north", "south"), known, strict=True)
+    ]
+    assert sum(hidden) % ORDER == 0 != hidden[0] % ORDER
 
 
-def test_contexts_are_of_plan_and_set() -> None:
-    plan, others = sha256(b"plan").hexdigest(), sha256(b"set").hexdigest()
-    assert len({context_of(plan, others), context_of(others, plan), context_of(plan, plan)}) == 3
+def test_a_context_is_of_plan_set_sum_and_every_nonce() -> None:
+    others = [{**NONCES, site: sha256(b"another").digest()} for site in SITES]
+    found = {
+        CONTEXT,
+        *(context_of(PLAN, SET, SUM, nonces) for nonces in others),
+        *(context_of(*digests, NONCES) for digests in ((SET, PLAN, SUM), (PLAN, SUM, SET), (SUM, SET, PLAN))),
+    }
+    assert len(found) == 7
+    assert context_of(PLAN, SET, SUM, dict(reversed(NONCES.items()))) == CONTEXT
 
 
 @settings(max_examples=30, deadline=None)
@@ -178,7 +186,9 @@ def test_contexts_are_of_plan_and_set() -> None:
     st.sampled_from([0.25, 0.7, 1.0]),
     st.integers(1, 300),
 )
-def test_an_update_of_the_length_that_is_allowed_can_be_sent(profile: str, norm: float, weight: float, size: int) -> None:
+def test_an_update_of_the_length_that_is_allowed_can_be_sent(
+    profile: str, norm: float, weight: float, size: int
+) -> None:
     packing = Packing.of(profile, cohort=5, update_bound=1.0, max_weight=1.0)  # type: ignore[arg-type]
     vector = np.random.default_rng(size).standard_normal(size).astype(np.float32)
     vector *= np.float32(norm / np.linalg.norm(vector.astype(np.float64)))
