@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 
 from client.acceptance import accept, get_ready
 from client.epochs import accept_letter, accept_pairs, lead_epoch
-from client.masking import agree, reveal
+from client.masking import agree, prove, reveal
 from client.opening import open_sum
 from client.progress import look, shared
 from client.round import train_round
@@ -27,10 +27,19 @@ from privacy.errors import CloisterError, ConfigError, DeviceError, StorageError
 from privacy.failures import sentence
 from privacy.heads import check_head, sign_head
 from transport.ceremony import pack_keys, pack_shared, read_lead, read_letter_from, read_pairs
-from transport.contents import pack_opened, pack_readiness, pack_update, read_manifest, read_sent, read_train, take_sum
+from transport.contents import (
+    pack_opened,
+    pack_readiness,
+    pack_update,
+    read_manifest,
+    read_sent,
+    read_sum,
+    read_train,
+    take_sum,
+)
 from transport.flower import ENDED, FAILED, REFUSED, reply
 from transport.heads import put_head, read_head
-from transport.masking import pack_agreed, pack_revealed, read_contributors, read_signatures
+from transport.masking import pack_agreed, pack_proof, pack_revealed, read_contributors, read_signatures, read_summed
 from transport.reports import LARGEST_EPSILON
 
 if TYPE_CHECKING:
@@ -51,6 +60,7 @@ def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
         (app.query("pairs"), share_secrets),
         (app.query("agree"), agree_on_contributors),
         (app.query("reveal"), reveal_mask),
+        (app.query("prove"), prove_length),
         (app.train(), train),
         (app.evaluate(), open_and_evaluate),
     ):
@@ -145,7 +155,15 @@ def agree_on_contributors(site: Site, message: Message) -> RecordDict:
 def reveal_mask(site: Site, message: Message) -> RecordDict:
     """Reveal the seed of this site's mask, once all contributors have agreed on each other."""
     content = message.content
-    return pack_revealed(reveal(site, read_manifest(content), *read_contributors(content), read_signatures(content)))
+    shown = *read_contributors(content), read_signatures(content), read_summed(content)
+    return pack_revealed(reveal(site, read_manifest(content), *shown))
+
+
+def prove_length(site: Site, message: Message) -> RecordDict:
+    """Prove that this site's update is no longer than the run allows."""
+    content = message.content
+    shown = read_sum(content), read_signatures(content), read_summed(content)
+    return pack_proof(prove(site, read_manifest(content), *shown))
 
 
 def train(site: Site, message: Message) -> RecordDict:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.checkpoint import Checkpoint
+from client.norms import Lengths, context_of_sum
 from privacy.agreement import absent_from
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError
 from privacy.masking import open_pairs, open_seed, unmask_sum
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from client.site import Site
     from privacy.epoch import EpochKeys
     from privacy.header import UpdateHeader
+    from privacy.manifest import Manifest
     from privacy.packing import Packing
     from privacy.plan import RoundPlan
     from privacy.summation import EncryptedSum
@@ -53,7 +55,8 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
         raise ProtocolError(msg)
     packing = replace(manifest.packing, update_bound=now.update_bound)
     del now  # out of memory while the mean takes its place there
-    mean = _mean(site, total, plan, headers, packing)
+    lengths = _lengths(site, manifest, total, plan, headers, packing)
+    mean = _mean(site, total, plan, headers, packing, lengths)
     del total
     bound = manifest.packing.update_bound
     if not manifest.settings.shares_noise:  # shares are of the range that was signed
@@ -67,17 +70,42 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     return opened
 
 
+def _lengths(
+    site: Site, manifest: Manifest, total: EncryptedSum, plan: RoundPlan, headers: dict[str, UpdateHeader],
+    packing: Packing,
+) -> Lengths | None:  # fmt: skip
+    """Check that every contributor has proved how long its update is, if the run asks for it.
+
+    Raises:
+        AuthenticityError: naming who has not. Nothing was decrypted: the sum may come again with better proofs.
+    """
+    update_norm = manifest.settings.encryption.update_norm
+    if update_norm is None:
+        return None
+    seeds, _ = shown_seeds(total, headers, site.keyring.find(plan.keys), plan)
+    lengths = Lengths(context_of_sum(plan, headers, total.digest, seeds), headers, packing, update_norm)
+    lengths.check(total, site)
+    return lengths
+
+
 def _mean(
-    site: Site, total: EncryptedSum, plan: RoundPlan, headers: dict[str, UpdateHeader], packing: Packing
-) -> Update:
-    keys, weights = site.keyring.find(plan.keys), [header.weight for header in headers.values()]
+    site: Site, total: EncryptedSum, plan: RoundPlan, headers: dict[str, UpdateHeader], packing: Packing,
+    lengths: Lengths | None,
+) -> Update:  # fmt: skip
+    keys, header, weights = (
+        site.keyring.find(plan.keys),
+        next(iter(headers.values())),
+        [each.weight for each in headers.values()],
+    )
     try:
-        nonces = {header.site: header.nonce for header in headers.values()}
+        nonces = {each.site: each.nonce for each in headers.values()}
         chunks = keys.mac.check(total.ciphertexts, plan, nonces)
         blocks = keys.tag.check(keys.decryption.decrypt(chunks, site.apply), plan, nonces)
-        if any(header.mask for header in headers.values()):
-            blocks = unmask_sum(blocks, *_seeds(total, headers, keys, plan), plan)
-        return unpack(blocks, next(iter(headers.values())).size, weights, packing)
+        if header.mask:  # all have one, or none
+            blocks = unmask_sum(blocks, *shown_seeds(total, headers, keys, plan), plan)
+        mean = unpack(lengths.watch(blocks) if lengths else blocks, header.size, weights, packing)
+        if lengths:
+            lengths.check_sum()
     except CloisterError as error:
         # The server learns that the sum was refused, once, and nothing about why: the reason would tell of plaintexts.
         # On disk before it is said: a restarted agent would give a server that lies one more try.
@@ -85,13 +113,14 @@ def _mean(
         log.warning("round %d: %s", plan.round, error)
         msg = f"{site.name} does not open the sum of round {plan.round}: it is not that of its contributors' updates"
         raise AuthenticityError(msg) from error
+    return mean
 
 
 def _refusing(plan: RoundPlan) -> str:
     return f"refusing the sums of plan {plan.digest}"
 
 
-def _seeds(
+def shown_seeds(
     total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKeys, plan: RoundPlan
 ) -> tuple[dict[str, bytes], dict[str, dict[str, bytes]]]:
     """Open the seeds that the sites showed: of each one's own mask, and of those shared with who is not in the sum."""

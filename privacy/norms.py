@@ -31,11 +31,12 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from privacy.errors import MalformedError
 from privacy.norm_proof import Proof, Statement, all_hold, commit, prove
+from privacy.packing import half_levels
 from privacy.pedersen import BYTES, ORDER, combine
-from privacy.projections import DEFAULT, project, stretch
+from privacy.projections import DEFAULT, Projection, stretch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -65,8 +66,10 @@ def longest(packing: Packing, size: int, weight: float, update_norm: float) -> i
         weight: the site's.
         update_norm: the largest L2 norm of an update, before it is weighed and rounded.
     """
-    half_levels = update_norm * weight * (packing.levels - 1) / (packing.update_bound * packing.max_weight)
-    return ceil(half_levels) + 2 * (isqrt(size) + 1)  # stochastic rounding moves each value by less than two
+    top, root = packing.levels - 1, isqrt(size) + 1
+    half_levels = update_norm * weight * top / (packing.update_bound * packing.max_weight)
+    # Stochastic rounding moves each value by less than two; none is more than `top` in the end.
+    return min(ceil(half_levels) + 2 * root, top * root)
 
 
 def state(context: bytes, site: str, length: int, projections: int = DEFAULT) -> Statement:
@@ -74,18 +77,34 @@ def state(context: bytes, site: str, length: int, projections: int = DEFAULT) ->
     return Statement(context, site, projections, stretch(projections) * length * length)
 
 
-def prove_norm(statement: Statement, update: Iterable[NDArray[np.float64]], secrets: Mapping[str, bytes]) -> bytes:
+def projection(context: bytes, projections: int = DEFAULT) -> Projection:
+    """Start to project an update, or a sum, in a context."""
+    return Projection(sha256(b"cloister norm signs" + context).digest(), projections)
+
+
+def watched(
+    blocks: Iterable[NDArray[np.uint64]], size: int, contributors: int, packing: Packing, into: Projection
+) -> Iterator[NDArray[np.uint64]]:
+    """Project a packed sum, `(n, 4096)` a block, as its blocks are passed on."""
+    left = size
+    for block in blocks:
+        values = half_levels(block, contributors, packing)[:left]
+        left -= values.size
+        into.add(values)
+        yield block
+
+
+def prove_norm(statement: Statement, numbers: Sequence[int], secrets: Mapping[str, bytes]) -> bytes:
     """Prove that a site's own update is not too long.
 
     Args:
         statement: of this site.
-        update: its packed update, in half levels (`privacy.packing.half_levels`).
+        numbers: the projections of its packed update.
         secrets: what it shares with every other contributor, and only with those.
 
     Raises:
         ProtocolError: if it is too long.
     """
-    numbers = project(update, _seed(statement.context), statement.numbers)
     return prove(statement, numbers, _blinding(secrets, statement.context, statement.site)).to_bytes()
 
 
@@ -102,14 +121,9 @@ def read_proofs(statements: Iterable[Statement], proofs: Mapping[str, bytes]) ->
     return {site: proof for site, (_, proof) in read.items()}
 
 
-def add_up(proofs: Iterable[Proof], total: Iterable[NDArray[np.float64]], context: bytes, projections: int) -> bool:
-    """Say whether what sites proved something of are the updates whose sum is `total`, in half levels."""
-    numbers = project(total, _seed(context), projections)
+def add_up(proofs: Iterable[Proof], numbers: Sequence[int]) -> bool:
+    """Say whether what sites proved something of are updates whose sum has these projections."""
     return combine((1, proof.commitment) for proof in proofs) == commit(numbers, 0)
-
-
-def _seed(context: bytes) -> bytes:
-    return sha256(b"cloister norm signs" + context).digest()
 
 
 def _blinding(secrets: Mapping[str, bytes], context: bytes, site: str) -> int:

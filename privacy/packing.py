@@ -241,22 +241,15 @@ def unpack(blocks: Iterable[NDArray[np.uint64]], size: int, weights: Sequence[fl
     return Update(mean)
 
 
-def half_levels(
-    blocks: Iterable[NDArray[np.uint64]], size: int, contributors: int, packing: Packing
-) -> Iterator[NDArray[np.float64]]:
-    """Yield the values of a sum of packed updates as whole numbers, in half levels, in which 0 stands for 0: `(size,)`.
+def half_levels(block: NDArray[np.uint64], contributors: int, packing: Packing) -> NDArray[np.float64]:
+    """Return the values `(n·slots,)` of so many packed updates added up, in half levels: whole numbers, 0 stands for 0.
 
     Args:
-        blocks: `(n, 4096)` each, of a sum that `unpack` takes, or of one update.
-        size: parameters.
+        block: `(n, 4096)`, of a sum that `unpack` takes, or of one update.
         contributors: how many updates were added.
         packing: theirs.
     """
-    left = size
-    for block in blocks:
-        fields = _separated(block, packing)[:left]
-        left -= fields.size
-        yield 2 * fields.astype(np.float64) - contributors * (packing.levels - 1)
+    return 2 * _separated(block, packing).astype(np.float64) - contributors * (packing.levels - 1)
 
 
 def _separated(block: NDArray[np.uint64], packing: Packing) -> NDArray[np.uint64]:

@@ -25,8 +25,6 @@ from privacy.errors import ConfigError
 from privacy.randomness import Randomness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from numpy.typing import NDArray
 
 DEFAULT = 128
@@ -75,32 +73,38 @@ def caught_from(projections: int, probability: float) -> float:
     return long
 
 
-def project(blocks: Iterable[NDArray[np.float64]], seed: bytes, projections: int) -> list[int]:
-    """Return the k projections of a vector of whole numbers, exactly.
+class Projection:
+    """The k projections of a vector of whole numbers, exact, as its blocks come."""
 
-    Args:
-        blocks: the vector, cut anywhere. The sum of its absolute values is below 2⁵³.
-        seed: 32 bytes, from which the signs follow: AES-256 in counter mode; k bits a value, the lowest of a byte
-            first, 1 for +1.
-        projections: k, a multiple of 8.
+    def __init__(self, seed: bytes, projections: int) -> None:
+        """Start with no block.
 
-    Raises:
-        ConfigError: if the values are so large or many that double precision is not exact.
-    """
-    stream, sums, total, most = Randomness(seed), np.zeros(projections), 0.0, 0.0
-    for values in _cut(blocks):
-        most += float(np.abs(values).sum())
-        if most >= _EXACT:
-            msg = "the vector is too long to be projected exactly; use a profile with fewer levels"
-            raise ConfigError(msg)
-        drawn = np.frombuffer(stream.bytes(values.size * projections // 8), dtype=np.uint8)
-        bits = np.unpackbits(drawn, bitorder="little").reshape(values.size, projections)
-        sums += values @ bits.astype(np.float64)
-        total += float(values.sum())
-    return [int(2 * plus - total) for plus in sums]
+        Args:
+            seed: 32 bytes, from which the signs follow: AES-256 in counter mode; k bits a value, the lowest of a byte
+                first, 1 for +1.
+            projections: k, a multiple of 8.
+        """
+        self._stream, self._plus = Randomness(seed), np.zeros(projections)
+        self._total = self._most = 0.0
 
+    def add(self, block: NDArray[np.float64]) -> None:
+        """Take the vector's next block `(n,)`.
 
-def _cut(blocks: Iterable[NDArray[np.float64]]) -> Iterator[NDArray[np.float64]]:
-    for block in blocks:
+        Raises:
+            ConfigError: if the absolute values add up to 2⁵³, from where on double precision is not exact.
+        """
         for start in range(0, block.size, _ROWS):
-            yield block[start : start + _ROWS]
+            values = block[start : start + _ROWS]
+            self._most += float(np.abs(values).sum())
+            if self._most >= _EXACT:
+                msg = "the vector is too long to be projected exactly; use a profile with fewer levels"
+                raise ConfigError(msg)
+            drawn = np.frombuffer(self._stream.bytes(values.size * self._plus.size // 8), dtype=np.uint8)
+            bits = np.unpackbits(drawn, bitorder="little").reshape(values.size, self._plus.size)
+            self._plus += values @ bits.astype(np.float64)
+            self._total += float(values.sum())
+
+    @property
+    def numbers(self) -> list[int]:
+        """The projections."""
+        return [int(2 * plus - self._total) for plus in self._plus]

@@ -74,7 +74,8 @@ class EncryptedFedAvg(Strategy):
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch, masked=masked)
         self._selection = Selection(self._members, cohort.minimum)
         colluding = colluding_sites(self._manifest.settings)
-        self._masks = Masking(self._members, self._selection, colluding) if masked else None
+        proofs = self._manifest.settings.encryption.update_norm is not None
+        self._masks = Masking(self._members, self._selection, colluding, proofs=proofs) if masked else None
         self._before = self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds
         self._failures = 0

@@ -13,10 +13,19 @@ from hypothesis import strategies as st
 
 from privacy.errors import ConfigError, ProtocolError
 from privacy.norm_proof import commit, prove
-from privacy.norms import _blinding, _seed, add_up, context_of, longest, prove_norm, read_proofs, state
+from privacy.norms import (
+    _blinding,
+    add_up,
+    context_of,
+    longest,
+    projection,
+    prove_norm,
+    read_proofs,
+    state,
+    watched,
+)
 from privacy.packing import Packing, half_levels, pack
 from privacy.pedersen import IDENTITY, ORDER, combine
-from privacy.projections import project
 from privacy.randomness import Randomness
 from tests.privacy.consortium import private
 
@@ -33,6 +42,12 @@ NONCES = {site: sha256(site.encode()).digest() for site in SITES}
 CONTEXT = context_of(PLAN, SET, SUM, NONCES)
 SIZE, K = 500, 32
 LENGTH = 3000
+
+
+def _numbers(values: NDArray[np.float64]) -> list[int]:
+    into = projection(CONTEXT, K)
+    into.add(values)
+    return into.numbers
 
 
 def _secrets(site: str, sites: tuple[str, ...] = SITES) -> dict[str, bytes]:
@@ -52,14 +67,16 @@ class Sites:
         return north + south + west
 
     def proofs(self) -> dict[str, bytes]:
-        return {site: prove_norm(self.statements[site], [v], _secrets(site)) for site, v in self.updates.items()}
+        return {
+            site: prove_norm(self.statements[site], _numbers(v), _secrets(site)) for site, v in self.updates.items()
+        }
 
     def refused(self, proofs: Mapping[str, bytes]) -> set[str]:
         return set(SITES) - read_proofs(self.statements.values(), proofs).keys()
 
     def add_up(self, proofs: Mapping[str, bytes], total: NDArray[np.float64]) -> bool:
         read = read_proofs(self.statements.values(), proofs)
-        return add_up(read.values(), [total], CONTEXT, K)
+        return add_up(read.values(), _numbers(total))
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +102,12 @@ def test_another_sum_is_not_of_what_was_proved(sites: Sites, proofs: dict[str, b
     off = sites.total.copy()
     off[17] += 2
     assert not sites.add_up(proofs, off)
-    assert not add_up([], [sites.total], CONTEXT, K)
+    assert not add_up([], _numbers(sites.total))
 
 
 def test_who_sends_a_long_update_can_prove_nothing_of_it(sites: Sites) -> None:
     with pytest.raises(ProtocolError, match="west's update is longer"):
-        prove_norm(sites.statements["west"], [5 * sites.updates["west"]], _secrets("west"))
+        prove_norm(sites.statements["west"], _numbers(5 * sites.updates["west"]), _secrets("west"))
 
 
 def test_who_proves_something_of_a_short_update_and_sends_a_long_one_spoils_the_sum(
@@ -102,8 +119,7 @@ def test_who_proves_something_of_a_short_update_and_sends_a_long_one_spoils_the_
 
 def test_two_liars_may_share_out_their_updates_but_not_make_them_shorter(sites: Sites) -> None:
     # south and west know each other's numbers: what one leaves out of its own, the other adds.
-    seed = _seed(CONTEXT)
-    y = {site: np.array(project([v], seed, K)) for site, v in sites.updates.items()}
+    y = {site: np.array(_numbers(v)) for site, v in sites.updates.items()}
     moved = y["south"] // 2
     shared = {"north": y["north"], "south": y["south"] - moved, "west": y["west"] + moved}
     proofs = {
@@ -133,7 +149,7 @@ def test_a_bad_proof_is_its_owners(sites: Sites, proofs: dict[str, bytes], bad: 
         case "of another site":
             shown["south"] = proofs["west"]
         case "of another round":
-            shown["south"] = prove_norm(later, [sites.updates["south"]], _secrets("south"))
+            shown["south"] = prove_norm(later, _numbers(sites.updates["south"]), _secrets("south"))
         case _:
             shown["south"] = proofs["south"][:-1] + bytes([proofs["south"][-1] ^ 1])
     assert sites.refused(shown) == {"south"}
@@ -159,7 +175,7 @@ def test_of_two_honest_sites_nothing_shows_but_the_sum(sites: Sites, proofs: dic
     read = read_proofs(sites.statements.values(), proofs)
     honest = sites.updates["north"] + sites.updates["south"]
     known = [_blinding({"west": _secrets(site)["west"]}, CONTEXT, site) for site in ("north", "south")]
-    together = commit(project([honest], _seed(CONTEXT), K), sum(known))
+    together = commit(_numbers(honest), sum(known))
     assert combine((1, read[site].commitment) for site in ("north", "south")) == together
     # What it cannot know is one number, evenly drawn: the two add it and take it away.
     hidden = [
@@ -193,7 +209,7 @@ def test_an_update_of_the_length_that_is_allowed_can_be_sent(
     vector = np.random.default_rng(size).standard_normal(size).astype(np.float32)
     vector *= np.float32(norm / np.linalg.norm(vector.astype(np.float64)))
     packed = pack(private(vector), weight, packing, Randomness.seeded(1, profile))
-    sent = np.concatenate(list(half_levels(packed.blocks, size, 1, packing)))
+    sent = np.concatenate([half_levels(block, 1, packing) for block in packed.blocks])[:size]
     assert np.linalg.norm(sent) <= longest(packing, size, weight, norm * (1 + 1e-6))
 
 
@@ -201,6 +217,23 @@ def test_the_length_that_is_allowed_is_that_of_the_run_in_half_levels() -> None:
     packing = Packing.of("compact", cohort=3, update_bound=0.5, max_weight=1.0)
     assert packing.levels == 21845
     assert longest(packing, 99, 0.5, 2.0) == 2 * 21844 + 2 * 10
+
+
+def test_an_update_cannot_be_longer_than_its_levels_are_and_a_proof_is_always_possible() -> None:
+    packing = Packing.of("precise", cohort=3, update_bound=1e-6, max_weight=1.0)
+    assert longest(packing, 100_000_000, 1.0, 1e30) == (packing.levels - 1) * 10_001
+    assert state(CONTEXT, "north", longest(packing, 100_000_000, 1.0, 1e30)).bits < 100
+
+
+def test_blocks_are_passed_on_as_they_are_projected() -> None:
+    packing = Packing.of("compact", cohort=3, update_bound=1.0, max_weight=1.0)
+    vector = np.linspace(-1, 1, 2 * packing.slots + 5, dtype=np.float32)
+    blocks = list(pack(private(vector), 1.0, packing, Randomness.seeded(1, "watched")).blocks)
+    into = projection(CONTEXT, K)
+    assert all(one is other for one, other in zip(blocks, watched(blocks, vector.size, 1, packing, into), strict=True))
+    values = np.concatenate([half_levels(block, 1, packing) for block in blocks])
+    assert into.numbers == _numbers(values[: vector.size])
+    assert (values[vector.size :] == -(packing.levels - 1)).all()
 
 
 def test_a_limit_that_no_proof_is_possible_for_is_refused() -> None:
@@ -212,5 +245,5 @@ def test_commitments_that_cancel_are_those_of_a_sum_of_zeros(sites: Sites) -> No
     one = prove(sites.statements["north"], [1] * K, 5)
     other = prove(sites.statements["south"], [-1] * K, -5)
     assert combine([(1, one.commitment), (1, other.commitment)]) == IDENTITY
-    assert add_up([one, other], [np.zeros(3)], CONTEXT, K)
-    assert not add_up([one, other], [np.ones(3)], CONTEXT, K)
+    assert add_up([one, other], [0] * K)
+    assert not add_up([one, other], [1, *[0] * (K - 1)])

@@ -13,9 +13,9 @@ from privacy.errors import ConfigError
 from privacy.projections import (
     _ROWS,
     _STRETCH,
+    Projection,
     caught_from,
     passes_though_long,
-    project,
     refused_though_short,
     stretch,
 )
@@ -24,6 +24,13 @@ from privacy.randomness import Randomness
 SEED = bytes(range(32))
 K = 16
 VECTORS = arrays.arrays(np.int64, st.integers(0, 200), elements=st.integers(-(2**30), 2**30))
+
+
+def project(blocks: list[np.ndarray], seed: bytes, projections: int) -> list[int]:
+    projection = Projection(seed, projections)
+    for block in blocks:
+        projection.add(block)
+    return projection.numbers
 
 
 def _signs(size: int, projections: int) -> list[list[int]]:
