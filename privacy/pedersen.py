@@ -12,16 +12,18 @@ before the end of 2025 took some points of order 2ℓ (CVE-2025-69277).
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
-from hashlib import sha512
+from hashlib import sha256
+from itertools import count
 from typing import TYPE_CHECKING
 
 from nacl.bindings import (
     crypto_core_ed25519_add,
-    crypto_core_ed25519_from_uniform,
     crypto_core_ed25519_is_valid_point,
     crypto_scalarmult_ed25519_noclamp,
 )
+from nacl.exceptions import RuntimeError as NotAPointError
 
 from privacy.errors import MalformedError
 
@@ -31,15 +33,18 @@ if TYPE_CHECKING:
 ORDER = (1 << 252) + 27742317777372353535851937790883648493  # ℓ
 BYTES = 32
 IDENTITY = (1).to_bytes(BYTES, "little")
-_MAP_BYTES = 32
 
 
 @cache
 def generator(name: str, index: int = 0) -> bytes:
-    """Return the generator of that name and number: two points by Elligator from one hash, added (RFC 9380)."""
-    uniform = sha512(f"cloister generator {name} {index}".encode()).digest()
-    halves = (uniform[:_MAP_BYTES], uniform[_MAP_BYTES:])
-    return crypto_core_ed25519_add(*map(crypto_core_ed25519_from_uniform, halves))
+    """Return the generator of that name and number: eight times the first hash that is a point at all."""
+    for tried in count():
+        point = sha256(f"cloister generator {name} {index} {tried}".encode()).digest()
+        with suppress(NotAPointError):
+            for _ in range(3):
+                point = crypto_core_ed25519_add(point, point)
+            return point
+    raise AssertionError  # half of all hashes are points
 
 
 def generators(name: str, count: int) -> list[bytes]:

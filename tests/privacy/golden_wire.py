@@ -29,6 +29,7 @@ _DIGEST, _OTHER = "0f" * 32, "1e" * 32
 _PARTS = tuple(Contribution(f"header of {each}".encode(), bytes([each]) * 64, b"seeds" * each, b"reveal", b"pairs" * 2)
                for each in (1, 2))  # fmt: skip
 _SUM = EncryptedSum(b"a plan", _PARTS, (b"c0 of 32", b"c0 of the rest"), b"codes!!!", ())
+_PROVED = EncryptedSum(b"a plan", _PARTS, _SUM.c0, b"codes!!!", (), (b"a proof", b"another"))
 _LARGE = EncryptedSum(b"a plan", _PARTS[:1], (b"c0",), b"codes!!!", (b"c1",))
 
 
@@ -55,8 +56,9 @@ def instructions() -> dict[str, RecordDict]:
         "query.pairs": ceremony.pack_pairs(_DIGEST, {"east": b"a pair letter", "north": b"another"}),
         "train": put_head(contents.pack_train(b"a manifest", b"a plan", [_SUM, _LARGE]), signed_head()),
         "query.agree": shown,
-        "query.reveal": masking.pack_contributors(b"a manifest", b"a plan", _PARTS, agreed),
-        "evaluate": contents.pack_sum(b"a manifest", _SUM),
+        "query.reveal": masking.pack_contributors(b"a manifest", b"a plan", _PARTS, agreed, _DIGEST),
+        "query.prove": masking.pack_to_prove(b"a manifest", _PROVED, agreed),
+        "evaluate": contents.pack_sum(b"a manifest", _PROVED),
     }
 
 
@@ -71,6 +73,7 @@ def replies(run: str) -> dict[str, RecordDict]:
         "update": put_head(contents.pack_update(update, {"epsilon": 0.5}), signed_head()),
         "agreed": masking.pack_agreed(b"\5" * 64, b"\6" * 112),
         "revealed": masking.pack_revealed(b"\7" * 48),
+        "proved": masking.pack_proof(b"\x08" * 100),
         "opened": contents.pack_opened(_DIGEST, {"loss": 0.25, "accuracy": 0.88}),
     }
 

@@ -45,7 +45,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "open_manifest": ["manifest"],
     },
     "privacy.contradictions": _all(
-        "contradiction", "_of_purpose", "_of_evaluation", "_of_masks", "_of_noise", by=["manifest"]
+        "contradiction", "_of_purpose", "_of_evaluation", "_of_masks", "_of_norm", "_of_noise", by=["manifest"]
     ),
     "privacy.plan": {"read_plan": ["plan"], "check_plan": ["asked"]},
     "privacy.header": {"verify_header": ["header"], "_read": ["header"]},
@@ -69,6 +69,8 @@ READ_BY: dict[str, dict[str, list[str]]] = {
     "privacy.tag": {"TagKey.check": ["sum"]},
     "privacy.packing": {"Packing.__post_init__": ["manifest"], "unpack": ["sum"]},
     "privacy.masking": {"open_seed": ["sum"], "open_pairs": ["sum"]},
+    "privacy.norm_proof": {"Proof.read": ["proof"]},
+    "privacy.pedersen": _all("read_point", "read_scalar", by=["proof"]),
     "privacy.agreement": {"check_set": ["set", "reveal"], "check_agreed": ["reveal"]},
     "privacy.shared": {"share_of": ["share"]},
     "privacy.pairs": {"read_pair": ["pair"]},
@@ -125,6 +127,8 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "read_contributors": ["message query.agree"],
         "read_signatures": ["message query.reveal"],
         "read_revealed": ["reply revealed"],
+        "read_summed": ["message query.reveal", "message query.prove"],
+        "read_proof": ["reply proved"],
     },
     "client.keyring": {"Keyring.take": ["epoch"]},
     "client.once": {"Once.note": ["set", "reveal"]},

@@ -212,7 +212,7 @@ def _sizes(value: object) -> dict[str, int]:
 
 
 _PROFILES = {"compact": (3, 16), "precise": (2, 24), "dense": (4, 12)}
-_DEFAULTS = {"update_bound": None, "profile": None, "collusion_resistant": True}
+_DEFAULTS = {"update_bound": None, "profile": None, "collusion_resistant": True, "update_norm": None}
 _SETTINGS = table(
     name=text("[a-z0-9][a-z0-9-]{0,39}"),
     task=text(r"[\w.]+:\w+"),
@@ -237,7 +237,7 @@ _SETTINGS = table(
     ),
     encryption=(table(
         update_bound=(nullable(real(least=1e-30, most=1e30)), None),
-        profile=(nullable(one_of(*_PROFILES)), None), collusion_resistant=(flag, True),
+        profile=(nullable(one_of(*_PROFILES)), None), collusion_resistant=(flag, True), update_norm=(nullable(real(above=0)), None),
     ), _DEFAULTS),
     cohort=table(sizes=_sizes, minimum=(integer(2), 3), round_deadline_seconds=(real(above=0), 600.0)),
 )  # fmt: skip
