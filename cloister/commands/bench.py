@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import Annotated
 
@@ -48,15 +47,13 @@ def bench_encryption(
 def bench_norm(
     parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")] = 100_000,
     sites: Annotated[int, typer.Option(min=3, help="Sites in the sum.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure, of each kind.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure, with proofs and without.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """Proofs that no site's update is too long, beside a round without. Runs do not use them yet."""
-    from cloister.benchmarks import round as rounds_of_processes  # noqa: PLC0415
-    from cloister.benchmarks.norm import beside, measure, table  # noqa: PLC0415
+    """A round in which each site proves how long its update is (`update_norm`), beside one without."""
+    from cloister.benchmarks.norm import measure, table  # noqa: PLC0415
 
-    whole = rounds_of_processes.measure(parameters, rounds, sites)
-    report = beside(measure(parameters, sites, rounds), whole["median_ms"], os.cpu_count() or 1)
+    report = measure(parameters, rounds, sites)
     typer.echo(json.dumps(report) if as_json else table(report))
 
 

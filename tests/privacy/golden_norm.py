@@ -29,6 +29,7 @@ KINDS = {
 }  # fmt: skip
 _SIZE, _NORM, _BOUND = 300, 2.0, 0.5
 _WEIGHTS = {"north": 1.0, "south": 0.75, "west": 0.5}
+_GENERATORS = (("number", 0), ("number", 127), ("hidden", 5), ("value", 0), ("blinding", 0))
 _PLAN, _SET, _SUM = (sha256(what).hexdigest() for what in (b"a plan", b"a set", b"a sum"))
 _FIRST = _MASKED = 6 * BYTES
 _SCALARS = _FIRST + 15 * ROWS
@@ -70,8 +71,7 @@ def norms() -> dict[str, object]:
     return {
         "plan": _PLAN, "set": _SET, "sum": _SUM, "context": context.hex(), "parameters": _SIZE, "update_norm": _NORM,
         "update_bound": _BOUND, "levels": packing.levels, "sites": said, "projections_of_sum": into.numbers,
-        "generators": {f"{name} {index}": generator(name, index).hex()
-                       for name, index in (("number", 0), ("number", 127), ("hidden", 5), ("value", 0), ("blinding", 0))},
+        "generators": {f"{name} {index}": generator(name, index).hex() for name, index in _GENERATORS},
         "limit_of_south": str(limit),
         "proof_of_south": _text(sign(signing_key("south"), "norm", context + proof) + proof),
     }  # fmt: skip

@@ -237,7 +237,8 @@ _SETTINGS = table(
     ),
     encryption=(table(
         update_bound=(nullable(real(least=1e-30, most=1e30)), None),
-        profile=(nullable(one_of(*_PROFILES)), None), collusion_resistant=(flag, True), update_norm=(nullable(real(above=0)), None),
+        profile=(nullable(one_of(*_PROFILES)), None), collusion_resistant=(flag, True),
+        update_norm=(nullable(real(above=0, most=1e30)), None),
     ), _DEFAULTS),
     cohort=table(sizes=_sizes, minimum=(integer(2), 3), round_deadline_seconds=(real(above=0), 600.0)),
 )  # fmt: skip
@@ -295,6 +296,7 @@ def _contradictions(settings: Table) -> list[str]:
         "a minimum above all": cohort["minimum"] > len(cohort["sizes"]),
         "too few for masks": masked and cohort["minimum"] < (1 if colluding is None else colluding) + 2,
         "colluding without masks": not masked and not shared and colluding is not None,
+        "a norm": encryption["update_norm"] is not None and not (training and masked and not shared),
         "shared noise": shared and not (training and masked and training["steps_per_round"] == 1
                                         and privacy["noise_multiplier"] != 0
                                         and cohort["minimum"] > (1 if colluding is None else colluding)),
