@@ -94,6 +94,7 @@ def get_ready(
         model=checkpoint.digest,
         size=model.layout.size,
         layout=model.layout.digest,
+        update_bound=checkpoint.update_bound,
         epoch=keys.epoch if keys else 0,
         keys=keys.fingerprint if keys else "",
         latest=site.keyring.latest,

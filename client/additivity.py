@@ -32,6 +32,7 @@ from client.gradients.mode import quiet
 from client.gradients.optimizer import CipherOptimizer
 from client.interactions import ALONE, InteractionError, sketch
 from privacy.errors import TaskError
+from privacy.failures import raised
 from privacy.randomness import Randomness
 
 if TYPE_CHECKING:
@@ -158,9 +159,11 @@ def _clipping(task: Task, model: nn.Module, choice: Choice, precision: Precision
             yield ClippedSum(mode, optimizer)
     except TaskError:
         raise
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        msg = f"its gradients by {choice.gradients} fail on some records ({type(error).__name__}: {reason}); mend it"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        where = raised(error, type(task).__module__)  # and not in its words, which may quote a record
+        msg = f"its gradients by {choice.gradients} fail on some records ({where}); mend it"
         raise TaskError(msg) from error
     finally:
         mode.to_standard_module()

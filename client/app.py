@@ -18,8 +18,9 @@ from flwr.clientapp import ClientApp
 
 from client.acceptance import accept, get_ready
 from client.epochs import accept_letter, accept_pairs, lead_epoch
+from client.judging import judge
 from client.masking import agree, prove, reveal
-from client.opening import open_sum
+from client.opening import UnopenedError, open_sum, vouch
 from client.progress import look, shared
 from client.round import train_round
 from client.site import Site, open_site
@@ -32,6 +33,7 @@ from transport.contents import (
     pack_readiness,
     pack_update,
     read_manifest,
+    read_plan_of_sum,
     read_sent,
     read_sum,
     read_train,
@@ -39,7 +41,17 @@ from transport.contents import (
 )
 from transport.flower import ENDED, FAILED, REFUSED, reply
 from transport.heads import put_head, read_head
-from transport.masking import pack_agreed, pack_proof, pack_revealed, read_contributors, read_signatures, read_summed
+from transport.masking import (
+    pack_agreed,
+    pack_proof,
+    pack_refusal,
+    pack_revealed,
+    pack_verdict,
+    read_body,
+    read_contributors,
+    read_signatures,
+    read_summed,
+)
 from transport.reports import LARGEST_EPSILON
 
 if TYPE_CHECKING:
@@ -61,6 +73,7 @@ def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
         (app.query("agree"), agree_on_contributors),
         (app.query("reveal"), reveal_mask),
         (app.query("prove"), prove_length),
+        (app.query("judge"), judge_update),
         (app.train(), train),
         (app.evaluate(), open_and_evaluate),
     ):
@@ -101,7 +114,9 @@ def _answering(
         except OSError as error:
             _log(site, message, error)
             return reply(Error(FAILED, StorageError().public), message)
-        except (Exception, SystemExit) as error:  # a bug in a task must not end the agent  # noqa: BLE001
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a bug in a task must not end the agent  # noqa: BLE001
             _log(site, message, error)
             return reply(Error(FAILED, "the site's agent met an unexpected error; the site's own log has it"), message)
         site.said.pop(message.metadata.message_type, None)
@@ -166,6 +181,11 @@ def prove_length(site: Site, message: Message) -> RecordDict:
     return pack_proof(prove(site, read_manifest(content), *shown))
 
 
+def judge_update(site: Site, message: Message) -> RecordDict:
+    """Say whether a member's update is right, after a masked sum did not open."""
+    return pack_verdict(judge(site, read_manifest(message.content), *read_body(message.content)))
+
+
 def train(site: Site, message: Message) -> RecordDict:
     """Train a round and return the signed, encrypted update."""
     document = read_manifest(message.content)
@@ -177,11 +197,16 @@ def train(site: Site, message: Message) -> RecordDict:
 
 
 def open_and_evaluate(site: Site, message: Message) -> RecordDict:
-    """Open a round's sum, keep the model, and report its digest."""
-    accepted = accept(site, read_manifest(message.content))
-    checkpoint = open_sum(site, accepted, take_sum(message.content))
+    """Open a round's sum, keep the model, and sign its digest; or, in a run with masks, why the sum does not open."""
+    accepted, plan = accept(site, read_manifest(message.content)), read_plan_of_sum(message.content)
+    try:
+        checkpoint = open_sum(site, accepted, take_sum(message.content))
+    except UnopenedError as error:
+        if not accepted.manifest.settings.encryption.collusion_resistant:
+            raise
+        return pack_refusal(error.refusal)
     found = look(site, accepted.manifest, checkpoint)
-    return pack_opened(checkpoint.digest, shared(found, site.settings.policy))
+    return pack_opened(vouch(site, plan, checkpoint), shared(found, site.settings.policy))
 
 
 def _report(site: Site, ledger: Ledger, delta: float) -> dict[str, float]:
@@ -190,8 +215,9 @@ def _report(site: Site, ledger: Ledger, delta: float) -> dict[str, float]:
         return {}
     try:
         spent = ledger.spent(delta)
-    except Exception:  # whatever an accountant meets
-        log.exception("the ε spent could not be computed for the report; the update is sent without it")
+    except Exception as error:  # whatever an accountant meets
+        log.warning("the update is sent without the ε spent, which cannot be computed: %s", sentence(error))
+        log.debug("ε", exc_info=error)
         return {}
     return {"epsilon": spent} if spent <= LARGEST_EPSILON else {}  # without noise, it is infinite
 

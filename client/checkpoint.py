@@ -20,7 +20,7 @@ import numpy as np
 
 from client.state import WIDTHS
 from privacy.errors import KeyFileError
-from privacy.storage import write_atomically
+from privacy.storage import open_file, write_atomically
 from privacy.update import Model
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class CheckpointStore:
     def peek(self, name: str, run: str) -> tuple[int, str, str] | None:
         """Return round, model's digest and average that a run's file claims; None if no file there does."""
         try:
-            with self.path(name, run).open("rb") as file:
+            with open_file(self.path(name, run)) as file:
                 note = json.loads(json.loads(read_header(file))["__metadata__"][_NOTE])
             return int(note["round"]), str(note["model"]), str(note["average"])
         except (OSError, *MISREAD):
@@ -82,7 +82,7 @@ class CheckpointStore:
         if not path.exists():
             return None
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 header = json.loads(read_header(file))
                 note = json.loads(header.pop("__metadata__")[_NOTE])
                 file.seek(sum(each.values.size for each in _before(layout)), os.SEEK_CUR)

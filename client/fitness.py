@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from client.foreign import foreign, is_memory
-from client.trial import Example
-from privacy.errors import CloisterError, DataError
+from client.gradients.loss import RecordLoss
+from client.trial import Example, one_a_record
+from privacy.errors import CloisterError, DataError, TaskError
 from privacy.failures import raised
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from torch import nn
@@ -69,10 +70,10 @@ class Fitness:
 
     def __init__(self, task: Task, name: str, module: nn.Module) -> None:
         self._task, self._name, self._module = task, name, module
-        self._example = example_of(task)
+        self._example, self._losses = example_of(task), RecordLoss(task)
 
     def check(self, records: Records, rows: list[int], path: Path) -> None:
-        """Compute the loss of every record once.
+        """Compute the loss of every record, of many at once and of each by itself.
 
         Args:
             records: inputs and targets `(n, ...)`, on the module's device.
@@ -94,15 +95,22 @@ class Fitness:
             first, last = rows[start], rows[start + len(inputs) - 1]
             raise DataError(self._said(path, f"records {first} to {last}", problem))
 
-    def check_metrics(self, records: Records, path: Path) -> None:
-        """Compute the metrics of every record once.
+    def check_metrics(self, records: Records, path: Path, names: Collection[str]) -> None:
+        """Compute the metrics of every record once, each record by itself, as an evaluation does.
 
         Raises:
             DataError: if they cannot be.
+            TaskError: if these are not among them, or one is not a number a record.
         """
         with foreign(self._name, f"metrics() of the records in {path}", DataError), _aside():
             for _, inputs, targets in _parts(records):
-                self._task.metrics(self._module(inputs), targets)
+                outputs = self._module(inputs)
+                for row in range(len(inputs)):
+                    one = slice(row, row + 1)
+                    found = one_a_record(self._task.metrics(outputs[one], targets[one]), 1)
+                    if missing := set(names) - set(found):
+                        msg = f"{self._name}: of some records there is no metric {min(missing)!r}; return it for all"
+                        raise TaskError(msg)
 
     def _said(self, path: Path, place: str, problem: str) -> str:
         return (
@@ -132,11 +140,13 @@ class Fitness:
         """
         try:
             with _aside():
-                loss = self._task.loss(self._module(inputs).cpu(), targets.cpu())
-                return None if bool(torch.isfinite(loss).all()) else "is not finite"
-        except CloisterError:
+                outputs, targets = self._module(inputs).cpu(), targets.cpu()
+                # A mean over the batch may leave out the very record that has no loss of its own: `ignore_index`.
+                losses = self._task.loss(outputs, targets), self._losses.losses(outputs, targets)
+                return None if all(bool(each.isfinite().all()) for each in losses) else "is not finite"
+        except (CloisterError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             if is_memory(error):
                 raise MemoryError from error
             return f"raises {raised(error, self._name.partition(':')[0])}"

@@ -32,7 +32,7 @@ from client.interactions import check_gradients
 from client.meeting import REMEMBERS, check_chance, check_meeting, check_place
 from client.state import DTYPES, tensors_of, trained
 from client.terms import check_leaves, check_loss
-from client.trial import Example, Trial, make_model, same
+from client.trial import OWN, Example, Trial, make_model, same
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def check_records(task: Task, name: str, records: Example) -> None:
         TaskError: if it fails.
     """
     with _naming(name):
-        check_gradients(Trial(task, make_model(task, 0), "record"), records, _BRIEFLY)
+        check_gradients(Trial(task, make_model(task, 0), OWN), records, _BRIEFLY)
 
 
 @contextmanager

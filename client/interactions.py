@@ -28,7 +28,6 @@ import torch
 from client.draws import Draws, check_draws
 from client.gradients.loss import RecordLoss
 from client.meeting import explained
-from client.trial import naming
 from client.variations import Variations
 from privacy.errors import TaskError
 
@@ -148,7 +147,7 @@ class _Check:
     def _gradient(self, inputs: Tensor, targets: Tensor, kept: Tensor | None = None) -> Tensor:
         """Return the sum of the gradients of those records `(n, ...)` that are kept, `(parameters,)`."""
         outputs = self._trial.outputs(inputs.clone(), self._seed)
-        with naming("loss()", len(inputs), self._trial.records):
+        with self._trial.naming("loss()", len(inputs)):
             back = self._loss.gradients(outputs, targets)
         if kept is not None:
             back = torch.where(kept.view(-1, *[1] * (back.dim() - 1)), back, 0.0)

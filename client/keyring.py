@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from privacy.epoch import EpochKeys
 from privacy.errors import KeyFileError, ProtocolError
 from privacy.plan import LARGEST_STEP
-from privacy.storage import write_atomically
+from privacy.storage import read_file, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -102,7 +102,7 @@ class Keyring:
     def _pairs(self, keys: EpochKeys) -> _Pairs:
         path = self._pairs_path(keys)
         try:
-            note = json.loads(path.read_bytes())
+            note = json.loads(read_file(path))
             parts = ({site: bytes.fromhex(value) for site, value in note[name].items()} for name in _PARTS)
             return _Pairs(*parts)
         except FileNotFoundError:
@@ -136,7 +136,7 @@ class Keyring:
 
 def _read_keys(path: Path, epoch: int) -> EpochKeys:
     try:
-        keys = EpochKeys.from_bytes(path.read_bytes())
+        keys = EpochKeys.from_bytes(read_file(path))
     except KeyFileError as error:
         msg = f"{path}: {error}"
         raise KeyFileError(msg) from error

@@ -13,7 +13,7 @@ from client.opening import shown_seeds
 from privacy import agreement
 from privacy.ciphertext import Ciphertexts
 from privacy.errors import LedgerError, ProtocolError
-from privacy.masking import SEED_BYTES, Masks, commitment, seal_pairs, seal_seed
+from privacy.masking import SEED_BYTES, Masks, commitment, pairs_digest, seal_pairs, seal_seed, sign_seeds
 from privacy.plan import read_plan
 from privacy.summation import check_contributions
 from privacy.update import PackedUpdate
@@ -33,9 +33,14 @@ if TYPE_CHECKING:
 
 
 def new_masks(site: Site, manifest: Manifest, plan: RoundPlan) -> tuple[bytes, Masks | None]:
-    """Return a fresh seed and this site's masks for a plan; nothing in a run without masks."""
+    """Return a fresh seed and this site's masks for a plan; nothing in a run without masks.
+
+    Raises:
+        ProtocolError: if the site has revealed its seed for another plan of the round, which this one does not repeat.
+    """
     if not manifest.settings.encryption.collusion_resistant:
         return b"", None
+    agreement.check_repeat(site.once, plan, plan.cohort)
     seed = os.urandom(SEED_BYTES)
     return seed, _masks(site, seed, plan)
 
@@ -58,7 +63,7 @@ def recover(site: Site, manifest: Manifest, plan: RoundPlan) -> PackedUpdate | N
 
 
 def agree(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequence[Contribution]) -> tuple[bytes, bytes]:
-    """Sign who contributed to a plan's sum; return that, and the sealed seeds of the masks shared with all others.
+    """Sign who contributed to a plan's sum; return that, and the seeds of the masks shared with all others, signed.
 
     Raises:
         ProtocolError: if this site sent no masked update for the plan, its update is not among them, they are too few,
@@ -69,7 +74,8 @@ def agree(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequenc
     signature = agreement.agree(site.once, plan, headers, site.signing_key)
     masks = _masks(site, made.mask, plan)
     secret = site.keyring.find(plan.keys).secret
-    return signature, seal_pairs(masks, agreement.absent_from(plan, headers), secret, plan, site.name)
+    sealed = seal_pairs(masks, agreement.absent_from(plan, headers), secret, plan, site.name)
+    return signature, sign_seeds(sealed, plan, pairs_digest(masks.commitments), site.signing_key)
 
 
 def reveal(
@@ -80,18 +86,20 @@ def reveal(
     signatures: Mapping[str, bytes],
     summed: str = "",
 ) -> bytes:
-    """Return the seed of this site's own mask, sealed to the sites; in a run with `update_norm`, for a sum's digest.
+    """Return the seed of this site's own mask, sealed to the sites and signed; with `update_norm`, of one sum alone.
 
     Raises:
-        ProtocolError: as `agree`, or if the site has revealed its seed for another attempt at this round.
+        ProtocolError: as `agree`, or if the site has revealed its seed for another attempt, which this does not repeat.
         AuthenticityError, MalformedError: if a header does not hold, or not all contributors signed this very set.
     """
     plan, made, headers = _shown(site, document, plan_bytes, contributions)
     agreement.check_agreed(plan, headers, signatures, site.roster)
     if accept(site, document).manifest.settings.encryption.update_norm is not None:
         fix_sum(site.once, plan, summed)
-    agreement.reveal(site.once, plan, commitment(made.mask))
-    return seal_seed(made.mask, site.keyring.find(plan.keys).secret, plan, site.name)
+    committed = commitment(made.mask)
+    agreement.reveal(site.once, plan, headers, committed)
+    sealed = seal_seed(made.mask, site.keyring.find(plan.keys).secret, plan, site.name)
+    return sign_seeds(sealed, plan, committed, site.signing_key)
 
 
 def prove(site: Site, document: bytes, total: EncryptedSum, signatures: Mapping[str, bytes], summed: str) -> bytes:
@@ -118,7 +126,7 @@ def prove(site: Site, document: bytes, total: EncryptedSum, signatures: Mapping[
     reveal(site, document, total.plan, total.contributions, signatures, summed)
     plan, made, _ = _shown(site, document, total.plan, total.contributions)
     headers = check_contributions(total.contributions, plan, manifest, site.roster)
-    seeds, _ = shown_seeds(total, headers, site.keyring.find(plan.keys), plan)
+    seeds, _ = shown_seeds(site, total, headers, plan, [])
     packing = replace(manifest.packing, update_bound=headers[site.name].update_bound)
     lengths = Lengths(context_of_sum(plan, headers, summed, seeds), headers, packing, update_norm)
     return lengths.prove(site, _unmasked(site, made), site.keyring.shared_with(plan.keys, headers, site.name))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from privacy.agreement import set_digest
-from privacy.errors import AuthenticityError, ProtocolError
+from privacy.errors import AuthenticityError, MalformedError, ProtocolError
 from privacy.norms import add_up, context_of, longest, projection, prove_norm, read_proofs, state, watched
 from privacy.signing import SIGNATURE_BYTES, sign, verify
 
@@ -103,14 +103,15 @@ class Lengths:
         proof = prove_norm(self._statements[site.name], self._into.numbers, secrets)
         return sign(site.signing_key, KIND, self._context + proof) + proof
 
-    def check(self, total: EncryptedSum, site: Site) -> None:
+    def check(self, total: EncryptedSum, site: Site, liars: list[str]) -> None:
         """Check every contributor's proof.
 
         Raises:
-            AuthenticityError: naming whoever did not sign one that holds.
+            AuthenticityError: if one is not signed; or if one that is does not hold, and then who signed it is named in
+                `liars`, with all others of whom that is true.
         """
         if len(total.proofs) != len(self._headers):
-            msg = "the sum comes without proofs of how long its updates are; it was not opened"
+            msg = "the sum comes without proofs of how long its updates are"
             raise AuthenticityError(msg)
         shown = dict[str, bytes]()
         for name, signed in zip(self._headers, total.proofs, strict=True):
@@ -118,8 +119,9 @@ class Lengths:
             key = site.roster.member(name).verification_key
             verify(key, KIND, self._context + proof, signed[:SIGNATURE_BYTES])
         read = read_proofs(self._statements.values(), shown)
-        if missing := [name for name in self._headers if name not in read]:
-            msg = f"{', '.join(missing)} did not prove that its update keeps the run's update_norm; it was not opened"
+        liars += [name for name in self._headers if name not in read]
+        if liars:
+            msg = f"{', '.join(liars)} signed no proof that its update keeps the run's update_norm"
             raise AuthenticityError(msg)
         self._proofs = list(read.values())
 
@@ -132,8 +134,8 @@ class Lengths:
         """Check that what was read is the sum of the updates of which something was proved.
 
         Raises:
-            AuthenticityError: if it is not.
+            MalformedError: if it is not: somebody's update is another, and nobody can tell whose.
         """
         if not add_up(self._proofs, self._into.numbers):
             msg = "the sum is not that of the updates whose length was proved"
-            raise AuthenticityError(msg)
+            raise MalformedError(msg)

@@ -7,11 +7,10 @@ the same reason and for the sake of its charge, the ledger sees to.)
 from __future__ import annotations
 
 import fcntl
-import os
 from typing import TYPE_CHECKING
 
 from privacy.errors import ProtocolError
-from privacy.storage import append, make_folder
+from privacy.storage import append, make_folder, private, read_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +29,7 @@ class Once:
             ProtocolError: if it was done with something else.
         """
         make_folder(self._folder)
-        with open(self._path(run), "a+b", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        with open(self._path(run), "a+b", opener=private) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             data = file.read()
@@ -44,10 +43,10 @@ class Once:
             # Even if empty: what another process wrote may not be on disk, if it was killed just before this.
             append(self._path(run), file.fileno(), line)
 
-    def noted(self, run: str, deed: str) -> bool:
-        """Return whether a deed was noted."""
+    def find(self, run: str, deed: str) -> str | None:
+        """Return with what a deed was done, if it was."""
         path = self._path(run)
-        return path.exists() and deed in _lines(path.read_bytes())
+        return _lines(read_file(path)).get(deed) if path.exists() else None
 
     def _path(self, run: str) -> Path:
         return self._folder / f"{run[:16]}.once"

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from client.checkpoint import Checkpoint
 from client.norms import Lengths, context_of_sum
-from privacy.agreement import absent_from
-from privacy.errors import AuthenticityError, CloisterError, ProtocolError
-from privacy.masking import open_pairs, open_seed, unmask_sum
+from privacy.agreement import absent_from, accuse
+from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
+from privacy.masking import open_pairs, open_seed, unmask_sum, verify_seeds
 from privacy.packing import unpack
+from privacy.signing import digest, sign
 from privacy.summation import check_sum
 from strategies.averaging import average, next_bound
+from transport.contents import Opened
+from transport.masking import CODES, REFUSED, SEEDS, VALUES, Refusal
 
 if TYPE_CHECKING:
     from client.acceptance import Accepted
     from client.site import Site
-    from privacy.epoch import EpochKeys
     from privacy.header import UpdateHeader
-    from privacy.manifest import Manifest
     from privacy.packing import Packing
     from privacy.plan import RoundPlan
     from privacy.summation import EncryptedSum
@@ -32,12 +34,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.agent")
 
 
+class UnopenedError(AuthenticityError):
+    """A sum is not that of its contributors' updates."""
+
+    def __init__(self, message: str, refusal: Refusal) -> None:
+        super().__init__(message)
+        self.refusal = refusal
+
+
 def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     """Step 7: decrypt a round's sum and arrive at the next model. A sum that was opened before changes nothing.
 
     Raises:
         ProtocolError: if the sum does not apply to the model that this site has.
-        AuthenticityError: if it is not the sum that it is said to be; no other of its plan is opened then.
+        UnopenedError: if it is not the sum that it is said to be; no other of its plan is opened then.
     """
     manifest, run = accepted.manifest, accepted.run
     plan, headers = check_sum(total, run, manifest, site.roster)
@@ -47,7 +57,7 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     if now.digest != plan.base_model:
         msg = f"the sum of round {plan.round} does not apply to {site.name}'s model of round {now.round}"
         raise ProtocolError(msg)
-    if site.once.noted(run, _refusing(plan)):
+    if has_refused(site, plan):
         msg = f"{site.name} has refused a sum of round {plan.round} before; it opens no other of that plan"
         raise ProtocolError(msg)
     if any(header.update_bound != now.update_bound for header in headers.values()):
@@ -55,8 +65,7 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
         raise ProtocolError(msg)
     packing = replace(manifest.packing, update_bound=now.update_bound)
     del now  # out of memory while the mean takes its place there
-    lengths = _lengths(site, manifest, total, plan, headers, packing)
-    mean = _mean(site, total, plan, headers, packing, lengths)
+    mean = _mean(site, total, plan, headers, packing, manifest.settings.encryption.update_norm)
     del total
     bound = manifest.packing.update_bound
     if not manifest.settings.shares_noise:  # shares are of the range that was signed
@@ -70,49 +79,51 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     return opened
 
 
-def _lengths(
-    site: Site, manifest: Manifest, total: EncryptedSum, plan: RoundPlan, headers: dict[str, UpdateHeader],
-    packing: Packing,
-) -> Lengths | None:  # fmt: skip
-    """Check that every contributor has proved how long its update is, if the run asks for it.
+def vouch(site: Site, plan: bytes, checkpoint: Checkpoint) -> Opened:
+    """Sign what this site arrived at with a plan's sum: one site alone does not decide what the others go on with."""
+    opened = Opened(checkpoint.digest, checkpoint.update_bound)
+    return replace(opened, signature=sign(site.signing_key, "opened", opened.signed_part(digest("plan", plan))))
 
-    Raises:
-        AuthenticityError: naming who has not. Nothing was decrypted: the sum may come again with better proofs.
-    """
-    update_norm = manifest.settings.encryption.update_norm
-    if update_norm is None:
-        return None
-    seeds, _ = shown_seeds(total, headers, site.keyring.find(plan.keys), plan)
-    lengths = Lengths(context_of_sum(plan, headers, total.digest, seeds), headers, packing, update_norm)
-    lengths.check(total, site)
-    return lengths
+
+def has_refused(site: Site, plan: RoundPlan) -> bool:
+    """Whether this site has refused a sum of a plan."""
+    return site.once.find(plan.run, _refusing(plan)) is not None
 
 
 def _mean(
     site: Site, total: EncryptedSum, plan: RoundPlan, headers: dict[str, UpdateHeader], packing: Packing,
-    lengths: Lengths | None,
+    update_norm: float | None,
 ) -> Update:  # fmt: skip
-    keys, header, weights = (
-        site.keyring.find(plan.keys),
-        next(iter(headers.values())),
-        [each.weight for each in headers.values()],
-    )
+    keys, weights = site.keyring.find(plan.keys), [header.weight for header in headers.values()]
+    size, liars = next(iter(headers.values())).size, list[str]()
     try:
-        nonces = {each.site: each.nonce for each in headers.values()}
+        nonces = {header.site: header.nonce for header in headers.values()}
         chunks = keys.mac.check(total.ciphertexts, plan, nonces)
         blocks = keys.tag.check(keys.decryption.decrypt(chunks, site.apply), plan, nonces)
-        if header.mask:  # all have one, or none
-            blocks = unmask_sum(blocks, *shown_seeds(total, headers, keys, plan), plan)
-        mean = unpack(lengths.watch(blocks) if lengths else blocks, header.size, weights, packing)
-        if lengths:
-            lengths.check_sum()
+        if not any(header.mask for header in headers.values()):
+            return unpack(blocks, size, weights, packing)
+        own, pairs = shown_seeds(site, total, headers, plan, liars)
+        blocks = unmask_sum(blocks, own, pairs, plan)
+        if update_norm is None:
+            return unpack(blocks, size, weights, packing)
+        lengths = Lengths(context_of_sum(plan, headers, total.digest, own), headers, packing, update_norm)
+        lengths.check(total, site, liars)
+        mean = unpack(lengths.watch(blocks), size, weights, packing)
+        lengths.check_sum()
     except CloisterError as error:
-        # The server learns that the sum was refused, once, and nothing about why: the reason would tell of plaintexts.
+        # The server learns that the sum was refused, once. Without masks it learns nothing about why, with them only
+        # what a member did: whatever a server does by itself, the code stops.
         # On disk before it is said: a restarted agent would give a server that lies one more try.
+        for liar in liars:
+            accuse(site.once, plan.run, liar, next(sha256(each.header).hexdigest() for each, header in
+                   zip(total.contributions, headers, strict=True) if header == liar))  # fmt: skip
         site.once.note(plan.run, _refusing(plan), "refused")
         log.warning("round %d: %s", plan.round, error)
         msg = f"{site.name} does not open the sum of round {plan.round}: it is not that of its contributors' updates"
-        raise AuthenticityError(msg) from error
+        why = SEEDS if liars else VALUES if isinstance(error, MalformedError) else CODES
+        refusal = Refusal(why, liars)
+        signature = sign(site.signing_key, REFUSED, refusal.signed_part(plan.digest))
+        raise UnopenedError(msg, replace(refusal, signature=signature)) from error
     return mean
 
 
@@ -121,11 +132,25 @@ def _refusing(plan: RoundPlan) -> str:
 
 
 def shown_seeds(
-    total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKeys, plan: RoundPlan
+    site: Site, total: EncryptedSum, headers: dict[str, UpdateHeader], plan: RoundPlan, liars: list[str]
 ) -> tuple[dict[str, bytes], dict[str, dict[str, bytes]]]:
-    """Open the seeds that the sites showed: of each one's own mask, and of those shared with who is not in the sum."""
+    """Open the seeds that the sites showed: of each one's own mask, and of those shared with who is not in the sum.
+
+    Raises:
+        AuthenticityError: if a site did not sign them; or if they are not those to which it committed, and then it is
+            named in `liars`, with all others of whom that is true.
+    """
+    keys = site.keyring.find(plan.keys)
     own, pairs, absent = {}, {}, absent_from(plan, headers)
     for header, part in zip(headers.values(), total.contributions, strict=True):
-        own[header.site] = open_seed(part.reveal, keys.secret, plan, header.site, header.mask)
-        pairs[header.site] = open_pairs(part.pairs, absent, keys.secret, plan, header.site, header.pairs)
+        key = site.roster.member(header.site).verification_key
+        sealed = verify_seeds(part.reveal, plan, header.mask, key), verify_seeds(part.pairs, plan, header.pairs, key)
+        try:
+            own[header.site] = open_seed(sealed[0], keys.secret, plan, header.site, header.mask)
+            pairs[header.site] = open_pairs(sealed[1], absent, keys.secret, plan, header.site, header.pairs)
+        except AuthenticityError:
+            liars.append(header.site)
+    if liars:
+        msg = f"{', '.join(liars)} signed other seeds of masks than those to which they committed"
+        raise AuthenticityError(msg)
     return own, pairs

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from privacy.envelope import SignedUpdate
 from privacy.errors import KeyFileError, MalformedError, ProtocolError
 from privacy.plan import read_plan
-from privacy.storage import write_atomically
+from privacy.storage import open_file, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,7 @@ class Outbox:
         if not path.exists():
             return None
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 note = json.loads(file.readline())
                 sizes = [int(size) for size in note["chunks"]]
                 if not 0 <= min(sizes, default=0) <= sum(sizes) <= path.stat().st_size:

@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from privacy.storage import make_folder
+from client.foreign import foreign
+from client.trial import one_a_record
+from privacy.failures import sentence
+from privacy.storage import make_folder, private
 from transport.reports import LARGEST_METRIC
 
 if TYPE_CHECKING:
@@ -57,8 +60,10 @@ def look(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, fl
             _append(path, checkpoint, count, found)
             said = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
             log.info("round %d of %d: %s on %d held-out records", checkpoint.round, settings.rounds, said, count)
-    except Exception:  # it is for the site's own eyes: the digest, which the round needs, is told all the same
-        log.exception("round %d: the model could not be tried on held-out records; the run goes on", checkpoint.round)
+    except Exception as error:
+        said = sentence(error)
+        log.warning("round %d: not tried on held-out records, and the run goes on: %s", checkpoint.round, said)
+        log.debug("round %d", checkpoint.round, exc_info=error)
         return {}
     return found
 
@@ -82,9 +87,11 @@ def _means(study: Study, model: Model, seed: int, batch: int) -> tuple[int, dict
     with torch.no_grad():
         for start in range(0, count, batch):
             part = targets[start : start + batch]
-            outputs = module(inputs[start : start + batch])
-            values = {"loss": float(study.task.loss(outputs, part)) * len(part)}
-            values |= {name: float(each.sum()) for name, each in study.task.metrics(outputs, part).items()}
+            with foreign(study.name, "loss() or metrics() of held-out records"):
+                outputs = module(inputs[start : start + batch])
+                values = {"loss": float(study.task.loss(outputs, part)) * len(part)}
+                measured = one_a_record(study.task.metrics(outputs, part), len(part))
+            values |= {name: float(each.sum()) for name, each in measured.items()}
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
     return count, {name: value / count for name, value in sums.items()}
@@ -96,7 +103,7 @@ def _append(path: Path, checkpoint: Checkpoint, count: int, found: Mapping[str, 
     metrics = {name: value if math.isfinite(value) else None for name, value in found.items()}
     entry = {"round": checkpoint.round, "time": round(time.time(), 3), "model": checkpoint.digest}
     line = json.dumps({**entry, "records": count, "metrics": metrics}, allow_nan=False)
-    with open(path, "a+b", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    with open(path, "a+b", opener=private) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
         kept = file.read()
         whole, _, torn = kept.rpartition(b"\n")  # by a crash

@@ -9,6 +9,7 @@ import torch
 
 from client.additivity import check_mode
 from client.dpsgd import way_to_train
+from client.fitness import load_records
 from client.guard import check_records, check_task
 from client.refusals import Refusals
 from client.task import import_task
@@ -69,8 +70,7 @@ def prove_all(folder: Path, name: str, file: Path, times: int, device: torch.dev
     task = import_task(name)
     Refusals(folder).check(name, task)
     example = check_task(task, name)
-    inputs, targets = task.load(file)
-    example.check(inputs, targets, file)
-    for _ in range(times if len(inputs) else 0):
+    inputs, targets = load_records(task, name, example, file)
+    for _ in range(times):
         prove(task, name, (inputs, targets), device, computing)
     return len(inputs)

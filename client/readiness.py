@@ -28,7 +28,7 @@ from privacy.randomness import Randomness
 from transport.pki import read_certificate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from client.settings import Data
@@ -84,15 +84,16 @@ def check_records(study: Study, data: Data, path: Path) -> None:
     fitness.check(held_out, (kept + 1).tolist(), path)
 
 
-def check_metrics(study: Study, path: Path) -> None:
-    """Check that an evaluation can compute a task's metrics of every held-out record.
+def check_metrics(study: Study, names: Collection[str], path: Path) -> None:
+    """Check that an evaluation can compute these metrics of a task for every held-out record.
 
     Raises:
         DataError: if it cannot.
+        TaskError: if one is not a number a record.
     """
     _, held_out = study.read
     module = study.module(0).to(held_out[0].device)
-    Fitness(study.task, study.name, module).check_metrics(held_out, path)
+    Fitness(study.task, study.name, module).check_metrics(held_out, path, names)
 
 
 def check_count(count: int, data: Data, path: Path, what: str) -> None:

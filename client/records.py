@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from privacy.errors import DataError
+from privacy.storage import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -151,7 +152,7 @@ class _Line:
 def _read_lines(path: Path) -> list[_Line]:
     """Read a text file as numbered lines."""
     try:
-        data = path.read_bytes().removeprefix(BOM_UTF8)
+        data = read_file(path).removeprefix(BOM_UTF8)
     except OSError as error:
         msg = f"{path}: {error.strerror or error}; name a CSV file that this account can read"
         raise DataError(msg) from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privacy.errors import TaskError
-from privacy.storage import write_atomically
+from privacy.storage import lost, read_file, write_atomically
 
 if TYPE_CHECKING:
     from client.task import Task
@@ -59,10 +59,12 @@ class Refusals:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = json.loads(self._path.read_bytes())
-        except FileNotFoundError:
+            found = json.loads(read_file(self._path))
+        except FileNotFoundError as error:
+            if lost(self._path):
+                raise self._damaged() from error
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self._damaged() from error
         if not isinstance(found, dict):
             raise self._damaged()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.storage import write_atomically
+from privacy.storage import open_file, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ class Remainders:
         """Add what was left over to a new update `(n,)`, in place."""
         path = self._path(run)
         if path.exists() and path.stat().st_size == vector.nbytes:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 for start in range(0, vector.size, _STEP):
                     vector[start : start + _STEP] += np.fromfile(file, dtype="<f4", count=_STEP)
 

@@ -137,7 +137,9 @@ def _charge_and_make(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint
     work = site.work(manifest.settings)
     try:
         return work.release(manifest, checkpoint.model, _randomness(manifest, site, plan, "training")), charge
-    except (Exception, SystemExit):  # the server will see that it failed, as often as it asks
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # the server will see that it failed, as often as it asks
         ledger.fails(charge.release)
         raise
 

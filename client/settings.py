@@ -9,23 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from privacy.config import STRICT, read_toml, settings_file
+from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.ledger import Budget as LedgerBudget
 from privacy.ledger import Ledger
 from privacy.manifest import SiteName
 from privacy.policy import Policy
-from privacy.roster import open_roster
 from transport.address import Dialled
 from transport.channel import TlsFiles
-from transport.pki import read_authority_key, read_signing_key
+from transport.pki import read_roster, read_signing_key
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
     from privacy.manifest import RunSettings
-
-File = Annotated[Path, Field(strict=False)]
-
 
 HELD_OUT = ".held-out"
 """What the ledger of the records that are held out has after its lineage; no lineage may be called so."""
@@ -157,7 +153,7 @@ class SiteFolder:
         private, roster = self.path(keys.signing_key), self.path(keys.roster)
         if private.exists() or not roster.exists():
             return read_signing_key(private)
-        listed = open_roster(roster.read_bytes(), read_authority_key(self.path(keys.authority)))
+        listed = read_roster(roster, self.path(keys.authority))
         return listed.member(self.settings.site).verification_key
 
     @property

@@ -19,8 +19,8 @@ from client.task import import_class
 from client.workplace import Workplace
 from privacy.epoch import SealingKey
 from privacy.errors import KeyFileError
-from privacy.roster import open_roster
-from transport.pki import read_authority_key, read_signing_key
+from privacy.storage import read_file
+from transport.pki import read_roster, read_signing_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +115,7 @@ class Site(Workplace):
         if settings.evaluation:
             check_count(len(study.held_out[0]), data, path, "to evaluate on")
             self._check_records(settings.task)
-            check_metrics(study, path)
+            check_metrics(study, settings.evaluation.metrics, path)
         else:
             study.check_not_refused()
             check_count(len(study.read[0][0]), data, path, "to train on")
@@ -154,18 +154,11 @@ def open_site(path: Path) -> Site:
 
 def _read_key(path: Path, kind: Callable[[bytes], K]) -> K:
     try:
-        return kind(path.read_bytes())
+        return kind(read_file(path))
     except OSError as error:
         msg = f"{path}: {error.strerror}; restore this key from the site's backup"
         raise KeyFileError(msg) from error
 
 
 def _read_roster(place: SiteFolder) -> Roster:
-    keys = place.settings.keys
-    path = place.path(keys.roster)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        msg = f"{path}: {error.strerror}; ask the coordinator for the roster"
-        raise KeyFileError(msg) from error
-    return open_roster(data, read_authority_key(place.path(keys.authority)))
+    return read_roster(place.path(place.settings.keys.roster), place.path(place.settings.keys.authority))

@@ -68,7 +68,7 @@ class Task(ABC):
         return {}
 
 
-_INSTALL = "install the package that contains it at this site, or mend its name"
+_INSTALL = "install the package that contains it at this site, or mend its name; of a file, PYTHONPATH names the folder"
 
 
 def import_task(name: str) -> Task:

@@ -11,12 +11,17 @@ from torch import Tensor, nn
 
 from client.draws import forked, seed_cpu
 from privacy.errors import DataError, TaskError
+from privacy.failures import raised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from client.task import Task
+
+MADE_UP, OWN = "made-up record", "record"
+"""What a task is tried on: what it makes up, or a site's own."""
 
 _FEWEST = 4
 _SIZES = (5, 7, 11, 13, 17, 19, 23)
@@ -79,7 +84,12 @@ class Trial:
 
     task: Task
     module: nn.Module
-    records: str = "made-up record"
+    records: str = MADE_UP
+
+    def naming(self, what: str, count: int) -> AbstractContextManager[None]:
+        """Turn whatever the task raises into an error that names its method; of own records, without its words."""
+        own = type(self.task).__module__ if self.records == OWN else ""
+        return naming(what, f" on {count} {self.records}{'s' * (count > 1)}", own)
 
     def outputs(self, inputs: Tensor, seed: int = 0) -> Tensor:
         """Return the model's outputs `(n, ...)`, with dropout as the seed says.
@@ -88,7 +98,7 @@ class Trial:
             TaskError: if the model fails, or they are not one row of real numbers a record.
         """
         seed_cpu(seed)
-        with naming("model", len(inputs), self.records):
+        with self.naming("model", len(inputs)):
             found: object = self.module(inputs)
         _check_seed(seed, "model")
         if not isinstance(found, Tensor):
@@ -112,7 +122,7 @@ class Trial:
             TaskError: if it fails, or is none.
         """
         seed_cpu(seed)
-        with naming("loss()", len(outputs), self.records):
+        with self.naming("loss()", len(outputs)):
             found: object = self.task.loss(outputs, targets)
         _check_seed(seed, "loss")
         if not isinstance(found, Tensor) or found.dim() != 0 or found.dtype != torch.float32:
@@ -135,12 +145,26 @@ class Trial:
         Raises:
             TaskError: if they are not one number for each record.
         """
-        with naming("metrics()", len(outputs), self.records):
-            found: dict[str, object] = {**self.task.metrics(outputs, targets)}
-        for name, values in found.items():
-            if not isinstance(values, Tensor) or values.shape != (len(outputs),):
-                msg = f"its metric {name!r} is {_form(values)}; return a tensor `(n,)` with one value for each record"
-                raise TaskError(msg)
+        with self.naming("metrics()", len(outputs)):
+            found: object = self.task.metrics(outputs, targets)
+        one_a_record(found, len(outputs))
+
+
+def one_a_record(metrics: object, count: int) -> dict[str, Tensor]:
+    """Return what a task's `metrics` did, by name and `(count,)` each; of one record, `()` will do.
+
+    Raises:
+        TaskError: if it is anything else.
+    """
+    if not isinstance(metrics, dict) or not all(isinstance(name, str) for name in metrics):
+        msg = f"its metrics() returns {_form(metrics)}; return a dict with a tensor `(n,)` for each name"
+        raise TaskError(msg)
+    shapes = {(count,), ()} if count == 1 else {(count,)}
+    for name, values in metrics.items():
+        if not isinstance(values, Tensor) or values.is_complex() or values.shape not in shapes:
+            msg = f"its metric {name!r} is {_form(values)}; return a tensor `(n,)` with one value for each record"
+            raise TaskError(msg)
+    return metrics
 
 
 def make_model(task: Task, seed: int) -> nn.Module:
@@ -182,12 +206,20 @@ def _form(part: object) -> str:
 
 
 @contextmanager
-def naming(what: str, count: int = 0, records: str = "") -> Iterator[None]:
-    """Turn whatever a task raises into an error that names its method."""
+def naming(what: str, on: str = "", module: str = "") -> Iterator[None]:
+    """Turn whatever a task raises into an error that names its method; Ctrl-C passes through.
+
+    Args:
+        what: the method.
+        on: which records.
+        module: of the task, if its words may quote a record: then the line is named in place of them.
+    """
     try:
         yield
-    except (Exception, SystemExit) as error:
-        on = f" on {count} {records}{'s' * (count > 1)}" if count else ""
-        reason = (str(error).strip().splitlines() or [""])[0]
-        msg = f"its {what} fails{on} ({type(error).__name__}: {reason}); mend it, or what example() makes up"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        words = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        reason = raised(error, module) if module else words
+        msg = f"its {what} fails{on} ({reason}); mend it, or what example() makes up"
         raise TaskError(msg) from error

@@ -10,11 +10,12 @@ from client.settings import read_site
 from privacy.accounting import calibrate
 from privacy.config import read_toml
 from privacy.errors import CloisterError, ConfigError, KeyFileError, LedgerError
+from privacy.failures import reason
 from privacy.manifest import RunSettings, open_manifest, sign_manifest
 from privacy.policy import check_policy
-from privacy.roster import open_roster
 from privacy.spending import Balance, excessive, without_infinity
-from transport.pki import read_authority_key, read_signing_key
+from privacy.storage import in_file, open_file, read_file
+from transport.pki import read_roster, read_signing_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +62,7 @@ def records_of(place: SiteFolder) -> int:
     if path.suffix.lower() != ".csv":
         return 0
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return max(0, sum(1 for _ in file) - 1)  # the first line names columns
     except OSError:
         return 0
@@ -121,9 +122,7 @@ def verify(path: Path, heads: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _verified(ledger: Ledger) -> dict[str, Any]:
-    entries, kept = ledger.entries(), ledger.last_kept()
-    if kept:
-        ledger.check_holds(kept, entries)
+    entries = ledger.entries()
     return {
         "ledger": str(ledger.path),
         "site": ledger.site,
@@ -131,7 +130,7 @@ def _verified(ledger: Ledger) -> dict[str, Any]:
         "entries": len(entries.charges),
         "head": entries.head,
         "signed_by": ledger.public_key.public_bytes_raw().hex(),
-        "last_head_kept": kept,
+        "last_head_kept": ledger.last_kept(),
         "adopted": [
             {"entries": each.entries, "signed_by": each.key or None, "time": each.time} for each in entries.adoptions
         ],
@@ -212,14 +211,15 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
 def _read_run(path: Path, place: SiteFolder) -> Manifest:
     """Read a signed run, or make of a run's settings what the coordinator would."""
     try:
-        data = path.read_bytes()
-        roster = place.path(place.settings.keys.roster)
-        if data.startswith(b"cloister-signed-"):
-            key = open_roster(roster.read_bytes(), read_authority_key(place.path(place.settings.keys.authority)))
-            return open_manifest(data, key.manifest_key)[0]
+        data = read_file(path)
     except OSError as error:
-        msg = f"{error.filename}: {error.strerror}; name a run.toml, or a signed run, beside a site that has its roster"
+        msg = f"{path}: {reason(error)}; name a run.toml, or a signed run"
         raise KeyFileError(msg) from error
+    keys = place.settings.keys
+    if data.startswith(b"cloister-signed-"):
+        roster = read_roster(place.path(keys.roster), place.path(keys.authority))
+        with in_file(path):
+            return open_manifest(data, roster.manifest_key)[0]
     nobody = Ed25519PrivateKey.generate()
     signed = sign_manifest(read_toml(path, RunSettings), nobody, roster_version=1)
     return open_manifest(signed.to_bytes(), nobody.public_key())[0]

@@ -198,13 +198,13 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     """Run a command and return the code to exit with."""
-    error: Exception | None = None
+    error: BaseException | None = None
     try:
         code = _code(arguments)
     except KeyboardInterrupt:
         code = _STOPPED
         complain("stopped")
-    except Exception as raised:  # noqa: BLE001 - this is where all of them end
+    except BaseException as raised:  # noqa: BLE001 - this is where all of them end
         code, error = 1, raised
     unread, unwritten = reader_has_gone(), flush_output()
     error = error or unwritten

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 from cloister.observers import against_whom
 from privacy.accounting import epsilon
 from privacy.config import read_toml
-from privacy.errors import KeyFileError
+from privacy.errors import ConfigError, KeyFileError
 from privacy.manifest import RunSettings, open_manifest, sign_manifest
-from privacy.roster import open_roster
 from privacy.spending import excessive
 from privacy.storage import write_atomically
-from transport.pki import read_authority_key, read_signing_key
+from transport.pki import read_roster, read_signing_key
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_LONGEST_ROUND = 30 * 86_400.0  # seconds
 
 
 def sign_run(run: Path, coordinator: Path, roster: Path, out: Path) -> dict[str, Any]:
@@ -25,11 +26,14 @@ def sign_run(run: Path, coordinator: Path, roster: Path, out: Path) -> dict[str,
         CloisterError: if settings or keys are wrong, or the run names a site that is no member.
     """
     settings = read_toml(run, RunSettings)
-    try:
-        members = open_roster(roster.read_bytes(), read_authority_key(coordinator / "authority.pem"))
-    except OSError as error:
-        msg = f"{roster}: {error.strerror}; name the consortium's roster with --roster"
-        raise KeyFileError(msg) from error
+    if settings.cohort.round_deadline_seconds > _LONGEST_ROUND:
+        msg = f"{run}: round_deadline_seconds is more than 30 days; write how long a round may take at most"
+        raise ConfigError(msg)
+    for path, option in ((coordinator, "--coordinator"), (roster, "--roster")):
+        if not path.exists():
+            msg = f"{path}: no such file or folder; name the consortium's with {option}"
+            raise KeyFileError(msg)
+    members = read_roster(roster, coordinator / "authority.pem")
     for site in settings.cohort.sizes:
         members.member(site)
     key = read_signing_key(coordinator / "signing.key")

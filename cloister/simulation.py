@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from client.task import import_class
 from cloister.observers import against_whom
 from cloister.view import RoundTable, listen
 from privacy.config import read_toml
@@ -39,6 +40,8 @@ def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]
     if settings and settings.statistics:
         msg = f"{run}: this run gathers statistics and trains nothing; use `cloister stats {run}`"
         raise ConfigError(msg)
+    if settings:
+        import_class(settings.task)  # or say so before any folder is made
     study = prepare_study(folder, run, limits=False)
     results = run_here(study, console)
     last = next(event for event in reversed(results.events) if event.get("released"))

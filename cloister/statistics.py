@@ -12,6 +12,7 @@ from client.sums import FOLDER
 from privacy.config import read_toml, settings_file
 from privacy.errors import ConfigError, RunError
 from privacy.manifest import RunSettings
+from privacy.storage import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +61,11 @@ def latest(site: Path) -> dict[str, Any]:
         ConfigError: if it has none.
     """
     path = _newest(settings_file(site, "site.toml").parent)
-    report: dict[str, Any] = json.loads(path.read_bytes())
+    try:
+        report: dict[str, Any] = json.loads(read_file(path))
+    except (ValueError, RecursionError) as error:
+        msg = f"{path}: this file is damaged; restore it, or take it from another site: all have the same"
+        raise ConfigError(msg) from error
     return report | {"files": {path.parent.parent.name: str(path)}}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -23,10 +25,17 @@ _LONGEST = 2000  # characters of a line of the log
 _WIDE = 1000  # columns for output that is no terminal: lines are never broken there
 
 
+class _Console(Console):
+    @override
+    def on_broken_pipe(self) -> None:
+        """Leave it to whoever runs the command; rich would end the process."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def make_console(*, json: bool) -> Console:
     """Return where people read: standard output, or standard error where a program reads the output."""
-    console = Console(stderr=json, highlight=False)
-    return console if console.is_terminal else Console(stderr=json, highlight=False, width=_WIDE)
+    console = _Console(stderr=json, highlight=False)
+    return console if console.is_terminal else _Console(stderr=json, highlight=False, width=_WIDE)
 
 
 def size(count: float) -> str:

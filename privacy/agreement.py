@@ -7,13 +7,16 @@ the plan's cohort whose updates it has.
                outside S.
     2. Reveal  Shown that every member of S has signed this very S, it reveals the seed of its own mask, for one plan
                a round.
+    3. Repeat  After that, the site takes part in one kind of other plan of the round: over the same S, less members
+               against whom it has checked evidence itself, and whole. If anybody else drops out, the round is lost.
 
-Both are written down before they are done (`Record`), and never done with anything else. Why this is enough: a site's
+All is written down before it is done (`Record`), and never done with anything else. Why this is enough: a site's
 own mask comes off only when all honest members of S signed S. They gave away masks towards members outside S only, so
 those between honest members of S stay on, and only the sum over all of them comes out (Bonawitz et al., CCS 2017, lemma
 6.1). If one of them was shown another set, S is never complete. S has at least `colluding_sites` + 2 members, so that
-two of them are honest. Sharing the seeds out with a threshold instead would not do: with three sites, one that colludes
-with the server completes two sets.
+two of them are honest. A repetition has the same honest members, and adds up the same updates: nothing new comes out.
+Sharing the seeds out with a threshold instead would not do: with three sites, one that colludes with the server
+completes two sets.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from privacy.errors import ProtocolError
 from privacy.signing import sign, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from privacy.plan import RoundPlan
     from privacy.roster import Roster
@@ -44,6 +47,9 @@ class Record(Protocol):
         Raises:
             ProtocolError: if it was done with something else.
         """
+
+    def find(self, run: str, deed: str) -> str | None:
+        """Return with what a deed was done, if it was."""
 
 
 def set_digest(headers: Mapping[str, bytes]) -> str:
@@ -78,15 +84,56 @@ def check_set(plan: RoundPlan, headers: Mapping[str, bytes], own: tuple[str, byt
         raise ProtocolError(msg)
 
 
+def check_repeat(record: Record, plan: RoundPlan, contributors: Collection[str]) -> None:
+    """Check that a site which has revealed its seed for another plan of this round may take part in a sum of this one.
+
+    Args:
+        record: the site's.
+        plan: the one that it is asked to take part in.
+        contributors: to the sum, or, before that is known, the plan's cohort.
+
+    Raises:
+        ProtocolError: if the sum is not that of the set for which it revealed, whole, less members proven to lie.
+    """
+    before = _revealed(record, plan)
+    if not before or before[-1] == plan.digest:
+        return
+    _, _, names = (record.find(plan.run, _agreeing(before[-1])) or "").partition(" ")
+    earlier = set(names.split(","))
+    proven = {site for site in earlier - plan.members if _is_proven(record, plan.run, site)}
+    if set(contributors) != plan.members or not proven or plan.members | proven != earlier:
+        msg = (
+            f"{_revealing(plan, 0)} was done already, for another plan; it is repeated over the same sites alone, all "
+            "of them but those that this one knows to have lied"
+        )
+        raise ProtocolError(msg)
+
+
+def accuse(record: Record, run: str, site: str, evidence: str) -> None:
+    """Note evidence against a member, which this site has checked itself: the digest of what that member signed."""
+    if not _is_proven(record, run, site):
+        record.note(run, _lying(site), evidence)
+
+
 def agree(record: Record, plan: RoundPlan, headers: Mapping[str, bytes], key: PrivateKey) -> bytes:
     """Sign a set of contributors, which was checked; this set and no other for this plan.
 
     Raises:
-        ProtocolError: if the site has signed another set for this plan.
+        ProtocolError: if the site has signed another set for this plan, or revealed its seed for another plan.
     """
+    check_repeat(record, plan, headers)
     agreed = set_digest(headers)
-    record.note(plan.run, f"agreeing on the contributors to plan {plan.digest}", agreed)
+    record.note(plan.run, _agreeing(plan.digest), f"{agreed} {','.join(sorted(headers))}")
     return sign(key, KIND, _statement(plan, agreed))
+
+
+def check_signed(plan: RoundPlan, headers: Mapping[str, bytes], site: str, signature: bytes, roster: Roster) -> None:
+    """Check that a site signed this very set.
+
+    Raises:
+        AuthenticityError: if it did not.
+    """
+    verify(roster.member(site).verification_key, KIND, _statement(plan, set_digest(headers)), signature)
 
 
 def check_agreed(
@@ -97,18 +144,44 @@ def check_agreed(
     Raises:
         AuthenticityError: if one did not.
     """
-    statement = _statement(plan, set_digest(headers))
     for site in headers:
-        verify(roster.member(site).verification_key, KIND, statement, signatures.get(site, b""))
+        check_signed(plan, headers, site, signatures.get(site, b""), roster)
 
 
-def reveal(record: Record, plan: RoundPlan, commitment: str) -> None:
-    """Note that a site reveals the seed of its own mask for this plan, and for no other of the round.
+def reveal(record: Record, plan: RoundPlan, headers: Mapping[str, bytes], commitment: str) -> None:
+    """Note that a site reveals the seed of its own mask for this plan, and for no other of the round but a repetition.
 
     Raises:
-        ProtocolError: if it has revealed a seed for another plan of this round, or another seed.
+        ProtocolError: if it has revealed a seed for another plan that this does not repeat, or another seed.
     """
-    record.note(plan.run, f"revealing for round {plan.round}", f"{plan.digest} {commitment}")
+    check_repeat(record, plan, headers)
+    before = _revealed(record, plan)
+    number = len(before) - (plan.digest in before)
+    record.note(plan.run, _revealing(plan, number), f"{plan.digest} {commitment}")
+
+
+def _agreeing(plan: str) -> str:
+    return f"agreeing on the contributors to plan {plan}"
+
+
+def _revealing(plan: RoundPlan, number: int) -> str:
+    return f"revealing for round {plan.round}" + (f", repetition {number}" if number else "")
+
+
+def _lying(site: str) -> str:
+    return f"evidence against {site}"
+
+
+def _is_proven(record: Record, run: str, site: str) -> bool:
+    return record.find(run, _lying(site)) is not None
+
+
+def _revealed(record: Record, plan: RoundPlan) -> list[str]:
+    """Return the plans of this round for which a site has revealed its seeds, in order."""
+    found = list[str]()
+    while (done := record.find(plan.run, _revealing(plan, len(found)))) is not None:
+        found.append(done.partition(" ")[0])
+    return found
 
 
 def _statement(plan: RoundPlan, agreed: str) -> bytes:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from privacy.entries import Entries, Whose, read_entries, signed_by, write_adopted
 from privacy.errors import KeyFileError, LedgerError
 from privacy.heads import LastHead, SignedHead
-from privacy.storage import append, make_folder
+from privacy.storage import append, lost, make_folder, open_file, private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,18 +58,24 @@ class Chain:
         """Return all that stands in the ledger. Writes nothing: a torn last line stays, unread.
 
         Raises:
-            LedgerError: if the file was edited, or cannot be read.
+            LedgerError: if the file was edited, is an older copy than the last head says, or cannot be read.
         """
+        last = self.last_kept()  # before the file, which another process may append to: it is never ahead of it
         try:
-            with self.path.open("rb") as file:
+            with open_file(self.path) as file:
                 fcntl.flock(file, fcntl.LOCK_SH)
                 data = file.read()
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if lost(self.path):
+                msg = (
+                    f"{self.path}: a link to nothing; mount or restore what it leads to, nothing is charged until then"
+                )
+                raise LedgerError(msg) from error
             data = b""
         except OSError as error:
             msg = f"{self.path}: {error.strerror or error}; no update leaves until the ledger can be read"
             raise LedgerError(msg) from error
-        return self._read(data)
+        return self._read(data, last)
 
     @property
     def head(self) -> str:
@@ -81,13 +87,12 @@ class Chain:
         kept = self._last.read() if self._last else None
         return kept.head if kept and kept.is_of(self.whose, self.public_key) else None
 
-    def check_holds(self, head: str, entries: Entries | None = None) -> None:
+    def check_holds(self, head: str, entries: Entries) -> None:
         """Check that a head which this ledger once had is in its chain.
 
         Raises:
             LedgerError: if it is not, so that this must be an older copy.
         """
-        entries = entries or self.entries()
         if head not in entries.heads:
             ends = f"ends on {entries.charges[-1].time}" if entries.charges else "holds nothing"
             msg = (
@@ -103,10 +108,13 @@ class Chain:
             before: the other key; None to take the ledger as it is, whoever signed it.
 
         Raises:
-            LedgerError: if it is not whole, not the other key's, or the present one's already.
+            LedgerError: if it is not whole, an older copy, not the other key's, or the present one's already.
         """
         with self._locked() as (file, data):
             entries = read_entries(data, self.path, self.whose, before)
+            kept = self._last.read() if self._last else None
+            if kept and (before is None or kept.is_of(self.whose, before)):
+                self.check_holds(kept.head, entries)
             if not entries.signature or signed_by(self.whose, entries.head, entries.signature, self.public_key):
                 msg = f"{self.path}: nothing in this ledger was signed with another key than {self.site}'s present one"
                 raise LedgerError(msg)
@@ -122,16 +130,14 @@ class Chain:
             LedgerError: if it was edited, is an older copy than the last head says, or cannot be read or written.
         """
         with self._locked() as (file, data):
-            entries = self._read(data)
-            if last := self.last_kept():
-                self.check_holds(last, entries)
+            entries = self._read(data, self.last_kept())
             if len(entries.data) != len(data):
                 file.truncate(len(entries.data))
             yield file, entries
 
     def append(self, file: BinaryIO, lines: bytes) -> str:
         """Write lines, on disk; return the head after them."""
-        append(self.path, file.fileno(), lines)
+        self._write(file, lines)
         head, signature, _ = lines.splitlines()[-1].split(b" ", 2)
         if self._last:
             self._last.keep(SignedHead(head.decode(), bytes.fromhex(signature.decode())))
@@ -139,13 +145,19 @@ class Chain:
 
     def sync(self, file: BinaryIO) -> None:
         """See that what was written is on disk, also what others wrote."""
-        append(self.path, file.fileno(), b"")
+        self._write(file, b"")
+
+    def _write(self, file: BinaryIO, lines: bytes) -> None:
+        append(self.path, file.fileno(), lines)
+        if not os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+            msg = f"{self.path}: another file was put in its place while it was written; no update leaves, try again"
+            raise LedgerError(msg)
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[BinaryIO, bytes]]:
         try:
             make_folder(self.path.parent)
-            with open(self.path, "a+b", opener=_private) as file:
+            with open(self.path, "a+b", opener=private) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 file.seek(0)
                 yield file, file.read()
@@ -153,15 +165,13 @@ class Chain:
             msg = f"{error.filename or self.path}: {error.strerror or error}; "
             raise LedgerError(msg + "no update leaves until the ledger can be written") from error
 
-    def _read(self, data: bytes) -> Entries:
+    def _read(self, data: bytes, last: str | None) -> Entries:
         self._known = read_entries(data, self.path, self.whose, self.public_key, self._known)
+        if last:
+            self.check_holds(last, self._known)
         return self._known
 
 
 def now() -> str:
     """Return the time, as it stands in a ledger."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

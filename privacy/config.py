@@ -17,11 +17,12 @@ import tomllib
 from codecs import BOM_UTF8
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from privacy.errors import ConfigError
+from privacy.storage import read_file
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -31,7 +32,19 @@ T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=True)
 """Pydantic settings of every settings dataclass: no unknown keys, no silent conversions."""
 
+
+def _possible(path: Path) -> Path:
+    if "\0" in str(path):
+        msg = "no file's name has a NUL character; remove it"
+        raise ValueError(msg)
+    return path
+
+
+File = Annotated[Path, Field(strict=False), AfterValidator(_possible)]
+"""A setting: a file or folder, relative to the settings."""
+
 _ROOT_LINK = 2  # parts of a path such as /tmp
+_SHOWN = 120  # characters of a line
 _UNKNOWN = {"unexpected_keyword_argument", "extra_forbidden"}
 
 
@@ -43,7 +56,7 @@ def read_toml(path: Path, into: type[T]) -> T:
     """
     text = _read(path)
     try:
-        return TypeAdapter(into).validate_json(json.dumps(tomllib.loads(text), default=str))
+        return TypeAdapter(into).validate_json(json.dumps(tomllib.loads(text), default=_dated))
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"at line (\d+), column (\d+)", str(error))
         line, column = (int(found[1]), int(found[2])) if found else (text.count("\n") + 1, 1)
@@ -59,6 +72,11 @@ def read_toml(path: Path, into: type[T]) -> T:
     except ValueError as error:  # Python refuses integers of thousands of digits
         msg = f"{path}: {str(error).partition(';')[0]}; write a smaller number"
         raise ConfigError(msg) from error
+
+
+def _dated(value: object) -> dict[str, str]:
+    """Return what no setting is: TOML has dates, which are no text."""
+    return {"date": str(value)}
 
 
 def settings_file(path: Path, name: str) -> Path:
@@ -84,7 +102,7 @@ def settings_file(path: Path, name: str) -> Path:
 def _read(path: Path) -> str:
     try:
         # Some editors put a byte order mark before the text, which nobody sees and TOML does not know.
-        return path.read_bytes().removeprefix(BOM_UTF8).decode()
+        return read_file(path).removeprefix(BOM_UTF8).decode()
     except OSError as error:
         msg = f"{path}: {error.strerror or error}; name an existing settings file"
         raise ConfigError(msg) from error
@@ -105,11 +123,12 @@ def _explain(path: Path, text: str, error: ErrorDetails, into: type) -> str:
         table = f" in [{'.'.join(keys[:-1])}]" if keys[:-1] else ""
         return f"{path}: the key `{keys[-1]}` is missing{table}; add it"
     else:
-        message = message.replace("Input should be", "must be")
+        message = message.replace("Input should be", "must be").replace("String should match", "must match the")
         message = message[:1].lower() + message[1:]
+    keys = keys[:-1] if keys[-1:] == ["[key]"] else keys  # what is wrong is the key itself
     line, column = _locate(text, keys)
     if line == 0:
-        return f"{path}: {message}"
+        return f"{path}: {f'{keys[-1]!r} ' if keys else ''}{message}"
     return _point(path, text, line, column, len(keys[-1]) if keys else 1, message)
 
 
@@ -140,4 +159,8 @@ def _point(path: Path, text: str, line: int, column: int, width: int, message: s
     place = f"{path}:{line}  "
     lines = text.splitlines()
     shown = lines[line - 1] if line <= len(lines) else ""
-    return f"{place}{shown}\n{' ' * (len(place) + column)}{'^' * max(width, 1)} {message}"
+    left = max(0, column - _SHOWN // 2) if len(shown) > _SHOWN else 0
+    # Control characters could drive the terminal; one dot for each keeps the caret in its place.
+    shown = "".join(each if each.isprintable() else "·" for each in shown[left : left + _SHOWN])
+    width = max(1, min(width, _SHOWN))
+    return f"{place}{shown}\n{' ' * (len(place) + column - left)}{'^' * width} {message}"

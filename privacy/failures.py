@@ -90,10 +90,18 @@ def _shown(file: str) -> str:
     return file
 
 
+def reason(error: OSError) -> str:
+    """Return what the system says of an error, without a file's name.
+
+    >>> reason(FileNotFoundError(2, "No such file or directory", "run.toml"))
+    'no such file or directory'
+    """
+    said = (error.strerror or "it cannot be used").strip()
+    return said[:1].lower() + said[1:]
+
+
 def _of_system(error: OSError) -> str:
-    reason = (error.strerror or "it cannot be used").strip()
-    reason = reason[:1].lower() + reason[1:]
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
     place = "".join(each if each.isprintable() else "·" for each in name) + ": " * bool(name)
     advice = _ADVICE.get(error.errno or 0, "check the file, and the disk that it is on")
-    return f"{place}{reason}; {advice}"
+    return f"{place}{reason(error)}; {advice}"

@@ -101,4 +101,4 @@ def check_head(ledger: Ledger, known: SignedHead | None, key: Ed25519PrivateKey)
         LedgerError: if the ledger is older, or was edited.
     """
     if known and known.is_of(ledger.whose, key.public_key()):
-        ledger.check_holds(known.head)
+        ledger.check_holds(known.head, ledger.entries())

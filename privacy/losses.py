@@ -1,17 +1,25 @@
 """Privacy loss distributions of Gaussian steps: discretised upwards, composed, and read as an ε, in bounded work.
 
-A step is dominated by a pair of mixtures of Gaussians, P and Q. Its privacy loss is ln(P/Q), and its δ at any ε is
-E[1 − exp(ε − loss)]⁺ under P (Koskela, Jälkö and Honkela 2020; Zhu, Dong and Wang 2022, arXiv 2106.08567).
+A step is dominated by a pair P, Q of mixtures of Gaussians, and steps, also adaptive ones, by the pairs' products (Zhu,
+Dong and Wang 2022, arXiv 2106.08567, theorems 10 and 11). The privacy loss is L = ln(P/Q) under P. It adds up over
+steps, and
 
-1. *Where to look.* Chernoff's exponent t at this δ, from a coarse table of the losses. What decides ε lies around
-   K'(t), within a few deviations √K''(t); K is the logarithm of the moment-generating function of the total loss.
-2. *Discretise.* The mass between two points of the grid goes to both of them, so that what it has under P and under Q
-   stays the same ("Connect the Dots": Doroshenko et al. 2022, arXiv 2207.04380). That never lowers δ.
-3. *Compose.* Products of Fourier transforms of the distributions, tilted by exp(t·loss), so that floating point holds
-   the tail of any δ. What wraps around from below only adds to δ; what wraps from above is bounded by Chernoff.
+    δ(ε) = E[1 − exp(ε − L)]⁺            (Koskela, Jälkö and Honkela 2020, arXiv 1906.03049)
+
+1. *Where to look.* K(t) is ln E[exp(t·L)], K' and K'' its derivatives, all from a coarse table of the losses. At the t
+   with t·K'(t) − K(t) = ln(1/δ), what decides ε lies around K'(t), within a few deviations √K''(t) (the saddle point of
+   Alghamdi et al. 2023, arXiv 2208.09595). It is no part of the bound: a bad t makes ε larger, never smaller.
+2. *Discretise.* The mass of P between two x goes to the grid points around its losses, a and b, in two parts that keep
+   what it has under P and under Q. That is "Connect the Dots" (Doroshenko et al. 2022, arXiv 2207.04380, algorithm 1),
+   cell by cell: 1 − exp(ε − L), cut off at 0, is convex in exp(−L), so spreading the mass to both ends never lowers δ,
+   whatever else is composed. What lies below all cells is moved up, and what lies above them is lost: it adds to δ.
+3. *Compose.* Products of discrete Fourier transforms, as in Koskela et al. and in Gopi, Lee and Wutschitz (2021, arXiv
+   2106.02848, algorithm 1), of masses that are tilted by exp(t·L), so that floating point holds the tail of any δ. What
+   wraps around from below only adds to δ; what wraps from above is P(L > last) ≤ E[exp(s·L)]/exp(s·last), and is added.
+4. *Read.* ε where δ(ε) is what is left of δ, exactly between two points of the grid.
 
 The grid has at most `POINTS` points, however many steps there are, and however rare and large their losses: a coarser
-grid makes ε larger, never smaller.
+grid makes ε larger, never smaller. Rounding of floating point is allowed for, to `ULPS` of each loss and mass.
 """
 
 from __future__ import annotations
@@ -24,7 +32,7 @@ import numpy as np
 from scipy import fft, signal
 from scipy.special import ndtri_exp
 
-from privacy.steps import log_sum
+from privacy.steps import ULPS, log_sum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,9 +52,10 @@ _CELLS, _FEWEST_CELLS, _MOST_CELLS = 1 << 17, 1 << 9, 1 << 13  # into which loss
 _ADDED_VARIANCE = 1e-5  # of the total loss, by its grid
 _CUT = math.log(1e-9)  # of δ: what is cut off above, and what wraps around
 _CUT_BELOW = math.log(1e-19)  # the mass at the lower end that counts where it is cut
-_ROUNDING = 1e-6  # of δ: for what wraps around, and for rounding in the transforms
+_SPARE = 1e-6  # of δ: for what wraps around from above
 _PASSES, _BETTER = 4, 0.99  # how often ε is aimed at anew, while it gets better
-_CLOSE, _FAR = 0.5, 25.0  # how far off the aim may be; how far above ε losses of one step are as good as certain
+_CLOSE, _NEAR = 0.5, 4.0  # how far below the aim ε may come out: as a share, and in deviations
+_FAR = 25.0  # how far above ε losses of one step are as good as certain
 _REACH = 12.0  # deviations
 _SEARCH, _EXPONENTS = 16, (1e-3, 1e9)  # iterations; between which t lies, over how far losses differ
 _FLAT = 1e-6  # how far all losses together may differ without being looked at
@@ -90,6 +99,10 @@ def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float) -> 
     surprise -= math.log1p(-lost)
     lowest, most = (sum(count * float(each.edges[end]) for each, count in zip(cut, counts, strict=True))
                     for end in (0, -1))  # fmt: skip
+    rounding = ULPS * sum(
+        count * max(1.0, float(np.max(np.abs(each.edges)))) for each, count in zip(cut, counts, strict=True)
+    )
+    most += rounding
     if most - lowest < _FLAT:
         return max(0.0, most), False
     guide = _Guide.of(cut, counts)
@@ -104,34 +117,87 @@ def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float) -> 
         interval, width / max(_FEWEST_POINTS, min(POINTS, _WORK // len(steps))), max(-lowest, most) * _FINEST
     )
     points = fft.next_fast_len(math.ceil(width / interval) + 1, real=True)
-    transform, cumulant, bound = np.ones(points // 2 + 1, np.complex128), 0.0, 0.0
-    for each, count in zip(cut, counts, strict=True):
+    together = list(zip(cut, counts, strict=True))
+    composed, bottom, cumulant = _convolve(together, interval, points, t, (s, _CUT - surprise))
+    found = _read(composed, interval, bottom, t, cumulant + surprise - math.log1p(-_SPARE - ULPS * sum(counts)))
+    if found > 0:
+        found = min(max(0.0, most), found + rounding)
+    aimed_too_high = found < max(_CLOSE * middle, middle - _NEAR * math.sqrt(variance))
+    off = found <= bottom or aimed_too_high or max(float(each.edges[-1]) for each in cut) > found + _FAR
+    return found, off and found > 0
+
+
+def _convolve(cut: Sequence[tuple[_Losses, int]], interval: float, points: int, t: float,
+              above: tuple[float, float]) -> tuple[Vector, float, float]:  # fmt: skip
+    """Return the masses of the total loss, tilted by exp(t·loss − K), `(points,)`; where the first lies; and K.
+
+    Args:
+        cut: losses of each step, and how often.
+        interval: of the grid.
+        points: of the grid.
+        t: the tilt.
+        above: an exponent s, and the logarithm of the mass that may lie above the grid, by Chernoff's bound with it.
+    """
+    s, most = above
+    product, cumulant, bound = _Product.of_nothing(points), 0.0, 0.0
+    for each, count in cut:
         places, masses = each.on_grid(interval)
         exponents = masses + t * interval * places
         tilted = np.exp(exponents - (total := float(log_sum(exponents))))
-        transform *= fft.rfft(np.bincount(places % points, tilted, points)) ** count
+        product = product.times(np.bincount(places % points, tilted, points), count)
         cumulant += count * total
         bound += count * float(log_sum(masses + s * interval * places))
-    last = math.ceil((bound + surprise - _CUT) / s / interval)  # Chernoff: above it lies exp(_CUT)·δ at most
-    composed = np.roll(np.maximum(fft.irfft(transform, points), 0.0), -((last - points) % points))
-    scale = cumulant + surprise - math.log1p(-_ROUNDING)
-    bottom = (last - points) * interval
-    found = min(max(0.0, most), _read(composed, interval, bottom, t, scale))
-    off = found <= bottom or found < _CLOSE * middle or max(float(each.edges[-1]) for each in cut) > found + _FAR
-    return found, off and found > 0
+    last = math.ceil((bound - most) / s / interval)
+    return np.roll(product.masses(points), -((last - points) % points)), (last - points) * interval, cumulant
 
 
 def _read(tilted: Vector, interval: float, bottom: float, t: float, scale: float) -> float:
     """Find the ε at which δ is exp(K − scale), of tilted masses on a grid from `bottom` on."""
     masses = tilted * np.exp(np.minimum(scale - t * (bottom + interval * np.arange(len(tilted))), _LARGEST))
     under = signal.lfilter([1.0], [1.0, -math.exp(-interval)], masses[::-1])[::-1]  # Q's mass, times exp(ε)
-    over = np.cumsum(masses[::-1])[::-1]
+    over = np.cumsum(masses[::-1])[::-1] * (1 + len(masses) * ULPS)  # P's mass, and what adding it up may take
     (more,) = np.nonzero(over - under > 1)  # below the last of them, this difference may be nothing but rounding
     if not len(more):
         return max(0.0, bottom)
     if (first := int(more[-1]) + 1) == len(masses):
         return math.inf
-    return max(0.0, bottom + interval * first + math.log((over[first] - 1) / under[first]))
+    return max(0.0, bottom + interval * first + math.log(float((over[first] - 1) / under[first])))
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A product of transforms in polar form, and how far off each of its numbers may be. All: `(points // 2 + 1,)`."""
+
+    sizes: Vector  # logarithms
+    angles: Vector
+    errors: Vector  # over the sizes
+
+    @classmethod
+    def of_nothing(cls, points: int) -> _Product:
+        nothing = np.zeros(points // 2 + 1)
+        return cls(nothing, nothing, nothing)
+
+    def times(self, masses: Vector, count: int) -> _Product:
+        """Compose with so many steps of these masses, which add up to 1: `(points,)`."""
+        factor, error = fft.rfft(masses), _rounding(len(masses)) * float(np.linalg.norm(masses))
+        size = np.maximum(np.abs(factor), error)
+        return _Product(
+            self.sizes + count * np.log(size),
+            self.angles + count * np.angle(factor),
+            self.errors + count * (2 * error / size + ULPS),
+        )
+
+    def masses(self, points: int) -> Vector:
+        """Transform it back, from above: `(points,)`."""
+        sizes = np.exp(self.sizes)
+        wrong = sizes * (np.expm1(np.minimum(self.errors, _LARGEST)) + _rounding(points))
+        composed = fft.irfft(sizes * np.cos(self.angles) + 1j * (sizes * np.sin(self.angles)), points)
+        return np.asarray(np.maximum(composed, 0.0) + np.mean(wrong))
+
+
+def _rounding(points: int) -> float:
+    """Return how far off a transform's numbers are, over their root mean square: about √log n (Schatzman 1996)."""
+    return 2.0**-52 * math.sqrt(math.log2(points))
 
 
 @dataclass(frozen=True)
@@ -176,7 +242,8 @@ class _Losses:
         high = np.maximum(np.ceil(self.edges[1:] / interval).astype(np.int64), low + 1)
         widths = interval * (high - low)
         shares = np.expm1(interval * low - self.ratios) / np.expm1(-widths)  # that go to the higher point
-        shares = np.clip(np.nan_to_num(shares + self.errors / widths, nan=1.0), 0.0, 1.0)
+        wrong = np.expm1(np.minimum(self.errors, _LARGEST)) / -np.expm1(-widths)  # by how much shares may be
+        shares = np.clip(np.nan_to_num(shares + wrong, nan=1.0), 0.0, 1.0)
         with np.errstate(divide="ignore"):
             lower, higher = self.masses + np.log1p(-shares), self.masses + np.log(shares)
         higher[0] = np.logaddexp(higher[0], self.below)

@@ -8,9 +8,10 @@ run with masks each site adds two kinds of them, modulo t, to every coefficient 
   sites which sent nothing are shown when the contributors are agreed on, so that they can be taken off the sum.
 - one of its own, from a fresh seed of 32 bytes, which is revealed once all contributors have agreed on each other.
 
-A header commits to all these seeds. Every stream is bound to the plan's digest, which covers run, round, attempt and
-cohort: another attempt has masks that have nothing to do with these. When a site may show which seed is decided in
-`privacy.agreement`. docs/protocol.md has the argument, and what it assumes.
+A header commits to all these seeds, and whoever shows one signs it: what does not fit is evidence against its site.
+Every stream is bound to the plan's digest, which covers run, round, attempt and cohort: another attempt has masks that
+have nothing to do with these. When a site may show which seed is decided in `privacy.agreement`. docs/protocol.md has
+the argument, and what it assumes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from privacy import merkle
 from privacy.errors import AuthenticityError, MalformedError
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.randomness import Randomness
+from privacy.signing import SIGNATURE_BYTES, sign, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,10 +42,13 @@ if TYPE_CHECKING:
 
     from privacy.ledger import Charge
     from privacy.plan import RoundPlan
+    from privacy.signing import PrivateKey, PublicKey
     from privacy.update import PackedUpdate
 
 SEED_BYTES = 32
 SEALED_BYTES = SEED_BYTES + 16
+REVEAL_BYTES = SIGNATURE_BYTES + SEALED_BYTES
+KIND = "seeds"
 COMMITMENT_BYTES = 32
 _MASKED = RING_DEGREE - 1  # coefficients; the last is the tag's, which is of the masked ones
 _T = np.uint64(PLAIN_MODULUS)
@@ -184,6 +189,26 @@ def open_seed(sealed: bytes, secret: bytes, plan: RoundPlan, site: str, committe
     raise AuthenticityError(msg)
 
 
+def sign_seeds(sealed: bytes, plan: RoundPlan, committed: str, key: PrivateKey) -> bytes:
+    """Put a site's signature before seeds that it sealed, of its header's commitment: so false ones are its own doing.
+
+    Of no seeds, there is nothing to sign.
+    """
+    return sign(key, KIND, _statement(sealed, plan, committed)) + sealed if sealed else b""
+
+
+def verify_seeds(shown: bytes, plan: RoundPlan, committed: str, key: PublicKey) -> bytes:
+    """Return the sealed seeds that a site signed.
+
+    Raises:
+        AuthenticityError: if it did not sign these, for this plan and this commitment.
+    """
+    signature, sealed = shown[:SIGNATURE_BYTES], shown[SIGNATURE_BYTES:]
+    if shown:
+        verify(key, KIND, _statement(sealed, plan, committed), signature)
+    return sealed
+
+
 def seal_pairs(masks: Masks, absent: Sequence[str], secret: bytes, plan: RoundPlan, site: str) -> bytes:
     """Seal the seeds of the masks that a site shares with absent ones, each with the proof that it committed to it."""
     leaves = _split(masks.commitments)
@@ -221,6 +246,10 @@ def _pair_streams(site: str, seeds: Mapping[str, bytes]) -> tuple[list[Randomnes
     """Start the streams that a site adds for the sites that it shares them with, and those that it takes away."""
     added = [Randomness(seed) for other, seed in seeds.items() if site < other]
     return added, [Randomness(seed) for other, seed in seeds.items() if site > other]
+
+
+def _statement(sealed: bytes, plan: RoundPlan, committed: str) -> bytes:
+    return f"{plan.digest} {committed} {sealed.hex()}".encode()
 
 
 def _names(one: str, other: str) -> bytes:

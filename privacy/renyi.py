@@ -5,9 +5,11 @@ K(t) = ln E[(P/Q)^t] under P is t times the divergence of order t + 1. Over seve
 - Steps over all records: in closed form, t(t + 1)/2σ².
 - Sampled steps: E[(P/Q)^(t+1)] under Q, by the trapezoid rule, whose error falls exponentially for such integrands
   (Trefethen and Weideman 2014). Removing a record costs no less than adding one (Mironov, Talwar and Zhang 2019, arXiv
-  1908.10530, section 3.2). Where the rule would take too many points, by convexity: 1 − q + q·exp(t(t + 1)/2σ²).
+  1908.10530, section 3.2). Where the rule would take too many points, by convexity: 1 + q·(exp(t(t + 1)/2σ²) − 1).
 - Sampled steps of discrete noise: at integer orders alone, by the binomial formula (section 3.3 there). It holds for
   the discrete Gaussian too, as E[exp(kvX/σ²)] is the same at integer shifts.
+
+What rounding may take is added to each: a K that came out at 0, or below, would make any number of steps free.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.steps import log_binomial
+from privacy.steps import ULPS, log_binomial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +34,6 @@ _MOST_INTEGER = 1 << 14  # order
 _ROUNDS, _TRIED = 6, 12  # of a search: in each, so many t
 _POINTS = 1 << 13  # of the trapezoid rule
 _REACH = 13.0  # deviations, beyond which a Gaussian has nothing
-_ERROR = 1e-15  # of a logarithm, by rounding
 
 
 def epsilon_of(steps: Sequence[tuple[float, float, int, bool]], delta: float) -> float:
@@ -65,7 +66,8 @@ def cumulant(sigma: float, rate: float, t: Vector, *, discrete: bool = False) ->
         return np.asarray(whole)
     if discrete:
         return np.array([_binomial(sigma, rate, int(each) + 1) for each in t])
-    above = np.logaddexp(math.log1p(-rate), math.log(rate) + whole)
+    gain = math.log(rate) + whole + np.log(-np.expm1(-whole))
+    above = np.logaddexp(0.0, gain + ULPS * (1 + np.abs(gain) + whole))
     interval = min(sigma, sigma**2) / 2
     near = t + 1 <= _POINTS * interval - 2 * _REACH * sigma
     if np.any(near):
@@ -74,15 +76,22 @@ def cumulant(sigma: float, rate: float, t: Vector, *, discrete: bool = False) ->
 
 
 def _integrated(sigma: float, rate: float, t: Vector, interval: float) -> Vector:
-    x = np.arange(-_REACH * sigma, float(np.max(t)) + 1 + _REACH * sigma, interval)
+    # Multiples of the interval: a range of floats has a step that is off by rounding of its first number.
+    ends = -_REACH * sigma, float(np.max(t)) + 1 + _REACH * sigma
+    x = interval * np.arange(math.floor(ends[0] / interval), math.ceil(ends[1] / interval) + 1)
     losses = np.logaddexp(math.log1p(-rate), math.log(rate) + (x - 0.5) / sigma**2)
     exponents = (t[:, None] + 1) * losses - (x / sigma) ** 2 / 2
+    place = np.argmax(exponents, axis=1)
     largest = np.max(exponents, axis=1)
     sums = largest + np.log(np.sum(np.exp(exponents - largest[:, None]), axis=1))
-    return np.asarray(sums + math.log(interval / sigma / math.sqrt(2 * math.pi)) + _ERROR)
+    error = ULPS * (1 + (t + 1) * np.abs(losses[place]) + (x[place] / sigma) ** 2)
+    return np.asarray(sums + math.log(interval / sigma / math.sqrt(2 * math.pi)) + error)
 
 
 @lru_cache(maxsize=1 << 14)
 def _binomial(sigma: float, rate: float, order: int) -> float:
-    hits = np.arange(order + 1.0)
-    return float(np.logaddexp.reduce(log_binomial(order, rate) + hits * (hits - 1) / (2 * sigma**2)))
+    hits = np.arange(2, order + 1.0)
+    gains = hits * (hits - 1) / (2 * sigma**2)  # chances add up to 1, so that what counts is what these add to it
+    above = log_binomial(order, rate)[2:] + gains + np.log(-np.expm1(-gains))
+    error = ULPS * (1 + order * math.log(order) + float(gains[-1]))
+    return float(np.logaddexp(0.0, np.logaddexp.reduce(above) + error))

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float64]
 
-_ULPS = 8 * 2.0**-52  # by how much the logarithm of a probability is off, relatively
+ULPS = 8 * 2.0**-52
+"""By how much the logarithm of a probability may be off, relatively."""
+
 _NOTHING = -800.0  # the logarithm of a chance below any float
 
 
@@ -42,7 +44,7 @@ class Mixture:
         large, small = np.where(right, above[:-1], below[1:]), np.where(right, above[1:], below[:-1])
         share = -np.expm1(np.minimum(small - large, 0.0))
         with np.errstate(divide="ignore"):
-            return large + np.log(share), _ULPS * (1 - large) / share
+            return large + np.log(share), ULPS * (1 - large) / share
 
     def density(self, x: Vector, sigma: float) -> Vector:
         """Return the logarithm of the density over that of N(0, σ²)."""

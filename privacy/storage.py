@@ -1,11 +1,17 @@
-"""Files that are never torn: written beside, synced, renamed, folder synced; and a write that fails leaves nothing."""
+"""Files that are never torn: written beside, synced, renamed, folder synced; and a write that fails leaves nothing.
+
+And files that are read: what is none, such as a pipe or a device, is refused, since it may never end.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+
+from privacy.errors import AuthenticityError, KeyFileError, MalformedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +36,46 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
         os.fsync(file.fileno())
         beside.replace(path)
     sync_folder(path.parent)
+
+
+def read_file(path: Path) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+        OSError: naming `path`, if it cannot be read, or is none.
+    """
+    with open_file(path) as file:
+        return file.read()
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to be read; never wait for a pipe that nobody writes to.
+
+    Raises:
+        OSError: naming `path`, if it cannot be read, or is none.
+    """
+    return open(path, "rb", opener=private)
+
+
+def lost(path: Path) -> bool:
+    """Whether a file that is missing, or its folder, is a link to nothing, such as a disk that is not mounted."""
+    return any(each.is_symlink() and not each.exists() for each in (path, path.parent))
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file, as `open` asks its `opener` to: if it is made, only its owner may read it.
+
+    Raises:
+        OSError: naming `path`, if it cannot be opened, or is none.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(kind):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise OSError(errno.EINVAL, "a pipe or a device, and no file", path)
 
 
 def append(path: Path, descriptor: int, data: bytes, *, sync: bool = True) -> None:
@@ -93,11 +139,25 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def in_file(path: Path) -> Iterator[None]:
+    """Name the file in which a document lies that is not what it should be.
+
+    Raises:
+        KeyFileError: in place of an `AuthenticityError` or a `MalformedError`; where a file lies does not leave a site.
+    """
+    try:
+        yield
+    except (AuthenticityError, MalformedError) as error:
+        msg = f"{path}: {error}"
+        raise KeyFileError(msg) from error
+
+
+@contextmanager
 def _created(path: Path, named: Path) -> Iterator[BinaryIO]:
     """Write a new file; remove it if anything fails."""
     with naming(named):
         try:
-            with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            with open(path, "wb", opener=private) as file:
                 yield file
         except BaseException:
             with suppress(OSError):

@@ -70,6 +70,7 @@ class RunningSum:
         self._c1: Accumulator | None = None
         self._same: tuple[object, ...] = ()
         self._contributions: dict[str, Contribution] = {}
+        self.headers: dict[str, UpdateHeader] = {}
         self.commitments: dict[str, bytes] = {}  # of each contributor to its masks, if it has any
 
     @property
@@ -102,7 +103,7 @@ class RunningSum:
             add_expanded(self._c1.total, contribution.seeds)
             contribution = replace(contribution, seeds=b"")
         self._contributions[header.site] = contribution
-        self.commitments[header.site] = update.commitments
+        self.headers[header.site], self.commitments[header.site] = header, update.commitments
 
     def close(self) -> EncryptedSum:
         """Return the sum of what was added.
@@ -161,7 +162,7 @@ def check_contributions(
     """
     headers: dict[str, UpdateHeader] = {}
     for contribution in contributions:
-        site = _claimed_site(contribution.header, plan)
+        site = claimed_site(contribution.header, plan)
         if site in headers:
             msg = f"a site stands twice in the sum of round {plan.round}; it was not opened"
             raise ProtocolError(msg)
@@ -175,7 +176,7 @@ def check_contributions(
     return headers
 
 
-def _claimed_site(header: bytes, plan: RoundPlan) -> str:
+def claimed_site(header: bytes, plan: RoundPlan) -> str:
     """Return which of the cohort a header claims to be from; `verify_header` then proves or refutes it."""
     found = _SITE.search(header)
     if found and (site := found[1].decode()) in plan.members:

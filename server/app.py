@@ -67,4 +67,6 @@ def main(grid: Grid, context: Context) -> None:
     except CloisterError as error:
         journal.record("failed", reason=str(error), rounds=strategy.released)
         raise
+    finally:
+        strategy.close()
     journal.record("finished", rounds=strategy.released, model=strategy.model)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from privacy.config import STRICT, read_toml, settings_file
+from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.errors import ConfigError, KeyFileError
+from privacy.failures import reason
 from privacy.manifest import SignedRun, open_manifest
-from privacy.roster import Roster, open_roster
+from privacy.storage import in_file, read_file
 from transport.address import ListenedOn
 from transport.channel import TlsFiles
-from transport.pki import read_authority_key
+from transport.pki import read_roster
 
-File = Annotated[Path, Field(strict=False)]
+if TYPE_CHECKING:
+    from privacy.roster import Roster
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -55,11 +57,10 @@ class ServerFolder:
         """Read the roster and check the authority's signature.
 
         Raises:
-            KeyFileError: if it is missing.
+            KeyFileError: if it is missing, or another authority's.
             ConfigError: if it is another consortium's.
         """
-        key = read_authority_key(self.folder / self.settings.authority)
-        roster = open_roster(_read(self.folder / self.settings.roster, "the coordinator makes it"), key)
+        roster = read_roster(self.folder / self.settings.roster, self.folder / self.settings.authority)
         if roster.consortium != self.settings.consortium:
             names = f"{self.settings.consortium}, the roster of {roster.consortium}"
             msg = f"{self.folder}: consortium.toml is of {names}; bring the one that belongs to the other"
@@ -81,19 +82,15 @@ def read_run(path: Path, roster: Roster) -> SignedRun:
     """Read a signed manifest.
 
     Raises:
-        AuthenticityError: if the coordinator did not sign it.
-        KeyFileError: if there is no such file.
+        KeyFileError: if there is no such file, or the coordinator did not sign it.
         RefusedError: if its time is over.
     """
-    document = _read(path, "`cloister sign RUN.toml` makes one")
-    manifest, digest = open_manifest(document, roster.manifest_key)
+    try:
+        document = read_file(path)
+    except OSError as error:
+        msg = f"{path}: {reason(error)}; name a signed run, `cloister sign RUN.toml` makes one"
+        raise KeyFileError(msg) from error
+    with in_file(path):
+        manifest, digest = open_manifest(document, roster.manifest_key)
     manifest.check_valid(time.time())
     return SignedRun(document, manifest, digest)
-
-
-def _read(path: Path, hint: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        msg = f"{path}: {error.strerror}; {hint}"
-        raise KeyFileError(msg) from error

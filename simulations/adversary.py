@@ -183,6 +183,6 @@ class Adversary:
         made = run.last = self.collect(run)
         total = made.sum(made.total(*made.updates), made.contributions(*made.updates))
         replies = self.ask("evaluate", pack_sum(run.document, total)).values()
-        if len({read_opened(content_of(reply))[0] for reply in replies}) != 1:
+        if len({read_opened(content_of(reply))[0].model for reply in replies}) != 1:
             msg = "the sites do not have one model after an honest round; this benchmark is broken"
             raise RunError(msg)

@@ -24,8 +24,7 @@ from simulations.adversary import SITES
 from simulations.lies import STEP
 from strategies.masking import next_attempt
 from transport.ceremony import pack_lead, pack_letter
-from transport.contents import content_of, pack_query, pack_train
-from transport.masking import read_revealed
+from transport.contents import pack_query, pack_train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,20 +161,17 @@ def other_masks(server: Adversary) -> bool:
 
 
 def two_attempts(server: Adversary) -> bool:
-    """Say that a site dropped out, to have masks of two attempts at a round: who answered for one keeps the other."""
+    """Say that a site dropped out, to have masks of two attempts at a round: who answered for one is in no other."""
     run, luck = server.masked, server.luck
     *rest, _ = everyone = [str(site) for site in luck.permutation(SITES)]
     first = server.train(run, server.plan(run))
     asked = [everyone, rest[: int(luck.integers(1, len(rest)))]][luck.integers(2)]
     signatures, _ = server.agreed(first, *everyone)
-    reveals = {site: read_revealed(content_of(each)) for site, each in server.reveal(first, signatures, asked).items()}
-    second = server.train(run, next_attempt(first.plan, rest, _SECONDS))
-    signatures, pairs = server.agreed(second, *rest)
-    before, replies = server.state(), server.reveal(second, signatures, rest)
-    kept = server.refused({site: reply for site, reply in replies.items() if site in asked}, before)
-    reveals |= {site: read_revealed(reply.content) for site, reply in replies.items() if reply.has_content()}
-    made = replace(second, reveals=reveals, pairs=pairs)
-    return kept and server.deliver(run, made.sum(made.total(*rest), made.contributions(*rest)))
+    if not all(reply.has_content() for reply in server.reveal(first, signatures, asked).values()):
+        return False
+    before, again = server.state(), pack_train(run.document, next_attempt(first.plan, rest, _SECONDS).to_bytes(), [])
+    replies = server.ask("train", dict.fromkeys(rest, again))
+    return server.refused({site: reply for site, reply in replies.items() if site in asked}, before)
 
 
 def two_sets(server: Adversary) -> bool:

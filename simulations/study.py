@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from privacy.config import read_toml
 from privacy.errors import ConfigError
 from privacy.manifest import RunSettings
+from privacy.storage import read_file
 from simulations.federation import Federation, SiteTerms
 from simulations.hospitals import DECLARED_SIZES, write_hospital_records
 
@@ -39,7 +40,14 @@ def prepare_study(folder: Path, run: Path | None = None, *, limits: bool = True)
         ConfigError: if the folder holds anything else, or the run names other sites than the hospitals.
     """
     with resources.as_file(resources.files("simulations") / "diagnosis.toml") as own:
-        settings, text = read_toml(run or own, RunSettings), (run or own).read_bytes()
+        settings, text = read_toml(run or own, RunSettings), read_file(run or own)
+    sites = tuple(settings.cohort.sizes)
+    if not set(sites) <= set(DECLARED_SIZES):
+        msg = f"{run}: [cohort.sizes] may name {', '.join(DECLARED_SIZES)}, the hospitals that have records here"
+        raise ConfigError(msg)
+    if folder.is_symlink():
+        msg = f"{folder} is a link, and this replaces the folder; name the folder itself, or another, with --folder"
+        raise ConfigError(msg)
     if folder.exists() and any(folder.iterdir()):
         if not (folder / _MARK).exists():
             msg = f"{folder} holds files that were not made here; name another folder with --folder"
@@ -48,10 +56,6 @@ def prepare_study(folder: Path, run: Path | None = None, *, limits: bool = True)
     (folder / "coordinator").mkdir(parents=True)
     (folder / _MARK).write_text("`cloister demo` and `cloister simulate` replace this folder\n")
     (folder / "coordinator" / "run.toml").write_bytes(text)
-    sites = tuple(settings.cohort.sizes)
-    if not set(sites) <= set(DECLARED_SIZES):
-        msg = f"{run}: [cohort.sizes] may name {', '.join(DECLARED_SIZES)}, the hospitals that have records here"
-        raise ConfigError(msg)
     federation = Federation.create(folder, sites, consortium="demo")
     federation.sign(settings)
     patients = write_hospital_records(federation.paths)

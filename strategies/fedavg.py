@@ -21,12 +21,15 @@ from flwr.serverapp.strategy import Strategy
 from privacy.ciphertext import CIPHERTEXT_BYTES
 from privacy.envelope import verify_update
 from privacy.errors import CloisterError, ProtocolError, RunError
+from privacy.plan import read_plan
 from privacy.shared import colluding_sites
 from privacy.summation import RunningSum
 from strategies.attention import Attention
+from strategies.bodies import Bodies
 from strategies.ceremony import Ceremony
-from strategies.masking import Masking
-from strategies.membership import Membership
+from strategies.judging import Court
+from strategies.masking import Masking, next_attempt
+from strategies.membership import APART, Membership
 from strategies.metrics import averaged
 from strategies.rounds import OpenRound, first_attempt
 from strategies.selection import Selection
@@ -34,7 +37,6 @@ from transport.contents import (
     content_of,
     pack_sum,
     pack_train,
-    read_opened,
     read_update,
     sum_from_arrays,
     sum_to_arrays,
@@ -50,11 +52,15 @@ if TYPE_CHECKING:
     from privacy.manifest import SignedRun
     from privacy.plan import RoundPlan
     from privacy.roster import Roster
+    from privacy.summation import EncryptedSum
     from strategies.heads import Heads
     from strategies.journal import Journal
     from strategies.letters import Letters
+    from strategies.membership import Standing
+    from transport.masking import Refusal
 
 _LAST = 0.1  # of a deadline: for a site that is behind to come back before the run ends
+_UNOPENED = "it says that the sum does not open, which others opened"
 _MOST_FAILURES = 3  # rounds in a row that release nothing end the run
 
 
@@ -72,10 +78,11 @@ class EncryptedFedAvg(Strategy):
         )
         masked = self._manifest.settings.encryption.collusion_resistant
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch, masked=masked)
-        self._selection = Selection(self._members, cohort.minimum)
         colluding = colluding_sites(self._manifest.settings)
+        self._selection = Selection(self._members, cohort.minimum, colluding)
         proofs = self._manifest.settings.encryption.update_norm is not None
         self._masks = Masking(self._members, self._selection, colluding, proofs=proofs) if masked else None
+        self._court, self._bodies = Court(self._members, colluding), Bodies(journal.folder)
         self._before = self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds
         self._failures = 0
@@ -89,6 +96,10 @@ class EncryptedFedAvg(Strategy):
     def finish(self, grid: Grid) -> None:
         """Bring sites that missed a round's sum up to date, when all rounds are over."""
         self._members.catch_up(grid, _LAST * self._seconds)
+
+    def close(self) -> None:
+        """Forget the round that is open."""
+        self._bodies.clear()
 
     def summary(self) -> None:
         """Flower asks strategies to log their settings; ours are in the manifest."""
@@ -117,8 +128,11 @@ class EncryptedFedAvg(Strategy):
         if len(present) < cohort.minimum or self._members.model is None:
             return []
         present = self._selection.choose(present, server_round, current.problems)
+        if len(present) < cohort.minimum:
+            return []
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
-        self._journal.check_room(2 * self._manifest.packing.ciphertexts(self._members.layout[1]) * CIPHERTEXT_BYTES)
+        size = self._manifest.packing.ciphertexts(self._members.layout[1]) * CIPHERTEXT_BYTES
+        self._journal.check_room((2 + (len(present) if self._masks else 0)) * size)
         current.plan = plan = first_attempt(
             self._run, self._manifest, server_round, present, epoch=epoch, keys=keys, model=self._members.model
         )
@@ -145,54 +159,116 @@ class EncryptedFedAvg(Strategy):
         except ProtocolError as error:
             self._close_unreleased(str(error))
             return None, None
-        self._journal.release(result)
-        current.released = True
+        self._release(result)
         return sum_to_arrays(result), None
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord,
                            grid: Grid) -> Iterable[Message]:  # fmt: skip
         """Deliver the sum to every site of the cohort that can open it."""
         del server_round, config
-        current = self._round
-        if not current.released or current.plan is None:
-            return []
-        total = sum_from_arrays(arrays)
-        there = [site for site in current.plan.cohort if site in self._members.nodes]
-        current.bytes_down += total.size * len(there)
-        messages = [self._message(site, MessageType.EVALUATE, pack_sum(self._document, total)) for site in there]
-        return self._attention.send(grid, messages)
+        return self._deliver(grid, sum_from_arrays(arrays)) if self._round.released else []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Check that all sites arrived at one model, and average the metrics that they let out.
+        """Go on with the model at which most sites arrived, and average the metrics that they let out.
 
         Raises:
-            RunError: if they did not.
+            RunError: if there is no such model, or the sum was not added up.
         """
         del server_round
         current = self._round
-        if not current.released or current.plan is None:
+        if not current.released:
             return None
-        models: dict[str, str] = {}
-        told: dict[str, Mapping[str, float]] = {}
-        names = self._members.names()
-        for node, reply in self._attention.hear(self._grid, replies, lambda: bool(models)):
-            if (site := names[node]) in models:
-                continue
-            try:
-                models[site], metrics = read_opened(content_of(reply))
-                told[site] = current.hear(site, metrics)
-            except CloisterError as error:
-                current.problems[site] = str(error)
-        self._members.settle(models, current.number)
-        if not models:
+        said, told, refusals = self._hear(replies)
+        while len(refusals) > len(said):
+            result = self._repeat(refusals)
+            if result is None:
+                return None
+            delivered = self._deliver(self._grid, result)
+            said, told, refusals = self._hear(self._grid.send_and_receive(delivered, timeout=self._seconds))
+        for site in self._members.settle(said, current.number):
+            current.problems[site] = APART
+            del told[site]
+        if not said:
             self._failures += 1
             self._record(reason="no site opened the sum, or none could say so; it is delivered again")
             return None
+        self._selection.sound(current.contributors)
         found = averaged(told, self._manifest.settings.cohort.sizes)
         self._failures = 0
         self.released += 1
         self._record(model=self._members.model, metrics=found, sharing=sorted(site for site in told if told[site]))
         return MetricRecord(dict(found))
+
+    def _release(self, result: EncryptedSum) -> None:
+        self._journal.release(result)
+        self._round.released = True
+
+    def _deliver(self, grid: Grid, total: EncryptedSum) -> list[Message]:
+        """Begin to bring a sum to every site of its plan's cohort that is there."""
+        there = [site for site in read_plan(total.plan).cohort if site in self._members.nodes]
+        self._round.bytes_down += total.size * len(there)
+        messages = [self._message(site, MessageType.EVALUATE, pack_sum(self._document, total)) for site in there]
+        return self._attention.send(grid, messages)
+
+    def _hear(self, replies: Iterable[Message]) -> tuple[dict[str, Standing], dict[str, Mapping[str, float]],
+                                                         dict[str, Refusal]]:  # fmt: skip
+        """Return what sites arrived at with a sum, what they told besides, and who says that it does not open."""
+        current, names = self._round, self._members.names()
+        said: dict[str, Standing] = {}
+        told: dict[str, Mapping[str, float]] = {}
+        refusals: dict[str, Refusal] = {}
+        plan = current.plan.to_bytes() if current.plan else b""
+        for node, reply in self._attention.hear(self._grid, replies, lambda: bool(said or refusals)):
+            if (site := names[node]) in said.keys() | refusals.keys():
+                continue
+            try:
+                if self._masks and (refusal := self._members.read_refusal(site, plan, reply)):
+                    refusals[site] = refusal
+                    current.problems[site] = _UNOPENED
+                    continue
+                said[site], metrics = self._members.read_opened(site, plan, reply)
+                told[site] = current.hear(site, metrics)
+            except CloisterError as error:
+                current.problems[site] = str(error)
+        return said, told, refusals
+
+    def _repeat(self, refusals: Mapping[str, Refusal]) -> EncryptedSum | None:
+        """Find out who spoiled a sum that does not open, and add up the same updates without these.
+
+        Returns:
+            The new sum; nothing, if nobody was found, or not all others could be added up again.
+
+        Raises:
+            RunError: if the server did not add up what it was sent.
+        """
+        current, plan = self._round, self._round.plan
+        self._journal.withdraw()
+        current.released = False
+        if plan is None or self._masks is None:
+            return None
+        for site in refusals:
+            current.problems.pop(site)
+        liars = self._court.liars(self._grid, plan, self._bodies, current.contributors, refusals)
+        self._members.expel(liars)
+        current.problems |= liars
+        left = [site for site in current.contributors if site not in liars]
+        if not liars:
+            self._selection.spoiled(current.contributors)
+            self._close_unreleased("the sum does not open: there is garbage within the masks, and nobody sees whose")
+            self._failures -= self._selection.can_part(self._members.nodes)  # then the next ones close in on it
+            return None
+        if len(left) < plan.minimum_cohort:
+            self._close_unreleased(f"too few sites are left: {current.listed}")
+            return None
+        try:
+            total = self._attempt(next_attempt(plan, left, self._seconds))
+            current.contributors = total.sites
+            result = self._masks.unmask(self._grid, current, total, None)
+        except ProtocolError as error:
+            self._close_unreleased(str(error))
+            return None
+        self._release(result)
+        return result
 
     def _attempt(self, plan: RoundPlan) -> RunningSum:
         """Have a plan's cohort send their updates of this round again, under its masks."""
@@ -204,6 +280,7 @@ class EncryptedFedAvg(Strategy):
 
     def _collect(self, plan: RoundPlan, replies: Iterable[Message]) -> RunningSum:
         """Add updates as they arrive; note who sent none."""
+        self._bodies.clear()
         total, silent, problems = RunningSum(plan), set(plan.cohort), self._round.problems
         names, added = self._members.names(), set[str]()
         for node, reply in self._attention.hear(self._grid, replies, lambda: len(added) >= plan.minimum_cohort):
@@ -230,8 +307,10 @@ class EncryptedFedAvg(Strategy):
         signed, report = read_update(content_of(reply))
         update = verify_update(signed, site, total.plan, self._manifest, self._roster)
         self._members.heads.note(site, find_head(reply.content))
-        self._members.check_layout(update.header)
+        self._members.check_shared(update.header)
         total.add(update)
+        if self._masks:  # without masks, nobody is ever shown another's
+            self._bodies.keep(site, signed)
         # Training started from the run's model, so that is the model which the site has now.
         self._members.models[site] = total.plan.base_model
         self._round.bytes_up += sum(map(len, signed.chunks)) + len(signed.header) + len(signed.signature)
@@ -249,4 +328,5 @@ class EncryptedFedAvg(Strategy):
         self._record(reason=reason)
 
     def _record(self, **details: Any) -> None:  # noqa: ANN401
+        self._bodies.clear()
         self._journal.record("round", **self._round.summary(), **details)

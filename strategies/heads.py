@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from privacy.errors import CloisterError, LedgerError
 from privacy.heads import SignedHead
-from privacy.storage import write_atomically
+from privacy.storage import read_file, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +47,7 @@ class Heads:
 
 def _read(path: Path) -> dict[str, SignedHead]:
     try:
-        stored = json.loads(path.read_bytes())
+        stored = json.loads(read_file(path))
         return {
             str(site): SignedHead(str(each["head"]), bytes.fromhex(each["signature"])) for site, each in stored.items()
         }

@@ -73,6 +73,10 @@ class Journal:
         write_atomically(path, *encode_arrays(sum_to_arrays(total)))
         self._steps.append(_Step(plan.base_model, path))
 
+    def withdraw(self) -> None:
+        """Forget the last sum: no site has opened it, nor will."""
+        self._steps.pop().path.unlink(missing_ok=True)
+
     def confirm(self, model: str) -> None:
         """Note which model the sites arrived at with the last sum."""
         self._steps[-1].model = model

@@ -6,7 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from privacy.storage import write_atomically
+from privacy.storage import read_file, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,7 +36,7 @@ class Letters:
     def after(self, epoch: int, roster: int, site: str) -> list[tuple[str, bytes]]:
         """Return leader and letter of every later epoch of this roster, oldest first, that was sealed to a site."""
         return [
-            (leader, path.read_bytes())
+            (leader, read_file(path))
             for each, version, leader, path in sorted(self._files.get(site, ()))
             if each > epoch and version == roster
         ]
@@ -53,7 +53,7 @@ class Letters:
 
     def _pairs(self, keys: str, sender: str) -> dict[str, str]:
         try:
-            note = json.loads((self._folder / f"{sender}.pairs").read_bytes())
+            note = json.loads(read_file(self._folder / f"{sender}.pairs"))
         except (OSError, ValueError):  # lost or damaged: it is asked for again
             return {}
         letters: dict[str, str] = note["letters"] if note.get("keys") == keys else {}

@@ -4,6 +4,7 @@
     before it has sent, or while it sends      nothing: the others give the seeds of the masks that they share with it
     after its update, before it agreed         another attempt with the others: the same updates, fresh masks
     after it agreed, before it revealed        the round: nobody reveals twice
+    while a round is repeated without a liar   the round: that is done whole, or not at all
 
 Nothing is charged for any of them. The rules by which sites take part in this stand in `privacy.agreement`.
 """
@@ -16,18 +17,21 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from flwr.app import Message
 
-from privacy.agreement import without_disputes
-from privacy.errors import CloisterError, ProtocolError
-from privacy.masking import disputes
+from privacy.agreement import check_signed, without_disputes
+from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
+from privacy.masking import disputes, verify_seeds
+from privacy.plan import read_plan
 from transport.contents import content_of
 from transport.masking import pack_contributors, pack_to_prove, read_agreed, read_proof, read_revealed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from flwr.app import RecordDict
     from flwr.serverapp import Grid
 
+    from privacy.envelope import Contribution
+    from privacy.header import UpdateHeader
     from privacy.plan import RoundPlan
     from privacy.summation import EncryptedSum, RunningSum
     from strategies.membership import Membership
@@ -54,7 +58,7 @@ class Masking:
         self._members, self._selection, self._colluding, self._proofs = members, selection, colluding_sites, proofs
 
     def unmask(
-        self, grid: Grid, current: OpenRound, total: RunningSum, attempt: Callable[[RoundPlan], RunningSum]
+        self, grid: Grid, current: OpenRound, total: RunningSum, attempt: Callable[[RoundPlan], RunningSum] | None
     ) -> EncryptedSum:
         """Have the contributors to a masked sum agree on each other, in attempts, and reveal the seeds of their masks.
 
@@ -62,10 +66,11 @@ class Masking:
             grid: to ask through.
             current: the round, in which problems are noted.
             total: the sum of what has arrived.
-            attempt: collects the updates again, for another plan.
+            attempt: collects the updates again, for another plan; none, where the sum must be whole.
 
         Raises:
-            ProtocolError: if fewer than the minimum are left, or one keeps its mask after all agreed.
+            ProtocolError: if fewer than the minimum are left, or not all where they must be, or one keeps its mask
+                after all agreed.
         """
         while True:
             current.contributors = total.sites
@@ -73,16 +78,19 @@ class Masking:
             current.problems |= problems
             if not problems:
                 break
+            if attempt is None:
+                msg = f"round {current.number}: without {', '.join(problems)} it cannot be repeated: {current.listed}"
+                raise ProtocolError(msg)
             left = [site for site in total.sites if site not in problems]
             if len(left) < total.plan.minimum_cohort:
                 msg = f"round {current.number}: too few sites are left: {current.listed}"
                 raise ProtocolError(msg)
             total = attempt(next_attempt(total.plan, left, self._members.attention.seconds))
         summed = result.total.digest if self._proofs else ""
-        result, withheld = add_reveals(grid, self._members, result, summed)
+        result, withheld = add_reveals(grid, self._members, result, total.headers, summed)
         self._note(withheld, current, "mask")
         if self._proofs:
-            result, withheld = add_proofs(grid, self._members, result)
+            result, withheld = add_proofs(grid, self._members, result, total.headers)
             self._note(withheld, current, "proof")
         return result.total
 
@@ -98,7 +106,7 @@ class Masking:
         closed = Agreed(total.close(), {})
         if out := without_disputes(disputed, self._colluding):
             return closed, dict.fromkeys(out, _DISPUTE)
-        return agree_on(grid, self._members, closed.total, total.sites)
+        return agree_on(grid, self._members, closed.total, total.headers)
 
 
 def next_attempt(plan: RoundPlan, sites: Sequence[str], seconds: float) -> RoundPlan:
@@ -107,34 +115,51 @@ def next_attempt(plan: RoundPlan, sites: Sequence[str], seconds: float) -> Round
 
 
 def agree_on(
-    grid: Grid, members: Membership, total: EncryptedSum, sites: Sequence[str]
+    grid: Grid, members: Membership, total: EncryptedSum, headers: Mapping[str, UpdateHeader]
 ) -> tuple[Agreed, dict[str, str]]:
     """Have all contributors, in their order, sign who they are; return that, and who did not sign, and why."""
     content = pack_contributors(members.manifest, total.plan, total.contributions)
-    agreed, problems = _ask(grid, members, AGREE, sites, content, read_agreed)
-    parts = zip(sites, total.contributions, strict=True)
+    plan, shown = read_plan(total.plan), {site: part.header for site, part in _by_site(headers, total)}
+
+    def read(site: str, reply: RecordDict) -> tuple[bytes, bytes]:
+        signature, pairs = read_agreed(reply)
+        check_signed(plan, shown, site, signature, members.roster)
+        verify_seeds(pairs, plan, headers[site].pairs, members.roster.member(site).verification_key)
+        return signature, pairs
+
+    agreed, problems = _ask(grid, members, AGREE, list(headers), content, read)
+    parts = _by_site(headers, total)
     contributions = tuple(replace(part, pairs=agreed.get(site, (b"", b""))[1]) for site, part in parts)
-    signatures = {site: agreed[site][0] for site in sites if site in agreed}
+    signatures = {site: agreed[site][0] for site in headers if site in agreed}
     return Agreed(replace(total, contributions=contributions), signatures), problems
 
 
-def add_reveals(grid: Grid, members: Membership, agreed: Agreed, summed: str = "") -> tuple[Agreed, dict[str, str]]:
+def add_reveals(
+    grid: Grid, members: Membership, agreed: Agreed, headers: Mapping[str, UpdateHeader], summed: str = ""
+) -> tuple[Agreed, dict[str, str]]:
     """Ask all contributors for the seeds of their masks; return the sum with them, and who gave none, and why."""
-    total, sites = agreed.total, list(agreed.signatures)
+    total, plan = agreed.total, read_plan(agreed.total.plan)
     content = pack_contributors(members.manifest, total.plan, total.contributions, agreed.signatures, summed)
-    revealed, problems = _ask(grid, members, REVEAL, sites, content, read_revealed)
-    parts = zip(sites, total.contributions, strict=True)
+
+    def read(site: str, reply: RecordDict) -> bytes:
+        shown = read_revealed(reply)
+        verify_seeds(shown, plan, headers[site].mask, members.roster.member(site).verification_key)
+        return shown
+
+    revealed, problems = _ask(grid, members, REVEAL, list(headers), content, read)
+    parts = _by_site(headers, total)
     contributions = tuple(replace(part, reveal=revealed.get(site, b"")) for site, part in parts)
     return agreed._replace(total=replace(total, contributions=contributions)), problems
 
 
-def add_proofs(grid: Grid, members: Membership, agreed: Agreed) -> tuple[Agreed, dict[str, str]]:
+def add_proofs(
+    grid: Grid, members: Membership, agreed: Agreed, headers: Mapping[str, UpdateHeader]
+) -> tuple[Agreed, dict[str, str]]:
     """Ask all contributors to prove how long their updates are; return the sum with that, and who did not, and why."""
-    total, sites = agreed.total, list(agreed.signatures)
+    total = agreed.total
     content = pack_to_prove(members.manifest, total, agreed.signatures)
-    proofs, problems = _ask(grid, members, PROVE, sites, content, read_proof)
-    shown = tuple(proofs.get(site, b"") for site in sites)
-    return agreed._replace(total=replace(total, proofs=shown)), problems
+    proofs, problems = _ask(grid, members, PROVE, list(headers), content, lambda _, reply: read_proof(reply))
+    return agreed._replace(total=replace(total, proofs=tuple(proofs.get(site, b"") for site in headers))), problems
 
 
 def check_all_shown(problems: Mapping[str, str], number: int, what: str) -> None:
@@ -152,27 +177,50 @@ def check_all_shown(problems: Mapping[str, str], number: int, what: str) -> None
         raise ProtocolError(msg)
 
 
+def _by_site(headers: Mapping[str, UpdateHeader], total: EncryptedSum) -> Iterator[tuple[str, Contribution]]:
+    """Pair the contributors, in their order, with their parts in a sum."""
+    return zip(headers, total.contributions, strict=True)
+
+
 def _ask(
     grid: Grid,
     members: Membership,
     kind: str,
     sites: Sequence[str],
     content: RecordDict,
-    read: Callable[[RecordDict], T],
+    read: Callable[[str, RecordDict], T],
 ) -> tuple[dict[str, T], dict[str, str]]:
-    """Ask sites one thing; return what they answered, and why others did not."""
+    """Ask sites one thing; return what they answered, and why others did not. What was garbled is asked again, once."""
+    found, problems, garbled = ask_sites(grid, members, kind, content, sites, read)
+    if garbled:
+        again, still, _ = ask_sites(grid, members, kind, content, garbled, read)
+        found, problems = found | again, {site: why for site, why in problems.items() if site not in garbled} | still
+    return found, problems
+
+
+def ask_sites(
+    grid: Grid,
+    members: Membership,
+    kind: str,
+    content: RecordDict,
+    sites: Sequence[str],
+    read: Callable[[str, RecordDict], T],
+) -> tuple[dict[str, T], dict[str, str], list[str]]:
+    """Ask sites one thing; return what they answered, why others did not, and whose answers were garbled."""
+    found, garbled = dict[str, T](), list[str]()
+    problems = dict.fromkeys(sites, "it did not answer in time, after it had sent its update")
     asked, names = [site for site in sites if site in members.nodes], members.names()
     seconds = members.attention.seconds
     messages = [Message(content, members.nodes[site], kind, ttl=seconds, group_id="masks") for site in asked]
-    found: dict[str, T] = {}
-    problems = dict.fromkeys(sites, "it did not answer in time, after it had sent its update")
     for node, reply in members.attention.ask(grid, messages, lambda: len(found) == len(sites)):
         site = names[node]
         if site in found:  # the same reply again, or something else after it
             continue
         try:
-            found[site] = read(content_of(reply))
+            found[site] = read(site, content_of(reply))
             del problems[site]
         except CloisterError as error:
             problems[site] = str(error)
-    return found, problems
+            if isinstance(error, (AuthenticityError, MalformedError)):
+                garbled.append(site)
+    return found, problems, garbled

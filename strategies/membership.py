@@ -11,28 +11,38 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from flwr.app import Message, MessageType
 
 from privacy.clocks import check_clock, tolerance
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.plan import read_plan
-from privacy.signing import verify
+from privacy.signing import digest, verify
 from strategies.attention import GRACE, POLL_SECONDS, Attention
 from strategies.waiting import Waiting
 from transport.contents import Readiness, content_of, pack_query, pack_sum, read_opened, read_readiness
 from transport.heads import find_head, put_head
+from transport.masking import REFUSED, find_refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from flwr.serverapp import Grid
 
     from privacy.header import UpdateHeader
     from privacy.roster import Roster
     from strategies.heads import Heads
     from strategies.journal import Journal
+    from transport.masking import Refusal
+    from transport.reports import Told
 
-READINESS = "readiness"
+READINESS, OPENED = "readiness", "opened"
+APART = "it arrived at another model than most sites, and is left out until it has theirs"
+_OTHER = "another model than most sites; install the same versions of torch and of the task"
+
+Standing = tuple[str, float]  # digest of a model, and the range of updates that start from it
+T = TypeVar("T")
 
 
 @dataclass
@@ -54,7 +64,10 @@ class Membership:
     keys: dict[str, tuple[int, str]] = field(default_factory=dict)  # epoch and fingerprint that each site has
     latest: dict[str, int] = field(default_factory=dict)  # the newest epoch that each site has seen
     pairs: dict[str, set[str]] = field(default_factory=dict)  # with whom each site shares a secret for masks
-    model: str | None = None  # the model of the run, once sites agree on one
+    bounds: dict[str, float] = field(default_factory=dict)  # the range of each site's next update
+    model: str | None = None  # the model of the run, once most sites say so
+    update_bound: float = 0.0  # the range of updates that start from it
+    expelled: dict[str, str] = field(default_factory=dict)  # who was proven to lie, and how
     _claimed: dict[int, str] = field(default_factory=dict)  # for whom nodes speak, if not for those expected
     begun: bool = False  # whether a plan could be made
 
@@ -65,7 +78,7 @@ class Membership:
         that the run lists, said yes or no. Or when the time is over.
 
         Raises:
-            RunError: if sites start from different models.
+            RunError: if too few of the sites start from one model.
         """
         begun = time.monotonic()
         asked, waiting = dict[int, float](), Waiting(self, minimum, begun)
@@ -101,7 +114,25 @@ class Membership:
         self.begun = self.begun or len(here) >= minimum
         self.absent = self._absent(here, online)
         self.heads.save()
-        return here
+        return self._begin(here, minimum) if self.model is None and len(here) >= minimum else here
+
+    def _begin(self, here: list[str], minimum: int) -> list[str]:
+        """Have most sites decide from which model the run starts; return them.
+
+        Raises:
+            RunError: if there is none that most have.
+        """
+        said = {site: (self.models[site], self.bounds[site]) for site in here}
+        start = most_say(said)
+        others = [site for site in here if said[site] != start]
+        if start is None or len(here) - len(others) < minimum:
+            msg = f"{', '.join(others)} start from {_OTHER}"
+            raise RunError(msg)
+        for site in others:
+            self.doubt(site)
+            self.problems[site] = f"{site} starts from {_OTHER}"
+        self.model, self.update_bound = start
+        return [site for site in here if site not in others]
 
     def _absent(self, here: list[str], online: set[int]) -> dict[str, str]:
         """Return why listed sites are not here, as far as they did not say so themselves."""
@@ -120,60 +151,105 @@ class Membership:
         """Layout and size of the model that most sites have: one site alone decides nothing."""
         return Counter(self.layouts.values()).most_common(1)[0][0]
 
-    def check_layout(self, header: UpdateHeader) -> None:
-        """Hold an update against the model that most sites have, so that the first to come decides nothing.
+    def check_shared(self, header: UpdateHeader) -> None:
+        """Hold an update against the model and the range that most sites have: the first to come decides nothing.
 
         Raises:
-            ProtocolError: if it is of another.
+            ProtocolError: if it is of others.
         """
         if (header.layout, header.size) != self.layout:
             msg = f"{header.site}'s update was not added: its model has other tensors than the other sites'"
             raise ProtocolError(msg)
+        if header.update_bound != self.update_bound:
+            msg = f"{header.site}'s update was not added: its values have another range than the other sites'"
+            raise ProtocolError(msg)
+        self.bounds[header.site] = header.update_bound
 
     def doubt(self, site: str) -> None:
         """Forget what a site said: its model is unknown until it is asked again."""
         self.nodes.pop(site, None)
 
-    def settle(self, models: dict[str, str], round_number: int) -> None:
-        """Note which model each site has arrived at; those that did not say are asked again.
+    def expel(self, liars: Mapping[str, str]) -> None:
+        """Have sites that were proven to lie, each in its way, take part no more."""
+        self.expelled |= liars
+        self.problems |= liars
+        for site in liars:
+            self.doubt(site)
+            self.models.pop(site, None)
+
+    def read_opened(self, site: str, plan: bytes, reply: Message) -> tuple[Standing, Told]:
+        """Return what a site arrived at with a plan's sum, as it signed it, and what it tells besides.
 
         Raises:
-            RunError: if the models differ.
+            CloisterError: if it told nothing, or did not sign that.
         """
-        if len(set(models.values())) > 1:
-            said = ", ".join(f"{site} {model[:12]}" for site, model in sorted(models.items()))
-            msg = f"round {round_number} left the sites with different models: {said}; the run was stopped"
+        opened, told = read_opened(content_of(reply))
+        signed = opened.signed_part(digest("plan", plan))
+        verify(self.roster.member(site).verification_key, OPENED, signed, opened.signature)
+        return (opened.model, opened.update_bound), told
+
+    def read_refusal(self, site: str, plan: bytes, reply: Message) -> Refusal | None:
+        """Return why a site does not open a plan's sum, as it signed it; nothing, if it said anything else.
+
+        Raises:
+            CloisterError: if it did not sign that.
+        """
+        refusal = None if reply.has_error() else find_refusal(reply.content)
+        if refusal:
+            signed = refusal.signed_part(digest("plan", plan))
+            verify(self.roster.member(site).verification_key, REFUSED, signed, refusal.signature)
+        return refusal
+
+    def settle(self, said: Mapping[str, Standing], round_number: int) -> set[str]:
+        """Go on with what most sites arrived at. All others are asked again, and are back once they have that model.
+
+        Returns:
+            Who arrived at something else.
+
+        Raises:
+            RunError: if no more than half arrived at the same.
+        """
+        agreed = most_say(said)
+        if agreed is None and said:
+            each = ", ".join(f"{site} {model[:12]}" for site, (model, _) in sorted(said.items()))
+            msg = f"round {round_number} left the sites with different models: {each}; the run was stopped"
             raise RunError(msg)
         for site in list(self.nodes):
-            if site in models:
-                self.models[site] = models[site]
+            if agreed and said.get(site) == agreed:
+                self.models[site], self.bounds[site] = agreed
             else:
                 self.doubt(site)
-        if models:
-            self.model = next(iter(models.values()))
+        if agreed:
+            self.model, self.update_bound = agreed
             self.journal.confirm(self.model)
+        apart = {site for site in said if said[site] != agreed}
+        self.problems |= dict.fromkeys(apart, APART)
+        return apart
 
     def deliver_again(self, grid: Grid, sites: list[str], seconds: float) -> list[str]:
-        """Deliver the last sum once more: it is out, but no site told where it leads. Return the sites that now did.
+        """Deliver the last sum once more: it is out, but no site told where it leads. Return the sites that now agree.
 
         Raises:
-            RunError: if the models differ.
+            RunError: if no more than half arrived at the same.
         """
-        number, messages = 0, []
+        number, messages, plan = 0, list[Message](), b""
+        # Who has a model that no sum leads to as far as is known here has opened the last one.
+        said = {site: (self.models[site], self.bounds[site]) for site in sites
+                if self.journal.behind(self.models[site]) is None}  # fmt: skip
         for site in sites:
             sums = self.journal.missing(self.models[site]) if self.journal.behind(self.models[site]) == 1 else []
             if len(sums) == 1:  # who lacks more catches up when the others have gone on
-                number, node = read_plan(sums[0].plan).round, self.nodes[site]
+                plan = sums[0].plan
+                number, node = read_plan(plan).round, self.nodes[site]
                 content = pack_sum(self.manifest, sums[0])
                 messages.append(Message(content, node, MessageType.EVALUATE, ttl=seconds, group_id=str(number)))
-        models, names = dict[str, str](), self.names()
+        names = self.names()
         for node, reply in self.attention.ask(grid, messages):
             try:
-                models[names[node]], _ = read_opened(content_of(reply))
+                said[names[node]], _ = self.read_opened(names[node], plan, reply)
             except CloisterError as error:
                 self.problems[names[node]] = str(error)
-        self.settle(models, number)
-        return sorted(models)
+        return sorted(said.keys() - self.settle(said, number))
 
     def catch_up(self, grid: Grid, seconds: float) -> None:
         """Bring sites the sums that they missed, as a run ends: each shall have its model."""
@@ -187,7 +263,7 @@ class Membership:
                 message = Message(content, node, MessageType.EVALUATE, ttl=seconds, group_id="catch-up")
                 for _, reply in self.attention.ask(grid, [message]):
                     try:
-                        self.models[site], _ = read_opened(content_of(reply))
+                        (self.models[site], _), _ = self.read_opened(site, total.plan, reply)
                     except CloisterError as error:
                         self.problems[site] = str(error)
 
@@ -223,35 +299,48 @@ class Membership:
                 return
             self.heads.note(readiness.site, find_head(content))
             self._admit(node, readiness)
-        except RunError:
-            raise
         except CloisterError as error:
             self.problems[supposed or f"node {node}"] = str(error)
 
     def _verify(self, node: int, readiness: Readiness) -> None:
+        if readiness.site not in self.listed:
+            msg = f"{readiness.site!r} is not a member of this run"
+            raise ProtocolError(msg)
+        if readiness.site in self.expelled:
+            raise ProtocolError(self.expelled[readiness.site])
         signed = readiness.signed_part(self.run, node)
         verify(self.roster.member(readiness.site).verification_key, READINESS, signed, readiness.signature)
 
     def _admit(self, node: int, readiness: Readiness) -> None:
         site, model = readiness.site, readiness.model
-        if self.model is None:
-            self.model = model
-        elif model != self.model and self.journal.behind(model) is None:
-            if not self.journal.unconfirmed:
-                self._disagree(site)
-            self.model = model
-            self.journal.confirm(model)
+        if self.model is not None and not self.journal.unconfirmed:
+            self._check_model(site, model, readiness.update_bound)
         self.nodes[site] = node
-        self.models[site] = model
+        self.models[site], self.bounds[site] = model, readiness.update_bound
         self.layouts[site] = readiness.layout, readiness.size
         self.keys[site], self.latest[site] = (readiness.epoch, readiness.keys), readiness.latest
         self.pairs[site] = set(readiness.pairs)
         self.problems.pop(site, None)
 
-    def _disagree(self, site: str) -> None:
+    def _check_model(self, site: str, model: str, bound: float) -> None:
+        """Check that a site has the run's model, or had it earlier."""
+        if model == self.model and bound != self.update_bound:
+            msg = f"{site} has the run's model, and another range for its updates"
+            raise ProtocolError(msg)
+        if model == self.model or self.journal.behind(model) is not None:
+            return
         if not self.journal.started:
-            others = ", ".join(self.nodes)
-            msg = f"{site} starts from another model than {others}; install the same versions of torch and of the task"
-            raise RunError(msg)
+            msg = f"{site} starts from {_OTHER}"
+            raise ProtocolError(msg)
         msg = f"{site} has a model that this run never had; move its checkpoint of this run aside and restart its agent"
         raise ProtocolError(msg)
+
+
+def most_say(said: Mapping[str, T]) -> T | None:
+    """Return what more than half of the sites say.
+
+    >>> most_say({"east": 1, "north": 2, "south": 1})
+    1
+    """
+    found, count = Counter(said.values()).most_common(1)[0] if said else (None, 0)
+    return found if 2 * count > len(said) else None

@@ -1,4 +1,8 @@
-"""Which of the sites that are there a round is planned with: not those that let an earlier one down, if others do."""
+"""Which of the sites that are there a round is planned with.
+
+Not who was found to spoil rounds, nor who may be, in turn (`strategies.suspicion`); nor those that let an earlier one
+down, if others do.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,24 @@ from typing import TYPE_CHECKING
 
 from flwr.app import MessageType
 
+from strategies.suspicion import Suspicion
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from strategies.membership import Membership
 
 _LEFT_OUT = "left out: it let an earlier round down"
+_FOUND = "left out: it spoils rounds that it contributes to"
+_SUSPECTED = "left out of this round, to see whether it is spoiled without it"
 
 
 class Selection:
-    """Chooses a round's cohort, and remembers who kept a mask, and whose masks did not fit."""
+    """Chooses a round's cohort, and remembers who kept a mask, whose masks did not fit, and who may spoil rounds."""
 
-    def __init__(self, members: Membership, minimum: int) -> None:
+    def __init__(self, members: Membership, minimum: int, liars: int) -> None:
         self._members, self._minimum = members, minimum
+        self._suspicion = Suspicion(members.listed, max(1, liars))
         self._withheld: dict[str, int] = {}  # how often a site let a round down by keeping its mask
         self._left_out: dict[str, int] = {}  # until which round it is left out for that
         self._disputes = set[tuple[str, str]]()
@@ -33,8 +42,32 @@ class Selection:
         """Note pairs of sites of which one lies about the mask that they share: one of them is chosen at a time."""
         self._disputes |= set(pairs)
 
+    def spoiled(self, sites: Collection[str]) -> None:
+        """Note that a round over these contributors was spoiled, and nobody can tell by whom."""
+        self._suspicion.spoiled(sites)
+
+    def sound(self, sites: Collection[str]) -> None:
+        """Note that a round over these contributors was sound."""
+        self._suspicion.sound(sites)
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """Who was found to spoil rounds: left out from now on."""
+        return self._suspicion.found
+
+    def can_part(self, present: Collection[str]) -> bool:
+        """Whether a round can do without one of those present, so that something is learnt from it."""
+        return self._suspicion.can_part(present, self._minimum)
+
     def choose(self, present: list[str], number: int, problems: dict[str, str]) -> list[str]:
-        """Return the sites to plan a round with; note in `problems` who is left out."""
+        """Return the sites to plan a round with; note in `problems` who is left out.
+
+        Returns:
+            Fewer than the minimum only where no more are left that were not found to spoil rounds.
+        """
+        suspects = set(present) - set(trusted := self._suspicion.choose(present, self._minimum))
+        problems |= {site: _FOUND if site in self.found else _SUSPECTED for site in suspects}
+        present = trusted
         busy = self._members.attention.asked(MessageType.TRAIN)  # with a round for which nobody waits any more
         in_turn = {sorted(pair)[number % 2] for pair in self._disputes if set(pair) <= set(present)}
         reliable = [site for site in present if self._left_out.get(site, 0) < number and site not in in_turn]

@@ -53,8 +53,10 @@ def read_address(text: str, *, listening: bool = False) -> Address:
     wrong = None
     if "://" in text:
         wrong = f"leave out {text.partition('://')[0]}://"
-    elif not text.isascii() or not text.isprintable() or " " in text:
-        wrong = "a name with other letters has an ASCII form that starts with xn--, and no blanks"
+    elif any(each.isspace() or not each.isprintable() for each in text):
+        wrong = "leave out blanks, and whatever else does not show"
+    elif not text.isascii():
+        wrong = "a name with other letters has an ASCII form that starts with xn--"
     elif not host.startswith("[") and ":" in host:
         wrong = "an IPv6 address stands in brackets: [::1]:9440"
     elif not colon or not host or host.endswith("]") != host.startswith("["):

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import grpc
 
 from privacy.errors import AuthenticityError, KeyFileError, UnreachableError
+from privacy.failures import reason
+from privacy.storage import read_file
 from transport.address import read_address
 from transport.framing import FRAME_BYTES
 from transport.pki import check_server_certificate
@@ -60,9 +62,9 @@ class TlsFiles:
             KeyFileError: if one is missing.
         """
         try:
-            return self.authority.read_bytes(), self.key.read_bytes(), self.certificate.read_bytes()
+            return read_file(self.authority), read_file(self.key), read_file(self.certificate)
         except OSError as error:
-            msg = f"{error.filename}: {error.strerror}; restore the file, or mend its path in the settings"
+            msg = f"{error.filename}: {reason(error)}; restore the file, or mend its path in the settings"
             raise KeyFileError(msg) from error
 
 
@@ -129,7 +131,7 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=str(files.authority))
     except ssl.SSLError as error:
-        msg = f"{files.authority}: no readable PEM certificate ({error.reason}); ask the coordinator for it"
+        msg = f"{files.authority}: no readable PEM certificate; ask the coordinator for it"
         raise KeyFileError(msg) from error
     _load_pair(context, files)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -141,7 +143,7 @@ def _load_pair(context: ssl.SSLContext, files: TlsFiles) -> None:
     try:
         context.load_cert_chain(files.certificate, files.key, password="")  # else OpenSSL would ask on the terminal
     except ssl.SSLError as error:
-        msg = f"{files.certificate} and {files.key} are no matching certificate and key ({error.reason}); restore them"
+        msg = f"{files.certificate} and {files.key} are no matching certificate and key; restore them"
         raise KeyFileError(msg) from error
 
 

@@ -10,6 +10,7 @@ of record that Flower's own engines send in chunks.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import time
@@ -48,6 +49,7 @@ class Readiness:
     model: str  # digest of the site's current model for this run
     size: int  # parameters
     layout: str
+    update_bound: float  # the range of its next update
     epoch: int  # whose keys the site has for the current roster; 0: none
     keys: str  # their fingerprint
     latest: int  # the newest epoch that the site has seen, for any roster
@@ -58,7 +60,20 @@ class Readiness:
     def signed_part(self, run: str, node_id: int) -> bytes:
         """Return the bytes that the signature is over; the node id keeps another node from claiming the site."""
         keys = f"{self.epoch} {self.keys} {self.latest} {','.join(self.pairs)}"
-        return f"{run} {self.site} {node_id} {self.model} {keys}".encode()
+        return f"{run} {self.site} {node_id} {self.model} {self.update_bound!r} {keys}".encode()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a site arrived at with a sum, and signed."""
+
+    model: str  # digest of its new model
+    update_bound: float  # the range of its next update
+    signature: bytes = b""
+
+    def signed_part(self, plan: str) -> bytes:
+        """Return the bytes that the signature is over, for the plan of this digest."""
+        return f"{plan} {self.model} {self.update_bound!r}".encode()
 
 
 def content_of(reply: Message) -> RecordDict:
@@ -95,8 +110,8 @@ def pack_readiness(readiness: Readiness) -> RecordDict:
 def read_readiness(content: RecordDict) -> Readiness:
     """Read a site's answer."""
     fields: dict[str, type] = {
-        "site": str, "model": str, "size": int, "layout": str, "epoch": int, "keys": str, "latest": int,
-        "pairs": list, "clock": float, "signature": bytes,
+        "site": str, "model": str, "size": int, "layout": str, "update_bound": float, "epoch": int,
+        "keys": str, "latest": int, "pairs": list, "clock": float, "signature": bytes,
     }  # fmt: skip
     readiness = Readiness(**{name: field(content, "readiness", name, kind) for name, kind in fields.items()})
     check_names(readiness.pairs, "readiness.pairs")
@@ -107,6 +122,7 @@ def read_readiness(content: RecordDict) -> Readiness:
     keys = re.fullmatch(DIGEST, readiness.keys) if readiness.epoch else not readiness.keys
     if not keys or readiness.epoch < 0 or readiness.latest < 0:
         lacks("readiness.keys")
+    _check_bound(readiness.update_bound, "readiness.update_bound")
     _time(content, "readiness", "clock")
     return readiness
 
@@ -129,24 +145,30 @@ def read_train(content: RecordDict) -> tuple[bytes, list[EncryptedSum]]:
 
 def pack_update(update: SignedUpdate, report: Mapping[str, float]) -> RecordDict:
     """Send an update, and what the site's policy lets out beside it."""
-    return RecordDict(
-        {
-            "update": ConfigRecord({"header": update.header, "signature": update.signature}),
-            "ciphertexts": _blobs(update.chunks),
-            "masks": ArrayRecord({"commitments": blob(update.commitments)}),
-            "report": MetricRecord(dict(report)),
-        }
-    )
+    return put_signed(RecordDict({"report": MetricRecord(dict(report))}), update)
 
 
 def read_update(content: RecordDict) -> tuple[SignedUpdate, Told]:
     """Read a signed update, and what can be read of what stands beside it."""
-    header, signature = (field(content, "update", name, bytes) for name in ("header", "signature"))
-    commitments = array_bytes(content, "masks", "commitments")
-    report = read_report(content)
+    signed, report = read_signed(content), read_report(content)
     if has_unreadable_head(content):
         report = replace(report, dropped="its ledger's head is none, and was left out")
-    return SignedUpdate(header, signature, _chunks(content), commitments), report
+    return signed, report
+
+
+def put_signed(content: RecordDict, update: SignedUpdate) -> RecordDict:
+    """Add a signed update to a message."""
+    content["update"] = ConfigRecord({"header": update.header, "signature": update.signature})
+    content["ciphertexts"] = _blobs(update.chunks)
+    content["masks"] = ArrayRecord({"commitments": blob(update.commitments)})
+    return content
+
+
+def read_signed(content: RecordDict) -> SignedUpdate:
+    """Read a signed update by itself."""
+    header, signature = (field(content, "update", name, bytes) for name in ("header", "signature"))
+    commitments = array_bytes(content, "masks", "commitments")
+    return SignedUpdate(header, signature, _chunks(content), commitments)
 
 
 def pack_sum(manifest: bytes, total: EncryptedSum) -> RecordDict:
@@ -168,17 +190,24 @@ def take_sum(content: RecordDict) -> EncryptedSum:
     return total
 
 
-def pack_opened(model: str, metrics: Mapping[str, float]) -> RecordDict:
-    """Report which model a site arrived at, and means of the metrics that its policy lets out."""
-    return RecordDict({"opened": ConfigRecord({"model": model}), "metrics": MetricRecord(dict(metrics))})
+def read_plan_of_sum(content: RecordDict) -> bytes:
+    """Return the plan of a delivered sum, which stays where it is."""
+    return array_bytes(content, "sum", "plan")
 
 
-def read_opened(content: RecordDict) -> tuple[str, Told]:
-    """Read the digest, and what can be read of the metrics beside it."""
-    model = field(content, "opened", "model", str)
-    if not re.fullmatch(DIGEST, model):
+def pack_opened(opened: Opened, metrics: Mapping[str, float]) -> RecordDict:
+    """Report what a site arrived at, and means of the metrics that its policy lets out."""
+    return RecordDict({"opened": ConfigRecord(asdict(opened)), "metrics": MetricRecord(dict(metrics))})
+
+
+def read_opened(content: RecordDict) -> tuple[Opened, Told]:
+    """Read what a site arrived at, and what can be read of the metrics beside it."""
+    fields: dict[str, type] = {"model": str, "update_bound": float, "signature": bytes}
+    opened = Opened(**{name: field(content, "opened", name, kind) for name, kind in fields.items()})
+    if not re.fullmatch(DIGEST, opened.model):
         lacks("opened.model")
-    return model, read_metrics(content)
+    _check_bound(opened.update_bound, "opened.update_bound")
+    return opened, read_metrics(content)
 
 
 def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:
@@ -235,6 +264,11 @@ def _time(content: RecordDict, record: str, name: str) -> float:
     if not 0 <= found <= LATEST:
         lacks(f"{record}.{name}")
     return found
+
+
+def _check_bound(found: float, what: str) -> None:
+    if not 0 < found < math.inf:
+        lacks(what)
 
 
 def _put_sum(content: RecordDict, name: str, total: EncryptedSum) -> None:

@@ -1,29 +1,65 @@
-"""What the messages say that end a masked round: protocol types to Flower records and back.
+"""What is said in masked rounds only: protocol types to Flower records and back.
 
 query.agree   manifest, plan, the contributors' signed headers  → their set, signed; sealed seeds of masks to take off
 query.reveal  the same, and what all of them signed             → the seed of the site's own mask, sealed
-query.prove   manifest, that, the seeds, in a run with `update_norm` → a proof of how long the site's update is
+query.prove   the sum without its ciphertexts; with `update_norm` → a signed proof of how long the site's update is
+evaluate                                                        → instead of the model: why the sum does not open
+query.judge   manifest, plan, a member's update, its accuser    → whether that update is right
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from privacy.envelope import Contribution
-from privacy.masking import SEALED_BYTES
-from transport.contents import sum_to_arrays
-from transport.fields import DIGEST, array_bytes, blob, field, lacks
+from privacy.masking import REVEAL_BYTES
+from transport.contents import put_signed, read_signed, sum_to_arrays
+from transport.fields import DIGEST, array_bytes, blob, check_names, field, lacks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from privacy.envelope import SignedUpdate
     from privacy.summation import EncryptedSum
 
+
 _LONGEST_PROOF = 1 << 16  # bytes
+SEEDS, CODES, VALUES = "seeds", "codes", "values"  # why a sum does not open: what did not fit
+REFUSED = "refused"
+_WHY = {SEEDS, CODES, VALUES}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a site does not open a sum."""
+
+    why: str
+    liars: list[str]  # who signed false seeds
+    signature: bytes = b""
+
+    def signed_part(self, plan: str) -> bytes:
+        """Return the bytes that the signature is over, for the plan of this digest."""
+        return f"{plan} {self.why} {','.join(self.liars)}".encode()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a member's update is right, as a site signed it."""
+
+    right: bool
+    signature: bytes
+
+
+@dataclass(frozen=True)
+class Accusation:
+    """Who judged that a member's update is wrong."""
+
+    site: str
+    signature: bytes
 
 
 def pack_contributors(
@@ -86,14 +122,14 @@ def read_agreed(content: RecordDict) -> tuple[bytes, bytes]:
 
 
 def pack_revealed(sealed: bytes) -> RecordDict:
-    """Reveal a sealed seed."""
+    """Reveal a sealed seed, with its site's signature before it."""
     return RecordDict({"reveal": ConfigRecord({"sealed": sealed})})
 
 
 def read_revealed(content: RecordDict) -> bytes:
-    """Read a sealed seed."""
+    """Read a signature and a sealed seed."""
     sealed = field(content, "reveal", "sealed", bytes)
-    if len(sealed) != SEALED_BYTES:
+    if len(sealed) != REVEAL_BYTES:
         lacks("reveal.sealed")
     return sealed
 
@@ -119,3 +155,49 @@ def read_proof(content: RecordDict) -> bytes:
     if len(proof) > _LONGEST_PROOF:
         lacks("norm.proof")
     return proof
+
+
+def pack_refusal(refusal: Refusal) -> RecordDict:
+    """Say why a sum does not open."""
+    return RecordDict({"refused": ConfigRecord(asdict(refusal))})
+
+
+def find_refusal(content: RecordDict) -> Refusal | None:
+    """Read why a site does not open a sum; nothing if it says anything else."""
+    if "refused" not in content:
+        return None
+    fields: dict[str, type] = {"why": str, "liars": list, "signature": bytes}
+    refusal = Refusal(**{name: field(content, "refused", name, kind) for name, kind in fields.items()})
+    check_names(refusal.liars, "refused.liars")
+    if refusal.why not in _WHY or bool(refusal.liars) != (refusal.why == SEEDS):
+        lacks("refused.why")
+    return refusal
+
+
+def pack_body(manifest: bytes, plan: bytes, update: SignedUpdate, accusation: Accusation | None = None) -> RecordDict:
+    """Ask a site whether a member's update is right, which another said is wrong, or nobody did yet."""
+    content = RecordDict({"run": ConfigRecord({"manifest": manifest, "plan": plan})})
+    content["accusation"] = ConfigRecord(asdict(accusation) if accusation else {})
+    return put_signed(content, update)
+
+
+def read_body(content: RecordDict) -> tuple[bytes, SignedUpdate, Accusation | None]:
+    """Return the plan, an update, and who said that it is wrong."""
+    accusation, found = content.get("accusation"), None
+    if not isinstance(accusation, ConfigRecord):
+        lacks("accusation")
+    if accusation:
+        site, signature = field(content, "accusation", "site", str), field(content, "accusation", "signature", bytes)
+        check_names([site], "accusation.site")
+        found = Accusation(site, signature)
+    return field(content, "run", "plan", bytes), read_signed(content), found
+
+
+def pack_verdict(verdict: Verdict) -> RecordDict:
+    """Say whether a member's update is right."""
+    return RecordDict({"verdict": ConfigRecord(asdict(verdict))})
+
+
+def read_verdict(content: RecordDict) -> Verdict:
+    """Read whether a member's update is right."""
+    return Verdict(field(content, "verdict", "right", bool), field(content, "verdict", "signature", bytes))

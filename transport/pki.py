@@ -27,12 +27,16 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from privacy.errors import KeyFileError
+from privacy.failures import reason
+from privacy.roster import open_roster
+from privacy.storage import in_file, read_file
 from transport.address import read_host
 
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
+    from privacy.roster import Roster
     from privacy.signing import PrivateKey
 
 _LEAF_DAYS = 90
@@ -147,10 +151,13 @@ def read_certificate(path: Path) -> x509.Certificate:
         KeyFileError: if there is none.
     """
     try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        certificate = x509.load_pem_x509_certificate(read_file(path))
         certificate.public_key()  # raises if nobody can use it
-    except (OSError, ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
-        msg = f"{path}: no readable PEM certificate ({error}); restore it, or ask the coordinator for a new one"
+    except OSError as error:
+        msg = f"{path}: {reason(error)}; restore this certificate, or ask the coordinator for a new one"
+        raise KeyFileError(msg) from error
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        msg = f"{path}: no readable PEM certificate; restore it, or ask the coordinator for a new one"
         raise KeyFileError(msg) from error
     return certificate
 
@@ -198,6 +205,26 @@ def read_authority_key(path: Path) -> ec.EllipticCurvePublicKey:
     return key
 
 
+def read_roster(path: Path, authority: Path) -> Roster:
+    """Read the consortium's roster.
+
+    Args:
+        path: of the roster.
+        authority: the certificate of the authority that signed it.
+
+    Raises:
+        KeyFileError: if a file is missing, or the roster is none, has expired, or another authority's.
+    """
+    key = read_authority_key(authority)
+    try:
+        data = read_file(path)
+    except OSError as error:
+        msg = f"{path}: {reason(error)}; check its path, or ask the coordinator for the roster"
+        raise KeyFileError(msg) from error
+    with in_file(path):
+        return open_roster(data, key)
+
+
 def read_signing_key(path: Path) -> Ed25519PrivateKey:
     """Read an Ed25519 private key from a PEM file.
 
@@ -205,9 +232,12 @@ def read_signing_key(path: Path) -> Ed25519PrivateKey:
         KeyFileError: if there is none.
     """
     try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
-        msg = f"{path}: no readable private key ({error}); restore it from the site's backup"
+        key = load_pem_private_key(read_file(path), password=None)
+    except OSError as error:
+        msg = f"{path}: {reason(error)}; restore this key from its owner's backup"
+        raise KeyFileError(msg) from error
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
+        msg = f"{path}: no readable private key, or one with a passphrase; restore it from its owner's backup"
         raise KeyFileError(msg) from error
     if not isinstance(key, Ed25519PrivateKey):
         msg = f"{path}: this is no Ed25519 key; name the site's signing key"

@@ -37,10 +37,11 @@ class RecordLoss:
         """
         with torch.enable_grad():
             held = outputs.detach().float().requires_grad_()
-            (found,) = torch.autograd.grad(self._losses(held, targets).sum(), held)
+            (found,) = torch.autograd.grad(self.losses(held, targets).sum(), held)
         return found
 
-    def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return each record's own loss `(n,)`."""
         if self._can_be_mapped:
             try:
                 found: Tensor = self._mapped(outputs, targets)

@@ -9,12 +9,12 @@ from client.settings import read_site
 from cloister.accounts import balances, records_of
 from cloister.audits.page import page
 from privacy.errors import ConfigError, KeyFileError
+from privacy.failures import reason
 from privacy.manifest import open_manifest
 from privacy.mechanisms import StatedRun
-from privacy.roster import open_roster
 from privacy.statement import Account, state
-from privacy.storage import write_atomically
-from transport.pki import read_authority_key
+from privacy.storage import in_file, read_file, write_atomically
+from transport.pki import read_roster
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,12 +59,14 @@ def _account(place: SiteFolder) -> Account:
 
 def _run(place: SiteFolder, run: Path) -> StatedRun:
     keys = place.settings.keys
+    roster = read_roster(place.path(keys.roster), place.path(keys.authority))
     try:
-        roster = open_roster(place.path(keys.roster).read_bytes(), read_authority_key(place.path(keys.authority)))
-        manifest, digest = open_manifest(run.read_bytes(), roster.manifest_key)
+        document = read_file(run)
     except OSError as error:
-        msg = f"{error.filename}: {error.strerror}; name the signed run, as `cloister sign` wrote it"
+        msg = f"{run}: {reason(error)}; name the signed run, as `cloister sign` wrote it"
         raise KeyFileError(msg) from error
+    with in_file(run):
+        manifest, digest = open_manifest(document, roster.manifest_key)
     return StatedRun(digest, manifest)
 
 
@@ -72,8 +74,8 @@ def _last_audit(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        report: dict[str, Any] = json.loads(path.read_bytes())
-    except ValueError:
+        report: dict[str, Any] = json.loads(read_file(path))
+    except (ValueError, RecursionError):
         report = {}
     if not _NEEDED.issubset(report):
         msg = f"{path} is no audit of this version; run `cloister audit privacy {path.parent}` again"

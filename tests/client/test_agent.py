@@ -386,9 +386,9 @@ def _let_roster_expire(federation: Federation) -> None:
     ("spoil", "kind", "reason"),
     [
         (_lose_settings, ConfigError, "name an existing settings file"),
-        (_lose_signing_key, KeyFileError, "restore it from the site's backup"),
+        (_lose_signing_key, KeyFileError, "restore this key from its owner's backup"),
         (_mistype_address, ConfigError, "is no address; a port is a number from 1 to 65535"),
-        (_let_roster_expire, AuthenticityError, "has expired; ask the coordinator for a newer one"),
+        (_let_roster_expire, KeyFileError, "has expired; ask the coordinator for a newer one"),
     ],
 )
 def test_what_is_wrong_at_the_site_itself_is_said_and_ends_the_agent(

@@ -5,17 +5,19 @@ import json
 import re
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
+from typing_extensions import override
 
 from client.site import open_site
 from cloister import statistics
 from privacy.accounting import Mechanism, epsilon
-from privacy.errors import RunError
+from privacy.errors import CloisterError, RunError
 from privacy.manifest import Privacy, RunSettings, Statistics, Training
 from privacy.purposes import Evaluation, Start
 from privacy.randomness import Randomness
@@ -29,6 +31,7 @@ from tests.federations import (
     FederationMaker,
     charges_of,
     models_of,
+    restart,
     run_with,
     signed_run,
     task_name,
@@ -59,6 +62,41 @@ def trained(make_federation: FederationMaker) -> tuple[Federation, str]:
     federation = make_federation(TRAINED, dict.fromkeys(SITES, TERMS_HALF))
     run_with(federation)
     return federation, sha256(next(iter(models_of(federation).values()))).hexdigest()
+
+
+class Odd(studies.Scored):
+    """Its metrics are right of all records at once, and of one alone as its class says."""
+
+    alone: ClassVar[dict[str, object]] = {}
+
+    @override
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        if len(targets) == 1:
+            return self.alone  # type: ignore[return-value]
+        return super().metrics(outputs, targets)
+
+
+@pytest.mark.parametrize(
+    ("alone", "said"),
+    [
+        ({"odd": torch.ones(1)}, "of some records there is no metric 'near'"),
+        ({"near": "1"}, "its metric 'near' is a builtins.str"),
+        ({"near": torch.ones(2)}, "its metric 'near' is float32"),
+        ("near", "its metrics() returns a builtins.str"),
+    ],
+    ids=["none", "text", "two", "no names"],
+)
+def test_a_metric_that_a_record_does_not_have_is_found_before_a_charge(
+    trained: tuple[Federation, str], monkeypatch: pytest.MonkeyPatch, alone: dict[str, object], said: str
+) -> None:
+    federation, digest = trained
+    monkeypatch.setattr(Odd, "alone", alone)
+    terms = replace(TERMS, tasks=(task_name(Odd),), held_out=0.5)
+    federation.write_settings("north", "localhost:1", terms)
+    asked = replace(evaluation(digest, 2.0, metrics=("near",)), task=task_name(Odd))
+    with pytest.raises(CloisterError) as caught:
+        restart(federation, "north").check_records_for(asked)
+    assert said in str(caught.value)
 
 
 def test_the_vector_is_the_one_that_the_protocol_describes(make_federation: FederationMaker) -> None:

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from client.site import open_site
 from client.survey import Survey
+from client.trial import MADE_UP, OWN, Trial
 from privacy.errors import CloisterError, DataError, TaskError
 from simulations.federation import SiteTerms
 from tests.federations import task_name
@@ -134,6 +135,30 @@ def test_a_task_that_cannot_be_imported_is_named_with_the_line(
     assert QUOTE not in str(caught.value)
     if said.endswith(" at"):
         assert f"{said} {tmp_path / 'mytasks.py'}:" in str(caught.value)
+
+
+class Quoting(Tiny):
+    """Its loss and its metrics have a bug, which quotes a record."""
+
+    @override
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        raise KeyError(QUOTE)
+
+    @override
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        raise KeyError(QUOTE)
+
+
+@pytest.mark.parametrize("method", ["loss", "metrics"])
+def test_what_a_task_says_as_it_is_tried_on_a_sites_own_records_is_not_repeated(method: str) -> None:
+    records = torch.rand(3, 1), torch.rand(3, 1)
+    own, made_up = (Trial(Quoting(), nn.Linear(2, 1), kind) for kind in (OWN, MADE_UP))
+    with pytest.raises(TaskError) as caught:
+        getattr(own, method)(*records)
+    assert f"its {method}() fails on 3 records (KeyError {WHERE}" in str(caught.value)
+    assert QUOTE not in str(caught.value)
+    with pytest.raises(TaskError, match=QUOTE):  # of records that it made up itself, it may say what it likes
+        getattr(made_up, method)(*records)
 
 
 class Exiting(Tiny):

@@ -1,9 +1,11 @@
 """Masks at real sites: what each reveals, for which attempt; what a server gets that tells of a false dropout."""
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 from flwr.app import Context, Error, Message, MessageType
@@ -11,11 +13,13 @@ from flwr.app import Context, Error, Message, MessageType
 from client.acceptance import accept, get_ready
 from client.app import app
 from client.masking import agree, reveal
-from client.opening import open_sum
+from client.opening import UnopenedError, open_sum
 from client.round import train_round
 from client.site import Site, open_site
+from privacy.agreement import accuse, check_repeat
 from privacy.envelope import Contribution, SignedUpdate, verify_update
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError, RefusedError
+from privacy.masking import sign_seeds
 from privacy.plan import RoundPlan
 from privacy.summation import EncryptedSum, RunningSum
 from simulations.federation import Federation
@@ -198,8 +202,12 @@ def test_a_server_that_claims_a_false_dropout_cannot_open_two_sums_of_a_round(
     agreed = {1: signed_by(federation, whole, first)}
     early = {site: ask(federation, site, whole, first, signatures(agreed[1])) for site in COHORT[:split]}
     seeds = {1: early, 2: dict[str, bytes]()}
-    second = updates_of(federation, fewer)  # "west was gone": the same updates under other masks
-    agreed[2] = signed_by(federation, fewer, second)
+    second, document, sites = dict[str, SignedUpdate](), signed_run(federation)[0], sites_of(federation)
+    for site in fewer.cohort:  # "west was gone": the same updates under other masks, of those that revealed none yet
+        with suppress(ProtocolError):
+            second[site] = train_round(sites[site], document, fewer.to_bytes(), [])
+    assert set(second) == set(COHORT[split:3])
+    agreed[2] = signed_by(federation, fewer, second) if len(second) == 3 else {}
     for site in COHORT:
         for plan, updates in ((whole, first), (fewer, second)):
             with suppress(ProtocolError):
@@ -208,9 +216,8 @@ def test_a_server_that_claims_a_false_dropout_cannot_open_two_sums_of_a_round(
     opened = 0
     for site, plan, updates in (("north", whole, first), ("south", fewer, second)):
         pairs = {name: sealed for name, (_, sealed) in agreed[plan.attempt].items()}
-        total = summed(federation, plan, updates, seeds[plan.attempt], pairs)
         with suppress(CloisterError):
-            open_at(federation, site, total)
+            open_at(federation, site, summed(federation, plan, updates, seeds[plan.attempt], pairs))
             opened += 1
     # When some have revealed for the one attempt and some for the other, neither sum opens.
     assert opened == (0 if split in {1, 2} else 1)
@@ -229,10 +236,10 @@ def test_what_was_revealed_is_on_disk_before_it_leaves_and_binds_a_restarted_sit
     whole, fewer = plan_of(federation), plan_of(federation, 2, COHORT[:3])
     sealed = ask(federation, "north", whole, updates_of(federation, whole))
     assert sealed == ask(federation, "north", whole, updates_of(federation, whole))  # a retry
-    restart(federation, "north")
-    second = updates_of(federation, fewer)
+    north, document = restart(federation, "north"), signed_run(federation)[0]
     with pytest.raises(ProtocolError, match="revealing for round 1 was done already"):
-        ask(federation, "north", fewer, second)
+        train_round(north, document, fewer.to_bytes(), [])
+    assert charges_of(federation, "north") == 1
 
 
 def test_one_set_of_contributors_is_signed_for_a_plan_also_after_a_restart(federation: Federation) -> None:
@@ -366,6 +373,70 @@ def test_a_sum_with_anothers_seed_or_none_is_not_opened_nor_is_any_other_of_its_
         restart(federation, site)
         with pytest.raises(ProtocolError, match="opens no other of that plan"):
             open_at(federation, site, summed(federation, plan, updates, seeds))
+
+
+@pytest.mark.parametrize("whose", ["its own mask", "a mask that it shares"])
+def test_a_false_seed_that_its_site_signed_is_evidence_against_it(federation: Federation, whose: str) -> None:
+    plan = plan_of(federation)
+    everyone = updates_of(federation, plan)
+    updates = {site: everyone[site] for site in COHORT[:3]}
+    agreed = signed_by(federation, plan, updates)
+    seeds = {site: ask(federation, site, plan, updates, signatures(agreed)) for site in updates}
+    pairs = {site: sealed for site, (_, sealed) in agreed.items()}
+    east, header = open_site(federation.paths["east"]), json.loads(updates["east"].header)
+    if whose == "its own mask":
+        seeds["east"] = sign_seeds(seeds["north"][64:], plan, header["mask"], east.signing_key)
+    else:
+        pairs["east"] = sign_seeds(pairs["north"][64:], plan, header["pairs"], east.signing_key)
+    total = summed(federation, plan, updates, seeds, pairs)
+    for site in ("north", "south"):
+        with pytest.raises(UnopenedError) as caught:
+            open_at(federation, site, total)
+        assert (caught.value.refusal.why, caught.value.refusal.liars) == ("seeds", ["east"])
+        found = restart(federation, site).once.find(plan.run, "evidence against east")
+        assert found == sha256(updates["east"].header).hexdigest()
+
+
+def test_a_seed_that_was_garbled_on_its_way_is_evidence_against_nobody(federation: Federation) -> None:
+    plan = plan_of(federation)
+    updates = updates_of(federation, plan)
+    seeds = {site: ask(federation, site, plan, updates) for site in COHORT}
+    garbled = seeds["east"][:-1] + bytes([seeds["east"][-1] ^ 1])
+    with pytest.raises(UnopenedError) as caught:
+        open_at(federation, "north", summed(federation, plan, updates, seeds | {"east": garbled}))
+    assert (caught.value.refusal.why, caught.value.refusal.liars) == ("codes", [])
+    assert open_site(federation.paths["north"]).once.find(plan.run, "evidence against east") is None
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with evidence", "without"])
+def test_a_round_is_repeated_after_a_reveal_only_without_members_known_to_lie(
+    federation: Federation, *, known: bool
+) -> None:
+    whole, fewer = plan_of(federation), plan_of(federation, 2, COHORT[:3])
+    ask(federation, "north", whole, updates_of(federation, whole))
+    north, document = restart(federation, "north"), signed_run(federation)[0]
+    if not known:
+        with pytest.raises(ProtocolError, match="revealing for round 1 was done already"):
+            train_round(north, document, fewer.to_bytes(), [])
+        return
+    accuse(north.once, whole.run, "west", "what it signed")
+    again = {
+        site: train_round(open_site(federation.paths[site]), document, fewer.to_bytes(), []) for site in fewer.cohort
+    }
+    assert ask(federation, "north", fewer, again)
+    assert charges_of(federation, "north") == 1
+    with pytest.raises(ProtocolError, match="has sent no masked update for this plan"):
+        ask(federation, "north", whole, again)
+
+
+def test_a_repetition_that_is_not_whole_is_refused(federation: Federation) -> None:
+    whole, fewer = plan_of(federation), plan_of(federation, 2, COHORT[1:])
+    ask(federation, "north", whole, updates_of(federation, whole))
+    record = open_site(federation.paths["north"]).once
+    accuse(record, whole.run, "east", "what it signed")
+    check_repeat(record, fewer, COHORT[1:])
+    with pytest.raises(ProtocolError, match="revealing for round 1 was done already"):
+        check_repeat(record, fewer, COHORT[1:3])
 
 
 def test_a_site_may_insist_on_masks(make_federation: FederationMaker) -> None:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from client import norms
 from client import round as rounds
 from client.masking import prove, reveal
 from client.norms import shorten
+from client.opening import UnopenedError
 from client.site import open_site
 from privacy.errors import AuthenticityError, ProtocolError
 from privacy.signing import SIGNATURE_BYTES
@@ -28,8 +30,10 @@ from tests.client.test_masking import (
     updates_of,
 )
 from tests.federations import SETTINGS, FederationMaker, charges_of, models_of, restart, run_with, signed_run
+from transport.masking import VALUES
 
 if TYPE_CHECKING:
+    from privacy.norm_proof import Statement
     from privacy.summation import EncryptedSum
     from simulations.federation import Federation
 
@@ -121,34 +125,55 @@ def test_who_keeps_its_proof_costs_the_round_and_is_left_out_of_the_next(federat
     assert (second["released"], second["sites"]) == (True, ["east", "north", "south"])
 
 
+def test_who_signs_a_false_proof_is_left_out_and_the_round_repeated_without_it(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove_norm = norms.prove_norm
+
+    def lie(statement: Statement, numbers: list[int], secrets: dict[str, bytes]) -> bytes:
+        proof = prove_norm(statement, numbers, secrets)
+        return proof if statement.site != "west" else proof[:-1] + b"\0"
+
+    monkeypatch.setattr(norms, "prove_norm", lie)
+    first, second = run_with(federation)
+    for event in (first, second):
+        assert (event["released"], event["sites"]) == (True, ["east", "north", "south"])
+    assert "a false proof of its update's length" in first["problems"]["west"]
+
+
 # --- What opens -----------------------------------------------------------------------------------------------------
 
 
 def test_a_sum_opens_with_every_proof_and_no_other(federation: Federation) -> None:
     played = Played(federation)
     total = played.proved()
-    north, *others = total.proofs
-    flipped = north[:-1] + bytes([north[-1] ^ 1])
+    east, *others = total.proofs
+    flipped = east[:-1] + bytes([east[-1] ^ 1])
     wrong: dict[str, tuple[bytes, ...]] = {
         "without proofs": (),
         "one too few": tuple(others),
         "one is empty": (b"", *others),
         "another site's": (others[0], *others),
         "altered": (flipped, *others),
-        "cut": (north[:SIGNATURE_BYTES], *others),
+        "cut": (east[:SIGNATURE_BYTES], *others),
+        "false, and signed": (_signed(played, "east", east[SIGNATURE_BYTES:-1] + b"\0"), *others),
     }
-    for proofs in wrong.values():
-        with pytest.raises(AuthenticityError):
+    for what, proofs in wrong.items():
+        with pytest.raises(UnopenedError) as caught:
             open_at(federation, "north", replace(total, proofs=proofs))
-    open_at(federation, "north", total)  # nothing was decrypted before, so that it may come again
+        # What a site signed is its own; what is not signed at all, the server's.
+        assert caught.value.refusal.liars == (["east"] if what == "false, and signed" else []), what
+        _forget_refusal(federation, played)
+    open_at(federation, "north", total)
 
 
 def test_a_proof_of_another_sum_does_not_help(federation: Federation) -> None:
     played = Played(federation)
     total = played.proved()
     codes = bytes([total.codes[0] ^ 1]) + total.codes[1:]
-    with pytest.raises(AuthenticityError, match="signature"):
+    with pytest.raises(UnopenedError):
         open_at(federation, "north", replace(total, codes=codes))
+    _forget_refusal(federation, played)
     open_at(federation, "north", total)
 
 
@@ -164,10 +189,25 @@ def test_who_proves_something_of_another_update_spoils_the_sum(
     monkeypatch.setattr("client.masking._unmasked", lambda *_: iter(()))
     total = replace(played.total, proofs=tuple(honest.get(site) or played.prove(site) for site in COHORT))
     for site in COHORT:
-        with pytest.raises(AuthenticityError, match="it is not that of its contributors' updates"):
+        with pytest.raises(UnopenedError) as caught:
             open_at(federation, site, total)
+        assert caught.value.refusal.why == VALUES  # nobody can tell whose they are: later rounds close in on it
     with pytest.raises(ProtocolError, match="has refused a sum"):  # noted, as after a wrong tag
         open_at(federation, "north", total)
+
+
+def _signed(played: Played, site: str, proof: bytes) -> bytes:
+    """Return what a site would have signed, had it made this proof."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norms, "prove_norm", lambda *_: proof)
+        return played.prove(site)
+
+
+def _forget_refusal(federation: Federation, played: Played) -> None:
+    """Have north forget that it refused the sum, as if it had not come yet."""
+    notes = federation.paths["north"] / "outbox" / f"{played.plan.run[:16]}.once"
+    kept = [line for line in notes.read_text().splitlines() if not line.startswith(("refusing", "evidence"))]
+    notes.write_text("".join(f"{line}\n" for line in kept))
 
 
 # --- When a site proves ---------------------------------------------------------------------------------------------
@@ -188,7 +228,7 @@ def test_nothing_is_proved_before_all_have_signed_and_shown_their_seeds(federati
     played = Played(federation)
     parts = played.total.contributions
     withheld = replace(played.total, contributions=(replace(parts[0], reveal=b""), *parts[1:]))
-    with pytest.raises(AuthenticityError, match="is not the one to which it committed"):
+    with pytest.raises(AuthenticityError, match="signed other seeds of masks"):
         played.prove("north", withheld)
     played.signatures = played.signatures | {"west": bytes(64)}
     with pytest.raises(AuthenticityError):

@@ -4,11 +4,13 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord
+from torch import Tensor
+from typing_extensions import override
 
 from client.app import app as client_app
 from client.progress import look
@@ -130,12 +132,48 @@ def test_a_metric_that_is_no_number_spoils_nothing(make_federation: FederationMa
     assert len(set(models_of(federation).values())) == 1
 
 
+class Mistaken(studies.Tiny):
+    """Its metrics are right of what it makes up alone."""
+
+    metric: ClassVar[object] = None
+
+    def __init__(self) -> None:
+        self._has_records = False
+
+    @override
+    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+        self._has_records = True
+        return super().load(path)
+
+    @override
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"accuracy": self.metric if self._has_records else torch.ones(len(targets))}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("metric", ["0.5", 0.5, torch.ones(5, 2), torch.tensor(0.5)], ids=repr)
+def test_a_metric_that_is_not_one_number_a_record_is_named_and_the_run_goes_on(
+    make_federation: FederationMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    metric: object,
+) -> None:
+    monkeypatch.setattr(Mistaken, "metric", metric)
+    federation = make_federation(replace(SETTINGS, task=task_name(Mistaken)))
+    (event,) = run_with(federation)
+    assert (event["released"], event["problems"]) == (True, {})
+    assert "round 1: not tried on held-out records, and the run goes on: its metric 'accuracy' is" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert own_metrics(federation, "north") == []
+
+
 def _no_room(folder: Path) -> None:
     (folder / "metrics").write_text("a file where a folder should be")
 
 
 @pytest.mark.parametrize("failing", ["the task's metrics", "the file"])
-def test_what_a_site_cannot_see_of_its_model_spoils_nothing(make_federation: FederationMaker, failing: str) -> None:
+def test_what_a_site_cannot_see_of_its_model_spoils_nothing(
+    make_federation: FederationMaker, caplog: pytest.LogCaptureFixture, failing: str
+) -> None:
     task = task_name(studies.Unmeasurable) if failing == "the task's metrics" else SETTINGS.task
     federation = make_federation(replace(SETTINGS, task=task, rounds=2))
     if failing == "the file":
@@ -144,6 +182,8 @@ def test_what_a_site_cannot_see_of_its_model_spoils_nothing(make_federation: Fed
     events = run_with(federation)
     assert [(event["released"], event["problems"]) for event in events] == [(True, {})] * 2
     assert studies.QUOTE not in journal_path(federation).read_text()
+    assert "Traceback" not in caplog.text
+    assert studies.QUOTE not in caplog.text
 
 
 def test_a_run_that_trains_nothing_is_not_looked_at(make_federation: FederationMaker) -> None:

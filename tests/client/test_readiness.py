@@ -118,6 +118,15 @@ def test_a_record_that_the_loss_cannot_take_is_named_and_not_shown(make_federati
         assert "7131" not in str(caught.value)
 
 
+@pytest.mark.parametrize("label", [-1, -100, 2, 2**31, -(2**31)])
+def test_a_label_that_is_no_class_is_named_among_good_ones(make_federation: FederationMaker, label: int) -> None:
+    """A mean of cross-entropies leaves out labels of -100, and so hides that there is none of that record."""
+    federation = make_federation(replace(NOISY, task=task_name(Classes)))
+    write_records(federation, *["1,2,0", "3,4,1"] * 40, f"5,6,{label}")
+    with pytest.raises(DataError, match=r"cannot use the target of record 81, .*: the loss (raises|is not finite)"):
+        ready(federation)
+
+
 def test_a_value_whose_loss_is_not_finite_is_named_with_its_column(make_federation: FederationMaker) -> None:
     federation = make_federation(NOISY)
     write_records(federation, *["1,2,0", "3,4,1"] * 5, "1,1e30,1")

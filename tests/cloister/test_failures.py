@@ -182,7 +182,20 @@ def test_what_cannot_be_read_or_written_is_named(
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "latin1.toml").write_bytes('name = "größe"'.encode("latin-1"))
+    settings = (consortium.folder / "run.toml").read_bytes()
+    (tmp_path / "for_ever.toml").write_bytes(settings.replace(b"seconds = 30", b"seconds = 1e300"))
+    os.mkfifo(tmp_path / "pipe")
     cases = {
+        f"{tmp_path}/for_ever.toml: round_deadline_seconds is more than 30 days": sign(
+            consortium, "x", run=tmp_path / "for_ever.toml"
+        ),
+        f"{tmp_path}/pipe: a pipe or a device, and no file": sign(consortium, "x", run=tmp_path / "pipe"),
+        f"{tmp_path}/nobody: no such file or folder; name the consortium's with --coordinator": [
+            *sign(consortium, "x"), "--coordinator", f"{tmp_path}/nobody"
+        ],
+        f"{consortium.server}/consortium.toml: this is not a signed Cloister roster": [
+            *sign(consortium, "x"), "--roster", f"{consortium.server}/consortium.toml"
+        ],
         f"{tmp_path}/folder: is a directory; name a file": sign(consortium, tmp_path / "folder"),
         f"{tmp_path}/file: not a directory; name a folder that can be there": [
             "simulate", "--folder", f"{tmp_path}/file"
@@ -197,7 +210,14 @@ def test_what_cannot_be_read_or_written_is_named(
         said = _fail(monkeypatch, capsys, *arguments)
         assert said.startswith(f"✗ {expected}"), said
         assert "Traceback" not in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "latin1.toml", "loop"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "file",
+        "folder",
+        "for_ever.toml",
+        "latin1.toml",
+        "loop",
+        "pipe",
+    ]
 
 
 def test_a_file_that_cannot_be_as_large_is_named_and_nothing_of_it_is_left(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from shutil import copytree, rmtree
@@ -174,8 +175,9 @@ def test_a_ledger_that_lost_its_end_is_found_by_the_head_that_the_site_keeps_or_
     code, shown = run("verify", copy, "--head", head)
     assert (code, f"✓ has had the head {head}" in shown) == (0, True)
     path.write_bytes(b"".join(earlier))
-    with pytest.raises(LedgerError, match="is older than what north charged before"):
-        accounts.verify(copy)
+    for look in (accounts.verify, accounts.report, partial(accounts.plan, run=RUN)):  # none counts too little
+        with pytest.raises(LedgerError, match="is older than what north charged before"):
+            look(copy)
     with pytest.raises(LedgerError, match="is older than what north charged before"):
         read_site(copy).ledger.reserve(Release("e" * 64, 1, 1), TRAINED, Budget(9.0, DELTA))
     path.unlink()
@@ -234,6 +236,17 @@ def test_a_site_with_new_keys_adopts_its_ledgers_once_and_says_what_was_checked(
     ledger.path.write_bytes(data.replace(b'"steps": 4', b'"steps": 0', 1))
     with pytest.raises(LedgerError, match=":2: this entry or one before it was altered"):
         accounts.verify(copy)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_an_older_copy_is_not_adopted(copy: Path, tmp_path: Path, *, checked: bool) -> None:
+    # The new key says nothing of the last head, which the old one signed.
+    old, key, path = tmp_path / "old.key", copy / "keys" / "signing.key", read_site(copy).ledger.path
+    old.write_bytes(key.read_bytes())
+    key.write_bytes(key_pem(signing_key("north, later")))
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(LedgerError, match="is older than what north charged before"):
+        accounts.adopt(copy, old if checked else None)
 
 
 def test_a_ledger_is_not_adopted_on_another_key_or_without_a_word(copy: Path, tmp_path: Path) -> None:

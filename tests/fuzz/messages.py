@@ -30,6 +30,7 @@ _LIMIT = 1 << 16
 _SUM = EncryptedSum(b"plan", (Contribution(b"header", b"signature", b"seeds"),) * 2, (b"c0", b"c0"), b"codes",
                     (b"c1", b"c1"))  # fmt: skip
 _UPDATE = SignedUpdate(b"header", b"signature", (b"one", b"two"))
+_OPENED = contents.Opened(_DIGEST, 0.5, bytes(64))
 _HEAD = SignedHead(_DIGEST, bytes(64))
 _ASKED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "query": (contents.read_manifest, contents.pack_query(b"manifest")),
@@ -43,16 +44,22 @@ _ASKED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
         masking.pack_contributors(b"manifest", b"plan", _SUM.contributions, {"north": bytes(64)}),
     ),
     "pairs": (ceremony.read_pairs, ceremony.pack_pairs(_DIGEST, {"north": b"letter"})),
+    "body": (
+        masking.read_body,
+        masking.pack_body(b"manifest", b"plan", _UPDATE, masking.Accusation("north", bytes(64))),
+    ),
     "letter from": (ceremony.read_letter_from, ceremony.pack_letter("north", b"letter")),
 }
 _ANSWERED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "readiness": (contents.read_readiness, contents.pack_readiness(
-        contents.Readiness("north", _DIGEST, 20, _DIGEST, 2, _DIGEST, 2, ["south"], 1e9, b"signature"))),
+        contents.Readiness("north", _DIGEST, 20, _DIGEST, 0.5, 2, _DIGEST, 2, ["south"], 1e9, b"signature"))),
     "update": (contents.read_update, contents.pack_update(_UPDATE, {"epsilon": 0.5})),
     "head answered": (heads.read_head, heads.put_head(contents.pack_update(_UPDATE, {}), _HEAD)),
-    "opened": (contents.read_opened, contents.pack_opened(_DIGEST, {"accuracy": 1.0, "loss": 0.5})),
+    "opened": (contents.read_opened, contents.pack_opened(_OPENED, {"accuracy": 1.0, "loss": 0.5})),
     "agreed": (masking.read_agreed, masking.pack_agreed(bytes(64), bytes(48))),
-    "revealed": (masking.read_revealed, masking.pack_revealed(bytes(48))),
+    "verdict": (masking.read_verdict, masking.pack_verdict(masking.Verdict(right=True, signature=bytes(64)))),
+    "refused": (masking.find_refusal, masking.pack_refusal(masking.Refusal("seeds", ["east"], bytes(64)))),
+    "revealed": (masking.read_revealed, masking.pack_revealed(bytes(112))),
     "keys": (ceremony.read_keys, ceremony.pack_keys(3, _DIGEST, {}, {"west": b"pair"})),
     "own pairs": (ceremony.read_own_pairs, ceremony.pack_keys(3, _DIGEST, {}, {"west": b"pair"})),
     "shared": (ceremony.read_shared, ceremony.pack_shared({"west": b"pair"}, ["east", "west"])),

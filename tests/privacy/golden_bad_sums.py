@@ -17,11 +17,11 @@ import numpy as np
 from privacy.agreement import set_digest
 from privacy.ciphertext import C0_BYTES, COEFF_MODULUS, SEED_BYTES, pack60, residues
 from privacy.epoch import EpochKeys, seal
-from privacy.masking import SEALED_BYTES, _pair_sealer, _sealer
+from privacy.masking import REVEAL_BYTES, _pair_sealer, _sealer, sign_seeds
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.pairs import _info
 from privacy.plan import read_plan
-from privacy.signing import SignedDocument, sign
+from privacy.signing import SIGNATURE_BYTES, SignedDocument, sign
 from tests.privacy.consortium import (
     SECRET,
     mac_key,
@@ -34,7 +34,7 @@ from tests.privacy.golden_bad import OTHER, A, Bad, M, P, canonical, changed, jo
 from tests.privacy.vectors import good_parts, stored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from privacy.envelope import Contribution
 
@@ -215,17 +215,29 @@ def _shown_seeds() -> Iterator[Bad]:
     *others, west = parts
     header = json.loads(west.header)
     other = _sealer(SECRET, plan, "west", header["mask"]).encrypt(bytes(12), b"s" * 32, None)
-    lied = _pair_sealer(SECRET, plan, "west", "north").encrypt(bytes(12), b"s" * 32, None) + west.pairs[SEALED_BYTES:]
+    lied = _pair_sealer(SECRET, plan, "west", "north").encrypt(bytes(12), b"s" * 32, None) + west.pairs[REVEAL_BYTES:]
+
+    def own(sealed: bytes, committed: str = header["mask"]) -> dict[str, bytes]:
+        return {"reveal": sign_seeds(sealed, plan, committed, signing_key("west"))}
+
+    def pairs(sealed: bytes) -> dict[str, bytes]:
+        return {"pairs": sign_seeds(sealed, plan, header["pairs"], signing_key("west"))}
+
+    seed, shared = west.reveal[SIGNATURE_BYTES:], west.pairs[SIGNATURE_BYTES:]
     for name, changes in (
         ("no seed of a mask", {"reveal": b""}),
         ("another site's seed of a mask", {"reveal": parts[0].reveal}),
-        ("a seed of a mask to which nobody committed", {"reveal": other}),
+        ("another site's seed of a mask, signed", own(parts[0].reveal[SIGNATURE_BYTES:])),
+        ("a seed of a mask that is not signed", {"reveal": bytes(SIGNATURE_BYTES) + seed}),
+        ("a seed of a mask, signed for another commitment", own(seed, OTHER)),
+        ("a seed of a mask to which nobody committed", own(other)),
         ("no seed of a mask that is shared", {"pairs": b""}),
         ("another site's seed of a mask that is shared", {"pairs": parts[0].pairs}),
-        ("a seed of a mask that is shared to which nobody committed", {"pairs": lied}),
-        ("a proof that is cut", {"pairs": west.pairs[:-32]}),
-        ("a proof that is too long", {"pairs": west.pairs + bytes(32)}),
-        ("a wrong proof", {"pairs": west.pairs[:-1] + bytes([west.pairs[-1] ^ 1])}),
+        ("a seed of a mask that is shared, not signed", {"pairs": bytes(SIGNATURE_BYTES) + shared}),
+        ("a seed of a mask that is shared to which nobody committed", pairs(lied)),
+        ("a proof that is cut", pairs(shared[:-32])),
+        ("a proof that is too long", pairs(shared + bytes(32))),
+        ("a wrong proof", pairs(shared[:-1] + bytes([shared[-1] ^ 1]))),
     ):
         yield Bad("sum", name, {"contributions": joined([*others, replace(west, **changes)])}, A)
 
@@ -268,6 +280,7 @@ def _sets() -> Iterator[Bad]:
             ("fewer than keep the promise", {"minimum": b"4"}, P),
         ):
             yield Bad(kind, name, parts, error)
+        yield from _repetitions(kind, good)
         agreeing = f"agreeing on the contributors to plan {plan.digest}: {OTHER}\n".encode()
         if kind == "set":
             yield Bad(kind, "another set was signed before", {"once": agreeing}, P)
@@ -281,6 +294,34 @@ def _sets() -> Iterator[Bad]:
             ("a seed was revealed for another plan", {"once": f"revealing for round 2: {OTHER} {OTHER}\n".encode()}, P),
         ):
             yield Bad(kind, name, parts, error)
+
+
+def _repetitions(kind: str, good: Mapping[str, bytes]) -> Iterator[Bad]:
+    """Yield plans of a round for which the site has revealed its seed already, for another plan."""
+    plan, three = read_plan(good["plan"]), ("east", "south", "west")
+    fewer = replace(plan, attempt=3, cohort=three)
+    parts = [resigned(part, {"plan": fewer.digest, "attempt": 3}) for part in split(good["shown"])]
+    headers = {site: part.header for site, part in zip(three, parts, strict=True)}
+    statement = f"{fewer.digest} {set_digest(headers)}".encode()
+    shown = {"plan": fewer.to_bytes(), "shown": joined(parts), "own": headers["south"]}
+    if kind == "reveal":
+        shown["agreed"] = _json({site: sign(signing_key(site), "agree", statement).hex() for site in three})
+    revealed = f"revealing for round 2: {OTHER} {OTHER}\n"
+    evidence = f"evidence against north: {OTHER}\nevidence against dover: {OTHER}\n"
+
+    def once(*before: str, known: str = evidence) -> dict[str, bytes]:
+        signed = f"agreeing on the contributors to plan {OTHER}: {OTHER} {','.join(before)}\n"
+        return {"once": f"{signed}{revealed}{known}".encode()}
+
+    for name, changes in (
+        ("a repetition of what nobody signed", shown | {"once": (revealed + evidence).encode()}),
+        ("a repetition without evidence", shown | once("east", "north", "south", "west", known="")),
+        ("a repetition with evidence against others", shown | once("bath", "east", "north", "south", "west")),
+        ("a repetition over the same sites", shown | once(*three)),
+        ("a repetition with one site more", shown | once("east", "north", "south")),
+        ("a repetition that is not whole", once("dover", "east", "north", "south", "west")),
+    ):
+        yield Bad(kind, name, changes, P)
 
 
 def _json(value: Any) -> bytes:  # noqa: ANN401 - JSON

@@ -17,7 +17,18 @@ from privacy.ciphertext import Ciphertexts
 from privacy.envelope import sign_update, verify_update
 from privacy.ledger import Charge, Release
 from privacy.manifest import Encryption, open_manifest, sign_manifest
-from privacy.masking import Masks, commitment, mask, open_pairs, open_seed, seal_pairs, seal_seed, unmask_sum
+from privacy.masking import (
+    Masks,
+    commitment,
+    mask,
+    open_pairs,
+    open_seed,
+    seal_pairs,
+    seal_seed,
+    sign_seeds,
+    unmask_sum,
+    verify_seeds,
+)
 from privacy.packing import pack, unpack
 from privacy.plan import MOST_SEEDS, RoundPlan
 from privacy.randomness import Randomness
@@ -123,9 +134,14 @@ def masked_round(keys: EpochKeys) -> tuple[dict[str, object], Golden]:
     absent, parts = absent_from(plan, shown), []
     for site, part in zip(running.sites, closed.contributions, strict=True):
         sealed, pairs = (
-            seal_seed(masks[site]._own, SECRET, plan, site),
-            seal_pairs(masks[site], absent, SECRET, plan, site),
-        )
+            sign_seeds(
+                seal_seed(masks[site]._own, SECRET, plan, site), plan, running.headers[site].mask, signing_key(site)
+            ),
+            sign_seeds(
+                seal_pairs(masks[site], absent, SECRET, plan, site), plan, running.headers[site].pairs,
+                signing_key(site),
+            ),
+        )  # fmt: skip
         said[site] |= {
             "agreed": agree(Nothing(), plan, shown, signing_key(site)).hex(),
             "reveal": sealed.hex(),
@@ -210,8 +226,12 @@ def seeds_of(golden: Golden) -> tuple[dict[str, bytes], dict[str, dict[str, byte
     own, pairs, absent = {}, {}, absent_from(golden.plan, golden.headers)
     for header, part in zip(golden.headers.values(), golden.total.contributions, strict=True):
         if header.mask:
-            own[header.site] = open_seed(part.reveal, SECRET, golden.plan, header.site, header.mask)
-            pairs[header.site] = open_pairs(part.pairs, absent, SECRET, golden.plan, header.site, header.pairs)
+            key, plan = golden.roster.member(header.site).verification_key, golden.plan
+            sealed = (
+                verify_seeds(part.reveal, plan, header.mask, key), verify_seeds(part.pairs, plan, header.pairs, key),
+            )  # fmt: skip
+            own[header.site] = open_seed(sealed[0], SECRET, plan, header.site, header.mask)
+            pairs[header.site] = open_pairs(sealed[1], absent, SECRET, plan, header.site, header.pairs)
     return own, pairs
 
 
@@ -251,6 +271,9 @@ class Nothing:
 
     def note(self, run: str, deed: str, value: str) -> None:
         """Do nothing."""
+
+    def find(self, run: str, deed: str) -> None:
+        """Find nothing."""
 
 
 def _planned(

@@ -9,7 +9,7 @@ import numpy as np
 from privacy.agreement import absent_from, agree, set_digest
 from privacy.ciphertext import COEFF_MODULUS
 from privacy.encryption import EncryptedUpdate
-from privacy.masking import Masks, commitment, pairs_digest, seal_pairs, seal_seed
+from privacy.masking import Masks, commitment, pairs_digest, seal_pairs, seal_seed, sign_seeds
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.plan import MOST_SEEDS
 from tests.privacy.consortium import CHARGE, SECRET, SITES, mac_key, plan_with, shared_secrets, signing_key
@@ -45,7 +45,8 @@ def masks(plan: RoundPlan) -> dict[str, object]:
              (("own", own), ("north", north), ("west", west))}  # fmt: skip
     zeros = np.zeros((1, RING_DEGREE), np.uint64)
     masked = next(made.mask([zeros]))
-    headers = {"north": b"north's header", "south": b"south's header"}
+    headers, key = {"north": b"north's header", "south": b"south's header"}, signing_key("south")
+    pairs = seal_pairs(made, absent_from(plan, headers), SECRET, plan, "south")
     return {
         "plan": plan.to_bytes().decode(),
         "secrets": {site: secret.hex() for site, secret in shared_secrets("south").items()},
@@ -56,12 +57,12 @@ def masks(plan: RoundPlan) -> dict[str, object]:
         "commitments": made.commitments.hex(),
         "pairs": pairs_digest(made.commitments),
         "secret": SECRET.hex(),
-        "sealed": seal_seed(_SEED, SECRET, plan, "south").hex(),
+        "sealed": sign_seeds(seal_seed(_SEED, SECRET, plan, "south"), plan, commitment(_SEED), key).hex(),
         "headers": {site: header.decode() for site, header in headers.items()},
         "absent": absent_from(plan, headers),
-        "sealed_pairs": seal_pairs(made, absent_from(plan, headers), SECRET, plan, "south").hex(),
+        "sealed_pairs": sign_seeds(pairs, plan, pairs_digest(made.commitments), key).hex(),
         "set": set_digest(headers),
-        "agreed": agree(_Nothing(), plan, headers, signing_key("south")).hex(),
+        "agreed": agree(_Nothing(), plan, headers, key).hex(),
         "streams": first,
         "masked": [*masked[0, :FIRST].tolist(), *masked[0, -FIRST:].tolist()],
     }
@@ -72,3 +73,6 @@ class _Nothing:
 
     def note(self, run: str, deed: str, value: str) -> None:
         """Do nothing."""
+
+    def find(self, run: str, deed: str) -> None:
+        """Find nothing."""

@@ -30,6 +30,7 @@ _PARTS = tuple(Contribution(f"header of {each}".encode(), bytes([each]) * 64, b"
                for each in (1, 2))  # fmt: skip
 _SUM = EncryptedSum(b"a plan", _PARTS, (b"c0 of 32", b"c0 of the rest"), b"codes!!!", ())
 _PROVED = EncryptedSum(b"a plan", _PARTS, _SUM.c0, b"codes!!!", (), (b"a proof", b"another"))
+_UPDATE = SignedUpdate(b"a header", b"\3" * 64, (b"32 ciphertexts", b"the rest"), b"\4" * 96)
 _LARGE = EncryptedSum(b"a plan", _PARTS[:1], (b"c0",), b"codes!!!", (b"c1",))
 
 
@@ -40,7 +41,7 @@ def signed_head(site: str = "south", lineage: str = "patients") -> SignedHead:
 
 def readiness(run: str) -> contents.Readiness:
     """Return what south says of itself."""
-    ready = contents.Readiness("south", _DIGEST, 20, _OTHER, 2, "2d" * 32, 5, ["north", "west"], 1.8e9, b"")
+    ready = contents.Readiness("south", _DIGEST, 20, _OTHER, 0.125, 2, "2d" * 32, 5, ["north", "west"], 1.8e9, b"")
     signature = sign(signing_key("south"), "readiness", ready.signed_part(run, NODE))
     return contents.Readiness(**{**vars(ready), "signature": signature})
 
@@ -58,23 +59,29 @@ def instructions() -> dict[str, RecordDict]:
         "query.agree": shown,
         "query.reveal": masking.pack_contributors(b"a manifest", b"a plan", _PARTS, agreed, _DIGEST),
         "query.prove": masking.pack_to_prove(b"a manifest", _PROVED, agreed),
+        "query.judge": masking.pack_body(
+            b"a manifest", b"a plan", _UPDATE, masking.Accusation("north", b"\x09" * 64)
+        ),
         "evaluate": contents.pack_sum(b"a manifest", _PROVED),
-    }
+    }  # fmt: skip
 
 
 def replies(run: str) -> dict[str, RecordDict]:
     """Return what a site answers."""
-    update = SignedUpdate(b"a header", b"\3" * 64, (b"32 ciphertexts", b"the rest"), b"\4" * 96)
     return {
         "readiness": put_head(contents.pack_readiness(readiness(run)), signed_head()),
         "leader": ceremony.pack_keys(3, _DIGEST, {"north": b"one", "south": b"two"}, {"west": b"a pair letter"}),
         "keys": ceremony.pack_keys(3, _DIGEST, {}, {"west": b"a pair letter"}),
         "shared": ceremony.pack_shared({"west": b"a pair letter"}, ["east", "north", "west"]),
-        "update": put_head(contents.pack_update(update, {"epsilon": 0.5}), signed_head()),
+        "update": put_head(contents.pack_update(_UPDATE, {"epsilon": 0.5}), signed_head()),
         "agreed": masking.pack_agreed(b"\5" * 64, b"\6" * 112),
-        "revealed": masking.pack_revealed(b"\7" * 48),
+        "revealed": masking.pack_revealed(b"\7" * 112),
         "proved": masking.pack_proof(b"\x08" * 100),
-        "opened": contents.pack_opened(_DIGEST, {"loss": 0.25, "accuracy": 0.88}),
+        "verdict": masking.pack_verdict(masking.Verdict(right=False, signature=b"\x0a" * 64)),
+        "refused": masking.pack_refusal(masking.Refusal("seeds", ["east", "west"], b"\x0b" * 64)),
+        "opened": contents.pack_opened(
+            contents.Opened(_DIGEST, 2.0**-20, b"\x08" * 64), {"loss": 0.25, "accuracy": 0.88}
+        ),
     }
 
 

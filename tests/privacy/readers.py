@@ -34,7 +34,7 @@ from privacy.header import verify_header
 from privacy.ledger import Ledger
 from privacy.mac import MacKey
 from privacy.manifest import open_manifest
-from privacy.masking import open_pairs, open_seed, unmask_sum
+from privacy.masking import open_pairs, open_seed, unmask_sum, verify_seeds
 from privacy.norm_proof import Proof, Statement, all_hold
 from privacy.packing import unpack
 from privacy.pairs import read_pair
@@ -81,6 +81,7 @@ ASKED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
     "query.agree": (contents.read_manifest, masking.read_contributors),
     "query.reveal": (contents.read_manifest, masking.read_contributors, masking.read_signatures, masking.read_summed),
     "query.prove": (contents.read_manifest, contents.read_sum, masking.read_signatures, masking.read_summed),
+    "query.judge": (contents.read_manifest, masking.read_body),
     "evaluate": (contents.read_manifest, contents.read_sum),
 }
 ANSWERED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
@@ -92,6 +93,8 @@ ANSWERED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
     "agreed": (masking.read_agreed,),
     "revealed": (masking.read_revealed,),
     "proved": (masking.read_proof,),
+    "verdict": (masking.read_verdict,),
+    "refused": (masking.find_refusal,),
     "opened": (contents.read_opened,),
 }
 """What is read of each message, in this order."""
@@ -159,8 +162,11 @@ def total(parts: Parts) -> None:
     if first.mask:
         absent, own, pairs = absent_from(asked_for, headers), {}, {}
         for each, part in zip(headers.values(), found.contributions, strict=True):
-            own[each.site] = open_seed(part.reveal, SECRET, asked_for, each.site, each.mask)
-            pairs[each.site] = open_pairs(part.pairs, absent, SECRET, asked_for, each.site, each.pairs)
+            key = members.member(each.site).verification_key
+            sealed = verify_seeds(part.reveal, asked_for, each.mask, key)
+            shown = verify_seeds(part.pairs, asked_for, each.pairs, key)
+            own[each.site] = open_seed(sealed, SECRET, asked_for, each.site, each.mask)
+            pairs[each.site] = open_pairs(shown, absent, SECRET, asked_for, each.site, each.pairs)
         blocks = unmask_sum(blocks, own, pairs, asked_for)
     packing = replace(opened.packing, update_bound=first.update_bound)
     unpack(blocks, first.size, [each.weight for each in headers.values()], packing)
@@ -178,7 +184,7 @@ def contributors(parts: Parts) -> None:
         if parts["agreed"]:
             signatures = {name: bytes.fromhex(each) for name, each in json.loads(parts["agreed"]).items()}
             check_agreed(asked_for, signed, signatures, _roster(parts))
-            agreement.reveal(Once(Path(folder)), asked_for, json.loads(parts["own"])["mask"])
+            agreement.reveal(Once(Path(folder)), asked_for, signed, json.loads(parts["own"])["mask"])
         else:
             agreement.agree(Once(Path(folder)), asked_for, signed, signing_key(site))
 

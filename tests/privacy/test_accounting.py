@@ -105,6 +105,27 @@ def test_divergences_are_those_of_dp_accounting(sigma: float, rate: float, *, di
     assert ours[whole] == pytest.approx(theirs._rdp[whole], rel=1e-6, abs=1e-14)
 
 
+@pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
+@pytest.mark.parametrize("sigma", [0.4, 3.0, 30.0, 1e4])
+@pytest.mark.parametrize("rate", [1e-9, 1e-6, 0.3])
+def test_divergences_are_never_below_the_first_terms_of_their_series(
+    sigma: float, rate: float, *, discrete: bool
+) -> None:
+    # 1 + t(t + 1)/2·q²·(exp(1/σ²) − 1), and nothing below it: rounding took it to 0, and a million steps cost nothing.
+    t = np.array([1.0, 2.0, 5.0, 40.0])
+    least = np.log1p(t * (t + 1) / 2 * rate**2 * np.expm1(sigma**-2))
+    assert np.all(cumulant(sigma, rate, t, discrete=discrete) > least)
+
+
+def test_many_steps_at_a_small_rate_are_not_free() -> None:
+    # They came to 0: divergences were less than the rounding of their sums.
+    of = [Mechanism(10**0.5, 1e-6, steps) for steps in (1_000_000, 2_000_000)]
+    costs = [epsilon([each], 1e-4) for each in of]
+    assert 6e-5 < costs[0] < 7e-5
+    assert 2.06e-4 < costs[1] < 2.08e-4
+    assert all(epsilon([each], 1e-4, accountant=RDP) >= cost for each, cost in zip(of, costs, strict=True))
+
+
 def test_discrete_steps_over_all_records_cost_what_zero_concentrated_privacy_says() -> None:
     orders = [1 + number / 1000 for number in range(11, 60_000)]
     rho = 10 / (2 * 5.0**2)

@@ -125,6 +125,21 @@ def test_the_first_example_of_the_module_is_what_one_sees() -> None:
             id="wrong type",
         ),
         pytest.param(
+            "name = 2024-01-01\n[training]\nrounds = 3\n",
+            ["study.toml:1  name = 2024-01-01", "              ^^^^ must be a valid string"],
+            id="a date for a text",
+        ),
+        pytest.param(
+            'name = "a\x1b[2J"\n[training]\nrounds = 3\n',
+            ['study.toml:1  name = "a·[2J"', "                       ^ not valid TOML: illegal character '\\x1b'"],
+            id="an escape, which does not reach the terminal",
+        ),
+        pytest.param(
+            "rouns = " + "1" * 500 + "\n",
+            ["study.toml:1  rouns = " + "1" * 112, "              ^^^^^ unknown key; remove it"],
+            id="a long line",
+        ),
+        pytest.param(
             'name = "s"\n[training]\nrounds = "3"\n',
             ['study.toml:3  rounds = "3"', "              ^^^^^^ must be a valid integer"],
             id="a number as text",

@@ -479,6 +479,22 @@ def test_a_full_disk_is_a_ledger_error_and_the_ledger_survives_it(tmp_path: Path
     assert ledger(path).mechanisms() == [*before, ROUND]
 
 
+def test_a_file_that_takes_its_place_while_it_is_written_is_a_ledger_error(tmp_path: Path) -> None:
+    # A copy that is moved there: what was written would be in a file that nobody reads any more.
+    path, other = tmp_path / "patients", tmp_path / "restored"
+    before = filled(path, 2)
+    for charge in (release(3), release(2)):  # a new one, and one that stands there
+        other.write_bytes(before)
+        kept = ledger(path)
+        with kept.opened() as (file, entries), pytest.raises(LedgerError, match="another file was put in its place"):
+            other.replace(path)
+            if entries.unused(charge, Mechanism(1.0, 0.1, 2)):
+                kept.sync(file)
+            else:
+                kept.append(file, before.splitlines(keepends=True)[-1])
+        assert path.read_bytes() == before
+
+
 # --- Two processes -------------------------------------------------------------------------------------------------
 
 SPENDER = """

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import dp_accounting
+import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution as distributions
 from hypothesis import example, given
@@ -118,6 +119,35 @@ def test_large_losses_that_are_rarer_than_delta_cost_no_more_than_the_delta_that
 )
 def test_rare_and_large_losses_cost_what_others_find(mechanism: Mechanism, low: float, high: float) -> None:
     assert low <= epsilon([mechanism], DELTA) <= high
+
+
+@pytest.mark.parametrize("count", [1, 7, 150, 10_000, 10_000_000])
+@pytest.mark.parametrize("width", [0.3, 5.0, 300.0])
+def test_what_transforms_round_is_added_to_what_they_compose(width: float, count: int) -> None:
+    # Against the same transforms in extended precision, with one step of another kind, whose losses are rare and large.
+    points = next_fast_len(30_000, real=True)
+    place = np.arange(points)
+    each = np.exp(-(((place - 200) / width) ** 2) / 2)
+    rare = np.where(place == 0, 1.0, 0.0) + 1e-9 * np.where(place == 9000, 1.0, 0.0)
+    kinds = [(each / np.sum(each), count), (rare / np.sum(rare), 1)]
+    product, exact = losses._Product.of_nothing(points), np.ones(points // 2 + 1, np.clongdouble)
+    for masses, often in kinds:
+        product = product.times(masses, often)
+        exact *= fft.rfft(masses.astype(np.longdouble)) ** often
+    composed = product.masses(points)
+    assert np.all(composed >= fft.irfft(exact, points))
+    assert np.sum(composed) < 1 + 1e-4
+
+
+@pytest.mark.parametrize(
+    ("of", "low", "high"),
+    [
+        pytest.param(Mechanism(0.5, 1e-6, 10), 0.0, 1e-9, id="ten chances of 1e-6 are within δ"),
+        pytest.param(Mechanism(1724.0, 1.0, 1), 0.00099, 0.00101, id="a thousandth, in closed form"),
+    ],
+)
+def test_tiny_costs_are_neither_lost_nor_made_up(of: Mechanism, low: float, high: float) -> None:
+    assert low <= epsilon([of], DELTA) <= high
 
 
 @pytest.mark.parametrize("group", [1, 20])

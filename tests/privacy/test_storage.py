@@ -13,7 +13,7 @@ import pytest
 from privacy.accounting import Mechanism
 from privacy.errors import LedgerError
 from privacy.ledger import Budget, Ledger, Release
-from privacy.storage import append, set_aside, write_atomically
+from privacy.storage import append, read_file, set_aside, write_atomically
 from tests.privacy.consortium import signing_key
 
 if TYPE_CHECKING:
@@ -43,6 +43,26 @@ def test_what_cannot_be_replaced_stays_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="folder"):
         write_atomically(path, b"content")
     assert (path / "inside").is_dir()
+
+
+# --- Files that are none ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["folder", "pipe", "/dev/zero", "dangling", "loop", "missing", "n" * 300])
+def test_what_is_no_file_is_refused_at_once_and_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its parts are looked at
+        read_file(tmp_path / name)
+    assert (caught.value.filename, bool(caught.value.strerror)) == (str(tmp_path / name), True)
+
+
+def test_a_link_to_a_file_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    assert read_file(tmp_path / "link") == b"content"
 
 
 # --- Writes that fail -----------------------------------------------------------------------------------------------

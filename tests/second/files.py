@@ -171,10 +171,12 @@ def _contributors(parts: Parts) -> None:
     if parts["agreed"]:
         signatures = {name: bytes.fromhex(each) for name, each in json.loads(parts["agreed"]).items()}
         rounds.check_agreed(plan, headers, signatures, members)
+        rounds.check_repeat(record, plan, headers)
         rounds.check_once(record, f"revealing for round {plan['round']}", f"{plan['digest']} {own['mask']}")
     else:
+        rounds.check_repeat(record, plan, headers)
         deed = f"agreeing on the contributors to plan {plan['digest']}"
-        rounds.check_once(record, deed, rounds.set_digest(headers))
+        rounds.check_once(record, deed, f"{rounds.set_digest(headers)} {','.join(sorted(headers))}")
 
 
 def _keys(parts: Parts) -> None:
@@ -236,6 +238,7 @@ def readiness_payload(said: Table, run: str, node: int) -> bytes:
         said["site"],
         node,
         said["model"],
+        said["update_bound"],
         said["epoch"],
         said["keys"],
         said["latest"],

@@ -25,7 +25,7 @@ from tests.second.signed import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     Table = dict[str, Any]
 
@@ -109,18 +109,28 @@ def unseal(secret: bytes, sealed: bytes, label: bytes, plan: Table, whose: bytes
         raise RefusedError(AUTHENTICITY, "seed") from error
 
 
-def open_reveal(secret: bytes, part: Contribution, plan: Table, header: Table) -> bytes:
+def signed_seeds(shown: bytes, committed: str, plan: Table, key: bytes) -> bytes:
+    """Return the sealed seeds that a site signed for its header's commitment."""
+    if shown:
+        verify(key, "seeds", f"{plan['digest']} {committed} {shown[64:].hex()}".encode(), shown[:64])
+    return shown[64:]
+
+
+def open_reveal(secret: bytes, part: Contribution, plan: Table, header: Table, key: bytes) -> bytes:
     whose = bytes.fromhex(header["mask"]) + header["site"].encode()
-    seed = unseal(secret, part.reveal, b"reveal", plan, whose)
+    seed = unseal(secret, signed_seeds(part.reveal, header["mask"], plan, key), b"reveal", plan, whose)
     need(commitment(seed) == header["mask"], AUTHENTICITY, "mask")
     return seed
 
 
-def open_pairs(secret: bytes, part: Contribution, absent: list[str], plan: Table, header: Table) -> dict[str, bytes]:
+def open_pairs(
+    secret: bytes, part: Contribution, absent: list[str], plan: Table, header: Table, key: bytes
+) -> dict[str, bytes]:
     length, found = 48 + 32 * depth(len(plan["cohort"])), {}
-    need(len(part.pairs) == length * len(absent), AUTHENTICITY, "length")
+    shown = signed_seeds(part.pairs, header["pairs"], plan, key)
+    need(len(shown) == length * len(absent), AUTHENTICITY, "length")
     for number, other in enumerate(absent):
-        sealed = part.pairs[number * length : (number + 1) * length]
+        sealed = shown[number * length : (number + 1) * length]
         seed = unseal(secret, sealed[:48], b"show", plan, json.dumps([header["site"], other]).encode())
         place, node = plan["cohort"].index(other), sha256(b"\0" + sha256(b"cloister pair" + seed).digest()).digest()
         for start in range(48, length, 32):
@@ -178,6 +188,22 @@ def check_agreed(plan: Table, headers: dict[str, bytes], signatures: dict[str, b
     for site in headers:
         key = bytes.fromhex(member(roster, site)["signing_key"])
         verify(key, "agree", statement(plan, headers), signatures.get(site, b""))
+
+
+def check_repeat(record: str, plan: Table, contributors: Collection[str]) -> None:
+    """Hold what a site revealed for against another plan of the round, which only repeats it without proven liars."""
+    done = dict(line.split(": ", 1) for line in record.splitlines())
+    revealed, deed = "", f"revealing for round {plan['round']}"
+    while deed in done:
+        revealed = done[deed].split(" ")[0]
+        number = int(deed.partition(", repetition ")[2] or 0) + 1
+        deed = f"revealing for round {plan['round']}, repetition {number}"
+    if revealed in {"", plan["digest"]}:
+        return
+    earlier = set(done.get(f"agreeing on the contributors to plan {revealed}", " ").split(" ")[1].split(","))
+    gone = earlier - set(plan["cohort"])
+    need(set(contributors) == set(plan["cohort"]) == earlier - gone and gone, PROTOCOL, "not the same set")
+    need(all(f"evidence against {site}" in done for site in gone), PROTOCOL, "no evidence")
 
 
 def check_once(record: str, deed: str, value: str) -> None:
@@ -299,8 +325,9 @@ def open_sum(arrays: list[tuple[str, bytes]], manifest: Table, roster: Table, se
     if manifest["masked"]:
         absent = [site for site in plan["cohort"] if site not in headers]
         for part, (site, header) in zip(parts, headers.items(), strict=True):
-            own[site] = open_reveal(secret, part, plan, header)
-            pairs[site] = open_pairs(secret, part, absent, plan, header)
+            signer = bytes.fromhex(member(roster, site)["signing_key"])
+            own[site] = open_reveal(secret, part, plan, header, signer)
+            pairs[site] = open_pairs(secret, part, absent, plan, header, signer)
     c0 = _rows(b"".join(chunks["c0"]))
     c1 = _rows(b"".join(chunks["c1"])) if large else [
         ring.plus((ring.expand(part.seeds[row * SEED : (row + 1) * SEED]) for part in parts), Q) for row in range(count)

@@ -154,14 +154,14 @@ def test_seeds_that_one_site_shows() -> None:
     plan, secret = signed.read_plan(known["plan"].encode()), bytes.fromhex(known["secret"])
     header = {"site": known["site"], "mask": known["commitment"], "pairs": known["pairs"]}
     part = rounds.Contribution(b"", b"", b"", bytes.fromhex(known["sealed"]), bytes.fromhex(known["sealed_pairs"]))
-    assert rounds.open_reveal(secret, part, plan, header).hex() == known["seed"]
-    shown = rounds.open_pairs(secret, part, known["absent"], plan, header)
+    key = bytes.fromhex(signed.member(roster(stored("documents")["roster"].encode()), known["site"])["signing_key"])
+    assert rounds.open_reveal(secret, part, plan, header, key).hex() == known["seed"]
+    shown = rounds.open_pairs(secret, part, known["absent"], plan, header, key)
     assert {other: seed.hex() for other, seed in shown.items()} == {
         each: known["pair_seeds"][each] for each in known["absent"]
     }
     headers = {site: header.encode() for site, header in known["headers"].items()}
     assert rounds.set_digest(headers) == known["set"]
-    key = bytes.fromhex(signed.member(roster(stored("documents")["roster"].encode()), known["site"])["signing_key"])
     signed.verify(key, "agree", rounds.statement(plan, headers), bytes.fromhex(known["agreed"]))
 
 
@@ -209,7 +209,8 @@ def test_a_masked_round_from_secrets_to_what_is_shown() -> None:
     headers = {site: each["header"].encode() for site, each in known["sites"].items()}
     assert rounds.set_digest(headers) == known["set"]
     signatures = {site: bytes.fromhex(each["agreed"]) for site, each in known["sites"].items()}
-    rounds.check_agreed(plan, headers, signatures, roster(known["roster"].encode()))
+    members = roster(known["roster"].encode())
+    rounds.check_agreed(plan, headers, signatures, members)
     assert json.loads(known["agreed"]) == {site: each["agreed"] for site, each in known["sites"].items()}
     shown = [each._replace(seeds=b"", reveal=b"", pairs=b"") for each in parts]
     assert rounds.split(b64decode(known["shown"])) == shown
@@ -223,8 +224,9 @@ def test_a_masked_round_from_secrets_to_what_is_shown() -> None:
         assert [part.header.decode(), part.signature.hex(), part.reveal.hex(), part.pairs.hex()] == [
             each[name] for name in ("header", "signature", "reveal", "pairs")
         ]
-        assert rounds.open_reveal(tag_key(), part, plan, header) == own
-        assert rounds.open_pairs(tag_key(), part, known["absent"], plan, header) == {
+        key = bytes.fromhex(signed.member(members, site)["signing_key"])
+        assert rounds.open_reveal(tag_key(), part, plan, header, key) == own
+        assert rounds.open_pairs(tag_key(), part, known["absent"], plan, header, key) == {
             other: seeds[other] for other in known["absent"]
         }
         masks.append(rounds.masked([[0] * N] * 2, own, seeds, plan, site))

@@ -20,17 +20,8 @@ _LEDGER = "ledger"
 _STYPE = "cloister.bytes.1"
 _DIGEST, _SITE = "[0-9a-f]{64}", "[a-z][a-z0-9-]{0,31}"
 _METRIC = "[A-Za-z0-9][A-Za-z0-9 _.@%+-]{0,39}"
-_KINDS = {
-    "query",
-    "query.lead",
-    "query.accept",
-    "query.pairs",
-    "query.agree",
-    "query.reveal",
-    "query.prove",
-    "train",
-    "evaluate",
-}
+_KINDS = {"query", "query.lead", "query.accept", "query.pairs", "query.agree", "query.reveal", "query.prove",
+          "query.judge", "train", "evaluate"}  # fmt: skip
 
 
 class LeftOutError(RefusedError):
@@ -366,7 +357,15 @@ def _agreed(parcel: Parcel) -> None:
 
 
 def _readiness(parcel: Parcel) -> None:
-    kinds = {"size": int, "epoch": int, "latest": int, "pairs": list, "clock": float, "signature": bytes}
+    kinds = {
+        "size": int,
+        "update_bound": float,
+        "epoch": int,
+        "latest": int,
+        "pairs": list,
+        "clock": float,
+        "signature": bytes,
+    }
     said = {name: value(parcel, "readiness", name, kinds.get(name, str))
             for name in ("site", "model", "layout", "keys", *kinds)}  # fmt: skip
     names(said["pairs"])
@@ -374,7 +373,32 @@ def _readiness(parcel: Parcel) -> None:
         matching(parcel, "readiness", name, pattern)
     matching(parcel, "readiness", "keys", _DIGEST if said["epoch"] else "")
     need(said["size"] >= 1 and said["epoch"] >= 0 and said["latest"] >= 0, MALFORMED, "negative")
+    _bound(parcel, "readiness")
     _time(parcel, "readiness", "clock")
+
+
+def _bound(parcel: Parcel, record: str) -> None:
+    need(0 < value(parcel, record, "update_bound", float) < math.inf, MALFORMED, f"{record}.update_bound")
+
+
+def _opened(parcel: Parcel) -> None:
+    matching(parcel, "opened", "model", _DIGEST)
+    _bound(parcel, "opened")
+    value(parcel, "opened", "signature", bytes)
+
+
+def _refused(parcel: Parcel) -> None:
+    liars, why = value(parcel, "refused", "liars", list), value(parcel, "refused", "why", str)
+    value(parcel, "refused", "signature", bytes)
+    names(liars)
+    need(why == "seeds" if liars else why in {"codes", "values"}, MALFORMED, "refused.why")
+
+
+def _accusation(parcel: Parcel) -> None:
+    need("accusation" in parcel.configs, MALFORMED, "accusation")
+    if parcel.configs["accusation"]:
+        matching(parcel, "accusation", "site", _SITE)
+        value(parcel, "accusation", "signature", bytes)
 
 
 def _keys(parcel: Parcel) -> None:
@@ -388,7 +412,7 @@ def _letters(parcel: Parcel) -> None:
         array(parcel, "letters", each.name)
 
 
-def _update(parcel: Parcel) -> None:
+def _signed(parcel: Parcel) -> None:
     value(parcel, "update", "header", bytes)
     value(parcel, "update", "signature", bytes)
     array(parcel, "masks", "commitments")
@@ -434,6 +458,7 @@ _ASKED: dict[str, list[Reader]] = {
     "query.agree": [_manifest, _plan, _cohort],
     "query.reveal": [_manifest, _plan, _cohort, _agreed, _summed],
     "query.prove": [_manifest, lambda parcel: sum_of(parcel, "sum"), _agreed, _summed],
+    "query.judge": [_manifest, _plan, _accusation, _signed],
     "evaluate": [_manifest, lambda parcel: sum_of(parcel, "sum")],
 }
 _ANSWERED: dict[str, list[Reader]] = {
@@ -441,12 +466,17 @@ _ANSWERED: dict[str, list[Reader]] = {
     "leader": [_keys, _letters, _pairs],
     "keys": [_keys, _pairs],
     "shared": [lambda parcel: names(value(parcel, "shared", "names", list)), _pairs],
-    "update": [_update, _REPORT, _head_besides],
+    "update": [_signed, _REPORT, _head_besides],
     "agreed": [
         lambda parcel: value(parcel, "agree", "signature", bytes),
         lambda parcel: array(parcel, "pairs", "sealed"),
     ],
-    "revealed": [lambda parcel: need(len(value(parcel, "reveal", "sealed", bytes)) == 48, MALFORMED, "sealed")],
+    "revealed": [lambda parcel: need(len(value(parcel, "reveal", "sealed", bytes)) == 112, MALFORMED, "sealed")],
     "proved": [lambda parcel: need(len(array(parcel, "norm", "proof")) <= 65536, MALFORMED, "proof")],
-    "opened": [lambda parcel: matching(parcel, "opened", "model", _DIGEST), _METRICS],
+    "verdict": [
+        lambda parcel: value(parcel, "verdict", "right", bool),
+        lambda parcel: value(parcel, "verdict", "signature", bytes),
+    ],
+    "refused": [_refused],
+    "opened": [_opened, _METRICS],
 }

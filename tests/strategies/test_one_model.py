@@ -2,19 +2,24 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import Context, Error, Message
 
+from client.acceptance import get_ready
 from client.app import app as client_app
 from client.site import open_site
 from privacy.errors import RunError
-from privacy.signing import sign
+from privacy.signing import digest, sign
 from simulations.federation import Federation
 from simulations.results import journal_path, read_events, read_results
+from strategies.membership import APART
 from tests.federations import (
     SETTINGS,
     SITES,
+    SIZES,
+    Answer,
     FederationMaker,
     charges_of,
     models_of,
@@ -24,9 +29,11 @@ from tests.federations import (
 )
 from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, NOWHERE, QUERY, answering, lost
 from transport.contents import (
+    Opened,
     pack_opened,
     pack_readiness,
     read_opened,
+    read_plan_of_sum,
     read_readiness,
 )
 from transport.flower import reply
@@ -37,35 +44,110 @@ def federation(make_federation: FederationMaker) -> Federation:
     return make_federation()
 
 
-def with_model(federation: Federation, message: Message, genuine: Message, model: str) -> Message:
+def with_model(federation: Federation, message: Message, genuine: Message, model: str, bound: float = 1.0) -> Message:
     """Let a site say, and sign, that it has a certain model."""
     readiness = read_readiness(genuine.content)
-    claimed = replace(readiness, model=model)
+    claimed = replace(readiness, model=model, update_bound=bound * readiness.update_bound)
     signed = claimed.signed_part(signed_run(federation)[2], message.metadata.dst_node_id)
     key = open_site(federation.paths[readiness.site]).signing_key
     return reply(pack_readiness(replace(claimed, signature=sign(key, "readiness", signed))), message)
 
 
-def test_sites_that_start_from_different_models_end_the_run_before_anything_is_spent(federation: Federation) -> None:
-    def differ(message: Message, genuine: Message) -> Message:
-        return with_model(federation, message, genuine, NOWHERE)
+def opening(federation: Federation, *sites: str, model: str = "", bound: float = 1.0, plan: str = "") -> Answer:
+    """Let some sites say, and sign, that they arrived at another model each, or another range, or by another plan."""
+    liars = {node_of(federation, site): site for site in sites}
 
-    with pytest.raises(RunError, match=r"starts from another model.*install the same versions of torch"):
-        run_with(federation, answering(federation, QUERY, HOSTILE, differ))
+    def answer(message: Message, context: Context) -> Message:
+        site = liars.get(message.metadata.dst_node_id)
+        if site is None or message.metadata.message_type != EVALUATE:
+            return client_app(message, context)
+        shown = digest("plan", read_plan_of_sum(message.content))
+        opened, metrics = read_opened(client_app(message, context).content)
+        told = Opened(model or site.encode().hex().ljust(64, "0"), bound * opened.update_bound)
+        signed = told.signed_part(plan or shown)
+        signature = sign(open_site(federation.paths[site]).signing_key, "opened", signed)
+        return reply(pack_opened(replace(told, signature=signature), metrics.numbers), message)
+
+    return answer
+
+
+@pytest.mark.parametrize("site", [HOSTILE, "east"], ids=["the last to answer", "the first to answer"])
+@pytest.mark.parametrize("bound", [1.0, 0.5], ids=["another model", "another range"])
+def test_a_site_that_starts_from_something_else_is_named_and_the_others_go_on(
+    federation: Federation, site: str, bound: float
+) -> None:
+    def differ(message: Message, genuine: Message) -> Message:
+        model = NOWHERE if bound == 1 else read_readiness(genuine.content).model
+        return with_model(federation, message, genuine, model, bound)
+
+    (event,) = run_with(federation, answering(federation, QUERY, site, differ))
+    assert "starts from another model than most sites" in event["problems"].pop(site)
+    assert event["problems"] == {}
+    assert event["released"]
+    assert sorted(event["sites"]) == sorted(set(SITES) - {site})
+    assert charges_of(federation, site) == 0
+
+
+def test_sites_that_start_from_two_models_end_the_run_before_anything_is_spent(federation: Federation) -> None:
+    def answer(message: Message, context: Context) -> Message:
+        genuine, two = client_app(message, context), {node_of(federation, site) for site in ("east", HOSTILE)}
+        if message.metadata.message_type == QUERY and message.metadata.dst_node_id in two:
+            return with_model(federation, message, genuine, NOWHERE)
+        return genuine
+
+    with pytest.raises(RunError, match=r"start from another model than most sites; install the same versions of torch"):
+        run_with(federation, answer)
     assert {charges_of(federation, site) for site in SITES} == {0}
     assert models_of(federation) == {}
 
 
-def test_sites_that_end_with_different_models_end_the_run(make_federation: FederationMaker) -> None:
+@pytest.mark.parametrize("site", [HOSTILE, "east"], ids=["the last to answer", "the first to answer"])
+@pytest.mark.parametrize(
+    "lie", [{"model": NOWHERE}, {"model": "", "bound": 0.5}], ids=["another model", "another range"]
+)
+def test_a_site_that_ends_with_something_else_is_named_and_the_others_go_on(
+    make_federation: FederationMaker, site: str, lie: dict[str, Any]
+) -> None:
+    federation = make_federation(replace(SETTINGS, rounds=2))
+    rounds = run_with(federation, opening(federation, site, **lie))
+    for event in rounds:
+        assert event["problems"] == {site: APART}
+        assert (event["released"], sorted(event["sites"])) == (True, sorted(SITES))  # it has the run's model after all
+    assert read_results(federation).model == rounds[-1]["model"]
+    assert {charges_of(federation, each) for each in SITES} == {2}
+
+
+def test_a_digest_that_was_signed_for_another_plan_or_by_nobody_does_not_count(federation: Federation) -> None:
+    (event,) = run_with(federation, opening(federation, HOSTILE, plan=NOWHERE))
+    assert "signature of this opened does not hold" in event["problems"][HOSTILE]
+    assert event["released"]
+
+
+def test_sites_that_end_with_two_models_end_the_run(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(SETTINGS, rounds=3))
-
-    def differ(message: Message, genuine: Message) -> Message:
-        _, metrics = read_opened(genuine.content)
-        return reply(pack_opened(NOWHERE, metrics.numbers), message)
-
-    with pytest.raises(RunError, match=f"round 1 left the sites with different models: .*{HOSTILE} 000000000000"):
-        run_with(federation, answering(federation, EVALUATE, HOSTILE, differ))
+    said = f"round 1 left the sites with different models: .*{HOSTILE} 000000000000"
+    with pytest.raises(RunError, match=said):
+        run_with(federation, opening(federation, "east", HOSTILE, model=NOWHERE))
     assert read_events(journal_path(federation))[-1]["event"] == "failed"
+
+
+def test_a_member_of_the_consortium_that_the_run_does_not_name_takes_no_part(make_federation: FederationMaker) -> None:
+    sizes = {site: size for site, size in SIZES.items() if site != HOSTILE}
+    federation = make_federation(replace(SETTINGS, cohort=replace(SETTINGS.cohort, sizes=sizes)))
+    document, _, run = signed_run(federation)
+
+    def claim(message: Message, genuine: Message) -> Message:
+        assert genuine.has_error()  # by its own policy
+        node = message.metadata.dst_node_id
+        readiness = replace(get_ready(open_site(federation.paths["north"]), document, node), site=HOSTILE)
+        signature = sign(
+            open_site(federation.paths[HOSTILE]).signing_key, "readiness", readiness.signed_part(run, node)
+        )
+        return reply(pack_readiness(replace(readiness, signature=signature)), message)
+
+    (event,) = run_with(federation, answering(federation, QUERY, HOSTILE, claim))
+    assert "is not a member of this run" in event["problems"][HOSTILE]
+    assert sorted(event["sites"]) == HONEST
 
 
 def test_a_site_with_a_model_that_the_run_never_had_is_named_and_the_others_go_on(

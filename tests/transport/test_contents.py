@@ -21,7 +21,7 @@ from privacy.summation import EncryptedSum
 from tests.transport.records import config_records, contents, metric_records, names
 from transport import ceremony
 from transport import contents as messages
-from transport.contents import Readiness
+from transport.contents import Opened, Readiness
 from transport.fields import SITE, blob
 from transport.flower import instruction, reply
 from transport.heads import find_head, put_head, read_head
@@ -39,12 +39,15 @@ heads = st.builds(SignedHead, digests, st.binary(min_size=64, max_size=64))
 sites = st.from_regex(SITE, fullmatch=True)
 counts = st.integers(1, 2**63 - 1)
 times = st.floats(0, LATEST)
+bounds = st.floats(0, exclude_min=True, allow_infinity=False)
+openeds = st.builds(Opened, digests, bounds, blobs)
 readinesses = st.builds(
     Readiness,
     sites,
     digests,
     counts,
     digests,
+    bounds,
     counts,
     digests,
     counts,
@@ -52,6 +55,7 @@ readinesses = st.builds(
     times,
     blobs,
 )
+OPENED = Opened("0" * 64, 0.5, b"signature")
 
 READERS: dict[str, Callable[[RecordDict], object]] = {
     "lead": ceremony.read_lead,
@@ -99,13 +103,13 @@ def test_a_head_in_another_form_is_refused(head: str, signature: bytes) -> None:
 metrics = st.dictionaries(st.from_regex(METRIC_NAME, fullmatch=True), st.floats(-3.4e38, 3.4e38), max_size=3)
 
 
-@given(update=updates, report=reports, readiness=readinesses, model=digests, found=metrics)
+@given(update=updates, report=reports, readiness=readinesses, opened=openeds, found=metrics)
 def test_replies_are_read_back(
-    update: SignedUpdate, report: dict[str, float], readiness: Readiness, model: str, found: dict[str, float]
+    update: SignedUpdate, report: dict[str, float], readiness: Readiness, opened: Opened, found: dict[str, float]
 ) -> None:
     assert messages.read_update(messages.pack_update(update, report)) == (update, Told(report))
     assert messages.read_readiness(messages.pack_readiness(readiness)) == readiness
-    assert messages.read_opened(messages.pack_opened(model, found)) == (model, Told(found))
+    assert messages.read_opened(messages.pack_opened(opened, found)) == (opened, Told(found))
 
 
 @pytest.mark.parametrize(
@@ -117,9 +121,9 @@ def test_replies_are_read_back(
     ids=repr,
 )  # fmt: skip
 def test_a_metric_that_cannot_be_is_left_out_and_noted_and_the_digest_counts(bad: dict[str, Any]) -> None:
-    content = messages.pack_opened("0" * 64, {"loss": 1.0} | bad)
-    model, told = messages.read_opened(content)
-    assert (model, told.numbers) == ("0" * 64, {"loss": 1.0})
+    content = messages.pack_opened(OPENED, {"loss": 1.0} | bad)
+    opened, told = messages.read_opened(content)
+    assert (opened, told.numbers) == (OPENED, {"loss": 1.0})
     assert told.dropped == "1 of 2 numbers in its metrics cannot be, and were left out"
 
 
@@ -127,12 +131,12 @@ def test_a_metric_that_cannot_be_is_left_out_and_noted_and_the_digest_counts(bad
     "record", [None, ArrayRecord(), ConfigRecord({"loss": "none"}), {f"m{i}": 1.0 for i in range(17)}]
 )
 def test_metrics_of_another_form_are_left_out_whole(record: Any) -> None:  # noqa: ANN401 - whatever a member sends
-    content = messages.pack_opened("0" * 64, {})
+    content = messages.pack_opened(OPENED, {})
     del content["metrics"]
     if record is not None:
         content["metrics"] = MetricRecord(record) if isinstance(record, dict) else record
-    model, told = messages.read_opened(content)
-    assert (model, told.numbers, bool(told.dropped)) == ("0" * 64, {}, record is not None)
+    opened, told = messages.read_opened(content)
+    assert (opened, told.numbers, bool(told.dropped)) == (OPENED, {}, record is not None)
 
 
 @pytest.mark.parametrize("epsilon", [nan, inf, -inf, -1e-9, 1e300, 1_000_001.0, [0.5]])
@@ -157,7 +161,13 @@ def test_a_head_that_is_none_does_not_spoil_the_update_beside_it(
 @pytest.mark.parametrize("model", ["", "0" * 63, "A" * 64, "0" * 65, "0" * 64 + "\n", "\x1b[2J" + "0" * 60])
 def test_a_digest_that_is_none_is_refused(model: str) -> None:
     with pytest.raises(MalformedError, match=r"lacks opened\.model"):
-        messages.read_opened(messages.pack_opened(model, {}))
+        messages.read_opened(messages.pack_opened(replace(OPENED, model=model), {}))
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, inf, nan])
+def test_a_range_that_is_none_is_refused(bound: float) -> None:
+    with pytest.raises(MalformedError, match=r"lacks opened\.update_bound"):
+        messages.read_opened(messages.pack_opened(replace(OPENED, update_bound=bound), {}))
 
 
 @given(reason=st.text(min_size=1))
@@ -179,11 +189,12 @@ def test_a_reason_is_short_on_one_line_and_in_quotation_marks(reason: str) -> No
 @pytest.mark.parametrize(
     "changed",
     [{"site": "\x1b[2J"}, {"site": "n" * 33}, {"layout": "x"}, {"size": 0}, {"epoch": -1}, {"latest": -1},
-     {"keys": "x"}, {"pairs": ["\x1b[2J"]}, {"pairs": ["a", "a"]}, {"pairs": [1]}, {"epoch": 0, "keys": "\x1b[2J"}],
+     {"update_bound": 0.0}, {"update_bound": nan}, {"keys": "x"}, {"pairs": ["\x1b[2J"]},
+     {"pairs": ["a", "a"]}, {"pairs": [1]}, {"epoch": 0, "keys": "\x1b[2J"}],
     ids=repr,
 )  # fmt: skip
 def test_a_readiness_that_cannot_be_is_refused(changed: dict[str, Any]) -> None:
-    readiness = Readiness("north", "0" * 64, 3, "0" * 64, 1, "0" * 64, 1, ["south"], 1e9, b"")
+    readiness = Readiness("north", "0" * 64, 3, "0" * 64, 0.5, 1, "0" * 64, 1, ["south"], 1e9, b"")
     assert messages.read_readiness(messages.pack_readiness(readiness)) == readiness
     with pytest.raises(MalformedError, match="a message lacks readiness"):
         messages.read_readiness(messages.pack_readiness(replace(readiness, **changed)))
@@ -217,7 +228,7 @@ written = st.one_of(
     st.builds(messages.pack_train, blobs, blobs, st.lists(sums, max_size=2)),
     st.builds(messages.pack_update, updates, reports),
     st.builds(messages.pack_sum, blobs, sums),
-    st.builds(messages.pack_opened, digests, metrics),
+    st.builds(messages.pack_opened, openeds, metrics),
     st.builds(put_head, st.builds(messages.pack_query, blobs), heads),
 )
 empty: list[ArrayRecord | MetricRecord | ConfigRecord] = [ArrayRecord(), MetricRecord(), ConfigRecord()]

@@ -1,0 +1,57 @@
+"""A masked sum that did not open, at a site: it judges one member's body, and notes on its disk who lied.
+
+Only what a site has checked itself lets it add the same updates up again without somebody: see `privacy.agreement`.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from client.acceptance import accept
+from client.opening import has_refused
+from privacy.agreement import accuse
+from privacy.envelope import verify_update
+from privacy.errors import ProtocolError
+from privacy.plan import read_plan
+from privacy.summation import claimed_site
+from privacy.verdict import is_right, sign_verdict, verify_verdict
+from transport.masking import Verdict
+
+if TYPE_CHECKING:
+    from client.site import Site
+    from privacy.envelope import SignedUpdate
+    from transport.masking import Accusation
+
+
+def judge(
+    site: Site, document: bytes, plan_bytes: bytes, body: SignedUpdate, accusation: Accusation | None = None
+) -> Verdict:
+    """Say whether a member's body is right; if not, note that as evidence against it, and else, against its accuser.
+
+    Args:
+        site: this one.
+        document: the signed manifest.
+        plan_bytes: the plan, in a masked run, of which this site has refused a sum.
+        body: of the plan's.
+        accusation: by another member, which said that it is wrong.
+
+    Raises:
+        ProtocolError: if this site sent no masked update for the plan, or refused no sum of it.
+        AuthenticityError, MalformedError: if the member did not sign this body, or nobody that accusation.
+    """
+    accepted, plan = accept(site, document), read_plan(plan_bytes)
+    made = site.outbox.last(accepted.run)
+    if made is None or made.plan != plan or not made.mask or not has_refused(site, plan):
+        msg = f"{site.name} has refused no masked sum of this plan of round {plan.round}; it judges no update"
+        raise ProtocolError(msg)
+    member = claimed_site(body.header, plan)
+    update = verify_update(body, member, plan, accepted.manifest, site.roster)
+    right = is_right(update, plan, site.keyring.find(plan.keys), site.apply)
+    if not right:
+        accuse(site.once, plan.run, member, sha256(body.header).hexdigest())
+    elif accusation:
+        key = site.roster.member(accusation.site).verification_key
+        verify_verdict(key, plan, body.header, accusation.signature, right=False)
+        accuse(site.once, plan.run, accusation.site, sha256(accusation.signature).hexdigest())
+    return Verdict(right, sign_verdict(site.signing_key, plan, body.header, right=right))

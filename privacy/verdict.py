@@ -1,0 +1,82 @@
+"""Whose fault it is that a masked sum does not open: each body is judged by itself, by what its site signed.
+
+A member's header carries the digest of its ciphertexts. So a body with a wrong code or tag is evidence against its
+site, which every holder of the epoch's keys can check, and which neither the server nor anybody else can make. If the
+codes, the tags and the noise of all bodies are right, so are those of their sum, and the server did not add it up.
+
+Whoever judges a body learns what is in it. It must be masked, and its site's pair masks must not be known: in a run
+without masks nobody is ever given another's body.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from privacy.ciphertext import SummedChunk, add_residues, pack60, residues
+from privacy.errors import AuthenticityError
+from privacy.expansion import add_expanded
+from privacy.packing import PLAIN_MODULUS
+from privacy.signing import sign, verify
+
+if TYPE_CHECKING:
+    from privacy.envelope import VerifiedUpdate
+    from privacy.epoch import EpochKeys
+    from privacy.parallel import Apply
+    from privacy.plan import RoundPlan
+    from privacy.signing import PrivateKey, PublicKey
+
+KIND = "verdict"
+# SEAL's noise is 21 at most. Times 64, it still decrypts rightly, as long as it is below q/2t/64, which is 32.
+_DOUBLINGS = 6
+
+
+def is_right(update: VerifiedUpdate, plan: RoundPlan, keys: EpochKeys, apply: Apply = map) -> bool:
+    """Whether a body is such that sums of it open: its code, its tag, and how much noise its ciphertexts have.
+
+    Raises:
+        MalformedError: if it holds anything but residues: then the server must not have taken it.
+    """
+    header, alone = update.header, update.ciphertexts.alone
+    nonces = {header.site: header.nonce}
+    try:
+        chunks = keys.mac.check(alone, plan, nonces)
+        blocks = keys.tag.check(keys.decryption.decrypt(chunks, apply), plan, nonces)
+        louder = keys.decryption.decrypt(map(_louder, alone.chunks()), apply)
+        return all(
+            np.array_equal((block << np.uint64(_DOUBLINGS)) % np.uint64(PLAIN_MODULUS), other)
+            for block, other in zip(blocks, louder, strict=True)
+        )
+    except AuthenticityError:
+        return False
+
+
+def sign_verdict(key: PrivateKey, plan: RoundPlan, header: bytes, *, right: bool) -> bytes:
+    """Sign whether the body of this header is right."""
+    return sign(key, KIND, _statement(plan, header, right=right))
+
+
+def verify_verdict(key: PublicKey, plan: RoundPlan, header: bytes, signature: bytes, *, right: bool) -> None:
+    """Check that a site judged the body of this header so.
+
+    Raises:
+        AuthenticityError: if it did not.
+    """
+    verify(key, KIND, _statement(plan, header, right=right), signature)
+
+
+def _statement(plan: RoundPlan, header: bytes, *, right: bool) -> bytes:
+    return f"{plan.digest} {sha256(header).hexdigest()} {'right' if right else 'wrong'}".encode()
+
+
+def _louder(chunk: SummedChunk) -> SummedChunk:
+    """Multiply one site's ciphertexts by 64, modulo q."""
+    c0 = residues(chunk.c0)
+    c1 = np.zeros_like(c0)
+    add_expanded(c1, chunk.seeds[0])
+    for part in (c0, c1):
+        for _ in range(_DOUBLINGS):
+            add_residues(part, part)
+    return SummedChunk(pack60(c0.reshape(-1)), [], pack60(c1.reshape(-1)), [])

@@ -1,0 +1,118 @@
+"""Whose fault it is that a masked sum did not open, as the server finds out: members judge, and check each other.
+
+    what sites say     who is named
+    seeds              whoever signed another seed than it committed to, or a false proof: all sites have seen that
+    codes              one member judges all bodies, one by one; whom it accuses, all others judge too
+    values             nobody: what is within the masks is not seen without opening updates
+
+What more sites say than may collude, an honest one says. So an accusation that so many confirm holds, and an accuser
+whom so many contradict lies. If so many find every body right, the server did not add them up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from privacy.errors import RunError
+from privacy.verdict import verify_verdict
+from strategies.masking import ask_sites
+from transport.masking import CODES, SEEDS, Accusation, pack_body, read_verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from flwr.app import RecordDict
+    from flwr.serverapp import Grid
+
+    from privacy.envelope import SignedUpdate
+    from privacy.plan import RoundPlan
+    from strategies.bodies import Bodies
+    from strategies.membership import Membership
+    from transport.masking import Refusal, Verdict
+
+JUDGE = "query.judge"
+_FALSE_SEED = (
+    "it signed another seed of a mask than the one to which it committed, or a false proof of its update's length; "
+    "it is left out"
+)
+_WRONG = "the code or tag of its update was wrong; it is left out"
+_SLANDER = "it said that a right update was wrong; it is left out"
+
+
+class Court:
+    """Finds liars, by the word of those of whom more than may collude agree."""
+
+    def __init__(self, members: Membership, colluding_sites: int) -> None:
+        self._members, self._colluding = members, colluding_sites
+
+    def liars(
+        self, grid: Grid, plan: RoundPlan, bodies: Bodies, sites: Sequence[str], refusals: Mapping[str, Refusal]
+    ) -> dict[str, str]:
+        """Return who of a sum's contributors spoiled it, and how; nobody, if that cannot be told.
+
+        Args:
+            grid: to ask through.
+            plan: the sum's.
+            bodies: the updates that were added.
+            sites: whose they are.
+            refusals: what each site said of the sum.
+
+        Raises:
+            RunError: if the server did not add up what it was sent.
+        """
+        ((why, _),) = Counter(each.why for each in refusals.values()).most_common(1)
+        if why == CODES:
+            return self._judged(grid, plan, bodies, sites)
+        named = Counter(liar for each in refusals.values() if why == SEEDS for liar in each.liars)
+        return {site: _FALSE_SEED for site in sites if named[site] > self._colluding}
+
+    def _judged(self, grid: Grid, plan: RoundPlan, bodies: Bodies, sites: Sequence[str]) -> dict[str, str]:
+        found, cleared = dict[str, str](), 0
+        for judge in sites:
+            if judge in found:
+                continue
+            for site in (each for each in sites if each not in found):
+                body = bodies.find(site)
+                verdict = self._ask(grid, plan, body, [judge]).get(judge)
+                if verdict is None:  # it fell silent: another judges
+                    break
+                if not verdict.right:
+                    found |= self._tried(grid, plan, body, site, Accusation(judge, verdict.signature), sites)
+                if judge in found:
+                    break
+            else:
+                if found:
+                    return found
+                cleared += 1
+            if cleared > self._colluding:
+                msg = (
+                    f"the sum of round {plan.round} does not open, though {cleared} sites have found every update in "
+                    "it right: this server did not add them up; look at its memory and disk, and run the same version"
+                )
+                raise RunError(msg)
+        return found
+
+    def _tried(
+        self, grid: Grid, plan: RoundPlan, body: SignedUpdate, site: str, accusation: Accusation, sites: Sequence[str]
+    ) -> dict[str, str]:
+        """Have all others judge a body that one said is wrong; return who lies, its site or the accuser."""
+        others = [each for each in sites if each != accusation.site]
+        verdicts = self._ask(grid, plan, body, others, accusation)
+        right = sum(each.right for each in verdicts.values())
+        if 1 + len(verdicts) - right > self._colluding:
+            return {site: _WRONG}
+        return {accusation.site: _SLANDER} if right > self._colluding else {}
+
+    def _ask(
+        self, grid: Grid, plan: RoundPlan, body: SignedUpdate, sites: Sequence[str], by: Accusation | None = None
+    ) -> dict[str, Verdict]:
+        def read(site: str, reply: RecordDict) -> Verdict:
+            verdict, key = read_verdict(reply), self._members.roster.member(site).verification_key
+            verify_verdict(key, plan, body.header, verdict.signature, right=verdict.right)
+            return verdict
+
+        content = pack_body(self._members.manifest, plan.to_bytes(), body, by)
+        found, problems, _ = ask_sites(grid, self._members, JUDGE, content, sites, read)
+        self._members.problems |= problems
+        return found

@@ -1,0 +1,75 @@
+"""What a member of a masked run can send that spoils a sum, with all the keys that it has."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+
+from client.site import Site
+from privacy.ciphertext import C0_BYTES, CODE_BYTES, COEFF_MODULUS, SEED_BYTES, Ciphertexts, pack60, unpack60
+from privacy.encryption import EncryptedUpdate
+from privacy.envelope import SignedUpdate
+from privacy.ledger import Charge, Release
+from privacy.masking import MaskedUpdate, _sealer, commitment, pairs_digest, sign_seeds
+from privacy.packing import PLAIN_MODULUS, RING_DEGREE
+from privacy.plan import RoundPlan
+from simulations.lies import STEP
+from tests.strategies.hostile import resigned_by
+
+_CHARGE = Charge(Release("0" * 64, 1, 1), None, "0" * 64)  # type: ignore[arg-type]
+
+
+def wrong_code(site: Site, _: RoundPlan, update: SignedUpdate) -> SignedUpdate:
+    """Another code for the last ciphertext."""
+    (chunk,) = update.chunks
+    code = (int.from_bytes(chunk[-CODE_BYTES:], "little") + 1) % COEFF_MODULUS
+    return resigned_by(site, update, chunk[:-CODE_BYTES] + code.to_bytes(CODE_BYTES, "little"))
+
+
+def wrong_tag(site: Site, plan: RoundPlan, update: SignedUpdate) -> SignedUpdate:
+    """A tag that is off by one, under a code that is right."""
+    return _shifted(site, plan, update, slice(RING_DEGREE - 1, RING_DEGREE), STEP)
+
+
+def loud(site: Site, plan: RoundPlan, update: SignedUpdate) -> SignedUpdate:
+    """Ciphertexts that decrypt by themselves, and not in a sum: they have as much noise as they can bear."""
+    return _shifted(site, plan, update, slice(0, RING_DEGREE), 2030)
+
+
+def garbage(site: Site, plan: RoundPlan, update: SignedUpdate) -> SignedUpdate:
+    """A value that no update has, under a tag and a code that are right."""
+    keys, header = site.keyring.find(plan.keys), json.loads(update.header)
+    chunks = keys.mac.check(Ciphertexts(update.chunks).alone, plan, {site.name: header["nonce"]})
+    (block,) = keys.decryption.decrypt(chunks)
+    block[0, 5] = (block[0, 5] + np.uint64(PLAIN_MODULUS // 2)) % np.uint64(PLAIN_MODULUS)
+    tagged = keys.tag.tag(MaskedUpdate(iter([block]), _CHARGE), plan, site.name)
+    made = keys.mac.authenticate(keys.decryption.encrypt(tagged), plan, site.name)
+    return resigned_by(site, update, *made.ciphertexts.chunks, nonce=made.nonce)
+
+
+def other_pairs(site: Site, _: RoundPlan, update: SignedUpdate) -> SignedUpdate:
+    """Commitments to other masks than those that the site shares with the others."""
+    lied = bytes(len(update.commitments))
+    return replace(resigned_by(site, update, pairs=pairs_digest(lied)), commitments=lied)
+
+
+def false_seed(site: Site, plan: RoundPlan) -> bytes:
+    """Another seed than that of the site's mask, sealed and signed as if it were that."""
+    made = site.outbox.last(plan.run)
+    assert made is not None
+    committed = commitment(made.mask)
+    sealed = _sealer(site.keyring.find(plan.keys).secret, plan, site.name, committed).encrypt(
+        bytes(12), bytes(32), None
+    )
+    return sign_seeds(sealed, plan, committed, site.signing_key)
+
+
+def _shifted(site: Site, plan: RoundPlan, update: SignedUpdate, place: slice, by: int) -> SignedUpdate:
+    """Add to coefficients of the first ciphertext's c0, and adapt its code."""
+    (chunk,) = update.chunks
+    words = unpack60(chunk[:C0_BYTES]).copy()
+    words[place] = (words[place] + np.uint64(by)) % np.uint64(COEFF_MODULUS)
+    seeds = chunk[C0_BYTES : C0_BYTES + SEED_BYTES]
+    changed = EncryptedUpdate(iter([(pack60(words), seeds)]), _CHARGE, json.loads(update.header)["nonce"])
+    made = site.keyring.find(plan.keys).mac.authenticate(changed, plan, site.name)
+    return resigned_by(site, update, *made.ciphertexts.chunks)

@@ -1,0 +1,142 @@
+"""Whoever spoils rounds is found from their outcomes, in a bounded number of them, and nobody else is."""
+
+from collections.abc import Callable
+from itertools import combinations
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategies.suspicion import Suspicion
+
+Spoils = Callable[[set[str], int], bool]  # whether a round is spoiled, of its contributors and its number
+
+MOST_SPOILED = {1: 10, 2: 30}  # by how many lie
+MOST_ROUNDS = 80
+
+
+def names(count: int) -> list[str]:
+    return [f"site-{number:02d}" for number in range(count)]
+
+
+def always(*liars: str) -> Spoils:
+    """Liars that spoil all that they are in."""
+    return lambda sites, _: not sites.isdisjoint(liars)
+
+
+def every_other_time(*liars: str) -> Spoils:
+    """Liars that each spoil every other of the rounds that they are in."""
+    turns = dict.fromkeys(liars, 0)
+
+    def spoils(sites: set[str], _: int) -> bool:
+        for liar in sites & turns.keys():
+            turns[liar] += 1
+        return any(turns[liar] % 2 for liar in sites & turns.keys())
+
+    return spoils
+
+
+def play(suspicion: Suspicion, sites: list[str], minimum: int, spoils: Spoils, rounds: int) -> list[bool]:
+    """Play rounds with all sites there; return which were spoiled."""
+    outcomes = list[bool]()
+    for number in range(rounds):
+        cohort = suspicion.choose(sites, minimum)
+        assert minimum <= len(cohort)
+        outcomes.append(spoils(set(cohort), number))
+        (suspicion.spoiled if outcomes[-1] else suspicion.sound)(cohort)
+    return outcomes
+
+
+@pytest.mark.parametrize("spoiler", [always, every_other_time])
+@pytest.mark.parametrize("count", range(4, 13))
+def test_one_liar_is_found_and_left_out(count: int, spoiler: Callable[..., Spoils]) -> None:
+    sites = names(count)
+    for liar in sites:
+        suspicion = Suspicion(sites, 1)
+        outcomes = play(suspicion, sites, 3, spoiler(liar), MOST_ROUNDS)
+        assert suspicion.found == (liar,)
+        assert suspicion.choose(sites, 3) == [site for site in sites if site != liar]
+        assert sum(outcomes) <= MOST_SPOILED[1]
+
+
+@pytest.mark.parametrize("spoiler", [always, every_other_time])
+@pytest.mark.parametrize("count", range(5, 13))
+def test_two_liars_are_found_and_left_out(count: int, spoiler: Callable[..., Spoils]) -> None:
+    sites = names(count)
+    for liars in combinations(sites, 2):
+        suspicion = Suspicion(sites, 2)
+        outcomes = play(suspicion, sites, 3, spoiler(*liars), MOST_ROUNDS)
+        assert sorted(suspicion.found) == sorted(liars)
+        assert sum(outcomes) <= MOST_SPOILED[2]
+
+
+@pytest.mark.parametrize("before", [1, 30])
+def test_good_conduct_is_not_saved_up(before: int) -> None:
+    sites = names(4)
+    suspicion = Suspicion(sites, 1)
+    outcomes = play(suspicion, sites, 3, lambda cohort, number: number >= before and sites[0] in cohort, before + 30)
+    assert suspicion.found == (sites[0],)
+    assert sum(outcomes) <= MOST_SPOILED[1]
+
+
+@pytest.mark.parametrize("first", range(10))
+@pytest.mark.parametrize("count", [4, 5, 8, 12])
+def test_a_spoiled_round_now_and_then_costs_nobody_its_place(count: int, first: int) -> None:
+    sites = names(count)
+    suspicion = Suspicion(sites, 1)
+    play(suspicion, sites, 3, lambda _, number: number % 10 == first, 100)
+    assert suspicion.found == ()
+
+
+@given(st.integers(4, 9), st.randoms())
+def test_as_long_as_luck_spoils_nothing_only_liars_are_found_however_they_choose_their_rounds(
+    count: int, luck: Random
+) -> None:
+    sites = names(count)
+    liar, victim = luck.sample(sites, 2)
+    suspicion = Suspicion(sites, 1)
+    kinds: list[Spoils] = [
+        lambda cohort, _: {liar, victim} <= cohort,
+        lambda cohort, _: liar in cohort and luck.random() < 0.5,
+        lambda cohort, _: liar in cohort and len(cohort) < count,
+        lambda cohort, _: liar in cohort and len(cohort) == count,
+    ]
+    play(suspicion, sites, 3, luck.choice(kinds), 200)
+    assert set(suspicion.found) <= {liar}
+
+
+def test_where_nobody_can_be_left_out_all_take_part_and_nobody_is_found() -> None:
+    sites = names(3)
+    suspicion = Suspicion(sites, 1)
+    play(suspicion, sites, 3, always(sites[0]), 20)
+    assert not suspicion.can_part(sites, 3)
+    assert suspicion.choose(sites, 3) == sites
+    assert suspicion.found == ()
+
+
+def test_who_is_found_is_left_out_even_where_too_few_are_left() -> None:
+    sites = names(4)
+    suspicion = Suspicion(sites, 1)
+    play(suspicion, sites, 3, always(sites[1]), 30)
+    assert suspicion.choose(sites[:3], 3) == [sites[0], sites[2]]
+
+
+@given(st.randoms(use_true_random=True))
+def test_sites_that_are_away_are_neither_blamed_nor_waited_for(luck: Random) -> None:
+    sites = names(6)
+    suspicion, liar = Suspicion(sites, 1), sites[2]
+    for _ in range(200):
+        present = luck.sample(sites, luck.randint(3, 6))
+        cohort = suspicion.choose(present, 3)
+        assert set(cohort) <= set(present)
+        if len(cohort) >= 3:
+            (suspicion.spoiled if liar in cohort else suspicion.sound)(cohort)
+    assert suspicion.found == (liar,)
+
+
+def test_of_many_sites_one_liar_is_found_where_not_all_pairs_can_be_weighed() -> None:
+    sites = names(200)
+    suspicion = Suspicion(sites, 3)  # 20,100 sets of up to two
+    play(suspicion, sites, 3, always(sites[150]), 40)
+    assert suspicion.found == (sites[150],)
