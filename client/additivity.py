@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from client.draws import forked
+from client.draws import forked, seed_used
 from client.gradients.choice import make_mode
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet
@@ -63,7 +63,7 @@ class ClippedSum:
 
     def of(self, inputs: Tensor, targets: Tensor, seed: int) -> Tensor:
         """Return a sketch of the sum of clipped gradients of records `(n, ...)`; to be asked between steps."""
-        torch.manual_seed(seed)
+        seed_used(seed)
         dropped = self.mode.dropped
         self.optimizer.zero_grad(set_to_none=True)
         self.mode.fill(inputs, targets)

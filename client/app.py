@@ -22,11 +22,13 @@ from client.judging import judge
 from client.masking import agree, prove, reveal
 from client.opening import UnopenedError, open_sum, vouch
 from client.progress import look, shared
+from client.receipts import keep_receipt
 from client.round import train_round
 from client.site import Site, open_site
 from privacy.errors import CloisterError, ConfigError, DeviceError, StorageError
 from privacy.failures import sentence
 from privacy.heads import check_head, sign_head
+from privacy.plan import read_plan
 from transport.ceremony import pack_keys, pack_shared, read_lead, read_letter_from, read_pairs
 from transport.contents import (
     pack_opened,
@@ -52,6 +54,7 @@ from transport.masking import (
     read_signatures,
     read_summed,
 )
+from transport.receipts import find_receipt
 from transport.reports import LARGEST_EPSILON
 
 if TYPE_CHECKING:
@@ -199,12 +202,15 @@ def train(site: Site, message: Message) -> RecordDict:
 def open_and_evaluate(site: Site, message: Message) -> RecordDict:
     """Open a round's sum, keep the model, and sign its digest; or, in a run with masks, why the sum does not open."""
     accepted, plan = accept(site, read_manifest(message.content)), read_plan_of_sum(message.content)
+    receipt = find_receipt(message.content)
     try:
         checkpoint = open_sum(site, accepted, take_sum(message.content))
     except UnopenedError as error:
         if not accepted.manifest.settings.encryption.collusion_resistant:
             raise
         return pack_refusal(error.refusal)
+    if receipt:
+        keep_receipt(site, read_plan(plan), receipt)
     found = look(site, accepted.manifest, checkpoint)
     return pack_opened(vouch(site, plan, checkpoint), shared(found, site.settings.policy))
 

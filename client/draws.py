@@ -38,6 +38,16 @@ def seed_cpu(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
+def seed_used(seed: int) -> None:
+    """Seed the generators of the CPU and of devices that are in use.
+
+    `torch.manual_seed` would do it for all others when they start, and takes down the whole stack for each of them.
+    """
+    seed_cpu(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 def seed_all(randomness: Randomness) -> None:
     """Seed the generators of the CPU and of all devices, also of those that start later."""
     torch.manual_seed(int.from_bytes(randomness.bytes(8), "big") >> 1)

@@ -37,6 +37,7 @@ class Device:
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     made = Device()
     monkeypatch.setattr("torch.cuda.manual_seed_all", made.seed)
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     return made
 
 
