@@ -73,8 +73,11 @@ def pack_contributors(
     headers: dict[str, Array] = {}
     for index, part in enumerate(contributions):
         headers |= {f"header-{index}": blob(part.header), f"signature-{index}": blob(part.signature)}
+    run = ConfigRecord({"manifest": manifest, "plan": plan})
+    if summed:
+        run["sum"] = summed
     return RecordDict({
-        "run": ConfigRecord({"manifest": manifest, "plan": plan} | ({"sum": summed} if summed else {})),
+        "run": run,
         "cohort": ArrayRecord(headers),
         "agreed": ConfigRecord(dict(agreed or {})),
     })  # fmt: skip

@@ -15,6 +15,7 @@ from client.norms import shorten
 from client.opening import UnopenedError
 from client.site import open_site
 from privacy.errors import AuthenticityError, ProtocolError
+from privacy.norms import prove_norm
 from privacy.signing import SIGNATURE_BYTES
 from strategies.masking import PROVE
 from tests.client.test_masking import (
@@ -128,8 +129,6 @@ def test_who_keeps_its_proof_costs_the_round_and_is_left_out_of_the_next(federat
 def test_who_signs_a_false_proof_is_left_out_and_the_round_repeated_without_it(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prove_norm = norms.prove_norm
-
     def lie(statement: Statement, numbers: list[int], secrets: dict[str, bytes]) -> bytes:
         proof = prove_norm(statement, numbers, secrets)
         return proof if statement.site != "west" else proof[:-1] + b"\0"

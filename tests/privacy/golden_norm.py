@@ -37,7 +37,7 @@ _SCALARS = _FIRST + 15 * ROWS
 
 def half_levels(factor: int) -> NDArray[np.float64]:
     """Return an update in half levels that is easily written down: value j is ((31·factor·j) mod 401 − 200)·10."""
-    return 10.0 * ((31 * factor * np.arange(_SIZE)) % 401 - 200)
+    return (10 * ((31 * factor * np.arange(_SIZE)) % 401 - 200)).astype(np.float64)
 
 
 def norms() -> dict[str, object]:
