@@ -30,7 +30,7 @@ from strategies.bodies import Bodies
 from strategies.ceremony import Ceremony
 from strategies.judging import Court
 from strategies.masking import Masking, next_attempt
-from strategies.membership import APART, Membership
+from strategies.membership import APART, UNOPENED, Membership
 from strategies.metrics import averaged
 from strategies.rounds import OpenRound, first_attempt
 from strategies.selection import Selection
@@ -65,7 +65,6 @@ if TYPE_CHECKING:
     from transport.masking import Refusal
 
 _LAST = 0.1  # of a deadline: for a site that is behind to come back before the run ends
-_UNOPENED = "it says that the sum does not open, which others opened"
 _MOST_FAILURES = 3  # rounds in a row that release nothing end the run
 
 
@@ -269,7 +268,7 @@ class EncryptedFedAvg(Strategy):
             try:
                 if self._masks and (refusal := self._members.read_refusal(site, plan, reply)):
                     refusals[site] = refusal
-                    current.problems[site] = _UNOPENED
+                    current.problems[site] = UNOPENED
                     continue
                 said[site], metrics = self._members.read_opened(site, plan, reply)
                 told[site] = current.hear(site, metrics)
@@ -300,8 +299,9 @@ class EncryptedFedAvg(Strategy):
         left = [site for site in current.contributors if site not in liars]
         if not liars:
             self._selection.spoiled(current.contributors)
-            self._close_unreleased("the sum does not open: there is garbage within the masks, and nobody sees whose")
-            self._failures -= self._selection.can_part(self._there)  # then the next ones close in on it
+            if not self._selection.can_part(self._there):  # else the next rounds close in on it
+                self._failures += 1
+            self._record(reason="the sum does not open: there is garbage within the masks, and nobody sees whose")
             return None
         if len(left) < plan.minimum_cohort:
             self._close_unreleased(f"too few sites are left: {current.listed}")

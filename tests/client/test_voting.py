@@ -164,7 +164,7 @@ def test_a_site_goes_back_once_half_of_the_votes_reject_and_the_round_is_over_fo
 def test_votes_that_are_not_on_this_model_or_do_not_reject_it_change_nothing(federation: Federation) -> None:
     site, accepted, now = opened(federation)
     question = question_of(site, accepted, now)
-    rejects = dict.fromkeys(SITES, True)
+    rejects: dict[str, bool] = dict.fromkeys(SITES, True)
     good = cast_by(federation, question, rejects)
     cases: list[tuple[Question, dict[str, Vote], type[Exception]]] = [
         (question, cast_by(federation, question, {**rejects, "north": False, "south": False, "east": False}),

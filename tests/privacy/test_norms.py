@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from privacy.norm_proof import Statement
 
-SITES = ("north", "south", "west")
+SITES: tuple[str, ...] = ("north", "south", "west")
 PLAN, SET, SUM = (sha256(what).hexdigest() for what in (b"plan", b"set", b"sum"))
 NONCES = {site: sha256(site.encode()).digest() for site in SITES}
 CONTEXT = context_of(PLAN, SET, SUM, NONCES)
