@@ -99,7 +99,7 @@ class _Walk:
             elif isinstance(value, (*_SERIES, dict)):
                 yield place, len(value)
             elif callable(info := getattr(value, "cache_info", None)):
-                yield place, info().currsize
+                yield place, getattr(info(), "currsize", None)
             waiting += [(f"{path}{step}", root, inner) for step, inner in self._inside(value)]
 
     def _inside(self, value: Any) -> Held:  # noqa: ANN401 - anything
