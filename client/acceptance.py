@@ -83,6 +83,8 @@ def get_ready(
     checkpoint = site.checkpoint(accepted.manifest, accepted.run)
     if accepted.run not in ledger.runs():  # later, each round is held against the budget by itself
         ledger.check_plan(accepted.manifest.run_cost, limit)
+    if accepted.manifest.settings.vote and accepted.run not in site.held_out_ledger.runs():
+        site.held_out_ledger.check_plan(accepted.manifest.votes_cost, site.settings.held_out_limit)
     if accepted.manifest.settings.shares_noise:
         _check_share(site, accepted.manifest, checkpoint.model)
     site.outbox.last(accepted.run)  # if it is damaged, better said now

@@ -25,6 +25,7 @@ from client.progress import look, shared
 from client.receipts import keep_receipt
 from client.round import train_round
 from client.site import Site, open_site
+from client.voting import undo, vote
 from privacy.errors import CloisterError, ConfigError, DeviceError, StorageError
 from privacy.failures import sentence
 from privacy.heads import check_head, sign_head
@@ -53,6 +54,7 @@ from transport.masking import (
 )
 from transport.receipts import find_receipt
 from transport.reports import LARGEST_EPSILON
+from transport.votes import pack_undone, put_vote, read_votes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +75,7 @@ def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
         (app.query("agree"), agree_on_contributors),
         (app.query("reveal"), reveal_mask),
         (app.query("judge"), judge_update),
+        (app.query("undo"), undo_round),
         (app.train(), train),
         (app.evaluate(), open_and_evaluate),
     ):
@@ -188,7 +191,7 @@ def train(site: Site, message: Message) -> RecordDict:
 
 
 def open_and_evaluate(site: Site, message: Message) -> RecordDict:
-    """Open a round's sum, keep the model, and sign its digest; or, in a run with masks, why the sum does not open."""
+    """Open a round's sum, keep the model, sign its digest and vote; or, if it has masks, say why it does not open."""
     accepted, plan = accept(site, read_manifest(message.content)), read_plan_of_sum(message.content)
     receipt = find_receipt(message.content)
     try:
@@ -199,8 +202,15 @@ def open_and_evaluate(site: Site, message: Message) -> RecordDict:
         return pack_refusal(error.refusal)
     if receipt:
         keep_receipt(site, read_plan(plan), receipt)
+    own = vote(site, accepted, checkpoint)
     found = look(site, accepted.manifest, checkpoint)
-    return pack_opened(vouch(site, plan, checkpoint), shared(found, site.settings.policy))
+    return put_vote(pack_opened(vouch(site, plan, checkpoint), shared(found, site.settings.policy)), own)
+
+
+def undo_round(site: Site, message: Message) -> RecordDict:
+    """Go back to the model before, if the sites' votes say so, and report its digest."""
+    accepted = accept(site, read_manifest(message.content))
+    return pack_undone(undo(site, accepted, *read_votes(message.content, accepted.run)).digest)
 
 
 def _report(site: Site, ledger: Ledger, delta: float) -> dict[str, float]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from client.state import WIDTHS
 from privacy.errors import KeyFileError
-from privacy.storage import open_file, write_atomically
+from privacy.storage import link_atomically, open_file, write_atomically
 from privacy.update import Model
 
 if TYPE_CHECKING:
@@ -98,6 +98,14 @@ class CheckpointStore:
             msg = f"{path}: this checkpoint was altered, or is of another run; move it aside and restart the agent"
             raise KeyFileError(msg)
         return checkpoint
+
+    def keep(self, name: str, run: str, other: CheckpointStore) -> None:
+        """Keep a run's model in another store too; there is none before its first round, and none is left there."""
+        path, kept = self.path(name, run), other.path(name, run)
+        if path.exists():
+            link_atomically(path, kept)
+        else:
+            kept.unlink(missing_ok=True)
 
     def save(self, name: str, checkpoint: Checkpoint) -> Path:
         """Replace a run's model, so that a crash leaves the old or the new one."""

@@ -4,6 +4,8 @@ Without averaging both are the same: one file in `models/`. With it, training go
 `outbox/`, while `models/` holds the mean of the last rounds' models. The mean is written first. A crash between the two
 leaves a mean that is one round ahead; when the round's sum comes again, it is taken as it is. A last model whose mean
 is lost counts as lost too: the run's sums make both again.
+
+In a run with votes, which has no averaging, the model before the last round's is kept in `outbox/`: it may be undone.
 """
 
 from __future__ import annotations
@@ -45,9 +47,19 @@ class Models:
         fits = digest == latest.average if number == latest.round else before == latest.average
         return latest if fits and number >= latest.round else None
 
+    def before(self, settings: RunSettings, run: str, layout: Layout) -> Checkpoint | None:
+        """Return what a run with votes went on from before its last round, or None if that was its first.
+
+        Raises:
+            KeyFileError: if the file is damaged or of another model.
+        """
+        return self._unfinished.load(settings.name, run, layout)
+
     def save(self, settings: RunSettings, latest: Checkpoint) -> tuple[Checkpoint, Path]:
         """Keep the model of a round that was opened; return it, and the file with the run's result so far."""
         share = _share(settings)
+        if settings.vote:
+            self._results.keep(settings.name, latest.run, self._unfinished)
         if not share:
             return latest, self._results.save(settings.name, latest)
         mean = self._results.load(settings.name, latest.run, latest.model.layout)
@@ -57,6 +69,10 @@ class Models:
         latest = replace(latest, average=mean.model.digest)
         self._unfinished.save(settings.name, latest)
         return latest, self._results.path(settings.name, latest.run)
+
+    def go_back(self, settings: RunSettings, undone: Checkpoint) -> None:
+        """Keep, as what the run goes on from, a model that its last round had led away from."""
+        self._results.save(settings.name, undone)
 
     def result(self, settings: RunSettings, latest: Checkpoint) -> Model:
         """Return what a run has come to so far: the mean, if there is one."""

@@ -51,6 +51,10 @@ class Remainders:
         else:
             pending.unlink(missing_ok=True)
 
+    def forget(self, run: str) -> None:
+        """Forget what updates left over: the last one is not in the model any more."""
+        self._path(run).unlink(missing_ok=True)
+
     def _path(self, run: str) -> Path:
         return self._folder / f"{run[:16]}.remainder"
 

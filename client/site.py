@@ -143,9 +143,18 @@ class Site(Workplace):
     def checkpoint(self, manifest: Manifest, run: str) -> Checkpoint:
         """Return the site's model in a run: its latest checkpoint, or the untrained model that all sites start from."""
         settings = manifest.settings
-        work = self.work(settings)
-        latest = self.models.load(settings, run, work.layout(settings))
-        return latest or Checkpoint(run, 0, work.start(settings), manifest.packing.update_bound)
+        latest = self.models.load(settings, run, self.work(settings).layout(settings))
+        return latest or self._beginning(manifest, run)
+
+    def before(self, manifest: Manifest, run: str) -> Checkpoint:
+        """Return the site's model in a run with votes before the last round that it opened."""
+        settings = manifest.settings
+        kept = self.models.before(settings, run, self.work(settings).layout(settings))
+        return kept or self._beginning(manifest, run)
+
+    def _beginning(self, manifest: Manifest, run: str) -> Checkpoint:
+        start = self.work(manifest.settings).start(manifest.settings)
+        return Checkpoint(run, 0, start, manifest.packing.update_bound)
 
 
 @cache

@@ -246,4 +246,6 @@ def _prv() -> Accountant | None:
 
 def _described(entry: Entry) -> dict[str, Any]:
     of = entry.mechanism
+    if of.pure:
+        return {"noise_multiplier": None, "sample_rate": None, "discrete": False, "epsilon_of_each": of.pure}
     return {"noise_multiplier": of.noise_multiplier, "sample_rate": of.sample_rate, "discrete": of.discrete}

@@ -103,7 +103,7 @@ def show_verified(report: dict[str, Any], console: Console) -> None:
 
 
 def _row(of: dict[str, Any], name: str, purpose: str, rounds: str, alone: str) -> str:
-    sigma, rate = f"{of['noise_multiplier']:g}", f"{of['sample_rate']:g}"
+    sigma, rate = ("–" if of[name] is None else f"{of[name]:g}" for name in ("noise_multiplier", "sample_rate"))
     return _ROW.format(name, purpose, rounds, sigma, rate, of["steps"], alone, of["time"][:16].replace("T", " "))
 
 

@@ -1,4 +1,4 @@
-"""What a run with shared noise costs a site against whom: the table that `sign` and `simulate` show."""
+"""What a run with shared noise costs a site against whom, and what votes cost: as `sign` and `simulate` say it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from privacy.shared import most_parameters, observers
+from privacy.accounting import epsilon
+from privacy.shared import colluding_sites, most_parameters, observers
+from privacy.votes import errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from privacy.manifest import Manifest
+
+_LUCK = 0.1  # share of good rounds that are undone, up to which who is blamed is to blame: `strategies.suspicion`
 
 
 def against_whom(manifest: Manifest) -> dict[str, Any]:
@@ -23,8 +27,45 @@ def against_whom(manifest: Manifest) -> dict[str, Any]:
     return {"observers": finite, "most_parameters": most_parameters(manifest)}
 
 
+def cost_of_votes(manifest: Manifest) -> dict[str, Any]:
+    """Return `votes` for JSON, if the run has them: what they cost the records held out, and how often they are wrong.
+
+    That is if all sites vote, of which as many lie as the run is to bear.
+    """
+    settings = manifest.settings
+    if settings.vote is None:
+        return {}
+    wrong = errors(len(settings.cohort.sizes), max(1, colluding_sites(settings)), settings.vote.epsilon)
+    return {"votes": {
+        "epsilon_of_each": settings.vote.epsilon,
+        "epsilon": epsilon([manifest.votes_cost], settings.privacy.delta),
+        "spoiled_round_kept": round(wrong.missed, 4),
+        "good_round_undone": round(wrong.undone, 4),
+    }}  # fmt: skip
+
+
 def table(report: Mapping[str, Any]) -> list[str]:
-    """Return the lines of that table, if the report has one."""
+    """Return the lines of that table, if the report has one, and of votes, if the run has them."""
+    return [*_shared(report), *_votes(report)]
+
+
+def _votes(report: Mapping[str, Any]) -> list[str]:
+    if "votes" not in report:
+        return []
+    votes = report["votes"]
+    stay, go = (f"{votes[name]:.1%}" for name in ("spoiled_round_kept", "good_round_undone"))
+    lines = [
+        f"each vote costs the records held out ε {votes['epsilon_of_each']:g}, all of them {votes['epsilon']:.2f}",
+        f"  if all sites vote, {stay} of spoiled rounds stay, and {go} of good ones are undone",
+    ]
+    if votes["good_round_undone"] > _LUCK:
+        lines.append(
+            "! luck would undo so many that an honest site may be blamed: take a larger epsilon, or more sites"
+        )
+    return lines
+
+
+def _shared(report: Mapping[str, Any]) -> list[str]:
     if "observers" not in report:
         return []
     lines = [f"the noise is shared; models of up to {report['most_parameters']:,} parameters. ε against whoever"]

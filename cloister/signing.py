@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cloister.observers import against_whom
+from cloister.observers import against_whom, cost_of_votes
 from privacy.accounting import epsilon
 from privacy.config import read_toml
 from privacy.errors import ConfigError, KeyFileError
@@ -49,4 +49,5 @@ def sign_run(run: Path, coordinator: Path, roster: Path, out: Path) -> dict[str,
         "delta": settings.privacy.delta,
         "delta_warning": excessive(settings.privacy.delta, settings.largest_size),
         **against_whom(manifest),
+        **cost_of_votes(manifest),
     }

@@ -25,6 +25,7 @@ from privacy import losses, renyi, steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
 _LARGEST_CHAIN = 700.0  # ε, of which floats still hold the exponential
 _HALVINGS = 200
@@ -46,6 +47,12 @@ class Mechanism:
     sample_rate: float
     steps: int
     discrete: bool = False  # noise on integers, shared over the cohort; σ is that of the sum
+    pure: float = 0.0  # in place of all that: the ε, at δ = 0, of one randomised response
+
+    @classmethod
+    def response(cls, epsilon: float, count: int = 1) -> Self:
+        """So many randomised responses (`privacy.votes`), which need no accountant: their ε add up."""
+        return cls(0.0, 1.0, count, pure=epsilon)
 
 
 Entries = tuple[Mechanism, ...]

@@ -44,6 +44,9 @@ def epsilon(
 ) -> float:
     """Return the ε of all these mechanisms together at this δ; infinite if any step had no noise.
 
+    Randomised responses cost their own ε, however many records are a person's, on top of what the others cost at δ
+    (basic composition: Dwork and Roth 2014, theorem 3.16).
+
     Args:
         mechanisms: in any order; equal ones are merged.
         delta: above 0, below 1.
@@ -52,13 +55,16 @@ def epsilon(
         group: records that one person may have, each of them sampled by itself.
     """
     merged: Counter[Mechanism] = Counter()
+    pure = 0.0
     for each in mechanisms:
-        if not 0 <= each.steps <= _MOST_STEPS:  # NaN is not
+        if each.pure:
+            pure += each.pure * each.steps if each.pure > 0 else math.inf
+        elif not 0 <= each.steps <= _MOST_STEPS:  # NaN is not
             return math.inf
-        if each.steps and each.sample_rate != 0:
+        elif each.steps and each.sample_rate != 0:
             key = Mechanism(min(each.noise_multiplier, _MOST_NOISE), each.sample_rate, 1, each.discrete)
             merged[key] += each.steps
-    return _spent(
+    return pure + _spent(
         tuple(sorted(replace(key, steps=steps) for key, steps in merged.items())),
         delta, accountant, relation, group,
     )  # fmt: skip

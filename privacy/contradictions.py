@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def contradiction(settings: RunSettings) -> str | None:
     """Say what contradicts what, if anything does."""
-    return _of_purpose(settings) or _of_noise(settings) or _of_masks(settings)
+    return _of_purpose(settings) or _of_noise(settings) or _of_masks(settings) or _of_vote(settings)
 
 
 def _of_purpose(settings: RunSettings) -> str | None:
@@ -48,6 +48,13 @@ def _of_evaluation(settings: RunSettings) -> str | None:
         name.partition(" ")[0] in {"loss", "count"} for name in asked.metrics
     ):
         return "the metrics of an evaluation stand there once each; for the loss, give loss_bound"
+    return None
+
+
+def _of_vote(settings: RunSettings) -> str | None:
+    """Say why there is nothing to vote on."""
+    if settings.vote and (settings.training is None or settings.training.averaging):
+        return "a vote is on the last round's model: it needs [training], and no averaging"
     return None
 
 

@@ -1,8 +1,9 @@
 """A ledger's lines: read and verified as a signed chain, strictly, because what is not understood cannot be counted.
 
 A line is its head, that is a digest of all before it and of itself; the site's signature of this head; and an event as
-JSON. The first event says whose ledger it is. Every other one is a charge; or says that what was made under a charge is
-about to leave: its digest, or, empty, that making it failed; or that the site has a new key.
+JSON. The first event says whose ledger it is. Every other one is a charge, of steps with noise or of a vote; or says
+that what was made under a charge is about to leave: its digest, or, empty, that making it failed; or that the site has
+a new key.
 
 The digest covers the line before with its signature. So whoever has not the site's signing key cannot change, remove or
 move a line, the last one included; and one signature, the last, vouches for all. What is missing at the end is not
@@ -32,12 +33,13 @@ KIND = "ledger"
 GENESIS = "0" * 64
 """The head of a ledger in which nothing stands yet."""
 
-Purpose = Literal["training", "statistics", "evaluation"]
+Purpose = Literal["training", "statistics", "evaluation", "vote"]
 
 _NUMBER = {int, float}
 _WHAT: dict[str, set[type]] = {"run": {str}, "round": {int}, "attempt": {int}, "time": {str}}
 _TYPES = _WHAT | {"noise_multiplier": _NUMBER, "sample_rate": _NUMBER, "steps": {int}, "discrete": {bool}}
 _TYPES |= {"purpose": {str}}
+_VOTED = _WHAT | {"purpose": {str}, "epsilon": _NUMBER}
 _LEFT = _WHAT | {"left": {str}, "purpose": {str}}
 _ADOPTED: dict[str, set[type]] = {"adopted": {str}, "time": {str}}
 _HEAD, _SIGNATURE = 64, 128  # hex digits
@@ -152,7 +154,9 @@ def read_entries(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey | 
 def write_charge(entries: Entries, whose: Whose, key: Ed25519PrivateKey, release: Release, mechanism: Mechanism,
                  time: str) -> bytes:  # fmt: skip
     """Return the lines that append a charge to a ledger."""
-    return _write(entries, whose, key, {**asdict(release), **asdict(mechanism), "time": time})
+    cost = asdict(mechanism)
+    pure = cost.pop("pure")
+    return _write(entries, whose, key, {**asdict(release), **({"epsilon": pure} if pure else cost), "time": time})
 
 
 def write_left(entries: Entries, whose: Whose, key: Ed25519PrivateKey, release: Release, made: str,
@@ -226,6 +230,9 @@ def _unsigned(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey) -> s
 
 
 def _entry(event: dict[str, Any], head: str) -> Entry:
+    if event["purpose"] == "vote":
+        _check(event, _VOTED)
+        return Entry(_release(event), Mechanism.response(event["epsilon"]), event["time"], head)
     _check(event, _TYPES)
     mechanism = Mechanism(event["noise_multiplier"], event["sample_rate"], event["steps"], event["discrete"])
     return Entry(_release(event), mechanism, event["time"], head)

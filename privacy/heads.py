@@ -86,14 +86,13 @@ class LastHead:
     def _write(self, text: str) -> None:
         make_folder(self.path.parent)
         beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
-        try:
-            with naming(self.path):
+        with naming(self.path):
+            try:
                 beside.write_text(text)
                 beside.replace(self.path)
-        except OSError:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise
+            finally:
+                with suppress(OSError):
+                    beside.unlink(missing_ok=True)
 
     def read(self) -> SignedHead | None:
         """Return the head; None if there is none, or none that can be read."""

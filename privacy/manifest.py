@@ -21,7 +21,7 @@ from privacy.config import STRICT
 from privacy.contradictions import contradiction
 from privacy.errors import ConfigError, MalformedError, RefusedError
 from privacy.packing import Packing, Profile
-from privacy.purposes import Evaluation, Start
+from privacy.purposes import Evaluation, Start, Vote
 from privacy.shared import share_of
 from privacy.signing import SignedDocument
 from privacy.statistics import encoding_bound
@@ -110,6 +110,7 @@ class RunSettings:
     statistics: Statistics | None = None
     evaluation: Evaluation | None = None
     start: Start | None = None
+    vote: Vote | None = None  # in training only
     encryption: Encryption = field(default_factory=Encryption)
     strategy: Literal["fedavg"] = "fedavg"
     model_seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0  # of the untrained model, the same at all sites
@@ -194,6 +195,12 @@ class Manifest:
         """What the whole run costs a site."""
         rate, steps = _sampling(self.settings)
         return Mechanism(self.noise_multiplier, rate, steps * self.settings.rounds, self.settings.shares_noise)
+
+    @property
+    def votes_cost(self) -> Mechanism:
+        """What the votes of the whole run cost a site's held-out records."""
+        vote = self.settings.vote
+        return Mechanism.response(vote.epsilon if vote else 0.0, self.settings.rounds)
 
 
 def sign_manifest(settings: RunSettings, key: PrivateKey, *, roster_version: int) -> SignedDocument:

@@ -43,19 +43,25 @@ class StatedRun:
 def mechanism(charges: Sequence[Entry], run: StatedRun | None) -> dict[str, Any]:
     """State what was charged, and how it is done."""
     steps: Counter[tuple[str, bool, float, float]] = Counter()
+    votes: Counter[float] = Counter()
     for each in charges:
         of = each.mechanism
+        if of.pure:
+            votes[of.pure] += of.steps
+            continue
         steps[each.release.purpose, of.discrete, of.noise_multiplier, of.sample_rate] += of.steps
     return {
         "training": "DP-SGD: each record's gradient is clipped to length C, and Gaussian noise of deviation σC added "
         "to their sum, in every step",
         "statistics_and_evaluation": "one sum over all records, each a vector of length 1 at most, with Gaussian noise "
         "of deviation σ",
+        "vote": "one bit about all held-out records, turned over with the chance 1/(1 + e^ε): randomised response",
         "clipping_norm": (_norm(run) if run else None) or "as each run's manifest says; ε does not depend on it",
         "charged": [
             {"for": purpose, "noise_multiplier": sigma, "sample_rate": rate, "steps": count, "discrete": discrete}
             for (purpose, discrete, sigma, rate), count in sorted(steps.items())
         ],
+        "votes": [{"epsilon_of_each": each, "count": count} for each, count in sorted(votes.items())] or "none",
         "sampling": "Poisson: each record is in each training step by a coin of its own, drawn at this site; no "
         "shuffling, and an empty batch has its noise and counts. Statistics and evaluations use each record once",
         "enforced_by": "this site's own program: it takes σ, C, q and the number of steps from a manifest that the "
@@ -145,7 +151,7 @@ def _server(share: Sequence[str], beyond: str) -> dict[str, Any]:
 
 def _kinds(charges: Sequence[Entry], run: StatedRun | None) -> list[str]:
     """Return which kinds of noise a statement is about: local, unless all of it is shared."""
-    discrete = {each.mechanism.discrete for each in charges}
+    discrete = {each.mechanism.discrete for each in charges if not each.mechanism.pure}
     if run:
         discrete.add(run.manifest.settings.shares_noise)
     return [name for name, kind in ((_LOCAL, False), (_SHARED, True)) if kind in (discrete or {False})]

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from privacy.accounting import epsilon as epsilon_of
 from privacy.config import STRICT
 from privacy.errors import RefusedError
 from privacy.packing import Profile
 from privacy.shared import colluding_sites
 
 if TYPE_CHECKING:
-    from privacy.manifest import Manifest
+    from privacy.manifest import Manifest, RunSettings
+    from privacy.purposes import Vote
 
 
 METRIC_NAME = r"[A-Za-z0-9][A-Za-z0-9 _.@%+-]{0,39}"
@@ -36,6 +38,9 @@ class Policy:
     collusion_resistant: bool = True  # only runs with masks
     shared_noise: bool = False  # also runs in which only the sum has all of the noise: `privacy.shared`
     colluding_sites: Annotated[int, Field(ge=0)] = 1  # so many sites' shares at least must not count in such a run
+    vote_epsilon: Annotated[float, Field(ge=0)] = (
+        0.0  # the most that one vote may cost the held out; 0: no run with votes
+    )
     # What else may leave: "epsilon", and, without noise, metrics by name, such as "loss".
     share: Annotated[tuple[Annotated[str, Field(pattern=f"^{METRIC_NAME}$")], ...], Field(max_length=MOST_METRICS)] = (
         "epsilon",
@@ -69,6 +74,12 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
         raise _refusal(site, f"a run of ε {epsilon:.2f}", f"maximum_epsilon = {policy.maximum_epsilon:g}")
     if settings.profile not in policy.encryption:
         raise _refusal(site, f"the profile {settings.profile}", f"encryption = {_listed(policy.encryption)}")
+    _check_masks(policy, settings, site)
+    if settings.vote:
+        _check_vote(policy, manifest, settings.vote, site)
+
+
+def _check_masks(policy: Policy, settings: RunSettings, site: str) -> None:
     if policy.collusion_resistant and not settings.encryption.collusion_resistant:
         raise _refusal(site, "a run without masks", "collusion_resistant = true")
     if settings.shares_noise and not policy.shared_noise:
@@ -77,6 +88,16 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
     if masked and colluding_sites(settings) < policy.colluding_sites:
         asked = f"a run that bears {colluding_sites(settings)} colluding sites"
         raise _refusal(site, asked, f"colluding_sites = {policy.colluding_sites}")
+
+
+def _check_vote(policy: Policy, manifest: Manifest, vote: Vote, site: str) -> None:
+    if not vote.epsilon <= policy.vote_epsilon:
+        raise _refusal(site, f"votes of ε {vote.epsilon:g}", f"vote_epsilon = {policy.vote_epsilon:g}")
+    together = epsilon_of([manifest.votes_cost], manifest.settings.privacy.delta)
+    if not together <= policy.maximum_epsilon:
+        raise _refusal(
+            site, f"a run whose votes cost ε {together:.2f}", f"maximum_epsilon = {policy.maximum_epsilon:g}"
+        )
 
 
 def _refusal(site: str, asked: str, limit: str) -> RefusedError:

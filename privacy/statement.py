@@ -112,7 +112,7 @@ def _accounting(trained: Mapping[str, Any], held_out: Mapping[str, Any]) -> dict
     checks = [("trained on, or in surveys", trained["cross_check"]), ("held out", held_out["cross_check"])]
     return {
         "accountant": "continuous noise: privacy loss distributions, discretised upwards (PLD); discrete noise: Rényi "
-        "divergences (RDP). Over both: RDP, or PLD and RDP at half of δ each, whichever is less",
+        "divergences (RDP). Over both: RDP, or PLD and RDP at half of δ each, whichever is less. Votes add their own ε",
         "version": f"cloister {_version('cloister')}, whose tests hold both against Google's dp-accounting",
         "cross_check": [
             {
@@ -138,9 +138,9 @@ def _composition(account: Account) -> dict[str, Any]:
     both = trained.cost([*trained.mechanisms, *held_out.mechanisms])
     return {
         "runs": len({each.release.run for each in charges}),
-        "releases": {each: purposes[each] for each in ("training", "statistics", "evaluation")},
+        "releases": {each: purposes[each] for each in ("training", "statistics", "evaluation", "vote")},
         "over": "all runs, models, surveys and repeated attempts of this site on these people, in one ledger; "
-        "evaluations on those held out, in another",
+        "evaluations and votes on those held out, in another",
         "tuning": "each trial that was a run on these records is in; choosing by metrics without noise is not",
         "metrics": leave if metrics and account.share_held_out else "none leave the site but with noise, and charged",
         "held_out": f"{100 * account.share_held_out:g} % of the records, by their place in the file. A person whose "

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 _ZEROS = 1 << 20  # bytes at a time, where a file system cannot set a size aside
+_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}
 _NO_ALLOCATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -36,6 +37,28 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
         os.fsync(file.fileno())
         beside.replace(path)
     sync_folder(path.parent)
+
+
+def link_atomically(path: Path, link: Path) -> None:
+    """Give a file, which others may replace but nobody changes, a second name: a copy that takes no time and no room.
+
+    Raises:
+        OSError: naming `link`, if it cannot be made; what had the name stays then.
+    """
+    make_folder(link.parent)
+    beside = link.with_name(f".{link.name}.{os.getpid()}.new")
+    with naming(link):
+        beside.unlink(missing_ok=True)  # of a process that was killed
+        try:
+            os.link(path, beside)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            write_atomically(link, path.read_bytes())
+            return
+        beside.replace(link)
+        beside.unlink(missing_ok=True)  # to replace a name of the same file does nothing
+    sync_folder(link.parent)
 
 
 def read_file(path: Path) -> bytes:

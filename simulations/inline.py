@@ -65,8 +65,12 @@ class InlineGrid(ReplyGrid):
             self._sent.pop(message_id, None)
 
 
-def run_inline(federation: Federation) -> str:
+def run_inline(federation: Federation, kinds: Mapping[str, type[Site]] | None = None) -> str:
     """Run the federation's signed manifest in this process; return the run's name.
+
+    Args:
+        federation: with a signed run.
+        kinds: of sites that are not like the others, by name.
 
     Raises:
         CloisterError: if the run failed.
@@ -75,7 +79,10 @@ def run_inline(federation: Federation) -> str:
     roster = read_consortium(federation.server).roster()
     run = read_run(federation.manifest, roster).digest
     run_id = int(run[:15], 16)
-    sites = {roster.member(name).node_id: Site(read_site(path)) for name, path in federation.paths.items()}
+    sites = {
+        roster.member(name).node_id: (kinds or {}).get(name, Site)(read_site(path))
+        for name, path in federation.paths.items()
+    }
     for site in sites.values():
         site.check_records()
     nodes = {node: Context(run_id, node, {}, RecordDict(), {}) for node in sites}

@@ -6,6 +6,7 @@ What Flower passes on as "the model" from round to round is here the encrypted s
 2. Add:   verify each update as it arrives, add it modulo q, close at the deadline (`aggregate_train`).
 3. Open:  deliver the sum; every site decrypts and applies it (`configure_evaluate`).
 4. Agree: all sites must arrive at the same model (`aggregate_evaluate`).
+5. Vote:  in a run with votes, undo the round if half of the sites or more find its model worse (`strategies.voting`).
 
 Below the minimum cohort nothing is released and the model stays.
 """
@@ -29,10 +30,11 @@ from strategies.bodies import Bodies
 from strategies.ceremony import Ceremony
 from strategies.judging import Court
 from strategies.masking import Masking, next_attempt
-from strategies.membership import APART, Membership
+from strategies.membership import APART, UNOPENED, Membership
 from strategies.metrics import averaged
 from strategies.rounds import OpenRound, first_attempt
 from strategies.selection import Selection
+from strategies.voting import Verdict, Voting
 from transport.contents import (
     content_of,
     pack_sum,
@@ -63,7 +65,6 @@ if TYPE_CHECKING:
     from transport.masking import Refusal
 
 _LAST = 0.1  # of a deadline: for a site that is behind to come back before the run ends
-_UNOPENED = "it says that the sum does not open, which others opened"
 _MOST_FAILURES = 3  # rounds in a row that release nothing end the run
 
 
@@ -83,10 +84,12 @@ class EncryptedFedAvg(Strategy):
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch, masked=masked)
         colluding = colluding_sites(self._manifest.settings)
         self._selection = Selection(self._members, cohort.minimum, colluding)
+        self._voting = Voting(self._members, self._manifest.settings)
         self._masks = Masking(self._members, self._selection, colluding) if masked else None
         self._court, self._bodies = Court(self._members, colluding), Bodies(journal.folder)
         self._before = self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds
+        self._there: list[str] = []  # when the round was planned
         self._failures = 0
         self.released = 0
 
@@ -97,7 +100,11 @@ class EncryptedFedAvg(Strategy):
 
     def finish(self, grid: Grid) -> None:
         """Bring sites that missed a round's sum up to date, when all rounds are over."""
-        self._members.catch_up(grid, _LAST * self._seconds)
+        members = self._members
+        if away := [site for site, model in members.models.items() if self._journal.undone(model)]:
+            members.gather(grid, len(members.models), _LAST * self._seconds)
+            self._voting.undo(grid, away)
+        members.catch_up(grid, _LAST * self._seconds)
 
     def close(self) -> None:
         """Forget the round that is open."""
@@ -123,12 +130,15 @@ class EncryptedFedAvg(Strategy):
         self._before, self._round = self._round, (current := OpenRound(server_round))
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
         present = self._members.gather(grid, cohort.minimum, seconds)
+        self._voting.undo(grid, present)
+        present = [site for site in present if site in self._members.nodes]
         if self._journal.unconfirmed:
             present = self._members.deliver_again(grid, present, seconds)
         current.problems |= self._members.absent | self._members.problems
         current.started = time.monotonic()  # what came before was waiting for sites
         if len(present) < cohort.minimum or self._members.model is None:
             return []
+        self._there = present
         present = self._selection.choose(present, server_round, current.problems)
         if len(present) < cohort.minimum:
             return []
@@ -180,6 +190,7 @@ class EncryptedFedAvg(Strategy):
         current = self._round
         if not current.released:
             return None
+        self._voting.begin()
         said, told, refusals = self._hear(replies)
         while len(refusals) > len(said) and self._court.is_convinced(refusals):
             result = self._repeat(refusals)
@@ -194,12 +205,34 @@ class EncryptedFedAvg(Strategy):
             self._failures += 1
             self._record(reason="no site opened the sum, or none could say so; it is delivered again")
             return None
-        self._selection.sound(current.contributors)
         found = averaged(told, self._manifest.settings.cohort.sizes)
-        self._failures = 0
-        self.released += 1
-        self._record(model=self._members.model, metrics=found, sharing=sorted(site for site in told if told[site]))
+        votes = self._count(current)
+        self._record(
+            model=self._members.model, metrics=found, sharing=sorted(site for site in told if told[site]), **votes
+        )
         return MetricRecord(dict(found))
+
+    def _count(self, current: OpenRound) -> dict[str, Any]:
+        """Count the votes on a round; go back if they say so, and learn of it who may spoil rounds."""
+        verdict, figures = self._voting.decide(current.plan, self._members.model or "")
+        if verdict is not Verdict.UNDONE:
+            self._failures = 0
+            self.released += 1
+            if verdict is Verdict.KEPT:
+                self._selection.sound(current.contributors)
+            return figures
+        self._voting.undo(self._grid, list(self._members.nodes))
+        before = self._selection.found
+        self._selection.spoiled(current.contributors)
+        found = [site for site in self._selection.found if site not in before]
+        reason = "undone: too many sites find its model worse"
+        if found:
+            reason += f"; {', '.join(found)} spoiled it and others before, and is left out from now on"
+        elif not self._selection.can_part(self._there):
+            reason += "; whose doing it was cannot be found, as no site can be spared of the minimum cohort"
+            self._failures += 1
+            current.problems |= dict.fromkeys(current.contributors, "its round was undone, by its doing or another's")
+        return {**figures, "reason": reason, "found": found}
 
     def _release(self, result: EncryptedSum) -> None:
         self._journal.release(result)
@@ -234,10 +267,11 @@ class EncryptedFedAvg(Strategy):
             try:
                 if self._masks and (refusal := self._members.read_refusal(site, plan, reply)):
                     refusals[site] = refusal
-                    current.problems[site] = _UNOPENED
+                    current.problems[site] = UNOPENED
                     continue
                 said[site], metrics = self._members.read_opened(site, plan, reply)
                 told[site] = current.hear(site, metrics)
+                self._voting.hear(site, reply.content)
             except CloisterError as error:
                 current.problems[site] = str(error)
         return said, told, refusals
@@ -264,8 +298,9 @@ class EncryptedFedAvg(Strategy):
         left = [site for site in current.contributors if site not in liars]
         if not liars:
             self._selection.spoiled(current.contributors)
-            self._close_unreleased("the sum does not open: there is garbage within the masks, and nobody sees whose")
-            self._failures -= self._selection.can_part(self._members.nodes)  # then the next ones close in on it
+            if not self._selection.can_part(self._there):  # else the next rounds close in on it
+                self._failures += 1
+            self._record(reason="the sum does not open: there is garbage within the masks, and nobody sees whose")
             return None
         if len(left) < plan.minimum_cohort:
             self._close_unreleased(f"too few sites are left: {current.listed}")

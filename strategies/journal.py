@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from privacy.foreign import plain
 from privacy.plan import read_plan
@@ -23,11 +23,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from privacy.summation import EncryptedSum
+    from privacy.votes import Question, Vote
 
 log = logging.getLogger("cloister.run")  # whoever shows a run to people listens here
 
 EVENTS = "events.jsonl"
 _LONGEST = 2000  # characters of one text
+
+
+class Undone(NamedTuple):
+    """A sum whose model was rejected: what sites voted on, their votes, and the range that updates had before it."""
+
+    question: Question
+    votes: dict[str, Vote]
+    update_bound: float
 
 
 @dataclass
@@ -45,6 +54,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._steps: list[_Step] = []
+        self._undone: dict[str, Undone] = {}  # by the model that it led to
         self._sums = folder / "sums"
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -77,6 +87,15 @@ class Journal:
         """Forget the last sum: no site has opened it, nor will."""
         self._steps.pop().path.unlink(missing_ok=True)
 
+    def undo(self, undone: Undone) -> None:
+        """Leave the last sum out of what sites need: its model was rejected."""
+        self._undone[undone.question.after] = undone
+        self._steps.pop()
+
+    def undone(self, model: str) -> Undone | None:
+        """Return why a site with this model has to go back, if it has."""
+        return self._undone.get(model)
+
     def confirm(self, model: str) -> None:
         """Note which model the sites arrived at with the last sum."""
         self._steps[-1].model = model
@@ -84,7 +103,7 @@ class Journal:
     @property
     def started(self) -> bool:
         """Whether any sum was released yet."""
-        return bool(self._steps)
+        return bool(self._steps or self._undone)
 
     @property
     def unconfirmed(self) -> bool:
@@ -92,7 +111,12 @@ class Journal:
         return bool(self._steps) and self._steps[-1].model is None
 
     def behind(self, model: str) -> int | None:
-        """Return how many sums a site with this model lacks; None if this run never had such a model."""
+        """Return how many sums a site with this model lacks; None if this run never had such a model.
+
+        One whose model was undone goes back first: it lacks what is lacking from there.
+        """
+        if model in self._undone:
+            return self.behind(self._undone[model].question.before) or 0
         if self._steps and self._steps[-1].model == model:
             return 0
         bases = [step.base for step in self._steps]

@@ -84,6 +84,19 @@ def bench_adversary(
         raise typer.Exit(1)
 
 
+@bench.command("poisoning", epilog="Example:  cloister bench poisoning --epsilon 2 --json")
+def bench_poisoning(
+    epsilon: Annotated[float, typer.Option(min=0.01, max=20, help="Of one vote, at each site.")] = 2.0,
+    rounds: Annotated[int, typer.Option(min=6, help="Rounds of each run.")] = 24,
+    as_json: Json = False,
+) -> None:
+    """A member of four, and of six, that poisons the model: with votes and without."""
+    from cloister.benchmarks.poisoning import measure, table  # noqa: PLC0415
+
+    report = measure(epsilon, rounds)
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
 @bench.command("utility", epilog="Example:  cloister bench utility --seeds 5 --plot utility.png")
 def bench_utility(
     seeds: Annotated[int, typer.Option(min=1, help="Times that records are dealt out anew, for every row.")] = 5,

@@ -11,8 +11,9 @@ from google.protobuf.message import DecodeError
 from privacy.envelope import Contribution, SignedUpdate
 from privacy.heads import SignedHead
 from privacy.summation import EncryptedSum
+from privacy.votes import Question, Vote
 from tests.transport.records import everything
-from transport import ceremony, contents, heads, masking
+from transport import ceremony, contents, heads, masking, votes
 from transport import cloister_pb2 as pb
 from transport.flower import instruction, reply, stamp
 from transport.framing import Assembly, to_frames
@@ -32,6 +33,7 @@ _SUM = EncryptedSum(b"plan", (Contribution(b"header", b"signature", b"seeds"),) 
 _UPDATE = SignedUpdate(b"header", b"signature", (b"one", b"two"))
 _OPENED = contents.Opened(_DIGEST, 0.5, bytes(64))
 _HEAD = SignedHead(_DIGEST, bytes(64))
+_VOTE = Vote(reject=True, signature=bytes(64))
 _ASKED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "query": (contents.read_manifest, contents.pack_query(b"manifest")),
     "head asked": (heads.read_head, heads.put_head(contents.pack_query(b"manifest"), _HEAD)),
@@ -42,6 +44,10 @@ _ASKED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "signatures": (
         masking.read_signatures,
         masking.pack_contributors(b"manifest", b"plan", _SUM.contributions, {"north": bytes(64)}),
+    ),
+    "votes": (
+        lambda content: votes.read_votes(content, _DIGEST),
+        votes.pack_votes(b"manifest", Question(_DIGEST, 2, _DIGEST, _DIGEST), {"north": _VOTE}),
     ),
     "pairs": (ceremony.read_pairs, ceremony.pack_pairs(_DIGEST, {"north": b"letter"})),
     "body": (
@@ -56,6 +62,8 @@ _ANSWERED: dict[str, tuple[Callable[[RecordDict], object], RecordDict]] = {
     "update": (contents.read_update, contents.pack_update(_UPDATE, {"epsilon": 0.5})),
     "head answered": (heads.read_head, heads.put_head(contents.pack_update(_UPDATE, {}), _HEAD)),
     "opened": (contents.read_opened, contents.pack_opened(_OPENED, {"accuracy": 1.0, "loss": 0.5})),
+    "vote": (votes.find_vote, votes.put_vote(contents.pack_opened(_OPENED, {}), _VOTE)),
+    "undone": (votes.read_undone, votes.pack_undone(_DIGEST)),
     "agreed": (masking.read_agreed, masking.pack_agreed(bytes(64), bytes(48))),
     "verdict": (masking.read_verdict, masking.pack_verdict(masking.Verdict(right=True, signature=bytes(64)))),
     "refused": (masking.find_refusal, masking.pack_refusal(masking.Refusal("seeds", ["east"], bytes(64)))),

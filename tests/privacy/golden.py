@@ -192,6 +192,8 @@ def _ledger() -> dict[str, object]:
         charge | {"run": other} | cost | {"steps": 1, "discrete": True},
         charge | {"run": other, "purpose": "statistics"} | cost | {"sample_rate": 1, "steps": 1},
         charge | {"run": other, "attempt": 2, "purpose": "evaluation"} | cost | {"sample_rate": 1, "steps": 1},
+        charge | {"run": other, "purpose": "vote", "epsilon": 0.5},
+        charge | {"run": other, "purpose": "vote", "left": "56" * 32},
     ]
     bodies = [
         json.dumps(event | {"time": f"2026-01-01T00:{minute:02}:00+00:00"}, sort_keys=True).encode()
@@ -207,5 +209,5 @@ def _ledger() -> dict[str, object]:
         "file": file.decode(),
         "head": file.splitlines()[-1][:64].decode(),
         "charges": [event | {"head": line[:64].decode()} for event, line in zip(
-            [*before, *after], file.splitlines(), strict=True) if "steps" in event],
+            [*before, *after], file.splitlines(), strict=True) if {"steps", "epsilon"} & event.keys()],
     }  # fmt: skip

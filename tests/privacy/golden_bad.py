@@ -128,6 +128,7 @@ _STATISTICS: dict[str, object] = {"settings.training": None, "settings.statistic
 _EVALUATION: dict[str, object] = _STATISTICS | {"settings.statistics": None,
                              "settings.evaluation": {"metrics": ["accuracy"]},
                              "settings.start": {"model": OTHER}}  # fmt: skip
+_VOTE: dict[str, object] = {"epsilon": 1.0, "tolerance": 0.1}
 _MASKED: dict[str, object] = {"settings.encryption.collusion_resistant": True}
 _SHARED: dict[str, object] = _MASKED | {"settings.privacy.noise": "shared", "settings.training.steps_per_round": 1}
 _INF, _NAN = float("inf"), float("nan")
@@ -185,6 +186,14 @@ _MANIFESTS: list[tuple[str, dict[str, object]]] = [
     ("evaluation: a metric called count", _EVALUATION | {"settings.evaluation": {"metrics": ["count"]}}),
     ("evaluation: of no model", _EVALUATION | {"settings.start": None}),
     ("evaluation: in two rounds", _EVALUATION | {"settings.rounds": 2}),
+    ("vote: an unknown key", {"settings.vote": _VOTE | {"majority": 0.5}}),
+    ("vote: a number as text", {"settings.vote": _VOTE | {"epsilon": "1"}}),
+    ("vote: for nothing", {"settings.vote": _VOTE | {"epsilon": 0.0}}),
+    ("vote: at any price", {"settings.vote": _VOTE | {"epsilon": 21.0}}),
+    ("vote: negative tolerance", {"settings.vote": _VOTE | {"tolerance": -0.1}}),
+    ("vote: infinite tolerance", {"settings.vote": _VOTE | {"tolerance": _INF}}),
+    ("vote: with averaging", {"settings.vote": _VOTE, "settings.training.averaging": 0.5}),
+    ("vote: on statistics", _STATISTICS | {"settings.vote": _VOTE}),
     ("start: an unknown key", {"settings.start": {"model": OTHER, "file": "x"}}),
     ("start: a name of a model", {"settings.start": {"model": "resnet"}}),
     ("start: a number", {"settings.start": {"model": 5}}),
@@ -496,12 +505,17 @@ def _ledgers() -> Iterator[Bad]:
         ("another lineage's, signed", ledger_lines([bodies[0].replace(b"patients", b"others"), *bodies[1:]], "north")),
     ):
         yield Bad("ledger", name, {"file": bad}, "LedgerError")
+    vote = {name: charge[name] for name in ("run", "round", "attempt", "time")} | {"purpose": "vote", "epsilon": 0.5}
     for name, event in (
         ("an unknown key", charge | {"colour": "blue"}),
         ("a key left out", changed(charge, "discrete", GONE)),
         ("steps as text", charge | {"steps": "5"}),
         ("a rate that is true", charge | {"sample_rate": True}),
         ("another purpose", charge | {"purpose": "curiosity"}),
+        ("a vote with noise", charge | {"purpose": "vote"}),
+        ("a vote with an unknown key", vote | {"colour": "blue"}),
+        ("a vote for a text", vote | {"epsilon": "1"}),
+        ("a vote for training", vote | {"purpose": "training"}),
         ("what left, with an unknown key", json.loads(bodies[2]) | {"colour": "blue"}),
         ("a key that was adopted, by number", json.loads(bodies[7]) | {"adopted": 5}),
         ("a list", [1]),

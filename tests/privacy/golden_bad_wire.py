@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from privacy.signing import sign
+from privacy.votes import cast
 from tests.privacy.consortium import signing_key
 from tests.privacy.golden_bad import OTHER, A, Bad, M, P
-from tests.privacy.golden_wire import NODE, answered, ask, body_of, frames, instructions, readiness, replies
+from tests.privacy.golden_wire import (
+    NODE,
+    answered,
+    ask,
+    body_of,
+    frames,
+    instructions,
+    question,
+    readiness,
+    replies,
+    votes,
+)
 from tests.privacy.readers import ANSWERED, ASKED, LIMIT
 from tests.privacy.vectors import good_parts, stored
 from transport import cloister_pb2 as pb
 from transport.fields import blob
+from transport.votes import pack_votes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,6 +35,8 @@ if TYPE_CHECKING:
 KINDS: dict[str, dict[str, str]] = {
     "readiness": {"roster": "text documents/roster", "run": "text wire/run", "node": f"text ={NODE}",
                   "body": "hex wire/replies/readiness/body"},
+    "votes": {"manifest": "text documents/manifest", "roster": "text documents/roster", "run": "text wire/run",
+              "body": "hex wire/messages/query.undo/body"},
     "chunks": {"chunks": "text wire/chunks_as_text"},
     **{f"message {kind}": {"body": f"hex wire/messages/{kind}/body"} for kind in ASKED},
     **{f"reply {kind}": {"body": f"hex wire/replies/{kind}/body", "kind": f"text ={kind}"} for kind in ANSWERED},
@@ -33,6 +49,7 @@ def wire() -> Iterator[Bad]:
     yield from _parcels()
     yield from _records()
     yield from _readiness()
+    yield from _votes()
     yield from _chunks()
 
 
@@ -86,7 +103,7 @@ def _many(parcel: Any) -> None:  # noqa: ANN401 - protobuf
 
 def _records() -> Iterator[Bad]:
     run = stored("wire")["run"]
-    good = {f"message {kind}": content for kind, content in instructions().items()}
+    good = {f"message {kind}": content for kind, content in instructions(run).items()}
     good |= {f"reply {kind}": content for kind, content in replies(run).items()}
     config, arrays, metrics = ConfigRecord, ArrayRecord, MetricRecord
     refused: dict[str, Any] = {"why": "seeds", "liars": ["east"], "signature": bytes(64)}
@@ -126,6 +143,16 @@ def _records() -> Iterator[Bad]:
         ("message query.reveal", "no signatures", "agreed", None),
         ("message query.reveal", "signatures among arrays", "agreed", arrays({"north": blob(bytes(64))})),
         ("message query.reveal", "a signature as text", "agreed", config({"north": "signature"})),
+        ("message query.undo", "no votes", "votes", None),
+        ("message query.undo", "votes among arrays", "votes", arrays({"north": blob(bytes(65))})),
+        ("message query.undo", "a vote as text", "votes", config({"north": "reject"})),
+        ("message query.undo", "a vote of 2", "votes", config({"north": b"\2" + bytes(64)})),
+        ("message query.undo", "a short vote", "votes", config({"north": bytes(64)})),
+        ("message query.undo", "a name in capitals", "votes", config({"North": bytes(65)})),
+        ("message query.undo", "round 0", "undo", config({"round": 0, "before": OTHER, "after": OTHER})),
+        ("message query.undo", "a model before by name", "undo", config({"round": 1, "before": "m", "after": OTHER})),
+        ("message query.undo", "a model after by name", "undo", config({"round": 1, "before": OTHER, "after": "m"})),
+        ("message query.undo", "no model after", "undo", config({"round": 1, "before": OTHER})),
         ("message query.judge", "no plan", "run", config({"manifest": b"m"})),
         ("message query.judge", "no accusation", "accusation", None),
         ("message query.judge", "an accusation among arrays", "accusation", arrays({"site": blob(b"north")})),
@@ -163,6 +190,8 @@ def _records() -> Iterator[Bad]:
         ("reply refused", "no signature", "refused", config({"why": "seeds", "liars": ["east"]})),
         ("reply refused", "no liars", "refused", config({"why": "codes", "signature": b"s"})),
         ("reply refused", "a refusal among arrays", "refused", arrays({"why": blob(b"seeds")})),
+        ("reply undone", "a model by name", "undone", config({"model": "resnet"})),
+        ("reply undone", "no model", "undone", None),
         ("reply opened", "a model by number", "opened", config(opened | {"model": 5})),
         ("reply opened", "a model by name", "opened", config(opened | {"model": "resnet"})),
         ("reply opened", "a range of 0", "opened", config(opened | {"update_bound": 0.0})),
@@ -225,6 +254,25 @@ def _readiness() -> Iterator[Bad]:
     content = RecordDict({"readiness": ConfigRecord(ready | {"signature": elsewhere})})
     yield Bad("readiness", "signed for another node", {"body": answered(content)}, A)
     yield Bad("readiness", "signed for another run", {"run": OTHER.encode()}, A)
+
+
+def _votes() -> Iterator[Bad]:
+    run = stored("wire")["run"]
+    asked, good = question(run), votes(run)
+    keep = {site: cast(asked, signing_key(site), reject=False) for site in good}
+    for name, about, shown, error in (
+        ("another round", replace(asked, round=5), good, A),
+        ("from another model", replace(asked, before=OTHER), good, A),
+        ("to another model", replace(asked, after=OTHER), good, A),
+        ("a vote turned over", asked, good | {"south": replace(good["south"], reject=True)}, A),
+        ("another's vote", asked, good | {"south": good["north"]}, A),
+        ("a site that is no member", asked, good | {"mallory": good["north"]}, P),
+        ("a vote left out, so that too few are left", asked, {site: good[site] for site in ("north", "west")}, P),
+        ("one of three rejects", asked, keep | {"north": good["north"]}, P),
+    ):
+        body = body_of(ask("query.undo", pack_votes(b"a manifest", about, shown)))
+        yield Bad("votes", name, {"body": body}, error)
+    yield Bad("votes", "of another run", {"run": OTHER.encode()}, A)
 
 
 def _chunks() -> Iterator[Bad]:

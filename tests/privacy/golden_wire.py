@@ -10,13 +10,16 @@ from privacy.envelope import Contribution, SignedUpdate
 from privacy.heads import SignedHead
 from privacy.signing import sign
 from privacy.summation import EncryptedSum
-from tests.privacy.consortium import member, signing_key
+from privacy.verdict import sign_verdict
+from privacy.votes import Question, Vote, cast
+from tests.privacy.consortium import make_plan, member, signing_key
 from transport import ceremony, contents, masking
 from transport import cloister_pb2 as pb
 from transport.flower import instruction, reply, stamp
 from transport.framing import to_frames
 from transport.heads import put_head
 from transport.parcel import encode
+from transport.votes import pack_undone, pack_votes, put_vote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +48,18 @@ def readiness(run: str) -> contents.Readiness:
     return contents.Readiness(**{**vars(ready), "signature": signature})
 
 
-def instructions() -> dict[str, RecordDict]:
+def question(run: str) -> Question:
+    """Return what the sites voted on."""
+    return Question(run, 4, _DIGEST, _OTHER)
+
+
+def votes(run: str) -> dict[str, Vote]:
+    """Return their votes."""
+    rejects = {"north": True, "south": False, "west": True}
+    return {site: cast(question(run), signing_key(site), reject=reject) for site, reject in rejects.items()}
+
+
+def instructions(run: str) -> dict[str, RecordDict]:
     """Return what the server sends, by kind."""
     shown = masking.pack_contributors(b"a manifest", b"a plan", _PARTS)
     agreed = {"north": b"\1" * 64, "west": b"\2" * 64}
@@ -60,6 +74,7 @@ def instructions() -> dict[str, RecordDict]:
         "query.judge": masking.pack_body(
             b"a manifest", b"a plan", _UPDATE, masking.Accusation("north", b"\x09" * 64)
         ),
+        "query.undo": pack_votes(b"a manifest", question(run), votes(run)),
         "evaluate": contents.pack_sum(b"a manifest", _SUM),
     }  # fmt: skip
 
@@ -76,9 +91,11 @@ def replies(run: str) -> dict[str, RecordDict]:
         "revealed": masking.pack_revealed(b"\7" * 112),
         "verdict": masking.pack_verdict(masking.Verdict(right=False, signature=b"\x0a" * 64)),
         "refused": masking.pack_refusal(masking.Refusal("seeds", ["east", "west"], b"\x0b" * 64)),
-        "opened": contents.pack_opened(
-            contents.Opened(_DIGEST, 2.0**-20, b"\x08" * 64), {"loss": 0.25, "accuracy": 0.88}
+        "opened": put_vote(
+            contents.pack_opened(contents.Opened(_OTHER, 2.0**-20, b"\x08" * 64), {"loss": 0.25, "accuracy": 0.88}),
+            votes(run)["south"],
         ),
+        "undone": pack_undone(_DIGEST),
     }
 
 
@@ -111,13 +128,14 @@ def frames(body: bytes, size: int, reply_to: str = "") -> list[bytes]:
 
 def messages(run: str) -> dict[str, object]:
     """Return all of it."""
-    asked = {kind: entry(body_of(ask(kind, content)), content) for kind, content in instructions().items()}
+    asked = {kind: entry(body_of(ask(kind, content)), content) for kind, content in instructions(run).items()}
     said = {kind: entry(answered(content), content) for kind, content in replies(run).items()}
     lead = bytes.fromhex(asked["query.lead"]["body"])
     return {
         "node": NODE,
         "run": run,
         "lineage": "patients",
+        "words": _words(),
         "messages": asked,
         "replies": said,
         "failure": {"body": answered(Error(100, "south refuses")).hex(), "code": 100, "reason": "south refuses"},
@@ -125,6 +143,30 @@ def messages(run: str) -> dict[str, object]:
         "chunks": [each.hex() for each in frames(lead, 64, "f" * 32)],
         "chunks_as_text": " ".join(each.hex() for each in frames(lead, 64, "f" * 32)),
         "receipt": pb.Receipt(status=pb.Receipt.ACCEPTED).SerializeToString().hex(),
+    }
+
+
+def _words() -> dict[str, object]:
+    """Return what south signs of a sum, whether it opened, and of another's update; and what each is about."""
+    key, plan = signing_key("south"), make_plan("1" * 64, deadline=1_800_000_000.5)
+    opened, refusal = contents.Opened(_OTHER, 2.0**-20), masking.Refusal("seeds", ["east", "west"])
+    return {
+        "plan": plan.to_bytes().decode(),
+        "opened": {
+            "model": opened.model,
+            "update_bound": opened.update_bound,
+            "signature": sign(key, "opened", opened.signed_part(plan.digest)).hex(),
+        },
+        "refused": {
+            "why": refusal.why,
+            "liars": refusal.liars,
+            "signature": sign(key, masking.REFUSED, refusal.signed_part(plan.digest)).hex(),
+        },
+        "verdict": {
+            "header": "a header",
+            "right": False,
+            "signature": sign_verdict(key, plan, b"a header", right=False).hex(),
+        },
     }
 
 

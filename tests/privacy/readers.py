@@ -11,7 +11,7 @@ import time
 from base64 import b64decode
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from unittest.mock import patch
@@ -43,10 +43,12 @@ from privacy.shared import share_of
 from privacy.signing import verify
 from privacy.summation import RunningSum, check_contributions, check_sum
 from privacy.tag import TagKey
+from privacy.votes import check_rejected
 from tests.privacy.consortium import SECRET, sealing_key, signing_key
 from tests.privacy.vectors import stored
 from transport import ceremony, contents, heads, masking
 from transport import cloister_pb2 as pb
+from transport import votes as ballots
 from transport.fields import blob
 from transport.flower import instruction, stamp
 from transport.framing import Assembly
@@ -79,6 +81,7 @@ ASKED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
     "query.agree": (contents.read_manifest, masking.read_contributors),
     "query.reveal": (contents.read_manifest, masking.read_contributors, masking.read_signatures),
     "query.judge": (contents.read_manifest, masking.read_body),
+    "query.undo": (contents.read_manifest, partial(ballots.read_votes, run="")),
     "evaluate": (contents.read_manifest, contents.read_sum),
 }
 ANSWERED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
@@ -91,7 +94,8 @@ ANSWERED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
     "revealed": (masking.read_revealed,),
     "verdict": (masking.read_verdict,),
     "refused": (masking.find_refusal,),
-    "opened": (contents.read_opened,),
+    "opened": (contents.read_opened, ballots.find_vote),
+    "undone": (ballots.read_undone,),
 }
 """What is read of each message, in this order."""
 
@@ -208,6 +212,13 @@ def readiness(parts: Parts) -> None:
     verify(_roster(parts).member(found.site).verification_key, "readiness", signed, found.signature)
 
 
+def votes(parts: Parts) -> None:
+    """The votes by which a model is to be undone."""
+    content, cohort = decode_instruction(parts["body"]).content, _manifest(parts)[0].settings.cohort
+    asked_for, shown = ballots.read_votes(content, parts["run"].decode())
+    check_rejected(asked_for, shown, cohort.sizes, cohort.minimum, _roster(parts))
+
+
 def message(parts: Parts) -> None:
     """A message from the server. What is read of it depends on its kind."""
     found = decode_instruction(parts["body"])
@@ -288,6 +299,7 @@ READERS: dict[str, Callable[[Parts], None]] = {
     "clocks": clocks,
     "epoch": epoch,
     "readiness": readiness,
+    "votes": votes,
     "chunks": chunks,
     **{f"message {kind}": message for kind in ASKED},
     **{f"reply {kind}": answer for kind in ANSWERED},

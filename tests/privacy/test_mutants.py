@@ -45,7 +45,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "open_manifest": ["manifest"],
     },
     "privacy.contradictions": _all(
-        "contradiction", "_of_purpose", "_of_evaluation", "_of_masks", "_of_noise", by=["manifest"]
+        "contradiction", "_of_purpose", "_of_evaluation", "_of_masks", "_of_noise", "_of_vote", by=["manifest"]
     ),
     "privacy.plan": {"read_plan": ["plan"], "check_plan": ["asked"]},
     "privacy.header": {"verify_header": ["header"], "_read": ["header"]},
@@ -136,6 +136,8 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "find_refusal": ["reply refused"],
         "read_body": ["message query.judge"],
     },
+    "transport.votes": {"read_votes": ["message query.undo"], "read_undone": ["reply undone"]},
+    "privacy.votes": {"Vote.from_bytes": ["message query.undo"], "check_vote": ["votes"], "check_rejected": ["votes"]},
     "client.keyring": {"Keyring.take": ["epoch"]},
     "client.once": {"Once.note": ["set", "reveal"]},
 }
@@ -167,6 +169,7 @@ OWN: dict[str, dict[str, str]] = {
 TWICE: dict[str, str] = {
     "privacy.signing.SignedDocument.open: newline": "the payload is empty then, which no document is",
     "privacy.contradictions._of_noise: honest_sites(settings) < 1": "masks ask for more",
+    "privacy.votes.check_rejected: votes.keys() <= set(sites)": "of a roster's members, a run may name only some",
     "privacy.summation.RunningSum.close: self._c0 is None": "nobody is fewer than the minimum",
     "privacy.ciphertext.Accumulator.add: check_chunks(ciphertexts.chunks, len(self.total), CIPHERTEXT_BYTES)": (
         "updates of one sum have one size"

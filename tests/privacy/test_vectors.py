@@ -193,7 +193,10 @@ def test_the_known_ledger_counts_every_charge(tmp_path: Path) -> None:
     known = stored("ledger")
     ledger = Ledger(path, known["site"], known["lineage"], signing_key("north"))
     names = ("noise_multiplier", "sample_rate", "steps", "discrete")
-    assert ledger.mechanisms() == [Mechanism(*(each[name] for name in names)) for each in known["charges"]]
+    assert ledger.mechanisms() == [
+        Mechanism.response(each["epsilon"]) if "epsilon" in each else Mechanism(*(each[name] for name in names))
+        for each in known["charges"]
+    ]
     assert [entry.head for entry in ledger.entries().charges] == [each["head"] for each in known["charges"]]
     assert ledger.head == known["head"]
 

@@ -262,6 +262,18 @@ def _ledger(parts: Parts) -> None:
     ledgers.read_lines(parts["file"], known["site"], known["lineage"], bytes.fromhex(known["public_key"]))
 
 
+def _votes(parts: Parts) -> None:
+    configs, cohort = wire.read_message(parts["body"]).configs, manifest(parts["manifest"])["settings"]["cohort"]
+    need(configs["votes"].keys() <= cohort["sizes"].keys(), PROTOCOL, "sites")
+    about = [parts["run"].decode(), *(str(configs["undo"][name]) for name in ("round", "before", "after"))]
+    for site, vote in configs["votes"].items():
+        statement = " ".join([*about, "reject" if vote[0] else "keep"]).encode()
+        verify(bytes.fromhex(member(roster(parts["roster"]), site)["signing_key"]), "vote", statement, vote[1:])
+    rejected = sum(vote[0] for vote in configs["votes"].values())
+    need(len(configs["votes"]) >= cohort["minimum"], PROTOCOL, "too few")
+    need(2 * rejected >= len(configs["votes"]), PROTOCOL, "kept")
+
+
 def _clocks(parts: Parts) -> None:
     there, sent, received, seconds = (float(parts[name]) for name in ("there", "sent", "received", "seconds"))
     allowed = signed.clocks_differ(seconds)
@@ -274,7 +286,7 @@ _READERS: dict[str, Callable[[Parts], object]] = {
     "large sum": open_sum, "set": _contributors, "reveal": _contributors, "keys": _keys, "sealing key": _sealing,
     "letter": read_letter, "pair": read_pair, "epoch": _epoch, "readiness": _readiness, "chunks": _chunks,
     "share": _share,
-    "ledger": _ledger, "clocks": _clocks,
+    "ledger": _ledger, "clocks": _clocks, "votes": _votes,
 }  # fmt: skip
 
 

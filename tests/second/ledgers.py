@@ -12,8 +12,9 @@ LEDGER = "LedgerError"
 _NUMBER: set[type] = {int, float}
 _WHAT: dict[str, set[type]] = {"run": {str}, "round": {int}, "attempt": {int}, "purpose": {str}, "time": {str}}
 _CHARGE = _WHAT | {"noise_multiplier": _NUMBER, "sample_rate": _NUMBER, "steps": {int}, "discrete": {bool}}
-_LINES: list[dict[str, set[type]]] = [_CHARGE, _WHAT | {"left": {str}}, {"adopted": {str}, "time": {str}}]
-_PURPOSES = {"training", "statistics", "evaluation"}
+_VOTE = _WHAT | {"epsilon": _NUMBER}
+_LINES: list[dict[str, set[type]]] = [_CHARGE, _VOTE, _WHAT | {"left": {str}}, {"adopted": {str}, "time": {str}}]
+_PURPOSES = {"training", "statistics", "evaluation", "vote"}
 
 
 class Line(NamedTuple):
@@ -39,6 +40,8 @@ def read_lines(data: bytes, site: str, lineage: str, key: bytes) -> list[Line]:
             fits = [types for types in _LINES if event.keys() == types.keys()]
             need(fits and all(type(event[name]) in kinds for name, kinds in fits[0].items()), LEDGER, "fields")
             need(event.get("purpose", "training") in _PURPOSES, LEDGER, "purpose")
+            votes = "left" in event or (event.get("purpose") == "vote") == ("epsilon" in event)
+            need(votes, LEDGER, "a vote, or none")
         else:
             need([event.get(name) for name in ("site", "lineage")] == [site, lineage], LEDGER, "whose")
         found.append(Line(head, signature.decode("ascii", "replace"), event))

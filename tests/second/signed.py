@@ -230,6 +230,7 @@ _SETTINGS = table(
         metrics=(several(text()), ["accuracy"]), loss_bound=(nullable(real(above=0)), None),
     )), None),
     start=(nullable(table(model=DIGEST)), None),
+    vote=(nullable(table(epsilon=real(above=0, most=20), tolerance=real(least=0))), None),
     privacy=table(
         max_grad_norm=(nullable(real(above=0)), None), delta=(real(above=0, below=0.01), 1e-5),
         epsilon=(nullable(real(above=0)), None), noise_multiplier=(nullable(real(least=0)), None),
@@ -291,6 +292,7 @@ def _contradictions(settings: Table) -> list[str]:
         "nothing to evaluate": not asked["metrics"] and asked["loss_bound"] is None,
         "a metric twice": len(set(asked["metrics"])) < len(asked["metrics"]),
         "a metric's name": any(name.split(" ")[0] in {"loss", "count"} for name in asked["metrics"]),
+        "a vote on nothing, or on a mean": bool(settings["vote"]) and not (training and training["averaging"] == 0),
         "a seed with noise": settings["seed"] is not None and privacy["noise_multiplier"] != 0,
         "a minimum above all": cohort["minimum"] > len(cohort["sizes"]),
         "too few for masks": masked and cohort["minimum"] < (1 if colluding is None else colluding) + 2,

@@ -20,8 +20,8 @@ _LEDGER = "ledger"
 _STYPE = "cloister.bytes.1"
 _DIGEST, _SITE = "[0-9a-f]{64}", "[a-z][a-z0-9-]{0,31}"
 _METRIC = "[A-Za-z0-9][A-Za-z0-9 _.@%+-]{0,39}"
-_KINDS = {"query", "query.lead", "query.accept", "query.pairs", "query.agree", "query.reveal", "query.judge", "train",
-          "evaluate"}  # fmt: skip
+_KINDS = {"query", "query.lead", "query.accept", "query.pairs", "query.agree", "query.reveal", "query.judge",
+          "query.undo", "train", "evaluate"}  # fmt: skip
 
 
 class LeftOutError(RefusedError):
@@ -356,6 +356,17 @@ def _agreed(parcel: Parcel) -> None:
         value(parcel, "agreed", site, bytes)
 
 
+def _undo(parcel: Parcel) -> None:
+    need("votes" in parcel.configs, MALFORMED, "votes")
+    names(list(parcel.configs["votes"]))
+    for site in parcel.configs["votes"]:
+        vote = value(parcel, "votes", site, bytes)
+        need(len(vote) == 65 and vote[0] in {0, 1}, MALFORMED, "vote")
+    need(value(parcel, "undo", "round", int) >= 1, MALFORMED, "round")
+    for name in ("before", "after"):
+        matching(parcel, "undo", name, _DIGEST)
+
+
 def _readiness(parcel: Parcel) -> None:
     kinds = {
         "size": int,
@@ -453,6 +464,7 @@ _ASKED: dict[str, list[Reader]] = {
     "query.agree": [_manifest, _plan, _cohort],
     "query.reveal": [_manifest, _plan, _cohort, _agreed],
     "query.judge": [_manifest, _plan, _accusation, _signed],
+    "query.undo": [_manifest, _undo],
     "evaluate": [_manifest, lambda parcel: sum_of(parcel, "sum")],
 }
 _ANSWERED: dict[str, list[Reader]] = {
@@ -471,5 +483,6 @@ _ANSWERED: dict[str, list[Reader]] = {
         lambda parcel: value(parcel, "verdict", "signature", bytes),
     ],
     "refused": [_refused],
+    "undone": [lambda parcel: matching(parcel, "undone", "model", _DIGEST)],
     "opened": [_opened, _METRICS],
 }

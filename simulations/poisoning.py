@@ -1,0 +1,122 @@
+"""A member that poisons: real sites, the real protocol, and one update that is as harmful as the range allows.
+
+The reference study's patients, dealt out evenly. From a given round on, one site sends what drives every parameter away
+from what was learnt, as far as the codec's range goes. Encryption hides it, and every check but the vote passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib import resources
+from math import inf
+from typing import TYPE_CHECKING
+
+import numpy as np
+from typing_extensions import override
+
+from client.site import Site, open_site
+from client.study import Study
+from privacy.config import read_toml
+from privacy.manifest import Cohort, RunSettings
+from privacy.update import Update
+from server.settings import read_consortium, read_run
+from simulations.baselines import accuracy_together
+from simulations.federation import Federation, SiteTerms
+from simulations.hospitals import diagnoses, write_patients
+from simulations.inline import run_inline
+from simulations.results import journal_path, read_events
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from client.study import Records
+    from privacy.manifest import Manifest
+    from privacy.purposes import Vote
+    from privacy.randomness import Randomness
+    from privacy.update import Model
+
+LIAR, SINCE = "site-1", 5
+"""Who poisons, and from which round on."""
+
+_TERMS = SiteTerms(
+    tasks=("simulations.diagnosis:Diagnosis",),
+    epsilon=inf,
+    maximum_epsilon=inf,
+    vote_epsilon=inf,
+    share=(),
+    device="cpu",
+)
+_MINIMUM = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run."""
+
+    accuracy: float  # of the last model, on all that the sites held out
+    undone: tuple[int, ...]  # rounds
+    found: dict[str, int]  # who was found to spoil rounds, and in which
+
+
+class Poisoned(Study):
+    """A study whose updates undo what was learnt, and whose vote is for that: its labels are turned round."""
+
+    _made = 0
+    _learnt: NDArray[np.float32] | None = None  # the signs of what it is to undo
+
+    @override
+    def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
+        self._made += 1
+        if self._made < SINCE:
+            return super().release(manifest, model, randomness)
+        if self._learnt is None:
+            self._learnt = np.sign(model.vector)
+        return Update(np.asarray(-manifest.packing.update_bound * self._learnt, np.float32))
+
+    @property
+    @override
+    def held_out(self) -> Records:
+        inputs, targets = super().held_out
+        return inputs, 1 - targets
+
+
+class Poisoner(Site):
+    """A site that does as all do, but for what it makes of its records."""
+
+    @override
+    def study(self, task: str) -> Study:
+        if task not in self._studies:
+            self._studies[task] = Poisoned(task, self)
+        return self._studies[task]
+
+
+def poisoned_run(folder: Path, sites: int, rounds: int, vote: Vote | None) -> Outcome:
+    """Run the reference study over so many sites, one of which poisons it."""
+    names = tuple(f"site-{number}" for number in range(1, sites + 1))
+    federation = Federation.create(folder, names)
+    malignant = diagnoses()
+    for number, (name, path) in enumerate(federation.paths.items()):
+        write_patients(path / _TERMS.file, np.arange(number, len(malignant), sites))
+        federation.write_settings(name, "localhost:1", _TERMS)
+    with resources.as_file(resources.files("simulations") / "diagnosis.toml") as file:
+        settings = read_toml(file, RunSettings)
+    size = len(malignant) * 4 // 5 // sites
+    cohort = Cohort(dict.fromkeys(names, size), _MINIMUM, settings.cohort.round_deadline_seconds)
+    federation.sign(replace(settings, rounds=rounds, vote=vote, cohort=cohort))
+    run_inline(federation, {LIAR: Poisoner})
+    return _outcome(federation)
+
+
+def _outcome(federation: Federation) -> Outcome:
+    events: list[dict[str, Any]] = [each for each in read_events(journal_path(federation)) if each["event"] == "round"]
+    _, manifest, run = read_run(federation.manifest, read_consortium(federation.server).roster())
+    honest = open_site(next(path for name, path in federation.paths.items() if name != LIAR))
+    model = honest.checkpoint(manifest, run).model
+    return Outcome(
+        accuracy_together(federation, manifest, model),
+        tuple(event["round"] for event in events if event.get("undone")),
+        {site: event["round"] for event in events for site in event.get("found", ())},
+    )

@@ -1,0 +1,107 @@
+"""Votes on a round's model, the server's half: it counts them, and brings them to the sites, which decide by them too.
+
+It cannot make a vote or change one. See `privacy.votes` for the rule, `client.voting` for what a site does.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Message
+
+from privacy.errors import AuthenticityError, CloisterError
+from privacy.votes import Question, check_vote, estimate, is_rejected
+from strategies.journal import Undone
+from transport.contents import content_of
+from transport.votes import find_vote, pack_votes, read_undone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flwr.app import RecordDict
+    from flwr.serverapp import Grid
+
+    from privacy.manifest import RunSettings
+    from privacy.plan import RoundPlan
+    from privacy.votes import Vote
+    from strategies.membership import Membership
+
+UNDO = "query.undo"
+
+
+class Verdict(Enum):
+    """What the votes on a round's model came to."""
+
+    KEPT = auto()
+    UNDONE = auto()
+    OPEN = auto()  # too few votes
+
+
+class Voting:
+    """The votes of a run, round by round."""
+
+    def __init__(self, members: Membership, settings: RunSettings) -> None:
+        self._members, self._settings = members, settings
+        self._votes: dict[str, Vote] = {}
+        self._update_bound = 0.0  # of updates from the model before
+
+    def begin(self) -> None:
+        """Forget the votes on the round before; note what the one now began with."""
+        self._votes, self._update_bound = {}, self._members.update_bound
+
+    def hear(self, site: str, content: RecordDict) -> None:
+        """Take the vote that a site's reply carries, if it is one."""
+        if (vote := find_vote(content)) is not None:
+            self._votes[site] = vote
+
+    def decide(self, plan: RoundPlan | None, model: str) -> tuple[Verdict, dict[str, Any]]:
+        """Count the votes on the model that a plan's sum led to; return what they came to, and figures for the journal.
+
+        If it is to be undone, the run goes on from the model before.
+        """
+        settings = self._settings
+        if settings.vote is None or plan is None or model == plan.base_model:
+            return Verdict.KEPT, {}
+        question = Question(plan.run, plan.round, plan.base_model, model)
+        votes = {site: vote for site, vote in self._votes.items() if self._holds(question, site, vote)}
+        rejected = sum(vote.reject for vote in votes.values())
+        figures = {
+            "keep": len(votes) - rejected,
+            "reject": rejected,
+            "worse": round(estimate(votes.values(), settings.vote.epsilon), 2),
+        }
+        if len(votes) < settings.cohort.minimum:
+            return Verdict.OPEN, {"votes": figures}
+        if not is_rejected(votes.values(), settings.cohort.minimum):
+            return Verdict.KEPT, {"votes": figures}
+        self._members.journal.undo(Undone(question, votes, self._update_bound))
+        self._members.model, self._members.update_bound = plan.base_model, self._update_bound
+        return Verdict.UNDONE, {"votes": figures, "undone": True}
+
+    def undo(self, grid: Grid, sites: Iterable[str]) -> None:
+        """Have those of these sites go back whose model was undone; those that do not are asked again who they are."""
+        members, names, messages = self._members, self._members.names(), []
+        asked = {site: undone for site in sites if (undone := members.journal.undone(members.models.get(site, "")))}
+        for site, undone in asked.items():
+            if site in members.nodes:
+                content = pack_votes(members.manifest, undone.question, undone.votes)
+                node, seconds = members.nodes[site], members.attention.seconds
+                messages.append(Message(content, node, UNDO, ttl=seconds, group_id=str(undone.question.round)))
+        for node, reply in members.attention.ask(grid, messages):
+            undone = asked[site := names[node]]
+            try:
+                if read_undone(content_of(reply)) == undone.question.before:
+                    members.models[site], members.bounds[site] = undone.question.before, undone.update_bound
+            except CloisterError as error:
+                members.problems[site] = str(error)
+        for site in asked:
+            if members.journal.undone(members.models[site]):
+                members.doubt(site)
+
+    def _holds(self, question: Question, site: str, vote: Vote) -> bool:
+        try:
+            check_vote(question, site, vote, self._members.roster)
+        except AuthenticityError:
+            return False
+        return True

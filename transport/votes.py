@@ -1,0 +1,80 @@
+"""What messages say of votes: protocol types to Flower records and back. See `privacy.votes`.
+
+evaluate      …                                                  → …, and the site's vote, if it casts one
+query.undo    manifest, round, models before and after, votes    → digest of the model before
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from flwr.app import ConfigRecord, RecordDict
+
+from privacy.errors import MalformedError
+from privacy.votes import Question, Vote
+from transport.fields import DIGEST, check_names, field, lacks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_OWN, _VOTES, _ABOUT, _UNDONE = "vote", "votes", "undo", "undone"
+
+
+def put_vote(content: RecordDict, vote: Vote | None) -> RecordDict:
+    """Add a site's vote to its reply, if it casts one; return the reply."""
+    if vote is not None:
+        content[_OWN] = ConfigRecord({"vote": vote.to_bytes()})
+    return content
+
+
+def find_vote(content: RecordDict) -> Vote | None:
+    """Return the vote that a reply carries, if it is one: the reply stands without it."""
+    try:
+        return Vote.from_bytes(field(content, _OWN, "vote", bytes))
+    except MalformedError:
+        return None
+
+
+def pack_votes(manifest: bytes, question: Question, votes: Mapping[str, Vote]) -> RecordDict:
+    """Show a site the votes by which a round is to be undone."""
+    return RecordDict({
+        "run": ConfigRecord({"manifest": manifest}),
+        _ABOUT: ConfigRecord({"round": question.round, "before": question.before, "after": question.after}),
+        _VOTES: ConfigRecord({site: vote.to_bytes() for site, vote in votes.items()}),
+    })  # fmt: skip
+
+
+def read_votes(content: RecordDict, run: str) -> tuple[Question, dict[str, Vote]]:
+    """Return what was voted on, and the votes by site.
+
+    Raises:
+        MalformedError: if they are none.
+    """
+    votes = content.get(_VOTES)
+    if not isinstance(votes, ConfigRecord):
+        lacks(_VOTES)
+    check_names(list(votes), _VOTES)
+    number = field(content, _ABOUT, "round", int)
+    before, after = (field(content, _ABOUT, name, str) for name in ("before", "after"))
+    if number < 1 or not re.fullmatch(DIGEST, before) or not re.fullmatch(DIGEST, after):
+        lacks(_ABOUT)
+    found = {site: Vote.from_bytes(field(content, _VOTES, site, bytes)) for site in votes}
+    return Question(run, number, before, after), found
+
+
+def pack_undone(model: str) -> RecordDict:
+    """Report which model a site went back to."""
+    return RecordDict({_UNDONE: ConfigRecord({"model": model})})
+
+
+def read_undone(content: RecordDict) -> str:
+    """Read its digest.
+
+    Raises:
+        MalformedError: if it is none.
+    """
+    model = field(content, _UNDONE, "model", str)
+    if not re.fullmatch(DIGEST, model):
+        lacks(f"{_UNDONE}.model")
+    return model
