@@ -80,7 +80,7 @@ OFF: list[tuple[str, object, tuple[str, ...]]] = [
     ("two updates, one from a backup", one_pad, PADS),
     ("two masks, one from a backup", nothing, ("client.once.Once.note",)),
     ("a backup, the round being over", nothing, ("client.round.check_plan",)),
-    ("a second sum after a restart", anything, ("client.once.Once.noted",)),
+    ("a second sum after a restart", anything, ("client.opening.has_refused",)),
     ("a plan that ends in years", nothing, ("client.round.check_plan",)),
     ("keys that hide nothing", nothing, ("privacy.encryption.DecryptionKey.check_form",)),
     ("an epoch beyond all others", 1 << 63, ("client.keyring.LARGEST_STEP",)),
