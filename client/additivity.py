@@ -4,9 +4,9 @@
 and the optimizer compute them, on the site's own device, of records that the site has. It is done when records are read
 and, as a last line, on one batch of every round, before anything leaves.
 
-    apart     two halves of a batch, each by itself, add up to the whole
-    replaced  f(a, b) - f(a', b) - f(a, b') + f(a', b') is nought, as in any sum of what single records give. What is
-              put in the place of a half comes from the same batch, so that no other record is looked at
+    halves   two halves of a batch, each by itself, add up to the whole
+    swapped  each half is put in the other's place too: f(a, b) - f(b, b) - f(a, a) + f(b, a) is nought, as in any sum
+             of what single records give. No other record is looked at, and each is missing in one of the four
 
 The first finds what goes by the size of a batch. The second finds less than a thousandth, since all batches go through
 the same kernels, and what is drawn at random goes by place; such models have that alone. Of others, chance has one or
@@ -19,13 +19,14 @@ protected anyway.
 from __future__ import annotations
 
 import math
+import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from client.draws import forked
+from client.draws import forked, seed_used
 from client.gradients.choice import make_mode
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 _SAME_SHAPE, _OTHER_SHAPE = 2e-4, 2e-2  # of the sums' norms
 _ALONE = 8  # records that are looked at one by one
+_AT_ONCE, _SECONDS = 64, 2.0  # records; for all but the first of them
 _UNCLIPPED = 1e9
 
 
@@ -63,7 +65,7 @@ class ClippedSum:
 
     def of(self, inputs: Tensor, targets: Tensor, seed: int) -> Tensor:
         """Return a sketch of the sum of clipped gradients of records `(n, ...)`; to be asked between steps."""
-        torch.manual_seed(seed)
+        seed_used(seed)
         dropped = self.mode.dropped
         self.optimizer.zero_grad(set_to_none=True)
         self.mode.fill(inputs, targets)
@@ -82,32 +84,37 @@ def check_batch(clipped: ClippedSum, records: Records, luck: torch.Generator) ->
 
     Args:
         clipped: computes it.
-        records: of the batch: inputs and targets `(n, ...)`.
+        records: of the batch: inputs and targets `(n, ...)`; of an odd number, the last one is left out.
         luck: says which half of them is looked at, and seeds what the model draws.
 
     Raises:
         InteractionError: if they meet.
     """
-    inputs, targets = records
-    size = len(inputs)
-    if size < 2:  # noqa: PLR2004 - nobody to meet
-        return
-    half = (torch.randperm(size, generator=luck) < size // 2).to(inputs.device)
+    _check_sum(clipped, records, luck, halves=bool(torch.rand(1, generator=luck) < 1 / 2))
+
+
+def _check_sum(clipped: ClippedSum, records: Records, luck: torch.Generator, *, halves: bool) -> None:
+    """The same; by halves alone, if that is asked for and can be."""
+    pairs = len(records[0]) // 2
+    if not pairs:
+        return  # nobody to meet
+    rows = torch.arange(2 * pairs)
+    one, other = torch.randperm(2 * pairs, generator=luck).split(pairs)
+    swapped = rows.scatter(0, one, other).scatter(0, other, one)
+    first = torch.zeros_like(rows, dtype=torch.bool).index_fill(0, one, value=True)
     seed = int(torch.randint(1 << 62, (1,), generator=luck))
+
+    def summed(rows: Tensor, seed: int = seed) -> Tensor:
+        return clipped.of(records[0][rows], records[1][rows], seed)
+
     with forked():
-        whole, rest = clipped.of(inputs, targets, seed), None
-        if clipped.mode.precision is torch.float32 and torch.rand(1, generator=luck) < 1 / 2:
-            again = clipped.of(inputs, targets, seed + 1)
-            if torch.equal(whole, again):  # nothing is drawn
-                rest = [clipped.of(inputs[part], targets[part], seed) for part in (half, ~half)]
-        tolerance = _OTHER_SHAPE if rest else _SAME_SHAPE
-        if not rest:
-            others = inputs.roll(1, 0), targets.roll(1, 0)
-            rest = [
-                clipped.of(_mixed(part, others[0], inputs), _mixed(part, others[1], targets), seed)
-                for part in (half, ~half)
-            ]
-            rest.append(-clipped.of(*others, seed))
+        whole = summed(rows)
+        halves = halves and clipped.mode.precision is torch.float32
+        if halves and torch.equal(whole, summed(rows, seed + 1)):  # nothing is drawn
+            tolerance, rest = _OTHER_SHAPE, [summed(rows[first]), summed(rows[~first])]
+        else:
+            tolerance = _SAME_SHAPE
+            rest = [summed(rows.where(first, swapped)), summed(swapped.where(first, rows)), -summed(swapped)]
     apart = whole - torch.stack(rest).sum(0)
     largest = max(float(each.norm()) for each in (whole, *rest))
     if float(apart.norm()) > tolerance * largest + clipped.least:
@@ -115,31 +122,42 @@ def check_batch(clipped: ClippedSum, records: Records, luck: torch.Generator) ->
         raise InteractionError(msg)
 
 
-def check_mode(task: Task, model: nn.Module, records: Records, choice: Choice, precision: Precision) -> None:
+def check_mode(task: Task, model: nn.Module, records: Records, order: Tensor, choice: Choice, precision: Precision,
+               *, at_once: int = _AT_ONCE) -> None:  # fmt: skip
     """Refuse a task if records meet in the mode that trains it: unclipped, and clipped to the middle of their norms.
 
     Args:
         task: gives the loss.
         model: on the device that trains it; is not changed.
-        records: inputs and targets `(n, ...)` of some records, on the same device.
+        records: inputs and targets `(n, ...)`.
+        order: which of them to look at, `(k,)`; after the first ones, the others as long as there is time.
         choice: the mode.
         precision: of the model's passes.
+        at_once: how many records are looked at together.
 
     Raises:
         TaskError: if they meet, or the mode fails.
     """
-    batch = records[0][: choice.physical_batch], records[1][: choice.physical_batch]
-    luck = torch.Generator().manual_seed(0)
+    device = next(model.parameters()).device
+    chosen = order.to(records[0].device).split(min(at_once, choice.physical_batch))
+    parts = ((records[0][rows].to(device), records[1][rows].to(device)) for rows in chosen)
+    first, luck = next(parts), torch.Generator().manual_seed(0)
     with _clipping(task, model, choice, precision, _UNCLIPPED) as clipped:
         norms = [
-            float(clipped.of(batch[0][row : row + 1], batch[1][row : row + 1], 0).norm())
-            for row in range(min(_ALONE, len(batch[0])))
+            float(clipped.of(first[0][row : row + 1], first[1][row : row + 1], 0).norm())
+            for row in range(min(_ALONE, len(first[0])))
         ]
-        check_batch(clipped, batch, luck)
+        check_batch(clipped, (first[0][:_AT_ONCE], first[1][:_AT_ONCE]), luck)
     middle = sorted(norms)[len(norms) // 2]
-    if 0 < middle < math.inf:
-        with _clipping(task, model, choice, precision, middle) as clipped:
-            check_batch(clipped, batch, luck)
+    if not 0 < middle < math.inf:
+        return
+    with _clipping(task, model, choice, precision, middle) as clipped:
+        check_batch(clipped, first, luck)
+        start = time.thread_time()
+        for part in parts:
+            if time.thread_time() - start > _SECONDS:
+                break
+            _check_sum(clipped, part, luck, halves=False)
 
 
 @contextmanager
@@ -167,8 +185,3 @@ def _clipping(task: Task, model: nn.Module, choice: Choice, precision: Precision
         raise TaskError(msg) from error
     finally:
         mode.to_standard_module()
-
-
-def _mixed(part: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """Take records of one batch where `(n,)` booleans say so, and of the other elsewhere."""
-    return torch.where(part.view(-1, *[1] * (one.dim() - 1)), one, other)

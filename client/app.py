@@ -22,12 +22,14 @@ from client.judging import judge
 from client.masking import agree, reveal
 from client.opening import UnopenedError, open_sum, vouch
 from client.progress import look, shared
+from client.receipts import keep_receipt
 from client.round import train_round
 from client.site import Site, open_site
 from client.voting import undo, vote
 from privacy.errors import CloisterError, ConfigError, DeviceError, StorageError
 from privacy.failures import sentence
 from privacy.heads import check_head, sign_head
+from privacy.plan import read_plan
 from transport.ceremony import pack_keys, pack_shared, read_lead, read_letter_from, read_pairs
 from transport.contents import (
     pack_opened,
@@ -50,6 +52,7 @@ from transport.masking import (
     read_contributors,
     read_signatures,
 )
+from transport.receipts import find_receipt
 from transport.reports import LARGEST_EPSILON
 from transport.votes import pack_undone, put_vote, read_votes
 
@@ -190,12 +193,15 @@ def train(site: Site, message: Message) -> RecordDict:
 def open_and_evaluate(site: Site, message: Message) -> RecordDict:
     """Open a round's sum, keep the model, sign its digest and vote; or, if it has masks, say why it does not open."""
     accepted, plan = accept(site, read_manifest(message.content)), read_plan_of_sum(message.content)
+    receipt = find_receipt(message.content)
     try:
         checkpoint = open_sum(site, accepted, take_sum(message.content))
     except UnopenedError as error:
         if not accepted.manifest.settings.encryption.collusion_resistant:
             raise
         return pack_refusal(error.refusal)
+    if receipt:
+        keep_receipt(site, read_plan(plan), receipt)
     own = vote(site, accepted, checkpoint)
     found = look(site, accepted.manifest, checkpoint)
     return put_vote(pack_opened(vouch(site, plan, checkpoint), shared(found, site.settings.policy)), own)

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.agent")
 
 _DEFAULT = Computing()
-_TRIED = 32  # made-up records on which a mode is tried
+_TRIED = 32  # made-up records on which a mode is tried that takes them one by one
 _SOME, _OFTEN = 8, 40  # records that are looked at in a round, unless it is a whole part, once in so many steps
 _ROUNDING = 1e-5  # of C
 _CHOICES: WeakKeyDictionary[Task, dict[Computing, Choice]] = WeakKeyDictionary()
@@ -136,8 +136,9 @@ def way_to_train(task: Task, model: nn.Module, computing: Computing) -> Choice:
         with forked():
             inputs, targets = (part.to(device) for part in task.example())
         made = choose(task, model, (inputs, targets), computing)
-        rows = torch.arange(_TRIED) % len(inputs)
-        check_mode(task, model, (inputs[rows], targets[rows]), made, computing.precision)
+        together = _TRIED if made.gradients == "autograd" else made.physical_batch  # there, none is with another
+        rows = torch.arange(together) % len(inputs)
+        check_mode(task, model, (inputs, targets), rows, made, computing.precision, at_once=together)
         known[computing] = made
         log.info(
             "%s: gradients by %s, %d records at a time: %s",
@@ -180,11 +181,12 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
     try:
         with quiet(), closing(optimizer), forked():
             seed_all(chance.by_torch)  # a mask under a seed that others know would tie records together
-            looked_at = _below(order.steps) if not team or team.rank == 0 else -1
-            for step in range(order.steps):
+            several = torch.empty(0, dtype=torch.int64)
+            for step in range(1, order.steps + 1):
                 chosen = team.own_part(chance.sample, count) if team else chance.sample(count).nonzero().squeeze(1)
-                if step == looked_at:
-                    _look(ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm), records, chosen, order)
+                several = chosen if len(chosen) > 1 else several
+                if step == order.steps and (not team or team.rank == 0):
+                    _look(ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm), records, several, order)
                 optimizer.draw_ahead()
                 optimizer.take(mode, records, chosen, order.physical_batch)
     finally:
@@ -196,10 +198,11 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
 
 
 def _look(clipped: ClippedSum, records: tuple[Tensor, Tensor], chosen: Tensor, order: Order) -> None:
-    """See that what is clipped is single records' gradients, in some of a batch's records `(k,)`.
+    """See that what is clipped is single records' gradients, in some of the last batch's records `(k,)`.
 
-    It takes as long as to compute three or four such parts. So a whole part is looked at once in so many steps, and a
-    few records otherwise.
+    The last, since what begins in the course of a round, with larger weights or after so many calls, goes on then. It
+    takes as long as to compute three or four such parts. So a whole part is looked at once in so many steps, and a few
+    records otherwise.
 
     Raises:
         InteractionError: if it is not; nothing has left the site then.

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from privacy.randomness import Randomness
 
-_SAMPLE = 32  # draws of which the largest stands for all: a dropout mask keeps everything
+_SAMPLE = 32  # draws of which the largest stands for all
+_BY_REJECTION = {"_standard_gamma", "_sample_dirichlet", "poisson", "binomial"}  # each takes as many as it needs
 
 
 @contextmanager
@@ -36,6 +37,16 @@ def forked(*, devices: bool = True) -> Iterator[None]:
 def seed_cpu(seed: int) -> None:
     """Seed the CPU's generator alone. `torch.manual_seed` would seed all devices, even ones that start later."""
     torch.default_generator.manual_seed(seed)
+
+
+def seed_used(seed: int) -> None:
+    """Seed the generators of the CPU and of devices that are in use.
+
+    `torch.manual_seed` would do it for all others when they start, and takes down the whole stack for each of them.
+    """
+    seed_cpu(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 def seed_all(randomness: Randomness) -> None:
@@ -53,6 +64,8 @@ class Draws(TorchDispatchMode):
         """Of the generator at each draw."""
         self.foreign = False
         """Whether something was drawn from a generator that is not torch's own."""
+        self.by_rejection = False
+        """Whether what one record takes from the generator decides what is left for the next."""
         self.rounding = torch.finfo(torch.float32).eps
         """Of the coarsest numbers that anything was computed in."""
 
@@ -66,6 +79,7 @@ class Draws(TorchDispatchMode):
             if isinstance(found, Tensor) and found.dtype in {torch.bfloat16, torch.float16}:
                 self.rounding = max(self.rounding, torch.finfo(found.dtype).eps)
             return found
+        self.by_rejection |= func.overloadpacket.__name__ in _BY_REJECTION
         own = torch.default_generator
         if (generator := given.get("generator")) is not None and generator is not own:
             self.foreign = True
@@ -81,12 +95,17 @@ class Draws(TorchDispatchMode):
 
 
 def _constant(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> Any:  # noqa: ANN401 - torch's
-    """Fill what was drawn with one constant that depends neither on its shape nor on when it was drawn."""
+    """Replace what was drawn by what depends neither on its shape nor on when it was drawn, but on parameters given."""
+    match func.overloadpacket.__name__:
+        case "bernoulli" | "bernoulli_":  # whose arguments may be chances: what is dropped is another matter
+            return found.fill_(1)
+        case "multinomial":
+            return args[0].topk(args[1], -1).indices
+        case "normal" if any(isinstance(each, Tensor) for each in args):
+            return found.copy_(sum(args[1:], args[0]))  # mean and deviation
     tensors = sum(isinstance(each, Tensor) for each in args)
-    if not isinstance(found, Tensor) or tensors > 1 or func.overloadpacket.__name__ in {"randperm", "multinomial"}:
+    if not isinstance(found, Tensor) or tensors > 1 or func.overloadpacket.__name__ == "randperm":
         return found
-    if func is torch.ops.aten.bernoulli.default:  # whose argument is chances
-        return torch.ones_like(found)
     one_of = [
         each.new_empty(_SAMPLE) if isinstance(each, Tensor) else [_SAMPLE] if isinstance(each, list) else each
         for each in args

@@ -7,10 +7,11 @@ records that the task makes up:
     1. the example  some different records of the form that the task reads
     2. the model    made twice, is the same
     3. its records  do not meet, and do not depend on their place in the batch: `client.meeting`
-    4. its state    all of it is trained and shared, nothing else is, and no batch leaves a trace
+    4. its state    all of it is trained and shared, nothing else is, and no batch leaves a trace: `client.traces`
     5. the loss     is the mean of one term for each record, of outputs alone: `client.terms`
+    6. gradients    of a record are its own, on the way back too: `client.interactions`
 
-3 and 5 are done twice: with the weights that training starts from, and with shaken ones, since weights that start as
+3, 5 and 6 are done again: with the weights that training starts from, and with shaken ones, since weights that start as
 nought can hide what a layer does. It is a guard against mistakes. A task that means harm is kept out by the site's
 policy alone: it can read the records, after all.
 """
@@ -32,6 +33,7 @@ from client.interactions import check_gradients
 from client.meeting import REMEMBERS, check_chance, check_meeting, check_place
 from client.state import DTYPES, tensors_of, trained
 from client.terms import check_leaves, check_loss
+from client.traces import check_traces
 from client.trial import OWN, Example, Trial, make_model, same
 from privacy.errors import TaskError
 
@@ -43,7 +45,8 @@ if TYPE_CHECKING:
     from client.task import Task
 
 
-_SECONDS = 0.5  # for gradients, with each of four weights
+_ANOTHER = "its model() makes another model each time; draw its first weights from torch's own generator alone"
+_SECONDS, _BRIEFLY = 0.5, 0.1  # for gradients beyond the least, with each of four weights; of a site's own records
 _Marks = dict[str, tuple[torch.Size, bool, int]]
 
 
@@ -72,7 +75,9 @@ def check_records(task: Task, name: str, records: Example) -> None:
         TaskError: if it fails.
     """
     with _naming(name):
-        check_gradients(Trial(task, make_model(task, 0), OWN), records, _BRIEFLY)
+        trial = Trial(task, make_model(task, 0), OWN)
+        check_gradients(trial, records, _BRIEFLY)
+        check_traces(trial, records.inputs, records.targets)
 
 
 @contextmanager
@@ -97,6 +102,7 @@ def _check(task: Task, example: Example) -> None:
     _check_shared(trial.module)
     _check_state(trial, marks, inputs, targets)
     check_loss(trial, inputs, targets)
+    check_traces(trial, inputs, targets)
     try:
         check_gradients(trial, example, _SECONDS)
     except TaskError:
@@ -139,10 +145,7 @@ def _made(task: Task, inputs: Tensor) -> tuple[nn.Module, _Marks]:
             if turn != "again":
                 Trial(task, module).outputs(inputs.flip(0)[:2])
             if not as_made or not same(outputs, Trial(task, module).outputs(inputs.clone())):
-                msg = (
-                    "its model() makes another model each time; draw its first weights from torch's own generator alone"
-                )
-                raise TaskError(msg if turn == "again" else REMEMBERS)
+                raise TaskError(_ANOTHER if turn == "again" else REMEMBERS)
     return module, marks
 
 
@@ -159,6 +162,9 @@ def _check_form(module: nn.Module) -> None:
             msg = f"its model's `{name}` is of {tensor.dtype}, which its file cannot hold; use another type of number"
             raise TaskError(msg)
     for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            msg = "its model is compiled by torch.jit, which leaves no layers to look at; return the module itself"
+            raise TaskError(msg)
         if getattr(part, "sparse", False):
             msg = f"its model's `{name}` makes sparse gradients, which cannot be clipped; leave out sparse=True"
             raise TaskError(msg)
@@ -187,10 +193,6 @@ def _reach(tensor: Tensor) -> tuple[int, int]:
     """Return where a tensor's memory begins and ends."""
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
-
-
-_ANOTHER = "its model() makes another model each time; draw its first weights from torch's own generator alone"
-_SECONDS, _BRIEFLY = 0.5, 0.1  # for gradients beyond the least; of a site's own records
 
 
 def _check_state(trial: Trial, marks: _Marks, inputs: Tensor, targets: Tensor) -> None:

@@ -1,8 +1,8 @@
-"""A task tried on some of a site's own records, which may be unlike any that it makes up. Nothing leaves the site."""
+"""A task tried on a site's own records, which may be unlike any that it makes up. Nothing leaves the site."""
 
 from __future__ import annotations
 
-from random import SystemRandom
+import secrets
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
     Records = tuple[torch.Tensor, torch.Tensor]
 
-_FEW = 32  # records at a time
+_FEW = 32  # records of which variations are tried too
 _LARGE = 1 << 22  # parameters; from here on, the mode is only tried when it trains
 
 
 def prove(task: Task, name: str, records: Records, device: torch.device, computing: Computing) -> None:
-    """Try a task on a few records by chance: plain gradients on the CPU, and the mode that would train on the device.
+    """Try a task on a site's records, in an order by chance.
+
+    Plain gradients are looked at on the CPU, of a few and of variations of them; the mode that would train on the
+    device, with all for which there is time.
 
     Args:
         task: of which there is an example.
@@ -42,24 +45,23 @@ def prove(task: Task, name: str, records: Records, device: torch.device, computi
         TaskError: if the task fails on them, or has no way to compute gradients.
     """
     inputs, targets = records
-    few = torch.tensor(SystemRandom().sample(range(len(inputs)), min(_FEW, len(inputs))), device=inputs.device)
-    inputs, targets = inputs[few], targets[few]
-    check_records(task, name, Example(inputs.cpu(), targets.cpu()))
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(secrets.randbits(62)))
+    few = order[:_FEW].to(inputs.device)
+    check_records(task, name, Example(inputs[few].cpu(), targets[few].cpu()))
     module = make_model(task, 0)
     if sum(parameter.numel() for parameter in module.parameters()) <= _LARGE:
         module = module.to(device)
         choice = way_to_train(task, module, computing)
-        check_mode(task, module, (inputs.to(device), targets.to(device)), choice, computing.precision)
+        check_mode(task, module, (inputs, targets), order, choice, computing.precision)
 
 
-def prove_all(folder: Path, name: str, file: Path, times: int, device: torch.device, computing: Computing) -> int:
-    """Try a site's task as its agent would at its start, and on more of its records; return how many there are.
+def prove_all(folder: Path, name: str, file: Path, device: torch.device, computing: Computing) -> int:
+    """Try a site's task as its agent would at its start; return how many records there are.
 
     Args:
         folder: the site's.
         name: the task's.
         file: the records.
-        times: how often to take a few of them.
         device: that trains.
         computing: the site's settings of how to compute gradients.
 
@@ -71,6 +73,5 @@ def prove_all(folder: Path, name: str, file: Path, times: int, device: torch.dev
     Refusals(folder).check(name, task)
     example = check_task(task, name)
     inputs, targets = load_records(task, name, example, file)
-    for _ in range(times):
-        prove(task, name, (inputs, targets), device, computing)
+    prove(task, name, (inputs, targets), device, computing)
     return len(inputs)

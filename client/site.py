@@ -81,7 +81,9 @@ class Site(Workplace):
 
     def account(self, settings: RunSettings) -> tuple[Ledger, Budget]:
         """Return the ledger to which a run is charged, and what it is held against."""
-        return self.place.account(settings)
+        if settings.evaluation:
+            return self.held_out_ledger, self.settings.held_out_limit
+        return self.ledger, self.settings.limit
 
     def check_records(self) -> dict[str, int]:
         """Read the records for every task that the policy allows, for the eyes of this site alone.

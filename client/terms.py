@@ -78,7 +78,8 @@ def _check_terms(trial: Trial, outputs: Tensor, targets: Tensor) -> None:
             msg = (
                 "its loss over a batch is not the mean of its records' own losses; give each record one term that "
                 "looks at no other, multiply it by that record's own weight, and take the plain mean (no class "
-                "weights, ignore_index or mask that a mean divides by, no pairs, no outputs broadcast against targets)"
+                "weights, ignore_index or mask that a mean divides by, no pairs or risk sets, no outputs broadcast "
+                "against targets)"
             )
         raise TaskError(msg)
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _KEY_BYTES = 8 * RING_DEGREE
 _DIGEST_BYTES = 32
 _SMALL = 1 << 20  # messages that ⌊q/t⌋ times them stands for exactly
+_UNREDUCED = 15  # residues of 60 bits that may be added to one before they must be reduced
 _WEIGHT_DEVIATION = 330  # of 2731 values that are not 0: eleven standard deviations, beyond which SEAL draws no key
 
 
@@ -136,9 +137,11 @@ def _times_ternary(
     q, total = np.uint64(COEFF_MODULUS), np.zeros_like(polynomial)
     turned = np.concatenate([(q - polynomial) % q, polynomial])  # its window from 4096 − j is xʲ times the polynomial
     for places, window in ((positive, turned), (negative, (q - turned) % q)):
-        for place in np.flatnonzero(places):
+        for number, place in enumerate(np.flatnonzero(places), start=1):
             total += window[RING_DEGREE - place : 2 * RING_DEGREE - place]
-            total %= q
+            if number % _UNREDUCED == 0:
+                total %= q
+        total %= q
     return total
 
 

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from privacy.entries import KIND, signed_by
 from privacy.errors import MalformedError
 from privacy.signing import sign
-from privacy.storage import make_folder
+from privacy.storage import make_folder, naming, read_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,15 +69,35 @@ class LastHead:
 
     def keep(self, head: SignedHead) -> None:
         """Write a head that stands in the ledger, on disk. What a power failure takes of this is only help."""
+        self._write(f"{head.head} {head.signature.hex()}\n")
+
+    def check_writable(self) -> None:
+        """Write again what stands there, or an empty file for a moment, so that what cannot be written is noticed.
+
+        Raises:
+            OSError: naming the file, if it cannot.
+        """
+        if (kept := self.read()) is not None:
+            self.keep(kept)
+        elif not self.path.is_file():
+            self._write("")
+            self.path.unlink()
+
+    def _write(self, text: str) -> None:
         make_folder(self.path.parent)
         beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
-        beside.write_text(f"{head.head} {head.signature.hex()}\n")
-        beside.replace(self.path)
+        with naming(self.path):
+            try:
+                beside.write_text(text)
+                beside.replace(self.path)
+            finally:
+                with suppress(OSError):
+                    beside.unlink(missing_ok=True)
 
     def read(self) -> SignedHead | None:
         """Return the head; None if there is none, or none that can be read."""
         try:
-            head, signature = self.path.read_text(encoding="ascii").split()
+            head, signature = read_file(self.path).decode("ascii").split()
             return SignedHead(head, bytes.fromhex(signature))
         except (OSError, ValueError, MalformedError):
             return None

@@ -122,6 +122,8 @@ class Ledger(Chain):
         """
         with self.opened() as (file, _):
             self.sync(file)
+            if self._last:
+                self._last.check_writable()
 
     def has_left(self, release: Release) -> bool:
         """Whether anything left for a release, other than that it failed."""

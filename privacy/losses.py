@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 POINTS = 1 << 18
 """The most points of a grid."""
 
-_FEWEST_POINTS = 1 << 12
+_USUAL_POINTS, _FEWEST_POINTS = 1 << 16, 1 << 12  # at least, and where there are many kinds of steps
 _WORK = 1 << 23  # points of all grids together: those of many kinds of steps are coarser
 _CELLS, _FEWEST_CELLS, _MOST_CELLS = 1 << 17, 1 << 9, 1 << 13  # into which losses are cut: of all steps, and of each
 _ADDED_VARIANCE = 1e-5  # of the total loss, by its grid
@@ -71,23 +71,29 @@ def epsilon_of(steps: Sequence[tuple[Step, int]], delta: float) -> float:
         steps: at least one.
         delta: above 0, below 1.
     """
-    best = math.inf
-    for _ in range(_PASSES):
-        found, again = _compose(steps, -math.log(delta), best)
-        enough = found > _BETTER * best
-        best = min(best, found)
-        if enough or not again:
+    best, points = math.inf, 0
+    # A coarse grid smears losses, and a fine one gathers rounding: where they differ, the better of both.
+    for least, patient in ((_FEWEST_POINTS, False), (min(_USUAL_POINTS, _WORK // len(steps)), True)):
+        for _ in range(_PASSES):
+            found, again, points = _compose(steps, -math.log(delta), best, least)
+            enough = found > _BETTER * best
+            best = min(best, found)
+            if enough or not (again or patient):
+                break
+        if not 0 < points < _USUAL_POINTS:
             break
     return best
 
 
-def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float) -> tuple[float, bool]:
-    """Return the ε at δ = exp(−surprise), and whether it may come out less if it is aimed at.
+def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float,
+             least: int) -> tuple[float, bool, int]:  # fmt: skip
+    """Return the ε at δ = exp(−surprise); whether it may come out less if it is aimed at; and the points of the grid.
 
     Args:
         steps: so often each.
         surprise: ln(1/δ).
         aim: an ε that is known to be enough.
+        least: the fewest points of a grid.
     """
     counts, parts = [count for _, count in steps], sum(len(step.upper.means) for step, _ in steps)
     cells = min(_MOST_CELLS, max(_FEWEST_CELLS, _CELLS // parts // _FEWEST_CELLS * _FEWEST_CELLS))
@@ -95,7 +101,7 @@ def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float) -> 
     cut = [_Losses.of(step, above, aim + _FAR, cells) for step, _ in steps]
     lost = sum(count * math.exp(min(each.lost + surprise, _LARGEST)) for each, count in zip(cut, counts, strict=True))
     if lost >= 1:
-        return math.inf, False
+        return math.inf, False, 0
     surprise -= math.log1p(-lost)
     lowest, most = (sum(count * float(each.edges[end]) for each, count in zip(cut, counts, strict=True))
                     for end in (0, -1))  # fmt: skip
@@ -104,15 +110,15 @@ def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float) -> 
     )
     most += rounding
     if most - lowest < _FLAT:
-        return max(0.0, most), False
+        return max(0.0, most), False, 0
     guide = _Guide.of(cut, counts)
     t, s = guide.exponent(surprise, aim), guide.exponent(surprise - _CUT, math.inf)
     (_, mean, whole), (_, middle, variance), (_, top, _) = (guide.cumulants(each) for each in (0.0, t, s))
     width = min((surprise - _CUT) / t, top - mean + _REACH * math.sqrt(whole))  # so that little wraps around from below
     width = max(width, 1.1 * (top - middle) + _REACH / 2 * math.sqrt(variance))
     if not 0 < width < math.inf:  # so close together that their sums are rounding
-        return max(0.0, most), False
-    interval = min(math.sqrt(6 * _ADDED_VARIANCE * variance / sum(counts)), width / _FEWEST_POINTS)
+        return max(0.0, most), False, 0
+    interval = min(math.sqrt(6 * _ADDED_VARIANCE * variance / sum(counts)), width / least)
     interval = max(
         interval, width / max(_FEWEST_POINTS, min(POINTS, _WORK // len(steps))), max(-lowest, most) * _FINEST
     )
@@ -124,7 +130,7 @@ def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float) -> 
         found = min(max(0.0, most), found + rounding)
     aimed_too_high = found < max(_CLOSE * middle, middle - _NEAR * math.sqrt(variance))
     off = found <= bottom or aimed_too_high or max(float(each.edges[-1]) for each in cut) > found + _FAR
-    return found, off and found > 0
+    return found, off and found > 0, points
 
 
 def _convolve(cut: Sequence[tuple[_Losses, int]], interval: float, points: int, t: float,
@@ -144,7 +150,7 @@ def _convolve(cut: Sequence[tuple[_Losses, int]], interval: float, points: int, 
         places, masses = each.on_grid(interval)
         exponents = masses + t * interval * places
         tilted = np.exp(exponents - (total := float(log_sum(exponents))))
-        product = product.times(np.bincount(places % points, tilted, points), count)
+        product = product.times(np.bincount(places % points, tilted, points).astype(np.float64), count)
         cumulant += count * total
         bound += count * float(log_sum(masses + s * interval * places))
     last = math.ceil((bound - most) / s / interval)
@@ -192,7 +198,7 @@ class _Product:
         sizes = np.exp(self.sizes)
         wrong = sizes * (np.expm1(np.minimum(self.errors, _LARGEST)) + _rounding(points))
         composed = fft.irfft(sizes * np.cos(self.angles) + 1j * (sizes * np.sin(self.angles)), points)
-        return np.asarray(np.maximum(composed, 0.0) + np.mean(wrong))
+        return np.asarray(np.maximum(composed, 0.0) + float(np.mean(wrong)), np.float64)
 
 
 def _rounding(points: int) -> float:

@@ -53,6 +53,10 @@ class RoundPlan:
 
     def to_bytes(self) -> bytes:
         """Return the exact bytes that digests of this plan are over."""
+        return self._bytes
+
+    @cached_property
+    def _bytes(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
 
     @cached_property

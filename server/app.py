@@ -57,7 +57,7 @@ def main(grid: Grid, context: Context) -> None:
     new_epoch = bool(context.run_config.get("new-epoch"))
     heads = Heads(place.folder / place.settings.ledger_heads, evaluation=run.manifest.settings.evaluation is not None)
     grid = StreamingGrid(grid)  # updates are added as they arrive: one of them in memory, not every site's
-    strategy = EncryptedFedAvg(run, roster, journal, letters, heads, new_epoch=new_epoch)
+    strategy = EncryptedFedAvg(run, roster, journal, letters, heads, place.tls, new_epoch=new_epoch)
     try:
         strategy.start(grid, ArrayRecord(), settings.rounds, timeout=settings.cohort.round_deadline_seconds)
         strategy.finish(grid)

@@ -7,25 +7,30 @@ It asks sites to make keys and to train, like any server. What it then makes of 
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from hashlib import sha256
+from shutil import copytree, rmtree
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
 
-from client.app import app as client_app
+from client.app import make_app
+from client.settings import read_site
+from client.site import Site
 from privacy.errors import RunError
 from privacy.plan import RoundPlan
 from server.settings import read_consortium
 from simulations.evidence import Evidence, Run
 from simulations.inline import InlineGrid
-from transport.ceremony import pack_lead, pack_letter, pack_pairs, read_keys, read_letters, read_own_pairs
+from transport.ceremony import pack_lead, pack_letter, pack_pairs, read_keys, read_letters, read_own_pairs, read_shared
 from transport.contents import content_of, pack_query, pack_sum, pack_train, read_opened, read_readiness, read_update
 from transport.flower import REFUSED
-from transport.masking import pack_contributors, read_agreed, read_revealed
+from transport.masking import find_refusal, pack_contributors, read_agreed, read_revealed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -37,7 +42,8 @@ if TYPE_CHECKING:
     from simulations.federation import Federation
 
 SITES = ("north", "south", "east", "west")
-_SECONDS = 600.0
+SECONDS = 600.0  # of a round
+_KEPT = "models/*", "keys/epochs/*", "ledger/*"
 
 
 class Adversary:
@@ -47,10 +53,12 @@ class Adversary:
         self.federation, self.luck = federation, luck
         self.roster = read_consortium(federation.server).roster()
         self.nodes = {site: self.roster.member(site).node_id for site in SITES}
-        paths = {self.nodes[site]: str(federation.paths[site]) for site in SITES}
-        contexts = {node: Context(0, node, {"site": path}, RecordDict(), {}) for node, path in paths.items()}
-        self._grid = InlineGrid(0, contexts, client_app)
-        self.runs: list[Run] = []
+        self._names = {node: site for site, node in self.nodes.items()}
+        self._agents: dict[str, Site] = {}
+        contexts = {node: Context(0, node, {}, RecordDict(), {}) for node in self._names}
+        self._grid = InlineGrid(0, contexts, make_app(lambda context: self.site(self._names[context.node_id])))
+        self.runs: dict[str, Run] = {}
+        self.untrained = ""
         self.epoch, self.keys = 0, ""
         self.relay(*self.lead(self.pick()))
 
@@ -58,30 +66,69 @@ class Adversary:
         """Choose a site."""
         return str(self.luck.choice(SITES))
 
-    @property
-    def masked(self) -> Run:
-        """The run with masks."""
-        return next(run for run in self.runs if run.masked)
+    def site(self, name: str) -> Site:
+        """Return what is on a site's disk, as its agent, and whoever colludes with it, opens it."""
+        if name not in self._agents:
+            self._agents[name] = Site(read_site(self.federation.paths[name]))
+        return self._agents[name]
+
+    def pick_run(self) -> Run:
+        """Choose a run of which a sum may lack a site."""
+        return self.runs[str(self.luck.choice([name for name, run in self.runs.items() if run.minimum < len(SITES)]))]
+
+    def shuffled(self) -> list[str]:
+        """Return all sites in any order."""
+        return [str(site) for site in self.luck.permutation(SITES)]
+
+    def sign(self, settings: RunSettings) -> Run:
+        """Have the coordinator sign a run."""
+        return Run.read(self.federation.sign(settings).read_bytes(), self.roster)
 
     def start(self, settings: RunSettings) -> None:
         """Have the coordinator sign a run, and take it through one honest round."""
-        run = Run.read(self.federation.sign(settings).read_bytes(), self.roster)
+        run = self.runs[settings.name] = self.sign(settings)
         self.play_fair(run)
-        self.runs.append(run)
+        self.untrained = run.honest.plan.base_model
+
+    def restart(self, *sites: str) -> None:
+        """Have agents start again: what they had in memory is gone."""
+        for site in sites:
+            self._agents.pop(site, None)
+
+    @contextmanager
+    def new_agents(self) -> Iterator[None]:
+        """Have other agents answer for a while, that open the sites' folders as they find them."""
+        own, self._agents = self._agents, {}
+        try:
+            yield
+        finally:
+            self._agents = own
+
+    def copy(self, site: str) -> Path:
+        """Copy a site's folder, as a backup does."""
+        copy = self.federation.folder / "backup"
+        rmtree(copy, ignore_errors=True)
+        copytree(self.federation.paths[site], copy)
+        return copy
+
+    def restore(self, site: str, copy: Path) -> None:
+        """Have a site put its backup in place of its folder, and start its agent again."""
+        rmtree(self.federation.paths[site])
+        copytree(copy, self.federation.paths[site])
+        self.restart(site)
 
     def ask(self, kind: str, contents: RecordDict | Mapping[str, RecordDict]) -> dict[str, Message]:
         """Send all sites the same, or some sites something each; return their replies."""
         each = dict.fromkeys(SITES, contents) if isinstance(contents, RecordDict) else contents
         made = [self._grid.create_message(content, kind, self.nodes[site], "0") for site, content in each.items()]
-        names = {node: site for site, node in self.nodes.items()}
-        replies = self._grid.send_and_receive(made, timeout=_SECONDS)
-        return {names[reply.metadata.src_node_id]: reply for reply in replies}
+        replies = self._grid.send_and_receive(made, timeout=SECONDS)
+        return {self._names[reply.metadata.src_node_id]: reply for reply in replies}
 
     def state(self) -> dict[Path, str]:
-        """Return a digest of every model and every epoch's keys that a site has on its disk."""
+        """Return a digest of every model, every epoch's keys and every ledger that a site has on its disk."""
         folders = [self.federation.paths[site] for site in SITES]
-        files = [path for folder in folders for part in ("models/*", "keys/epochs/*") for path in folder.glob(part)]
-        return {path: sha256(path.read_bytes()).hexdigest() for path in files}
+        files = [path for folder in folders for part in _KEPT for path in folder.glob(part)]
+        return {path: _digest(path, *_marks(path)) for path in files}
 
     def lead(self, leader: str) -> tuple[str, dict[str, bytes]]:
         """Have a site make a new epoch's keys; return it, and its letters, which nobody has got yet."""
@@ -90,15 +137,27 @@ class Adversary:
         return leader, read_letters(reply)
 
     def relay(self, leader: str, letters: Mapping[str, bytes]) -> None:
-        """Bring all sites the keys that one made."""
+        """Bring all sites the keys that one made, then the secrets of their masks."""
+        self.share(self.accept(leader, letters))
+
+    def accept(self, leader: str, letters: Mapping[str, bytes]) -> dict[str, dict[str, bytes]]:
+        """Bring all sites the keys that one made; return the letters with secrets of masks, by sender and recipient.
+
+        Raises:
+            RunError: if one does not take them.
+        """
         contents = {site: pack_letter(leader, letters[site]) for site in SITES}
         replies = {site: content_of(reply) for site, reply in self.ask("query.accept", contents).items()}
-        own = {site: read_own_pairs(reply) for site, reply in replies.items()}
-        pairs = {site: {other: own[other][site] for other in SITES if other < site} for site in SITES}
-        self.ask("query.pairs", {site: pack_pairs(self.keys, each) for site, each in pairs.items()})
         if any(read_keys(reply)[0] != self.epoch for reply in replies.values()):
             msg = f"a site did not take the keys of epoch {self.epoch}; this benchmark is broken"
             raise RunError(msg)
+        return {site: read_own_pairs(reply) for site, reply in replies.items()}
+
+    def share(self, own: Mapping[str, Mapping[str, bytes]]) -> dict[str, list[str]]:
+        """Bring all sites the secrets that others made for them; return with whom each shares one now."""
+        pairs = {site: {other: own[other][site] for other in SITES if other < site} for site in SITES}
+        replies = self.ask("query.pairs", {site: pack_pairs(self.keys, each) for site, each in pairs.items()})
+        return {site: read_shared(content_of(reply)) for site, reply in replies.items()}
 
     def plan(self, run: Run, cohort: tuple[str, ...] = ()) -> RoundPlan:
         """Plan the next round of a run, with the sites that are there and those that the manifest names besides."""
@@ -113,14 +172,14 @@ class Adversary:
             epoch=self.epoch,
             keys=self.keys,
             minimum_cohort=run.manifest.settings.cohort.minimum,
-            deadline=time.time() + _SECONDS,
+            deadline=time.time() + SECONDS,
             base_model=read_readiness(reply).model,
         )
 
-    def train(self, run: Run, plan: RoundPlan) -> Evidence:
-        """Collect the updates of all sites that are there and in the plan's cohort."""
+    def train(self, run: Run, plan: RoundPlan, sites: Sequence[str] = SITES) -> Evidence:
+        """Collect the updates of sites in the plan's cohort: of all that are there, unless some are named."""
         content = pack_train(run.document, plan.to_bytes(), [])
-        replies = self.ask("train", {site: content for site in SITES if site in plan.cohort})
+        replies = self.ask("train", {site: content for site in sites if site in plan.cohort})
         updates: dict[str, SignedUpdate] = {site: read_update(content_of(each))[0] for site, each in replies.items()}
         return Evidence(run, plan, updates)
 
@@ -130,18 +189,21 @@ class Adversary:
         if not run.masked:
             return made
         signatures, pairs = self.agreed(made, *made.updates)
-        made = replace(made, pairs=pairs)
+        made = replace(made, signatures=signatures, pairs=pairs)
         replies = self.reveal(made, signatures)
         return replace(made, reveals={site: read_revealed(content_of(reply)) for site, reply in replies.items()})
 
-    def agree(self, made: Evidence, *contributors: str) -> dict[str, Message]:
-        """Ask sites to agree on who contributed, themselves among them."""
+    def agree(self, made: Evidence, *contributors: str, sites: Sequence[str] = ()) -> dict[str, Message]:
+        """Ask sites to agree on who contributed: all of these, unless others are named."""
         content = pack_contributors(made.run.document, made.plan.to_bytes(), made.contributions(*contributors))
-        return self.ask("query.agree", dict.fromkeys(contributors, content))
+        return self.ask("query.agree", dict.fromkeys(sites or contributors, content))
 
-    def agreed(self, made: Evidence, *contributors: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    def agreed(
+        self, made: Evidence, *contributors: str, sites: Sequence[str] = ()
+    ) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Have sites agree on who contributed; return what they signed, and the seeds that they gave."""
-        replies = {site: read_agreed(content_of(reply)) for site, reply in self.agree(made, *contributors).items()}
+        asked = self.agree(made, *contributors, sites=sites)
+        replies = {site: read_agreed(content_of(reply)) for site, reply in asked.items()}
         return {site: each[0] for site, each in replies.items()}, {site: each[1] for site, each in replies.items()}
 
     def reveal(
@@ -171,8 +233,7 @@ class Adversary:
 
     def refused(self, replies: Mapping[str, Message], before: dict[Path, str]) -> bool:
         """Say whether all replies are refusals, by sites that have the models and keys that they had before."""
-        said = [reply.error.code if reply.has_error() else 0 for reply in replies.values()]
-        return set(said) == {REFUSED} and self.state() == before
+        return all(map(_is_refusal, replies.values())) and bool(replies) and self.state() == before
 
     def play_fair(self, run: Run) -> None:
         """Take a run through one honest round.
@@ -180,9 +241,35 @@ class Adversary:
         Raises:
             RunError: if a site refuses it: then its other refusals would say nothing.
         """
-        made = run.last = self.collect(run)
+        run.last = self.collect(run)
+        self.open(run.last)
+
+    def open(self, made: Evidence) -> None:
+        """Have all sites open the sum of what they sent.
+
+        Raises:
+            RunError: if they do not.
+        """
         total = made.sum(made.total(*made.updates), made.contributions(*made.updates))
-        replies = self.ask("evaluate", pack_sum(run.document, total)).values()
+        replies = self.ask("evaluate", pack_sum(made.run.document, total)).values()
         if len({read_opened(content_of(reply))[0].model for reply in replies}) != 1:
             msg = "the sites do not have one model after an honest round; this benchmark is broken"
             raise RunError(msg)
+
+
+def _marks(path: Path) -> tuple[int, int, int]:
+    """Return what changes with a file: a new one takes its place, or it grows."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@cache
+def _digest(path: Path, *marks: int) -> str:
+    """Return the digest of a file, which is read anew if it has changed."""
+    del marks
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def _is_refusal(reply: Message) -> bool:
+    """Whether a site says no: by an error, or, to a masked sum, by saying why it does not open."""
+    return reply.error.code == REFUSED if reply.has_error() else find_refusal(reply.content) is not None

@@ -60,6 +60,11 @@ class Run:
         """Whether sites mask their updates."""
         return self.manifest.settings.encryption.collusion_resistant
 
+    @property
+    def minimum(self) -> int:
+        """The fewest sites of a sum."""
+        return self.manifest.settings.cohort.minimum
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -68,8 +73,9 @@ class Evidence:
     run: Run
     plan: RoundPlan
     updates: dict[str, SignedUpdate]
-    reveals: dict[str, bytes] = field(default_factory=dict)
-    pairs: dict[str, bytes] = field(default_factory=dict)
+    signatures: dict[str, bytes] = field(default_factory=dict)  # of the set of contributors
+    pairs: dict[str, bytes] = field(default_factory=dict)  # seeds of shared masks, sealed
+    reveals: dict[str, bytes] = field(default_factory=dict)  # seeds of sites' own masks, sealed
 
     @cached_property
     def parts(self) -> int:

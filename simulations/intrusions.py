@@ -1,4 +1,4 @@
-"""What else a malicious server tries: keys, rosters and manifests of its own, older epochs, masks of two attempts.
+"""What else a malicious server tries: plans, keys, rosters and manifests of its own, and old ones; a second sum.
 
 Each function plays one try against all sites, and returns whether every one refused.
 """
@@ -6,23 +6,26 @@ Each function plays one try against all sites, and returns whether every one ref
 from __future__ import annotations
 
 import json
+import time
 from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.site import open_site
+from client.settings import HELD_OUT
 from privacy.ciphertext import COEFF_MODULUS
+from privacy.encryption import DecryptionKey
 from privacy.epoch import EpochKeys, SealingKey, seal, write_letters
-from privacy.masking import SEALED_BYTES
 from privacy.packing import RING_DEGREE
-from privacy.plan import MOST_SEEDS
+from privacy.plan import LARGEST_STEP
 from privacy.signing import SignedDocument
-from simulations.adversary import SITES
-from simulations.lies import STEP
-from strategies.masking import next_attempt
+from privacy.tag import KEY_BYTES
+from simulations.adversary import SECONDS, SITES
+from simulations.lies import STEP, constant_added
 from transport.ceremony import pack_lead, pack_letter
 from transport.contents import pack_query, pack_train
 
@@ -33,8 +36,6 @@ if TYPE_CHECKING:
     from privacy.signing import PrivateKey
     from simulations.adversary import Adversary
 
-_SECONDS = 600.0
-
 
 def key_overheard(server: Adversary) -> bool:
     """Disturb c1 by less than rounding takes away, so that one coefficient of the key decides whether the sum opens.
@@ -42,12 +43,34 @@ def key_overheard(server: Adversary) -> bool:
     c1 + ¼ step adds ¼ step of each of the key's coefficients, −1, 0 or 1, to the same coefficient of what is rounded.
     With ⅜ more on one of them, that one is rounded up if it is 1 in the key, and the tag does not hold; else all opens.
     """
-    run = next(run for run in server.runs if len(run.manifest.settings.cohort.sizes) > MOST_SEEDS)
+    run = server.runs["many"]
     made = server.collect(run)
     total, place = made.total(*made.updates), int(server.luck.integers(RING_DEGREE))
     for part, at, eighths in ((0, place, 3), (1, 0, 2)):
         total[part, 0, at] = (int(total[part, 0, at]) + eighths * STEP // 8) % COEFF_MODULUS
     return server.deliver(run, made.sum(total, made.contributions(*made.updates)))
+
+
+def tried_again(server: Adversary) -> bool:
+    """Have a sum refused, and bring another one of the same plan, or the true one, once the agents have started again.
+
+    One try a plan is all that a server has: it could guess the code of a sum in so many tries.
+    """
+    run = server.pick_run()
+    made = server.collect(run)
+    everyone = made.contributions(*made.updates)
+    sums = [made.sum(made.total(*made.updates), everyone), constant_added(made, run.honest, server.luck)]
+    first = server.deliver(run, constant_added(made, run.honest, server.luck))
+    server.restart(*SITES)
+    return first and server.deliver(run, sums[server.luck.integers(2)])
+
+
+def distant_deadline(server: Adversary) -> bool:
+    """Plan a round that ends long after its manifest allows, so that there is time for backups; or that is over."""
+    run = server.pick_run()
+    seconds = float(server.luck.choice([-1.0, 2 * SECONDS, 86_400.0, 10 * 366 * 86_400.0, 1e15]))
+    plan = replace(server.plan(run), deadline=time.time() + seconds)
+    return server.refused(server.ask("train", pack_train(run.document, plan.to_bytes(), [])), server.state())
 
 
 def own_keys(server: Adversary) -> bool:
@@ -77,6 +100,35 @@ def _resealed(letter: bytes, keys: EpochKeys, public: str) -> bytes:
     return line + b"\n" + json.dumps(content, sort_keys=True).encode()
 
 
+def absurd_epoch(server: Adversary) -> bool:
+    """Have keys made of an epoch after which none could come, or bring such that a colluding site made."""
+    number = server.epoch + int(server.luck.choice([LARGEST_STEP + 1, 1 << 32, (1 << 62) - server.epoch]))
+    if server.luck.integers(2):
+        return server.refused(server.ask("query.lead", pack_lead(number)), server.state())
+    return _led_by_one(server, EpochKeys.generate(number))
+
+
+def malformed_keys(server: Adversary) -> bool:
+    """Bring keys that a colluding site made, under which ciphertexts hide little or nothing, or do not decrypt."""
+    luck = server.luck
+    drawn = np.frombuffer(DecryptionKey.generate().to_bytes(), dtype="<u8", count=RING_DEGREE).copy()
+    drawn[luck.integers(RING_DEGREE)] ^= 1
+    nought, one = np.zeros(RING_DEGREE, dtype="<u8"), np.ones(RING_DEGREE, dtype="<u8")  # polynomials 0 and 1
+    anything = luck.integers(0, COEFF_MODULUS, RING_DEGREE, dtype=np.uint64)
+    words = [drawn, nought, one, one * (COEFF_MODULUS - 1), anything][luck.integers(5)].astype("<u8").tobytes()
+    key = DecryptionKey.from_bytes(words + sha256(words).digest())
+    return _led_by_one(server, EpochKeys(server.epoch + 1, key, luck.bytes(KEY_BYTES)))
+
+
+def _led_by_one(server: Adversary, keys: EpochKeys) -> bool:
+    """Return whether all sites refuse the keys that one of them, which colludes, made."""
+    leader, before = server.pick(), server.state()
+    letters = write_letters(keys, server.roster, leader, server.site(leader).signing_key)
+    return server.refused(
+        server.ask("query.accept", {site: pack_letter(leader, letters[site]) for site in SITES}), before
+    )
+
+
 def older_epoch(server: Adversary) -> bool:
     """Offer an epoch's keys after a newer one's, and plan a round under them."""
     first, second = (str(site) for site in server.luck.permutation(SITES)[:2])
@@ -86,7 +138,7 @@ def older_epoch(server: Adversary) -> bool:
     before = server.state()
     letters = {site: pack_letter(first, withheld[site]) for site in SITES if site != first}  # the first made them
     refused = server.refused(server.ask("query.accept", letters), before)
-    run = server.runs[server.luck.integers(len(server.runs))]
+    run = server.pick_run()
     plan = replace(server.plan(run), epoch=epoch, keys=keys)
     named = [plan, replace(plan, epoch=server.epoch), replace(plan, keys=server.keys)][server.luck.integers(3)]
     return refused and server.refused(server.ask("train", pack_train(run.document, named.to_bytes(), [])), before)
@@ -106,22 +158,32 @@ def own_roster(server: Adversary) -> bool:
         content["members"][place][name] = keys[name]
 
     forged = _forged(server, genuine, "roster", ec.generate_private_key(ec.SECP256R1()), edit)
+    return _refuse_to_start(server, dict.fromkeys(paths, forged), before)
+
+
+def held_out_lineage(server: Adversary) -> bool:
+    """Have sites start again with a lineage whose ledger would be that of another one's held-out records."""
+    paths, before = [server.federation.paths[site] / "site.toml" for site in SITES], server.state()
+    edited = {path: path.read_bytes().replace(b'-patients"', f'-patients{HELD_OUT}"'.encode()) for path in paths}
+    return _refuse_to_start(server, edited, before)
+
+
+def _refuse_to_start(server: Adversary, files: dict[Path, bytes], before: dict[Path, str]) -> bool:
+    """Return whether agents that start with these files do nothing."""
+    genuine = {path: path.read_bytes() for path in files}
     try:
-        _put(dict.fromkeys(paths, forged))
-        return server.refused(server.ask("query.lead", pack_lead(server.epoch + 1)), before)
+        for path, data in files.items():
+            path.write_bytes(data)
+        with server.new_agents():
+            return server.refused(server.ask("query.lead", pack_lead(server.epoch + 1)), before)
     finally:
-        _put(dict.fromkeys(paths, genuine))
-
-
-def _put(files: dict[Path, bytes]) -> None:
-    for path, data in files.items():
-        path.write_bytes(data)
-    open_site.cache_clear()  # as when agents restart
+        for path, data in genuine.items():
+            path.write_bytes(data)
 
 
 def own_manifest(server: Adversary) -> bool:
     """Edit a run after the coordinator signed it: a smaller minimum, other weights, less noise, no masks."""
-    run = server.runs[server.luck.integers(len(server.runs))]
+    run = server.pick_run()
     changes: list[Callable[[dict[str, Any]], None]] = [
         lambda content: content["settings"]["cohort"].update(minimum=2),
         lambda content: content["settings"]["cohort"]["sizes"].update(north=1),
@@ -135,6 +197,16 @@ def own_manifest(server: Adversary) -> bool:
     return server.refused(server.ask(kind, content), before)
 
 
+def expired_manifest(server: Adversary) -> bool:
+    """Bring a run back when its time is over."""
+    settings = replace(server.runs["few"].manifest.settings, name="late", valid_days=1e-9)
+    run, before = server.sign(settings), server.state()
+    if server.luck.integers(2):
+        return server.refused(server.ask("query", pack_query(run.document)), before)
+    plan = replace(server.plan(server.runs["few"]), run=run.digest, round=1, base_model=server.untrained)
+    return server.refused(server.ask("train", pack_train(run.document, plan.to_bytes(), [])), before)
+
+
 def _forged(
     server: Adversary, document: bytes, kind: str, key: PrivateKey, change: Callable[[dict[str, Any]], None]
 ) -> bytes:
@@ -146,65 +218,17 @@ def _forged(
     return line + b"\n" + edited if server.luck.integers(2) else SignedDocument.make(key, kind, edited).to_bytes()
 
 
-def other_masks(server: Adversary) -> bool:
-    """Open a masked sum with a site's seed missing, exchanged, made up, or of another round."""
-    run = server.masked
-    made = server.collect(run)
-    site, other = (str(each) for each in server.luck.permutation(list(made.updates))[:2])
-    earlier = run.honest.reveals
-    changes = [
-        {site: b""}, {site: made.reveals[other], other: made.reveals[site]}, {site: earlier[site]},
-        {site: server.luck.bytes(SEALED_BYTES)},
-    ]  # fmt: skip
-    changed = replace(made, reveals=made.reveals | changes[server.luck.integers(4)])
-    return server.deliver(run, changed.sum(changed.total(*made.updates), changed.contributions(*made.updates)))
-
-
-def two_attempts(server: Adversary) -> bool:
-    """Say that a site dropped out, to have masks of two attempts at a round: who answered for one is in no other."""
-    run, luck = server.masked, server.luck
-    *rest, _ = everyone = [str(site) for site in luck.permutation(SITES)]
-    first = server.train(run, server.plan(run))
-    asked = [everyone, rest[: int(luck.integers(1, len(rest)))]][luck.integers(2)]
-    signatures, _ = server.agreed(first, *everyone)
-    if not all(reply.has_content() for reply in server.reveal(first, signatures, asked).values()):
-        return False
-    before, again = server.state(), pack_train(run.document, next_attempt(first.plan, rest, _SECONDS).to_bytes(), [])
-    replies = server.ask("train", dict.fromkeys(rest, again))
-    return server.refused({site: reply for site, reply in replies.items() if site in asked}, before)
-
-
-def two_sets(server: Adversary) -> bool:
-    """Have sites sign one set of contributors, and then show them another, or signatures that are not of all of it."""
-    run, luck = server.masked, server.luck
-    *rest, gone = everyone = [str(site) for site in luck.permutation(SITES)]
-    made = server.train(run, server.plan(run))
-    first, second = [(everyone, rest), (rest, everyone)][luck.integers(2)]
-    signatures, _ = server.agreed(made, *first)
-    before = server.state()
-    refused = server.refused(
-        {site: each for site, each in server.agree(made, *second).items() if site in first}, before
-    )
-    victim = rest[0]
-    lies = [
-        {site: signature for site, signature in signatures.items() if site != victim},
-        signatures | {victim: signatures[first[-1]]},
-        signatures | {victim: luck.bytes(64)},
-        {site: signatures.get(site, signatures[victim]) for site in second},
-    ]
-    told = lies[luck.integers(len(lies))]
-    headers = made.contributions(*([*told, victim] if victim not in told else told))
-    return refused and server.refused(server.show(made, headers, told, [site for site in rest if site != gone]), before)
-
-
 INTRUSIONS: dict[str, Callable[[Adversary], bool]] = {
-    "a mask withheld or exchanged": other_masks,
-    "masks of two attempts": two_attempts,
-    "two sets of contributors": two_sets,
     "the key, a coefficient a plan": key_overheard,
+    "a second sum after a restart": tried_again,
+    "a plan that ends in years": distant_deadline,
     "keys of the server's own": own_keys,
-    "a roster edited": own_roster,
+    "keys that hide nothing": malformed_keys,
+    "an epoch beyond all others": absurd_epoch,
     "an older epoch": older_epoch,
+    "a roster edited": own_roster,
     "a manifest edited": own_manifest,
+    "a manifest that has expired": expired_manifest,
+    "a ledger in another's place": held_out_lineage,
 }
 """By what the table calls them."""

@@ -7,16 +7,20 @@ from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from typing_extensions import override
 
 from privacy.manifest import Cohort, Encryption, Privacy, RunSettings, Training
 from privacy.plan import MOST_SEEDS
 from simulations.adversary import SITES, Adversary
+from simulations.backups import BACKUPS
+from simulations.collusion import COLLUSION
 from simulations.federation import Federation, SiteTerms
 from simulations.idle import Idle
 from simulations.intrusions import INTRUSIONS
 from simulations.lies import LIES
+from simulations.unmasking import UNMASKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 _ABSENT = tuple(f"site-{number}" for number in range(MOST_SEEDS + 1 - len(SITES)))
 _MOST_ROUNDS = 100_000
-_PARAMETERS = 13_000  # two ciphertexts
+_WIDTH = 112  # with two layers, a few parameters more than one ciphertext holds
 
 
 class TwoCiphertexts(Idle):
@@ -37,19 +41,19 @@ class TwoCiphertexts(Idle):
     @override
     def model(self) -> nn.Module:
         """Make the untrained model."""
-        return nn.Linear(1, _PARAMETERS, bias=False)
+        return nn.Sequential(nn.Linear(1, _WIDTH), nn.Linear(_WIDTH, _WIDTH))
 
 
-def settings(name: str, sites: tuple[str, ...], rounds: int = _MOST_ROUNDS, *, masks: bool = False) -> RunSettings:
-    """Return a run without training; masks make it resist collusion."""
+def settings(name: str, sites: tuple[str, ...], rounds: int = _MOST_ROUNDS, colluding: int = 0) -> RunSettings:
+    """Return a run without training. It has masks if it is to bear sites that collude."""
     return RunSettings(
         name=name,
         task=f"{TwoCiphertexts.__module__}:{TwoCiphertexts.__name__}",
         rounds=rounds,
         training=Training(steps_per_round=0, sample_rate=0.1, learning_rate=1.0),
-        privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
-        encryption=Encryption(update_bound=1.0, collusion_resistant=masks),
-        cohort=Cohort(sizes={site: 100 - number for number, site in enumerate(sites)}),
+        privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0, colluding_sites=colluding or None),
+        encryption=Encryption(update_bound=1.0, collusion_resistant=colluding > 0),
+        cohort=Cohort(sizes={site: 100 - number for number, site in enumerate(sites)}, minimum=2 + max(1, colluding)),
     )
 
 
@@ -73,15 +77,16 @@ def make_federation(folder: Path, absent: tuple[str, ...] = ()) -> Federation:
 
 
 def lay_siege(folder: Path, luck: np.random.Generator) -> Adversary:
-    """Make a consortium, and a server that has just played one honest round of each of three runs.
+    """Make a consortium, and a server that has just played one honest round of each of four runs.
 
     In the sums of the first, seeds of every contributor stand. The second has so many sites that the server expands the
-    seeds to c1, which is then its own to change. The third has masks.
+    seeds to c1, which is then its own to change. The others have masks, against one site that colludes, and two.
     """
     server = Adversary(make_federation(folder, _ABSENT), luck)
     server.start(settings("few", SITES))
     server.start(settings("many", SITES + _ABSENT))
-    server.start(settings("masked", SITES, masks=True))
+    server.start(settings("masked", SITES, colluding=1))
+    server.start(settings("pair", SITES, colluding=2))
     return server
 
 
@@ -89,23 +94,34 @@ def _told(lie: Lie) -> Callable[[Adversary], bool]:
     """Play a lie about one round's sum."""
 
     def attack(server: Adversary) -> bool:
-        run = server.runs[server.luck.integers(len(server.runs))]
+        run = server.pick_run()
         return server.deliver(run, lie(server.collect(run), run.honest, server.luck))
 
     return attack
 
 
-ATTACKS: dict[str, Callable[[Adversary], bool]] = {name: _told(lie) for name, lie in LIES.items()} | INTRUSIONS
+ATTACKS: dict[str, Callable[[Adversary], bool]] = {
+    **{name: _told(lie) for name, lie in LIES.items()},
+    **UNMASKING,
+    **COLLUSION,
+    **BACKUPS,
+    **INTRUSIONS,
+}
 """By what the table calls them: each plays one try, and returns whether every site refused."""
 
 
 @contextmanager
 def quiet_agents() -> Iterator[None]:
-    """Leave out what agents log of the refusals, but not their unexpected errors."""
-    logger = logging.getLogger("cloister.agent")
+    """Leave out what agents log of the refusals, but not their unexpected errors; and have them compute on one core.
+
+    Who plays many tries does so in as many processes as there are cores: more threads would only wait for each other.
+    """
+    logger, threads = logging.getLogger("cloister.agent"), torch.get_num_threads()
     before = logger.level
     logger.setLevel(logging.ERROR)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         logger.setLevel(before)
+        torch.set_num_threads(threads)

@@ -30,7 +30,7 @@ from strategies.bodies import Bodies
 from strategies.ceremony import Ceremony
 from strategies.judging import Court
 from strategies.masking import Masking, next_attempt
-from strategies.membership import APART, Membership
+from strategies.membership import APART, UNOPENED, Membership
 from strategies.metrics import averaged
 from strategies.rounds import OpenRound, first_attempt
 from strategies.selection import Selection
@@ -45,10 +45,12 @@ from transport.contents import (
 )
 from transport.flower import FAILED, REFUSED
 from transport.heads import find_head, put_head
+from transport.receipts import make_receipt, put_receipt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from flwr.app import RecordDict
     from flwr.serverapp import Grid
 
     from privacy.manifest import SignedRun
@@ -59,20 +61,20 @@ if TYPE_CHECKING:
     from strategies.journal import Journal
     from strategies.letters import Letters
     from strategies.membership import Standing
+    from transport.channel import TlsFiles
     from transport.masking import Refusal
 
 _LAST = 0.1  # of a deadline: for a site that is behind to come back before the run ends
-_UNOPENED = "it says that the sum does not open, which others opened"
 _MOST_FAILURES = 3  # rounds in a row that release nothing end the run
 
 
 class EncryptedFedAvg(Strategy):
     """Federated averaging over ciphertexts. Weights are the sizes that sites declare in the manifest."""
 
-    def __init__(self, run: SignedRun, roster: Roster, journal: Journal, letters: Letters, heads: Heads, *,
-                 new_epoch: bool) -> None:  # fmt: skip
+    def __init__(self, run: SignedRun, roster: Roster, journal: Journal, letters: Letters, heads: Heads,
+                 tls: TlsFiles, *, new_epoch: bool) -> None:  # fmt: skip
         self._document, self._manifest, self._run = run.document, run.manifest, run.digest
-        self._roster, self._journal = roster, journal
+        self._roster, self._journal, self._tls = roster, journal, tls
         cohort = self._manifest.settings.cohort
         self._attention = Attention(cohort.round_deadline_seconds)
         self._members = Membership(
@@ -190,7 +192,7 @@ class EncryptedFedAvg(Strategy):
             return None
         self._voting.begin()
         said, told, refusals = self._hear(replies)
-        while len(refusals) > len(said):
+        while len(refusals) > len(said) and self._court.is_convinced(refusals):
             result = self._repeat(refusals)
             if result is None:
                 return None
@@ -240,8 +242,16 @@ class EncryptedFedAvg(Strategy):
         """Begin to bring a sum to every site of its plan's cohort that is there."""
         there = [site for site in read_plan(total.plan).cohort if site in self._members.nodes]
         self._round.bytes_down += total.size * len(there)
-        messages = [self._message(site, MessageType.EVALUATE, pack_sum(self._document, total)) for site in there]
+        messages = [self._message(site, MessageType.EVALUATE, self._sum_for(site, total)) for site in there]
         return self._attention.send(grid, messages)
+
+    def _sum_for(self, site: str, total: EncryptedSum) -> RecordDict:
+        """Return what brings a site a sum; one whose update is not in it is told why."""
+        content, current = pack_sum(self._document, total), self._round
+        if current.plan and site not in current.contributors:
+            reason = current.problems.get(site, "it sent no update for this sum")
+            put_receipt(content, make_receipt(self._tls, current.plan.digest, site, reason))
+        return content
 
     def _hear(self, replies: Iterable[Message]) -> tuple[dict[str, Standing], dict[str, Mapping[str, float]],
                                                          dict[str, Refusal]]:  # fmt: skip
@@ -257,7 +267,7 @@ class EncryptedFedAvg(Strategy):
             try:
                 if self._masks and (refusal := self._members.read_refusal(site, plan, reply)):
                     refusals[site] = refusal
-                    current.problems[site] = _UNOPENED
+                    current.problems[site] = UNOPENED
                     continue
                 said[site], metrics = self._members.read_opened(site, plan, reply)
                 told[site] = current.hear(site, metrics)
@@ -288,8 +298,9 @@ class EncryptedFedAvg(Strategy):
         left = [site for site in current.contributors if site not in liars]
         if not liars:
             self._selection.spoiled(current.contributors)
-            self._close_unreleased("the sum does not open: there is garbage within the masks, and nobody sees whose")
-            self._failures -= self._selection.can_part(self._there)  # then the next ones close in on it
+            if not self._selection.can_part(self._there):  # else the next rounds close in on it
+                self._failures += 1
+            self._record(reason="the sum does not open: there is garbage within the masks, and nobody sees whose")
             return None
         if len(left) < plan.minimum_cohort:
             self._close_unreleased(f"too few sites are left: {current.listed}")

@@ -20,7 +20,7 @@ from strategies.masking import ask_sites
 from transport.masking import CODES, SEEDS, Accusation, pack_body, read_verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from flwr.app import RecordDict
     from flwr.serverapp import Grid
@@ -42,6 +42,10 @@ class Court:
 
     def __init__(self, members: Membership, colluding_sites: int) -> None:
         self._members, self._colluding = members, colluding_sites
+
+    def is_convinced(self, sites: Collection[str]) -> bool:
+        """Whether so many sites say something that an honest one does."""
+        return len(sites) > self._colluding
 
     def liars(
         self, grid: Grid, plan: RoundPlan, bodies: Bodies, sites: Sequence[str], refusals: Mapping[str, Refusal]

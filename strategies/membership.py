@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 READINESS, OPENED = "readiness", "opened"
 APART = "it arrived at another model than most sites, and is left out until it has theirs"
+UNOPENED = "it says that the sum does not open, which others opened"
 _OTHER = "another model than most sites; install the same versions of torch and of the task"
 
 Standing = tuple[str, float]  # digest of a model, and the range of updates that start from it
@@ -183,7 +184,10 @@ class Membership:
         Raises:
             CloisterError: if it told nothing, or did not sign that.
         """
-        opened, told = read_opened(content_of(reply))
+        content = content_of(reply)
+        if find_refusal(content):
+            raise ProtocolError(UNOPENED)
+        opened, told = read_opened(content)
         signed = opened.signed_part(digest("plan", plan))
         verify(self.roster.member(site).verification_key, OPENED, signed, opened.signature)
         return (opened.model, opened.update_bound), told

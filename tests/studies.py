@@ -21,6 +21,7 @@ from client.study import Study
 from client.survey import Survey
 from client.task import Task
 from privacy.errors import DataError
+from simulations.idle import Idle
 
 QUOTE = "Mrs Smith, 1961"  # a record that some tasks below try to let out
 HOLD, HOLD_LOADING, MET = "hold", "hold-loading", ".met"
@@ -157,6 +158,26 @@ class Held(Tiny):
         if _trains():
             _hold(self._folder / HOLD)
         return super().loss(outputs, targets)
+
+
+class Weighty(Idle):
+    """A model of any size that is never trained. Stops where it would be; in a spare agent at the records, too."""
+
+    def __init__(self) -> None:
+        self._folder = Path()
+
+    @override
+    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+        self._folder = path.parent
+        if SPARE in os.environ:
+            _hold(self._folder / HOLD_SPARE)
+        return super().load(path)
+
+    @override
+    def model(self) -> nn.Module:
+        if _trains():
+            _hold(self._folder / HOLD)
+        return super().model()
 
 
 class Mortal(Tiny):

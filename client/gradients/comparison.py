@@ -5,12 +5,13 @@ order: a mode that is right once may lose gradients afterwards, and rows that a 
 After each batch every parameter's clipped sum must be what autograd gives, from one record at a time.
 
 A model that draws at random cannot be compared one record at a time. Dropout is taken out of it. Where that is not
-enough, gradients of single records are taken from a pass over each part, and both sides draw under the same seed.
+enough, gradients of single records are taken from a pass over each part, both sides draw under the same seed, and on
+the CPU, what is drawn is held still: some ways draw for each record what others draw once for the batch.
 """
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from client.draws import Draws
 from client.gradients.clipping import clip_factors
 from client.gradients.mode import GradientMode, quiet, trainable
 from client.gradients.optimizer import CipherOptimizer
@@ -51,6 +53,7 @@ class Expected:
     records: tuple[Tensor, Tensor]
     bound: float  # C
     sums: list[Sum]
+    draws: bool  # whether the model does
 
     @classmethod
     def of(cls, model: nn.Module, loss: RecordLoss, records: tuple[Tensor, Tensor]) -> Expected:
@@ -67,12 +70,13 @@ class Expected:
         first = _norm(next(_one_by_one(model, loss, records)))
         draws = not torch.equal(_state(records[0].device), before)
         bound, sums = (first / 2 if 0 < first < float("inf") else 1.0), []
-        for batch in _orders(records[0].device):
-            sums.append(_by_autograd(model, loss, records, batch, bound, draws=draws))
-            with torch.no_grad():
-                for parameter, gradient in zip(trainable(model), sums[-1].gradients, strict=True):
-                    parameter.sub_(gradient, alpha=_STEP / bound)
-        return cls(records, bound, sums)
+        with _held_still(draws=draws):
+            for batch in _orders(records[0].device):
+                sums.append(_by_autograd(model, loss, records, batch, bound, draws=draws))
+                with torch.no_grad():
+                    for parameter, gradient in zip(trainable(model), sums[-1].gradients, strict=True):
+                        parameter.sub_(gradient, alpha=_STEP / bound)
+        return cls(records, bound, sums, draws)
 
     @staticmethod
     def copy(model: nn.Module) -> nn.Module:
@@ -99,8 +103,7 @@ class Expected:
             loss_reduction="sum",
             randomness=Randomness.seeded(0),
         )
-        with quiet(), closing(optimizer):
-            mode.shares(*self.records)  # the first time it may try something that draws, in vain
+        with quiet(), closing(optimizer), _held_still(draws=self.draws):
             for batch, expected in zip(_orders(self.records[0].device), self.sums, strict=True):
                 torch.manual_seed(0)
                 optimizer.take(mode, self.records, batch, _PART)
@@ -115,6 +118,10 @@ class Expected:
                     names: list[str] = [name for name, each in mode._module.named_parameters() if each.requires_grad]  # noqa: SLF001 - Opacus's
                     return names[far.index(True)]
         return None
+
+
+def _held_still(*, draws: bool) -> AbstractContextManager[object]:
+    return Draws(still=True) if draws else nullcontext()
 
 
 def _orders(device: torch.device) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from typing_extensions import override
 
+from client.draws import forked
 from client.gradients.mode import GradientMode, check_rows
 from client.gradients.recurrent import begin_by_record
 from client.gradients.shares import Rows
@@ -27,7 +28,7 @@ class Vmap(GradientMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, loss_reduction="sum")
-        self._in_one = True
+        self._in_one: bool | None = None  # whether a record's loss can be mapped as a whole
         self._hooks = begin_by_record(model)
 
     @override
@@ -38,17 +39,21 @@ class Vmap(GradientMode):
 
     @override
     def shares(self, inputs: Tensor, targets: Tensor) -> list[Rows]:
-        samples = None
-        if self._in_one:
-            try:
-                samples = self._of_losses(inputs, targets)
-            except RuntimeError:  # the loss branches on values, say; a model that does so fails below, too
-                self._in_one = False
-        if samples is None:
-            samples = self._of_outputs(inputs, targets)
+        if self._in_one is None:
+            self._in_one = self._can_be_one(inputs[:1], targets[:1])
+        samples = (self._of_losses if self._in_one else self._of_outputs)(inputs, targets)
         for each in samples:
             check_rows(len(each), len(inputs))
         return [Rows(each.float()) for each in samples]
+
+    def _can_be_one(self, inputs: Tensor, targets: Tensor) -> bool:
+        """Try one record. What it draws in vain is not missed: the same seed gives the same sum, the first time too."""
+        with forked():
+            try:
+                self._of_losses(inputs, targets)
+            except RuntimeError:  # the loss branches on values, say; a model that does so fails afterwards, too
+                return False
+        return True
 
     def _of_losses(self, inputs: Tensor, targets: Tensor) -> Sequence[Tensor]:
         """Map the gradient of a record's loss."""

@@ -1,7 +1,7 @@
 """The claim under all others: what a record adds to an update is its own gradient, whoever else is in the batch.
 
 Canaries cannot show it: they have gradients of their own making. So the site's own tasks are tried, as the guard tries
-them when an agent starts, on what they make up and on several handfuls of the site's records.
+them when an agent starts, on what they make up and on the site's records.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from client.settings import Computing
 
-_TIMES = 3  # handfuls of records
-
 
 def check_tasks(tasks: Sequence[str], folder: Path, file: Path, device: str, computing: Computing) -> Check:
     """Try tasks on their examples and on the records in a file.
@@ -29,7 +27,7 @@ def check_tasks(tasks: Sequence[str], folder: Path, file: Path, device: str, com
         DataError: if a record cannot be used.
     """
     try:
-        counts = [prove_all(folder, task, file, _TIMES, find_device(device), computing) for task in tasks]
+        counts = [prove_all(folder, task, file, find_device(device), computing) for task in tasks]
     except TaskError as error:
         return Check("gradients", "a record's own", str(error), held=False)
     return Check("gradients", "a record's own", f"in any batch of {min(counts)} records", held=True)

@@ -5,8 +5,8 @@ That refusals say something, honest rounds show: some in the same consortium bef
 arithmetic, and many by the real server, of which no site may refuse one.
 
 Sites are the production code over the network's bytes, without the network. Where this machine has a disk in memory,
-theirs is that: a third of a try would be waiting for a real one. One consortium serves for a hundred tries, because a
-site reads its whole ledger for every entry.
+theirs is that: a third of a try would be waiting for a real one. Making a consortium takes as long as many tries, so
+one serves for some hundreds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from simulations.adversary import Adversary
 
-_BATCH = 100  # tries, or rounds, of one consortium
+_BATCH = 250  # tries, or rounds, of one consortium
 _NAMES = tuple(ATTACKS)
 
 
@@ -132,7 +132,7 @@ def _besiege(server: Adversary, todo: list[str]) -> list[str]:
         if not ATTACKS[name](server):
             return refused
         refused.append(name)
-    for run in server.runs:
+    for run in server.runs.values():
         server.play_fair(run)
     return refused
 
@@ -140,7 +140,7 @@ def _besiege(server: Adversary, todo: list[str]) -> list[str]:
 def _play_fair(job: _Rounds) -> Counter[str]:
     with _folder() as folder:
         federation = make_federation(Path(folder))
-        federation.sign(settings("honest", SITES, job.count, masks=job.masks))
+        federation.sign(settings("honest", SITES, job.count, colluding=int(job.masks)))
         with suppress(CloisterError):  # what did not come about counts as refused
             run_inline(federation)
         events = [event for event in read_events(journal_path(federation)) if event["event"] == "round"]

@@ -37,6 +37,7 @@ class Device:
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     made = Device()
     monkeypatch.setattr("torch.cuda.manual_seed_all", made.seed)
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     return made
 
 
@@ -131,6 +132,8 @@ DRAWS: dict[str, Callable[[], Tensor]] = {
     "normal": lambda: torch.randn_like(torch.ones(50)),
     "bernoulli": lambda: torch.bernoulli(torch.full((50,), 0.5)),
     "integers": lambda: torch.randint(3, (50,)),
+    "normal around means": lambda: torch.normal(torch.ones(50), torch.ones(50)),
+    "one of some": lambda: torch.multinomial(torch.ones(50, 3), 1)[:, 0],
     "in place": lambda: torch.empty(50).uniform_(2, 3),
 }
 

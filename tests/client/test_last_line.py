@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from typing_extensions import override
 
 from client.acceptance import get_ready
@@ -18,6 +19,7 @@ from client.additivity import check_mode
 from client.dpsgd import train, way_to_train
 from client.guard import check_records, check_task
 from client.interactions import InteractionError
+from client.proving import prove
 from client.refusals import FILE, Refusals
 from client.settings import Computing, Gradients, Precision
 from client.site import open_site
@@ -113,6 +115,73 @@ def test_what_is_refused_would_have_been_found_on_the_record_itself(task: Made) 
     assert again_and_again(lambda: check_records(task, "package:Class", Example(*loud())))
 
 
+@pytest.mark.parametrize("task", RARE.values(), ids=RARE.keys())
+def test_one_record_among_many_is_found_when_they_are_read_for_certain(task: Made) -> None:
+    torch.manual_seed(4)
+    inputs, targets = torch.randn(500, WIDTH), torch.arange(500) % CLASSES
+    inputs[111, 2] = 12345.0
+    for _ in range(3):
+        with pytest.raises(InteractionError):
+            prove(task, "package:Class", (inputs, targets), torch.device("cpu"), Computing())
+
+
+def test_what_begins_with_larger_weights_is_found_in_the_round_in_which_it_begins() -> None:
+    class Grown(nn.Module):
+        """Centres its batch once its bias has grown further than anybody tries."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.last = nn.Linear(WIDTH, 8), nn.Linear(8, CLASSES)
+
+        @override
+        def forward(self, inputs: Tensor) -> Tensor:
+            made = self.layer(inputs)
+            grown = bool(self.last.bias.detach().abs().max() > 100)
+            found: Tensor = self.last((made - made.mean(0) if grown else made).tanh())
+            return found
+
+    task, records = Made(Grown), vectors()
+    check_task(task, "package:Class")
+    manifest = signed(steps=9, norm=100.0)
+    assert manifest.settings.training
+    fast = replace(manifest.settings.training, learning_rate=1e3, sample_rate=1.0)
+    manifest = replace(manifest, settings=replace(manifest.settings, training=fast))
+    with pytest.raises(InteractionError):
+        summed(task, records, manifest)
+
+
+@pytest.mark.parametrize(
+    ("change", "computing"),
+    [
+        (lambda x: x - x.mean(0) if torch.is_autocast_enabled("cpu") else x, Computing(precision="bfloat16")),
+        (lambda x: x - x.mean(0) if len(x) > 300 else x, Computing(physical_batch=512)),
+    ],
+    ids=["16 bits", "large parts"],
+)
+def test_what_a_sites_settings_bring_about_is_found_before_it_trains(
+    change: Callable[[Tensor], Tensor], computing: Computing
+) -> None:
+    task = Made(lambda: Through(nn.Linear(WIDTH, 8), Through(change), nn.Tanh(), head_of(8)))
+    check_task(task, "package:Class")
+    with pytest.raises(TaskError):
+        way_to_train(task, task.model(), computing)
+
+
+def test_a_loss_that_branches_on_values_is_no_reason_to_refuse_dropout() -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        weight = 2.0 if len(targets) == 1 and bool(targets[0] == 0) else 1.0
+        return weight * functional.cross_entropy(outputs, targets) if len(targets) == 1 else _mean(outputs, targets)
+
+    def _mean(outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.stack([loss(*each) for each in zip(outputs.split(1), targets.split(1), strict=True)]).mean()
+
+    task = Made(lambda: nn.Sequential(nn.Dropout(), nn.PReLU(), nn.Linear(WIDTH, CLASSES)), loss)
+    check_task(task, "package:Class")
+    prove(task, "package:Class", vectors(), torch.device("cpu"), Computing())
+    for _ in range(4):
+        summed(task, vectors(), signed(steps=1, norm=0.5))
+
+
 @pytest.mark.parametrize("gradients", ["bookkeeping", "vmap"])
 def test_a_mode_is_tried_with_batches_and_single_records_before_it_trains(gradients: Gradients) -> None:
     class Turned(Made):
@@ -156,18 +225,18 @@ def test_a_round_in_which_records_meet_sends_nothing_and_the_task_stays_refused(
     federation = make_federation(replace(NOISY, task=task_name(Sly), privacy=unclipped))
     with pytest.raises(RunError, match="nothing was trained"):
         run_with(federation)
-    document, node = signed_run(federation)[0], node_of(federation, "north")
-    file = federation.paths["north"] / FILE
+    name, folder = next((name, path) for name, path in federation.paths.items() if (path / FILE).exists())
+    document, node, file = signed_run(federation)[0], node_of(federation, name), folder / FILE
     assert list(json.loads(file.read_bytes())) == [task_name(Sly)]
-    charged = charges_of(federation, "north")
-    assert not list((federation.paths["north"] / "outbox").glob("*"))
-    for site in (open_site(federation.paths["north"]), restart(federation, "north")):
+    charged = charges_of(federation, name)
+    assert not list((folder / "outbox").glob("*"))
+    for site in (open_site(folder), restart(federation, name)):
         with pytest.raises(TaskError, match="and its code is the same: what a record adds") as caught:
             get_ready(site, document, node)
         assert "the reason is in the site's own log" in caught.value.public
-    assert charges_of(federation, "north") == charged
+    assert charges_of(federation, name) == charged
     file.unlink()
-    get_ready(restart(federation, "north"), document, node)
+    get_ready(restart(federation, name), document, node)
 
 
 def test_a_refusal_ends_when_the_tasks_code_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +279,7 @@ def test_sound_models_pass_with_any_records_that_they_train_on(precision: Precis
         for scale in (1e-3, 1.0, 1e3, 1e30):
             inputs, targets = torch.randn(40, WIDTH), torch.arange(40) % CLASSES
             inputs[::3] *= scale
-            check_mode(task, model, (inputs, targets), choice, computing.precision)
+            check_mode(task, model, (inputs, targets), torch.arange(40), choice, computing.precision)
 
 
 def test_what_a_model_saves_and_cuts_is_found_on_a_sites_own_records() -> None:

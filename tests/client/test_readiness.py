@@ -247,6 +247,17 @@ def test_a_ledger_that_cannot_be_written_is_said_before_a_round_is_planned(make_
         ready(federation)
 
 
+def test_a_last_head_that_cannot_be_kept_is_said_before_a_round_is_planned(make_federation: FederationMaker) -> None:
+    federation = make_federation(NOISY)
+    heads = federation.paths[SITE] / "ledger-heads"
+    ready(federation)
+    assert list(heads.iterdir()) == []  # nothing was charged
+    heads.rmdir()
+    heads.write_text("a file where a folder should be")
+    with pytest.raises(LedgerError, match="ledger-heads: File exists; no update leaves until"):
+        ready(federation)
+
+
 def test_room_for_a_round_is_really_taken_up_while_a_site_trains_and_then_given_back(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ LEFT_OUT = "an update left out"
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    return adversary.measure(2 * len(ATTACKS), 5, seed=1)
+    return adversary.measure(len(ATTACKS), 5, seed=1)
 
 
 def _here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +53,7 @@ def _refuse_all(self: object, total: object, plan: object, sites: object) -> Ite
 
 
 def test_every_site_refuses_every_attack_and_no_honest_round(report: dict[str, Any]) -> None:
-    assert report["rows"] == [{"attack": name, "tries": 2, "refused": 2} for name in ATTACKS]
+    assert report["rows"] == [{"attack": name, "tries": 1, "refused": 1} for name in ATTACKS]
     assert (report["honest_rounds"], report["false_alarms"]) == (5, 0)
     assert adversary.held(report)
 
@@ -62,7 +62,7 @@ def test_the_table_has_every_attack_and_a_sentence_in_80_columns(report: dict[st
     lines = adversary.table(report).splitlines()
     assert max(map(len, lines)) <= 80
     assert all(any(line.startswith(name) for line in lines) for name in ATTACKS)
-    assert lines[-1] == f"✓ every site refused all {2 * len(ATTACKS)} tries, and none of 5 honest rounds"
+    assert lines[-1] == f"✓ every site refused all {len(ATTACKS)} tries, and none of 5 honest rounds"
 
 
 def test_without_code_and_tag_lies_pass_are_counted_and_the_command_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_a_try_is_refused_only_if_all_sites_refuse_and_none_of_them_by_a_crash(
         server = lay_siege(tmp_path, np.random.default_rng(1))
         state = server.state()
         refusals = server.ask("query.lead", pack_lead(server.epoch))  # an epoch that there is already
-        agreed = server.ask("query", pack_query(server.runs[0].document))
+        agreed = server.ask("query", pack_query(server.runs["few"].document))
         assert server.refused(refusals, state)
         assert not server.refused(refusals | {"north": agreed["north"]}, state)
         assert not server.refused(refusals, {})

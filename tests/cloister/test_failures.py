@@ -21,7 +21,7 @@ from cloister import cli
 from cloister.terminal import make_usable
 from privacy.errors import CloisterError, ConfigError
 from privacy.failures import raised, sentence
-from simulations.federation import Federation
+from simulations.federation import Federation, SiteTerms
 
 QUOTE = "Mrs Smith, 1961"
 
@@ -60,6 +60,8 @@ ERRORS: list[BaseException] = [
     RecursionError(QUOTE),
     ValueError(QUOTE),
     KeyError(QUOTE),
+    SystemExit(QUOTE),
+    GeneratorExit(QUOTE),
     IndexError(QUOTE),
     TypeError(QUOTE),
     AttributeError(QUOTE),
@@ -255,7 +257,10 @@ def test_a_latin_1_terminal_gets_what_it_can_show(consortium: Federation, tmp_pa
     assert b"Traceback" not in signed.stderr + refused.stderr
 
 
-def test_a_full_disk_under_standard_output_is_said_and_a_reader_that_has_gone_is_not() -> None:
+def test_a_full_disk_under_standard_output_is_said_and_a_reader_that_has_gone_is_not(consortium: Federation) -> None:
+    for site, path in consortium.paths.items():
+        if not (path / "site.toml").exists():
+            consortium.write_settings(site, "localhost:1", SiteTerms(("simulations.diagnosis:Diagnosis",)))
     with Path("/dev/full").open("wb") as full:
         unwritten = _start("--version", stdout=full)
     assert unwritten.returncode == 1
@@ -263,8 +268,12 @@ def test_a_full_disk_under_standard_output_is_said_and_a_reader_that_has_gone_is
     ours, theirs = os.pipe()
     os.close(ours)
     unread = _start("--help", stdout=theirs)
+    shown = _start("ledger", "show", str(consortium.paths["north"]), stdout=theirs)
     os.close(theirs)
-    assert (unread.returncode, unread.stderr) == (1, b"")
+    for each in (unread, shown):
+        assert each.returncode == 1
+        assert b"unexpected" not in each.stderr
+    assert unread.stderr == b""
 
 
 def test_a_closed_standard_output_is_no_error() -> None:

@@ -10,8 +10,9 @@ from privacy.envelope import Contribution, SignedUpdate
 from privacy.heads import SignedHead
 from privacy.signing import sign
 from privacy.summation import EncryptedSum
+from privacy.verdict import sign_verdict
 from privacy.votes import Question, Vote, cast
-from tests.privacy.consortium import member, signing_key
+from tests.privacy.consortium import make_plan, member, signing_key
 from transport import ceremony, contents, masking
 from transport import cloister_pb2 as pb
 from transport.flower import instruction, reply, stamp
@@ -134,6 +135,7 @@ def messages(run: str) -> dict[str, object]:
         "node": NODE,
         "run": run,
         "lineage": "patients",
+        "words": _words(),
         "messages": asked,
         "replies": said,
         "failure": {"body": answered(Error(100, "south refuses")).hex(), "code": 100, "reason": "south refuses"},
@@ -141,6 +143,30 @@ def messages(run: str) -> dict[str, object]:
         "chunks": [each.hex() for each in frames(lead, 64, "f" * 32)],
         "chunks_as_text": " ".join(each.hex() for each in frames(lead, 64, "f" * 32)),
         "receipt": pb.Receipt(status=pb.Receipt.ACCEPTED).SerializeToString().hex(),
+    }
+
+
+def _words() -> dict[str, object]:
+    """Return what south signs of a sum, whether it opened, and of another's update; and what each is about."""
+    key, plan = signing_key("south"), make_plan("1" * 64, deadline=1_800_000_000.5)
+    opened, refusal = contents.Opened(_OTHER, 2.0**-20), masking.Refusal("seeds", ["east", "west"])
+    return {
+        "plan": plan.to_bytes().decode(),
+        "opened": {
+            "model": opened.model,
+            "update_bound": opened.update_bound,
+            "signature": sign(key, "opened", opened.signed_part(plan.digest)).hex(),
+        },
+        "refused": {
+            "why": refusal.why,
+            "liars": refusal.liars,
+            "signature": sign(key, masking.REFUSED, refusal.signed_part(plan.digest)).hex(),
+        },
+        "verdict": {
+            "header": "a header",
+            "right": False,
+            "signature": sign_verdict(key, plan, b"a header", right=False).hex(),
+        },
     }
 
 

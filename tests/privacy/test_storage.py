@@ -107,6 +107,20 @@ def test_a_ledger_that_cannot_grow_refuses_and_keeps_its_entries(tmp_path: Path)
     ledger.check_writable()
 
 
+@pytest.mark.parametrize("name", ["patients", "."], ids=["file", "folder"])
+def test_a_ledger_on_a_disk_that_is_not_mounted_is_not_an_empty_one(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "ledger" / "patients"
+    path.parent.mkdir()
+    link = path.parent / name
+    if name == ".":
+        path.parent.rmdir()
+        link = path.parent
+    link.symlink_to(tmp_path / "disk" / "ledger")
+    ledger = Ledger(path, "north", "patients", signing_key("north"))
+    with pytest.raises(LedgerError, match="a link to nothing; mount or restore what it leads to"):
+        ledger.spent(1e-5)
+
+
 def test_space_is_taken_up_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "space"
     set_aside(path, 300_000)

@@ -388,6 +388,15 @@ def test_words_of_a_site() -> None:
     said, head = records["readiness"], records["ledger"]
     signed.verify(key, "readiness", readiness_payload(said, known["run"], known["node"]), said["signature"])
     signed.verify(key, "ledger", f"south {known['lineage']} {head['head']}".encode(), head["signature"])
+    words, plan = known["words"], signed.read_plan(known["words"]["plan"].encode())["digest"]
+    opened, refused, verdict = (words[name] for name in ("opened", "refused", "verdict"))
+    header, right = sha256(verdict["header"].encode()).hexdigest(), "right" if verdict["right"] else "wrong"
+    for kind, payload in (
+        ("opened", f"{plan} {opened['model']} {opened['update_bound']}"),
+        ("refused", f"{plan} {refused['why']} {','.join(refused['liars'])}"),
+        ("verdict", f"{plan} {header} {right}"),
+    ):
+        signed.verify(key, kind, payload.encode(), bytes.fromhex(words[kind]["signature"]))
 
 
 def test_a_ledger_with_lines_of_every_kind() -> None:

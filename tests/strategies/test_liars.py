@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 
 from client.app import app as client_app
 from client.judging import judge
@@ -159,6 +159,24 @@ def test_who_says_that_a_sum_does_not_open_which_others_opened_is_named(federati
         assert event["released"]
         assert "does not open, which others opened" in event["problems"][HOSTILE]
     assert {charges_of(federation, site) for site in HONEST} == {2}
+
+
+def test_one_refusal_takes_no_sum_back_that_others_have_opened_without_saying_so(federation: Federation) -> None:
+    lies, lost = lying(federation, HOSTILE, {EVALUATE: refuse}), set[int]()
+
+    def answer(message: Message, context: Context) -> Message:
+        made, node = lies(message, context), message.metadata.dst_node_id
+        if message.metadata.message_type == EVALUATE and node != node_of(federation, HOSTILE) and node not in lost:
+            lost.add(node)
+            return reply(Error(1, "the line broke"), message)
+        return made
+
+    first, second = run_with(federation, answer)
+    assert "delivered again" in first["reason"]
+    assert (second["released"], sorted(second["sites"])) == (True, HONEST)
+    assert {charges_of(federation, site) for site in HONEST} == {2}
+    models = models_of(federation)
+    assert len({models[site] for site in HONEST}) == 1
 
 
 def test_garbage_within_the_masks_costs_rounds_until_it_is_found_whose_it_is(make_federation: FederationMaker) -> None:

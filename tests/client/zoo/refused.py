@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 import torch
-from opacus.layers import DPLSTM
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from tests.client.zoo.sequences import Packed
-from tests.trials import CLASSES, LENGTH, WIDTH, Made, head, sequences, words
+from tests.trials import CLASSES, LENGTH, WIDTH, Made, Through, head, sequences, words
 
 if TYPE_CHECKING:
     from client.task import Task
@@ -48,6 +46,19 @@ class LastStep(nn.Module):
         return found
 
 
+class Counting(nn.Linear):
+    """Counts its batches."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, CLASSES)
+        self.batches = 0
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.batches += 1
+        return super().forward(inputs)
+
+
 class Again(nn.Module):
     """Computes a layer again, in the old way."""
 
@@ -60,15 +71,6 @@ class Again(nn.Module):
         found = cast("Tensor", checkpoint(self.second, self.first(inputs), use_reentrant=True))
         made: Tensor = self.head(found)
         return made
-
-
-class Sorted(Packed):
-    """Opacus's LSTM over packed texts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = DPLSTM(6, 8, batch_first=True, bidirectional=True)
-        self.out = nn.Linear(16, CLASSES)
 
 
 class Listed(nn.Module):
@@ -102,6 +104,12 @@ def _of_the_batch(outputs: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(outputs @ outputs.T, torch.arange(len(outputs)))
 
 
+def _cox(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Records by falling times, all of them events."""
+    risks = outputs[targets.argsort(descending=True), 0]
+    return (risks.logcumsumexp(0) - risks).mean()
+
+
 REFUSED: dict[str, tuple[Task, str]] = {
     "batch normalisation that is trained": (Made(lambda: _between(nn.BatchNorm1d(8))), "use GroupNorm or LayerNorm"),
     "`nn.InstanceNorm` with `track_running_stats=True`": (
@@ -110,9 +118,14 @@ REFUSED: dict[str, tuple[Task, str]] = {
     "`spectral_norm`": (Made(lambda: spectral_norm(head())), "remembers earlier batches"),
     "recurrent layers without `batch_first`, given records first": (
         Made(LastStep, example=sequences), "give it batch_first=True"),
-    "Opacus's recurrent layers over packed sequences": (Made(Sorted, example=words), "records of a batch meet"),
     "experts that take a share of the batch": (Made(Capacity), "records of a batch meet"),
     "losses over pairs of records": (Made(loss=_of_the_batch), "give each record one term that looks at no other"),
+    "Cox's partial likelihood, over risk sets": (Made(lambda: nn.Linear(WIDTH, 1), loss=_cox), "no pairs or risk sets"),
+    "gamma, beta, Dirichlet or Poisson draws": (
+        Made(lambda: _between(Through(lambda x: x * torch.distributions.Gamma(x.exp(), 1.0).rsample()))),
+        "transform normal or uniform numbers"),
+    "models compiled by `torch.jit`": (Made(lambda: torch.jit.script(head())), "return the module itself"),
+    "a counter, cache, running mean or list that outlasts a batch": (Made(Counting), "in `batches` of its model, so"),
     "`nn.Lazy…` layers": (Made(lambda: nn.LazyLinear(CLASSES)), "use layers that are told theirs"),
     "`nn.RReLU`": (Made(lambda: _between(nn.RReLU())), "records of a batch meet"),
     "`nn.Embedding` with `sparse=True`": (

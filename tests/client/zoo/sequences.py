@@ -98,6 +98,14 @@ class Packed(nn.Module):
         return found
 
 
+class PackedByOpacus(Packed):
+    """The same with Opacus's layer, which sorts what is packed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = DPLSTM(6, WIDTH, batch_first=True, bidirectional=True)
+
+
 class TextCNN(nn.Module):
     """Convolutions of several widths, each taken where it is largest (Kim, 2014)."""
 
@@ -259,6 +267,7 @@ SEQUENCES = {
     "opacus.layers.DPLSTM": Architecture(
         "bookkeeping", lambda: _recurrent(DPLSTM(CHANNELS, WIDTH, batch_first=True)), signals),
     "nn.LSTM over packed texts": Architecture("autograd", Packed, texts(), learning_rate=1.0),
+    "opacus.layers.DPLSTM over packed texts": Architecture("autograd", PackedByOpacus, texts(), learning_rate=1.0),
     "text CNN": Architecture("bookkeeping", TextCNN, texts()),
     "nn.EmbeddingBag": Architecture(
         "vmap", lambda: nn.Sequential(nn.EmbeddingBag(WORDS, 6, padding_idx=0), nn.Linear(6, 2)), texts()),

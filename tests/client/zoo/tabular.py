@@ -200,6 +200,49 @@ class Experts(nn.Module):
         return found
 
 
+class BestTwo(Experts):
+    """Each record goes to the two experts that its gate likes best."""
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        weights, chosen = self.gate(inputs).softmax(1).topk(2, 1)
+        found = inputs.new_zeros(len(inputs), CLASSES)
+        for number, expert in enumerate(self.experts):
+            rows, place = (chosen == number).nonzero(as_tuple=True)
+            if len(rows):
+                found = found.index_add(0, rows, weights[rows, place, None] * expert(inputs[rows]))
+        return found
+
+
+class Bayesian(nn.Module):
+    """Draws its weights once for the batch, around means that it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.log_scale = nn.Parameter(torch.zeros(CLASSES, COLUMNS)), nn.Parameter(torch.full((), -3.0))
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        drawn = torch.randn_like(self.mean) * self.log_scale.exp() if self.training else 0.0
+        found: Tensor = inputs @ (self.mean + drawn).T
+        return found
+
+
+class Choosing(nn.Module):
+    """Draws one of some directions for each record; gradients go straight through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.head = nn.Linear(COLUMNS, 5), nn.Linear(5, CLASSES)
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        chances = self.gate(inputs).softmax(1)
+        drawn = torch.distributions.Categorical(chances).sample() if self.training else chances.argmax(1)
+        found: Tensor = self.head(functional.one_hot(drawn, 5) - chances.detach() + chances)
+        return found
+
+
 class Heads(nn.Module):
     """One trunk, and a head for each of two questions; the second is learned half as fast."""
 
@@ -319,6 +362,9 @@ TABULAR = {
     "variational autoencoder": Architecture("bookkeeping", Variational, copies, evidence, 0.1),
     "survival, discrete hazards": Architecture("bookkeeping", lambda: nn.Linear(COLUMNS, INTERVALS), followed, hazards),
     "mixture of experts, soft gate": Architecture("bookkeeping", Experts, classes),
+    "mixture of experts, each record's best two": Architecture("autograd", BestTwo, classes),
+    "weights drawn around a mean": Architecture("vmap", Bayesian, classes),
+    "Categorical choice, straight through": Architecture("bookkeeping", Choosing, classes),
     "several heads": Architecture("bookkeeping", Heads, two_questions, near, 0.1),
     "temperature, a parameter of shape ()": Architecture("vmap", Calibrated, classes),
     "deep sets": Architecture("bookkeeping", DeepSet, by_class(5, 3)),

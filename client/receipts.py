@@ -1,0 +1,39 @@
+"""What the server says of why this site's update is not in a sum: kept on disk, one file a round, and logged."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING
+
+from privacy.foreign import quoted
+from privacy.storage import write_atomically
+from transport.receipts import is_signed
+
+if TYPE_CHECKING:
+    from client.site import Site
+    from privacy.plan import RoundPlan
+    from transport.receipts import Receipt
+
+FOLDER = "receipts"
+
+log = logging.getLogger("cloister.agent")
+
+
+def keep_receipt(site: Site, plan: RoundPlan, receipt: Receipt) -> None:
+    """Keep a receipt for a plan's sum, whoever signed it, and say so."""
+    signed = is_signed(receipt, plan.digest, site.name, site.place.tls.authority)
+    kept = {
+        "plan": plan.to_bytes().decode(),
+        "reason": receipt.reason,
+        "signed": signed,
+        "certificate": receipt.certificate.decode(errors="replace"),
+        "signature": receipt.signature.hex(),
+    }
+    path = site.place.folder / FOLDER / f"{plan.run[:8]}-{plan.round:06d}.json"
+    try:
+        write_atomically(path, json.dumps(kept, indent=1).encode() + b"\n")
+    except OSError as error:  # it is no reason not to go on with the sum
+        log.warning("%s: this receipt was not kept: %s", path, error)
+    by = "the server signed why" if signed else "the server says, unsigned,"
+    log.warning("round %d: this site's update is not in the sum; %s: %s", plan.round, by, quoted(receipt.reason))

@@ -1,0 +1,164 @@
+"""What a task keeps from one batch to the next, wherever it keeps it.
+
+A step must depend on its own batch alone. A counter, a running mean, a cache, a list of what was seen: each makes what
+one record gives depend on which records came before, be it only after a thousand batches, when nobody looks. So the
+objects of a task are walked through, and what they hold after a batch is compared with what they hold after another
+batch and that one again. What is made once (a table of positions) or overwritten (weights of attention) is the same.
+
+Followed are attributes, elements of containers, closures, and what functions of the task's own packages name.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import zlib
+from collections import deque
+from functools import partial
+from itertools import count, zip_longest
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from client.state import tensors_of
+from client.variations import Variations
+from privacy.errors import TaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from client.trial import Trial
+
+    Held = Iterator[tuple[str, object]]
+    """What an object holds, by how it is reached."""
+
+_PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None), count)
+_SERIES = (list, tuple, set, frozenset, deque)
+_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "opacus", "client", "privacy"}
+_LOOKED_AT_ELSEWHERE = {"_modules", "_parameters", "_buffers"}
+_MOST = 1 << 17  # objects
+
+
+def check_traces(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
+    """Refuse a task that keeps something of earlier batches, among them some with values that no other has.
+
+    Raises:
+        TaskError: naming what changes.
+    """
+    varied = Variations(inputs, torch.Generator().manual_seed(0)).any(inputs)
+    if inputs.is_floating_point():
+        others = varied * 1.01, varied * 97.3
+    else:
+        others = varied, (inputs + (inputs.amax() - inputs.amin() + 1)).to(inputs.dtype)
+    found = []
+    for batch in (inputs, *others, inputs):
+        try:
+            trial.backward(trial.loss(trial.outputs(batch.clone()), targets))
+        except TaskError:
+            if batch is inputs:
+                raise
+        found.append(list(_Walk(trial).all()))
+    for parameter in trial.module.parameters():
+        parameter.grad = None
+    for one, other_one in zip_longest(found[0], found[-1]):
+        if one != other_one:
+            place, _ = one or other_one
+            msg = (
+                f"it keeps something of every batch, in {place}, so that what a record gives may depend on the records "
+                "before it; let nothing but parameters outlast a batch"
+            )
+            raise TaskError(msg)
+
+
+class _Walk:
+    """Through all that is reachable from a task and its model; parameters and buffers are looked at elsewhere."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._roots: list[tuple[str, str, object]] = [("", "its model", trial.module), ("", "the task", trial.task)]
+        kinds = [type(trial.task), *(type(part) for part in trial.module.modules())]
+        self._own = {kind.__module__.partition(".")[0] for kind in kinds} - _LIBRARIES
+        self._seen = {id(tensor) for tensor in tensors_of(trial.module).values()}
+        self._kept: list[object] = []  # so that no other object gets an address that was seen
+
+    def all(self) -> Held:
+        """Yield values, sizes of containers, and digests of arrays."""
+        waiting = self._roots
+        while waiting and len(self._kept) < _MOST:
+            path, root, value = waiting.pop()
+            place = f"`{path.lstrip('.')}` of {root}" if path else root
+            if isinstance(value, _PLAIN):
+                yield place, repr(value)
+                continue
+            if id(value) in self._seen:
+                continue
+            self._seen.add(id(value))
+            self._kept.append(value)
+            if isinstance(value, Tensor | np.ndarray):
+                yield place, _digest(value)
+            elif isinstance(value, (*_SERIES, dict)):
+                yield place, len(value)
+            elif hasattr(value, "cache_info"):
+                yield place, value.cache_info().currsize
+            waiting += [(f"{path}{step}", root, inner) for step, inner in self._inside(value)]
+
+    def _inside(self, value: Any) -> Held:  # noqa: ANN401 - anything
+        match value:
+            case dict():
+                yield from ((f"[{str(key)[:40]!r}]", inner) for key, inner in value.items())
+            case list() | tuple() | set() | frozenset() | deque():
+                yield from ((f"[{number}]", inner) for number, inner in enumerate(value))
+            case partial() | types.MethodType():
+                parts = ("func", "args", "keywords", "__self__", "__func__")
+                yield from (("", getattr(value, part)) for part in parts if hasattr(value, part))
+            case types.FunctionType():
+                yield from self._inside_function(value)
+            case types.ModuleType() | type() if self._is_own(value):
+                yield from ((f".{name}", each) for name, each in vars(value).items() if not name.startswith("__"))
+                yield from (("", each) for each in getattr(value, "__bases__", ()))
+            case nn.Module():
+                yield from ((f".{name}", each) for name, each in value.named_children())
+                yield from (
+                    (f".{name}", each) for name, each in vars(value).items() if name not in _LOOKED_AT_ELSEWHERE
+                )
+                yield "", type(value)
+            case _ if hasattr(value, "__wrapped__"):
+                yield "", value.__wrapped__
+            case _ if hasattr(value, "__dict__") and self._is_own(type(value)):
+                yield from ((f".{name}", each) for name, each in vars(value).items())
+                yield "", type(value)
+
+    def _inside_function(self, value: types.FunctionType) -> Held:
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            try:
+                yield f".{name}", cell.cell_contents
+            except ValueError:  # it has none yet
+                continue
+        yield from (("", each) for each in (value.__defaults__, value.__kwdefaults__, vars(value)))
+        if self._is_own(value):
+            named, known = _names(value.__code__), value.__globals__
+            yield from ((f".{name}", known[name]) for name in named if name in known)
+
+    def _is_own(self, value: types.ModuleType | types.FunctionType | type) -> bool:
+        name = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+        return str(name).partition(".")[0] in self._own
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Yield the names that a function uses, and those within it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _digest(value: Tensor | np.ndarray[Any, Any]) -> object:
+    """Return something that is another for other values."""
+    try:
+        array = (
+            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() if isinstance(value, Tensor) else value
+        )
+        return value.shape, zlib.crc32(np.ascontiguousarray(array).data.cast("B"))
+    except (RuntimeError, TypeError, ValueError):  # of a transform that has ended, or without memory of its own
+        return value.shape

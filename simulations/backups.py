@@ -1,0 +1,91 @@
+"""Disks that forget: a site's folder is restored from a backup, and the server asks again for what the site did before.
+
+Each function plays one try, and returns whether nothing came of it: no sum opens that is not that of its contributors,
+no second mask of a round is shown, and no update is made for a round that is over.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from threading import Event
+from typing import TYPE_CHECKING
+
+from privacy.ciphertext import COEFF_MODULUS
+from privacy.errors import RunError
+from simulations.adversary import SITES
+from simulations.evidence import added, times
+from transport.contents import pack_train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from simulations.adversary import Adversary
+    from simulations.evidence import Evidence, Run
+
+_MOMENTS = 0.1, 1.0, 10.0  # seconds for an update, on a machine that may be busy
+
+
+def _made_twice(server: Adversary, run: Run) -> tuple[Evidence, str, Evidence]:
+    """Collect a round, restore a site as it was before, and have it make another update for the same plan."""
+    victim = server.pick()
+    copy = server.copy(victim)
+    made = server.collect(run)
+    server.restore(victim, copy)
+    return made, victim, server.train(run, made.plan, [victim])
+
+
+def update_again(server: Adversary) -> bool:
+    """Put another update for the same plan in the place of a site's, or add any multiple of the two's difference.
+
+    Were the pads of both the same, code and tag of their difference would hold for it: where the server expands the
+    seeds, it could forge sums without a key.
+    """
+    made, victim, second = _made_twice(server, server.runs[str(server.luck.choice(["few", "many"]))])
+    total, told = made.total(*made.updates), made.contributions(*made.updates)
+    others = made.contributions(*(site for site in made.updates if site != victim))
+    difference = added(second.term(victim), times(made.term(victim), COEFF_MODULUS - 1))
+    factor = int(server.luck.choice([2, COEFF_MODULUS - 1, int(server.luck.integers(COEFF_MODULUS))]))
+    return server.deliver(made.run, [
+        lambda: made.sum(added(total, difference), told),
+        lambda: made.sum(added(total, times(difference, factor)), told),
+        lambda: made.sum(total, (*others, *second.contributions(victim))),
+        lambda: made.sum(added(total, second.term(victim)), (*told, *second.contributions(victim))),
+    ][server.luck.integers(4)]())  # fmt: skip
+
+
+def mask_again(server: Adversary) -> bool:
+    """Have a site show the masks of two updates for one plan, or show that of one under the other's header."""
+    run = server.runs["masked"]
+    made, victim, second = _made_twice(server, run)
+    others = [site for site in SITES if site != victim]
+    mixed = replace(made, updates=made.updates | second.updates)
+    before = server.state()
+    refused = server.refused(server.agree(mixed, *SITES, sites=others), before)
+    signatures, _ = server.agreed(mixed, *SITES, sites=[victim])
+    refused &= server.refused(server.reveal(mixed, signatures | made.signatures, [victim]), before)
+    return refused and server.deliver(run, mixed.sum(mixed.total(*SITES), mixed.contributions(*SITES)))
+
+
+def plan_that_is_over(server: Adversary) -> bool:
+    """Ask a site for a second update after the plan's deadline."""
+    run, victim = server.pick_run(), server.pick()
+    copy = server.copy(victim)
+    for seconds in _MOMENTS:
+        plan = replace(server.plan(run), deadline=time.time() + seconds)
+        ask = {victim: pack_train(run.document, plan.to_bytes(), [])}
+        if server.ask("train", ask)[victim].has_content():
+            server.restore(victim, copy)
+            Event().wait(plan.deadline - time.time())
+            before = server.state()
+            return server.refused(server.ask("train", ask), before)
+    msg = f"{victim} makes no update in {_MOMENTS[-1]:g} s; this benchmark is broken"
+    raise RunError(msg)
+
+
+BACKUPS: dict[str, Callable[[Adversary], bool]] = {
+    "two updates, one from a backup": update_again,
+    "two masks, one from a backup": mask_again,
+    "a backup, the round being over": plan_that_is_over,
+}
+"""By what the table calls them."""

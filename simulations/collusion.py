@@ -1,0 +1,282 @@
+"""The server with some sites' disks: their signing keys, the keys of every epoch, and all seeds that they share.
+
+Such a coalition can forge codes and tags, within the range of the sum: that stands in the threat model, and is no try
+here. It must not read more of the others' updates than one sum a round, of two of them at least; and what a colluding
+site signs must count for nobody else.
+
+Each function plays one try. It returns whether honest sites did no more than the rules allow, and the coalition, which
+takes off all masks whose seeds it has, reads nothing that it must not.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from privacy import agreement
+from privacy.envelope import sign_update
+from privacy.epoch import EpochKeys, write_letters
+from privacy.errors import MalformedError
+from privacy.masking import Masks, mask, open_pairs, open_seed, unmask_sum, verify_seeds
+from privacy.packing import pack, unpack
+from privacy.pairs import write_pairs
+from privacy.randomness import Randomness
+from privacy.update import PrivateUpdate
+from simulations.adversary import SECONDS, SITES
+from strategies.masking import next_attempt
+from transport.ceremony import pack_letter
+from transport.contents import pack_train
+from transport.masking import read_agreed, read_revealed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from flwr.app import Message
+
+    from client.site import Site
+    from privacy.plan import RoundPlan
+    from simulations.adversary import Adversary
+    from simulations.evidence import Evidence, Run
+
+
+_SHOWN = 0.75  # of the sites, in a set that is made up
+
+
+class Coalition:
+    """A malicious server, as many sites with it as a run is to bear, and what they have of the others' masks."""
+
+    def __init__(self, server: Adversary, run: Run) -> None:
+        self.server, self.run = server, run
+        sites = server.shuffled()
+        self.inside, self.honest = sites[: run.minimum - 2], sites[run.minimum - 2 :]
+        self.made: list[Evidence] = []  # what all sites sent, for every plan
+        self._own: dict[tuple[str, str], bytes] = {}  # seeds of honest sites' own masks, by plan
+        self._shared: dict[tuple[str, str, str], bytes] = {}  # seeds of masks between them, by plan
+
+    @property
+    def disk(self) -> Site:
+        """What a colluding site has."""
+        return self.server.site(self.inside[0])
+
+    def train(self, plan: RoundPlan) -> Evidence:
+        """Collect the updates of a plan's cohort."""
+        self.made.append(self.server.train(self.run, plan))
+        return self.made[-1]
+
+    def agree(self, made: Evidence, told: AbstractSet[str], sites: Sequence[str]) -> dict[str, bytes]:
+        """Show honest sites a set of contributors; return what they and the colluding ones sign of it."""
+        headers = {site: made.updates[site].header for site in sorted(told)}
+        absent, keys = agreement.absent_from(made.plan, headers), self.disk.keyring.find(made.plan.keys)
+        signatures = {
+            site: agreement.agree(_Forgetful(), made.plan, headers, self.server.site(site).signing_key)
+            for site in self.inside
+        }
+        for site, reply in self.server.agree(made, *headers, sites=sites).items():
+            if reply.has_content():
+                signatures[site], sealed = read_agreed(reply.content)
+                sealed, committed = self._unsigned(made, site, sealed, "pairs")
+                seeds = open_pairs(sealed, absent, keys.secret, made.plan, site, committed)
+                self._shared |= {(made.plan.digest, site, other): seed for other, seed in seeds.items()}
+        return signatures
+
+    def reveal(
+        self, made: Evidence, told: AbstractSet[str], signatures: dict[str, bytes], sites: Sequence[str]
+    ) -> dict[str, Message]:
+        """Ask honest sites for the seeds of their own masks, once they see these signatures."""
+        keys = self.disk.keyring.find(made.plan.keys)
+        replies = self.server.show(made, made.contributions(*sorted(told)), signatures, sites)
+        for site, reply in replies.items():
+            if reply.has_content():
+                sealed, committed = self._unsigned(made, site, read_revealed(reply.content), "mask")
+                self._own[made.plan.digest, site] = open_seed(sealed, keys.secret, made.plan, site, committed)
+        return replies
+
+    @property
+    def reads_too_much(self) -> bool:
+        """Whether it can read an honest site's update, or two sums that hold one."""
+        sums = {
+            frozenset(chosen)
+            for made in self.made
+            for size in range(1, len(self.honest) + 1)
+            for chosen in combinations([site for site in self.honest if site in made.updates], size)
+            if self._reads(made, chosen)
+        }
+        return any(len(each) == 1 for each in sums) or any(one & other for one, other in combinations(sums, 2))
+
+    def _reads(self, made: Evidence, chosen: Sequence[str]) -> bool:
+        """Take the masks off the sum of some honest sites' updates, and look whether it is one."""
+        plan, keys = made.plan, self.disk.keyring.find(made.plan.keys)
+        own = {site: self._own.get((plan.digest, site), b"") for site in chosen}
+        pairs = {
+            site: {other: self._seed(plan, site, other) for other in plan.cohort if other not in chosen}
+            for site in chosen
+        }
+        if not all([*own.values(), *(seed for seeds in pairs.values() for seed in seeds.values())]):
+            return False
+        total = made.sum(made.total(*chosen), made.contributions(*chosen)).ciphertexts
+        blocks = unmask_sum(keys.decryption.decrypt(total.chunks()), own, pairs, plan)
+        weights, size = [_said(made, site, "weight") for site in chosen], _said(made, chosen[0], "size")
+        try:
+            unpack(blocks, size, weights, self.run.manifest.packing)
+        except MalformedError:
+            return False
+        return True
+
+    def _unsigned(self, made: Evidence, site: str, shown: bytes, of: str) -> tuple[bytes, str]:
+        """Return the sealed seeds that a site signed, and what its header commits to."""
+        key, committed = self.server.roster.member(site).verification_key, _said(made, site, of)
+        return verify_seeds(shown, made.plan, committed, key), committed
+
+    def _seed(self, plan: RoundPlan, site: str, other: str) -> bytes:
+        """Return the seed of the mask that two sites share, if the coalition has it."""
+        if other in self.inside:
+            secrets = self.server.site(other).keyring.shared_with(plan.keys, plan.cohort, other)
+            return Masks(secrets, b"", plan, other).pairs[site]
+        named = plan.digest, site, other
+        return self._shared.get(named) or self._shared.get((plan.digest, other, site), b"")
+
+
+class _Forgetful:
+    """The record of a site that signs whatever it likes."""
+
+    def note(self, run: str, deed: str, value: str) -> None:
+        """Note nothing."""
+
+    def find(self, run: str, deed: str) -> None:
+        """Remember nothing."""
+
+
+def _said(made: Evidence, site: str, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
+    return json.loads(made.updates[site].header)[name]
+
+
+def _gather(server: Adversary) -> Coalition:
+    return Coalition(server, server.runs[str(server.luck.choice(["masked", "pair"]))])
+
+
+def false_dropout(server: Adversary) -> bool:
+    """Tell the others that a site is gone, and that one that it is not, so that both halves of its masks are shown."""
+    coalition = _gather(server)
+    victim, everyone = coalition.honest[0], frozenset(SITES)
+    return _told_apart(coalition, dict.fromkeys(coalition.honest, everyone - {victim}) | {victim: everyone})
+
+
+def told_apart(server: Adversary) -> bool:
+    """Show each honest site any set that it is in; those that collude sign all of them."""
+    coalition = _gather(server)
+    chances = server.luck.random((len(SITES), len(SITES)))
+    told = {
+        site: frozenset([site, *(other for other, chance in zip(SITES, row, strict=True) if chance < _SHOWN)])
+        for site, row in zip(coalition.honest, chances, strict=False)
+    }
+    return _told_apart(coalition, told)
+
+
+def _told_apart(coalition: Coalition, told: Mapping[str, frozenset[str]]) -> bool:
+    """Have each honest site sign what it is told, and ask all for their seeds: a set opens if all of it signed it."""
+    server, run = coalition.server, coalition.run
+    made, signed = coalition.train(server.plan(run)), dict[str, dict[str, bytes]]()
+    for site, seen in told.items():
+        signed[site] = coalition.agree(made, seen, [site])
+        if (site in signed[site]) != (len(seen) >= run.minimum):
+            return False
+    for seen in dict.fromkeys(told.values()):
+        members = [site for site in coalition.honest if site in seen]
+        signatures = coalition.agree(made, seen, []) | {site: signed[site].get(site, b"") for site in members}
+        before = server.state()
+        replies = coalition.reveal(made, seen, signatures, members)
+        agreed = len(seen) >= run.minimum and all(told[site] == seen for site in members)
+        if not agreed and not server.refused(replies, before):
+            return False
+    return not coalition.reads_too_much
+
+
+def asked_again(server: Adversary) -> bool:
+    """Keep a colluding site's mask back once others have shown theirs, and ask them for the same round again.
+
+    By another attempt, without an honest site or with all, or by another plan of the same attempt.
+    """
+    coalition, luck = _gather(server), server.luck
+    run, everyone, honest = coalition.run, frozenset(SITES), coalition.honest
+    made = coalition.train(server.plan(run))
+    shown = honest[: int(luck.integers(1, len(honest) + 1))]
+    coalition.reveal(made, everyone, coalition.agree(made, everyone, honest), shown)
+    left = [site for site in SITES if site != honest[-1] or luck.integers(2)]
+    plan = replace(
+        next_attempt(made.plan, left, SECONDS),
+        attempt=int(luck.integers(1, 3)),
+        minimum_cohort=min(run.minimum, len(left)),
+    )
+    again, before = pack_train(run.document, plan.to_bytes(), []), server.state()
+    asked = [site for site in shown if site in left]
+    return server.refused(server.ask("train", dict.fromkeys(asked, again)), before) and not coalition.reads_too_much
+
+
+def signed_for_others(server: Adversary) -> bool:
+    """Have a colluding site sign in the name of an honest one, all else being right."""
+    return [_update_for, _agreement_for, _letters_for, _pairs_for][server.luck.integers(4)](_gather(server))
+
+
+def _update_for(coalition: Coalition) -> bool:
+    """Make up an update, with its code and tag, in the place of an honest site's."""
+    server, run, victim = coalition.server, coalition.server.runs["few"], coalition.honest[0]
+    made, disk = server.collect(run), coalition.disk
+    plan, keys, manifest = made.plan, disk.keyring.find(made.plan.keys), run.manifest
+    checkpoint, charge = disk.checkpoint(manifest, run.digest), disk.ledger.find(run.digest, plan.round)
+    if charge is None:  # though it took part itself
+        raise LookupError
+    bound, weight, layout = checkpoint.update_bound, manifest.weight(victim), checkpoint.model.layout
+    nothing = PrivateUpdate(np.zeros(layout.size, dtype=np.float32), charge)
+    packed = pack(nothing, weight, replace(manifest.packing, update_bound=bound), Randomness.fresh())
+    encrypted = keys.decryption.encrypt(keys.tag.tag(mask(packed, None), plan, victim))
+    forged = sign_update(
+        keys.mac.authenticate(encrypted, plan, victim), plan, layout, victim, disk.signing_key,
+        weight=weight, update_bound=bound, mask="",
+    )  # fmt: skip
+    made = replace(made, updates=made.updates | {victim: forged})
+    return server.deliver(run, made.sum(made.total(*SITES), made.contributions(*SITES)))
+
+
+def _agreement_for(coalition: Coalition) -> bool:
+    """Have honest sites reveal their masks though one of them signed nothing."""
+    server, (victim, *others) = coalition.server, coalition.honest
+    made, everyone = coalition.train(server.plan(coalition.run)), frozenset(SITES)
+    signatures = coalition.agree(made, everyone, others)
+    before = server.state()
+    signatures[victim] = signatures[coalition.inside[0]]
+    return server.refused(coalition.reveal(made, everyone, signatures, others), before)
+
+
+def _letters_for(coalition: Coalition) -> bool:
+    """Bring keys as if an honest site had made them."""
+    server, victim = coalition.server, coalition.honest[0]
+    keys, before = EpochKeys.generate(server.epoch + 1), server.state()
+    letters = write_letters(keys, server.roster, victim, coalition.disk.signing_key)
+    return server.refused(
+        server.ask("query.accept", {site: pack_letter(victim, letters[site]) for site in SITES}), before
+    )
+
+
+def _pairs_for(coalition: Coalition) -> bool:
+    """Bring secrets of masks as if an honest site had made them: then masks between two of these would be known."""
+    server = coalition.server
+    own = server.accept(*server.lead(server.pick()))
+    keys, (victim, *_) = coalition.disk.keyring.find(server.keys), sorted(coalition.honest)
+    _, forged = write_pairs(keys, server.roster, victim, coalition.disk.signing_key)
+    fooled = [site for site, names in server.share(own | {victim: forged}).items() if site > victim and victim in names]
+    shared = server.share(own)
+    return not fooled and all(victim in names for site, names in shared.items() if site != victim)
+
+
+COLLUSION: dict[str, Callable[[Adversary], bool]] = {
+    "with a site: a false dropout": false_dropout,
+    "with a site: sets told apart": told_apart,
+    "with a site: a round asked again": asked_again,
+    "with a site: others' signatures": signed_for_others,
+}
+"""By what the table calls them."""

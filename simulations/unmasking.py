@@ -1,0 +1,143 @@
+"""What a malicious server tries to have more masks taken off than those of one sum: other seeds, attempts and sets.
+
+Each function plays one try against all sites, and returns whether every one refused.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from privacy.masking import REVEAL_BYTES
+from simulations.adversary import SECONDS, SITES
+from strategies.masking import next_attempt
+from transport.contents import pack_train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from simulations.adversary import Adversary
+
+
+def other_masks(server: Adversary) -> bool:
+    """Open a masked sum with a site's seed missing, exchanged, made up, or of another round."""
+    run = server.runs["masked"]
+    made = server.collect(run)
+    site, other = (str(each) for each in server.luck.permutation(list(made.updates))[:2])
+    earlier = run.honest.reveals
+    changes = [
+        {site: b""}, {site: made.reveals[other], other: made.reveals[site]}, {site: earlier[site]},
+        {site: server.luck.bytes(REVEAL_BYTES)},
+    ]  # fmt: skip
+    changed = replace(made, reveals=made.reveals | changes[server.luck.integers(4)])
+    return server.deliver(run, changed.sum(changed.total(*made.updates), changed.contributions(*made.updates)))
+
+
+def two_attempts(server: Adversary) -> bool:
+    """Say that a site dropped out, to have masks of two attempts at a round: who answered for one is in no other."""
+    run, luck = server.runs["masked"], server.luck
+    *rest, _ = everyone = server.shuffled()
+    first = server.train(run, server.plan(run))
+    asked = [everyone, rest[: int(luck.integers(1, len(rest)))]][luck.integers(2)]
+    signatures, _ = server.agreed(first, *everyone)
+    if not all(reply.has_content() for reply in server.reveal(first, signatures, asked).values()):
+        return False
+    before, again = server.state(), pack_train(run.document, next_attempt(first.plan, rest, SECONDS).to_bytes(), [])
+    replies = server.ask("train", dict.fromkeys(rest, again))
+    return server.refused({site: reply for site, reply in replies.items() if site in asked}, before)
+
+
+def two_sets(server: Adversary) -> bool:
+    """Have sites sign one set of contributors, and then show them another, or signatures that are not of all of it."""
+    run, luck = server.runs["masked"], server.luck
+    *rest, gone = everyone = server.shuffled()
+    made = server.train(run, server.plan(run))
+    first, second = [(everyone, rest), (rest, everyone)][luck.integers(2)]
+    signatures, _ = server.agreed(made, *first)
+    before = server.state()
+    refused = server.refused(
+        {site: each for site, each in server.agree(made, *second).items() if site in first}, before
+    )
+    victim = rest[0]
+    lies = [
+        {site: signature for site, signature in signatures.items() if site != victim},
+        signatures | {victim: signatures[first[-1]]},
+        signatures | {victim: luck.bytes(64)},
+        {site: signatures.get(site, signatures[victim]) for site in second},
+    ]
+    told = lies[luck.integers(len(lies))]
+    headers = made.contributions(*([*told, victim] if victim not in told else told))
+    return refused and server.refused(server.show(made, headers, told, [site for site in rest if site != gone]), before)
+
+
+def one_update_twice(server: Adversary) -> bool:
+    """Make a second sum that holds updates of a first: of the same plan over fewer sites, or of another attempt."""
+    run, luck = server.runs["masked"], server.luck
+    *rest, _ = server.shuffled()
+    first = server.collect(run)
+    before = server.state()
+    if luck.integers(2):
+        refused = server.refused(server.agree(first, *rest), before)
+        return refused and server.deliver(run, first.sum(first.total(*rest), first.contributions(*rest)))
+    second = next_attempt(first.plan, rest, SECONDS)
+    refused = server.refused(
+        server.ask("train", dict.fromkeys(rest, pack_train(run.document, second.to_bytes(), []))), before
+    )
+    mixed = replace(first, plan=second)
+    refused &= server.deliver(run, mixed.sum(mixed.total(*rest), mixed.contributions(*rest)))
+    server.open(first)
+    return refused
+
+
+def without_its_own(server: Adversary) -> bool:
+    """Have a site agree on a set without its own update, or with another one of its own, and reveal for it."""
+    run, luck = server.runs["masked"], server.luck
+    *rest, victim = server.shuffled()
+    made = server.train(run, server.plan(run))
+    if luck.integers(2):
+        signatures, _ = server.agreed(made, *rest)
+        before = server.state()
+        refused = server.refused(server.agree(made, *rest, sites=[victim]), before)
+        return refused and server.refused(server.reveal(made, signatures, [victim]), before)
+    mixed = replace(made, updates=made.updates | {victim: run.honest.updates[victim]})
+    return server.refused(server.agree(mixed, *rest, victim), server.state())
+
+
+def two_cohorts(server: Adversary) -> bool:
+    """Plan one round for two cohorts: below the minimum, of sites of which one was in the other, or add both up."""
+    run, luck = server.runs["many"], server.luck
+    sites, absent = server.shuffled(), [site for site in run.manifest.settings.cohort.sizes if site not in SITES]
+    if luck.integers(3) == 0:
+        plans = [
+            replace(server.plan(run), cohort=part, minimum_cohort=2) for part in (tuple(sites[:2]), tuple(sites[2:]))
+        ]
+        before = server.state()
+        parts = {plan: pack_train(run.document, plan.to_bytes(), []) for plan in plans}
+        asked = {site: content for plan, content in parts.items() for site in plan.cohort}
+        return server.refused(server.ask("train", asked), before)
+    *three, last = sites
+    first = server.train(run, server.plan(run, tuple(three)))
+    second = server.train(run, replace(first.plan, cohort=(last, *absent)))
+    if luck.integers(2):
+        other = replace(first.plan, cohort=(three[0], last, *absent), deadline=time.time() + SECONDS)
+        before = server.state()
+        content = pack_train(run.document, other.to_bytes(), [])
+        return server.refused(server.ask("train", dict.fromkeys((three[0], last), content)), before)
+    both = replace(first, updates=first.updates | second.updates)
+    return server.deliver(run, [
+        both.sum(both.total(*sites), both.contributions(*sites)),
+        both.sum(both.total(*sites), both.contributions(*three)),
+        second.sum(second.total(last), second.contributions(last)),
+    ][luck.integers(3)])  # fmt: skip
+
+
+UNMASKING: dict[str, Callable[[Adversary], bool]] = {
+    "a mask withheld or exchanged": other_masks,
+    "masks of two attempts": two_attempts,
+    "two sets of contributors": two_sets,
+    "two sums with one update": one_update_twice,
+    "a set without the site's own": without_its_own,
+    "two cohorts of one round": two_cohorts,
+}
+"""By what the table calls them."""

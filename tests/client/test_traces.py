@@ -1,0 +1,164 @@
+"""A task that keeps anything of a batch is refused, even if nobody sees yet what it does with it."""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from client.guard import check_task
+from tests.trials import WIDTH, Made, Through, complaint, head, words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LATE = 10_000  # batches, more than anybody tries
+
+VOCABULARY: dict[int, int] = {}
+LAST: list[Tensor] = []
+
+
+class Late(nn.Module):
+    """Notes something of every batch, and uses it when nobody looks any more."""
+
+    def __init__(self, note: Callable[[Late, Tensor], None]) -> None:
+        super().__init__()
+        self.layer, self._note, self.batches, self.mean, self.seen = head(), note, 0, torch.zeros(WIDTH), {}
+
+    seen: dict[Any, Any]
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        self._note(self, inputs.detach())
+        late = self.batches > LATE or len(self.seen) > LATE
+        found: Tensor = self.layer(inputs - self.mean if late else inputs)
+        return found
+
+
+def counted(model: Late, _: Tensor) -> None:
+    model.batches += 1
+
+
+def averaged(model: Late, inputs: Tensor) -> None:
+    model.mean = 0.99 * model.mean + 0.01 * inputs.mean(0)
+
+
+def noted(model: Late, inputs: Tensor) -> None:
+    model.seen.update((tuple(row.tolist()), len(inputs)) for row in inputs)
+
+
+def numbered(inputs: Tensor) -> Tensor:
+    """Numbers words in the order in which they come, in a global."""
+    return torch.tensor([[VOCABULARY.setdefault(int(word), len(VOCABULARY)) for word in row] for row in inputs])
+
+
+@cache
+def first_of(key: int) -> Tensor:
+    del key
+    return LAST[0]
+
+
+def whoever_came_first(inputs: Tensor) -> Tensor:
+    """Takes for each record the first one that had its key."""
+    found = []
+    for row in inputs:
+        LAST[:] = [row.detach()]
+        found.append(first_of(int(8 * row[0])))
+    return torch.stack(found)
+
+
+def in_a_closure() -> nn.Module:
+    batches = 0
+
+    def late(inputs: Tensor) -> Tensor:
+        nonlocal batches
+        batches += 1
+        return inputs - inputs.mean(0) if batches > LATE else inputs
+
+    return Through(late, head())
+
+
+class FromBehind(nn.Module):
+    """A hook on the way back keeps a running norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = head(), 0.0
+        self.layer.register_full_backward_hook(self._keep)
+
+    def _keep(self, _: nn.Module, __: Any, gradients: Any) -> None:  # noqa: ANN401 - torch's
+        self.norm = 0.9 * self.norm + float(gradients[0].norm())
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.layer(inputs)
+        return found
+
+
+class History(Made):
+    """Its loss writes down what it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+
+    @override
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        found = super().loss(outputs, targets)
+        self.losses.append(float(found.detach()))
+        return found
+
+
+KEPT: dict[str, tuple[Made, str]] = {
+    "a counter": (Made(lambda: Late(counted)), "`batches` of its model"),
+    "a running mean": (Made(lambda: Late(averaged)), "`mean` of its model"),
+    "all that was seen": (Made(lambda: Late(noted)), "`seen` of its model"),
+    "a counter in a closure": (Made(in_a_closure), "batches` of its model"),
+    "a norm from behind": (Made(FromBehind), "`norm` of its model"),
+    "a history": (History(), "`losses` of the task"),
+    "a cache by a key": (Made(lambda: Through(whoever_came_first, head())), "first_of` of"),
+    "a vocabulary in a global": (
+        Made(lambda: Through(lambda x: numbered(x) % 500, nn.Embedding(500, 3), Through(lambda x: x.mean(1))),
+             example=words),
+        "VOCABULARY` of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "place"), KEPT.values(), ids=KEPT.keys())
+def test_what_outlasts_a_batch_is_refused_and_named(task: Made, place: str) -> None:
+    VOCABULARY.clear()
+    first_of.cache_clear()
+    said = complaint(task)
+    assert said.startswith("it keeps something of every batch, in ")
+    assert place in said
+
+
+@lru_cache
+def positions(length: int) -> Tensor:
+    return torch.arange(length) / length
+
+
+class Once(nn.Module):
+    """Makes a table when it is first asked for, and keeps the last weights to look at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.layer = nn.Linear(WIDTH, WIDTH), head()
+        self.table: Tensor | None = None
+        self.weights: list[Tensor] = []
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.table = torch.ones(WIDTH) if self.table is None else self.table
+        weights = self.gate(inputs).softmax(1) * self.table + positions(WIDTH)
+        self.weights = [weights.detach()]
+        found: Tensor = self.layer(weights * inputs)
+        return found
+
+
+def test_what_is_made_once_or_overwritten_is_taken() -> None:
+    check_task(Made(Once), "package:Class")

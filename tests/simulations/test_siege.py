@@ -1,0 +1,98 @@
+"""The attacks are real: with the check that it is aimed at switched off, an attack passes, and that is noticed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from shutil import copytree, rmtree
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from simulations.adversary import SITES, Adversary
+from simulations.siege import ATTACKS, lay_siege, quiet_agents
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("siege")]
+
+TRIES = 24  # of an attack, which chooses among its variants by luck
+
+
+@dataclass(frozen=True)
+class Siege:
+    """A malicious server whose consortium can be put back to where it began."""
+
+    server: Adversary
+    backup: Path
+    keys: tuple[int, str]
+
+    def renew(self) -> Adversary:
+        """Put all sites' folders back."""
+        for site in SITES:
+            rmtree(self.server.federation.paths[site])
+            copytree(self.backup / site, self.server.federation.paths[site])
+        self.server.restart(*SITES)
+        self.server.epoch, self.server.keys = self.keys
+        return self.server
+
+
+@pytest.fixture(scope="module")
+def siege(tmp_path_factory: pytest.TempPathFactory) -> Siege:
+    folder = tmp_path_factory.mktemp("siege")
+    server = lay_siege(folder / "consortium", np.random.default_rng(1))
+    copytree(folder / "consortium", folder / "backup")
+    return Siege(server, folder / "backup", (server.epoch, server.keys))
+
+
+@pytest.fixture
+def server(siege: Siege) -> Iterator[Adversary]:
+    with quiet_agents():
+        yield siege.renew()
+
+
+def nothing(*_: Any, **__: Any) -> None:  # noqa: ANN401 - in the place of any check
+    """Check nothing."""
+
+
+def anything(*_: Any, **__: Any) -> bool:  # noqa: ANN401
+    return False
+
+
+def one_pad(plan: Any, site: str, nonce: str) -> bytes:  # noqa: ANN401
+    del nonce
+    return f"pad {plan.digest} {site}".encode()
+
+
+PADS = "privacy.tag.pad_label", "privacy.mac.pad_label"
+OFF: list[tuple[str, object, tuple[str, ...]]] = [
+    ("masks of two attempts", nothing, ("privacy.agreement.reveal",)),
+    ("two sets of contributors", nothing, ("client.once.Once.note",)),
+    ("two sums with one update", nothing, ("privacy.agreement.reveal",)),
+    ("a set without the site's own", nothing, ("privacy.agreement.check_set",)),
+    ("two cohorts of one round", nothing, ("client.round.check_plan",)),
+    ("with a site: a false dropout", nothing, ("privacy.agreement.check_agreed",)),
+    ("with a site: sets told apart", nothing, ("privacy.agreement.check_agreed",)),
+    ("with a site: a round asked again", nothing, ("privacy.agreement.reveal",)),
+    ("with a site: others' signatures", nothing, ("privacy.header.verify",)),
+    ("two updates, one from a backup", one_pad, PADS),
+    ("two masks, one from a backup", nothing, ("client.once.Once.note",)),
+    ("a backup, the round being over", nothing, ("client.round.check_plan",)),
+    ("a second sum after a restart", anything, ("client.once.Once.noted",)),
+    ("a plan that ends in years", nothing, ("client.round.check_plan",)),
+    ("keys that hide nothing", nothing, ("privacy.encryption.DecryptionKey.check_form",)),
+    ("an epoch beyond all others", 1 << 63, ("client.keyring.LARGEST_STEP",)),
+    ("a manifest that has expired", nothing, ("privacy.manifest.Manifest.check_valid",)),
+    ("a ledger in another's place", ".elsewhere", ("client.settings.HELD_OUT",)),
+]
+
+
+@pytest.mark.parametrize(("attack", "instead", "checks"), OFF, ids=[attack for attack, *_ in OFF])
+def test_without_the_check_that_it_is_aimed_at_an_attack_passes(
+    server: Adversary, attack: str, instead: object, checks: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for check in checks:
+        monkeypatch.setattr(check, instead)
+    assert any(not ATTACKS[attack](server) for _ in range(TRIES))

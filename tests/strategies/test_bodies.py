@@ -1,0 +1,29 @@
+"""Updates are found again as they came, from memory or from disk, and leave nothing behind."""
+
+from pathlib import Path
+
+import pytest
+
+from privacy.envelope import SignedUpdate
+from strategies import bodies
+from strategies.bodies import Bodies
+
+
+@pytest.mark.parametrize("most", [1 << 20, 10], ids=["in memory", "on disk"])
+def test_updates_are_found_as_they_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(bodies, "_IN_MEMORY", most)
+    made = {
+        site: SignedUpdate(b"header of " + site.encode(), bytes(64), (site.encode() * 9, b"", b"rest"), b"masks")
+        for site in ("north", "south", "west")
+    }
+    kept = Bodies(tmp_path)
+    for site, update in made.items():
+        kept.keep(site, update)
+    assert {site: kept.find(site) for site in ("west", "north", "south")} == made
+    assert list(tmp_path.iterdir()) == []  # it has no name
+    kept.clear()
+    with pytest.raises(KeyError):
+        kept.find("north")
+    kept.keep("north", made["south"])
+    assert kept.find("north") == made["south"]
+    kept.clear()

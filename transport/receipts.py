@@ -1,0 +1,88 @@
+"""Why a site's update is not in a sum: the server tells it, and signs that with the key of its TLS certificate.
+
+A receipt is kept at the site, for whoever asks the server later. It travels beside the sum, which it cannot spoil: one
+that is malformed, or not signed, counts as the server's bare word, or as none.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from flwr.app import ConfigRecord
+
+from privacy.errors import AuthenticityError
+from privacy.signing import sign, verify
+from transport.pki import read_certificate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flwr.app import RecordDict
+
+    from transport.channel import TlsFiles
+
+KIND = "receipt"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A reason, and who signed it: nobody, where both are empty."""
+
+    reason: str
+    certificate: bytes = b""  # the server's, PEM
+    signature: bytes = b""
+
+
+def make_receipt(tls: TlsFiles, plan: str, site: str, reason: str) -> Receipt:
+    """Sign why a site's update is not in a plan's sum; without a key, as under Flower's engines, only say it."""
+    if not tls.key.exists():
+        return Receipt(reason)
+    _, pem, certificate = tls.read()
+    key = load_pem_private_key(pem, password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)  # noqa: S101 - the server serves with it
+    return Receipt(reason, certificate, sign(key, KIND, _statement(plan, site, reason)))
+
+
+def is_signed(receipt: Receipt, plan: str, site: str, authority: Path) -> bool:
+    """Whether a receipt was signed by a server that this authority certified, for now, as a server."""
+    try:
+        certificate, issuer = x509.load_pem_x509_certificate(receipt.certificate), read_certificate(authority)
+        certificate.verify_directly_issued_by(issuer)
+        uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        key, now = certificate.public_key(), datetime.fromtimestamp(time.time(), UTC)
+        current = certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+        if not current or ExtendedKeyUsageOID.SERVER_AUTH not in uses or not isinstance(key, ec.EllipticCurvePublicKey):
+            return False
+        verify(key, KIND, _statement(plan, site, receipt.reason), receipt.signature)
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound, AuthenticityError):
+        return False
+    return True
+
+
+def put_receipt(content: RecordDict, receipt: Receipt) -> RecordDict:
+    """Add a receipt to a message."""
+    content["receipt"] = ConfigRecord(asdict(receipt))
+    return content
+
+
+def find_receipt(content: RecordDict) -> Receipt | None:
+    """Return the receipt in a message, if there is one that can be read."""
+    record = content.get("receipt")
+    if not isinstance(record, ConfigRecord):
+        return None
+    reason, certificate, signature = (record.get(name) for name in ("reason", "certificate", "signature"))
+    if isinstance(reason, str) and isinstance(certificate, bytes) and isinstance(signature, bytes):
+        return Receipt(reason, certificate, signature)
+    return None
+
+
+def _statement(plan: str, site: str, reason: str) -> bytes:
+    return f"{plan} {site} {reason}".encode()
