@@ -13,7 +13,7 @@ from client.opening import shown_seeds
 from privacy import agreement
 from privacy.ciphertext import Ciphertexts
 from privacy.errors import LedgerError, ProtocolError
-from privacy.masking import SEED_BYTES, Masks, commitment, pairs_digest, seal_pairs, seal_seed, sign_seeds
+from privacy.masking import SEED_BYTES, Masks, commitment, pairs_digest, seal_pairs, seal_seed, sign_pairs, sign_seed
 from privacy.plan import read_plan
 from privacy.summation import check_contributions
 from privacy.update import PackedUpdate
@@ -74,8 +74,9 @@ def agree(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequenc
     signature = agreement.agree(site.once, plan, headers, site.signing_key)
     masks = _masks(site, made.mask, plan)
     secret = site.keyring.find(plan.keys).secret
-    sealed = seal_pairs(masks, agreement.absent_from(plan, headers), secret, plan, site.name)
-    return signature, sign_seeds(sealed, plan, pairs_digest(masks.commitments), site.signing_key)
+    absent = agreement.absent_from(plan, headers)
+    sealed = seal_pairs(masks, absent, secret, plan, site.name)
+    return signature, sign_pairs(sealed, plan, pairs_digest(masks.commitments), absent, site.signing_key)
 
 
 def reveal(
@@ -99,7 +100,7 @@ def reveal(
     committed = commitment(made.mask)
     agreement.reveal(site.once, plan, headers, committed)
     sealed = seal_seed(made.mask, site.keyring.find(plan.keys).secret, plan, site.name)
-    return sign_seeds(sealed, plan, committed, site.signing_key)
+    return sign_seed(sealed, plan, committed, site.signing_key)
 
 
 def prove(site: Site, document: bytes, total: EncryptedSum, signatures: Mapping[str, bytes], summed: str) -> bytes:

@@ -14,7 +14,7 @@ from client.checkpoint import Checkpoint
 from client.norms import Lengths, context_of_sum
 from privacy.agreement import absent_from, accuse
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
-from privacy.masking import open_pairs, open_seed, unmask_sum, verify_seeds
+from privacy.masking import open_pairs, open_seed, unmask_sum, verify_pairs, verify_seed
 from privacy.packing import unpack
 from privacy.signing import digest, sign
 from privacy.summation import check_sum
@@ -144,10 +144,11 @@ def shown_seeds(
     own, pairs, absent = {}, {}, absent_from(plan, headers)
     for header, part in zip(headers.values(), total.contributions, strict=True):
         key = site.roster.member(header.site).verification_key
-        sealed = verify_seeds(part.reveal, plan, header.mask, key), verify_seeds(part.pairs, plan, header.pairs, key)
+        sealed = verify_seed(part.reveal, plan, header.mask, key)
+        sealed_pairs = verify_pairs(part.pairs, plan, header.pairs, absent, key)
         try:
-            own[header.site] = open_seed(sealed[0], keys.secret, plan, header.site, header.mask)
-            pairs[header.site] = open_pairs(sealed[1], absent, keys.secret, plan, header.site, header.pairs)
+            own[header.site] = open_seed(sealed, keys.secret, plan, header.site, header.mask)
+            pairs[header.site] = open_pairs(sealed_pairs, absent, keys.secret, plan, header.site, header.pairs)
         except AuthenticityError:
             liars.append(header.site)
     if liars:

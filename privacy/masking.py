@@ -189,23 +189,39 @@ def open_seed(sealed: bytes, secret: bytes, plan: RoundPlan, site: str, committe
     raise AuthenticityError(msg)
 
 
-def sign_seeds(sealed: bytes, plan: RoundPlan, committed: str, key: PrivateKey) -> bytes:
-    """Put a site's signature before seeds that it sealed, of its header's commitment: so false ones are its own doing.
+def sign_seed(sealed: bytes, plan: RoundPlan, committed: str, key: PrivateKey) -> bytes:
+    """Put a site's signature before the seed of its own mask, which it sealed: so a false one is its own doing."""
+    return sign(key, KIND, _statement(plan, committed, sealed.hex())) + sealed
+
+
+def verify_seed(shown: bytes, plan: RoundPlan, committed: str, key: PublicKey) -> bytes:
+    """Return the sealed seed that a site signed.
+
+    Raises:
+        AuthenticityError: if it did not sign this one, for this plan and this commitment.
+    """
+    signature, sealed = shown[:SIGNATURE_BYTES], shown[SIGNATURE_BYTES:]
+    verify(key, KIND, _statement(plan, committed, sealed.hex()), signature)
+    return sealed
+
+
+def sign_pairs(sealed: bytes, plan: RoundPlan, committed: str, absent: Sequence[str], key: PrivateKey) -> bytes:
+    """Put a site's signature before the seeds that it sealed of the masks it shares with absent sites.
 
     Of no seeds, there is nothing to sign.
     """
-    return sign(key, KIND, _statement(sealed, plan, committed)) + sealed if sealed else b""
+    return sign(key, KIND, _statement(plan, committed, ",".join(absent), sealed.hex())) + sealed if absent else b""
 
 
-def verify_seeds(shown: bytes, plan: RoundPlan, committed: str, key: PublicKey) -> bytes:
-    """Return the sealed seeds that a site signed.
+def verify_pairs(shown: bytes, plan: RoundPlan, committed: str, absent: Sequence[str], key: PublicKey) -> bytes:
+    """Return the sealed seeds that a site signed, of the masks that it shares with just these absent sites.
 
     Raises:
-        AuthenticityError: if it did not sign these, for this plan and this commitment.
+        AuthenticityError: if it did not sign these, or they were signed for others: of that it is not guilty.
     """
     signature, sealed = shown[:SIGNATURE_BYTES], shown[SIGNATURE_BYTES:]
-    if shown:
-        verify(key, KIND, _statement(sealed, plan, committed), signature)
+    if absent or shown:
+        verify(key, KIND, _statement(plan, committed, ",".join(absent), sealed.hex()), signature)
     return sealed
 
 
@@ -248,8 +264,8 @@ def _pair_streams(site: str, seeds: Mapping[str, bytes]) -> tuple[list[Randomnes
     return added, [Randomness(seed) for other, seed in seeds.items() if site > other]
 
 
-def _statement(sealed: bytes, plan: RoundPlan, committed: str) -> bytes:
-    return f"{plan.digest} {committed} {sealed.hex()}".encode()
+def _statement(plan: RoundPlan, *words: str) -> bytes:
+    return " ".join((plan.digest, *words)).encode()
 
 
 def _names(one: str, other: str) -> bytes:

@@ -21,7 +21,7 @@ from privacy import agreement
 from privacy.envelope import sign_update
 from privacy.epoch import EpochKeys, write_letters
 from privacy.errors import MalformedError
-from privacy.masking import Masks, mask, open_pairs, open_seed, unmask_sum, verify_seeds
+from privacy.masking import Masks, mask, open_pairs, open_seed, unmask_sum, verify_pairs, verify_seed
 from privacy.packing import pack, unpack
 from privacy.pairs import write_pairs
 from privacy.randomness import Randomness
@@ -79,7 +79,8 @@ class Coalition:
         for site, reply in self.server.agree(made, *headers, sites=sites).items():
             if reply.has_content():
                 signatures[site], sealed = read_agreed(reply.content)
-                sealed, committed = self._unsigned(made, site, sealed, "pairs")
+                key, committed = self.server.roster.member(site).verification_key, _said(made, site, "pairs")
+                sealed = verify_pairs(sealed, made.plan, committed, absent, key)
                 seeds = open_pairs(sealed, absent, keys.secret, made.plan, site, committed)
                 self._shared |= {(made.plan.digest, site, other): seed for other, seed in seeds.items()}
         return signatures
@@ -92,7 +93,8 @@ class Coalition:
         replies = self.server.show(made, made.contributions(*sorted(told)), signatures, sites)
         for site, reply in replies.items():
             if reply.has_content():
-                sealed, committed = self._unsigned(made, site, read_revealed(reply.content), "mask")
+                key, committed = self.server.roster.member(site).verification_key, _said(made, site, "mask")
+                sealed = verify_seed(read_revealed(reply.content), made.plan, committed, key)
                 self._own[made.plan.digest, site] = open_seed(sealed, keys.secret, made.plan, site, committed)
         return replies
 
@@ -126,11 +128,6 @@ class Coalition:
         except MalformedError:
             return False
         return True
-
-    def _unsigned(self, made: Evidence, site: str, shown: bytes, of: str) -> tuple[bytes, str]:
-        """Return the sealed seeds that a site signed, and what its header commits to."""
-        key, committed = self.server.roster.member(site).verification_key, _said(made, site, of)
-        return verify_seeds(shown, made.plan, committed, key), committed
 
     def _seed(self, plan: RoundPlan, site: str, other: str) -> bytes:
         """Return the seed of the mask that two sites share, if the coalition has it."""

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from privacy.masking import REVEAL_BYTES
 from simulations.adversary import SECONDS, SITES
 from strategies.masking import next_attempt
-from transport.contents import pack_train
+from transport.contents import content_of, pack_train
+from transport.masking import read_revealed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +45,7 @@ def two_attempts(server: Adversary) -> bool:
     if not all(reply.has_content() for reply in server.reveal(first, signatures, asked).values()):
         return False
     before, again = server.state(), pack_train(run.document, next_attempt(first.plan, rest, SECONDS).to_bytes(), [])
-    replies = server.ask("train", dict.fromkeys(rest, again))
-    return server.refused({site: reply for site, reply in replies.items() if site in asked}, before)
+    return server.refused(server.ask("train", {site: again for site in rest if site in asked}), before)
 
 
 def two_sets(server: Adversary) -> bool:
@@ -88,6 +88,33 @@ def one_update_twice(server: Adversary) -> bool:
     refused &= server.deliver(run, mixed.sum(mixed.total(*rest), mixed.contributions(*rest)))
     server.open(first)
     return refused
+
+
+def framed(server: Adversary) -> bool:
+    """Make an honest site look like a liar, by seeds that it did not show for this sum; repeat a round without it.
+
+    A round may be added up again without members that are proven to have lied. If a server could prove that of any, it
+    had two sums with the others' updates, and so that one's.
+    """
+    run, luck = server.runs["masked"], server.luck
+    *rest, absent = server.shuffled()
+    told = [rest, [*rest, absent]][luck.integers(2)]
+    made = server.train(run, server.plan(run))
+    signatures, pairs = server.agreed(made, *told)
+    reveals = {site: read_revealed(content_of(each)) for site, each in server.reveal(made, signatures, told).items()}
+    suspect, other = rest[0], rest[1]
+    seeds, lie = [(reveals, "reveals"), (pairs, "pairs")][luck.integers(2)]
+    false = [b"", seeds[other], getattr(run.honest, lie)[suspect], luck.bytes(REVEAL_BYTES)][luck.integers(4)]
+    shown = [told, [suspect, other, absent]][luck.integers(2)]  # of others, seeds for one that was absent, or for none
+    seeds[suspect], true = false, seeds[suspect]
+    mixed = replace(made, reveals=reveals, pairs=pairs)
+    total = mixed.sum(mixed.total(*shown), mixed.contributions(*shown))
+    if (false != true or shown != told) and not server.deliver(run, total):
+        return False
+    again = server.collect(run)
+    plan = next_attempt(again.plan, [site for site in SITES if site != suspect], SECONDS)
+    content, before = pack_train(run.document, plan.to_bytes(), []), server.state()
+    return server.refused(server.ask("train", dict.fromkeys(plan.cohort, content)), before)
 
 
 def without_its_own(server: Adversary) -> bool:
@@ -138,6 +165,7 @@ UNMASKING: dict[str, Callable[[Adversary], bool]] = {
     "two sets of contributors": two_sets,
     "two sums with one update": one_update_twice,
     "a set without the site's own": without_its_own,
+    "an honest site made a liar": framed,
     "two cohorts of one round": two_cohorts,
 }
 """By what the table calls them."""

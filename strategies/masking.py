@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from flwr.app import Message
 
-from privacy.agreement import check_signed, without_disputes
+from privacy.agreement import absent_from, check_signed, without_disputes
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
-from privacy.masking import disputes, verify_seeds
+from privacy.masking import disputes, verify_pairs, verify_seed
 from privacy.plan import read_plan
 from transport.contents import content_of
 from transport.masking import pack_contributors, pack_to_prove, read_agreed, read_proof, read_revealed
@@ -120,11 +120,12 @@ def agree_on(
     """Have all contributors, in their order, sign who they are; return that, and who did not sign, and why."""
     content = pack_contributors(members.manifest, total.plan, total.contributions)
     plan, shown = read_plan(total.plan), {site: part.header for site, part in _by_site(headers, total)}
+    absent = absent_from(plan, shown)
 
     def read(site: str, reply: RecordDict) -> tuple[bytes, bytes]:
         signature, pairs = read_agreed(reply)
         check_signed(plan, shown, site, signature, members.roster)
-        verify_seeds(pairs, plan, headers[site].pairs, members.roster.member(site).verification_key)
+        verify_pairs(pairs, plan, headers[site].pairs, absent, members.roster.member(site).verification_key)
         return signature, pairs
 
     agreed, problems = _ask(grid, members, AGREE, list(headers), content, read)
@@ -143,7 +144,7 @@ def add_reveals(
 
     def read(site: str, reply: RecordDict) -> bytes:
         shown = read_revealed(reply)
-        verify_seeds(shown, plan, headers[site].mask, members.roster.member(site).verification_key)
+        verify_seed(shown, plan, headers[site].mask, members.roster.member(site).verification_key)
         return shown
 
     revealed, problems = _ask(grid, members, REVEAL, list(headers), content, read)

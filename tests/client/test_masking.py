@@ -19,7 +19,7 @@ from client.site import Site, open_site
 from privacy.agreement import accuse, check_repeat
 from privacy.envelope import Contribution, SignedUpdate, verify_update
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError, RefusedError
-from privacy.masking import sign_seeds
+from privacy.masking import sign_pairs, sign_seed
 from privacy.plan import RoundPlan
 from privacy.summation import EncryptedSum, RunningSum
 from simulations.federation import Federation
@@ -385,9 +385,9 @@ def test_a_false_seed_that_its_site_signed_is_evidence_against_it(federation: Fe
     pairs = {site: sealed for site, (_, sealed) in agreed.items()}
     east, header = open_site(federation.paths["east"]), json.loads(updates["east"].header)
     if whose == "its own mask":
-        seeds["east"] = sign_seeds(seeds["north"][64:], plan, header["mask"], east.signing_key)
+        seeds["east"] = sign_seed(seeds["north"][64:], plan, header["mask"], east.signing_key)
     else:
-        pairs["east"] = sign_seeds(pairs["north"][64:], plan, header["pairs"], east.signing_key)
+        pairs["east"] = sign_pairs(pairs["north"][64:], plan, header["pairs"], COHORT[3:], east.signing_key)
     total = summed(federation, plan, updates, seeds, pairs)
     for site in ("north", "south"):
         with pytest.raises(UnopenedError) as caught:
@@ -395,6 +395,31 @@ def test_a_false_seed_that_its_site_signed_is_evidence_against_it(federation: Fe
         assert (caught.value.refusal.why, caught.value.refusal.liars) == ("seeds", ["east"])
         found = restart(federation, site).once.find(plan.run, "evidence against east")
         assert found == sha256(updates["east"].header).hexdigest()
+
+
+@pytest.mark.parametrize("shown", ["no seed", "no shared seeds", "seeds shared with another"])
+def test_what_a_server_leaves_out_or_shows_with_another_set_is_evidence_against_nobody(
+    federation: Federation, shown: str
+) -> None:
+    """Else it could have a round added up again without an honest site, and subtract."""
+    plan = plan_of(federation)
+    everyone = updates_of(federation, plan)
+    updates = {site: everyone[site] for site in COHORT[:3]}
+    agreed = signed_by(federation, plan, updates)
+    seeds = {site: ask(federation, site, plan, updates, signatures(agreed)) for site in updates}
+    pairs = {site: sealed for site, (_, sealed) in agreed.items()}
+    if shown == "no seed":
+        seeds["east"] = b""
+    elif shown == "no shared seeds":
+        pairs["east"] = b""
+    else:
+        updates = {site: everyone[site] for site in COHORT[1:]}
+        seeds[COHORT[3]] = seeds["north"]
+        pairs[COHORT[3]] = pairs["north"]
+    with pytest.raises(UnopenedError) as caught:
+        open_at(federation, "north", summed(federation, plan, updates, seeds, pairs))
+    assert (caught.value.refusal.why, caught.value.refusal.liars) == ("codes", [])
+    assert not any("evidence" in path.read_text() for path in federation.paths["north"].glob("outbox/*.once"))
 
 
 def test_a_seed_that_was_garbled_on_its_way_is_evidence_against_nobody(federation: Federation) -> None:

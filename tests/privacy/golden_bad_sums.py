@@ -17,7 +17,7 @@ import numpy as np
 from privacy.agreement import set_digest
 from privacy.ciphertext import C0_BYTES, COEFF_MODULUS, SEED_BYTES, pack60, residues
 from privacy.epoch import EpochKeys, seal
-from privacy.masking import REVEAL_BYTES, _pair_sealer, _sealer, sign_seeds
+from privacy.masking import REVEAL_BYTES, _pair_sealer, _sealer, sign_pairs, sign_seed
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.pairs import _info
 from privacy.plan import read_plan
@@ -218,10 +218,10 @@ def _shown_seeds() -> Iterator[Bad]:
     lied = _pair_sealer(SECRET, plan, "west", "north").encrypt(bytes(12), b"s" * 32, None) + west.pairs[REVEAL_BYTES:]
 
     def own(sealed: bytes, committed: str = header["mask"]) -> dict[str, bytes]:
-        return {"reveal": sign_seeds(sealed, plan, committed, signing_key("west"))}
+        return {"reveal": sign_seed(sealed, plan, committed, signing_key("west"))}
 
-    def pairs(sealed: bytes) -> dict[str, bytes]:
-        return {"pairs": sign_seeds(sealed, plan, header["pairs"], signing_key("west"))}
+    def pairs(sealed: bytes, absent: tuple[str, ...] = ("north",)) -> dict[str, bytes]:
+        return {"pairs": sign_pairs(sealed, plan, header["pairs"], absent, signing_key("west"))}
 
     seed, shared = west.reveal[SIGNATURE_BYTES:], west.pairs[SIGNATURE_BYTES:]
     for name, changes in (
@@ -235,6 +235,7 @@ def _shown_seeds() -> Iterator[Bad]:
         ("another site's seed of a mask that is shared", {"pairs": parts[0].pairs}),
         ("a seed of a mask that is shared, not signed", {"pairs": bytes(SIGNATURE_BYTES) + shared}),
         ("a seed of a mask that is shared to which nobody committed", pairs(lied)),
+        ("a seed of a mask that is shared, signed for another absent site", pairs(shared, ("south",))),
         ("a proof that is cut", pairs(shared[:-32])),
         ("a proof that is too long", pairs(shared + bytes(32))),
         ("a wrong proof", pairs(shared[:-1] + bytes([shared[-1] ^ 1]))),

@@ -25,9 +25,11 @@ from privacy.masking import (
     open_seed,
     seal_pairs,
     seal_seed,
-    sign_seeds,
+    sign_pairs,
+    sign_seed,
     unmask_sum,
-    verify_seeds,
+    verify_pairs,
+    verify_seed,
 )
 from privacy.packing import pack, unpack
 from privacy.plan import MOST_SEEDS, RoundPlan
@@ -134,11 +136,11 @@ def masked_round(keys: EpochKeys) -> tuple[dict[str, object], Golden]:
     absent, parts = absent_from(plan, shown), []
     for site, part in zip(running.sites, closed.contributions, strict=True):
         sealed, pairs = (
-            sign_seeds(
+            sign_seed(
                 seal_seed(masks[site]._own, SECRET, plan, site), plan, running.headers[site].mask, signing_key(site)
             ),
-            sign_seeds(
-                seal_pairs(masks[site], absent, SECRET, plan, site), plan, running.headers[site].pairs,
+            sign_pairs(
+                seal_pairs(masks[site], absent, SECRET, plan, site), plan, running.headers[site].pairs, absent,
                 signing_key(site),
             ),
         )  # fmt: skip
@@ -228,7 +230,8 @@ def seeds_of(golden: Golden) -> tuple[dict[str, bytes], dict[str, dict[str, byte
         if header.mask:
             key, plan = golden.roster.member(header.site).verification_key, golden.plan
             sealed = (
-                verify_seeds(part.reveal, plan, header.mask, key), verify_seeds(part.pairs, plan, header.pairs, key),
+                verify_seed(part.reveal, plan, header.mask, key),
+                verify_pairs(part.pairs, plan, header.pairs, absent, key),
             )  # fmt: skip
             own[header.site] = open_seed(sealed[0], SECRET, plan, header.site, header.mask)
             pairs[header.site] = open_pairs(sealed[1], absent, SECRET, plan, header.site, header.pairs)

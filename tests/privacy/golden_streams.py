@@ -9,7 +9,7 @@ import numpy as np
 from privacy.agreement import absent_from, agree, set_digest
 from privacy.ciphertext import COEFF_MODULUS
 from privacy.encryption import EncryptedUpdate
-from privacy.masking import Masks, commitment, pairs_digest, seal_pairs, seal_seed, sign_seeds
+from privacy.masking import Masks, commitment, pairs_digest, seal_pairs, seal_seed, sign_pairs, sign_seed
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.plan import MOST_SEEDS
 from tests.privacy.consortium import CHARGE, SECRET, SITES, mac_key, plan_with, shared_secrets, signing_key
@@ -57,10 +57,10 @@ def masks(plan: RoundPlan) -> dict[str, object]:
         "commitments": made.commitments.hex(),
         "pairs": pairs_digest(made.commitments),
         "secret": SECRET.hex(),
-        "sealed": sign_seeds(seal_seed(_SEED, SECRET, plan, "south"), plan, commitment(_SEED), key).hex(),
+        "sealed": sign_seed(seal_seed(_SEED, SECRET, plan, "south"), plan, commitment(_SEED), key).hex(),
         "headers": {site: header.decode() for site, header in headers.items()},
         "absent": absent_from(plan, headers),
-        "sealed_pairs": sign_seeds(pairs, plan, pairs_digest(made.commitments), key).hex(),
+        "sealed_pairs": sign_pairs(pairs, plan, pairs_digest(made.commitments), absent_from(plan, headers), key).hex(),
         "set": set_digest(headers),
         "agreed": agree(_Nothing(), plan, headers, key).hex(),
         "streams": first,

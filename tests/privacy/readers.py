@@ -34,7 +34,7 @@ from privacy.header import verify_header
 from privacy.ledger import Ledger
 from privacy.mac import MacKey
 from privacy.manifest import open_manifest
-from privacy.masking import open_pairs, open_seed, unmask_sum, verify_seeds
+from privacy.masking import open_pairs, open_seed, unmask_sum, verify_pairs, verify_seed
 from privacy.norm_proof import Proof, Statement, all_hold
 from privacy.packing import unpack
 from privacy.pairs import read_pair
@@ -167,8 +167,8 @@ def total(parts: Parts) -> None:
         absent, own, pairs = absent_from(asked_for, headers), {}, {}
         for each, part in zip(headers.values(), found.contributions, strict=True):
             key = members.member(each.site).verification_key
-            sealed = verify_seeds(part.reveal, asked_for, each.mask, key)
-            shown = verify_seeds(part.pairs, asked_for, each.pairs, key)
+            sealed = verify_seed(part.reveal, asked_for, each.mask, key)
+            shown = verify_pairs(part.pairs, asked_for, each.pairs, absent, key)
             own[each.site] = open_seed(sealed, SECRET, asked_for, each.site, each.mask)
             pairs[each.site] = open_pairs(shown, absent, SECRET, asked_for, each.site, each.pairs)
         blocks = unmask_sum(blocks, own, pairs, asked_for)

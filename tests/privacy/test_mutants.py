@@ -75,7 +75,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
     "privacy.mac": {"MacKey.check": ["sum"]},
     "privacy.tag": {"TagKey.check": ["sum"]},
     "privacy.packing": {"Packing.__post_init__": ["manifest"], "unpack": ["sum"]},
-    "privacy.masking": {"open_seed": ["sum"], "open_pairs": ["sum"], "verify_seeds": ["sum"]},
+    "privacy.masking": {"open_seed": ["sum"], "open_pairs": ["sum"], "verify_pairs": ["sum"], "verify_seed": ["sum"]},
     "privacy.norm_proof": _all("Proof.read", "all_hold", by=["proof"]),
     "privacy.pedersen": _all("read_point", "read_scalar", by=["proof"]),
     "privacy.agreement": {

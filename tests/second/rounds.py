@@ -109,10 +109,9 @@ def unseal(secret: bytes, sealed: bytes, label: bytes, plan: Table, whose: bytes
         raise RefusedError(AUTHENTICITY, "seed") from error
 
 
-def signed_seeds(shown: bytes, committed: str, plan: Table, key: bytes) -> bytes:
-    """Return the sealed seeds that a site signed for its header's commitment."""
-    if shown:
-        verify(key, "seeds", f"{plan['digest']} {committed} {shown[64:].hex()}".encode(), shown[:64])
+def signed_seeds(shown: bytes, of: str, plan: Table, key: bytes) -> bytes:
+    """Return the sealed seeds that a site signed for its header's commitment, and for the absent sites."""
+    verify(key, "seeds", f"{plan['digest']} {of} {shown[64:].hex()}".encode(), shown[:64])
     return shown[64:]
 
 
@@ -127,7 +126,8 @@ def open_pairs(
     secret: bytes, part: Contribution, absent: list[str], plan: Table, header: Table, key: bytes
 ) -> dict[str, bytes]:
     length, found = 48 + 32 * depth(len(plan["cohort"])), {}
-    shown = signed_seeds(part.pairs, header["pairs"], plan, key)
+    signed = part.pairs or absent
+    shown = signed_seeds(part.pairs, f"{header['pairs']} {','.join(absent)}", plan, key) if signed else b""
     need(len(shown) == length * len(absent), AUTHENTICITY, "length")
     for number, other in enumerate(absent):
         sealed = shown[number * length : (number + 1) * length]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from privacy.signing import SIGNATURE_BYTES
 from simulations.adversary import SITES, Adversary
 from simulations.siege import ATTACKS, lay_siege, quiet_agents
 
@@ -61,6 +62,10 @@ def anything(*_: Any, **__: Any) -> bool:  # noqa: ANN401
     return False
 
 
+def unsigned(shown: bytes, *_: Any) -> bytes:  # noqa: ANN401
+    return shown[SIGNATURE_BYTES:]
+
+
 def one_pad(plan: Any, site: str, nonce: str) -> bytes:  # noqa: ANN401
     del nonce
     return f"pad {plan.digest} {site}".encode()
@@ -68,19 +73,20 @@ def one_pad(plan: Any, site: str, nonce: str) -> bytes:  # noqa: ANN401
 
 PADS = "privacy.tag.pad_label", "privacy.mac.pad_label"
 OFF: list[tuple[str, object, tuple[str, ...]]] = [
-    ("masks of two attempts", nothing, ("privacy.agreement.reveal",)),
+    ("masks of two attempts", nothing, ("privacy.agreement.check_repeat",)),
     ("two sets of contributors", nothing, ("client.once.Once.note",)),
-    ("two sums with one update", nothing, ("privacy.agreement.reveal",)),
+    ("two sums with one update", nothing, ("privacy.agreement.check_repeat",)),
     ("a set without the site's own", nothing, ("privacy.agreement.check_set",)),
+    ("an honest site made a liar", unsigned, ("client.opening.verify_seed", "client.opening.verify_pairs")),
     ("two cohorts of one round", nothing, ("client.round.check_plan",)),
     ("with a site: a false dropout", nothing, ("privacy.agreement.check_agreed",)),
     ("with a site: sets told apart", nothing, ("privacy.agreement.check_agreed",)),
-    ("with a site: a round asked again", nothing, ("privacy.agreement.reveal",)),
+    ("with a site: a round asked again", nothing, ("privacy.agreement.check_repeat",)),
     ("with a site: others' signatures", nothing, ("privacy.header.verify",)),
     ("two updates, one from a backup", one_pad, PADS),
     ("two masks, one from a backup", nothing, ("client.once.Once.note",)),
     ("a backup, the round being over", nothing, ("client.round.check_plan",)),
-    ("a second sum after a restart", anything, ("client.once.Once.noted",)),
+    ("a second sum after a restart", anything, ("client.opening.has_refused",)),
     ("a plan that ends in years", nothing, ("client.round.check_plan",)),
     ("keys that hide nothing", nothing, ("privacy.encryption.DecryptionKey.check_form",)),
     ("an epoch beyond all others", 1 << 63, ("client.keyring.LARGEST_STEP",)),

@@ -10,7 +10,7 @@ from privacy.ciphertext import C0_BYTES, CODE_BYTES, COEFF_MODULUS, SEED_BYTES, 
 from privacy.encryption import EncryptedUpdate
 from privacy.envelope import SignedUpdate
 from privacy.ledger import Charge, Release
-from privacy.masking import MaskedUpdate, _sealer, commitment, pairs_digest, sign_seeds
+from privacy.masking import MaskedUpdate, _sealer, commitment, pairs_digest, sign_seed
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.plan import RoundPlan
 from simulations.lies import STEP
@@ -61,7 +61,7 @@ def false_seed(site: Site, plan: RoundPlan) -> bytes:
     sealed = _sealer(site.keyring.find(plan.keys).secret, plan, site.name, committed).encrypt(
         bytes(12), bytes(32), None
     )
-    return sign_seeds(sealed, plan, committed, site.signing_key)
+    return sign_seed(sealed, plan, committed, site.signing_key)
 
 
 def _shifted(site: Site, plan: RoundPlan, update: SignedUpdate, place: slice, by: int) -> SignedUpdate:
