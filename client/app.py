@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 from client.acceptance import accept, get_ready
 from client.epochs import accept_letter, accept_pairs, lead_epoch
 from client.judging import judge
-from client.masking import agree, reveal
+from client.masking import agree, prove, reveal
 from client.opening import UnopenedError, open_sum, vouch
 from client.progress import look, shared
 from client.receipts import keep_receipt
@@ -38,6 +38,7 @@ from transport.contents import (
     read_manifest,
     read_plan_of_sum,
     read_sent,
+    read_sum,
     read_train,
     take_sum,
 )
@@ -45,12 +46,14 @@ from transport.flower import ENDED, FAILED, REFUSED, reply
 from transport.heads import put_head, read_head
 from transport.masking import (
     pack_agreed,
+    pack_proof,
     pack_refusal,
     pack_revealed,
     pack_verdict,
     read_body,
     read_contributors,
     read_signatures,
+    read_summed,
 )
 from transport.receipts import find_receipt
 from transport.reports import LARGEST_EPSILON
@@ -74,6 +77,7 @@ def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
         (app.query("pairs"), share_secrets),
         (app.query("agree"), agree_on_contributors),
         (app.query("reveal"), reveal_mask),
+        (app.query("prove"), prove_length),
         (app.query("judge"), judge_update),
         (app.query("undo"), undo_round),
         (app.train(), train),
@@ -172,7 +176,15 @@ def agree_on_contributors(site: Site, message: Message) -> RecordDict:
 def reveal_mask(site: Site, message: Message) -> RecordDict:
     """Reveal the seed of this site's mask, once all contributors have agreed on each other."""
     content = message.content
-    return pack_revealed(reveal(site, read_manifest(content), *read_contributors(content), read_signatures(content)))
+    shown = *read_contributors(content), read_signatures(content), read_summed(content)
+    return pack_revealed(reveal(site, read_manifest(content), *shown))
+
+
+def prove_length(site: Site, message: Message) -> RecordDict:
+    """Prove that this site's update is no longer than the run allows."""
+    content = message.content
+    shown = read_sum(content), read_signatures(content), read_summed(content)
+    return pack_proof(prove(site, read_manifest(content), *shown))
 
 
 def judge_update(site: Site, message: Message) -> RecordDict:

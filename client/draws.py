@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from privacy.randomness import Randomness
 
 _SAMPLE = 32  # draws of which the largest stands for all
-_BY_REJECTION = {"_standard_gamma", "_sample_dirichlet", "poisson", "binomial"}  # each takes as many as it needs
+_BY_REJECTION = ("gamma", "dirichlet", "poisson", "binomial")  # each takes as many as it needs
 
 
 @contextmanager
@@ -79,7 +79,7 @@ class Draws(TorchDispatchMode):
             if isinstance(found, Tensor) and found.dtype in {torch.bfloat16, torch.float16}:
                 self.rounding = max(self.rounding, torch.finfo(found.dtype).eps)
             return found
-        self.by_rejection |= func.overloadpacket.__name__ in _BY_REJECTION
+        self.by_rejection |= func.overloadpacket.__name__.endswith(_BY_REJECTION)
         own = torch.default_generator
         if (generator := given.get("generator")) is not None and generator is not own:
             self.foreign = True

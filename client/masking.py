@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.acceptance import accept
+from client.norms import Lengths, context_of_sum, fix_sum
+from client.opening import shown_seeds
 from privacy import agreement
 from privacy.ciphertext import Ciphertexts
 from privacy.errors import LedgerError, ProtocolError
@@ -16,13 +19,17 @@ from privacy.summation import check_contributions
 from privacy.update import PackedUpdate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from client.outbox import Made
     from client.site import Site
     from privacy.envelope import Contribution
     from privacy.manifest import Manifest
     from privacy.plan import RoundPlan
+    from privacy.summation import EncryptedSum
 
 
 def new_masks(site: Site, manifest: Manifest, plan: RoundPlan) -> tuple[bytes, Masks | None]:
@@ -52,11 +59,7 @@ def recover(site: Site, manifest: Manifest, plan: RoundPlan) -> PackedUpdate | N
     if charge is None:
         msg = f"{ledger.path}: it has no entry for round {plan.round}, which was sent; restore it from backup"
         raise LedgerError(msg)
-    keys = site.keyring.find(last.plan.keys)
-    nonces = {site.name: json.loads(last.update.header)["nonce"]}
-    chunks = keys.mac.check(Ciphertexts(last.update.chunks).alone, last.plan, nonces)
-    blocks = keys.decryption.decrypt(chunks, site.apply)
-    return PackedUpdate(_masks(site, last.mask, last.plan).unmask(keys.tag.check(blocks, last.plan, nonces)), charge)
+    return PackedUpdate(_unmasked(site, last), charge)
 
 
 def agree(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequence[Contribution]) -> tuple[bytes, bytes]:
@@ -82,8 +85,9 @@ def reveal(
     plan_bytes: bytes,
     contributions: Sequence[Contribution],
     signatures: Mapping[str, bytes],
+    summed: str = "",
 ) -> bytes:
-    """Return the seed of this site's own mask, sealed to the sites and signed.
+    """Return the seed of this site's own mask, sealed to the sites and signed; with `update_norm`, of one sum alone.
 
     Raises:
         ProtocolError: as `agree`, or if the site has revealed its seed for another attempt, which this does not repeat.
@@ -91,10 +95,51 @@ def reveal(
     """
     plan, made, headers = _shown(site, document, plan_bytes, contributions)
     agreement.check_agreed(plan, headers, signatures, site.roster)
+    if accept(site, document).manifest.settings.encryption.update_norm is not None:
+        fix_sum(site.once, plan, summed)
     committed = commitment(made.mask)
     agreement.reveal(site.once, plan, headers, committed)
     sealed = seal_seed(made.mask, site.keyring.find(plan.keys).secret, plan, site.name)
     return sign_seed(sealed, plan, committed, site.signing_key)
+
+
+def prove(site: Site, document: bytes, total: EncryptedSum, signatures: Mapping[str, bytes], summed: str) -> bytes:
+    """Prove that this site's update is no longer than the run allows, once all have revealed the seeds of their masks.
+
+    A proof is shown under the rules of the seed: for the plan and the sum alone for which this site revealed its own.
+
+    Args:
+        site: this one.
+        document: the signed manifest.
+        total: the sum, without its ciphertexts.
+        signatures: of its contributors, under who they are.
+        summed: the sum's digest.
+
+    Raises:
+        ProtocolError: as `reveal`, or if the run bounds no norm.
+        AuthenticityError, MalformedError: as `reveal`, or if a seed is not the one that was committed to.
+    """
+    manifest = accept(site, document).manifest
+    update_norm = manifest.settings.encryption.update_norm
+    if update_norm is None:
+        msg = f"the run {manifest.settings.name!r} has no update_norm; {site.name} proves nothing of its update"
+        raise ProtocolError(msg)
+    reveal(site, document, total.plan, total.contributions, signatures, summed)
+    plan, made, _ = _shown(site, document, total.plan, total.contributions)
+    headers = check_contributions(total.contributions, plan, manifest, site.roster)
+    seeds, _ = shown_seeds(site, total, headers, plan, [])
+    packing = replace(manifest.packing, update_bound=headers[site.name].update_bound)
+    lengths = Lengths(context_of_sum(plan, headers, summed, seeds), headers, packing, update_norm)
+    return lengths.prove(site, _unmasked(site, made), site.keyring.shared_with(plan.keys, headers, site.name))
+
+
+def _unmasked(site: Site, made: Made) -> Iterator[NDArray[np.uint64]]:
+    """Return an update of this site as it was packed, out of its ciphertexts."""
+    keys, plan = site.keyring.find(made.plan.keys), made.plan
+    nonces = {site.name: json.loads(made.update.header)["nonce"]}
+    chunks = keys.mac.check(Ciphertexts(made.update.chunks).alone, plan, nonces)
+    blocks = keys.tag.check(keys.decryption.decrypt(chunks, site.apply), plan, nonces)
+    return _masks(site, made.mask, plan).unmask(blocks)
 
 
 def _masks(site: Site, seed: bytes, plan: RoundPlan) -> Masks:

@@ -11,6 +11,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from client.checkpoint import Checkpoint
+from client.norms import Lengths, context_of_sum
 from privacy.agreement import absent_from, accuse
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
 from privacy.masking import open_pairs, open_seed, unmask_sum, verify_pairs, verify_seed
@@ -24,7 +25,6 @@ from transport.masking import CODES, REFUSED, SEEDS, VALUES, Refusal
 if TYPE_CHECKING:
     from client.acceptance import Accepted
     from client.site import Site
-    from privacy.epoch import EpochKeys
     from privacy.header import UpdateHeader
     from privacy.packing import Packing
     from privacy.plan import RoundPlan
@@ -65,7 +65,7 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
         raise ProtocolError(msg)
     packing = replace(manifest.packing, update_bound=now.update_bound)
     del now  # out of memory while the mean takes its place there
-    mean = _mean(site, total, plan, headers, packing)
+    mean = _mean(site, total, plan, headers, packing, manifest.settings.encryption.update_norm)
     del total
     bound = manifest.packing.update_bound
     if not manifest.settings.shares_noise:  # shares are of the range that was signed
@@ -91,18 +91,25 @@ def has_refused(site: Site, plan: RoundPlan) -> bool:
 
 
 def _mean(
-    site: Site, total: EncryptedSum, plan: RoundPlan, headers: dict[str, UpdateHeader], packing: Packing
-) -> Update:
+    site: Site, total: EncryptedSum, plan: RoundPlan, headers: dict[str, UpdateHeader], packing: Packing,
+    update_norm: float | None,
+) -> Update:  # fmt: skip
     keys, weights = site.keyring.find(plan.keys), [header.weight for header in headers.values()]
-    liars = list[str]()
+    size, liars = next(iter(headers.values())).size, list[str]()
     try:
         nonces = {header.site: header.nonce for header in headers.values()}
         chunks = keys.mac.check(total.ciphertexts, plan, nonces)
         blocks = keys.tag.check(keys.decryption.decrypt(chunks, site.apply), plan, nonces)
-        if any(header.mask for header in headers.values()):
-            own, pairs = _seeds(site, total, headers, keys, plan, liars)
-            blocks = unmask_sum(blocks, own, pairs, plan)
-        return unpack(blocks, next(iter(headers.values())).size, weights, packing)
+        if not any(header.mask for header in headers.values()):
+            return unpack(blocks, size, weights, packing)
+        own, pairs = shown_seeds(site, total, headers, plan, liars)
+        blocks = unmask_sum(blocks, own, pairs, plan)
+        if update_norm is None:
+            return unpack(blocks, size, weights, packing)
+        lengths = Lengths(context_of_sum(plan, headers, total.digest, own), headers, packing, update_norm)
+        lengths.check(total, site, liars)
+        mean = unpack(lengths.watch(blocks), size, weights, packing)
+        lengths.check_sum()
     except CloisterError as error:
         # The server learns that the sum was refused, once. Without masks it learns nothing about why, with them only
         # what a member did: whatever a server does by itself, the code stops.
@@ -117,22 +124,23 @@ def _mean(
         refusal = Refusal(why, liars)
         signature = sign(site.signing_key, REFUSED, refusal.signed_part(plan.digest))
         raise UnopenedError(msg, replace(refusal, signature=signature)) from error
+    return mean
 
 
 def _refusing(plan: RoundPlan) -> str:
     return f"refusing the sums of plan {plan.digest}"
 
 
-def _seeds(
-    site: Site, total: EncryptedSum, headers: dict[str, UpdateHeader], keys: EpochKeys, plan: RoundPlan,
-    liars: list[str],
-) -> tuple[dict[str, bytes], dict[str, dict[str, bytes]]]:  # fmt: skip
+def shown_seeds(
+    site: Site, total: EncryptedSum, headers: dict[str, UpdateHeader], plan: RoundPlan, liars: list[str]
+) -> tuple[dict[str, bytes], dict[str, dict[str, bytes]]]:
     """Open the seeds that the sites showed: of each one's own mask, and of those shared with who is not in the sum.
 
     Raises:
         AuthenticityError: if a site did not sign them; or if they are not those to which it committed, and then it is
             named in `liars`, with all others of whom that is true.
     """
+    keys = site.keyring.find(plan.keys)
     own, pairs, absent = {}, {}, absent_from(plan, headers)
     for header, part in zip(headers.values(), total.contributions, strict=True):
         key = site.roster.member(header.site).verification_key

@@ -5,7 +5,8 @@
     3. reserve the round's privacy spend, on disk, before any record is trained on; and before that, find out all that
        can be known to fail: `client.readiness`
     4. train   with DP-SGD, or add up a survey's records with noise → Update → PrivateUpdate
-    5. encode  add what the last update left over; pack, mask, tag, encrypt → PackedUpdate → … → EncryptedUpdate
+    5. encode  add what the last update left over, cut to the run's norm if it has one; pack, mask, tag, encrypt
+               → PackedUpdate → … → EncryptedUpdate
        With shared noise, training adds none and nothing is left over: the site's share comes while it is packed
     6. sign    → SignedUpdate, stored before it is sent; a retry sends these very bytes
 
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from client.acceptance import accept
 from client.masking import new_masks, recover
+from client.norms import shorten
 from client.opening import open_sum
 from client.readiness import ready_to_be_charged
 from privacy.envelope import sign_update
@@ -92,6 +94,7 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
             packed = _pack_with_share(site, manifest, plan, checkpoint)
         elif packed is None:
             private = train_private(site, manifest, plan, checkpoint)
+            shorten(private.vector, manifest.settings.encryption.update_norm)
             packing = replace(manifest.packing, update_bound=bound)
             packed, left = pack(private, weight, packing, _randomness(manifest, site, plan, "rounding")), private.vector
         del checkpoint

@@ -34,6 +34,7 @@ def needs(folder: Path, ledger: Path, manifest: Manifest, layout: Layout) -> dic
     if settings.training:
         update += 0 if settings.shares_noise else model  # what rounding left over
         update += model if settings.training.averaging else 0  # the last model, beside the mean
+        update += model if settings.vote else 0  # the one before, where a second name for its file is not enough
     found = {folder / "outbox": update + _SMALL, folder / "models": model + _SMALL, ledger: _SMALL}
     return found if settings.training else found | {folder / STATISTICS: _SMALL}
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 _PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None), count)
 _SERIES = (list, tuple, set, frozenset, deque)
 _LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "opacus", "client", "privacy"}
-_LOOKED_AT_ELSEWHERE = {"_modules", "_parameters", "_buffers"}
 _MOST = 1 << 17  # objects
 
 
@@ -99,8 +98,8 @@ class _Walk:
                 yield place, _digest(value)
             elif isinstance(value, (*_SERIES, dict)):
                 yield place, len(value)
-            elif hasattr(value, "cache_info"):
-                yield place, value.cache_info().currsize
+            elif callable(info := getattr(value, "cache_info", None)):
+                yield place, getattr(info(), "currsize", None)
             waiting += [(f"{path}{step}", root, inner) for step, inner in self._inside(value)]
 
     def _inside(self, value: Any) -> Held:  # noqa: ANN401 - anything
@@ -118,11 +117,9 @@ class _Walk:
                 yield from ((f".{name}", each) for name, each in vars(value).items() if not name.startswith("__"))
                 yield from (("", each) for each in getattr(value, "__bases__", ()))
             case nn.Module():
-                yield from ((f".{name}", each) for name, each in value.named_children())
-                yield from (
-                    (f".{name}", each) for name, each in vars(value).items() if name not in _LOOKED_AT_ELSEWHERE
-                )
+                yield from ((f".{name}", each) for name, each in vars(value).items())
                 yield "", type(value)
+                yield from ((f".{name}", each) for name, each in value.named_children())  # the last is the first to go
             case _ if hasattr(value, "__wrapped__"):
                 yield "", value.__wrapped__
             case _ if hasattr(value, "__dict__") and self._is_own(type(value)):

@@ -167,12 +167,13 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
     place = read_site(path)
     manifest, policy = _read_run(run, place), place.settings.policy
     ledger, budget = place.account(manifest.settings)
-    cost, delta = manifest.run_cost, budget.delta
+    cost, votes, delta = manifest.run_cost, manifest.votes_cost, budget.delta
     done, alone = ledger.mechanisms(), ledger.cost([manifest.run_cost], budget.delta)
     after = ledger.cost([*done, cost], delta)
     refusals = _refusals(
         lambda: check_policy(policy, manifest, alone, ledger.site),
         lambda: ledger.check_plan(cost, budget),
+        *([lambda: place.held_out_ledger.check_plan(votes, place.settings.held_out_limit)] if votes.pure else []),
     )
 
     def least(target: float, already: Sequence[Mechanism]) -> float:
@@ -198,6 +199,7 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
         "delta": delta,
         "delta_warning": excessive(delta, manifest.settings.cohort.sizes.get(ledger.site, 0)),
         "cost": alone,
+        "votes": place.held_out_ledger.cost([votes], delta) if votes.pure else 0.0,  # of the records held out
         "budget": budget.epsilon,
         "spent": ledger.cost(done, delta),
         "spent_after": after,

@@ -68,6 +68,8 @@ def show_plan(report: dict[str, Any], console: Console) -> None:
     _line(
         console, f"{report['run']} costs ε {_number(report['cost'])} by itself (σ {sigma:g}, q {rate:g}, {steps} steps)"
     )
+    if report["votes"]:
+        _line(console, f"  and its votes ε {_number(report['votes'])} of the records held out")
     spent, after, budget = report["spent"], report["spent_after"], report["budget"]
     _line(console, f"{_bar(spent, after, budget)} ε {_number(spent)} → {_number(after)} of {_number(budget)}, "
                    f"{_number(report['left_after'])} left")  # fmt: skip

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from client.task import import_class
-from cloister.observers import against_whom
+from cloister.observers import against_whom, cost_of_votes
 from cloister.view import RoundTable, listen
 from privacy.config import read_toml
 from privacy.errors import ConfigError
@@ -44,12 +44,14 @@ def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]
         import_class(settings.task)  # or say so before any folder is made
     study = prepare_study(folder, run, limits=False)
     results = run_here(study, console)
+    manifest = _manifest_of(study)
     last = next(event for event in reversed(results.events) if event.get("released"))
     return {
         "rounds": results.rounds,
         **without_infinity(read_own_metrics(study.federation, last["round"]), None),
         "epsilon": last["epsilon"],
-        **against_whom(_manifest_of(study)),
+        **against_whom(manifest),
+        **cost_of_votes(manifest),
         "model": {site: str(path) for site, path in results.paths.items()},
         "model_digest": results.digests,
     }

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 def contradiction(settings: RunSettings) -> str | None:
     """Say what contradicts what, if anything does."""
-    return _of_purpose(settings) or _of_noise(settings) or _of_masks(settings) or _of_vote(settings)
+    return (
+        _of_purpose(settings) or _of_noise(settings) or _of_masks(settings) or _of_norm(settings) or _of_vote(settings)
+    )
 
 
 def _of_purpose(settings: RunSettings) -> str | None:
@@ -67,6 +69,19 @@ def _of_masks(settings: RunSettings) -> str | None:
             f"nobody knows all but one: set minimum = {colluding + 2} in [cohort]; or allow for fewer with "
             "colluding_sites in [privacy]; or do without masks, collusion_resistant = false in [encryption]"
         )
+    return None
+
+
+def _of_norm(settings: RunSettings) -> str | None:
+    """Say why the length of updates cannot be bounded as a run asks."""
+    if settings.encryption.update_norm is None:
+        return None
+    if settings.training is None:
+        return "update_norm is of a run with [training]; remove it"
+    if not settings.encryption.collusion_resistant:
+        return "proofs of update_norm hide behind the secrets of masks; set collusion_resistant = true in [encryption]"
+    if settings.shares_noise:
+        return 'a share of the noise comes after an update is cut to update_norm; remove one, or noise = "shared"'
     return None
 
 

@@ -80,6 +80,9 @@ class Encryption:
     update_bound: Positive | None = None  # the codec's range: values of an update beyond it are cut; in training only
     profile: Profile | None = None  # "compact" if not given; statistics are always "precise"
     collusion_resistant: bool = True  # masks: a site that colludes with the server cannot read another's update
+    update_norm: Annotated[float, Field(gt=0, le=1e30)] | None = (
+        None  # the largest L2 norm of a site's update, which each proves to keep
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -99,6 +99,8 @@ def stated_run(run: StatedRun, balance: Balance) -> dict[str, Any]:
         "sample_rate": cost.sample_rate,
         "steps": cost.steps,
         "masks": settings.encryption.collusion_resistant,
+        "votes": f"{settings.rounds}, of ε {settings.vote.epsilon:g} each, charged to the records held out"
+        if settings.vote else "none",
         "delta": balance.limit.delta,
         "epsilon_of_the_whole_run": whole["epsilon"],
         "epsilon_of_the_whole_run_replace_one": whole["epsilon_replace_one"],

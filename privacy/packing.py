@@ -241,6 +241,17 @@ def unpack(blocks: Iterable[NDArray[np.uint64]], size: int, weights: Sequence[fl
     return Update(mean)
 
 
+def half_levels(block: NDArray[np.uint64], contributors: int, packing: Packing) -> NDArray[np.float64]:
+    """Return the values `(n·slots,)` of so many packed updates added up, in half levels: whole numbers, 0 stands for 0.
+
+    Args:
+        block: `(n, 4096)`, of a sum that `unpack` takes, or of one update.
+        contributors: how many updates were added.
+        packing: theirs.
+    """
+    return 2 * _separated(block, packing).astype(np.float64) - contributors * (packing.levels - 1)
+
+
 def _separated(block: NDArray[np.uint64], packing: Packing) -> NDArray[np.uint64]:
     """Return the fields `(n·slots,)` of coefficients `(n, 4096)`, in the order of the parameters."""
     mask = np.uint64((1 << packing.bits) - 1)

@@ -36,6 +36,7 @@ class Policy:
     minimum_cohort: Annotated[int, Field(ge=2)] = 3
     encryption: tuple[Profile, ...] = ("compact", "precise", "dense")  # encryption itself is not optional
     collusion_resistant: bool = True  # only runs with masks
+    bounded_updates: bool = False  # only runs in which every site proves that its update keeps an update_norm
     shared_noise: bool = False  # also runs in which only the sum has all of the noise: `privacy.shared`
     colluding_sites: Annotated[int, Field(ge=0)] = 1  # so many sites' shares at least must not count in such a run
     vote_epsilon: Annotated[float, Field(ge=0)] = (
@@ -74,14 +75,17 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
         raise _refusal(site, f"a run of ε {epsilon:.2f}", f"maximum_epsilon = {policy.maximum_epsilon:g}")
     if settings.profile not in policy.encryption:
         raise _refusal(site, f"the profile {settings.profile}", f"encryption = {_listed(policy.encryption)}")
-    _check_masks(policy, settings, site)
+    _check_protection(policy, settings, site)
     if settings.vote:
         _check_vote(policy, manifest, settings.vote, site)
 
 
-def _check_masks(policy: Policy, settings: RunSettings, site: str) -> None:
+def _check_protection(policy: Policy, settings: RunSettings, site: str) -> None:
+    """Hold masks, bounds and noise against the policy."""
     if policy.collusion_resistant and not settings.encryption.collusion_resistant:
         raise _refusal(site, "a run without masks", "collusion_resistant = true")
+    if policy.bounded_updates and settings.encryption.update_norm is None:
+        raise _refusal(site, "a run without update_norm", "bounded_updates = true")
     if settings.shares_noise and not policy.shared_noise:
         raise _refusal(site, "noise of which each site adds only a share", "shared_noise = false")
     masked = policy.collusion_resistant or settings.shares_noise

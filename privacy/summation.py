@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from privacy.ciphertext import Accumulator, SummedCiphertexts, seeds_digest
@@ -36,6 +38,7 @@ class EncryptedSum:
     c0: tuple[bytes, ...]
     codes: bytes  # of the ciphertexts, added up
     c1: tuple[bytes, ...] = ()  # of large cohorts: instead of every contributor's seeds
+    proofs: tuple[bytes, ...] = ()  # in a run with `update_norm`: every contributor's, of how long its update is
 
     @property
     def ciphertexts(self) -> SummedCiphertexts:
@@ -45,9 +48,17 @@ class EncryptedSum:
     @property
     def size(self) -> int:
         """How many bytes of ciphertexts and seeds it brings a site."""
-        return sum(map(len, (*self.c0, *self.c1, self.codes))) + sum(
+        return sum(map(len, (*self.c0, *self.c1, self.codes, *self.proofs))) + sum(
             len(each.seeds) + len(each.pairs) for each in self.contributions
         )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hex, of what was added up: c0, codes and c1."""
+        hashed = sha256(b"cloister sum")
+        for part in (*self.c0, self.codes, *self.c1):
+            hashed.update(part)
+        return hashed.hexdigest()
 
 
 class RunningSum:

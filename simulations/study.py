@@ -63,6 +63,6 @@ def prepare_study(folder: Path, run: Path | None = None, *, limits: bool = True)
     if not limits:
         terms = SiteTerms(
             (settings.task,), epsilon=inf, maximum_epsilon=inf, minimum_noise_multiplier=0.0, shared_noise=True,
-            colluding_sites=0, collusion_resistant=False,
+            vote_epsilon=inf, colluding_sites=0, collusion_resistant=False,
         )  # fmt: skip
     return Study(federation, settings, terms, sum(patients.values()))

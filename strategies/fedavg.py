@@ -85,7 +85,8 @@ class EncryptedFedAvg(Strategy):
         colluding = colluding_sites(self._manifest.settings)
         self._selection = Selection(self._members, cohort.minimum, colluding)
         self._voting = Voting(self._members, self._manifest.settings)
-        self._masks = Masking(self._members, self._selection, colluding) if masked else None
+        proofs = self._manifest.settings.encryption.update_norm is not None
+        self._masks = Masking(self._members, self._selection, colluding, proofs=proofs) if masked else None
         self._court, self._bodies = Court(self._members, colluding), Bodies(journal.folder)
         self._before = self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds

@@ -1,7 +1,7 @@
 """Whose fault it is that a masked sum did not open, as the server finds out: members judge, and check each other.
 
     what sites say     who is named
-    seeds              whoever signed another seed than it committed to: each site has seen that itself
+    seeds              whoever signed another seed than it committed to, or a false proof: all sites have seen that
     codes              one member judges all bodies, one by one; whom it accuses, all others judge too
     values             nobody: what is within the masks is not seen without opening updates
 
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from transport.masking import Refusal, Verdict
 
 JUDGE = "query.judge"
-_FALSE_SEED = "it signed another seed of a mask than the one to which it committed; it is left out"
+_FALSE_SEED = (
+    "it signed another seed of a mask than the one to which it committed, or a false proof of its update's length; "
+    "it is left out"
+)
 _WRONG = "the code or tag of its update was wrong; it is left out"
 _SLANDER = "it said that a right update was wrong; it is left out"
 

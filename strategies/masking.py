@@ -22,7 +22,7 @@ from privacy.errors import AuthenticityError, CloisterError, MalformedError, Pro
 from privacy.masking import disputes, verify_pairs, verify_seed
 from privacy.plan import read_plan
 from transport.contents import content_of
-from transport.masking import pack_contributors, read_agreed, read_revealed
+from transport.masking import pack_contributors, pack_to_prove, read_agreed, read_proof, read_revealed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from strategies.selection import Selection
 
 _DISPUTE = "it and another site committed to different masks towards each other"
-AGREE, REVEAL = "query.agree", "query.reveal"
+AGREE, REVEAL, PROVE = "query.agree", "query.reveal", "query.prove"
 
 T = TypeVar("T")
 
@@ -54,8 +54,8 @@ class Agreed(NamedTuple):
 class Masking:
     """A run's masked rounds, as the server sees them."""
 
-    def __init__(self, members: Membership, selection: Selection, colluding_sites: int) -> None:
-        self._members, self._selection, self._colluding = members, selection, colluding_sites
+    def __init__(self, members: Membership, selection: Selection, colluding_sites: int, *, proofs: bool) -> None:
+        self._members, self._selection, self._colluding, self._proofs = members, selection, colluding_sites, proofs
 
     def unmask(
         self, grid: Grid, current: OpenRound, total: RunningSum, attempt: Callable[[RoundPlan], RunningSum] | None
@@ -86,11 +86,18 @@ class Masking:
                 msg = f"round {current.number}: too few sites are left: {current.listed}"
                 raise ProtocolError(msg)
             total = attempt(next_attempt(total.plan, left, self._members.attention.seconds))
-        result, withheld = add_reveals(grid, self._members, result, total.headers)
+        summed = result.total.digest if self._proofs else ""
+        result, withheld = add_reveals(grid, self._members, result, total.headers, summed)
+        self._note(withheld, current, "mask")
+        if self._proofs:
+            result, withheld = add_proofs(grid, self._members, result, total.headers)
+            self._note(withheld, current, "proof")
+        return result.total
+
+    def _note(self, withheld: dict[str, str], current: OpenRound, what: str) -> None:
         current.problems |= withheld
         self._selection.withheld(withheld, current.number)
-        check_all_revealed(withheld, current.number)
-        return result.total
+        check_all_shown(withheld, current.number, what)
 
     def _agreed(self, grid: Grid, total: RunningSum) -> tuple[Agreed, dict[str, str]]:
         """Have the contributors to a sum agree on each other; return that, and who did not, or must not, and why."""
@@ -129,11 +136,11 @@ def agree_on(
 
 
 def add_reveals(
-    grid: Grid, members: Membership, agreed: Agreed, headers: Mapping[str, UpdateHeader]
+    grid: Grid, members: Membership, agreed: Agreed, headers: Mapping[str, UpdateHeader], summed: str = ""
 ) -> tuple[Agreed, dict[str, str]]:
     """Ask all contributors for the seeds of their masks; return the sum with them, and who gave none, and why."""
     total, plan = agreed.total, read_plan(agreed.total.plan)
-    content = pack_contributors(members.manifest, total.plan, total.contributions, agreed.signatures)
+    content = pack_contributors(members.manifest, total.plan, total.contributions, agreed.signatures, summed)
 
     def read(site: str, reply: RecordDict) -> bytes:
         shown = read_revealed(reply)
@@ -146,16 +153,27 @@ def add_reveals(
     return agreed._replace(total=replace(total, contributions=contributions)), problems
 
 
-def check_all_revealed(problems: Mapping[str, str], number: int) -> None:
+def add_proofs(
+    grid: Grid, members: Membership, agreed: Agreed, headers: Mapping[str, UpdateHeader]
+) -> tuple[Agreed, dict[str, str]]:
+    """Ask all contributors to prove how long their updates are; return the sum with that, and who did not, and why."""
+    total = agreed.total
+    content = pack_to_prove(members.manifest, total, agreed.signatures)
+    proofs, problems = _ask(grid, members, PROVE, list(headers), content, lambda _, reply: read_proof(reply))
+    return agreed._replace(total=replace(total, proofs=tuple(proofs.get(site, b"") for site in headers))), problems
+
+
+def check_all_shown(problems: Mapping[str, str], number: int, what: str) -> None:
     """Check that a masked sum can be opened.
 
     Raises:
-        ProtocolError: if a seed is missing; whoever revealed for it reveals for no other attempt.
+        ProtocolError: if a seed, or a proof, is missing; whoever revealed for it reveals for no other attempt.
     """
     if problems:
         who = ", ".join(problems)
         msg = (
-            f"round {number}: without the mask of {who} the sum cannot be opened; the next round starts from its model"
+            f"round {number}: without the {what} of {who} the sum cannot be opened; "
+            "the next round starts from its model"
         )
         raise ProtocolError(msg)
 

@@ -23,6 +23,7 @@ BELOW = {
 OWNERS = {
     "tenseal": {"privacy/seal.py", "cloister/benchmarks/encryption.py"},  # the benchmark measures CKKS beside it
     "zstandard": {"privacy/seal.py"},
+    "nacl": {"privacy/pedersen.py"},
     "opacus": {"client/dpsgd.py", "client/gradients/", "client/crosscheck.py"},
     "torch": {"client/", "simulations/"},
     "sklearn": {"simulations/"},

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transport.reports import Told
 
 _MAX_SUMS = 10_000
-_SUM = ("plan", "codes", "contributions", "c0", "c1")  # the arrays of a sum; the last two are numbered
+_SUM = ("plan", "codes", "contributions", "c0", "c1", "proof")  # the arrays of a sum; the last three are numbered
 _LENGTHS = struct.Struct(">5I")  # of a contribution's header, signature, seeds, reveal and pairs
 
 
@@ -213,7 +213,7 @@ def read_opened(content: RecordDict) -> tuple[Opened, Told]:
 def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:
     """Put a sum into the arrays that a Flower strategy passes on as "the model"."""
     arrays = {"plan": total.plan, "codes": total.codes, "contributions": _join(total.contributions)}
-    for name, chunks in (("c0", total.c0), ("c1", total.c1)):
+    for name, chunks in (("c0", total.c0), ("c1", total.c1), ("proof", total.proofs)):
         arrays |= {f"{name}-{index}": chunk for index, chunk in enumerate(chunks)}
     return ArrayRecord({name: blob(data) for name, data in arrays.items()})
 
@@ -227,14 +227,14 @@ def sum_from_arrays(arrays: ArrayRecord) -> EncryptedSum:
     parts: dict[str, list[bytes]] = {}
     for name, array in arrays.items():
         kind, _, number = name.partition("-")
-        expected = str(len(parts.get(kind, ()))) if kind in {"c0", "c1"} else ""
+        expected = str(len(parts.get(kind, ()))) if kind in _SUM[3:] else ""
         if kind not in _SUM or number != expected:
             lacks("sum")
         parts.setdefault(kind, []).append(array.data)
-    plan, codes, contributions, c0, c1 = (parts.get(kind, []) for kind in _SUM)
+    plan, codes, contributions, c0, c1, proofs = (parts.get(kind, []) for kind in _SUM)
     if not len(plan) == len(codes) == len(contributions) == 1:
         lacks("sum")
-    return EncryptedSum(plan[0], tuple(_split(contributions[0])), tuple(c0), codes[0], tuple(c1))
+    return EncryptedSum(plan[0], tuple(_split(contributions[0])), tuple(c0), codes[0], tuple(c1), tuple(proofs))
 
 
 def _join(contributions: Sequence[Contribution]) -> bytes:

@@ -2,28 +2,32 @@
 
 query.agree   manifest, plan, the contributors' signed headers  → their set, signed; sealed seeds of masks to take off
 query.reveal  the same, and what all of them signed             → the seed of the site's own mask, sealed
+query.prove   the sum without its ciphertexts; with `update_norm` → a signed proof of how long the site's update is
 evaluate                                                        → instead of the model: why the sum does not open
 query.judge   manifest, plan, a member's update, its accuser    → whether that update is right
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from privacy.envelope import Contribution
 from privacy.masking import REVEAL_BYTES
-from transport.contents import put_signed, read_signed
-from transport.fields import array_bytes, blob, check_names, field, lacks
+from transport.contents import put_signed, read_signed, sum_to_arrays
+from transport.fields import DIGEST, array_bytes, blob, check_names, field, lacks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from privacy.envelope import SignedUpdate
+    from privacy.summation import EncryptedSum
 
 
+_LONGEST_PROOF = 1 << 16  # bytes
 SEEDS, CODES, VALUES = "seeds", "codes", "values"  # why a sum does not open: what did not fit
 REFUSED = "refused"
 _WHY = {SEEDS, CODES, VALUES}
@@ -59,14 +63,21 @@ class Accusation:
 
 
 def pack_contributors(
-    manifest: bytes, plan: bytes, contributions: Sequence[Contribution], agreed: Mapping[str, bytes] | None = None
+    manifest: bytes,
+    plan: bytes,
+    contributions: Sequence[Contribution],
+    agreed: Mapping[str, bytes] | None = None,
+    summed: str = "",
 ) -> RecordDict:
-    """Show a site who contributed; then, to have it reveal its seed, what all of them signed."""
+    """Show a site who contributed; then, to have it reveal its seed, what all of them signed, and the sum's digest."""
     headers: dict[str, Array] = {}
     for index, part in enumerate(contributions):
         headers |= {f"header-{index}": blob(part.header), f"signature-{index}": blob(part.signature)}
+    run = ConfigRecord({"manifest": manifest, "plan": plan})
+    if summed:
+        run["sum"] = summed
     return RecordDict({
-        "run": ConfigRecord({"manifest": manifest, "plan": plan}),
+        "run": run,
         "cohort": ArrayRecord(headers),
         "agreed": ConfigRecord(dict(agreed or {})),
     })  # fmt: skip
@@ -94,6 +105,15 @@ def read_signatures(content: RecordDict) -> dict[str, bytes]:
     return {site: field(content, "agreed", site, bytes) for site in agreed}
 
 
+def read_summed(content: RecordDict) -> str:
+    """Return the digest of the sum from which a mask is to come off; empty where none is told."""
+    run = content.get("run")
+    digest = run.get("sum", "") if isinstance(run, ConfigRecord) else ""
+    if not isinstance(digest, str) or not re.fullmatch(f"({DIGEST})?", digest):
+        lacks("run.sum")
+    return digest
+
+
 def pack_agreed(signature: bytes, sealed: bytes) -> RecordDict:
     """Agree to a set of contributors, and bring the sealed seeds of masks that are shared with others."""
     return RecordDict({"agree": ConfigRecord({"signature": signature}), "pairs": ArrayRecord({"sealed": blob(sealed)})})
@@ -115,6 +135,29 @@ def read_revealed(content: RecordDict) -> bytes:
     if len(sealed) != REVEAL_BYTES:
         lacks("reveal.sealed")
     return sealed
+
+
+def pack_to_prove(manifest: bytes, total: EncryptedSum, agreed: Mapping[str, bytes]) -> RecordDict:
+    """Show a site all that there is of a sum but its ciphertexts, for it to prove how long its update is."""
+    shown = replace(total, c0=(), codes=b"", c1=())
+    return RecordDict({
+        "run": ConfigRecord({"manifest": manifest, "sum": total.digest}),
+        "sum": sum_to_arrays(shown),
+        "agreed": ConfigRecord(dict(agreed)),
+    })  # fmt: skip
+
+
+def pack_proof(signed: bytes) -> RecordDict:
+    """Bring a proof, with its site's signature before it."""
+    return RecordDict({"norm": ArrayRecord({"proof": blob(signed)})})
+
+
+def read_proof(content: RecordDict) -> bytes:
+    """Read a signed proof; only sites can tell whether it holds."""
+    proof = array_bytes(content, "norm", "proof")
+    if len(proof) > _LONGEST_PROOF:
+        lacks("norm.proof")
+    return proof
 
 
 def pack_refusal(refusal: Refusal) -> RecordDict:

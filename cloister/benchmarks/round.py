@@ -29,7 +29,7 @@ from simulations.idle import PARAMETERS
 from simulations.results import read_results
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from simulations.results import Results
 
@@ -46,25 +46,41 @@ def measure(parameters: int, rounds: int, sites: int) -> dict[str, Any]:
     Raises:
         RunError: if a round failed, or the sites do not end with the same model.
     """
+    kinds = {
+        "with masks": Encryption(update_bound=1.0),
+        "without": Encryption(update_bound=1.0, collusion_resistant=False),
+    }
+    reports, peaks = in_turn(kinds, parameters, rounds, sites)
+    report, unmasked = reports.values()
+    ratio = round(report["median_ms"] / unmasked["median_ms"], 3)
+    return report | {"unmasked_median_ms": unmasked["median_ms"], "masked_to_unmasked": ratio} | peaks
+
+
+def in_turn(
+    kinds: Mapping[str, Encryption], parameters: int, rounds: int, sites: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, int | None]]:
+    """Run a federation in several ways in turn; return a report of each, and the most memory that anybody took.
+
+    Raises:
+        RunError: if a round failed, or the sites do not end with the same model.
+    """
     console = Console(stderr=True, highlight=False)
     blocks = [size for size in (rounds - rounds // 2, rounds // 2) if size]
     console.print(
-        f"with and without masks in turn, {WARM_UP} rounds to warm up each time, then "
+        f"{' and '.join(kinds)} in turn, {WARM_UP} rounds to warm up each time, then "
         f"{' and '.join(map(str, blocks))}: {parameters:,} parameters, {sites} agents"
     )
     with TemporaryDirectory(prefix="cloister-bench-") as folder, _model_size(parameters):
         federation = _prepare(Path(folder), sites)
-        total = 2 * sum(size + WARM_UP for size in blocks)
+        total = len(kinds) * sum(size + WARM_UP for size in blocks)
         with Processes() as processes, _bar(console, total) as advance:
             bench = _Bench(federation, processes, advance)
-            found: dict[bool, list[Results]] = {True: [], False: []}
+            found: dict[str, list[Results]] = {kind: [] for kind in kinds}
             for size in blocks:
-                for masks in (True, False):
-                    found[masks].append(bench.run(size, masks=masks))
-            report = _summarise(found[True], federation.sites, parameters)
-            unmasked = _summarise(found[False], federation.sites, parameters)
-    ratio = round(report["median_ms"] / unmasked["median_ms"], 3)
-    return report | {"unmasked_median_ms": unmasked["median_ms"], "masked_to_unmasked": ratio} | bench.peaks
+                for kind, encryption in kinds.items():
+                    found[kind].append(bench.run(size, encryption))
+            reports = {kind: _summarise(runs, federation.sites, parameters) for kind, runs in found.items()}
+    return reports, bench.peaks
 
 
 def table(report: dict[str, Any]) -> str:
@@ -135,7 +151,7 @@ class _Bench:
         self._started = False
         self.peaks: dict[str, int | None] = {"site_peak_bytes": None, "server_peak_bytes": None}
 
-    def run(self, rounds: int, *, masks: bool) -> Results:
+    def run(self, rounds: int, encryption: Encryption) -> Results:
         """Take the federation through a run.
 
         Raises:
@@ -149,7 +165,7 @@ class _Bench:
                 rounds=rounds + WARM_UP,
                 training=Training(steps_per_round=0, sample_rate=0.1, learning_rate=1.0),
                 privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
-                encryption=Encryption(update_bound=1.0, collusion_resistant=masks),
+                encryption=encryption,
                 cohort=Cohort(sizes=sizes),
             )
         )

@@ -43,6 +43,20 @@ def bench_encryption(
     typer.echo(json.dumps(report) if as_json else table(report))
 
 
+@bench.command("norm", epilog="Example:  cloister bench norm --parameters 1000000 --json")
+def bench_norm(
+    parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")] = 100_000,
+    sites: Annotated[int, typer.Option(min=3, help="Sites in the sum.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure, with proofs and without.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """A round in which each site proves how long its update is (`update_norm`), beside one without."""
+    from cloister.benchmarks.norm import measure, table  # noqa: PLC0415
+
+    report = measure(parameters, rounds, sites)
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
 @bench.command("accuracy", epilog="Example:  cloister bench accuracy --seeds 5 --json")
 def bench_accuracy(
     seeds: Annotated[int, typer.Option(min=1, help="Trainings with each codec.")] = 5,

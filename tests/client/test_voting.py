@@ -113,6 +113,28 @@ def test_a_vote_that_was_lost_is_not_cast_again(federation: Federation) -> None:
     assert votes_charged(site) == [1, 2]
 
 
+@pytest.mark.parametrize("place", ["write_atomically", "sha256"])
+def test_an_agent_that_is_killed_while_it_votes_votes_once_under_one_charge(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Before its vote is kept, or before it is noted that it leaves."""
+    site, accepted, now = opened(federation)
+    later = replace(now, round=3)  # on which nobody voted yet
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(voting, place, die)
+        with pytest.raises(KeyboardInterrupt):
+            voting.vote(site, accepted, later)
+    site = restart(federation, NORTH)
+    found = voting.vote(site, accepted, later)
+    assert found is not None
+    assert votes_charged(site) == [1, 2, 3]
+    assert voting.vote(restart(federation, NORTH), accepted, later) == found
+
+
 @pytest.mark.parametrize(("shift", "tolerance", "worse"), [(0.0, 0.0, False), (0.5, 1.0, False), (0.5, 0.4, True)])
 def test_the_answer_is_whether_the_loss_grew_by_more_than_the_tolerance(
     federation: Federation, monkeypatch: pytest.MonkeyPatch, shift: float, tolerance: float, *, worse: bool
@@ -187,7 +209,8 @@ def test_the_first_round_is_undone_too(make_federation: FederationMaker) -> None
     run_with(federation, keeping)
     site, accepted, now = opened(federation)
     question = question_of(site, accepted, now)
-    voting.undo(site, accepted, question, cast_by(federation, question, dict.fromkeys(SITES, True)))
+    rejects: dict[str, bool] = dict.fromkeys(SITES, True)
+    voting.undo(site, accepted, question, cast_by(federation, question, rejects))
     site, accepted, again = opened(federation)
     assert again.round == 1
     assert again.digest == site.study(VOTED.task).untrained(VOTED.model_seed).digest

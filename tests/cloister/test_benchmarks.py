@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from cloister.benchmarks import accuracy, encryption
+from cloister.benchmarks import accuracy, encryption, norm
 from cloister.benchmarks import round as rounds
 from cloister.benchmarks.comparison import NVFLARE, STEPS
 from cloister.benchmarks.pipelines import UPDATE_BOUND, Cloister
@@ -163,3 +163,14 @@ def test_rounds_that_say_nothing_are_an_error(sites: list[str], models: list[str
     held: dict[str, str] = dict(zip(("north", "south", "east"), models, strict=False))
     with pytest.raises(RunError, match=complaint):
         rounds._summarise([_results(sites, held)], ("north", "south", "east"), 14)
+
+
+def test_the_price_of_proofs_is_that_of_real_ones() -> None:
+    report = norm.parts(300, SITES)
+    assert all(report[f"{step}_ms"] > 0 for step in norm.STEPS)
+    # Six points, answers to 128 projections, 128 masks and the bits of the limit, three blindings; 128 masked sums.
+    assert 32 * (6 + 128 + 128 + 40 + 3) + 15 * 128 < report["proof_bytes"] < 16_000
+    told = {"parameters": 300, "sites": 3, "median_ms": 20.0, "plain_median_ms": 10.0, "ratio": 2.0}
+    said = norm.table(report | told | {"refused_though_short": 8e-10, "caught_from": 2.3})
+    assert "2.3 times too long passes" in said
+    assert max(map(len, said.splitlines())) <= 80

@@ -18,6 +18,7 @@ from privacy.encryption import DecryptionKey
 from privacy.epoch import EpochKeys, SealingKey, read_letter, seal, write_letters
 from privacy.header import verify_header
 from privacy.manifest import open_manifest, sign_manifest
+from privacy.norm_proof import Proof, Statement, all_hold, prove
 from privacy.packing import RING_DEGREE
 from privacy.plan import read_plan
 from privacy.roster import open_roster, sign_roster
@@ -86,6 +87,12 @@ def _updates() -> Iterator[Entry]:
     trip = make_round()
     update = trip.update("north", np.linspace(-1, 1, PARAMETERS))
     north = signing_key("north")
+    norm = Statement(bytes(32), "north", 8, 200)
+    yield (
+        "proof of a norm",
+        lambda data: all_hold([(norm, Proof.read(data, norm))]),
+        [prove(norm, [1] * 8, 5).to_bytes()],
+    )
     yield "plan", read_plan, [trip.plan.to_bytes()]
     yield ("header", lambda data: verify_header(data, sign(north, "update", data), "north", trip.plan, trip.manifest,
                                                 trip.roster), [update.header])  # fmt: skip

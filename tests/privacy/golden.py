@@ -31,7 +31,7 @@ from privacy.roster import sign_roster
 from privacy.seal import binding
 from privacy.signing import sign
 from tests.client.exams import made_up_exam
-from tests.privacy import golden_bad, golden_bad_sums, golden_bad_wire
+from tests.privacy import golden_bad, golden_bad_sums, golden_bad_wire, golden_norm
 from tests.privacy.consortium import (
     KEYS,
     LAYOUT,
@@ -49,6 +49,7 @@ from tests.privacy.consortium import (
 )
 from tests.privacy.golden_bad import ledger_lines
 from tests.privacy.golden_keys import letters
+from tests.privacy.golden_norm import norms
 from tests.privacy.golden_numbers import numbers
 from tests.privacy.golden_rounds import Golden, large_round, masked_round, text
 from tests.privacy.golden_streams import codes, masks
@@ -126,12 +127,13 @@ def write() -> None:
     store("large", large_round(keys)[0])
     store("numbers", numbers() | {"evaluation": made_up_exam()})
     store("wire", messages(run))
+    store("norm", norms())
     write_bad()
 
 
 def write_bad() -> None:
     """Write the bad vectors anew, as changes of what the other files hold."""
-    kinds = golden_bad.KINDS | golden_bad_sums.KINDS | golden_bad_wire.KINDS
+    kinds = golden_bad.KINDS | golden_bad_sums.KINDS | golden_bad_wire.KINDS | golden_norm.KINDS
     store("bad", {"kinds": kinds, "bad": []})
     bad = [
         {
@@ -140,7 +142,12 @@ def write_bad() -> None:
             "parts": {name: change(good_parts(each.kind).get(name, b""), part) for name, part in each.parts.items()},
             "error": each.error,
         }
-        for each in (*golden_bad.documents(), *golden_bad_sums.sums(), *golden_bad_wire.wire())
+        for each in (
+            *golden_bad.documents(),
+            *golden_bad_sums.sums(),
+            *golden_bad_wire.wire(),
+            *golden_norm.bad_norms(),
+        )
     ]
     store("bad", {"kinds": kinds, "bad": bad})
 

@@ -32,6 +32,7 @@ _DIGEST, _OTHER = "0f" * 32, "1e" * 32
 _PARTS = tuple(Contribution(f"header of {each}".encode(), bytes([each]) * 64, b"seeds" * each, b"reveal", b"pairs" * 2)
                for each in (1, 2))  # fmt: skip
 _SUM = EncryptedSum(b"a plan", _PARTS, (b"c0 of 32", b"c0 of the rest"), b"codes!!!", ())
+_PROVED = EncryptedSum(b"a plan", _PARTS, _SUM.c0, b"codes!!!", (), (b"a proof", b"another"))
 _UPDATE = SignedUpdate(b"a header", b"\3" * 64, (b"32 ciphertexts", b"the rest"), b"\4" * 96)
 _LARGE = EncryptedSum(b"a plan", _PARTS[:1], (b"c0",), b"codes!!!", (b"c1",))
 
@@ -70,12 +71,13 @@ def instructions(run: str) -> dict[str, RecordDict]:
         "query.pairs": ceremony.pack_pairs(_DIGEST, {"east": b"a pair letter", "north": b"another"}),
         "train": put_head(contents.pack_train(b"a manifest", b"a plan", [_SUM, _LARGE]), signed_head()),
         "query.agree": shown,
-        "query.reveal": masking.pack_contributors(b"a manifest", b"a plan", _PARTS, agreed),
+        "query.reveal": masking.pack_contributors(b"a manifest", b"a plan", _PARTS, agreed, _DIGEST),
+        "query.prove": masking.pack_to_prove(b"a manifest", _PROVED, agreed),
         "query.judge": masking.pack_body(
             b"a manifest", b"a plan", _UPDATE, masking.Accusation("north", b"\x09" * 64)
         ),
         "query.undo": pack_votes(b"a manifest", question(run), votes(run)),
-        "evaluate": contents.pack_sum(b"a manifest", _SUM),
+        "evaluate": contents.pack_sum(b"a manifest", _PROVED),
     }  # fmt: skip
 
 
@@ -89,6 +91,7 @@ def replies(run: str) -> dict[str, RecordDict]:
         "update": put_head(contents.pack_update(_UPDATE, {"epsilon": 0.5}), signed_head()),
         "agreed": masking.pack_agreed(b"\5" * 64, b"\6" * 112),
         "revealed": masking.pack_revealed(b"\7" * 112),
+        "proved": masking.pack_proof(b"\x08" * 100),
         "verdict": masking.pack_verdict(masking.Verdict(right=False, signature=b"\x0a" * 64)),
         "refused": masking.pack_refusal(masking.Refusal("seeds", ["east", "west"], b"\x0b" * 64)),
         "opened": put_vote(

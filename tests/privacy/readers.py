@@ -29,18 +29,20 @@ from privacy.clocks import check_clock, tolerance
 from privacy.encryption import DecryptionKey
 from privacy.envelope import SignedUpdate, verify_update
 from privacy.epoch import EpochKeys, SealingKey, read_letter
-from privacy.errors import CloisterError, ConfigError, MalformedError, RefusedError
+from privacy.errors import AuthenticityError, CloisterError, ConfigError, MalformedError, RefusedError
 from privacy.header import verify_header
 from privacy.ledger import Ledger
 from privacy.mac import MacKey
 from privacy.manifest import open_manifest
 from privacy.masking import open_pairs, open_seed, unmask_sum, verify_pairs, verify_seed
+from privacy.norm_proof import Proof, Statement, all_hold
 from privacy.packing import unpack
 from privacy.pairs import read_pair
 from privacy.plan import check_plan, read_plan
+from privacy.projections import DEFAULT
 from privacy.roster import open_roster
 from privacy.shared import share_of
-from privacy.signing import verify
+from privacy.signing import SIGNATURE_BYTES, verify
 from privacy.summation import RunningSum, check_contributions, check_sum
 from privacy.tag import TagKey
 from privacy.votes import check_rejected
@@ -79,7 +81,8 @@ ASKED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
     "query.pairs": (ceremony.read_pairs,),
     "train": (contents.read_manifest, contents.read_train, heads.read_head),
     "query.agree": (contents.read_manifest, masking.read_contributors),
-    "query.reveal": (contents.read_manifest, masking.read_contributors, masking.read_signatures),
+    "query.reveal": (contents.read_manifest, masking.read_contributors, masking.read_signatures, masking.read_summed),
+    "query.prove": (contents.read_manifest, contents.read_sum, masking.read_signatures, masking.read_summed),
     "query.judge": (contents.read_manifest, masking.read_body),
     "query.undo": (contents.read_manifest, partial(ballots.read_votes, run="")),
     "evaluate": (contents.read_manifest, contents.read_sum),
@@ -92,6 +95,7 @@ ANSWERED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
     "update": (contents.read_update,),
     "agreed": (masking.read_agreed,),
     "revealed": (masking.read_revealed,),
+    "proved": (masking.read_proof,),
     "verdict": (masking.read_verdict,),
     "refused": (masking.find_refusal,),
     "opened": (contents.read_opened, ballots.find_vote),
@@ -187,6 +191,17 @@ def contributors(parts: Parts) -> None:
             agreement.reveal(Once(Path(folder)), asked_for, signed, json.loads(parts["own"])["mask"])
         else:
             agreement.agree(Once(Path(folder)), asked_for, signed, signing_key(site))
+
+
+def proof(parts: Parts) -> None:
+    """A signed proof of how long an update is."""
+    site, signed = parts["site"].decode(), parts["signed"]
+    statement = Statement(parts["context"], site, DEFAULT, int(parts["limit"]))
+    shown = signed[SIGNATURE_BYTES:]
+    verify(signing_key(site).public_key(), "norm", parts["context"] + shown, signed[:SIGNATURE_BYTES])
+    if not all_hold([(statement, Proof.read(shown, statement))]):
+        msg = "the proof does not hold"
+        raise AuthenticityError(msg)
 
 
 def keys(parts: Parts) -> None:
@@ -290,6 +305,7 @@ READERS: dict[str, Callable[[Parts], None]] = {
     "large sum": total,
     "set": contributors,
     "reveal": contributors,
+    "proof": proof,
     "keys": keys,
     "sealing key": sealing,
     "letter": letter,

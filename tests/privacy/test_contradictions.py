@@ -69,6 +69,12 @@ def test_noise_is_shared_only_where_a_run_asks_for_it() -> None:
             "2 may collude and two must not, so that nobody knows all but one: set minimum = 4",
         ),
         ({"privacy": {"noise": "none"}}, "Input should be 'local' or 'shared'"),
+        ({"encryption": {"update_norm": 1.0}}, "a share of the noise comes after an update is cut to update_norm"),
+        (
+            {"privacy": {"noise": "local"}, "encryption": {"update_norm": 1.0, "collusion_resistant": False}},
+            "proofs of update_norm hide behind the secrets of masks; set collusion_resistant = true in [encryption]",
+        ),
+        ({"privacy": {"noise": "local"}, "encryption": {"update_norm": 0.0}}, "greater than 0"),
     ],
 )
 def test_any_other_combination_is_refused_when_settings_are_read(changes: dict[str, Any], said: str) -> None:

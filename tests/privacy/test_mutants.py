@@ -45,7 +45,14 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "open_manifest": ["manifest"],
     },
     "privacy.contradictions": _all(
-        "contradiction", "_of_purpose", "_of_evaluation", "_of_masks", "_of_noise", "_of_vote", by=["manifest"]
+        "contradiction",
+        "_of_purpose",
+        "_of_evaluation",
+        "_of_masks",
+        "_of_norm",
+        "_of_noise",
+        "_of_vote",
+        by=["manifest"],
     ),
     "privacy.plan": {"read_plan": ["plan"], "check_plan": ["asked"]},
     "privacy.header": {"verify_header": ["header"], "_read": ["header"]},
@@ -69,6 +76,8 @@ READ_BY: dict[str, dict[str, list[str]]] = {
     "privacy.tag": {"TagKey.check": ["sum"]},
     "privacy.packing": {"Packing.__post_init__": ["manifest"], "unpack": ["sum"]},
     "privacy.masking": {"open_seed": ["sum"], "open_pairs": ["sum"], "verify_pairs": ["sum"], "verify_seed": ["sum"]},
+    "privacy.norm_proof": _all("Proof.read", "all_hold", by=["proof"]),
+    "privacy.pedersen": _all("read_point", "read_scalar", by=["proof"]),
     "privacy.agreement": {
         "check_set": ["set", "reveal"],
         "check_repeat": ["reveal"],
@@ -133,6 +142,8 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "read_contributors": ["message query.agree"],
         "read_signatures": ["message query.reveal"],
         "read_revealed": ["reply revealed"],
+        "read_summed": ["message query.reveal", "message query.prove"],
+        "read_proof": ["reply proved"],
         "find_refusal": ["reply refused"],
         "read_body": ["message query.judge"],
     },
@@ -154,6 +165,11 @@ OWN: dict[str, dict[str, str]] = {
     "privacy.packing": dict.fromkeys(("pack", "pack_with_share", "_check"), "of an update that a site makes itself"),
     "privacy.agreement": {"_is_proven": "says what stands in a record"},
     "privacy.masking": {"pairs_digest": "the length is checked before, against the cohort"},
+    "privacy.norm_proof": {
+        "Statement.__post_init__": "follows from the manifest, which every site has",
+        "prove": "of an update that a site makes itself",
+    },
+    "privacy.pedersen": {"generator": "of names that we give"},
     "privacy.epoch": {"seal": "the roster's keys, as they are used"},
     "privacy.entries": {"_unsigned": "says which line is altered, once one is"},
     "privacy.shared": {"_clipping_norm": "of a run that trains, as all with shared noise do"},
@@ -180,6 +196,8 @@ TWICE: dict[str, str] = {
     "privacy.packing.unpack: contributors <= packing.cohort": "contributors are of the cohort, each once",
     "privacy.packing.unpack: done != size": "lengths are checked before",
     "privacy.packing.unpack: len(block) != packing.ciphertexts(used.size)": "lengths are checked before",
+    "privacy.pedersen.read_point: len(data) != BYTES": "a proof's length is checked before",
+    "privacy.pedersen.read_scalar: len(data) != BYTES": "a proof's length is checked before",
     "privacy.encryption.DecryptionKey.check_form: np.count_nonzero(values) != weight": "such a key leaves a remainder",
     "privacy.encryption.DecryptionKey.from_bytes: len(data) != _KEY_BYTES + _DIGEST_BYTES": (
         "a digest of another length is another one"

@@ -64,6 +64,12 @@ def test_a_run_within_all_limits_is_allowed_up_to_each_of_them() -> None:
             policy(), {"minimum": 2}, "a minimum cohort of 2: its policy says minimum_cohort = 3", id="a small cohort"
         ),
         pytest.param(
+            replace(policy(), bounded_updates=True),
+            {},
+            "a run without update_norm: its policy says bounded_updates = true",
+            id="updates of any length",
+        ),
+        pytest.param(
             policy(),
             {"sigma": 0.49},
             "a noise multiplier of 0.49: its policy says minimum_noise_multiplier = 0.5",

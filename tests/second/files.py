@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.second import ledgers, numbers, ring, rounds, sealing, signed, wire
+from tests.second import ledgers, norms, numbers, ring, rounds, sealing, signed, wire
 from tests.second.signed import AUTHENTICITY, MALFORMED, PROTOCOL, member, need, verify
 
 if TYPE_CHECKING:
@@ -247,6 +247,12 @@ def readiness_payload(said: Table, run: str, node: int) -> bytes:
     return " ".join(map(str, words)).encode()
 
 
+def _proof(parts: Parts) -> None:
+    site = parts["site"].decode()
+    key = bytes.fromhex(member(roster(stored("documents")["roster"].encode()), site)["signing_key"])
+    norms.check(parts["signed"], parts["context"], site, int(parts["limit"]), key)
+
+
 def _chunks(parts: Parts) -> None:
     wire.assemble([bytes.fromhex(each) for each in parts["chunks"].decode().split()], 1 << 16)
 
@@ -283,7 +289,8 @@ def _clocks(parts: Parts) -> None:
 _READERS: dict[str, Callable[[Parts], object]] = {
     "manifest": _manifest, "roster": _roster, "plan": lambda parts: signed.read_plan(parts["plan"]), "asked": _asked,
     "header": _header, "update": _update, "masked update": _update, "addition": _addition, "sum": open_sum,
-    "large sum": open_sum, "set": _contributors, "reveal": _contributors, "keys": _keys, "sealing key": _sealing,
+    "large sum": open_sum, "set": _contributors, "reveal": _contributors, "proof": _proof, "keys": _keys,
+    "sealing key": _sealing,
     "letter": read_letter, "pair": read_pair, "epoch": _epoch, "readiness": _readiness, "chunks": _chunks,
     "share": _share,
     "ledger": _ledger, "clocks": _clocks, "votes": _votes,

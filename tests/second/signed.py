@@ -212,7 +212,7 @@ def _sizes(value: object) -> dict[str, int]:
 
 
 _PROFILES = {"compact": (3, 16), "precise": (2, 24), "dense": (4, 12)}
-_DEFAULTS = {"update_bound": None, "profile": None, "collusion_resistant": True}
+_DEFAULTS = {"update_bound": None, "profile": None, "collusion_resistant": True, "update_norm": None}
 _SETTINGS = table(
     name=text("[a-z0-9][a-z0-9-]{0,39}"),
     task=text(r"[\w.]+:\w+"),
@@ -239,6 +239,7 @@ _SETTINGS = table(
     encryption=(table(
         update_bound=(nullable(real(least=1e-30, most=1e30)), None),
         profile=(nullable(one_of(*_PROFILES)), None), collusion_resistant=(flag, True),
+        update_norm=(nullable(real(above=0, most=1e30)), None),
     ), _DEFAULTS),
     cohort=table(sizes=_sizes, minimum=(integer(2), 3), round_deadline_seconds=(real(above=0), 600.0)),
 )  # fmt: skip
@@ -297,6 +298,7 @@ def _contradictions(settings: Table) -> list[str]:
         "a minimum above all": cohort["minimum"] > len(cohort["sizes"]),
         "too few for masks": masked and cohort["minimum"] < (1 if colluding is None else colluding) + 2,
         "colluding without masks": not masked and not shared and colluding is not None,
+        "a norm": encryption["update_norm"] is not None and not (training and masked and not shared),
         "shared noise": shared and not (training and masked and training["steps_per_round"] == 1
                                         and privacy["noise_multiplier"] != 0
                                         and cohort["minimum"] > (1 if colluding is None else colluding)),

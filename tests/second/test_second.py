@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.second import ledgers, numbers, ring, rounds, sealing, signed, wire
+from tests.second import ledgers, norms, numbers, ring, rounds, sealing, signed, wire
 from tests.second.files import (
     REPLIED_TO,
     arrays_of,
@@ -413,3 +413,27 @@ def test_a_ledger_with_lines_of_every_kind() -> None:
     ] == known["charges"]
     adopted = next(place for place, line in enumerate(lines) if "adopted" in line.event)
     assert lines[adopted].event["adopted"] == known["keys"][adopted - 1] != known["keys"][adopted]
+
+
+def test_projections_blindings_and_commitments_are_those_of_the_sites() -> None:
+    case = stored("norm")
+    seeds = {site: bytes.fromhex(said["seed"]) for site, said in case["sites"].items()}
+    context = norms.context_of(case["plan"], case["set"], case["sum"], seeds)
+    assert context.hex() == case["context"]
+    for name, point in case["generators"].items():
+        kind, index = name.split()
+        assert norms.encoded(norms.generator(kind, int(index))).hex() == point
+    commitments, sent = norms.NEUTRAL, [0] * case["parameters"]
+    for site, said in case["sites"].items():
+        secrets, vector = norms.known(case, site)
+        length = norms.longest(
+            case["update_norm"], said["weight"], case["levels"], case["update_bound"], case["parameters"]
+        )
+        assert (length, f"{norms.blinding(secrets, context, site):064x}") == (said["length"], said["blinding"])
+        assert norms.projections(context, vector) == said["projections"]
+        commitment = norms.commit(said["projections"], int(said["blinding"], 16))
+        assert norms.encoded(commitment).hex() == said["commitment"]
+        commitments, sent = norms.add(commitments, commitment), [a + b for a, b in zip(sent, vector, strict=True)]
+    assert norms.projections(context, sent) == case["projections_of_sum"]
+    assert norms.same(commitments, norms.commit(case["projections_of_sum"], 0))
+    assert int(case["limit_of_south"]) == norms.T * case["sites"]["south"]["length"] ** 2

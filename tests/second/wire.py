@@ -20,8 +20,8 @@ _LEDGER = "ledger"
 _STYPE = "cloister.bytes.1"
 _DIGEST, _SITE = "[0-9a-f]{64}", "[a-z][a-z0-9-]{0,31}"
 _METRIC = "[A-Za-z0-9][A-Za-z0-9 _.@%+-]{0,39}"
-_KINDS = {"query", "query.lead", "query.accept", "query.pairs", "query.agree", "query.reveal", "query.judge",
-          "query.undo", "train", "evaluate"}  # fmt: skip
+_KINDS = {"query", "query.lead", "query.accept", "query.pairs", "query.agree", "query.reveal", "query.prove",
+          "query.judge", "query.undo", "train", "evaluate"}  # fmt: skip
 
 
 class LeftOutError(RefusedError):
@@ -325,11 +325,11 @@ def _pairs(parcel: Parcel) -> None:
 
 def sum_of(parcel: Parcel, record: str) -> None:
     need(record in parcel.arrays, MALFORMED, record)
-    counts = {"plan": 0, "codes": 0, "contributions": 0, "c0": 0, "c1": 0}
+    counts = {"plan": 0, "codes": 0, "contributions": 0, "c0": 0, "c1": 0, "proof": 0}
     for each in parcel.arrays[record]:
         kind, _, number = each.name.partition("-")
         need(kind in counts, MALFORMED, each.name)
-        need(each.name == (f"{kind}-{counts[kind]}" if kind in {"c0", "c1"} else kind), MALFORMED, number)
+        need(each.name == (f"{kind}-{counts[kind]}" if kind in {"c0", "c1", "proof"} else kind), MALFORMED, number)
         counts[kind] += 1
     need(counts["plan"] == counts["codes"] == counts["contributions"] == 1, MALFORMED, "sum")
 
@@ -452,6 +452,11 @@ def _head_besides(parcel: Parcel) -> None:
         raise LeftOutError(_LEDGER) from error
 
 
+def _summed(parcel: Parcel) -> None:
+    if "sum" in parcel.configs["run"]:
+        matching(parcel, "run", "sum", _DIGEST)
+
+
 _REPORT = _told("report", lambda name, number: name == "epsilon" and 0 <= number <= 1e6)
 _METRICS = _told("metrics", lambda name, number: bool(re.fullmatch(_METRIC, name)) and abs(number) <= 3.4e38)
 
@@ -462,7 +467,8 @@ _ASKED: dict[str, list[Reader]] = {
     "query.pairs": [lambda parcel: value(parcel, "keys", "fingerprint", str), _pairs],
     "train": [_manifest, _plan, _sums, _head],
     "query.agree": [_manifest, _plan, _cohort],
-    "query.reveal": [_manifest, _plan, _cohort, _agreed],
+    "query.reveal": [_manifest, _plan, _cohort, _agreed, _summed],
+    "query.prove": [_manifest, lambda parcel: sum_of(parcel, "sum"), _agreed, _summed],
     "query.judge": [_manifest, _plan, _accusation, _signed],
     "query.undo": [_manifest, _undo],
     "evaluate": [_manifest, lambda parcel: sum_of(parcel, "sum")],
@@ -478,6 +484,7 @@ _ANSWERED: dict[str, list[Reader]] = {
         lambda parcel: array(parcel, "pairs", "sealed"),
     ],
     "revealed": [lambda parcel: need(len(value(parcel, "reveal", "sealed", bytes)) == 112, MALFORMED, "sealed")],
+    "proved": [lambda parcel: need(len(array(parcel, "norm", "proof")) <= 65536, MALFORMED, "proof")],
     "verdict": [
         lambda parcel: value(parcel, "verdict", "right", bool),
         lambda parcel: value(parcel, "verdict", "signature", bytes),

@@ -46,17 +46,19 @@ class LastStep(nn.Module):
         return found
 
 
-class Counting(nn.Linear):
+class Counting(nn.Module):
     """Counts its batches."""
 
     def __init__(self) -> None:
-        super().__init__(WIDTH, CLASSES)
+        super().__init__()
+        self.head = nn.Linear(WIDTH, CLASSES)
         self.batches = 0
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         self.batches += 1
-        return super().forward(inputs)
+        found: Tensor = self.head(inputs)
+        return found
 
 
 class Again(nn.Module):

@@ -1,0 +1,141 @@
+"""How long updates are, at a site: cut before they are packed, proved before the sum opens, checked when it does.
+
+See `privacy.norms` for what is proved. The seed of the projections follows from the seeds of all contributors' own
+masks: headers commit to them, and a site reveals its own for one plan a round, having written down which sum it is of.
+So whoever wants to know the projections first, has one try a round, and only after the sum is fixed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from privacy.agreement import set_digest
+from privacy.errors import AuthenticityError, MalformedError, ProtocolError
+from privacy.norms import add_up, context_of, longest, projection, prove_norm, read_proofs, state, watched
+from privacy.signing import SIGNATURE_BYTES, sign, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from client.site import Site
+    from privacy.agreement import Record
+    from privacy.header import UpdateHeader
+    from privacy.norm_proof import Proof
+    from privacy.packing import Packing
+    from privacy.plan import RoundPlan
+    from privacy.summation import EncryptedSum
+
+KIND = "norm"
+_BLOCK = 1 << 16  # values whose squares are added at a time, in double precision
+
+
+def shorten(vector: NDArray[np.float32], update_norm: float | None) -> None:
+    """Scale an update `(n,)` down to the L2 norm that the run allows, in place. What is cut off is gone."""
+    if update_norm is None:
+        return
+    parts = (vector[start : start + _BLOCK].astype(np.float64) for start in range(0, vector.size, _BLOCK))
+    norm = float(np.sqrt(sum(float(part @ part) for part in parts)))
+    if norm > update_norm:
+        vector *= np.float32(update_norm / norm)
+
+
+def fix_sum(record: Record, plan: RoundPlan, summed: str) -> None:
+    """Note of which sum a site is about to reveal its seed: it proves nothing of another.
+
+    Raises:
+        ProtocolError: if it has revealed it for another sum of this plan, or is not told for which.
+    """
+    if not summed:
+        msg = f"the server does not say of which sum of round {plan.round} the mask is to come off; no seed is shown"
+        raise ProtocolError(msg)
+    record.note(plan.run, f"revealing for the sum of plan {plan.digest}", summed)
+
+
+def context_of_sum(
+    plan: RoundPlan, headers: Mapping[str, UpdateHeader], summed: str, seeds: Mapping[str, bytes]
+) -> bytes:
+    """Return what a round's proofs are bound to.
+
+    Args:
+        plan: the round's.
+        headers: of all contributors.
+        summed: digest of their sum.
+        seeds: of their own masks, held against the headers.
+    """
+    signed = {site: header.to_bytes() for site, header in headers.items()}
+    return context_of(plan.digest, set_digest(signed), summed, seeds)
+
+
+class Lengths:
+    """How long the updates of one sum may be, and what shows that they are no longer."""
+
+    def __init__(
+        self, context: bytes, headers: Mapping[str, UpdateHeader], packing: Packing, update_norm: float
+    ) -> None:
+        """Work out what every contributor has to prove.
+
+        Args:
+            context: of plan, contributors and sum (`context_of_sum`).
+            headers: of the contributors, checked, in the order of the sum.
+            packing: the round's.
+            update_norm: the run's.
+        """
+        self._context, self._headers, self._packing = context, headers, packing
+        self._statements = {
+            site: state(context, site, longest(packing, header.size, header.weight, update_norm))
+            for site, header in headers.items()
+        }
+        self._into = projection(context)
+        self._proofs: list[Proof] = []
+
+    def prove(self, site: Site, blocks: Iterable[NDArray[np.uint64]], secrets: Mapping[str, bytes]) -> bytes:
+        """Return the signed proof that this site's update, as it was packed, is not too long.
+
+        Raises:
+            ProtocolError: if it is.
+        """
+        for _ in watched(blocks, self._headers[site.name].size, 1, self._packing, self._into):
+            pass
+        proof = prove_norm(self._statements[site.name], self._into.numbers, secrets)
+        return sign(site.signing_key, KIND, self._context + proof) + proof
+
+    def check(self, total: EncryptedSum, site: Site, liars: list[str]) -> None:
+        """Check every contributor's proof.
+
+        Raises:
+            AuthenticityError: if one is not signed; or if one that is does not hold, and then who signed it is named in
+                `liars`, with all others of whom that is true.
+        """
+        if len(total.proofs) != len(self._headers):
+            msg = "the sum comes without proofs of how long its updates are"
+            raise AuthenticityError(msg)
+        shown = dict[str, bytes]()
+        for name, signed in zip(self._headers, total.proofs, strict=True):
+            shown[name] = proof = signed[SIGNATURE_BYTES:]
+            key = site.roster.member(name).verification_key
+            verify(key, KIND, self._context + proof, signed[:SIGNATURE_BYTES])
+        read = read_proofs(self._statements.values(), shown)
+        liars += [name for name in self._headers if name not in read]
+        if liars:
+            msg = f"{', '.join(liars)} signed no proof that its update keeps the run's update_norm"
+            raise AuthenticityError(msg)
+        self._proofs = list(read.values())
+
+    def watch(self, blocks: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:
+        """Project the sum as it is read."""
+        size = next(iter(self._headers.values())).size
+        return watched(blocks, size, len(self._headers), self._packing, self._into)
+
+    def check_sum(self) -> None:
+        """Check that what was read is the sum of the updates of which something was proved.
+
+        Raises:
+            MalformedError: if it is not: somebody's update is another, and nobody can tell whose.
+        """
+        if not add_up(self._proofs, self._into.numbers):
+            msg = "the sum is not that of the updates whose length was proved"
+            raise MalformedError(msg)

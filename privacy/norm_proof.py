@@ -1,0 +1,265 @@
+"""A proof, in zero knowledge, that the squares of committed whole numbers add up to no more than a limit.
+
+Given C = commit(y, ρ), a site shows that it knows k whole numbers y with Σ y[j]² ≤ B. In a group of order ℓ it is
+easy to show Σ y² ≡ B − (a number of n bits) mod ℓ, which says little by itself: two colluding sites could commit to
+numbers of 252 bits that cancel between them, with squares that add up to little modulo ℓ. So a proof has two parts.
+
+1. *No carry.* The site commits to 128 masks of 120 bits. Then it is told a random binary 128 × k matrix R, and shows
+   w = R·y + mask. If one y[j] were 2¹²⁰ or more modulo ℓ, either way from 0, then of two values of R[i, j] at most one
+   could lead to a w[i] below 2¹²⁰: that all 128 are, has a probability of 2⁻¹²⁸. (Gentry, Halevi and Lyubashevsky,
+   EUROCRYPT 2022, section 3, so bound a norm modulo a number.) Hence Σ y² < k·2²⁴⁰ < ℓ. The w
+   of two y are closer than 2⁻⁵⁸ in distribution.
+2. *The limit.* It commits to the bits b of B − Σ y², and shows of x = (y, masks, b) that
+
+       Σ y² + Σ 2ⁱ·b[i] = B        R·y + mask = w        b[i]² = b[i]
+
+   all at once: each equation but the first times another power of a challenge, they are one, Σ D·x² + Σ l·x = c.
+   The site commits to a uniform s, and to the t₁ and t₀ of Σ D·z² + e·Σ l·z = e²·c + e·t₁ + t₀, where z = e·x + s.
+   For a challenge e it answers z, which is uniform whatever x is. (A Σ-protocol as Schnorr's, J. Cryptology 1991, for a
+   quadratic form. From answers to three challenges follow x, or a discrete logarithm.)
+
+Challenges are SHAKE256 of what the proof is about and of all that was said before (Fiat and Shamir, CRYPTO 1986).
+Whoever checks many proofs weighs their equations at random and checks the sum: generators are multiplied once.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import shake_256
+from itertools import compress
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from privacy.errors import ConfigError, MalformedError, ProtocolError
+from privacy.pedersen import BYTES, IDENTITY, ORDER, combine, generator, generators, read_point, read_scalar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Self
+
+    from numpy.typing import NDArray
+
+    Terms = list[tuple[int, bytes]]
+
+ROWS = 128
+_MASK_BYTES = 15
+_MASKS = 1 << 8 * _MASK_BYTES
+_MARGIN = 1 << 60  # no less than R·y is for numbers that keep a limit: w never leaves its range
+_MOST_NUMBERS, _MOST_BITS = 1 << 10, 100
+_WEIGHTS = 1 << 128
+_POINTS, _BLINDINGS = 6, 3
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a proof is about: numbers whose squares add up to `limit` at most.
+
+    Raises:
+        ConfigError: if no such proof is possible.
+    """
+
+    context: bytes  # another context, another proof
+    site: str
+    numbers: int  # k, a multiple of 8
+    limit: int  # B
+
+    def __post_init__(self) -> None:
+        """Check that neither sums nor masked sums of such numbers carry."""
+        if self.numbers % 8 or not 0 < self.numbers <= _MOST_NUMBERS or not 0 < self.limit < 1 << _MOST_BITS:
+            msg = f"{self.numbers} numbers have no proof of a limit of {self.limit}; choose a smaller update_norm"
+            raise ConfigError(msg)
+
+    @property
+    def bits(self) -> int:
+        """How many bits what is left of the limit takes."""
+        return self.limit.bit_length()
+
+    @property
+    def proof_bytes(self) -> int:
+        """How long a proof is."""
+        return BYTES * (_POINTS + self.numbers + ROWS + self.bits + _BLINDINGS) + _MASK_BYTES * ROWS
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a site says, in order."""
+
+    commitment: bytes  # C, to the numbers
+    hidden: bytes  # a commitment to masks and bits
+    masked: tuple[int, ...]  # w
+    starts: tuple[bytes, bytes]  # commitments to s, in two parts, as C and `hidden` are to x
+    line: tuple[bytes, bytes]  # commitments to t₁ and t₀
+    answers: tuple[int, ...]  # z
+    blindings: tuple[int, int, int]  # of what the answers open: the two parts, and the equation
+
+    def to_bytes(self) -> bytes:
+        """Return it as it travels."""
+        scalars = (scalar.to_bytes(BYTES, "little") for scalar in (*self.answers, *self.blindings))
+        return b"".join([self.commitment, self.hidden, *self.starts, *self.line, _words(self.masked), *scalars])
+
+    @classmethod
+    def read(cls, data: bytes, statement: Statement) -> Self:
+        """Read a proof from outside, which may still be a false one.
+
+        Raises:
+            MalformedError: if it is no proof of such a statement.
+        """
+        if len(data) != statement.proof_bytes:
+            msg = f"{len(data)} bytes are no proof of the length of {statement.site}'s update; run the same version"
+            raise MalformedError(msg)
+        words, scalars = BYTES * _POINTS, BYTES * _POINTS + _MASK_BYTES * ROWS
+        commitment, hidden, *rest = (read_point(part) for part in _split(data[:words], BYTES))
+        masked = tuple(int.from_bytes(part, "little") for part in _split(data[words:scalars], _MASK_BYTES))
+        *answers, first, second, third = (read_scalar(part) for part in _split(data[scalars:], BYTES))
+        return cls(
+            commitment, hidden, masked, (rest[0], rest[1]), (rest[2], rest[3]), tuple(answers), (first, second, third)
+        )
+
+
+def commit(numbers: Sequence[int], blinding: int) -> bytes:
+    """Commit to whole numbers; a sum of commitments is one to the sums."""
+    return combine([*zip(numbers, generators("number", len(numbers)), strict=True), _blinded(blinding)])
+
+
+def prove(statement: Statement, numbers: Sequence[int], blinding: int) -> Proof:
+    """Prove that the squares of numbers add up to no more than the limit; `blinding` is that of their commitment.
+
+    Raises:
+        ProtocolError: if they add up to more.
+    """
+    left = statement.limit - sum(number * number for number in numbers)
+    if left < 0:
+        msg = f"{statement.site}'s update is longer than the run allows: there is no proof that it is not"
+        raise ProtocolError(msg)
+    return _prove(statement, numbers, blinding, [left >> place & 1 for place in range(statement.bits)])
+
+
+def _prove(statement: Statement, numbers: Sequence[int], blinding: int, bits: Sequence[int]) -> Proof:
+    said = _Transcript(statement)
+    masks = [_MARGIN + secrets.randbelow(_MASKS - 2 * _MARGIN) for _ in range(ROWS)]
+    hiding, first, second, third, fourth = (secrets.randbelow(ORDER) for _ in range(5))
+    commitment, hidden = commit(numbers, blinding), _commit_hidden([*masks, *bits], hiding)
+
+    rows = said.rows(statement.numbers, commitment, hidden)
+    masked = tuple(sum(compress(numbers, row)) + mask for row, mask in zip(rows.tolist(), masks, strict=True))
+    relation = _Relation.of(statement, rows, masked, said.scalar(_words(masked)))
+
+    x = [*numbers, *masks, *bits]
+    s = [secrets.randbelow(ORDER) for _ in x]
+    starts = commit(s[: len(numbers)], first), _commit_hidden(s[len(numbers) :], second)
+    t1, t0 = relation.along(x, s)
+    line = _commit_value(t1, third), _commit_value(t0, fourth)
+    e = said.scalar(*starts, *line)
+    z = tuple((e * known + start) % ORDER for known, start in zip(x, s, strict=True))
+    blindings = (e * blinding + first) % ORDER, (e * hiding + second) % ORDER, (e * third + fourth) % ORDER
+    return Proof(commitment, hidden, masked, starts, line, z, blindings)
+
+
+def all_hold(proofs: Iterable[tuple[Statement, Proof]]) -> bool:
+    """Say whether all of these proofs hold. A false one among them is overlooked with a probability of 2⁻¹²⁸."""
+    total = Counter[bytes]()
+    for statement, proof in proofs:
+        for equation in _equations(statement, proof):
+            weight = 1 + secrets.randbelow(_WEIGHTS)
+            for scalar, point in equation:
+                total[point] += weight * scalar
+    return combine((scalar, point) for point, scalar in total.items()) == IDENTITY
+
+
+def _equations(statement: Statement, proof: Proof) -> tuple[Terms, Terms, Terms]:
+    """Return three sums of multiples of points, all of which are the identity if the proof holds."""
+    said = _Transcript(statement)
+    rows = said.rows(statement.numbers, proof.commitment, proof.hidden)
+    relation = _Relation.of(statement, rows, proof.masked, said.scalar(_words(proof.masked)))
+    e = said.scalar(*proof.starts, *proof.line)
+    z, (first, second, third) = proof.answers, proof.blindings
+    numbers = zip(z[: statement.numbers], generators("number", statement.numbers), strict=True)
+    others = zip(z[statement.numbers :], generators("hidden", ROWS + statement.bits), strict=True)
+    return (
+        [*numbers, _blinded(first), (-e, proof.commitment), (-1, proof.starts[0])],
+        [*others, _blinded(second), (-e, proof.hidden), (-1, proof.starts[1])],
+        [(relation.at(z, e), generator("value")), _blinded(third), (-e, proof.line[0]), (-1, proof.line[1])],
+    )
+
+
+@dataclass(frozen=True)
+class _Relation:
+    """Σ D·x² + Σ l·x = c, of x = (numbers, masks, bits)."""
+
+    squares: list[int]  # D
+    linear: list[int]  # l
+    constant: int  # c
+
+    @classmethod
+    def of(cls, statement: Statement, rows: NDArray[np.uint8], masked: Sequence[int], gamma: int) -> Self:
+        powers = [gamma]
+        while len(powers) < ROWS + statement.bits:
+            powers.append(powers[-1] * gamma % ORDER)
+        of_rows, of_bits = powers[:ROWS], powers[ROWS:]
+        of_numbers = (sum(compress(of_rows, column)) for column in rows.T.tolist())
+        return cls(
+            squares=[1] * statement.numbers + [0] * ROWS + of_bits,
+            linear=[*of_numbers, *of_rows, *((1 << place) - power for place, power in enumerate(of_bits))],
+            constant=statement.limit + _dot(of_rows, masked),
+        )
+
+    def along(self, x: Sequence[int], s: Sequence[int]) -> tuple[int, int]:
+        """Return t₁ and t₀ for z = e·x + s."""
+        both = zip(self.squares, x, s, strict=True)
+        t1 = sum(2 * d * known * start for d, known, start in both) + _dot(self.linear, s)
+        return t1, sum(d * start * start for d, start in zip(self.squares, s, strict=True))
+
+    def at(self, z: Sequence[int], e: int) -> int:
+        """Return Σ D·z² + e·Σ l·z − e²·c."""
+        squares = sum(d * answer * answer for d, answer in zip(self.squares, z, strict=True))
+        return squares + e * (_dot(self.linear, z) - e * self.constant)
+
+
+class _Transcript:
+    """What was said so far. Challenges follow from it."""
+
+    def __init__(self, statement: Statement) -> None:
+        self._hash = shake_256(b"cloister norm proof")
+        self._say(statement.context, statement.site.encode(), b"%d %d" % (statement.numbers, statement.limit))
+
+    def rows(self, numbers: int, *said: bytes) -> NDArray[np.uint8]:
+        """Return R, `(128, k)` zeros and ones, after more was said."""
+        self._say(*said)
+        drawn = np.frombuffer(self._hash.digest(ROWS * numbers // 8), dtype=np.uint8)
+        return np.unpackbits(drawn, bitorder="little").reshape(ROWS, numbers)
+
+    def scalar(self, *said: bytes) -> int:
+        """Return a number below ℓ, after more was said."""
+        self._say(*said)
+        return int.from_bytes(self._hash.digest(2 * BYTES), "little") % ORDER
+
+    def _say(self, *parts: bytes) -> None:
+        for part in parts:
+            self._hash.update(len(part).to_bytes(8, "big") + part)
+
+
+def _commit_hidden(numbers: Sequence[int], blinding: int) -> bytes:
+    return combine([*zip(numbers, generators("hidden", len(numbers)), strict=True), _blinded(blinding)])
+
+
+def _commit_value(value: int, blinding: int) -> bytes:
+    return combine([(value, generator("value")), _blinded(blinding)])
+
+
+def _blinded(blinding: int) -> tuple[int, bytes]:
+    return blinding, generator("blinding")
+
+
+def _dot(one: Sequence[int], other: Sequence[int]) -> int:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def _words(masked: Sequence[int]) -> bytes:
+    return b"".join(word.to_bytes(_MASK_BYTES, "little") for word in masked)
+
+
+def _split(data: bytes, size: int) -> list[bytes]:
+    return [data[place : place + size] for place in range(0, len(data), size)]

@@ -1,0 +1,110 @@
+"""Random projections: from a few of them follows how long a vector is, about, and from their sums, how long a sum is.
+
+    y[j] = Σ_i r[j, i]·v[i]      r[j, i] = ±1, from a seed that is drawn after v is fixed        j < k
+
+For a vector of length ‖v‖, Σ_j y[j]² is k·‖v‖² on average (Achlioptas, JCSS 2003). It is held against `stretch(k)`
+times the square of the length that is allowed. Two things can go wrong, as seldom as follows here.
+
+- An honest vector is refused: y[j]/‖v‖ is sub-Gaussian, so that Pr[Σ y² > T·‖v‖²] ≤ (x·e^(1−x))^(k/2) with x = T/k.
+- One that is s times too long passes: of z = y[j]²/‖v‖² one knows E z = 1 and E z² ≤ 3. Of all such z ≥ 0, e^(−hz) is
+  largest on average for that which is 3 or 0. So Pr[Σ z ≤ k·a] ≤ exp(−k·D(a/3 ‖ 1/3)), where a = T/(k·s²) and D is the
+  relative entropy of two coins (Chernoff's bound for a sum of such z).
+
+>>> refused_though_short(128) < 2**-30, passes_though_long(128, 2.3) < 2**-20
+(True, True)
+"""
+
+from __future__ import annotations
+
+from math import exp, log, sqrt
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from privacy.errors import ConfigError
+from privacy.randomness import Randomness
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DEFAULT = 128
+_STRETCH = {32: 115, 64: 167, 128: 261}  # the least whole numbers by which fewer than one in 2^30 is refused
+_ROWS = 1 << 12  # values that are multiplied at a time: with their signs, they fit into a core's cache
+_EXACT = 1 << 53  # whole numbers up to here are exact in double precision, and so are their sums
+
+
+def stretch(projections: int) -> int:
+    """Return T, how many times the square of the length that is allowed Σ y² may be.
+
+    Raises:
+        ConfigError: if nobody has worked it out for so many projections.
+    """
+    if projections not in _STRETCH:
+        msg = f"{projections} projections are not foreseen; take one of {', '.join(map(str, _STRETCH))}"
+        raise ConfigError(msg)
+    return _STRETCH[projections]
+
+
+def refused_though_short(projections: int) -> float:
+    """Return a bound of the probability that a vector which is just short enough is refused."""
+    x = stretch(projections) / projections
+    return exp(projections / 2 * (1 + log(x) - x))
+
+
+def passes_though_long(projections: int, times: float) -> float:
+    """Return a bound of the probability that a vector passes which is so many times too long."""
+    p = stretch(projections) / projections / times**2 / 3
+    if p >= 1 / 3:
+        return 1.0
+    return exp(-projections * (p * log(3 * p) + (1 - p) * log(1.5 * (1 - p))))
+
+
+def caught_from(projections: int, probability: float) -> float:
+    """Return how many times too long a vector must be to pass with at most this probability."""
+    short, long = sqrt(stretch(projections) / projections), 1e6
+    if passes_though_long(projections, long) > probability:
+        return float("inf")
+    while long - short > 1e-6 * short:
+        middle = (short + long) / 2
+        if passes_though_long(projections, middle) > probability:
+            short = middle
+        else:
+            long = middle
+    return long
+
+
+class Projection:
+    """The k projections of a vector of whole numbers, exact, as its blocks come."""
+
+    def __init__(self, seed: bytes, projections: int) -> None:
+        """Start with no block.
+
+        Args:
+            seed: 32 bytes, from which the signs follow: AES-256 in counter mode; k bits a value, the lowest of a byte
+                first, 1 for +1.
+            projections: k, a multiple of 8.
+        """
+        self._stream, self._plus = Randomness(seed), np.zeros(projections)
+        self._total = self._most = 0.0
+
+    def add(self, block: NDArray[np.float64]) -> None:
+        """Take the vector's next block `(n,)`.
+
+        Raises:
+            ConfigError: if the absolute values add up to 2⁵³, from where on double precision is not exact.
+        """
+        for start in range(0, block.size, _ROWS):
+            values = block[start : start + _ROWS]
+            self._most += float(np.abs(values).sum())
+            if self._most >= _EXACT:
+                msg = "the vector is too long to be projected exactly; use a profile with fewer levels"
+                raise ConfigError(msg)
+            drawn = np.frombuffer(self._stream.bytes(values.size * self._plus.size // 8), dtype=np.uint8)
+            bits = np.unpackbits(drawn, bitorder="little").reshape(values.size, self._plus.size)
+            self._plus += values @ bits.astype(np.float64)
+            self._total += float(values.sum())
+
+    @property
+    def numbers(self) -> list[int]:
+        """The projections."""
+        return [int(2 * plus - self._total) for plus in self._plus]

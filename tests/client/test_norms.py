@@ -1,0 +1,264 @@
+"""Runs with update_norm: honest ones open, liars' do not, and proofs are shown under the rules of a mask's seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from client import norms
+from client import round as rounds
+from client.masking import prove, reveal
+from client.norms import shorten
+from client.opening import UnopenedError
+from client.site import open_site
+from privacy.errors import AuthenticityError, ProtocolError
+from privacy.norms import prove_norm
+from privacy.signing import SIGNATURE_BYTES
+from strategies.masking import PROVE
+from tests.client.test_masking import (
+    COHORT,
+    MASKED,
+    breaking,
+    headers,
+    open_at,
+    plan_of,
+    signatures,
+    signed_by,
+    summed,
+    updates_of,
+)
+from tests.federations import SETTINGS, FederationMaker, charges_of, models_of, restart, run_with, signed_run
+from transport.masking import VALUES
+
+if TYPE_CHECKING:
+    from privacy.norm_proof import Statement
+    from privacy.summation import EncryptedSum
+    from simulations.federation import Federation
+
+NORM = 0.05
+BOUNDED = replace(MASKED, encryption=replace(MASKED.encryption, update_norm=NORM))
+QUIET = replace(SETTINGS, rounds=2, encryption=replace(BOUNDED.encryption, update_norm=1e6))
+
+
+@pytest.fixture
+def federation(make_federation: FederationMaker) -> Federation:
+    return make_federation(BOUNDED)
+
+
+class Played:
+    """A round up to the seeds of all masks, and what sites prove of their updates then."""
+
+    def __init__(self, federation: Federation) -> None:
+        self.federation = federation
+        self.plan = plan_of(federation)
+        self.updates = updates_of(federation, self.plan)
+        agreed = signed_by(federation, self.plan, self.updates)
+        self.signatures, pairs = signatures(agreed), {site: sealed for site, (_, sealed) in agreed.items()}
+        self.summed = summed(federation, self.plan, self.updates, {}, pairs).digest
+        seeds = {site: self.reveal(site) for site in COHORT}
+        self.total = summed(federation, self.plan, self.updates, seeds, pairs)
+
+    def reveal(self, site: str, digest: str | None = None) -> bytes:
+        return reveal(
+            open_site(self.federation.paths[site]), signed_run(self.federation)[0], self.plan.to_bytes(),
+            headers(self.updates), self.signatures, self.summed if digest is None else digest,
+        )  # fmt: skip
+
+    def prove(self, site: str, total: EncryptedSum | None = None, digest: str | None = None) -> bytes:
+        shown = replace(total or self.total, c0=(), codes=b"")
+        digest = self.summed if digest is None else digest
+        return prove(
+            open_site(self.federation.paths[site]), signed_run(self.federation)[0], shown, self.signatures, digest
+        )
+
+    def proved(self) -> EncryptedSum:
+        return replace(self.total, proofs=tuple(self.prove(site) for site in COHORT))
+
+
+# --- Whole runs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_a_generous_norm_ends_with_the_same_model_as_one_without(make_federation: FederationMaker) -> None:
+    plain = make_federation(replace(SETTINGS, rounds=2), name="plain")
+    bounded = make_federation(QUIET, name="bounded")
+    assert [event["released"] for event in run_with(plain) + run_with(bounded)] == [True] * 4
+    assert len({file[-12:] for each in (plain, bounded) for file in models_of(each).values()}) == 1
+
+
+def test_updates_are_cut_to_the_norm_and_the_run_goes_on_over_a_dropout(federation: Federation) -> None:
+    first, second = run_with(federation, breaking(federation, "west", "train"))
+    for event in (first, second):
+        assert (event["released"], event["attempts"], event["sites"]) == (True, 1, ["east", "north", "south"])
+    assert len({file[-12:] for site, file in models_of(federation).items() if site != "west"}) == 1
+
+
+def _too_long(monkeypatch: pytest.MonkeyPatch, liar: str) -> None:
+    """Have a site send an update three times as long as its packed values may be, and all others honest ones."""
+    make = rounds._make_update
+
+    def lie(site: object, *rest: object) -> object:
+        with pytest.MonkeyPatch.context() as patch:
+            if getattr(site, "name", "") == liar:
+                patch.setattr(rounds, "shorten", lambda vector, _: np.multiply(vector, 40.0, out=vector))
+            return make(site, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rounds, "_make_update", lie)
+
+
+def test_who_sends_a_long_update_cannot_prove_otherwise_and_is_named(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _too_long(monkeypatch, "west")
+    first, second = run_with(federation)
+    assert (first["released"], list(first["problems"])) == (False, ["west"])
+    assert "without the proof of west" in first["reason"]
+    assert "longer than the run allows" in first["problems"]["west"]
+    assert (second["released"], second["sites"]) == (True, ["east", "north", "south"])
+
+
+def test_who_keeps_its_proof_costs_the_round_and_is_left_out_of_the_next(federation: Federation) -> None:
+    first, second = run_with(federation, breaking(federation, "west", PROVE))
+    assert (first["released"], first["problems"]) == (False, {"west": "“the line broke”"})
+    assert "without the proof of west" in first["reason"]
+    assert (second["released"], second["sites"]) == (True, ["east", "north", "south"])
+
+
+def test_who_signs_a_false_proof_is_left_out_and_the_round_repeated_without_it(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lie(statement: Statement, numbers: list[int], secrets: dict[str, bytes]) -> bytes:
+        proof = prove_norm(statement, numbers, secrets)
+        return proof if statement.site != "west" else proof[:-1] + b"\0"
+
+    monkeypatch.setattr(norms, "prove_norm", lie)
+    first, second = run_with(federation)
+    for event in (first, second):
+        assert (event["released"], event["sites"]) == (True, ["east", "north", "south"])
+    assert "a false proof of its update's length" in first["problems"]["west"]
+
+
+# --- What opens -----------------------------------------------------------------------------------------------------
+
+
+def test_a_sum_opens_with_every_proof_and_no_other(federation: Federation) -> None:
+    played = Played(federation)
+    total = played.proved()
+    east, *others = total.proofs
+    flipped = east[:-1] + bytes([east[-1] ^ 1])
+    wrong: dict[str, tuple[bytes, ...]] = {
+        "without proofs": (),
+        "one too few": tuple(others),
+        "one is empty": (b"", *others),
+        "another site's": (others[0], *others),
+        "altered": (flipped, *others),
+        "cut": (east[:SIGNATURE_BYTES], *others),
+        "false, and signed": (_signed(played, "east", east[SIGNATURE_BYTES:-1] + b"\0"), *others),
+    }
+    for what, proofs in wrong.items():
+        with pytest.raises(UnopenedError) as caught:
+            open_at(federation, "north", replace(total, proofs=proofs))
+        # What a site signed is its own; what is not signed at all, the server's.
+        assert caught.value.refusal.liars == (["east"] if what == "false, and signed" else []), what
+        _forget_refusal(federation, played)
+    open_at(federation, "north", total)
+
+
+def test_a_proof_of_another_sum_does_not_help(federation: Federation) -> None:
+    played = Played(federation)
+    total = played.proved()
+    codes = bytes([total.codes[0] ^ 1]) + total.codes[1:]
+    with pytest.raises(UnopenedError):
+        open_at(federation, "north", replace(total, codes=codes))
+    _forget_refusal(federation, played)
+    open_at(federation, "north", total)
+
+
+def test_who_proves_something_of_another_update_spoils_the_sum(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """West sends a long update, and commits to the projections of nothing, which are short."""
+    _too_long(monkeypatch, "west")
+    played = Played(federation)
+    with pytest.raises(ProtocolError, match="longer than the run allows"):
+        played.prove("west")
+    honest = {site: played.prove(site) for site in COHORT if site != "west"}
+    monkeypatch.setattr("client.masking._unmasked", lambda *_: iter(()))
+    total = replace(played.total, proofs=tuple(honest.get(site) or played.prove(site) for site in COHORT))
+    for site in COHORT:
+        with pytest.raises(UnopenedError) as caught:
+            open_at(federation, site, total)
+        assert caught.value.refusal.why == VALUES  # nobody can tell whose they are: later rounds close in on it
+    with pytest.raises(ProtocolError, match="has refused a sum"):  # noted, as after a wrong tag
+        open_at(federation, "north", total)
+
+
+def _signed(played: Played, site: str, proof: bytes) -> bytes:
+    """Return what a site would have signed, had it made this proof."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norms, "prove_norm", lambda *_: proof)
+        return played.prove(site)
+
+
+def _forget_refusal(federation: Federation, played: Played) -> None:
+    """Have north forget that it refused the sum, as if it had not come yet."""
+    notes = federation.paths["north"] / "outbox" / f"{played.plan.run[:16]}.once"
+    kept = [line for line in notes.read_text().splitlines() if not line.startswith(("refusing", "evidence"))]
+    notes.write_text("".join(f"{line}\n" for line in kept))
+
+
+# --- When a site proves ---------------------------------------------------------------------------------------------
+
+
+def test_a_seed_is_revealed_for_one_sum_and_nothing_proved_of_another(federation: Federation) -> None:
+    played = Played(federation)
+    restart(federation, "north")
+    assert played.reveal("north")  # a retry
+    for wrong in ("5a" * 32, ""):
+        for ask in (played.reveal, lambda site, digest: played.prove(site, digest=digest)):
+            with pytest.raises(ProtocolError, match=r"was done already, with something else|does not say of which sum"):
+                ask("north", wrong)
+    assert played.prove("north")
+
+
+def test_nothing_is_proved_before_all_have_signed_and_shown_their_seeds(federation: Federation) -> None:
+    played = Played(federation)
+    parts = played.total.contributions
+    withheld = replace(played.total, contributions=(replace(parts[0], reveal=b""), *parts[1:]))
+    with pytest.raises(AuthenticityError, match="signature of this seeds"):
+        played.prove("north", withheld)
+    played.signatures = played.signatures | {"west": bytes(64)}
+    with pytest.raises(AuthenticityError):
+        played.prove("north")
+
+
+def test_in_a_run_without_a_norm_nothing_is_proved(make_federation: FederationMaker) -> None:
+    played = Played(make_federation(MASKED))
+    with pytest.raises(ProtocolError, match="has no update_norm"):
+        played.prove("north")
+    open_at(played.federation, "north", played.total)
+
+
+def test_a_site_that_proves_again_proves_the_same(federation: Federation) -> None:
+    played = Played(federation)
+    once, again = played.prove("north"), played.prove("north")
+    first = slice(SIGNATURE_BYTES, SIGNATURE_BYTES + 32)
+    assert once[first] == again[first]  # the commitment; all else is drawn anew
+    assert once != again
+    assert charges_of(federation, "north") == 1
+
+
+# --- Cutting --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 70_000])
+def test_an_update_is_cut_to_the_norm_and_a_shorter_one_left_alone(size: int) -> None:
+    vector = np.full(size, 0.5, np.float32)
+    before, norm = vector.copy(), 0.5 * size**0.5
+    for allowed in (None, 1.01 * norm):
+        shorten(vector, allowed)
+        assert (vector == before).all()
+    shorten(vector, norm / 4)
+    assert np.linalg.norm(vector.astype(np.float64)) == pytest.approx(norm / 4, rel=1e-6)
