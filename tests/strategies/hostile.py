@@ -64,7 +64,7 @@ def resigned(federation: Federation, update: SignedUpdate, *chunks: bytes, **hea
     return resigned_by(site, update, *chunks, **header)
 
 
-def resigned_by(site: Site, update: SignedUpdate, *chunks: bytes, **header: object) -> SignedUpdate:
+def resigned_by(site: Site, update: SignedUpdate, /, *chunks: bytes, **header: object) -> SignedUpdate:
     """Change an update's header or chunks, and sign it as this site."""
     fields = json.loads(update.header)
     if chunks:
