@@ -1,4 +1,4 @@
-"""What votes cost, and how often they err, is said where a run is signed or planned; what they are good for is measured."""
+"""What votes cost, and how often they err, is said where a run is signed or planned; what they are good for, shown."""
 
 from dataclasses import replace
 
