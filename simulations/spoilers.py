@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _CHARGE = Charge(Release("0" * 64, 1, 1), None, "0" * 64)  # type: ignore[arg-type]
 
 
-def resigned_by(site: Site, update: SignedUpdate, *chunks: bytes, **header: object) -> SignedUpdate:
+def resigned_by(site: Site, update: SignedUpdate, /, *chunks: bytes, **header: object) -> SignedUpdate:
     """Change an update's header or chunks, and sign it as this site."""
     fields = json.loads(update.header)
     if chunks:
