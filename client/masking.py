@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.acceptance import accept
-from client.norms import Lengths, context_of_sum, fix_sum
+from client.norms import Lengths, fix_sum
 from client.opening import shown_seeds
 from privacy import agreement
 from privacy.ciphertext import Ciphertexts
@@ -129,7 +129,7 @@ def prove(site: Site, document: bytes, total: EncryptedSum, signatures: Mapping[
     headers = check_contributions(total.contributions, plan, manifest, site.roster)
     seeds, _ = shown_seeds(site, total, headers, plan, [])
     packing = replace(manifest.packing, update_bound=headers[site.name].update_bound)
-    lengths = Lengths(context_of_sum(plan, headers, summed, seeds), headers, packing, update_norm)
+    lengths = Lengths(plan, headers, summed, seeds, packing, update_norm)
     return lengths.prove(site, _unmasked(site, made), site.keyring.shared_with(plan.keys, headers, site.name))
 
 

@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from client.checkpoint import Checkpoint
-from client.norms import Lengths, context_of_sum
+from client.norms import Lengths
 from privacy.agreement import absent_from, accuse
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
 from privacy.masking import open_pairs, open_seed, unmask_sum, verify_pairs, verify_seed
@@ -106,7 +106,7 @@ def _mean(
         blocks = unmask_sum(blocks, own, pairs, plan)
         if update_norm is None:
             return unpack(blocks, size, weights, packing)
-        lengths = Lengths(context_of_sum(plan, headers, total.digest, own), headers, packing, update_norm)
+        lengths = Lengths(plan, headers, total.digest, own, packing, update_norm)
         lengths.check(total, site, liars)
         mean = unpack(lengths.watch(blocks), size, weights, packing)
         lengths.check_sum()

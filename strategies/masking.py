@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from flwr.app import Message
 
-from privacy.agreement import absent_from, check_signed, without_disputes
+from privacy.agreement import absent_from, check_signed, set_digest, without_disputes
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
 from privacy.masking import disputes, verify_pairs, verify_seed
+from privacy.norm_signature import subject_of, verify_proof
 from privacy.plan import read_plan
 from transport.contents import content_of
 from transport.masking import pack_contributors, pack_to_prove, read_agreed, read_proof, read_revealed
@@ -157,9 +158,17 @@ def add_proofs(
     grid: Grid, members: Membership, agreed: Agreed, headers: Mapping[str, UpdateHeader]
 ) -> tuple[Agreed, dict[str, str]]:
     """Ask all contributors to prove how long their updates are; return the sum with that, and who did not, and why."""
-    total = agreed.total
+    total, plan = agreed.total, read_plan(agreed.total.plan)
     content = pack_to_prove(members.manifest, total, agreed.signatures)
-    proofs, problems = _ask(grid, members, PROVE, list(headers), content, lambda _, reply: read_proof(reply))
+    shown = {site: part.header for site, part in _by_site(headers, total)}
+    subject = subject_of(plan.digest, set_digest(shown), total.digest)
+
+    def read(site: str, reply: RecordDict) -> bytes:
+        proof = read_proof(reply)
+        verify_proof(proof, subject, members.roster.member(site).verification_key)
+        return proof
+
+    proofs, problems = _ask(grid, members, PROVE, list(headers), content, read)
     return agreed._replace(total=replace(total, proofs=tuple(proofs.get(site, b"") for site in headers))), problems
 
 
