@@ -15,6 +15,7 @@ own mask comes off only when all honest members of S signed S. They gave away ma
 those between honest members of S stay on, and only the sum over all of them comes out (Bonawitz et al., CCS 2017, lemma
 6.1). If one of them was shown another set, S is never complete. S has at least `colluding_sites` + 2 members, so that
 two of them are honest. A repetition has the same honest members, and adds up the same updates: nothing new comes out.
+Whoever has lost its update takes part in none.
 Sharing the seeds out with a threshold instead would not do: with three sites, one that colludes with the server
 completes two sets.
 """
@@ -106,6 +107,18 @@ def check_repeat(record: Record, plan: RoundPlan, contributors: Collection[str])
             f"{_revealing(plan, 0)} was done already, for another plan; it is repeated over the same sites alone, all "
             "of them but those that this one knows to have lied"
         )
+        raise ProtocolError(msg)
+
+
+def check_unrevealed(record: Record, plan: RoundPlan) -> None:
+    """Check that a site may make its update of a plan anew, rather than send that of an earlier attempt again.
+
+    Raises:
+        ProtocolError: if it has revealed its seed for another plan of the round. In two sums over the same sites,
+            another update would be all that differs.
+    """
+    if _revealed(record, plan):
+        msg = f"{_revealing(plan, 0)} was done already, and the update is lost; no other takes its place in this round"
         raise ProtocolError(msg)
 
 

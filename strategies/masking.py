@@ -2,7 +2,8 @@
 
     a site is gone                             what that costs
     before it has sent, or while it sends      nothing: the others give the seeds of the masks that they share with it
-    after its update, before it agreed         another attempt with the others: the same updates, fresh masks
+    after its update, before it agreed         another attempt with the others: the same updates, fresh masks;
+                                               it is left out of the next rounds, as after what follows
     after it agreed, before it revealed        the round: nobody reveals twice
     while a round is repeated without a liar   the round: that is done whole, or not at all
 
@@ -79,6 +80,7 @@ class Masking:
             current.problems |= problems
             if not problems:
                 break
+            self._selection.withheld((site for site in problems if problems[site] != _DISPUTE), current.number)
             if attempt is None:
                 msg = f"round {current.number}: without {', '.join(problems)} it cannot be repeated: {current.listed}"
                 raise ProtocolError(msg)

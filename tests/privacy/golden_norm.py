@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 SITES = ("north", "south", "west")
 KINDS = {
-    "proof": {"context": "hex norm/context", "subject": "hex norm/subject", "site": "text =south", "limit": "text norm/limit_of_south",
-              "signed": "base64 norm/proof_of_south"},
+    "proof": {"context": "hex norm/context", "subject": "hex norm/subject", "site": "text =south",
+              "limit": "text norm/limit_of_south", "signed": "base64 norm/proof_of_south"},
 }  # fmt: skip
 _SIZE, _NORM, _BOUND = 300, 2.0, 0.5
 _WEIGHTS = {"north": 1.0, "south": 0.75, "west": 0.5}
