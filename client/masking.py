@@ -50,11 +50,13 @@ def recover(site: Site, manifest: Manifest, plan: RoundPlan) -> PackedUpdate | N
 
     Raises:
         LedgerError: if the ledger has no charge for it.
-        ProtocolError: if there is none, though the site has revealed its seed for another plan of the round.
+        ProtocolError: if the site has revealed its seed for another plan of the round, and it is not that plan's.
     """
     last = site.outbox.last(plan.run)
-    if last is None or not last.mask or (last.plan.round, last.plan.base_model) != (plan.round, plan.base_model):
-        agreement.check_unrevealed(site.once, plan)
+    if last and (not last.mask or (last.plan.round, last.plan.base_model) != (plan.round, plan.base_model)):
+        last = None
+    agreement.check_unchanged(site.once, plan, last.plan if last else None)
+    if last is None:
         return None
     ledger, _ = site.account(manifest.settings)
     charge = ledger.find(plan.run, plan.round)

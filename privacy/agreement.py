@@ -110,14 +110,21 @@ def check_repeat(record: Record, plan: RoundPlan, contributors: Collection[str])
         raise ProtocolError(msg)
 
 
-def check_unrevealed(record: Record, plan: RoundPlan) -> None:
-    """Check that a site may make its update of a plan anew, rather than send that of an earlier attempt again.
+def check_unchanged(record: Record, plan: RoundPlan, last: RoundPlan | None) -> None:
+    """Check that a site which has revealed its seed for another plan of this round repeats it with the same update.
+
+    In two sums over the same sites, another update would be all that differs.
+
+    Args:
+        record: the site's.
+        plan: the one that it is asked to take part in.
+        last: for which it has made the update that it would send again; nothing, if it would make a new one.
 
     Raises:
-        ProtocolError: if it has revealed its seed for another plan of the round. In two sums over the same sites,
-            another update would be all that differs.
+        ProtocolError: if it was for none of the plans for which it has revealed.
     """
-    if _revealed(record, plan):
+    before = _revealed(record, plan)
+    if before and (last is None or last.digest not in before):
         msg = f"{_revealing(plan, 0)} was done already, and the update is lost; no other takes its place in this round"
         raise ProtocolError(msg)
 

@@ -4,8 +4,8 @@
     2. relay   a site that missed an epoch gets its letters
     3. lead    if sites still hold different keys, or none: the first of them makes a new epoch; if it fails, the next
     4. accept  every site opens its letter and says which keys it now has
-    5. hear    whoever is there and has not got them leads in its turn, once a run: nobody can tell whether its letter was
-               false, or its word that it was. As each of them leads at most once, an honest one stays in either way
+    5. hear    who is there without these keys leads in its turn, once a run: nobody can tell whether its letter was
+               false, or its word that it was. As each leads at most once, no liar keeps an honest site out
 
 A new epoch comes with every new roster, because sites then say that they have no keys for it, and on command.
 """

@@ -454,14 +454,22 @@ def test_a_round_is_repeated_after_a_reveal_only_without_members_known_to_lie(
         ask(federation, "north", whole, again)
 
 
-def test_a_site_that_lost_its_update_takes_part_in_no_repetition(federation: Federation) -> None:
-    """Another update over the same sites: the difference of the two sums would be that of one site's two updates."""
-    whole, fewer = plan_of(federation), plan_of(federation, 2, COHORT[:3])
+@pytest.mark.parametrize("other", [False, True], ids=["lost", "replaced"])
+def test_a_site_repeats_nothing_with_another_update_than_it_revealed_for(
+    federation: Federation, *, other: bool
+) -> None:
+    """Over the same sites the difference of the two sums would be that of one site's two updates."""
+    whole, fewer = plan_of(federation), plan_of(federation, 3, COHORT[:3])
     ask(federation, "north", whole, updates_of(federation, whole))
     north, document = restart(federation, "north"), signed_run(federation)[0]
     accuse(north.once, whole.run, "west", "what it signed")
     (update,) = (federation.paths["north"] / "outbox").glob("*.update")
-    update.unlink()
+    if other:  # as if a second agent of this site had made one meanwhile
+        made = north.outbox.last(whole.run)
+        assert made is not None
+        north.outbox.keep(plan_of(federation, 2), made.update, made.mask)
+    else:
+        update.unlink()
     with pytest.raises(ProtocolError, match="the update is lost"):
         train_round(north, document, fewer.to_bytes(), [])
     assert charges_of(federation, "north") == 1
