@@ -1,5 +1,6 @@
 """What an agent sends is charged before a record is trained on, made once, and all that it says."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -481,6 +482,7 @@ def test_an_unexpected_error_stays_at_the_site_and_the_agent_goes_on(
     caplog: pytest.LogCaptureFixture,
     kind: type[BaseException],
 ) -> None:
+    caplog.set_level(logging.INFO, "cloister")  # at the level that --debug sets, all of it is logged
     federation = make_federation(replace(SETTINGS, task=task_name(studies.Broken)))
     assert open_site(federation.paths[SITE]).check_records()  # it was tried before, on the site's own records
     monkeypatch.setattr(studies.Broken, "bugs", 1)

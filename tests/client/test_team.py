@@ -117,7 +117,7 @@ def test_a_bug_at_the_first_process_ends_both(tmp_path: Path) -> None:
 def test_a_worker_ends_when_the_first_process_dies(tmp_path: Path) -> None:
     with teammates("first dies", tmp_path) as both:
         (code, _), (workers_code, said) = map(ended, both)
-    assert (code, workers_code) == (UNLUCKY, 1)
+    assert (code, workers_code) == (UNLUCKY, 1), said
     assert "process 1 of 2 has lost another one" in said
 
 

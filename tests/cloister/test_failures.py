@@ -41,6 +41,8 @@ SEAMS = {  # what each command calls, and how it is called
     ("bench", "training"): ("cloister.benchmarks.training.measure", []),
     ("bench", "adversary"): ("cloister.benchmarks.adversary.measure", []),
     ("bench", "utility"): ("cloister.benchmarks.utility.measure", []),
+    ("bench", "norm"): ("cloister.benchmarks.norm.measure", []),
+    ("bench", "poisoning"): ("cloister.benchmarks.poisoning.measure", []),
     ("ledger", "show"): ("cloister.accounts.report", ["north"]),
     ("ledger", "verify"): ("cloister.accounts.verify", ["north"]),
     ("ledger", "adopt"): ("cloister.accounts.adopt", ["north", "--unverified"]),
