@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.acceptance import accept
-from client.norms import Lengths, context_of_sum, fix_sum
+from client.norms import Lengths, fix_sum
 from client.opening import shown_seeds
 from privacy import agreement
 from privacy.ciphertext import Ciphertexts
@@ -50,9 +50,13 @@ def recover(site: Site, manifest: Manifest, plan: RoundPlan) -> PackedUpdate | N
 
     Raises:
         LedgerError: if the ledger has no charge for it.
+        ProtocolError: if the site has revealed its seed for another plan of the round, and it is not that plan's.
     """
     last = site.outbox.last(plan.run)
-    if last is None or not last.mask or (last.plan.round, last.plan.base_model) != (plan.round, plan.base_model):
+    if last and (not last.mask or (last.plan.round, last.plan.base_model) != (plan.round, plan.base_model)):
+        last = None
+    agreement.check_unchanged(site.once, plan, last.plan if last else None)
+    if last is None:
         return None
     ledger, _ = site.account(manifest.settings)
     charge = ledger.find(plan.run, plan.round)
@@ -129,7 +133,7 @@ def prove(site: Site, document: bytes, total: EncryptedSum, signatures: Mapping[
     headers = check_contributions(total.contributions, plan, manifest, site.roster)
     seeds, _ = shown_seeds(site, total, headers, plan, [])
     packing = replace(manifest.packing, update_bound=headers[site.name].update_bound)
-    lengths = Lengths(context_of_sum(plan, headers, summed, seeds), headers, packing, update_norm)
+    lengths = Lengths(plan, headers, summed, seeds, packing, update_norm)
     return lengths.prove(site, _unmasked(site, made), site.keyring.shared_with(plan.keys, headers, site.name))
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from privacy.agreement import set_digest
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
+from privacy.norm_signature import sign_proof, subject_of, verify_proof
 from privacy.norms import add_up, context_of, longest, projection, prove_norm, read_proofs, state, watched
-from privacy.signing import SIGNATURE_BYTES, sign, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from privacy.plan import RoundPlan
     from privacy.summation import EncryptedSum
 
-KIND = "norm"
 _BLOCK = 1 << 16  # values whose squares are added at a time, in double precision
 
 
@@ -55,36 +54,27 @@ def fix_sum(record: Record, plan: RoundPlan, summed: str) -> None:
     record.note(plan.run, f"revealing for the sum of plan {plan.digest}", summed)
 
 
-def context_of_sum(
-    plan: RoundPlan, headers: Mapping[str, UpdateHeader], summed: str, seeds: Mapping[str, bytes]
-) -> bytes:
-    """Return what a round's proofs are bound to.
-
-    Args:
-        plan: the round's.
-        headers: of all contributors.
-        summed: digest of their sum.
-        seeds: of their own masks, held against the headers.
-    """
-    signed = {site: header.to_bytes() for site, header in headers.items()}
-    return context_of(plan.digest, set_digest(signed), summed, seeds)
-
-
 class Lengths:
     """How long the updates of one sum may be, and what shows that they are no longer."""
 
     def __init__(
-        self, context: bytes, headers: Mapping[str, UpdateHeader], packing: Packing, update_norm: float
-    ) -> None:
+        self, plan: RoundPlan, headers: Mapping[str, UpdateHeader], summed: str, seeds: Mapping[str, bytes],
+        packing: Packing, update_norm: float,
+    ) -> None:  # fmt: skip
         """Work out what every contributor has to prove.
 
         Args:
-            context: of plan, contributors and sum (`context_of_sum`).
+            plan: the round's.
             headers: of the contributors, checked, in the order of the sum.
+            summed: digest of the sum.
+            seeds: of their own masks, held against the headers.
             packing: the round's.
             update_norm: the run's.
         """
-        self._context, self._headers, self._packing = context, headers, packing
+        self._headers, self._packing = headers, packing
+        signed = {site: header.to_bytes() for site, header in headers.items()}
+        self._subject = subject_of(plan.digest, set_digest(signed), summed)
+        context = context_of(self._subject, seeds)
         self._statements = {
             site: state(context, site, longest(packing, header.size, header.weight, update_norm))
             for site, header in headers.items()
@@ -101,7 +91,7 @@ class Lengths:
         for _ in watched(blocks, self._headers[site.name].size, 1, self._packing, self._into):
             pass
         proof = prove_norm(self._statements[site.name], self._into.numbers, secrets)
-        return sign(site.signing_key, KIND, self._context + proof) + proof
+        return sign_proof(proof, self._subject, site.signing_key)
 
     def check(self, total: EncryptedSum, site: Site, liars: list[str]) -> None:
         """Check every contributor's proof.
@@ -115,9 +105,7 @@ class Lengths:
             raise AuthenticityError(msg)
         shown = dict[str, bytes]()
         for name, signed in zip(self._headers, total.proofs, strict=True):
-            shown[name] = proof = signed[SIGNATURE_BYTES:]
-            key = site.roster.member(name).verification_key
-            verify(key, KIND, self._context + proof, signed[:SIGNATURE_BYTES])
+            shown[name] = verify_proof(signed, self._subject, site.roster.member(name).verification_key)
         read = read_proofs(self._statements.values(), shown)
         liars += [name for name in self._headers if name not in read]
         if liars:

@@ -11,9 +11,9 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from client.checkpoint import Checkpoint
-from client.norms import Lengths, context_of_sum
+from client.norms import Lengths
 from privacy.agreement import absent_from, accuse
-from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
+from privacy.errors import AuthenticityError, CloisterError, ProtocolError
 from privacy.masking import open_pairs, open_seed, unmask_sum, verify_pairs, verify_seed
 from privacy.packing import unpack
 from privacy.signing import digest, sign
@@ -106,7 +106,7 @@ def _mean(
         blocks = unmask_sum(blocks, own, pairs, plan)
         if update_norm is None:
             return unpack(blocks, size, weights, packing)
-        lengths = Lengths(context_of_sum(plan, headers, total.digest, own), headers, packing, update_norm)
+        lengths = Lengths(plan, headers, total.digest, own, packing, update_norm)
         lengths.check(total, site, liars)
         mean = unpack(lengths.watch(blocks), size, weights, packing)
         lengths.check_sum()
@@ -120,7 +120,7 @@ def _mean(
         site.once.note(plan.run, _refusing(plan), "refused")
         log.warning("round %d: %s", plan.round, error)
         msg = f"{site.name} does not open the sum of round {plan.round}: it is not that of its contributors' updates"
-        why = SEEDS if liars else VALUES if isinstance(error, MalformedError) else CODES
+        why = SEEDS if liars else CODES if isinstance(error, AuthenticityError) else VALUES
         refusal = Refusal(why, liars)
         signature = sign(site.signing_key, REFUSED, refusal.signed_part(plan.digest))
         raise UnopenedError(msg, replace(refusal, signature=signature)) from error

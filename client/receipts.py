@@ -11,6 +11,8 @@ from privacy.storage import write_atomically
 from transport.receipts import is_signed
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from client.site import Site
     from privacy.plan import RoundPlan
     from transport.receipts import Receipt
@@ -21,7 +23,7 @@ log = logging.getLogger("cloister.agent")
 
 
 def keep_receipt(site: Site, plan: RoundPlan, receipt: Receipt) -> None:
-    """Keep a receipt for a plan's sum, whoever signed it, and say so."""
+    """Keep a receipt for a plan's sum, whoever signed it, and say so. One that the server signed is never replaced."""
     signed = is_signed(receipt, plan.digest, site.name, site.place.tls.authority)
     kept = {
         "plan": plan.to_bytes().decode(),
@@ -32,8 +34,16 @@ def keep_receipt(site: Site, plan: RoundPlan, receipt: Receipt) -> None:
     }
     path = site.place.folder / FOLDER / f"{plan.run[:8]}-{plan.round:06d}.json"
     try:
-        write_atomically(path, json.dumps(kept, indent=1).encode() + b"\n")
+        if not _holds_signed(path):
+            write_atomically(path, json.dumps(kept, indent=1).encode() + b"\n")
     except OSError as error:  # it is no reason not to go on with the sum
         log.warning("%s: this receipt was not kept: %s", path, error)
     by = "the server signed why" if signed else "the server says, unsigned,"
     log.warning("round %d: this site's update is not in the sum; %s: %s", plan.round, by, quoted(receipt.reason))
+
+
+def _holds_signed(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_bytes())["signed"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+        return False

@@ -15,6 +15,7 @@ own mask comes off only when all honest members of S signed S. They gave away ma
 those between honest members of S stay on, and only the sum over all of them comes out (Bonawitz et al., CCS 2017, lemma
 6.1). If one of them was shown another set, S is never complete. S has at least `colluding_sites` + 2 members, so that
 two of them are honest. A repetition has the same honest members, and adds up the same updates: nothing new comes out.
+Whoever has lost its update takes part in none.
 Sharing the seeds out with a threshold instead would not do: with three sites, one that colludes with the server
 completes two sets.
 """
@@ -106,6 +107,25 @@ def check_repeat(record: Record, plan: RoundPlan, contributors: Collection[str])
             f"{_revealing(plan, 0)} was done already, for another plan; it is repeated over the same sites alone, all "
             "of them but those that this one knows to have lied"
         )
+        raise ProtocolError(msg)
+
+
+def check_unchanged(record: Record, plan: RoundPlan, last: RoundPlan | None) -> None:
+    """Check that a site which has revealed its seed for another plan of this round repeats it with the same update.
+
+    In two sums over the same sites, another update would be all that differs.
+
+    Args:
+        record: the site's.
+        plan: the one that it is asked to take part in.
+        last: for which it has made the update that it would send again; nothing, if it would make a new one.
+
+    Raises:
+        ProtocolError: if it was for none of the plans for which it has revealed.
+    """
+    before = _revealed(record, plan)
+    if before and (last is None or last.digest not in before):
+        msg = f"{_revealing(plan, 0)} was done already, and the update is lost; no other takes its place in this round"
         raise ProtocolError(msg)
 
 

@@ -44,17 +44,14 @@ if TYPE_CHECKING:
     from privacy.packing import Packing
 
 
-def context_of(plan_digest: str, set_digest: str, sum_digest: str, nonces: Mapping[str, bytes]) -> bytes:
+def context_of(subject: bytes, nonces: Mapping[str, bytes]) -> bytes:
     """Return what a round's proofs are bound to and its projections follow from, 32 bytes.
 
     Args:
-        plan_digest: of the plan, in hex.
-        set_digest: of the contributors' headers, in hex.
-        sum_digest: of the ciphertexts of their sum, in hex.
+        subject: of which sum they are (`privacy.norm_signature`).
         nonces: of every contributor, 32 bytes each, to which its header commits.
     """
-    digests = (bytes.fromhex(digest) for digest in (plan_digest, set_digest, sum_digest))
-    return sha256(b"cloister norm" + b"".join([*digests, *(nonces[site] for site in sorted(nonces))])).digest()
+    return sha256(b"cloister norm" + subject + b"".join(nonces[site] for site in sorted(nonces))).digest()
 
 
 def longest(packing: Packing, size: int, weight: float, update_norm: float) -> int:

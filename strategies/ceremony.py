@@ -4,6 +4,8 @@
     2. relay   a site that missed an epoch gets its letters
     3. lead    if sites still hold different keys, or none: the first of them makes a new epoch; if it fails, the next
     4. accept  every site opens its letter and says which keys it now has
+    5. hear    who is there without these keys leads in its turn, once a run: nobody can tell whether its letter was
+               false, or its word that it was. As each leads at most once, no liar keeps an honest site out
 
 A new epoch comes with every new roster, because sites then say that they have no keys for it, and on command.
 """
@@ -41,6 +43,8 @@ LEAD, ACCEPT, PAIRS = "query.lead", "query.accept", "query.pairs"
 _TRIES = 2  # to bring secrets of masks; the second with letters that were lost before
 _LISTED = 5  # failures that a sentence names
 
+Held = tuple[int, str, list[str]]  # epoch and fingerprint of keys, and who has them
+
 
 def next_epoch(seen: Collection[int], own: int) -> int:
     """Return the number of the next key epoch: above those that were seen, and one that most sites take.
@@ -70,36 +74,65 @@ class Ceremony:
         self._wanted = new_epoch
         self._asked = 0
         self._failures: dict[str, int] = {}  # who failed to lead is asked last
+        self._heard = set[str]()  # who had no keys, and has led since
+        self._parted: dict[str, int] = {}  # how often a site was left out for want of a secret that it shares
 
-    def agree(self, grid: Grid, sites: list[str], minimum: int) -> tuple[int, str, list[str]]:
+    def agree(self, grid: Grid, sites: list[str], minimum: int) -> Held:
         """Bring these sites to the same keys; return epoch, fingerprint, and which of the sites have them.
 
         Raises:
             RunError: if no site could make keys that enough others took.
         """
+        held = 0, "", list[str]()
         if not self._wanted:
             self._relay(grid, sites)
-            if len((held := self._paired(grid, *self._largest(sites)))[2]) >= minimum:
-                return held
+            held = self._paired(grid, *self._largest(sites))
+        if len(held[2]) < minimum:
+            held = self._renew(grid, sites, minimum)
+        while left := [site for site in sites if self._members.keys.get(site) != held[:2] and site not in self._heard]:
+            self._heard.add(left[0])
+            try:
+                held = self._led(grid, left[0], sites, minimum)
+            except CloisterError as error:
+                self._members.problems[left[0]] = str(error)
+                held = self._paired(grid, *self._largest(sites))
+        return held if len(held[2]) >= minimum else self._renew(grid, sites, minimum)
+
+    def _renew(self, grid: Grid, sites: list[str], minimum: int) -> Held:
+        """Have one site after the other lead, until enough have its keys.
+
+        Raises:
+            RunError: if none could make keys that enough others took.
+        """
         failures = []
         for leader in sorted(sites, key=lambda site: self._failures.get(site, 0)):
             self._failures[leader] = self._failures.get(leader, 0) + 1  # unless it succeeds
             try:
-                self._lead(grid, leader)
-                self._relay(grid, [site for site in sites if site != leader])
+                held = self._led(grid, leader, sites, minimum)
             except CloisterError as error:
                 failures.append(f"{leader}: {error}")
                 continue
-            held = self._paired(grid, *self._largest(sites))
-            if leader in held[2] and len(held[2]) >= minimum:
-                self._wanted, self._failures[leader] = False, 0
-                self._journal.record("epoch", epoch=held[0], keys=held[1], leader=leader, sites=held[2])
-                return held
-            failures.append(f"{leader}: too few sites took the keys that it made")
+            self._wanted, self._failures[leader] = False, 0
+            return held
         msg = f"the sites could not agree on keys: {'; '.join(failures[:_LISTED])}"
         raise RunError(msg)
 
-    def _largest(self, sites: list[str]) -> tuple[int, str, list[str]]:
+    def _led(self, grid: Grid, leader: str, sites: list[str], minimum: int) -> Held:
+        """Have a site lead a new epoch, and the others take its keys.
+
+        Raises:
+            CloisterError: if it does not, or too few take them.
+        """
+        self._lead(grid, leader)
+        self._relay(grid, [site for site in sites if site != leader])
+        held = self._paired(grid, *self._largest(sites))
+        if leader not in held[2] or len(held[2]) < minimum:
+            msg = "too few sites took the keys that it made"
+            raise ProtocolError(msg)
+        self._journal.record("epoch", epoch=held[0], keys=held[1], leader=leader, sites=held[2])
+        return held
+
+    def _largest(self, sites: list[str]) -> Held:
         """Return the keys that most of these sites have, the newest of them, and who has them."""
         held: dict[tuple[int, str], list[str]] = {}
         for site in sites:
@@ -155,7 +188,7 @@ class Ceremony:
         self._members.pairs[site] = set(letters)
         self._letters.keep_pairs(fingerprint, site, letters)
 
-    def _paired(self, grid: Grid, epoch: int, keys: str, sites: list[str]) -> tuple[int, str, list[str]]:
+    def _paired(self, grid: Grid, epoch: int, keys: str, sites: list[str]) -> Held:
         """Bring sites with the same keys the secrets that they share for masks; leave out those that end up without."""
         members = self._members
         if not self._masked:
@@ -184,14 +217,18 @@ class Ceremony:
                 members.problems[names[node]] = str(error)
 
     def _connected(self, sites: list[str]) -> list[str]:
-        """Return the sites of which all share a secret with each other."""
+        """Return the sites of which all share a secret with each other.
+
+        Where two lack each other's, nobody can tell whose doing it is: they are left out in turn.
+        """
         pairs, left = self._members.pairs, list(sites)
         while True:
             lacks = {site: [each for each in left if each != site and not (each in pairs[site] and site in pairs[each])]
                      for site in left}  # fmt: skip
-            worst = max(lacks, key=lambda site: (len(lacks[site]), site), default="")
+            worst = max(lacks, key=lambda site: (len(lacks[site]), -self._parted.get(site, 0), site), default="")
             if not lacks.get(worst):
                 return left
+            self._parted[worst] = self._parted.get(worst, 0) + 1
             self._members.problems[worst] = f"it shares no secret for masks with {', '.join(lacks[worst])}"
             left.remove(worst)
 

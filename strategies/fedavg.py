@@ -30,7 +30,7 @@ from strategies.bodies import Bodies
 from strategies.ceremony import Ceremony
 from strategies.judging import Court
 from strategies.masking import Masking, next_attempt
-from strategies.membership import APART, UNOPENED, Membership
+from strategies.membership import UNOPENED, Membership
 from strategies.metrics import averaged
 from strategies.rounds import OpenRound, first_attempt
 from strategies.selection import Selection
@@ -77,12 +77,15 @@ class EncryptedFedAvg(Strategy):
         self._roster, self._journal, self._tls = roster, journal, tls
         cohort = self._manifest.settings.cohort
         self._attention = Attention(cohort.round_deadline_seconds)
-        self._members = Membership(
-            run.document, run.digest, roster, journal, heads, self._attention, tuple(cohort.sizes)
+        masked, colluding = (
+            self._manifest.settings.encryption.collusion_resistant,
+            colluding_sites(run.manifest.settings),
         )
-        masked = self._manifest.settings.encryption.collusion_resistant
+        self._members = Membership(
+            run.document, run.digest, roster, journal, heads, self._attention, tuple(cohort.sizes),
+            liars=colluding if masked else 0,
+        )  # fmt: skip
         self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch, masked=masked)
-        colluding = colluding_sites(self._manifest.settings)
         self._selection = Selection(self._members, cohort.minimum, colluding)
         self._voting = Voting(self._members, self._manifest.settings)
         proofs = self._manifest.settings.encryption.update_norm is not None
@@ -185,7 +188,7 @@ class EncryptedFedAvg(Strategy):
         """Go on with the model at which most sites arrived, and average the metrics that they let out.
 
         Raises:
-            RunError: if there is no such model, or the sum was not added up.
+            RunError: if there is no such model, not for liars' words alone, or the sum was not added up.
         """
         del server_round
         current = self._round
@@ -200,11 +203,11 @@ class EncryptedFedAvg(Strategy):
             delivered = self._deliver(self._grid, result)
             said, told, refusals = self._hear(self._grid.send_and_receive(delivered, timeout=self._seconds))
         for site in self._members.settle(said, current.number):
-            current.problems[site] = APART
+            current.problems[site] = self._members.problems[site]
             del told[site]
-        if not said:
+        if not told:
             self._failures += 1
-            self._record(reason="no site opened the sum, or none could say so; it is delivered again")
+            self._record(reason="too few sites opened the sum, or could say so; it is delivered again")
             return None
         found = averaged(told, self._manifest.settings.cohort.sizes)
         votes = self._count(current)
@@ -215,7 +218,7 @@ class EncryptedFedAvg(Strategy):
 
     def _count(self, current: OpenRound) -> dict[str, Any]:
         """Count the votes on a round; go back if they say so, and learn of it who may spoil rounds."""
-        verdict, figures = self._voting.decide(current.plan, self._members.model or "")
+        verdict, figures = self._voting.decide(current.plan, self._members.model or "", current.contributors)
         if verdict is not Verdict.UNDONE:
             self._failures = 0
             self.released += 1

@@ -2,7 +2,8 @@
 
     a site is gone                             what that costs
     before it has sent, or while it sends      nothing: the others give the seeds of the masks that they share with it
-    after its update, before it agreed         another attempt with the others: the same updates, fresh masks
+    after its update, before it agreed         another attempt with the others: the same updates, fresh masks;
+                                               it is left out of the next rounds, as after what follows
     after it agreed, before it revealed        the round: nobody reveals twice
     while a round is repeated without a liar   the round: that is done whole, or not at all
 
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from flwr.app import Message
 
-from privacy.agreement import absent_from, check_signed, without_disputes
+from privacy.agreement import absent_from, check_signed, set_digest, without_disputes
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
 from privacy.masking import disputes, verify_pairs, verify_seed
+from privacy.norm_signature import subject_of, verify_proof
 from privacy.plan import read_plan
 from transport.contents import content_of
 from transport.masking import pack_contributors, pack_to_prove, read_agreed, read_proof, read_revealed
@@ -78,6 +80,7 @@ class Masking:
             current.problems |= problems
             if not problems:
                 break
+            self._selection.withheld((site for site in problems if problems[site] != _DISPUTE), current.number)
             if attempt is None:
                 msg = f"round {current.number}: without {', '.join(problems)} it cannot be repeated: {current.listed}"
                 raise ProtocolError(msg)
@@ -157,9 +160,17 @@ def add_proofs(
     grid: Grid, members: Membership, agreed: Agreed, headers: Mapping[str, UpdateHeader]
 ) -> tuple[Agreed, dict[str, str]]:
     """Ask all contributors to prove how long their updates are; return the sum with that, and who did not, and why."""
-    total = agreed.total
+    total, plan = agreed.total, read_plan(agreed.total.plan)
     content = pack_to_prove(members.manifest, total, agreed.signatures)
-    proofs, problems = _ask(grid, members, PROVE, list(headers), content, lambda _, reply: read_proof(reply))
+    shown = {site: part.header for site, part in _by_site(headers, total)}
+    subject = subject_of(plan.digest, set_digest(shown), total.digest)
+
+    def read(site: str, reply: RecordDict) -> bytes:
+        proof = read_proof(reply)
+        verify_proof(proof, subject, members.roster.member(site).verification_key)
+        return proof
+
+    proofs, problems = _ask(grid, members, PROVE, list(headers), content, read)
     return agreed._replace(total=replace(total, proofs=tuple(proofs.get(site, b"") for site in headers))), problems
 
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 READINESS, OPENED = "readiness", "opened"
 APART = "it arrived at another model than most sites, and is left out until it has theirs"
+UNDECIDED = "too few others say at which model they arrived"
 UNOPENED = "it says that the sum does not open, which others opened"
 _OTHER = "another model than most sites; install the same versions of torch and of the task"
 
@@ -57,6 +58,7 @@ class Membership:
     heads: Heads
     attention: Attention
     listed: tuple[str, ...]  # the sites that the run names
+    liars: int = 0  # that the run is to bear: the word of so many sites decides no round
     nodes: dict[str, int] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
@@ -208,13 +210,15 @@ class Membership:
         """Go on with what most sites arrived at. All others are asked again, and are back once they have that model.
 
         Returns:
-            Who arrived at something else.
+            Who arrived at something else. All, if so few say anything that liars may have decided.
 
         Raises:
-            RunError: if no more than half arrived at the same.
+            RunError: if no more than half arrived at the same, and that cannot be liars' doing.
         """
         agreed = most_say(said)
-        if agreed is None and said:
+        if agreed and list(said.values()).count(agreed) <= self.liars:
+            agreed = None
+        if agreed is None and len(said) > 2 * self.liars:
             each = ", ".join(f"{site} {model[:12]}" for site, (model, _) in sorted(said.items()))
             msg = f"round {round_number} left the sites with different models: {each}; the run was stopped"
             raise RunError(msg)
@@ -227,7 +231,7 @@ class Membership:
             self.model, self.update_bound = agreed
             self.journal.confirm(self.model)
         apart = {site for site in said if said[site] != agreed}
-        self.problems |= dict.fromkeys(apart, APART)
+        self.problems |= dict.fromkeys(apart, APART if agreed else UNDECIDED)
         return apart
 
     def deliver_again(self, grid: Grid, sites: list[str], seconds: float) -> list[str]:

@@ -6,6 +6,7 @@ down, if others do.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from flwr.app import MessageType
@@ -19,27 +20,31 @@ if TYPE_CHECKING:
 
 _LEFT_OUT = "left out: it let an earlier round down"
 _FOUND = "left out: it spoils rounds that it contributes to"
+_DISPUTES = "left out: its masks do not fit those of more members than may lie together"
 _SUSPECTED = "left out of this round, to see whether it is spoiled without it"
 
 
 class Selection:
-    """Chooses a round's cohort, and remembers who kept a mask, whose masks did not fit, and who may spoil rounds."""
+    """Chooses a round's cohort, and remembers who let one down, whose masks did not fit, and who may spoil rounds."""
 
     def __init__(self, members: Membership, minimum: int, liars: int) -> None:
-        self._members, self._minimum = members, minimum
-        self._suspicion = Suspicion(members.listed, max(1, liars))
+        self._members, self._minimum, self._liars = members, minimum, max(1, liars)
+        self._suspicion = Suspicion(members.listed, self._liars)
         self._withheld: dict[str, int] = {}  # how often a site let a round down by keeping its mask
         self._left_out: dict[str, int] = {}  # until which round it is left out for that
         self._disputes = set[tuple[str, str]]()
 
     def withheld(self, sites: Iterable[str], number: int) -> None:
-        """Note who kept its mask in a round: it is left out of the next two, then four, and so on."""
+        """Note who did not agree, or kept its mask: it is left out of the next two rounds, then four, and so on."""
         for site in sites:
             self._withheld[site] = self._withheld.get(site, 0) + 1
             self._left_out[site] = number + 2 ** self._withheld[site]
 
     def disputed(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Note pairs of sites of which one lies about the mask that they share: one of them is chosen at a time."""
+        """Note pairs of sites of which one lies about the mask that they share: one of them is chosen at a time.
+
+        Whoever disputes with more members than may lie together, in whatever rounds, lies itself: it is chosen no more.
+        """
         self._disputes |= set(pairs)
 
     def spoiled(self, sites: Collection[str]) -> None:
@@ -57,14 +62,16 @@ class Selection:
 
     def can_part(self, present: Collection[str]) -> bool:
         """Whether a round can do without one of those present, so that something is learnt from it."""
-        return self._suspicion.can_part(present, self._minimum)
+        return self._suspicion.can_part(set(present) - self._quarrelsome, self._minimum)
 
     def choose(self, present: list[str], number: int, problems: dict[str, str]) -> list[str]:
         """Return the sites to plan a round with; note in `problems` who is left out.
 
         Returns:
-            Fewer than the minimum only where no more are left that were not found to spoil rounds.
+            Fewer than the minimum only where no more are left that were not found to lie, or to spoil rounds.
         """
+        problems |= {site: _DISPUTES for site in present if site in self._quarrelsome}
+        present = [site for site in present if site not in self._quarrelsome]
         suspects = set(present) - set(trusted := self._suspicion.choose(present, self._minimum))
         problems |= {site: _FOUND if site in self.found else _SUSPECTED for site in suspects}
         present = trusted
@@ -75,6 +82,12 @@ class Selection:
         chosen = self._enough([site for site in chosen if self._members.nodes[site] not in busy], chosen)
         problems |= {site: _LEFT_OUT for site in present if site not in set(chosen) | problems.keys()}
         return chosen
+
+    @property
+    def _quarrelsome(self) -> set[str]:
+        """Who disputes its masks with more members than may lie together, and so lies."""
+        counts = Counter(site for pair in self._disputes for site in pair)
+        return {site for site, count in counts.items() if count > self._liars}
 
     def _enough(self, some: list[str], others: list[str]) -> list[str]:
         return some if len(some) >= self._minimum else others

@@ -17,7 +17,7 @@ from transport.contents import content_of
 from transport.votes import find_vote, pack_votes, read_undone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from flwr.app import RecordDict
     from flwr.serverapp import Grid
@@ -55,16 +55,20 @@ class Voting:
         if (vote := find_vote(content)) is not None:
             self._votes[site] = vote
 
-    def decide(self, plan: RoundPlan | None, model: str) -> tuple[Verdict, dict[str, Any]]:
+    def decide(
+        self, plan: RoundPlan | None, model: str, contributors: Collection[str]
+    ) -> tuple[Verdict, dict[str, Any]]:
         """Count the votes on the model that a plan's sum led to; return what they came to, and figures for the journal.
 
-        If it is to be undone, the run goes on from the model before.
+        If it is to be undone, the run goes on from the model before. Contributors alone are counted: they are who
+        may have spoiled the round. A member could else have rounds undone without ever coming under suspicion.
         """
         settings = self._settings
         if settings.vote is None or plan is None or model == plan.base_model:
             return Verdict.KEPT, {}
         question = Question(plan.run, plan.round, plan.base_model, model)
-        votes = {site: vote for site, vote in self._votes.items() if self._holds(question, site, vote)}
+        votes = {site: vote for site, vote in self._votes.items()
+                 if site in contributors and self._holds(question, site, vote)}  # fmt: skip
         rejected = sum(vote.reject for vote in votes.values())
         figures = {
             "keep": len(votes) - rejected,

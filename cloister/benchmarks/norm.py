@@ -24,6 +24,7 @@ from privacy.epoch import EpochKeys
 from privacy.errors import RunError
 from privacy.manifest import Encryption
 from privacy.masking import SEED_BYTES, Masks, mask, unmask_sum
+from privacy.norm_signature import subject_of
 from privacy.norms import add_up, context_of, longest, projection, prove_norm, read_proofs, state, watched
 from privacy.packing import Packing, pack
 from privacy.plan import RoundPlan
@@ -133,7 +134,7 @@ class _Round:
             sent[name], nonces[name] = made.ciphertexts, made.nonce
             total.add(made.ciphertexts)
         summed, agreed = sha256(b"".join(total.chunks())).hexdigest(), {name: name.encode() for name in self._names}
-        context = context_of(self._plan.digest, set_digest(agreed), summed, self._seeds)
+        context = context_of(subject_of(self._plan.digest, set_digest(agreed), summed), self._seeds)
         length = longest(packing, self._size, 1.0, 2 * _SPREAD * self._size**0.5)
         statements = {name: state(context, name, length) for name in self._names}
         proofs = dict[str, bytes]()

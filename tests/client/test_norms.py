@@ -15,6 +15,7 @@ from client.norms import shorten
 from client.opening import UnopenedError
 from client.site import open_site
 from privacy.errors import AuthenticityError, ProtocolError
+from privacy.norm_signature import sign_proof
 from privacy.norms import prove_norm
 from privacy.signing import SIGNATURE_BYTES
 from strategies.masking import PROVE
@@ -35,6 +36,7 @@ from transport.masking import VALUES
 
 if TYPE_CHECKING:
     from privacy.norm_proof import Statement
+    from privacy.signing import PrivateKey
     from privacy.summation import EncryptedSum
     from simulations.federation import Federation
 
@@ -140,6 +142,22 @@ def test_who_signs_a_false_proof_is_left_out_and_the_round_repeated_without_it(
     assert "a false proof of its update's length" in first["problems"]["west"]
 
 
+def test_a_proof_that_nobody_signed_is_as_if_it_was_kept(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server sees it. Only sites could see that it does not hold, and would take it for the server's doing."""
+
+    def lie(proof: bytes, subject: bytes, key: PrivateKey) -> bytes:
+        signed = sign_proof(proof, subject, key)
+        return signed if key != _key_of(federation, "west") else bytes(SIGNATURE_BYTES) + proof
+
+    monkeypatch.setattr(norms, "sign_proof", lie)
+    first, second = run_with(federation)
+    assert (first["released"], list(first["problems"])) == (False, ["west"])
+    assert "without the proof of west" in first["reason"]
+    assert (second["released"], second["sites"]) == (True, ["east", "north", "south"])
+
+
 # --- What opens -----------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +211,10 @@ def test_who_proves_something_of_another_update_spoils_the_sum(
         assert caught.value.refusal.why == VALUES  # nobody can tell whose they are: later rounds close in on it
     with pytest.raises(ProtocolError, match="has refused a sum"):  # noted, as after a wrong tag
         open_at(federation, "north", total)
+
+
+def _key_of(federation: Federation, site: str) -> PrivateKey:
+    return open_site(federation.paths[site]).signing_key
 
 
 def _signed(played: Played, site: str, proof: bytes) -> bytes:

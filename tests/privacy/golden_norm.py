@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from privacy.norm_proof import ROWS, Proof, commit
+from privacy.norm_signature import sign_proof, subject_of
 from privacy.norms import _blinding, context_of, longest, projection, prove_norm, state
 from privacy.packing import Packing
 from privacy.pedersen import BYTES, IDENTITY, ORDER, generator
-from privacy.signing import SIGNATURE_BYTES, sign
+from privacy.signing import SIGNATURE_BYTES
 from tests.privacy.consortium import shared_secrets, signing_key
 from tests.privacy.golden_bad import Bad
 from tests.privacy.vectors import good_parts, stored
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 SITES = ("north", "south", "west")
 KINDS = {
-    "proof": {"context": "hex norm/context", "site": "text =south", "limit": "text norm/limit_of_south",
-              "signed": "base64 norm/proof_of_south"},
+    "proof": {"context": "hex norm/context", "subject": "hex norm/subject", "site": "text =south",
+              "limit": "text norm/limit_of_south", "signed": "base64 norm/proof_of_south"},
 }  # fmt: skip
 _SIZE, _NORM, _BOUND = 300, 2.0, 0.5
 _WEIGHTS = {"north": 1.0, "south": 0.75, "west": 0.5}
@@ -44,7 +45,8 @@ def norms() -> dict[str, object]:
     """Return all of it."""
     packing = Packing.of("compact", cohort=len(SITES), update_bound=_BOUND, max_weight=1.0)
     seeds = {site: sha256(f"mask of {site}".encode()).digest() for site in SITES}
-    context = context_of(_PLAN, _SET, _SUM, seeds)
+    subject = subject_of(_PLAN, _SET, _SUM)
+    context = context_of(subject, seeds)
     said, proof, total, limit = dict[str, object](), b"", np.zeros(_SIZE), 0
     for number, site in enumerate(SITES):
         update, secrets = half_levels(number + 3), shared_secrets(site, SITES)
@@ -69,22 +71,23 @@ def norms() -> dict[str, object]:
     into = projection(context)
     into.add(total)
     return {
-        "plan": _PLAN, "set": _SET, "sum": _SUM, "context": context.hex(), "parameters": _SIZE, "update_norm": _NORM,
+        "plan": _PLAN, "set": _SET, "sum": _SUM, "subject": subject.hex(), "context": context.hex(),
+        "parameters": _SIZE, "update_norm": _NORM,
         "update_bound": _BOUND, "levels": packing.levels, "sites": said, "projections_of_sum": into.numbers,
         "generators": {f"{name} {index}": generator(name, index).hex() for name, index in _GENERATORS},
         "limit_of_south": str(limit),
-        "proof_of_south": _text(sign(signing_key("south"), "norm", context + proof) + proof),
+        "proof_of_south": _text(sign_proof(proof, subject, signing_key("south"))),
     }  # fmt: skip
 
 
 def bad_norms() -> Iterator[Bad]:
     """Yield bad proofs."""
     good = good_parts("proof")
-    signed, context = good["signed"], good["context"]
+    signed, context, subject = good["signed"], good["context"], good["subject"]
     proof = signed[SIGNATURE_BYTES:]
 
     def resigned(data: bytes, site: str = "south") -> bytes:
-        return sign(signing_key(site), "norm", context + data) + data
+        return sign_proof(data, subject, signing_key(site))
 
     def with_(place: int, data: bytes) -> bytes:
         return resigned(proof[:place] + data + proof[place + len(data) :])
@@ -98,6 +101,7 @@ def bad_norms() -> Iterator[Bad]:
         ("a bit of the proof, not signed", {"signed": signed[:-1] + bytes([signed[-1] ^ 1])}, "AuthenticityError"),
         ("signed by another site", {"signed": resigned(proof, "west")}, "AuthenticityError"),
         ("of another context", {"context": sha256(context).digest()}, "AuthenticityError"),
+        ("of another sum", {"subject": subject[:-1] + bytes([subject[-1] ^ 1])}, "AuthenticityError"),
         ("a byte less", {"signed": resigned(proof[:-1])}, "MalformedError"),
         ("a scalar more", {"signed": resigned(proof + bytes(BYTES))}, "MalformedError"),
         ("the neutral element", {"signed": with_(0, IDENTITY)}, "MalformedError"),

@@ -36,13 +36,14 @@ from privacy.mac import MacKey
 from privacy.manifest import open_manifest
 from privacy.masking import open_pairs, open_seed, unmask_sum, verify_pairs, verify_seed
 from privacy.norm_proof import Proof, Statement, all_hold
+from privacy.norm_signature import verify_proof
 from privacy.packing import unpack
 from privacy.pairs import read_pair
 from privacy.plan import check_plan, read_plan
 from privacy.projections import DEFAULT
 from privacy.roster import open_roster
 from privacy.shared import share_of
-from privacy.signing import SIGNATURE_BYTES, verify
+from privacy.signing import verify
 from privacy.summation import RunningSum, check_contributions, check_sum
 from privacy.tag import TagKey
 from privacy.votes import check_rejected
@@ -195,10 +196,9 @@ def contributors(parts: Parts) -> None:
 
 def proof(parts: Parts) -> None:
     """A signed proof of how long an update is."""
-    site, signed = parts["site"].decode(), parts["signed"]
+    site = parts["site"].decode()
     statement = Statement(parts["context"], site, DEFAULT, int(parts["limit"]))
-    shown = signed[SIGNATURE_BYTES:]
-    verify(signing_key(site).public_key(), "norm", parts["context"] + shown, signed[:SIGNATURE_BYTES])
+    shown = verify_proof(parts["signed"], parts["subject"], signing_key(site).public_key())
     if not all_hold([(statement, Proof.read(shown, statement))]):
         msg = "the proof does not hold"
         raise AuthenticityError(msg)

@@ -77,6 +77,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
     "privacy.packing": {"Packing.__post_init__": ["manifest"], "unpack": ["sum"]},
     "privacy.masking": {"open_seed": ["sum"], "open_pairs": ["sum"], "verify_pairs": ["sum"], "verify_seed": ["sum"]},
     "privacy.norm_proof": _all("Proof.read", "all_hold", by=["proof"]),
+    "privacy.norm_signature": _all("verify_proof", by=["proof"]),
     "privacy.pedersen": _all("read_point", "read_scalar", by=["proof"]),
     "privacy.agreement": {
         "check_set": ["set", "reveal"],

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from privacy.errors import ConfigError, ProtocolError
 from privacy.norm_proof import commit, prove
+from privacy.norm_signature import subject_of
 from privacy.norms import (
     _blinding,
     add_up,
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 SITES: tuple[str, ...] = ("north", "south", "west")
 PLAN, SET, SUM = (sha256(what).hexdigest() for what in (b"plan", b"set", b"sum"))
 NONCES = {site: sha256(site.encode()).digest() for site in SITES}
-CONTEXT = context_of(PLAN, SET, SUM, NONCES)
+SUBJECT = subject_of(PLAN, SET, SUM)
+CONTEXT = context_of(SUBJECT, NONCES)
 SIZE, K = 500, 32
 LENGTH = 3000
 
@@ -138,7 +140,7 @@ def test_two_liars_may_share_out_their_updates_but_not_make_them_shorter(sites: 
 @pytest.mark.parametrize("bad", ["none", "empty", "cut", "of another site", "of another round", "altered"])
 def test_a_bad_proof_is_its_owners(sites: Sites, proofs: dict[str, bytes], bad: str) -> None:
     shown = dict(proofs)
-    later = state(context_of(sha256(b"next plan").hexdigest(), SET, SUM, NONCES), "south", LENGTH, K)
+    later = state(context_of(subject_of(sha256(b"next plan").hexdigest(), SET, SUM), NONCES), "south", LENGTH, K)
     match bad:
         case "none":
             del shown["south"]
@@ -188,11 +190,14 @@ def test_a_context_is_of_plan_set_sum_and_every_nonce() -> None:
     others = [{**NONCES, site: sha256(b"another").digest()} for site in SITES]
     found = {
         CONTEXT,
-        *(context_of(PLAN, SET, SUM, nonces) for nonces in others),
-        *(context_of(*digests, NONCES) for digests in ((SET, PLAN, SUM), (PLAN, SUM, SET), (SUM, SET, PLAN))),
+        *(context_of(SUBJECT, nonces) for nonces in others),
+        *(
+            context_of(subject_of(*digests), NONCES)
+            for digests in ((SET, PLAN, SUM), (PLAN, SUM, SET), (SUM, SET, PLAN))
+        ),
     }
     assert len(found) == 7
-    assert context_of(PLAN, SET, SUM, dict(reversed(NONCES.items()))) == CONTEXT
+    assert context_of(SUBJECT, dict(reversed(NONCES.items()))) == CONTEXT
 
 
 @settings(max_examples=30, deadline=None)

@@ -250,7 +250,7 @@ def readiness_payload(said: Table, run: str, node: int) -> bytes:
 def _proof(parts: Parts) -> None:
     site = parts["site"].decode()
     key = bytes.fromhex(member(roster(stored("documents")["roster"].encode()), site)["signing_key"])
-    norms.check(parts["signed"], parts["context"], site, int(parts["limit"]), key)
+    norms.check(parts["signed"], parts["subject"], parts["context"], site, int(parts["limit"]), key)
 
 
 def _chunks(parts: Parts) -> None:

@@ -126,10 +126,10 @@ def blinding(secrets: dict[str, bytes], context: bytes, site: str) -> int:
     return found % ORDER
 
 
-def check(signed: bytes, context: bytes, site: str, limit: int, key: bytes) -> Point:
+def check(signed: bytes, subject: bytes, context: bytes, site: str, limit: int, key: bytes) -> Point:
     """Check a site's signed proof; return what it commits to."""
     signature, proof = signed[:64], signed[64:]
-    verify(key, "norm", context + proof, signature)
+    verify(key, "norm", subject + proof, signature)
     bits = limit.bit_length()
     need(len(proof) == 32 * (6 + K + ROWS + bits + 3) + 15 * ROWS, MALFORMED, "length")
     points = [proof[32 * i : 32 * i + 32] for i in range(6)]

@@ -420,6 +420,7 @@ def test_projections_blindings_and_commitments_are_those_of_the_sites() -> None:
     seeds = {site: bytes.fromhex(said["seed"]) for site, said in case["sites"].items()}
     context = norms.context_of(case["plan"], case["set"], case["sum"], seeds)
     assert context.hex() == case["context"]
+    assert case["subject"] == case["plan"] + case["set"] + case["sum"]
     for name, point in case["generators"].items():
         kind, index = name.split()
         assert norms.encoded(norms.generator(kind, int(index))).hex() == point

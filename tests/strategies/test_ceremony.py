@@ -210,12 +210,25 @@ def test_letters_to_anyone_but_members_are_refused_and_written_nowhere(federatio
     assert {path.relative_to(federation.server).parts[0] for path in written} == {"epochs", "runs"}
 
 
-def test_a_site_whose_letter_does_not_open_is_left_out(federation: Federation) -> None:
+def test_a_site_whose_letter_does_not_open_leads_itself(federation: Federation) -> None:
+    """Nobody can tell whether the leader lied or the site does: a leader leaves no honest one out."""
     events = run(federation, instead(LEAD, FIRST, with_letters(west=b"nothing")))
-    (event,) = epochs(events)
-    assert (event["leader"], event["sites"]) == (FIRST, sorted(set(SITES) - {"west"}))
-    assert contributors(events) == set(SITES) - {"west"}
-    assert held(federation)["west"] == []
+    first, second = epochs(events)
+    assert (first["leader"], first["sites"]) == (FIRST, sorted(set(SITES) - {"west"}))
+    assert (second["leader"], second["sites"]) == ("west", sorted(SITES))
+    assert contributors(events) == set(SITES)
+
+
+def test_who_takes_no_keys_and_leads_others_apart_is_left_out_alone(federation: Federation) -> None:
+    apart = instead(LEAD, "west", with_letters(north=b"nothing", south=b"nothing"))
+    refusing = instead(ACCEPT, "west", fails)
+    west = node_of(federation, "west")
+
+    def app(message: Message, context: Context) -> Message:
+        leads = (message.metadata.dst_node_id, message.metadata.message_type) == (west, LEAD)
+        return (apart if leads else refusing)(message, context)
+
+    assert contributors(run(federation, app)) == set(SITES) - {"west"}
 
 
 def test_a_leader_whose_letters_open_nowhere_is_passed_over(federation: Federation) -> None:
@@ -232,7 +245,7 @@ def test_one_site_that_does_not_take_keys_stops_no_other(federation: Federation,
         events = run(federation, app, name)
         assert contributors(events) >= set(SITES) - {"west"}
         (federation.paths["west"] / "keys" / "epochs" / "000001-roster-1.key").unlink(missing_ok=True)
-    assert {len(names) for site, names in held(federation).items() if site != "west"} == {1}
+    assert len({len(names) for site, names in held(federation).items() if site != "west"}) == 1
 
 
 def test_one_site_that_has_seen_the_last_epoch_of_all_stops_no_other(federation: Federation) -> None:

@@ -5,9 +5,13 @@ from typing import Any
 
 import pytest
 
+from client.receipts import keep_receipt
+from client.site import open_site
+from privacy.plan import read_plan
 from simulations.federation import Federation
 from tests.federations import SITES, FederationMaker, run_with
 from tests.strategies.hostile import HONEST, HOSTILE, resigned, sending
+from transport.receipts import Receipt
 
 
 def receipts_of(federation: Federation, site: str) -> list[dict[str, Any]]:
@@ -26,3 +30,6 @@ def test_who_is_left_out_of_a_sum_keeps_the_servers_word_why(make_federation: Fe
     assert receipt["reason"] == event["problems"][HOSTILE]
     assert json.loads(receipt["plan"])["round"] == 1
     assert [receipts_of(federation, site) for site in SITES if site != HOSTILE] == [[]] * 3
+    site, plan = open_site(federation.paths[HOSTILE]), read_plan(receipt["plan"].encode())
+    keep_receipt(site, plan, Receipt("it was not I", b"", b""))  # later: what was signed stays
+    assert (receipts_of(federation, HOSTILE) == [receipt]) == tls

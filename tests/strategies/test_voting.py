@@ -138,6 +138,21 @@ def test_votes_of_fewer_than_the_minimum_or_signed_by_others_do_not_count(make_f
     assert final(federation)["rounds"] == 3
 
 
+def test_who_contributed_nothing_has_no_vote(make_federation: FederationMaker) -> None:
+    """West sends no update, and votes against what the others made: it would never come under suspicion."""
+    federation = consenting(make_federation)
+
+    def silent(message: Message, found: Message) -> Message:
+        trains = message.metadata.message_type == MessageType.TRAIN
+        if trains and message.metadata.dst_node_id == node_of(federation, WEST):
+            return reply(Error(1, "the line broke"), message)
+        return found
+
+    events = run_with(federation, voting(federation, lambda _, name: name in {"north", WEST}, silent))
+    assert [event["votes"] for event in events] == [{"keep": 2, "reject": 1, "worse": 0.42}] * 3
+    assert not any(event.get("undone") for event in events)
+
+
 def test_whoever_spoils_rounds_is_named_and_left_out_and_the_run_goes_on(make_federation: FederationMaker) -> None:
     federation, cohorts = consenting(make_federation, replace(VOTED, rounds=16)), dict[int, bool]()
 
