@@ -89,7 +89,7 @@ def bench_adversary(
     seed: Annotated[int, typer.Option(min=0, help="By which the server chooses what it tries.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """A malicious server against real sites: whether every site refuses all that it makes, and nothing else."""
+    """A malicious server, and members that lie: whether sites refuse all that is false, and the liar is named."""
     from cloister.benchmarks.adversary import held, measure, table  # noqa: PLC0415
 
     report = measure(tries, rounds, seed)
