@@ -10,7 +10,6 @@ from client.readiness import ready_to_be_charged
 from privacy.clocks import check_clock, tolerance
 from privacy.errors import ConfigError, ProtocolError, RefusedError
 from privacy.heads import check_head
-from privacy.manifest import open_manifest
 from privacy.policy import check_policy
 from privacy.shared import share_for
 from privacy.signing import sign
@@ -39,7 +38,7 @@ def accept(site: Site, document: bytes) -> Accepted:
         RefusedError: if the policy does not allow it.
         ProtocolError: if it is for another roster than the site's.
     """
-    manifest, run = open_manifest(document, site.roster.manifest_key)
+    manifest, run = site.open_manifest(document)
     if manifest.roster_version != site.roster.version:
         msg = (
             f"the run is for roster {manifest.roster_version}, {site.name} has {site.roster.version}; "

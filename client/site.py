@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
 from client.checkpoint import Checkpoint
@@ -19,6 +19,7 @@ from client.task import import_class
 from client.workplace import Workplace
 from privacy.epoch import SealingKey
 from privacy.errors import KeyFileError
+from privacy.manifest import open_manifest
 from privacy.storage import read_file
 from transport.pki import read_roster, read_signing_key
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from privacy.roster import Roster
 
 K = TypeVar("K")
+_RUNS = 8  # of which a site keeps the manifest in memory
 
 
 class Site(Workplace):
@@ -54,6 +56,8 @@ class Site(Workplace):
         self.remainders = Remainders(place.folder / "outbox")
         self.once = Once(place.folder / "outbox")
         self.apply: Apply = map  # how to encrypt and decrypt: an agent does it in several processes
+        # Every message brings its run: one that is read already is known by its bytes, signature and all.
+        self.open_manifest = lru_cache(_RUNS)(partial(open_manifest, key=self.roster.manifest_key))
         self.said: dict[str, str] = {}  # why it last refused each kind of message
         self._polls: dict[str, Poll] = {}
         self._checked: set[str] = set()  # tasks that can use every record

@@ -75,20 +75,28 @@ def run_inline(federation: Federation, kinds: Mapping[str, type[Site]] | None = 
     Raises:
         CloisterError: if the run failed.
     """
-    quieten()
     roster = read_consortium(federation.server).roster()
-    run = read_run(federation.manifest, roster).digest
-    run_id = int(run[:15], 16)
     sites = {
         roster.member(name).node_id: (kinds or {}).get(name, Site)(read_site(path))
         for name, path in federation.paths.items()
     }
     for site in sites.values():
         site.check_records()
-    nodes = {node: Context(run_id, node, {}, RecordDict(), {}) for node in sites}
-    app = make_app(lambda context: sites[context.node_id])
+    return serve_inline(federation, sites, make_app(lambda context: sites[context.node_id]))
+
+
+def serve_inline(federation: Federation, nodes: Iterable[int], app: App) -> str:
+    """Run the federation's signed manifest over these nodes, which all answer by one app; return the run's name.
+
+    Raises:
+        CloisterError: if the run failed.
+    """
+    quieten()
+    run = read_run(federation.manifest, read_consortium(federation.server).roster()).digest
+    run_id = int(run[:15], 16)
+    contexts = {node: Context(run_id, node, {}, RecordDict(), {}) for node in nodes}
     config: dict[str, bool | float | int | str] = {
         "consortium": str(federation.server), "manifest": str(federation.manifest)
     }  # fmt: skip
-    server_app(InlineGrid(run_id, nodes, app), Context(run_id, SERVER_NODE, {}, RecordDict(), config))
+    server_app(InlineGrid(run_id, contexts, app), Context(run_id, SERVER_NODE, {}, RecordDict(), config))
     return run

@@ -1,6 +1,7 @@
 """`cloister bench adversary`: a malicious server tries everything that it knows; every site must refuse it.
 
 A try is refused only if every site answers with a refusal, and every site has the models and keys that it had before.
+Members that lie are played to the real server: it must blame them, and nobody else, and go on without them.
 That refusals say something, honest rounds show: some in the same consortium before and after the tries, by the same
 arithmetic, and many by the real server, of which no site may refuse one.
 
@@ -27,6 +28,7 @@ from privacy.errors import CloisterError
 from privacy.parallel import in_processes
 from simulations.adversary import SITES
 from simulations.inline import run_inline
+from simulations.liars import LIARS, Members
 from simulations.results import journal_path, read_events
 from simulations.siege import ATTACKS, lay_siege, make_federation, quiet_agents, settings
 
@@ -35,17 +37,23 @@ if TYPE_CHECKING:
 
     from simulations.adversary import Adversary
 
+_ATTACKS, _LIES = tuple(ATTACKS), tuple(LIARS)
+_OTHERS = "others: "  # counts of who was blamed for another's lie
 _BATCH = 250  # tries, or rounds, of one consortium
-_NAMES = tuple(ATTACKS)
 
 
 @dataclass(frozen=True)
 class _Tries:
-    """Work for one process: tries of one consortium."""
+    """Work for one process: attacks on one consortium."""
 
-    first: int
-    count: int
+    names: tuple[str, ...]
     seed: int
+    number: int
+
+
+@dataclass(frozen=True)
+class _Lies(_Tries):
+    """Work for one process: lies of members of one consortium."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class _Rounds:
 
 
 def measure(tries: int, rounds: int, seed: int) -> dict[str, Any]:
-    """Play so many tries, all attacks in turn, and honest rounds; say on standard error how far it is.
+    """Play so many tries, all attacks and lies in turn, and honest rounds; say on standard error how far it is.
 
     Raises:
         RunError: if sites refuse what the adversary does honestly, so that their other refusals say nothing.
@@ -67,39 +75,69 @@ def measure(tries: int, rounds: int, seed: int) -> dict[str, Any]:
     console.print(f"{tries:,} tries and {rounds:,} honest rounds, {len(SITES)} sites; seed {seed}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    refused: Counter[str] = Counter()
+    found: Counter[str] = Counter()
     with bar:
         task = bar.add_task("tries and rounds", total=tries + rounds)
-        for job, found in zip(jobs, in_processes(os.cpu_count() or 1, few=0)(_work, jobs), strict=True):
-            refused.update(found)
-            bar.update(task, advance=job.count)
-    played = Counter(_NAMES[number % len(_NAMES)] for number in range(tries))
-    rows = [{"attack": name, "tries": played[name], "refused": refused[name]} for name in _NAMES]
-    return {"rows": rows, "honest_rounds": rounds, "false_alarms": refused["honest"], "seed": seed}
+        for job, counts in zip(jobs, in_processes(os.cpu_count() or 1, few=0)(_work, jobs), strict=True):
+            found.update(counts)
+            bar.update(task, advance=job.count if isinstance(job, _Rounds) else len(job.names))
+    played = Counter(_names(tries))
+    return {
+        "rows": [{"attack": name, "tries": played[name], "refused": found[name]} for name in _ATTACKS],
+        "lies": [
+            {"lie": name, "tries": played[name], "blamed": found[name], "others_blamed": found[_OTHERS + name]}
+            for name in _LIES
+        ],
+        "honest_rounds": rounds,
+        "false_alarms": found["honest"],
+        "seed": seed,
+    }
 
 
 def held(report: dict[str, Any]) -> bool:
-    """Say whether sites refused all that was false, and nothing else."""
-    return not report["false_alarms"] and all(row["refused"] == row["tries"] for row in report["rows"])
+    """Say whether sites refused all that was false, and nothing else, and who lied was blamed, and nobody else."""
+    refused = all(row["refused"] == row["tries"] for row in report["rows"])
+    blamed = all(row["blamed"] == row["tries"] and not row["others_blamed"] for row in report["lies"])
+    return refused and blamed and not report["false_alarms"]
 
 
 def table(report: dict[str, Any]) -> str:
     """Write a report for people, in 80 columns."""
     lines = [f"{'attack':<34}{'tries':>8}{'refused':>10}"]
     lines += [f"{row['attack']:<34}{row['tries']:>8,}{row['refused']:>10,}" for row in report["rows"]]
+    lines += ["", f"{'lie of a member':<34}{'tries':>8}{'it is blamed':>16}{'others are':>14}"]
+    lines += [
+        f"{row['lie']:<34}{row['tries']:>8,}{row['blamed']:>16,}{row['others_blamed']:>14,}" for row in report["lies"]
+    ]
     tries, refused = (sum(row[name] for row in report["rows"]) for name in ("tries", "refused"))
+    lies, blamed, others = (sum(row[name] for row in report["lies"]) for name in ("tries", "blamed", "others_blamed"))
     rounds, alarms = report["honest_rounds"], report["false_alarms"]
-    lines += [f"{'honest rounds':<34}{rounds:>8,}{alarms:>10,}", ""]
+    lines += ["", f"{'honest rounds':<34}{rounds:>8,}{alarms:>10,}", ""]
     if held(report):
-        lines.append(f"✓ every site refused all {tries:,} tries, and none of {rounds:,} honest rounds")
+        lines += [
+            f"✓ every site refused all {tries:,} tries, and none of {rounds:,} honest rounds",
+            f"✓ each of {lies:,} lies was blamed on the member that told it, and on nobody else",
+        ]
     else:
-        lines.append(f"✗ {tries - refused:,} of {tries:,} tries passed, and {alarms:,} honest rounds were refused")
+        lines += [
+            f"✗ {tries - refused:,} of {tries:,} tries passed, and {alarms:,} honest rounds were refused",
+            f"✗ of {lies:,} lies {lies - blamed:,} were not blamed on who told them, and {others:,} on others",
+        ]
     return "\n".join(lines)
 
 
+def _names(count: int) -> list[str]:
+    """Return what to play, all attacks and lies in turn."""
+    names = (*_ATTACKS, *_LIES)
+    return [names[number % len(names)] for number in range(count)]
+
+
 def _tries(count: int, seed: int) -> Iterator[_Tries]:
-    for first in range(0, count, _BATCH):
-        yield _Tries(first, min(_BATCH, count - first), seed)
+    todo = _names(count)
+    for kind, names in ((_Tries, [name for name in todo if name in _ATTACKS]),
+                        (_Lies, [name for name in todo if name in _LIES])):  # fmt: skip
+        for first in range(0, len(names), _BATCH):
+            yield kind(tuple(names[first : first + _BATCH]), seed, first)
 
 
 def _rounds(count: int) -> Iterator[_Rounds]:
@@ -109,15 +147,17 @@ def _rounds(count: int) -> Iterator[_Rounds]:
 
 
 def _work(job: _Tries | _Rounds) -> Counter[str]:
-    """Count the refusals: of each attack, or, as `honest`, of honest rounds."""
+    """Count the refusals of each attack, who was blamed for each lie, or, as `honest`, refusals of honest rounds."""
     with quiet_agents():
-        return _attack(job) if isinstance(job, _Tries) else _play_fair(job)
+        if isinstance(job, _Rounds):
+            return _play_fair(job)
+        return _lie(job) if isinstance(job, _Lies) else _attack(job)
 
 
 def _attack(job: _Tries) -> Counter[str]:
-    luck = np.random.default_rng([job.seed, job.first])
+    luck = np.random.default_rng([job.seed, job.number])
     refused: Counter[str] = Counter()
-    todo = [_NAMES[number % len(_NAMES)] for number in range(job.first, job.first + job.count)]
+    todo = list(job.names)
     while todo:
         with _folder() as folder:
             refused.update(_besiege(lay_siege(Path(folder), luck), todo))
@@ -135,6 +175,20 @@ def _besiege(server: Adversary, todo: list[str]) -> list[str]:
     for run in server.runs.values():
         server.play_fair(run)
     return refused
+
+
+def _lie(job: _Lies) -> Counter[str]:
+    """Count whose lies were blamed on them, in rounds that went on over the others; and, apart, who else was blamed."""
+    luck = np.random.default_rng([job.seed, job.number])
+    blamed: Counter[str] = Counter()
+    with _folder() as folder:
+        members = Members(make_federation(Path(folder)), settings("members", SITES, 1, colluding=1))
+        for name in job.names:
+            liar = str(luck.choice(SITES))
+            blame = members.play(liar, LIARS[name])
+            blamed[name] += blame.released and liar in blame.named
+            blamed[_OTHERS + name] += len(blame.named - {liar})
+    return blamed
 
 
 def _play_fair(job: _Rounds) -> Counter[str]:

@@ -100,8 +100,8 @@ def bench_adversary(
 
 @bench.command("poisoning", epilog="Example:  cloister bench poisoning --epsilon 2 --json")
 def bench_poisoning(
-    epsilon: Annotated[float, typer.Option(min=0.01, max=20, help="Of one vote, at each site.")] = 2.0,
-    rounds: Annotated[int, typer.Option(min=6, help="Rounds of each run.")] = 24,
+    epsilon: Annotated[float, typer.Option(min=0.01, max=20, help="Of one vote, at each site.")] = 3.0,
+    rounds: Annotated[int, typer.Option(min=6, help="Rounds of each run.")] = 30,
     as_json: Json = False,
 ) -> None:
     """A member of four, and of six, that poisons the model: with votes and without."""

@@ -346,7 +346,8 @@ def test_a_round_whose_sum_a_site_has_opened_is_not_trained_again(federation: Fe
         file.unlink()
     assert "made its update of round 1 and lost it" in str(train(federation, plan).error.reason)
     assert charges_of(federation, SITE) == charges
-    rmtree(federation.paths[SITE] / "ledger")
+    for folder in ("ledger", "ledger-heads"):
+        rmtree(federation.paths[SITE] / folder)
     assert "has opened round 1 already" in str(train(federation, plan).error.reason)
     assert charges_of(federation, SITE) == 0
 

@@ -14,7 +14,9 @@ from cloister.cli import app
 from privacy.errors import AuthenticityError, ProtocolError
 from privacy.mac import MacKey
 from privacy.tag import TagKey
+from simulations.liars import LIARS
 from simulations.siege import ATTACKS, lay_siege, quiet_agents
+from strategies.judging import Court
 from transport.ceremony import pack_lead
 from transport.contents import pack_query
 
@@ -29,7 +31,7 @@ LEFT_OUT = "an update left out"
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    return adversary.measure(len(ATTACKS), 5, seed=1)
+    return adversary.measure(len(ATTACKS) + len(LIARS), 5, seed=1)
 
 
 def _here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,8 +54,9 @@ def _refuse_all(self: object, total: object, plan: object, sites: object) -> Ite
     raise AuthenticityError
 
 
-def test_every_site_refuses_every_attack_and_no_honest_round(report: dict[str, Any]) -> None:
+def test_every_site_refuses_every_attack_and_no_honest_round_and_who_lies_is_blamed(report: dict[str, Any]) -> None:
     assert report["rows"] == [{"attack": name, "tries": 1, "refused": 1} for name in ATTACKS]
+    assert report["lies"] == [{"lie": name, "tries": 1, "blamed": 1, "others_blamed": 0} for name in LIARS]
     assert (report["honest_rounds"], report["false_alarms"]) == (5, 0)
     assert adversary.held(report)
 
@@ -61,13 +64,17 @@ def test_every_site_refuses_every_attack_and_no_honest_round(report: dict[str, A
 def test_the_table_has_every_attack_and_a_sentence_in_80_columns(report: dict[str, Any]) -> None:
     lines = adversary.table(report).splitlines()
     assert max(map(len, lines)) <= 80
-    assert all(any(line.startswith(name) for line in lines) for name in ATTACKS)
-    assert lines[-1] == f"✓ every site refused all {len(ATTACKS)} tries, and none of 5 honest rounds"
+    assert all(any(line.startswith(name) for line in lines) for name in (*ATTACKS, *LIARS))
+    assert lines[-2:] == [
+        f"✓ every site refused all {len(ATTACKS)} tries, and none of 5 honest rounds",
+        f"✓ each of {len(LIARS)} lies was blamed on the member that told it, and on nobody else",
+    ]
 
 
 def test_without_code_and_tag_lies_pass_are_counted_and_the_command_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     _here(monkeypatch)
-    monkeypatch.setattr(adversary, "_NAMES", (LEFT_OUT,))
+    monkeypatch.setattr(adversary, "_ATTACKS", (LEFT_OUT,))
+    monkeypatch.setattr(adversary, "_LIES", ())
     monkeypatch.setattr(TagKey, "check", _pass_all)
     assert adversary.held(adversary.measure(4, 0, seed=5))  # the code alone refuses as well
     monkeypatch.setattr(MacKey, "check", _pass_chunks)
@@ -78,7 +85,7 @@ def test_without_code_and_tag_lies_pass_are_counted_and_the_command_fails(monkey
     assert found["rows"][0]["attack"] == LEFT_OUT
     assert found["rows"][0]["refused"] < found["rows"][0]["tries"] == 4
     assert found["false_alarms"] == 0
-    assert "passed" in adversary.table(found).splitlines()[-1]
+    assert "passed" in adversary.table(found)
 
 
 def test_a_try_is_refused_only_if_all_sites_refuse_and_none_of_them_by_a_crash(
@@ -109,3 +116,21 @@ def test_sites_that_refuse_honest_rounds_are_false_alarms(monkeypatch: pytest.Mo
     assert not adversary.held(found)
     with pytest.raises(ProtocolError, match="does not open"):  # and tries against such sites say nothing
         adversary.measure(1, 0, seed=1)
+
+
+def _accuse_the_first(*arguments: Any) -> dict[str, str]:  # noqa: ANN401
+    _court, _grid, _plan, _bodies, sites, _refusals = arguments
+    return {sites[0]: "whoever it is"}
+
+
+def test_blame_that_misses_the_liar_or_hits_another_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    _here(monkeypatch)
+    monkeypatch.setattr(adversary, "_ATTACKS", ())
+    monkeypatch.setattr(adversary, "_LIES", ("a wrong code",))
+    monkeypatch.setattr(Court, "liars", _accuse_the_first)
+    report = adversary.measure(6, 0, seed=2)
+    (row,) = report["lies"]
+    assert row["blamed"] < row["tries"]
+    assert row["others_blamed"]
+    assert not adversary.held(report)
+    assert "were not blamed on who told them" in adversary.table(report).splitlines()[-1]

@@ -121,7 +121,7 @@ def test_the_held_out_have_a_budget_beside_and_who_is_on_both_sides_pays_for_bot
     assert trained["epsilon_spent"] == epsilon([manifest.round_cost], DELTA)
     assert (told["epsilon_spent"], told["epsilon_budget"], told["epsilon_left"]) == (spent, 5.0, 5.0 - spent)
     assert made["composition"]["epsilon_on_both_sides"] == epsilon([manifest.round_cost, OTHER], DELTA)
-    assert made["composition"]["releases"] == {"training": 1, "statistics": 0, "evaluation": 1}
+    assert made["composition"]["releases"] == {"training": 1, "statistics": 0, "evaluation": 1, "vote": 0}
     assert made["ledgers"]["held_out"]["head"] == held_out.head
     assert [each["for"] for each in made["mechanism"]["charged"]] == ["evaluation", "training"]
 

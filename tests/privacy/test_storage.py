@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
@@ -13,7 +14,7 @@ import pytest
 from privacy.accounting import Mechanism
 from privacy.errors import LedgerError
 from privacy.ledger import Budget, Ledger, Release
-from privacy.storage import append, read_file, set_aside, write_atomically
+from privacy.storage import append, link_atomically, read_file, set_aside, write_atomically
 from tests.privacy.consortium import signing_key
 
 if TYPE_CHECKING:
@@ -130,3 +131,37 @@ def test_space_is_taken_up_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=re.escape(str(path))):
         set_aside(path, free.f_frsize * free.f_blocks + 1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_second_name_keeps_what_a_file_held_when_it_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, links: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    path, second = tmp_path / "model", tmp_path / "other" / "model"
+    for content in (b"one", b"two", b"two", b"three"):
+        write_atomically(path, content)
+        link_atomically(path, second)
+        link_atomically(path, second)
+        write_atomically(path, b"after")
+        assert (path.read_bytes(), second.read_bytes()) == (b"after", content)
+    assert sorted(each.name for each in tmp_path.rglob("*")) == ["model", "model", "other"]
+
+
+def test_a_second_name_that_cannot_be_made_is_named_and_the_old_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path, second = tmp_path / "model", tmp_path / "second"
+    write_atomically(path, b"new")
+    write_atomically(second, b"old")
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(OSError, match="second"):
+        link_atomically(path, second)
+    assert second.read_bytes() == b"old"

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from flwr.app import Context, Error, Message, MessageType
 
 from client.app import app as client_app
-from client.site import Site, open_site
-from privacy.ciphertext import Ciphertexts, seeds_digest
+from client.site import open_site
 from privacy.envelope import SignedUpdate
-from privacy.signing import sign
 from simulations.federation import Federation
+from simulations.spoilers import resigned_by
 from tests.federations import (
     Answer,
     node_of,
@@ -62,14 +61,3 @@ def resigned(federation: Federation, update: SignedUpdate, *chunks: bytes, **hea
     """Change an update's header or chunks, and sign it as its own site does."""
     site = open_site(federation.paths[json.loads(update.header)["site"]])
     return resigned_by(site, update, *chunks, **header)
-
-
-def resigned_by(site: Site, update: SignedUpdate, *chunks: bytes, **header: object) -> SignedUpdate:
-    """Change an update's header or chunks, and sign it as this site."""
-    fields = json.loads(update.header)
-    if chunks:
-        ciphertexts = Ciphertexts(chunks)
-        header |= {"ciphertexts": ciphertexts.digest, "seeds": seeds_digest(ciphertexts.seeds)}
-    data = json.dumps(fields | header, sort_keys=True, separators=(",", ":")).encode()
-    signature = sign(site.signing_key, "update", data)
-    return SignedUpdate(data, signature, chunks or update.chunks, update.commitments)

@@ -106,7 +106,7 @@ def test_a_site_that_never_answers_costs_one_deadline_in_a_whole_run(
 def test_a_site_that_was_silent_once_is_back_as_soon_as_it_answers(
     make_federation: FederationMaker, run: RunSettings, kind: str
 ) -> None:
-    federation = make_federation(with_deadline(replace(run, rounds=4), 2.0))
+    federation = make_federation(with_deadline(replace(run, rounds=4), 4.0))
     east = node_of(federation, EAST)
     deaf = Deaf(
         lambda each: (
@@ -227,7 +227,7 @@ def test_whatever_a_grid_hands_out_as_replies_the_rounds_go_on(
 def test_a_leader_that_failed_is_not_asked_to_lead_again_before_the_others(
     make_federation: FederationMaker, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    federation = make_federation(with_deadline(replace(SETTINGS, rounds=3), 1.0))
+    federation = make_federation(with_deadline(replace(SETTINGS, rounds=3), 2.0))
     asked: list[str] = []
     names = {node_of(federation, site): site for site in SITES}
     agree = Ceremony.agree
@@ -277,7 +277,7 @@ def test_the_first_round_waits_for_all_sites_that_the_run_lists(make_federation:
 def test_a_site_that_does_not_come_is_named_and_waited_for_in_the_first_round_alone(
     make_federation: FederationMaker,
 ) -> None:
-    federation = make_federation(with_deadline(replace(SETTINGS, rounds=3), 2.0))
+    federation = make_federation(with_deadline(replace(SETTINGS, rounds=3), 5.0))
     missing = min(SITES, key=lambda site: node_of(federation, site))
     grids: list[ArrivingGrid] = []
 
@@ -288,7 +288,7 @@ def test_a_site_that_does_not_come_is_named_and_waited_for_in_the_first_round_al
     events = run_with(federation, make_grid=arriving)
     assert [event["cohort"] for event in events] == [sorted(set(SITES) - {missing})] * 3
     assert [event["problems"] for event in events] == [{missing: "it is not online"}] * 3
-    assert grids[0]._looks < 90  # within one deadline
+    assert grids[0]._looks < 120  # within one deadline
 
 
 def test_a_site_that_says_no_is_not_waited_for(make_federation: FederationMaker) -> None:

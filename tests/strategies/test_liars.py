@@ -19,6 +19,7 @@ from privacy.plan import RoundPlan, read_plan
 from privacy.signing import digest, sign
 from privacy.summation import EncryptedSum, RunningSum
 from privacy.verdict import sign_verdict
+from simulations import spoilers as liars
 from simulations.federation import Federation
 from strategies import judging, masking
 from strategies.judging import JUDGE
@@ -26,7 +27,6 @@ from strategies.masking import REVEAL
 from strategies.selection import _FOUND
 from tests.client.test_masking import MASKED
 from tests.federations import SETTINGS, SITES, Answer, FederationMaker, charges_of, models_of, node_of, run_with
-from tests.strategies import liars
 from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, TRAIN
 from transport.contents import pack_update, read_manifest, read_plan_of_sum, read_train, read_update
 from transport.flower import reply

@@ -1,22 +1,47 @@
 """What a member of a masked run can send that spoils a sum, with all the keys that it has."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client.site import Site
-from privacy.ciphertext import C0_BYTES, CODE_BYTES, COEFF_MODULUS, SEED_BYTES, Ciphertexts, pack60, unpack60
+from privacy.ciphertext import (
+    C0_BYTES,
+    CODE_BYTES,
+    COEFF_MODULUS,
+    SEED_BYTES,
+    Ciphertexts,
+    pack60,
+    seeds_digest,
+    unpack60,
+)
 from privacy.encryption import EncryptedUpdate
 from privacy.envelope import SignedUpdate
 from privacy.ledger import Charge, Release
 from privacy.masking import MaskedUpdate, _sealer, commitment, pairs_digest, sign_seed
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
-from privacy.plan import RoundPlan
+from privacy.signing import sign
 from simulations.lies import STEP
-from tests.strategies.hostile import resigned_by
+
+if TYPE_CHECKING:
+    from client.site import Site
+    from privacy.plan import RoundPlan
 
 _CHARGE = Charge(Release("0" * 64, 1, 1), None, "0" * 64)  # type: ignore[arg-type]
+
+
+def resigned_by(site: Site, update: SignedUpdate, /, *chunks: bytes, **header: object) -> SignedUpdate:
+    """Change an update's header or chunks, and sign it as this site."""
+    fields = json.loads(update.header)
+    if chunks:
+        ciphertexts = Ciphertexts(chunks)
+        header |= {"ciphertexts": ciphertexts.digest, "seeds": seeds_digest(ciphertexts.seeds)}
+    data = json.dumps(fields | header, sort_keys=True, separators=(",", ":")).encode()
+    signature = sign(site.signing_key, "update", data)
+    return SignedUpdate(data, signature, chunks or update.chunks, update.commitments)
 
 
 def wrong_code(site: Site, _: RoundPlan, update: SignedUpdate) -> SignedUpdate:
@@ -53,11 +78,15 @@ def other_pairs(site: Site, _: RoundPlan, update: SignedUpdate) -> SignedUpdate:
     return replace(resigned_by(site, update, pairs=pairs_digest(lied)), commitments=lied)
 
 
+def other_range(site: Site, _: RoundPlan, update: SignedUpdate) -> SignedUpdate:
+    """Another range than that of the model that all start from."""
+    return resigned_by(site, update, update_bound=json.loads(update.header)["update_bound"] / 2)
+
+
 def false_seed(site: Site, plan: RoundPlan) -> bytes:
     """Another seed than that of the site's mask, sealed and signed as if it were that."""
     made = site.outbox.last(plan.run)
-    assert made is not None
-    committed = commitment(made.mask)
+    committed = commitment(made.mask if made else b"")
     sealed = _sealer(site.keyring.find(plan.keys).secret, plan, site.name, committed).encrypt(
         bytes(12), bytes(32), None
     )
@@ -67,9 +96,10 @@ def false_seed(site: Site, plan: RoundPlan) -> bytes:
 def _shifted(site: Site, plan: RoundPlan, update: SignedUpdate, place: slice, by: int) -> SignedUpdate:
     """Add to coefficients of the first ciphertext's c0, and adapt its code."""
     (chunk,) = update.chunks
-    words = unpack60(chunk[:C0_BYTES]).copy()
+    first = Ciphertexts(update.chunks).count * C0_BYTES
+    words = unpack60(chunk[:first]).copy()
     words[place] = (words[place] + np.uint64(by)) % np.uint64(COEFF_MODULUS)
-    seeds = chunk[C0_BYTES : C0_BYTES + SEED_BYTES]
+    seeds = chunk[first : first + first // C0_BYTES * SEED_BYTES]
     changed = EncryptedUpdate(iter([(pack60(words), seeds)]), _CHARGE, json.loads(update.header)["nonce"])
     made = site.keyring.find(plan.keys).mac.authenticate(changed, plan, site.name)
     return resigned_by(site, update, *made.ciphertexts.chunks)
