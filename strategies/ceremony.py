@@ -50,7 +50,7 @@ Held = tuple[int, str, list[str]]  # epoch and fingerprint of keys, and who has 
 def next_epoch(seen: Collection[int], own: int) -> int:
     """Return the number of the next key epoch: above those that were seen, and one that sites take.
 
-    A site takes no epoch that is more than `LARGEST_STEP` above its own. So whatever is over half of that away from what
+    A site takes no epoch that is more than `LARGEST_STEP` above its own. So what is over half of that away from what
     the site in the middle has seen does not count: a member that claims it is left behind, and says so. As long as most
     sites are honest, and not so far apart, all of those take this number.
 
