@@ -12,6 +12,7 @@ A new epoch comes with every new roster, because sites then say that they have n
 
 from __future__ import annotations
 
+from statistics import median_low
 from typing import TYPE_CHECKING
 
 from flwr.app import Message
@@ -47,20 +48,18 @@ Held = tuple[int, str, list[str]]  # epoch and fingerprint of keys, and who has 
 
 
 def next_epoch(seen: Collection[int], own: int) -> int:
-    """Return the number of the next key epoch: above those that were seen, and one that most sites take.
+    """Return the number of the next key epoch: above those that were seen, and one that sites take.
 
-    A site takes no epoch that is `LARGEST_STEP` or more above its own, so that one member which claims to have seen an
-    absurd number must not decide: it is left behind, and says so.
+    A site takes no epoch that is more than `LARGEST_STEP` above its own. So what is over half of that away from what
+    the site in the middle has seen does not count: a member that claims it is left behind, and says so. As long as most
+    sites are honest, and not so far apart, all of those take this number.
 
     Args:
         seen: the newest epoch of each site, as it says.
         own: the newest that the server has letters of, or has asked for.
     """
-
-    def takers(epoch: int) -> int:
-        return sum(latest < epoch <= latest + LARGEST_STEP for latest in seen)
-
-    return max({own + 1, *(latest + 1 for latest in seen)}, key=lambda epoch: (takers(epoch), epoch))
+    middle = median_low(seen)
+    return 1 + max(epoch for epoch in (own, *seen) if abs(epoch - middle) <= LARGEST_STEP // 2)
 
 
 class Ceremony:

@@ -17,6 +17,7 @@ from client.site import open_site
 from privacy.errors import AuthenticityError, ProtocolError
 from privacy.norm_signature import sign_proof
 from privacy.norms import prove_norm
+from privacy.pedersen import BYTES
 from privacy.signing import SIGNATURE_BYTES
 from strategies.masking import PROVE
 from tests.client.test_masking import (
@@ -133,7 +134,7 @@ def test_who_signs_a_false_proof_is_left_out_and_the_round_repeated_without_it(
 ) -> None:
     def lie(statement: Statement, numbers: list[int], secrets: dict[str, bytes]) -> bytes:
         proof = prove_norm(statement, numbers, secrets)
-        return proof if statement.site != "west" else proof[:-1] + b"\0"
+        return proof if statement.site != "west" else _false(proof)
 
     monkeypatch.setattr(norms, "prove_norm", lie)
     first, second = run_with(federation)
@@ -173,7 +174,7 @@ def test_a_sum_opens_with_every_proof_and_no_other(federation: Federation) -> No
         "another site's": (others[0], *others),
         "altered": (flipped, *others),
         "cut": (east[:SIGNATURE_BYTES], *others),
-        "false, and signed": (_signed(played, "east", east[SIGNATURE_BYTES:-1] + b"\0"), *others),
+        "false, and signed": (_signed(played, "east", _false(east[SIGNATURE_BYTES:])), *others),
     }
     for what, proofs in wrong.items():
         with pytest.raises(UnopenedError) as caught:
@@ -211,6 +212,11 @@ def test_who_proves_something_of_another_update_spoils_the_sum(
         assert caught.value.refusal.why == VALUES  # nobody can tell whose they are: later rounds close in on it
     with pytest.raises(ProtocolError, match="has refused a sum"):  # noted, as after a wrong tag
         open_at(federation, "north", total)
+
+
+def _false(proof: bytes) -> bytes:
+    """Return a proof with another last scalar."""
+    return proof[:-BYTES] + bytes([proof[-BYTES] ^ 1]) + proof[1 - BYTES :]
 
 
 def _key_of(federation: Federation, site: str) -> PrivateKey:
