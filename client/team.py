@@ -17,9 +17,12 @@ the server. What was charged stays charged. `torchrun --max-restarts` starts the
 
 from __future__ import annotations
 
+import atexit
 import json
+import logging
 import os
 import socket
+import sys
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -199,8 +202,18 @@ def gather(
             if team.rank == 0 and not team.lost:
                 team.hand_out(None)
         finally:
-            if not team.lost:
+            if team.lost:
+                atexit.register(_end_now)
+            else:
                 distributed.destroy_process_group()
+
+
+def _end_now() -> None:
+    """End with status 1, at once: gloo's threads may abort an interpreter that goes on after one has lost its peer."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _meet(folder: Path, device: torch.device, when_lost: Callable[[], None], patience: timedelta) -> Team:
