@@ -2,7 +2,7 @@
 
 See `privacy.norms` for what is proved. The seed of the projections follows from the seeds of all contributors' own
 masks: headers commit to them, and a site reveals its own for one plan a round, having written down which sum it is of.
-So whoever wants to know the projections first, has one try a round, and only after the sum is fixed.
+So whoever wants to know the projections first has one try a round, and only after the sum is fixed.
 """
 
 from __future__ import annotations

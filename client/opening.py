@@ -19,8 +19,8 @@ from privacy.packing import unpack
 from privacy.signing import digest, sign
 from privacy.summation import check_sum
 from strategies.averaging import average, next_bound
-from transport.contents import Opened
-from transport.masking import CODES, REFUSED, SEEDS, VALUES, Refusal
+from transport.contents import OPENED, Opened
+from transport.masking import CODES, REFUSAL, SEEDS, VALUES, Refusal
 
 if TYPE_CHECKING:
     from client.acceptance import Accepted
@@ -82,7 +82,7 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
 def vouch(site: Site, plan: bytes, checkpoint: Checkpoint) -> Opened:
     """Sign what this site arrived at with a plan's sum: one site alone does not decide what the others go on with."""
     opened = Opened(checkpoint.digest, checkpoint.update_bound)
-    return replace(opened, signature=sign(site.signing_key, "opened", opened.signed_part(digest("plan", plan))))
+    return replace(opened, signature=sign(site.signing_key, OPENED, opened.signed_part(digest("plan", plan))))
 
 
 def has_refused(site: Site, plan: RoundPlan) -> bool:
@@ -122,7 +122,7 @@ def _mean(
         msg = f"{site.name} does not open the sum of round {plan.round}: it is not that of its contributors' updates"
         why = SEEDS if liars else CODES if isinstance(error, AuthenticityError) else VALUES
         refusal = Refusal(why, liars)
-        signature = sign(site.signing_key, REFUSED, refusal.signed_part(plan.digest))
+        signature = sign(site.signing_key, REFUSAL, refusal.signed_part(plan.digest))
         raise UnopenedError(msg, replace(refusal, signature=signature)) from error
     return mean
 

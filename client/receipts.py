@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from privacy.foreign import quoted
-from privacy.storage import write_atomically
+from privacy.storage import read_file, write_atomically
 from transport.receipts import is_signed
 
 if TYPE_CHECKING:
@@ -44,6 +44,6 @@ def keep_receipt(site: Site, plan: RoundPlan, receipt: Receipt) -> None:
 
 def _holds_signed(path: Path) -> bool:
     try:
-        return bool(json.loads(path.read_bytes())["signed"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+        return bool(json.loads(read_file(path))["signed"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):  # there is none, or it is damaged
         return False

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from client.foreign import foreign
 from privacy.errors import CloisterError, LedgerError, MalformedError, ProtocolError
+from privacy.failures import sentence
 from privacy.ledger import Release
 from privacy.randomness import Randomness
-from privacy.storage import write_atomically
+from privacy.storage import read_file, write_atomically
 from privacy.votes import Question, Vote, cast, check_rejected, respond
 
 if TYPE_CHECKING:
@@ -115,8 +117,9 @@ def _is_worse(site: Site, settings: RunSettings, before: Model, after: Model) ->
     tolerance = settings.vote.tolerance if settings.vote else 0.0
     try:
         old, new = _loss(site, settings, before), _loss(site, settings, after)
-    except Exception:  # whatever a task meets in these records
-        log.exception("the model could not be tried on the records held out: this counts as worse")
+    except Exception as error:  # that it failed must not be told without noise
+        log.warning("the model could not be tried on the records held out, which counts as worse: %s", sentence(error))
+        log.debug("vote", exc_info=error)
         return True
     log.info("loss on the records held out: %.4f, before the round %.4f", new, old)
     return not math.isfinite(new) or new > old + tolerance
@@ -132,14 +135,15 @@ def _loss(site: Site, settings: RunSettings, model: Model) -> float:
     with torch.no_grad():
         for start in range(0, len(inputs), size):
             part = targets[start : start + size]
-            total += float(study.task.loss(module(inputs[start : start + size]), part)) * len(part)
+            with foreign(study.name, "loss() of held-out records"):
+                total += float(study.task.loss(module(inputs[start : start + size]), part)) * len(part)
     return total / len(inputs)
 
 
 def _kept(site: Site, question: Question) -> Vote | None:
     """Return the vote that this site has cast on this question, if it has, and still knows."""
     try:
-        note = json.loads(_path(site, question.run).read_bytes())
+        note = json.loads(read_file(_path(site, question.run)))
         found = Vote.from_bytes(bytes.fromhex(note.pop("vote")))
         return found if note == asdict(question) else None
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, MalformedError):

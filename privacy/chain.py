@@ -65,12 +65,8 @@ class Chain:
             with open_file(self.path) as file:
                 fcntl.flock(file, fcntl.LOCK_SH)
                 data = file.read()
-        except FileNotFoundError as error:
-            if lost(self.path):
-                msg = (
-                    f"{self.path}: a link to nothing; mount or restore what it leads to, nothing is charged until then"
-                )
-                raise LedgerError(msg) from error
+        except FileNotFoundError:
+            self._check_not_lost()
             data = b""
         except OSError as error:
             msg = f"{self.path}: {error.strerror or error}; no update leaves until the ledger can be read"
@@ -155,6 +151,7 @@ class Chain:
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[BinaryIO, bytes]]:
+        self._check_not_lost()  # to open it would make an empty ledger where the link leads
         try:
             make_folder(self.path.parent)
             with open(self.path, "a+b", opener=private) as file:
@@ -164,6 +161,11 @@ class Chain:
         except OSError as error:
             msg = f"{error.filename or self.path}: {error.strerror or error}; "
             raise LedgerError(msg + "no update leaves until the ledger can be written") from error
+
+    def _check_not_lost(self) -> None:
+        if lost(self.path):
+            msg = f"{self.path}: a link to nothing; mount or restore what it leads to, nothing is charged until then"
+            raise LedgerError(msg)
 
     def _read(self, data: bytes, last: str | None) -> Entries:
         self._known = read_entries(data, self.path, self.whose, self.public_key, self._known)

@@ -1,8 +1,9 @@
 """A bound of how long each site's update is, checked by all others, who see no update.
 
 A site's update is a vector v of whole numbers: its levels, doubled, less what stands for zero. Their sum V over the
-contributors S opens at every site. S, and the sum's ciphertexts, are signed by all of S; then each shows a nonce that
-its header commits to. So a seed is drawn that nobody knows before V is fixed, not even a server and colluding sites.
+contributors S opens at every site. All of S sign S, and write down the sum's ciphertexts; then each reveals the seed of
+its own mask, to which its header commits. The projections follow from all of these: nobody knows them before V is
+fixed, not even a server and colluding sites.
 
 1. Each site of S commits to k random projections of its v (`privacy.projections`), C = commit(y, ρ), and proves that
    Σ y² is no more than a run allows (`privacy.norm_proof`). The ρ come from the secrets that the sites of S share in
@@ -44,14 +45,14 @@ if TYPE_CHECKING:
     from privacy.packing import Packing
 
 
-def context_of(subject: bytes, nonces: Mapping[str, bytes]) -> bytes:
+def context_of(subject: bytes, seeds: Mapping[str, bytes]) -> bytes:
     """Return what a round's proofs are bound to and its projections follow from, 32 bytes.
 
     Args:
         subject: of which sum they are (`privacy.norm_signature`).
-        nonces: of every contributor, 32 bytes each, to which its header commits.
+        seeds: of every contributor's own mask, 32 bytes each, to which its header commits.
     """
-    return sha256(b"cloister norm" + subject + b"".join(nonces[site] for site in sorted(nonces))).digest()
+    return sha256(b"cloister norm" + subject + b"".join(seeds[site] for site in sorted(seeds))).digest()
 
 
 def longest(packing: Packing, size: int, weight: float, update_norm: float) -> int:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from privacy.errors import MalformedError, ProtocolError
-from privacy.signing import sign, verify
+from privacy.signing import SIGNATURE_BYTES, sign, verify
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from privacy.signing import PrivateKey
 
 KIND = "vote"
-_SIGNATURE_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Vote:
         Raises:
             MalformedError: if it is no vote.
         """
-        if len(data) != 1 + _SIGNATURE_BYTES or data[0] > 1:
+        if len(data) != 1 + SIGNATURE_BYTES or data[0] > 1:
             msg = "a vote is malformed; both sides must run the same version"
             raise MalformedError(msg)
         return cls(bool(data[0]), data[1:])

@@ -26,9 +26,19 @@ from simulations.inline import serve_inline
 from simulations.results import journal_path, read_events
 from strategies.judging import JUDGE
 from strategies.masking import REVEAL
-from transport.contents import pack_opened, pack_update, read_opened, read_plan_of_sum, read_train, read_update
+from transport.contents import OPENED, pack_opened, pack_update, read_opened, read_plan_of_sum, read_train, read_update
 from transport.flower import reply
-from transport.masking import Refusal, Verdict, pack_refusal, pack_revealed, pack_verdict, read_body, read_contributors
+from transport.masking import (
+    CODES,
+    REFUSAL,
+    Refusal,
+    Verdict,
+    pack_refusal,
+    pack_revealed,
+    pack_verdict,
+    read_body,
+    read_contributors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -71,15 +81,15 @@ def _call_others_wrong(site: Site, message: Message, genuine: Callable[[], Messa
 
 def _refuse(site: Site, message: Message, genuine: Callable[[], Message]) -> RecordDict:
     del genuine
-    refusal, plan = Refusal("codes", []), digest("plan", read_plan_of_sum(message.content))
-    return pack_refusal(replace(refusal, signature=sign(site.signing_key, "refused", refusal.signed_part(plan))))
+    refusal, plan = Refusal(CODES, []), digest("plan", read_plan_of_sum(message.content))
+    return pack_refusal(replace(refusal, signature=sign(site.signing_key, REFUSAL, refusal.signed_part(plan))))
 
 
 def _open_another(site: Site, message: Message, genuine: Callable[[], Message]) -> RecordDict:
     plan = digest("plan", read_plan_of_sum(message.content))
     true, _ = read_opened(genuine().content)
     opened = replace(true, model="0" * 64)
-    return pack_opened(replace(opened, signature=sign(site.signing_key, "opened", opened.signed_part(plan))), {})
+    return pack_opened(replace(opened, signature=sign(site.signing_key, OPENED, opened.signed_part(plan))), {})
 
 
 LIARS: dict[str, Mapping[str, Lie]] = {

@@ -34,7 +34,7 @@ from strategies.membership import UNOPENED, Membership
 from strategies.metrics import averaged
 from strategies.rounds import OpenRound, first_attempt
 from strategies.selection import Selection
-from strategies.voting import Verdict, Voting
+from strategies.voting import Decision, Voting
 from transport.contents import (
     content_of,
     pack_sum,
@@ -218,11 +218,11 @@ class EncryptedFedAvg(Strategy):
 
     def _count(self, current: OpenRound) -> dict[str, Any]:
         """Count the votes on a round; go back if they say so, and learn of it who may spoil rounds."""
-        verdict, figures = self._voting.decide(current.plan, self._members.model or "", current.contributors)
-        if verdict is not Verdict.UNDONE:
+        decision, figures = self._voting.decide(current.plan, self._members.model or "", current.contributors)
+        if decision is not Decision.UNDONE:
             self._failures = 0
             self.released += 1
-            if verdict is Verdict.KEPT:
+            if decision is Decision.KEPT:
                 self._selection.sound(current.contributors)
             return figures
         self._voting.undo(self._grid, list(self._members.nodes))

@@ -21,9 +21,9 @@ from privacy.plan import read_plan
 from privacy.signing import digest, verify
 from strategies.attention import GRACE, POLL_SECONDS, Attention
 from strategies.waiting import Waiting
-from transport.contents import Readiness, content_of, pack_query, pack_sum, read_opened, read_readiness
+from transport.contents import OPENED, Readiness, content_of, pack_query, pack_sum, read_opened, read_readiness
 from transport.heads import find_head, put_head
-from transport.masking import REFUSED, find_refusal
+from transport.masking import REFUSAL, find_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transport.masking import Refusal
     from transport.reports import Told
 
-READINESS, OPENED = "readiness", "opened"
+READINESS = "readiness"
 APART = "it arrived at another model than most sites, and is left out until it has theirs"
 UNDECIDED = "too few others say at which model they arrived"
 UNOPENED = "it says that the sum does not open, which others opened"
@@ -203,7 +203,7 @@ class Membership:
         refusal = None if reply.has_error() else find_refusal(reply.content)
         if refusal:
             signed = refusal.signed_part(digest("plan", plan))
-            verify(self.roster.member(site).verification_key, REFUSED, signed, refusal.signature)
+            verify(self.roster.member(site).verification_key, REFUSAL, signed, refusal.signature)
         return refusal
 
     def settle(self, said: Mapping[str, Standing], round_number: int) -> set[str]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 UNDO = "query.undo"
 
 
-class Verdict(Enum):
+class Decision(Enum):
     """What the votes on a round's model came to."""
 
     KEPT = auto()
@@ -57,15 +57,15 @@ class Voting:
 
     def decide(
         self, plan: RoundPlan | None, model: str, contributors: Collection[str]
-    ) -> tuple[Verdict, dict[str, Any]]:
+    ) -> tuple[Decision, dict[str, Any]]:
         """Count the votes on the model that a plan's sum led to; return what they came to, and figures for the journal.
 
         If it is to be undone, the run goes on from the model before. Contributors alone are counted: they are who
-        may have spoiled the round. A member could else have rounds undone without ever coming under suspicion.
+        may have spoiled the round. Otherwise a member could have rounds undone without ever coming under suspicion.
         """
         settings = self._settings
         if settings.vote is None or plan is None or model == plan.base_model:
-            return Verdict.KEPT, {}
+            return Decision.KEPT, {}
         question = Question(plan.run, plan.round, plan.base_model, model)
         votes = {site: vote for site, vote in self._votes.items()
                  if site in contributors and self._holds(question, site, vote)}  # fmt: skip
@@ -76,12 +76,12 @@ class Voting:
             "worse": round(estimate(votes.values(), settings.vote.epsilon), 2),
         }
         if len(votes) < settings.cohort.minimum:
-            return Verdict.OPEN, {"votes": figures}
+            return Decision.OPEN, {"votes": figures}
         if not is_rejected(votes.values(), settings.cohort.minimum):
-            return Verdict.KEPT, {"votes": figures}
+            return Decision.KEPT, {"votes": figures}
         self._members.journal.undo(Undone(question, votes, self._update_bound))
         self._members.model, self._members.update_bound = plan.base_model, self._update_bound
-        return Verdict.UNDONE, {"votes": figures, "undone": True}
+        return Decision.UNDONE, {"votes": figures, "undone": True}
 
     def undo(self, grid: Grid, sites: Iterable[str]) -> None:
         """Have those of these sites go back whose model was undone; those that do not are asked again who they are."""

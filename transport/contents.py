@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _MAX_SUMS = 10_000
 _SUM = ("plan", "codes", "contributions", "c0", "c1", "proof")  # the arrays of a sum; the last three are numbered
+OPENED = "opened"  # the kind of its signature, and its record
 _LENGTHS = struct.Struct(">5I")  # of a contribution's header, signature, seeds, reveal and pairs
 
 
@@ -197,13 +198,13 @@ def read_plan_of_sum(content: RecordDict) -> bytes:
 
 def pack_opened(opened: Opened, metrics: Mapping[str, float]) -> RecordDict:
     """Report what a site arrived at, and means of the metrics that its policy lets out."""
-    return RecordDict({"opened": ConfigRecord(asdict(opened)), "metrics": MetricRecord(dict(metrics))})
+    return RecordDict({OPENED: ConfigRecord(asdict(opened)), "metrics": MetricRecord(dict(metrics))})
 
 
 def read_opened(content: RecordDict) -> tuple[Opened, Told]:
     """Read what a site arrived at, and what can be read of the metrics beside it."""
     fields: dict[str, type] = {"model": str, "update_bound": float, "signature": bytes}
-    opened = Opened(**{name: field(content, "opened", name, kind) for name, kind in fields.items()})
+    opened = Opened(**{name: field(content, OPENED, name, kind) for name, kind in fields.items()})
     if not re.fullmatch(DIGEST, opened.model):
         lacks("opened.model")
     _check_bound(opened.update_bound, "opened.update_bound")

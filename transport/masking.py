@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _LONGEST_PROOF = 1 << 16  # bytes
 SEEDS, CODES, VALUES = "seeds", "codes", "values"  # why a sum does not open: what did not fit
-REFUSED = "refused"
+REFUSAL = "refused"  # the kind of its signature, and its record
 _WHY = {SEEDS, CODES, VALUES}
 
 
@@ -162,15 +162,15 @@ def read_proof(content: RecordDict) -> bytes:
 
 def pack_refusal(refusal: Refusal) -> RecordDict:
     """Say why a sum does not open."""
-    return RecordDict({"refused": ConfigRecord(asdict(refusal))})
+    return RecordDict({REFUSAL: ConfigRecord(asdict(refusal))})
 
 
 def find_refusal(content: RecordDict) -> Refusal | None:
     """Read why a site does not open a sum; nothing if it says anything else."""
-    if "refused" not in content:
+    if REFUSAL not in content:
         return None
     fields: dict[str, type] = {"why": str, "liars": list, "signature": bytes}
-    refusal = Refusal(**{name: field(content, "refused", name, kind) for name, kind in fields.items()})
+    refusal = Refusal(**{name: field(content, REFUSAL, name, kind) for name, kind in fields.items()})
     check_names(refusal.liars, "refused.liars")
     if refusal.why not in _WHY or bool(refusal.liars) != (refusal.why == SEEDS):
         lacks("refused.why")

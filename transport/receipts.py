@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from flwr.app import ConfigRecord
 
-from privacy.errors import AuthenticityError
+from privacy.errors import AuthenticityError, KeyFileError
 from privacy.signing import sign, verify
 from transport.pki import read_certificate
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from transport.channel import TlsFiles
 
 KIND = "receipt"
+_UNUSABLE = (  # what a certificate may raise
+    ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.ExtensionNotFound, x509.DuplicateExtension,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def is_signed(receipt: Receipt, plan: str, site: str, authority: Path) -> bool:
         if not current or ExtendedKeyUsageOID.SERVER_AUTH not in uses or not isinstance(key, ec.EllipticCurvePublicKey):
             return False
         verify(key, KIND, _statement(plan, site, receipt.reason), receipt.signature)
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound, AuthenticityError):
+    except (*_UNUSABLE, InvalidSignature, AuthenticityError, KeyFileError):
         return False
     return True
 

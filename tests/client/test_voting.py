@@ -147,15 +147,28 @@ def test_the_answer_is_whether_the_loss_grew_by_more_than_the_tolerance(
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_is_worse_and_so_is_one_that_cannot_be_computed(
+def test_a_loss_that_is_no_number_is_worse(
     federation: Federation, monkeypatch: pytest.MonkeyPatch, loss: float
 ) -> None:
     site, accepted, now = opened(federation)
-    study, settings = site.study(VOTED.task), accepted.manifest.settings
-    monkeypatch.setattr(study.task, "loss", lambda *_: torch.tensor(loss))
-    assert voting._is_worse(site, settings, now.model, now.model)
-    monkeypatch.setattr(study.task, "loss", lambda *_: 1 / 0)
-    assert voting._is_worse(site, settings, now.model, now.model)
+    monkeypatch.setattr(site.study(VOTED.task).task, "loss", lambda *_: torch.tensor(loss))
+    assert voting._is_worse(site, accepted.manifest.settings, now.model, now.model)
+
+
+@pytest.mark.parametrize("error", [ValueError("age 47"), SystemExit("age 47"), GeneratorExit("age 47")])
+def test_a_loss_that_cannot_be_computed_is_worse_and_its_words_are_logged_nowhere(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    site, accepted, now = opened(federation)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(site.study(VOTED.task).task, "loss", fail)
+    with caplog.at_level("INFO", "cloister.agent"):
+        assert voting._is_worse(site, accepted.manifest.settings, now.model, now.model)
+    assert type(error).__name__ in caplog.text
+    assert "47" not in caplog.text
 
 
 def test_a_site_whose_held_out_budget_does_not_cover_all_votes_says_so_before_the_run(

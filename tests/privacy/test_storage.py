@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import stat
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,10 +117,13 @@ def test_a_ledger_on_a_disk_that_is_not_mounted_is_not_an_empty_one(tmp_path: Pa
     if name == ".":
         path.parent.rmdir()
         link = path.parent
+    (tmp_path / "disk").mkdir()
     link.symlink_to(tmp_path / "disk" / "ledger")
     ledger = Ledger(path, "north", "patients", signing_key("north"))
-    with pytest.raises(LedgerError, match="a link to nothing; mount or restore what it leads to"):
-        ledger.spent(1e-5)
+    for use in (partial(ledger.spent, 1e-5), ledger.check_writable):
+        with pytest.raises(LedgerError, match="a link to nothing; mount or restore what it leads to"):
+            use()
+    assert not list((tmp_path / "disk").iterdir())
 
 
 def test_space_is_taken_up_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from simulations.federation import Federation
@@ -34,6 +36,20 @@ def test_a_servers_receipt_is_of_one_site_plan_and_reason(server: TlsFiles) -> N
         (Receipt("it came too late"), PLAN, "north"),
     ):
         assert not is_signed(wrong, plan, site, server.authority)
+
+
+def test_what_no_certificate_can_be_read_of_is_not_signed(
+    server: TlsFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipt = make_receipt(server, PLAN, "north", "it came too late")
+    assert not is_signed(receipt, PLAN, "north", tmp_path / "no authority.pem")
+    for error in (UnsupportedAlgorithm("another curve"), x509.InvalidVersion("4", 4)):
+
+        def load(_: bytes, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(x509, "load_pem_x509_certificate", load)
+        assert not is_signed(receipt, PLAN, "north", server.authority)
 
 
 @pytest.mark.parametrize("who", ["a member", "another authority's server", "a server of last year"])
