@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from privacy.epoch import EpochKeys
 from privacy.errors import KeyFileError, ProtocolError
 from privacy.plan import LARGEST_STEP
-from privacy.storage import read_file, write_atomically
+from privacy.storage import make_folder, private, read_file, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -91,13 +92,16 @@ class Keyring:
 
     def share(self, keys: EpochKeys, secrets: Mapping[str, bytes], letters: Mapping[str, bytes] | None = None) -> None:
         """Keep secrets that are shared with others, and the letters that bring them, durably. None is ever replaced."""
-        held = self._pairs(keys)
-        held = _Pairs(dict(secrets) | held.secrets, dict(letters or {}) | held.letters)
-        note = {
-            "secrets": {site: secret.hex() for site, secret in held.secrets.items()},
-            "letters": {site: letter.hex() for site, letter in held.letters.items()},
-        }
-        write_atomically(self._pairs_path(keys), json.dumps(note).encode())
+        make_folder(self._folder)
+        with open(self._folder / ".lock", "ab", opener=private) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes of the site, what the first one made is kept
+            held = self._pairs(keys)
+            held = _Pairs(dict(secrets) | held.secrets, dict(letters or {}) | held.letters)
+            note = {
+                "secrets": {site: secret.hex() for site, secret in held.secrets.items()},
+                "letters": {site: letter.hex() for site, letter in held.letters.items()},
+            }
+            write_atomically(self._pairs_path(keys), json.dumps(note).encode())
 
     def _pairs(self, keys: EpochKeys) -> _Pairs:
         path = self._pairs_path(keys)

@@ -120,21 +120,23 @@ class Membership:
         return self._begin(here, minimum) if self.model is None and len(here) >= minimum else here
 
     def _begin(self, here: list[str], minimum: int) -> list[str]:
-        """Have most sites decide from which model the run starts; return them.
+        """Have most sites decide from which model the run starts; return them: too few, if others must come yet.
 
         Raises:
-            RunError: if there is none that most have.
+            RunError: if there is none that most have, or nobody is left who could come.
         """
         said = {site: (self.models[site], self.bounds[site]) for site in here}
         start = most_say(said)
         others = [site for site in here if said[site] != start]
-        if start is None or len(here) - len(others) < minimum:
+        agree = len(here) - len(others)
+        if start is None or agree + len(self.listed) - len(here) < minimum:
             msg = f"{', '.join(others)} start from {_OTHER}"
             raise RunError(msg)
         for site in others:
             self.doubt(site)
             self.problems[site] = f"{site} starts from {_OTHER}"
-        self.model, self.update_bound = start
+        if agree >= minimum:
+            self.model, self.update_bound = start
         return [site for site in here if site not in others]
 
     def _absent(self, here: list[str], online: set[int]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from shutil import rmtree
 from typing import TYPE_CHECKING
@@ -31,6 +32,18 @@ def keys(epoch: int, which: str = "usual") -> EpochKeys:
 @pytest.fixture
 def keyring(tmp_path: Path) -> Keyring:
     return Keyring(tmp_path / "epochs")
+
+
+def test_secrets_that_several_processes_share_at_once_are_all_kept(tmp_path: Path) -> None:
+    names = [f"site-{number}" for number in range(24)]
+
+    def share(name: str) -> None:
+        Keyring(tmp_path / "epochs").share(keys(1), {name: name.encode(), "all": name.encode()})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(share, names))
+    found = Keyring(tmp_path / "epochs").shares_with(keys(1))
+    assert found == sorted([*names, "all"])
 
 
 def test_an_empty_keyring_has_nothing(keyring: Keyring) -> None:

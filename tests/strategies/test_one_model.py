@@ -101,6 +101,26 @@ def test_sites_that_start_from_two_models_end_the_run_before_anything_is_spent(f
     assert models_of(federation) == {}
 
 
+def test_a_site_that_starts_from_another_model_ends_no_run_to_which_an_honest_one_comes_late(
+    make_federation: FederationMaker,
+) -> None:
+    federation, late = make_federation(replace(SETTINGS, rounds=2)), list[int]()
+
+    def answer(message: Message, context: Context) -> Message:
+        genuine, node = client_app(message, context), message.metadata.dst_node_id
+        if message.metadata.message_type != QUERY:
+            return genuine
+        if node == node_of(federation, "south") and not late:
+            late.append(node)
+            return reply(Error(1, "the line broke"), message)
+        return with_model(federation, message, genuine, NOWHERE) if node == node_of(federation, HOSTILE) else genuine
+
+    first, second = run_with(federation, answer)
+    assert (first["released"], second["released"]) == (False, True)
+    assert sorted(second["sites"]) == HONEST
+    assert {charges_of(federation, site) for site in HONEST} == {1}
+
+
 @pytest.mark.parametrize("site", [HOSTILE, "east"], ids=["the last to answer", "the first to answer"])
 @pytest.mark.parametrize(
     "lie", [{"model": NOWHERE}, {"model": "", "bound": 0.5}], ids=["another model", "another range"]
