@@ -35,14 +35,14 @@ def keyring(tmp_path: Path) -> Keyring:
 
 
 def test_secrets_that_several_processes_share_at_once_are_all_kept(tmp_path: Path) -> None:
-    names = [f"site-{number}" for number in range(24)]
+    names, made = [f"site-{number}" for number in range(24)], keys(1)
 
     def share(name: str) -> None:
-        Keyring(tmp_path / "epochs").share(keys(1), {name: name.encode(), "all": name.encode()})
+        Keyring(tmp_path / "epochs").share(made, {name: name.encode(), "all": name.encode()})
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(share, names))
-    found = Keyring(tmp_path / "epochs").shares_with(keys(1))
+    found = Keyring(tmp_path / "epochs").shares_with(made)
     assert found == sorted([*names, "all"])
 
 
