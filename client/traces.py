@@ -14,7 +14,7 @@ import sys
 import types
 import zlib
 from collections import deque
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count, zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     """What an object holds, by how it is reached."""
 
 _PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None), count)
+_CACHED = type(lru_cache(len))  # of functions that remember results
 _SERIES = (list, tuple, set, frozenset, deque)
 _LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "opacus", "client", "privacy"}
 _MOST = 1 << 17  # objects
@@ -98,8 +99,8 @@ class _Walk:
                 yield place, _digest(value)
             elif isinstance(value, (*_SERIES, dict)):
                 yield place, len(value)
-            elif callable(info := getattr(value, "cache_info", None)):
-                yield place, getattr(info(), "currsize", None)
+            elif isinstance(value, _CACHED):
+                yield place, value.cache_info().currsize
             waiting += [(f"{path}{step}", root, inner) for step, inner in self._inside(value)]
 
     def _inside(self, value: Any) -> Held:  # noqa: ANN401 - anything

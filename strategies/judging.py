@@ -11,6 +11,7 @@ whom so many contradict lies. If so many find every body right, the server did n
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -76,10 +77,11 @@ class Court:
         for judge in sites:
             if judge in found:
                 continue
+            ends = time.monotonic() + self._members.attention.seconds
             for site in (each for each in sites if each not in found):
                 body = bodies.find(site)
                 verdict = self._ask(grid, plan, body, [judge]).get(judge)
-                if verdict is None:  # it fell silent: another judges
+                if verdict is None or time.monotonic() > ends:  # silent, or slow: another judges
                     break
                 if not verdict.right:
                     found |= self._tried(grid, plan, body, site, Accusation(judge, verdict.signature), sites)

@@ -163,7 +163,7 @@ def _words() -> dict[str, object]:
         "refused": {
             "why": refusal.why,
             "liars": refusal.liars,
-            "signature": sign(key, masking.REFUSED, refusal.signed_part(plan.digest)).hex(),
+            "signature": sign(key, masking.REFUSAL, refusal.signed_part(plan.digest)).hex(),
         },
         "verdict": {
             "header": "a header",
