@@ -78,7 +78,7 @@ class Canaries(Task):
         self.task: Task = import_task(setup["task"])
         self.count: int = setup["count"]
         self._file = Path(setup["file"])
-        self._batch: set[int] = set()
+        self._batch: set[int] | None = None  # while nobody watches: a task keeps nothing of a batch
         self._outputs = torch.Size()
         self.shape: tuple[torch.Size, torch.dtype] = torch.Size(), torch.float32
         self.batches: list[set[int]] = []
@@ -133,7 +133,7 @@ class Canaries(Task):
         """Note the canaries of each step, from its first forward pass to the optimiser's step, in `batches`."""
 
         def close(*_: object) -> None:
-            self.batches.append(self._batch)
+            self.batches.append(self._batch or set())
             self._batch = set()
 
         self._batch = set()
@@ -142,11 +142,13 @@ class Canaries(Task):
             yield
         finally:
             handle.remove()
+            self._batch = None
 
     def see(self, numbers: Tensor, outputs: torch.Size) -> None:
         """Note which canaries a forward pass is about, and the form `(…)` of a record's own output."""
         numbers = torch.func.debug_unwrap(numbers)  # those of all records, where torch maps over single ones
-        self._batch |= {int(number) - 1 for number in numbers.flatten().tolist() if number}
+        if self._batch is not None:
+            self._batch |= {int(number) - 1 for number in numbers.flatten().tolist() if number}
         self._outputs = outputs
 
 

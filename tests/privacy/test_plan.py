@@ -110,7 +110,7 @@ FITTING = make_plan(SIGNED_RUN)
 @pytest.mark.parametrize("changes", [{}, {"round": 10}, {"cohort": SITES[::-1]}])
 def test_a_plan_that_fits_is_accepted(changes: dict[str, object]) -> None:
     for site in SITES:
-        check_plan(plan_with(FITTING, **changes), MANIFEST, SIGNED_RUN, site)
+        check_plan(plan_with(make_plan(SIGNED_RUN), **changes), MANIFEST, SIGNED_RUN, site)
 
 
 BEYOND = "round 11 is beyond the 10 that were signed and budgeted"
