@@ -10,6 +10,8 @@ from cloister.benchmarks.training import measure, table
 from simulations.training_times import MODES, Course
 from simulations.zoo import SPECIMENS
 
+pytestmark = pytest.mark.timeout(600)  # a process for each row
+
 PARAMETERS = {"mlp": 203_530, "cnn-small": 26_010, "cnn-large": 421_642}
 
 
