@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from privacy.epoch import EpochKeys
 from privacy.errors import KeyFileError, ProtocolError
 from privacy.plan import LARGEST_STEP
-from privacy.storage import make_folder, private, read_file, write_atomically
+from privacy.storage import make_folder, read_file, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 _PARTS = ("secrets", "letters")
@@ -93,8 +95,7 @@ class Keyring:
     def share(self, keys: EpochKeys, secrets: Mapping[str, bytes], letters: Mapping[str, bytes] | None = None) -> None:
         """Keep secrets that are shared with others, and the letters that bring them, durably. None is ever replaced."""
         make_folder(self._folder)
-        with open(self._folder / ".lock", "ab", opener=private) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes of the site, what the first one made is kept
+        with _alone(self._folder):  # of two processes of the site, what the first one made is kept
             held = self._pairs(keys)
             held = _Pairs(dict(secrets) | held.secrets, dict(letters or {}) | held.letters)
             note = {
@@ -136,6 +137,17 @@ class Keyring:
         path = self._folder / f"{keys.epoch:06d}-roster-{roster}.key"
         write_atomically(path, keys.to_bytes())
         self._read[path.name] = keys
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read_keys(path: Path, epoch: int) -> EpochKeys:
