@@ -141,7 +141,7 @@ def _tries(count: int, seed: int) -> Iterator[_Tries]:
 
 
 def _rounds(count: int) -> Iterator[_Rounds]:
-    for masks, share in ((False, count - count // 2), (True, count // 2)):
+    for masks, share in ((True, count // 2), (False, count - count // 2)):  # the longer first: all end together
         for first in range(0, share, _BATCH):
             yield _Rounds(min(_BATCH, share - first), masks)
 
