@@ -100,6 +100,18 @@ def ask(
     return reveal(open_site(federation.paths[site]), signed_run(federation)[0], plan.to_bytes(), shown, agreed)
 
 
+def without_the_last(
+    federation: Federation,
+) -> tuple[RoundPlan, dict[str, SignedUpdate], dict[str, bytes], dict[str, bytes]]:
+    """A plan, the updates of all but the last of its cohort, and the seeds of these: of own masks, and of shared ones."""
+    plan = plan_of(federation)
+    everyone = updates_of(federation, plan)
+    updates = {site: everyone[site] for site in COHORT[:3]}
+    agreed = signed_by(federation, plan, updates)
+    seeds = {site: ask(federation, site, plan, updates, signatures(agreed)) for site in updates}
+    return plan, updates, seeds, {site: sealed for site, (_, sealed) in agreed.items()}
+
+
 def summed(federation: Federation, plan: RoundPlan, updates: dict[str, SignedUpdate], seeds: dict[str, bytes],
            pairs: dict[str, bytes] | None = None) -> EncryptedSum:  # fmt: skip
     """The sum as the server makes it, with what it has of the seeds."""
@@ -341,12 +353,7 @@ def test_a_site_signs_no_set_of_headers_of_another_attempt(federation: Federatio
 def test_a_sum_with_other_seeds_of_shared_masks_than_were_committed_to_is_not_opened(
     federation: Federation, wrong: str
 ) -> None:
-    plan = plan_of(federation)
-    everyone = updates_of(federation, plan)
-    updates = {site: everyone[site] for site in COHORT[:3]}
-    agreed = signed_by(federation, plan, updates)
-    seeds = {site: ask(federation, site, plan, updates, signatures(agreed)) for site in updates}
-    pairs = {site: sealed for site, (_, sealed) in agreed.items()}
+    plan, updates, seeds, pairs = without_the_last(federation)
     lie = {
         "another's": pairs["north"],
         "none": b"",
@@ -377,12 +384,7 @@ def test_a_sum_with_anothers_seed_or_none_is_not_opened_nor_is_any_other_of_its_
 
 @pytest.mark.parametrize("whose", ["its own mask", "a mask that it shares"])
 def test_a_false_seed_that_its_site_signed_is_evidence_against_it(federation: Federation, whose: str) -> None:
-    plan = plan_of(federation)
-    everyone = updates_of(federation, plan)
-    updates = {site: everyone[site] for site in COHORT[:3]}
-    agreed = signed_by(federation, plan, updates)
-    seeds = {site: ask(federation, site, plan, updates, signatures(agreed)) for site in updates}
-    pairs = {site: sealed for site, (_, sealed) in agreed.items()}
+    plan, updates, seeds, pairs = without_the_last(federation)
     east, header = open_site(federation.paths["east"]), json.loads(updates["east"].header)
     if whose == "its own mask":
         seeds["east"] = sign_seed(seeds["north"][64:], plan, header["mask"], east.signing_key)
@@ -402,17 +404,13 @@ def test_what_a_server_leaves_out_or_shows_with_another_set_is_evidence_against_
     federation: Federation, shown: str
 ) -> None:
     """Else it could have a round added up again without an honest site, and subtract."""
-    plan = plan_of(federation)
-    everyone = updates_of(federation, plan)
-    updates = {site: everyone[site] for site in COHORT[:3]}
-    agreed = signed_by(federation, plan, updates)
-    seeds = {site: ask(federation, site, plan, updates, signatures(agreed)) for site in updates}
-    pairs = {site: sealed for site, (_, sealed) in agreed.items()}
+    plan, updates, seeds, pairs = without_the_last(federation)
     if shown == "no seed":
         seeds["east"] = b""
     elif shown == "no shared seeds":
         pairs["east"] = b""
     else:
+        everyone = updates_of(federation, plan)  # the very same
         updates = {site: everyone[site] for site in COHORT[1:]}
         seeds[COHORT[3]] = seeds["north"]
         pairs[COHORT[3]] = pairs["north"]

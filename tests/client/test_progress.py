@@ -132,22 +132,14 @@ def test_a_metric_that_is_no_number_spoils_nothing(make_federation: FederationMa
     assert len(set(models_of(federation).values())) == 1
 
 
-class Mistaken(studies.Tiny):
+class Mistaken(studies.Knowing):
     """Its metrics are right of what it makes up alone."""
 
     metric: ClassVar[object] = None
 
-    def __init__(self) -> None:
-        self._has_records = False
-
-    @override
-    def load(self, path: Path) -> tuple[Tensor, Tensor]:
-        self._has_records = True
-        return super().load(path)
-
     @override
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        return {"accuracy": self.metric if self._has_records else torch.ones(len(targets))}  # type: ignore[dict-item]
+        return {"accuracy": self.metric if self.has_records else torch.ones(len(targets))}  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("metric", ["0.5", 0.5, torch.ones(5, 2), torch.tensor(0.5)], ids=repr)
