@@ -103,7 +103,7 @@ def ask(
 def without_the_last(
     federation: Federation,
 ) -> tuple[RoundPlan, dict[str, SignedUpdate], dict[str, bytes], dict[str, bytes]]:
-    """A plan, the updates of all but the last of its cohort, and the seeds of these: of own masks, and of shared ones."""
+    """A plan, the updates of all but the last of its cohort, and their seeds: of own masks, and of shared ones."""
     plan = plan_of(federation)
     everyone = updates_of(federation, plan)
     updates = {site: everyone[site] for site in COHORT[:3]}
