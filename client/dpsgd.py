@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 import secrets
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -37,14 +37,18 @@ from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet, trainable
 from client.gradients.optimizer import CipherOptimizer
 from client.gradients.together import TeamOptimizer
+from client.interactions import InteractionError
 from client.settings import Computing
 from client.team import Order
 from privacy.errors import TaskError
 from privacy.randomness import Randomness
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
+    from client.settings import Gradients
     from client.task import Task
     from client.team import Team
     from privacy.manifest import Manifest
@@ -55,7 +59,17 @@ _DEFAULT = Computing()
 _TRIED = 32  # made-up records on which a mode is tried that takes them one by one
 _SOME, _OFTEN = 8, 40  # records that are looked at in a round, unless it is a whole part, once in so many steps
 _ROUNDING = 1e-5  # of C
-_CHOICES: WeakKeyDictionary[Task, dict[Computing, Choice]] = WeakKeyDictionary()
+
+
+@dataclass
+class _Way:
+    """What is known of how to compute a task's gradients."""
+
+    choice: Choice | None = None
+    failed: dict[Gradients, str] = field(default_factory=dict)  # with the reason
+
+
+_WAYS: WeakKeyDictionary[Task, dict[Computing, _Way]] = WeakKeyDictionary()
 
 
 def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, manifest: Manifest,
@@ -124,27 +138,60 @@ def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], orde
         _take_steps(task, model, records, order, no_noise, team)
 
 
-def way_to_train(task: Task, model: nn.Module, computing: Computing) -> Choice:
+def way_to_train(
+    task: Task, model: nn.Module, computing: Computing, proof: Callable[[Choice], None] = lambda _: None
+) -> Choice:
     """Choose how to compute a task's gradients, once, by trying on records that the task makes up.
 
+    Unless the site's settings name a mode, one that fails on some records gives way to the next.
+
+    Args:
+        task: gives the loss.
+        model: on the device to train on; is not changed.
+        computing: the site's settings of how to compute gradients.
+        proof: tries a mode on other records: raises a `TaskError` if it fails, an `InteractionError` if they meet.
+
     Raises:
+        InteractionError: if records meet.
         TaskError: if there is no way, or not the one that the site's settings name.
     """
-    known = _CHOICES.setdefault(task, {})
-    if computing not in known:
-        device = next(model.parameters()).device
-        with forked():
-            inputs, targets = (part.to(device) for part in task.example())
-        made = choose(task, model, (inputs, targets), computing)
-        together = _TRIED if made.gradients == "autograd" else made.physical_batch  # there, none is with another
-        rows = torch.arange(together) % len(inputs)
-        check_mode(task, model, (inputs, targets), rows, made, computing.precision, at_once=together)
-        known[computing] = made
-        log.info(
-            "%s: gradients by %s, %d records at a time: %s",
-            type(task).__name__, made.gradients, made.physical_batch, made.reason,
-        )  # fmt: skip
-    return known[computing]
+    known = _WAYS.setdefault(task, {}).setdefault(computing, _Way())
+    while True:
+        choice = known.choice or _choose(task, model, computing, known.failed)
+        try:
+            if known.choice is None:
+                _try(task, model, computing, choice)
+            proof(choice)
+        except TaskError as error:
+            if isinstance(error, InteractionError) or computing.gradients != "auto":
+                raise
+            known.choice, known.failed[choice.gradients] = None, str(error)
+            continue
+        if known.choice is None:
+            log.info(
+                "%s: gradients by %s, %d records at a time: %s",
+                type(task).__name__, choice.gradients, choice.physical_batch, choice.reason,
+            )  # fmt: skip
+        known.choice = choice
+        return choice
+
+
+def _choose(task: Task, model: nn.Module, computing: Computing, failed: dict[Gradients, str]) -> Choice:
+    return choose(task, model, _made_up(task, model), computing, failed)
+
+
+def _try(task: Task, model: nn.Module, computing: Computing, choice: Choice) -> None:
+    inputs, targets = _made_up(task, model)
+    together = _TRIED if choice.gradients == "autograd" else choice.physical_batch  # there, none is with another
+    rows = torch.arange(together) % len(inputs)
+    check_mode(task, model, (inputs, targets), rows, choice, computing.precision, at_once=together)
+
+
+def _made_up(task: Task, model: nn.Module) -> tuple[Tensor, Tensor]:
+    device = next(model.parameters()).device
+    with forked():
+        inputs, targets = task.example()
+    return inputs.to(device), targets.to(device)
 
 
 @dataclass(frozen=True)

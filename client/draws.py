@@ -49,6 +49,18 @@ def seed_used(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
+def drawn_since(seed: int) -> bool:
+    """Return whether anything was drawn after `seed_used(seed)`. The generators are left as if nothing had been."""
+    after = _states()
+    seed_used(seed)
+    return any(not torch.equal(state, fresh) for state, fresh in zip(after, _states(), strict=True))
+
+
+def _states() -> list[Tensor]:
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.default_generator.get_state(), *devices]
+
+
 def seed_all(randomness: Randomness) -> None:
     """Seed the generators of the CPU and of all devices, also of those that start later."""
     torch.manual_seed(int.from_bytes(randomness.bytes(8), "big") >> 1)

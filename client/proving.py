@@ -18,6 +18,7 @@ from client.trial import Example, make_model
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from client.gradients.choice import Choice
     from client.settings import Computing
     from client.task import Task
 
@@ -51,8 +52,11 @@ def prove(task: Task, name: str, records: Records, device: torch.device, computi
     module = make_model(task, 0)
     if sum(parameter.numel() for parameter in module.parameters()) <= _LARGE:
         module = module.to(device)
-        choice = way_to_train(task, module, computing)
-        check_mode(task, module, (inputs, targets), order, choice, computing.precision)
+
+        def proof(choice: Choice) -> None:
+            check_mode(task, module, (inputs, targets), order, choice, computing.precision)
+
+        way_to_train(task, module, computing, proof)
 
 
 def prove_all(folder: Path, name: str, file: Path, device: torch.device, computing: Computing) -> int:

@@ -8,6 +8,7 @@ does not know, layers that mix records.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,8 @@ from client.gradients.vmap import Vmap
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from client.settings import Computing, Gradients
@@ -43,7 +46,13 @@ class Choice:
     physical_batch: int  # records at a time
 
 
-def choose(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], computing: Computing) -> Choice:
+def choose(
+    task: Task,
+    model: nn.Module,
+    records: tuple[Tensor, Tensor],
+    computing: Computing,
+    failed: Mapping[Gradients, str] = MappingProxyType({}),
+) -> Choice:
     """Choose how to compute gradients: as the site's settings say, or what is fastest of what is right.
 
     Args:
@@ -51,6 +60,7 @@ def choose(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], computi
         model: is not changed.
         records: inputs and targets `(n, ...)`; four of them are looked at.
         computing: the site's settings.
+        failed: modes that failed on other records, with the reason; `auto` passes over them.
 
     Raises:
         TaskError: if what the settings say cannot be used for this model, or nothing can.
@@ -68,10 +78,12 @@ def choose(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], computi
         except Exception as error:
             msg = f"its gradients cannot be computed record by record ({_reason(error)}); change the model accordingly"
             raise TaskError(msg) from error
-        return _choose(task, model, expected, computing)
+        return _choose(task, model, expected, computing, failed)
 
 
-def _choose(task: Task, model: nn.Module, expected: Expected, computing: Computing) -> Choice:
+def _choose(
+    task: Task, model: nn.Module, expected: Expected, computing: Computing, failed: Mapping[Gradients, str]
+) -> Choice:
     if computing.gradients != "auto":
         tried = _try(computing.gradients, task, model, expected, computing)
         if isinstance(tried, str):
@@ -83,7 +95,7 @@ def _choose(task: Task, model: nn.Module, expected: Expected, computing: Computi
         return Choice(computing.gradients, "site.toml says so", tried)
     problems: list[str] = []
     for mode in _IN_TURN:
-        tried = _try(mode, task, model, expected, computing)
+        tried = failed[mode] if mode in failed else _try(mode, task, model, expected, computing)
         if isinstance(tried, int):
             return Choice(mode, "; ".join(problems) or "every parameter belongs to a layer that it knows", tried)
         problems.append(f"not {mode}: {tried}")

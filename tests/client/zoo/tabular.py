@@ -364,7 +364,7 @@ TABULAR = {
     "mixture of experts, soft gate": Architecture("bookkeeping", Experts, classes),
     "mixture of experts, each record's best two": Architecture("autograd", BestTwo, classes),
     "weights drawn around a mean": Architecture("vmap", Bayesian, classes),
-    "Categorical choice, straight through": Architecture("bookkeeping", Choosing, classes),
+    "Categorical choice, straight through": Architecture("bookkeeping", Choosing, classes, learning_rate=2.0),
     "several heads": Architecture("bookkeeping", Heads, two_questions, near, 0.1),
     "temperature, a parameter of shape ()": Architecture("vmap", Calibrated, classes),
     "deep sets": Architecture("bookkeeping", DeepSet, by_class(5, 3)),
