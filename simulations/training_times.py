@@ -32,25 +32,24 @@ if TYPE_CHECKING:
 Mode = Literal["plain", "auto", "hooks", "functorch"]
 MODES: tuple[Mode, ...] = ("plain", "auto", "hooks", "functorch")
 _LEARNING_RATE = 1e-3
-_STEPS = {32: 12, 256: 3}  # at a time, by batch
 
 
 @dataclass(frozen=True)
 class Course:
-    """A model and a batch, ready to be trained for some steps with any mode."""
+    """A model and a batch, ready to be trained for a round of an epoch with any mode."""
 
     specimen: str
     batch: int
 
     @property
     def steps(self) -> int:
-        """How many steps are taken at a time."""
-        return _STEPS[self.batch]
+        """How many are taken at a time: every record is used about once."""
+        return round(1 / self.sample_rate)
 
     @property
-    def epoch(self) -> float:
-        """Steps in which every record is used once, on average."""
-        return SPECIMENS[self.specimen].records / self.batch
+    def sample_rate(self) -> float:
+        """The chance of a record to be in a step's batch."""
+        return self.batch / SPECIMENS[self.specimen].records
 
     @cached_property
     def _task(self) -> Classify:
@@ -70,7 +69,9 @@ class Course:
         """The batches that `train` draws from the randomness below."""
         randomness, found = self._randomness(), []
         for _ in range(self.steps):
-            found.append((torch.from_numpy(randomness.uniform(len(self._records[0]))) < 1 / self.epoch).nonzero()[:, 0])
+            found.append(
+                (torch.from_numpy(randomness.uniform(len(self._records[0]))) < self.sample_rate).nonzero()[:, 0]
+            )
             randomness.gaussian(sum(parameter.numel() for parameter in self._model.parameters()))
         return found
 
@@ -85,7 +86,7 @@ class Course:
             name="times",
             task="simulations.zoo:Classify",
             rounds=1,
-            training=Training(self.steps, sample_rate=1 / self.epoch, learning_rate=_LEARNING_RATE),
+            training=Training(self.steps, sample_rate=self.sample_rate, learning_rate=_LEARNING_RATE),
             privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
             encryption=Encryption(update_bound=1.0, collusion_resistant=False),
             cohort=Cohort(dict.fromkeys(("one", "two", "three"), count)),
@@ -108,7 +109,7 @@ class Course:
         return ""
 
     def seconds(self, mode: Mode) -> float:
-        """Train for some steps and return how long that took, scaled to an epoch."""
+        """Train for an epoch and return how long that took."""
         batches, manifest, records = self._batches, self._manifest, self._records
         start = time.perf_counter()
         if mode == "plain":
@@ -123,7 +124,7 @@ class Course:
                 self._randomness(),
                 computing=self._settings(mode),
             )
-        return (time.perf_counter() - start) / self.steps * self.epoch
+        return time.perf_counter() - start
 
     def peak_bytes(self, mode: Mode) -> int:
         """Return how much more memory than before training takes at most. To be asked in a process of its own."""
