@@ -49,7 +49,7 @@ def look(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, fl
     Whatever goes wrong, a bug in the task's metrics or a full disk, stands in the log; the round goes on.
     """
     settings = manifest.settings
-    if settings.training is None or settings.training.steps_per_round == 0:
+    if not settings.takes_steps:
         return {}
     try:
         study = site.study(settings.task)

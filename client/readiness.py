@@ -115,7 +115,7 @@ def check_memory(site: Site, manifest: Manifest) -> None:
         TaskError: if there is no way to compute the task's gradients.
     """
     settings, computing = manifest.settings, site.settings.training
-    if settings.training is None or settings.training.steps_per_round == 0:
+    if settings.training is None or not settings.takes_steps:
         return
     study = site.study(settings.task)
     try:

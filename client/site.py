@@ -126,7 +126,8 @@ class Site(Workplace):
             study.check_not_refused()
             check_count(len(study.read[0][0]), data, path, "to train on")
             self._check_records(settings.task)
-            _ = study.training  # on which the task is tried once more, when each record is known to fit
+            if settings.takes_steps:
+                _ = study.training  # on which the task is tried once more, when each record is known to fit
 
     def check_memory_for(self, manifest: Manifest) -> None:
         """Check, once a process, that a step of a run's task fits in this site's memory.

@@ -100,7 +100,7 @@ class Study:
             TaskError: if there is none, or the task is refused.
         """
         self._refusals.check(self.name, self.task)
-        if settings.training and settings.training.steps_per_round:
+        if settings.takes_steps:
             module = self.module(settings.model_seed).to(self._site.device)
             way_to_train(self.task, module, self._site.settings.training)
 
@@ -114,9 +114,10 @@ class Study:
         module = self.load_into(self.module(settings.model_seed), model)
         size = settings.cohort.sizes[self._site.name]
         computing, team = self._site.settings.training, self._site.team
-        records = self.training
-        with self.refusing():
-            train(self.task, module, records, size, manifest, randomness, computing=computing, team=team)
+        if settings.takes_steps:
+            records = self.training
+            with self.refusing():
+                train(self.task, module, records, size, manifest, randomness, computing=computing, team=team)
         return self.difference(module, model)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:

@@ -140,6 +140,11 @@ class RunSettings:
         return (self.encryption.profile or "compact") if self.training else "precise"
 
     @property
+    def takes_steps(self) -> bool:
+        """Whether sites train at all; a run of no steps measures the protocol alone."""
+        return self.training is not None and self.training.steps_per_round > 0
+
+    @property
     def shares_noise(self) -> bool:
         """Whether only the sum of all updates carries all of the noise."""
         return self.privacy.noise == "shared"
