@@ -38,6 +38,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     made = Device()
     monkeypatch.setattr("torch.cuda.manual_seed_all", made.seed)
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_rng_state_all", lambda: [made.generator.get_state()])
     return made
 
 
