@@ -30,7 +30,7 @@ from privacy.envelope import sign_update
 from privacy.errors import ProtocolError
 from privacy.ledger import Release
 from privacy.masking import commitment, mask
-from privacy.packing import pack, pack_with_share
+from privacy.packing import PackedStream, pack, pack_with_share
 from privacy.plan import check_plan, read_plan
 from privacy.randomness import Randomness
 from privacy.shared import share_for
@@ -89,19 +89,19 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
     seed, masks = new_masks(site, manifest, plan)  # or a refusal, before anything is charged or takes time
     weight, bound, layout = manifest.weight(site.name), checkpoint.update_bound, checkpoint.model.layout
     with ready_to_be_charged(site, manifest, layout):
-        left, packed = None, recover(site, manifest, plan)
+        packed = recover(site, manifest, plan)
         if packed is None and manifest.settings.shares_noise:
             packed = _pack_with_share(site, manifest, plan, checkpoint)
         elif packed is None:
             private = train_private(site, manifest, plan, checkpoint)
             shorten(private.vector, manifest.settings.encryption.update_norm)
             packing = replace(manifest.packing, update_bound=bound)
-            packed, left = pack(private, weight, packing, _randomness(manifest, site, plan, "rounding")), private.vector
+            packed = pack(private, weight, packing, _randomness(manifest, site, plan, "rounding"))
         del checkpoint
         tagged = keys.tag.tag(mask(packed, masks), plan, site.name)
         made = keys.mac.authenticate(keys.decryption.encrypt(tagged, site.apply), plan, site.name)
-    if left is not None:
-        site.remainders.keep(plan, left)
+    if isinstance(packed, PackedStream):
+        site.remainders.keep(plan, packed.remainder)
     signed = sign_update(
         made, plan, layout, site.name, site.signing_key,
         weight=weight, update_bound=bound, mask=commitment(seed) if seed else "",

@@ -64,8 +64,9 @@ class Scratch:
         for number in range(1, manifest.settings.rounds + 1):
             plan = self._plan(site, number, checkpoint.model)
             private = train_private(site, manifest, plan, checkpoint)
-            blocks = list(pack(private, weight, packing, Randomness.fresh()).blocks)
-            site.remainders.keep(plan, private.vector)
+            packed = pack(private, weight, packing, Randomness.fresh())
+            blocks = list(packed.blocks)
+            site.remainders.keep(plan, packed.remainder)
             site.remainders.settle(plan, contributed=True)
             mean = unpack(blocks, checkpoint.model.layout.size, [weight], packing)
             checkpoint = replace(checkpoint, round=number, model=average(checkpoint.model, mean))

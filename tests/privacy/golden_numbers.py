@@ -71,15 +71,15 @@ def _packing(profile: Profile, cohort: int, bound: float, weights: tuple[float, 
         np.zeros((packing.ciphertexts(size), 4096), np.uint64),
     )
     for factor, weight in enumerate(weights, start=3):
-        update = private(values_of(size, factor, scale))
-        block = joined(pack(update, weight, packing, Randomness.seeded(7, "numbers")).blocks)
+        stream = pack(private(values_of(size, factor, scale)), weight, packing, Randomness.seeded(7, "numbers"))
+        block = joined(stream.blocks)
         total += block
         updates.append({
             "factor": factor,
             "weight": weight,
             "packed": words_digest(block),
             "first_coefficients": block[0, :SHOWN].tolist(),
-            "left_over": floats_digest(update.vector),
+            "left_over": floats_digest(stream.remainder),
         })  # fmt: skip
     mean = unpack([total], size, weights, packing).vector
     return {

@@ -350,10 +350,11 @@ def _made_again(site: Site, manifest: Manifest, plan: RoundPlan) -> list[NDArray
     site.remainders.add_to(update.vector, plan.run)
     sent = update.vector.copy()
     packing = replace(manifest.packing, update_bound=checkpoint.update_bound)
-    for _ in pack(update, manifest.weight(site.name), packing, randomness["rounding"]).blocks:
+    packed = pack(update, manifest.weight(site.name), packing, randomness["rounding"])
+    for _ in packed.blocks:
         pass
-    site.remainders.keep(plan, update.vector)
-    return [changed, sent, update.vector]
+    site.remainders.keep(plan, packed.remainder)
+    return [changed, sent, packed.remainder]
 
 
 # --- Agents that cannot begin ---------------------------------------------------------------------------------------
