@@ -21,7 +21,7 @@ import torch
 from client.dpsgd import train, way_to_train
 from client.fitness import Fitness, example_of
 from client.foreign import foreign, is_memory
-from client.records import split_held_out
+from client.held_out import split_held_out
 from client.space import needs, space_for
 from privacy.errors import DataError, RefusedError, TaskError
 from privacy.randomness import Randomness

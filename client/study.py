@@ -15,9 +15,9 @@ from client.beginning import find_model
 from client.dpsgd import train, way_to_train
 from client.fitness import load_records
 from client.guard import check_task
+from client.held_out import split_held_out
 from client.interactions import InteractionError
 from client.proving import prove
-from client.records import split_held_out
 from client.refusals import Refusals
 from client.state import check_constants, layout_of, set_constants, tensors_of
 from client.task import import_task

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from client.foreign import foreign
-from client.records import split_held_out
+from client.held_out import split_held_out
 from client.sums import noised, read_sum, write_report
 from client.task import import_class, make
 from privacy import figures

@@ -28,6 +28,7 @@ OWNERS = {
     "torch": {"client/", "simulations/"},
     "sklearn": {"simulations/"},
     "scipy": {"privacy/accountants.py", "privacy/losses.py", "privacy/steps.py", "privacy/auditing.py"},
+    "pyarrow": {"client/records.py"},
     "matplotlib": {"cloister/pictures.py"},
     "grpc": {"transport/channel.py", "server/hub.py", "client/exchange.py"},
     "flwr": {"transport/", "strategies/", "server/", "client/", "simulations/"},
