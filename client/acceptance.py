@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from client.readiness import ready_to_be_charged
 from privacy.clocks import check_clock, tolerance
 from privacy.errors import ConfigError, ProtocolError, RefusedError
-from privacy.heads import check_head
 from privacy.policy import check_policy
 from privacy.shared import share_for
 from privacy.signing import sign
@@ -78,7 +77,7 @@ def get_ready(
     if sent is not None:  # how long the question was under way is not known here: the server looks at that
         check_clock(site.name, now, sent, sent + seconds, tolerance(seconds))
     ledger, limit = site.account(accepted.manifest.settings)
-    check_head(ledger, known, site.signing_key)
+    ledger.check_head(known)
     checkpoint = site.checkpoint(accepted.manifest, accepted.run)
     if accepted.run not in ledger.runs():  # later, each round is held against the budget by itself
         ledger.check_plan(accepted.manifest.run_cost, limit)

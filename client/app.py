@@ -28,7 +28,6 @@ from client.site import Site, open_site
 from client.voting import undo, vote
 from privacy.errors import CloisterError, ConfigError, DeviceError, StorageError
 from privacy.failures import sentence
-from privacy.heads import check_head, sign_head
 from privacy.plan import read_plan
 from transport.ceremony import pack_keys, pack_shared, read_lead, read_letter_from, read_pairs
 from transport.contents import (
@@ -147,7 +146,7 @@ def query(site: Site, message: Message) -> RecordDict:
     document, known, sent = read_manifest(message.content), read_head(message.content), read_sent(message.content)
     readiness = get_ready(site, document, message.metadata.dst_node_id, known, sent)
     ledger, _ = site.account(accept(site, document).manifest.settings)
-    return put_head(pack_readiness(readiness), sign_head(ledger, site.signing_key))
+    return put_head(pack_readiness(readiness), ledger.sign_head())
 
 
 def lead(site: Site, message: Message) -> RecordDict:
@@ -196,10 +195,10 @@ def train(site: Site, message: Message) -> RecordDict:
     """Train a round and return the signed, encrypted update."""
     document = read_manifest(message.content)
     ledger, limit = site.account(accept(site, document).manifest.settings)
-    check_head(ledger, read_head(message.content), site.signing_key)
+    ledger.check_head(read_head(message.content))
     plan, missed = read_train(message.content)
     update = train_round(site, document, plan, missed)
-    return put_head(pack_update(update, _report(site, ledger, limit.delta)), sign_head(ledger, site.signing_key))
+    return put_head(pack_update(update, _report(site, ledger, limit.delta)), ledger.sign_head())
 
 
 def open_and_evaluate(site: Site, message: Message) -> RecordDict:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from client.site import Site
     from client.study import Study
-    from privacy.manifest import Manifest, RunSettings
-    from privacy.purposes import Evaluation
+    from privacy.manifest import Manifest
     from privacy.randomness import Randomness
+    from privacy.settings import Evaluation, RunSettings
     from privacy.update import Update
 
 

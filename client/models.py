@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from client.checkpoint import Checkpoint
-    from privacy.manifest import RunSettings
+    from privacy.settings import RunSettings
     from privacy.update import Layout
 
 

@@ -12,8 +12,8 @@ from pydantic.dataclasses import dataclass
 from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.ledger import Budget as LedgerBudget
 from privacy.ledger import Ledger
-from privacy.manifest import SiteName
 from privacy.policy import Policy
+from privacy.settings import SiteName
 from transport.address import Dialled
 from transport.channel import TlsFiles
 from transport.pki import read_roster, read_signing_key
@@ -21,7 +21,7 @@ from transport.pki import read_roster, read_signing_key
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-    from privacy.manifest import RunSettings
+    from privacy.settings import RunSettings
 
 HELD_OUT = ".held-out"
 """What the ledger of the records that are held out has after its lineage; no lineage may be called so."""

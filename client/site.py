@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from client.settings import SiteFolder
     from client.study import Study
     from privacy.ledger import Budget, Ledger
-    from privacy.manifest import Manifest, RunSettings
+    from privacy.manifest import Manifest
     from privacy.parallel import Apply
     from privacy.roster import Roster
+    from privacy.settings import RunSettings
 
 K = TypeVar("K")
 _RUNS = 8  # of which a site keeps the manifest in memory

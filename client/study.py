@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from client.task import Task
     from client.trial import Example
     from client.workplace import Workplace
-    from privacy.manifest import Manifest, RunSettings
-    from privacy.purposes import Start
+    from privacy.manifest import Manifest
     from privacy.randomness import Randomness
+    from privacy.settings import RunSettings, Start
     from privacy.update import Layout
 
 Records = tuple["Tensor", "Tensor"]

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from client.site import Site
-    from privacy.manifest import Manifest, RunSettings
+    from privacy.manifest import Manifest
     from privacy.randomness import Randomness
+    from privacy.settings import RunSettings
     from privacy.update import Layout, Update
 
 log = logging.getLogger("cloister.agent")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from client.acceptance import Accepted
     from client.checkpoint import Checkpoint
     from client.site import Site
-    from privacy.manifest import RunSettings
+    from privacy.settings import RunSettings
     from privacy.update import Model
 
 log = logging.getLogger("cloister.agent")

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from privacy.accounting import Mechanism
-    from privacy.manifest import RunSettings, SignedRun
+    from privacy.manifest import SignedRun
+    from privacy.settings import RunSettings
     from privacy.update import Model, PrivateUpdate
 
 _HOUR = 3600.0

@@ -33,7 +33,7 @@ from cloister.audits.whole import check_whole
 from privacy.accounting import calibrate
 from privacy.config import read_toml
 from privacy.errors import ConfigError
-from privacy.manifest import Cohort, Encryption, Privacy, RunSettings
+from privacy.settings import Cohort, Encryption, Privacy, RunSettings
 from privacy.storage import write_atomically
 from simulations.canaries import WEIGHT, Canaries, Role, set_up
 from simulations.hospitals import FILE_NAME, write_hospital_records

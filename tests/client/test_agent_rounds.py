@@ -18,13 +18,14 @@ from client.settings import read_site
 from client.site import Site, open_site
 from client.study import Study
 from privacy.accounting import Mechanism, epsilon
+from privacy.calibration import sign_manifest
 from privacy.ciphertext import COEFF_MODULUS, pack60, unpack60
 from privacy.envelope import SignedUpdate
 from privacy.errors import RunError
 from privacy.ledger import Release
-from privacy.manifest import RunSettings, sign_manifest
 from privacy.packing import PLAIN_MODULUS
 from privacy.plan import RoundPlan, read_plan
+from privacy.settings import RunSettings
 from privacy.summation import EncryptedSum
 from simulations.federation import Federation
 from simulations.results import journal_path

@@ -17,7 +17,7 @@ from client.checkpoint import Checkpoint
 from client.models import Models
 from client.opening import open_sum
 from client.site import open_site
-from privacy.manifest import RunSettings, Training
+from privacy.settings import RunSettings, Training
 from privacy.summation import EncryptedSum
 from privacy.update import Layout, Model
 from simulations.federation import Federation

@@ -18,9 +18,8 @@ from client.site import open_site
 from cloister import statistics
 from privacy.accounting import Mechanism, epsilon
 from privacy.errors import CloisterError, RunError
-from privacy.manifest import Privacy, RunSettings, Statistics, Training
-from privacy.purposes import Evaluation, Start
 from privacy.randomness import Randomness
+from privacy.settings import Evaluation, Privacy, RunSettings, Start, Statistics, Training
 from simulations.federation import Federation, SiteTerms
 from tests import studies
 from tests.client.exams import TASK, TERMS_HALF, exam_of

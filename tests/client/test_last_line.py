@@ -26,7 +26,7 @@ from client.site import open_site
 from client.task import import_task
 from client.trial import Example
 from privacy.errors import RunError, TaskError
-from privacy.manifest import Privacy
+from privacy.settings import Privacy
 from tests.client.test_guard_gradients import (
     ToTheLongest,
     backwards,

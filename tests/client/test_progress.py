@@ -16,7 +16,7 @@ from client.app import app as client_app
 from client.progress import look
 from client.site import open_site
 from privacy.ledger import Ledger
-from privacy.manifest import Training
+from privacy.settings import Training
 from simulations.federation import Federation, SiteTerms
 from simulations.results import journal_path, read_own_metrics
 from tests import studies

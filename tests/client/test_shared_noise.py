@@ -19,10 +19,11 @@ from client.site import Site, open_site
 from privacy.accounting import Mechanism
 from privacy.errors import ConfigError, ProtocolError, RefusedError, RunError
 from privacy.ledger import Charge, Release
-from privacy.manifest import Encryption, Manifest, Privacy
+from privacy.manifest import Manifest
 from privacy.packing import pack_with_share, unpack
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
+from privacy.settings import Encryption, Privacy
 from privacy.shared import Share, share_for
 from simulations.federation import Federation, SiteTerms
 from tests import studies

@@ -19,7 +19,7 @@ from client.survey import Poll
 from privacy import figures
 from privacy.accounting import Mechanism, epsilon
 from privacy.errors import DataError, RunError, TaskError
-from privacy.manifest import Encryption, Privacy, RunSettings, Statistics
+from privacy.settings import Encryption, Privacy, RunSettings, Statistics
 from simulations.federation import Federation, SiteTerms
 from tests import studies
 from tests.federations import (

@@ -16,7 +16,7 @@ from client.app import app as client_app
 from client.checkpoint import Checkpoint
 from client.site import Site, open_site
 from privacy.errors import AuthenticityError, BudgetError, ProtocolError
-from privacy.purposes import Vote as VoteSettings
+from privacy.settings import Vote as VoteSettings
 from privacy.votes import Question, Vote, cast
 from simulations.federation import Federation
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, restart, run_with, signed_run

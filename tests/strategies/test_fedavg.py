@@ -14,7 +14,7 @@ from client.site import open_site
 from privacy.accounting import Mechanism, epsilon
 from privacy.errors import RunError
 from privacy.ledger import Release
-from privacy.manifest import RunSettings
+from privacy.settings import RunSettings
 from privacy.signing import sign
 from simulations.federation import Federation, SiteTerms
 from simulations.results import journal_path, read_results
