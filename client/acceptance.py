@@ -76,7 +76,7 @@ def get_ready(
     seconds = accepted.manifest.settings.cohort.round_deadline_seconds
     if sent is not None:  # how long the question was under way is not known here: the server looks at that
         check_clock(site.name, now, sent, sent + seconds, tolerance(seconds))
-    ledger, limit = site.account(accepted.manifest.settings)
+    ledger, limit = site.account(accepted.manifest.settings.kind)
     ledger.check_head(known)
     checkpoint = site.checkpoint(accepted.manifest, accepted.run)
     if accepted.run not in ledger.runs():  # later, each round is held against the budget by itself
@@ -87,7 +87,7 @@ def get_ready(
         _check_share(site, accepted.manifest, checkpoint.model)
     site.outbox.last(accepted.run)  # if it is damaged, better said now
     with ready_to_be_charged(site, accepted.manifest, checkpoint.model.layout):
-        site.check_memory_for(accepted.manifest)
+        site.work(accepted.manifest.settings).check_memory(accepted.manifest)
     model, keys = checkpoint.model, site.keyring.current(site.roster.version)
     unsigned = Readiness(
         site=site.name,

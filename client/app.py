@@ -145,7 +145,7 @@ def query(site: Site, message: Message) -> RecordDict:
     """Say whether this site takes part."""
     document, known, sent = read_manifest(message.content), read_head(message.content), read_sent(message.content)
     readiness = get_ready(site, document, message.metadata.dst_node_id, known, sent)
-    ledger, _ = site.account(accept(site, document).manifest.settings)
+    ledger, _ = site.account(accept(site, document).manifest.settings.kind)
     return put_head(pack_readiness(readiness), ledger.sign_head())
 
 
@@ -194,7 +194,7 @@ def judge_update(site: Site, message: Message) -> RecordDict:
 def train(site: Site, message: Message) -> RecordDict:
     """Train a round and return the signed, encrypted update."""
     document = read_manifest(message.content)
-    ledger, limit = site.account(accept(site, document).manifest.settings)
+    ledger, limit = site.account(accept(site, document).manifest.settings.kind)
     ledger.check_head(read_head(message.content))
     plan, missed = read_train(message.content)
     update = train_round(site, document, plan, missed)

@@ -58,7 +58,7 @@ def recover(site: Site, manifest: Manifest, plan: RoundPlan) -> PackedUpdate | N
     agreement.check_unchanged(site.once, plan, last.plan if last else None)
     if last is None:
         return None
-    ledger, _ = site.account(manifest.settings)
+    ledger, _ = site.account(manifest.settings.kind)
     charge = ledger.find(plan.run, plan.round)
     if charge is None:
         msg = f"{ledger.path}: it has no entry for round {plan.round}, which was sent; restore it from backup"

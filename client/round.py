@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from client.acceptance import Accepted
     from client.checkpoint import Checkpoint
     from client.site import Site
-    from privacy.entries import Purpose
     from privacy.envelope import SignedUpdate
     from privacy.epoch import EpochKeys
     from privacy.ledger import Charge
@@ -61,7 +60,7 @@ def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence
     plan = read_plan(plan_bytes)
     check_plan(plan, accepted.manifest, accepted.run, site.name)
     made, release = site.outbox.find(plan), _release_of(accepted.manifest, plan)
-    ledger, _ = site.account(accepted.manifest.settings)
+    ledger, _ = site.account(accepted.manifest.settings.kind)
     if made is None and ledger.has_left(release):
         msg = f"{site.name} has made its update of round {plan.round} and lost it; it makes no other for the same plan"
         raise ProtocolError(msg)
@@ -132,7 +131,7 @@ def _pack_with_share(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint
 
 
 def _charge_and_make(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> tuple[Update, Charge]:
-    ledger, limit = site.account(manifest.settings)
+    ledger, limit = site.account(manifest.settings.kind)
     charge = ledger.reserve(_release_of(manifest, plan), manifest.round_cost, limit)
     work = site.work(manifest.settings)
     try:
@@ -145,9 +144,7 @@ def _charge_and_make(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint
 
 
 def _release_of(manifest: Manifest, plan: RoundPlan) -> Release:
-    settings = manifest.settings
-    purpose: Purpose = "evaluation" if settings.evaluation else "statistics" if settings.statistics else "training"
-    return Release(plan.run, plan.round, plan.attempt, purpose)
+    return Release(plan.run, plan.round, plan.attempt, manifest.settings.kind.purpose)
 
 
 def _current_keys(site: Site, plan: RoundPlan) -> EpochKeys:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from client.sums import FOLDER as STATISTICS
 from privacy.ciphertext import CIPHERTEXT_BYTES
 from privacy.errors import StorageError
 from privacy.failures import sentence
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from client.site import Site
     from privacy.manifest import Manifest
     from privacy.update import Layout
 
@@ -26,17 +26,14 @@ _NAME = ".space"
 _SMALL = 1 << 14  # bytes: a header, a report, some lines of a ledger
 
 
-def needs(folder: Path, ledger: Path, manifest: Manifest, layout: Layout) -> dict[Path, int]:
+def needs(site: Site, ledger: Path, manifest: Manifest, layout: Layout) -> dict[Path, int]:
     """Return how many bytes a round writes into each folder of a site, beside what lies there."""
-    settings = manifest.settings
+    settings, folder = manifest.settings, site.place.folder
     update = manifest.packing.ciphertexts(layout.size) * CIPHERTEXT_BYTES
-    model = 4 * layout.size
-    if settings.training:
-        update += 0 if settings.shares_noise else model  # what rounding left over
-        update += model if settings.training.averaging else 0  # the last model, beside the mean
-        update += model if settings.vote else 0  # the one before, where a second name for its file is not enough
-    found = {folder / "outbox": update + _SMALL, folder / "models": model + _SMALL, ledger: _SMALL}
-    return found if settings.training else found | {folder / STATISTICS: _SMALL}
+    found = {folder / "outbox": update, folder / "models": 4 * layout.size, ledger: 0}
+    for place, size in site.work(settings).files(settings, layout).items():
+        found[place] = found.get(place, 0) + size
+    return {place: size + _SMALL for place, size in found.items()}
 
 
 @contextmanager

@@ -168,7 +168,7 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
     """
     place = read_site(path)
     manifest, policy = _read_run(run, place), place.settings.policy
-    ledger, budget = place.account(manifest.settings)
+    ledger, budget = place.account(manifest.settings.kind)
     cost, votes, delta = manifest.run_cost, manifest.votes_cost, budget.delta
     done, alone = ledger.mechanisms(), ledger.cost([manifest.run_cost], budget.delta)
     after = ledger.cost([*done, cost], delta)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from client.study import Records
+    from client.task import Records
     from privacy.manifest import Manifest
     from privacy.randomness import Randomness
     from privacy.settings import Vote

@@ -219,7 +219,7 @@ class Sly(Tiny):
 def test_a_round_in_which_records_meet_sends_nothing_and_the_task_stays_refused(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.site.check_memory", lambda *_: None)  # its step would find it before any charge
+    monkeypatch.setattr("client.study.Study.check_memory", lambda *_: None)  # its step would find it before any charge
     unclipped = Privacy(max_grad_norm=1e3, noise_multiplier=2.0)  # so that records which meet show in every batch
     federation = make_federation(replace(NOISY, task=task_name(Sly), privacy=unclipped))
     with pytest.raises(RunError, match="nothing was trained"):

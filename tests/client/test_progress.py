@@ -205,8 +205,8 @@ def test_a_line_that_a_crash_cut_off_stands_by_itself_and_a_round_is_written_dow
 def test_of_many_held_out_records_some_are_looked_at_in_parts(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.progress._MOST_RECORDS", 4)
-    monkeypatch.setattr("client.progress._BATCH", 2)
+    monkeypatch.setattr("client.study._MOST_RECORDS", 4)
+    monkeypatch.setattr("client.study._BATCH", 2)
     federation = make_federation()
     run_with(federation)
     _, manifest, run = signed_run(federation)
