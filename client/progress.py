@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from client.acceptance import AdmittedRun
     from client.checkpoint import Checkpoint
-    from client.site import Site
-    from privacy.manifest import Manifest
     from privacy.policy import Policy
 
 log = logging.getLogger("cloister.agent")
@@ -35,14 +34,14 @@ FOLDER = "metrics"
 _TAIL = 1 << 16  # bytes: the last rounds' lines
 
 
-def look(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, float]:
+def look(admitted: AdmittedRun, checkpoint: Checkpoint) -> dict[str, float]:
     """Return the means of loss and metrics of a round's model, and write them down; nothing if that fails.
 
     Whatever goes wrong, a bug in the task's metrics or a full disk, stands in the log; the round goes on.
     """
-    settings = manifest.settings
+    site, settings = admitted.site, admitted.settings
     try:
-        count, found = site.work(settings).measure(settings, site.models.result(settings, checkpoint))
+        count, found = admitted.work.measure(settings, site.models.result(settings, checkpoint))
         if count:
             path = site.place.folder / FOLDER / f"{settings.name}-{checkpoint.run[:8]}.jsonl"
             _append(path, checkpoint, count, found)

@@ -12,33 +12,93 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from client.space import needs, space_for
-from privacy.errors import RefusedError
+from privacy.clocks import check_clock, tolerance
+from privacy.errors import ConfigError, RefusedError
+from privacy.shared import share_for
+from privacy.signing import sign
+from transport.contents import Readiness
 from transport.pki import read_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from client.acceptance import AdmittedRun
     from client.site import Site
+    from privacy.heads import SignedHead
     from privacy.manifest import Manifest
-    from privacy.update import Layout
+    from privacy.update import Layout, Model
+
+
+def get_ready(
+    admitted: AdmittedRun, node_id: int, known: SignedHead | None = None, sent: float | None = None
+) -> Readiness:
+    """Say whether this site can take part in a run, before anything is charged.
+
+    Args:
+        admitted: the run, by this site.
+        node_id: Flower's number of this site.
+        known: the last head of its ledger that the server has.
+        sent: what the server's clock showed as it asked, in seconds since 1970.
+
+    Raises:
+        LedgerError: if the ledger is older than that head, or cannot be written.
+        ProtocolError: if the clocks of site and server disagree.
+        TaskError: if the task's gradients cannot be computed here.
+        DataError: if a record cannot be used, or none is left.
+        BudgetError: if what is left of the budget does not cover the rest of the run.
+        RefusedError: if the run's time is over, or the model suits no share of the noise, or no memory here.
+        StorageError: if a disk has no room for what a round writes.
+    """
+    site, manifest, now = admitted.site, admitted.manifest, time.time()
+    manifest.check_valid(now)
+    seconds = admitted.settings.cohort.round_deadline_seconds
+    if sent is not None:  # how long the question was under way is not known here: the server looks at that
+        check_clock(site.name, now, sent, sent + seconds, tolerance(seconds))
+    admitted.ledger.check_head(known)
+    checkpoint = admitted.checkpoint()
+    if admitted.run not in admitted.ledger.runs():  # later, each round is held against the budget by itself
+        admitted.ledger.check_plan(manifest.run_cost, admitted.limit)
+    if admitted.settings.vote and admitted.run not in site.held_out_ledger.runs():
+        site.held_out_ledger.check_plan(manifest.votes_cost, site.settings.held_out_limit)
+    if admitted.settings.shares_noise:
+        _check_share(site, manifest, checkpoint.model)
+    site.outbox.last(admitted.run)  # if it is damaged, better said now
+    with ready_to_be_charged(admitted, checkpoint.model.layout):
+        admitted.work.check_memory(manifest)
+    keys = site.keyring.current(site.roster.version)
+    unsigned = Readiness(
+        site=site.name,
+        model=checkpoint.digest,
+        size=checkpoint.model.layout.size,
+        layout=checkpoint.model.layout.digest,
+        update_bound=checkpoint.update_bound,
+        epoch=keys.epoch if keys else 0,
+        keys=keys.fingerprint if keys else "",
+        latest=site.keyring.latest,
+        pairs=site.keyring.shares_with(keys),
+        clock=now,
+        signature=b"",
+    )
+    signature = sign(site.signing_key, "readiness", unsigned.signed_part(admitted.run, node_id))
+    return replace(unsigned, signature=signature)
 
 
 @contextmanager
-def ready_to_be_charged(site: Site, manifest: Manifest, layout: Layout) -> Iterator[None]:
+def ready_to_be_charged(admitted: AdmittedRun, layout: Layout) -> Iterator[None]:
     """Check all of it but memory, and keep the room on the disk for as long as the context lasts.
 
     Raises:
         CloisterError: saying what stands in the way; nothing is charged then.
     """
-    check_dates(site, manifest.settings.cohort.round_deadline_seconds)
-    site.work(manifest.settings).check_records(manifest.settings)
-    ledger, _ = site.account(manifest.settings.kind)
-    ledger.check_writable()
-    with space_for(needs(site, ledger.path.parent, manifest, layout)):
+    check_dates(admitted.site, admitted.settings.cohort.round_deadline_seconds)
+    admitted.work.check_records(admitted.settings)
+    admitted.ledger.check_writable()
+    with space_for(needs(admitted, layout)):
         yield
 
 
@@ -57,3 +117,11 @@ def check_dates(site: Site, seconds: float) -> None:
             date = datetime.fromtimestamp(end, UTC).strftime("%Y-%m-%d %H:%M UTC")
             msg = f"{site.name}'s {what} ends on {date}, before a round would; it needs a new one from the coordinator"
             raise RefusedError(msg)
+
+
+def _check_share(site: Site, manifest: Manifest, model: Model) -> None:
+    try:
+        share_for(manifest, model)
+    except ConfigError as error:  # in figures that every member may know
+        msg = f"{site.name} cannot take part: {error}"
+        raise RefusedError(msg) from error

@@ -26,11 +26,9 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from client.settings import SiteFolder
-    from privacy.ledger import Budget, Ledger
     from privacy.manifest import Manifest
     from privacy.parallel import Apply
     from privacy.roster import Roster
-    from privacy.settings import Kind
 
 K = TypeVar("K")
 _RUNS = 8  # of which a site keeps the manifest in memory
@@ -59,10 +57,6 @@ class Site(Works):
         if (own, self.sealing_key.public) != (listed.signing_key, listed.sealing_key):
             msg = f"{place.path(keys.roster)} lists other keys for {self.name} than this site has; join again"
             raise KeyFileError(msg)
-
-    def account(self, kind: Kind) -> tuple[Ledger, Budget]:
-        """Return the ledger to which runs of a kind are charged, and what it is held against."""
-        return self.place.account(kind)
 
     def checkpoint(self, manifest: Manifest, run: str) -> Checkpoint:
         """Return the site's model in a run: its latest checkpoint, or the untrained model that all sites start from."""

@@ -18,20 +18,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from client.site import Site
-    from privacy.manifest import Manifest
+    from client.acceptance import AdmittedRun
     from privacy.update import Layout
 
 _NAME = ".space"
 _SMALL = 1 << 14  # bytes: a header, a report, some lines of a ledger
 
 
-def needs(site: Site, ledger: Path, manifest: Manifest, layout: Layout) -> dict[Path, int]:
+def needs(admitted: AdmittedRun, layout: Layout) -> dict[Path, int]:
     """Return how many bytes a round writes into each folder of a site, beside what lies there."""
-    settings, folder = manifest.settings, site.place.folder
-    update = manifest.packing.ciphertexts(layout.size) * CIPHERTEXT_BYTES
-    found = {folder / "outbox": update, folder / "models": 4 * layout.size, ledger: 0}
-    for place, size in site.work(settings).files(settings, layout).items():
+    folder = admitted.site.place.folder
+    update = admitted.manifest.packing.ciphertexts(layout.size) * CIPHERTEXT_BYTES
+    found = {folder / "outbox": update, folder / "models": 4 * layout.size, admitted.ledger.path.parent: 0}
+    for place, size in admitted.work.files(admitted.settings, layout).items():
         found[place] = found.get(place, 0) + size
     return {place: size + _SMALL for place, size in found.items()}
 

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message, MessageType, RecordDict
 
-from client.acceptance import accept
+from client.acceptance import admit
 from client.app import app
 from client.opening import open_sum
 from client.settings import read_site
@@ -457,7 +457,7 @@ def test_processes_of_one_site_go_on_from_each_others_models(make_federation: Fe
     for number, file in enumerate(sorted((journal_path(federation).parent / "sums").iterdir())):
         total = sum_from_arrays(decode_arrays(file.read_bytes()))
         opening = processes[number % 2]
-        opened = open_sum(opening, accept(opening, document), total)
+        opened = open_sum(admit(opening, document), total)
         assert {each.checkpoint(manifest, run).model.digest for each in processes} == {opened.model.digest}
     assert models_of(federation)[SITE] == expected
 

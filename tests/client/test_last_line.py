@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.acceptance import get_ready
+from client.acceptance import admit
 from client.additivity import check_mode
 from client.dpsgd import train, way_to_train
 from client.guard import check_records, check_task
 from client.interactions import InteractionError
 from client.proving import prove
+from client.readiness import get_ready
 from client.refusals import FILE, Refusals
 from client.settings import Computing, Gradients, Precision
 from client.site import open_site
@@ -231,11 +232,11 @@ def test_a_round_in_which_records_meet_sends_nothing_and_the_task_stays_refused(
     assert not list((folder / "outbox").glob("*"))
     for site in (open_site(folder), restart(federation, name)):
         with pytest.raises(TaskError, match="and its code is the same: what a record adds") as caught:
-            get_ready(site, document, node)
+            get_ready(admit(site, document), node)
         assert "the reason is in the site's own log" in caught.value.public
     assert charges_of(federation, name) == charged
     file.unlink()
-    get_ready(restart(federation, name), document, node)
+    get_ready(admit(restart(federation, name), document), node)
 
 
 def test_a_refusal_ends_when_the_tasks_code_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from torch.nn import functional
 from typing_extensions import override
 
 from client import dpsgd
-from client.acceptance import get_ready
+from client.acceptance import admit
+from client.readiness import get_ready
 from client.records import read_csv
 from client.site import open_site
 from client.study import Study
@@ -81,7 +82,7 @@ class Classes(studies.Tiny):
 def ready(federation: Federation, site: str = SITE, sent: float | None = None) -> None:
     """Ask a site whether it is ready, as if it had just been started."""
     restart(federation, site)
-    get_ready(open_site(federation.paths[site]), signed_run(federation)[0], node_of(federation, site), sent=sent)
+    get_ready(admit(open_site(federation.paths[site]), signed_run(federation)[0]), node_of(federation, site), sent=sent)
 
 
 def write_records(federation: Federation, *rows: str, site: str = SITE) -> Path:
