@@ -19,7 +19,7 @@ from cloister.processes import Processes
 from cloister.simulation import simulate
 from privacy.config import read_toml
 from privacy.errors import ConfigError
-from privacy.manifest import RunSettings
+from privacy.settings import RunSettings
 from simulations.diagnosis import RANGES, TARGET
 from simulations.federation import Federation, SiteTerms
 from simulations.hospitals import FILE_NAME, write_hospital_records

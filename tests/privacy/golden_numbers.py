@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.checkpoint import Checkpoint
+from privacy.calibration import sign_manifest
 from privacy.discrete import reach
-from privacy.manifest import Encryption, Privacy, Training, open_manifest, sign_manifest
+from privacy.manifest import open_manifest
 from privacy.packing import Packing, pack, pack_with_share, unpack
 from privacy.randomness import Randomness
+from privacy.settings import Encryption, Privacy, Training
 from privacy.shared import share_for
 from privacy.sketch import encode
 from privacy.statistics import Column, Form, encoding_bound
