@@ -1,36 +1,99 @@
-"""Before a round: does this site take part in a run, and is it ready? Nothing is charged for it."""
+"""A message is admitted once: the coordinator signed its run, for this site's roster, and this site's policy allows it.
+
+What comes of it is all that its handlers get: an `AdmittedRun`, or, if the message is about one round, a `Round`.
+"""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from client.readiness import ready_to_be_charged
-from privacy.clocks import check_clock, tolerance
-from privacy.errors import ConfigError, ProtocolError, RefusedError
-from privacy.heads import check_head
+from privacy.errors import ProtocolError
+from privacy.ledger import Release
 from privacy.policy import check_policy
-from privacy.shared import share_for
-from privacy.signing import sign
-from transport.contents import Readiness
+from privacy.randomness import Randomness
 
 if TYPE_CHECKING:
+    from client.checkpoint import Checkpoint
     from client.site import Site
-    from privacy.heads import SignedHead
+    from client.work import Work
+    from privacy.ledger import Budget, Ledger
     from privacy.manifest import Manifest
-    from privacy.update import Model
+    from privacy.plan import RoundPlan
+    from privacy.settings import RunSettings
 
 
 @dataclass(frozen=True)
-class Accepted:
+class AdmittedRun:
     """A run that the coordinator signed and this site's policy allows."""
 
+    site: Site
     manifest: Manifest
-    run: str
+    run: str  # the manifest's digest
+
+    @property
+    def settings(self) -> RunSettings:
+        """What the coordinator wrote."""
+        return self.manifest.settings
+
+    @cached_property
+    def work(self) -> Work:
+        """What it does with the site's records.
+
+        Raises:
+            TaskError: if its task cannot be imported or trained.
+        """
+        return self.site.work(self.settings)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where its rounds are charged."""
+        return self.site.held_out_ledger if self.settings.kind.held_out else self.site.ledger
+
+    @property
+    def limit(self) -> Budget:
+        """What every charge is held against."""
+        settings = self.site.settings
+        return settings.held_out_limit if self.settings.kind.held_out else settings.limit
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the site's model: its latest checkpoint, or the model that the run starts from."""
+        return self.site.checkpoint(self.manifest, self.run)
+
+    def before(self) -> Checkpoint:
+        """Return the site's model, in a run with votes, before the last round that it opened."""
+        return self.site.before(self.manifest, self.run)
+
+    def round(self, plan: RoundPlan) -> Round:
+        """Return a round of it, as the server plans it. Who trains holds the plan against the manifest first."""
+        return Round(self.site, self.manifest, self.run, plan)
 
 
-def accept(site: Site, document: bytes) -> Accepted:
+@dataclass(frozen=True)
+class Round(AdmittedRun):
+    """One attempt at one round of an admitted run."""
+
+    plan: RoundPlan
+
+    @property
+    def release(self) -> Release:
+        """What the ledger charges."""
+        return Release(self.plan.run, self.plan.round, self.plan.attempt, self.settings.kind.purpose)
+
+    @property
+    def weight(self) -> float:
+        """The weight of this site's update."""
+        return self.manifest.weight(self.site.name)
+
+    def randomness(self, use: str) -> Randomness:
+        """Return this site's own randomness; in a run with a seed, which has no privacy, the same each time."""
+        if self.settings.seed is None:
+            return Randomness.fresh()
+        return Randomness.seeded(self.settings.seed, self.site.name, self.plan.round, self.plan.attempt, use)
+
+
+def admit(site: Site, document: bytes) -> AdmittedRun:
     """Check who signed a manifest, and hold it against the site's policy.
 
     Raises:
@@ -48,68 +111,4 @@ def accept(site: Site, document: bytes) -> Accepted:
     check_policy(
         site.settings.policy, manifest, site.ledger.cost([manifest.run_cost], site.settings.budget.delta), site.name
     )
-    return Accepted(manifest, run)
-
-
-def get_ready(
-    site: Site, document: bytes, node_id: int, known: SignedHead | None = None, sent: float | None = None
-) -> Readiness:
-    """Say whether this site can take part in a run, before anything is charged. See `client.readiness`.
-
-    Args:
-        site: this one.
-        document: the signed manifest.
-        node_id: Flower's number of this site.
-        known: the last head of its ledger that the server has.
-        sent: what the server's clock showed as it asked, in seconds since 1970.
-
-    Raises:
-        LedgerError: if the ledger is older than that head, or cannot be written.
-        ProtocolError: if the clocks of site and server disagree.
-        TaskError: if the task's gradients cannot be computed here.
-        DataError: if a record cannot be used, or none is left.
-        BudgetError: if what is left of the budget does not cover the rest of the run.
-        RefusedError: if the run's time is over, or the model suits no share of the noise, or no memory here.
-        StorageError: if a disk has no room for what a round writes.
-    """
-    accepted, now = accept(site, document), time.time()
-    accepted.manifest.check_valid(now)
-    seconds = accepted.manifest.settings.cohort.round_deadline_seconds
-    if sent is not None:  # how long the question was under way is not known here: the server looks at that
-        check_clock(site.name, now, sent, sent + seconds, tolerance(seconds))
-    ledger, limit = site.account(accepted.manifest.settings)
-    check_head(ledger, known, site.signing_key)
-    checkpoint = site.checkpoint(accepted.manifest, accepted.run)
-    if accepted.run not in ledger.runs():  # later, each round is held against the budget by itself
-        ledger.check_plan(accepted.manifest.run_cost, limit)
-    if accepted.manifest.settings.vote and accepted.run not in site.held_out_ledger.runs():
-        site.held_out_ledger.check_plan(accepted.manifest.votes_cost, site.settings.held_out_limit)
-    if accepted.manifest.settings.shares_noise:
-        _check_share(site, accepted.manifest, checkpoint.model)
-    site.outbox.last(accepted.run)  # if it is damaged, better said now
-    with ready_to_be_charged(site, accepted.manifest, checkpoint.model.layout):
-        site.check_memory_for(accepted.manifest)
-    model, keys = checkpoint.model, site.keyring.current(site.roster.version)
-    unsigned = Readiness(
-        site=site.name,
-        model=checkpoint.digest,
-        size=model.layout.size,
-        layout=model.layout.digest,
-        update_bound=checkpoint.update_bound,
-        epoch=keys.epoch if keys else 0,
-        keys=keys.fingerprint if keys else "",
-        latest=site.keyring.latest,
-        pairs=site.keyring.shares_with(keys),
-        clock=now,
-        signature=b"",
-    )
-    signature = sign(site.signing_key, "readiness", unsigned.signed_part(accepted.run, node_id))
-    return replace(unsigned, signature=signature)
-
-
-def _check_share(site: Site, manifest: Manifest, model: Model) -> None:
-    try:
-        share_for(manifest, model)
-    except ConfigError as error:  # in figures that every member may know
-        msg = f"{site.name} cannot take part: {error}"
-        raise RefusedError(msg) from error
+    return AdmittedRun(site, manifest, run)

@@ -74,14 +74,15 @@ def attend(path: Path, stop: Event) -> None:
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
     if metrics := site.settings.policy.metrics:
         log.warning("`share` lists %s: told after every round without noise, and in no ε", ", ".join(metrics))
-    with gather(site.device, stop.set) as site.team:
+    with gather(site.device, stop.set) as team:
+        site.team = team
         for task, count in site.check_records().items():
             log.info("data: %d training records, fit %s", count, task)
-        if site.team:
-            site.team.compare(site.records_digest())
-            log.info("%d processes train together, this one on %s", site.team.size, site.device)
+        if team:
+            team.compare(site.records_digest())
+            log.info("%d processes train together, this one on %s", team.size, site.device)
         _serve(site, line, make_app(lambda _: site), stop)
-    if site.team and site.team.lost:
+    if team and team.lost:
         msg = f"{site.name} has lost a process of its team and ended; to come back: the same command"
         raise DeviceError(msg)
 

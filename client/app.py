@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.acceptance import accept, get_ready
+from client.acceptance import admit
 from client.epochs import accept_letter, accept_pairs, lead_epoch
 from client.judging import judge
 from client.masking import agree, prove, reveal
 from client.opening import UnopenedError, open_sum, vouch
 from client.progress import look, shared
+from client.readiness import get_ready
 from client.receipts import keep_receipt
 from client.round import train_round
 from client.site import Site, open_site
 from client.voting import undo, vote
 from privacy.errors import CloisterError, ConfigError, DeviceError, StorageError
 from privacy.failures import sentence
-from privacy.heads import check_head, sign_head
 from privacy.plan import read_plan
 from transport.ceremony import pack_keys, pack_shared, read_lead, read_letter_from, read_pairs
 from transport.contents import (
@@ -62,7 +62,7 @@ from transport.votes import pack_undone, put_vote, read_votes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from privacy.ledger import Ledger
+    from client.acceptance import AdmittedRun
 
 log = logging.getLogger("cloister.agent")
 
@@ -144,10 +144,10 @@ def _log(site: Site | None, message: Message, error: BaseException) -> None:
 
 def query(site: Site, message: Message) -> RecordDict:
     """Say whether this site takes part."""
-    document, known, sent = read_manifest(message.content), read_head(message.content), read_sent(message.content)
-    readiness = get_ready(site, document, message.metadata.dst_node_id, known, sent)
-    ledger, _ = site.account(accept(site, document).manifest.settings)
-    return put_head(pack_readiness(readiness), sign_head(ledger, site.signing_key))
+    admitted = admit(site, read_manifest(message.content))
+    known, sent = read_head(message.content), read_sent(message.content)
+    readiness = get_ready(admitted, message.metadata.dst_node_id, known, sent)
+    return put_head(pack_readiness(readiness), admitted.ledger.sign_head())
 
 
 def lead(site: Site, message: Message) -> RecordDict:
@@ -170,67 +170,71 @@ def share_secrets(site: Site, message: Message) -> RecordDict:
 
 def agree_on_contributors(site: Site, message: Message) -> RecordDict:
     """Sign who contributed to a masked sum, and give the seeds of the masks that are shared with others."""
-    return pack_agreed(*agree(site, read_manifest(message.content), *read_contributors(message.content)))
+    admitted = admit(site, read_manifest(message.content))
+    plan, contributions = read_contributors(message.content)
+    return pack_agreed(*agree(admitted.round(read_plan(plan)), contributions))
 
 
 def reveal_mask(site: Site, message: Message) -> RecordDict:
     """Reveal the seed of this site's mask, once all contributors have agreed on each other."""
-    content = message.content
-    shown = *read_contributors(content), read_signatures(content), read_summed(content)
-    return pack_revealed(reveal(site, read_manifest(content), *shown))
+    admitted, content = admit(site, read_manifest(message.content)), message.content
+    plan, contributions = read_contributors(content)
+    signatures, summed = read_signatures(content), read_summed(content)
+    return pack_revealed(reveal(admitted.round(read_plan(plan)), contributions, signatures, summed))
 
 
 def prove_length(site: Site, message: Message) -> RecordDict:
     """Prove that this site's update is no longer than the run allows."""
-    content = message.content
-    shown = read_sum(content), read_signatures(content), read_summed(content)
-    return pack_proof(prove(site, read_manifest(content), *shown))
+    admitted, content = admit(site, read_manifest(message.content)), message.content
+    total, signatures, summed = read_sum(content), read_signatures(content), read_summed(content)
+    return pack_proof(prove(admitted.round(read_plan(total.plan)), total, signatures, summed))
 
 
 def judge_update(site: Site, message: Message) -> RecordDict:
     """Say whether a member's update is right, after a masked sum did not open."""
-    return pack_verdict(judge(site, read_manifest(message.content), *read_body(message.content)))
+    admitted = admit(site, read_manifest(message.content))
+    plan, body, accusation = read_body(message.content)
+    return pack_verdict(judge(admitted.round(read_plan(plan)), body, accusation))
 
 
 def train(site: Site, message: Message) -> RecordDict:
     """Train a round and return the signed, encrypted update."""
-    document = read_manifest(message.content)
-    ledger, limit = site.account(accept(site, document).manifest.settings)
-    check_head(ledger, read_head(message.content), site.signing_key)
+    admitted = admit(site, read_manifest(message.content))
+    admitted.ledger.check_head(read_head(message.content))
     plan, missed = read_train(message.content)
-    update = train_round(site, document, plan, missed)
-    return put_head(pack_update(update, _report(site, ledger, limit.delta)), sign_head(ledger, site.signing_key))
+    update = train_round(admitted.round(read_plan(plan)), missed)
+    return put_head(pack_update(update, _report(admitted)), admitted.ledger.sign_head())
 
 
 def open_and_evaluate(site: Site, message: Message) -> RecordDict:
     """Open a round's sum, keep the model, sign its digest and vote; or, if it has masks, say why it does not open."""
-    accepted, plan = accept(site, read_manifest(message.content)), read_plan_of_sum(message.content)
+    admitted, plan = admit(site, read_manifest(message.content)), read_plan_of_sum(message.content)
     receipt = find_receipt(message.content)
     try:
-        checkpoint = open_sum(site, accepted, take_sum(message.content))
+        checkpoint = open_sum(admitted, take_sum(message.content))
     except UnopenedError as error:
-        if not accepted.manifest.settings.encryption.collusion_resistant:
+        if not admitted.settings.encryption.collusion_resistant:
             raise
         return pack_refusal(error.refusal)
     if receipt:
         keep_receipt(site, read_plan(plan), receipt)
-    own = vote(site, accepted, checkpoint)
-    found = look(site, accepted.manifest, checkpoint)
+    own = vote(admitted, checkpoint)
+    found = look(admitted, checkpoint)
     return put_vote(pack_opened(vouch(site, plan, checkpoint), shared(found, site.settings.policy)), own)
 
 
 def undo_round(site: Site, message: Message) -> RecordDict:
     """Go back to the model before, if the sites' votes say so, and report its digest."""
-    accepted = accept(site, read_manifest(message.content))
-    return pack_undone(undo(site, accepted, *read_votes(message.content, accepted.run)).digest)
+    admitted = admit(site, read_manifest(message.content))
+    return pack_undone(undo(admitted, *read_votes(message.content, admitted.run)).digest)
 
 
-def _report(site: Site, ledger: Ledger, delta: float) -> dict[str, float]:
+def _report(admitted: AdmittedRun) -> dict[str, float]:
     """Return what the policy lets out beside an update. What cannot be said is left out: the update is paid for."""
-    if "epsilon" not in site.settings.policy.share:
+    if "epsilon" not in admitted.site.settings.policy.share:
         return {}
     try:
-        spent = ledger.spent(delta)
+        spent = admitted.ledger.spent(admitted.limit.delta)
     except Exception as error:  # whatever an accountant meets
         log.warning("the update is sent without the ε spent, which cannot be computed: %s", sentence(error))
         log.debug("ε", exc_info=error)

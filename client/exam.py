@@ -17,26 +17,39 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from client.sums import noised, read_sum, write_report
+from client.sums import OneSum, noised, read_sum, write_report
 from privacy.errors import TaskError
 from privacy.update import Layout, Model
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from client.site import Site
     from client.study import Study
-    from privacy.manifest import Manifest, RunSettings
-    from privacy.purposes import Evaluation
+    from client.workplace import Workplace
+    from privacy.manifest import Manifest
     from privacy.randomness import Randomness
+    from privacy.settings import Evaluation, RunSettings
     from privacy.update import Update
 
 
-class Exam:
-    """One task at one site, whose model is held against records that it has not seen."""
+class Exam(OneSum):
+    """One task at one site: what runs do with it that hold a model against records that it has not seen."""
 
-    def __init__(self, study: Study, site: Site) -> None:
-        self._study, self._site = study, site
+    def __init__(self, study: Study, site: Workplace) -> None:
+        super().__init__(site)
+        self._study = study
+
+    def count(self) -> int:
+        """Return how many records are evaluated on."""
+        self._study.check_usable()
+        return len(self._study.held_out[0])
+
+    def check_records(self, settings: RunSettings) -> None:
+        """Check that there are records to evaluate on, and that the task can use each of them and has the metrics."""
+        study = self._study
+        self._site.check_count(len(study.held_out[0]), "to evaluate on")
+        study.check_usable()
+        study.check_metrics(_evaluation(settings).metrics)
 
     def layout(self, settings: RunSettings) -> Layout:
         """Names of the sum's numbers: with the loss, its bound."""

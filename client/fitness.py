@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from client.study import Records
-    from client.task import Task
+    from client.task import Records, Task
 
 _AT_ONCE = 64  # records
 _MOST_COLUMNS = 1024  # to be tried one by one

@@ -8,31 +8,25 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from client.acceptance import accept
 from client.opening import has_refused
 from privacy.agreement import accuse
 from privacy.envelope import verify_update
 from privacy.errors import ProtocolError
-from privacy.plan import read_plan
 from privacy.summation import claimed_site
 from privacy.verdict import is_right, sign_verdict, verify_verdict
 from transport.masking import Verdict
 
 if TYPE_CHECKING:
-    from client.site import Site
+    from client.acceptance import Round
     from privacy.envelope import SignedUpdate
     from transport.masking import Accusation
 
 
-def judge(
-    site: Site, document: bytes, plan_bytes: bytes, body: SignedUpdate, accusation: Accusation | None = None
-) -> Verdict:
+def judge(current: Round, body: SignedUpdate, accusation: Accusation | None = None) -> Verdict:
     """Say whether a member's body is right; if not, note that as evidence against it, and else, against its accuser.
 
     Args:
-        site: this one.
-        document: the signed manifest.
-        plan_bytes: the plan, in a masked run, of which this site has refused a sum.
+        current: a masked round, of whose plan this site has refused a sum.
         body: of the plan's.
         accusation: by another member, which said that it is wrong.
 
@@ -40,13 +34,13 @@ def judge(
         ProtocolError: if this site sent no masked update for the plan, or refused no sum of it.
         AuthenticityError, MalformedError: if the member did not sign this body, or nobody that accusation.
     """
-    accepted, plan = accept(site, document), read_plan(plan_bytes)
-    made = site.outbox.last(accepted.run)
+    site, plan = current.site, current.plan
+    made = site.outbox.last(current.run)
     if made is None or made.plan != plan or not made.mask or not has_refused(site, plan):
         msg = f"{site.name} has refused no masked sum of this plan of round {plan.round}; it judges no update"
         raise ProtocolError(msg)
     member = claimed_site(body.header, plan)
-    update = verify_update(body, member, plan, accepted.manifest, site.roster)
+    update = verify_update(body, member, plan, current.manifest, site.roster)
     right = is_right(update, plan, site.keyring.find(plan.keys), site.apply)
     if not right:
         accuse(site.once, plan.run, member, sha256(body.header).hexdigest())

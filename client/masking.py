@@ -7,14 +7,12 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from client.acceptance import accept
 from client.norms import Lengths, fix_sum
 from client.opening import shown_seeds
 from privacy import agreement
 from privacy.ciphertext import Ciphertexts
 from privacy.errors import LedgerError, ProtocolError
 from privacy.masking import SEED_BYTES, Masks, commitment, pairs_digest, seal_pairs, seal_seed, sign_pairs, sign_seed
-from privacy.plan import read_plan
 from privacy.summation import check_contributions
 from privacy.update import PackedUpdate
 
@@ -24,49 +22,50 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from client.acceptance import Round
     from client.outbox import Made
     from client.site import Site
     from privacy.envelope import Contribution
-    from privacy.manifest import Manifest
     from privacy.plan import RoundPlan
     from privacy.summation import EncryptedSum
 
 
-def new_masks(site: Site, manifest: Manifest, plan: RoundPlan) -> tuple[bytes, Masks | None]:
+def new_masks(current: Round) -> tuple[bytes, Masks | None]:
     """Return a fresh seed and this site's masks for a plan; nothing in a run without masks.
 
     Raises:
         ProtocolError: if the site has revealed its seed for another plan of the round, which this one does not repeat.
     """
-    if not manifest.settings.encryption.collusion_resistant:
+    site, plan = current.site, current.plan
+    if not current.settings.encryption.collusion_resistant:
         return b"", None
     agreement.check_repeat(site.once, plan, plan.cohort)
     seed = os.urandom(SEED_BYTES)
     return seed, _masks(site, seed, plan)
 
 
-def recover(site: Site, manifest: Manifest, plan: RoundPlan) -> PackedUpdate | None:
+def recover(current: Round) -> PackedUpdate | None:
     """Return the update of an earlier attempt at the same round, without its masks: it was trained and charged already.
 
     Raises:
         LedgerError: if the ledger has no charge for it.
         ProtocolError: if the site has revealed its seed for another plan of the round, and it is not that plan's.
     """
+    site, plan = current.site, current.plan
     last = site.outbox.last(plan.run)
     if last and (not last.mask or (last.plan.round, last.plan.base_model) != (plan.round, plan.base_model)):
         last = None
     agreement.check_unchanged(site.once, plan, last.plan if last else None)
     if last is None:
         return None
-    ledger, _ = site.account(manifest.settings)
-    charge = ledger.find(plan.run, plan.round)
+    charge = current.ledger.find(plan.run, plan.round)
     if charge is None:
-        msg = f"{ledger.path}: it has no entry for round {plan.round}, which was sent; restore it from backup"
+        msg = f"{current.ledger.path}: it has no entry for round {plan.round}, which was sent; restore it from backup"
         raise LedgerError(msg)
     return PackedUpdate(_unmasked(site, last), charge)
 
 
-def agree(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequence[Contribution]) -> tuple[bytes, bytes]:
+def agree(current: Round, contributions: Sequence[Contribution]) -> tuple[bytes, bytes]:
     """Sign who contributed to a plan's sum; return that, and the seeds of the masks shared with all others, signed.
 
     Raises:
@@ -74,7 +73,8 @@ def agree(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequenc
             or it has signed another set for this plan.
         AuthenticityError, MalformedError: if a header does not hold.
     """
-    plan, made, headers = _shown(site, document, plan_bytes, contributions)
+    site, plan = current.site, current.plan
+    made, headers = _shown(current, contributions)
     signature = agreement.agree(site.once, plan, headers, site.signing_key)
     masks = _masks(site, made.mask, plan)
     secret = site.keyring.find(plan.keys).secret
@@ -84,12 +84,7 @@ def agree(site: Site, document: bytes, plan_bytes: bytes, contributions: Sequenc
 
 
 def reveal(
-    site: Site,
-    document: bytes,
-    plan_bytes: bytes,
-    contributions: Sequence[Contribution],
-    signatures: Mapping[str, bytes],
-    summed: str = "",
+    current: Round, contributions: Sequence[Contribution], signatures: Mapping[str, bytes], summed: str = ""
 ) -> bytes:
     """Return the seed of this site's own mask, sealed to the sites and signed; with `update_norm`, of one sum alone.
 
@@ -97,9 +92,10 @@ def reveal(
         ProtocolError: as `agree`, or if the site has revealed its seed for another attempt, which this does not repeat.
         AuthenticityError, MalformedError: if a header does not hold, or not all contributors signed this very set.
     """
-    plan, made, headers = _shown(site, document, plan_bytes, contributions)
+    site, plan = current.site, current.plan
+    made, headers = _shown(current, contributions)
     agreement.check_agreed(plan, headers, signatures, site.roster)
-    if accept(site, document).manifest.settings.encryption.update_norm is not None:
+    if current.settings.encryption.update_norm is not None:
         fix_sum(site.once, plan, summed)
     committed = commitment(made.mask)
     agreement.reveal(site.once, plan, headers, committed)
@@ -107,15 +103,14 @@ def reveal(
     return sign_seed(sealed, plan, committed, site.signing_key)
 
 
-def prove(site: Site, document: bytes, total: EncryptedSum, signatures: Mapping[str, bytes], summed: str) -> bytes:
+def prove(current: Round, total: EncryptedSum, signatures: Mapping[str, bytes], summed: str) -> bytes:
     """Prove that this site's update is no longer than the run allows, once all have revealed the seeds of their masks.
 
     A proof is shown under the rules of the seed: for the plan and the sum alone for which this site revealed its own.
 
     Args:
-        site: this one.
-        document: the signed manifest.
-        total: the sum, without its ciphertexts.
+        current: the round.
+        total: the sum of its plan, without its ciphertexts.
         signatures: of its contributors, under who they are.
         summed: the sum's digest.
 
@@ -123,13 +118,13 @@ def prove(site: Site, document: bytes, total: EncryptedSum, signatures: Mapping[
         ProtocolError: as `reveal`, or if the run bounds no norm.
         AuthenticityError, MalformedError: as `reveal`, or if a seed is not the one that was committed to.
     """
-    manifest = accept(site, document).manifest
-    update_norm = manifest.settings.encryption.update_norm
+    site, manifest, plan = current.site, current.manifest, current.plan
+    update_norm = current.settings.encryption.update_norm
     if update_norm is None:
-        msg = f"the run {manifest.settings.name!r} has no update_norm; {site.name} proves nothing of its update"
+        msg = f"the run {current.settings.name!r} has no update_norm; {site.name} proves nothing of its update"
         raise ProtocolError(msg)
-    reveal(site, document, total.plan, total.contributions, signatures, summed)
-    plan, made, _ = _shown(site, document, total.plan, total.contributions)
+    reveal(current, total.contributions, signatures, summed)
+    made, _ = _shown(current, total.contributions)
     headers = check_contributions(total.contributions, plan, manifest, site.roster)
     seeds, _ = shown_seeds(site, total, headers, plan, [])
     packing = replace(manifest.packing, update_bound=headers[site.name].update_bound)
@@ -150,17 +145,14 @@ def _masks(site: Site, seed: bytes, plan: RoundPlan) -> Masks:
     return Masks(site.keyring.shared_with(plan.keys, plan.cohort, site.name), seed, plan, site.name)
 
 
-def _shown(
-    site: Site, document: bytes, plan_bytes: bytes, contributions: Sequence[Contribution]
-) -> tuple[RoundPlan, Made, dict[str, bytes]]:
-    """Check what a site is shown before it shows a seed; return plan, its own update, and all headers by site."""
-    accepted, plan = accept(site, document), read_plan(plan_bytes)
-    made = site.outbox.last(accepted.run)
+def _shown(current: Round, contributions: Sequence[Contribution]) -> tuple[Made, dict[str, bytes]]:
+    """Check what a site is shown before it shows a seed; return its own update, and all headers by site."""
+    site, plan = current.site, current.plan
+    made = site.outbox.last(current.run)
     if made is None or made.plan != plan or not made.mask:
         msg = f"{site.name} has sent no masked update for this plan of round {plan.round}; it shows no seed"
         raise ProtocolError(msg)
-    verified = check_contributions(contributions, plan, accepted.manifest, site.roster)
+    verified = check_contributions(contributions, plan, current.manifest, site.roster)
     headers = {name: part.header for name, part in zip(verified, contributions, strict=True)}
-    minimum = accepted.manifest.settings.cohort.minimum
-    agreement.check_set(plan, headers, (site.name, made.update.header), minimum)
-    return plan, made, headers
+    agreement.check_set(plan, headers, (site.name, made.update.header), current.settings.cohort.minimum)
+    return made, headers

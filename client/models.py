@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from client.checkpoint import Checkpoint
-    from privacy.manifest import RunSettings
+    from privacy.settings import RunSettings
     from privacy.update import Layout
 
 
@@ -37,7 +37,7 @@ class Models:
         Raises:
             KeyFileError: if the file is damaged or of another model.
         """
-        if not _share(settings):
+        if not settings.kind.averaging:
             return self._results.load(settings.name, run, layout)
         latest = self._unfinished.load(settings.name, run, layout)
         mean = self._results.peek(settings.name, run)
@@ -57,7 +57,7 @@ class Models:
 
     def save(self, settings: RunSettings, latest: Checkpoint) -> tuple[Checkpoint, Path]:
         """Keep the model of a round that was opened; return it, and the file with the run's result so far."""
-        share = _share(settings)
+        share = settings.kind.averaging
         if settings.vote:
             self._results.keep(settings.name, latest.run, self._unfinished)
         if not share:
@@ -90,7 +90,3 @@ def _next(mean: Checkpoint | None, latest: Checkpoint, *, averaged: bool) -> Che
     before, vector = mean.model.digest, mean.model.vector
     include(vector, latest.model.vector, mean.averaged + 1)
     return replace(latest, model=Model(vector, latest.model.layout), average=before, averaged=mean.averaged + 1)
-
-
-def _share(settings: RunSettings) -> float:
-    return settings.training.averaging if settings.training else 0.0

@@ -23,7 +23,7 @@ from transport.contents import OPENED, Opened
 from transport.masking import CODES, REFUSAL, SEEDS, VALUES, Refusal
 
 if TYPE_CHECKING:
-    from client.acceptance import Accepted
+    from client.acceptance import AdmittedRun
     from client.site import Site
     from privacy.header import UpdateHeader
     from privacy.packing import Packing
@@ -42,16 +42,16 @@ class UnopenedError(AuthenticityError):
         self.refusal = refusal
 
 
-def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
+def open_sum(admitted: AdmittedRun, total: EncryptedSum) -> Checkpoint:
     """Step 7: decrypt a round's sum and arrive at the next model. A sum that was opened before changes nothing.
 
     Raises:
         ProtocolError: if the sum does not apply to the model that this site has.
         UnopenedError: if it is not the sum that it is said to be; no other of its plan is opened then.
     """
-    manifest, run = accepted.manifest, accepted.run
-    plan, headers = check_sum(total, run, manifest, site.roster)
-    now = site.checkpoint(manifest, run)
+    site, manifest = admitted.site, admitted.manifest
+    plan, headers = check_sum(total, admitted.run, manifest, site.roster)
+    now = admitted.checkpoint()
     if plan.round <= now.round:
         return now
     if now.digest != plan.base_model:
@@ -70,9 +70,9 @@ def open_sum(site: Site, accepted: Accepted, total: EncryptedSum) -> Checkpoint:
     bound = manifest.packing.update_bound
     if not manifest.settings.shares_noise:  # shares are of the range that was signed
         bound = next_bound(mean, len(headers), bound)
-    opened = Checkpoint(run, plan.round, average(site.checkpoint(manifest, run).model, mean), bound)
+    opened = Checkpoint(admitted.run, plan.round, average(admitted.checkpoint().model, mean), bound)
     # Before the model is kept: what a crash leaves unwritten is written when the sum comes again.
-    site.work(manifest.settings).opened(manifest, run, opened.model, headers)
+    admitted.work.opened(manifest, admitted.run, opened.model, headers)
     site.remainders.settle(plan, contributed=site.name in headers)
     opened, path = site.models.save(manifest.settings, opened)
     log.info("round %d of %d opened: %s", plan.round, manifest.settings.rounds, path)

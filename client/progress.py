@@ -16,10 +16,6 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-import torch
-
-from client.foreign import foreign
-from client.trial import one_a_record
 from privacy.failures import sentence
 from privacy.storage import make_folder, private
 from transport.reports import LARGEST_METRIC
@@ -28,33 +24,24 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from client.acceptance import AdmittedRun
     from client.checkpoint import Checkpoint
-    from client.site import Site
-    from client.study import Study
-    from privacy.manifest import Manifest
     from privacy.policy import Policy
-    from privacy.update import Model
 
 log = logging.getLogger("cloister.agent")
 
 FOLDER = "metrics"
-_MOST_RECORDS = 4096  # so that looking takes less time than training
 _TAIL = 1 << 16  # bytes: the last rounds' lines
-_BATCH = 256  # records at a time, unless `physical_batch` says otherwise
 
 
-def look(site: Site, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, float]:
+def look(admitted: AdmittedRun, checkpoint: Checkpoint) -> dict[str, float]:
     """Return the means of loss and metrics of a round's model, and write them down; nothing if that fails.
 
     Whatever goes wrong, a bug in the task's metrics or a full disk, stands in the log; the round goes on.
     """
-    settings = manifest.settings
-    if not settings.takes_steps:
-        return {}
+    site, settings = admitted.site, admitted.settings
     try:
-        study = site.study(settings.task)
-        batch = site.settings.training.physical_batch or _BATCH
-        count, found = _means(study, site.models.result(settings, checkpoint), settings.model_seed, batch)
+        count, found = admitted.work.measure(settings, site.models.result(settings, checkpoint))
         if count:
             path = site.place.folder / FOLDER / f"{settings.name}-{checkpoint.run[:8]}.jsonl"
             _append(path, checkpoint, count, found)
@@ -72,29 +59,6 @@ def shared(found: Mapping[str, float], policy: Policy) -> dict[str, float]:
     """Return what the policy lets out of these means, in two digits."""
     rounded = {name: float(f"{found[name]:.2g}") for name in policy.metrics if name in found}
     return {name: value for name, value in rounded.items() if abs(value) <= LARGEST_METRIC}
-
-
-def _means(study: Study, model: Model, seed: int, batch: int) -> tuple[int, dict[str, float]]:
-    """Return over how many held-out records, evenly taken, and the mean of each metric."""
-    inputs, targets = study.held_out
-    step = max(1, math.ceil(len(inputs) / _MOST_RECORDS))
-    inputs, targets = inputs[::step], targets[::step]
-    count, sums = len(inputs), dict[str, float]()
-    if not count:
-        return 0, {}
-    module = study.load_into(study.module(seed), model)
-    module.eval()
-    with torch.no_grad():
-        for start in range(0, count, batch):
-            part = targets[start : start + batch]
-            with foreign(study.name, "loss() or metrics() of held-out records"):
-                outputs = module(inputs[start : start + batch])
-                values = {"loss": float(study.task.loss(outputs, part)) * len(part)}
-                measured = one_a_record(study.task.metrics(outputs, part), len(part))
-            values |= {name: float(each.sum()) for name, each in measured.items()}
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value
-    return count, {name: value / count for name, value in sums.items()}
 
 
 def _append(path: Path, checkpoint: Checkpoint, count: int, found: Mapping[str, float]) -> None:

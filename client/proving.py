@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
     from client.gradients.choice import Choice
     from client.settings import Computing
-    from client.task import Task
-
-    Records = tuple[torch.Tensor, torch.Tensor]
+    from client.task import Records, Task
 
 _FEW = 32  # records of which variations are tried too
 _LARGE = 1 << 22  # parameters; from here on, the mode is only tried when it trains

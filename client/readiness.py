@@ -2,8 +2,8 @@
 
     dates    its roster and its certificate outlast the round
     disk     there is room for all that the round writes, and the ledger can be written
-    records  there are some, and the task can use every one of them: `client.fitness`
-    memory   a step on made-up records fits, as many as are computed at a time
+    records  there are some, and the task can use every one of them: `Work.check_records`
+    memory   a step on made-up records fits, as many as are computed at a time: `Work.check_memory`
 
 Records and memory are looked at once a process. Nothing of that leaves the site, but that it takes part or not.
 """
@@ -16,40 +16,89 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import torch
-
-from client.dpsgd import train, way_to_train
-from client.fitness import Fitness, example_of
-from client.foreign import foreign, is_memory
-from client.records import split_held_out
 from client.space import needs, space_for
-from privacy.errors import DataError, RefusedError, TaskError
-from privacy.randomness import Randomness
+from privacy.clocks import check_clock, tolerance
+from privacy.errors import ConfigError, RefusedError
+from privacy.shared import share_for
+from privacy.signing import sign
+from transport.contents import Readiness
 from transport.pki import read_certificate
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
-    from client.settings import Data
+    from client.acceptance import AdmittedRun
     from client.site import Site
-    from client.study import Study
+    from privacy.heads import SignedHead
     from privacy.manifest import Manifest
-    from privacy.update import Layout
+    from privacy.update import Layout, Model
+
+
+def get_ready(
+    admitted: AdmittedRun, node_id: int, known: SignedHead | None = None, sent: float | None = None
+) -> Readiness:
+    """Say whether this site can take part in a run, before anything is charged.
+
+    Args:
+        admitted: the run, by this site.
+        node_id: Flower's number of this site.
+        known: the last head of its ledger that the server has.
+        sent: what the server's clock showed as it asked, in seconds since 1970.
+
+    Raises:
+        LedgerError: if the ledger is older than that head, or cannot be written.
+        ProtocolError: if the clocks of site and server disagree.
+        TaskError: if the task's gradients cannot be computed here.
+        DataError: if a record cannot be used, or none is left.
+        BudgetError: if what is left of the budget does not cover the rest of the run.
+        RefusedError: if the run's time is over, or the model suits no share of the noise, or no memory here.
+        StorageError: if a disk has no room for what a round writes.
+    """
+    site, manifest, now = admitted.site, admitted.manifest, time.time()
+    manifest.check_valid(now)
+    seconds = admitted.settings.cohort.round_deadline_seconds
+    if sent is not None:  # how long the question was under way is not known here: the server looks at that
+        check_clock(site.name, now, sent, sent + seconds, tolerance(seconds))
+    admitted.ledger.check_head(known)
+    checkpoint = admitted.checkpoint()
+    if admitted.run not in admitted.ledger.runs():  # later, each round is held against the budget by itself
+        admitted.ledger.check_plan(manifest.run_cost, admitted.limit)
+    if admitted.settings.vote and admitted.run not in site.held_out_ledger.runs():
+        site.held_out_ledger.check_plan(manifest.votes_cost, site.settings.held_out_limit)
+    if admitted.settings.shares_noise:
+        _check_share(site, manifest, checkpoint.model)
+    site.outbox.last(admitted.run)  # if it is damaged, better said now
+    with ready_to_be_charged(admitted, checkpoint.model.layout):
+        admitted.work.check_memory(manifest)
+    keys = site.keyring.current(site.roster.version)
+    unsigned = Readiness(
+        site=site.name,
+        model=checkpoint.digest,
+        size=checkpoint.model.layout.size,
+        layout=checkpoint.model.layout.digest,
+        update_bound=checkpoint.update_bound,
+        epoch=keys.epoch if keys else 0,
+        keys=keys.fingerprint if keys else "",
+        latest=site.keyring.latest,
+        pairs=site.keyring.shares_with(keys),
+        clock=now,
+        signature=b"",
+    )
+    signature = sign(site.signing_key, "readiness", unsigned.signed_part(admitted.run, node_id))
+    return replace(unsigned, signature=signature)
 
 
 @contextmanager
-def ready_to_be_charged(site: Site, manifest: Manifest, layout: Layout) -> Iterator[None]:
+def ready_to_be_charged(admitted: AdmittedRun, layout: Layout) -> Iterator[None]:
     """Check all of it but memory, and keep the room on the disk for as long as the context lasts.
 
     Raises:
         CloisterError: saying what stands in the way; nothing is charged then.
     """
-    check_dates(site, manifest.settings.cohort.round_deadline_seconds)
-    site.check_records_for(manifest.settings)
-    ledger, _ = site.account(manifest.settings)
-    ledger.check_writable()
-    with space_for(needs(site.place.folder, ledger.path.parent, manifest, layout)):
+    check_dates(admitted.site, admitted.settings.cohort.round_deadline_seconds)
+    admitted.work.check_records(admitted.settings)
+    admitted.ledger.check_writable()
+    with space_for(needs(admitted, layout)):
         yield
 
 
@@ -70,69 +119,9 @@ def check_dates(site: Site, seconds: float) -> None:
             raise RefusedError(msg)
 
 
-def check_records(study: Study, data: Data, path: Path) -> None:
-    """Check that the task can use every record of a site.
-
-    Raises:
-        DataError: naming the record that it cannot use.
-    """
-    training, held_out = study.read
-    module = study.module(0).to(training[0].device)
-    fitness = Fitness(study.task, study.name, module)
-    used, kept = split_held_out(len(training[0]) + len(held_out[0]), data.held_out)
-    fitness.check(training, (used + 1).tolist(), path)
-    fitness.check(held_out, (kept + 1).tolist(), path)
-
-
-def check_metrics(study: Study, names: Collection[str], path: Path) -> None:
-    """Check that an evaluation can compute these metrics of a task for every held-out record.
-
-    Raises:
-        DataError: if it cannot.
-        TaskError: if one is not a number a record.
-    """
-    _, held_out = study.read
-    module = study.module(0).to(held_out[0].device)
-    Fitness(study.task, study.name, module).check_metrics(held_out, path, names)
-
-
-def check_count(count: int, data: Data, path: Path, what: str) -> None:
-    """Check that a run has records to be about.
-
-    Raises:
-        DataError: if not.
-    """
-    if count == 0:
-        msg = f"{path}: with held_out = {data.held_out:g} no records are left {what}; change it, or add records"
-        raise DataError(msg)
-
-
-def check_memory(site: Site, manifest: Manifest) -> None:
-    """Train a step on made-up records, as many as are computed at a time.
-
-    Raises:
-        RefusedError: if that does not fit in memory.
-        TaskError: if there is no way to compute the task's gradients.
-    """
-    settings, computing = manifest.settings, site.settings.training
-    if settings.training is None or not settings.takes_steps:
-        return
-    study = site.study(settings.task)
+def _check_share(site: Site, manifest: Manifest, model: Model) -> None:
     try:
-        with foreign(study.name, "gradients", TaskError), torch.random.fork_rng(devices=[]):
-            module = study.module(settings.model_seed).to(site.device)
-            count = min(way_to_train(study.task, module, computing).physical_batch, len(study.training[0]))
-            made_up = [part[torch.arange(count) % len(part)].to(site.device) for part in example_of(study.task)]
-            step = replace(settings.training, steps_per_round=1, sample_rate=1.0)
-            once = replace(manifest, settings=replace(settings, training=step))
-            with study.refusing():
-                made, chance = (made_up[0], made_up[1]), Randomness.fresh()
-                train(study.task, module, made, count, once, chance, computing=computing)
-    except TaskError as error:
-        if error.__cause__ is None or not is_memory(error.__cause__):
-            raise
-        msg = (
-            f"{site.name} cannot train {study.name}: a step needs more memory than is left there; set a smaller "
-            "physical_batch in [training] of its site.toml, or take a larger machine"
-        )
+        share_for(manifest, model)
+    except ConfigError as error:  # in figures that every member may know
+        msg = f"{site.name} cannot take part: {error}"
         raise RefusedError(msg) from error

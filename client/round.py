@@ -1,7 +1,7 @@
 """A round at a site, in the order that keeps its promises.
 
     1. open    what other rounds' sums this site has missed
-    2. check   the plan against the manifest, the manifest against the site's policy
+    2. check   the plan against the manifest, which was admitted: `client.acceptance`
     3. reserve the round's privacy spend, on disk, before any record is trained on; and before that, find out all that
        can be known to fail: `client.readiness`
     4. train   with DP-SGD, or add up a survey's records with noise → Update → PrivateUpdate
@@ -21,60 +21,53 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from client.acceptance import accept
 from client.masking import new_masks, recover
 from client.norms import shorten
 from client.opening import open_sum
 from client.readiness import ready_to_be_charged
 from privacy.envelope import sign_update
 from privacy.errors import ProtocolError
-from privacy.ledger import Release
 from privacy.masking import commitment, mask
-from privacy.packing import pack, pack_with_share
-from privacy.plan import check_plan, read_plan
-from privacy.randomness import Randomness
+from privacy.packing import PackedStream, pack, pack_with_share
+from privacy.plan import check_plan
 from privacy.shared import share_for
 from privacy.update import privatise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from client.acceptance import Accepted
+    from client.acceptance import Round
     from client.checkpoint import Checkpoint
     from client.site import Site
-    from privacy.entries import Purpose
     from privacy.envelope import SignedUpdate
     from privacy.epoch import EpochKeys
     from privacy.ledger import Charge
-    from privacy.manifest import Manifest
     from privacy.plan import RoundPlan
     from privacy.summation import EncryptedSum
     from privacy.update import PackedUpdate, PrivateUpdate, Update
 
 
-def train_round(site: Site, document: bytes, plan_bytes: bytes, missed: Sequence[EncryptedSum]) -> SignedUpdate:
+def train_round(current: Round, missed: Sequence[EncryptedSum]) -> SignedUpdate:
     """Steps 1 to 6. See there for the errors; whatever fails, nothing leaves the site that was not charged."""
-    accepted = accept(site, document)
+    site, plan, ledger = current.site, current.plan, current.ledger
     for total in missed:
-        open_sum(site, accepted, total)
-    accepted.manifest.check_valid(time.time())
-    plan = read_plan(plan_bytes)
-    check_plan(plan, accepted.manifest, accepted.run, site.name)
-    made, release = site.outbox.find(plan), _release_of(accepted.manifest, plan)
-    ledger, _ = site.account(accepted.manifest.settings)
-    if made is None and ledger.has_left(release):
+        open_sum(current, total)
+    current.manifest.check_valid(time.time())
+    check_plan(plan, current.manifest, current.run, site.name)
+    made = site.outbox.find(plan)
+    if made is None and ledger.has_left(current.release):
         msg = f"{site.name} has made its update of round {plan.round} and lost it; it makes no other for the same plan"
         raise ProtocolError(msg)
     if made is None:
         # Handed over and not kept here: it is out of memory again before the update is encrypted.
-        made = _make_update(site, accepted.manifest, plan, _starting_point(site, accepted, plan))
-    ledger.leaves(release, sha256(made.header).hexdigest())
+        made = _make_update(current, _starting_point(current))
+    ledger.leaves(current.release, sha256(made.header).hexdigest())
     return made
 
 
-def _starting_point(site: Site, accepted: Accepted, plan: RoundPlan) -> Checkpoint:
+def _starting_point(current: Round) -> Checkpoint:
     """Return the site's model, if the plan starts from it."""
-    checkpoint = site.checkpoint(accepted.manifest, accepted.run)
+    site, plan, checkpoint = current.site, current.plan, current.checkpoint()
     if plan.round <= checkpoint.round:
         msg = f"{site.name} has opened round {checkpoint.round} already; it does not train round {plan.round} again"
         raise ProtocolError(msg)
@@ -84,70 +77,65 @@ def _starting_point(site: Site, accepted: Accepted, plan: RoundPlan) -> Checkpoi
     return checkpoint
 
 
-def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> SignedUpdate:
+def _make_update(current: Round, checkpoint: Checkpoint) -> SignedUpdate:
+    site, plan = current.site, current.plan
     keys = _current_keys(site, plan)
-    seed, masks = new_masks(site, manifest, plan)  # or a refusal, before anything is charged or takes time
-    weight, bound, layout = manifest.weight(site.name), checkpoint.update_bound, checkpoint.model.layout
-    with ready_to_be_charged(site, manifest, layout):
-        left, packed = None, recover(site, manifest, plan)
-        if packed is None and manifest.settings.shares_noise:
-            packed = _pack_with_share(site, manifest, plan, checkpoint)
+    seed, masks = new_masks(current)  # or a refusal, before anything is charged or takes time
+    bound, layout = checkpoint.update_bound, checkpoint.model.layout
+    with ready_to_be_charged(current, layout):
+        packed = recover(current)
+        if packed is None and current.settings.shares_noise:
+            packed = _pack_with_share(current, checkpoint)
         elif packed is None:
-            private = train_private(site, manifest, plan, checkpoint)
-            shorten(private.vector, manifest.settings.encryption.update_norm)
-            packing = replace(manifest.packing, update_bound=bound)
-            packed, left = pack(private, weight, packing, _randomness(manifest, site, plan, "rounding")), private.vector
+            private = train_private(current, checkpoint)
+            shorten(private.vector, current.settings.encryption.update_norm)
+            packing = replace(current.manifest.packing, update_bound=bound)
+            packed = pack(private, current.weight, packing, current.randomness("rounding"))
         del checkpoint
         tagged = keys.tag.tag(mask(packed, masks), plan, site.name)
         made = keys.mac.authenticate(keys.decryption.encrypt(tagged, site.apply), plan, site.name)
-    if left is not None:
-        site.remainders.keep(plan, left)
+    if isinstance(packed, PackedStream):
+        site.remainders.keep(plan, packed.remainder)
     signed = sign_update(
         made, plan, layout, site.name, site.signing_key,
-        weight=weight, update_bound=bound, mask=commitment(seed) if seed else "",
+        weight=current.weight, update_bound=bound, mask=commitment(seed) if seed else "",
         commitments=masks.commitments if masks else b"",
     )  # fmt: skip
     site.outbox.keep(plan, signed, seed)
     return signed
 
 
-def train_private(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> PrivateUpdate:
+def train_private(current: Round, checkpoint: Checkpoint) -> PrivateUpdate:
     """Steps 3 and 4, and the start of 5: charge the round, make its update, add what the last one left over.
 
     Raises:
         BudgetError: if the budget does not cover the round; nothing was read then.
     """
-    made, charge = _charge_and_make(site, manifest, plan, checkpoint)
+    made, charge = _charge_and_make(current, checkpoint)
     update = privatise(made, charge)
-    site.remainders.add_to(update.vector, plan.run)
+    current.site.remainders.add_to(update.vector, current.run)
     return update
 
 
-def _pack_with_share(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> PackedUpdate:
+def _pack_with_share(current: Round, checkpoint: Checkpoint) -> PackedUpdate:
     """Train without noise, and pack with a share of it. Nothing is carried over: what is left out has no noise."""
-    share = share_for(manifest, checkpoint.model)  # or a refusal, before anything is charged
-    made, charge = _charge_and_make(site, manifest, plan, checkpoint)
-    weight, randomness = manifest.weight(site.name), _randomness(manifest, site, plan, "rounding")
-    return pack_with_share(made, charge, weight, manifest.packing, randomness, share.variance)
+    share = share_for(current.manifest, checkpoint.model)  # or a refusal, before anything is charged
+    made, charge = _charge_and_make(current, checkpoint)
+    return pack_with_share(
+        made, charge, current.weight, current.manifest.packing, current.randomness("rounding"), share.variance
+    )
 
 
-def _charge_and_make(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> tuple[Update, Charge]:
-    ledger, limit = site.account(manifest.settings)
-    charge = ledger.reserve(_release_of(manifest, plan), manifest.round_cost, limit)
-    work = site.work(manifest.settings)
+def _charge_and_make(current: Round, checkpoint: Checkpoint) -> tuple[Update, Charge]:
+    charge = current.ledger.reserve(current.release, current.manifest.round_cost, current.limit)
+    work = current.work
     try:
-        return work.release(manifest, checkpoint.model, _randomness(manifest, site, plan, "training")), charge
+        return work.release(current.manifest, checkpoint.model, current.randomness("training")), charge
     except KeyboardInterrupt:
         raise
     except BaseException:  # the server will see that it failed, as often as it asks
-        ledger.fails(charge.release)
+        current.ledger.fails(charge.release)
         raise
-
-
-def _release_of(manifest: Manifest, plan: RoundPlan) -> Release:
-    settings = manifest.settings
-    purpose: Purpose = "evaluation" if settings.evaluation else "statistics" if settings.statistics else "training"
-    return Release(plan.run, plan.round, plan.attempt, purpose)
 
 
 def _current_keys(site: Site, plan: RoundPlan) -> EpochKeys:
@@ -158,9 +146,3 @@ def _current_keys(site: Site, plan: RoundPlan) -> EpochKeys:
         msg = f"round {plan.round} is planned with keys {plan.keys[:12]} of epoch {plan.epoch}; {site.name} has {has}"
         raise ProtocolError(msg)
     return keys
-
-
-def _randomness(manifest: Manifest, site: Site, plan: RoundPlan, purpose: str) -> Randomness:
-    if manifest.settings.seed is None:
-        return Randomness.fresh()
-    return Randomness.seeded(manifest.settings.seed, site.name, plan.round, plan.attempt, purpose)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,8 +13,8 @@ from pydantic.dataclasses import dataclass
 from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.ledger import Budget as LedgerBudget
 from privacy.ledger import Ledger
-from privacy.manifest import SiteName
 from privacy.policy import Policy
+from privacy.settings import Kind, SiteName
 from transport.address import Dialled
 from transport.channel import TlsFiles
 from transport.pki import read_roster, read_signing_key
@@ -21,7 +22,6 @@ from transport.pki import read_roster, read_signing_key
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-    from privacy.manifest import RunSettings
 
 HELD_OUT = ".held-out"
 """What the ledger of the records that are held out has after its lineage; no lineage may be called so."""
@@ -121,19 +121,19 @@ class SiteFolder:
         """Resolve a path of the settings."""
         return self.folder / relative
 
-    @property
+    @cached_property
     def ledger(self) -> Ledger:
         """What was spent on the people whom the site's data is about."""
         return self._ledger(self.settings.data.lineage)
 
-    @property
+    @cached_property
     def held_out_ledger(self) -> Ledger:
         """What was spent on those of them who are held out: nothing else is told of these, so it counts by itself."""
         return self._ledger(self.settings.data.lineage + HELD_OUT)
 
-    def account(self, settings: RunSettings) -> tuple[Ledger, LedgerBudget]:
-        """Return the ledger to which a run is charged, and what it is held against."""
-        if settings.evaluation:
+    def account(self, kind: Kind) -> tuple[Ledger, LedgerBudget]:
+        """Return the ledger to which runs of a kind are charged, and what it is held against."""
+        if kind.held_out:
             return self.held_out_ledger, self.settings.held_out_limit
         return self.ledger, self.settings.limit
 

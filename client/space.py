@@ -9,7 +9,6 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from client.sums import FOLDER as STATISTICS
 from privacy.ciphertext import CIPHERTEXT_BYTES
 from privacy.errors import StorageError
 from privacy.failures import sentence
@@ -19,24 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from privacy.manifest import Manifest
+    from client.acceptance import AdmittedRun
     from privacy.update import Layout
 
 _NAME = ".space"
 _SMALL = 1 << 14  # bytes: a header, a report, some lines of a ledger
 
 
-def needs(folder: Path, ledger: Path, manifest: Manifest, layout: Layout) -> dict[Path, int]:
+def needs(admitted: AdmittedRun, layout: Layout) -> dict[Path, int]:
     """Return how many bytes a round writes into each folder of a site, beside what lies there."""
-    settings = manifest.settings
-    update = manifest.packing.ciphertexts(layout.size) * CIPHERTEXT_BYTES
-    model = 4 * layout.size
-    if settings.training:
-        update += 0 if settings.shares_noise else model  # what rounding left over
-        update += model if settings.training.averaging else 0  # the last model, beside the mean
-        update += model if settings.vote else 0  # the one before, where a second name for its file is not enough
-    found = {folder / "outbox": update + _SMALL, folder / "models": model + _SMALL, ledger: _SMALL}
-    return found if settings.training else found | {folder / STATISTICS: _SMALL}
+    folder = admitted.site.place.folder
+    update = admitted.manifest.packing.ciphertexts(layout.size) * CIPHERTEXT_BYTES
+    found = {folder / "outbox": update, folder / "models": 4 * layout.size, admitted.ledger.path.parent: 0}
+    for place, size in admitted.work.files(admitted.settings, layout).items():
+        found[place] = found.get(place, 0) + size
+    return {place: size + _SMALL for place, size in found.items()}
 
 
 @contextmanager

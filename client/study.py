@@ -1,8 +1,10 @@
-"""A task at a site: its model made, its records read once, a round of it trained."""
+"""A task at a site: its model made, its records read once, a round of it trained: the work of runs that train."""
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -13,38 +15,41 @@ import torch
 
 from client.beginning import find_model
 from client.dpsgd import train, way_to_train
-from client.fitness import load_records
+from client.fitness import Fitness, example_of, load_records
+from client.foreign import foreign, is_memory
 from client.guard import check_task
+from client.held_out import split_held_out
 from client.interactions import InteractionError
 from client.proving import prove
-from client.records import split_held_out
 from client.refusals import Refusals
 from client.state import check_constants, layout_of, set_constants, tensors_of
 from client.task import import_task
-from client.trial import make_model
+from client.trial import make_model, one_a_record
+from privacy.errors import RefusedError, TaskError
+from privacy.randomness import Randomness
 from privacy.update import Model, Update
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import nn
 
-    from client.task import Task
+    from client.task import Records, Task
     from client.trial import Example
     from client.workplace import Workplace
-    from privacy.manifest import Manifest, RunSettings
-    from privacy.purposes import Start
-    from privacy.randomness import Randomness
+    from privacy.manifest import Manifest
+    from privacy.settings import RunSettings, Start
     from privacy.update import Layout
 
-Records = tuple["Tensor", "Tensor"]
-
+_MOST_RECORDS = 4096  # that are measured, so that it takes less time than training
+_BATCH = 256  # records at a time, unless `physical_batch` says otherwise
 _TRIED: WeakKeyDictionary[type[Task], Example] = WeakKeyDictionary()
 
 
 class Study:
-    """One task at one site: the counterpart of `Poll`, which asks without training."""
+    """One task at one site: what runs do with it that train."""
 
     def __init__(self, name: str, site: Workplace) -> None:
         self.name, self._site = name, site
@@ -52,6 +57,7 @@ class Study:
         self._refusals = Refusals(site.place.folder)
         self._refusals.check(name, self.task)
         self._example = _tried(self.task, name)
+        self._usable = self._fits = False  # whether the task can use every record, and a step fits in memory
         self._layouts: dict[tuple[int, Start | None], Layout] = {}  # of one run, as constants may be large
 
     def module(self, seed: int) -> nn.Module:
@@ -104,6 +110,86 @@ class Study:
             module = self.module(settings.model_seed).to(self._site.device)
             way_to_train(self.task, module, self._site.settings.training)
 
+    def count(self) -> int:
+        """Return how many records are trained on, each of which the task can use."""
+        self.check_usable()
+        return len(self.training[0])
+
+    def check_records(self, settings: RunSettings) -> None:
+        """Check that there are records to train on, and that the task can use each of them, once a process."""
+        self.check_not_refused()
+        self._site.check_count(len(self.read[0][0]), "to train on")
+        self.check_usable()
+        if settings.takes_steps:
+            _ = self.training  # on which the task is tried once more, when each record is known to fit
+
+    def check_usable(self) -> None:
+        """Check, once a process, that the task can use every record.
+
+        Raises:
+            DataError: naming the record that it cannot use.
+        """
+        if self._usable:
+            return
+        training, held_out = self.read
+        fitness, path = Fitness(self.task, self.name, self.module(0).to(training[0].device)), self._site.records_path
+        used, kept = split_held_out(len(training[0]) + len(held_out[0]), self._site.settings.data.held_out)
+        fitness.check(training, (used + 1).tolist(), path)
+        fitness.check(held_out, (kept + 1).tolist(), path)
+        self._usable = True
+
+    def check_metrics(self, names: Collection[str]) -> None:
+        """Check that these metrics can be computed for every held-out record.
+
+        Raises:
+            DataError: if they cannot.
+            TaskError: if one is not a number a record.
+        """
+        _, held_out = self.read
+        fitness = Fitness(self.task, self.name, self.module(0).to(held_out[0].device))
+        fitness.check_metrics(held_out, self._site.records_path, names)
+
+    def check_memory(self, manifest: Manifest) -> None:
+        """Train a step on made-up records, as many as are computed at a time, once a process.
+
+        Raises:
+            RefusedError: if that does not fit in memory.
+            TaskError: if there is no way to compute the task's gradients.
+        """
+        training, computing = manifest.settings.training, self._site.settings.training
+        if self._fits or training is None or not manifest.settings.takes_steps:
+            return
+        try:
+            with foreign(self.name, "gradients", TaskError), torch.random.fork_rng(devices=[]):
+                module = self.module(manifest.settings.model_seed).to(self._site.device)
+                count = min(way_to_train(self.task, module, computing).physical_batch, len(self.training[0]))
+                inputs, targets = (
+                    part[torch.arange(count) % len(part)].to(self._site.device) for part in example_of(self.task)
+                )
+                step = replace(training, steps_per_round=1, sample_rate=1.0)
+                once = replace(manifest, settings=replace(manifest.settings, training=step))
+                with self.refusing():
+                    chance = Randomness.fresh()
+                    train(self.task, module, (inputs, targets), count, once, chance, computing=computing)
+        except TaskError as error:
+            if error.__cause__ is None or not is_memory(error.__cause__):
+                raise
+            msg = (
+                f"{self._site.name} cannot train {self.name}: a step needs more memory than is left there; set a "
+                "smaller physical_batch in [training] of its site.toml, or take a larger machine"
+            )
+            raise RefusedError(msg) from error
+        self._fits = True
+
+    def files(self, settings: RunSettings, layout: Layout) -> dict[Path, int]:
+        """Count the copies of the model that are kept in the outbox."""
+        copies = (
+            not settings.shares_noise,  # what rounding left over
+            settings.kind.averaging > 0,  # the last model, beside the mean
+            settings.vote is not None,  # the one before, where a second name for its file is not enough
+        )
+        return {self._site.place.folder / "outbox": 4 * layout.size * sum(copies)}
+
     def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
         """Train for one round, from this model on: what changed, `(parameters,)`.
 
@@ -122,6 +208,31 @@ class Study:
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
         """Do nothing more than what is done with every model."""
+
+    def measure(self, settings: RunSettings, model: Model) -> tuple[int, dict[str, float]]:
+        """Return over how many held-out records, evenly taken, and the means of loss and metrics."""
+        if not settings.takes_steps:
+            return 0, {}
+        inputs, targets = self.held_out
+        step = max(1, math.ceil(len(inputs) / _MOST_RECORDS))
+        inputs, targets = inputs[::step], targets[::step]
+        count, sums = len(inputs), dict[str, float]()
+        if not count:
+            return 0, {}
+        module = self.load_into(self.module(settings.model_seed), model)
+        module.eval()
+        batch = self._site.settings.training.physical_batch or _BATCH
+        with torch.no_grad():
+            for start in range(0, count, batch):
+                part = targets[start : start + batch]
+                with foreign(self.name, "loss() or metrics() of held-out records"):
+                    outputs = module(inputs[start : start + batch])
+                    values = {"loss": float(self.task.loss(outputs, part)) * len(part)}
+                    measured = one_a_record(self.task.metrics(outputs, part), len(part))
+                values |= {name: float(each.sum()) for name, each in measured.items()}
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + value
+        return count, {name: value / count for name, value in sums.items()}
 
     def load_into(self, module: nn.Module, model: Model) -> nn.Module:
         """Make a new module the model, and move it to the site's device."""
@@ -147,10 +258,9 @@ class Study:
 
     @cached_property
     def _records(self) -> tuple[Records, Records]:
-        data = self._site.settings.data
-        path = self._site.place.path(data.file)
-        inputs, targets = load_records(self.task, self.name, self._example, path)
-        used, kept = (torch.from_numpy(part) for part in split_held_out(len(inputs), data.held_out))
+        inputs, targets = load_records(self.task, self.name, self._example, self._site.records_path)
+        held_out = self._site.settings.data.held_out
+        used, kept = (torch.from_numpy(part) for part in split_held_out(len(inputs), held_out))
         device = self._site.device
         return (
             (inputs[used].to(device), targets[used].to(device)),

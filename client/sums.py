@@ -19,13 +19,35 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from client.workplace import Workplace
     from privacy.manifest import Manifest
     from privacy.randomness import Randomness
-    from privacy.update import Model
+    from privacy.settings import RunSettings
+    from privacy.update import Layout, Model
 
 FOLDER = "statistics"
 
 log = logging.getLogger("cloister.agent")
+
+
+class OneSum:
+    """What both kinds of such works have in common."""
+
+    def __init__(self, site: Workplace) -> None:
+        self._site = site
+
+    def check_memory(self, manifest: Manifest) -> None:
+        """Check nothing: a vector fits."""
+
+    def files(self, settings: RunSettings, layout: Layout) -> dict[Path, int]:
+        """Count the report."""
+        del settings, layout
+        return {self._site.place.folder / FOLDER: 0}
+
+    def measure(self, settings: RunSettings, model: Model) -> tuple[int, dict[str, float]]:
+        """Measure nothing: there is no model."""
+        del settings, model
+        return 0, {}
 
 
 def noised(total: NDArray[np.float64], manifest: Manifest, randomness: Randomness) -> Update:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from client.foreign import foreign
-from client.records import split_held_out
-from client.sums import noised, read_sum, write_report
+from client.held_out import split_held_out
+from client.sums import OneSum, noised, read_sum, write_report
 from client.task import import_class, make
 from privacy import figures
 from privacy.errors import DataError, TaskError
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from client.site import Site
-    from privacy.manifest import Manifest, RunSettings
+    from client.workplace import Workplace
+    from privacy.manifest import Manifest
     from privacy.randomness import Randomness
+    from privacy.settings import RunSettings
     from privacy.update import Layout, Update
 
 log = logging.getLogger("cloister.agent")
@@ -89,11 +90,21 @@ def import_survey(name: str) -> Survey:
     return survey
 
 
-class Poll:
-    """One survey at one site: the counterpart of `Study`, which trains."""
+class Poll(OneSum):
+    """One survey at one site: what runs do with it that add its records up."""
 
-    def __init__(self, name: str, site: Site) -> None:
-        self.name, self._site, self.survey = name, site, import_survey(name)
+    def __init__(self, name: str, site: Workplace) -> None:
+        super().__init__(site)
+        self.name, self.survey = name, import_survey(name)
+
+    def count(self) -> int:
+        """Return how many records are added up."""
+        return len(self.records[0])
+
+    def check_records(self, settings: RunSettings) -> None:
+        """Check that there are records to add up."""
+        del settings
+        self._site.check_count(self.count(), "to add up")
 
     def form(self, settings: RunSettings) -> Form:
         """Return what a run asks."""
@@ -117,8 +128,7 @@ class Poll:
         Raises:
             DataError: if the survey reads anything else.
         """
-        data = self._site.settings.data
-        path = self._site.place.path(data.file)
+        path = self._site.records_path
         with foreign(self.name, f"load() of {path}", DataError):
             found: Any = self.survey.load(path)
         try:
@@ -127,7 +137,7 @@ class Poll:
             msg = f"{path}: what the survey read is no table of numbers and its labels; mend its `load`"
             raise DataError(msg) from error
         self._check(path, values, labels)
-        kept = split_held_out(len(values), data.held_out)[0]
+        kept = split_held_out(len(values), self._site.settings.data.held_out)[0]
         return values[kept], labels.reshape(-1)[kept]
 
     def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+Records = tuple["Tensor", "Tensor"]
+"""Inputs and targets `(n, ...)`."""
+
+
 class Task(ABC):
     """Model, data, loss and metrics of one federated study. Instances hold no data."""
 

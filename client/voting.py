@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from client.acceptance import Accepted
+    from client.acceptance import AdmittedRun
     from client.checkpoint import Checkpoint
     from client.site import Site
-    from privacy.manifest import RunSettings
+    from privacy.settings import RunSettings
     from privacy.update import Model
 
 log = logging.getLogger("cloister.agent")
@@ -42,17 +42,18 @@ log = logging.getLogger("cloister.agent")
 _BATCH = 256  # records at a time, unless `physical_batch` says otherwise
 
 
-def vote(site: Site, accepted: Accepted, now: Checkpoint) -> Vote | None:
+def vote(admitted: AdmittedRun, now: Checkpoint) -> Vote | None:
     """Return this site's vote on the model that it has come to, if it casts one."""
-    if accepted.manifest.settings.vote is None:
+    site = admitted.site
+    if admitted.settings.vote is None:
         return None
     try:
-        before = site.before(accepted.manifest, accepted.run)
-        if before.digest == now.digest or not _has_held_out(site, accepted):  # nothing changed, or it was undone
+        before = admitted.before()
+        if before.digest == now.digest or not _has_held_out(admitted):  # nothing changed, or it was undone
             return None
-        question = Question(accepted.run, now.round, before.digest, now.digest)
+        question = Question(admitted.run, now.round, before.digest, now.digest)
         release = Release(question.run, question.round, 1, "vote")
-        made = _kept(site, question) or _answer(site, accepted, question, release, (before.model, now.model))
+        made = _kept(site, question) or _answer(admitted, question, release, (before.model, now.model))
         site.held_out_ledger.leaves(release, sha256(made.to_bytes()).hexdigest())
     except (CloisterError, OSError) as error:  # the digest, which the round needs, is told all the same
         log.warning("round %d: %s casts no vote: %s", now.round, site.name, error)
@@ -60,7 +61,7 @@ def vote(site: Site, accepted: Accepted, now: Checkpoint) -> Vote | None:
     return made
 
 
-def undo(site: Site, accepted: Accepted, question: Question, votes: Mapping[str, Vote]) -> Checkpoint:
+def undo(admitted: AdmittedRun, question: Question, votes: Mapping[str, Vote]) -> Checkpoint:
     """Go back to the model before the last round, if the votes on it say so. Going back twice changes nothing.
 
     The round's number is passed, its sum is not opened again, and what was charged stays charged.
@@ -69,40 +70,40 @@ def undo(site: Site, accepted: Accepted, question: Question, votes: Mapping[str,
         ProtocolError: if the run has no votes, they are on another model than the site's, or do not reject it.
         AuthenticityError: if one is not that of its site on this question.
     """
-    manifest = accepted.manifest
-    now = site.checkpoint(manifest, accepted.run)
+    site, now = admitted.site, admitted.checkpoint()
     if now.digest == question.before:
         return now
-    before = site.before(manifest, accepted.run)
-    own = Question(accepted.run, now.round, before.digest, now.digest)
-    if manifest.settings.vote is None or question != own:
+    before = admitted.before()
+    own = Question(admitted.run, now.round, before.digest, now.digest)
+    if admitted.settings.vote is None or question != own:
         msg = f"the votes are not on {site.name}'s model of round {now.round} and the one before; nothing was undone"
         raise ProtocolError(msg)
-    cohort = manifest.settings.cohort
+    cohort = admitted.settings.cohort
     check_rejected(question, votes, cohort.sizes, cohort.minimum, site.roster)
-    site.remainders.forget(accepted.run)
+    site.remainders.forget(admitted.run)
     undone = replace(before, round=now.round)
-    site.models.go_back(manifest.settings, undone)
+    site.models.go_back(admitted.settings, undone)
     log.warning("round %d: undone, as half of %d votes or more reject its model", now.round, len(votes))
     return undone
 
 
-def _has_held_out(site: Site, accepted: Accepted) -> bool:
-    return len(site.study(accepted.manifest.settings.task).held_out[0]) > 0
+def _has_held_out(admitted: AdmittedRun) -> bool:
+    return len(admitted.site.study(admitted.settings.task).held_out[0]) > 0
 
 
-def _answer(site: Site, accepted: Accepted, question: Question, release: Release, models: tuple[Model, Model]) -> Vote:
+def _answer(admitted: AdmittedRun, question: Question, release: Release, models: tuple[Model, Model]) -> Vote:
     """Charge a vote, make it and keep it.
 
     Raises:
         BudgetError: if the budget does not cover it.
         LedgerError: if one was cast on this round already.
     """
-    ledger, settings = site.held_out_ledger, accepted.manifest.settings
+    site, settings = admitted.site, admitted.settings
+    ledger = site.held_out_ledger
     if ledger.has_left(release):
         msg = f"{ledger.path}: its vote on round {question.round} was cast and lost; it casts no other"
         raise LedgerError(msg)
-    cost = replace(accepted.manifest.votes_cost, steps=1)
+    cost = replace(admitted.manifest.votes_cost, steps=1)
     charge = ledger.reserve(release, cost, site.settings.held_out_limit)
     worse = _is_worse(site, settings, *models)
     reject = respond(worse, charge.mechanism.pure, _randomness(site, settings, question))

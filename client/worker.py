@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from client.dpsgd import take_part
 from client.team import gather
-from client.workplace import Workplace
+from client.works import Works
 
 if TYPE_CHECKING:
     from client.settings import SiteFolder
@@ -24,7 +24,7 @@ def assist(folder: SiteFolder) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # it has nothing to leave in order, and Python would wait for its peers
-    workplace = Workplace(folder)
+    workplace = Works(folder)
     with gather(workplace.device) as team:
         if team is None:
             return

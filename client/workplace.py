@@ -1,50 +1,48 @@
-"""Where a site trains: its settings, its device, and tasks with its records. It has neither keys nor ledger."""
+"""Where a site works with its records: its settings, its device, its team. It has neither keys nor ledger."""
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import torch
 
 from client.launch import own_place
-from client.study import Study
-from client.survey import Survey
-from client.task import import_class
-from privacy.errors import TaskError
+from privacy.errors import DataError, TaskError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from client.settings import SiteFolder
     from client.team import Team
 
 
 class Workplace:
-    """What a site needs to train."""
+    """What a task or a survey needs of its site."""
 
     def __init__(self, folder: SiteFolder) -> None:
         self.place, self.settings = folder, folder.settings
         self.name = self.settings.site
         self.device = find_device(self.settings.device)
         self.team: Team | None = None  # those that train with this process
-        self._studies: dict[str, Study] = {}
 
-    def study(self, task: str) -> Study:
-        """Return a task with this site's records, read once.
+    @property
+    def records_path(self) -> Path:
+        """The file with the site's records."""
+        return self.place.path(self.settings.data.file)
+
+    def check_count(self, count: int, what: str) -> None:
+        """Check that there are records for what a run does.
 
         Raises:
-            TaskError: if the task cannot be imported or trained.
+            DataError: if not.
         """
-        if task not in self._studies:
-            self._studies[task] = Study(task, self)
-        return self._studies[task]
-
-    def records_digest(self) -> bytes:
-        """Read the records for every task that the policy allows to be trained; return a digest of them all."""
-        found = sha256()
-        for task in self.settings.policy.tasks:
-            if not issubclass(import_class(task), Survey):
-                found.update(task.encode() + self.study(task).digest())
-        return found.digest()
+        if count == 0:
+            held_out = self.settings.data.held_out
+            msg = (
+                f"{self.records_path}: with held_out = {held_out:g} no records are left {what}; change it, or add "
+                "records"
+            )
+            raise DataError(msg)
 
 
 def find_device(wanted: str) -> torch.device:

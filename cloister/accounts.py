@@ -8,11 +8,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.settings import read_site
 from privacy.accounting import calibrate
+from privacy.calibration import sign_manifest
 from privacy.config import read_toml
 from privacy.errors import CloisterError, ConfigError, KeyFileError, LedgerError
 from privacy.failures import reason
-from privacy.manifest import RunSettings, open_manifest, sign_manifest
+from privacy.manifest import open_manifest
 from privacy.policy import check_policy
+from privacy.settings import RunSettings
 from privacy.spending import Balance, excessive, without_infinity
 from privacy.storage import in_file, open_file, read_file
 from transport.pki import read_roster, read_signing_key
@@ -166,7 +168,7 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
     """
     place = read_site(path)
     manifest, policy = _read_run(run, place), place.settings.policy
-    ledger, budget = place.account(manifest.settings)
+    ledger, budget = place.account(manifest.settings.kind)
     cost, votes, delta = manifest.run_cost, manifest.votes_cost, budget.delta
     done, alone = ledger.mechanisms(), ledger.cost([manifest.run_cost], budget.delta)
     after = ledger.cost([*done, cost], delta)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from privacy.manifest import RunSettings
+    from privacy.settings import RunSettings
     from simulations.federation import Federation, SiteTerms
 
 

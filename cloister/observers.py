@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from privacy.accounting import epsilon
-from privacy.shared import colluding_sites, most_parameters, observers
+from privacy.shared import most_parameters, observers
 from privacy.votes import errors
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def cost_of_votes(manifest: Manifest) -> dict[str, Any]:
     settings = manifest.settings
     if settings.vote is None:
         return {}
-    wrong = errors(len(settings.cohort.sizes), max(1, colluding_sites(settings)), settings.vote.epsilon)
+    wrong = errors(len(settings.cohort.sizes), max(1, settings.colluding_sites), settings.vote.epsilon)
     return {"votes": {
         "epsilon_of_each": settings.vote.epsilon,
         "epsilon": epsilon([manifest.votes_cost], settings.privacy.delta),

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from cloister.observers import against_whom, cost_of_votes
 from privacy.accounting import epsilon
+from privacy.calibration import sign_manifest
 from privacy.config import read_toml
 from privacy.errors import ConfigError, KeyFileError
-from privacy.manifest import RunSettings, open_manifest, sign_manifest
+from privacy.manifest import open_manifest
+from privacy.settings import RunSettings
 from privacy.spending import excessive
 from privacy.storage import write_atomically
 from transport.pki import read_roster, read_signing_key

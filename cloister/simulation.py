@@ -10,7 +10,7 @@ from cloister.observers import against_whom, cost_of_votes
 from cloister.view import RoundTable, listen
 from privacy.config import read_toml
 from privacy.errors import ConfigError
-from privacy.manifest import RunSettings
+from privacy.settings import RunSettings
 from privacy.spending import without_infinity
 from server.settings import read_consortium, read_run
 from simulations.inline import run_inline

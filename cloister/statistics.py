@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from client.sums import FOLDER
 from privacy.config import read_toml, settings_file
 from privacy.errors import ConfigError, RunError
-from privacy.manifest import RunSettings
+from privacy.settings import RunSettings
 from privacy.storage import read_file
 
 if TYPE_CHECKING:

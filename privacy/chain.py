@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from privacy.entries import Entries, Whose, read_entries, signed_by, write_adopted
+from privacy.entries import KIND, Entries, Whose, read_entries, signed_by, write_adopted
 from privacy.errors import KeyFileError, LedgerError
 from privacy.heads import LastHead, SignedHead
+from privacy.signing import sign
 from privacy.storage import append, lost, make_folder, open_file, private
 
 if TYPE_CHECKING:
@@ -77,6 +78,26 @@ class Chain:
     def head(self) -> str:
         """The digest of all that was charged."""
         return self.entries().head
+
+    def sign_head(self) -> SignedHead:
+        """Return the present head, signed by the site.
+
+        Raises:
+            LedgerError: if the ledger was edited.
+        """
+        entries = self.entries()
+        if entries.signature:
+            return SignedHead(entries.head, bytes.fromhex(entries.signature.decode()))
+        return SignedHead(entries.head, sign(self.signing_key, KIND, self.whose.signed_part(entries.head)))
+
+    def check_head(self, known: SignedHead | None) -> None:
+        """Hold the ledger against a head that the server brought back, if the site made it for just this ledger.
+
+        Raises:
+            LedgerError: if the ledger is older, or was edited.
+        """
+        if known and known.is_of(self.whose, self.public_key):
+            self.check_holds(known.head, self.entries())
 
     def last_kept(self) -> str | None:
         """Return the last head that the site kept apart from the file, if it did, and it is this ledger's."""

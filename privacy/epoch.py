@@ -36,8 +36,8 @@ from privacy.config import STRICT
 from privacy.encryption import DecryptionKey
 from privacy.errors import AuthenticityError, KeyFileError, MalformedError, ProtocolError
 from privacy.mac import MacKey
-from privacy.manifest import SiteName
 from privacy.roster import Hex32
+from privacy.settings import SiteName
 from privacy.signing import SignedDocument
 from privacy.tag import KEY_BYTES, TagKey
 

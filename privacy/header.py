@@ -15,8 +15,8 @@ from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT
 from privacy.errors import MalformedError, ProtocolError
-from privacy.manifest import SiteName
 from privacy.roster import Hex32, Member
+from privacy.settings import SiteName
 from privacy.signing import verify
 
 if TYPE_CHECKING:

@@ -23,18 +23,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from privacy.entries import KIND, signed_by
+from privacy.entries import signed_by
 from privacy.errors import MalformedError
-from privacy.signing import sign
 from privacy.storage import make_folder, naming, read_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     from privacy.entries import Whose
-    from privacy.ledger import Ledger
 
 _SIGNATURE_BYTES = 64
 
@@ -101,25 +99,3 @@ class LastHead:
             return SignedHead(head, bytes.fromhex(signature))
         except (OSError, ValueError, MalformedError):
             return None
-
-
-def sign_head(ledger: Ledger, key: Ed25519PrivateKey) -> SignedHead:
-    """Return a ledger's present head, signed by its site.
-
-    Raises:
-        LedgerError: if the ledger was edited.
-    """
-    entries = ledger.entries()
-    if entries.signature:
-        return SignedHead(entries.head, bytes.fromhex(entries.signature.decode()))
-    return SignedHead(entries.head, sign(key, KIND, ledger.whose.signed_part(entries.head)))
-
-
-def check_head(ledger: Ledger, known: SignedHead | None, key: Ed25519PrivateKey) -> None:
-    """Hold a ledger against a head that the server brought back, if the site made it for just this ledger.
-
-    Raises:
-        LedgerError: if the ledger is older, or was edited.
-    """
-    if known and known.is_of(ledger.whose, key.public_key()):
-        ledger.check_holds(known.head, ledger.entries())

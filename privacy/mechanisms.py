@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from privacy.shared import honest_sites, observers
+from privacy.shared import observers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +92,7 @@ def stated_run(run: StatedRun, balance: Balance) -> dict[str, Any]:
         "rounds": settings.rounds,
         "rounds_charged_here": len({each.release.round for each in own}),
         "charges_here": len(own),
-        "noise": f"shared; the sum of {honest_sites(settings)} sites' shares has all of it"
+        "noise": f"shared; the sum of {settings.honest_sites} sites' shares has all of it"
         if settings.shares_noise else "local",
         "noise_multiplier": cost.noise_multiplier,
         "clipping_norm": _norm(run),

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from privacy.discrete import discrete_gaussian, reach
-from privacy.errors import ConfigError, MalformedError
+from privacy.errors import ConfigError, MalformedError, ProtocolError
 from privacy.update import PackedUpdate, Update, is_finite
 
 if TYPE_CHECKING:
@@ -113,19 +113,44 @@ class Packing:
         return len(weights) * self.unit(1.0) / sum(weights)
 
 
-def pack(update: PrivateUpdate, weight: float, packing: Packing, randomness: Randomness) -> PackedUpdate:
+class PackedStream(PackedUpdate):
+    """A packed update that knows, once all its blocks were taken, what they do not carry of the update."""
+
+    def __init__(self, blocks: Iterator[NDArray[np.uint64]], charge: Charge, remainder: NDArray[np.float32]) -> None:
+        super().__init__(self._until_used_up(blocks), charge)
+        self._remainder, self._used_up = remainder, False
+
+    def _until_used_up(self, blocks: Iterator[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:
+        yield from blocks
+        self._used_up = True
+
+    @property
+    def remainder(self) -> NDArray[np.float32]:
+        """What clipping and rounding left over, `(size,)`: the update less what its blocks decode to.
+
+        Added to the next update, nothing is lost over a run but delayed (error feedback; Seide et al. 2014,
+        Karimireddy et al. 2019). It comes after the noise, so it costs no privacy.
+
+        Raises:
+            ProtocolError: if blocks are left to take.
+        """
+        if not self._used_up:
+            msg = "an update's remainder is known once all its blocks were taken; take them first"
+            raise ProtocolError(msg)
+        return self._remainder
+
+
+def pack(update: PrivateUpdate, weight: float, packing: Packing, randomness: Randomness) -> PackedStream:
     """Weigh, round stochastically to levels, cut to those that there are, and pack, as the blocks are taken.
 
-    What clipping and rounding leave over takes the update's place in `update.vector`: added to the next update, nothing
-    is lost over a run but delayed (error feedback; Seide et al. 2014, Karimireddy et al. 2019). It comes after the
-    noise, so it costs no privacy.
+    The stream takes the update's memory over: from here on, `update.vector` is not the update any more.
 
     Raises:
         MalformedError: if the weight is not in (0, w_max] or a value is not finite.
     """
     _check(update.vector, weight, packing)
     levels_of = partial(_keeping_the_rest, unit=packing.unit(weight), packing=packing, randomness=randomness)
-    return PackedUpdate(_packed(update.vector, packing, levels_of), update.charge)
+    return PackedStream(_packed(update.vector, packing, levels_of), update.charge, update.vector)
 
 
 def pack_with_share(

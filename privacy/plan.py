@@ -14,8 +14,8 @@ from pydantic.dataclasses import dataclass
 from privacy.clocks import tolerance
 from privacy.config import STRICT
 from privacy.errors import MalformedError, ProtocolError
-from privacy.manifest import SiteName
 from privacy.roster import Hex32
+from privacy.settings import SiteName
 from privacy.signing import digest
 
 if TYPE_CHECKING:

@@ -15,11 +15,10 @@ from privacy.accounting import epsilon as epsilon_of
 from privacy.config import STRICT
 from privacy.errors import RefusedError
 from privacy.packing import Profile
-from privacy.shared import colluding_sites
 
 if TYPE_CHECKING:
-    from privacy.manifest import Manifest, RunSettings
-    from privacy.purposes import Vote
+    from privacy.manifest import Manifest
+    from privacy.settings import RunSettings, Vote
 
 
 METRIC_NAME = r"[A-Za-z0-9][A-Za-z0-9 _.@%+-]{0,39}"
@@ -89,8 +88,8 @@ def _check_protection(policy: Policy, settings: RunSettings, site: str) -> None:
     if settings.shares_noise and not policy.shared_noise:
         raise _refusal(site, "noise of which each site adds only a share", "shared_noise = false")
     masked = policy.collusion_resistant or settings.shares_noise
-    if masked and colluding_sites(settings) < policy.colluding_sites:
-        asked = f"a run that bears {colluding_sites(settings)} colluding sites"
+    if masked and settings.colluding_sites < policy.colluding_sites:
+        asked = f"a run that bears {settings.colluding_sites} colluding sites"
         raise _refusal(site, asked, f"colluding_sites = {policy.colluding_sites}")
 
 

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
-from privacy.manifest import SiteName
+from privacy.settings import SiteName
 from privacy.signing import SignedDocument
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from privacy.discrete import reach
 from privacy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from privacy.manifest import Manifest, RunSettings
+    from privacy.manifest import Manifest
     from privacy.update import Model
 
 _MOST_ROUNDING = 0.05  # of C
@@ -57,22 +57,6 @@ class Observer:
     noise_multiplier: float
     epsilon: float
     declared: bool  # the strongest that the run declares: what the ledger charges
-
-
-def honest_sites(settings: RunSettings) -> int:
-    """Return how many sites make the noise that a run counts on, K: of a minimum cohort, those that do not collude."""
-    if not settings.shares_noise:
-        return 1
-    return settings.cohort.minimum - colluding_sites(settings)
-
-
-def colluding_sites(settings: RunSettings) -> int:
-    """Return how many sites' shares do not count in a run. Every site sees the sums, and knows its own: one at least.
-
-    A run may say 0, for a site that lets it (`[policy]`): its ε is then against those who take no part.
-    """
-    given = settings.privacy.colluding_sites
-    return 1 if given is None else given
 
 
 def share_for(manifest: Manifest, model: Model) -> Share:
@@ -102,7 +86,7 @@ def share_of(manifest: Manifest, parameters: int, length: float) -> Share:
         )
         raise ConfigError(msg)
     sensitivity = clipped + rounding
-    variance = math.ceil((manifest.noise_multiplier * sensitivity) ** 2 / honest_sites(manifest.settings))
+    variance = math.ceil((manifest.noise_multiplier * sensitivity) ** 2 / manifest.settings.honest_sites)
     if variance < _LEAST_VARIANCE:
         msg = (
             f"a site's share of the noise would be {math.sqrt(variance):.1f} levels, and needs to be "
@@ -133,7 +117,7 @@ def observers(manifest: Manifest, delta: float, group: int = 1) -> tuple[Observe
     Records of one person may be so many as `group`.
     """
     settings, sites = manifest.settings, manifest.settings.cohort.minimum
-    declared = sites - honest_sites(settings)
+    declared = sites - settings.honest_sites
     several = range(sites) if sites <= _FEW_SITES else sorted({0, 1, 2, declared, sites // 2, sites - 2, sites - 1})
     return tuple(_observer(manifest, colluding, delta, group) for colluding in several)
 
@@ -141,11 +125,11 @@ def observers(manifest: Manifest, delta: float, group: int = 1) -> tuple[Observe
 def _observer(manifest: Manifest, colluding: int, delta: float, group: int) -> Observer:
     settings, cost = manifest.settings, manifest.run_cost
     others = settings.cohort.minimum - colluding
-    declared = settings.cohort.minimum - honest_sites(settings)
+    declared = settings.cohort.minimum - settings.honest_sites
     who = "sees the sums alone" if colluding == 0 else f"and {colluding} colluding site{'s' if colluding > 1 else ''}"
     if others == 1:
         who = "and all other sites: one site's own update"
-    factor = math.sqrt(others / honest_sites(settings)) if settings.shares_noise else 1.0
+    factor = math.sqrt(others / settings.honest_sites) if settings.shares_noise else 1.0
     cost = replace(cost, noise_multiplier=cost.noise_multiplier * factor)
     return Observer(who, colluding, cost.noise_multiplier, epsilon([cost], delta, group=group), colluding == declared)
 

@@ -46,7 +46,7 @@ class Account:
 
     def of(self, run: StatedRun) -> Balance:
         """Return where a run is charged."""
-        return self.held_out if run.manifest.settings.evaluation else self.trained
+        return self.held_out if run.manifest.settings.kind.held_out else self.trained
 
 
 def state(account: Account, run: StatedRun | None) -> dict[str, Any]:

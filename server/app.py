@@ -55,7 +55,7 @@ def main(grid: Grid, context: Context) -> None:
     )
     letters = Letters(place.folder / place.settings.epochs)
     new_epoch = bool(context.run_config.get("new-epoch"))
-    heads = Heads(place.folder / place.settings.ledger_heads, evaluation=run.manifest.settings.evaluation is not None)
+    heads = Heads(place.folder / place.settings.ledger_heads, held_out=settings.kind.held_out)
     grid = StreamingGrid(grid)  # updates are added as they arrive: one of them in memory, not every site's
     strategy = EncryptedFedAvg(run, roster, journal, letters, heads, place.tls, new_epoch=new_epoch)
     try:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from flwr.app import Message
 
     from privacy.envelope import Contribution, SignedUpdate
-    from privacy.manifest import RunSettings
+    from privacy.settings import RunSettings
     from privacy.summation import EncryptedSum
     from simulations.federation import Federation
 

@@ -14,7 +14,8 @@ from privacy.randomness import Randomness
 from strategies.averaging import average
 
 if TYPE_CHECKING:
-    from client.study import Records, Study
+    from client.study import Study
+    from client.task import Records
     from privacy.manifest import Manifest
     from privacy.update import Model
     from simulations.federation import Federation

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from privacy.calibration import sign_manifest
 from privacy.epoch import SealingKey
-from privacy.manifest import RunSettings, sign_manifest
 from privacy.roster import Member, Roster, sign_roster
 from privacy.storage import write_atomically
 from transport.address import Address, read_address, read_host
@@ -28,6 +28,8 @@ from transport.pki import Authority, certificate_pem, key_pem, public_key_digest
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from privacy.settings import RunSettings
 
 _ROSTER_DAYS = 90
 

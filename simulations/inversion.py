@@ -15,11 +15,11 @@ import numpy as np
 
 from privacy.accounting import calibrate
 from privacy.epoch import EpochKeys
-from privacy.manifest import Cohort, Encryption, Privacy, RunSettings, Training
 from privacy.masking import mask
 from privacy.packing import Packing, pack
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
+from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from privacy.update import Update, privatise
 from simulations.digits import CLASSES, LARGEST, PIXELS, Digits, digits, write_digits
 from simulations.rehearsal import Scratch

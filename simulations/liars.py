@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from flwr.app import Context, Message, RecordDict
 
     from privacy.envelope import SignedUpdate
-    from privacy.manifest import RunSettings
     from privacy.plan import RoundPlan
+    from privacy.settings import RunSettings
     from simulations.federation import Federation
 
     Lie = Callable[[Site, Message, Callable[[], Message]], RecordDict]  # what a site says instead of its genuine reply

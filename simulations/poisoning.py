@@ -17,7 +17,7 @@ from typing_extensions import override
 from client.site import Site, open_site
 from client.study import Study
 from privacy.config import read_toml
-from privacy.manifest import Cohort, RunSettings
+from privacy.settings import Cohort, RunSettings
 from privacy.update import Update
 from server.settings import read_consortium, read_run
 from simulations.baselines import accuracy_together
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from client.study import Records
+    from client.task import Records
     from privacy.manifest import Manifest
-    from privacy.purposes import Vote
     from privacy.randomness import Randomness
+    from privacy.settings import Vote
     from privacy.update import Model
 
 LIAR, SINCE = "site-1", 5

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from client.acceptance import Round
 from client.round import train_private
 from client.settings import read_site
 from client.site import Site
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from privacy.accounting import Mechanism
-    from privacy.manifest import RunSettings, SignedRun
+    from privacy.manifest import SignedRun
+    from privacy.settings import RunSettings
     from privacy.update import Model, PrivateUpdate
 
 _HOUR = 3600.0
@@ -63,9 +65,10 @@ class Scratch:
         yield checkpoint.model
         for number in range(1, manifest.settings.rounds + 1):
             plan = self._plan(site, number, checkpoint.model)
-            private = train_private(site, manifest, plan, checkpoint)
-            blocks = list(pack(private, weight, packing, Randomness.fresh()).blocks)
-            site.remainders.keep(plan, private.vector)
+            private = train_private(Round(site, manifest, self.run.digest, plan), checkpoint)
+            packed = pack(private, weight, packing, Randomness.fresh())
+            blocks = list(packed.blocks)
+            site.remainders.keep(plan, packed.remainder)
             site.remainders.settle(plan, contributed=True)
             mean = unpack(blocks, checkpoint.model.layout.size, [weight], packing)
             checkpoint = replace(checkpoint, round=number, model=average(checkpoint.model, mean))
@@ -75,7 +78,8 @@ class Scratch:
         """Let a site make its update of the first round, `(parameters,)`, before it is encoded."""
         site, manifest = self.sites[name], self.run.manifest
         checkpoint = site.checkpoint(manifest, self.run.digest)
-        return train_private(site, manifest, self._plan(site, 1, checkpoint.model), checkpoint)
+        plan = self._plan(site, 1, checkpoint.model)
+        return train_private(Round(site, manifest, self.run.digest, plan), checkpoint)
 
     def charged(self, name: str) -> list[Mechanism]:
         """Return what a site's ledger says that was spent."""

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from privacy.manifest import Cohort, Encryption, Privacy, RunSettings, Training
 from privacy.plan import MOST_SEEDS
+from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from simulations.adversary import SITES, Adversary
 from simulations.backups import BACKUPS
 from simulations.collusion import COLLUSION

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from privacy.config import read_toml
 from privacy.errors import ConfigError
-from privacy.manifest import RunSettings
+from privacy.settings import RunSettings
 from privacy.storage import read_file
 from simulations.federation import Federation, SiteTerms
 from simulations.hospitals import DECLARED_SIZES, write_hospital_records

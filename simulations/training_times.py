@@ -20,8 +20,9 @@ import torch
 from client.dpsgd import train
 from client.gradients.choice import Choice, choose
 from client.settings import Computing, Gradients
-from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training
+from privacy.manifest import Manifest
 from privacy.randomness import Randomness
+from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from simulations.zoo import SPECIMENS, Classify
 
 if TYPE_CHECKING:

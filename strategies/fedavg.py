@@ -23,7 +23,6 @@ from privacy.ciphertext import CIPHERTEXT_BYTES
 from privacy.envelope import verify_update
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.plan import read_plan
-from privacy.shared import colluding_sites
 from privacy.summation import RunningSum
 from strategies.attention import Attention
 from strategies.bodies import Bodies
@@ -79,7 +78,7 @@ class EncryptedFedAvg(Strategy):
         self._attention = Attention(cohort.round_deadline_seconds)
         masked, colluding = (
             self._manifest.settings.encryption.collusion_resistant,
-            colluding_sites(run.manifest.settings),
+            run.manifest.settings.colluding_sites,
         )
         self._members = Membership(
             run.document, run.digest, roster, journal, heads, self._attention, tuple(cohort.sizes),

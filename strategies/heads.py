@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 class Heads:
     """The last head of each site's ledger, in a file.
 
-    A site has two, of which a run concerns one: evaluations are about the people whom no training uses.
+    A site has two, of which a run concerns one: that of the records held out, or that of all others.
     """
 
-    def __init__(self, path: Path, *, evaluation: bool = False) -> None:
-        self._path, self._which = path, " held-out" if evaluation else ""
+    def __init__(self, path: Path, *, held_out: bool = False) -> None:
+        self._path, self._which = path, " held-out" if held_out else ""
         self._heads, self._saved = _read(path), True
 
     def of(self, site: str | None) -> SignedHead | None:

@@ -84,7 +84,7 @@ class Membership:
             RunError: if too few of the sites start from one model.
         """
         begun = time.monotonic()
-        asked, waiting = dict[int, float](), Waiting(self, minimum, begun)
+        asked, waiting = dict[int, float](), Waiting(self.journal, begun)
         while True:
             online, now = set(grid.get_node_ids()), time.monotonic()
             self.attention.see(online)
@@ -110,7 +110,8 @@ class Membership:
             everybody = self.begun or len(here) + len(strangers & asked.keys() - unheard) >= len(self.listed)
             if now - begun > seconds or (len(here) >= minimum and everybody and not awaited):
                 break
-            waiting.say(here, self._absent(here, online))
+            needed = minimum if self.begun else len(self.listed)
+            waiting.say(here, needed, self.problems, self._absent(here, online))
             Event().wait(POLL_SECONDS if now - begun < 1 else 5 * POLL_SECONDS)
         for node in awaited:
             self.attention.silent(node, MessageType.QUERY)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from flwr.app import RecordDict
     from flwr.serverapp import Grid
 
-    from privacy.manifest import RunSettings
     from privacy.plan import RoundPlan
+    from privacy.settings import RunSettings
     from privacy.votes import Vote
     from strategies.membership import Membership
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from strategies.membership import Membership
+    from strategies.journal import Journal
 
 _SECONDS = 30.0  # between two events, if nothing is new
 
@@ -16,15 +16,13 @@ _SECONDS = 30.0  # between two events, if nothing is new
 class Waiting:
     """Says who is waited for: at once if a site said why it does not take part, and now and then."""
 
-    members: Membership
-    minimum: int
+    journal: Journal
     last: float
     said: dict[str, str] = field(default_factory=dict)
 
-    def say(self, here: list[str], absent: dict[str, str]) -> None:
-        """Record it, if there is something new."""
-        members, now = self.members, time.monotonic()
-        if members.problems != self.said or now - self.last > _SECONDS:
-            self.last, self.said = now, dict(members.problems)
-            needed = self.minimum if members.begun else len(members.listed)
-            members.journal.record("waiting", sites=here, minimum=needed, problems=absent | members.problems)
+    def say(self, here: list[str], minimum: int, problems: dict[str, str], absent: dict[str, str]) -> None:
+        """Record who is here, how many are needed and what stands in the way, if there is something new."""
+        now = time.monotonic()
+        if problems != self.said or now - self.last > _SECONDS:
+            self.last, self.said = now, dict(problems)
+            self.journal.record("waiting", sites=here, minimum=minimum, problems=absent | problems)

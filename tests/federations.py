@@ -28,8 +28,9 @@ from client.study import Study
 from client.survey import Poll, Survey
 from client.task import Task
 from privacy.epoch import EpochKeys
-from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training
+from privacy.manifest import Manifest
 from privacy.roster import Roster
+from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from server.app import app as server_app
 from server.settings import read_consortium, read_run
 from simulations.federation import Federation, SiteTerms

@@ -1,6 +1,7 @@
 """Imports point down only, heavy libraries stay in the room that owns them, and our names are ours alone."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -28,6 +29,7 @@ OWNERS = {
     "torch": {"client/", "simulations/"},
     "sklearn": {"simulations/"},
     "scipy": {"privacy/accountants.py", "privacy/losses.py", "privacy/steps.py", "privacy/auditing.py"},
+    "pyarrow": {"client/records.py"},
     "matplotlib": {"cloister/pictures.py"},
     "grpc": {"transport/channel.py", "server/hub.py", "client/exchange.py"},
     "flwr": {"transport/", "strategies/", "server/", "client/", "simulations/"},
@@ -35,8 +37,8 @@ OWNERS = {
 }
 
 
-def _imports(path: Path) -> set[str]:
-    """Return every module that a file imports, wherever in it the import stands; not those for type checkers."""
+def _imports(path: Path, *, types: bool = False) -> set[str]:
+    """Return every module that a file imports, wherever in it the import stands; those for type checkers if asked."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for_types = {
         id(node)
@@ -47,12 +49,12 @@ def _imports(path: Path) -> set[str]:
     }
     found = set()
     for node in ast.walk(tree):
-        if id(node) in for_types:
+        if id(node) in for_types and not types:
             continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
@@ -69,6 +71,16 @@ def test_a_file_imports_only_from_rooms_below_its_own_and_libraries_that_its_roo
             assert top == room or top in BELOW[room], f"{name} imports {module}"
         if top in OWNERS:
             assert any(name.startswith(owner) for owner in OWNERS[top]), f"{name} imports {module}"
+
+
+def test_no_files_import_each_other_in_a_circle_not_even_for_types() -> None:
+    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES}
+    imports = {name: _imports(path, types=True) & (set(names.values()) - {name}) for path, name in names.items()}
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        circle = " → ".join(reversed(error.args[1]))
+        pytest.fail(f"a circle of imports: {circle}; move what they share into a file of its own")
 
 
 def test_flower_internals_are_touched_in_one_file() -> None:

@@ -9,8 +9,8 @@ from torch.nn.utils import parameters_to_vector
 
 from client.dpsgd import train
 from client.trial import make_model
-from privacy.manifest import Manifest, Privacy, Training
 from privacy.randomness import Randomness
+from privacy.settings import Privacy, Training
 from tests.privacy.consortium import make_manifest, run_settings
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from client.task import Task
+    from privacy.manifest import Manifest
 
 
 def signed(*, rate: float = 1.0, steps: int = 1, noise: float = 0.0, norm: float = 1.0) -> Manifest:

@@ -24,8 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from client.settings import Computing, read_site
-from client.survey import Survey
-from client.task import import_class
+from client.works import is_survey
 from cloister.audits.checks import CONFIDENCE, Check, Sighting, check, contribution, noise_ratio
 from cloister.audits.gradients import check_tasks
 from cloister.audits.statement import AUDIT
@@ -33,7 +32,7 @@ from cloister.audits.whole import check_whole
 from privacy.accounting import calibrate
 from privacy.config import read_toml
 from privacy.errors import ConfigError
-from privacy.manifest import Cohort, Encryption, Privacy, RunSettings
+from privacy.settings import Cohort, Encryption, Privacy, RunSettings
 from privacy.storage import write_atomically
 from simulations.canaries import WEIGHT, Canaries, Role, set_up
 from simulations.hospitals import FILE_NAME, write_hospital_records
@@ -74,7 +73,7 @@ class Subject:
         place = read_site(site)
         settings = place.settings
         file, device, computing = place.path(settings.data.file), settings.device, settings.training
-        tasks = tuple(task for task in settings.policy.tasks if not issubclass(import_class(task), Survey))
+        tasks = tuple(task for task in settings.policy.tasks if not is_survey(task))
         if tasks:
             return cls(settings.site, tasks[0], file, device, place.folder, tasks, computing)
         msg = f"{place.folder}: its policy allows no task that trains; there is no DP-SGD to audit"

@@ -22,7 +22,6 @@ from privacy.agreement import set_digest
 from privacy.ciphertext import Accumulator, Ciphertexts, SummedCiphertexts
 from privacy.epoch import EpochKeys
 from privacy.errors import RunError
-from privacy.manifest import Encryption
 from privacy.masking import SEED_BYTES, Masks, mask, unmask_sum
 from privacy.norm_signature import subject_of
 from privacy.norms import add_up, context_of, longest, projection, prove_norm, read_proofs, state, watched
@@ -30,6 +29,7 @@ from privacy.packing import Packing, pack
 from privacy.plan import RoundPlan
 from privacy.projections import DEFAULT, caught_from, refused_though_short
 from privacy.randomness import Randomness
+from privacy.settings import Encryption
 from privacy.update import PrivateUpdate
 
 if TYPE_CHECKING:

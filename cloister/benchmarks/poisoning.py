@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from privacy.purposes import Vote
+from privacy.settings import Vote
 from simulations.poisoning import LIAR, SINCE, poisoned_run
 
 _SITES = (4, 6)

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from cloister.local import follow, start_agents, start_server
 from cloister.processes import Processes
 from privacy.errors import RunError
-from privacy.manifest import Cohort, Encryption, Privacy, RunSettings, Training
+from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from simulations.federation import Federation, SiteTerms
 from simulations.idle import PARAMETERS
 from simulations.results import read_results

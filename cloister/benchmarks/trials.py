@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from privacy.accounting import calibrate
-from privacy.manifest import Cohort, Encryption, Privacy, RunSettings, Training
+from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from simulations.digits import digits, write_digits
 from simulations.hospitals import diagnoses, write_patients
 

@@ -13,8 +13,7 @@ import torch
 from client.checkpoint import Checkpoint, CheckpointStore
 from client.exam import Exam
 from client.site import open_site
-from privacy.manifest import Privacy, RunSettings
-from privacy.purposes import Evaluation, Start
+from privacy.settings import Evaluation, Privacy, RunSettings, Start
 from simulations.federation import Federation
 from tests import studies
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, task_name

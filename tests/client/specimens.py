@@ -15,8 +15,9 @@ from client.gradients.mode import quiet, trainable
 from client.gradients.optimizer import CipherOptimizer
 from client.settings import Computing, Gradients
 from client.task import Task
-from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training
+from privacy.manifest import Manifest
 from privacy.randomness import Randomness
+from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from tests.client.models import (
     WORDS,
     Aside,

@@ -11,20 +11,21 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message, MessageType, RecordDict
 
-from client.acceptance import accept
+from client.acceptance import admit
 from client.app import app
 from client.opening import open_sum
 from client.settings import read_site
 from client.site import Site, open_site
 from client.study import Study
 from privacy.accounting import Mechanism, epsilon
+from privacy.calibration import sign_manifest
 from privacy.ciphertext import COEFF_MODULUS, pack60, unpack60
 from privacy.envelope import SignedUpdate
 from privacy.errors import RunError
 from privacy.ledger import Release
-from privacy.manifest import RunSettings, sign_manifest
 from privacy.packing import PLAIN_MODULUS
 from privacy.plan import RoundPlan, read_plan
+from privacy.settings import RunSettings
 from privacy.summation import EncryptedSum
 from simulations.federation import Federation
 from simulations.results import journal_path
@@ -456,7 +457,7 @@ def test_processes_of_one_site_go_on_from_each_others_models(make_federation: Fe
     for number, file in enumerate(sorted((journal_path(federation).parent / "sums").iterdir())):
         total = sum_from_arrays(decode_arrays(file.read_bytes()))
         opening = processes[number % 2]
-        opened = open_sum(opening, accept(opening, document), total)
+        opened = open_sum(admit(opening, document), total)
         assert {each.checkpoint(manifest, run).model.digest for each in processes} == {opened.model.digest}
     assert models_of(federation)[SITE] == expected
 

@@ -11,13 +11,13 @@ import torch
 from flwr.app import Context, Message, MessageType
 from numpy.typing import NDArray
 
-from client.acceptance import accept
+from client.acceptance import admit
 from client.app import app
 from client.checkpoint import Checkpoint
 from client.models import Models
 from client.opening import open_sum
 from client.site import open_site
-from privacy.manifest import RunSettings, Training
+from privacy.settings import RunSettings, Training
 from privacy.summation import EncryptedSum
 from privacy.update import Layout, Model
 from simulations.federation import Federation
@@ -55,7 +55,7 @@ def open_all(federation: Federation, skipped: int = 0) -> None:
     """Open a run's sums at a site that was just started, those of the first rounds left out."""
     for total in list(sums_of(federation))[skipped:]:
         site = restart(federation, SITE)
-        open_sum(site, accept(site, signed_run(federation)[0]), total)
+        open_sum(admit(site, signed_run(federation)[0]), total)
 
 
 @pytest.fixture
@@ -155,13 +155,13 @@ def test_a_crash_between_the_two_files_changes_nothing(averaged: Federation, cra
         last = folder / "outbox" / f"study-{run[:8]}.safetensors"
         before = last.read_bytes() if last.exists() else None
         site = restart(averaged, SITE)
-        open_sum(site, accept(site, signed_run(averaged)[0]), total)
+        open_sum(admit(site, signed_run(averaged)[0]), total)
         if number == crashed:
             last.unlink()  # as if the process had ended before this file was written
             if before is not None:
                 last.write_bytes(before)
             assert restart(averaged, SITE).checkpoint(manifest, run).round == number - 1
-            open_sum(site, accept(site, signed_run(averaged)[0]), total)
+            open_sum(admit(site, signed_run(averaged)[0]), total)
     assert models_of(averaged)[SITE] == expected
     assert restart(averaged, SITE).checkpoint(manifest, run).digest == read_results(averaged).model
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from client.beginning import find_model
 from client.site import open_site
 from privacy.errors import RefusedError, RunError
-from privacy.manifest import RunSettings, Training
-from privacy.purposes import Start
+from privacy.settings import RunSettings, Start, Training
 from privacy.update import Layout
 from simulations.federation import Federation
 from tests import studies

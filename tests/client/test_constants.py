@@ -21,7 +21,7 @@ from client.checkpoint import Checkpoint, CheckpointStore
 from client.site import open_site
 from client.state import DTYPES, WIDTHS, check_constants, layout_of, set_constants
 from privacy.errors import RefusedError, TaskError
-from privacy.purposes import Start
+from privacy.settings import Start
 from privacy.update import Layout, Model
 from tests.federations import (
     SETTINGS,

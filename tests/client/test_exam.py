@@ -18,9 +18,8 @@ from client.site import open_site
 from cloister import statistics
 from privacy.accounting import Mechanism, epsilon
 from privacy.errors import CloisterError, RunError
-from privacy.manifest import Privacy, RunSettings, Statistics, Training
-from privacy.purposes import Evaluation, Start
 from privacy.randomness import Randomness
+from privacy.settings import Evaluation, Privacy, RunSettings, Start, Statistics, Training
 from simulations.federation import Federation, SiteTerms
 from tests import studies
 from tests.client.exams import TASK, TERMS_HALF, exam_of
@@ -95,7 +94,7 @@ def test_a_metric_that_a_record_does_not_have_is_found_before_a_charge(
     federation.write_settings("north", "localhost:1", terms)
     asked = replace(evaluation(digest, 2.0, metrics=("near",)), task=task_name(Odd))
     with pytest.raises(CloisterError) as caught:
-        restart(federation, "north").check_records_for(asked)
+        restart(federation, "north").work(asked).check_records(asked)
     assert said in str(caught.value)
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from client.acceptance import get_ready
+from client.acceptance import admit
+from client.readiness import get_ready
 from client.site import open_site
 from privacy.errors import DataError, TaskError
 from tests.federations import NOISY, charges_of, node_of, signed_run, task_name
@@ -53,7 +54,7 @@ def test_a_task_that_breaks_privacy_costs_nothing_and_reads_nothing(make_federat
     federation = make_federation(replace(NOISY, task=task_name(Meeting)))
     site = open_site(federation.paths[SITE])
     document, node = signed_run(federation)[0], node_of(federation, SITE)
-    for step in (site.check_records, lambda: get_ready(site, document, node)):
+    for step in (site.check_records, lambda: get_ready(admit(site, document), node)):
         with pytest.raises(TaskError) as caught:
             step()
         assert str(caught.value) == (

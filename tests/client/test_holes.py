@@ -23,8 +23,8 @@ from privacy.accounting import Mechanism, calibrate, epsilon
 from privacy.config import read_toml
 from privacy.errors import BudgetError, ConfigError, DataError, KeyFileError
 from privacy.ledger import Budget, Ledger, Release
-from privacy.manifest import Privacy, RunSettings
 from privacy.randomness import Randomness
+from privacy.settings import Privacy, RunSettings
 from tests.federations import NOISY, FederationMaker, charges_of, run_with, task_name
 from tests.privacy.consortium import LAYOUT, make_manifest, run_settings, signing_key
 from tests.studies import Tiny

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from privacy.accounting import Mechanism, epsilon
-from privacy.manifest import Encryption
+from privacy.settings import Encryption
 from simulations.federation import Federation
 from tests.client.killed import ROOT
 from tests.federations import NOISY, FederationMaker, models_of

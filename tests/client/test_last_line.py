@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.acceptance import get_ready
+from client.acceptance import admit
 from client.additivity import check_mode
 from client.dpsgd import train, way_to_train
 from client.guard import check_records, check_task
 from client.interactions import InteractionError
 from client.proving import prove
+from client.readiness import get_ready
 from client.refusals import FILE, Refusals
 from client.settings import Computing, Gradients, Precision
 from client.site import open_site
 from client.task import import_task
 from client.trial import Example
 from privacy.errors import RunError, TaskError
-from privacy.manifest import Privacy
+from privacy.settings import Privacy
 from tests.client.test_guard_gradients import (
     ToTheLongest,
     backwards,
@@ -219,7 +220,7 @@ class Sly(Tiny):
 def test_a_round_in_which_records_meet_sends_nothing_and_the_task_stays_refused(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.site.check_memory", lambda *_: None)  # its step would find it before any charge
+    monkeypatch.setattr("client.study.Study.check_memory", lambda *_: None)  # its step would find it before any charge
     unclipped = Privacy(max_grad_norm=1e3, noise_multiplier=2.0)  # so that records which meet show in every batch
     federation = make_federation(replace(NOISY, task=task_name(Sly), privacy=unclipped))
     with pytest.raises(RunError, match="nothing was trained"):
@@ -231,11 +232,11 @@ def test_a_round_in_which_records_meet_sends_nothing_and_the_task_stays_refused(
     assert not list((folder / "outbox").glob("*"))
     for site in (open_site(folder), restart(federation, name)):
         with pytest.raises(TaskError, match="and its code is the same: what a record adds") as caught:
-            get_ready(site, document, node)
+            get_ready(admit(site, document), node)
         assert "the reason is in the site's own log" in caught.value.public
     assert charges_of(federation, name) == charged
     file.unlink()
-    get_ready(restart(federation, name), document, node)
+    get_ready(admit(restart(federation, name), document), node)
 
 
 def test_a_refusal_ends_when_the_tasks_code_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

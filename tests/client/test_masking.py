@@ -10,10 +10,11 @@ from hashlib import sha256
 import pytest
 from flwr.app import Context, Error, Message, MessageType
 
-from client.acceptance import accept, get_ready
+from client.acceptance import admit
 from client.app import app
 from client.masking import agree, reveal
 from client.opening import UnopenedError, open_sum
+from client.readiness import get_ready
 from client.round import train_round
 from client.site import Site, open_site
 from privacy.agreement import accuse, check_repeat
@@ -60,14 +61,14 @@ def plan_of(federation: Federation, attempt: int = 1, cohort: Sequence[str] = CO
     return RoundPlan(
         run=run, round=1, attempt=attempt, cohort=tuple(cohort), roster_version=manifest.roster_version, epoch=1,
         keys=keys_of(federation, "north").fingerprint, minimum_cohort=3, deadline=time.time() + 60,
-        base_model=get_ready(open_site(federation.paths["north"]), document, node_of(federation, "north")).model,
+        base_model=get_ready(admit(open_site(federation.paths["north"]), document), node_of(federation, "north")).model,
     )  # fmt: skip
 
 
 def updates_of(federation: Federation, plan: RoundPlan) -> dict[str, SignedUpdate]:
     """What every site of the cohort sends."""
     document, sites = signed_run(federation)[0], sites_of(federation)
-    return {site: train_round(sites[site], document, plan.to_bytes(), []) for site in plan.cohort}
+    return {site: train_round(admit(sites[site], document).round(plan), []) for site in plan.cohort}
 
 
 def headers(updates: dict[str, SignedUpdate]) -> list[Contribution]:
@@ -76,7 +77,7 @@ def headers(updates: dict[str, SignedUpdate]) -> list[Contribution]:
 
 def sign(federation: Federation, site: str, plan: RoundPlan, shown: Sequence[Contribution]) -> tuple[bytes, bytes]:
     """What a site signs of its contributors, and the seeds that it gives."""
-    return agree(open_site(federation.paths[site]), signed_run(federation)[0], plan.to_bytes(), shown)
+    return agree(admit(open_site(federation.paths[site]), signed_run(federation)[0]).round(plan), shown)
 
 
 def signed_by(
@@ -97,7 +98,7 @@ def ask(
     if agreed is None:
         agreed = signatures(signed_by(federation, plan, updates))
     shown = headers(updates)
-    return reveal(open_site(federation.paths[site]), signed_run(federation)[0], plan.to_bytes(), shown, agreed)
+    return reveal(admit(open_site(federation.paths[site]), signed_run(federation)[0]).round(plan), shown, agreed)
 
 
 def without_the_last(
@@ -129,7 +130,7 @@ def summed(federation: Federation, plan: RoundPlan, updates: dict[str, SignedUpd
 
 def open_at(federation: Federation, site: str, total: EncryptedSum) -> None:
     opened = open_site(federation.paths[site])
-    open_sum(opened, accept(opened, signed_run(federation)[0]), total)
+    open_sum(admit(opened, signed_run(federation)[0]), total)
 
 
 # --- Whole runs -----------------------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ def test_a_server_that_claims_a_false_dropout_cannot_open_two_sums_of_a_round(
     second, document, sites = dict[str, SignedUpdate](), signed_run(federation)[0], sites_of(federation)
     for site in fewer.cohort:  # "west was gone": the same updates under other masks, of those that revealed none yet
         with suppress(ProtocolError):
-            second[site] = train_round(sites[site], document, fewer.to_bytes(), [])
+            second[site] = train_round(admit(sites[site], document).round(fewer), [])
     assert set(second) == set(COHORT[split:3])
     agreed[2] = signed_by(federation, fewer, second) if len(second) == 3 else {}
     for site in COHORT:
@@ -250,7 +251,7 @@ def test_what_was_revealed_is_on_disk_before_it_leaves_and_binds_a_restarted_sit
     assert sealed == ask(federation, "north", whole, updates_of(federation, whole))  # a retry
     north, document = restart(federation, "north"), signed_run(federation)[0]
     with pytest.raises(ProtocolError, match="revealing for round 1 was done already"):
-        train_round(north, document, fewer.to_bytes(), [])
+        train_round(admit(north, document).round(fewer), [])
     assert charges_of(federation, "north") == 1
 
 
@@ -302,7 +303,7 @@ def test_a_site_that_lost_its_update_makes_no_other_for_the_same_plan(
     else:
         update.write_bytes(lost)
     with pytest.raises(CloisterError, match=r"makes no other for the same plan|is damaged"):
-        train_round(open_site(federation.paths["north"]), signed_run(federation)[0], plan.to_bytes(), [])
+        train_round(admit(open_site(federation.paths["north"]), signed_run(federation)[0]).round(plan), [])
     assert charges_of(federation, "north") == 1
 
 
@@ -440,11 +441,11 @@ def test_a_round_is_repeated_after_a_reveal_only_without_members_known_to_lie(
     north, document = restart(federation, "north"), signed_run(federation)[0]
     if not known:
         with pytest.raises(ProtocolError, match="revealing for round 1 was done already"):
-            train_round(north, document, fewer.to_bytes(), [])
+            train_round(admit(north, document).round(fewer), [])
         return
     accuse(north.once, whole.run, "west", "what it signed")
     again = {
-        site: train_round(open_site(federation.paths[site]), document, fewer.to_bytes(), []) for site in fewer.cohort
+        site: train_round(admit(open_site(federation.paths[site]), document).round(fewer), []) for site in fewer.cohort
     }
     assert ask(federation, "north", fewer, again)
     assert charges_of(federation, "north") == 1
@@ -469,7 +470,7 @@ def test_a_site_repeats_nothing_with_another_update_than_it_revealed_for(
     else:
         update.unlink()
     with pytest.raises(ProtocolError, match="the update is lost"):
-        train_round(north, document, fewer.to_bytes(), [])
+        train_round(admit(north, document).round(fewer), [])
     assert charges_of(federation, "north") == 1
 
 
@@ -487,9 +488,9 @@ def test_a_site_may_insist_on_masks(make_federation: FederationMaker) -> None:
     terms = {"north": replace(TERMS, collusion_resistant=True)}
     federation = make_federation(SETTINGS, terms)
     with pytest.raises(RefusedError, match="a run without masks: its policy says collusion_resistant = true"):
-        accept(open_site(federation.paths["north"]), signed_run(federation)[0])
+        admit(open_site(federation.paths["north"]), signed_run(federation)[0])
     masked = make_federation(MASKED, terms, name="masked")
-    accept(open_site(masked.paths["north"]), signed_run(masked)[0])
+    admit(open_site(masked.paths["north"]), signed_run(masked)[0])
 
 
 def test_a_site_without_a_masked_update_shows_nothing(federation: Federation) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from client import norms
 from client import round as rounds
+from client.acceptance import Round, admit
 from client.masking import prove, reveal
 from client.norms import shorten
 from client.opening import UnopenedError
@@ -36,6 +37,8 @@ from tests.federations import SETTINGS, FederationMaker, charges_of, models_of, 
 from transport.masking import VALUES
 
 if TYPE_CHECKING:
+    from client.checkpoint import Checkpoint
+    from privacy.envelope import SignedUpdate
     from privacy.norm_proof import Statement
     from privacy.signing import PrivateKey
     from privacy.summation import EncryptedSum
@@ -64,18 +67,16 @@ class Played:
         seeds = {site: self.reveal(site) for site in COHORT}
         self.total = summed(federation, self.plan, self.updates, seeds, pairs)
 
+    def round(self, site: str) -> Round:
+        return admit(open_site(self.federation.paths[site]), signed_run(self.federation)[0]).round(self.plan)
+
     def reveal(self, site: str, digest: str | None = None) -> bytes:
-        return reveal(
-            open_site(self.federation.paths[site]), signed_run(self.federation)[0], self.plan.to_bytes(),
-            headers(self.updates), self.signatures, self.summed if digest is None else digest,
-        )  # fmt: skip
+        digest = self.summed if digest is None else digest
+        return reveal(self.round(site), headers(self.updates), self.signatures, digest)
 
     def prove(self, site: str, total: EncryptedSum | None = None, digest: str | None = None) -> bytes:
         shown = replace(total or self.total, c0=(), codes=b"")
-        digest = self.summed if digest is None else digest
-        return prove(
-            open_site(self.federation.paths[site]), signed_run(self.federation)[0], shown, self.signatures, digest
-        )
+        return prove(self.round(site), shown, self.signatures, self.summed if digest is None else digest)
 
     def proved(self) -> EncryptedSum:
         return replace(self.total, proofs=tuple(self.prove(site) for site in COHORT))
@@ -102,11 +103,11 @@ def _too_long(monkeypatch: pytest.MonkeyPatch, liar: str) -> None:
     """Have a site send an update three times as long as its packed values may be, and all others honest ones."""
     make = rounds._make_update
 
-    def lie(site: object, *rest: object) -> object:
+    def lie(current: Round, checkpoint: Checkpoint) -> SignedUpdate:
         with pytest.MonkeyPatch.context() as patch:
-            if getattr(site, "name", "") == liar:
+            if current.site.name == liar:
                 patch.setattr(rounds, "shorten", lambda vector, _: np.multiply(vector, 40.0, out=vector))
-            return make(site, *rest)  # type: ignore[arg-type]
+            return make(current, checkpoint)
 
     monkeypatch.setattr(rounds, "_make_update", lie)
 

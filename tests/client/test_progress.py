@@ -12,11 +12,12 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord
 from torch import Tensor
 from typing_extensions import override
 
+from client.acceptance import AdmittedRun
 from client.app import app as client_app
 from client.progress import look
 from client.site import open_site
 from privacy.ledger import Ledger
-from privacy.manifest import Training
+from privacy.settings import Training
 from simulations.federation import Federation, SiteTerms
 from simulations.results import journal_path, read_own_metrics
 from tests import studies
@@ -196,7 +197,7 @@ def test_a_line_that_a_crash_cut_off_stands_by_itself_and_a_round_is_written_dow
     site = open_site(federation.paths["north"])
     checkpoint = site.checkpoint(manifest, run)
     for number in (1, 2, 2):  # a sum may be delivered again
-        look(site, manifest, replace(checkpoint, round=number))
+        look(AdmittedRun(site, manifest, run), replace(checkpoint, round=number))
     cut, last = file.read_bytes().removeprefix(first).splitlines()
     assert (cut, json.loads(last)["round"]) == (b'{"round": 2, "ti', 2)
     assert set(read_own_metrics(federation, 2)) == {"loss"}
@@ -205,8 +206,8 @@ def test_a_line_that_a_crash_cut_off_stands_by_itself_and_a_round_is_written_dow
 def test_of_many_held_out_records_some_are_looked_at_in_parts(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.progress._MOST_RECORDS", 4)
-    monkeypatch.setattr("client.progress._BATCH", 2)
+    monkeypatch.setattr("client.study._MOST_RECORDS", 4)
+    monkeypatch.setattr("client.study._BATCH", 2)
     federation = make_federation()
     run_with(federation)
     _, manifest, run = signed_run(federation)

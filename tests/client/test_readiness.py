@@ -14,7 +14,8 @@ from torch.nn import functional
 from typing_extensions import override
 
 from client import dpsgd
-from client.acceptance import get_ready
+from client.acceptance import admit
+from client.readiness import get_ready
 from client.records import read_csv
 from client.site import open_site
 from client.study import Study
@@ -81,7 +82,7 @@ class Classes(studies.Tiny):
 def ready(federation: Federation, site: str = SITE, sent: float | None = None) -> None:
     """Ask a site whether it is ready, as if it had just been started."""
     restart(federation, site)
-    get_ready(open_site(federation.paths[site]), signed_run(federation)[0], node_of(federation, site), sent=sent)
+    get_ready(admit(open_site(federation.paths[site]), signed_run(federation)[0]), node_of(federation, site), sent=sent)
 
 
 def write_records(federation: Federation, *rows: str, site: str = SITE) -> Path:
@@ -169,7 +170,7 @@ def test_a_survey_and_an_evaluation_need_records_too(make_federation: Federation
         ready(federation)
     exam = replace(evaluation("0" * 64, metrics=("accuracy",)), task=SETTINGS.task)
     with pytest.raises(DataError, match="no records are left to evaluate on"):
-        open_site(federation.paths["south"]).check_records_for(exam)
+        open_site(federation.paths["south"]).work(exam).check_records(exam)
 
 
 # --- Memory ---------------------------------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ def test_a_model_whose_step_does_not_fit_in_memory_is_a_refusal_before_any_charg
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("client.readiness.train", fail)
+    monkeypatch.setattr("client.study.train", fail)
     federation = make_federation(NOISY)
     with pytest.raises(RefusedError, match="a step needs more memory than is left there; set a smaller physical_batch"):
         ready(federation)
@@ -201,7 +202,7 @@ def test_a_step_is_tried_with_as_many_records_as_are_computed_at_a_time(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = Mock(wraps=dpsgd.train)
-    monkeypatch.setattr("client.readiness.train", tried)
+    monkeypatch.setattr("client.study.train", tried)
     federation = make_federation(NOISY)
     ready(federation)
     write_records(federation, *["1,2,0", "3,4,1"] * 400)

@@ -9,10 +9,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from client.records import read_csv, split_held_out
+from client import records as module
+from client.records import read_csv
 from privacy.errors import DataError
 
 FEATURES = ("size", "age")
@@ -26,6 +27,18 @@ def read(data: bytes) -> tuple[np.ndarray, np.ndarray]:
         path = Path(folder, "patients.csv")
         path.write_bytes(data)
         return read_csv(path, features=FEATURES, target="ill")
+
+
+def outcome(data: bytes, *, plain: bool = True) -> object:
+    """What is read, or the complaint; without `plain`, all of it line by line."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not plain:
+            patch.setattr(module._Columns, "read_plain", lambda *_: None)
+        try:
+            inputs, targets = read(data)
+        except DataError as error:
+            return str(error).rpartition("/")[2]
+        return inputs.tolist(), targets.tolist()
 
 
 def complaint(data: bytes) -> list[str]:
@@ -74,6 +87,56 @@ def test_any_other_bytes_are_a_data_error_that_names_file_and_line(data: bytes) 
         assert np.isfinite(targets).all()
         return
     assert "patients.csv:" in said.splitlines()[0]
+
+
+QUOTES = ['"1"', ' "1"', '"1" ', '"1', '1"', '"a,b"', '"a""b"', 'a"b', '"a"b', '"a\nb"', '"']
+CELLS = st.one_of(
+    st.floats().map(str),
+    st.sampled_from(QUOTES),
+    st.sampled_from(["", " ", " 2\t", "+3", "-.5e1", "1e999", "1_0", "0x1", "1,2", "nan", "infinity", "NA", "null"]),
+    st.sampled_from(["é", "\x00", "\x0b", "\N{NO-BREAK SPACE}1"]),
+    st.text(st.sampled_from('1.,"e \t\r\n+-'), max_size=6),
+)
+NUMBER = st.one_of(*[st.sampled_from(["1", "0"])] * 9, CELLS)
+LINE = st.tuples(NUMBER, NUMBER, NUMBER, CELLS).map(",".join)
+
+
+@settings(max_examples=400)
+@given(
+    lines=st.lists(st.one_of(LINE, LINE, LINE, CELLS)),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    block=st.integers(1, 64) | st.just(1 << 20),
+)
+def test_what_is_read_in_bulk_is_what_is_read_line_by_line(lines: list[str], end: str, block: int) -> None:
+    data = end.join(["size,age,ill,note", *lines]).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BLOCK", block)
+        found = outcome(data)
+    assert found == outcome(data, plain=False)
+
+
+def test_a_block_without_a_fault_is_never_read_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module._Columns, "read_lines", lambda *_: pytest.fail("slow"))
+    rows = ['1, 2,+3,"a, ""b"""', "-1e-400,.5,1e10,", '"4","5","6",\tc d']
+    inputs, targets = read("\r\n".join(["size,age,ill,note", *rows]).encode())
+    assert inputs.tolist() == [[1, 2], [0, 0.5], [4, 5]]
+    assert targets.tolist() == [3, 1e10, 6]
+
+
+def test_only_the_block_with_a_fault_is_read_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_lines, seen = module._Columns.read_lines, list[int]()
+
+    def watched(columns: module._Columns, block: module._Block) -> np.ndarray:
+        seen.append(block.data.count(b"\n"))
+        return read_lines(columns, block)
+
+    monkeypatch.setattr(module._Columns, "read_lines", watched)
+    monkeypatch.setattr(module, "_BLOCK", 1000)
+    good = b"1,2,0\n" * 5000
+    where, *_ = complaint(b"size,age,ill\n" + good + b" \n" + good + b"1,two,0\n" + good)
+    assert where == "patients.csv:10003: `age` is not a number"
+    assert len(seen) == 2  # that with a blank line, and that with the fault
+    assert sum(seen) < 500
 
 
 def test_a_byte_order_mark_before_the_header_is_no_part_of_it() -> None:
@@ -224,23 +287,3 @@ def test_the_text_of_a_complaint_stays_at_the_site() -> None:
         read(b"size,age,ill\n1,secret,0\n")
     assert "secret" in str(caught.value)
     assert "secret" not in caught.value.public
-
-
-@given(st.integers(0, 2000), st.floats(0, 1))
-def test_every_record_is_either_trained_on_or_held_out(n: int, fraction: float) -> None:
-    train, held_out = split_held_out(n, fraction)
-    assert len(held_out) == round(n * fraction)
-    assert sorted([*train, *held_out]) == list(range(n))
-    assert all(np.diff(train) > 0)
-    assert all(np.diff(held_out) > 0)
-
-
-def test_the_held_out_part_is_the_same_in_every_version() -> None:
-    # A golden value: were it to change, records that a model was trained on would be used to judge it.
-    assert split_held_out(20, 0.2)[1].tolist() == [2, 9, 16, 18]
-
-
-@given(st.integers(1, 1000))
-def test_few_records_change_sides_when_a_file_grows_by_one(n: int) -> None:
-    before, after = (set(split_held_out(size, 0.2)[1].tolist()) for size in (n, n + 1))
-    assert len(before ^ after) <= 2

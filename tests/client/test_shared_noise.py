@@ -11,18 +11,20 @@ import torch
 from flwr.app import Context, Error, Message, MessageType
 from numpy.typing import NDArray
 
-from client.acceptance import accept, get_ready
+from client.acceptance import AdmittedRun, admit
 from client.app import app
 from client.masking import recover
+from client.readiness import get_ready
 from client.round import train_round
 from client.site import Site, open_site
 from privacy.accounting import Mechanism
 from privacy.errors import ConfigError, ProtocolError, RefusedError, RunError
 from privacy.ledger import Charge, Release
-from privacy.manifest import Encryption, Manifest, Privacy
+from privacy.manifest import Manifest
 from privacy.packing import pack_with_share, unpack
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
+from privacy.settings import Encryption, Privacy
 from privacy.shared import Share, share_for
 from simulations.federation import Federation, SiteTerms
 from tests import studies
@@ -65,7 +67,7 @@ def federation(make_federation: FederationMaker) -> Federation:
 def plan_of(federation: Federation, attempt: int = 1, cohort: Sequence[str] = COHORT, minimum: int = 3) -> RoundPlan:
     """A plan of the first round."""
     document, manifest, run = signed_run(federation)
-    ready = get_ready(open_site(federation.paths["north"]), document, node_of(federation, "north"))
+    ready = get_ready(admit(open_site(federation.paths["north"]), document), node_of(federation, "north"))
     return RoundPlan(
         run=run, round=1, attempt=attempt, cohort=tuple(cohort), roster_version=manifest.roster_version, epoch=1,
         keys=keys_of(federation, "north").fingerprint, minimum_cohort=minimum, deadline=time.time() + 60,
@@ -83,7 +85,7 @@ def share_at(federation: Federation, site: str = "north") -> tuple[Site, Manifes
 def sent_by(federation: Federation, site: str, plan: RoundPlan) -> NDArray[np.float64]:
     """What a site's last update holds once its own masks and encryption are off, in levels from the middle."""
     opened, manifest, _ = share_at(federation, site)
-    packed = recover(opened, manifest, plan)
+    packed = recover(AdmittedRun(opened, manifest, plan.run).round(plan))
     assert packed is not None
     weight, size = manifest.weight(site), opened.study(STILL).layout(manifest.settings).size
     return unpack(packed.blocks, size, [weight], manifest.packing).vector / np.float64(manifest.packing.unit(weight))
@@ -141,7 +143,7 @@ def test_below_the_minimum_cohort_nothing_opens_and_no_mask_is_asked_for(federat
     assert "query.reveal" not in asked
     plan = plan_of(federation, 2, COHORT[:2], minimum=2)
     with pytest.raises(ProtocolError, match="its cohort may be smaller than the 3 sites that were signed"):
-        train_round(open_site(federation.paths["east"]), signed_run(federation)[0], plan.to_bytes(), [])
+        train_round(admit(open_site(federation.paths["east"]), signed_run(federation)[0]).round(plan), [])
 
 
 # --- One update -----------------------------------------------------------------------------------------------------
@@ -152,7 +154,7 @@ def test_an_update_by_itself_carries_its_share_and_all_together_their_sum(federa
     share = share_at(federation)[2]
     sent = {}
     for site in COHORT:
-        train_round(open_site(federation.paths[site]), document, plan.to_bytes(), [])
+        train_round(admit(open_site(federation.paths[site]), document).round(plan), [])
         sent[site] = sent_by(federation, site, plan_of(federation, 2))
         assert holds(sent[site], share.variance)
     assert holds(np.sum(list(sent.values()), axis=0), 4 * share.variance)
@@ -160,11 +162,11 @@ def test_an_update_by_itself_carries_its_share_and_all_together_their_sum(federa
 
 def test_another_attempt_sends_the_same_noise_under_other_masks_for_one_charge(federation: Federation) -> None:
     site, document = open_site(federation.paths["north"]), signed_run(federation)[0]
-    first = train_round(site, document, plan_of(federation).to_bytes(), [])
+    first = train_round(admit(site, document).round(plan_of(federation)), [])
     before = sent_by(federation, "north", plan_of(federation, 2))
     site = restart(federation, "north")
     fewer = plan_of(federation, 2, [each for each in COHORT if each != "west"])
-    second = train_round(site, document, fewer.to_bytes(), [])
+    second = train_round(admit(site, document).round(fewer), [])
     assert first.chunks != second.chunks
     np.testing.assert_array_equal(sent_by(federation, "north", plan_of(federation, 3)), before)
     assert charges_of(federation, "north") == 1
@@ -199,8 +201,8 @@ def test_one_record_moves_the_levels_by_what_the_noise_is_for(make_federation: F
 def test_a_site_that_did_not_opt_in_takes_no_part(make_federation: FederationMaker) -> None:
     federation = make_federation(SHARED, TERMS_OF_ALL | {"north": replace(WILLING, shared_noise=False)})
     with pytest.raises(RefusedError, match="only a share: its policy says shared_noise = false"):
-        accept(open_site(federation.paths["north"]), signed_run(federation)[0])
-    accept(open_site(federation.paths["south"]), signed_run(federation)[0])
+        admit(open_site(federation.paths["north"]), signed_run(federation)[0])
+    admit(open_site(federation.paths["south"]), signed_run(federation)[0])
 
 
 def test_a_model_too_large_for_the_levels_is_refused_before_anything_is_charged(
@@ -210,12 +212,12 @@ def test_a_model_too_large_for_the_levels_is_refused_before_anything_is_charged(
     federation = make_federation(coarse, TERMS_OF_ALL)
     site, document = open_site(federation.paths["north"]), signed_run(federation)[0]
     with pytest.raises(RefusedError, match="north cannot take part: levels are too coarse: for a model of size 16001"):
-        get_ready(site, document, node_of(federation, "north"))
+        get_ready(admit(site, document), node_of(federation, "north"))
     small = make_federation(replace(coarse, task=task_name(studies.Tiny)), TERMS_OF_ALL, name="small")
-    base = get_ready(open_site(small.paths["north"]), signed_run(small)[0], node_of(small, "north"))
+    base = get_ready(admit(open_site(small.paths["north"]), signed_run(small)[0]), node_of(small, "north"))
     assert base.size == 3
     _, manifest, run = signed_run(federation)
     plan = replace(plan_of(small), run=run, base_model=site.checkpoint(manifest, run).model.digest)
     with pytest.raises(ConfigError, match="levels are too coarse"):
-        train_round(site, document, plan.to_bytes(), [])
+        train_round(admit(site, document).round(plan), [])
     assert charges_of(federation, "north") == 0

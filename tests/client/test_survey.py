@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Context, Error, Message, MessageType
 from numpy.typing import ArrayLike, NDArray
 
-from client.acceptance import accept
+from client.acceptance import admit
 from client.app import app
 from client.opening import open_sum
 from client.records import read_csv
@@ -19,7 +19,7 @@ from client.survey import Poll
 from privacy import figures
 from privacy.accounting import Mechanism, epsilon
 from privacy.errors import DataError, RunError, TaskError
-from privacy.manifest import Encryption, Privacy, RunSettings, Statistics
+from privacy.settings import Encryption, Privacy, RunSettings, Statistics
 from simulations.federation import Federation, SiteTerms
 from tests import studies
 from tests.federations import (
@@ -192,7 +192,7 @@ def test_what_a_crash_left_unwritten_is_written_when_the_sum_comes_again(make_fe
     for file in [*federation.paths["north"].glob("models/*"), *federation.paths["north"].glob("statistics/*")]:
         file.unlink()
     site = restart(federation, "north")
-    open_sum(site, accept(site, signed_run(federation)[0]), sums[0])
+    open_sum(admit(site, signed_run(federation)[0]), sums[0])
     assert reports_of(federation)["north"] == report
 
 

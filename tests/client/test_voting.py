@@ -11,12 +11,13 @@ import torch
 from flwr.app import Context, Message, MessageType
 
 from client import voting
-from client.acceptance import Accepted, get_ready
+from client.acceptance import AdmittedRun, admit
 from client.app import app as client_app
 from client.checkpoint import Checkpoint
+from client.readiness import get_ready
 from client.site import Site, open_site
 from privacy.errors import AuthenticityError, BudgetError, ProtocolError
-from privacy.purposes import Vote as VoteSettings
+from privacy.settings import Vote as VoteSettings
 from privacy.votes import Question, Vote, cast
 from simulations.federation import Federation
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, restart, run_with, signed_run
@@ -52,13 +53,13 @@ def keeping(message: Message, context: Context) -> Message:
     return found
 
 
-def opened(federation: Federation, name: str = NORTH) -> tuple[Site, Accepted, Checkpoint]:
+def opened(federation: Federation, name: str = NORTH) -> tuple[Site, AdmittedRun, Checkpoint]:
     site, (_, manifest, run) = restart(federation, name), signed_run(federation)
-    return site, Accepted(manifest, run), site.checkpoint(manifest, run)
+    return site, AdmittedRun(site, manifest, run), site.checkpoint(manifest, run)
 
 
-def question_of(site: Site, accepted: Accepted, now: Checkpoint) -> Question:
-    return Question(accepted.run, now.round, site.before(accepted.manifest, accepted.run).digest, now.digest)
+def question_of(site: Site, admitted: AdmittedRun, now: Checkpoint) -> Question:
+    return Question(admitted.run, now.round, site.before(admitted.manifest, admitted.run).digest, now.digest)
 
 
 def cast_by(federation: Federation, question: Question, rejects: Mapping[str, bool]) -> dict[str, Vote]:
@@ -96,20 +97,20 @@ def test_the_charge_is_on_disk_before_the_records_are_looked_at(
 
 
 def test_a_model_gets_one_vote_however_often_it_is_asked_for(federation: Federation) -> None:
-    site, accepted, now = opened(federation)
-    first = voting.vote(site, accepted, now)
+    site, admitted, now = opened(federation)
+    first = voting.vote(admitted, now)
     assert first is not None
     for _ in range(20):  # each would be turned over anew with a chance of a quarter
-        site, accepted, now = opened(federation)
-        assert voting.vote(site, accepted, now) == first
+        site, admitted, now = opened(federation)
+        assert voting.vote(admitted, now) == first
     assert votes_charged(site) == [1, 2]
 
 
 def test_a_vote_that_was_lost_is_not_cast_again(federation: Federation) -> None:
-    site, accepted, now = opened(federation)
+    site, admitted, now = opened(federation)
     for path in (site.place.folder / "outbox").glob("*.vote"):
         path.write_bytes(b"\xff")
-    assert voting.vote(site, accepted, now) is None
+    assert voting.vote(admitted, now) is None
     assert votes_charged(site) == [1, 2]
 
 
@@ -118,7 +119,7 @@ def test_an_agent_that_is_killed_while_it_votes_votes_once_under_one_charge(
     federation: Federation, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """Before its vote is kept, or before it is noted that it leaves."""
-    site, accepted, now = opened(federation)
+    site, admitted, now = opened(federation)
     later = replace(now, round=3)  # on which nobody voted yet
 
     def die(*_: object) -> None:
@@ -127,21 +128,21 @@ def test_an_agent_that_is_killed_while_it_votes_votes_once_under_one_charge(
     with monkeypatch.context() as killed:
         killed.setattr(voting, place, die)
         with pytest.raises(KeyboardInterrupt):
-            voting.vote(site, accepted, later)
+            voting.vote(admitted, later)
     site = restart(federation, NORTH)
-    found = voting.vote(site, accepted, later)
+    found = voting.vote(admitted, later)
     assert found is not None
     assert votes_charged(site) == [1, 2, 3]
-    assert voting.vote(restart(federation, NORTH), accepted, later) == found
+    assert voting.vote(replace(admitted, site=restart(federation, NORTH)), later) == found
 
 
 @pytest.mark.parametrize(("shift", "tolerance", "worse"), [(0.0, 0.0, False), (0.5, 1.0, False), (0.5, 0.4, True)])
 def test_the_answer_is_whether_the_loss_grew_by_more_than_the_tolerance(
     federation: Federation, monkeypatch: pytest.MonkeyPatch, shift: float, tolerance: float, *, worse: bool
 ) -> None:
-    site, accepted, now = opened(federation)
-    settings = replace(accepted.manifest.settings, vote=VoteSettings(epsilon=SPENT, tolerance=tolerance))
-    before = site.before(accepted.manifest, accepted.run).model
+    site, admitted, now = opened(federation)
+    settings = replace(admitted.manifest.settings, vote=VoteSettings(epsilon=SPENT, tolerance=tolerance))
+    before = site.before(admitted.manifest, admitted.run).model
     monkeypatch.setattr(voting, "_loss", lambda _, __, model: 1.0 + shift * (model is now.model))
     assert voting._is_worse(site, settings, before, now.model) == worse
 
@@ -150,23 +151,23 @@ def test_the_answer_is_whether_the_loss_grew_by_more_than_the_tolerance(
 def test_a_loss_that_is_no_number_is_worse(
     federation: Federation, monkeypatch: pytest.MonkeyPatch, loss: float
 ) -> None:
-    site, accepted, now = opened(federation)
+    site, admitted, now = opened(federation)
     monkeypatch.setattr(site.study(VOTED.task).task, "loss", lambda *_: torch.tensor(loss))
-    assert voting._is_worse(site, accepted.manifest.settings, now.model, now.model)
+    assert voting._is_worse(site, admitted.manifest.settings, now.model, now.model)
 
 
 @pytest.mark.parametrize("error", [ValueError("age 47"), SystemExit("age 47"), GeneratorExit("age 47")])
 def test_a_loss_that_cannot_be_computed_is_worse_and_its_words_are_logged_nowhere(
     federation: Federation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
-    site, accepted, now = opened(federation)
+    site, admitted, now = opened(federation)
 
     def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(site.study(VOTED.task).task, "loss", fail)
     with caplog.at_level("INFO", "cloister.agent"):
-        assert voting._is_worse(site, accepted.manifest.settings, now.model, now.model)
+        assert voting._is_worse(site, admitted.manifest.settings, now.model, now.model)
     assert type(error).__name__ in caplog.text
     assert "47" not in caplog.text
 
@@ -180,25 +181,25 @@ def test_a_site_whose_held_out_budget_does_not_cover_all_votes_says_so_before_th
     settings.write_text(settings.read_text().replace("[policy]", "held_out_epsilon = 1.5\n\n[policy]"))
     site = restart(federation, NORTH)
     with pytest.raises(BudgetError, match=r"held-out.* to ε 2\.00, over its budget of 1\.50"):
-        get_ready(site, document, 1)
+        get_ready(admit(site, document), 1)
 
 
 def test_a_site_goes_back_once_half_of_the_votes_reject_and_the_round_is_over_for_good(federation: Federation) -> None:
-    site, accepted, now = opened(federation)
-    question, before = question_of(site, accepted, now), site.before(accepted.manifest, accepted.run)
+    site, admitted, now = opened(federation)
+    question, before = question_of(site, admitted, now), site.before(admitted.manifest, admitted.run)
     votes = cast_by(federation, question, {"north": False, "south": True, "east": True, "west": False})
-    undone = voting.undo(site, accepted, question, votes)
+    undone = voting.undo(admitted, question, votes)
     assert (undone.digest, undone.round, undone.update_bound) == (before.digest, now.round, before.update_bound)
-    site, accepted, again = opened(federation)
+    site, admitted, again = opened(federation)
     assert (again.digest, again.round) == (before.digest, now.round)
-    assert voting.undo(site, accepted, question, votes).digest == before.digest
-    assert voting.vote(site, accepted, again) is None
+    assert voting.undo(admitted, question, votes).digest == before.digest
+    assert voting.vote(admitted, again) is None
     assert list((site.place.folder / "outbox").glob("*.remainder")) == []
 
 
 def test_votes_that_are_not_on_this_model_or_do_not_reject_it_change_nothing(federation: Federation) -> None:
-    site, accepted, now = opened(federation)
-    question = question_of(site, accepted, now)
+    site, admitted, now = opened(federation)
+    question = question_of(site, admitted, now)
     rejects: dict[str, bool] = dict.fromkeys(SITES, True)
     good = cast_by(federation, question, rejects)
     cases: list[tuple[Question, dict[str, Vote], type[Exception]]] = [
@@ -213,18 +214,18 @@ def test_votes_that_are_not_on_this_model_or_do_not_reject_it_change_nothing(fed
     cases += [(other, cast_by(federation, other, rejects), ProtocolError) for other in others]
     for about, votes, error in cases:
         with pytest.raises(error):
-            voting.undo(site, accepted, about, votes)
-        assert site.checkpoint(accepted.manifest, accepted.run).digest == now.digest
+            voting.undo(admitted, about, votes)
+        assert site.checkpoint(admitted.manifest, admitted.run).digest == now.digest
 
 
 def test_the_first_round_is_undone_too(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(VOTED, rounds=1), dict.fromkeys(SITES, CONSENT))
     run_with(federation, keeping)
-    site, accepted, now = opened(federation)
-    question = question_of(site, accepted, now)
+    site, admitted, now = opened(federation)
+    question = question_of(site, admitted, now)
     rejects: dict[str, bool] = dict.fromkeys(SITES, True)
-    voting.undo(site, accepted, question, cast_by(federation, question, rejects))
-    site, accepted, again = opened(federation)
+    voting.undo(admitted, question, cast_by(federation, question, rejects))
+    site, admitted, again = opened(federation)
     assert again.round == 1
     assert again.digest == site.study(VOTED.task).untrained(VOTED.model_seed).digest
 

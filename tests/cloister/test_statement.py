@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from typer.testing import CliRunner
@@ -20,10 +20,13 @@ from privacy.config import read_toml
 from privacy.entries import GENESIS
 from privacy.errors import CloisterError, ConfigError, KeyFileError, LedgerError
 from privacy.ledger import Ledger, Release
-from privacy.manifest import Manifest, RunSettings
+from privacy.settings import RunSettings
 from privacy.shared import observers
 from server.settings import read_consortium, read_run
 from simulations.federation import Federation, SiteTerms
+
+if TYPE_CHECKING:
+    from privacy.manifest import Manifest
 
 SITES = ("north", "south", "east")
 RUN = Path(__file__).parent.parent.parent / "simulations" / "diagnosis.toml"

@@ -17,7 +17,7 @@ from cloister.cli import app
 from privacy.accounting import Mechanism
 from privacy.config import read_toml
 from privacy.ledger import Release
-from privacy.manifest import RunSettings
+from privacy.settings import RunSettings
 from simulations.federation import Federation, SiteTerms
 
 RUN = Path(__file__).parent.parent.parent / "simulations" / "diagnosis.toml"

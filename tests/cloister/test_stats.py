@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from client.records import read_csv, split_held_out
+from client.held_out import split_held_out
+from client.records import read_csv
 from client.site import open_site
 from cloister import statistics
 from cloister.local import follow, start_agents, start_server
@@ -18,7 +19,7 @@ from cloister.processes import Processes
 from cloister.simulation import simulate
 from privacy.config import read_toml
 from privacy.errors import ConfigError
-from privacy.manifest import RunSettings
+from privacy.settings import RunSettings
 from simulations.diagnosis import RANGES, TARGET
 from simulations.federation import Federation, SiteTerms
 from simulations.hospitals import FILE_NAME, write_hospital_records

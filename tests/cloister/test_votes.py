@@ -7,8 +7,9 @@ import pytest
 from cloister import accounts
 from cloister.benchmarks import poisoning
 from cloister.observers import cost_of_votes, table
-from privacy.manifest import Manifest, open_manifest, sign_manifest
-from privacy.purposes import Vote
+from privacy.calibration import sign_manifest
+from privacy.manifest import Manifest, open_manifest
+from privacy.settings import Vote
 from tests.federations import NOISY, SITES, TERMS, FederationMaker
 from tests.privacy.consortium import run_settings, signing_key
 

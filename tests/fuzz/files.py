@@ -19,7 +19,7 @@ from client.settings import SiteSettings
 from privacy.accounting import Mechanism
 from privacy.config import read_toml
 from privacy.ledger import Budget, Ledger, Release
-from privacy.manifest import RunSettings
+from privacy.settings import RunSettings
 from strategies.heads import Heads
 from tests.privacy.consortium import LAYOUT, MODEL, PARAMETERS, chained, make_round, signing_key
 from transport.pki import Authority, certificate_pem, key_pem, read_authority_key, read_certificate, read_signing_key

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from privacy.calibration import sign_manifest
 from privacy.ciphertext import CIPHERTEXT_BYTES, Ciphertexts
 from privacy.encryption import DecryptionKey
 from privacy.epoch import EpochKeys, SealingKey, read_letter, seal, write_letters
 from privacy.header import verify_header
-from privacy.manifest import open_manifest, sign_manifest
+from privacy.manifest import open_manifest
 from privacy.norm_proof import Proof, Statement, all_hold, prove
 from privacy.packing import RING_DEGREE
 from privacy.plan import read_plan

@@ -16,18 +16,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import settings
 
 from privacy.accounting import Mechanism
+from privacy.calibration import sign_manifest
 from privacy.ciphertext import C0_BYTES, CODE_BYTES, SEED_BYTES, Ciphertexts, SummedCiphertexts, seeds_digest
 from privacy.encryption import DecryptionKey
 from privacy.envelope import Contribution, SignedUpdate, sign_update, verify_update
 from privacy.epoch import SealingKey
 from privacy.ledger import Charge, Release
 from privacy.mac import MacKey
-from privacy.manifest import Cohort, Encryption, Manifest, Privacy, RunSettings, Training, open_manifest, sign_manifest
+from privacy.manifest import Manifest, open_manifest
 from privacy.masking import MaskedUpdate, mask
 from privacy.packing import BLOCK, RING_DEGREE, pack
 from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
 from privacy.roster import Member, Roster
+from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from privacy.signing import sign
 from privacy.summation import EncryptedSum, RunningSum
 from privacy.tag import KEY_BYTES, TaggedUpdate, TagKey

@@ -17,12 +17,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from privacy.accounting import Mechanism
 from privacy.agreement import set_digest
+from privacy.calibration import sign_manifest
 from privacy.ciphertext import C0_BYTES, CODE_BYTES, Ciphertexts, seeds_digest
 from privacy.encryption import DecryptionKey
 from privacy.envelope import Contribution, SignedUpdate, sign_update
 from privacy.epoch import EpochKeys
 from privacy.ledger import Charge, Release
-from privacy.manifest import open_manifest, sign_manifest
+from privacy.manifest import open_manifest
 from privacy.masking import mask
 from privacy.packing import pack
 from privacy.plan import RoundPlan

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.checkpoint import Checkpoint
+from privacy.calibration import sign_manifest
 from privacy.discrete import reach
-from privacy.manifest import Encryption, Privacy, Training, open_manifest, sign_manifest
+from privacy.manifest import open_manifest
 from privacy.packing import Packing, pack, pack_with_share, unpack
 from privacy.randomness import Randomness
+from privacy.settings import Encryption, Privacy, Training
 from privacy.shared import share_for
 from privacy.sketch import encode
 from privacy.statistics import Column, Form, encoding_bound
@@ -71,15 +73,15 @@ def _packing(profile: Profile, cohort: int, bound: float, weights: tuple[float, 
         np.zeros((packing.ciphertexts(size), 4096), np.uint64),
     )
     for factor, weight in enumerate(weights, start=3):
-        update = private(values_of(size, factor, scale))
-        block = joined(pack(update, weight, packing, Randomness.seeded(7, "numbers")).blocks)
+        stream = pack(private(values_of(size, factor, scale)), weight, packing, Randomness.seeded(7, "numbers"))
+        block = joined(stream.blocks)
         total += block
         updates.append({
             "factor": factor,
             "weight": weight,
             "packed": words_digest(block),
             "first_coefficients": block[0, :SHOWN].tolist(),
-            "left_over": floats_digest(update.vector),
+            "left_over": floats_digest(stream.remainder),
         })  # fmt: skip
     mean = unpack([total], size, weights, packing).vector
     return {

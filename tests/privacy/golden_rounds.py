@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from privacy.agreement import absent_from, agree, set_digest
+from privacy.calibration import sign_manifest
 from privacy.ciphertext import Ciphertexts
 from privacy.envelope import sign_update, verify_update
 from privacy.ledger import Charge, Release
-from privacy.manifest import Encryption, open_manifest, sign_manifest
+from privacy.manifest import open_manifest
 from privacy.masking import (
     Masks,
     commitment,
@@ -35,6 +36,7 @@ from privacy.packing import pack, unpack
 from privacy.plan import MOST_SEEDS, RoundPlan
 from privacy.randomness import Randomness
 from privacy.roster import sign_roster
+from privacy.settings import Encryption
 from privacy.summation import RunningSum, check_sum
 from privacy.tag import TagKey
 from privacy.update import Layout, Model
@@ -62,8 +64,9 @@ if TYPE_CHECKING:
 
     from privacy.epoch import EpochKeys
     from privacy.header import UpdateHeader
-    from privacy.manifest import Manifest, RunSettings
+    from privacy.manifest import Manifest
     from privacy.roster import Roster
+    from privacy.settings import RunSettings
     from privacy.signing import SignedDocument
     from privacy.summation import EncryptedSum
 

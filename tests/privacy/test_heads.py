@@ -8,7 +8,7 @@ import pytest
 
 from privacy.accounting import Mechanism
 from privacy.errors import LedgerError
-from privacy.heads import SignedHead, check_head, sign_head
+from privacy.heads import SignedHead
 from privacy.ledger import Budget, Ledger, Release
 from privacy.signing import sign
 from strategies.heads import Heads
@@ -29,37 +29,37 @@ def charged(path: Path, rounds: int, first: int = 1, lineage: str = "patients") 
 
 def test_a_ledger_has_every_head_that_it_ever_had(tmp_path: Path) -> None:
     ledger = charged(tmp_path / "ledger", 0)
-    heads = [sign_head(ledger, KEY)]
+    heads = [ledger.sign_head()]
     for number in (1, 2, 3):
         charged(ledger.path, 1, first=number)
-        heads.append(sign_head(ledger, KEY))
+        heads.append(ledger.sign_head())
     assert len({each.head for each in heads}) == 4
     for head in (None, *heads):
-        check_head(ledger, head, KEY)
+        ledger.check_head(head)
 
 
 def test_an_older_copy_is_refused_with_what_to_do(tmp_path: Path) -> None:
     ledger = charged(tmp_path / "ledger", 2)
     backup = ledger.path.read_bytes()
     charged(ledger.path, 1, first=3)
-    known = sign_head(ledger, KEY)
+    known = ledger.sign_head()
     ledger.path.write_bytes(backup)
     with pytest.raises(LedgerError) as caught:
-        check_head(ledger, known, KEY)
+        ledger.check_head(known)
     assert str(caught.value) == (
         f"{ledger.path}: the ledger ends on {ledger.entries().charges[-1].time}, and is older than what north charged "
         f"before (head {known.head[:12]}); restore the newest copy, nothing is charged until then"
     )
     charged(ledger.path, 1, first=4)  # whatever is charged since then does not make it whole
     with pytest.raises(LedgerError, match="is older than what north charged before"):
-        check_head(ledger, known, KEY)
+        ledger.check_head(known)
 
 
 def test_a_deleted_ledger_is_refused(tmp_path: Path) -> None:
-    known = sign_head(charged(tmp_path / "ledger", 1), KEY)
+    known = charged(tmp_path / "ledger", 1).sign_head()
     (tmp_path / "ledger").unlink()
     with pytest.raises(LedgerError, match="the ledger holds nothing, and is older than what north charged before"):
-        check_head(Ledger(tmp_path / "ledger", "north", "patients", KEY), known, KEY)
+        Ledger(tmp_path / "ledger", "north", "patients", KEY).check_head(known)
 
 
 def test_what_this_site_did_not_sign_for_this_lineage_says_nothing(tmp_path: Path) -> None:
@@ -67,15 +67,15 @@ def test_what_this_site_did_not_sign_for_this_lineage_says_nothing(tmp_path: Pat
     strange = "ab" * 32
     for head in (
         SignedHead(strange, bytes(64)),
-        sign_head(other, KEY),
-        SignedHead(sign_head(other, KEY).head, sign_head(ledger, KEY).signature),
+        other.sign_head(),
+        SignedHead(other.sign_head().head, ledger.sign_head().signature),
         SignedHead(strange, sign(signing_key("south"), "ledger", f"north patients {strange}".encode())),
         SignedHead(strange, sign(KEY, "readiness", f"north patients {strange}".encode())),
         SignedHead(strange, sign(KEY, "ledger", f"south patients {strange}".encode())),
     ):
-        check_head(ledger, head, KEY)
+        ledger.check_head(head)
     with pytest.raises(LedgerError):
-        check_head(ledger, SignedHead(strange, sign(KEY, "ledger", f"north patients {strange}".encode())), KEY)
+        ledger.check_head(SignedHead(strange, sign(KEY, "ledger", f"north patients {strange}".encode())))
 
 
 def test_the_server_keeps_the_last_head_of_each_site_over_restarts(tmp_path: Path) -> None:

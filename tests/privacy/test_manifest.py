@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from privacy.accounting import Mechanism, epsilon
+from privacy.calibration import sign_manifest
 from privacy.errors import AuthenticityError, ConfigError, MalformedError, RefusedError
-from privacy.manifest import Manifest, Privacy, RunSettings, open_manifest, sign_manifest
+from privacy.manifest import Manifest, open_manifest
+from privacy.settings import Privacy, RunSettings
 from privacy.signing import SignedDocument
 from tests.privacy.consortium import make_manifest, relaxed, run_settings, signing_key
 

@@ -38,20 +38,21 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "open_roster": ["roster"],
     },
     "privacy.manifest": {
-        "Privacy.__post_init__": ["manifest"],
-        "Cohort.__post_init__": ["manifest"],
-        "RunSettings.__post_init__": ["manifest"],
         "Manifest.check_valid": ["manifest"],
         "open_manifest": ["manifest"],
     },
-    "privacy.contradictions": _all(
-        "contradiction",
-        "_of_purpose",
-        "_of_evaluation",
+    "privacy.settings": _all(
+        "Privacy.__post_init__",
+        "Cohort.__post_init__",
+        "RunSettings.__post_init__",
+        "Training.contradiction",
+        "Training._of_shared_noise",
+        "OneSum.contradiction",
+        "Statistics._problem",
+        "Evaluation._problem",
+        "_contradiction",
         "_of_masks",
         "_of_norm",
-        "_of_noise",
-        "_of_vote",
         by=["manifest"],
     ),
     "privacy.plan": {"read_plan": ["plan"], "check_plan": ["asked"]},
@@ -156,10 +157,8 @@ READ_BY: dict[str, dict[str, list[str]]] = {
 
 # Functions in these modules that read nothing from outside.
 OWN: dict[str, dict[str, str]] = {
-    "privacy.manifest": {
-        "RunSettings.profile": "says which profile a run has",
+    "privacy.settings": {
         "RunSettings.shares_noise": "says what noise a run has",
-        "_sigma": "the coordinator's: calibrates before it signs",
     },
     "privacy.plan": {"RoundPlan.expanded": "says who expands the seeds"},
     "privacy.envelope": {"sign_update": "of an update that a site makes itself"},
@@ -177,7 +176,6 @@ OWN: dict[str, dict[str, str]] = {
     "privacy.epoch": {"seal": "the roster's keys, as they are used"},
     "privacy.entries": {"_unsigned": "says which line is altered, once one is"},
     "privacy.shared": {"_clipping_norm": "of a run that trains, as all with shared noise do"},
-    "privacy.heads": {"check_head": "holds a ledger against its head; what does not verify is passed over"},
     "transport.parcel": {"decode_arrays": "the server's own files"},
     "transport.fields": {"lacks": "raises what others ask for"},
     "client.keyring": dict.fromkeys(
@@ -188,7 +186,8 @@ OWN: dict[str, dict[str, str]] = {
 # Checks that another one makes too, before or after, with the same error: why both are there.
 TWICE: dict[str, str] = {
     "privacy.signing.SignedDocument.open: newline": "the payload is empty then, which no document is",
-    "privacy.contradictions._of_noise: honest_sites(settings) < 1": "masks ask for more",
+    "privacy.settings.Training._of_shared_noise: run.honest_sites < 1": "masks ask for more",
+    "privacy.settings._contradiction: len(_kinds(run)) != 1": "the kind of a run is its only table",
     "privacy.votes.check_rejected: votes.keys() <= set(sites)": "of a roster's members, a run may name only some",
     "privacy.summation.RunningSum.close: self._c0 is None": "nobody is fewer than the minimum",
     "privacy.ciphertext.Accumulator.add: check_chunks(ciphertexts.chunks, len(self.total), CIPHERTEXT_BYTES)": (
@@ -211,9 +210,9 @@ TWICE: dict[str, str] = {
     "transport.framing.Assembly.add: len(self._data) + len(chunk.data) > self._total": "the end is checked too",
     "transport.reports._read: math.isfinite(value)": "what numbers can be has two ends",
     "transport.contents.read_train: count <= _MAX_SUMS": "sums that are not there are missed",
-    "privacy.manifest.Encryption.update_bound: Positive as Annotated[float, Field(gt=0)]": "the codec has a bound too",
-    "privacy.manifest.Cohort.sizes: min_length=1": "nobody is fewer than any minimum",
-    "privacy.purposes.Start: strict=False": "text is never converted from anything",
+    "privacy.settings.Encryption.update_bound: Positive as Annotated[float, Field(gt=0)]": "the codec has a bound too",
+    "privacy.settings.Cohort.sizes: min_length=1": "nobody is fewer than any minimum",
+    "privacy.settings.Start: strict=False": "text is never converted from anything",
     "privacy.roster.Member: strict=False": "text is never converted from anything",
     "privacy.plan.RoundPlan: extra='ignore'": "what is read over is not in the canonical form",
     "privacy.plan.RoundPlan: strict=False": "what was converted is not in the canonical form",
@@ -223,7 +222,7 @@ TWICE: dict[str, str] = {
 
 FIELDS = {
     "privacy.manifest": ("manifest", "privacy.manifest", "open_manifest"),
-    "privacy.purposes": ("manifest", "privacy.manifest", "open_manifest"),
+    "privacy.settings": ("manifest", "privacy.manifest", "open_manifest"),
     "privacy.roster": ("roster", "privacy.roster", "open_roster"),
     "privacy.plan": ("plan", "privacy.plan", "read_plan"),
     "privacy.header": ("header", "privacy.header", "verify_header"),

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from privacy.accounting import Mechanism, epsilon
 from privacy.discrete import reach
 from privacy.errors import ConfigError, MalformedError
-from privacy.manifest import Privacy, RunSettings, Training
 from privacy.packing import Packing, pack_with_share, unpack
 from privacy.randomness import Randomness
-from privacy.shared import Observer, honest_sites, most_parameters, observers, share_for, share_of
+from privacy.settings import Privacy, RunSettings, Training
+from privacy.shared import Observer, most_parameters, observers, share_for, share_of
 from privacy.update import Update
 from tests.privacy.consortium import CHARGE, MODEL, blocks_of, few, joined, make_manifest, run_settings
 
@@ -77,7 +77,7 @@ def test_honest_sites_alone_make_all_of_the_noise(
     minimum = honest + colluding
     manifest = shared(minimum=minimum, colluding=colluding, sigma=sigma, rate=rate, bound=3.0)
     share = share_of(manifest, parameters, 1.0)
-    assert honest_sites(manifest.settings) == minimum - colluding
+    assert manifest.settings.honest_sites == minimum - colluding
     total = honest * share.variance
     assert (sigma * share.sensitivity) ** 2 <= total <= (sigma * share.sensitivity) ** 2 + minimum
     assert share.variance >= 64
@@ -85,8 +85,8 @@ def test_honest_sites_alone_make_all_of_the_noise(
 
 
 def test_one_colluding_site_is_assumed_unless_the_run_says_otherwise() -> None:
-    assert [honest_sites(shared_settings(colluding=each)) for each in (None, 0, 1)] == [2, 3, 2]
-    assert honest_sites(run_settings()) == 1
+    assert [shared_settings(colluding=each).honest_sites for each in (None, 0, 1)] == [2, 3, 2]
+    assert run_settings().honest_sites == 1
 
 
 def test_few_records_and_a_low_rate_are_divided_by_one_at_least_as_in_training() -> None:

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from privacy import packing as module
+from privacy.errors import ProtocolError
 from privacy.packing import BLOCK, PLAIN_MODULUS, RING_DEGREE, Packing, Profile, pack, unpack
 from privacy.randomness import Randomness
 from tests.privacy.consortium import few, joined, packed, private, relaxed
@@ -47,13 +48,14 @@ def test_blocks_hold_what_one_block_would_and_leave_the_same_over(
     packing = packing_of(profile)
     size = (2 * BLOCK + 1) * packing.slots - 5
     values = np.random.default_rng(1).normal(size=size).astype(np.float32)
-    updates = private(values), private(values)
-    streamed = list(pack(updates[0], 1.0, packing, Randomness.seeded(1)).blocks)
+    in_blocks = pack(private(values), 1.0, packing, Randomness.seeded(1))
+    streamed = list(in_blocks.blocks)
     assert [len(block) for block in streamed] == [BLOCK, BLOCK, 1]
     monkeypatch.setattr(module, "BLOCK", 1000)
-    (whole,) = pack(updates[1], 1.0, packing, Randomness.seeded(1)).blocks
+    in_one = pack(private(values), 1.0, packing, Randomness.seeded(1))
+    (whole,) = in_one.blocks
     np.testing.assert_array_equal(joined(streamed), whole)
-    np.testing.assert_array_equal(updates[0].vector, updates[1].vector)
+    np.testing.assert_array_equal(in_blocks.remainder, in_one.remainder)
     one, many = (unpack(blocks, size, [1.0], packing).vector for blocks in ([whole], streamed))
     np.testing.assert_array_equal(one, many)
 
@@ -68,6 +70,17 @@ def test_nothing_is_packed_before_it_is_taken() -> None:
     done = BLOCK * packing.slots
     assert not (update.vector[:done] == values[:done]).any()
     np.testing.assert_array_equal(update.vector[done:], values[done:])
+
+
+def test_there_is_no_remainder_before_the_last_block_was_taken() -> None:
+    packing = packing_of("compact")
+    stream = pack(private(np.full(BLOCK * packing.slots + 1, 0.3)), 1.0, packing, Randomness.seeded(1))
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match="take them first"):
+            _ = stream.remainder
+        next(stream.blocks)
+    assert next(stream.blocks, None) is None
+    assert 0 < np.abs(stream.remainder).max() <= packing.unit(1.0)
 
 
 def test_the_blocks_of_an_empty_update_are_none() -> None:
@@ -108,14 +121,14 @@ def test_what_is_left_over_is_the_update_less_what_it_decodes_to(
 ) -> None:
     packing = packing_of(profile, bound)
     before = np.array(values, np.float32)
-    update = private(before)
-    sent = decoded(joined(pack(update, weight, packing, Randomness.seeded(seed)).blocks), before.size, weight, packing)
-    np.testing.assert_array_equal(update.vector, before - sent)
+    stream = pack(private(before), weight, packing, Randomness.seeded(seed))
+    sent = decoded(joined(stream.blocks), before.size, weight, packing)
+    np.testing.assert_array_equal(stream.remainder, before - sent)
     # Of a value within the bound at most a level is left over; of another, all that lies beyond it besides.
     level = packing.unit(weight)
     beyond = np.maximum(np.abs(before.astype(np.float64)) - bound, 0)
     slack = 2.0**-22 * (np.abs(before) + bound + level)
-    assert (np.abs(update.vector) <= beyond + level + slack).all()
+    assert (np.abs(stream.remainder) <= beyond + level + slack).all()
 
 
 def run(updates: np.ndarray, weight: float, packing: Packing) -> np.ndarray:
@@ -123,10 +136,9 @@ def run(updates: np.ndarray, weight: float, packing: Packing) -> np.ndarray:
     remainder = np.zeros(updates.shape[1], np.float32)
     sent = []
     for number, values in enumerate(updates):
-        update = private(values + remainder)
-        blocks = joined(pack(update, weight, packing, Randomness.seeded(number)).blocks)
-        sent.append(decoded(blocks, values.size, weight, packing))
-        remainder = update.vector
+        stream = pack(private(values + remainder), weight, packing, Randomness.seeded(number))
+        sent.append(decoded(joined(stream.blocks), values.size, weight, packing))
+        remainder = stream.remainder
     return np.array(sent, np.float64)
 
 
@@ -163,10 +175,9 @@ def test_all_that_was_sent_and_the_last_remainder_are_all_that_was_to_be_sent(
     for number in range(20):
         values = generator.normal(scale=0.1, size=50).astype(np.float32)  # a third beyond the bound
         total += values
-        update = private(values + remainder)
-        blocks = joined(pack(update, weight, packing, Randomness.seeded(seed, number)).blocks)
-        sent += decoded(blocks, 50, weight, packing)
-        remainder = update.vector
+        stream = pack(private(values + remainder), weight, packing, Randomness.seeded(seed, number))
+        sent += decoded(joined(stream.blocks), 50, weight, packing)
+        remainder = stream.remainder
     np.testing.assert_allclose(sent + remainder, total, rtol=0, atol=1e-4)
 
 

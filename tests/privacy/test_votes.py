@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from privacy.accounting import PLD, RDP, Accountant, Mechanism, Relation, epsilon
+from privacy.calibration import sign_manifest
 from privacy.errors import BudgetError, MalformedError, RefusedError
 from privacy.ledger import Budget, Ledger, Release
-from privacy.manifest import open_manifest, sign_manifest
+from privacy.manifest import open_manifest
 from privacy.policy import Policy, check_policy
-from privacy.purposes import Vote as VoteSettings
 from privacy.randomness import Randomness
+from privacy.settings import Vote as VoteSettings
 from privacy.votes import Errors, Vote, errors, estimate, is_rejected, respond, turned
 from tests.privacy.consortium import run_settings, signing_key
 

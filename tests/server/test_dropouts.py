@@ -14,7 +14,7 @@ import pytest
 
 from cloister.local import start_server
 from cloister.processes import Processes
-from privacy.manifest import Cohort, RunSettings, Training
+from privacy.settings import Cohort, RunSettings, Training
 from simulations.federation import Federation
 from simulations.idle import PARAMETERS
 from simulations.results import read_results

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from numpy.typing import NDArray
 
-from client.acceptance import accept
+from client.acceptance import admit
 from client.dpsgd import train
 from client.opening import open_sum
 from client.site import Site, open_site
@@ -315,7 +315,7 @@ def _models_and_updates(disturbed: Disturbed) -> list[NDArray[np.float32]]:
             for file in (*(folder / site).glob("models/*"), *(folder / site).glob("outbox/*")):
                 file.unlink()
     sites = {site: open_site(folder / site) for site in SITES}
-    accepted = accept(sites["north"], document)
+    runs = {name: admit(site, document) for name, site in sites.items()}
     model = sites["north"].checkpoint(manifest, run).model
     vectors = [model.vector.copy()]
     for file in sorted(journal_path(federation).parent.glob("sums/*")):
@@ -323,7 +323,7 @@ def _models_and_updates(disturbed: Disturbed) -> list[NDArray[np.float32]]:
         plan = read_plan(total.plan)
         for site in disturbed.rounds[plan.round - 1]["sites"]:
             vectors += _made_again(sites[site], manifest, plan)
-        models = {model.digest: model for model in (open_sum(each, accepted, total).model for each in sites.values())}
+        models = {model.digest: model for model in (open_sum(each, total).model for each in runs.values())}
         ((_, model),) = models.items()
         vectors.append(model.vector.copy())
     assert model.digest == disturbed.results.model
@@ -350,10 +350,11 @@ def _made_again(site: Site, manifest: Manifest, plan: RoundPlan) -> list[NDArray
     site.remainders.add_to(update.vector, plan.run)
     sent = update.vector.copy()
     packing = replace(manifest.packing, update_bound=checkpoint.update_bound)
-    for _ in pack(update, manifest.weight(site.name), packing, randomness["rounding"]).blocks:
+    packed = pack(update, manifest.weight(site.name), packing, randomness["rounding"])
+    for _ in packed.blocks:
         pass
-    site.remainders.keep(plan, update.vector)
-    return [changed, sent, update.vector]
+    site.remainders.keep(plan, packed.remainder)
+    return [changed, sent, packed.remainder]
 
 
 # --- Agents that cannot begin ---------------------------------------------------------------------------------------

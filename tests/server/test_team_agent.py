@@ -11,7 +11,7 @@ import pytest
 
 from cloister.local import start_server
 from cloister.processes import Processes
-from privacy.manifest import Cohort, Training
+from privacy.settings import Cohort, Training
 from simulations.federation import Federation
 from simulations.results import Results, read_results
 from tests.federations import (

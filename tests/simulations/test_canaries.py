@@ -15,7 +15,7 @@ from client.dpsgd import way_to_train
 from client.settings import Computing
 from client.task import Task
 from privacy.errors import DataError, TaskError
-from privacy.manifest import Cohort, Encryption, Privacy, RunSettings, Training
+from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from simulations.canaries import SETUP, WEIGHT, Canaries, Role, set_up
 from simulations.rehearsal import Scratch
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.datasets import load_breast_cancer
 
-from client.records import split_held_out
+from client.held_out import split_held_out
 from client.task import import_task
 from privacy.errors import ConfigError, DataError
 from simulations.diagnosis import HALF_WIDTH, RANGES, TARGET, Diagnosis, scale

@@ -14,8 +14,9 @@ from client.site import open_site
 from cloister.local import follow, start_agents, start_server
 from cloister.processes import Processes
 from privacy.config import read_toml
-from privacy.manifest import Privacy, RunSettings, open_manifest
+from privacy.manifest import open_manifest
 from privacy.randomness import Randomness
+from privacy.settings import Privacy, RunSettings
 from privacy.update import Model
 from simulations.federation import Federation, SiteTerms
 from simulations.hospitals import write_hospital_records

@@ -10,7 +10,7 @@ from signal import SIGKILL
 import pytest
 
 from privacy.config import read_toml
-from privacy.manifest import RunSettings
+from privacy.settings import RunSettings
 from simulations.diagnosis import Diagnosis
 from simulations.federation import Federation, SiteTerms
 from simulations.hospitals import write_hospital_records

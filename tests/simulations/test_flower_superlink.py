@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from privacy.config import read_toml
-from privacy.manifest import Cohort, RunSettings
+from privacy.settings import Cohort, RunSettings
 from simulations.diagnosis import Diagnosis
 from simulations.federation import Federation, SiteTerms
 from simulations.hospitals import write_hospital_records

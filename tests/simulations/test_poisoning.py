@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from privacy.purposes import Vote
+from privacy.settings import Vote
 from simulations.poisoning import LIAR, SINCE, poisoned_run
 
 

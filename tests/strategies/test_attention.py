@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from privacy.manifest import RunSettings
+from privacy.settings import RunSettings
 from simulations.inline import InlineGrid
 from simulations.results import journal_path, read_events
 from strategies.ceremony import ACCEPT, LEAD, Ceremony

@@ -79,10 +79,10 @@ def test_a_constant_update_beyond_the_range_arrives_because_the_range_grows() ->
         packing = Packing.of("dense", cohort=3, update_bound=bound, max_weight=1.0)
         total = np.zeros((1, 4096), np.uint64)
         for site, weight in enumerate(weights):
-            update = private(target + remainders[site])
-            (block,) = pack(update, weight, packing, Randomness.seeded(number, site)).blocks
+            stream = pack(private(target + remainders[site]), weight, packing, Randomness.seeded(number, site))
+            (block,) = stream.blocks
             total += block
-            remainders[site] = update.vector
+            remainders[site] = stream.remainder
         mean = unpack([total], 4, weights, packing)
         sent += mean.vector
         bound = next_bound(mean, len(weights), ceiling)

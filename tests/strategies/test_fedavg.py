@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 from flwr.app import Context, Message
 
-from client.acceptance import get_ready
+from client.acceptance import admit
 from client.app import app as client_app
+from client.readiness import get_ready
 from client.site import open_site
 from privacy.accounting import Mechanism, epsilon
 from privacy.errors import RunError
 from privacy.ledger import Release
-from privacy.manifest import RunSettings
+from privacy.settings import RunSettings
 from privacy.signing import sign
 from simulations.federation import Federation, SiteTerms
 from simulations.results import journal_path, read_results
@@ -147,7 +148,7 @@ def test_a_site_whose_budget_runs_out_during_the_run_leaves_and_the_others_go_on
 
 def test_a_node_that_repeats_another_nodes_word_does_not_speak_for_its_site(federation: Federation) -> None:
     document, _, _ = signed_run(federation)
-    word = get_ready(open_site(federation.paths["north"]), document, node_of(federation, "north"))
+    word = get_ready(admit(open_site(federation.paths["north"]), document), node_of(federation, "north"))
 
     def answer(message: Message, context: Context) -> Message:
         return reply(pack_readiness(word), message) if context.node_id == 12345 else client_app(message, context)

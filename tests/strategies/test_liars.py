@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from flwr.app import Context, Error, Message, MessageType, RecordDict
 
+from client.acceptance import admit
 from client.app import app as client_app
 from client.judging import judge
 from client.site import Site, open_site
@@ -238,7 +239,7 @@ def test_a_site_judges_no_update_unless_it_has_refused_a_sum_of_that_plan(federa
             update, _ = read_update(genuine.content)
             site = open_site(federation.paths["north"])
             with pytest.raises(ProtocolError, match="judges no update"):
-                judge(site, read_manifest(message.content), plan, update)
+                judge(admit(site, read_manifest(message.content)).round(read_plan(plan)), update)
             tried.append(str(context.node_id))
         return genuine
 

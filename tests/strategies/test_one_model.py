@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from flwr.app import Context, Error, Message
 
-from client.acceptance import get_ready
+from client.acceptance import admit
 from client.app import app as client_app
+from client.readiness import get_ready
 from client.site import open_site
 from privacy.errors import RunError
 from privacy.signing import digest, sign
@@ -159,7 +160,7 @@ def test_a_member_of_the_consortium_that_the_run_does_not_name_takes_no_part(mak
     def claim(message: Message, genuine: Message) -> Message:
         assert genuine.has_error()  # by its own policy
         node = message.metadata.dst_node_id
-        readiness = replace(get_ready(open_site(federation.paths["north"]), document, node), site=HOSTILE)
+        readiness = replace(get_ready(admit(open_site(federation.paths["north"]), document), node), site=HOSTILE)
         signature = sign(
             open_site(federation.paths[HOSTILE]).signing_key, "readiness", readiness.signed_part(run, node)
         )

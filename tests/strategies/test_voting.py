@@ -10,8 +10,8 @@ from flwr.app import ConfigRecord, Context, Error, Message, MessageType
 from client.app import app as client_app
 from client.site import open_site
 from privacy.errors import RunError
-from privacy.manifest import RunSettings
-from privacy.purposes import Vote as VoteSettings
+from privacy.settings import RunSettings
+from privacy.settings import Vote as VoteSettings
 from privacy.votes import Question, cast
 from simulations.federation import Federation
 from simulations.results import journal_path, read_events

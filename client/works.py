@@ -1,0 +1,90 @@
+"""What a site's runs are about, each with the site's records, read once: tasks, and what is done with them."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from client.exam import Exam
+from client.study import Study
+from client.survey import Poll, Survey
+from client.task import import_class
+from client.workplace import Workplace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from client.settings import SiteFolder
+    from client.work import Work
+    from privacy.entries import Purpose
+    from privacy.settings import RunSettings
+
+
+class Works(Workplace):
+    """A workplace with all that its runs do there."""
+
+    def __init__(self, folder: SiteFolder) -> None:
+        super().__init__(folder)
+        self._studies: dict[str, Study] = {}
+        self._works: dict[tuple[Purpose, str], Work] = {}
+
+    def study(self, task: str) -> Study:
+        """Return a task with this site's records, read once.
+
+        Raises:
+            TaskError: if the task cannot be imported or trained.
+        """
+        if task not in self._studies:
+            self._studies[task] = Study(task, self)
+        return self._studies[task]
+
+    def work(self, settings: RunSettings) -> Work:
+        """Return what a run does.
+
+        Raises:
+            TaskError: if its task, or survey, cannot be imported or is none.
+        """
+        return self._work(settings.kind.purpose, settings.task)
+
+    def _work(self, purpose: Purpose, task: str) -> Work:
+        if (purpose, task) not in self._works:
+            self._works[purpose, task] = _KINDS[purpose](self, task)
+        return self._works[purpose, task]
+
+    def check_records(self) -> dict[str, int]:
+        """Read the records for every task that the policy allows, for the eyes of this site alone.
+
+        Returns:
+            How many records each task would use.
+
+        Raises:
+            DataError: if a record cannot be used; better said now than in the middle of a round.
+        """
+        return {
+            task: self._work("statistics" if is_survey(task) else "training", task).count()
+            for task in self.settings.policy.tasks
+        }
+
+    def records_digest(self) -> bytes:
+        """Read the records for every task that the policy allows to be trained; return a digest of them all."""
+        found = sha256()
+        for task in self.settings.policy.tasks:
+            if not is_survey(task):
+                found.update(task.encode() + self.study(task).digest())
+        return found.digest()
+
+
+def is_survey(task: str) -> bool:
+    """Whether what a policy allows is added up, not trained.
+
+    Raises:
+        TaskError: if it cannot be imported.
+    """
+    return issubclass(import_class(task), Survey)
+
+
+_KINDS: dict[Purpose, Callable[[Works, str], Work]] = {
+    "training": lambda site, task: site.study(task),
+    "statistics": lambda site, task: Poll(task, site),
+    "evaluation": lambda site, task: Exam(site.study(task), site),
+}

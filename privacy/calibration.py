@@ -1,0 +1,53 @@
+"""The coordinator's half of a manifest: σ calibrated over the whole run, and the signature."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from privacy.accounting import calibrate
+from privacy.errors import ConfigError
+from privacy.manifest import KIND, Manifest
+from privacy.shared import share_of
+from privacy.signing import SignedDocument
+
+if TYPE_CHECKING:
+    from privacy.settings import RunSettings
+    from privacy.signing import PrivateKey
+
+_DAY = 86_400.0  # seconds
+
+
+def sign_manifest(settings: RunSettings, key: PrivateKey, *, roster_version: int) -> SignedDocument:
+    """Calibrate σ over the whole run and sign the result as the coordinator.
+
+    Raises:
+        ConfigError: if no noise reaches the ε that was asked for, or the levels or the range suit no share of it.
+    """
+    now = datetime.now(UTC)
+    manifest = Manifest(
+        settings=settings,
+        noise_multiplier=_sigma(settings),
+        roster_version=roster_version,
+        nonce=secrets.token_hex(8),
+        created=now.isoformat(timespec="seconds"),
+        expires=now.timestamp() + settings.valid_days * _DAY,
+    )
+    if settings.shares_noise:
+        share_of(manifest, 1, 0.0)  # what not even the smallest model could do with
+    payload = json.dumps(asdict(manifest), indent=1, sort_keys=True).encode()
+    return SignedDocument.make(key, KIND, payload)
+
+
+def _sigma(settings: RunSettings) -> float:
+    privacy = settings.privacy
+    if privacy.noise_multiplier is not None:
+        return privacy.noise_multiplier
+    if privacy.epsilon is None:  # RunSettings allows exactly one to be absent
+        msg = "give either epsilon or noise_multiplier"
+        raise ConfigError(msg)
+    rate, steps = settings.kind.sampling
+    return calibrate(privacy.epsilon, privacy.delta, rate, steps * settings.rounds, discrete=settings.shares_noise)
