@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from client.flower import open_site
 from client.records import read_csv, split_held_out
-from client.site import open_site
 from cloister import statistics
 from cloister.local import follow, start_agents, start_server
 from cloister.processes import Processes
