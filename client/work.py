@@ -4,7 +4,7 @@
     statistics   `client.survey`   a survey's records added up, once
     evaluation   `client.exam`     what a model makes of the records held out, added up, once
 
-What settings, codec and ledger need to know of a kind of run stands in `privacy.settings`, as a `Kind`.
+What settings, codec and ledger need to know of a kind of run stands in `privacy.settings`, as a `RunKind`.
 """
 
 from __future__ import annotations
