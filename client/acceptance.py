@@ -13,6 +13,7 @@ from privacy.heads import check_head
 from privacy.policy import check_policy
 from privacy.shared import share_for
 from privacy.signing import sign
+from strategies.registry import check_strategy
 from transport.contents import Readiness
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from privacy.heads import SignedHead
     from privacy.manifest import Manifest
     from privacy.update import Model
+    from strategies.algorithm import Algorithm
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Accepted:
 
     manifest: Manifest
     run: str
+    algorithm: Algorithm
 
 
 def accept(site: Site, document: bytes) -> Accepted:
@@ -35,7 +38,7 @@ def accept(site: Site, document: bytes) -> Accepted:
 
     Raises:
         AuthenticityError: if the coordinator did not sign it.
-        RefusedError: if the policy does not allow it.
+        RefusedError: if the policy does not allow it, or this site does not have its algorithm.
         ProtocolError: if it is for another roster than the site's.
     """
     manifest, run = site.open_manifest(document)
@@ -48,7 +51,8 @@ def accept(site: Site, document: bytes) -> Accepted:
     check_policy(
         site.settings.policy, manifest, site.ledger.cost([manifest.run_cost], site.settings.budget.delta), site.name
     )
-    return Accepted(manifest, run)
+    check_strategy(site.settings.policy, manifest.settings, site.name)
+    return Accepted(manifest, run, site.algorithm(manifest))
 
 
 def get_ready(

@@ -49,7 +49,7 @@ def ready_to_be_charged(site: Site, manifest: Manifest, layout: Layout) -> Itera
     site.check_records_for(manifest.settings)
     ledger, _ = site.account(manifest.settings)
     ledger.check_writable()
-    with space_for(needs(site.place.folder, ledger.path.parent, manifest, layout)):
+    with space_for(needs(site.place.folder, ledger.path.parent, manifest, layout, site.algorithm(manifest))):
         yield
 
 

@@ -4,7 +4,8 @@
     2. check   the plan against the manifest, the manifest against the site's policy
     3. reserve the round's privacy spend, on disk, before any record is trained on; and before that, find out all that
        can be known to fail: `client.readiness`
-    4. train   with DP-SGD, or add up a survey's records with noise → Update → PrivateUpdate
+    4. train   with DP-SGD, as the run's algorithm says, or add up a survey's records with noise
+               → Update → PrivateUpdate
     5. encode  add what the last update left over, cut to the run's norm if it has one; pack, mask, tag, encrypt
                → PackedUpdate → … → EncryptedUpdate
        With shared noise, training adds none and nothing is left over: the site's share comes while it is packed
@@ -18,14 +19,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from client.acceptance import accept
+from client.local import keep_own, local_round, train_locally
 from client.masking import new_masks, recover
 from client.norms import shorten
 from client.opening import open_sum
 from client.readiness import ready_to_be_charged
+from client.study import Study
 from privacy.envelope import sign_update
 from privacy.errors import ProtocolError
 from privacy.ledger import Release
@@ -88,13 +94,15 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
     keys = _current_keys(site, plan)
     seed, masks = new_masks(site, manifest, plan)  # or a refusal, before anything is charged or takes time
     weight, bound, layout = manifest.weight(site.name), checkpoint.update_bound, checkpoint.model.layout
+    algorithm = site.algorithm(manifest)
     with ready_to_be_charged(site, manifest, layout):
-        left, packed = None, recover(site, manifest, plan)
+        left, packed, whole = None, recover(site, manifest, plan), None
         if packed is None and manifest.settings.shares_noise:
             packed = _pack_with_share(site, manifest, plan, checkpoint)
         elif packed is None:
             private = train_private(site, manifest, plan, checkpoint)
             shorten(private.vector, manifest.settings.encryption.update_norm)
+            whole = private.vector.astype(np.float64) if algorithm.own else None
             packing = replace(manifest.packing, update_bound=bound)
             packed, left = pack(private, weight, packing, _randomness(manifest, site, plan, "rounding")), private.vector
         del checkpoint
@@ -102,6 +110,9 @@ def _make_update(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Ch
         made = keys.mac.authenticate(keys.decryption.encrypt(tagged, site.apply), plan, site.name)
     if left is not None:
         site.remainders.keep(plan, left)
+        if whole is not None:
+            at = local_round(site, algorithm, manifest, site.checkpoint(manifest, plan.run))
+            keep_own(site, algorithm, at, plan, whole - left)
     signed = sign_update(
         made, plan, layout, site.name, site.signing_key,
         weight=weight, update_bound=bound, mask=commitment(seed) if seed else "",
@@ -134,9 +145,13 @@ def _pack_with_share(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint
 def _charge_and_make(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> tuple[Update, Charge]:
     ledger, limit = site.account(manifest.settings)
     charge = ledger.reserve(_release_of(manifest, plan), manifest.round_cost, limit)
-    work = site.work(manifest.settings)
+    work, randomness = site.work(manifest.settings), _randomness(manifest, site, plan, "training")
     try:
-        return work.release(manifest, checkpoint.model, _randomness(manifest, site, plan, "training")), charge
+        if not isinstance(work, Study) or manifest.settings.shares_noise:
+            return work.release(manifest, checkpoint.model, randomness), charge
+        train = partial(work.release, manifest, checkpoint.model, randomness)
+        algorithm, name = site.algorithm(manifest), str(manifest.settings.strategy["name"])
+        return train_locally(name, algorithm, local_round(site, algorithm, manifest, checkpoint), train), charge
     except KeyboardInterrupt:
         raise
     except BaseException:  # the server will see that it failed, as often as it asks

@@ -11,6 +11,7 @@ from client.keyring import Keyring
 from client.models import Models
 from client.once import Once
 from client.outbox import Outbox
+from client.own import Own
 from client.readiness import check_count, check_memory, check_metrics, check_records
 from client.remainder import Remainders
 from client.settings import read_site
@@ -21,6 +22,8 @@ from privacy.epoch import SealingKey
 from privacy.errors import KeyFileError
 from privacy.manifest import open_manifest
 from privacy.storage import read_file
+from strategies.advance import State
+from strategies.registry import algorithm_of
 from transport.pki import read_roster, read_signing_key
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from privacy.manifest import Manifest, RunSettings
     from privacy.parallel import Apply
     from privacy.roster import Roster
+    from strategies.algorithm import Algorithm
 
 K = TypeVar("K")
 _RUNS = 8  # of which a site keeps the manifest in memory
@@ -54,6 +58,7 @@ class Site(Workplace):
         self.models = Models(place.folder / "models", place.folder / "outbox")
         self.outbox = Outbox(place.folder / "outbox")
         self.remainders = Remainders(place.folder / "outbox")
+        self.own = Own(place.folder / "outbox")
         self.once = Once(place.folder / "outbox")
         self.apply: Apply = map  # how to encrypt and decrypt: an agent does it in several processes
         # Every message brings its run: one that is read already is known by its bytes, signature and all.
@@ -82,6 +87,14 @@ class Site(Workplace):
         if settings.evaluation:
             return Exam(self.study(settings.task), self)
         return self.poll(settings.task) if settings.statistics else self.study(settings.task)
+
+    def algorithm(self, manifest: Manifest) -> Algorithm:
+        """Return the federated algorithm of a run that the policy allows.
+
+        Raises:
+            RefusedError: if this site does not have it, or another version of it.
+        """
+        return algorithm_of(manifest, self.name)
 
     def account(self, settings: RunSettings) -> tuple[Ledger, Budget]:
         """Return the ledger to which a run is charged, and what it is held against."""
@@ -146,19 +159,20 @@ class Site(Workplace):
 
     def checkpoint(self, manifest: Manifest, run: str) -> Checkpoint:
         """Return the site's model in a run: its latest checkpoint, or the untrained model that all sites start from."""
-        settings = manifest.settings
-        latest = self.models.load(settings, run, self.work(settings).layout(settings))
+        settings, state = manifest.settings, self.algorithm(manifest).state
+        latest = self.models.load(settings, run, self.work(settings).layout(settings), state)
         return latest or self._beginning(manifest, run)
 
     def before(self, manifest: Manifest, run: str) -> Checkpoint:
         """Return the site's model in a run with votes before the last round that it opened."""
-        settings = manifest.settings
-        kept = self.models.before(settings, run, self.work(settings).layout(settings))
+        settings, state = manifest.settings, self.algorithm(manifest).state
+        kept = self.models.before(settings, run, self.work(settings).layout(settings), state)
         return kept or self._beginning(manifest, run)
 
     def _beginning(self, manifest: Manifest, run: str) -> Checkpoint:
         start = self.work(manifest.settings).start(manifest.settings)
-        return Checkpoint(run, 0, start, manifest.packing.update_bound)
+        state = State.start(self.algorithm(manifest), start.layout.size)
+        return Checkpoint(run, 0, start, manifest.packing.update_bound, state=state)
 
 
 @cache

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
     from privacy.manifest import Manifest
     from privacy.update import Layout
+    from strategies.algorithm import Algorithm
 
 _NAME = ".space"
 _SMALL = 1 << 14  # bytes: a header, a report, some lines of a ledger
 
 
-def needs(folder: Path, ledger: Path, manifest: Manifest, layout: Layout) -> dict[Path, int]:
+def needs(folder: Path, ledger: Path, manifest: Manifest, layout: Layout, algorithm: Algorithm) -> dict[Path, int]:
     """Return how many bytes a round writes into each folder of a site, beside what lies there."""
     settings = manifest.settings
     update = manifest.packing.ciphertexts(layout.size) * CIPHERTEXT_BYTES
@@ -35,6 +36,7 @@ def needs(folder: Path, ledger: Path, manifest: Manifest, layout: Layout) -> dic
         update += 0 if settings.shares_noise else model  # what rounding left over
         update += model if settings.training.averaging else 0  # the last model, beside the mean
         update += model if settings.vote else 0  # the one before, where a second name for its file is not enough
+        update += 2 * model * (len(algorithm.state) + len(algorithm.own))  # in double precision
     found = {folder / "outbox": update + _SMALL, folder / "models": model + _SMALL, ledger: _SMALL}
     return found if settings.training else found | {folder / STATISTICS: _SMALL}
 

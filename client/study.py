@@ -23,6 +23,7 @@ from client.state import check_constants, layout_of, set_constants, tensors_of
 from client.task import import_task
 from client.trial import make_model
 from privacy.update import Model, Update
+from strategies.algorithm import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from privacy.purposes import Start
     from privacy.randomness import Randomness
     from privacy.update import Layout
+    from strategies.algorithm import LocalSolver
 
 Records = tuple["Tensor", "Tensor"]
 
@@ -104,8 +106,8 @@ class Study:
             module = self.module(settings.model_seed).to(self._site.device)
             way_to_train(self.task, module, self._site.settings.training)
 
-    def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
-        """Train for one round, from this model on: what changed, `(parameters,)`.
+    def release(self, manifest: Manifest, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN) -> Update:
+        """Train for one round, from this model on and as the algorithm says: what changed, `(parameters,)`.
 
         Raises:
             TaskError: if the task is refused, from now on if need be.
@@ -116,7 +118,7 @@ class Study:
         computing, team = self._site.settings.training, self._site.team
         records = self.training
         with self.refusing():
-            train(self.task, module, records, size, manifest, randomness, computing=computing, team=team)
+            train(self.task, module, records, size, manifest, randomness, solver=solver, computing=computing, team=team)
         return self.difference(module, model)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:

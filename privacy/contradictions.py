@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from privacy.shared import colluding_sites, honest_sites
+from privacy.strategy import FEDAVG
 
 if TYPE_CHECKING:
     from privacy.manifest import RunSettings
@@ -17,7 +18,7 @@ def contradiction(settings: RunSettings) -> str | None:
     )
 
 
-def _of_purpose(settings: RunSettings) -> str | None:
+def _of_purpose(settings: RunSettings) -> str | None:  # noqa: PLR0911 - a sentence each
     """Say what a run that trains, or one that gathers statistics, has too much or too little."""
     has_norm = settings.privacy.max_grad_norm is not None
     purposes = settings.training, settings.statistics, settings.evaluation
@@ -34,6 +35,8 @@ def _of_purpose(settings: RunSettings) -> str | None:
         return f"{what} {takes} one round; set rounds = 1"
     if settings.encryption.update_bound or settings.encryption.profile or has_norm:
         return f"{what} {has} own range, profile and norm; remove update_bound, profile and max_grad_norm"
+    if settings.strategy["name"] != FEDAVG["name"]:
+        return f"{what} {takes} no strategy, as nothing is trained; remove it"
     return _of_evaluation(settings)
 
 

@@ -25,6 +25,7 @@ from privacy.purposes import Evaluation, Start, Vote
 from privacy.shared import share_of
 from privacy.signing import SignedDocument
 from privacy.statistics import encoding_bound
+from privacy.strategy import FEDAVG, Strategy
 
 if TYPE_CHECKING:
     from privacy.signing import PrivateKey, PublicKey
@@ -115,7 +116,7 @@ class RunSettings:
     start: Start | None = None
     vote: Vote | None = None  # in training only
     encryption: Encryption = field(default_factory=Encryption)
-    strategy: Literal["fedavg"] = "fedavg"
+    strategy: Strategy = field(default_factory=FEDAVG.copy)  # the federated algorithm, in training only
     model_seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0  # of the untrained model, the same at all sites
     valid_days: Annotated[float, Field(gt=0, le=366)] = (
         30.0  # after it is signed; a run that lasts longer is signed anew
@@ -149,6 +150,10 @@ class RunSettings:
         """The most records that a site declares."""
         return max(self.cohort.sizes.values())
 
+    def weight(self, site: str) -> float:
+        """Return the weight of a site's update: its declared size over the largest; where nothing is trained, 1."""
+        return self.cohort.sizes[site] / self.largest_size if self.training else 1.0
+
 
 @dataclass(frozen=True, config=STRICT)
 class Manifest:
@@ -179,9 +184,8 @@ class Manifest:
         return _packing(self.settings, self.noise_multiplier)
 
     def weight(self, site: str) -> float:
-        """Return the weight of a site's update: its declared size over the largest; where nothing is trained, 1."""
-        settings = self.settings
-        return settings.cohort.sizes[site] / settings.largest_size if settings.training else 1.0
+        """Return the weight of a site's update."""
+        return self.settings.weight(site)
 
     @property
     def update_noise(self) -> float:

@@ -22,6 +22,7 @@ from privacy.epoch import SealingKey
 from privacy.manifest import RunSettings, sign_manifest
 from privacy.roster import Member, Roster, sign_roster
 from privacy.storage import write_atomically
+from strategies.registry import completed
 from transport.address import Address, read_address, read_host
 from transport.pki import Authority, certificate_pem, key_pem, public_key_digest, read_signing_key
 
@@ -159,7 +160,7 @@ share = {json.dumps(list(terms.share))}   # what else leaves; metrics, if listed
     def sign(self, settings: RunSettings) -> Path:
         """Sign a run as the coordinator and hand it to the server; return where it lies."""
         key = read_signing_key(self.folder / "coordinator" / "signing.key")
-        signed = sign_manifest(settings, key, roster_version=1)
+        signed = sign_manifest(completed(settings), key, roster_version=1)
         write_atomically(self.manifest, signed.to_bytes())
         return self.manifest
 

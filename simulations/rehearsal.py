@@ -21,7 +21,8 @@ from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
 from server.settings import read_consortium, read_run
 from simulations.federation import Federation, SiteTerms
-from strategies.averaging import average
+from strategies.advance import advance
+from strategies.algorithm import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +69,9 @@ class Scratch:
             site.remainders.keep(plan, private.vector)
             site.remainders.settle(plan, contributed=True)
             mean = unpack(blocks, checkpoint.model.layout.size, [weight], packing)
-            checkpoint = replace(checkpoint, round=number, model=average(checkpoint.model, mean))
+            algorithm, fixed = site.algorithm(manifest), Run.of(manifest.settings)
+            model, state = advance(algorithm, fixed, checkpoint.model, checkpoint.state, mean, {name: weight})
+            checkpoint = replace(checkpoint, round=number, model=model, state=state)
             yield checkpoint.model
 
     def first_update(self, name: str) -> PrivateUpdate:

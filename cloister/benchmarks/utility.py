@@ -30,7 +30,8 @@ from server.settings import read_consortium, read_run
 from simulations.baselines import accuracy, studies_of, together
 from simulations.federation import Federation, SiteTerms
 from simulations.partition import dirichlet
-from strategies.averaging import average, include, is_averaged, next_bound
+from strategies.advance import average
+from strategies.averaging import include, is_averaged, next_bound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
