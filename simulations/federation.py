@@ -49,6 +49,7 @@ class SiteTerms:
     colluding_sites: int = 1
     vote_epsilon: float = 0.0
     share: tuple[str, ...] = ("epsilon",)
+    strategies: tuple[str, ...] | None = None
     file: str = "patients.csv"
     device: str = "auto"
 
@@ -130,6 +131,7 @@ class Federation:
             MalformedError: if that is no address.
         """
         server = str(read_address(server))
+        strategies = "" if terms.strategies is None else f"strategies = {json.dumps(list(terms.strategies))}\n"
         text = f"""\
 site = {json.dumps(site)}
 server = {json.dumps(server)}
@@ -154,7 +156,7 @@ shared_noise = {json.dumps(terms.shared_noise)}   # true: also runs in which a s
 colluding_sites = {terms.colluding_sites}   # a run must bear at least this many sites that join forces with the server
 vote_epsilon = {terms.vote_epsilon}   # the most that a vote on a model may cost the records held out; 0: no votes
 share = {json.dumps(list(terms.share))}   # what else leaves; metrics, if listed here, without noise and in no ε
-"""
+{strategies}"""
         write_atomically(self.paths[site] / "site.toml", text.encode())
 
     def sign(self, settings: RunSettings) -> Path:

@@ -49,7 +49,7 @@ class Scratch:
         terms = SiteTerms(
             collusion_resistant=settings.encryption.collusion_resistant,
             tasks=(settings.task,), epsilon=np.inf, maximum_epsilon=np.inf, minimum_noise_multiplier=0.0,
-            held_out=0.0, file=file, device=device,
+            held_out=0.0, strategies=(str(settings.strategy["name"]),), file=file, device=device,
         )  # fmt: skip
         for name in federation.sites:
             federation.write_settings(name, "localhost:1", terms)
