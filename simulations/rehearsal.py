@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from client.local import keep_own, local_round
 from client.round import train_private
 from client.settings import read_site
 from client.site import Site
@@ -64,12 +65,17 @@ class Scratch:
         yield checkpoint.model
         for number in range(1, manifest.settings.rounds + 1):
             plan = self._plan(site, number, checkpoint.model)
+            algorithm, fixed = site.algorithm(manifest), Run.of(manifest.settings)
             private = train_private(site, manifest, plan, checkpoint)
+            whole = private.vector.astype(np.float64)
             blocks = list(pack(private, weight, packing, Randomness.fresh()).blocks)
             site.remainders.keep(plan, private.vector)
             site.remainders.settle(plan, contributed=True)
+            if algorithm.own:
+                at = local_round(site, algorithm, manifest, checkpoint)
+                keep_own(site, algorithm, at, plan, whole - private.vector)
+                site.own.settle(plan, contributed=True)
             mean = unpack(blocks, checkpoint.model.layout.size, [weight], packing)
-            algorithm, fixed = site.algorithm(manifest), Run.of(manifest.settings)
             model, state = advance(algorithm, fixed, checkpoint.model, checkpoint.state, mean, {name: weight})
             checkpoint = replace(checkpoint, round=number, model=model, state=state)
             yield checkpoint.model

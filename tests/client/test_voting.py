@@ -54,7 +54,7 @@ def keeping(message: Message, context: Context) -> Message:
 
 def opened(federation: Federation, name: str = NORTH) -> tuple[Site, Accepted, Checkpoint]:
     site, (_, manifest, run) = restart(federation, name), signed_run(federation)
-    return site, Accepted(manifest, run), site.checkpoint(manifest, run)
+    return site, Accepted(manifest, run, site.algorithm(manifest)), site.checkpoint(manifest, run)
 
 
 def question_of(site: Site, accepted: Accepted, now: Checkpoint) -> Question:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -140,7 +140,7 @@ def _algorithms() -> dict[str, object]:
     layout, weights = Layout((("all", (40,)),)), {"north": 1.0, "south": 0.5, "west": 0.25}
     run, found = Run(5, 0.25, weights), dict[str, object]()
     for name in shipped():
-        given = {"steps": {"south": 2, "west": 4}} if name == "fednova" else {}
+        given: dict[str, Any] = {"steps": {"south": 2, "west": 4}} if name == "fednova" else {}
         settings = completed(replace(run_settings(), strategy={"name": name, **given}))
         document = sign_manifest(settings, (key := signing_key("coordinator")), roster_version=3)
         algorithm = algorithm_of(open_manifest(document.to_bytes(), key.public_key())[0], "north")
