@@ -13,6 +13,7 @@ from privacy.errors import ProtocolError
 from privacy.ledger import Release
 from privacy.policy import check_policy
 from privacy.randomness import Randomness
+from strategies.registry import check_strategy
 
 if TYPE_CHECKING:
     from client.checkpoint import Checkpoint
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from privacy.manifest import Manifest
     from privacy.plan import RoundPlan
     from privacy.settings import RunSettings
+    from strategies.algorithm import Algorithm
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class AdmittedRun:
     site: Site
     manifest: Manifest
     run: str  # the manifest's digest
+    algorithm: Algorithm  # of what is sent and of how the model goes on
 
     @property
     def settings(self) -> RunSettings:
@@ -70,7 +73,7 @@ class AdmittedRun:
 
     def round(self, plan: RoundPlan) -> Round:
         """Return a round of it, as the server plans it. Who trains holds the plan against the manifest first."""
-        return Round(self.site, self.manifest, self.run, plan)
+        return Round(self.site, self.manifest, self.run, self.algorithm, plan)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def admit(site: Site, document: bytes) -> AdmittedRun:
 
     Raises:
         AuthenticityError: if the coordinator did not sign it.
-        RefusedError: if the policy does not allow it.
+        RefusedError: if the policy does not allow it, or this site does not have its algorithm.
         ProtocolError: if it is for another roster than the site's.
     """
     manifest, run = site.open_manifest(document)
@@ -114,4 +117,5 @@ def admit(site: Site, document: bytes) -> AdmittedRun:
     check_policy(
         site.settings.policy, manifest, site.ledger.cost([manifest.run_cost], site.settings.budget.delta), site.name
     )
-    return AdmittedRun(site, manifest, run)
+    check_strategy(site.settings.policy, manifest.settings, site.name)
+    return AdmittedRun(site, manifest, run, site.algorithm(manifest))

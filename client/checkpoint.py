@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from client.state import WIDTHS
 from privacy.errors import KeyFileError
 from privacy.storage import link_atomically, open_file, write_atomically
 from privacy.update import Model
+from strategies.advance import State
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,13 +45,17 @@ class Checkpoint:
     update_bound: float  # the codec's range for the next round's updates
     average: str = ""  # digest of the mean that is kept beside it, if one is; of a mean, that of the one before it
     averaged: int = 0  # of a mean: of how many rounds
+    state: State = field(default_factory=State)  # what the algorithm keeps beside the model; of a mean, nothing
 
     @cached_property
     def digest(self) -> str:
-        """What all sites must agree on: the model's digest, or SHA-256, in hex, of its and the mean's."""
-        if not self.average:
-            return self.model.digest
-        return sha256(b"cloister average" + bytes.fromhex(self.model.digest + self.average)).hexdigest()
+        """What all sites must agree on: the digest of the model, and of the mean and the state if there are any."""
+        found = self.model.digest
+        if self.average:
+            found = sha256(b"cloister average" + bytes.fromhex(found + self.average)).hexdigest()
+        if self.state.digest:
+            found = sha256(b"cloister checkpoint" + bytes.fromhex(found + self.state.digest)).hexdigest()
+        return found
 
 
 class CheckpointStore:
@@ -63,17 +68,17 @@ class CheckpointStore:
         """Return where a run's model lies."""
         return self._folder / f"{name}-{run[:8]}.safetensors"
 
-    def peek(self, name: str, run: str) -> tuple[int, str, str] | None:
-        """Return round, model's digest and average that a run's file claims; None if no file there does."""
+    def peek(self, name: str, run: str) -> tuple[int, str, str, str] | None:
+        """Return round, model's digest, average and state's digest that a run's file claims; None if no file does."""
         try:
             with open_file(self.path(name, run)) as file:
                 note = json.loads(json.loads(read_header(file))["__metadata__"][_NOTE])
-            return int(note["round"]), str(note["model"]), str(note["average"])
+            return int(note["round"]), str(note["model"]), str(note["average"]), str(note["state"])
         except (OSError, *MISREAD):
             return None
 
-    def load(self, name: str, run: str, layout: Layout) -> Checkpoint | None:
-        """Return the latest checkpoint of a run, or None before its first round.
+    def load(self, name: str, run: str, layout: Layout) -> tuple[Checkpoint, str] | None:
+        """Return the latest checkpoint of a run without its state, and the state's digest; None before its first round.
 
         Raises:
             KeyFileError: if the file is damaged or of another model.
@@ -89,7 +94,7 @@ class CheckpointStore:
                 vector = np.fromfile(file, dtype="<f4", count=layout.size)
             bound, average, averaged = float(note["update_bound"]), str(note["average"]), int(note["averaged"])
             checkpoint = Checkpoint(run, int(note["round"]), Model(vector, layout), bound, average, averaged)
-            digest, said = note["model"], note["run"]
+            digest, said, state = note["model"], note["run"], str(note["state"])
         except MISREAD as error:
             msg = f"{path}: this checkpoint is damaged ({error}); move it aside and restart the agent"
             raise KeyFileError(msg) from error
@@ -97,7 +102,7 @@ class CheckpointStore:
         if not whole or said != run or checkpoint.model.digest != digest:
             msg = f"{path}: this checkpoint was altered, or is of another run; move it aside and restart the agent"
             raise KeyFileError(msg)
-        return checkpoint
+        return checkpoint, state
 
     def keep(self, name: str, run: str, other: CheckpointStore) -> None:
         """Keep a run's model in another store too; there is none before its first round, and none is left there."""
@@ -117,6 +122,7 @@ class CheckpointStore:
             "update_bound": checkpoint.update_bound,
             "average": checkpoint.average,
             "averaged": checkpoint.averaged,
+            "state": checkpoint.state.digest,
         }
         layout = checkpoint.model.layout
         data = json.dumps({"__metadata__": {_NOTE: json.dumps(note)}, **describe(layout)}).encode()

@@ -27,6 +27,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
 
@@ -39,9 +40,11 @@ from client.gradients.optimizer import CipherOptimizer
 from client.gradients.together import TeamOptimizer
 from client.interactions import InteractionError
 from client.settings import Computing
+from client.state import trained
 from client.team import Order
 from privacy.errors import TaskError
 from privacy.randomness import Randomness
+from strategies.algorithm import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from client.task import Task
     from client.team import Team
     from privacy.manifest import Manifest
+    from strategies.algorithm import LocalSolver
 
 log = logging.getLogger("cloister.agent")
 
@@ -73,7 +77,8 @@ _WAYS: WeakKeyDictionary[Task, dict[Computing, _Way]] = WeakKeyDictionary()
 
 
 def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, manifest: Manifest,
-          randomness: Randomness, *, computing: Computing = _DEFAULT, team: Team | None = None) -> None:  # fmt: skip
+          randomness: Randomness, *, solver: LocalSolver = PLAIN, computing: Computing = _DEFAULT,
+          team: Team | None = None) -> None:  # fmt: skip
     """Train `model` in place for one round.
 
     Args:
@@ -83,6 +88,7 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         size: how many training records the site declares in public, about n.
         manifest: steps, sampling rate, learning rate, clipping norm and σ.
         randomness: of sampling and noise; a new one every round.
+        solver: what the run's algorithm adds to each step's gradient, after its noise, and how many steps it takes.
         computing: the site's settings of how to compute gradients.
         team: of which this process is the first; the others are to `take_part`.
 
@@ -94,7 +100,8 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
     if training is None or norm is None:
         msg = f"the run {manifest.settings.name} gathers statistics; it trains nothing"
         raise TaskError(msg)
-    if training.steps_per_round == 0:
+    steps = training.steps_per_round if solver.steps is None else solver.steps
+    if steps == 0:
         return
     choice = way_to_train(task, model, computing)
     order = Order(
@@ -103,21 +110,24 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         gradients=choice.gradients,
         physical_batch=choice.physical_batch,
         precision=computing.precision,
-        steps=training.steps_per_round,
+        steps=steps,
         learning_rate=training.learning_rate,
         max_grad_norm=norm,
         expected_batch_size=max(1.0, training.sample_rate * size),
+        proximal=solver.proximal,
+        offset=solver.offset is not None,
     )
+    offset = None if solver.offset is None else torch.from_numpy(np.asarray(solver.offset, np.float32))
     # A run with a seed repeats itself; it protects nobody.
     seed = manifest.settings.seed
     drawn = Randomness.fresh() if seed is None else Randomness.seeded(seed, "torch")
     chance = _Chance(randomness, training.sample_rate, manifest.update_noise, drawn)
     if team is None:
-        _take_steps(task, model, records, order, chance)
+        _take_steps(task, model, records, order, chance, offset)
         return
     with team.round():
         team.hand_out(order)
-        _take_steps(task, model, records, order, chance, team)
+        _take_steps(task, model, records, order, chance, offset, team=team)
 
 
 def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, team: Team) -> None:
@@ -134,8 +144,9 @@ def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], orde
         DeviceError: if the team has lost a process.
     """
     no_noise = _Chance(Randomness.fresh(), 0.0, 0.0, Randomness.fresh())  # nor is anything else drawn of it
+    offset = torch.zeros(sum(each.numel() for each in trained(model).values())) if order.offset else None
     with team.round():
-        _take_steps(task, model, records, order, no_noise, team)
+        _take_steps(task, model, records, order, no_noise, offset, team=team)
 
 
 def way_to_train(
@@ -209,15 +220,20 @@ class _Chance:
 
 
 def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, chance: _Chance,
-                team: Team | None = None) -> None:  # fmt: skip
+                offset: Tensor | None, *, team: Team | None = None) -> None:  # fmt: skip
+    parameters = list(trained(model).values())  # in the order of the layout, and so of the offset
     if team:
-        team.share(model.buffers())
+        team.share([*model.buffers(), *([] if offset is None else [offset])])
         with team.talking():
             model = DifferentiallyPrivateDistributedDataParallel(model)  # takes the first process's parameters over
     precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32
     mode = make_mode(order.gradients, model, RecordLoss(task), order.max_grad_norm, precision)
+    descent = torch.optim.SGD(trainable(model), lr=order.learning_rate)
+    if order.proximal or offset is not None:
+        # Before each step that is taken, on the gradient that has its noise, and that all processes share.
+        descent.register_step_pre_hook(_Correction(parameters, order.proximal, offset))
     optimizer = (partial(TeamOptimizer, team=team) if team else CipherOptimizer)(
-        torch.optim.SGD(trainable(model), lr=order.learning_rate),
+        descent,
         noise_multiplier=chance.noise_multiplier,
         max_grad_norm=order.max_grad_norm,
         expected_batch_size=order.expected_batch_size,
@@ -242,6 +258,31 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
         log.warning(
             "in %d places of this round's batches a record had no finite gradient; it added nothing", mode.dropped
         )
+
+
+class _Correction:
+    """Adds `proximal · (w − w₀) + offset` to the gradients; w₀ is what the parameters are when it is made."""
+
+    def __init__(self, parameters: list[Tensor], proximal: float, offset: Tensor | None) -> None:
+        self._parameters, self._proximal = parameters, proximal
+        self._start = [each.detach().clone() for each in parameters] if proximal else []
+        self._offset = None if offset is None else offset.split([each.numel() for each in parameters])
+        if self._offset:
+            self._offset = [part.to(each).view_as(each) for part, each in zip(self._offset, parameters, strict=True)]
+
+    @torch.no_grad()
+    def __call__(self, *_: object) -> None:
+        for number, parameter in enumerate(self._parameters):
+            gradient = parameter.grad
+            if gradient is None:
+                msg = (
+                    "a parameter of the model has no gradient, though it is trained; this would be a bug of Cloister's"
+                )
+                raise TaskError(msg)
+            if self._proximal:
+                gradient.add_(parameter.detach() - self._start[number], alpha=self._proximal)
+            if self._offset:
+                gradient.add_(self._offset[number])
 
 
 def _look(clipped: ClippedSum, records: tuple[Tensor, Tensor], chosen: Tensor, order: Order) -> None:

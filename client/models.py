@@ -5,6 +5,8 @@ Without averaging both are the same: one file in `models/`. With it, training go
 leaves a mean that is one round ahead; when the round's sum comes again, it is taken as it is. A last model whose mean
 is lost counts as lost too: the run's sums make both again.
 
+What the algorithm keeps beside the model (`client.states`) lies in `outbox/` and is named by the checkpoint.
+
 In a run with votes, which has no averaging, the model before the last round's is kept in `outbox/`: it may be undone.
 """
 
@@ -14,10 +16,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.checkpoint import CheckpointStore
+from client.states import States
 from privacy.update import Model
+from strategies.advance import State
 from strategies.averaging import include, is_averaged
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from client.checkpoint import Checkpoint
@@ -30,39 +35,55 @@ class Models:
 
     def __init__(self, results: Path, unfinished: Path) -> None:
         self._results, self._unfinished = CheckpointStore(results), CheckpointStore(unfinished)
+        self._states = States(unfinished)
 
-    def load(self, settings: RunSettings, run: str, layout: Layout) -> Checkpoint | None:
+    def load(self, settings: RunSettings, run: str, layout: Layout, state: Sequence[str] = ()) -> Checkpoint | None:
         """Return what a run goes on from, or None before its first round.
 
+        Args:
+            settings: of the run.
+            run: digest of its manifest.
+            layout: of the model.
+            state: names of the vectors that its algorithm keeps.
+
         Raises:
-            KeyFileError: if the file is damaged or of another model.
+            KeyFileError: if a file is damaged or of another model.
         """
         if not settings.kind.averaging:
-            return self._results.load(settings.name, run, layout)
-        latest = self._unfinished.load(settings.name, run, layout)
+            return self._whole(self._results.load(settings.name, run, layout), state)
+        latest = self._whole(self._unfinished.load(settings.name, run, layout), state)
         mean = self._results.peek(settings.name, run)
         if latest is None or mean is None:
             return None
-        number, digest, before = mean
+        number, digest, before, _ = mean
         fits = digest == latest.average if number == latest.round else before == latest.average
         return latest if fits and number >= latest.round else None
 
-    def before(self, settings: RunSettings, run: str, layout: Layout) -> Checkpoint | None:
+    def before(self, settings: RunSettings, run: str, layout: Layout, state: Sequence[str] = ()) -> Checkpoint | None:
         """Return what a run with votes went on from before its last round, or None if that was its first.
 
         Raises:
-            KeyFileError: if the file is damaged or of another model.
+            KeyFileError: if a file is damaged or of another model.
         """
-        return self._unfinished.load(settings.name, run, layout)
+        return self._whole(self._unfinished.load(settings.name, run, layout), state)
 
     def save(self, settings: RunSettings, latest: Checkpoint) -> tuple[Checkpoint, Path]:
         """Keep the model of a round that was opened; return it, and the file with the run's result so far."""
-        share = settings.kind.averaging
+        self._states.save(latest.run, latest.state)
+        kept = {latest.state.digest}
         if settings.vote:
             self._results.keep(settings.name, latest.run, self._unfinished)
+            before = self._unfinished.peek(settings.name, latest.run)
+            kept |= {before[-1]} if before else set()
+        saved = self._save(settings, latest)
+        self._states.forget(latest.run, kept)
+        return saved
+
+    def _save(self, settings: RunSettings, latest: Checkpoint) -> tuple[Checkpoint, Path]:
+        share = settings.kind.averaging
         if not share:
             return latest, self._results.save(settings.name, latest)
-        mean = self._results.load(settings.name, latest.run, latest.model.layout)
+        mean = self._mean(settings, latest)
         if mean is None or mean.round != latest.round:
             mean = _next(mean, latest, averaged=is_averaged(latest.round, settings.rounds, share))
             self._results.save(settings.name, mean)
@@ -78,15 +99,28 @@ class Models:
         """Return what a run has come to so far: the mean, if there is one."""
         if not latest.average:
             return latest.model
-        mean = self._results.load(settings.name, latest.run, latest.model.layout)
+        mean = self._mean(settings, latest)
         return mean.model if mean else latest.model
+
+    def _mean(self, settings: RunSettings, latest: Checkpoint) -> Checkpoint | None:
+        found = self._results.load(settings.name, latest.run, latest.model.layout)
+        return found[0] if found else None
+
+    def _whole(self, found: tuple[Checkpoint, str] | None, names: Sequence[str]) -> Checkpoint | None:
+        """Return a checkpoint with its state, if there are both."""
+        if found is None:
+            return None
+        checkpoint, digest = found
+        state = self._states.load(checkpoint.run, digest, names, checkpoint.model.layout.size)
+        return replace(checkpoint, state=state) if state is not None else None
 
 
 def _next(mean: Checkpoint | None, latest: Checkpoint, *, averaged: bool) -> Checkpoint:
     """Return the mean after one more round; before those that are averaged, that round's model itself."""
     if not averaged or mean is None or not mean.averaged or mean.round > latest.round:
         before = mean.model.digest if mean and mean.round < latest.round else ""
-        return replace(latest, average=before, averaged=int(averaged))
+        return replace(latest, average=before, averaged=int(averaged), state=State())
     before, vector = mean.model.digest, mean.model.vector
     include(vector, latest.model.vector, mean.averaged + 1)
-    return replace(latest, model=Model(vector, latest.model.layout), average=before, averaged=mean.averaged + 1)
+    model = Model(vector, latest.model.layout)
+    return replace(latest, model=model, average=before, averaged=mean.averaged + 1, state=State())

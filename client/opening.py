@@ -11,6 +11,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from client.checkpoint import Checkpoint
+from client.foreign import foreign
 from client.norms import Lengths
 from privacy.agreement import absent_from, accuse
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError
@@ -18,7 +19,9 @@ from privacy.masking import open_pairs, open_seed, unmask_sum, verify_pairs, ver
 from privacy.packing import unpack
 from privacy.signing import digest, sign
 from privacy.summation import check_sum
-from strategies.averaging import average, next_bound
+from strategies.advance import advance
+from strategies.algorithm import Run
+from strategies.averaging import next_bound
 from transport.contents import OPENED, Opened
 from transport.masking import CODES, REFUSAL, SEEDS, VALUES, Refusal
 
@@ -70,10 +73,15 @@ def open_sum(admitted: AdmittedRun, total: EncryptedSum) -> Checkpoint:
     bound = manifest.packing.update_bound
     if not manifest.settings.shares_noise:  # shares are of the range that was signed
         bound = next_bound(mean, len(headers), bound)
-    opened = Checkpoint(admitted.run, plan.round, average(admitted.checkpoint().model, mean), bound)
+    now, weights = admitted.checkpoint(), {name: header.weight for name, header in headers.items()}
+    with foreign(str(manifest.settings.strategy["name"]), "apply()"):
+        algorithm, fixed = admitted.algorithm, Run.of(manifest.settings)
+        model, state = advance(algorithm, fixed, now.model, now.state, mean, weights)
+    opened = Checkpoint(admitted.run, plan.round, model, bound, state=state)
     # Before the model is kept: what a crash leaves unwritten is written when the sum comes again.
     admitted.work.opened(manifest, admitted.run, opened.model, headers)
     site.remainders.settle(plan, contributed=site.name in headers)
+    site.own.settle(plan, contributed=site.name in headers)
     opened, path = site.models.save(manifest.settings, opened)
     log.info("round %d of %d opened: %s", plan.round, manifest.settings.rounds, path)
     return opened

@@ -4,7 +4,8 @@
     2. check   the plan against the manifest, which was admitted: `client.acceptance`
     3. reserve the round's privacy spend, on disk, before any record is trained on; and before that, find out all that
        can be known to fail: `client.readiness`
-    4. train   with DP-SGD, or add up a survey's records with noise → Update → PrivateUpdate
+    4. train   with DP-SGD, as the run's algorithm says, or add up a survey's records with noise
+               → Update → PrivateUpdate
     5. encode  add what the last update left over, cut to the run's norm if it has one; pack, mask, tag, encrypt
                → PackedUpdate → … → EncryptedUpdate
        With shared noise, training adds none and nothing is left over: the site's share comes while it is packed
@@ -18,13 +19,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from client.local import keep_own, local_round, train_locally
 from client.masking import new_masks, recover
 from client.norms import shorten
 from client.opening import open_sum
 from client.readiness import ready_to_be_charged
+from client.study import Study
 from privacy.envelope import sign_update
 from privacy.errors import ProtocolError
 from privacy.masking import commitment, mask
@@ -83,12 +89,13 @@ def _make_update(current: Round, checkpoint: Checkpoint) -> SignedUpdate:
     seed, masks = new_masks(current)  # or a refusal, before anything is charged or takes time
     bound, layout = checkpoint.update_bound, checkpoint.model.layout
     with ready_to_be_charged(current, layout):
-        packed = recover(current)
+        packed, whole = recover(current), None
         if packed is None and current.settings.shares_noise:
             packed = _pack_with_share(current, checkpoint)
         elif packed is None:
             private = train_private(current, checkpoint)
             shorten(private.vector, current.settings.encryption.update_norm)
+            whole = private.vector.astype(np.float64) if current.algorithm.own else None
             packing = replace(current.manifest.packing, update_bound=bound)
             packed = pack(private, current.weight, packing, current.randomness("rounding"))
         del checkpoint
@@ -96,6 +103,8 @@ def _make_update(current: Round, checkpoint: Checkpoint) -> SignedUpdate:
         made = keys.mac.authenticate(keys.decryption.encrypt(tagged, site.apply), plan, site.name)
     if isinstance(packed, PackedStream):
         site.remainders.keep(plan, packed.remainder)
+        if whole is not None:
+            keep_own(current, local_round(current, current.checkpoint()), whole - packed.remainder)
     signed = sign_update(
         made, plan, layout, site.name, site.signing_key,
         weight=current.weight, update_bound=bound, mask=commitment(seed) if seed else "",
@@ -128,9 +137,13 @@ def _pack_with_share(current: Round, checkpoint: Checkpoint) -> PackedUpdate:
 
 def _charge_and_make(current: Round, checkpoint: Checkpoint) -> tuple[Update, Charge]:
     charge = current.ledger.reserve(current.release, current.manifest.round_cost, current.limit)
-    work = current.work
+    work, randomness = current.work, current.randomness("training")
     try:
-        return work.release(current.manifest, checkpoint.model, current.randomness("training")), charge
+        if not isinstance(work, Study) or current.settings.shares_noise:
+            return work.release(current.manifest, checkpoint.model, randomness), charge
+        train = partial(work.release, current.manifest, checkpoint.model, randomness)
+        name = str(current.settings.strategy["name"])
+        return train_locally(name, current.algorithm, local_round(current, checkpoint), train), charge
     except KeyboardInterrupt:
         raise
     except BaseException:  # the server will see that it failed, as often as it asks

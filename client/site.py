@@ -10,12 +10,15 @@ from client.keyring import Keyring
 from client.models import Models
 from client.once import Once
 from client.outbox import Outbox
+from client.own import Own
 from client.remainder import Remainders
 from client.works import Works
 from privacy.epoch import SealingKey
 from privacy.errors import KeyFileError
 from privacy.manifest import open_manifest
 from privacy.storage import read_file
+from strategies.advance import State
+from strategies.registry import algorithm_of
 from transport.pki import read_roster, read_signing_key
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from privacy.manifest import Manifest
     from privacy.parallel import Apply
     from privacy.roster import Roster
+    from strategies.algorithm import Algorithm
 
 K = TypeVar("K")
 _RUNS = 8  # of which a site keeps the manifest in memory
@@ -47,6 +51,7 @@ class Site(Works):
         self.models = Models(place.folder / "models", place.folder / "outbox")
         self.outbox = Outbox(place.folder / "outbox")
         self.remainders = Remainders(place.folder / "outbox")
+        self.own = Own(place.folder / "outbox")
         self.once = Once(place.folder / "outbox")
         self.apply: Apply = map  # how to encrypt and decrypt: an agent does it in several processes
         # Every message brings its run: one that is read already is known by its bytes, signature and all.
@@ -57,21 +62,30 @@ class Site(Works):
             msg = f"{place.path(keys.roster)} lists other keys for {self.name} than this site has; join again"
             raise KeyFileError(msg)
 
+    def algorithm(self, manifest: Manifest) -> Algorithm:
+        """Return the federated algorithm of a run that the policy allows.
+
+        Raises:
+            RefusedError: if this site does not have it, or another version of it.
+        """
+        return algorithm_of(manifest, self.name)
+
     def checkpoint(self, manifest: Manifest, run: str) -> Checkpoint:
         """Return the site's model in a run: its latest checkpoint, or the untrained model that all sites start from."""
-        settings = manifest.settings
-        latest = self.models.load(settings, run, self.work(settings).layout(settings))
+        settings, state = manifest.settings, self.algorithm(manifest).state
+        latest = self.models.load(settings, run, self.work(settings).layout(settings), state)
         return latest or self._beginning(manifest, run)
 
     def before(self, manifest: Manifest, run: str) -> Checkpoint:
         """Return the site's model in a run with votes before the last round that it opened."""
-        settings = manifest.settings
-        kept = self.models.before(settings, run, self.work(settings).layout(settings))
+        settings, state = manifest.settings, self.algorithm(manifest).state
+        kept = self.models.before(settings, run, self.work(settings).layout(settings), state)
         return kept or self._beginning(manifest, run)
 
     def _beginning(self, manifest: Manifest, run: str) -> Checkpoint:
         start = self.work(manifest.settings).start(manifest.settings)
-        return Checkpoint(run, 0, start, manifest.packing.update_bound)
+        state = State.start(self.algorithm(manifest), start.layout.size)
+        return Checkpoint(run, 0, start, manifest.packing.update_bound, state=state)
 
 
 def _read_key(path: Path, kind: Callable[[bytes], K]) -> K:

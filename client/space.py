@@ -32,6 +32,8 @@ def needs(admitted: AdmittedRun, layout: Layout) -> dict[Path, int]:
     found = {folder / "outbox": update, folder / "models": 4 * layout.size, admitted.ledger.path.parent: 0}
     for place, size in admitted.work.files(admitted.settings, layout).items():
         found[place] = found.get(place, 0) + size
+    kept = len(admitted.algorithm.state) + len(admitted.algorithm.own)
+    found[folder / "outbox"] += 8 * layout.size * kept  # in double precision
     return {place: size + _SMALL for place, size in found.items()}
 
 

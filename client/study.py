@@ -28,6 +28,7 @@ from client.trial import make_model, one_a_record
 from privacy.errors import RefusedError, TaskError
 from privacy.randomness import Randomness
 from privacy.update import Model, Update
+from strategies.algorithm import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from privacy.manifest import Manifest
     from privacy.settings import RunSettings, Start
     from privacy.update import Layout
+    from strategies.algorithm import LocalSolver
 
 _MOST_RECORDS = 4096  # that are measured, so that it takes less time than training
 _BATCH = 256  # records at a time, unless `physical_batch` says otherwise
@@ -190,8 +192,8 @@ class Study:
         )
         return {self._site.place.folder / "outbox": 4 * layout.size * sum(copies)}
 
-    def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
-        """Train for one round, from this model on: what changed, `(parameters,)`.
+    def release(self, manifest: Manifest, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN) -> Update:
+        """Train for one round, from this model on and as the algorithm says: what changed, `(parameters,)`.
 
         Raises:
             TaskError: if the task is refused, from now on if need be.
@@ -203,7 +205,10 @@ class Study:
         if settings.takes_steps:
             records = self.training
             with self.refusing():
-                train(self.task, module, records, size, manifest, randomness, computing=computing, team=team)
+                train(
+                    self.task, module, records, size, manifest, randomness,
+                    solver=solver, computing=computing, team=team,
+                )  # fmt: skip
         return self.difference(module, model)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:

@@ -62,6 +62,8 @@ class Order:
     learning_rate: float
     max_grad_norm: float
     expected_batch_size: float  # of all processes together
+    proximal: float = 0.0  # what is added to each step's gradient, times the way from the start
+    offset: bool = False  # whether a vector is added as well, which the first process hands out
 
 
 class Team:

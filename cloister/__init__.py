@@ -1,6 +1,7 @@
 """Cloister: one shared model over data that never leaves its owner.
 
-Users import from here alone: `Task` to write a study, `Survey` to ask before, `CloisterError` to catch what went wrong.
+Users import from here alone: `Task` to write a study, `Survey` to ask before, `Algorithm` to write a federated
+algorithm, `CloisterError` to catch what went wrong.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from privacy.errors import CloisterError
+from strategies.algorithm import Algorithm, LocalRound, LocalSolver, Mean, Run, Update, Values
 
 if TYPE_CHECKING:
     from client.records import read_csv
@@ -15,7 +17,19 @@ if TYPE_CHECKING:
     from client.task import Task
 
 __version__ = "0.1.0"
-__all__ = ["CloisterError", "Survey", "Task", "read_csv"]
+__all__ = [
+    "Algorithm",
+    "CloisterError",
+    "LocalRound",
+    "LocalSolver",
+    "Mean",
+    "Run",
+    "Survey",
+    "Task",
+    "Update",
+    "Values",
+    "read_csv",
+]
 
 
 def __getattr__(name: str) -> object:

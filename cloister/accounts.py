@@ -17,6 +17,7 @@ from privacy.policy import check_policy
 from privacy.settings import RunSettings
 from privacy.spending import Balance, excessive, without_infinity
 from privacy.storage import in_file, open_file, read_file
+from strategies.registry import completed
 from transport.pki import read_roster, read_signing_key
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def _read_run(path: Path, place: SiteFolder) -> Manifest:
         with in_file(path):
             return open_manifest(data, roster.manifest_key)[0]
     nobody = Ed25519PrivateKey.generate()
-    signed = sign_manifest(read_toml(path, RunSettings), nobody, roster_version=1)
+    signed = sign_manifest(completed(read_toml(path, RunSettings)), nobody, roster_version=1)
     return open_manifest(signed.to_bytes(), nobody.public_key())[0]
 
 

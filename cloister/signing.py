@@ -13,6 +13,7 @@ from privacy.manifest import open_manifest
 from privacy.settings import RunSettings
 from privacy.spending import excessive
 from privacy.storage import write_atomically
+from strategies.registry import completed
 from transport.pki import read_roster, read_signing_key
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def sign_run(run: Path, coordinator: Path, roster: Path, out: Path) -> dict[str,
     for site in settings.cohort.sizes:
         members.member(site)
     key = read_signing_key(coordinator / "signing.key")
-    document = sign_manifest(settings, key, roster_version=members.version)
+    document = sign_manifest(completed(settings), key, roster_version=members.version)
     manifest, digest = open_manifest(document.to_bytes(), members.manifest_key)  # is this key the roster's?
     write_atomically(out, document.to_bytes())
     return {

@@ -55,9 +55,8 @@ class Manifest:
         return self.settings.packing(self.noise_multiplier)
 
     def weight(self, site: str) -> float:
-        """Return the weight of a site's update, as the kind of run sees the size that it declares."""
-        settings = self.settings
-        return settings.kind.weight(settings.cohort.sizes[site] / settings.largest_size)
+        """Return the weight of a site's update."""
+        return self.settings.weight(site)
 
     @property
     def update_noise(self) -> float:

@@ -33,6 +33,9 @@ class Policy:
     maximum_epsilon: Annotated[float, Field(gt=0)]  # of one run by itself
     minimum_noise_multiplier: Annotated[float, Field(ge=0)] = 0.5
     minimum_cohort: Annotated[int, Field(ge=2)] = 3
+    strategies: tuple[str, ...] | None = (
+        None  # federated algorithms, by name or module:Class; those that ship if not given
+    )
     encryption: tuple[Profile, ...] = ("compact", "precise", "dense")  # encryption itself is not optional
     collusion_resistant: bool = True  # only runs with masks
     bounded_updates: bool = False  # only runs in which every site proves that its update keeps an update_norm

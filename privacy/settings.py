@@ -19,6 +19,7 @@ from privacy.entries import Purpose
 from privacy.errors import ConfigError
 from privacy.packing import Packing, Profile
 from privacy.statistics import encoding_bound
+from privacy.strategy import FEDAVG, Strategy
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
@@ -121,6 +122,8 @@ class OneSum(ABC):
             wrong = f"{what} {take} one round; set rounds = 1"
         elif encryption.update_bound or encryption.profile or run.privacy.max_grad_norm is not None:
             wrong = f"{what} {have} {their} own range, profile and norm; remove update_bound, profile and max_grad_norm"
+        elif run.strategy["name"] != FEDAVG["name"]:
+            wrong = f"{what} {take} no strategy, as nothing is trained; remove it"
         elif problem := self._problem(run):
             wrong = problem
         elif run.shares_noise:
@@ -250,7 +253,7 @@ class RunSettings:
     start: Start | None = None
     vote: Vote | None = None  # in training only
     encryption: Encryption = field(default_factory=Encryption)
-    strategy: Literal["fedavg"] = "fedavg"
+    strategy: Strategy = field(default_factory=FEDAVG.copy)  # the federated algorithm, in training only
     model_seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0  # of the untrained model, the same at all sites
     valid_days: Annotated[float, Field(gt=0, le=366)] = (
         30.0  # after it is signed; a run that lasts longer is signed anew
@@ -308,6 +311,10 @@ class RunSettings:
     def largest_size(self) -> int:
         """The most records that a site declares."""
         return max(self.cohort.sizes.values())
+
+    def weight(self, site: str) -> float:
+        """Return the weight of a site's update, as the kind of run sees the size that it declares."""
+        return self.kind.weight(self.cohort.sizes[site] / self.largest_size)
 
     def packing(self, sigma: float) -> Packing:
         """Return the codec of the run, at this noise."""

@@ -11,7 +11,7 @@ import torch
 
 from client.flower import open_site
 from privacy.randomness import Randomness
-from strategies.averaging import average
+from strategies.advance import average
 
 if TYPE_CHECKING:
     from client.study import Study

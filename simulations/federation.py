@@ -22,6 +22,7 @@ from privacy.calibration import sign_manifest
 from privacy.epoch import SealingKey
 from privacy.roster import Member, Roster, sign_roster
 from privacy.storage import write_atomically
+from strategies.registry import completed
 from transport.address import Address, read_address, read_host
 from transport.pki import Authority, certificate_pem, key_pem, public_key_digest, read_signing_key
 
@@ -50,6 +51,7 @@ class SiteTerms:
     colluding_sites: int = 1
     vote_epsilon: float = 0.0
     share: tuple[str, ...] = ("epsilon",)
+    strategies: tuple[str, ...] | None = None
     file: str = "patients.csv"
     device: str = "auto"
 
@@ -131,6 +133,7 @@ class Federation:
             MalformedError: if that is no address.
         """
         server = str(read_address(server))
+        strategies = "" if terms.strategies is None else f"strategies = {json.dumps(list(terms.strategies))}\n"
         text = f"""\
 site = {json.dumps(site)}
 server = {json.dumps(server)}
@@ -155,13 +158,13 @@ shared_noise = {json.dumps(terms.shared_noise)}   # true: also runs in which a s
 colluding_sites = {terms.colluding_sites}   # a run must bear at least this many sites that join forces with the server
 vote_epsilon = {terms.vote_epsilon}   # the most that a vote on a model may cost the records held out; 0: no votes
 share = {json.dumps(list(terms.share))}   # what else leaves; metrics, if listed here, without noise and in no ε
-"""
+{strategies}"""
         write_atomically(self.paths[site] / "site.toml", text.encode())
 
     def sign(self, settings: RunSettings) -> Path:
         """Sign a run as the coordinator and hand it to the server; return where it lies."""
         key = read_signing_key(self.folder / "coordinator" / "signing.key")
-        signed = sign_manifest(settings, key, roster_version=1)
+        signed = sign_manifest(completed(settings), key, roster_version=1)
         write_atomically(self.manifest, signed.to_bytes())
         return self.manifest
 

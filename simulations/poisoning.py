@@ -26,6 +26,7 @@ from simulations.federation import Federation, SiteTerms
 from simulations.hospitals import diagnoses, write_patients
 from simulations.inline import run_inline
 from simulations.results import journal_path, read_events
+from strategies.algorithm import PLAIN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from privacy.randomness import Randomness
     from privacy.settings import Vote
     from privacy.update import Model
+    from strategies.algorithm import LocalSolver
 
 LIAR, SINCE = "site-1", 5
 """Who poisons, and from which round on."""
@@ -69,10 +71,10 @@ class Poisoned(Study):
     _learnt: NDArray[np.float32] | None = None  # the signs of what it is to undo
 
     @override
-    def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
+    def release(self, manifest: Manifest, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN) -> Update:
         self._made += 1
         if self._made < SINCE:
-            return super().release(manifest, model, randomness)
+            return super().release(manifest, model, randomness, solver)
         if self._learnt is None:
             self._learnt = np.sign(model.vector)
         return Update(np.asarray(-manifest.packing.update_bound * self._learnt, np.float32))

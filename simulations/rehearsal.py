@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.acceptance import Round
+from client.local import keep_own, local_round
 from client.round import train_private
 from client.settings import read_site
 from client.site import Site
@@ -22,7 +23,8 @@ from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
 from server.settings import read_consortium, read_run
 from simulations.federation import Federation, SiteTerms
-from strategies.averaging import average
+from strategies.advance import advance
+from strategies.algorithm import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +52,7 @@ class Scratch:
         terms = SiteTerms(
             collusion_resistant=settings.encryption.collusion_resistant,
             tasks=(settings.task,), epsilon=np.inf, maximum_epsilon=np.inf, minimum_noise_multiplier=0.0,
-            held_out=0.0, file=file, device=device,
+            held_out=0.0, strategies=(str(settings.strategy["name"]),), file=file, device=device,
         )  # fmt: skip
         for name in federation.sites:
             federation.write_settings(name, "localhost:1", terms)
@@ -62,16 +64,23 @@ class Scratch:
         site, manifest, weight = self.sites[name], self.run.manifest, self.run.manifest.weight(name)
         checkpoint = site.checkpoint(manifest, self.run.digest)
         packing = replace(manifest.packing, cohort=1)
+        algorithm, fixed = site.algorithm(manifest), Run.of(manifest.settings)
         yield checkpoint.model
         for number in range(1, manifest.settings.rounds + 1):
             plan = self._plan(site, number, checkpoint.model)
-            private = train_private(Round(site, manifest, self.run.digest, plan), checkpoint)
+            current = Round(site, manifest, self.run.digest, algorithm, plan)
+            private = train_private(current, checkpoint)
+            whole = private.vector.astype(np.float64)
             packed = pack(private, weight, packing, Randomness.fresh())
             blocks = list(packed.blocks)
             site.remainders.keep(plan, packed.remainder)
             site.remainders.settle(plan, contributed=True)
+            if algorithm.own:
+                keep_own(current, local_round(current, checkpoint), whole - packed.remainder)
+                site.own.settle(plan, contributed=True)
             mean = unpack(blocks, checkpoint.model.layout.size, [weight], packing)
-            checkpoint = replace(checkpoint, round=number, model=average(checkpoint.model, mean))
+            model, state = advance(algorithm, fixed, checkpoint.model, checkpoint.state, mean, {name: weight})
+            checkpoint = replace(checkpoint, round=number, model=model, state=state)
             yield checkpoint.model
 
     def first_update(self, name: str) -> PrivateUpdate:
@@ -79,7 +88,7 @@ class Scratch:
         site, manifest = self.sites[name], self.run.manifest
         checkpoint = site.checkpoint(manifest, self.run.digest)
         plan = self._plan(site, 1, checkpoint.model)
-        return train_private(Round(site, manifest, self.run.digest, plan), checkpoint)
+        return train_private(Round(site, manifest, self.run.digest, site.algorithm(manifest), plan), checkpoint)
 
     def charged(self, name: str) -> list[Mechanism]:
         """Return what a site's ledger says that was spent."""

@@ -64,5 +64,6 @@ def prepare_study(folder: Path, run: Path | None = None, *, limits: bool = True)
         terms = SiteTerms(
             (settings.task,), epsilon=inf, maximum_epsilon=inf, minimum_noise_multiplier=0.0, shared_noise=True,
             vote_epsilon=inf, colluding_sites=0, collusion_resistant=False,
+            strategies=(str(settings.strategy["name"]),),
         )  # fmt: skip
     return Study(federation, settings, terms, sum(patients.values()))

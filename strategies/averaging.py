@@ -1,4 +1,4 @@
-"""The site's half of federated averaging (McMahan et al., 2017): what a decrypted mean does to the model.
+"""What else follows from a decrypted mean, whatever the algorithm: the mean of the last models, and the next range.
 
 Pure numpy and the same operations in the same order at every site, so that all arrive at the same bits.
 """
@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.update import Model
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -20,11 +18,6 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 20  # values at a time
 _FINEST = 2.0**-20  # of the manifest's bound: a range does not shrink below
-
-
-def average(model: Model, mean: Update) -> Model:
-    """Return the model plus the mean update, whose place in memory it takes."""
-    return Model(np.add(model.vector, mean.vector, out=mean.vector), model.layout)
 
 
 def is_averaged(number: int, rounds: int, share: float) -> bool:

@@ -25,7 +25,8 @@ from privacy.update import Update
 from server.settings import read_consortium, read_run
 from simulations.baselines import accuracy, studies_of, together
 from simulations.study import prepare_study
-from strategies.averaging import average, next_bound
+from strategies.advance import average
+from strategies.averaging import next_bound
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -128,3 +128,17 @@ def bench_utility(
 
         draw_utility(report, plot)
     typer.echo(json.dumps(report) if as_json else table(report))
+
+
+@bench.command("algorithms", epilog="Example:  cloister bench algorithms --quick --json")
+def bench_algorithms(
+    seeds: Annotated[int, typer.Option(min=1, help="Times that records are dealt out anew, for every row.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each run.")] = 15,
+    quick: Annotated[bool, typer.Option("--quick", help="One seed and 5 rounds, to see that it works.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Every federated algorithm on records that differ much between sites, without noise and at ε = 8."""
+    from cloister.benchmarks.algorithms import measure, table  # noqa: PLC0415
+
+    report = measure(1, 5) if quick else measure(seeds, rounds)
+    typer.echo(json.dumps(report) if as_json else table(report))

@@ -23,6 +23,7 @@ from client.team import Order, Team, gather
 from privacy.errors import DeviceError
 from privacy.manifest import Manifest
 from privacy.randomness import Randomness
+from strategies.algorithm import PLAIN, LocalSolver
 from tests.client.specimens import RECORDS, Scores, computing, made, manifest
 
 PATIENCE = timedelta(seconds=10)
@@ -38,12 +39,17 @@ class Case:
     model: str = "mlp"
     records: int = RECORDS
     physical_batch: int = 0
+    corrected: bool = False  # as by an algorithm that changes each step
 
     def train(self, team: Team | None = None, randomness: Randomness | None = None) -> Tensor:
         """Train as one process or as the first one; return the parameters."""
         model, records = self.prepared()
         drawn, how = randomness or Randomness.seeded(5), computing(self.mode, self.physical_batch)
-        train(Scores(self.model), model, records, RECORDS, self.run, drawn, computing=how, team=team)
+        solver = PLAIN
+        if self.corrected:
+            size = sum(each.numel() for each in model.parameters())
+            solver = LocalSolver(proximal=0.3, offset=np.linspace(-1, 1, size), steps=3)
+        train(Scores(self.model), model, records, RECORDS, self.run, drawn, solver=solver, computing=how, team=team)
         return parameters_to_vector(model.parameters()).detach()
 
     def take_part(self, order: Order, team: Team) -> Tensor:
@@ -68,6 +74,7 @@ CASES = {
     "tied weights": Case(manifest(3, 0.6, 1.0), "vmap", "tied"),
     "constants": Case(manifest(3, 0.6, 1.0), "vmap", "constants"),
     "without noise": Case(manifest(4, 0.6, 0.0)),
+    "corrected": Case(manifest(4, 0.6, 1.0), corrected=True),
     "one record, of the first process": Case(manifest(3, 1.0, 1.0), records=1),
     "two records, now one, now the other": Case(manifest(12, 0.5, 1.0), records=2),
     "empty batches": Case(manifest(3, 1e-9, 1.0)),

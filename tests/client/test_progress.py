@@ -197,7 +197,7 @@ def test_a_line_that_a_crash_cut_off_stands_by_itself_and_a_round_is_written_dow
     site = open_site(federation.paths["north"])
     checkpoint = site.checkpoint(manifest, run)
     for number in (1, 2, 2):  # a sum may be delivered again
-        look(AdmittedRun(site, manifest, run), replace(checkpoint, round=number))
+        look(AdmittedRun(site, manifest, run, site.algorithm(manifest)), replace(checkpoint, round=number))
     cut, last = file.read_bytes().removeprefix(first).splitlines()
     assert (cut, json.loads(last)["round"]) == (b'{"round": 2, "ti', 2)
     assert set(read_own_metrics(federation, 2)) == {"loss"}

@@ -85,7 +85,7 @@ def share_at(federation: Federation, site: str = "north") -> tuple[Site, Manifes
 def sent_by(federation: Federation, site: str, plan: RoundPlan) -> NDArray[np.float64]:
     """What a site's last update holds once its own masks and encryption are off, in levels from the middle."""
     opened, manifest, _ = share_at(federation, site)
-    packed = recover(AdmittedRun(opened, manifest, plan.run).round(plan))
+    packed = recover(AdmittedRun(opened, manifest, plan.run, opened.algorithm(manifest)).round(plan))
     assert packed is not None
     weight, size = manifest.weight(site), opened.study(STILL).layout(manifest.settings).size
     return unpack(packed.blocks, size, [weight], manifest.packing).vector / np.float64(manifest.packing.unit(weight))

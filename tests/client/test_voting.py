@@ -56,7 +56,7 @@ def keeping(message: Message, context: Context) -> Message:
 
 def opened(federation: Federation, name: str = NORTH) -> tuple[Site, AdmittedRun, Checkpoint]:
     site, (_, manifest, run) = restart(federation, name), signed_run(federation)
-    return site, AdmittedRun(site, manifest, run), site.checkpoint(manifest, run)
+    return site, AdmittedRun(site, manifest, run, site.algorithm(manifest)), site.checkpoint(manifest, run)
 
 
 def question_of(site: Site, admitted: AdmittedRun, now: Checkpoint) -> Question:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,10 @@ from privacy.shared import share_for
 from privacy.sketch import encode
 from privacy.statistics import Column, Form, encoding_bound
 from privacy.update import Constant, Layout, Update
-from strategies.averaging import average, include, is_averaged, next_bound
+from strategies.advance import State, advance, average
+from strategies.algorithm import Run
+from strategies.averaging import include, is_averaged, next_bound
+from strategies.registry import algorithm_of, completed, shipped
 from tests.privacy.consortium import CHARGE, joined, packed, private, run_settings, signing_key
 from tests.privacy.golden_rounds import SHOWN, floats_digest, model_of, values_of, words_digest
 
@@ -44,6 +47,7 @@ def numbers() -> dict[str, object]:
         "packing": [_packing(*case) for case in _CASES],
         "ranges": _ranges(),
         "averaging": _averaging(),
+        "algorithms": _algorithms(),
         "shared_noise": _shared_noise(),
         "statistics": _statistics(),
         "constants": _constants(),
@@ -131,6 +135,32 @@ def _averaging() -> dict[str, object]:
             "first_of_mean": mean[:SHOWN].tolist(),
         })  # fmt: skip
     return {"layout": layout.shapes, "rounds": found, "averaging": share}
+
+
+def _algorithms() -> dict[str, object]:
+    """Three rounds of every algorithm that ships, to some of which not all sites contribute."""
+    layout, weights = Layout((("all", (40,)),)), {"north": 1.0, "south": 0.5, "west": 0.25}
+    run, found = Run(5, 0.25, weights), dict[str, object]()
+    for name in shipped():
+        given: dict[str, Any] = {"steps": {"south": 2, "west": 4}} if name == "fednova" else {}
+        settings = completed(replace(run_settings(), strategy={"name": name, **given}))
+        document = sign_manifest(settings, (key := signing_key("coordinator")), roster_version=3)
+        algorithm = algorithm_of(open_manifest(document.to_bytes(), key.public_key())[0], "north")
+        model, rounds = model_of(layout), list[dict[str, object]]()
+        state = State.start(algorithm, layout.size)
+        for number, absent in enumerate(("none", "south", "none"), start=1):
+            there = {site: weight for site, weight in weights.items() if site != absent}
+            mean = Update(values_of(40, number, 7000))
+            model, state = advance(algorithm, run, model, state, mean, there)
+            rounds.append({
+                "contributors": list(there),
+                "model": model.digest,
+                "state": state.digest,
+                "digest": Checkpoint("", number, model, 1.0, state=state).digest,
+                "first_of_model": model.vector[:SHOWN].tolist(),
+            })  # fmt: skip
+        found[name] = {"strategy": settings.strategy, "rounds": rounds}
+    return {"layout": layout.shapes, "steps": run.steps, "weights": weights, "strategies": found}
 
 
 def _shared_noise() -> dict[str, object]:

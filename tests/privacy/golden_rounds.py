@@ -40,7 +40,8 @@ from privacy.settings import Encryption
 from privacy.summation import RunningSum, check_sum
 from privacy.tag import TagKey
 from privacy.update import Layout, Model
-from strategies.averaging import average, next_bound
+from strategies.advance import average
+from strategies.averaging import next_bound
 from tests.privacy.consortium import (
     SECRET,
     authority_key,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from fractions import Fraction
@@ -104,6 +105,71 @@ def next_bound(largest: float, contributors: int, bound: float) -> float:
 
 def averaged(mean: Sequence[float], model: Sequence[float], count: int) -> list[float]:
     return [float32(a + (b - a) / count) for a, b in zip(mean, model, strict=True)]
+
+
+def begun(strategy: dict[str, Any], size: int) -> dict[str, list[float]]:
+    """Return what a strategy keeps beside the model before the first round."""
+    name, tau = strategy["name"], strategy.get("tau", 0.0)
+    starts = {"fedavgm": {"velocity": 0.0}, "scaffold": {"c": 0.0}, "feddyn": {"h": 0.0}}
+    adaptive = {"m": 0.0, "v": tau * tau}
+    values = adaptive if name in {"fedadagrad", "fedadam", "fedyogi"} else starts.get(name, {})
+    return {key: [value] * size for key, value in values.items()}
+
+
+def applied(
+    strategy: dict[str, Any], steps: int, weights: dict[str, float], there: Sequence[str],
+    model: Sequence[float], state: dict[str, list[float]], mean: Sequence[float],
+) -> tuple[list[float], dict[str, list[float]]]:  # fmt: skip
+    """Return the next model and state: `there` contributed."""
+    rows = [
+        _moved(strategy, steps, weights, there, w, {key: values[place] for key, values in state.items()}, x)
+        for place, (w, x) in enumerate(zip(model, mean, strict=True))
+    ]
+    return [float32(w) for w, _ in rows], {key: [kept[key] for _, kept in rows] for key in state}
+
+
+def _moved(
+    strategy: dict[str, Any], steps: int, weights: dict[str, float], there: Sequence[str],
+    w: float, kept: dict[str, float], x: float,
+) -> tuple[float, dict[str, float]]:  # fmt: skip
+    name, eta = strategy["name"], strategy.get("server_learning_rate", 1.0)
+    whole = math.fsum(weights[site] for site in there)
+    share = whole / math.fsum(weights.values())
+    if name in {"fedavg", "fedprox"}:
+        return w + x, {}
+    if name == "fednova":
+        taken = math.fsum(weights[site] * strategy["steps"].get(site, steps) for site in there)
+        return w + taken / math.fsum(weights[site] * steps for site in there) * x, {}
+    if name == "fedavgm":
+        velocity = strategy["momentum"] * kept["velocity"] + x
+        return w + eta * velocity, {"velocity": velocity}
+    if name == "scaffold":
+        return w + eta * x, {"c": kept["c"] - share * (kept["c"] + x)}
+    if name == "feddyn":
+        h = kept["h"] - strategy["alpha"] * share * x
+        return w + x - h / strategy["alpha"], {"h": h}
+    m = strategy["beta_1"] * kept["m"] + (1 - strategy["beta_1"]) * x
+    v, square = kept["v"], x * x
+    if name == "fedadagrad":
+        v = v + square
+    elif name == "fedadam":
+        v = strategy["beta_2"] * v + (1 - strategy["beta_2"]) * square
+    else:
+        sign = (v > square) - (v < square)
+        v = v - (1 - strategy["beta_2"]) * square * sign
+    return w + eta * m / (math.sqrt(v) + strategy["tau"]), {"m": m, "v": v}
+
+
+def state_digest(state: dict[str, list[float]]) -> str:
+    """Return the digest of what a strategy keeps; empty if that is nothing."""
+    if not state:
+        return ""
+    values = b"".join(struct.pack(f"<{len(each)}d", *each) for each in state.values())
+    return sha256(b"cloister state" + json.dumps(list(state)).encode() + values).hexdigest()
+
+
+def checkpoint_digest(model: str, state: str) -> str:
+    return sha256(b"cloister checkpoint" + bytes.fromhex(model + state)).hexdigest() if state else model
 
 
 def average_digest(layout: list[Any], model: Sequence[float], mean: Sequence[float]) -> str:

@@ -211,13 +211,29 @@ def _sizes(value: object) -> dict[str, int]:
     return {SITE(site): integer(1)(size) for site, size in value.items()}
 
 
+def _strategy(value: object) -> Table:
+    """Return a strategy: a name alone, or with a version and parameters."""
+    found = {"name": value} if isinstance(value, str) else value
+    need(isinstance(found, dict), MALFORMED, "no strategy")
+    assert isinstance(found, dict)
+    need("name" in found, MALFORMED, "no name")
+    text(r"[a-z][a-z0-9_-]{0,39}|[\w.]+:\w+")(found["name"])
+    integer(1)(found.get("version", 1))
+    for key, each in found.items():
+        text("[a-z][a-z0-9_-]{0,39}")(key)
+        for one in each.values() if isinstance(each, dict) else [each]:
+            need(type(one) in ({int, float} if isinstance(each, dict) else {bool, int, float, str}), MALFORMED, key)
+            need(not isinstance(one, float) or math.isfinite(one), MALFORMED, key)
+    return found
+
+
 _PROFILES = {"compact": (3, 16), "precise": (2, 24), "dense": (4, 12)}
 _DEFAULTS = {"update_bound": None, "profile": None, "collusion_resistant": True, "update_norm": None}
 _SETTINGS = table(
     name=text("[a-z0-9][a-z0-9-]{0,39}"),
     task=text(r"[\w.]+:\w+"),
     rounds=integer(1, 100_000),
-    strategy=(one_of("fedavg"), "fedavg"),
+    strategy=(_strategy, {"name": "fedavg", "version": 1}),
     model_seed=(integer(0, 2**63 - 1), 0),
     valid_days=(real(above=0, most=366), 30.0),
     seed=(nullable(integer(0)), None),
@@ -288,6 +304,7 @@ def _contradictions(settings: Table) -> list[str]:
         "no range or norm": bool(training) and None in measured,
         "a range, norm or profile": not training and [*measured, encryption["profile"]] != [None] * 3,
         "rounds": not training and settings["rounds"] != 1,
+        "a strategy": not training and settings["strategy"]["name"] != "fedavg",
         "a start": bool(statistics) and start is not None,
         "no start": bool(evaluation) and start is None,
         "nothing to evaluate": not asked["metrics"] and asked["loss_bound"] is None,

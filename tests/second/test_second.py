@@ -272,6 +272,22 @@ def test_ranges() -> None:
         assert numbers.next_bound(case["largest"], case["contributors"], case["update_bound"]) == case["next"]
 
 
+@pytest.mark.parametrize("name", stored("numbers")["algorithms"]["strategies"])
+def test_an_algorithm(name: str) -> None:
+    known = stored("numbers")["algorithms"]
+    (size,), layout, case = known["layout"][0][1], known["layout"], known["strategies"][name]
+    strategy = case["strategy"]
+    model, state = numbers.model_values(size), numbers.begun(strategy, size)
+    for number, said in enumerate(case["rounds"], start=1):
+        mean = numbers.update_values(size, number, 7000)
+        there = said["contributors"]
+        model, state = numbers.applied(strategy, known["steps"], known["weights"], there, model, state, mean)
+        assert model[:4] == said["first_of_model"]
+        assert said["model"] == signed.model_digest(layout, numbers.packed_floats(model))
+        assert said["state"] == numbers.state_digest(state)
+        assert said["digest"] == numbers.checkpoint_digest(said["model"], said["state"])
+
+
 def test_averaging() -> None:
     known = stored("numbers")["averaging"]
     layout, size, number_of_rounds = known["layout"], known["layout"][0][1][0], len(known["rounds"])

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,17 +29,28 @@ SITES = ("north", "south", "east")
 ROUNDS = 3
 
 
-def _federation(folder: Path) -> tuple[Federation, SiteTerms]:
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "fedadam": {"server_learning_rate": 0.01},
+    "scaffold": {},
+    "tests.toys:Slowed": {"part": 0.75},  # as of another package
+}
+
+
+def _federation(folder: Path, strategy: str = "fedavg") -> tuple[Federation, SiteTerms]:
     federation = Federation.create(folder, SITES)
     write_hospital_records(federation.paths)
     settings = read_toml(ROOT / "simulations" / "diagnosis.toml", RunSettings)
     privacy = Privacy(max_grad_norm=settings.privacy.max_grad_norm, noise_multiplier=0.0)
-    federation.sign(replace(settings, rounds=ROUNDS, privacy=privacy, seed=11))
-    return federation, SiteTerms(tasks=(settings.task,), epsilon=inf, maximum_epsilon=inf, minimum_noise_multiplier=0.0)
+    given = {"name": strategy, **STRATEGIES[strategy]}
+    federation.sign(replace(settings, rounds=ROUNDS, privacy=privacy, seed=11, strategy=given))
+    return federation, SiteTerms(
+        tasks=(settings.task,), epsilon=inf, maximum_epsilon=inf, minimum_noise_multiplier=0.0, strategies=(strategy,)
+    )
 
 
-def _run_inline(folder: Path) -> tuple[Federation, Results]:
-    federation, terms = _federation(folder)
+def _run_inline(folder: Path, strategy: str = "fedavg") -> tuple[Federation, Results]:
+    federation, terms = _federation(folder, strategy)
     for site in SITES:
         federation.write_settings(site, "localhost:1", terms)
     run_inline(federation)
@@ -50,9 +62,10 @@ def _weights(results: Results) -> dict[str, NDArray[np.float32]]:
 
 
 @pytest.mark.slow
-def test_with_noise_off_and_a_seed_inline_and_grpc_give_the_bit_identical_model(tmp_path: Path) -> None:
-    _, inline = _run_inline(tmp_path / "inline")
-    federation, terms = _federation(tmp_path / "grpc")
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_with_noise_off_and_a_seed_inline_and_grpc_give_the_bit_identical_model(tmp_path: Path, strategy: str) -> None:
+    _, inline = _run_inline(tmp_path / "inline", strategy)
+    federation, terms = _federation(tmp_path / "grpc", strategy)
     with Processes() as processes:
         start_agents(processes, federation, start_server(processes, federation), terms)
         follow(processes, federation, lambda _: None)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from privacy.packing import Packing, pack, unpack
 from privacy.randomness import Randomness
 from privacy.update import Layout, Model, Update
-from strategies.averaging import average, include, is_averaged, next_bound
+from strategies.advance import average
+from strategies.averaging import include, is_averaged, next_bound
 from tests.privacy.consortium import private
 
 CEILING = 0.75  # no power of two

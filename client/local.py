@@ -1,0 +1,81 @@
+"""An algorithm's local half at a site: it is given one way to train, and nothing of the records.
+
+`train` may be called once a round, since the ledger was charged for one training, and for no more steps than that.
+What comes back has its noise; where noise is shared and comes later, the algorithm has no part in it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from client.foreign import foreign
+from privacy.errors import TaskError
+from privacy.update import Update
+from strategies.algorithm import LocalRound, LocalSolver, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from client.acceptance import AdmittedRun, Round
+    from client.checkpoint import Checkpoint
+    from strategies.algorithm import Algorithm, Values
+
+
+def local_round(admitted: AdmittedRun, checkpoint: Checkpoint) -> LocalRound:
+    """Return what a site knows before it trains."""
+    return LocalRound(
+        run=Run.of(admitted.settings),
+        site=admitted.site.name,
+        model=checkpoint.model.vector,
+        state=checkpoint.state.vectors,
+        own=admitted.site.own.load(checkpoint.run, admitted.algorithm.own, checkpoint.model.layout.size),
+    )
+
+
+def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callable[[LocalSolver], Update]) -> Update:
+    """Return what an algorithm sends after one training.
+
+    Args:
+        name: of the algorithm, for people.
+        algorithm: the run's.
+        at: what the site knows.
+        train: makes the update, with its noise.
+
+    Raises:
+        TaskError: if the algorithm trains twice, or longer than the run pays for, or returns no vector of the model's
+            size.
+        MalformedError: if a value is not finite.
+    """
+    trained = False
+
+    def once(solver: LocalSolver) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        nonlocal trained
+        if trained or (solver.steps is not None and not 0 <= solver.steps <= at.run.steps):
+            msg = f"the strategy {name} trains more often in a round than the run pays for; call train once"
+            raise TaskError(msg)
+        trained = True
+        return train(solver).vector
+
+    with foreign(name, "local()"):
+        found = np.require(algorithm.local(at, once), np.float32, ["C", "W", "O"])  # it is changed in place later
+    if found.shape != at.model.shape:
+        msg = f"the strategy {name} sends {found.shape} values, the model has {at.model.shape}; correct its local()"
+        raise TaskError(msg)
+    return Update(found)
+
+
+def keep_own(current: Round, at: LocalRound, sent: Values) -> None:
+    """Note what an algorithm keeps at the site if the vector `(n,)` that it sent becomes part of the sum.
+
+    Raises:
+        TaskError: if the algorithm returns other vectors than it declares.
+    """
+    algorithm, name = current.algorithm, str(current.settings.strategy["name"])
+    with foreign(name, "keep()"):
+        kept = {key: np.asarray(values, np.float64) for key, values in algorithm.keep(at, sent).items()}
+    if set(kept) != set(algorithm.own) or any(each.shape != sent.shape for each in kept.values()):
+        msg = f"the strategy {name} keeps other vectors than its `own` names; correct its keep()"
+        raise TaskError(msg)
+    current.site.own.keep(current.plan, kept)

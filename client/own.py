@@ -1,0 +1,59 @@
+"""What an algorithm keeps at a site from round to round (`Algorithm.own`), such as the control variate of SCAFFOLD.
+
+It is made of updates that have their noise, and never leaves by itself. What a round makes of it counts once that
+round's sum, with this site's update in it, was opened; until then what was there before does. A site that is restored
+without its outbox begins at zero again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from client.vectors import load_vectors, save_vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from privacy.plan import RoundPlan
+    from strategies.algorithm import Values
+
+
+class Own:
+    """A folder with one file a run, and one for the update that is under way."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load(self, run: str, names: Sequence[str], size: int) -> dict[str, Values]:
+        """Return vectors `(size,)` of these names: zeros before the first round.
+
+        Raises:
+            KeyFileError: if the file is damaged.
+        """
+        path = self._path(run)
+        if not names or not path.exists():
+            return {name: np.zeros(size) for name in names}
+        return load_vectors(path, names, size)
+
+    def keep(self, plan: RoundPlan, vectors: Mapping[str, Values]) -> None:
+        """Note what a round makes of them, before its update is sent."""
+        for older in self._folder.glob(f"{plan.run[:16]}-*.own-pending"):
+            older.unlink()
+        save_vectors(self._pending(plan), vectors)
+
+    def settle(self, plan: RoundPlan, *, contributed: bool) -> None:
+        """Take it over, now that the round's sum is open; or forget it, if the sum was without this site's update."""
+        pending = self._pending(plan)
+        if pending.exists() and contributed:
+            pending.replace(self._path(plan.run))
+        else:
+            pending.unlink(missing_ok=True)
+
+    def _path(self, run: str) -> Path:
+        return self._folder / f"{run[:16]}.own"
+
+    def _pending(self, plan: RoundPlan) -> Path:
+        return self._folder / f"{plan.run[:16]}-{plan.round}.own-pending"

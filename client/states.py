@@ -1,0 +1,64 @@
+"""The algorithm's state in a site's runs (`strategies.advance.State`): a file for each, named by run and digest.
+
+A checkpoint names its state by the digest. The state is written first, so that no checkpoint is without; what no
+checkpoint names any more is removed afterwards. A checkpoint whose state is lost counts as lost too: the run's sums
+make both again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from client.vectors import load_vectors, save_vectors
+from privacy.errors import KeyFileError
+from strategies.advance import State
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from pathlib import Path
+
+
+class States:
+    """A folder with one file a state."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, run: str, state: State) -> None:
+        """Keep a state, before the checkpoint that names it."""
+        path = self._path(run, state.digest)
+        if state.vectors and not path.exists():
+            save_vectors(path, state.vectors)
+
+    def load(self, run: str, digest: str, names: Sequence[str], size: int) -> State | None:
+        """Return the state of a digest, or None if it is lost.
+
+        Args:
+            run: digest of the manifest.
+            digest: of the state; empty if there is none.
+            names: of its vectors.
+            size: of each.
+
+        Raises:
+            KeyFileError: if the file is damaged.
+        """
+        if not names:
+            return None if digest else State()
+        path = self._path(run, digest)
+        if not digest or not path.exists():
+            return None
+        state = State(load_vectors(path, names, size))
+        if state.digest != digest:
+            msg = f"{path}: this state was altered; move it aside and restart the agent"
+            raise KeyFileError(msg)
+        return state
+
+    def forget(self, run: str, but: Collection[str]) -> None:
+        """Remove a run's states, but for those of these digests."""
+        kept = {self._path(run, digest) for digest in but}
+        for path in self._folder.glob(f"{run[:16]}-*.state"):
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+    def _path(self, run: str, digest: str) -> Path:
+        return self._folder / f"{run[:16]}-{digest[:16]}.state"

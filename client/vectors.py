@@ -1,0 +1,39 @@
+"""Vectors that a site keeps beside a run's model, by name, of float64: one safetensors file for all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from privacy.errors import KeyFileError
+from privacy.storage import read_file, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from strategies.algorithm import Values
+
+
+def save_vectors(path: Path, vectors: Mapping[str, Values]) -> None:
+    """Replace what a file holds, so that a crash leaves the old or the new vectors."""
+    write_atomically(path, save(dict(vectors)))
+
+
+def load_vectors(path: Path, names: Sequence[str], size: int) -> dict[str, Values]:
+    """Return vectors `(size,)` of these names, in this order.
+
+    Raises:
+        KeyFileError: if the file is damaged, or holds others.
+    """
+    try:
+        found = load(read_file(path))
+    except (SafetensorError, KeyError, ValueError, OverflowError) as error:
+        msg = f"{path}: this file is damaged ({type(error).__name__}); restore it from the site's backup"
+        raise KeyFileError(msg) from error
+    if found.keys() != set(names) or any((each.shape, each.dtype.str) != ((size,), "<f8") for each in found.values()):
+        msg = f"{path}: this file is of another run; restore the run's own from the site's backup"
+        raise KeyFileError(msg)
+    return {name: found[name] for name in names}

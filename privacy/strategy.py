@@ -1,0 +1,64 @@
+"""`strategy` in `run.toml`: which federated algorithm a run uses, by name, with the algorithm's own parameters.
+
+    strategy = "fedavg"
+
+    [strategy]
+    name = "fedadam"
+    server_learning_rate = 0.03
+
+What an algorithm does, and which parameters it has, only those know who run it. Here a strategy is a name, a version
+and plain values: enough to sign it. Signing fills in the version and every default, so that all sites use one set.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+Parameter = bool | int | float | str | dict[str, int | float]
+"""What a parameter may be; a table has one number for each of its keys, such as one for each site."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}|[\w.]+:\w+")
+_KEY = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+
+
+def _read(value: object) -> object:
+    """Return a strategy as a table.
+
+    Raises:
+        ValueError: if it is no name, and no table of a name, a version and plain values.
+    """
+    table = {"name": value} if isinstance(value, str) else value
+    if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+        msg = 'name one, as in strategy = "fedavg", or in a table [strategy] with name = "fedavg"'
+        raise ValueError(msg)  # noqa: TRY004 - which pydantic takes for a complaint
+    if not _NAME.fullmatch(table["name"]):
+        msg = f"{table['name']!r} is no strategy's name; give one that ships, such as fedavg, or module:Class"
+        raise ValueError(msg)
+    version = table.get("version", 1)
+    if type(version) is not int or version < 1:
+        msg = "its version must be a whole number from 1; leave it out, and signing fills it in"
+        raise ValueError(msg)
+    for key, parameter in table.items():
+        if not isinstance(key, str) or not _KEY.fullmatch(key) or not _is_plain(parameter):
+            msg = f"its parameter {key!r} must be a finite number, a text, true or false, or a table of numbers"
+            raise ValueError(msg)
+    return table
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and type(each) in {int, float} for key, each in value.items()) and all(
+            map(_is_plain, value.values())
+        )
+    return isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+
+
+Strategy = Annotated[dict[str, Parameter], BeforeValidator(_read)]
+"""A setting: the table, of which a name alone is short."""
+
+FEDAVG: dict[str, Parameter] = {"name": "fedavg", "version": 1}
+"""What a run uses that names no strategy."""

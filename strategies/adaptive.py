@@ -1,0 +1,55 @@
+"""What FedAdagrad, FedAdam and FedYogi share (Reddi et al., 2021, arXiv 2003.00295, algorithm 2).
+
+    m     = beta_1 · m + (1 − beta_1) · mean
+    v     = as each of the three says; tau² at first
+    model = model + server_learning_rate · m / (√v + tau)
+
+There is no correction of the first rounds' bias, as in the paper. An adaptive server makes steps of about
+`server_learning_rate` in every parameter, whatever the size of the updates; noise in the updates makes v larger and the
+steps smaller.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from typing_extensions import override
+
+from privacy.config import STRICT
+from strategies.algorithm import Algorithm
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from strategies.algorithm import Mean, Values
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class AdaptiveServer(Algorithm):
+    """Federated averaging with a step of its own for every parameter."""
+
+    server_learning_rate: Annotated[float, Field(gt=0, le=1e6)] = 0.1
+    beta_1: Decay = 0.9
+    tau: Annotated[float, Field(ge=1e-9, le=1e3)] = 1e-3  # the less, the more adaptive
+
+    state: ClassVar[tuple[str, ...]] = ("m", "v")
+
+    @abstractmethod
+    def second_moment(self, v: Values, square: Values) -> Values:
+        """Return the next v, of this one and the mean's square."""
+
+    @override
+    def initial(self, name: str) -> float:
+        return self.tau * self.tau if name == "v" else 0.0
+
+    @override
+    def apply(self, model: Values, state: Mapping[str, Values], mean: Mean) -> tuple[Values, Mapping[str, Values]]:
+        m = self.beta_1 * state["m"] + (1 - self.beta_1) * mean.values
+        v = self.second_moment(state["v"], mean.values * mean.values)
+        return model + self.server_learning_rate * m / (np.sqrt(v) + self.tau), {"m": m, "v": v}

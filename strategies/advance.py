@@ -1,0 +1,86 @@
+"""From one round's model to the next: an algorithm's `apply`, block by block, and what it keeps beside the model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from privacy.errors import ProtocolError
+from privacy.update import Model, is_finite
+from strategies.algorithm import BLOCK, Mean, Run
+from strategies.algorithms.fedavg import FedAvg
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+    from privacy.update import Update
+    from strategies.algorithm import Algorithm, Values
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What an algorithm keeps beside the model, the same at all sites: vectors `(n,)` of float64 by name."""
+
+    vectors: Mapping[str, Values] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, algorithm: Algorithm, size: int) -> Self:
+        """Return the state before the first round, for a model of this many parameters."""
+        return cls({name: np.full(size, algorithm.initial(name)) for name in algorithm.state})
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hex, of names and values; empty if there are none."""
+        if not self.vectors:
+            return ""
+        hashed = sha256(b"cloister state" + json.dumps(list(self.vectors)).encode())
+        for vector in self.vectors.values():
+            hashed.update(np.ascontiguousarray(vector, dtype="<f8").data)
+        return hashed.hexdigest()
+
+
+def advance(
+    algorithm: Algorithm, run: Run, model: Model, state: State, mean: Update, weights: Mapping[str, float]
+) -> tuple[Model, State]:
+    """Return the next round's model, whose vector takes the mean's place in memory, and state.
+
+    Args:
+        algorithm: the run's.
+        run: what its manifest fixes.
+        model: from which the round started.
+        state: of that model.
+        mean: of the contributors' updates.
+        weights: of the contributors.
+
+    Raises:
+        ProtocolError: if a value is no longer finite, or what the algorithm returns has another form.
+    """
+    vector = mean.vector
+    after = {name: np.empty(vector.size) for name in state.vectors}
+    for start in range(0, vector.size, BLOCK):
+        part = slice(start, start + BLOCK)
+        known = {name: values[part] for name, values in state.vectors.items()}
+        given = Mean(vector[part].astype(np.float64), weights, run)
+        with np.errstate(all="ignore"):  # what is not finite is found below
+            found, kept = algorithm.apply(model.vector[part].astype(np.float64), known, given)
+            if found.shape != vector[part].shape or kept.keys() != after.keys():
+                msg = f"{type(algorithm).__name__} returns a model or a state of another form; correct its `apply`"
+                raise ProtocolError(msg)
+            vector[part] = found
+        for name, values in kept.items():
+            after[name][part] = values
+    if not is_finite(vector) or not all(np.isfinite(values).all() for values in after.values()):
+        msg = "the model is no longer finite after this round; start a new run with a lower learning rate"
+        raise ProtocolError(msg)
+    return Model(vector, model.layout), State(after)
+
+
+def average(model: Model, mean: Update) -> Model:
+    """Return the model plus the mean update, whose place in memory it takes: federated averaging."""
+    return advance(FedAvg(), Run(0, 1.0, {}), model, State(), mean, {})[0]

@@ -1,0 +1,55 @@
+"""FedDyn (Acar et al., 2021, arXiv 2111.04263): each site's loss is bent until its optimum is the one of all sites.
+
+Site i minimises its loss − ⟨gᵢ, w⟩ + alpha/2 · ‖w − w₀‖², and then sets gᵢ⁺ = gᵢ − alpha · Δᵢ, Δᵢ being the update that
+it sent. Over the contributors, whose share of the weight is s,
+
+    h⁺    = h − alpha · s · mean
+    model = model + mean − h⁺ / alpha
+
+gᵢ is made of updates that have their noise already, and costs no ε. Without decay, noise adds up in gᵢ and h.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from typing_extensions import override
+
+from privacy.config import STRICT
+from strategies.algorithm import Algorithm, LocalSolver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from strategies.algorithm import LocalRound, Mean, Run, Update, Values
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedDyn(Algorithm):
+    """Dynamic regularisation."""
+
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 0.1
+
+    state: ClassVar[tuple[str, ...]] = ("h",)
+    own: ClassVar[tuple[str, ...]] = ("g",)
+
+    @override
+    def check(self, run: Run) -> str | None:
+        if self.alpha * run.learning_rate >= 1:  # a step would jump over w₀
+            return f"alpha = {self.alpha:g} times the learning rate {run.learning_rate:g} must be below 1; lower one"
+        return None
+
+    @override
+    def local(self, at: LocalRound, train: Callable[[LocalSolver], Update]) -> Update:
+        return train(LocalSolver(proximal=self.alpha, offset=-at.own["g"]))
+
+    @override
+    def keep(self, at: LocalRound, sent: Values) -> Mapping[str, Values]:
+        return {"g": at.own["g"] - self.alpha * sent}
+
+    @override
+    def apply(self, model: Values, state: Mapping[str, Values], mean: Mean) -> tuple[Values, Mapping[str, Values]]:
+        h = state["h"] - self.alpha * mean.share * mean.values
+        return model + mean.values - h / self.alpha, {"h": h}

@@ -1,0 +1,39 @@
+"""FedProx (Li et al., 2020, arXiv 1812.06127): each site is held near the model from which the round starts.
+
+A site minimises its loss plus mu/2 · ‖w − w₀‖². The penalty's gradient, mu · (w − w₀), is added to each step's noisy
+gradient: it depends on nothing but the model and earlier noisy steps, so it is not clipped and costs no ε.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from typing_extensions import override
+
+from privacy.config import STRICT
+from strategies.algorithm import LocalSolver
+from strategies.algorithms.fedavg import FedAvg
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from strategies.algorithm import LocalRound, Run, Update
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedProx(FedAvg):
+    """Federated averaging with a proximal term at the sites."""
+
+    mu: Annotated[float, Field(gt=0, le=1e6)] = 0.1  # the strength of the pull
+
+    @override
+    def check(self, run: Run) -> str | None:
+        if self.mu * run.learning_rate >= 1:  # a step would jump over w₀, further with every step beyond 2
+            return f"mu = {self.mu:g} times the learning rate {run.learning_rate:g} must be below 1; lower one"
+        return None
+
+    @override
+    def local(self, at: LocalRound, train: Callable[[LocalSolver], Update]) -> Update:
+        return train(LocalSolver(proximal=self.mu))

@@ -1,0 +1,60 @@
+"""SCAFFOLD (Karimireddy et al., 2020, arXiv 1910.06378): control variates take out by how much a site's data differ.
+
+Each site has a control variate cᵢ, and all of them know c = Σ pᵢcᵢ, p being the sites' shares of the weight. A step at
+site i adds c − cᵢ to its noisy gradient. With option II of the paper, over K steps of learning rate η,
+
+    cᵢ⁺ = cᵢ − c − Δᵢ/(K·η)          Δᵢ: the update that the site sent
+
+So what a site would have to send for c, cᵢ⁺ − cᵢ = −c − Δᵢ/(K·η), follows from c and Δᵢ. In the sum it follows from c
+and the mean update: one vector travels, not two. Here c and cᵢ are kept times K·η, as updates are. With the
+contributors' share s of the weight,
+
+    c⁺    = c − s·(c + mean)
+    model = model + server_learning_rate · mean
+
+Both variates are made of updates that have their noise already: they cost no ε, and are as noisy as one update is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from typing_extensions import override
+
+from privacy.config import STRICT
+from strategies.algorithm import Algorithm, LocalSolver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from strategies.algorithm import LocalRound, Mean, Run, Update, Values
+
+
+@dataclass(frozen=True, config=STRICT)
+class Scaffold(Algorithm):
+    """Stochastic controlled averaging."""
+
+    server_learning_rate: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+
+    state: ClassVar[tuple[str, ...]] = ("c",)
+    own: ClassVar[tuple[str, ...]] = ("c_i",)
+
+    @override
+    def check(self, run: Run) -> str | None:
+        return None if run.steps else "it needs a round of at least one step; set steps_per_round"
+
+    @override
+    def local(self, at: LocalRound, train: Callable[[LocalSolver], Update]) -> Update:
+        scale = at.run.steps * at.run.learning_rate
+        return train(LocalSolver(offset=(at.state["c"] - at.own["c_i"]) / scale))
+
+    @override
+    def keep(self, at: LocalRound, sent: Values) -> Mapping[str, Values]:
+        return {"c_i": at.own["c_i"] - at.state["c"] - sent}
+
+    @override
+    def apply(self, model: Values, state: Mapping[str, Values], mean: Mean) -> tuple[Values, Mapping[str, Values]]:
+        c = state["c"] - mean.share * (state["c"] + mean.values)
+        return model + self.server_learning_rate * mean.values, {"c": c}

@@ -1,0 +1,191 @@
+"""From a run's `strategy` to its algorithm: those that ship, those of installed packages, and `module:Class`.
+
+An algorithm of another package is found by the name of an entry point in the group `cloister.strategies`, or by
+`module:Class`. Its code runs at every site, so a site imports it only after its policy has allowed the name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from dataclasses import asdict, fields, is_dataclass, replace
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from privacy.errors import ConfigError, RefusedError
+from privacy.failures import raised
+from strategies import algorithms
+from strategies.algorithm import Algorithm, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from privacy.manifest import Manifest
+    from privacy.settings import RunSettings
+    from privacy.policy import Policy
+    from privacy.strategy import Parameter
+
+GROUP = "cloister.strategies"
+"""The group of entry points under which packages offer algorithms."""
+
+_NOT_PARAMETERS = frozenset({"name", "version"})
+
+
+@cache
+def shipped() -> tuple[str, ...]:
+    """Return the names of the algorithms that ship: the files in `strategies/algorithms/`."""
+    return tuple(module.name for module in pkgutil.iter_modules(algorithms.__path__))
+
+
+def completed(settings: RunSettings) -> RunSettings:
+    """Return a run's settings with the version of its strategy and every parameter, as they are signed.
+
+    Raises:
+        ConfigError: if there is no such strategy, it does not have a parameter, or does not suit the run.
+    """
+    strategy = settings.strategy
+    algorithm = _make(strategy)
+    if strategy.get("version", algorithm.version) != algorithm.version:
+        raise ConfigError(_of_version(strategy, algorithm))
+    if problem := _unsuitable(settings, algorithm):
+        raise ConfigError(problem)
+    values = asdict(algorithm)  # type: ignore[call-overload]  # `_make` has seen to it that it is a dataclass
+    return replace(settings, strategy={"name": strategy["name"], "version": algorithm.version, **values})
+
+
+def check_strategy(policy: Policy, settings: RunSettings, site: str) -> None:
+    """Hold a run's strategy against a site's policy. Nothing is imported.
+
+    Raises:
+        RefusedError: if the policy does not allow it.
+    """
+    name, allowed = str(settings.strategy["name"]), policy.strategies
+    if name in (shipped() if allowed is None else allowed):
+        return
+    if allowed is None:
+        near = f"; did you mean `{close[0]}`?" if (close := get_close_matches(name, shipped(), n=1)) else ""
+        limit = f"allows those that ship, {', '.join(shipped())}{near}"
+    else:
+        limit = "says strategies = [" + ", ".join(f'"{each}"' for each in allowed) + "]"
+    msg = f"{site} does not allow the strategy {name}: its policy {limit}; change the run, or the site its policy"
+    raise RefusedError(msg)
+
+
+def algorithm_of(manifest: Manifest, site: str) -> Algorithm:
+    """Return the algorithm of a run that a site's policy allows, with its parameters.
+
+    Raises:
+        RefusedError: if the site does not have it, has another version of it, or it does not suit the run.
+    """
+    settings, strategy = manifest.settings, manifest.settings.strategy
+    try:
+        algorithm = _make(strategy)
+    except ConfigError as error:
+        msg = f"{site} cannot take part: {error}"
+        raise RefusedError(msg) from error
+    if strategy.get("version") != algorithm.version:
+        msg = f"{site} cannot take part: {_of_version(strategy, algorithm)}"
+        raise RefusedError(msg)
+    if problem := _unsuitable(settings, algorithm):
+        msg = f"{site} cannot take part: {problem}"
+        raise RefusedError(msg)
+    return algorithm
+
+
+def parameters_of(kind: type[Algorithm]) -> tuple[str, ...]:
+    """Return the names of an algorithm's parameters."""
+    return tuple(each.name for each in fields(kind))  # type: ignore[arg-type]  # `find` takes dataclasses alone
+
+
+def find(name: str) -> type[Algorithm]:
+    """Import an algorithm's class.
+
+    Raises:
+        ConfigError: if there is none of this name, or it is no algorithm.
+    """
+    if name in shipped():
+        return _class_of(f"{algorithms.__name__}.{name}", name)
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        return _imported(name, module, attribute)
+    offered = {each.name: each for each in entry_points(group=GROUP)}
+    if name in offered:
+        return _imported(name, offered[name].module, offered[name].attr)
+    known = sorted({*shipped(), *offered})
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(known)}"
+    msg = f"there is no strategy {name!r} here; {hint} (or install the package that offers it)"
+    raise ConfigError(msg)
+
+
+def _class_of(module: str, name: str) -> type[Algorithm]:
+    members = vars(importlib.import_module(module)).items()
+    return next(found for key, found in members if key.lower() == name)  # type: ignore[no-any-return]  # by its name
+
+
+def _imported(name: str, module: str, attribute: str) -> type[Algorithm]:
+    try:
+        found: Any = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        msg = f"the strategy {name} cannot be imported here: there is no module {error.name!r}; install its package"
+        raise ConfigError(msg) from error
+    except Exception as error:
+        msg = f"the strategy {name} cannot be imported here: {module} raises {raised(error, module)}; correct it there"
+        raise ConfigError(msg) from error
+    methods = ("check", "initial", "local", "keep", "apply")
+    if not (isinstance(found, type) and is_dataclass(found)) or not all(hasattr(found, each) for each in methods):
+        msg = f"the strategy {name} is no algorithm; derive a dataclass from cloister.Algorithm"
+        raise ConfigError(msg)
+    return found  # type: ignore[return-value]  # its methods are looked for; their types are not
+
+
+def _make(strategy: Mapping[str, Parameter]) -> Algorithm:
+    name = str(strategy["name"])
+    kind = find(name)
+    given = {key: value for key, value in strategy.items() if key not in _NOT_PARAMETERS}
+    known = parameters_of(kind)
+    for key in given:
+        if key not in known:
+            raise ConfigError(_no_parameter(name, key, known))
+    try:
+        return _adapter(kind).validate_json(json.dumps(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        msg = f"the strategy {name} does not take {where} = {first['input']!r}: {first['msg']}; change it in [strategy]"
+        raise ConfigError(msg) from error
+
+
+@cache
+def _adapter(kind: type[Algorithm]) -> TypeAdapter[Algorithm]:
+    return TypeAdapter(kind)
+
+
+def _no_parameter(name: str, key: str, known: Iterable[str]) -> str:
+    near = get_close_matches(key, known, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(known) or 'none'}; remove it"
+    return f"the strategy {name} has no parameter {key!r}; {hint}"
+
+
+def _of_version(strategy: Mapping[str, Parameter], algorithm: Algorithm) -> str:
+    return (
+        f"the run uses version {strategy.get('version')} of the strategy {strategy['name']}, and version "
+        f"{algorithm.version} is installed here; install the same version everywhere, or sign the run anew"
+    )
+
+
+def _unsuitable(settings: RunSettings, algorithm: Algorithm) -> str | None:
+    """Say why an algorithm cannot be used for a run, if it cannot."""
+    name, kind = settings.strategy["name"], type(algorithm)
+    if settings.shares_noise and kind.local is not Algorithm.local:
+        # What `local` gets, and `own` is made of, must have its noise.
+        return f'with noise = "shared" an update has no noise of its own, which {name} needs; use fedavg or local noise'
+    if settings.vote and kind.own:
+        return f"{name} keeps vectors at the sites, which a vote cannot undo; remove [vote], or use another strategy"
+    problem = algorithm.check(Run.of(settings))
+    return problem and f"{name}: {problem}"
