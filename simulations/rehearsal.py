@@ -22,7 +22,7 @@ from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
 from server.settings import read_consortium, read_run
 from simulations.federation import Federation, SiteTerms
-from strategies.averaging import average
+from simulations.rounds import rounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from privacy.accounting import Mechanism
     from privacy.manifest import SignedRun
     from privacy.settings import RunSettings
-    from privacy.update import Model, PrivateUpdate
+    from privacy.update import Model, PrivateUpdate, Update
 
 _HOUR = 3600.0
 
@@ -62,17 +62,17 @@ class Scratch:
         site, manifest, weight = self.sites[name], self.run.manifest, self.run.manifest.weight(name)
         checkpoint = site.checkpoint(manifest, self.run.digest)
         packing = replace(manifest.packing, cohort=1)
-        yield checkpoint.model
-        for number in range(1, manifest.settings.rounds + 1):
-            plan = self._plan(site, number, checkpoint.model)
-            private = train_private(Round(site, manifest, self.run.digest, plan), checkpoint)
+
+        def mean(number: int, model: Model) -> Update:
+            plan, before = self._plan(site, number, model), replace(checkpoint, round=number - 1, model=model)
+            private = train_private(Round(site, manifest, self.run.digest, plan), before)
             packed = pack(private, weight, packing, Randomness.fresh())
-            blocks = list(packed.blocks)
+            decoded = unpack(packed.blocks, model.layout.size, [weight], packing)
             site.remainders.keep(plan, packed.remainder)
             site.remainders.settle(plan, contributed=True)
-            mean = unpack(blocks, checkpoint.model.layout.size, [weight], packing)
-            checkpoint = replace(checkpoint, round=number, model=average(checkpoint.model, mean))
-            yield checkpoint.model
+            return decoded
+
+        return rounds(checkpoint.model, manifest.settings.rounds, mean)
 
     def first_update(self, name: str) -> PrivateUpdate:
         """Let a site make its update of the first round, `(parameters,)`, before it is encoded."""

@@ -8,29 +8,26 @@ noise, unpacking, and the mean of the last rounds' models. Encryption, which cha
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, pstdev
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from cloister.benchmarks.pipelines import charge_for_nobody
 from cloister.benchmarks.trials import DATA, EPSILONS, Data, Trial
 from privacy.accounting import epsilon
-from privacy.packing import pack, pack_with_share, unpack
 from privacy.randomness import Randomness
-from privacy.shared import share_for
-from privacy.update import Model, privatise
+from privacy.update import Model
 from server.settings import read_consortium, read_run
 from simulations.baselines import accuracy, studies_of, together
 from simulations.federation import Federation, SiteTerms
 from simulations.partition import dirichlet
-from strategies.averaging import average, include, is_averaged, next_bound
+from simulations.rounds import PackedMeans, Sites, rounds
+from strategies.averaging import include, is_averaged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,30 +127,16 @@ def _train(
 ) -> Model:
     """Train for all rounds; return the result."""
     settings, training = manifest.settings, manifest.settings.training
-    model = next(iter(studies.values())).start(settings)
+    start = next(iter(studies.values())).start(settings)
+    sites = Sites(studies, weights, manifest, lambda site, number, purpose: (
+        Randomness.seeded(seed, site, number, 1, purpose)  # as a run that has this seed
+    ))  # fmt: skip
     share = training.averaging if training else 0.0
-    left = {site: np.zeros(model.layout.size, np.float32) for site in studies}
-    packing, mean, averaged = manifest.packing, model.vector, 0
-    for number in range(1, settings.rounds + 1):
-        blocks: list[Any] = []
-        for site, study in studies.items():
-            luck = partial(Randomness.seeded, seed, site, number, 1)  # as a run that has this seed
-            update = study.release(manifest, model, luck("training"))
-            if settings.shares_noise:
-                share_of_noise = share_for(manifest, model).variance
-                packed = pack_with_share(update, charge, weights[site], packing, luck("rounding"), share_of_noise)
-            else:
-                np.add(update.vector, left[site], out=update.vector)
-                left[site] = update.vector  # which packing leaves the rest in
-                packed = pack(privatise(update, charge), weights[site], packing, luck("rounding"))
-            blocks = [each if not blocks else blocks[place] + each for place, each in enumerate(packed.blocks)]
-        change = unpack(blocks, model.layout.size, list(weights.values()), packing)
-        if not settings.shares_noise:
-            packing = replace(packing, update_bound=next_bound(change, len(studies), manifest.packing.update_bound))
-        model = average(model, change)
+    mean, averaged = start.vector, 0
+    for number, model in enumerate(rounds(start, settings.rounds, PackedMeans(sites, manifest.packing, charge))):
         averaged += is_averaged(number, settings.rounds, share)
         if averaged > 1:
             include(mean, model.vector, averaged)
         else:
             mean = model.vector.copy()
-    return Model(mean, model.layout)
+    return Model(mean, start.layout)
