@@ -15,6 +15,7 @@ from client.remainder import Remainders
 from client.works import Works
 from privacy.epoch import SealingKey
 from privacy.errors import KeyFileError
+from privacy.failures import reason
 from privacy.manifest import open_manifest
 from privacy.storage import read_file
 from strategies.advance import State
@@ -92,7 +93,7 @@ def _read_key(path: Path, kind: Callable[[bytes], K]) -> K:
     try:
         return kind(read_file(path))
     except OSError as error:
-        msg = f"{path}: {error.strerror}; restore this key from the site's backup"
+        msg = f"{path}: {reason(error)}; restore this key from the site's backup"
         raise KeyFileError(msg) from error
 
 

@@ -47,7 +47,7 @@ def layout_of(module: nn.Module) -> Layout:
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in trained(module).items())
     saved = {id(tensor) for tensor in _saved(module).values()}
     constants = tuple(
-        Constant.of(name, DTYPES[tensor.dtype], tuple(tensor.shape), _bytes(tensor).copy(), saved=id(tensor) in saved)
+        Constant.of(name, DTYPES[tensor.dtype], tuple(tensor.shape), bytes_of(tensor).copy(), saved=id(tensor) in saved)
         for name, tensor in tensors_of(module).items()
         if not tensor.requires_grad
     )
@@ -72,7 +72,7 @@ def check_constants(module: nn.Module, layout: Layout) -> None:
     """
     held = tensors_of(module)
     for constant in layout.constants:
-        if not np.array_equal(_bytes(held[constant.name]), constant.values):
+        if not np.array_equal(bytes_of(held[constant.name]), constant.values):
             msg = (
                 f"training changed `{constant.name}` of the model, which is neither clipped nor shared; make it a "
                 "parameter with requires_grad=True, or leave it as it is"
@@ -85,7 +85,7 @@ def _saved(module: nn.Module) -> dict[str, Tensor]:
     return {name: each for name, each in module.state_dict(keep_vars=True).items() if isinstance(each, torch.Tensor)}
 
 
-def _bytes(tensor: Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def bytes_of(tensor: Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """Return the bytes of a tensor; of one on the CPU, no copy."""
     flat = tensor.detach().cpu().contiguous().view(-1)
     found: np.ndarray[tuple[int], np.dtype[np.uint8]] = flat.view(torch.uint8).numpy()

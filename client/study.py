@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -31,11 +32,11 @@ from privacy.update import Model, Update
 from strategies.algorithm import PLAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor, nn
 
     from client.task import Records, Task
     from client.trial import Example
@@ -220,24 +221,43 @@ class Study:
             return 0, {}
         inputs, targets = self.held_out
         step = max(1, math.ceil(len(inputs) / _MOST_RECORDS))
-        inputs, targets = inputs[::step], targets[::step]
-        count, sums = len(inputs), dict[str, float]()
-        if not count:
-            return 0, {}
+        records = inputs[::step], targets[::step]
+        return len(records[0]), self._means(settings, model, records, self._losses_and_metrics)
+
+    def mean_loss(self, settings: RunSettings, model: Model) -> float:
+        """Return a model's mean loss over all held-out records, of which there must be some."""
+        return self._means(settings, model, self.held_out, self._losses)["loss"]
+
+    def _means(
+        self,
+        settings: RunSettings,
+        model: Model,
+        records: Records,
+        measure: Callable[[Tensor, Tensor], dict[str, float]],
+    ) -> dict[str, float]:
+        """Return means over records of what `measure` adds up over a batch's outputs and targets."""
+        (inputs, targets), sums = records, defaultdict[str, float](float)
+        if not len(inputs):
+            return {}
         module = self.load_into(self.module(settings.model_seed), model)
         module.eval()
         batch = self._site.settings.training.physical_batch or _BATCH
         with torch.no_grad():
-            for start in range(0, count, batch):
-                part = targets[start : start + batch]
+            for start in range(0, len(inputs), batch):
+                part = slice(start, start + batch)
                 with foreign(self.name, "loss() or metrics() of held-out records"):
-                    outputs = module(inputs[start : start + batch])
-                    values = {"loss": float(self.task.loss(outputs, part)) * len(part)}
-                    measured = one_a_record(self.task.metrics(outputs, part), len(part))
-                values |= {name: float(each.sum()) for name, each in measured.items()}
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + value
-        return count, {name: value / count for name, value in sums.items()}
+                    found = measure(module(inputs[part]), targets[part])
+                for name, value in found.items():
+                    sums[name] += value
+        return {name: value / len(inputs) for name, value in sums.items()}
+
+    def _losses(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        return {"loss": float(self.task.loss(outputs, targets)) * len(targets)}
+
+    def _losses_and_metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        losses = self._losses(outputs, targets)
+        metrics = one_a_record(self.task.metrics(outputs, targets), len(targets))
+        return losses | {name: float(each.sum()) for name, each in metrics.items()}
 
     def load_into(self, module: nn.Module, model: Model) -> nn.Module:
         """Make a new module the model, and move it to the site's device."""

@@ -17,9 +17,6 @@ from dataclasses import asdict, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-import torch
-
-from client.foreign import foreign
 from privacy.errors import CloisterError, LedgerError, MalformedError, ProtocolError
 from privacy.failures import sentence
 from privacy.ledger import Release
@@ -38,8 +35,6 @@ if TYPE_CHECKING:
     from privacy.update import Model
 
 log = logging.getLogger("cloister.agent")
-
-_BATCH = 256  # records at a time, unless `physical_batch` says otherwise
 
 
 def vote(admitted: AdmittedRun, now: Checkpoint) -> Vote | None:
@@ -117,28 +112,14 @@ def _is_worse(site: Site, settings: RunSettings, before: Model, after: Model) ->
     """Return the answer; where it cannot be computed, "worse", as any answer is as private as the other."""
     tolerance = settings.vote.tolerance if settings.vote else 0.0
     try:
-        old, new = _loss(site, settings, before), _loss(site, settings, after)
+        study = site.study(settings.task)
+        old, new = study.mean_loss(settings, before), study.mean_loss(settings, after)
     except Exception as error:  # that it failed must not be told without noise
         log.warning("the model could not be tried on the records held out, which counts as worse: %s", sentence(error))
         log.debug("vote", exc_info=error)
         return True
     log.info("loss on the records held out: %.4f, before the round %.4f", new, old)
     return not math.isfinite(new) or new > old + tolerance
-
-
-def _loss(site: Site, settings: RunSettings, model: Model) -> float:
-    """Return the mean loss over all held-out records."""
-    study = site.study(settings.task)
-    inputs, targets = study.held_out
-    module = study.load_into(study.module(settings.model_seed), model)
-    module.eval()
-    size, total = site.settings.training.physical_batch or _BATCH, 0.0
-    with torch.no_grad():
-        for start in range(0, len(inputs), size):
-            part = targets[start : start + size]
-            with foreign(study.name, "loss() of held-out records"):
-                total += float(study.task.loss(module(inputs[start : start + size]), part)) * len(part)
-    return total / len(inputs)
 
 
 def _kept(site: Site, question: Question) -> Vote | None:

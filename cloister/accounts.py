@@ -10,13 +10,12 @@ from client.settings import read_site
 from privacy.accounting import calibrate
 from privacy.calibration import sign_manifest
 from privacy.config import read_toml
-from privacy.errors import CloisterError, ConfigError, KeyFileError, LedgerError
-from privacy.failures import reason
+from privacy.errors import CloisterError, ConfigError, LedgerError
 from privacy.manifest import open_manifest
 from privacy.policy import check_policy
 from privacy.settings import RunSettings
 from privacy.spending import Balance, excessive, without_infinity
-from privacy.storage import in_file, open_file, read_file
+from privacy.storage import open_file, read_document
 from strategies.registry import completed
 from transport.pki import read_roster, read_signing_key
 
@@ -215,19 +214,17 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
 
 def _read_run(path: Path, place: SiteFolder) -> Manifest:
     """Read a signed run, or make of a run's settings what the coordinator would."""
-    try:
-        data = read_file(path)
-    except OSError as error:
-        msg = f"{path}: {reason(error)}; name a run.toml, or a signed run"
-        raise KeyFileError(msg) from error
-    keys = place.settings.keys
-    if data.startswith(b"cloister-signed-"):
-        roster = read_roster(place.path(keys.roster), place.path(keys.authority))
-        with in_file(path):
+
+    def opened(data: bytes) -> Manifest:
+        keys = place.settings.keys
+        if data.startswith(b"cloister-signed-"):
+            roster = read_roster(place.path(keys.roster), place.path(keys.authority))
             return open_manifest(data, roster.manifest_key)[0]
-    nobody = Ed25519PrivateKey.generate()
-    signed = sign_manifest(completed(read_toml(path, RunSettings)), nobody, roster_version=1)
-    return open_manifest(signed.to_bytes(), nobody.public_key())[0]
+        nobody = Ed25519PrivateKey.generate()
+        signed = sign_manifest(completed(read_toml(path, RunSettings)), nobody, roster_version=1)
+        return open_manifest(signed.to_bytes(), nobody.public_key())[0]
+
+    return read_document(path, opened, "name a run.toml, or a signed run")
 
 
 def _refusals(*checks: Callable[[], object]) -> list[str]:

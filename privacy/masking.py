@@ -172,7 +172,7 @@ def seal_seed(seed: bytes, secret: bytes, plan: RoundPlan, site: str) -> bytes:
 
     The key is bound to the seed's commitment, so that it never seals two seeds under one nonce.
     """
-    return _sealer(secret, plan, site, commitment(seed)).encrypt(_NONCE, seed, None)
+    return seed_sealer(secret, plan, site, commitment(seed)).encrypt(_NONCE, seed, None)
 
 
 def open_seed(sealed: bytes, secret: bytes, plan: RoundPlan, site: str, committed: str) -> bytes:
@@ -182,7 +182,7 @@ def open_seed(sealed: bytes, secret: bytes, plan: RoundPlan, site: str, committe
         AuthenticityError: if it is not the one to which that site committed.
     """
     with suppress(InvalidTag, ValueError):
-        seed = _sealer(secret, plan, site, committed).decrypt(_NONCE, sealed, None)
+        seed = seed_sealer(secret, plan, site, committed).decrypt(_NONCE, sealed, None)
         if commitment(seed) == committed:
             return seed
     msg = f"the seed of {site}'s mask is not the one to which it committed; the sum was not opened"
@@ -281,7 +281,8 @@ def _pair_sealer(secret: bytes, plan: RoundPlan, site: str, other: str) -> AESGC
     return AESGCM(_derived(secret, b"show", plan, json.dumps([site, other]).encode()))
 
 
-def _sealer(secret: bytes, plan: RoundPlan, site: str, committed: str) -> AESGCM:
+def seed_sealer(secret: bytes, plan: RoundPlan, site: str, committed: str) -> AESGCM:
+    """Return what seals the seed of a site's own mask to the sites, under a key that no other commitment has."""
     return AESGCM(_derived(secret, b"reveal", plan, bytes.fromhex(committed) + site.encode()))
 
 

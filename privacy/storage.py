@@ -9,14 +9,17 @@ import errno
 import os
 import stat
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from privacy.errors import AuthenticityError, KeyFileError, MalformedError
+from privacy.failures import reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from typing import BinaryIO
+
+T = TypeVar("T")
 
 _ZEROS = 1 << 20  # bytes at a time, where a file system cannot set a size aside
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}
@@ -161,8 +164,28 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
+def read_document(path: Path, open_document: Callable[[bytes], T], advice: str) -> T:
+    """Read a signed document from a file.
+
+    Args:
+        path: of the file.
+        open_document: checks the document's bytes and returns what they say.
+        advice: what to do if the file cannot be read.
+
+    Raises:
+        KeyFileError: naming the file, if it cannot be read, or the document is not what it should be.
+    """
+    try:
+        data = read_file(path)
+    except OSError as error:
+        msg = f"{path}: {reason(error)}; {advice}"
+        raise KeyFileError(msg) from error
+    with _in_file(path):
+        return open_document(data)
+
+
 @contextmanager
-def in_file(path: Path) -> Iterator[None]:
+def _in_file(path: Path) -> Iterator[None]:
     """Name the file in which a document lies that is not what it should be.
 
     Raises:

@@ -10,10 +10,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT, File, read_toml, settings_file
-from privacy.errors import ConfigError, KeyFileError
-from privacy.failures import reason
+from privacy.errors import ConfigError
 from privacy.manifest import SignedRun, open_manifest
-from privacy.storage import in_file, read_file
+from privacy.storage import read_document
 from transport.address import ListenedOn
 from transport.channel import TlsFiles
 from transport.pki import read_roster
@@ -85,12 +84,10 @@ def read_run(path: Path, roster: Roster) -> SignedRun:
         KeyFileError: if there is no such file, or the coordinator did not sign it.
         RefusedError: if its time is over.
     """
-    try:
-        document = read_file(path)
-    except OSError as error:
-        msg = f"{path}: {reason(error)}; name a signed run, `cloister sign RUN.toml` makes one"
-        raise KeyFileError(msg) from error
-    with in_file(path):
-        manifest, digest = open_manifest(document, roster.manifest_key)
-    manifest.check_valid(time.time())
-    return SignedRun(document, manifest, digest)
+
+    def opened(document: bytes) -> SignedRun:
+        return SignedRun(document, *open_manifest(document, roster.manifest_key))
+
+    run = read_document(path, opened, "name a signed run, `cloister sign RUN.toml` makes one")
+    run.manifest.check_valid(time.time())
+    return run

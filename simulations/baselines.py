@@ -11,7 +11,7 @@ import torch
 
 from client.flower import open_site
 from privacy.randomness import Randomness
-from strategies.advance import average
+from simulations.rounds import Sites, rounds
 
 if TYPE_CHECKING:
     from client.study import Study
@@ -36,9 +36,8 @@ def accuracy_alone(federation: Federation, manifest: Manifest) -> dict[str, floa
     held_out = together([study.held_out for study in studies.values()])
     results = {}
     for site, study in studies.items():
-        model = study.start(manifest.settings)
-        for _ in range(manifest.settings.rounds):
-            model = average(model, study.release(manifest, model, Randomness.fresh()))
+        alone = Sites({site: study}, {site: 1.0}, manifest, lambda *_: Randomness.fresh())
+        *_, model = rounds(study.start(manifest.settings), manifest.settings.rounds, alone.exact_mean)
         results[site] = accuracy(study, model, held_out)
     return results
 

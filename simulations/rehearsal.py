@@ -23,6 +23,7 @@ from privacy.plan import RoundPlan
 from privacy.randomness import Randomness
 from server.settings import read_consortium, read_run
 from simulations.federation import Federation, SiteTerms
+from simulations.rounds import rounds
 from strategies.advance import advance
 from strategies.algorithm import Run
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from privacy.accounting import Mechanism
     from privacy.manifest import SignedRun
     from privacy.settings import RunSettings
-    from privacy.update import Model, PrivateUpdate
+    from privacy.update import Model, PrivateUpdate, Update
 
 _HOUR = 3600.0
 
@@ -64,24 +65,29 @@ class Scratch:
         site, manifest, weight = self.sites[name], self.run.manifest, self.run.manifest.weight(name)
         checkpoint = site.checkpoint(manifest, self.run.digest)
         packing = replace(manifest.packing, cohort=1)
-        algorithm, fixed = site.algorithm(manifest), Run.of(manifest.settings)
-        yield checkpoint.model
-        for number in range(1, manifest.settings.rounds + 1):
-            plan = self._plan(site, number, checkpoint.model)
-            current = Round(site, manifest, self.run.digest, algorithm, plan)
-            private = train_private(current, checkpoint)
+        algorithm, fixed, now = site.algorithm(manifest), Run.of(manifest.settings), checkpoint
+
+        def mean(number: int, model: Model) -> Update:
+            current = Round(site, manifest, self.run.digest, algorithm, self._plan(site, number, model))
+            before = replace(now, round=number - 1)
+            private = train_private(current, before)
             whole = private.vector.astype(np.float64)
             packed = pack(private, weight, packing, Randomness.fresh())
-            blocks = list(packed.blocks)
-            site.remainders.keep(plan, packed.remainder)
-            site.remainders.settle(plan, contributed=True)
+            decoded = unpack(packed.blocks, model.layout.size, [weight], packing)
+            site.remainders.keep(current.plan, packed.remainder)
+            site.remainders.settle(current.plan, contributed=True)
             if algorithm.own:
-                keep_own(current, local_round(current, checkpoint), whole - packed.remainder)
-                site.own.settle(plan, contributed=True)
-            mean = unpack(blocks, checkpoint.model.layout.size, [weight], packing)
-            model, state = advance(algorithm, fixed, checkpoint.model, checkpoint.state, mean, {name: weight})
-            checkpoint = replace(checkpoint, round=number, model=model, state=state)
-            yield checkpoint.model
+                keep_own(current, local_round(current, before), whole - packed.remainder)
+                site.own.settle(current.plan, contributed=True)
+            return decoded
+
+        def apply(model: Model, mean: Update) -> Model:
+            nonlocal now
+            after, state = advance(algorithm, fixed, model, now.state, mean, {name: weight})
+            now = replace(now, model=after, state=state)
+            return after
+
+        return rounds(checkpoint.model, manifest.settings.rounds, mean, apply)
 
     def first_update(self, name: str) -> PrivateUpdate:
         """Let a site make its update of the first round, `(parameters,)`, before it is encoded."""

@@ -21,7 +21,7 @@ from privacy.ciphertext import (
 from privacy.encryption import EncryptedUpdate
 from privacy.envelope import SignedUpdate
 from privacy.ledger import Charge, Release
-from privacy.masking import MaskedUpdate, _sealer, commitment, pairs_digest, sign_seed
+from privacy.masking import MaskedUpdate, commitment, pairs_digest, seed_sealer, sign_seed
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.signing import sign
 from simulations.lies import STEP
@@ -87,9 +87,8 @@ def false_seed(site: Site, plan: RoundPlan) -> bytes:
     """Another seed than that of the site's mask, sealed and signed as if it were that."""
     made = site.outbox.last(plan.run)
     committed = commitment(made.mask if made else b"")
-    sealed = _sealer(site.keyring.find(plan.keys).secret, plan, site.name, committed).encrypt(
-        bytes(12), bytes(32), None
-    )
+    sealer = seed_sealer(site.keyring.find(plan.keys).secret, plan, site.name, committed)
+    sealed = sealer.encrypt(bytes(12), bytes(32), None)
     return sign_seed(sealed, plan, committed, site.signing_key)
 
 

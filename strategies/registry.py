@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from privacy.manifest import Manifest
-    from privacy.settings import RunSettings
     from privacy.policy import Policy
+    from privacy.settings import RunSettings
     from privacy.strategy import Parameter
 
 GROUP = "cloister.strategies"

@@ -29,7 +29,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from privacy.errors import KeyFileError
 from privacy.failures import reason
 from privacy.roster import open_roster
-from privacy.storage import in_file, read_file
+from privacy.storage import read_document, read_file
 from transport.address import read_host
 
 if TYPE_CHECKING:
@@ -216,13 +216,9 @@ def read_roster(path: Path, authority: Path) -> Roster:
         KeyFileError: if a file is missing, or the roster is none, has expired, or another authority's.
     """
     key = read_authority_key(authority)
-    try:
-        data = read_file(path)
-    except OSError as error:
-        msg = f"{path}: {reason(error)}; check its path, or ask the coordinator for the roster"
-        raise KeyFileError(msg) from error
-    with in_file(path):
-        return open_roster(data, key)
+    return read_document(
+        path, lambda data: open_roster(data, key), "check its path, or ask the coordinator for the roster"
+    )
 
 
 def read_signing_key(path: Path) -> Ed25519PrivateKey:

@@ -6,7 +6,6 @@ the last is announced with `signal_skip_step`, so that sums gather in `p.summed_
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -32,21 +31,24 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         super().__init__(*args, **kwargs)
         self._randomness = randomness
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="noise")
-        # On a busy machine, waiting for each other takes two threads longer than one thread takes for both.
-        self._core_is_free = os.getloadavg()[0] < (os.cpu_count() or 1)
         self._ahead: Future[NDArray[np.float64]] | None = None
 
     def draw_ahead(self) -> None:
-        """Begin to draw the next step's noise beside the computation of its gradients.
+        """Begin to draw the next step's noise, if another device computes its gradients meanwhile.
 
-        Until then, nobody else may draw from the randomness.
+        Until the step is taken, nobody else may draw from the randomness.
         """
-        if self._scale > 0 and self._core_is_free:
+        if self._scale > 0 and self._draws_ahead:
             self._ahead = self._thread.submit(self._draw, self._size)
 
     def close(self) -> None:
         """Wait for the thread, and end it."""
         self._thread.shutdown()
+
+    @property
+    def _draws_ahead(self) -> bool:
+        """Where the processor computes gradients too, a second thread takes from the first what it adds."""
+        return any(parameter.device.type != "cpu" for parameter in self.params)
 
     @property
     def _scale(self) -> float:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 from client.settings import read_site
 from cloister.accounts import balances, records_of
 from cloister.audits.page import page
-from privacy.errors import ConfigError, KeyFileError
-from privacy.failures import reason
+from privacy.errors import ConfigError
 from privacy.manifest import open_manifest
 from privacy.mechanisms import StatedRun
 from privacy.statement import Account, state
-from privacy.storage import in_file, read_file, write_atomically
+from privacy.storage import read_document, read_file, write_atomically
 from transport.pki import read_roster
 
 if TYPE_CHECKING:
@@ -60,13 +59,8 @@ def _account(place: SiteFolder) -> Account:
 def _run(place: SiteFolder, run: Path) -> StatedRun:
     keys = place.settings.keys
     roster = read_roster(place.path(keys.roster), place.path(keys.authority))
-    try:
-        document = read_file(run)
-    except OSError as error:
-        msg = f"{run}: {reason(error)}; name the signed run, as `cloister sign` wrote it"
-        raise KeyFileError(msg) from error
-    with in_file(run):
-        manifest, digest = open_manifest(document, roster.manifest_key)
+    advice = "name the signed run, as `cloister sign` wrote it"
+    manifest, digest = read_document(run, lambda document: open_manifest(document, roster.manifest_key), advice)
     return StatedRun(digest, manifest)
 
 

@@ -8,7 +8,7 @@ carried` shows what that is good for, and the range follows the last sum in all.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
 from tempfile import TemporaryDirectory
@@ -21,18 +21,19 @@ from rich.progress import track
 from cloister.benchmarks.pipelines import Cloister, charge_for_nobody
 from privacy.packing import Packing, Profile
 from privacy.randomness import Randomness
-from privacy.update import Update
 from server.settings import read_consortium, read_run
 from simulations.baselines import accuracy, studies_of, together
+from simulations.rounds import PackedMeans, Sites, rounds
 from simulations.study import prepare_study
-from strategies.advance import average
-from strategies.averaging import next_bound
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from client.study import Study
     from privacy.manifest import Manifest
+    from privacy.update import Model, Update
 
 _CODECS: dict[str, tuple[Profile, bool] | None] = {
     "float32": None,
@@ -92,27 +93,20 @@ def _train(
 ) -> tuple[float, NDArray[np.float32]]:
     """Train for all rounds; return the accuracy on everybody's held-out records, and the parameters `(n,)`."""
     weights = {site: manifest.weight(site) for site in studies}
+    sites = Sites(studies, weights, manifest, partial(_randomness, seed))
     model = next(iter(studies.values())).start(manifest.settings)
-    bound = ceiling = manifest.packing.update_bound
-    left = {site: np.zeros(model.layout.size, np.float32) for site in studies}
-    profile, carries = codec or ("precise", False)
-    pipeline = Cloister(profile, model.layout.size, list(weights.values()), charge_for_nobody())
-    packing = Packing.of(profile, cohort=len(studies), update_bound=ceiling, max_weight=1.0)
-    for number in range(manifest.settings.rounds):
-        updates = {
-            site: study.release(manifest, model, Randomness.seeded(seed, site, number)).vector
-            for site, study in studies.items()
-        }
-        if codec is None:
-            mean = Update(np.average(list(updates.values()), axis=0, weights=list(weights.values())).astype(np.float32))
-        else:
-            pipeline.packing = replace(packing, update_bound=bound)
-            for site, update in updates.items():
-                if carries:
-                    np.add(update, left[site], out=update)
-                pipeline.add(pipeline.encrypt(update, weights[site]))  # which leaves in it what is left over
-            mean, left = Update(pipeline.decrypt(pipeline.close())), updates
-            bound = next_bound(mean, len(studies), ceiling)
-        model = average(model, mean)
+    mean: Callable[[int, Model], Update] = sites.exact_mean
+    if codec:
+        profile, carries = codec
+        charge, bound = charge_for_nobody(), manifest.packing.update_bound
+        packing = Packing.of(profile, cohort=len(studies), update_bound=bound, max_weight=1.0)
+        pipeline = Cloister(profile, model.layout.size, list(weights.values()), charge)
+        mean = PackedMeans(sites, packing, charge, carries=carries, total=pipeline.total)
+    *_, model = rounds(model, manifest.settings.rounds, mean)
     held_out = together([study.held_out for study in studies.values()])
     return accuracy(next(iter(studies.values())), model, held_out), model.vector
+
+
+def _randomness(seed: int, site: str, number: int, purpose: str) -> Randomness:
+    """Return what is the same for every codec: the batches and the noise."""
+    return Randomness.seeded(seed, site, number - 1) if purpose == "training" else Randomness.fresh()

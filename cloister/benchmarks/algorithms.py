@@ -11,6 +11,7 @@ Learning rates and parameters were chosen on other splits of the same records, s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, pstdev
 from tempfile import TemporaryDirectory
@@ -20,13 +21,14 @@ from rich.console import Console
 from rich.progress import track
 
 from cloister.benchmarks.pipelines import charge_for_nobody
-from cloister.benchmarks.rounds import rounds_of
 from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from server.settings import read_consortium, read_run
 from simulations.baselines import accuracy, studies_of, together
 from simulations.digits import digits, write_digits
 from simulations.federation import Federation, SiteTerms
 from simulations.partition import dirichlet
+from simulations.rounds import PackedMeans, Sites
+from simulations.rounds import rounds as rounds_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -155,4 +157,6 @@ def learn(
     held_out = together([study.held_out for study in studies.values()])
     weights = {site: manifest.weight(site) for site in studies}
     first = next(iter(studies.values()))
-    return [accuracy(first, model, held_out) for model in rounds_of(studies, manifest, weights, seed, charge)]
+    means = PackedMeans(Sites.seeded(studies, weights, manifest, seed), manifest.packing, charge)
+    models = rounds_of(first.start(manifest.settings), manifest.settings.rounds, means, means.apply)
+    return [accuracy(first, model, held_out) for model in islice(models, 1, None)]

@@ -23,11 +23,12 @@ from privacy.randomness import Randomness
 from privacy.update import PrivateUpdate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from privacy.ledger import Charge
+    from privacy.update import PackedUpdate
 
 UPDATE_BOUND = 1.0
 _ZERO = "0" * 64
@@ -86,7 +87,10 @@ class Cloister(Pipeline):
 
     def encrypt(self, update: NDArray[np.float32], weight: float) -> list[bytes]:
         """Pack, tag and encrypt; add the digest that a site signs."""
-        packed = pack(PrivateUpdate(update, self._charge), weight, self.packing, Randomness.fresh())
+        return self.protect(pack(PrivateUpdate(update, self._charge), weight, self.packing, Randomness.fresh()))
+
+    def protect(self, packed: PackedUpdate) -> list[bytes]:
+        """Do so with an update that is packed."""
         site = self._sites[self._sent % len(self._sites)]
         self._sent += 1
         encrypted = self._keys.decryption.encrypt(self._keys.tag.tag(mask(packed, None), self._plan, site))
@@ -125,8 +129,17 @@ class Cloister(Pipeline):
 
     def decrypt(self, download: list[bytes]) -> NDArray[Any]:
         """Decrypt, check the tag and unpack."""
+        return unpack(self.opened(download), self._size, self._weights, self.packing).vector
+
+    def opened(self, download: list[bytes]) -> Iterator[NDArray[np.uint64]]:
+        """Decrypt and check the tag."""
         (*c0, codes), seeds = download[: -len(self._sites)], download[-len(self._sites) :]
         total = SummedCiphertexts(tuple(c0), tuple(seeds), (), codes)
         blocks = self._keys.decryption.decrypt(self._keys.mac.check(total, self._plan, self._nonces))
-        checked = self._keys.tag.check(blocks, self._plan, self._nonces)
-        return unpack(checked, self._size, self._weights, self.packing).vector
+        return self._keys.tag.check(blocks, self._plan, self._nonces)
+
+    def total(self, updates: Iterable[PackedUpdate]) -> Iterator[NDArray[np.uint64]]:
+        """Take packed updates, one of every site, through all of it but the codec."""
+        for packed in updates:
+            self.add(self.protect(packed))
+        return self.opened(self.close())

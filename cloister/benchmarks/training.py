@@ -2,8 +2,7 @@
 
 Per model and batch, all ways take turns: a round of one epoch of each, again and again, so that a busy machine slows
 all alike. A way's time is that of its fastest turn: whatever else runs on a machine only slows turns down. One thread
-computes, in plain training too; a second draws noise meanwhile if the machine has a core to spare. Opacus's modes get
-whole batches, as Opacus has them, and the same noise.
+computes, in plain training too. Opacus's modes get whole batches, as Opacus has them, and the same noise.
 
 Memory is what a fresh process needs more than it had before, as the system counts it: its peak while training an
 epoch, less what it had with libraries, model, records and one step of plain training.

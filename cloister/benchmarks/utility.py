@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.progress import track
 
 from cloister.benchmarks.pipelines import charge_for_nobody
-from cloister.benchmarks.rounds import rounds_of
 from cloister.benchmarks.trials import DATA, EPSILONS, Data, Trial
 from privacy.accounting import epsilon
 from privacy.update import Model
@@ -26,6 +25,7 @@ from server.settings import read_consortium, read_run
 from simulations.baselines import accuracy, studies_of, together
 from simulations.federation import Federation, SiteTerms
 from simulations.partition import dirichlet
+from simulations.rounds import PackedMeans, Sites, rounds
 from strategies.averaging import include, is_averaged
 
 if TYPE_CHECKING:
@@ -126,12 +126,14 @@ def _train(
 ) -> Model:
     """Train for all rounds; return the result."""
     settings, training = manifest.settings, manifest.settings.training
-    share, averaged = training.averaging if training else 0.0, 0
-    result = next(iter(studies.values())).start(settings)
-    for number, model in enumerate(rounds_of(studies, manifest, weights, seed, charge), start=1):
+    start = next(iter(studies.values())).start(settings)
+    means = PackedMeans(Sites.seeded(studies, weights, manifest, seed), manifest.packing, charge)
+    share = training.averaging if training else 0.0
+    mean, averaged = start.vector, 0
+    for number, model in enumerate(rounds(start, settings.rounds, means, means.apply)):
         averaged += is_averaged(number, settings.rounds, share)
         if averaged > 1:
-            include(result.vector, model.vector, averaged)
+            include(mean, model.vector, averaged)
         else:
-            result = Model(model.vector.copy(), model.layout)
-    return result
+            mean = model.vector.copy()
+    return Model(mean, start.layout)

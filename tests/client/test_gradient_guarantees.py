@@ -179,10 +179,8 @@ def test_sums_are_divided_by_the_declared_size_alone() -> None:
 
 def test_the_noise_of_a_step_is_drawn_beside_it_in_the_order_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     for beside in (True, False):
-        if not beside:
-            monkeypatch.setattr(optimizer.CipherOptimizer, "draw_ahead", lambda _: None)
+        monkeypatch.setattr(optimizer.CipherOptimizer, "_draws_ahead", beside)
         model, records = made("twice")
         train(Scores("twice"), model, records, RECORDS, manifest(5, 0.5, 1.0), Randomness.seeded(8))
         found.append(vector(model))

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
-from typing import Any
 
 import pytest
 import torch
@@ -17,8 +16,11 @@ from client.flower import app as client_app
 from client.flower import open_site
 from client.readiness import get_ready
 from client.site import Site
+from client.study import Study
 from privacy.errors import AuthenticityError, BudgetError, ProtocolError
+from privacy.settings import RunSettings
 from privacy.settings import Vote as VoteSettings
+from privacy.update import Model
 from privacy.votes import Question, Vote, cast
 from simulations.federation import Federation
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, restart, run_with, signed_run
@@ -85,13 +87,14 @@ def test_the_charge_is_on_disk_before_the_records_are_looked_at(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     federation = make_federation(VOTED, dict.fromkeys(SITES, CONSENT))
-    seen, loss = list[list[int]](), voting._loss
+    seen, loss = list[list[int]](), Study.mean_loss
 
-    def watched(site: Site, *arguments: Any) -> float:  # noqa: ANN401
-        seen.append(votes_charged(site))
-        return loss(site, *arguments)
+    def watched(study: Study, settings: RunSettings, model: Model) -> float:
+        assert isinstance(study._site, Site)
+        seen.append(votes_charged(study._site))
+        return loss(study, settings, model)
 
-    monkeypatch.setattr(voting, "_loss", watched)
+    monkeypatch.setattr(Study, "mean_loss", watched)
     run_with(federation, keeping)
     assert len(seen) == 2 * len(SITES) * 2
     assert all(charged for charged in seen)
@@ -144,7 +147,7 @@ def test_the_answer_is_whether_the_loss_grew_by_more_than_the_tolerance(
     site, admitted, now = opened(federation)
     settings = replace(admitted.manifest.settings, vote=VoteSettings(epsilon=SPENT, tolerance=tolerance))
     before = site.before(admitted.manifest, admitted.run).model
-    monkeypatch.setattr(voting, "_loss", lambda _, __, model: 1.0 + shift * (model is now.model))
+    monkeypatch.setattr(Study, "mean_loss", lambda _, __, model: 1.0 + shift * (model is now.model))
     assert voting._is_worse(site, settings, before, now.model) == worse
 
 
@@ -250,6 +253,6 @@ def test_a_run_without_votes_reads_and_charges_nothing_held_out_for_one(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     federation = make_federation(SETTINGS)
-    monkeypatch.setattr(voting, "_loss", lambda *_: pytest.fail("it voted"))
+    monkeypatch.setattr(Study, "mean_loss", lambda *_: pytest.fail("it voted"))
     run_with(federation)
     assert votes_charged(restart(federation, NORTH)) == []

@@ -17,7 +17,7 @@ import numpy as np
 from privacy.agreement import set_digest
 from privacy.ciphertext import C0_BYTES, COEFF_MODULUS, SEED_BYTES, pack60, residues
 from privacy.epoch import EpochKeys, seal
-from privacy.masking import REVEAL_BYTES, _pair_sealer, _sealer, sign_pairs, sign_seed
+from privacy.masking import REVEAL_BYTES, _pair_sealer, seed_sealer, sign_pairs, sign_seed
 from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.pairs import _info
 from privacy.plan import read_plan
@@ -214,7 +214,7 @@ def _shown_seeds() -> Iterator[Bad]:
     plan, parts = read_plan(good["plan"]), split(good["contributions"])
     *others, west = parts
     header = json.loads(west.header)
-    other = _sealer(SECRET, plan, "west", header["mask"]).encrypt(bytes(12), b"s" * 32, None)
+    other = seed_sealer(SECRET, plan, "west", header["mask"]).encrypt(bytes(12), b"s" * 32, None)
     lied = _pair_sealer(SECRET, plan, "west", "north").encrypt(bytes(12), b"s" * 32, None) + west.pairs[REVEAL_BYTES:]
 
     def own(sealed: bytes, committed: str = header["mask"]) -> dict[str, bytes]:

@@ -1,0 +1,165 @@
+"""Rounds in one process that has all sites' records: what benchmarks, baselines and audits take runs through.
+
+Training and codec are those of sites. Keys, ledgers and the network are left out, unless whoever calls adds them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from client.local import train_locally
+from privacy.packing import PackedStream, pack, pack_with_share, unpack
+from privacy.randomness import Randomness
+from privacy.shared import share_for
+from privacy.update import Update, privatise
+from strategies.advance import State, advance, average
+from strategies.algorithm import PLAIN, LocalRound, Run
+from strategies.averaging import next_bound
+from strategies.registry import algorithm_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Self
+
+    from numpy.typing import NDArray
+
+    from client.study import Study
+    from privacy.ledger import Charge
+    from privacy.manifest import Manifest
+    from privacy.packing import Packing
+    from privacy.update import Model, PackedUpdate
+    from strategies.algorithm import LocalSolver, Values
+
+
+def rounds(
+    start: Model,
+    count: int,
+    mean: Callable[[int, Model], Update],
+    apply: Callable[[Model, Update], Model] = average,
+) -> Iterator[Model]:
+    """Take a model through so many rounds: yield it before the first, and after each.
+
+    Args:
+        start: the model before the first round.
+        count: of the rounds.
+        mean: makes the mean of the sites' updates, given a round's number, from 1, and the model that they start from.
+        apply: makes of a model and a mean the next round's model.
+    """
+    yield start
+    for number in range(1, count + 1):
+        start = apply(start, mean(number, start))
+        yield start
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The sites of a run, by name, and what they weigh in a mean."""
+
+    studies: Mapping[str, Study]
+    weights: Mapping[str, float]
+    manifest: Manifest
+    randomness: Callable[[str, int, str], Randomness]  # of a site, a round and a purpose, "training" or "rounding"
+
+    @classmethod
+    def seeded(cls, studies: Mapping[str, Study], weights: Mapping[str, float], manifest: Manifest, seed: int) -> Self:
+        """Return sites that draw as those of a run that has this seed."""
+        return cls(studies, weights, manifest, lambda site, number, use: Randomness.seeded(seed, site, number, 1, use))
+
+    def update(self, site: str, number: int, model: Model, solver: LocalSolver = PLAIN) -> Update:
+        """Let a site train for a round."""
+        randomness = self.randomness(site, number, "training")
+        return self.studies[site].release(self.manifest, model, randomness, solver)
+
+    def exact_mean(self, number: int, model: Model) -> Update:
+        """Return the mean of a round's updates as they are, without a codec."""
+        vectors = [self.update(site, number, model).vector for site in self.studies]
+        return Update(np.average(vectors, axis=0, weights=list(self.weights.values())).astype(np.float32))
+
+
+def add_up(updates: Iterable[PackedUpdate]) -> list[NDArray[np.uint64]]:
+    """Add up packed updates, block by block, as the server does under encryption."""
+    total: list[NDArray[np.uint64]] = []
+    for update in updates:
+        total = [block if not total else total[place] + block for place, block in enumerate(update.blocks)]
+    return total
+
+
+class PackedMeans:
+    """Means of updates that travel as integers. Remainders are carried, and the range follows, as at sites.
+
+    Sites train as the run's algorithm says, which also makes the next round's model: `apply`.
+    """
+
+    def __init__(
+        self,
+        sites: Sites,
+        packing: Packing,
+        charge: Charge,
+        *,
+        carries: bool = True,
+        total: Callable[[Iterable[PackedUpdate]], Iterable[NDArray[np.uint64]]] = add_up,
+    ) -> None:
+        """Begin before the first round.
+
+        Args:
+            sites: of the run.
+            packing: of the first round.
+            charge: nothing is packed without one.
+            carries: whether what clipping and rounding leave over is added to a site's next update.
+            total: adds up packed updates.
+        """
+        settings = sites.manifest.settings
+        self._sites, self._packing, self._charge, self._total = sites, packing, charge, total
+        self._carries, self._ceiling = carries, packing.update_bound
+        self._remainders: dict[str, NDArray[np.float32]] = {}
+        self._name, self._algorithm = str(settings.strategy["name"]), algorithm_of(sites.manifest, "this simulation")
+        self._run = replace(Run.of(settings), weights=sites.weights)
+        self._state: State | None = None
+        self._own: dict[str, Mapping[str, Values]] = {}
+
+    def __call__(self, number: int, model: Model) -> Update:
+        """Return the mean of a round's updates, as the sites decode it."""
+        weights, size = list(self._sites.weights.values()), model.layout.size
+        made = {site: self._packed(site, number, model) for site in self._sites.studies}
+        mean = unpack(self._total(packed for packed, _ in made.values()), size, weights, self._packing)
+        streams = {site: packed for site, (packed, _) in made.items() if isinstance(packed, PackedStream)}
+        if streams:
+            self._packing = replace(self._packing, update_bound=next_bound(mean, len(streams), self._ceiling))
+        for site, stream in streams.items():
+            if self._algorithm.own:
+                self._own[site] = self._algorithm.keep(self._at(site, model), made[site][1] - stream.remainder)
+            if self._carries:
+                self._remainders[site] = stream.remainder
+        return mean
+
+    def apply(self, model: Model, mean: Update) -> Model:
+        """Return the next round's model, as the run's algorithm makes it of a mean."""
+        after, self._state = advance(
+            self._algorithm, self._run, model, self._state_for(model), mean, self._sites.weights
+        )
+        return after
+
+    def _packed(self, site: str, number: int, model: Model) -> tuple[PackedUpdate, NDArray[np.float64]]:
+        """Return a site's update, and if the algorithm keeps something of it, what it is of."""
+        sites, weight = self._sites, self._sites.weights[site]
+        rounding = sites.randomness(site, number, "rounding")
+        if sites.manifest.settings.shares_noise:
+            variance, update = share_for(sites.manifest, model).variance, sites.update(site, number, model)
+            return pack_with_share(update, self._charge, weight, self._packing, rounding, variance), np.empty(0)
+        train = partial(sites.update, site, number, model)
+        update = train_locally(self._name, self._algorithm, self._at(site, model), train)
+        if site in self._remainders:
+            np.add(update.vector, self._remainders[site], out=update.vector)
+        whole = update.vector.astype(np.float64) if self._algorithm.own else np.empty(0)
+        return pack(privatise(update, self._charge), weight, self._packing, rounding), whole
+
+    def _at(self, site: str, model: Model) -> LocalRound:
+        own = self._own.get(site) or {name: np.zeros(model.layout.size) for name in self._algorithm.own}
+        return LocalRound(self._run, site, model.vector, self._state_for(model).vectors, own)
+
+    def _state_for(self, model: Model) -> State:
+        return self._state or State.start(self._algorithm, model.layout.size)

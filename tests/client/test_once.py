@@ -1,0 +1,128 @@
+"""What a site did once, it does not do otherwise: not in another process, not after a crash, not at the same time."""
+
+import multiprocessing
+import stat
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.once import Once
+from privacy.errors import ProtocolError
+from privacy.storage import append
+
+RUN, OTHER = "ab" * 32, "cd" * 32
+DEED = "revealing round 1"
+WORDS = st.text(st.characters(codec="ascii", exclude_categories=["Cc"], exclude_characters=":"), min_size=1)
+
+
+@pytest.fixture
+def once(tmp_path: Path) -> Once:
+    return Once(tmp_path / "outbox")
+
+
+def file_of(folder: Path) -> Path:
+    (file,) = (folder / "outbox").iterdir()
+    return file
+
+
+def test_nothing_is_done_before_it_is_noted(once: Once) -> None:
+    assert once.find(RUN, DEED) is None
+
+
+def test_the_same_again_changes_nothing(once: Once, tmp_path: Path) -> None:
+    once.note(RUN, DEED, "attempt 1")
+    before = file_of(tmp_path).read_bytes()
+    Once(tmp_path / "outbox").note(RUN, DEED, "attempt 1")
+    assert file_of(tmp_path).read_bytes() == before
+    assert once.find(RUN, DEED) == "attempt 1"
+
+
+def test_something_else_is_refused_also_by_another_process(once: Once, tmp_path: Path) -> None:
+    once.note(RUN, DEED, "attempt 1")
+    for record in (once, Once(tmp_path / "outbox")):
+        with pytest.raises(ProtocolError, match="revealing round 1 was done already, with something else"):
+            record.note(RUN, DEED, "attempt 2")
+    assert once.find(RUN, DEED) == "attempt 1"
+
+
+def test_deeds_and_runs_are_told_apart(once: Once) -> None:
+    once.note(RUN, DEED, "1")
+    once.note(RUN, "revealing round 2", "2")
+    once.note(OTHER, DEED, "3")
+    assert [once.find(RUN, DEED), once.find(RUN, "revealing round 2"), once.find(OTHER, DEED)] == ["1", "2", "3"]
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), max_size=8))
+def test_of_any_deeds_the_first_stands(tmp_path_factory: pytest.TempPathFactory, deeds: list[tuple[str, str]]) -> None:
+    once, first = Once(tmp_path_factory.mktemp("outbox")), dict[str, str]()
+    for deed, value in deeds:
+        if first.setdefault(deed, value) == value:
+            once.note(RUN, deed, value)
+        else:
+            with pytest.raises(ProtocolError):
+                once.note(RUN, deed, value)
+    assert {deed: once.find(RUN, deed) for deed in first} == first
+
+
+def test_a_line_that_a_crash_cut_off_is_no_deed(once: Once, tmp_path: Path) -> None:
+    once.note(RUN, "agreeing on round 1", "a set")
+    whole = file_of(tmp_path).read_bytes()
+    once.note(RUN, DEED, "attempt 1")
+    for length in range(len(whole), len(file_of(tmp_path).read_bytes())):
+        file_of(tmp_path).write_bytes((whole + b"revealing round 1: attempt 1\n")[:length])
+        assert once.find(RUN, DEED) is None
+        assert once.find(RUN, "agreeing on round 1") == "a set"
+        once.note(RUN, DEED, "attempt 2")
+        assert once.find(RUN, DEED) == "attempt 2"
+        assert file_of(tmp_path).read_bytes() == whole + b"revealing round 1: attempt 2\n"
+
+
+def test_a_deed_is_on_the_disk_before_it_is_done_and_again_when_it_was_noted_before(
+    once: Once, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = list[bytes]()
+
+    def watched(path: Path, descriptor: int, data: bytes) -> None:
+        append(path, descriptor, data)
+        synced.append(data)
+
+    monkeypatch.setattr("client.once.append", watched)
+    once.note(RUN, DEED, "1")
+    once.note(RUN, DEED, "1")
+    assert synced == [b"revealing round 1: 1\n", b""]
+
+
+def test_a_full_disk_leaves_the_deed_undone(once: Once, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    once.note(RUN, "agreeing on round 1", "a set")
+    with monkeypatch.context() as patch:
+        patch.setattr("privacy.storage.os.fsync", full)
+        with pytest.raises(OSError, match=r"No space left .*\.once"):
+            once.note(RUN, DEED, "1")
+    assert once.find(RUN, DEED) is None
+    assert once.find(RUN, "agreeing on round 1") == "a set"
+
+
+def _try(folder: str, value: str) -> bool:
+    try:
+        Once(Path(folder)).note(RUN, DEED, value)
+    except ProtocolError:
+        return False
+    return True
+
+
+def test_of_processes_that_do_it_at_the_same_time_one_does(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+        done = list(pool.map(_try, [str(tmp_path)] * 40, [f"attempt {number}" for number in range(40)]))
+    assert sum(done) == 1
+    assert Once(tmp_path).find(RUN, DEED) == f"attempt {done.index(True)}"
+
+
+def test_only_its_owner_may_read_it(once: Once, tmp_path: Path) -> None:
+    once.note(RUN, DEED, "1")
+    assert stat.S_IMODE(file_of(tmp_path).stat().st_mode) == 0o600
