@@ -75,6 +75,7 @@ class Planned(Protocol):
     @property
     def plan(self) -> bytes:
         """The plan, as the server wrote it."""
+        ...
 
 
 P = TypeVar("P", bound=Planned)

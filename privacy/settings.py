@@ -40,13 +40,16 @@ class RunKind(Protocol):
     @property
     def sampling(self) -> tuple[float, int]:
         """Each record's chance to be in a step, and the steps of a round."""
+        ...
 
     @property
     def averaging(self) -> float:
         """The share of the last rounds whose models make the result."""
+        ...
 
     def weight(self, share: float) -> float:
         """Return the weight of a site's update, given its declared size over the largest."""
+        ...
 
     def contradiction(self, run: RunSettings) -> str | None:
         """Say what such a run has too much or too little."""
@@ -330,7 +333,7 @@ _NO_VOTE = "a vote is on the last round's model: it needs [training], and no ave
 
 
 def _kinds(run: RunSettings) -> list[RunKind]:
-    given = run.training, run.statistics, run.evaluation
+    given: tuple[RunKind | None, ...] = run.training, run.statistics, run.evaluation
     return [each for each in given if each is not None]
 
 

@@ -7,7 +7,6 @@ It asks sites to make keys and to train, like any server. What it then makes of 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -47,7 +46,7 @@ from transport.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -136,11 +135,15 @@ class Adversary:
         copytree(copy, self.federation.paths[site])
         self.restart(site)
 
-    def ask(self, kind: MessageKind[Q, Any], asked: Q | Mapping[str, Q]) -> dict[str, Message]:
-        """Ask all sites the same, or some sites something each; return their replies."""
-        each = asked if isinstance(asked, Mapping) else dict.fromkeys(SITES, asked)
-        made = [self._grid.create_message(kind.pack(one), kind.name, self.nodes[site], "0")
-                for site, one in each.items()]  # fmt: skip
+    def ask_all(self, kind: MessageKind[Q, Any], asked: Q) -> dict[str, Message]:
+        """Ask all sites the same; return their replies."""
+        return self.ask(kind, dict.fromkeys(SITES, asked))
+
+    def ask(self, kind: MessageKind[Q, Any], asked: Mapping[str, Q]) -> dict[str, Message]:
+        """Ask some sites something each; return their replies."""
+        made = [
+            self._grid.create_message(kind.pack(one), kind.name, self.nodes[site], "0") for site, one in asked.items()
+        ]
         replies = self._grid.send_and_receive(made, timeout=SECONDS)
         return {self._names[reply.metadata.src_node_id]: reply for reply in replies}
 
@@ -198,8 +201,8 @@ class Adversary:
 
     def train(self, run: Run, plan: RoundPlan, sites: Sequence[str] = SITES) -> Evidence:
         """Collect the updates of sites in the plan's cohort: of all that are there, unless some are named."""
-        content = Order(run.document, plan.to_bytes())
-        replies = self.ask(TRAIN, {site: content for site in sites if site in plan.cohort})
+        order = Order(run.document, plan.to_bytes())
+        replies = self.ask(TRAIN, {site: order for site in sites if site in plan.cohort})
         updates: dict[str, SignedUpdate] = {
             site: TRAIN.read_reply(content_of(each)).update for site, each in replies.items()
         }
@@ -250,9 +253,9 @@ class Adversary:
         """Bring all sites a sum, as this round's or as one that they missed; return whether every one refuses it."""
         before = self.state()
         if self.luck.integers(2):
-            content = Order(run.document, self.plan(run).to_bytes(), [total])
-            return self.refused(self.ask(TRAIN, content), before)
-        return self.refused(self.ask(EVALUATE, Delivery(run.document, [total])), before)
+            order = Order(run.document, self.plan(run).to_bytes(), [total])
+            return self.refused(self.ask_all(TRAIN, order), before)
+        return self.refused(self.ask_all(EVALUATE, Delivery(run.document, [total])), before)
 
     def refused(self, replies: Mapping[str, Message], before: dict[Path, str]) -> bool:
         """Say whether all replies are refusals, by sites that have the models and keys that they had before."""
@@ -274,7 +277,7 @@ class Adversary:
             RunError: if they do not.
         """
         total = made.sum(made.total(*made.updates), made.contributions(*made.updates))
-        replies = self.ask(EVALUATE, Delivery(made.run.document, [total])).values()
+        replies = self.ask_all(EVALUATE, Delivery(made.run.document, [total])).values()
         outcomes = [EVALUATE.read_reply(content_of(reply)) for reply in replies]
         models = [each.opened.model for each in outcomes if isinstance(each, Reached)]
         if len(models) < len(outcomes) or len(set(models)) != 1:

@@ -69,7 +69,7 @@ def distant_deadline(server: Adversary) -> bool:
     run = server.pick_run()
     seconds = float(server.luck.choice([-1.0, 2 * SECONDS, 86_400.0, 10 * 366 * 86_400.0, 1e15]))
     plan = replace(server.plan(run), deadline=time.time() + seconds)
-    return server.refused(server.ask(TRAIN, Order(run.document, plan.to_bytes())), server.state())
+    return server.refused(server.ask_all(TRAIN, Order(run.document, plan.to_bytes())), server.state())
 
 
 def own_keys(server: Adversary) -> bool:
@@ -103,7 +103,7 @@ def absurd_epoch(server: Adversary) -> bool:
     """Have keys made of an epoch after which none could come, or bring such that a colluding site made."""
     number = server.epoch + int(server.luck.choice([LARGEST_STEP + 1, 1 << 32, (1 << 62) - server.epoch]))
     if server.luck.integers(2):
-        return server.refused(server.ask(LEAD, number), server.state())
+        return server.refused(server.ask_all(LEAD, number), server.state())
     return _led_by_one(server, EpochKeys.generate(number))
 
 
@@ -138,7 +138,7 @@ def older_epoch(server: Adversary) -> bool:
     run = server.pick_run()
     plan = replace(server.plan(run), epoch=epoch, keys=keys)
     named = [plan, replace(plan, epoch=server.epoch), replace(plan, keys=server.keys)][server.luck.integers(3)]
-    return refused and server.refused(server.ask(TRAIN, Order(run.document, named.to_bytes())), before)
+    return refused and server.refused(server.ask_all(TRAIN, Order(run.document, named.to_bytes())), before)
 
 
 def own_roster(server: Adversary) -> bool:
@@ -172,7 +172,7 @@ def _refuse_to_start(server: Adversary, files: dict[Path, bytes], before: dict[P
         for path, data in files.items():
             path.write_bytes(data)
         with server.new_agents():
-            return server.refused(server.ask(LEAD, server.epoch + 1), before)
+            return server.refused(server.ask_all(LEAD, server.epoch + 1), before)
     finally:
         for path, data in genuine.items():
             path.write_bytes(data)
@@ -191,7 +191,7 @@ def own_manifest(server: Adversary) -> bool:
     forged = _forged(server, run.document, "manifest", Ed25519PrivateKey.generate(), change)
     before, plan = server.state(), server.plan(run).to_bytes()
     trains = bool(server.luck.integers(2))
-    replies = server.ask(TRAIN, Order(forged, plan)) if trains else server.ask(QUERY, Query(forged))
+    replies = server.ask_all(TRAIN, Order(forged, plan)) if trains else server.ask_all(QUERY, Query(forged))
     return server.refused(replies, before)
 
 
@@ -200,9 +200,9 @@ def expired_manifest(server: Adversary) -> bool:
     settings = replace(server.runs["few"].manifest.settings, name="late", valid_days=1e-9)
     run, before = server.sign(settings), server.state()
     if server.luck.integers(2):
-        return server.refused(server.ask(QUERY, Query(run.document)), before)
+        return server.refused(server.ask_all(QUERY, Query(run.document)), before)
     plan = replace(server.plan(server.runs["few"]), run=run.digest, round=1, base_model=server.untrained)
-    return server.refused(server.ask(TRAIN, Order(run.document, plan.to_bytes())), before)
+    return server.refused(server.ask_all(TRAIN, Order(run.document, plan.to_bytes())), before)
 
 
 def _forged(

@@ -93,8 +93,8 @@ def test_a_try_is_refused_only_if_all_sites_refuse_and_none_of_them_by_a_crash(
     with quiet_agents():
         server = lay_siege(tmp_path, np.random.default_rng(1))
         state = server.state()
-        refusals = server.ask(LEAD, server.epoch)  # an epoch that there is already
-        agreed = server.ask(QUERY, Query(server.runs["few"].document))
+        refusals = server.ask_all(LEAD, server.epoch)  # an epoch that there is already
+        agreed = server.ask_all(QUERY, Query(server.runs["few"].document))
         assert server.refused(refusals, state)
         assert not server.refused(refusals | {"north": agreed["north"]}, state)
         assert not server.refused(refusals, {})
