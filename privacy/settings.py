@@ -108,9 +108,17 @@ class OneSum(ABC):
     """What kinds of runs have in common that train nothing: each site adds a vector up over its records, once."""
 
     profile: ClassVar[Profile] = "precise"
-    averaging: ClassVar[float] = 0.0
-    sampling: ClassVar[tuple[float, int]] = (1.0, 1)
     _words: ClassVar[tuple[str, str, str, str]]  # of sentences about it
+
+    @property
+    def averaging(self) -> float:
+        """Nothing: there is one round."""
+        return 0.0
+
+    @property
+    def sampling(self) -> tuple[float, int]:
+        """Every record, once."""
+        return 1.0, 1
 
     def weight(self, share: float) -> float:
         """Count every record alike, whatever a site declares."""

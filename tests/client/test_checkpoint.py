@@ -39,8 +39,10 @@ def store(tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(tmp_path / "models")
 
 
-def said(checkpoint: Checkpoint | None) -> tuple[object, ...]:
-    assert checkpoint is not None
+def said(found: Checkpoint | tuple[Checkpoint, str] | None) -> tuple[object, ...]:
+    assert found is not None
+    checkpoint, state = found if isinstance(found, tuple) else (found, found.state.digest)
+    assert not state
     rest = checkpoint.run, checkpoint.round, checkpoint.update_bound, checkpoint.average, checkpoint.averaged
     return (checkpoint.model.vector.tobytes(), checkpoint.model.digest, checkpoint.digest, *rest)
 
@@ -63,7 +65,7 @@ def test_another_process_loads_the_very_bits(
     saved = Checkpoint(RUN, number, Model(vector, LAYOUT), bound, average, 5)
     CheckpointStore(folder).save("study", saved)
     assert said(CheckpointStore(folder).load("study", RUN, LAYOUT)) == said(saved)
-    assert CheckpointStore(folder).peek("study", RUN) == (number, saved.model.digest, average)
+    assert CheckpointStore(folder).peek("study", RUN) == (number, saved.model.digest, average, "")
 
 
 def test_all_sites_write_the_same_file(tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_what_is_kept_elsewhere_stays_as_it_was(store: CheckpointStore, tmp_path
     store.save("study", replace(CHECKPOINT, round=4))
     assert said(other.load("study", RUN, LAYOUT)) == said(CHECKPOINT)
     store.keep("study", RUN, other)
-    assert other.peek("study", RUN) == store.peek("study", RUN) == (4, CHECKPOINT.model.digest, CHECKPOINT.average)
+    assert other.peek("study", RUN) == store.peek("study", RUN) == (4, CHECKPOINT.model.digest, CHECKPOINT.average, "")
 
 
 def test_before_the_first_round_nothing_is_kept_elsewhere(store: CheckpointStore, tmp_path: Path) -> None:

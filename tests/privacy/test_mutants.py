@@ -163,7 +163,9 @@ OWN: dict[str, dict[str, str]] = {
     },
     "privacy.plan": {"RoundPlan.expanded": "says who expands the seeds"},
     "privacy.envelope": {"sign_update": "of an update that a site makes itself"},
-    "privacy.packing": dict.fromkeys(("pack", "pack_with_share", "_check"), "of an update that a site makes itself"),
+    "privacy.packing": dict.fromkeys(
+        ("pack", "pack_with_share", "_check", "PackedStream.remainder"), "of an update that a site makes itself"
+    ),
     "privacy.agreement": {
         "_is_proven": "says what stands in a record",
         "check_unchanged": "of an update that a site makes itself",
