@@ -144,14 +144,14 @@ def _pack_with_share(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint
 
 def _charge_and_make(site: Site, manifest: Manifest, plan: RoundPlan, checkpoint: Checkpoint) -> tuple[Update, Charge]:
     ledger, limit = site.account(manifest.settings)
+    algorithm, name = site.algorithm(manifest), str(manifest.settings.strategy["name"])
+    at = local_round(site, algorithm, manifest, checkpoint)  # what it reads may be damaged: better said uncharged
     charge = ledger.reserve(_release_of(manifest, plan), manifest.round_cost, limit)
     work, randomness = site.work(manifest.settings), _randomness(manifest, site, plan, "training")
     try:
         if not isinstance(work, Study) or manifest.settings.shares_noise:
             return work.release(manifest, checkpoint.model, randomness), charge
-        train = partial(work.release, manifest, checkpoint.model, randomness)
-        algorithm, name = site.algorithm(manifest), str(manifest.settings.strategy["name"])
-        return train_locally(name, algorithm, local_round(site, algorithm, manifest, checkpoint), train), charge
+        return train_locally(name, algorithm, at, partial(work.release, manifest, checkpoint.model, randomness)), charge
     except KeyboardInterrupt:
         raise
     except BaseException:  # the server will see that it failed, as often as it asks
