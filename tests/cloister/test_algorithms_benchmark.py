@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
-import pytest
 from typer.testing import CliRunner
 
 from cloister.benchmarks import algorithms
 from cloister.cli import app
 from strategies.registry import completed, find, shipped
+
+if TYPE_CHECKING:
+    import pytest
 
 KEYS = {
     "algorithm", "data", "sites", "alpha", "epsilon", "accuracy_mean", "accuracy_std", "seeds", "rounds_to_target",
