@@ -136,14 +136,14 @@ def _pack_with_share(current: Round, checkpoint: Checkpoint) -> PackedUpdate:
 
 
 def _charge_and_make(current: Round, checkpoint: Checkpoint) -> tuple[Update, Charge]:
+    at = local_round(current, checkpoint)  # what the site kept is read before anything is charged
     charge = current.ledger.reserve(current.release, current.manifest.round_cost, current.limit)
     work, randomness = current.work, current.randomness("training")
     try:
         if not isinstance(work, Study) or current.settings.shares_noise:
             return work.release(current.manifest, checkpoint.model, randomness), charge
         train = partial(work.release, current.manifest, checkpoint.model, randomness)
-        name = str(current.settings.strategy["name"])
-        return train_locally(name, current.algorithm, local_round(current, checkpoint), train), charge
+        return train_locally(str(current.settings.strategy["name"]), current.algorithm, at, train), charge
     except KeyboardInterrupt:
         raise
     except BaseException:  # the server will see that it failed, as often as it asks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -10,13 +11,13 @@ from client.settings import read_site
 from privacy.accounting import calibrate
 from privacy.calibration import sign_manifest
 from privacy.config import read_toml
-from privacy.errors import CloisterError, ConfigError, LedgerError
+from privacy.errors import CloisterError, ConfigError, LedgerError, RefusedError
 from privacy.manifest import open_manifest
 from privacy.policy import check_policy
 from privacy.settings import RunSettings
 from privacy.spending import Balance, excessive, without_infinity
 from privacy.storage import open_file, read_document
-from strategies.registry import completed
+from strategies.registry import check_strategy, completed
 from transport.pki import read_roster, read_signing_key
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
     after = ledger.cost([*done, cost], delta)
     refusals = _refusals(
         lambda: check_policy(policy, manifest, alone, ledger.site),
+        lambda: check_strategy(policy, manifest.settings, ledger.site),
         lambda: ledger.check_plan(cost, budget),
         *([lambda: place.held_out_ledger.check_plan(votes, place.settings.held_out_limit)] if votes.pure else []),
     )
@@ -220,8 +222,11 @@ def _read_run(path: Path, place: SiteFolder) -> Manifest:
         if data.startswith(b"cloister-signed-"):
             roster = read_roster(place.path(keys.roster), place.path(keys.authority))
             return open_manifest(data, roster.manifest_key)[0]
-        nobody = Ed25519PrivateKey.generate()
-        signed = sign_manifest(completed(read_toml(path, RunSettings)), nobody, roster_version=1)
+        nobody, settings = Ed25519PrivateKey.generate(), read_toml(path, RunSettings)
+        with suppress(RefusedError):  # which is said below; what the policy does not allow is not imported
+            check_strategy(place.settings.policy, settings, place.settings.site)
+            settings = completed(settings)
+        signed = sign_manifest(settings, nobody, roster_version=1)
         return open_manifest(signed.to_bytes(), nobody.public_key())[0]
 
     return read_document(path, opened, "name a run.toml, or a signed run")

@@ -59,13 +59,13 @@ def completed(settings: RunSettings) -> RunSettings:
 
 
 def check_strategy(policy: Policy, settings: RunSettings, site: str) -> None:
-    """Hold a run's strategy against a site's policy. Nothing is imported.
+    """Hold the strategy of a run that trains against a site's policy. Nothing is imported.
 
     Raises:
         RefusedError: if the policy does not allow it.
     """
     name, allowed = str(settings.strategy["name"]), policy.strategies
-    if name in (shipped() if allowed is None else allowed):
+    if settings.training is None or name in (shipped() if allowed is None else allowed):
         return
     if allowed is None:
         near = f"; did you mean `{close[0]}`?" if (close := get_close_matches(name, shipped(), n=1)) else ""
@@ -102,6 +102,7 @@ def parameters_of(kind: type[Algorithm]) -> tuple[str, ...]:
     return tuple(each.name for each in fields(kind))  # type: ignore[arg-type]  # `find` takes dataclasses alone
 
 
+@cache
 def find(name: str) -> type[Algorithm]:
     """Import an algorithm's class.
 

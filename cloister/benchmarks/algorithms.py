@@ -5,7 +5,9 @@ of as many seeds, without noise or at ε = 8 with local noise. A seed deals the 
 site's is held out; the accuracy is of the last model, over what all sites held out. Every round runs the code of sites
 but for encryption, which changes no bit (`cloister.benchmarks.rounds`).
 
-Learning rates and parameters were chosen on other splits of the same records, seeds 100 to 102; no ε covers that.
+Without noise a site takes many steps a round, so that it drifts; with noise few, as each adds some. In FedNova two of
+the sites take a quarter of the steps, or half. Learning rates and parameters were chosen on other splits of the same
+records, seeds 100 and 101; no ε covers that.
 """
 
 from __future__ import annotations
@@ -37,8 +39,10 @@ if TYPE_CHECKING:
     from privacy.strategy import Parameter
 
 ALPHA, SITES, HELD_OUT, DELTA = 0.1, 8, 0.2, 1e-4
-TARGETS: dict[float | None, float] = {None: 0.85, 8.0: 0.6}
+TARGETS: dict[float | None, float] = {None: 0.93, 8.0: 0.85}
 """The accuracy that counts for `rounds_to_target`, without noise and at an ε."""
+
+_ROUNDS: dict[float | None, tuple[int, int]] = {None: (8, 20), 8.0: (15, 2)}  # and the steps of a site in each
 
 
 @dataclass(frozen=True)
@@ -56,16 +60,32 @@ def ways(epsilon: float | None) -> dict[str, Way]:
 
 _PLAIN: dict[str, tuple[float, dict[str, Parameter]]] = {
     "fedavg": (4.0, {}),
+    "fedprox": (4.0, {"mu": 0.002}),
+    "fedavgm": (2.0, {"momentum": 0.5}),
+    "fedadagrad": (2.0, {"server_learning_rate": 0.8, "tau": 0.1}),
+    "fedadam": (2.0, {"server_learning_rate": 0.5, "tau": 0.1}),
+    "fedyogi": (2.0, {"server_learning_rate": 0.5, "tau": 0.1}),
+    "scaffold": (4.0, {}),
+    "feddyn": (4.0, {"alpha": 0.005}),
+    "fednova": (4.0, {"steps": {"site-1": 5, "site-2": 5}}),
 }
 _PRIVATE: dict[str, tuple[float, dict[str, Parameter]]] = {
-    "fedavg": (4.0, {}),
+    "fedavg": (30.0, {}),
+    "fedprox": (30.0, {"mu": 0.002}),
+    "fedavgm": (20.0, {"momentum": 0.5}),
+    "fedadagrad": (30.0, {"server_learning_rate": 0.5, "tau": 0.3}),
+    "fedadam": (15.0, {"server_learning_rate": 0.5, "tau": 0.02}),
+    "fedyogi": (15.0, {"server_learning_rate": 0.5, "tau": 0.02}),
+    "scaffold": (30.0, {}),
+    "feddyn": (30.0, {"alpha": 0.002}),
+    "fednova": (30.0, {"steps": {"site-1": 1, "site-2": 1}}),
 }
 
 
-def settings_of(name: str, way: Way, epsilon: float | None, sizes: Mapping[str, int], rounds: int) -> RunSettings:
+def settings_of(name: str, way: Way, epsilon: float | None, sizes: Mapping[str, int]) -> RunSettings:
     """Return the run of an algorithm over sites of these sizes."""
     norm = 1e6 if epsilon is None else 0.3
-    steps = 5 if epsilon is None else 2
+    rounds, steps = _ROUNDS[epsilon]
     return RunSettings(
         name=f"digits-{name}",
         task="simulations.digits:Digits",
@@ -80,7 +100,7 @@ def settings_of(name: str, way: Way, epsilon: float | None, sizes: Mapping[str, 
     )
 
 
-def measure(seeds: int, rounds: int, first_seed: int = 0) -> dict[str, Any]:
+def measure(seeds: int, first_seed: int = 0) -> dict[str, Any]:
     """Train with every algorithm and seed; say on standard error how far it is."""
     curves: dict[tuple[str, float | None], list[list[float]]] = {
         (name, epsilon): [] for epsilon in TARGETS for name in ways(epsilon)
@@ -95,7 +115,7 @@ def measure(seeds: int, rounds: int, first_seed: int = 0) -> dict[str, Any]:
             if dealt is None or dealt[0] != seed:
                 dealt = seed, deal(seed, Path(folder, str(seed)))
             way = ways(epsilon)[name]
-            curves[name, epsilon].append(learn(dealt[1], name, way, epsilon, seed, rounds, charge))
+            curves[name, epsilon].append(learn(dealt[1], name, way, epsilon, seed, charge))
     rows = []
     for (name, epsilon), found in curves.items():
         reached = [next((number for number, each in enumerate(curve, 1) if each >= TARGETS[epsilon]), None)
@@ -106,6 +126,8 @@ def measure(seeds: int, rounds: int, first_seed: int = 0) -> dict[str, Any]:
             "data": "digits",
             "sites": SITES,
             "alpha": ALPHA,
+            "rounds": _ROUNDS[epsilon][0],
+            "steps": _ROUNDS[epsilon][1],
             "epsilon": epsilon,
             "accuracy_mean": fmean(curve[-1] for curve in found),
             "accuracy_std": pstdev(curve[-1] for curve in found),
@@ -113,22 +135,24 @@ def measure(seeds: int, rounds: int, first_seed: int = 0) -> dict[str, Any]:
             "target": TARGETS[epsilon],
             "rounds_to_target": fmean(numbers) if len(numbers) == len(reached) else None,
         })  # fmt: skip
-    return {"rows": rows, "rounds": rounds, "first_seed": first_seed}
+    return {"rows": rows, "first_seed": first_seed}
 
 
 def table(report: dict[str, Any]) -> str:
     """Write a report for people, in 80 columns."""
     lines = []
     for epsilon, target in TARGETS.items():
-        what = "without noise" if epsilon is None else f"at ε = {epsilon:g}"
-        lines.append(f"{what:<16}{'test accuracy, %':>18}{f'rounds to {100 * target:g} %':>18}")
+        rounds, steps = _ROUNDS[epsilon]
+        what = "no noise" if epsilon is None else f"ε = {epsilon:g}"
+        what += f", {rounds} rounds of {steps} steps"
+        lines.append(f"{what:<30}{'test accuracy, %':>18}{f'rounds to {100 * target:g} %':>18}")
         for row in report["rows"]:
             if row["epsilon"] == epsilon:
                 reached = "–" if row["rounds_to_target"] is None else f"{row['rounds_to_target']:.1f}"
                 right = f"{100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_std']:.1f}"
-                lines.append(f"  {row['algorithm']:<14}{right:>18}{reached:>18}")
+                lines.append(f"  {row['algorithm']:<28}{right:>18}{reached:>18}")
         lines.append("")
-    of = f"digits, {SITES} sites, Dirichlet({ALPHA:g}), {report['rounds']} rounds, {report['rows'][0]['seeds']} seeds"
+    of = f"digits, {SITES} sites, Dirichlet({ALPHA:g}), {report['rows'][0]['seeds']} seeds"
     return "\n".join([*lines, f"{of}; ± is their deviation; –: not with every seed"])
 
 
@@ -145,13 +169,11 @@ def deal(seed: int, folder: Path) -> Federation:
     return federation
 
 
-def learn(
-    federation: Federation, name: str, way: Way, epsilon: float | None, seed: int, rounds: int, charge: Charge
-) -> list[float]:
+def learn(federation: Federation, name: str, way: Way, epsilon: float | None, seed: int, charge: Charge) -> list[float]:
     """Return the accuracy after each round of a run."""
     sizes = {site: len((path / "records.csv").read_text().splitlines()) - 1 for site, path in federation.paths.items()}
     sizes = {site: count - round(count * HELD_OUT) for site, count in sizes.items()}
-    federation.sign(settings_of(name, way, epsilon, sizes, rounds))
+    federation.sign(settings_of(name, way, epsilon, sizes))
     manifest = read_run(federation.manifest, read_consortium(federation.server).roster()).manifest
     studies = studies_of(federation, manifest)
     held_out = together([study.held_out for study in studies.values()])
