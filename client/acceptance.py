@@ -49,13 +49,16 @@ class AdmittedRun:
     @property
     def ledger(self) -> Ledger:
         """Where its rounds are charged."""
-        return self.site.held_out_ledger if self.settings.kind.held_out else self.site.ledger
+        return self._account[0]
 
     @property
     def limit(self) -> Budget:
         """What every charge is held against."""
-        settings = self.site.settings
-        return settings.held_out_limit if self.settings.kind.held_out else settings.limit
+        return self._account[1]
+
+    @cached_property
+    def _account(self) -> tuple[Ledger, Budget]:
+        return self.site.place.account(self.settings.kind)
 
     def checkpoint(self) -> Checkpoint:
         """Return the site's model: its latest checkpoint, or the model that the run starts from."""

@@ -1,19 +1,15 @@
-"""The agent as a Flower `ClientApp`: query (does this site take part?), train, evaluate.
+"""The agent as a Flower `ClientApp`: one handler for each kind of message that `transport.messages` lists.
 
-`app` runs under Flower's own engines. It finds its site in the node's configuration (`site`, a path), or, in Flower's
-simulation, by the partition's number among the folders in the run's configuration (`sites`). An agent, and the `inline`
-engine, have opened their sites already, and make the app with them.
+A message is admitted once: its handler gets an admitted run, or a round of it, and what was asked.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from functools import lru_cache, wraps
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from client.acceptance import admit
@@ -25,44 +21,64 @@ from client.progress import look, shared
 from client.readiness import get_ready
 from client.receipts import keep_receipt
 from client.round import train_round
-from client.site import Site, open_site
 from client.voting import undo, vote
-from privacy.errors import CloisterError, ConfigError, DeviceError, StorageError
+from privacy.errors import CloisterError, DeviceError, StorageError
 from privacy.failures import sentence
 from privacy.plan import read_plan
-from transport.ceremony import pack_keys, pack_shared, read_lead, read_letter_from, read_pairs
-from transport.contents import (
-    pack_opened,
-    pack_readiness,
-    pack_update,
-    read_manifest,
-    read_plan_of_sum,
-    read_sent,
-    read_sum,
-    read_train,
-    take_sum,
-)
+from privacy.votes import Question
+from transport.contents import read_manifest
 from transport.flower import ENDED, FAILED, REFUSED, reply
-from transport.heads import put_head, read_head
-from transport.masking import (
-    pack_agreed,
-    pack_proof,
-    pack_refusal,
-    pack_revealed,
-    pack_verdict,
-    read_body,
-    read_contributors,
-    read_signatures,
-    read_summed,
+from transport.messages import (
+    ACCEPT,
+    AGREE,
+    EVALUATE,
+    JUDGE,
+    LEAD,
+    PAIRS,
+    PROVE,
+    QUERY,
+    REVEAL,
+    TRAIN,
+    UNDO,
+    Agreed,
+    Delivery,
+    Keys,
+    Letter,
+    Order,
+    Pairs,
+    Reached,
+    Ready,
+    Shared,
+    Shown,
+    Suspect,
+    ToProve,
+    Trained,
+    Undo,
 )
-from transport.receipts import find_receipt
-from transport.reports import LARGEST_EPSILON
-from transport.votes import pack_undone, put_vote, read_votes
+from transport.reports import LARGEST_EPSILON, Told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from client.acceptance import AdmittedRun
+    from client.acceptance import AdmittedRun, Round
+    from client.site import Site
+    from transport.masking import Refusal, Verdict
+    from transport.messages import MessageKind
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+class Planned(Protocol):
+    """What is asked about a plan."""
+
+    @property
+    def plan(self) -> bytes:
+        """The plan, as the server wrote it."""
+        ...
+
+
+P = TypeVar("P", bound=Planned)
 
 log = logging.getLogger("cloister.agent")
 
@@ -70,50 +86,23 @@ log = logging.getLogger("cloister.agent")
 def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
     """Make the app of nodes whose sites are open, or are opened by `site_of`, which is called for every message."""
     app = ClientApp()
-    for register, work in (
-        (app.query(), query),
-        (app.query("lead"), lead),
-        (app.query("accept"), accept_keys),
-        (app.query("pairs"), share_secrets),
-        (app.query("agree"), agree_on_contributors),
-        (app.query("reveal"), reveal_mask),
-        (app.query("prove"), prove_length),
-        (app.query("judge"), judge_update),
-        (app.query("undo"), undo_round),
-        (app.train(), train),
-        (app.evaluate(), open_and_evaluate),
-    ):
-        register(_answering(site_of, work))
+    register = {"query": app.query, "train": app.train, "evaluate": app.evaluate}
+    for kind, answer in _ANSWERS.items():
+        main, _, action = kind.name.partition(".")
+        register[main](*(action,) if action else ())(_answering(site_of, kind, answer))
     return app
 
 
-def _site(context: Context) -> Site:
-    if named := context.node_config.get("site"):
-        return open_site(Path(str(named)))
-    partition = context.node_config.get("partition-id")
-    folders = _folders(str(context.run_config.get("sites", "")))
-    if not isinstance(partition, int) or partition >= len(folders):
-        msg = "this node does not know its site; set `site` in its configuration, or `sites` in the run's"
-        raise ConfigError(msg)
-    return open_site(folders[partition])
-
-
-@lru_cache(maxsize=1)
-def _folders(sites: str) -> list[Path]:
-    return sorted(path.parent for path in Path(sites).glob("*/site.toml"))
-
-
 def _answering(
-    site_of: Callable[[Context], Site], work: Callable[[Site, Message], RecordDict]
+    site_of: Callable[[Context], Site], kind: MessageKind[Any, Any], answer: Callable[[Site, Message], Any]
 ) -> Callable[[Message, Context], Message]:
     """Turn errors into error replies that tell the server no more than may leave the site."""
 
-    @wraps(work)
-    def answer(message: Message, context: Context) -> Message:
+    def answered(message: Message, context: Context) -> Message:
         site = None
         try:
             site = site_of(context)
-            made = reply(work(site, message), message)
+            made = reply(kind.pack_reply(answer(site, message)), message)
         except CloisterError as error:
             _log(site, message, error)
             return reply(Error(ENDED if isinstance(error, DeviceError) else REFUSED, error.public), message)
@@ -128,7 +117,22 @@ def _answering(
         site.said.pop(message.metadata.message_type, None)
         return made
 
-    return answer
+    return answered
+
+
+def _of_site(kind: MessageKind[Q, R], answer: Callable[[Site, Q], R]) -> Callable[[Site, Message], R]:
+    """Have a message answered that is about no run."""
+    return lambda site, message: answer(site, kind.read(message.content))
+
+
+def _of_run(kind: MessageKind[Q, R], answer: Callable[[AdmittedRun, Q], R]) -> Callable[[Site, Message], R]:
+    """Have a message answered whose run was admitted, before anything else was read."""
+    return lambda site, message: answer(admit(site, read_manifest(message.content)), kind.read(message.content))
+
+
+def _of_round(kind: MessageKind[P, R], answer: Callable[[Round, P], R]) -> Callable[[Site, Message], R]:
+    """The same, of a message that is about a plan."""
+    return _of_run(kind, lambda admitted, asked: answer(admitted.round(read_plan(asked.plan)), asked))
 
 
 def _log(site: Site | None, message: Message, error: BaseException) -> None:
@@ -142,104 +146,104 @@ def _log(site: Site | None, message: Message, error: BaseException) -> None:
     log.debug("%s", kind, exc_info=error)
 
 
-def query(site: Site, message: Message) -> RecordDict:
+def query(site: Site, message: Message) -> Ready:
     """Say whether this site takes part."""
-    admitted = admit(site, read_manifest(message.content))
-    known, sent = read_head(message.content), read_sent(message.content)
-    readiness = get_ready(admitted, message.metadata.dst_node_id, known, sent)
-    return put_head(pack_readiness(readiness), admitted.ledger.sign_head())
+    admitted, asked = admit(site, read_manifest(message.content)), QUERY.read(message.content)
+    readiness = get_ready(admitted, message.metadata.dst_node_id, asked.head, asked.sent)
+    return Ready(readiness, admitted.ledger.sign_head())
 
 
-def lead(site: Site, message: Message) -> RecordDict:
+def lead(site: Site, epoch: int) -> Keys:
     """Make the keys of a new epoch and seal them to every member."""
-    keys, letters = lead_epoch(site, read_lead(message.content))
-    return pack_keys(keys.epoch, keys.fingerprint, letters, site.keyring.own_letters(keys))
+    keys, letters = lead_epoch(site, epoch)
+    return Keys(keys.epoch, keys.fingerprint, letters, site.keyring.own_letters(keys))
 
 
-def accept_keys(site: Site, message: Message) -> RecordDict:
+def accept_keys(site: Site, letter: Letter) -> Keys:
     """Take the keys that another site made."""
-    keys = accept_letter(site, *read_letter_from(message.content))
-    return pack_keys(keys.epoch, keys.fingerprint, {}, site.keyring.own_letters(keys))
+    keys = accept_letter(site, letter.leader, letter.sealed)
+    return Keys(keys.epoch, keys.fingerprint, {}, site.keyring.own_letters(keys))
 
 
-def share_secrets(site: Site, message: Message) -> RecordDict:
+def share_secrets(site: Site, pairs: Pairs) -> Shared:
     """Take the secrets of masks that others made, and bring those that this site made."""
-    keys = accept_pairs(site, *read_pairs(message.content))
-    return pack_shared(site.keyring.own_letters(keys), site.keyring.shares_with(keys))
+    keys = accept_pairs(site, pairs.fingerprint, pairs.letters)
+    return Shared(site.keyring.own_letters(keys), site.keyring.shares_with(keys))
 
 
-def agree_on_contributors(site: Site, message: Message) -> RecordDict:
+def agree_on_contributors(current: Round, shown: Shown) -> Agreed:
     """Sign who contributed to a masked sum, and give the seeds of the masks that are shared with others."""
-    admitted = admit(site, read_manifest(message.content))
-    plan, contributions = read_contributors(message.content)
-    return pack_agreed(*agree(admitted.round(read_plan(plan)), contributions))
+    return Agreed(*agree(current, shown.contributions))
 
 
-def reveal_mask(site: Site, message: Message) -> RecordDict:
+def reveal_mask(current: Round, shown: Shown) -> bytes:
     """Reveal the seed of this site's mask, once all contributors have agreed on each other."""
-    admitted, content = admit(site, read_manifest(message.content)), message.content
-    plan, contributions = read_contributors(content)
-    signatures, summed = read_signatures(content), read_summed(content)
-    return pack_revealed(reveal(admitted.round(read_plan(plan)), contributions, signatures, summed))
+    return reveal(current, shown.contributions, shown.signatures, shown.summed)
 
 
-def prove_length(site: Site, message: Message) -> RecordDict:
+def prove_length(current: Round, asked: ToProve) -> bytes:
     """Prove that this site's update is no longer than the run allows."""
-    admitted, content = admit(site, read_manifest(message.content)), message.content
-    total, signatures, summed = read_sum(content), read_signatures(content), read_summed(content)
-    return pack_proof(prove(admitted.round(read_plan(total.plan)), total, signatures, summed))
+    return prove(current, asked.total, asked.signatures, asked.summed)
 
 
-def judge_update(site: Site, message: Message) -> RecordDict:
+def judge_update(current: Round, suspect: Suspect) -> Verdict:
     """Say whether a member's update is right, after a masked sum did not open."""
-    admitted = admit(site, read_manifest(message.content))
-    plan, body, accusation = read_body(message.content)
-    return pack_verdict(judge(admitted.round(read_plan(plan)), body, accusation))
+    return judge(current, suspect.update, suspect.accusation)
 
 
-def train(site: Site, message: Message) -> RecordDict:
+def train(current: Round, order: Order) -> Trained:
     """Train a round and return the signed, encrypted update."""
-    admitted = admit(site, read_manifest(message.content))
-    admitted.ledger.check_head(read_head(message.content))
-    plan, missed = read_train(message.content)
-    update = train_round(admitted.round(read_plan(plan)), missed)
-    return put_head(pack_update(update, _report(admitted)), admitted.ledger.sign_head())
+    current.ledger.check_head(order.head)
+    update = train_round(current, order.sums)
+    return Trained(update, _report(current), current.ledger.sign_head())
 
 
-def open_and_evaluate(site: Site, message: Message) -> RecordDict:
+def open_and_evaluate(admitted: AdmittedRun, delivery: Delivery) -> Reached | Refusal:
     """Open a round's sum, keep the model, sign its digest and vote; or, if it has masks, say why it does not open."""
-    admitted, plan = admit(site, read_manifest(message.content)), read_plan_of_sum(message.content)
-    receipt = find_receipt(message.content)
+    site, plan = admitted.site, delivery.sums[0].plan
     try:
-        checkpoint = open_sum(admitted, take_sum(message.content))
+        checkpoint = open_sum(admitted, delivery.sums.pop())
     except UnopenedError as error:
         if not admitted.settings.encryption.collusion_resistant:
             raise
-        return pack_refusal(error.refusal)
-    if receipt:
-        keep_receipt(site, read_plan(plan), receipt)
+        return error.refusal
+    if delivery.receipt:
+        keep_receipt(site, read_plan(plan), delivery.receipt)
     own = vote(admitted, checkpoint)
-    found = look(admitted, checkpoint)
-    return put_vote(pack_opened(vouch(site, plan, checkpoint), shared(found, site.settings.policy)), own)
+    found = shared(look(admitted, checkpoint), site.settings.policy)
+    return Reached(vouch(site, plan, checkpoint), Told(found), own)
 
 
-def undo_round(site: Site, message: Message) -> RecordDict:
+def undo_round(admitted: AdmittedRun, asked: Undo) -> str:
     """Go back to the model before, if the sites' votes say so, and report its digest."""
-    admitted = admit(site, read_manifest(message.content))
-    return pack_undone(undo(admitted, *read_votes(message.content, admitted.run)).digest)
+    question = Question(admitted.run, asked.round, asked.before, asked.after)
+    return undo(admitted, question, asked.votes).digest
 
 
-def _report(admitted: AdmittedRun) -> dict[str, float]:
+def _report(admitted: AdmittedRun) -> Told:
     """Return what the policy lets out beside an update. What cannot be said is left out: the update is paid for."""
     if "epsilon" not in admitted.site.settings.policy.share:
-        return {}
+        return Told()
     try:
         spent = admitted.ledger.spent(admitted.limit.delta)
     except Exception as error:  # whatever an accountant meets
         log.warning("the update is sent without the ε spent, which cannot be computed: %s", sentence(error))
         log.debug("ε", exc_info=error)
-        return {}
-    return {"epsilon": spent} if spent <= LARGEST_EPSILON else {}  # without noise, it is infinite
+        return Told()
+    return Told({"epsilon": spent} if spent <= LARGEST_EPSILON else {})  # without noise, it is infinite
 
 
-app = make_app(_site)
+_ANSWERS: dict[MessageKind[Any, Any], Callable[[Site, Message], Any]] = {
+    QUERY: query,
+    LEAD: _of_site(LEAD, lead),
+    ACCEPT: _of_site(ACCEPT, accept_keys),
+    PAIRS: _of_site(PAIRS, share_secrets),
+    TRAIN: _of_round(TRAIN, train),
+    AGREE: _of_round(AGREE, agree_on_contributors),
+    REVEAL: _of_round(REVEAL, reveal_mask),
+    PROVE: _of_round(PROVE, prove_length),
+    EVALUATE: _of_run(EVALUATE, open_and_evaluate),
+    JUDGE: _of_round(JUDGE, judge_update),
+    UNDO: _of_run(UNDO, undo_round),
+}
+"""What answers each kind of message."""

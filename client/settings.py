@@ -14,7 +14,7 @@ from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.ledger import Budget as LedgerBudget
 from privacy.ledger import Ledger
 from privacy.policy import Policy
-from privacy.settings import Kind, SiteName
+from privacy.settings import RunKind, SiteName
 from transport.address import Dialled
 from transport.channel import TlsFiles
 from transport.pki import read_roster, read_signing_key
@@ -131,7 +131,7 @@ class SiteFolder:
         """What was spent on those of them who are held out: nothing else is told of these, so it counts by itself."""
         return self._ledger(self.settings.data.lineage + HELD_OUT)
 
-    def account(self, kind: Kind) -> tuple[Ledger, LedgerBudget]:
+    def account(self, kind: RunKind) -> tuple[Ledger, LedgerBudget]:
         """Return the ledger to which runs of a kind are charged, and what it is held against."""
         if kind.held_out:
             return self.held_out_ledger, self.settings.held_out_limit

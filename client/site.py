@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
 from client.checkpoint import Checkpoint
@@ -11,7 +11,6 @@ from client.models import Models
 from client.once import Once
 from client.outbox import Outbox
 from client.remainder import Remainders
-from client.settings import read_site
 from client.works import Works
 from privacy.epoch import SealingKey
 from privacy.errors import KeyFileError
@@ -74,12 +73,6 @@ class Site(Works):
     def _beginning(self, manifest: Manifest, run: str) -> Checkpoint:
         start = self.work(manifest.settings).start(manifest.settings)
         return Checkpoint(run, 0, start, manifest.packing.update_bound)
-
-
-@cache
-def open_site(path: Path) -> Site:
-    """Open a site once a process: keys, records and device stay warm between rounds, of however many sites."""
-    return Site(read_site(path))
 
 
 def _read_key(path: Path, kind: Callable[[bytes], K]) -> K:

@@ -4,7 +4,7 @@
     statistics   `client.survey`   a survey's records added up, once
     evaluation   `client.exam`     what a model makes of the records held out, added up, once
 
-What settings, codec and ledger need to know of a kind of run stands in `privacy.settings`, as a `Kind`.
+What settings, codec and ledger need to know of a kind of run stands in `privacy.settings`, as a `RunKind`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ class Work(Protocol):
             DataError: if one cannot be used.
             TaskError: if the task is refused for good.
         """
+        ...
 
     def layout(self, settings: RunSettings) -> Layout:
         """Names and shapes of the numbers that updates are of."""
+        ...
 
     def start(self, settings: RunSettings) -> Model:
         """Return the model that a run starts from.
@@ -41,6 +43,7 @@ class Work(Protocol):
         Raises:
             RefusedError: if the site does not have it.
         """
+        ...
 
     def check_records(self, settings: RunSettings) -> None:
         """Check, before anything is charged, that a run can use this site's records; each of them once a process.
@@ -60,15 +63,18 @@ class Work(Protocol):
 
     def files(self, settings: RunSettings, layout: Layout) -> dict[Path, int]:
         """Return what a round writes beside its update and its model: bytes in each folder."""
+        ...
 
     def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
         """Make a round's update from the site's records and this model: `(layout.size,)`.
 
         To be called once the ledger has the charge: `manifest.round_cost`.
         """
+        ...
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
         """Take note of what a round's sum led to. It may come again, if the model could not be kept."""
 
     def measure(self, settings: RunSettings, model: Model) -> tuple[int, dict[str, float]]:
         """Return over how many held-out records, and means of what tells this site how good a round's model is."""
+        ...

@@ -59,7 +59,7 @@ def run_demo(folder: Path, console: Console) -> dict[str, Any]:
 
 def _summarise(federation: Federation, settings: RunSettings, terms: SiteTerms, results: Results,
                started: float) -> dict[str, Any]:  # fmt: skip
-    from client.site import open_site  # noqa: PLC0415 - loads torch, which the agents should have to themselves first
+    from client.flower import open_site  # noqa: PLC0415 - loads torch, which the agents should have to themselves first
     from privacy.manifest import open_manifest  # noqa: PLC0415
     from simulations.baselines import accuracy_alone, accuracy_pooled, accuracy_together  # noqa: PLC0415
 

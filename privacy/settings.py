@@ -1,7 +1,7 @@
 """`run.toml`: what a run asks of its sites, and what its tables may not say together.
 
 One table of three says what the run is about: `[training]`, `[statistics]` or `[evaluation]`. What follows for noise,
-codec, ledger and rules stands with the table, as a `Kind`; what a site does then stands in `client.work`.
+codec, ledger and rules stands with the table, as a `RunKind`; what a site does then stands in `client.work`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 
 
-class Kind(Protocol):
+class RunKind(Protocol):
     """What kind of run it is."""
 
     purpose: ClassVar[Purpose]
@@ -39,13 +39,16 @@ class Kind(Protocol):
     @property
     def sampling(self) -> tuple[float, int]:
         """Each record's chance to be in a step, and the steps of a round."""
+        ...
 
     @property
     def averaging(self) -> float:
         """The share of the last rounds whose models make the result."""
+        ...
 
     def weight(self, share: float) -> float:
         """Return the weight of a site's update, given its declared size over the largest."""
+        ...
 
     def contradiction(self, run: RunSettings) -> str | None:
         """Say what such a run has too much or too little."""
@@ -270,7 +273,7 @@ class RunSettings:
             raise ValueError(str(error)) from error
 
     @cached_property
-    def kind(self) -> Kind:
+    def kind(self) -> RunKind:
         """The table that says what the run is about: there is just one."""
         (kind,) = _kinds(self)
         return kind
@@ -317,8 +320,8 @@ class RunSettings:
 _NO_VOTE = "a vote is on the last round's model: it needs [training], and no averaging"
 
 
-def _kinds(run: RunSettings) -> list[Kind]:
-    given = run.training, run.statistics, run.evaluation
+def _kinds(run: RunSettings) -> list[RunKind]:
+    given: tuple[RunKind | None, ...] = run.training, run.statistics, run.evaluation
     return [each for each in given if each is not None]
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from shutil import copytree, rmtree
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flwr.app import Context, RecordDict
 
@@ -24,10 +24,26 @@ from privacy.plan import RoundPlan
 from server.settings import read_consortium
 from simulations.evidence import Evidence, Run
 from simulations.inline import InlineGrid
-from transport.ceremony import pack_lead, pack_letter, pack_pairs, read_keys, read_letters, read_own_pairs, read_shared
-from transport.contents import content_of, pack_query, pack_sum, pack_train, read_opened, read_readiness, read_update
+from transport.contents import content_of
 from transport.flower import REFUSED
-from transport.masking import find_refusal, pack_contributors, read_agreed, read_revealed
+from transport.masking import find_refusal
+from transport.messages import (
+    ACCEPT,
+    AGREE,
+    EVALUATE,
+    LEAD,
+    PAIRS,
+    QUERY,
+    REVEAL,
+    TRAIN,
+    Delivery,
+    Letter,
+    Order,
+    Pairs,
+    Query,
+    Reached,
+    Shown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -40,9 +56,11 @@ if TYPE_CHECKING:
     from privacy.settings import RunSettings
     from privacy.summation import EncryptedSum
     from simulations.federation import Federation
+    from transport.messages import MessageKind
 
 SITES = ("north", "south", "east", "west")
 SECONDS = 600.0  # of a round
+Q = TypeVar("Q")
 _KEPT = "models/*", "keys/epochs/*", "ledger/*"
 
 
@@ -117,10 +135,15 @@ class Adversary:
         copytree(copy, self.federation.paths[site])
         self.restart(site)
 
-    def ask(self, kind: str, contents: RecordDict | Mapping[str, RecordDict]) -> dict[str, Message]:
-        """Send all sites the same, or some sites something each; return their replies."""
-        each = dict.fromkeys(SITES, contents) if isinstance(contents, RecordDict) else contents
-        made = [self._grid.create_message(content, kind, self.nodes[site], "0") for site, content in each.items()]
+    def ask_all(self, kind: MessageKind[Q, Any], asked: Q) -> dict[str, Message]:
+        """Ask all sites the same; return their replies."""
+        return self.ask(kind, dict.fromkeys(SITES, asked))
+
+    def ask(self, kind: MessageKind[Q, Any], asked: Mapping[str, Q]) -> dict[str, Message]:
+        """Ask some sites something each; return their replies."""
+        made = [
+            self._grid.create_message(kind.pack(one), kind.name, self.nodes[site], "0") for site, one in asked.items()
+        ]
         replies = self._grid.send_and_receive(made, timeout=SECONDS)
         return {self._names[reply.metadata.src_node_id]: reply for reply in replies}
 
@@ -132,37 +155,37 @@ class Adversary:
 
     def lead(self, leader: str) -> tuple[str, dict[str, bytes]]:
         """Have a site make a new epoch's keys; return it, and its letters, which nobody has got yet."""
-        reply = content_of(self.ask("query.lead", {leader: pack_lead(self.epoch + 1)})[leader])
-        self.epoch, self.keys = read_keys(reply)
-        return leader, read_letters(reply)
+        made = LEAD.read_reply(content_of(self.ask(LEAD, {leader: self.epoch + 1})[leader]))
+        self.epoch, self.keys = made.epoch, made.fingerprint
+        return leader, dict(made.letters)
 
     def relay(self, leader: str, letters: Mapping[str, bytes]) -> None:
         """Bring all sites the keys that one made, then the secrets of their masks."""
         self.share(self.accept(leader, letters))
 
-    def accept(self, leader: str, letters: Mapping[str, bytes]) -> dict[str, dict[str, bytes]]:
+    def accept(self, leader: str, letters: Mapping[str, bytes]) -> dict[str, Mapping[str, bytes]]:
         """Bring all sites the keys that one made; return the letters with secrets of masks, by sender and recipient.
 
         Raises:
             RunError: if one does not take them.
         """
-        contents = {site: pack_letter(leader, letters[site]) for site in SITES}
-        replies = {site: content_of(reply) for site, reply in self.ask("query.accept", contents).items()}
-        if any(read_keys(reply)[0] != self.epoch for reply in replies.values()):
+        contents = {site: Letter(leader, letters[site]) for site in SITES}
+        replies = {site: ACCEPT.read_reply(content_of(reply)) for site, reply in self.ask(ACCEPT, contents).items()}
+        if any(keys.epoch != self.epoch for keys in replies.values()):
             msg = f"a site did not take the keys of epoch {self.epoch}; this benchmark is broken"
             raise RunError(msg)
-        return {site: read_own_pairs(reply) for site, reply in replies.items()}
+        return {site: keys.pairs for site, keys in replies.items()}
 
     def share(self, own: Mapping[str, Mapping[str, bytes]]) -> dict[str, list[str]]:
         """Bring all sites the secrets that others made for them; return with whom each shares one now."""
         pairs = {site: {other: own[other][site] for other in SITES if other < site} for site in SITES}
-        replies = self.ask("query.pairs", {site: pack_pairs(self.keys, each) for site, each in pairs.items()})
-        return {site: read_shared(content_of(reply)) for site, reply in replies.items()}
+        replies = self.ask(PAIRS, {site: Pairs(self.keys, each) for site, each in pairs.items()})
+        return {site: PAIRS.read_reply(content_of(reply)).names for site, reply in replies.items()}
 
     def plan(self, run: Run, cohort: tuple[str, ...] = ()) -> RoundPlan:
         """Plan the next round of a run, with the sites that are there and those that the manifest names besides."""
         run.rounds += 1
-        reply = content_of(self.ask("query", {SITES[0]: pack_query(run.document)})[SITES[0]])
+        reply = content_of(self.ask(QUERY, {SITES[0]: Query(run.document)})[SITES[0]])
         return RoundPlan(
             run=run.digest,
             round=run.rounds,
@@ -173,14 +196,16 @@ class Adversary:
             keys=self.keys,
             minimum_cohort=run.manifest.settings.cohort.minimum,
             deadline=time.time() + SECONDS,
-            base_model=read_readiness(reply).model,
+            base_model=QUERY.read_reply(reply).readiness.model,
         )
 
     def train(self, run: Run, plan: RoundPlan, sites: Sequence[str] = SITES) -> Evidence:
         """Collect the updates of sites in the plan's cohort: of all that are there, unless some are named."""
-        content = pack_train(run.document, plan.to_bytes(), [])
-        replies = self.ask("train", {site: content for site in sites if site in plan.cohort})
-        updates: dict[str, SignedUpdate] = {site: read_update(content_of(each))[0] for site, each in replies.items()}
+        order = Order(run.document, plan.to_bytes())
+        replies = self.ask(TRAIN, {site: order for site in sites if site in plan.cohort})
+        updates: dict[str, SignedUpdate] = {
+            site: TRAIN.read_reply(content_of(each)).update for site, each in replies.items()
+        }
         return Evidence(run, plan, updates)
 
     def collect(self, run: Run) -> Evidence:
@@ -191,20 +216,21 @@ class Adversary:
         signatures, pairs = self.agreed(made, *made.updates)
         made = replace(made, signatures=signatures, pairs=pairs)
         replies = self.reveal(made, signatures)
-        return replace(made, reveals={site: read_revealed(content_of(reply)) for site, reply in replies.items()})
+        return replace(made, reveals={site: REVEAL.read_reply(content_of(reply)) for site, reply in replies.items()})
 
     def agree(self, made: Evidence, *contributors: str, sites: Sequence[str] = ()) -> dict[str, Message]:
         """Ask sites to agree on who contributed: all of these, unless others are named."""
-        content = pack_contributors(made.run.document, made.plan.to_bytes(), made.contributions(*contributors))
-        return self.ask("query.agree", dict.fromkeys(sites or contributors, content))
+        asked = Shown(made.run.document, made.plan.to_bytes(), made.contributions(*contributors))
+        return self.ask(AGREE, dict.fromkeys(sites or contributors, asked))
 
     def agreed(
         self, made: Evidence, *contributors: str, sites: Sequence[str] = ()
     ) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Have sites agree on who contributed; return what they signed, and the seeds that they gave."""
         asked = self.agree(made, *contributors, sites=sites)
-        replies = {site: read_agreed(content_of(reply)) for site, reply in asked.items()}
-        return {site: each[0] for site, each in replies.items()}, {site: each[1] for site, each in replies.items()}
+        replies = {site: AGREE.read_reply(content_of(reply)) for site, reply in asked.items()}
+        return ({site: each.signature for site, each in replies.items()},
+                {site: each.sealed for site, each in replies.items()})  # fmt: skip
 
     def reveal(
         self, made: Evidence, signatures: Mapping[str, bytes], sites: Sequence[str] = SITES
@@ -220,16 +246,16 @@ class Adversary:
         sites: Sequence[str],
     ) -> dict[str, Message]:
         """Ask sites for the seeds of their masks, with these headers and signatures."""
-        content = pack_contributors(made.run.document, made.plan.to_bytes(), contributions, signatures)
-        return self.ask("query.reveal", dict.fromkeys(sites, content))
+        asked = Shown(made.run.document, made.plan.to_bytes(), contributions, signatures)
+        return self.ask(REVEAL, dict.fromkeys(sites, asked))
 
     def deliver(self, run: Run, total: EncryptedSum) -> bool:
         """Bring all sites a sum, as this round's or as one that they missed; return whether every one refuses it."""
         before = self.state()
         if self.luck.integers(2):
-            content = pack_train(run.document, self.plan(run).to_bytes(), [total])
-            return self.refused(self.ask("train", content), before)
-        return self.refused(self.ask("evaluate", pack_sum(run.document, total)), before)
+            order = Order(run.document, self.plan(run).to_bytes(), [total])
+            return self.refused(self.ask_all(TRAIN, order), before)
+        return self.refused(self.ask_all(EVALUATE, Delivery(run.document, [total])), before)
 
     def refused(self, replies: Mapping[str, Message], before: dict[Path, str]) -> bool:
         """Say whether all replies are refusals, by sites that have the models and keys that they had before."""
@@ -251,8 +277,10 @@ class Adversary:
             RunError: if they do not.
         """
         total = made.sum(made.total(*made.updates), made.contributions(*made.updates))
-        replies = self.ask("evaluate", pack_sum(made.run.document, total)).values()
-        if len({read_opened(content_of(reply))[0].model for reply in replies}) != 1:
+        replies = self.ask_all(EVALUATE, Delivery(made.run.document, [total])).values()
+        outcomes = [EVALUATE.read_reply(content_of(reply)) for reply in replies]
+        models = [each.opened.model for each in outcomes if isinstance(each, Reached)]
+        if len(models) < len(outcomes) or len(set(models)) != 1:
             msg = "the sites do not have one model after an honest round; this benchmark is broken"
             raise RunError(msg)
 

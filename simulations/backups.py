@@ -15,7 +15,7 @@ from privacy.ciphertext import COEFF_MODULUS
 from privacy.errors import RunError
 from simulations.adversary import SITES
 from simulations.evidence import added, times
-from transport.contents import pack_train
+from transport.messages import TRAIN, Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,12 +73,12 @@ def plan_that_is_over(server: Adversary) -> bool:
     copy = server.copy(victim)
     for seconds in _MOMENTS:
         plan = replace(server.plan(run), deadline=time.time() + seconds)
-        ask = {victim: pack_train(run.document, plan.to_bytes(), [])}
-        if server.ask("train", ask)[victim].has_content():
+        ask = {victim: Order(run.document, plan.to_bytes())}
+        if server.ask(TRAIN, ask)[victim].has_content():
             server.restore(victim, copy)
             Event().wait(plan.deadline - time.time())
             before = server.state()
-            return server.refused(server.ask("train", ask), before)
+            return server.refused(server.ask(TRAIN, ask), before)
     msg = f"{victim} makes no update in {_MOMENTS[-1]:g} s; this benchmark is broken"
     raise RunError(msg)
 

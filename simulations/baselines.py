@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from client.site import open_site
+from client.flower import open_site
 from privacy.randomness import Randomness
 from simulations.rounds import Sites, rounds
 

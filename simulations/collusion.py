@@ -28,9 +28,7 @@ from privacy.randomness import Randomness
 from privacy.update import PrivateUpdate
 from simulations.adversary import SECONDS, SITES
 from strategies.masking import next_attempt
-from transport.ceremony import pack_letter
-from transport.contents import pack_train
-from transport.masking import read_agreed, read_revealed
+from transport.messages import ACCEPT, AGREE, REVEAL, TRAIN, Letter, Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -78,7 +76,8 @@ class Coalition:
         }
         for site, reply in self.server.agree(made, *headers, sites=sites).items():
             if reply.has_content():
-                signatures[site], sealed = read_agreed(reply.content)
+                agreed = AGREE.read_reply(reply.content)
+                signatures[site], sealed = agreed.signature, agreed.sealed
                 key, committed = self.server.roster.member(site).verification_key, _said(made, site, "pairs")
                 sealed = verify_pairs(sealed, made.plan, committed, absent, key)
                 seeds = open_pairs(sealed, absent, keys.secret, made.plan, site, committed)
@@ -94,7 +93,7 @@ class Coalition:
         for site, reply in replies.items():
             if reply.has_content():
                 key, committed = self.server.roster.member(site).verification_key, _said(made, site, "mask")
-                sealed = verify_seed(read_revealed(reply.content), made.plan, committed, key)
+                sealed = verify_seed(REVEAL.read_reply(reply.content), made.plan, committed, key)
                 self._own[made.plan.digest, site] = open_seed(sealed, keys.secret, made.plan, site, committed)
         return replies
 
@@ -209,9 +208,9 @@ def asked_again(server: Adversary) -> bool:
         attempt=int(luck.integers(1, 3)),
         minimum_cohort=min(run.minimum, len(left)),
     )
-    again, before = pack_train(run.document, plan.to_bytes(), []), server.state()
+    again, before = Order(run.document, plan.to_bytes()), server.state()
     asked = [site for site in shown if site in left]
-    return server.refused(server.ask("train", dict.fromkeys(asked, again)), before) and not coalition.reads_too_much
+    return server.refused(server.ask(TRAIN, dict.fromkeys(asked, again)), before) and not coalition.reads_too_much
 
 
 def signed_for_others(server: Adversary) -> bool:
@@ -254,9 +253,7 @@ def _letters_for(coalition: Coalition) -> bool:
     server, victim = coalition.server, coalition.honest[0]
     keys, before = EpochKeys.generate(server.epoch + 1), server.state()
     letters = write_letters(keys, server.roster, victim, coalition.disk.signing_key)
-    return server.refused(
-        server.ask("query.accept", {site: pack_letter(victim, letters[site]) for site in SITES}), before
-    )
+    return server.refused(server.ask(ACCEPT, {site: Letter(victim, letters[site]) for site in SITES}), before)
 
 
 def _pairs_for(coalition: Coalition) -> bool:

@@ -26,8 +26,7 @@ from privacy.signing import SignedDocument
 from privacy.tag import KEY_BYTES
 from simulations.adversary import SECONDS, SITES
 from simulations.lies import STEP, constant_added
-from transport.ceremony import pack_lead, pack_letter
-from transport.contents import pack_query, pack_train
+from transport.messages import ACCEPT, LEAD, QUERY, TRAIN, Letter, Order, Query
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +69,7 @@ def distant_deadline(server: Adversary) -> bool:
     run = server.pick_run()
     seconds = float(server.luck.choice([-1.0, 2 * SECONDS, 86_400.0, 10 * 366 * 86_400.0, 1e15]))
     plan = replace(server.plan(run), deadline=time.time() + seconds)
-    return server.refused(server.ask("train", pack_train(run.document, plan.to_bytes(), [])), server.state())
+    return server.refused(server.ask_all(TRAIN, Order(run.document, plan.to_bytes())), server.state())
 
 
 def own_keys(server: Adversary) -> bool:
@@ -83,7 +82,7 @@ def own_keys(server: Adversary) -> bool:
     crossed = {site: genuine[SITES[index - 1]] for index, site in enumerate(SITES)}
     other = SITES[(SITES.index(leader) + 1) % len(SITES)]
     name, letters = [(leader, own), (leader, resealed), (leader, crossed), (other, genuine)][luck.integers(4)]
-    replies = server.ask("query.accept", {site: pack_letter(name, letters[site]) for site in SITES})
+    replies = server.ask(ACCEPT, {site: Letter(name, letters[site]) for site in SITES})
     refused = server.refused(replies, before)
     if refused:
         server.relay(leader, genuine)
@@ -104,7 +103,7 @@ def absurd_epoch(server: Adversary) -> bool:
     """Have keys made of an epoch after which none could come, or bring such that a colluding site made."""
     number = server.epoch + int(server.luck.choice([LARGEST_STEP + 1, 1 << 32, (1 << 62) - server.epoch]))
     if server.luck.integers(2):
-        return server.refused(server.ask("query.lead", pack_lead(number)), server.state())
+        return server.refused(server.ask_all(LEAD, number), server.state())
     return _led_by_one(server, EpochKeys.generate(number))
 
 
@@ -124,9 +123,7 @@ def _led_by_one(server: Adversary, keys: EpochKeys) -> bool:
     """Return whether all sites refuse the keys that one of them, which colludes, made."""
     leader, before = server.pick(), server.state()
     letters = write_letters(keys, server.roster, leader, server.site(leader).signing_key)
-    return server.refused(
-        server.ask("query.accept", {site: pack_letter(leader, letters[site]) for site in SITES}), before
-    )
+    return server.refused(server.ask(ACCEPT, {site: Letter(leader, letters[site]) for site in SITES}), before)
 
 
 def older_epoch(server: Adversary) -> bool:
@@ -136,12 +133,12 @@ def older_epoch(server: Adversary) -> bool:
     epoch, keys = server.epoch, server.keys
     server.relay(*server.lead(second))
     before = server.state()
-    letters = {site: pack_letter(first, withheld[site]) for site in SITES if site != first}  # the first made them
-    refused = server.refused(server.ask("query.accept", letters), before)
+    letters = {site: Letter(first, withheld[site]) for site in SITES if site != first}  # the first made them
+    refused = server.refused(server.ask(ACCEPT, letters), before)
     run = server.pick_run()
     plan = replace(server.plan(run), epoch=epoch, keys=keys)
     named = [plan, replace(plan, epoch=server.epoch), replace(plan, keys=server.keys)][server.luck.integers(3)]
-    return refused and server.refused(server.ask("train", pack_train(run.document, named.to_bytes(), [])), before)
+    return refused and server.refused(server.ask_all(TRAIN, Order(run.document, named.to_bytes())), before)
 
 
 def own_roster(server: Adversary) -> bool:
@@ -175,7 +172,7 @@ def _refuse_to_start(server: Adversary, files: dict[Path, bytes], before: dict[P
         for path, data in files.items():
             path.write_bytes(data)
         with server.new_agents():
-            return server.refused(server.ask("query.lead", pack_lead(server.epoch + 1)), before)
+            return server.refused(server.ask_all(LEAD, server.epoch + 1), before)
     finally:
         for path, data in genuine.items():
             path.write_bytes(data)
@@ -193,8 +190,9 @@ def own_manifest(server: Adversary) -> bool:
     change = changes[server.luck.integers(len(changes))]
     forged = _forged(server, run.document, "manifest", Ed25519PrivateKey.generate(), change)
     before, plan = server.state(), server.plan(run).to_bytes()
-    kind, content = [("query", pack_query(forged)), ("train", pack_train(forged, plan, []))][server.luck.integers(2)]
-    return server.refused(server.ask(kind, content), before)
+    trains = bool(server.luck.integers(2))
+    replies = server.ask_all(TRAIN, Order(forged, plan)) if trains else server.ask_all(QUERY, Query(forged))
+    return server.refused(replies, before)
 
 
 def expired_manifest(server: Adversary) -> bool:
@@ -202,9 +200,9 @@ def expired_manifest(server: Adversary) -> bool:
     settings = replace(server.runs["few"].manifest.settings, name="late", valid_days=1e-9)
     run, before = server.sign(settings), server.state()
     if server.luck.integers(2):
-        return server.refused(server.ask("query", pack_query(run.document)), before)
+        return server.refused(server.ask_all(QUERY, Query(run.document)), before)
     plan = replace(server.plan(server.runs["few"]), run=run.digest, round=1, base_model=server.untrained)
-    return server.refused(server.ask("train", pack_train(run.document, plan.to_bytes(), [])), before)
+    return server.refused(server.ask_all(TRAIN, Order(run.document, plan.to_bytes())), before)
 
 
 def _forged(

@@ -24,21 +24,10 @@ from server.settings import read_consortium
 from simulations import spoilers
 from simulations.inline import serve_inline
 from simulations.results import journal_path, read_events
-from strategies.judging import JUDGE
-from strategies.masking import REVEAL
-from transport.contents import OPENED, pack_opened, pack_update, read_opened, read_plan_of_sum, read_train, read_update
+from transport.contents import OPENED, read_opened, read_sum
 from transport.flower import reply
-from transport.masking import (
-    CODES,
-    REFUSAL,
-    Refusal,
-    Verdict,
-    pack_refusal,
-    pack_revealed,
-    pack_verdict,
-    read_body,
-    read_contributors,
-)
+from transport.masking import CODES, REFUSAL, Refusal, Verdict
+from transport.messages import EVALUATE, JUDGE, REVEAL, TRAIN, Reached, Trained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,52 +47,54 @@ def _sending(change: Spoiler) -> Lie:
     """Send another update, and stand by it."""
 
     def lie(site: Site, message: Message, genuine: Callable[[], Message]) -> RecordDict:
-        plan = read_plan(read_train(message.content)[0])
-        changed, made = change(site, plan, read_update(genuine().content)[0]), site.outbox.last(plan.run)
+        plan = read_plan(TRAIN.read(message.content).plan)
+        changed = change(site, plan, TRAIN.read_reply(genuine().content).update)
+        made = site.outbox.last(plan.run)
         site.outbox.keep(plan, changed, made.mask if made else b"")
-        return pack_update(changed, {})
+        return TRAIN.pack_reply(Trained(changed))
 
     return lie
 
 
 def _reveal_another(site: Site, message: Message, genuine: Callable[[], Message]) -> RecordDict:
     genuine()
-    return pack_revealed(spoilers.false_seed(site, read_plan(read_contributors(message.content)[0])))
+    return REVEAL.pack_reply(spoilers.false_seed(site, read_plan(REVEAL.read(message.content).plan)))
 
 
 def _call_others_wrong(site: Site, message: Message, genuine: Callable[[], Message]) -> RecordDict:
     del genuine
-    plan, body, _ = read_body(message.content)
-    right = bool(json.loads(body.header)["site"] == site.name)
-    signature = sign_verdict(site.signing_key, read_plan(plan), body.header, right=right)
-    return pack_verdict(Verdict(right=right, signature=signature))
+    suspect = JUDGE.read(message.content)
+    right = bool(json.loads(suspect.update.header)["site"] == site.name)
+    signature = sign_verdict(site.signing_key, read_plan(suspect.plan), suspect.update.header, right=right)
+    return JUDGE.pack_reply(Verdict(right=right, signature=signature))
 
 
 def _refuse(site: Site, message: Message, genuine: Callable[[], Message]) -> RecordDict:
     del genuine
-    refusal, plan = Refusal(CODES, []), digest("plan", read_plan_of_sum(message.content))
-    return pack_refusal(replace(refusal, signature=sign(site.signing_key, REFUSAL, refusal.signed_part(plan))))
+    refusal, plan = Refusal(CODES, []), digest("plan", read_sum(message.content).plan)
+    signature = sign(site.signing_key, REFUSAL, refusal.signed_part(plan))
+    return EVALUATE.pack_reply(replace(refusal, signature=signature))
 
 
 def _open_another(site: Site, message: Message, genuine: Callable[[], Message]) -> RecordDict:
-    plan = digest("plan", read_plan_of_sum(message.content))
-    true, _ = read_opened(genuine().content)
-    opened = replace(true, model="0" * 64)
-    return pack_opened(replace(opened, signature=sign(site.signing_key, OPENED, opened.signed_part(plan))), {})
+    plan = digest("plan", read_sum(message.content).plan)
+    opened = replace(read_opened(genuine().content)[0], model="0" * 64)
+    signature = sign(site.signing_key, OPENED, opened.signed_part(plan))
+    return EVALUATE.pack_reply(Reached(replace(opened, signature=signature)))
 
 
 LIARS: dict[str, Mapping[str, Lie]] = {
     "a wrong code": {MessageType.TRAIN: _sending(spoilers.wrong_code)},
     "a wrong tag": {MessageType.TRAIN: _sending(spoilers.wrong_tag)},
     "too much noise": {MessageType.TRAIN: _sending(spoilers.loud)},
-    "a false seed": {REVEAL: _reveal_another},
+    "a false seed": {REVEAL.name: _reveal_another},
     "a false commitment": {MessageType.TRAIN: _sending(spoilers.other_pairs)},
     "a range of its own": {MessageType.TRAIN: _sending(spoilers.other_range)},
     "a false digest": {MessageType.EVALUATE: _open_another},
     "a false refusal": {MessageType.EVALUATE: _refuse},
     "a wrong code, others accused": {
         MessageType.TRAIN: _sending(spoilers.wrong_code),
-        JUDGE: _call_others_wrong,
+        JUDGE.name: _call_others_wrong,
     },
 }
 """What a member says instead, by kind of message; by what the table calls it."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from typing_extensions import override
 
-from client.site import Site, open_site
+from client.flower import open_site
+from client.site import Site
 from client.study import Study
 from privacy.config import read_toml
 from privacy.settings import Cohort, RunSettings

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from privacy.masking import REVEAL_BYTES
 from simulations.adversary import SECONDS, SITES
 from strategies.masking import next_attempt
-from transport.contents import content_of, pack_train
-from transport.masking import read_revealed
+from transport.contents import content_of
+from transport.messages import REVEAL, TRAIN, Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +44,8 @@ def two_attempts(server: Adversary) -> bool:
     signatures, _ = server.agreed(first, *everyone)
     if not all(reply.has_content() for reply in server.reveal(first, signatures, asked).values()):
         return False
-    before, again = server.state(), pack_train(run.document, next_attempt(first.plan, rest, SECONDS).to_bytes(), [])
-    return server.refused(server.ask("train", {site: again for site in rest if site in asked}), before)
+    before, again = server.state(), Order(run.document, next_attempt(first.plan, rest, SECONDS).to_bytes())
+    return server.refused(server.ask(TRAIN, {site: again for site in rest if site in asked}), before)
 
 
 def two_sets(server: Adversary) -> bool:
@@ -81,9 +81,7 @@ def one_update_twice(server: Adversary) -> bool:
         refused = server.refused(server.agree(first, *rest), before)
         return refused and server.deliver(run, first.sum(first.total(*rest), first.contributions(*rest)))
     second = next_attempt(first.plan, rest, SECONDS)
-    refused = server.refused(
-        server.ask("train", dict.fromkeys(rest, pack_train(run.document, second.to_bytes(), []))), before
-    )
+    refused = server.refused(server.ask(TRAIN, dict.fromkeys(rest, Order(run.document, second.to_bytes()))), before)
     mixed = replace(first, plan=second)
     refused &= server.deliver(run, mixed.sum(mixed.total(*rest), mixed.contributions(*rest)))
     server.open(first)
@@ -101,7 +99,9 @@ def framed(server: Adversary) -> bool:
     told = [rest, [*rest, absent]][luck.integers(2)]
     made = server.train(run, server.plan(run))
     signatures, pairs = server.agreed(made, *told)
-    reveals = {site: read_revealed(content_of(each)) for site, each in server.reveal(made, signatures, told).items()}
+    reveals = {
+        site: REVEAL.read_reply(content_of(each)) for site, each in server.reveal(made, signatures, told).items()
+    }
     suspect, other = rest[0], rest[1]
     seeds, lie = [(reveals, "reveals"), (pairs, "pairs")][luck.integers(2)]
     false = [b"", seeds[other], getattr(run.honest, lie)[suspect], luck.bytes(REVEAL_BYTES)][luck.integers(4)]
@@ -113,8 +113,8 @@ def framed(server: Adversary) -> bool:
         return False
     again = server.collect(run)
     plan = next_attempt(again.plan, [site for site in SITES if site != suspect], SECONDS)
-    content, before = pack_train(run.document, plan.to_bytes(), []), server.state()
-    return server.refused(server.ask("train", dict.fromkeys(plan.cohort, content)), before)
+    content, before = Order(run.document, plan.to_bytes()), server.state()
+    return server.refused(server.ask(TRAIN, dict.fromkeys(plan.cohort, content)), before)
 
 
 def without_its_own(server: Adversary) -> bool:
@@ -140,17 +140,17 @@ def two_cohorts(server: Adversary) -> bool:
             replace(server.plan(run), cohort=part, minimum_cohort=2) for part in (tuple(sites[:2]), tuple(sites[2:]))
         ]
         before = server.state()
-        parts = {plan: pack_train(run.document, plan.to_bytes(), []) for plan in plans}
+        parts = {plan: Order(run.document, plan.to_bytes()) for plan in plans}
         asked = {site: content for plan, content in parts.items() for site in plan.cohort}
-        return server.refused(server.ask("train", asked), before)
+        return server.refused(server.ask(TRAIN, asked), before)
     *three, last = sites
     first = server.train(run, server.plan(run, tuple(three)))
     second = server.train(run, replace(first.plan, cohort=(last, *absent)))
     if luck.integers(2):
         other = replace(first.plan, cohort=(three[0], last, *absent), deadline=time.time() + SECONDS)
         before = server.state()
-        content = pack_train(run.document, other.to_bytes(), [])
-        return server.refused(server.ask("train", dict.fromkeys((three[0], last), content)), before)
+        content = Order(run.document, other.to_bytes())
+        return server.refused(server.ask(TRAIN, dict.fromkeys((three[0], last), content)), before)
     both = replace(first, updates=first.updates | second.updates)
     return server.deliver(run, [
         both.sum(both.total(*sites), both.contributions(*sites)),

@@ -13,34 +13,26 @@ A new epoch comes with every new roster, because sites then say that they have n
 from __future__ import annotations
 
 from statistics import median_low
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flwr.app import Message
 
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.plan import LARGEST_STEP
-from transport.ceremony import (
-    pack_lead,
-    pack_letter,
-    pack_pairs,
-    read_keys,
-    read_letters,
-    read_own_pairs,
-    read_shared,
-)
 from transport.contents import content_of
+from transport.messages import ACCEPT, LEAD, PAIRS, Keys, Letter, Pairs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from flwr.app import RecordDict
     from flwr.serverapp import Grid
 
     from strategies.journal import Journal
     from strategies.letters import Letters
     from strategies.membership import Membership
+    from transport.messages import MessageKind
 
-LEAD, ACCEPT, PAIRS = "query.lead", "query.accept", "query.pairs"
+Q = TypeVar("Q")
 _TRIES = 2  # to bring secrets of masks; the second with letters that were lost before
 _LISTED = 5  # failures that a sentence names
 
@@ -148,20 +140,18 @@ class Ceremony:
         # Nor is a number used twice: a leader whose answer was lost has keys of its own under that number.
         seen = self._members.latest.values()
         self._asked = epoch = next_epoch(seen, max(self._letters.latest, self._asked))
-        message = self._message(leader, LEAD, pack_lead(epoch))
+        message = self._message(leader, LEAD, epoch)
         half = self._members.attention.seconds / 2  # then there is time for the next
         replies = [each for _, each in self._members.attention.ask(grid, [message], lambda: False, half)]
         if not replies:
             msg = "it did not answer when asked to lead"
             raise ProtocolError(msg)
-        reply = content_of(replies[0])
-        made, _ = read_keys(reply)
-        letters = read_letters(reply)
-        if made != epoch or set(letters) != {member.site for member in self._members.roster.members}:
+        made = LEAD.read_reply(content_of(replies[0]))
+        if made.epoch != epoch or set(made.letters) != {member.site for member in self._members.roster.members}:
             msg = "it made keys of another epoch, or not for all members of the roster"
             raise ProtocolError(msg)
-        self._letters.keep(made, self._members.roster.version, leader, letters)
-        self._note(leader, reply)
+        self._letters.keep(made.epoch, self._members.roster.version, leader, made.letters)
+        self._note(leader, made)
 
     def _relay(self, grid: Grid, sites: list[str]) -> None:
         members = self._members
@@ -171,21 +161,19 @@ class Ceremony:
         names = members.names()
         for number in range(max(map(len, missing.values()), default=0)):  # oldest first, and of all sites at once
             letters = {site: each[number] for site, each in missing.items() if len(each) > number}
-            messages = [self._message(site, ACCEPT, pack_letter(*each)) for site, each in letters.items()]
+            messages = [self._message(site, ACCEPT, Letter(*each)) for site, each in letters.items()]
             for node, reply in members.attention.ask(grid, messages):
                 try:
-                    self._note(names[node], content_of(reply))
+                    self._note(names[node], ACCEPT.read_reply(content_of(reply)))
                 except CloisterError as error:  # its own affair: the others go on
                     members.problems[names[node]] = str(error)
 
-    def _note(self, site: str, reply: RecordDict) -> None:
+    def _note(self, site: str, keys: Keys) -> None:
         """Note the keys that a site has taken: its secrets of masks are others now."""
-        epoch, fingerprint = read_keys(reply)
-        letters = read_own_pairs(reply)
-        self._members.keys[site] = epoch, fingerprint
-        self._members.latest[site] = max(epoch, self._members.latest.get(site, 0))
-        self._members.pairs[site] = set(letters)
-        self._letters.keep_pairs(fingerprint, site, letters)
+        self._members.keys[site] = keys.epoch, keys.fingerprint
+        self._members.latest[site] = max(keys.epoch, self._members.latest.get(site, 0))
+        self._members.pairs[site] = set(keys.pairs)
+        self._letters.keep_pairs(keys.fingerprint, site, keys.pairs)
 
     def _paired(self, grid: Grid, epoch: int, keys: str, sites: list[str]) -> Held:
         """Bring sites with the same keys the secrets that they share for masks; leave out those that end up without."""
@@ -206,12 +194,12 @@ class Ceremony:
 
     def _share(self, grid: Grid, keys: str, letters: Mapping[str, Mapping[str, bytes]]) -> None:
         members, names = self._members, self._members.names()
-        messages = [self._message(site, PAIRS, pack_pairs(keys, each)) for site, each in letters.items()]
+        messages = [self._message(site, PAIRS, Pairs(keys, each)) for site, each in letters.items()]
         for node, reply in members.attention.ask(grid, messages):
             try:
-                content = content_of(reply)
-                members.pairs[names[node]] = set(read_shared(content))
-                self._letters.keep_pairs(keys, names[node], read_own_pairs(content))
+                shared = PAIRS.read_reply(content_of(reply))
+                members.pairs[names[node]] = set(shared.names)
+                self._letters.keep_pairs(keys, names[node], shared.letters)
             except CloisterError as error:
                 members.problems[names[node]] = str(error)
 
@@ -231,6 +219,6 @@ class Ceremony:
             self._members.problems[worst] = f"it shares no secret for masks with {', '.join(lacks[worst])}"
             left.remove(worst)
 
-    def _message(self, site: str, kind: str, content: RecordDict) -> Message:
+    def _message(self, site: str, kind: MessageKind[Q, Any], asked: Q) -> Message:
         seconds = self._members.attention.seconds
-        return Message(content, self._members.nodes[site], kind, ttl=seconds, group_id="keys")
+        return Message(kind.pack(asked), self._members.nodes[site], kind.name, ttl=seconds, group_id="keys")

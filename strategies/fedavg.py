@@ -14,7 +14,7 @@ Below the minimum cohort nothing is released and the model stays.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp.strategy import Strategy
@@ -34,22 +34,15 @@ from strategies.metrics import averaged
 from strategies.rounds import OpenRound, first_attempt
 from strategies.selection import Selection
 from strategies.voting import Decision, Voting
-from transport.contents import (
-    content_of,
-    pack_sum,
-    pack_train,
-    read_update,
-    sum_from_arrays,
-    sum_to_arrays,
-)
+from transport.contents import content_of, sum_from_arrays, sum_to_arrays
 from transport.flower import FAILED, REFUSED
-from transport.heads import find_head, put_head
-from transport.receipts import make_receipt, put_receipt
+from transport.masking import Refusal
+from transport.messages import EVALUATE, TRAIN, Delivery, Order
+from transport.receipts import make_receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from flwr.app import RecordDict
     from flwr.serverapp import Grid
 
     from privacy.manifest import SignedRun
@@ -61,8 +54,9 @@ if TYPE_CHECKING:
     from strategies.letters import Letters
     from strategies.membership import Standing
     from transport.channel import TlsFiles
-    from transport.masking import Refusal
+    from transport.messages import MessageKind
 
+Q = TypeVar("Q")
 _LAST = 0.1  # of a deadline: for a site that is behind to come back before the run ends
 _MOST_FAILURES = 3  # rounds in a row that release nothing end the run
 
@@ -155,8 +149,7 @@ class EncryptedFedAvg(Strategy):
         for site in present:
             sums = self._journal.missing(self._members.models[site])
             current.bytes_down += sum(each.size for each in sums)
-            content = pack_train(self._document, plan.to_bytes(), sums)
-            messages.append(self._message(site, MessageType.TRAIN, content))
+            messages.append(self._order(site, plan, sums))
         return self._attention.send(grid, messages, cohort.minimum)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]
@@ -245,16 +238,15 @@ class EncryptedFedAvg(Strategy):
         """Begin to bring a sum to every site of its plan's cohort that is there."""
         there = [site for site in read_plan(total.plan).cohort if site in self._members.nodes]
         self._round.bytes_down += total.size * len(there)
-        messages = [self._message(site, MessageType.EVALUATE, self._sum_for(site, total)) for site in there]
-        return self._attention.send(grid, messages)
+        return self._attention.send(grid, [self._delivery(site, total) for site in there])
 
-    def _sum_for(self, site: str, total: EncryptedSum) -> RecordDict:
+    def _delivery(self, site: str, total: EncryptedSum) -> Message:
         """Return what brings a site a sum; one whose update is not in it is told why."""
-        content, current = pack_sum(self._document, total), self._round
+        current, receipt = self._round, None
         if current.plan and site not in current.contributors:
             reason = current.problems.get(site, "it sent no update for this sum")
-            put_receipt(content, make_receipt(self._tls, current.plan.digest, site, reason))
-        return content
+            receipt = make_receipt(self._tls, current.plan.digest, site, reason)
+        return self._message(site, EVALUATE, Delivery(self._document, [total], receipt))
 
     def _hear(self, replies: Iterable[Message]) -> tuple[dict[str, Standing], dict[str, Mapping[str, float]],
                                                          dict[str, Refusal]]:  # fmt: skip
@@ -268,13 +260,15 @@ class EncryptedFedAvg(Strategy):
             if (site := names[node]) in said.keys() | refusals.keys():
                 continue
             try:
-                if self._masks and (refusal := self._members.read_refusal(site, plan, reply)):
-                    refusals[site] = refusal
+                outcome = self._members.read_outcome(site, plan, reply)
+                if isinstance(outcome, Refusal):
                     current.problems[site] = UNOPENED
+                    if self._masks:
+                        refusals[site] = outcome
                     continue
-                said[site], metrics = self._members.read_opened(site, plan, reply)
-                told[site] = current.hear(site, metrics)
-                self._voting.hear(site, reply.content)
+                said[site] = outcome.opened.model, outcome.opened.update_bound
+                told[site] = current.hear(site, outcome.metrics)
+                self._voting.hear(site, outcome.vote)
             except CloisterError as error:
                 current.problems[site] = str(error)
         return said, told, refusals
@@ -321,8 +315,7 @@ class EncryptedFedAvg(Strategy):
     def _attempt(self, plan: RoundPlan) -> RunningSum:
         """Have a plan's cohort send their updates of this round again, under its masks."""
         self._round.plan = plan
-        content = pack_train(self._document, plan.to_bytes(), [])
-        messages = [self._message(site, MessageType.TRAIN, content) for site in plan.cohort]
+        messages = [self._order(site, plan, []) for site in plan.cohort]
         waited = self._attention.send(self._grid, messages, plan.minimum_cohort)
         return self._collect(plan, self._grid.send_and_receive(waited, timeout=self._seconds))
 
@@ -352,9 +345,10 @@ class EncryptedFedAvg(Strategy):
         return total
 
     def _add(self, total: RunningSum, site: str, reply: Message) -> None:
-        signed, report = read_update(content_of(reply))
+        trained = TRAIN.read_reply(content_of(reply))
+        signed = trained.update
         update = verify_update(signed, site, total.plan, self._manifest, self._roster)
-        self._members.heads.note(site, find_head(reply.content))
+        self._members.heads.note(site, trained.head)
         self._members.check_shared(update.header)
         total.add(update)
         if self._masks:  # without masks, nobody is ever shown another's
@@ -363,13 +357,16 @@ class EncryptedFedAvg(Strategy):
         self._members.models[site] = total.plan.base_model
         self._round.bytes_up += sum(map(len, signed.chunks)) + len(signed.header) + len(signed.signature)
         self._round.problems.pop(site, None)
-        for spent in self._round.hear(site, report).values():  # of ε alone, if at all
+        for spent in self._round.hear(site, trained.report).values():  # of ε alone, if at all
             self._round.epsilon[site] = spent
 
-    def _message(self, site: str, kind: str, content: Any) -> Message:  # noqa: ANN401 - a RecordDict
-        if kind == MessageType.TRAIN:  # what is charged now comes after what was charged before
-            put_head(content, self._members.heads.of(site))
-        return Message(content, self._members.nodes[site], kind, ttl=self._seconds, group_id=str(self._round.number))
+    def _order(self, site: str, plan: RoundPlan, sums: Sequence[EncryptedSum]) -> Message:
+        """Return what asks a site to train; with its head, as what is charged now comes after what was before."""
+        return self._message(site, TRAIN, Order(self._document, plan.to_bytes(), sums, self._members.heads.of(site)))
+
+    def _message(self, site: str, kind: MessageKind[Q, Any], asked: Q) -> Message:
+        group, node = str(self._round.number), self._members.nodes[site]
+        return Message(kind.pack(asked), node, kind.name, ttl=self._seconds, group_id=group)
 
     def _close_unreleased(self, reason: str) -> None:
         self._failures += 1

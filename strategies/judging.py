@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from privacy.errors import RunError
 from privacy.verdict import verify_verdict
 from strategies.masking import ask_sites
-from transport.masking import CODES, SEEDS, Accusation, pack_body, read_verdict
+from transport.masking import CODES, SEEDS, Accusation
+from transport.messages import JUDGE, Suspect
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from flwr.app import RecordDict
     from flwr.serverapp import Grid
 
     from privacy.envelope import SignedUpdate
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from strategies.membership import Membership
     from transport.masking import Refusal, Verdict
 
-JUDGE = "query.judge"
 _FALSE_SEED = (
     "it signed another seed of a mask than the one to which it committed, or a false proof of its update's length; "
     "it is left out"
@@ -113,12 +112,11 @@ class Court:
     def _ask(
         self, grid: Grid, plan: RoundPlan, body: SignedUpdate, sites: Sequence[str], by: Accusation | None = None
     ) -> dict[str, Verdict]:
-        def read(site: str, reply: RecordDict) -> Verdict:
-            verdict, key = read_verdict(reply), self._members.roster.member(site).verification_key
+        def check(site: str, verdict: Verdict) -> None:
+            key = self._members.roster.member(site).verification_key
             verify_verdict(key, plan, body.header, verdict.signature, right=verdict.right)
-            return verdict
 
-        content = pack_body(self._members.manifest, plan.to_bytes(), body, by)
-        found, problems, _ = ask_sites(grid, self._members, JUDGE, content, sites, read)
+        asked = Suspect(self._members.manifest, plan.to_bytes(), body, by)
+        found, problems, _ = ask_sites(grid, self._members, JUDGE, asked, sites, check)
         self._members.problems |= problems
         return found

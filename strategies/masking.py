@@ -24,12 +24,11 @@ from privacy.masking import disputes, verify_pairs, verify_seed
 from privacy.norm_signature import subject_of, verify_proof
 from privacy.plan import read_plan
 from transport.contents import content_of
-from transport.masking import pack_contributors, pack_to_prove, read_agreed, read_proof, read_revealed
+from transport.messages import AGREE, PROVE, REVEAL, Shown, ToProve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from flwr.app import RecordDict
     from flwr.serverapp import Grid
 
     from privacy.envelope import Contribution
@@ -39,14 +38,15 @@ if TYPE_CHECKING:
     from strategies.membership import Membership
     from strategies.rounds import OpenRound
     from strategies.selection import Selection
+    from transport.messages import Agreed, MessageKind
 
 _DISPUTE = "it and another site committed to different masks towards each other"
-AGREE, REVEAL, PROVE = "query.agree", "query.reveal", "query.prove"
 
-T = TypeVar("T")
+Q = TypeVar("Q")
+R = TypeVar("R")
 
 
-class Agreed(NamedTuple):
+class AgreedSum(NamedTuple):
     """A sum with the seeds to take off it, and what each of its contributors signed, in order."""
 
     total: EncryptedSum
@@ -102,11 +102,11 @@ class Masking:
         self._selection.withheld(withheld, current.number)
         check_all_shown(withheld, current.number, what)
 
-    def _agreed(self, grid: Grid, total: RunningSum) -> tuple[Agreed, dict[str, str]]:
+    def _agreed(self, grid: Grid, total: RunningSum) -> tuple[AgreedSum, dict[str, str]]:
         """Have the contributors to a sum agree on each other; return that, and who did not, or must not, and why."""
         disputed = disputes(total.commitments, total.plan)
         self._selection.disputed(disputed)
-        closed = Agreed(total.close(), {})
+        closed = AgreedSum(total.close(), {})
         if out := without_disputes(disputed, self._colluding):
             return closed, dict.fromkeys(out, _DISPUTE)
         return agree_on(grid, self._members, closed.total, total.headers)
@@ -119,58 +119,53 @@ def next_attempt(plan: RoundPlan, sites: Sequence[str], seconds: float) -> Round
 
 def agree_on(
     grid: Grid, members: Membership, total: EncryptedSum, headers: Mapping[str, UpdateHeader]
-) -> tuple[Agreed, dict[str, str]]:
+) -> tuple[AgreedSum, dict[str, str]]:
     """Have all contributors, in their order, sign who they are; return that, and who did not sign, and why."""
-    content = pack_contributors(members.manifest, total.plan, total.contributions)
+    asked = Shown(members.manifest, total.plan, total.contributions)
     plan, shown = read_plan(total.plan), {site: part.header for site, part in _by_site(headers, total)}
     absent = absent_from(plan, shown)
 
-    def read(site: str, reply: RecordDict) -> tuple[bytes, bytes]:
-        signature, pairs = read_agreed(reply)
-        check_signed(plan, shown, site, signature, members.roster)
-        verify_pairs(pairs, plan, headers[site].pairs, absent, members.roster.member(site).verification_key)
-        return signature, pairs
+    def check(site: str, agreed: Agreed) -> None:
+        check_signed(plan, shown, site, agreed.signature, members.roster)
+        verify_pairs(agreed.sealed, plan, headers[site].pairs, absent, members.roster.member(site).verification_key)
 
-    agreed, problems = _ask(grid, members, AGREE, list(headers), content, read)
+    agreed, problems = _ask(grid, members, AGREE, list(headers), asked, check)
     parts = _by_site(headers, total)
-    contributions = tuple(replace(part, pairs=agreed.get(site, (b"", b""))[1]) for site, part in parts)
-    signatures = {site: agreed[site][0] for site in headers if site in agreed}
-    return Agreed(replace(total, contributions=contributions), signatures), problems
+    contributions = tuple(replace(part, pairs=agreed[site].sealed if site in agreed else b"") for site, part in parts)
+    signatures = {site: agreed[site].signature for site in headers if site in agreed}
+    return AgreedSum(replace(total, contributions=contributions), signatures), problems
 
 
 def add_reveals(
-    grid: Grid, members: Membership, agreed: Agreed, headers: Mapping[str, UpdateHeader], summed: str = ""
-) -> tuple[Agreed, dict[str, str]]:
+    grid: Grid, members: Membership, agreed: AgreedSum, headers: Mapping[str, UpdateHeader], summed: str = ""
+) -> tuple[AgreedSum, dict[str, str]]:
     """Ask all contributors for the seeds of their masks; return the sum with them, and who gave none, and why."""
     total, plan = agreed.total, read_plan(agreed.total.plan)
-    content = pack_contributors(members.manifest, total.plan, total.contributions, agreed.signatures, summed)
+    asked = Shown(members.manifest, total.plan, total.contributions, agreed.signatures, summed)
 
-    def read(site: str, reply: RecordDict) -> bytes:
-        shown = read_revealed(reply)
-        verify_seed(shown, plan, headers[site].mask, members.roster.member(site).verification_key)
-        return shown
+    def check(site: str, seed: bytes) -> None:
+        verify_seed(seed, plan, headers[site].mask, members.roster.member(site).verification_key)
 
-    revealed, problems = _ask(grid, members, REVEAL, list(headers), content, read)
+    revealed, problems = _ask(grid, members, REVEAL, list(headers), asked, check)
     parts = _by_site(headers, total)
     contributions = tuple(replace(part, reveal=revealed.get(site, b"")) for site, part in parts)
     return agreed._replace(total=replace(total, contributions=contributions)), problems
 
 
 def add_proofs(
-    grid: Grid, members: Membership, agreed: Agreed, headers: Mapping[str, UpdateHeader]
-) -> tuple[Agreed, dict[str, str]]:
+    grid: Grid, members: Membership, agreed: AgreedSum, headers: Mapping[str, UpdateHeader]
+) -> tuple[AgreedSum, dict[str, str]]:
     """Ask all contributors to prove how long their updates are; return the sum with that, and who did not, and why."""
     total, plan = agreed.total, read_plan(agreed.total.plan)
-    content = pack_to_prove(members.manifest, total, agreed.signatures)
+    bare = replace(total, c0=(), codes=b"", c1=())
+    asked = ToProve(members.manifest, bare, agreed.signatures, total.digest)
     shown = {site: part.header for site, part in _by_site(headers, total)}
     subject = subject_of(plan.digest, set_digest(shown), total.digest)
 
-    def read(site: str, reply: RecordDict) -> bytes:
-        proof = read_proof(reply)
+    def check(site: str, proof: bytes) -> None:
         verify_proof(proof, subject, members.roster.member(site).verification_key)
-        return proof
 
-    proofs, problems = _ask(grid, members, PROVE, list(headers), content, read)
+    proofs, problems = _ask(grid, members, PROVE, list(headers), asked, check)
     return agreed._replace(total=replace(total, proofs=tuple(proofs.get(site, b"") for site in headers))), problems
 
 
@@ -197,15 +192,15 @@ def _by_site(headers: Mapping[str, UpdateHeader], total: EncryptedSum) -> Iterat
 def _ask(
     grid: Grid,
     members: Membership,
-    kind: str,
+    kind: MessageKind[Q, R],
     sites: Sequence[str],
-    content: RecordDict,
-    read: Callable[[str, RecordDict], T],
-) -> tuple[dict[str, T], dict[str, str]]:
+    asked: Q,
+    check: Callable[[str, R], object],
+) -> tuple[dict[str, R], dict[str, str]]:
     """Ask sites one thing; return what they answered, and why others did not. What was garbled is asked again, once."""
-    found, problems, garbled = ask_sites(grid, members, kind, content, sites, read)
+    found, problems, garbled = ask_sites(grid, members, kind, asked, sites, check)
     if garbled:
-        again, still, _ = ask_sites(grid, members, kind, content, garbled, read)
+        again, still, _ = ask_sites(grid, members, kind, asked, garbled, check)
         found, problems = found | again, {site: why for site, why in problems.items() if site not in garbled} | still
     return found, problems
 
@@ -213,23 +208,25 @@ def _ask(
 def ask_sites(
     grid: Grid,
     members: Membership,
-    kind: str,
-    content: RecordDict,
+    kind: MessageKind[Q, R],
+    asked: Q,
     sites: Sequence[str],
-    read: Callable[[str, RecordDict], T],
-) -> tuple[dict[str, T], dict[str, str], list[str]]:
+    check: Callable[[str, R], object],
+) -> tuple[dict[str, R], dict[str, str], list[str]]:
     """Ask sites one thing; return what they answered, why others did not, and whose answers were garbled."""
-    found, garbled = dict[str, T](), list[str]()
+    found, garbled, content = dict[str, R](), list[str](), kind.pack(asked)
     problems = dict.fromkeys(sites, "it did not answer in time, after it had sent its update")
-    asked, names = [site for site in sites if site in members.nodes], members.names()
-    seconds = members.attention.seconds
-    messages = [Message(content, members.nodes[site], kind, ttl=seconds, group_id="masks") for site in asked]
+    names, seconds = members.names(), members.attention.seconds
+    messages = [Message(content, members.nodes[site], kind.name, ttl=seconds, group_id="masks")
+                for site in sites if site in members.nodes]  # fmt: skip
     for node, reply in members.attention.ask(grid, messages, lambda: len(found) == len(sites)):
         site = names[node]
         if site in found:  # the same reply again, or something else after it
             continue
         try:
-            found[site] = read(site, content_of(reply))
+            answer = kind.read_reply(content_of(reply))
+            check(site, answer)
+            found[site] = answer
             del problems[site]
         except CloisterError as error:
             problems[site] = str(error)

@@ -21,9 +21,9 @@ from privacy.plan import read_plan
 from privacy.signing import digest, verify
 from strategies.attention import GRACE, POLL_SECONDS, Attention
 from strategies.waiting import Waiting
-from transport.contents import OPENED, Readiness, content_of, pack_query, pack_sum, read_opened, read_readiness
-from transport.heads import find_head, put_head
-from transport.masking import REFUSAL, find_refusal
+from transport.contents import OPENED, Readiness, content_of
+from transport.masking import REFUSAL, Refusal
+from transport.messages import EVALUATE, QUERY, Delivery, Query, Reached
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from privacy.roster import Roster
     from strategies.heads import Heads
     from strategies.journal import Journal
-    from transport.masking import Refusal
-    from transport.reports import Told
 
 READINESS = "readiness"
 APART = "it arrived at another model than most sites, and is left out until it has theirs"
@@ -183,31 +181,28 @@ class Membership:
             self.doubt(site)
             self.models.pop(site, None)
 
-    def read_opened(self, site: str, plan: bytes, reply: Message) -> tuple[Standing, Told]:
-        """Return what a site arrived at with a plan's sum, as it signed it, and what it tells besides.
+    def read_outcome(self, site: str, plan: bytes, reply: Message) -> Reached | Refusal:
+        """Return what a site arrived at with a plan's sum, or why it does not open it, as it signed it.
 
         Raises:
             CloisterError: if it told nothing, or did not sign that.
         """
-        content = content_of(reply)
-        if find_refusal(content):
-            raise ProtocolError(UNOPENED)
-        opened, told = read_opened(content)
-        signed = opened.signed_part(digest("plan", plan))
-        verify(self.roster.member(site).verification_key, OPENED, signed, opened.signature)
-        return (opened.model, opened.update_bound), told
+        outcome = EVALUATE.read_reply(content_of(reply))
+        word, kind = (outcome.opened, OPENED) if isinstance(outcome, Reached) else (outcome, REFUSAL)
+        key = self.roster.member(site).verification_key
+        verify(key, kind, word.signed_part(digest("plan", plan)), word.signature)
+        return outcome
 
-    def read_refusal(self, site: str, plan: bytes, reply: Message) -> Refusal | None:
-        """Return why a site does not open a plan's sum, as it signed it; nothing, if it said anything else.
+    def read_standing(self, site: str, plan: bytes, reply: Message) -> Standing:
+        """Return at which model a site arrived with a plan's sum.
 
         Raises:
-            CloisterError: if it did not sign that.
+            CloisterError: if it did not, or did not sign that.
         """
-        refusal = None if reply.has_error() else find_refusal(reply.content)
-        if refusal:
-            signed = refusal.signed_part(digest("plan", plan))
-            verify(self.roster.member(site).verification_key, REFUSAL, signed, refusal.signature)
-        return refusal
+        outcome = self.read_outcome(site, plan, reply)
+        if isinstance(outcome, Refusal):
+            raise ProtocolError(UNOPENED)
+        return outcome.opened.model, outcome.opened.update_bound
 
     def settle(self, said: Mapping[str, Standing], round_number: int) -> set[str]:
         """Go on with what most sites arrived at. All others are asked again, and are back once they have that model.
@@ -252,12 +247,12 @@ class Membership:
             if len(sums) == 1:  # who lacks more catches up when the others have gone on
                 plan = sums[0].plan
                 number, node = read_plan(plan).round, self.nodes[site]
-                content = pack_sum(self.manifest, sums[0])
+                content = EVALUATE.pack(Delivery(self.manifest, sums))
                 messages.append(Message(content, node, MessageType.EVALUATE, ttl=seconds, group_id=str(number)))
         names = self.names()
         for node, reply in self.attention.ask(grid, messages):
             try:
-                said[names[node]], _ = self.read_opened(names[node], plan, reply)
+                said[names[node]] = self.read_standing(names[node], plan, reply)
             except CloisterError as error:
                 self.problems[names[node]] = str(error)
         return sorted(said.keys() - self.settle(said, number))
@@ -270,11 +265,11 @@ class Membership:
         self.gather(grid, len(self.models), seconds)
         for site in (site for site in behind if site in self.nodes):
             for total in self.journal.missing(self.models[site]):
-                content, node = pack_sum(self.manifest, total), self.nodes[site]
+                content, node = EVALUATE.pack(Delivery(self.manifest, [total])), self.nodes[site]
                 message = Message(content, node, MessageType.EVALUATE, ttl=seconds, group_id="catch-up")
                 for _, reply in self.attention.ask(grid, [message]):
                     try:
-                        (self.models[site], _), _ = self.read_opened(site, total.plan, reply)
+                        self.models[site], _ = self.read_standing(site, total.plan, reply)
                     except CloisterError as error:
                         self.problems[site] = str(error)
 
@@ -291,7 +286,7 @@ class Membership:
     def _ask(self, grid: Grid, node: int) -> None:
         """Ask a node whether it takes part, and bring it the head of the ledger of the site that it speaks for."""
         site = self._claimed.get(node) or self._expected.get(node)
-        content = put_head(pack_query(self.manifest), self.heads.of(site))
+        content = QUERY.pack(Query(self.manifest, self.heads.of(site)))
         message = Message(content, node, MessageType.QUERY, ttl=self.attention.seconds, group_id="ready")
         self.attention.push(grid, [message])
 
@@ -300,15 +295,15 @@ class Membership:
         node = asked.metadata.dst_node_id
         supposed = self._claimed.get(node) or self._expected.get(node)
         try:
-            content = content_of(reply)
-            readiness = read_readiness(content)
+            answer = QUERY.read_reply(content_of(reply))
+            readiness = answer.readiness
             self._verify(node, readiness)
             check_clock(readiness.site, readiness.clock, asked.metadata.created_at, time.time(), self._tolerance)
             if self.heads.of(readiness.site) and readiness.site != supposed:
                 self._claimed[node] = readiness.site
                 self._ask(grid, node)
                 return
-            self.heads.note(readiness.site, find_head(content))
+            self.heads.note(readiness.site, answer.head)
             self._admit(node, readiness)
         except CloisterError as error:
             self.problems[supposed or f"node {node}"] = str(error)

@@ -14,20 +14,17 @@ from privacy.errors import AuthenticityError, CloisterError
 from privacy.votes import Question, check_vote, estimate, is_rejected
 from strategies.journal import Undone
 from transport.contents import content_of
-from transport.votes import find_vote, pack_votes, read_undone
+from transport.messages import UNDO, Undo
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from flwr.app import RecordDict
     from flwr.serverapp import Grid
 
     from privacy.plan import RoundPlan
     from privacy.settings import RunSettings
     from privacy.votes import Vote
     from strategies.membership import Membership
-
-UNDO = "query.undo"
 
 
 class Decision(Enum):
@@ -50,9 +47,9 @@ class Voting:
         """Forget the votes on the round before; note what the one now began with."""
         self._votes, self._update_bound = {}, self._members.update_bound
 
-    def hear(self, site: str, content: RecordDict) -> None:
+    def hear(self, site: str, vote: Vote | None) -> None:
         """Take the vote that a site's reply carries, if it is one."""
-        if (vote := find_vote(content)) is not None:
+        if vote is not None:
             self._votes[site] = vote
 
     def decide(
@@ -89,13 +86,14 @@ class Voting:
         asked = {site: undone for site in sites if (undone := members.journal.undone(members.models.get(site, "")))}
         for site, undone in asked.items():
             if site in members.nodes:
-                content = pack_votes(members.manifest, undone.question, undone.votes)
+                of = undone.question
+                asking = UNDO.pack(Undo(members.manifest, of.round, of.before, of.after, undone.votes))
                 node, seconds = members.nodes[site], members.attention.seconds
-                messages.append(Message(content, node, UNDO, ttl=seconds, group_id=str(undone.question.round)))
+                messages.append(Message(asking, node, UNDO.name, ttl=seconds, group_id=str(of.round)))
         for node, reply in members.attention.ask(grid, messages):
             undone = asked[site := names[node]]
             try:
-                if read_undone(content_of(reply)) == undone.question.before:
+                if UNDO.read_reply(content_of(reply)) == undone.question.before:
                     members.models[site], members.bounds[site] = undone.question.before, undone.update_bound
             except CloisterError as error:
                 members.problems[site] = str(error)

@@ -42,5 +42,5 @@ def make_federation(federation_keys: Path, tmp_path: Path) -> Iterator["Federati
     from tests.federations import FederationMaker  # noqa: PLC0415
 
     yield FederationMaker(federation_keys, tmp_path)
-    if site := sys.modules.get("client.site"):
-        site.open_site.cache_clear()
+    if flower := sys.modules.get("client.flower"):
+        flower.open_site.cache_clear()

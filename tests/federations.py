@@ -21,9 +21,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 
-from client.app import app as client_app
+from client.flower import app as client_app
+from client.flower import open_site
 from client.keyring import Keyring
-from client.site import Site, open_site
+from client.site import Site
 from client.study import Study
 from client.survey import Poll, Survey
 from client.task import Task

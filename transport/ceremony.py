@@ -1,9 +1,4 @@
-"""What the messages of the key ceremony say: protocol types to Flower records and back.
-
-query.lead    number of a new epoch   → its keys' fingerprint, a sealed letter for each member
-query.accept  leader, letter          → fingerprint of the keys inside; letters with secrets of masks
-query.pairs   fingerprint, letters    → the same letters, and with whom the site shares a secret now
-"""
+"""What the messages of the key ceremony say: protocol types to Flower records and back. See `transport.messages`."""
 
 from __future__ import annotations
 

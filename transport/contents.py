@@ -1,11 +1,6 @@
-"""What Cloister's messages say: protocol types to Flower records and back.
+"""What Cloister's messages say of runs: protocol types to Flower records and back. `transport.messages` lists them all.
 
-    query         manifest                          → readiness
-    train         manifest, plan, sums not opened   → signed update, report
-    evaluate      manifest, sum                     → digest of the model, metrics
-
-What the key ceremony says stands in `transport.ceremony`. Ciphertexts travel as `Array`s of opaque bytes, the only kind
-of record that Flower's own engines send in chunks.
+Ciphertexts travel as `Array`s of opaque bytes, the only kind of record that Flower's own engines send in chunks.
 """
 
 from __future__ import annotations
@@ -13,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 import struct
-import time
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
@@ -88,9 +82,9 @@ def content_of(reply: Message) -> RecordDict:
     return reply.content
 
 
-def pack_query(manifest: bytes) -> RecordDict:
+def pack_query(manifest: bytes, sent: float) -> RecordDict:
     """Ask a site whether it takes part, and say what the server's clock shows."""
-    return RecordDict({"run": ConfigRecord({"manifest": manifest, "sent": time.time()})})
+    return RecordDict({"run": ConfigRecord({"manifest": manifest, "sent": sent})})
 
 
 def read_sent(content: RecordDict) -> float:
@@ -189,11 +183,6 @@ def take_sum(content: RecordDict) -> EncryptedSum:
     total = read_sum(content)
     del content["sum"]
     return total
-
-
-def read_plan_of_sum(content: RecordDict) -> bytes:
-    """Return the plan of a delivered sum, which stays where it is."""
-    return array_bytes(content, "sum", "plan")
 
 
 def pack_opened(opened: Opened, metrics: Mapping[str, float]) -> RecordDict:

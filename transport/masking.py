@@ -1,16 +1,9 @@
-"""What is said in masked rounds only: protocol types to Flower records and back.
-
-query.agree   manifest, plan, the contributors' signed headers  → their set, signed; sealed seeds of masks to take off
-query.reveal  the same, and what all of them signed             → the seed of the site's own mask, sealed
-query.prove   the sum without its ciphertexts; with `update_norm` → a signed proof of how long the site's update is
-evaluate                                                        → instead of the model: why the sum does not open
-query.judge   manifest, plan, a member's update, its accuser    → whether that update is right
-"""
+"""What is said in masked rounds only: protocol types to Flower records and back. See `transport.messages`."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -137,11 +130,10 @@ def read_revealed(content: RecordDict) -> bytes:
     return sealed
 
 
-def pack_to_prove(manifest: bytes, total: EncryptedSum, agreed: Mapping[str, bytes]) -> RecordDict:
+def pack_to_prove(manifest: bytes, shown: EncryptedSum, agreed: Mapping[str, bytes], summed: str) -> RecordDict:
     """Show a site all that there is of a sum but its ciphertexts, for it to prove how long its update is."""
-    shown = replace(total, c0=(), codes=b"", c1=())
     return RecordDict({
-        "run": ConfigRecord({"manifest": manifest, "sum": total.digest}),
+        "run": ConfigRecord({"manifest": manifest, "sum": summed}),
         "sum": sum_to_arrays(shown),
         "agreed": ConfigRecord(dict(agreed)),
     })  # fmt: skip

@@ -1,8 +1,4 @@
-"""What messages say of votes: protocol types to Flower records and back. See `privacy.votes`.
-
-evaluate      …                                                  → …, and the site's vote, if it casts one
-query.undo    manifest, round, models before and after, votes    → digest of the model before
-"""
+"""What messages say of votes: protocol types to Flower records and back. See `privacy.votes`, `transport.messages`."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from typing import TYPE_CHECKING
 from flwr.app import ConfigRecord, RecordDict
 
 from privacy.errors import MalformedError
-from privacy.votes import Question, Vote
+from privacy.votes import Vote
 from transport.fields import DIGEST, check_names, field, lacks
 
 if TYPE_CHECKING:
@@ -36,17 +32,17 @@ def find_vote(content: RecordDict) -> Vote | None:
         return None
 
 
-def pack_votes(manifest: bytes, question: Question, votes: Mapping[str, Vote]) -> RecordDict:
+def pack_votes(manifest: bytes, number: int, before: str, after: str, votes: Mapping[str, Vote]) -> RecordDict:
     """Show a site the votes by which a round is to be undone."""
     return RecordDict({
         "run": ConfigRecord({"manifest": manifest}),
-        _ABOUT: ConfigRecord({"round": question.round, "before": question.before, "after": question.after}),
+        _ABOUT: ConfigRecord({"round": number, "before": before, "after": after}),
         _VOTES: ConfigRecord({site: vote.to_bytes() for site, vote in votes.items()}),
     })  # fmt: skip
 
 
-def read_votes(content: RecordDict, run: str) -> tuple[Question, dict[str, Vote]]:
-    """Return what was voted on, and the votes by site.
+def read_votes(content: RecordDict) -> tuple[int, str, str, dict[str, Vote]]:
+    """Return the round that was voted on, the digests of the models before and after it, and the votes by site.
 
     Raises:
         MalformedError: if they are none.
@@ -59,8 +55,7 @@ def read_votes(content: RecordDict, run: str) -> tuple[Question, dict[str, Vote]
     before, after = (field(content, _ABOUT, name, str) for name in ("before", "after"))
     if number < 1 or not re.fullmatch(DIGEST, before) or not re.fullmatch(DIGEST, after):
         lacks(_ABOUT)
-    found = {site: Vote.from_bytes(field(content, _VOTES, site, bytes)) for site in votes}
-    return Question(run, number, before, after), found
+    return number, before, after, {site: Vote.from_bytes(field(content, _VOTES, site, bytes)) for site in votes}
 
 
 def pack_undone(model: str) -> RecordDict:

@@ -12,7 +12,7 @@ import torch
 
 from client.checkpoint import Checkpoint, CheckpointStore
 from client.exam import Exam
-from client.site import open_site
+from client.flower import open_site
 from privacy.settings import Evaluation, Privacy, RunSettings, Start
 from simulations.federation import Federation
 from tests import studies

@@ -22,8 +22,7 @@ from typing import Any
 import torch
 from flwr.app import Context, Message, MessageType
 
-from client.app import app
-from client.site import open_site
+from client.flower import app, open_site
 from simulations.federation import Federation
 from tests.federations import SITES, charges_of, node_of, run_with
 from transport.contents import read_update

@@ -37,7 +37,8 @@ from tests.federations import (
     task_name,
     tls_of,
 )
-from transport.contents import pack_query, pack_train, read_readiness
+from transport import messages as wire
+from transport.contents import pack_train, read_readiness
 from transport.flower import instruction, stamp
 from transport.parcel import decode_reply, encode
 
@@ -93,7 +94,7 @@ class Server:
 def query(federation: Federation, kind: str = MessageType.QUERY) -> Message:
     """Ask the site whether it takes part."""
     document = signed_run(federation)[0]
-    return _message(federation, pack_query(document), kind)
+    return _message(federation, wire.QUERY.pack(wire.Query(document)), kind)
 
 
 def train(federation: Federation) -> Message:

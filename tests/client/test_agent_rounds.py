@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message, MessageType, RecordDict
 
 from client.acceptance import admit
-from client.app import app
+from client.flower import app, open_site
 from client.opening import open_sum
 from client.settings import read_site
-from client.site import Site, open_site
+from client.site import Site
 from client.study import Study
 from privacy.accounting import Mechanism, epsilon
 from privacy.calibration import sign_manifest
@@ -47,8 +47,8 @@ from tests.federations import (
     task_name,
     watch_releases,
 )
+from transport import messages as wire
 from transport.contents import (
-    pack_query,
     pack_sum,
     pack_train,
     read_opened,
@@ -80,7 +80,7 @@ def ask(federation: Federation, kind: str, content: RecordDict, site: str = SITE
 def plan_of(federation: Federation, **changes: object) -> RoundPlan:
     """The plan of the first round, with the model that the site says it has."""
     document, manifest, run = signed_run(federation)
-    model = read_readiness(ask(federation, QUERY, pack_query(document)).content).model
+    model = read_readiness(ask(federation, QUERY, wire.QUERY.pack(wire.Query(document))).content).model
     plan = RoundPlan(
         run=run,
         round=1,
@@ -293,7 +293,7 @@ def test_a_run_that_the_coordinator_did_not_sign_is_refused_and_costs_nothing(
 ) -> None:
     plan, document = plan_of(federation), forge(signed_run(federation)[0])
     content = {
-        QUERY: pack_query(document),
+        QUERY: wire.QUERY.pack(wire.Query(document)),
         TRAIN: pack_train(document, plan.to_bytes(), []),
         EVALUATE: pack_sum(document, EncryptedSum(plan.to_bytes(), (), (), b"")),
     }[kind]
@@ -469,7 +469,7 @@ def test_a_complaint_about_records_stays_at_the_site(
     make_federation: FederationMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
     federation = make_federation(replace(SETTINGS, task=task_name(studies.Quoting)))
-    answer = ask(federation, QUERY, pack_query(signed_run(federation)[0]))
+    answer = ask(federation, QUERY, wire.QUERY.pack(wire.Query(signed_run(federation)[0])))
     assert "records cannot be used" in str(answer.error.reason)
     assert studies.QUOTE in caplog.text  # the site's own log
     _assert_nothing_leaves(answer, federation)
@@ -517,7 +517,7 @@ def test_a_damaged_checkpoint_is_said_at_the_site_and_refused(
     (path,) = (federation.paths[SITE] / "models").iterdir()
     _damage(path)
     restart(federation, SITE)
-    answer = ask(federation, QUERY, pack_query(signed_run(federation)[0]))
+    answer = ask(federation, QUERY, wire.QUERY.pack(wire.Query(signed_run(federation)[0])))
     assert answer.has_error()
     assert str(path) in caplog.text
     assert str(path) not in str(answer.error.reason)

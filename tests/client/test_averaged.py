@@ -12,11 +12,10 @@ from flwr.app import Context, Message, MessageType
 from numpy.typing import NDArray
 
 from client.acceptance import admit
-from client.app import app
 from client.checkpoint import Checkpoint
+from client.flower import app, open_site
 from client.models import Models
 from client.opening import open_sum
-from client.site import open_site
 from privacy.settings import RunSettings, Training
 from privacy.summation import EncryptedSum
 from privacy.update import Layout, Model

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from client.beginning import find_model
-from client.site import open_site
+from client.flower import open_site
 from privacy.errors import RefusedError, RunError
 from privacy.settings import RunSettings, Start, Training
 from privacy.update import Layout

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from client.beginning import find_model
 from client.checkpoint import Checkpoint, CheckpointStore
-from client.site import open_site
+from client.flower import open_site
 from client.state import DTYPES, WIDTHS, check_constants, layout_of, set_constants
 from privacy.errors import RefusedError, TaskError
 from privacy.settings import Start
@@ -128,7 +128,7 @@ def test_a_site_with_another_constant_is_noticed_before_anything_is_charged(make
     federation = make_federation(RUN)
 
     def answer(message: Message, context: Context) -> Message:
-        from client.app import app  # noqa: PLC0415
+        from client.flower import app  # noqa: PLC0415
 
         Frozen.mean = 0.5 * str(context.node_config["site"]).endswith("west")
         return app(message, context)

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 from typing_extensions import override
 
-from client.site import open_site
+from client.flower import open_site
 from cloister import statistics
 from privacy.accounting import Mechanism, epsilon
 from privacy.errors import CloisterError, RunError

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from client.site import open_site
+from client.flower import open_site
 from client.survey import Survey
 from client.trial import MADE_UP, OWN, Trial
 from privacy.errors import CloisterError, DataError, TaskError

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from client.acceptance import admit
+from client.flower import open_site
 from client.readiness import get_ready
-from client.site import open_site
 from privacy.errors import DataError, TaskError
 from tests.federations import NOISY, charges_of, node_of, signed_run, task_name
 from tests.studies import Tiny

@@ -18,7 +18,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from client.checkpoint import CheckpointStore
-from client.site import open_site
+from client.flower import open_site
 from privacy.accounting import Mechanism, calibrate, epsilon
 from privacy.config import read_toml
 from privacy.errors import BudgetError, ConfigError, DataError, KeyFileError

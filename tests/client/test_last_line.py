@@ -17,13 +17,13 @@ from typing_extensions import override
 from client.acceptance import admit
 from client.additivity import check_mode
 from client.dpsgd import train, way_to_train
+from client.flower import open_site
 from client.guard import check_records, check_task
 from client.interactions import InteractionError
 from client.proving import prove
 from client.readiness import get_ready
 from client.refusals import FILE, Refusals
 from client.settings import Computing, Gradients, Precision
-from client.site import open_site
 from client.task import import_task
 from client.trial import Example
 from privacy.errors import RunError, TaskError

@@ -11,12 +11,12 @@ import pytest
 from flwr.app import Context, Error, Message, MessageType
 
 from client.acceptance import admit
-from client.app import app
+from client.flower import app, open_site
 from client.masking import agree, reveal
 from client.opening import UnopenedError, open_sum
 from client.readiness import get_ready
 from client.round import train_round
-from client.site import Site, open_site
+from client.site import Site
 from privacy.agreement import accuse, check_repeat
 from privacy.envelope import Contribution, SignedUpdate, verify_update
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError, RefusedError
@@ -24,7 +24,6 @@ from privacy.masking import sign_pairs, sign_seed
 from privacy.plan import RoundPlan
 from privacy.summation import EncryptedSum, RunningSum
 from simulations.federation import Federation
-from strategies.masking import AGREE, REVEAL
 from tests.federations import (
     NOISY,
     SETTINGS,
@@ -41,6 +40,7 @@ from tests.federations import (
     signed_run,
 )
 from transport.flower import reply
+from transport.messages import AGREE, REVEAL
 
 MASKED = replace(NOISY, rounds=2, encryption=replace(NOISY.encryption, collusion_resistant=True))
 COHORT = tuple(sorted(SITES))
@@ -177,14 +177,14 @@ def test_who_drops_out_before_the_sum_is_complete_costs_nobody_anything(federati
 
 
 def test_who_drops_out_before_it_agrees_costs_an_attempt_and_nobody_a_charge(federation: Federation) -> None:
-    first, second = run_with(federation, breaking(federation, "west", AGREE))
+    first, second = run_with(federation, breaking(federation, "west", AGREE.name))
     for event, attempts in ((first, 2), (second, 1)):  # it is left out of the next: it would cost an attempt each time
         assert (event["released"], event["attempts"], event["sites"]) == (True, attempts, ["east", "north", "south"])
     assert [charges_of(federation, site) for site in COHORT] == [2, 2, 2, 1]
 
 
 def test_who_keeps_its_seed_costs_the_round_and_is_left_out_of_the_next(federation: Federation) -> None:
-    first, second = run_with(federation, breaking(federation, "west", REVEAL))
+    first, second = run_with(federation, breaking(federation, "west", REVEAL.name))
     assert (first["released"], first["problems"]) == (False, {"west": "“the line broke”"})
     assert "without the mask of west" in first["reason"]
     assert (second["released"], second["sites"]) == (True, ["east", "north", "south"])

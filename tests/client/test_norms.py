@@ -11,16 +11,15 @@ import pytest
 from client import norms
 from client import round as rounds
 from client.acceptance import Round, admit
+from client.flower import open_site
 from client.masking import prove, reveal
 from client.norms import shorten
 from client.opening import UnopenedError
-from client.site import open_site
 from privacy.errors import AuthenticityError, ProtocolError
 from privacy.norm_signature import sign_proof
 from privacy.norms import prove_norm
 from privacy.pedersen import BYTES
 from privacy.signing import SIGNATURE_BYTES
-from strategies.masking import PROVE
 from tests.client.test_masking import (
     COHORT,
     MASKED,
@@ -35,6 +34,7 @@ from tests.client.test_masking import (
 )
 from tests.federations import SETTINGS, FederationMaker, charges_of, models_of, restart, run_with, signed_run
 from transport.masking import VALUES
+from transport.messages import PROVE
 
 if TYPE_CHECKING:
     from client.checkpoint import Checkpoint
@@ -124,7 +124,7 @@ def test_who_sends_a_long_update_cannot_prove_otherwise_and_is_named(
 
 
 def test_who_keeps_its_proof_costs_the_round_and_is_left_out_of_the_next(federation: Federation) -> None:
-    first, second = run_with(federation, breaking(federation, "west", PROVE))
+    first, second = run_with(federation, breaking(federation, "west", PROVE.name))
     assert (first["released"], first["problems"]) == (False, {"west": "“the line broke”"})
     assert "without the proof of west" in first["reason"]
     assert (second["released"], second["sites"]) == (True, ["east", "north", "south"])

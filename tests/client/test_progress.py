@@ -13,9 +13,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from client.acceptance import AdmittedRun
-from client.app import app as client_app
+from client.flower import app as client_app
+from client.flower import open_site
 from client.progress import look
-from client.site import open_site
 from privacy.ledger import Ledger
 from privacy.settings import Training
 from simulations.federation import Federation, SiteTerms

@@ -15,9 +15,9 @@ from typing_extensions import override
 
 from client import dpsgd
 from client.acceptance import admit
+from client.flower import open_site
 from client.readiness import get_ready
 from client.records import read_csv
-from client.site import open_site
 from client.study import Study
 from privacy.errors import (
     DataError,
@@ -47,7 +47,7 @@ from tests.federations import (
     signed_run,
     task_name,
 )
-from transport.contents import pack_query
+from transport import messages as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -359,11 +359,11 @@ def test_the_same_refusal_again_is_logged_once(
     federation = make_federation(NOISY)
     (federation.paths[SITE] / "outbox").write_text("")
     for _ in range(3):
-        assert ask(federation, QUERY, pack_query(signed_run(federation)[0])).has_error()
+        assert ask(federation, QUERY, wire.QUERY.pack(wire.Query(signed_run(federation)[0]))).has_error()
     assert caplog.text.count("a round needs") == 1
     (federation.paths[SITE] / "outbox").unlink()
-    assert ask(federation, QUERY, pack_query(signed_run(federation)[0])).has_content()
+    assert ask(federation, QUERY, wire.QUERY.pack(wire.Query(signed_run(federation)[0]))).has_content()
     (federation.paths[SITE] / "outbox").rmdir()
     (federation.paths[SITE] / "outbox").write_text("")
-    assert ask(federation, QUERY, pack_query(signed_run(federation)[0])).has_error()
+    assert ask(federation, QUERY, wire.QUERY.pack(wire.Query(signed_run(federation)[0]))).has_error()
     assert caplog.text.count("a round needs") == 2

@@ -11,10 +11,9 @@ from flwr.app import Context, Error, Message, MessageType
 from numpy.typing import NDArray
 
 from client import remainder as module
-from client.app import app
 from client.checkpoint import CheckpointStore
+from client.flower import app, open_site
 from client.remainder import Remainders
-from client.site import open_site
 from privacy.plan import RoundPlan, read_plan
 from tests.federations import SETTINGS, FederationMaker, models_of, node_of, run_with, signed_run
 from tests.privacy.consortium import make_plan

@@ -12,11 +12,11 @@ from flwr.app import Context, Error, Message, MessageType
 from numpy.typing import NDArray
 
 from client.acceptance import AdmittedRun, admit
-from client.app import app
+from client.flower import app, open_site
 from client.masking import recover
 from client.readiness import get_ready
 from client.round import train_round
-from client.site import Site, open_site
+from client.site import Site
 from privacy.accounting import Mechanism
 from privacy.errors import ConfigError, ProtocolError, RefusedError, RunError
 from privacy.ledger import Charge, Release

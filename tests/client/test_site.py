@@ -7,8 +7,9 @@ from shutil import copyfile, copytree
 import numpy as np
 import pytest
 
+from client.flower import open_site
 from client.settings import read_site
-from client.site import Site, open_site
+from client.site import Site
 from privacy.errors import AuthenticityError, DataError, KeyFileError, TaskError
 from privacy.settings import Evaluation, Privacy, RunSettings, Start
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, restart, signed_run

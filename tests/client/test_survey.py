@@ -11,10 +11,9 @@ from flwr.app import Context, Error, Message, MessageType
 from numpy.typing import ArrayLike, NDArray
 
 from client.acceptance import admit
-from client.app import app
+from client.flower import app, open_site
 from client.opening import open_sum
 from client.records import read_csv
-from client.site import open_site
 from client.survey import Poll
 from privacy import figures
 from privacy.accounting import Mechanism, epsilon

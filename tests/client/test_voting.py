@@ -11,10 +11,11 @@ from flwr.app import Context, Message, MessageType
 
 from client import voting
 from client.acceptance import AdmittedRun, admit
-from client.app import app as client_app
 from client.checkpoint import Checkpoint
+from client.flower import app as client_app
+from client.flower import open_site
 from client.readiness import get_ready
-from client.site import Site, open_site
+from client.site import Site
 from client.study import Study
 from privacy.errors import AuthenticityError, BudgetError, ProtocolError
 from privacy.settings import RunSettings

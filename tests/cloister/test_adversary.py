@@ -17,8 +17,7 @@ from privacy.tag import TagKey
 from simulations.liars import LIARS
 from simulations.siege import ATTACKS, lay_siege, quiet_agents
 from strategies.judging import Court
-from transport.ceremony import pack_lead
-from transport.contents import pack_query
+from transport.messages import LEAD, QUERY, Query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -94,8 +93,8 @@ def test_a_try_is_refused_only_if_all_sites_refuse_and_none_of_them_by_a_crash(
     with quiet_agents():
         server = lay_siege(tmp_path, np.random.default_rng(1))
         state = server.state()
-        refusals = server.ask("query.lead", pack_lead(server.epoch))  # an epoch that there is already
-        agreed = server.ask("query", pack_query(server.runs["few"].document))
+        refusals = server.ask_all(LEAD, server.epoch)  # an epoch that there is already
+        agreed = server.ask_all(QUERY, Query(server.runs["few"].document))
         assert server.refused(refusals, state)
         assert not server.refused(refusals | {"north": agreed["north"]}, state)
         assert not server.refused(refusals, {})

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from client.flower import open_site
 from client.held_out import split_held_out
 from client.records import read_csv
-from client.site import open_site
 from cloister import statistics
 from cloister.local import follow, start_agents, start_server
 from cloister.processes import Processes

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from client.site import open_site
+from client.flower import open_site
 from cloister.benchmarks.pipelines import charge_for_nobody
 from cloister.benchmarks.trials import DATA, EPSILONS, Trial, ablations, trials
 from cloister.benchmarks.utility import deal, measure, table, train

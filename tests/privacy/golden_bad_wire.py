@@ -23,11 +23,11 @@ from tests.privacy.golden_wire import (
     replies,
     votes,
 )
-from tests.privacy.readers import ANSWERED, ASKED, LIMIT
+from tests.privacy.readers import ANSWERED, LIMIT
 from tests.privacy.vectors import good_parts, stored
 from transport import cloister_pb2 as pb
+from transport import messages as kinds
 from transport.fields import blob
-from transport.votes import pack_votes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ KINDS: dict[str, dict[str, str]] = {
     "votes": {"manifest": "text documents/manifest", "roster": "text documents/roster", "run": "text wire/run",
               "body": "hex wire/messages/query.undo/body"},
     "chunks": {"chunks": "text wire/chunks_as_text"},
-    **{f"message {kind}": {"body": f"hex wire/messages/{kind}/body"} for kind in ASKED},
+    **{f"message {kind}": {"body": f"hex wire/messages/{kind}/body"} for kind in kinds.KINDS},
     **{f"reply {kind}": {"body": f"hex wire/replies/{kind}/body", "kind": f"text ={kind}"} for kind in ANSWERED},
 }  # fmt: skip
 _BYTES = Array("uint8", (1,), "numpy.ndarray", b"x")
@@ -287,7 +287,9 @@ def _votes() -> Iterator[Bad]:
         ("a vote left out, so that too few are left", asked, {site: good[site] for site in ("north", "west")}, P),
         ("one of three rejects", asked, keep | {"north": good["north"]}, P),
     ):
-        body = body_of(ask("query.undo", pack_votes(b"a manifest", about, shown)))
+        body = body_of(
+            ask("query.undo", kinds.UNDO.pack(kinds.Undo(b"a manifest", about.round, about.before, about.after, shown)))
+        )
         yield Bad("votes", name, {"body": body}, error)
     yield Bad("votes", "of another run", {"run": OTHER.encode()}, A)
 

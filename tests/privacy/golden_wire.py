@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, Error, RecordDict
@@ -13,13 +14,14 @@ from privacy.summation import EncryptedSum
 from privacy.verdict import sign_verdict
 from privacy.votes import Question, Vote, cast
 from tests.privacy.consortium import make_plan, member, signing_key
-from transport import ceremony, contents, masking
+from tests.privacy.readers import ANSWERED
 from transport import cloister_pb2 as pb
+from transport import contents, masking
+from transport import messages as wire
 from transport.flower import instruction, reply, stamp
 from transport.framing import to_frames
-from transport.heads import put_head
 from transport.parcel import encode
-from transport.votes import pack_undone, pack_votes, put_vote
+from transport.reports import Told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,44 +64,48 @@ def votes(run: str) -> dict[str, Vote]:
 
 def instructions(run: str) -> dict[str, RecordDict]:
     """Return what the server sends, by kind."""
-    shown = masking.pack_contributors(b"a manifest", b"a plan", _PARTS)
-    agreed = {"north": b"\1" * 64, "west": b"\2" * 64}
-    return {
-        "query": put_head(contents.pack_query(b"a manifest"), signed_head()),
-        "query.lead": ceremony.pack_lead(3),
-        "query.accept": ceremony.pack_letter("north", b"a letter"),
-        "query.pairs": ceremony.pack_pairs(_DIGEST, {"east": b"a pair letter", "north": b"another"}),
-        "train": put_head(contents.pack_train(b"a manifest", b"a plan", [_SUM, _LARGE]), signed_head()),
-        "query.agree": shown,
-        "query.reveal": masking.pack_contributors(b"a manifest", b"a plan", _PARTS, agreed, _DIGEST),
-        "query.prove": masking.pack_to_prove(b"a manifest", _PROVED, agreed),
-        "query.judge": masking.pack_body(
-            b"a manifest", b"a plan", _UPDATE, masking.Accusation("north", b"\x09" * 64)
+    manifest, plan, agreed = b"a manifest", b"a plan", {"north": b"\1" * 64, "west": b"\2" * 64}
+    bare = replace(_PROVED, c0=(), codes=b"", c1=())
+    of = question(run)
+    content = {
+        "query": wire.QUERY.pack(wire.Query(manifest, signed_head())),
+        "query.lead": wire.LEAD.pack(3),
+        "query.accept": wire.ACCEPT.pack(wire.Letter("north", b"a letter")),
+        "query.pairs": wire.PAIRS.pack(wire.Pairs(_DIGEST, {"east": b"a pair letter", "north": b"another"})),
+        "train": wire.TRAIN.pack(wire.Order(manifest, plan, [_SUM, _LARGE], signed_head())),
+        "query.agree": wire.AGREE.pack(wire.Shown(manifest, plan, _PARTS)),
+        "query.reveal": wire.REVEAL.pack(wire.Shown(manifest, plan, _PARTS, agreed, _DIGEST)),
+        "query.prove": wire.PROVE.pack(wire.ToProve(manifest, bare, agreed, _PROVED.digest)),
+        "query.judge": wire.JUDGE.pack(
+            wire.Suspect(manifest, plan, _UPDATE, masking.Accusation("north", b"\x09" * 64))
         ),
-        "query.undo": pack_votes(b"a manifest", question(run), votes(run)),
-        "evaluate": contents.pack_sum(b"a manifest", _PROVED),
+        "query.undo": wire.UNDO.pack(wire.Undo(manifest, of.round, of.before, of.after, votes(run))),
+        "evaluate": wire.EVALUATE.pack(wire.Delivery(manifest, [_PROVED])),
     }  # fmt: skip
+    assert content.keys() == wire.KINDS.keys()
+    return content
 
 
 def replies(run: str) -> dict[str, RecordDict]:
     """Return what a site answers."""
-    return {
-        "readiness": put_head(contents.pack_readiness(readiness(run)), signed_head()),
-        "leader": ceremony.pack_keys(3, _DIGEST, {"north": b"one", "south": b"two"}, {"west": b"a pair letter"}),
-        "keys": ceremony.pack_keys(3, _DIGEST, {}, {"west": b"a pair letter"}),
-        "shared": ceremony.pack_shared({"west": b"a pair letter"}, ["east", "north", "west"]),
-        "update": put_head(contents.pack_update(_UPDATE, {"epsilon": 0.5}), signed_head()),
-        "agreed": masking.pack_agreed(b"\5" * 64, b"\6" * 112),
-        "revealed": masking.pack_revealed(b"\7" * 112),
-        "proved": masking.pack_proof(b"\x08" * 100),
-        "verdict": masking.pack_verdict(masking.Verdict(right=False, signature=b"\x0a" * 64)),
-        "refused": masking.pack_refusal(masking.Refusal("seeds", ["east", "west"], b"\x0b" * 64)),
-        "opened": put_vote(
-            contents.pack_opened(contents.Opened(_OTHER, 2.0**-20, b"\x08" * 64), {"loss": 0.25, "accuracy": 0.88}),
-            votes(run)["south"],
+    pairs = {"west": b"a pair letter"}
+    answers: dict[str, Any] = {
+        "readiness": wire.Ready(readiness(run), signed_head()),
+        "leader": wire.Keys(3, _DIGEST, {"north": b"one", "south": b"two"}, pairs),
+        "keys": wire.Keys(3, _DIGEST, {}, pairs),
+        "shared": wire.Shared(pairs, ["east", "north", "west"]),
+        "update": wire.Trained(_UPDATE, Told({"epsilon": 0.5}), signed_head()),
+        "agreed": wire.Agreed(b"\5" * 64, b"\6" * 112),
+        "revealed": b"\7" * 112,
+        "proved": b"\x08" * 100,
+        "verdict": masking.Verdict(right=False, signature=b"\x0a" * 64),
+        "refused": masking.Refusal("seeds", ["east", "west"], b"\x0b" * 64),
+        "opened": wire.Reached(
+            contents.Opened(_OTHER, 2.0**-20, b"\x08" * 64), Told({"loss": 0.25, "accuracy": 0.88}), votes(run)["south"]
         ),
-        "undone": pack_undone(_DIGEST),
+        "undone": _DIGEST,
     }
+    return {name: ANSWERED[name].pack_reply(answer) for name, answer in answers.items()}
 
 
 def ask(kind: str, content: RecordDict) -> Message:

@@ -11,9 +11,9 @@ import time
 from base64 import b64decode
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import patch
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -46,12 +46,12 @@ from privacy.shared import share_of
 from privacy.signing import verify
 from privacy.summation import RunningSum, check_contributions, check_sum
 from privacy.tag import TagKey
-from privacy.votes import check_rejected
+from privacy.votes import Question, check_rejected
 from tests.privacy.consortium import SECRET, sealing_key, signing_key
 from tests.privacy.vectors import stored
-from transport import ceremony, contents, heads, masking
 from transport import cloister_pb2 as pb
-from transport import votes as ballots
+from transport import contents
+from transport import messages as wire
 from transport.fields import blob
 from transport.flower import instruction, stamp
 from transport.framing import Assembly
@@ -75,34 +75,21 @@ class LeftOutError(CloisterError):
 
 
 LIMIT = 1 << 16  # bytes of a message in chunks
-ASKED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
-    "query": (contents.read_manifest, contents.read_sent, heads.read_head),
-    "query.lead": (ceremony.read_lead,),
-    "query.accept": (ceremony.read_letter_from,),
-    "query.pairs": (ceremony.read_pairs,),
-    "train": (contents.read_manifest, contents.read_train, heads.read_head),
-    "query.agree": (contents.read_manifest, masking.read_contributors),
-    "query.reveal": (contents.read_manifest, masking.read_contributors, masking.read_signatures, masking.read_summed),
-    "query.prove": (contents.read_manifest, contents.read_sum, masking.read_signatures, masking.read_summed),
-    "query.judge": (contents.read_manifest, masking.read_body),
-    "query.undo": (contents.read_manifest, partial(ballots.read_votes, run="")),
-    "evaluate": (contents.read_manifest, contents.read_sum),
+ANSWERED: dict[str, wire.MessageKind[Any, Any]] = {
+    "readiness": wire.QUERY,
+    "leader": wire.LEAD,
+    "keys": wire.ACCEPT,
+    "shared": wire.PAIRS,
+    "update": wire.TRAIN,
+    "agreed": wire.AGREE,
+    "revealed": wire.REVEAL,
+    "proved": wire.PROVE,
+    "verdict": wire.JUDGE,
+    "refused": wire.EVALUATE,
+    "opened": wire.EVALUATE,
+    "undone": wire.UNDO,
 }
-ANSWERED: dict[str, tuple[Callable[[RecordDict], object], ...]] = {
-    "readiness": (contents.read_readiness,),
-    "leader": (ceremony.read_keys, ceremony.read_letters, ceremony.read_own_pairs),
-    "keys": (ceremony.read_keys, ceremony.read_own_pairs),
-    "shared": (ceremony.read_shared, ceremony.read_own_pairs),
-    "update": (contents.read_update,),
-    "agreed": (masking.read_agreed,),
-    "revealed": (masking.read_revealed,),
-    "proved": (masking.read_proof,),
-    "verdict": (masking.read_verdict,),
-    "refused": (masking.find_refusal,),
-    "opened": (contents.read_opened, ballots.find_vote),
-    "undone": (ballots.read_undone,),
-}
-"""What is read of each message, in this order."""
+"""Replies, by what the golden files call them, and the kinds of messages that they answer."""
 
 
 @contextmanager
@@ -230,24 +217,23 @@ def readiness(parts: Parts) -> None:
 def votes(parts: Parts) -> None:
     """The votes by which a model is to be undone."""
     content, cohort = decode_instruction(parts["body"]).content, _manifest(parts)[0].settings.cohort
-    asked_for, shown = ballots.read_votes(content, parts["run"].decode())
-    check_rejected(asked_for, shown, cohort.sizes, cohort.minimum, _roster(parts))
+    asked_for = wire.UNDO.read(content)
+    about = Question(parts["run"].decode(), asked_for.round, asked_for.before, asked_for.after)
+    check_rejected(about, asked_for.votes, cohort.sizes, cohort.minimum, _roster(parts))
 
 
 def message(parts: Parts) -> None:
     """A message from the server. What is read of it depends on its kind."""
     found = decode_instruction(parts["body"])
-    for read in ASKED[found.metadata.message_type]:
-        read(found.content)
+    wire.KINDS[found.metadata.message_type].read(found.content)
 
 
 def answer(parts: Parts) -> None:
     """A site's reply to the message of the id `f…f`."""
-    content = reply_of(parts["body"])
-    for read in ANSWERED[parts["kind"].decode()]:
-        found = read(content)
-        if isinstance(found, tuple) and isinstance(found[-1], Told) and found[-1].dropped:
-            raise LeftOutError(found[-1].dropped)
+    found = ANSWERED[parts["kind"].decode()].read_reply(reply_of(parts["body"]))
+    told = found.report if isinstance(found, wire.Trained) else getattr(found, "metrics", Told())
+    if told.dropped:
+        raise LeftOutError(told.dropped)
 
 
 def chunks(parts: Parts) -> None:
@@ -317,7 +303,7 @@ READERS: dict[str, Callable[[Parts], None]] = {
     "readiness": readiness,
     "votes": votes,
     "chunks": chunks,
-    **{f"message {kind}": message for kind in ASKED},
+    **{f"message {kind}": message for kind in wire.KINDS},
     **{f"reply {kind}": answer for kind in ANSWERED},
 }
 
@@ -330,7 +316,7 @@ def arrays_of(parts: Parts) -> ArrayRecord:
 
 def reply_of(body: bytes) -> RecordDict:
     """Return what is in a reply."""
-    to = instruction(contents.pack_query(b""), kind="query", node=12, run_id=7, group="1", ttl=60.0)
+    to = instruction(wire.QUERY.pack(wire.Query(b"")), kind="query", node=12, run_id=7, group="1", ttl=60.0)
     stamp(to, "f" * 32)
     return contents.content_of(decode_reply(body, to))
 

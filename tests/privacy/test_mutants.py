@@ -10,13 +10,14 @@ import pytest
 from privacy.errors import CloisterError
 from tests.privacy.mutant_fields import FieldMutant, field_mutants
 from tests.privacy.mutants import Mutant, mutants_of, refusing_functions
-from tests.privacy.readers import ANSWERED, ASKED, READERS
+from tests.privacy.readers import ANSWERED, READERS
 from tests.privacy.vectors import parts_of, stored
+from transport.messages import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MESSAGES = [f"message {kind}" for kind in ASKED]
+_MESSAGES = [f"message {kind}" for kind in KINDS]
 _REPLIES = [f"reply {kind}" for kind in ANSWERED]
 _UPDATES = ["update", "masked update"]
 _SUMS = ["sum", "large sum"]

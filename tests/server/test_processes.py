@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 
 from client.acceptance import admit
 from client.dpsgd import train
+from client.flower import open_site
 from client.opening import open_sum
-from client.site import Site, open_site
+from client.site import Site
 from cloister.local import start_server
 from cloister.processes import Processes
 from privacy.manifest import Manifest

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from client.dpsgd import train
-from client.site import open_site
+from client.flower import open_site
 from cloister.local import follow, start_agents, start_server
 from cloister.processes import Processes
 from privacy.config import read_toml

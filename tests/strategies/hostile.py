@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from flwr.app import Context, Error, Message, MessageType
 
-from client.app import app as client_app
-from client.site import open_site
+from client.flower import app as client_app
+from client.flower import open_site
 from privacy.envelope import SignedUpdate
 from simulations.federation import Federation
 from simulations.spoilers import resigned_by

@@ -19,7 +19,7 @@ from typing_extensions import override
 from privacy.settings import RunSettings
 from simulations.inline import InlineGrid
 from simulations.results import journal_path, read_events
-from strategies.ceremony import ACCEPT, LEAD, Ceremony
+from strategies.ceremony import Ceremony
 from tests.federations import (
     SETTINGS,
     SITES,
@@ -32,6 +32,7 @@ from tests.federations import (
 from tests.strategies.hostile import EVALUATE, QUERY, TRAIN
 from transport.ceremony import pack_keys
 from transport.flower import reply
+from transport.messages import ACCEPT, LEAD
 
 EAST = "east"
 OTHERS = ["north", "south", "west"]
@@ -223,7 +224,7 @@ def test_whatever_a_grid_hands_out_as_replies_the_rounds_go_on(
 # --- Who leads ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [LEAD, ACCEPT])
+@pytest.mark.parametrize("kind", [LEAD.name, ACCEPT.name])
 def test_a_leader_that_failed_is_not_asked_to_lead_again_before_the_others(
     make_federation: FederationMaker, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,11 +238,11 @@ def test_a_leader_that_failed_is_not_asked_to_lead_again_before_the_others(
         return agree(self, grid, sites, minimum)
 
     def passes(message: Message) -> bool:
-        if message.metadata.message_type == LEAD:
+        if message.metadata.message_type == LEAD.name:
             asked.append(names[message.metadata.dst_node_id])
-        if kind == LEAD:
-            return message.metadata.message_type == LEAD and asked[-1] == EAST
-        return message.metadata.message_type == ACCEPT and asked[-1] == EAST
+        if kind == LEAD.name:
+            return message.metadata.message_type == LEAD.name and asked[-1] == EAST
+        return message.metadata.message_type == ACCEPT.name and asked[-1] == EAST
 
     monkeypatch.setattr(Ceremony, "agree", anew)
     events = run_with(federation, make_grid=Deaf(passes))
@@ -295,7 +296,7 @@ def test_a_site_that_says_no_is_not_waited_for(make_federation: FederationMaker)
     federation = make_federation(SETTINGS)  # with a deadline of a minute, and a test's timeout of two
 
     def answer(message: Message, context: Context) -> Message:
-        from client.app import app  # noqa: PLC0415
+        from client.flower import app  # noqa: PLC0415
 
         refusing = (message.metadata.dst_node_id, message.metadata.message_type) == (node_of(federation, EAST), QUERY)
         return reply(Error(100, "not now"), message) if refusing else app(message, context)

@@ -13,9 +13,9 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from client.app import app as client_app
+from client.flower import app as client_app
+from client.flower import open_site
 from client.keyring import Keyring
-from client.site import open_site
 from privacy.epoch import EpochKeys
 from privacy.plan import LARGEST_STEP
 from privacy.storage import write_atomically
@@ -23,10 +23,11 @@ from server.app import app as server_app
 from simulations.inline import InlineGrid
 from simulations.inspection import find_secrets, site_secrets
 from simulations.results import journal_path, read_events
-from strategies.ceremony import ACCEPT, LEAD, PAIRS, next_epoch
+from strategies.ceremony import next_epoch
 from strategies.letters import Letters
 from tests.federations import SETTINGS, SITES, context_of, node_of, signed_run
 from transport.flower import SERVER_NODE, quieten, reply
+from transport.messages import ACCEPT, LEAD, PAIRS
 
 if TYPE_CHECKING:
     from simulations.federation import Federation
@@ -170,14 +171,14 @@ def test_the_first_run_makes_keys_the_next_uses_them_and_another_epoch_comes_on_
 
 @pytest.mark.parametrize("answer", [fails, crashes, says_nothing], ids=["refuses", "crashes", "says nothing"])
 def test_a_leader_that_fails_is_passed_over(federation: Federation, answer: Answer) -> None:
-    events = run(federation, instead(LEAD, FIRST, answer))
+    events = run(federation, instead(LEAD.name, FIRST, answer))
     (event,) = epochs(events)
     assert event["leader"] == SECOND
     assert len(contributors(events)) >= SETTINGS.cohort.minimum
 
 
 def test_a_leader_whose_reply_was_lost_takes_the_keys_of_the_next(federation: Federation) -> None:
-    events = run(federation, instead(LEAD, FIRST, loses))
+    events = run(federation, instead(LEAD.name, FIRST, loses))
     (event,) = epochs(events)
     assert event["epoch"] == 2  # it has keys of its own under the number 1, which is not used again
     assert event["sites"] == sorted(SITES)
@@ -200,7 +201,7 @@ def test_a_site_that_missed_an_epoch_gets_its_letter_from_the_server(federation:
 
 @pytest.mark.parametrize("name", ["../x", "../../x", "/tmp/cloister-x", "mallory", "", "a/b", "x\0y"])  # noqa: S108
 def test_letters_to_anyone_but_members_are_refused_and_written_nowhere(federation: Federation, name: str) -> None:
-    (event,) = epochs(run(federation, instead(LEAD, FIRST, with_letters(**{name: b"x"}))))
+    (event,) = epochs(run(federation, instead(LEAD.name, FIRST, with_letters(**{name: b"x"}))))
     assert event["leader"] == SECOND
     letters = {path for path in everything(federation.folder.parent) if path.suffix == ".letter"}
     assert {path.parent for path in letters} == {federation.server / "epochs"}
@@ -212,7 +213,7 @@ def test_letters_to_anyone_but_members_are_refused_and_written_nowhere(federatio
 
 def test_a_site_whose_letter_does_not_open_leads_itself(federation: Federation) -> None:
     """Nobody can tell whether the leader lied or the site does: a leader leaves no honest one out."""
-    events = run(federation, instead(LEAD, FIRST, with_letters(west=b"nothing")))
+    events = run(federation, instead(LEAD.name, FIRST, with_letters(west=b"nothing")))
     first, second = epochs(events)
     assert (first["leader"], first["sites"]) == (FIRST, sorted(set(SITES) - {"west"}))
     assert (second["leader"], second["sites"]) == ("west", sorted(SITES))
@@ -220,12 +221,12 @@ def test_a_site_whose_letter_does_not_open_leads_itself(federation: Federation) 
 
 
 def test_who_takes_no_keys_and_leads_others_apart_is_left_out_alone(federation: Federation) -> None:
-    apart = instead(LEAD, "west", with_letters(north=b"nothing", south=b"nothing"))
-    refusing = instead(ACCEPT, "west", fails)
+    apart = instead(LEAD.name, "west", with_letters(north=b"nothing", south=b"nothing"))
+    refusing = instead(ACCEPT.name, "west", fails)
     west = node_of(federation, "west")
 
     def app(message: Message, context: Context) -> Message:
-        leads = (message.metadata.dst_node_id, message.metadata.message_type) == (west, LEAD)
+        leads = (message.metadata.dst_node_id, message.metadata.message_type) == (west, LEAD.name)
         return (apart if leads else refusing)(message, context)
 
     assert contributors(run(federation, app)) == set(SITES) - {"west"}
@@ -233,14 +234,14 @@ def test_who_takes_no_keys_and_leads_others_apart_is_left_out_alone(federation: 
 
 def test_a_leader_whose_letters_open_nowhere_is_passed_over(federation: Federation) -> None:
     bad = dict.fromkeys(SITES, b"nothing")
-    events = run(federation, instead(LEAD, FIRST, with_letters(**bad)))
+    events = run(federation, instead(LEAD.name, FIRST, with_letters(**bad)))
     (event,) = epochs(events)
     assert (event["epoch"], event["leader"], event["sites"]) == (2, SECOND, sorted(SITES))
 
 
 @pytest.mark.parametrize("answer", [fails, crashes, says_nothing], ids=["refuses", "crashes", "says nothing"])
 def test_one_site_that_does_not_take_keys_stops_no_other(federation: Federation, answer: Answer) -> None:
-    app = instead(ACCEPT, "west", answer)
+    app = instead(ACCEPT.name, "west", answer)
     for name in ("study", "second"):  # it is new to every run
         events = run(federation, app, name)
         assert contributors(events) >= set(SITES) - {"west"}
@@ -313,7 +314,7 @@ def test_what_the_server_lost_of_the_secrets_letters_it_asks_for_again(federatio
 
 @pytest.mark.parametrize("answer", [fails, crashes, says_nothing], ids=["refuses", "crashes", "says nothing"])
 def test_a_site_that_takes_no_secrets_is_left_out_of_masked_rounds(federation: Federation, answer: Answer) -> None:
-    events = run(federation, instead(PAIRS, "west", answer), masks=True)
+    events = run(federation, instead(PAIRS.name, "west", answer), masks=True)
     assert contributors(events) == set(SITES) - {"west"}
 
 
@@ -324,10 +325,10 @@ def test_a_site_whose_letters_do_not_hold_is_left_out_of_masked_rounds(federatio
         answer.content["pairs"] = ArrayRecord(false)
         return answer
 
-    inner = instead(ACCEPT, "north", lies)
+    inner = instead(ACCEPT.name, "north", lies)
 
     def app(message: Message, context: Context) -> Message:
-        again = message.metadata.message_type == PAIRS and Path(str(context.node_config["site"])).name == "north"
+        again = message.metadata.message_type == PAIRS.name and Path(str(context.node_config["site"])).name == "north"
         return lies(message, context) if again else inner(message, context)
 
     assert contributors(run(federation, app, masks=True)) == set(SITES) - {"north"}

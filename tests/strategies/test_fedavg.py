@@ -9,9 +9,9 @@ import pytest
 from flwr.app import Context, Message
 
 from client.acceptance import admit
-from client.app import app as client_app
+from client.flower import app as client_app
+from client.flower import open_site
 from client.readiness import get_ready
-from client.site import open_site
 from privacy.accounting import Mechanism, epsilon
 from privacy.errors import RunError
 from privacy.ledger import Release

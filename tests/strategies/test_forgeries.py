@@ -12,8 +12,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Error, Message, RecordDict
 
-from client.app import app as client_app
-from client.site import open_site
+from client.flower import app as client_app
+from client.flower import open_site
 from privacy.ciphertext import C0_BYTES, CODE_BYTES, COEFF_MODULUS, pack60, unpack60
 from privacy.envelope import SignedUpdate
 from privacy.errors import RunError

@@ -12,9 +12,10 @@ import pytest
 from flwr.app import Context, Error, Message, MessageType, RecordDict
 
 from client.acceptance import admit
-from client.app import app as client_app
+from client.flower import app as client_app
+from client.flower import open_site
 from client.judging import judge
-from client.site import Site, open_site
+from client.site import Site
 from privacy.errors import ProtocolError, RunError
 from privacy.plan import RoundPlan, read_plan
 from privacy.signing import digest, sign
@@ -23,13 +24,11 @@ from privacy.verdict import sign_verdict
 from simulations import spoilers as liars
 from simulations.federation import Federation
 from strategies import judging, masking
-from strategies.judging import JUDGE
-from strategies.masking import REVEAL
 from strategies.selection import _FOUND
 from tests.client.test_masking import MASKED
 from tests.federations import SETTINGS, SITES, Answer, FederationMaker, charges_of, models_of, node_of, run_with
 from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, TRAIN
-from transport.contents import pack_update, read_manifest, read_plan_of_sum, read_train, read_update
+from transport.contents import pack_update, read_manifest, read_sum, read_train, read_update
 from transport.flower import reply
 from transport.masking import (
     Refusal,
@@ -41,6 +40,7 @@ from transport.masking import (
     read_contributors,
     read_revealed,
 )
+from transport.messages import JUDGE, REVEAL
 
 Lie = Callable[[Site, Message, Callable[[], Message]], RecordDict | None]  # what it says instead, if anything
 
@@ -97,7 +97,7 @@ def call_all_right(site: Site, message: Message, _: Callable[[], Message]) -> Re
 
 
 def refuse(site: Site, message: Message, _: Callable[[], Message]) -> RecordDict:
-    refusal, plan = Refusal("codes", []), digest("plan", read_plan_of_sum(message.content))
+    refusal, plan = Refusal("codes", []), digest("plan", read_sum(message.content).plan)
     return pack_refusal(replace(refusal, signature=sign(site.signing_key, "refused", refusal.signed_part(plan))))
 
 
@@ -105,8 +105,8 @@ LIES: dict[str, tuple[dict[str, Lie], str]] = {
     "a wrong code": (sending(liars.wrong_code), judging._WRONG),
     "a wrong tag": (sending(liars.wrong_tag), judging._WRONG),
     "too much noise": (sending(liars.loud), judging._WRONG),
-    "a wrong tag, and denies it": (sending(liars.wrong_tag) | {JUDGE: call_all_right}, judging._WRONG),
-    "a false seed": ({REVEAL: reveal_another}, judging._FALSE_SEED),
+    "a wrong tag, and denies it": (sending(liars.wrong_tag) | {JUDGE.name: call_all_right}, judging._WRONG),
+    "a false seed": ({REVEAL.name: reveal_another}, judging._FALSE_SEED),
     "a false commitment to masks": (sending(liars.other_pairs), masking._DISPUTE),
 }
 
@@ -131,7 +131,7 @@ def test_who_spoils_a_sum_is_named_and_the_round_goes_on_without_it(
 
 def test_who_judges_falsely_is_named_with_what_it_did_itself(federation: Federation) -> None:
     """The first to judge has spoiled the sum, and says that all others did."""
-    lies = sending(liars.wrong_code) | {JUDGE: call_others_wrong}
+    lies = sending(liars.wrong_code) | {JUDGE.name: call_others_wrong}
     first, second = run_with(federation, lying(federation, "east", lies))
     for event in (first, second):
         assert (event["released"], event["sites"]) == (True, ["north", "south", "west"])
@@ -144,7 +144,7 @@ def test_a_seed_that_is_garbled_on_its_way_is_asked_for_again(federation: Federa
 
     def answer(message: Message, context: Context) -> Message:
         genuine = client_app(message, context)
-        if (message.metadata.dst_node_id, message.metadata.message_type) == (node, REVEAL) and not garbled:
+        if (message.metadata.dst_node_id, message.metadata.message_type) == (node, REVEAL.name) and not garbled:
             garbled.append(1)
             return reply(pack_revealed(read_revealed(genuine.content)[:-1] + b"?"), message)
         return genuine
@@ -220,7 +220,7 @@ def test_nobody_is_shown_anothers_update_in_a_run_without_masks(make_federation:
 
     with pytest.raises(RunError):
         run_with(federation, answer)
-    assert JUDGE not in asked
+    assert JUDGE.name not in asked
 
 
 def _spoiled(federation: Federation, message: Message, genuine: Message) -> RecordDict:

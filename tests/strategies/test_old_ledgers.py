@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from client.app import app as client_app
+from client.flower import app as client_app
 from tests.federations import NOISY, charges_of, node_of, restart, run_with
 from transport.heads import read_head
 

@@ -8,9 +8,9 @@ import pytest
 from flwr.app import Context, Error, Message
 
 from client.acceptance import admit
-from client.app import app as client_app
+from client.flower import app as client_app
+from client.flower import open_site
 from client.readiness import get_ready
-from client.site import open_site
 from privacy.errors import RunError
 from privacy.signing import digest, sign
 from simulations.federation import Federation
@@ -34,8 +34,8 @@ from transport.contents import (
     pack_opened,
     pack_readiness,
     read_opened,
-    read_plan_of_sum,
     read_readiness,
+    read_sum,
 )
 from transport.flower import reply
 
@@ -62,7 +62,7 @@ def opening(federation: Federation, *sites: str, model: str = "", bound: float =
         site = liars.get(message.metadata.dst_node_id)
         if site is None or message.metadata.message_type != EVALUATE:
             return client_app(message, context)
-        shown = digest("plan", read_plan_of_sum(message.content))
+        shown = digest("plan", read_sum(message.content).plan)
         opened, metrics = read_opened(client_app(message, context).content)
         told = Opened(model or site.encode().hex().ljust(64, "0"), bound * opened.update_bound)
         signed = told.signed_part(plan or shown)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from client.flower import open_site
 from client.receipts import keep_receipt
-from client.site import open_site
 from privacy.plan import read_plan
 from simulations.federation import Federation
 from tests.federations import SITES, FederationMaker, run_with

@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, MessageType
 
-from client.app import app as client_app
-from client.site import open_site
+from client.flower import app as client_app
+from client.flower import open_site
 from privacy.errors import RunError
 from privacy.settings import RunSettings
 from privacy.settings import Vote as VoteSettings
 from privacy.votes import Question, cast
 from simulations.federation import Federation
 from simulations.results import journal_path, read_events
-from strategies.voting import UNDO
 from tests.federations import (
     SETTINGS,
     SITES,
@@ -29,6 +28,7 @@ from tests.federations import (
     signed_run,
 )
 from transport.flower import reply
+from transport.messages import UNDO
 from transport.votes import put_vote
 
 Rejects = Callable[[int, str], bool]  # of a round's number and a site
@@ -93,7 +93,7 @@ def test_a_site_that_does_not_hear_of_it_goes_back_when_it_is_there_again(
     federation, asked = consenting(make_federation), list[str]()
 
     def answer(message: Message, context: Context) -> Message:
-        if message.metadata.message_type == UNDO and context.node_id == node_of(federation, WEST):
+        if message.metadata.message_type == UNDO.name and context.node_id == node_of(federation, WEST):
             asked.append(message.metadata.group_id)
             if len(asked) == 1:
                 return reply(Error(1, "the line broke"), message)

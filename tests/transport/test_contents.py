@@ -77,7 +77,7 @@ READERS: dict[str, Callable[[RecordDict], object]] = {
 def test_instructions_are_read_back(manifest: bytes, plan: bytes, missed: list[EncryptedSum]) -> None:
     train = messages.pack_train(manifest, plan, missed)
     assert messages.read_train(train) == (plan, missed)
-    assert messages.read_manifest(train) == messages.read_manifest(messages.pack_query(manifest)) == manifest
+    assert messages.read_manifest(train) == messages.read_manifest(messages.pack_query(manifest, 1.8e9)) == manifest
 
 
 @given(manifest=blobs, total=sums)
@@ -89,7 +89,7 @@ def test_a_sum_is_read_back(manifest: bytes, total: EncryptedSum) -> None:
 
 @given(manifest=blobs, head=st.none() | heads)
 def test_a_ledgers_head_is_read_back_beside_what_else_a_message_says(manifest: bytes, head: SignedHead | None) -> None:
-    content = put_head(messages.pack_query(manifest), head)
+    content = put_head(messages.pack_query(manifest, 1.8e9), head)
     assert (messages.read_manifest(content), read_head(content)) == (manifest, head)
 
 
@@ -223,13 +223,13 @@ def test_any_records_are_read_or_refused(what: str, content: RecordDict) -> None
 
 
 written = st.one_of(
-    st.builds(messages.pack_query, blobs),
+    st.builds(messages.pack_query, blobs, st.floats(0, 4e9)),
     st.builds(messages.pack_readiness, readinesses),
     st.builds(messages.pack_train, blobs, blobs, st.lists(sums, max_size=2)),
     st.builds(messages.pack_update, updates, reports),
     st.builds(messages.pack_sum, blobs, sums),
     st.builds(messages.pack_opened, openeds, metrics),
-    st.builds(put_head, st.builds(messages.pack_query, blobs), heads),
+    st.builds(put_head, st.builds(messages.pack_query, blobs, st.floats(0, 4e9)), heads),
 )
 empty: list[ArrayRecord | MetricRecord | ConfigRecord] = [ArrayRecord(), MetricRecord(), ConfigRecord()]
 anything = st.one_of(

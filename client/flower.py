@@ -1,0 +1,44 @@
+"""The agent's app under Flower's own engines, which load `client.flower:app` in every node's process.
+
+It finds its site in the node's configuration (`site`, a path), or, in Flower's simulation, by the partition's number
+among the folders in the run's configuration (`sites`). An agent, and the `inline` engine, open their sites themselves.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from client.app import make_app
+from client.settings import read_site
+from client.site import Site
+from privacy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flwr.app import Context
+
+
+@cache
+def open_site(path: Path) -> Site:
+    """Open a site once a process: keys, records and device stay warm between rounds, of however many sites."""
+    return Site(read_site(path))
+
+
+def _site_of(context: Context) -> Site:
+    if named := context.node_config.get("site"):
+        return open_site(Path(str(named)))
+    partition = context.node_config.get("partition-id")
+    folders = _folders(str(context.run_config.get("sites", "")))
+    if not isinstance(partition, int) or partition >= len(folders):
+        msg = "this node does not know its site; set `site` in its configuration, or `sites` in the run's"
+        raise ConfigError(msg)
+    return open_site(folders[partition])
+
+
+@cache
+def _folders(sites: str) -> list[Path]:
+    return sorted(path.parent for path in Path(sites).glob("*/site.toml"))
+
+
+app = make_app(_site_of)
