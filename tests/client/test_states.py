@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from client.flower import app as client_app
-from client.own import Own
 from client.flower import open_site
+from client.own import Own
 from client.states import States
 from privacy.errors import KeyFileError
 from strategies.advance import State
