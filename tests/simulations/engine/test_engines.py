@@ -24,7 +24,7 @@ from simulations.hospitals import write_hospital_records
 from simulations.inline import run_inline
 from simulations.results import Results, read_results
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 SITES = ("north", "south", "east")
 ROUNDS = 3
 

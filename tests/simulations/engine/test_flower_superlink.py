@@ -22,7 +22,7 @@ from simulations.hospitals import write_hospital_records
 from simulations.results import read_results
 from tests.federations import await_condition
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 BUNDLE = ROOT / "deploy" / "flower"
 SITES = ("north", "south")
 SECONDS = 240.0  # a round's deadline: every message starts a process, which loads torch

@@ -25,7 +25,7 @@ from simulations.federation import Federation, SiteTerms
 from simulations.hospitals import FILE_NAME, write_hospital_records
 from simulations.inspection import find_secrets, site_secrets
 
-RUN = Path(__file__).parent.parent.parent / "simulations" / "measurements.toml"
+RUN = Path(__file__).parents[3] / "simulations" / "measurements.toml"
 SITES = ("north", "south", "east")
 
 

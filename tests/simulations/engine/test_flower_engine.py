@@ -17,7 +17,7 @@ from simulations.hospitals import write_hospital_records
 from simulations.results import read_results
 from tests.federations import with_deadline
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 SITES = ("north", "south", "east")
 
 

@@ -21,7 +21,7 @@ from tests.client.teammates import CASES, UNLUCKY
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("team")]  # each loads torch twice
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SECONDS = 60.0  # at most; loading torch takes a few on a busy machine
 Teammate = subprocess.Popen[str]
 

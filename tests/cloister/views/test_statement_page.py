@@ -20,7 +20,7 @@ from privacy.ledger import Release
 from privacy.settings import RunSettings
 from simulations.federation import Federation, SiteTerms
 
-RUN = Path(__file__).parent.parent.parent / "simulations" / "diagnosis.toml"
+RUN = Path(__file__).parents[3] / "simulations" / "diagnosis.toml"
 
 
 @pytest.fixture

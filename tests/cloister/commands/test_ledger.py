@@ -30,7 +30,7 @@ from simulations.federation import Federation, SiteTerms
 from tests.privacy.consortium import chained, signing_key
 from transport.pki import key_pem, read_signing_key
 
-RUN = Path(__file__).parent.parent.parent / "simulations" / "diagnosis.toml"
+RUN = Path(__file__).parents[3] / "simulations" / "diagnosis.toml"
 TRAINED, SURVEYED, SHARED = Mechanism(2.0, 0.25, 4), Mechanism(6.0, 1.0, 1), Mechanism(8.0, 0.3, 10, discrete=True)
 EVALUATED = Mechanism(12.0, 1.0, 1)
 EVERYTHING = [TRAINED] * 3 + [SURVEYED, SHARED]

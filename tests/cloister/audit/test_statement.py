@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from privacy.manifest import Manifest
 
 SITES = ("north", "south", "east")
-RUN = Path(__file__).parent.parent.parent / "simulations" / "diagnosis.toml"
+RUN = Path(__file__).parents[3] / "simulations" / "diagnosis.toml"
 OTHER = Mechanism(2.0, 1.0, 1)
 DELTA = 1e-5
 TASKS, SHARE = ("simulations.diagnosis:Diagnosis",), ("epsilon", "loss", "accuracy")

@@ -1,0 +1,1 @@
+"""A site's records: read, and checked against the task."""

@@ -1,0 +1,1 @@
+"""DP-SGD at a site, in one process or several."""

@@ -1,0 +1,1 @@
+"""What a site keeps on disk from one round to the next."""

@@ -1,0 +1,1 @@
+"""Privacy accounting: what mechanisms cost, as an ε at a δ."""

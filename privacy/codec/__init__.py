@@ -1,0 +1,1 @@
+"""From an update to what travels: packing into integers, ciphertexts in bytes, headers, signatures."""

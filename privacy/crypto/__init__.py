@@ -1,0 +1,1 @@
+"""Cryptography: encryption, masks, codes and tags, commitments and proofs, keys and signatures."""

@@ -1,0 +1,1 @@
+"""A site's privacy statement: its mechanisms and what they cost, in words and figures."""

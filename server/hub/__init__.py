@@ -1,0 +1,1 @@
+"""The port that agents dial, and the messages that wait behind it."""

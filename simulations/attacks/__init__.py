@@ -1,0 +1,1 @@
+"""Adversaries: a malicious server, and members that lie or poison."""
