@@ -1,6 +1,7 @@
 """The agent's process: dial the server, answer its messages one at a time, come back whenever the line breaks.
 
-Under `torchrun`, this is what the first of the site's processes does; the others are workers: see `client.team`.
+Under `torchrun`, this is what the first of the site's processes does; the others are workers: see
+`client.dpsgd.process_group`.
 
 Messages go through the same `ClientApp` that Flower's own engines run. What comes in is answered in order; a reply that
 could not be delivered is sent again as it was, never made again.
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
 
+from client.dpsgd.torchrun import own_place
 from client.exchange import WAIT_SECONDS, Exchange
-from client.launch import own_place
 from client.settings import SiteFolder, read_site
 from privacy.errors import DeviceError, MalformedError, ProtocolError, UnreachableError
 from privacy.parallel import in_processes
@@ -54,7 +55,7 @@ def attend(path: Path, stop: Event) -> None:
     """
     place = read_site(path)
     if own_place().rank:
-        from client.worker import assist  # noqa: PLC0415 - loads torch
+        from client.dpsgd.worker import assist  # noqa: PLC0415 - loads torch
 
         assist(place)
         return
@@ -67,23 +68,23 @@ def attend(path: Path, stop: Event) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # These load torch; what can be wrong before that was said before.
     from client.app import make_app  # noqa: PLC0415
+    from client.dpsgd.process_group import gather  # noqa: PLC0415
     from client.site import Site  # noqa: PLC0415
-    from client.team import gather  # noqa: PLC0415
 
     site = Site(place)
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
     if metrics := site.settings.policy.metrics:
         log.warning("`share` lists %s: told after every round without noise, and in no ε", ", ".join(metrics))
-    with gather(site.device, stop.set) as team:
-        site.team = team
+    with gather(site.device, stop.set) as group:
+        site.group = group
         for task, count in site.check_records().items():
             log.info("data: %d training records, fit %s", count, task)
-        if team:
-            team.compare(site.records_digest())
-            log.info("%d processes train together, this one on %s", team.size, site.device)
+        if group:
+            group.compare(site.records_digest())
+            log.info("%d processes train together, this one on %s", group.size, site.device)
         _serve(site, line, make_app(lambda _: site), stop)
-    if team and team.lost:
-        msg = f"{site.name} has lost a process of its team and ended; to come back: the same command"
+    if group and group.lost:
+        msg = f"{site.name} has lost another of its processes and ended; to come back: the same command"
         raise DeviceError(msg)
 
 

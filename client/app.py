@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.acceptance import admit
-from client.epochs import accept_letter, accept_pairs, lead_epoch
-from client.judging import judge
-from client.masking import agree, prove, reveal
-from client.opening import UnopenedError, open_sum, vouch
-from client.progress import look, shared
-from client.readiness import get_ready
-from client.receipts import keep_receipt
-from client.round import train_round
-from client.voting import undo, vote
+from client.round.admission import admit
+from client.round.aggregate import UnopenedError, open_sum, vouch
+from client.round.judging import judge
+from client.round.key_epochs import accept_letter, accept_pairs, lead_epoch
+from client.round.masking import agree, prove, reveal
+from client.round.readiness import get_ready
+from client.round.receipts import keep_receipt
+from client.round.round import train_round
+from client.round.voting import undo, vote
+from client.work.progress import look, shared
 from privacy.errors import CloisterError, DeviceError, StorageError
 from privacy.failures import sentence
-from privacy.plan import read_plan
-from privacy.votes import Question
+from privacy.run.plan import read_plan
+from privacy.run.votes import Question
 from transport.contents import read_manifest
 from transport.flower import ENDED, FAILED, REFUSED, reply
 from transport.messages import (
@@ -60,7 +60,7 @@ from transport.reports import LARGEST_EPSILON, Told
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from client.acceptance import AdmittedRun, Round
+    from client.round.admission import AdmittedRun, Round
     from client.site import Site
     from transport.masking import Refusal, Verdict
     from transport.messages import MessageKind

@@ -6,24 +6,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from client.launch import own_place
+from client.dpsgd.torchrun import own_place
 from privacy.errors import DataError, TaskError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from client.dpsgd.process_group import ProcessGroup
     from client.settings import SiteFolder
-    from client.team import Team
 
 
-class Workplace:
+class SiteContext:
     """What a task or a survey needs of its site."""
 
     def __init__(self, folder: SiteFolder) -> None:
         self.place, self.settings = folder, folder.settings
         self.name = self.settings.site
         self.device = find_device(self.settings.device)
-        self.team: Team | None = None  # those that train with this process
+        self.group: ProcessGroup | None = None  # those that train with this process
 
     @property
     def records_path(self) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError, UnreachableError
-from privacy.foreign import quoted
+from privacy.untrusted_text import quoted
 from transport import cloister_pb2 as pb
 from transport.channel import SERVICE, open_channel
 from transport.framing import PROTOCOL, assemble, to_frames

@@ -11,10 +11,10 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT, File, read_toml, settings_file
-from privacy.ledger import Budget as LedgerBudget
-from privacy.ledger import Ledger
-from privacy.policy import Policy
-from privacy.settings import RunKind, SiteName
+from privacy.ledger.ledger import Budget as LedgerBudget
+from privacy.ledger.ledger import Ledger
+from privacy.run.policy import Policy
+from privacy.run.settings import RunKind, SiteName
 from transport.address import Dialled
 from transport.channel import TlsFiles
 from transport.pki import read_roster, read_signing_key

@@ -5,18 +5,18 @@ from __future__ import annotations
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
-from client.checkpoint import Checkpoint
-from client.keyring import Keyring
-from client.models import Models
-from client.once import Once
-from client.outbox import Outbox
-from client.own import Own
-from client.remainder import Remainders
-from client.works import Works
-from privacy.epoch import SealingKey
+from client.state.checkpoint import Checkpoint
+from client.state.commitments import Commitments
+from client.state.keyring import Keyring
+from client.state.models import Models
+from client.state.outbox import Outbox
+from client.state.own import Own
+from client.state.residuals import Residuals
+from client.work.works import Works
+from privacy.crypto.key_epoch import SealingKey
 from privacy.errors import KeyFileError
 from privacy.failures import reason
-from privacy.manifest import open_manifest
+from privacy.run.manifest import open_manifest
 from privacy.storage import read_file
 from strategies.advance import State
 from strategies.registry import algorithm_of
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from client.settings import SiteFolder
-    from privacy.manifest import Manifest
     from privacy.parallel import Apply
-    from privacy.roster import Roster
+    from privacy.run.manifest import Manifest
+    from privacy.run.roster import Roster
     from strategies.algorithm import Algorithm
 
 K = TypeVar("K")
@@ -51,9 +51,9 @@ class Site(Works):
         self.ledger, self.held_out_ledger = place.ledger, place.held_out_ledger
         self.models = Models(place.folder / "models", place.folder / "outbox")
         self.outbox = Outbox(place.folder / "outbox")
-        self.remainders = Remainders(place.folder / "outbox")
+        self.residuals = Residuals(place.folder / "outbox")
         self.own = Own(place.folder / "outbox")
-        self.once = Once(place.folder / "outbox")
+        self.commitments = Commitments(place.folder / "outbox")
         self.apply: Apply = map  # how to encrypt and decrypt: an agent does it in several processes
         # Every message brings its run: one that is read already is known by its bytes, signature and all.
         self.open_manifest = lru_cache(_RUNS)(partial(open_manifest, key=self.roster.manifest_key))
@@ -75,15 +75,15 @@ class Site(Works):
         """Return the site's model in a run: its latest checkpoint, or the untrained model that all sites start from."""
         settings, state = manifest.settings, self.algorithm(manifest).state
         latest = self.models.load(settings, run, self.work(settings).layout(settings), state)
-        return latest or self._beginning(manifest, run)
+        return latest or self._initial_checkpoint(manifest, run)
 
     def before(self, manifest: Manifest, run: str) -> Checkpoint:
         """Return the site's model in a run with votes before the last round that it opened."""
         settings, state = manifest.settings, self.algorithm(manifest).state
         kept = self.models.before(settings, run, self.work(settings).layout(settings), state)
-        return kept or self._beginning(manifest, run)
+        return kept or self._initial_checkpoint(manifest, run)
 
-    def _beginning(self, manifest: Manifest, run: str) -> Checkpoint:
+    def _initial_checkpoint(self, manifest: Manifest, run: str) -> Checkpoint:
         start = self.work(manifest.settings).start(manifest.settings)
         state = State.start(self.algorithm(manifest), start.layout.size)
         return Checkpoint(run, 0, start, manifest.packing.update_bound, state=state)

@@ -12,9 +12,9 @@ from privacy.errors import CloisterError
 from strategies.algorithm import Algorithm, LocalRound, LocalSolver, Mean, Run, Update, Values
 
 if TYPE_CHECKING:
-    from client.records import read_csv
-    from client.survey import Survey
-    from client.task import Task
+    from client.data.records import read_csv
+    from client.task.task import Task
+    from client.work.survey import Survey
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,15 +35,15 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import what a site needs only when it is asked for: the server has no torch."""
     if name == "Task":
-        from client.task import Task  # noqa: PLC0415
+        from client.task.task import Task  # noqa: PLC0415
 
         return Task
     if name == "Survey":
-        from client.survey import Survey  # noqa: PLC0415
+        from client.work.survey import Survey  # noqa: PLC0415
 
         return Survey
     if name == "read_csv":
-        from client.records import read_csv  # noqa: PLC0415
+        from client.data.records import read_csv  # noqa: PLC0415
 
         return read_csv
     msg = f"module 'cloister' has no attribute {name!r}"

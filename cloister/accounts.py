@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.settings import read_site
-from privacy.accounting import calibrate
-from privacy.calibration import sign_manifest
+from privacy.accounting.accounting import calibrate
 from privacy.config import read_toml
 from privacy.errors import CloisterError, ConfigError, LedgerError, RefusedError
-from privacy.manifest import open_manifest
-from privacy.policy import check_policy
-from privacy.settings import RunSettings
-from privacy.spending import Balance, excessive, without_infinity
+from privacy.ledger.spending import Balance, excessive, without_infinity
+from privacy.run.calibration import sign_manifest
+from privacy.run.manifest import open_manifest
+from privacy.run.policy import check_policy
+from privacy.run.settings import RunSettings
 from privacy.storage import open_file, read_document
 from strategies.registry import check_strategy, completed
 from transport.pki import read_roster, read_signing_key
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from client.settings import SiteFolder
-    from privacy.accounting import Accountant, Mechanism
-    from privacy.entries import Entry
-    from privacy.ledger import Ledger
-    from privacy.manifest import Manifest
+    from privacy.accounting.accounting import Accountant, Mechanism
+    from privacy.ledger.entries import Entry
+    from privacy.ledger.ledger import Ledger
+    from privacy.run.manifest import Manifest
 
 
 def balances(place: SiteFolder) -> tuple[Balance, Balance]:
@@ -245,7 +245,7 @@ def _refusals(*checks: Callable[[], object]) -> list[str]:
 def _prv() -> Accountant | None:
     """Return Opacus' accountant where Opacus is installed."""
     try:
-        from client.crosscheck import PRV  # noqa: PLC0415 - loads torch
+        from client.dpsgd.crosscheck import PRV  # noqa: PLC0415 - loads torch
     except ModuleNotFoundError:
         return None
     return PRV

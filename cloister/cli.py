@@ -20,9 +20,9 @@ from cloister.commands import Json
 from cloister.commands.audit import audit
 from cloister.commands.bench import bench
 from cloister.commands.ledger import ledger
-from cloister.patience import patience
-from cloister.terminal import complain, flush_output, make_usable, reader_has_gone
-from cloister.view import RoundTable, listen, make_console, show_log
+from cloister.views.patience import patience
+from cloister.views.run import RoundTable, listen, make_console, show_log
+from cloister.views.terminal import complain, flush_output, make_usable, reader_has_gone
 from privacy.failures import sentence
 
 _STOPPED = 130  # exit code: Ctrl-C or SIGTERM
@@ -72,7 +72,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Run a real federation here: a server and three hospitals as processes, TLS, privacy, encryption, real data."""
-    from cloister.demo import run_demo  # noqa: PLC0415 - loads torch
+    from cloister.commands.demo import run_demo  # noqa: PLC0415 - loads torch
 
     summary = run_demo(folder, make_console(json=as_json))
     if as_json:
@@ -90,7 +90,7 @@ def sign(
     as_json: Json = False,
 ) -> None:
     """Calibrate a run's noise, say what it will cost, and sign it as the coordinator."""
-    from cloister.signing import sign_run  # noqa: PLC0415
+    from cloister.commands.sign import sign_run  # noqa: PLC0415
 
     with patience("calibrating the noise"):
         report = sign_run(run, coordinator, roster, out)
@@ -147,7 +147,7 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Run a study over made-up hospitals in this process: the same apps, the same bytes, no network, no limits."""
-    from cloister.simulation import simulate as run_simulation  # noqa: PLC0415 - loads torch
+    from cloister.commands.simulate import simulate as run_simulation  # noqa: PLC0415 - loads torch
 
     report = run_simulation(run, folder, make_console(json=as_json))
     if as_json:
@@ -165,19 +165,19 @@ def stats(
     as_json: Json = False,
 ) -> None:
     """Counts, means, deviations, quantiles and labels over all sites: over made-up hospitals, or as a site has them."""
-    from cloister import statistics  # noqa: PLC0415 - loads torch
+    from cloister.commands import stats  # noqa: PLC0415 - loads torch
 
     console = make_console(json=as_json)
-    report = statistics.latest(site) if site else statistics.survey(run, folder, console)
+    report = stats.latest(site) if site else stats.survey(run, folder, console)
     if as_json:
         typer.echo(json.dumps(report))
     else:
-        statistics.show(report, console)
+        stats.show(report, console)
 
 
 def show(report: dict[str, Any]) -> None:
     """Say who could learn how much, where that differs."""
-    from cloister.observers import table  # noqa: PLC0415
+    from cloister.views.observers import table  # noqa: PLC0415
 
     for line in table(report):
         typer.echo(line)

@@ -6,13 +6,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from privacy.errors import RunError
-from simulations.results import journal_path, read_events
+from simulations.engine.results import event_log_path, read_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cloister.processes import Processes
-    from simulations.federation import Federation, SiteTerms
+    from simulations.engine.federation import Federation, SiteTerms
 
 _START_SECONDS = 60.0
 _SILENCE_SECONDS = 300.0  # without any event, something is wrong; many agents on few cores start in that time
@@ -39,7 +39,7 @@ def follow(processes: Processes, federation: Federation, show: Callable[[dict[st
     Raises:
         RunError: if a process ended before, or nothing happened for minutes.
     """
-    path = journal_path(federation)
+    path = event_log_path(federation)
     shown, last = 0, time.monotonic()
     while True:
         ended = processes.ended()

@@ -15,10 +15,10 @@ from flwr.serverapp import ServerApp
 
 from privacy.errors import CloisterError, ConfigError, RunError
 from server.settings import read_consortium, read_run
+from strategies.event_log import EventLog
 from strategies.fedavg import EncryptedFedAvg
-from strategies.heads import Heads
-from strategies.journal import Journal
-from strategies.letters import Letters
+from strategies.ledger_heads import LedgerHeads
+from strategies.sealed_keys import SealedKeys
 from transport.grid import StreamingGrid
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def main(grid: Grid, context: Context) -> None:
     roster = place.roster()
     run = read_run(Path(manifest_path), roster)
     settings = run.manifest.settings
-    journal = Journal(place.folder / place.settings.runs / f"{settings.name}-{run.digest[:8]}")
-    journal.record(
+    event_log = EventLog(place.folder / place.settings.runs / f"{settings.name}-{run.digest[:8]}")
+    event_log.record(
         "started",
         run=run.digest,
         name=settings.name,
@@ -53,11 +53,11 @@ def main(grid: Grid, context: Context) -> None:
         noise_multiplier=run.manifest.noise_multiplier,
         profile=settings.profile,
     )
-    letters = Letters(place.folder / place.settings.epochs)
+    letters = SealedKeys(place.folder / place.settings.epochs)
     new_epoch = bool(context.run_config.get("new-epoch"))
-    heads = Heads(place.folder / place.settings.ledger_heads, held_out=settings.kind.held_out)
+    heads = LedgerHeads(place.folder / place.settings.ledger_heads, held_out=settings.kind.held_out)
     grid = StreamingGrid(grid)  # updates are added as they arrive: one of them in memory, not every site's
-    strategy = EncryptedFedAvg(run, roster, journal, letters, heads, place.tls, new_epoch=new_epoch)
+    strategy = EncryptedFedAvg(run, roster, event_log, letters, heads, place.tls, new_epoch=new_epoch)
     try:
         strategy.start(grid, ArrayRecord(), settings.rounds, timeout=settings.cohort.round_deadline_seconds)
         strategy.finish(grid)
@@ -65,8 +65,8 @@ def main(grid: Grid, context: Context) -> None:
             msg = "nothing was trained: no round had enough sites; no model was saved"
             raise RunError(msg)
     except CloisterError as error:
-        journal.record("failed", reason=str(error), rounds=strategy.released)
+        event_log.record("failed", reason=str(error), rounds=strategy.released)
         raise
     finally:
         strategy.close()
-    journal.record("finished", rounds=strategy.released, model=strategy.model)
+    event_log.record("finished", rounds=strategy.released, model=strategy.model)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, RecordDict
 
 from server.app import app
-from server.grid import GrpcGrid
-from server.hub import Hub
-from server.mailboxes import Mailboxes
+from server.hub.grid import GrpcGrid
+from server.hub.hub import Hub
+from server.hub.mailboxes import Mailboxes
 from server.settings import read_consortium, read_run
 from transport.flower import SERVER_NODE, quieten
 from transport.memory import return_memory

@@ -11,14 +11,14 @@ from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.errors import ConfigError
-from privacy.manifest import SignedRun, open_manifest
+from privacy.run.manifest import SignedRun, open_manifest
 from privacy.storage import read_document
 from transport.address import ListenedOn
 from transport.channel import TlsFiles
 from transport.pki import read_roster
 
 if TYPE_CHECKING:
-    from privacy.roster import Roster
+    from privacy.run.roster import Roster
 
 
 @dataclass(frozen=True, config=STRICT)

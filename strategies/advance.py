@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from privacy.codec.update import Model, is_finite
 from privacy.errors import ProtocolError
-from privacy.update import Model, is_finite
 from strategies.algorithm import BLOCK, Mean, Run
 from strategies.algorithms.fedavg import FedAvg
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
 
-    from privacy.update import Update
+    from privacy.codec.update import Update
     from strategies.algorithm import Algorithm, Values
 
 

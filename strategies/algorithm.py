@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Self
 
-    from privacy.settings import RunSettings
+    from privacy.run.settings import RunSettings
 
 BLOCK = 1 << 20
 

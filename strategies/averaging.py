@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from privacy.update import Update
+    from privacy.codec.update import Update
 
 
 _BLOCK = 1 << 20  # values at a time

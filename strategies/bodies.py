@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from privacy.envelope import SignedUpdate
+    from privacy.codec.envelope import SignedUpdate
 
 _IN_MEMORY = 32 << 20  # bytes; what is more goes to disk
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from flwr.app import Message
 
 from privacy.errors import CloisterError, ProtocolError, RunError
-from privacy.plan import LARGEST_STEP
+from privacy.run.plan import LARGEST_STEP
 from transport.contents import content_of
 from transport.messages import ACCEPT, LEAD, PAIRS, Keys, Letter, Pairs
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from flwr.serverapp import Grid
 
-    from strategies.journal import Journal
-    from strategies.letters import Letters
+    from strategies.event_log import EventLog
     from strategies.membership import Membership
+    from strategies.sealed_keys import SealedKeys
     from transport.messages import MessageKind
 
 Q = TypeVar("Q")
@@ -58,9 +58,9 @@ class Ceremony:
     """Brings all sites of a round to the same keys."""
 
     def __init__(
-        self, members: Membership, letters: Letters, journal: Journal, *, new_epoch: bool, masked: bool
+        self, members: Membership, letters: SealedKeys, event_log: EventLog, *, new_epoch: bool, masked: bool
     ) -> None:
-        self._members, self._letters, self._journal = members, letters, journal
+        self._members, self._letters, self._event_log = members, letters, event_log
         self._masked = masked
         self._wanted = new_epoch
         self._asked = 0
@@ -120,7 +120,7 @@ class Ceremony:
         if leader not in held[2] or len(held[2]) < minimum:
             msg = "too few sites took the keys that it made"
             raise ProtocolError(msg)
-        self._journal.record("epoch", epoch=held[0], keys=held[1], leader=leader, sites=held[2])
+        self._event_log.record("epoch", epoch=held[0], keys=held[1], leader=leader, sites=held[2])
         return held
 
     def _largest(self, sites: list[str]) -> Held:

@@ -13,17 +13,17 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from privacy.foreign import plain
-from privacy.plan import read_plan
+from privacy.run.plan import read_plan
 from privacy.storage import append, set_aside, write_atomically
+from privacy.untrusted_text import plain
 from transport.contents import sum_from_arrays, sum_to_arrays
 from transport.parcel import decode_arrays, encode_arrays
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from privacy.summation import EncryptedSum
-    from privacy.votes import Question, Vote
+    from privacy.crypto.summation import EncryptedSum
+    from privacy.run.votes import Question, Vote
 
 log = logging.getLogger("cloister.run")  # whoever shows a run to people listens here
 
@@ -48,7 +48,7 @@ class _Step:
     model: str | None = None
 
 
-class Journal:
+class EventLog:
     """One run's record at the server."""
 
     def __init__(self, folder: Path) -> None:

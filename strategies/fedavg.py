@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
-from privacy.ciphertext import CIPHERTEXT_BYTES
-from privacy.envelope import verify_update
+from privacy.codec.ciphertext import CIPHERTEXT_BYTES
+from privacy.codec.envelope import verify_update
+from privacy.crypto.summation import RunningSum
 from privacy.errors import CloisterError, ProtocolError, RunError
-from privacy.plan import read_plan
-from privacy.summation import RunningSum
+from privacy.run.plan import read_plan
 from strategies.attention import Attention
 from strategies.bodies import Bodies
 from strategies.ceremony import Ceremony
@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 
     from flwr.serverapp import Grid
 
-    from privacy.manifest import SignedRun
-    from privacy.plan import RoundPlan
-    from privacy.roster import Roster
-    from privacy.summation import EncryptedSum
-    from strategies.heads import Heads
-    from strategies.journal import Journal
-    from strategies.letters import Letters
+    from privacy.crypto.summation import EncryptedSum
+    from privacy.run.manifest import SignedRun
+    from privacy.run.plan import RoundPlan
+    from privacy.run.roster import Roster
+    from strategies.event_log import EventLog
+    from strategies.ledger_heads import LedgerHeads
     from strategies.membership import Standing
+    from strategies.sealed_keys import SealedKeys
     from transport.channel import TlsFiles
     from transport.messages import MessageKind
 
@@ -64,10 +64,10 @@ _MOST_FAILURES = 3  # rounds in a row that release nothing end the run
 class EncryptedFedAvg(Strategy):
     """Federated averaging over ciphertexts. Weights are the sizes that sites declare in the manifest."""
 
-    def __init__(self, run: SignedRun, roster: Roster, journal: Journal, letters: Letters, heads: Heads,
+    def __init__(self, run: SignedRun, roster: Roster, event_log: EventLog, letters: SealedKeys, heads: LedgerHeads,
                  tls: TlsFiles, *, new_epoch: bool) -> None:  # fmt: skip
         self._document, self._manifest, self._run = run.document, run.manifest, run.digest
-        self._roster, self._journal, self._tls = roster, journal, tls
+        self._roster, self._event_log, self._tls = roster, event_log, tls
         cohort = self._manifest.settings.cohort
         self._attention = Attention(cohort.round_deadline_seconds)
         masked, colluding = (
@@ -75,15 +75,15 @@ class EncryptedFedAvg(Strategy):
             run.manifest.settings.colluding_sites,
         )
         self._members = Membership(
-            run.document, run.digest, roster, journal, heads, self._attention, tuple(cohort.sizes),
+            run.document, run.digest, roster, event_log, heads, self._attention, tuple(cohort.sizes),
             liars=colluding if masked else 0,
         )  # fmt: skip
-        self._ceremony = Ceremony(self._members, letters, journal, new_epoch=new_epoch, masked=masked)
+        self._ceremony = Ceremony(self._members, letters, event_log, new_epoch=new_epoch, masked=masked)
         self._selection = Selection(self._members, cohort.minimum, colluding)
         self._voting = Voting(self._members, self._manifest.settings)
         proofs = self._manifest.settings.encryption.update_norm is not None
         self._masks = Masking(self._members, self._selection, colluding, proofs=proofs) if masked else None
-        self._court, self._bodies = Court(self._members, colluding), Bodies(journal.folder)
+        self._court, self._bodies = Court(self._members, colluding), Bodies(event_log.folder)
         self._before = self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds
         self._there: list[str] = []  # when the round was planned
@@ -98,7 +98,7 @@ class EncryptedFedAvg(Strategy):
     def finish(self, grid: Grid) -> None:
         """Bring sites that missed a round's sum up to date, when all rounds are over."""
         members = self._members
-        if away := [site for site, model in members.models.items() if self._journal.undone(model)]:
+        if away := [site for site, model in members.models.items() if self._event_log.undone(model)]:
             members.gather(grid, len(members.models), _LAST * self._seconds)
             self._voting.undo(grid, away)
         members.catch_up(grid, _LAST * self._seconds)
@@ -118,7 +118,7 @@ class EncryptedFedAvg(Strategy):
             RunError: if too many rounds in a row released nothing, or another one would not either.
         """
         del arrays, config
-        self._round.check_repeated(self._before, started=self._journal.started)
+        self._round.check_repeated(self._before, started=self._event_log.started)
         for site in self._round.refused:
             self._members.doubt(site)  # whether it is ready costs nothing to ask
         if self._failures >= _MOST_FAILURES:
@@ -129,7 +129,7 @@ class EncryptedFedAvg(Strategy):
         present = self._members.gather(grid, cohort.minimum, seconds)
         self._voting.undo(grid, present)
         present = [site for site in present if site in self._members.nodes]
-        if self._journal.unconfirmed:
+        if self._event_log.unconfirmed:
             present = self._members.deliver_again(grid, present, seconds)
         current.problems |= self._members.absent | self._members.problems
         current.started = time.monotonic()  # what came before was waiting for sites
@@ -141,13 +141,13 @@ class EncryptedFedAvg(Strategy):
             return []
         epoch, keys, present = self._ceremony.agree(grid, present, cohort.minimum)
         size = self._manifest.packing.ciphertexts(self._members.layout[1]) * CIPHERTEXT_BYTES
-        self._journal.check_room((2 + (len(present) if self._masks else 0)) * size)
+        self._event_log.check_room((2 + (len(present) if self._masks else 0)) * size)
         current.plan = plan = first_attempt(
             self._run, self._manifest, server_round, present, epoch=epoch, keys=keys, model=self._members.model
         )
         messages = []
         for site in present:
-            sums = self._journal.missing(self._members.models[site])
+            sums = self._event_log.missing(self._members.models[site])
             current.bytes_down += sum(each.size for each in sums)
             messages.append(self._order(site, plan, sums))
         return self._attention.send(grid, messages, cohort.minimum)
@@ -231,7 +231,7 @@ class EncryptedFedAvg(Strategy):
         return {**figures, "reason": reason, "found": found}
 
     def _release(self, result: EncryptedSum) -> None:
-        self._journal.release(result)
+        self._event_log.release(result)
         self._round.released = True
 
     def _deliver(self, grid: Grid, total: EncryptedSum) -> list[Message]:
@@ -283,7 +283,7 @@ class EncryptedFedAvg(Strategy):
             RunError: if the server did not add up what it was sent.
         """
         current, plan = self._round, self._round.plan
-        self._journal.withdraw()
+        self._event_log.withdraw()
         current.released = False
         if plan is None or self._masks is None:
             return None
@@ -374,4 +374,4 @@ class EncryptedFedAvg(Strategy):
 
     def _record(self, **details: Any) -> None:  # noqa: ANN401
         self._bodies.clear()
-        self._journal.record("round", **self._round.summary(), **details)
+        self._event_log.record("round", **self._round.summary(), **details)

@@ -15,8 +15,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from privacy.crypto.verdict import verify_verdict
 from privacy.errors import RunError
-from privacy.verdict import verify_verdict
 from strategies.masking import ask_sites
 from transport.masking import CODES, SEEDS, Accusation
 from transport.messages import JUDGE, Suspect
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from flwr.serverapp import Grid
 
-    from privacy.envelope import SignedUpdate
-    from privacy.plan import RoundPlan
+    from privacy.codec.envelope import SignedUpdate
+    from privacy.run.plan import RoundPlan
     from strategies.bodies import Bodies
     from strategies.membership import Membership
     from transport.masking import Refusal, Verdict

@@ -1,7 +1,7 @@
 """What the server remembers of the sites' ledgers: the last head that each of them sent, for the site itself.
 
-One small file, over all runs: see `privacy.heads` for what it is good for. The server cannot check a head, nor has it
-to: only the site can tell whether it is its own.
+One small file, over all runs: see `privacy.ledger.ledger_head` for what it is good for. The server cannot check a head,
+nor has it to: only the site can tell whether it is its own.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import json
 from typing import TYPE_CHECKING
 
 from privacy.errors import CloisterError, LedgerError
-from privacy.heads import SignedHead
+from privacy.ledger.ledger_head import SignedHead
 from privacy.storage import read_file, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Heads:
+class LedgerHeads:
     """The last head of each site's ledger, in a file.
 
     A site has two, of which a run concerns one: that of the records held out, or that of all others.

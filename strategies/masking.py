@@ -7,7 +7,7 @@
     after it agreed, before it revealed        the round: nobody reveals twice
     while a round is repeated without a liar   the round: that is done whole, or not at all
 
-Nothing is charged for any of them. The rules by which sites take part in this stand in `privacy.agreement`.
+Nothing is charged for any of them. The rules by which sites take part in this stand in `privacy.crypto.agreement`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from flwr.app import Message
 
-from privacy.agreement import absent_from, check_signed, set_digest, without_disputes
+from privacy.crypto.agreement import absent_from, check_signed, set_digest, without_disputes
+from privacy.crypto.masking import disputes, verify_pairs, verify_seed
+from privacy.crypto.norm_signature import subject_of, verify_proof
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
-from privacy.masking import disputes, verify_pairs, verify_seed
-from privacy.norm_signature import subject_of, verify_proof
-from privacy.plan import read_plan
+from privacy.run.plan import read_plan
 from transport.contents import content_of
 from transport.messages import AGREE, PROVE, REVEAL, Shown, ToProve
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
     from flwr.serverapp import Grid
 
-    from privacy.envelope import Contribution
-    from privacy.header import UpdateHeader
-    from privacy.plan import RoundPlan
-    from privacy.summation import EncryptedSum, RunningSum
+    from privacy.codec.envelope import Contribution
+    from privacy.codec.header import UpdateHeader
+    from privacy.crypto.summation import EncryptedSum, RunningSum
+    from privacy.run.plan import RoundPlan
     from strategies.membership import Membership
     from strategies.rounds import OpenRound
     from strategies.selection import Selection

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from flwr.app import Message, MessageType
 
-from privacy.clocks import check_clock, tolerance
+from privacy.crypto.signing import digest, verify
 from privacy.errors import CloisterError, ProtocolError, RunError
-from privacy.plan import read_plan
-from privacy.signing import digest, verify
+from privacy.run.clocks import check_clock, tolerance
+from privacy.run.plan import read_plan
 from strategies.attention import GRACE, POLL_SECONDS, Attention
 from strategies.waiting import Waiting
 from transport.contents import OPENED, Readiness, content_of
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
     from flwr.serverapp import Grid
 
-    from privacy.header import UpdateHeader
-    from privacy.roster import Roster
-    from strategies.heads import Heads
-    from strategies.journal import Journal
+    from privacy.codec.header import UpdateHeader
+    from privacy.run.roster import Roster
+    from strategies.event_log import EventLog
+    from strategies.ledger_heads import LedgerHeads
 
 READINESS = "readiness"
 APART = "it arrived at another model than most sites, and is left out until it has theirs"
@@ -52,8 +52,8 @@ class Membership:
     manifest: bytes
     run: str
     roster: Roster
-    journal: Journal
-    heads: Heads
+    event_log: EventLog
+    heads: LedgerHeads
     attention: Attention
     listed: tuple[str, ...]  # the sites that the run names
     liars: int = 0  # that the run is to bear: the word of so many sites decides no round
@@ -82,7 +82,7 @@ class Membership:
             RunError: if too few of the sites start from one model.
         """
         begun = time.monotonic()
-        asked, waiting = dict[int, float](), Waiting(self.journal, begun)
+        asked, waiting = dict[int, float](), Waiting(self.event_log, begun)
         while True:
             online, now = set(grid.get_node_ids()), time.monotonic()
             self.attention.see(online)
@@ -227,7 +227,7 @@ class Membership:
                 self.doubt(site)
         if agreed:
             self.model, self.update_bound = agreed
-            self.journal.confirm(self.model)
+            self.event_log.confirm(self.model)
         apart = {site for site in said if said[site] != agreed}
         self.problems |= dict.fromkeys(apart, APART if agreed else UNDECIDED)
         return apart
@@ -241,9 +241,9 @@ class Membership:
         number, messages, plan = 0, list[Message](), b""
         # Who has a model that no sum leads to as far as is known here has opened the last one.
         said = {site: (self.models[site], self.bounds[site]) for site in sites
-                if self.journal.behind(self.models[site]) is None}  # fmt: skip
+                if self.event_log.behind(self.models[site]) is None}  # fmt: skip
         for site in sites:
-            sums = self.journal.missing(self.models[site]) if self.journal.behind(self.models[site]) == 1 else []
+            sums = self.event_log.missing(self.models[site]) if self.event_log.behind(self.models[site]) == 1 else []
             if len(sums) == 1:  # who lacks more catches up when the others have gone on
                 plan = sums[0].plan
                 number, node = read_plan(plan).round, self.nodes[site]
@@ -259,12 +259,12 @@ class Membership:
 
     def catch_up(self, grid: Grid, seconds: float) -> None:
         """Bring sites the sums that they missed, as a run ends: each shall have its model."""
-        behind = [site for site, model in self.models.items() if self.journal.behind(model)]
+        behind = [site for site, model in self.models.items() if self.event_log.behind(model)]
         if not behind:
             return
         self.gather(grid, len(self.models), seconds)
         for site in (site for site in behind if site in self.nodes):
-            for total in self.journal.missing(self.models[site]):
+            for total in self.event_log.missing(self.models[site]):
                 content, node = EVALUATE.pack(Delivery(self.manifest, [total])), self.nodes[site]
                 message = Message(content, node, MessageType.EVALUATE, ttl=seconds, group_id="catch-up")
                 for _, reply in self.attention.ask(grid, [message]):
@@ -319,7 +319,7 @@ class Membership:
 
     def _admit(self, node: int, readiness: Readiness) -> None:
         site, model = readiness.site, readiness.model
-        if self.model is not None and not self.journal.unconfirmed:
+        if self.model is not None and not self.event_log.unconfirmed:
             self._check_model(site, model, readiness.update_bound)
         self.nodes[site] = node
         self.models[site], self.bounds[site] = model, readiness.update_bound
@@ -333,9 +333,9 @@ class Membership:
         if model == self.model and bound != self.update_bound:
             msg = f"{site} has the run's model, and another range for its updates"
             raise ProtocolError(msg)
-        if model == self.model or self.journal.behind(model) is not None:
+        if model == self.model or self.event_log.behind(model) is not None:
             return
-        if not self.journal.started:
+        if not self.event_log.started:
             msg = f"{site} starts from {_OTHER}"
             raise ProtocolError(msg)
         msg = f"{site} has a model that this run never had; move its checkpoint of this run aside and restart its agent"

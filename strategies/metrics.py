@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from privacy.policy import MOST_METRICS
+from privacy.run.policy import MOST_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

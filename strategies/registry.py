@@ -25,10 +25,10 @@ from strategies.algorithm import Algorithm, Run
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from privacy.manifest import Manifest
-    from privacy.policy import Policy
-    from privacy.settings import RunSettings
-    from privacy.strategy import Parameter
+    from privacy.run.manifest import Manifest
+    from privacy.run.policy import Policy
+    from privacy.run.settings import RunSettings
+    from privacy.run.strategy import Parameter
 
 GROUP = "cloister.strategies"
 """The group of entry points under which packages offer algorithms."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from privacy.errors import RunError
-from privacy.plan import RoundPlan
+from privacy.run.plan import RoundPlan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from privacy.manifest import Manifest
+    from privacy.run.manifest import Manifest
     from transport.reports import Told
 
 _LISTED = 5  # problems that a sentence names
@@ -65,7 +65,7 @@ class OpenRound:
             raise RunError(msg)
 
     def summary(self) -> dict[str, Any]:
-        """Return it as an event of the journal."""
+        """Return it as an event of the event log."""
         return {
             "round": self.number,
             "released": self.released,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"(\d{6,})-roster-(\d+)-(.+)_to_(.+)\.letter")  # no site's name has underscores
 
 
-class Letters:
+class SealedKeys:
     """A folder of letters, named by epoch, leader and recipient."""
 
     def __init__(self, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Votes on a round's model, the server's half: it counts them, and brings them to the sites, which decide by them too.
 
-It cannot make a vote or change one. See `privacy.votes` for the rule, `client.voting` for what a site does.
+It cannot make a vote or change one. See `privacy.run.votes` for the rule, `client.round.voting` for what a site does.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Message
 
 from privacy.errors import AuthenticityError, CloisterError
-from privacy.votes import Question, check_vote, estimate, is_rejected
-from strategies.journal import Undone
+from privacy.run.votes import Question, check_vote, estimate, is_rejected
+from strategies.event_log import Undone
 from transport.contents import content_of
 from transport.messages import UNDO, Undo
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from flwr.serverapp import Grid
 
-    from privacy.plan import RoundPlan
-    from privacy.settings import RunSettings
-    from privacy.votes import Vote
+    from privacy.run.plan import RoundPlan
+    from privacy.run.settings import RunSettings
+    from privacy.run.votes import Vote
     from strategies.membership import Membership
 
 
@@ -55,7 +55,7 @@ class Voting:
     def decide(
         self, plan: RoundPlan | None, model: str, contributors: Collection[str]
     ) -> tuple[Decision, dict[str, Any]]:
-        """Count the votes on the model that a plan's sum led to; return what they came to, and figures for the journal.
+        """Count the votes on the model that a plan's sum led to; return what they came to, and figures for the log.
 
         If it is to be undone, the run goes on from the model before. Contributors alone are counted: they are who
         may have spoiled the round. Otherwise a member could have rounds undone without ever coming under suspicion.
@@ -76,14 +76,14 @@ class Voting:
             return Decision.OPEN, {"votes": figures}
         if not is_rejected(votes.values(), settings.cohort.minimum):
             return Decision.KEPT, {"votes": figures}
-        self._members.journal.undo(Undone(question, votes, self._update_bound))
+        self._members.event_log.undo(Undone(question, votes, self._update_bound))
         self._members.model, self._members.update_bound = plan.base_model, self._update_bound
         return Decision.UNDONE, {"votes": figures, "undone": True}
 
     def undo(self, grid: Grid, sites: Iterable[str]) -> None:
         """Have those of these sites go back whose model was undone; those that do not are asked again who they are."""
         members, names, messages = self._members, self._members.names(), []
-        asked = {site: undone for site in sites if (undone := members.journal.undone(members.models.get(site, "")))}
+        asked = {site: undone for site in sites if (undone := members.event_log.undone(members.models.get(site, "")))}
         for site, undone in asked.items():
             if site in members.nodes:
                 of = undone.question
@@ -98,7 +98,7 @@ class Voting:
             except CloisterError as error:
                 members.problems[site] = str(error)
         for site in asked:
-            if members.journal.undone(members.models[site]):
+            if members.event_log.undone(members.models[site]):
                 members.doubt(site)
 
     def _holds(self, question: Question, site: str, vote: Vote) -> bool:

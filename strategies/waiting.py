@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from strategies.journal import Journal
+    from strategies.event_log import EventLog
 
 _SECONDS = 30.0  # between two events, if nothing is new
 
@@ -16,7 +16,7 @@ _SECONDS = 30.0  # between two events, if nothing is new
 class Waiting:
     """Says who is waited for: at once if a site said why it does not take part, and now and then."""
 
-    journal: Journal
+    event_log: EventLog
     last: float
     said: dict[str, str] = field(default_factory=dict)
 
@@ -25,4 +25,4 @@ class Waiting:
         now = time.monotonic()
         if problems != self.said or now - self.last > _SECONDS:
             self.last, self.said = now, dict(problems)
-            self.journal.record("waiting", sites=here, minimum=minimum, problems=absent | problems)
+            self.event_log.record("waiting", sites=here, minimum=minimum, problems=absent | problems)

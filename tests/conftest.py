@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def federation_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A federation that has only its keys, to be copied."""
-    from simulations.federation import Federation  # noqa: PLC0415
+    from simulations.engine.federation import Federation  # noqa: PLC0415
     from tests.federations import SITES, share_keys  # noqa: PLC0415
 
     federation = Federation.create(tmp_path_factory.mktemp("keys") / "federation", SITES)

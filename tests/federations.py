@@ -23,20 +23,20 @@ from flwr.serverapp import Grid
 
 from client.flower import app as client_app
 from client.flower import open_site
-from client.keyring import Keyring
 from client.site import Site
-from client.study import Study
-from client.survey import Poll, Survey
-from client.task import Task
-from privacy.epoch import EpochKeys
-from privacy.manifest import Manifest
-from privacy.roster import Roster
-from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
+from client.state.keyring import Keyring
+from client.task.task import Task
+from client.work.survey import StatisticsQuery, Survey
+from client.work.training import Study
+from privacy.crypto.key_epoch import EpochKeys
+from privacy.run.manifest import Manifest
+from privacy.run.roster import Roster
+from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from server.app import app as server_app
 from server.settings import read_consortium, read_run
-from simulations.federation import Federation, SiteTerms
-from simulations.inline import InlineGrid
-from simulations.results import journal_path, read_events
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.engine.inline import InlineGrid
+from simulations.engine.results import event_log_path, read_events
 from tests import studies
 from transport.channel import TlsFiles
 from transport.flower import SERVER_NODE, quieten
@@ -188,7 +188,7 @@ def run_with(
 
 def rounds_of(federation: Federation) -> list[dict[str, Any]]:
     """The events of the run's rounds, as far as the server wrote them."""
-    return [event for event in read_events(journal_path(federation)) if event["event"] == "round"]
+    return [event for event in read_events(event_log_path(federation)) if event["event"] == "round"]
 
 
 def own_metrics(federation: Federation, site: str) -> list[dict[str, Any]]:
@@ -208,7 +208,7 @@ def charges_of(federation: Federation, site: str) -> int:
     return sum('"steps"' in line for line in lines)
 
 
-def watch_releases(monkeypatch: pytest.MonkeyPatch, work: type[Study | Poll]) -> list[str]:
+def watch_releases(monkeypatch: pytest.MonkeyPatch, work: type[Study | StatisticsQuery]) -> list[str]:
     """Note, from now on, what stands in a site's ledger when it begins to make what will leave it."""
     seen, release = list[str](), work.release
 

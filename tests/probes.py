@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.guard import check_task
-from client.task import Task
+from client.task.guard import check_task
+from client.task.task import Task
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:

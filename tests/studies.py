@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.dpsgd import _take_steps
-from client.records import read_csv
-from client.study import Study
-from client.survey import Survey
-from client.task import Task
+from client.data.records import read_csv
+from client.dpsgd.dpsgd import _take_steps
+from client.task.task import Task
+from client.work.survey import Survey
+from client.work.training import Study
 from privacy.errors import DataError
-from simulations.idle import Idle
+from simulations.tasks.idle import Idle
 
 QUOTE = "Mrs Smith, 1961"  # a record that some tasks below try to let out
 HOLD, HOLD_LOADING, MET = "hold", "hold-loading", ".met"

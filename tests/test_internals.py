@@ -36,10 +36,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
-from privacy.ciphertext import SEED_BYTES
-from privacy.packing import RING_DEGREE
-from privacy.seal import _HEADER as SEAL_HEADER
-from privacy.seal import Seal
+from privacy.codec.ciphertext import SEED_BYTES
+from privacy.codec.packing import RING_DEGREE
+from privacy.crypto.seal import _HEADER as SEAL_HEADER
+from privacy.crypto.seal import Seal
 from tests.test_rooms import FILES, ROOT
 from transport.grid import StreamingGrid
 
@@ -205,7 +205,7 @@ def test_importing_cloister_leaves_opacus_as_it_is_for_others() -> None:
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping as Fast
 tables = GradSampleModule.GRAD_SAMPLERS, Fast.GRAD_SAMPLERS, Fast.NORM_SAMPLERS
 before = [dict(table) for table in tables]
-import cloister, client.app, client.dpsgd, simulations.canaries
+import cloister, client.app, client.dpsgd.dpsgd, cloister.audit.canaries
 assert [dict(table) for table in (GradSampleModule.GRAD_SAMPLERS, Fast.GRAD_SAMPLERS, Fast.NORM_SAMPLERS)] == before
 """
     finished = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=ROOT)

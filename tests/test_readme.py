@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from client.guard import check_task
-from client.task import Task
+from client.task.guard import check_task
+from client.task.task import Task
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 

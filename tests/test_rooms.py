@@ -22,16 +22,28 @@ BELOW = {
 
 # Where a library may be imported: a room, or one file.
 OWNERS = {
-    "tenseal": {"privacy/seal.py", "cloister/benchmarks/encryption.py"},  # the benchmark measures CKKS beside it
-    "zstandard": {"privacy/seal.py"},
-    "nacl": {"privacy/pedersen.py"},
-    "opacus": {"client/dpsgd.py", "client/gradients/", "client/crosscheck.py"},
-    "torch": {"client/", "simulations/"},
+    "tenseal": {"privacy/crypto/seal.py", "cloister/benchmarks/encryption.py"},  # the benchmark measures CKKS beside it
+    "zstandard": {"privacy/crypto/seal.py"},
+    "nacl": {"privacy/crypto/pedersen.py"},
+    "opacus": {"client/dpsgd/dpsgd.py", "client/gradients/", "client/dpsgd/crosscheck.py"},
+    "torch": {
+        "client/",
+        "simulations/",
+        "cloister/audit/canaries.py",
+        "cloister/audit/gradient_inversion.py",
+        "cloister/benchmarks/training_times.py",
+        "cloister/benchmarks/zoo.py",
+    },
     "sklearn": {"simulations/"},
-    "scipy": {"privacy/accountants.py", "privacy/losses.py", "privacy/steps.py", "privacy/auditing.py"},
-    "pyarrow": {"client/records.py"},
-    "matplotlib": {"cloister/pictures.py"},
-    "grpc": {"transport/channel.py", "server/hub.py", "client/exchange.py"},
+    "scipy": {
+        "privacy/accounting/accountants.py",
+        "privacy/accounting/losses.py",
+        "privacy/accounting/steps.py",
+        "privacy/accounting/auditing.py",
+    },
+    "pyarrow": {"client/data/records.py"},
+    "matplotlib": {"cloister/views/plots.py"},
+    "grpc": {"transport/channel.py", "server/hub/hub.py", "client/exchange.py"},
     "flwr": {"transport/", "strategies/", "server/", "client/", "simulations/"},
     "dp_accounting": set[str](),  # tests hold our accountants against it
 }

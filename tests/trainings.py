@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from torch.nn.utils import parameters_to_vector
 
-from client.dpsgd import train
-from client.trial import make_model
-from privacy.randomness import Randomness
-from privacy.settings import Privacy, Training
+from client.dpsgd.dpsgd import train
+from client.task.probe import make_model
+from privacy.noise.randomness import Randomness
+from privacy.run.settings import Privacy, Training
 from tests.privacy.consortium import make_manifest, run_settings
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from client.task import Task
-    from privacy.manifest import Manifest
+    from client.task.task import Task
+    from privacy.run.manifest import Manifest
 
 
 def signed(*, rate: float = 1.0, steps: int = 1, noise: float = 0.0, norm: float = 1.0) -> Manifest:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from privacy.clocks import LATEST
-from privacy.envelope import Contribution, SignedUpdate
+from privacy.codec.envelope import Contribution, SignedUpdate
+from privacy.crypto.summation import EncryptedSum
 from privacy.errors import ProtocolError
-from privacy.foreign import quoted
-from privacy.summation import EncryptedSum
+from privacy.run.clocks import LATEST
+from privacy.untrusted_text import quoted
 from transport.fields import DIGEST, SITE, array_bytes, blob, check_names, field, lacks
-from transport.heads import has_unreadable_head
+from transport.ledger_head import has_unreadable_head
 from transport.reports import read_metrics, read_report
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The signed head of a site's ledger, which messages in both directions may carry: see `privacy.heads`."""
+"""The signed head of a site's ledger, which messages in both directions may carry: see `privacy.ledger.ledger_head`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flwr.app import ConfigRecord
 
 from privacy.errors import MalformedError
-from privacy.heads import SignedHead
+from privacy.ledger.ledger_head import SignedHead
 from transport.fields import field
 
 if TYPE_CHECKING:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from privacy.envelope import Contribution
-from privacy.masking import REVEAL_BYTES
+from privacy.codec.envelope import Contribution
+from privacy.crypto.masking import REVEAL_BYTES
 from transport.contents import put_signed, read_signed, sum_to_arrays
 from transport.fields import DIGEST, array_bytes, blob, check_names, field, lacks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from privacy.envelope import SignedUpdate
-    from privacy.summation import EncryptedSum
+    from privacy.codec.envelope import SignedUpdate
+    from privacy.crypto.summation import EncryptedSum
 
 
 _LONGEST_PROOF = 1 << 16  # bytes

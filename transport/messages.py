@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from transport import ceremony, contents, masking, votes
-from transport.heads import find_head, put_head, read_head
+from transport.ledger_head import find_head, put_head, read_head
 from transport.receipts import find_receipt, put_receipt
 from transport.reports import Told
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
     from flwr.app import RecordDict
 
-    from privacy.envelope import Contribution, SignedUpdate
-    from privacy.heads import SignedHead
-    from privacy.summation import EncryptedSum
-    from privacy.votes import Vote
+    from privacy.codec.envelope import Contribution, SignedUpdate
+    from privacy.crypto.summation import EncryptedSum
+    from privacy.ledger.ledger_head import SignedHead
+    from privacy.run.votes import Vote
     from transport.contents import Opened, Readiness
     from transport.masking import Accusation, Refusal
     from transport.receipts import Receipt

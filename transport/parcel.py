@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, Reco
 from google.protobuf.message import DecodeError
 
 from privacy.errors import MalformedError
-from privacy.foreign import plain, quoted
+from privacy.untrusted_text import plain, quoted
 from transport import cloister_pb2 as pb
 from transport.body import framed, split
 from transport.flower import instruction, reply, stamp

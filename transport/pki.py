@@ -28,7 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from privacy.errors import KeyFileError
 from privacy.failures import reason
-from privacy.roster import open_roster
+from privacy.run.roster import open_roster
 from privacy.storage import read_document, read_file
 from transport.address import read_host
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    from privacy.roster import Roster
-    from privacy.signing import PrivateKey
+    from privacy.crypto.signing import PrivateKey
+    from privacy.run.roster import Roster
 
 _LEAF_DAYS = 90
 _AUTHORITY_DAYS = 3650

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from flwr.app import ConfigRecord
 
+from privacy.crypto.signing import sign, verify
 from privacy.errors import AuthenticityError, KeyFileError
-from privacy.signing import sign, verify
 from transport.pki import read_certificate
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import MetricRecord
 
-from privacy.policy import METRIC_NAME, MOST_METRICS
+from privacy.run.policy import METRIC_NAME, MOST_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

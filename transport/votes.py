@@ -1,4 +1,4 @@
-"""What messages say of votes: protocol types to Flower records and back. See `privacy.votes`, `transport.messages`."""
+"""What messages say of votes: protocol types to Flower records and back. See `privacy.run.votes`, `messages`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flwr.app import ConfigRecord, RecordDict
 
 from privacy.errors import MalformedError
-from privacy.votes import Vote
+from privacy.run.votes import Vote
 from transport.fields import DIGEST, check_names, field, lacks
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from client.foreign import foreign, is_memory
 from client.gradients.loss import RecordLoss
-from client.trial import Example, one_a_record
+from client.task.probe import Example, one_a_record
+from client.task.user_code import foreign, is_memory
 from privacy.errors import CloisterError, DataError, TaskError
 from privacy.failures import raised
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from client.task import Records, Task
+    from client.task.task import Records, Task
 
 _AT_ONCE = 64  # records
 _MOST_COLUMNS = 1024  # to be tried one by one

@@ -1,8 +1,8 @@
 """Whether the clipped sum of a batch is the sum of what its records give, in the very mode that trains.
 
-`client.interactions` looks at plain gradients before. Here it is the numbers that would leave, with noise: as the mode
-and the optimizer compute them, on the site's own device, of records that the site has. It is done when records are read
-and, as a last line, on one batch of every round, before anything leaves.
+`client.task.interactions` looks at plain gradients before. Here it is the numbers that would leave, with noise: as the
+mode and the optimizer compute them, on the site's own device, of records that the site has. It is done when records are
+read and, as a last line, on one batch of every round, before anything leaves.
 
     halves   two halves of a batch, each by itself, add up to the whole
     swapped  each half is put in the other's place too: f(a, b) - f(b, b) - f(a, a) + f(b, a) is nought, as in any sum
@@ -26,15 +26,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from client.draws import drawn_since, forked, seed_used
+from client.dpsgd.draws import drawn_since, forked, seed_used
 from client.gradients.choice import make_mode
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet
 from client.gradients.optimizer import CipherOptimizer
-from client.interactions import ALONE, InteractionError, sketch
+from client.task.interactions import ALONE, InteractionError, sketch
 from privacy.errors import TaskError
 from privacy.failures import raised
-from privacy.randomness import Randomness
+from privacy.noise.randomness import Randomness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from client.gradients.choice import Choice
     from client.gradients.mode import GradientMode
     from client.settings import Precision
-    from client.task import Task
+    from client.task.task import Task
 
     Records = tuple[Tensor, Tensor]
 
@@ -79,30 +79,30 @@ class ClippedSum:
         return found
 
 
-def check_batch(clipped: ClippedSum, records: Records, luck: torch.Generator) -> None:
+def check_batch(clipped: ClippedSum, records: Records, rng: torch.Generator) -> None:
     """Refuse a task if records of a batch meet in its clipped sum. All generators are left as they were.
 
     Args:
         clipped: computes it.
         records: of the batch: inputs and targets `(n, ...)`; of an odd number, the last one is left out.
-        luck: says which half of them is looked at, and seeds what the model draws.
+        rng: says which half of them is looked at, and seeds what the model draws.
 
     Raises:
         InteractionError: if they meet.
     """
-    _check_sum(clipped, records, luck, halves=bool(torch.rand(1, generator=luck) < 1 / 2))
+    _check_sum(clipped, records, rng, halves=bool(torch.rand(1, generator=rng) < 1 / 2))
 
 
-def _check_sum(clipped: ClippedSum, records: Records, luck: torch.Generator, *, halves: bool) -> None:
+def _check_sum(clipped: ClippedSum, records: Records, rng: torch.Generator, *, halves: bool) -> None:
     """The same; by halves alone, if that is asked for and can be."""
     pairs = len(records[0]) // 2
     if not pairs:
         return  # nobody to meet
     rows = torch.arange(2 * pairs)
-    one, other = torch.randperm(2 * pairs, generator=luck).split(pairs)
+    one, other = torch.randperm(2 * pairs, generator=rng).split(pairs)
     swapped = rows.scatter(0, one, other).scatter(0, other, one)
     first = torch.zeros_like(rows, dtype=torch.bool).index_fill(0, one, value=True)
-    seed = int(torch.randint(1 << 62, (1,), generator=luck))
+    seed = int(torch.randint(1 << 62, (1,), generator=rng))
 
     def summed(rows: Tensor) -> Tensor:
         return clipped.of(records[0][rows], records[1][rows], seed)
@@ -140,23 +140,23 @@ def check_mode(task: Task, model: nn.Module, records: Records, order: Tensor, ch
     device = next(model.parameters()).device
     chosen = order.to(records[0].device).split(min(at_once, choice.physical_batch))
     parts = ((records[0][rows].to(device), records[1][rows].to(device)) for rows in chosen)
-    first, luck = next(parts), torch.Generator().manual_seed(0)
+    first, rng = next(parts), torch.Generator().manual_seed(0)
     with _clipping(task, model, choice, precision, _UNCLIPPED) as clipped:
         norms = [
             float(clipped.of(first[0][row : row + 1], first[1][row : row + 1], 0).norm())
             for row in range(min(_ALONE, len(first[0])))
         ]
-        check_batch(clipped, (first[0][:_AT_ONCE], first[1][:_AT_ONCE]), luck)
+        check_batch(clipped, (first[0][:_AT_ONCE], first[1][:_AT_ONCE]), rng)
     middle = sorted(norms)[len(norms) // 2]
     if not 0 < middle < math.inf:
         return
     with _clipping(task, model, choice, precision, middle) as clipped:
-        check_batch(clipped, first, luck)
+        check_batch(clipped, first, rng)
         start = time.thread_time()
         for part in parts:
             if time.thread_time() - start > _SECONDS:
                 break
-            _check_sum(clipped, part, luck, halves=False)
+            _check_sum(clipped, part, rng, halves=False)
 
 
 @contextmanager

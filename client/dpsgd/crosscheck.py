@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from opacus.accountants import PRVAccountant
 
-from privacy.accountants import RDP, Accountant
+from privacy.accounting.accountants import RDP, Accountant
 
 if TYPE_CHECKING:
-    from privacy.accountants import Entries
+    from privacy.accounting.accountants import Entries
 
 _LEAST_DELTA = 1e-10
 _NOISE = (0.3, 100.0)  # σ

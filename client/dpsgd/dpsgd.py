@@ -9,10 +9,11 @@ What Opacus leaves to its caller, and what goes wrong if the caller does not loo
 - Gradients are divided by sample_rate times the size that the site declared in public, never by a private count.
 - Noise comes from a cipher, not from torch's generator.
 
-A team of processes (`client.team`) takes the very steps that one would take: the first process draws every sample and
-all noise, from the one stream that a round has. Each process could sample its own records; but then as many streams as
-devices would have to be fresh for the guarantee to hold, and nobody could train the round again to check it. Each adds
-up what its own records in the sample give, clipped; the first one adds the noise; Opacus sums, and all take that step.
+A group of processes (`client.dpsgd.process_group`) takes the very steps that one would take: the first process draws
+every sample and all noise, from the one stream that a round has. Each process could sample its own records; but then as
+many streams as devices would have to be fresh for the guarantee to hold, and nobody could train the round again to
+check it. Each adds up what its own records in the sample give, clipped; the first one adds the noise; Opacus sums, and
+all take that step.
 
 How a batch's clipped sum is computed is another matter: see `client.gradients`.
 """
@@ -31,19 +32,19 @@ import numpy as np
 import torch
 from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
 
-from client.additivity import ClippedSum, check_batch, check_mode
-from client.draws import forked, seed_all
+from client.dpsgd.additivity import ClippedSum, check_batch, check_mode
+from client.dpsgd.draws import forked, seed_all
+from client.dpsgd.process_group import Order
 from client.gradients.choice import Choice, choose, make_mode
+from client.gradients.distributed import DistributedOptimizer
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet, trainable
 from client.gradients.optimizer import CipherOptimizer
-from client.gradients.together import TeamOptimizer
-from client.interactions import InteractionError
 from client.settings import Computing
-from client.state import trained
-from client.team import Order
+from client.state.model_state import trained
+from client.task.interactions import InteractionError
 from privacy.errors import TaskError
-from privacy.randomness import Randomness
+from privacy.noise.randomness import Randomness
 from strategies.algorithm import PLAIN
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from client.dpsgd.process_group import ProcessGroup
     from client.settings import Gradients
-    from client.task import Task
-    from client.team import Team
-    from privacy.manifest import Manifest
+    from client.task.task import Task
+    from privacy.run.manifest import Manifest
     from strategies.algorithm import LocalSolver
 
 log = logging.getLogger("cloister.agent")
@@ -78,7 +79,7 @@ _WAYS: WeakKeyDictionary[Task, dict[Computing, _Way]] = WeakKeyDictionary()
 
 def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, manifest: Manifest,
           randomness: Randomness, *, solver: LocalSolver = PLAIN, computing: Computing = _DEFAULT,
-          team: Team | None = None) -> None:  # fmt: skip
+          group: ProcessGroup | None = None) -> None:  # fmt: skip
     """Train `model` in place for one round.
 
     Args:
@@ -90,11 +91,11 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         randomness: of sampling and noise; a new one every round.
         solver: what the run's algorithm adds to each step's gradient, after its noise, and how many steps it takes.
         computing: the site's settings of how to compute gradients.
-        team: of which this process is the first; the others are to `take_part`.
+        group: of which this process is the first; the others are to `take_part`.
 
     Raises:
         TaskError: if there is no way to compute the model's gradients, or the run trains nothing.
-        DeviceError: if the team has lost a process.
+        DeviceError: if the group has lost a process.
     """
     training, norm = manifest.settings.training, manifest.settings.privacy.max_grad_norm
     if training is None or norm is None:
@@ -122,15 +123,15 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
     seed = manifest.settings.seed
     drawn = Randomness.fresh() if seed is None else Randomness.seeded(seed, "torch")
     chance = _Chance(randomness, training.sample_rate, manifest.update_noise, drawn)
-    if team is None:
+    if group is None:
         _take_steps(task, model, records, order, chance, offset)
         return
-    with team.round():
-        team.hand_out(order)
-        _take_steps(task, model, records, order, chance, offset, team=team)
+    with group.round():
+        group.hand_out(order)
+        _take_steps(task, model, records, order, chance, offset, group=group)
 
 
-def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, team: Team) -> None:
+def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, group: ProcessGroup) -> None:
     """Take part in a round, as a worker.
 
     Args:
@@ -138,15 +139,15 @@ def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], orde
         model: on the device to train on; its parameters are set to the first process's.
         records: the same as the first process has, on this device.
         order: from the first process.
-        team: of which this process is a worker.
+        group: of which this process is a worker.
 
     Raises:
-        DeviceError: if the team has lost a process.
+        DeviceError: if the group has lost a process.
     """
     no_noise = _Chance(Randomness.fresh(), 0.0, 0.0, Randomness.fresh())  # nor is anything else drawn of it
     offset = torch.zeros(sum(each.numel() for each in trained(model).values())) if order.offset else None
-    with team.round():
-        _take_steps(task, model, records, order, no_noise, offset, team=team)
+    with group.round():
+        _take_steps(task, model, records, order, no_noise, offset, group=group)
 
 
 def way_to_train(
@@ -220,11 +221,11 @@ class _Chance:
 
 
 def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, chance: _Chance,
-                offset: Tensor | None, *, team: Team | None = None) -> None:  # fmt: skip
+                offset: Tensor | None, *, group: ProcessGroup | None = None) -> None:  # fmt: skip
     parameters = list(trained(model).values())  # in the order of the layout, and so of the offset
-    if team:
-        team.share([*model.buffers(), *([] if offset is None else [offset])])
-        with team.talking():
+    if group:
+        group.share([*model.buffers(), *([] if offset is None else [offset])])
+        with group.talking():
             model = DifferentiallyPrivateDistributedDataParallel(model)  # takes the first process's parameters over
     precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32
     mode = make_mode(order.gradients, model, RecordLoss(task), order.max_grad_norm, precision)
@@ -232,7 +233,7 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
     if order.proximal or offset is not None:
         # Before each step that is taken, on the gradient that has its noise, and that all processes share.
         descent.register_step_pre_hook(_Correction(parameters, order.proximal, offset))
-    optimizer = (partial(TeamOptimizer, team=team) if team else CipherOptimizer)(
+    optimizer = (partial(DistributedOptimizer, group=group) if group else CipherOptimizer)(
         descent,
         noise_multiplier=chance.noise_multiplier,
         max_grad_norm=order.max_grad_norm,
@@ -246,9 +247,9 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
             seed_all(chance.by_torch)  # a mask under a seed that others know would tie records together
             several = torch.empty(0, dtype=torch.int64)
             for step in range(1, order.steps + 1):
-                chosen = team.own_part(chance.sample, count) if team else chance.sample(count).nonzero().squeeze(1)
+                chosen = group.own_part(chance.sample, count) if group else chance.sample(count).nonzero().squeeze(1)
                 several = chosen if len(chosen) > 1 else several
-                if step == order.steps and (not team or team.rank == 0):
+                if step == order.steps and (not group or group.rank == 0):
                     _look(ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm), records, several, order)
                 optimizer.draw_ahead()
                 optimizer.take(mode, records, chosen, order.physical_batch)
@@ -295,11 +296,11 @@ def _look(clipped: ClippedSum, records: tuple[Tensor, Tensor], chosen: Tensor, o
     Raises:
         InteractionError: if it is not; nothing has left the site then.
     """
-    luck = torch.Generator().manual_seed(_below(1 << 62))
+    rng = torch.Generator().manual_seed(_below(1 << 62))
     most = order.physical_batch if _below(_OFTEN) < order.steps else _SOME
-    some = chosen[torch.randperm(len(chosen), generator=luck)[: min(most, order.physical_batch)].sort()[0]]
+    some = chosen[torch.randperm(len(chosen), generator=rng)[: min(most, order.physical_batch)].sort()[0]]
     inputs, targets = (part[some.to(part.device)] for part in records)
-    check_batch(clipped, (inputs, targets), luck)
+    check_batch(clipped, (inputs, targets), rng)
 
 
 def _below(count: int) -> int:

@@ -20,7 +20,7 @@ from privacy.errors import TaskError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from privacy.randomness import Randomness
+    from privacy.noise.randomness import Randomness
 
 _SAMPLE = 32  # draws of which the largest stands for all
 _BY_REJECTION = ("gamma", "dirichlet", "poisson", "binomial")  # each takes as many as it needs

@@ -35,7 +35,7 @@ import torch
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
-from client.launch import own_place
+from client.dpsgd.torchrun import own_place
 from privacy.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Order:
     offset: bool = False  # whether a vector is added as well, which the first process hands out
 
 
-class Team:
+class ProcessGroup:
     """This process among those that train together."""
 
     def __init__(self, waiting: distributed.ProcessGroup, when_lost: Callable[[], None]) -> None:
@@ -161,7 +161,7 @@ class Team:
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        """Give the team up if anything goes wrong: the others would wait for what does not come."""
+        """Give the group up if anything goes wrong: the others would wait for what does not come."""
         try:
             yield
         except BaseException:
@@ -169,7 +169,7 @@ class Team:
             raise
 
     def lose(self) -> None:
-        """Give the team up."""
+        """Give the group up."""
         self.lost = True
         self._when_lost()
 
@@ -177,12 +177,12 @@ class Team:
 @contextmanager
 def gather(
     device: torch.device, when_lost: Callable[[], None] = lambda: None, patience: timedelta = _PATIENCE
-) -> Iterator[Team | None]:
+) -> Iterator[ProcessGroup | None]:
     """Meet this site's other processes, if there are any; when the first one leaves, the others end.
 
     Args:
         device: that this process trains on.
-        when_lost: called once the team cannot train any more.
+        when_lost: called once the group cannot train any more.
         patience: how long to wait for others within a step.
 
     Raises:
@@ -195,16 +195,16 @@ def gather(
         os.environ["GLOO_SOCKET_IFNAME"] = loopback  # gloo reads it
     with TemporaryDirectory(prefix="cloister-") as folder:
         try:
-            team = _meet(Path(folder), device, when_lost, patience)
+            group = _meet(Path(folder), device, when_lost, patience)
         except (RuntimeError, OSError) as error:
             msg = f"this site's processes have not found each other ({error}); start them all with one torchrun command"
             raise DeviceError(msg) from error
         try:
-            yield team
-            if team.rank == 0 and not team.lost:
-                team.hand_out(None)
+            yield group
+            if group.rank == 0 and not group.lost:
+                group.hand_out(None)
         finally:
-            if team.lost:
+            if group.lost:
                 atexit.register(_end_now)
             else:
                 distributed.destroy_process_group()
@@ -218,7 +218,7 @@ def _end_now() -> None:
     os._exit(1)
 
 
-def _meet(folder: Path, device: torch.device, when_lost: Callable[[], None], patience: timedelta) -> Team:
+def _meet(folder: Path, device: torch.device, when_lost: Callable[[], None], patience: timedelta) -> ProcessGroup:
     known, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
     if rank == 0:
         known.set("folder", str(folder))
@@ -229,7 +229,7 @@ def _meet(folder: Path, device: torch.device, when_lost: Callable[[], None], pat
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     waiting: Any = distributed.new_group(backend="gloo", timeout=_FOREVER)  # torch's types allow for other returns
-    return Team(waiting, when_lost)
+    return ProcessGroup(waiting, when_lost)
 
 
 def private(folder: Path) -> Path:

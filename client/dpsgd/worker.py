@@ -1,4 +1,4 @@
-"""A worker: it trains its part of each batch in rounds that the site's agent leads. See `client.team`."""
+"""A worker: it trains its part of each batch in rounds that the site's agent leads. See `process_group`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import logging
 import signal
 from typing import TYPE_CHECKING
 
-from client.dpsgd import take_part
-from client.team import gather
-from client.works import Works
+from client.dpsgd.dpsgd import take_part
+from client.dpsgd.process_group import gather
+from client.work.works import Works
 
 if TYPE_CHECKING:
     from client.settings import SiteFolder
@@ -24,13 +24,13 @@ def assist(folder: SiteFolder) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # it has nothing to leave in order, and Python would wait for its peers
-    workplace = Works(folder)
-    with gather(workplace.device) as team:
-        if team is None:
+    context = Works(folder)
+    with gather(context.device) as group:
+        if group is None:
             return
-        team.compare(workplace.records_digest())
-        log.info("worker %d of %d, on %s", team.rank, team.size - 1, workplace.device)
-        while order := team.await_order():
-            study = workplace.study(order.task)
-            take_part(study.task, study.module(order.model_seed).to(workplace.device), study.training, order, team)
-            log.info("worker %d took part in %d steps of %s", team.rank, order.steps, order.task)
+        group.compare(context.records_digest())
+        log.info("worker %d of %d, on %s", group.rank, group.size - 1, context.device)
+        while order := group.await_order():
+            study = context.study(order.task)
+            take_part(study.task, study.module(order.model_seed).to(context.device), study.training, order, group)
+            log.info("worker %d took part in %d steps of %s", group.rank, order.steps, order.task)

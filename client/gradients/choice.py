@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from client.settings import Computing, Gradients
-    from client.task import Task
+    from client.task.task import Task
 
 _IN_TURN: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "autograd")
 _VALUES = 1 << 24  # in memory at once: of gradients, and of what they are made from

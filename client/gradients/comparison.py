@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from client.draws import Draws
+from client.dpsgd.draws import Draws
 from client.gradients.clipping import clip_factors
 from client.gradients.mode import GradientMode, quiet, trainable
 from client.gradients.optimizer import CipherOptimizer
-from privacy.randomness import Randomness
+from privacy.noise.randomness import Randomness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,20 +14,20 @@ from typing_extensions import override
 from client.gradients.optimizer import CipherOptimizer
 
 if TYPE_CHECKING:
-    from client.team import Team
+    from client.dpsgd.process_group import ProcessGroup
 
 
-class TeamOptimizer(CipherOptimizer, DistributedDPOptimizer):  # type: ignore[misc]  # opacus is untyped
-    """Clips and adds noise as `CipherOptimizer` does; sums over the team as Opacus's distributed optimizer does."""
+class DistributedOptimizer(CipherOptimizer, DistributedDPOptimizer):  # type: ignore[misc]  # opacus is untyped
+    """Clips and adds noise as `CipherOptimizer` does; sums over the group as Opacus's distributed optimizer does."""
 
-    def __init__(self, *args: Any, team: Team, expected_batch_size: float, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, *args: Any, group: ProcessGroup, expected_batch_size: float, **kwargs: Any) -> None:  # noqa: ANN401
         # Opacus expects one process's share of the batch, and takes the mean over processes.
-        super().__init__(*args, expected_batch_size=expected_batch_size / team.size, **kwargs)
-        self._team = team
+        super().__init__(*args, expected_batch_size=expected_batch_size / group.size, **kwargs)
+        self._group = group
 
     @override
     def reduce_gradients(self) -> None:
         """Sum over all processes, once all of them have come so far."""
-        self._team.meet()
-        with self._team.talking():
+        self._group.meet()
+        with self._group.talking():
             super().reduce_gradients()

@@ -14,7 +14,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from client.task import Task
+    from client.task.task import Task
 
 
 class RecordLoss:

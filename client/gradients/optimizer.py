@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from client.gradients.mode import GradientMode
-    from privacy.randomness import Randomness
+    from privacy.noise.randomness import Randomness
 
 
 class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from typing_extensions import override
 
-from client.draws import forked
+from client.dpsgd.draws import forked
 from client.gradients.mode import GradientMode, check_rows
 from client.gradients.recurrent import begin_by_record
 from client.gradients.shares import Rows

@@ -10,19 +10,19 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from privacy.errors import ProtocolError
-from privacy.ledger import Release
-from privacy.policy import check_policy
-from privacy.randomness import Randomness
+from privacy.ledger.ledger import Release
+from privacy.noise.randomness import Randomness
+from privacy.run.policy import check_policy
 from strategies.registry import check_strategy
 
 if TYPE_CHECKING:
-    from client.checkpoint import Checkpoint
     from client.site import Site
-    from client.work import Work
-    from privacy.ledger import Budget, Ledger
-    from privacy.manifest import Manifest
-    from privacy.plan import RoundPlan
-    from privacy.settings import RunSettings
+    from client.state.checkpoint import Checkpoint
+    from client.work.work import Work
+    from privacy.ledger.ledger import Budget, Ledger
+    from privacy.run.manifest import Manifest
+    from privacy.run.plan import RoundPlan
+    from privacy.run.settings import RunSettings
     from strategies.algorithm import Algorithm
 
 

@@ -10,15 +10,15 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from client.checkpoint import Checkpoint
-from client.foreign import foreign
-from client.norms import Lengths
-from privacy.agreement import absent_from, accuse
+from client.round.norms import Lengths
+from client.state.checkpoint import Checkpoint
+from client.task.user_code import foreign
+from privacy.codec.packing import unpack
+from privacy.crypto.agreement import absent_from, accuse
+from privacy.crypto.masking import open_pairs, open_seed, unmask_sum, verify_pairs, verify_seed
+from privacy.crypto.signing import digest, sign
+from privacy.crypto.summation import check_sum
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError
-from privacy.masking import open_pairs, open_seed, unmask_sum, verify_pairs, verify_seed
-from privacy.packing import unpack
-from privacy.signing import digest, sign
-from privacy.summation import check_sum
 from strategies.advance import advance
 from strategies.algorithm import Run
 from strategies.averaging import next_bound
@@ -26,13 +26,13 @@ from transport.contents import OPENED, Opened
 from transport.masking import CODES, REFUSAL, SEEDS, VALUES, Refusal
 
 if TYPE_CHECKING:
-    from client.acceptance import AdmittedRun
+    from client.round.admission import AdmittedRun
     from client.site import Site
-    from privacy.header import UpdateHeader
-    from privacy.packing import Packing
-    from privacy.plan import RoundPlan
-    from privacy.summation import EncryptedSum
-    from privacy.update import Update
+    from privacy.codec.header import UpdateHeader
+    from privacy.codec.packing import Packing
+    from privacy.codec.update import Update
+    from privacy.crypto.summation import EncryptedSum
+    from privacy.run.plan import RoundPlan
 
 log = logging.getLogger("cloister.agent")
 
@@ -80,7 +80,7 @@ def open_sum(admitted: AdmittedRun, total: EncryptedSum) -> Checkpoint:
     opened = Checkpoint(admitted.run, plan.round, model, bound, state=state)
     # Before the model is kept: what a crash leaves unwritten is written when the sum comes again.
     admitted.work.opened(manifest, admitted.run, opened.model, headers)
-    site.remainders.settle(plan, contributed=site.name in headers)
+    site.residuals.settle(plan, contributed=site.name in headers)
     site.own.settle(plan, contributed=site.name in headers)
     opened, path = site.models.save(manifest.settings, opened)
     log.info("round %d of %d opened: %s", plan.round, manifest.settings.rounds, path)
@@ -95,7 +95,7 @@ def vouch(site: Site, plan: bytes, checkpoint: Checkpoint) -> Opened:
 
 def has_refused(site: Site, plan: RoundPlan) -> bool:
     """Whether this site has refused a sum of a plan."""
-    return site.once.find(plan.run, _refusing(plan)) is not None
+    return site.commitments.find(plan.run, _refusing(plan)) is not None
 
 
 def _mean(
@@ -123,9 +123,9 @@ def _mean(
         # what a member did: whatever a server does by itself, the code stops.
         # On disk before it is said: a restarted agent would give a server that lies one more try.
         for liar in liars:
-            accuse(site.once, plan.run, liar, next(sha256(each.header).hexdigest() for each, header in
+            accuse(site.commitments, plan.run, liar, next(sha256(each.header).hexdigest() for each, header in
                    zip(total.contributions, headers, strict=True) if header == liar))  # fmt: skip
-        site.once.note(plan.run, _refusing(plan), "refused")
+        site.commitments.note(plan.run, _refusing(plan), "refused")
         log.warning("round %d: %s", plan.round, error)
         msg = f"{site.name} does not open the sum of round {plan.round}: it is not that of its contributors' updates"
         why = SEEDS if liars else CODES if isinstance(error, AuthenticityError) else VALUES

@@ -1,6 +1,7 @@
 """A masked sum that did not open, at a site: it judges one member's body, and notes on its disk who lied.
 
-Only what a site has checked itself lets it add the same updates up again without somebody: see `privacy.agreement`.
+Only what a site has checked itself lets it add the same updates up again without somebody: see
+`privacy.crypto.agreement`.
 """
 
 from __future__ import annotations
@@ -8,17 +9,17 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from client.opening import has_refused
-from privacy.agreement import accuse
-from privacy.envelope import verify_update
+from client.round.aggregate import has_refused
+from privacy.codec.envelope import verify_update
+from privacy.crypto.agreement import accuse
+from privacy.crypto.summation import claimed_site
+from privacy.crypto.verdict import is_right, sign_verdict, verify_verdict
 from privacy.errors import ProtocolError
-from privacy.summation import claimed_site
-from privacy.verdict import is_right, sign_verdict, verify_verdict
 from transport.masking import Verdict
 
 if TYPE_CHECKING:
-    from client.acceptance import Round
-    from privacy.envelope import SignedUpdate
+    from client.round.admission import Round
+    from privacy.codec.envelope import SignedUpdate
     from transport.masking import Accusation
 
 
@@ -43,9 +44,9 @@ def judge(current: Round, body: SignedUpdate, accusation: Accusation | None = No
     update = verify_update(body, member, plan, current.manifest, site.roster)
     right = is_right(update, plan, site.keyring.find(plan.keys), site.apply)
     if not right:
-        accuse(site.once, plan.run, member, sha256(body.header).hexdigest())
+        accuse(site.commitments, plan.run, member, sha256(body.header).hexdigest())
     elif accusation:
         key = site.roster.member(accusation.site).verification_key
         verify_verdict(key, plan, body.header, accusation.signature, right=False)
-        accuse(site.once, plan.run, accusation.site, sha256(accusation.signature).hexdigest())
+        accuse(site.commitments, plan.run, accusation.site, sha256(accusation.signature).hexdigest())
     return Verdict(right, sign_verdict(site.signing_key, plan, body.header, right=right))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from privacy.epoch import EpochKeys, read_letter, write_letters
+from privacy.crypto.key_epoch import EpochKeys, read_letter, write_letters
+from privacy.crypto.pairs import read_pair, write_pairs
 from privacy.errors import CloisterError, ProtocolError
-from privacy.pairs import read_pair, write_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Masks at a site: fresh ones for every attempt; which of their seeds it shows, and when (`privacy.agreement`)."""
+"""Masks at a site: fresh ones for every attempt; which of their seeds it shows, and when: see `agreement`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from client.norms import Lengths, fix_sum
-from client.opening import shown_seeds
-from privacy import agreement
-from privacy.ciphertext import Ciphertexts
+from client.round.aggregate import shown_seeds
+from client.round.norms import Lengths, fix_sum
+from privacy.codec.ciphertext import Ciphertexts
+from privacy.codec.update import PackedUpdate
+from privacy.crypto import agreement
+from privacy.crypto.masking import (
+    SEED_BYTES,
+    Masks,
+    commitment,
+    pairs_digest,
+    seal_pairs,
+    seal_seed,
+    sign_pairs,
+    sign_seed,
+)
+from privacy.crypto.summation import check_contributions
 from privacy.errors import LedgerError, ProtocolError
-from privacy.masking import SEED_BYTES, Masks, commitment, pairs_digest, seal_pairs, seal_seed, sign_pairs, sign_seed
-from privacy.summation import check_contributions
-from privacy.update import PackedUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +31,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from client.acceptance import Round
-    from client.outbox import Made
+    from client.round.admission import Round
     from client.site import Site
-    from privacy.envelope import Contribution
-    from privacy.plan import RoundPlan
-    from privacy.summation import EncryptedSum
+    from client.state.outbox import Made
+    from privacy.codec.envelope import Contribution
+    from privacy.crypto.summation import EncryptedSum
+    from privacy.run.plan import RoundPlan
 
 
 def new_masks(current: Round) -> tuple[bytes, Masks | None]:
@@ -39,7 +48,7 @@ def new_masks(current: Round) -> tuple[bytes, Masks | None]:
     site, plan = current.site, current.plan
     if not current.settings.encryption.collusion_resistant:
         return b"", None
-    agreement.check_repeat(site.once, plan, plan.cohort)
+    agreement.check_repeat(site.commitments, plan, plan.cohort)
     seed = os.urandom(SEED_BYTES)
     return seed, _masks(site, seed, plan)
 
@@ -55,7 +64,7 @@ def recover(current: Round) -> PackedUpdate | None:
     last = site.outbox.last(plan.run)
     if last and (not last.mask or (last.plan.round, last.plan.base_model) != (plan.round, plan.base_model)):
         last = None
-    agreement.check_unchanged(site.once, plan, last.plan if last else None)
+    agreement.check_unchanged(site.commitments, plan, last.plan if last else None)
     if last is None:
         return None
     charge = current.ledger.find(plan.run, plan.round)
@@ -75,7 +84,7 @@ def agree(current: Round, contributions: Sequence[Contribution]) -> tuple[bytes,
     """
     site, plan = current.site, current.plan
     made, headers = _shown(current, contributions)
-    signature = agreement.agree(site.once, plan, headers, site.signing_key)
+    signature = agreement.agree(site.commitments, plan, headers, site.signing_key)
     masks = _masks(site, made.mask, plan)
     secret = site.keyring.find(plan.keys).secret
     absent = agreement.absent_from(plan, headers)
@@ -96,9 +105,9 @@ def reveal(
     made, headers = _shown(current, contributions)
     agreement.check_agreed(plan, headers, signatures, site.roster)
     if current.settings.encryption.update_norm is not None:
-        fix_sum(site.once, plan, summed)
+        fix_sum(site.commitments, plan, summed)
     committed = commitment(made.mask)
-    agreement.reveal(site.once, plan, headers, committed)
+    agreement.reveal(site.commitments, plan, headers, committed)
     sealed = seal_seed(made.mask, site.keyring.find(plan.keys).secret, plan, site.name)
     return sign_seed(sealed, plan, committed, site.signing_key)
 

@@ -1,8 +1,8 @@
 """How long updates are, at a site: cut before they are packed, proved before the sum opens, checked when it does.
 
-See `privacy.norms` for what is proved. The seed of the projections follows from the seeds of all contributors' own
-masks: headers commit to them, and a site reveals its own for one plan a round, having written down which sum it is of.
-So whoever wants to know the projections first has one try a round, and only after the sum is fixed.
+See `privacy.crypto.norms` for what is proved. The seed of the projections follows from the seeds of all contributors'
+own masks: headers commit to them, and a site reveals its own for one plan a round, having written down which sum it is
+of. So whoever wants to know the projections first has one try a round, and only after the sum is fixed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.agreement import set_digest
+from privacy.crypto.agreement import set_digest
+from privacy.crypto.norm_signature import sign_proof, subject_of, verify_proof
+from privacy.crypto.norms import add_up, context_of, longest, projection, prove_norm, read_proofs, state, watched
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
-from privacy.norm_signature import sign_proof, subject_of, verify_proof
-from privacy.norms import add_up, context_of, longest, projection, prove_norm, read_proofs, state, watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from client.site import Site
-    from privacy.agreement import Record
-    from privacy.header import UpdateHeader
-    from privacy.norm_proof import Proof
-    from privacy.packing import Packing
-    from privacy.plan import RoundPlan
-    from privacy.summation import EncryptedSum
+    from privacy.codec.header import UpdateHeader
+    from privacy.codec.packing import Packing
+    from privacy.crypto.agreement import Record
+    from privacy.crypto.norm_proof import Proof
+    from privacy.crypto.summation import EncryptedSum
+    from privacy.run.plan import RoundPlan
 
 _BLOCK = 1 << 16  # values whose squares are added at a time, in double precision
 

@@ -16,22 +16,22 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from client.space import needs, space_for
-from privacy.clocks import check_clock, tolerance
+from client.round.space import needs, space_for
+from privacy.crypto.signing import sign
 from privacy.errors import ConfigError, RefusedError
-from privacy.shared import share_for
-from privacy.signing import sign
+from privacy.noise.shared import share_for
+from privacy.run.clocks import check_clock, tolerance
 from transport.contents import Readiness
 from transport.pki import read_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from client.acceptance import AdmittedRun
+    from client.round.admission import AdmittedRun
     from client.site import Site
-    from privacy.heads import SignedHead
-    from privacy.manifest import Manifest
-    from privacy.update import Layout, Model
+    from privacy.codec.update import Layout, Model
+    from privacy.ledger.ledger_head import SignedHead
+    from privacy.run.manifest import Manifest
 
 
 def get_ready(

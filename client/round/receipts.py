@@ -6,15 +6,15 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
-from privacy.foreign import quoted
 from privacy.storage import read_file, write_atomically
+from privacy.untrusted_text import quoted
 from transport.receipts import is_signed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from client.site import Site
-    from privacy.plan import RoundPlan
+    from privacy.run.plan import RoundPlan
     from transport.receipts import Receipt
 
 FOLDER = "receipts"

@@ -1,9 +1,9 @@
 """A round at a site, in the order that keeps its promises.
 
     1. open    what other rounds' sums this site has missed
-    2. check   the plan against the manifest, which was admitted: `client.acceptance`
+    2. check   the plan against the manifest, which was admitted: `client.round.admission`
     3. reserve the round's privacy spend, on disk, before any record is trained on; and before that, find out all that
-       can be known to fail: `client.readiness`
+       can be known to fail: `client.round.readiness`
     4. train   with DP-SGD, as the run's algorithm says, or add up a survey's records with noise
                → Update → PrivateUpdate
     5. encode  add what the last update left over, cut to the run's norm if it has one; pack, mask, tag, encrypt
@@ -12,7 +12,7 @@
     6. sign    → SignedUpdate, stored before it is sent; a retry sends these very bytes
 
 An attempt that failed for want of a site is repeated with the same update, under fresh masks. When the server has added
-all updates, the site opens their sum: see `client.opening`.
+all updates, the site opens their sum: see `client.round.aggregate`.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client.local import keep_own, local_round, train_locally
-from client.masking import new_masks, recover
-from client.norms import shorten
-from client.opening import open_sum
-from client.readiness import ready_to_be_charged
-from client.study import Study
-from privacy.envelope import sign_update
+from client.round.aggregate import open_sum
+from client.round.masking import new_masks, recover
+from client.round.norms import shorten
+from client.round.readiness import ready_to_be_charged
+from client.work.local import keep_own, local_round, train_locally
+from client.work.training import Study
+from privacy.codec.envelope import sign_update
+from privacy.codec.packing import PackedStream, pack, pack_with_share
+from privacy.codec.update import privatise
+from privacy.crypto.masking import commitment, mask
 from privacy.errors import ProtocolError
-from privacy.masking import commitment, mask
-from privacy.packing import PackedStream, pack, pack_with_share
-from privacy.plan import check_plan
-from privacy.shared import share_for
-from privacy.update import privatise
+from privacy.noise.shared import share_for
+from privacy.run.plan import check_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from client.acceptance import Round
-    from client.checkpoint import Checkpoint
+    from client.round.admission import Round
     from client.site import Site
-    from privacy.envelope import SignedUpdate
-    from privacy.epoch import EpochKeys
-    from privacy.ledger import Charge
-    from privacy.plan import RoundPlan
-    from privacy.summation import EncryptedSum
-    from privacy.update import PackedUpdate, PrivateUpdate, Update
+    from client.state.checkpoint import Checkpoint
+    from privacy.codec.envelope import SignedUpdate
+    from privacy.codec.update import PackedUpdate, PrivateUpdate, Update
+    from privacy.crypto.key_epoch import EpochKeys
+    from privacy.crypto.summation import EncryptedSum
+    from privacy.ledger.ledger import Charge
+    from privacy.run.plan import RoundPlan
 
 
 def train_round(current: Round, missed: Sequence[EncryptedSum]) -> SignedUpdate:
@@ -102,7 +102,7 @@ def _make_update(current: Round, checkpoint: Checkpoint) -> SignedUpdate:
         tagged = keys.tag.tag(mask(packed, masks), plan, site.name)
         made = keys.mac.authenticate(keys.decryption.encrypt(tagged, site.apply), plan, site.name)
     if isinstance(packed, PackedStream):
-        site.remainders.keep(plan, packed.remainder)
+        site.residuals.keep(plan, packed.remainder)
         if whole is not None:
             keep_own(current, local_round(current, current.checkpoint()), whole - packed.remainder)
     signed = sign_update(
@@ -122,7 +122,7 @@ def train_private(current: Round, checkpoint: Checkpoint) -> PrivateUpdate:
     """
     made, charge = _charge_and_make(current, checkpoint)
     update = privatise(made, charge)
-    current.site.remainders.add_to(update.vector, current.run)
+    current.site.residuals.add_to(update.vector, current.run)
     return update
 
 

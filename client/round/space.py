@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from privacy.ciphertext import CIPHERTEXT_BYTES
+from privacy.codec.ciphertext import CIPHERTEXT_BYTES
 from privacy.errors import StorageError
 from privacy.failures import sentence
 from privacy.storage import set_aside
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from client.acceptance import AdmittedRun
-    from privacy.update import Layout
+    from client.round.admission import AdmittedRun
+    from privacy.codec.update import Layout
 
 _NAME = ".space"
 _SMALL = 1 << 14  # bytes: a header, a report, some lines of a ledger

@@ -1,4 +1,4 @@
-"""A site's vote on a round's model, and what it does when the votes of all reject it: see `privacy.votes`.
+"""A site's vote on a round's model, and what it does when the votes of all reject it: see `privacy.run.votes`.
 
     1. reserve   the vote's ε, in the ledger of the records held out, on disk before they are read for it
     2. answer    whether the mean loss on them grew by more than the run's tolerance, or is no number
@@ -19,20 +19,20 @@ from typing import TYPE_CHECKING
 
 from privacy.errors import CloisterError, LedgerError, MalformedError, ProtocolError
 from privacy.failures import sentence
-from privacy.ledger import Release
-from privacy.randomness import Randomness
+from privacy.ledger.ledger import Release
+from privacy.noise.randomness import Randomness
+from privacy.run.votes import Question, Vote, cast, check_rejected, respond
 from privacy.storage import read_file, write_atomically
-from privacy.votes import Question, Vote, cast, check_rejected, respond
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from client.acceptance import AdmittedRun
-    from client.checkpoint import Checkpoint
+    from client.round.admission import AdmittedRun
     from client.site import Site
-    from privacy.settings import RunSettings
-    from privacy.update import Model
+    from client.state.checkpoint import Checkpoint
+    from privacy.codec.update import Model
+    from privacy.run.settings import RunSettings
 
 log = logging.getLogger("cloister.agent")
 
@@ -75,7 +75,7 @@ def undo(admitted: AdmittedRun, question: Question, votes: Mapping[str, Vote]) -
         raise ProtocolError(msg)
     cohort = admitted.settings.cohort
     check_rejected(question, votes, cohort.sizes, cohort.minimum, site.roster)
-    site.remainders.forget(admitted.run)
+    site.residuals.forget(admitted.run)
     undone = replace(before, round=now.round)
     site.models.go_back(admitted.settings, undone)
     log.warning("round %d: undone, as half of %d votes or more reject its model", now.round, len(votes))

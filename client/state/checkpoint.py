@@ -1,4 +1,4 @@
-"""A run's model at one site: one file a run (`client.model_file`), replaced as a whole after every round.
+"""A run's model at one site: one file a run (`client.state.model_file`), replaced as a whole after every round.
 
 The file is the same, bit for bit, at every site that has opened the same sums. Of the constants in it a site makes no
 use: it has them from its task, or from the model that the run starts from.
@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from client.model_file import misfit, open_model, read_vector, write_model
+from client.state.model_file import misfit, open_model, read_vector, write_model
+from privacy.codec.update import Model
 from privacy.errors import KeyFileError
 from privacy.storage import link_atomically
-from privacy.update import Model
 from strategies.advance import State
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from privacy.update import Layout
+    from privacy.codec.update import Layout
 
 _NOTE = "cloister"
 _MISREAD = SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Once:
+class Commitments:
     """A folder with one file a run, a line a deed."""
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +49,7 @@ class Once:
         return _lines(read_file(path)).get(deed) if path.exists() else None
 
     def _path(self, run: str) -> Path:
-        return self._folder / f"{run[:16]}.once"
+        return self._folder / f"{run[:16]}.commitments"
 
 
 def _lines(data: bytes) -> dict[str, str]:

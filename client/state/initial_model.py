@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from client.model_file import misfit, open_model, read_constants, read_vector
+from client.state.model_file import misfit, open_model, read_constants, read_vector
+from privacy.codec.update import Model, is_finite
 from privacy.errors import RefusedError
-from privacy.update import Model, is_finite
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from privacy.update import Layout
+    from privacy.codec.update import Layout
 
 
 def find_model(folder: Path, digest: str, layout: Layout, site: str) -> Model:

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from privacy.epoch import EpochKeys
+from privacy.crypto.key_epoch import EpochKeys
 from privacy.errors import KeyFileError, ProtocolError
-from privacy.plan import LARGEST_STEP
+from privacy.run.plan import LARGEST_STEP
 from privacy.storage import make_folder, read_file, write_atomically
 
 if TYPE_CHECKING:

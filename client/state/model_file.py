@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import safe_open
 
-from client.state import WIDTHS, bytes_of
+from client.state.model_state import WIDTHS, bytes_of
+from privacy.codec.update import Constant
 from privacy.storage import open_file, write_atomically
-from privacy.update import Constant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from privacy.update import Layout, Model
+    from privacy.codec.update import Layout, Model
 
 _FLOAT = 4  # bytes
 

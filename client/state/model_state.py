@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from privacy.codec.update import Constant, Layout
 from privacy.errors import TaskError
-from privacy.update import Constant, Layout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

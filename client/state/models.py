@@ -5,7 +5,7 @@ Without averaging both are the same: one file in `models/`. With it, training go
 leaves a mean that is one round ahead; when the round's sum comes again, it is taken as it is. A last model whose mean
 is lost counts as lost too: the run's sums make both again.
 
-What the algorithm keeps beside the model (`client.states`) lies in `outbox/` and is named by the checkpoint.
+What the algorithm keeps beside the model (`client.state.states`) lies in `outbox/` and is named by the checkpoint.
 
 In a run with votes, which has no averaging, the model before the last round's is kept in `outbox/`: it may be undone.
 """
@@ -15,9 +15,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from client.checkpoint import CheckpointStore
-from client.states import States
-from privacy.update import Model
+from client.state.checkpoint import CheckpointStore
+from client.state.states import States
+from privacy.codec.update import Model
 from strategies.advance import State
 from strategies.averaging import include, is_averaged
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from client.checkpoint import Checkpoint
-    from privacy.settings import RunSettings
-    from privacy.update import Layout
+    from client.state.checkpoint import Checkpoint
+    from privacy.codec.update import Layout
+    from privacy.run.settings import RunSettings
 
 
 class Models:

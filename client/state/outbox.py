@@ -9,15 +9,15 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from privacy.envelope import SignedUpdate
+from privacy.codec.envelope import SignedUpdate
 from privacy.errors import KeyFileError, MalformedError, ProtocolError
-from privacy.plan import read_plan
+from privacy.run.plan import read_plan
 from privacy.storage import open_file, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from privacy.plan import RoundPlan
+    from privacy.run.plan import RoundPlan
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client.vectors import load_vectors, save_vectors
+from client.state.vectors import load_vectors, save_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from privacy.plan import RoundPlan
+    from privacy.run.plan import RoundPlan
     from strategies.algorithm import Values
 
 

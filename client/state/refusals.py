@@ -17,7 +17,7 @@ from privacy.errors import TaskError
 from privacy.storage import lost, read_file, write_atomically
 
 if TYPE_CHECKING:
-    from client.task import Task
+    from client.task.task import Task
 
 FILE = "refused-tasks.json"
 """Where refusals lie in a site's folder: by the name of the task, the digest of its code, when, and why."""

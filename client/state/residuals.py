@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from privacy.plan import RoundPlan
+    from privacy.run.plan import RoundPlan
 
 _STEP = 1 << 20  # values at a time
 
 
-class Remainders:
+class Residuals:
     """A folder with one file of float32 a run, and one for the update that is under way."""
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class Remainders:
         self._path(run).unlink(missing_ok=True)
 
     def _path(self, run: str) -> Path:
-        return self._folder / f"{run[:16]}.remainder"
+        return self._folder / f"{run[:16]}.residual"
 
     def _pending(self, plan: RoundPlan) -> Path:
         return self._folder / f"{plan.run[:16]}-{plan.round}.pending"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from client.vectors import load_vectors, save_vectors
+from client.state.vectors import load_vectors, save_vectors
 from privacy.errors import KeyFileError
 from strategies.advance import State
 

@@ -6,10 +6,10 @@ records that the task makes up:
 
     1. the example  some different records of the form that the task reads
     2. the model    made twice, is the same
-    3. its records  do not meet, and do not depend on their place in the batch: `client.meeting`
-    4. its state    all of it is trained and shared, nothing else is, and no batch leaves a trace: `client.traces`
-    5. the loss     is the mean of one term for each record, of outputs alone: `client.terms`
-    6. gradients    of a record are its own, on the way back too: `client.interactions`
+    3. its records  do not meet, and do not depend on their place in the batch: `client.task.independence`
+    4. its state    all of it is trained and shared, nothing else is, and no batch leaves a trace: `client.task.traces`
+    5. the loss     is the mean of one term for each record, of outputs alone: `client.task.separability`
+    6. gradients    of a record are its own, on the way back too: `client.task.interactions`
 
 3, 5 and 6 are done again: with the weights that training starts from, and with shaken ones, since weights that start as
 nought can hide what a layer does. It is a guard against mistakes. A task that means harm is kept out by the site's
@@ -28,13 +28,13 @@ from weakref import ref
 import torch
 from torch import nn
 
-from client.draws import forked, seed_cpu
-from client.interactions import check_gradients
-from client.meeting import REMEMBERS, check_chance, check_meeting, check_place
-from client.state import DTYPES, tensors_of, trained
-from client.terms import check_leaves, check_loss
-from client.traces import check_traces
-from client.trial import OWN, Example, Trial, make_model, same
+from client.dpsgd.draws import forked, seed_cpu
+from client.state.model_state import DTYPES, tensors_of, trained
+from client.task.independence import REMEMBERS, check_chance, check_independence, check_place
+from client.task.interactions import check_gradients
+from client.task.probe import OWN, Example, Probe, make_model, same
+from client.task.separability import check_leaves, check_loss
+from client.task.traces import check_traces
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from client.task import Task
+    from client.task.task import Task
 
 
 _ANOTHER = "its model() makes another model each time; draw its first weights from torch's own generator alone"
@@ -75,9 +75,9 @@ def check_records(task: Task, name: str, records: Example) -> None:
         TaskError: if it fails.
     """
     with _naming(name):
-        trial = Trial(task, make_model(task, 0), OWN)
-        check_gradients(trial, records, _BRIEFLY)
-        check_traces(trial, records.inputs, records.targets)
+        probe = Probe(task, make_model(task, 0), OWN)
+        check_gradients(probe, records, _BRIEFLY)
+        check_traces(probe, records.inputs, records.targets)
 
 
 @contextmanager
@@ -95,33 +95,33 @@ def _naming(name: str) -> Iterator[None]:
 def _check(task: Task, example: Example) -> None:
     inputs, targets = example.batch()
     module, marks = _made(task, inputs)
-    trial = Trial(task, module)
-    check_meeting(trial, inputs)
-    check_chance(trial, inputs)
-    check_place(trial, inputs)
-    _check_shared(trial.module)
-    _check_state(trial, marks, inputs, targets)
-    check_loss(trial, inputs, targets)
-    check_traces(trial, inputs, targets)
+    probe = Probe(task, module)
+    check_independence(probe, inputs)
+    check_chance(probe, inputs)
+    check_place(probe, inputs)
+    _check_shared(probe.module)
+    _check_state(probe, marks, inputs, targets)
+    check_loss(probe, inputs, targets)
+    check_traces(probe, inputs, targets)
     try:
-        check_gradients(trial, example, _SECONDS)
+        check_gradients(probe, example, _SECONDS)
     except TaskError:
-        _shake(trial.module)
-        check_meeting(trial, inputs)  # which can say where it is, if weights that begin at nought do not hide it
+        _shake(probe.module)
+        check_independence(probe, inputs)  # which can say where it is, if weights that begin at nought do not hide it
         raise
-    _shake(trial.module)
-    check_meeting(trial, inputs)
-    check_chance(trial, inputs)
-    check_place(trial, inputs)
-    check_loss(trial, inputs, targets)
+    _shake(probe.module)
+    check_independence(probe, inputs)
+    check_chance(probe, inputs)
+    check_place(probe, inputs)
+    check_loss(probe, inputs, targets)
     start = time.thread_time()
-    check_gradients(trial, example, _SECONDS)
+    check_gradients(probe, example, _SECONDS)
     for factor in (8.0, 1 / 64):
         if time.thread_time() - start < 2 * _SECONDS:  # a large model, which takes longer, is spared it
-            _scale(trial.module, factor)
-            check_gradients(trial, example, 0.0)
+            _scale(probe.module, factor)
+            check_gradients(probe, example, 0.0)
     with torch.no_grad():
-        trial.metrics(trial.outputs(inputs), targets)
+        probe.metrics(probe.outputs(inputs), targets)
 
 
 def _made(task: Task, inputs: Tensor) -> tuple[nn.Module, _Marks]:
@@ -133,7 +133,7 @@ def _made(task: Task, inputs: Tensor) -> tuple[nn.Module, _Marks]:
     module = make_model(task, 0)
     _check_form(module)
     with torch.no_grad():
-        marks, outputs = _marks(module), Trial(task, module).outputs(inputs.clone())
+        marks, outputs = _marks(module), Probe(task, module).outputs(inputs.clone())
         for turn in ("again", "after another batch"):
             known = [ref(parameter) for parameter in module.parameters()]
             del module  # two models may not fit in memory
@@ -143,8 +143,8 @@ def _made(task: Task, inputs: Tensor) -> tuple[nn.Module, _Marks]:
                 raise TaskError(msg)
             as_made = _marks(module) == marks
             if turn != "again":
-                Trial(task, module).outputs(inputs.flip(0)[:2])
-            if not as_made or not same(outputs, Trial(task, module).outputs(inputs.clone())):
+                Probe(task, module).outputs(inputs.flip(0)[:2])
+            if not as_made or not same(outputs, Probe(task, module).outputs(inputs.clone())):
                 raise TaskError(_ANOTHER if turn == "again" else REMEMBERS)
     return module, marks
 
@@ -195,30 +195,30 @@ def _reach(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
-def _check_state(trial: Trial, marks: _Marks, inputs: Tensor, targets: Tensor) -> None:
+def _check_state(probe: Probe, marks: _Marks, inputs: Tensor, targets: Tensor) -> None:
     """Refuse a task whose runs leave anything behind, or train anything but the model."""
-    _check_unchanged(trial.module, marks, "forward")  # the first of all was before this
+    _check_unchanged(probe.module, marks, "forward")  # the first of all was before this
     kept = inputs.clone(), targets.clone()
     first = None
     for turned in (False, True):
         batch, aims = (part.flip(0)[:3] if turned else part for part in (inputs, targets))
-        outputs = trial.outputs(batch)
+        outputs = probe.outputs(batch)
         first = outputs.detach().clone() if first is None else first
-        _check_unchanged(trial.module, marks, "forward")
-        loss = trial.loss(outputs, aims)
-        _check_unchanged(trial.module, marks, "its loss")
-        if not turned and any(parameter.grad is not None for parameter in trial.module.parameters()):
+        _check_unchanged(probe.module, marks, "forward")
+        loss = probe.loss(outputs, aims)
+        _check_unchanged(probe.module, marks, "its loss")
+        if not turned and any(parameter.grad is not None for parameter in probe.module.parameters()):
             msg = "its loss computes gradients by itself; return the loss, and leave backward() to Cloister"
             raise TaskError(msg)
-        check_leaves(trial, outputs, loss)
-        trial.backward(loss)
-        _check_unchanged(trial.module, marks, "a backward pass")
+        check_leaves(probe, outputs, loss)
+        probe.backward(loss)
+        _check_unchanged(probe.module, marks, "a backward pass")
     if not (same(inputs, kept[0]) and same(targets, kept[1])):
         msg = "its model or loss changes the records that it is given; work on new tensors, without inplace=True"
         raise TaskError(msg)
-    if first is None or not same(first, trial.outputs(inputs).detach()):
+    if first is None or not same(first, probe.outputs(inputs).detach()):
         raise TaskError(REMEMBERS)
-    for parameter in trial.module.parameters():
+    for parameter in probe.module.parameters():
         parameter.grad = None
 
 

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from client.draws import Draws, seed_cpu
-from client.trial import same
+from client.dpsgd.draws import Draws, seed_cpu
+from client.task.probe import same
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from client.trial import Trial
+    from client.task.probe import Probe
 
 REMEMBERS = (
     "its model remembers earlier batches; let its outputs depend on its inputs and parameters alone, and change none"
@@ -34,26 +34,26 @@ _ROUNDING = 1e-6  # of the largest output
 _CLOSE = 1e-3  # outputs in batches of other sizes, relative to the largest: other kernels add in another order
 
 
-def check_meeting(trial: Trial, inputs: Tensor) -> None:
+def check_independence(probe: Probe, inputs: Tensor) -> None:
     """Refuse a model in which records meet.
 
     Raises:
         TaskError: naming the layer, and what to use in its place.
     """
     with torch.no_grad():
-        outputs = trial.outputs(inputs.clone())
+        outputs = probe.outputs(inputs.clone())
         for record in (0, len(inputs) - 1):
-            for replaced, found in _replacements(trial, inputs, record):
+            for replaced, found in _replacements(probe, inputs, record):
                 kept = _but(record, inputs)
                 if not _differ(outputs, found, kept):
                     continue
-                if not same(outputs, trial.outputs(inputs.clone())):
+                if not same(outputs, probe.outputs(inputs.clone())):
                     raise TaskError(REMEMBERS)
-                if not _rounded(trial, (inputs, replaced), (outputs[kept], found[kept])):
-                    raise TaskError(explained(trial, inputs, replaced, kept) or _MEET)
+                if not _rounded(probe, (inputs, replaced), (outputs[kept], found[kept])):
+                    raise TaskError(explained(probe, inputs, replaced, kept) or _MEET)
 
 
-def check_chance(trial: Trial, inputs: Tensor) -> None:
+def check_chance(probe: Probe, inputs: Tensor) -> None:
     """Refuse a model in which records meet by chance, in some batches and not in others.
 
     Raises:
@@ -63,32 +63,32 @@ def check_chance(trial: Trial, inputs: Tensor) -> None:
     seed_cpu(0)
     before = torch.get_rng_state()
     with torch.no_grad():
-        trial.outputs(inputs.clone())
+        probe.outputs(inputs.clone())
         if others != (random.getstate(), repr(np.random.get_state())):  # noqa: NPY002
             msg = "its model draws from another generator than torch's; use torch's alone, which can be tried"
             raise TaskError(msg)
         if torch.equal(before, torch.get_rng_state()):
             return
         for seed in range(1, _SEEDS):
-            replaced = next(_replacements(trial, inputs, 0, seed))[1]
-            if _differ(trial.outputs(inputs.clone(), seed), replaced, _but(0, inputs)):
+            replaced = next(_replacements(probe, inputs, 0, seed))[1]
+            if _differ(probe.outputs(inputs.clone(), seed), replaced, _but(0, inputs)):
                 msg = f"records of a batch meet in its model by chance, in some batches; {_GENERAL}, in no batch"
                 raise TaskError(msg)
 
 
-def check_place(trial: Trial, inputs: Tensor) -> None:
+def check_place(probe: Probe, inputs: Tensor) -> None:
     """Refuse a model in which it matters where in the batch a record stands, or how many there are.
 
     Raises:
         TaskError: saying so. Every batch has another size, and one record more moves others on.
     """
-    trial.module.eval()  # without dropout, whose draws go by place
-    check_meeting(trial, inputs)
+    probe.module.eval()  # without dropout, whose draws go by place
+    check_independence(probe, inputs)
     with torch.no_grad():
-        outputs = trial.outputs(inputs.clone())
-        if same(outputs, trial.outputs(inputs.clone(), seed=1)):
+        outputs = probe.outputs(inputs.clone())
+        if same(outputs, probe.outputs(inputs.clone(), seed=1)):
             first, last, turned = (
-                trial.outputs(batch) for batch in (inputs[:1].clone(), inputs[-1:].clone(), inputs.flip(0))
+                probe.outputs(batch) for batch in (inputs[:1].clone(), inputs[-1:].clone(), inputs.flip(0))
             )
             bound = _CLOSE * outputs.abs().max()
             if any(
@@ -100,31 +100,31 @@ def check_place(trial: Trial, inputs: Tensor) -> None:
                     "their place, and batch_first=True for sequences"
                 )
                 raise TaskError(msg)
-    trial.module.train()
+    probe.module.train()
 
 
-def _replacements(trial: Trial, inputs: Tensor, record: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def _replacements(probe: Probe, inputs: Tensor, record: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batch with one record replaced, and its outputs.
 
     By another that the task made up; then, if they are real numbers, by something louder than any of them.
     """
     replaced = inputs.clone()
     replaced[record] = inputs[next(row for row in range(len(inputs)) if not same(inputs[row], inputs[record]))]
-    yield replaced, trial.outputs(replaced.clone(), seed)
+    yield replaced, probe.outputs(replaced.clone(), seed)
     if inputs.is_floating_point():
         for factor in (8.0, -8.0):
             replaced = inputs.clone()
             replaced[record] = inputs[record] * factor + factor / 8
             found = None
             with suppress(TaskError):  # a model need not take it
-                found = trial.outputs(replaced.clone(), seed)
+                found = probe.outputs(replaced.clone(), seed)
             if found is not None:
                 yield replaced, found
 
 
-def _rounded(trial: Trial, batches: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]) -> bool:
+def _rounded(probe: Probe, batches: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]) -> bool:
     """Return whether a difference may be rounding: of layers that get other numbers of rows, as experts do."""
-    one, other = ([part.shape for call in _calls(trial, batch, 0) for part in call.taken] for batch in batches)
+    one, other = ([part.shape for call in _calls(probe, batch, 0) for part in call.taken] for batch in batches)
     return one != other and bool((outputs[0] - outputs[1]).abs().max() <= _ROUNDING * outputs[0].abs().max())
 
 
@@ -138,31 +138,31 @@ class _Call:
     made: list[Tensor]
 
 
-def explained(trial: Trial, inputs: Tensor, replaced: Tensor, kept: Tensor, seed: int = 0) -> str:
+def explained(probe: Probe, inputs: Tensor, replaced: Tensor, kept: Tensor, seed: int = 0) -> str:
     """Say in which layer it is that records differ which are the same in two batches; nothing if it is in none.
 
     Args:
-        trial: runs the model.
+        probe: runs the model.
         inputs: one batch, `(n, ...)`.
         replaced: another one.
         kept: which records are the same in both, `(n,)` booleans.
         seed: of what is drawn.
     """
     with torch.no_grad():
-        if not same(trial.outputs(inputs.clone(), seed), trial.outputs(inputs.clone(), seed)):
+        if not same(probe.outputs(inputs.clone(), seed), probe.outputs(inputs.clone(), seed)):
             return REMEMBERS
         with Draws() as draws:
-            trial.outputs(inputs.clone(), seed)
+            probe.outputs(inputs.clone(), seed)
         if draws.by_rejection:
             return (
                 "its model draws gamma, beta, Dirichlet, Poisson or binomial numbers, for which one record takes more "
                 "from torch's generator than another, and moves the next one's; transform normal or uniform numbers"
             )
-        for one, other in zip(_calls(trial, inputs, seed), _calls(trial, replaced, seed), strict=False):
+        for one, other in zip(_calls(probe, inputs, seed), _calls(probe, replaced, seed), strict=False):
             if any(_differ(a, b, kept) for a, b in zip(one.made, other.made, strict=False)):
                 before = any(_differ(a, b, kept) for a, b in zip(one.taken, other.taken, strict=False))
                 kind = type(one.layer).__name__
-                if one.layer is trial.module and list(one.layer.children()):
+                if one.layer is probe.module and list(one.layer.children()):
                     return f"records of a batch meet in forward of its model ({kind}); {_GENERAL}"
                 place = f"`{one.name}` ({kind})" if one.name else kind
                 if before:
@@ -185,17 +185,17 @@ def _mend(layer: nn.Module) -> str:
     return _GENERAL
 
 
-def _calls(trial: Trial, inputs: Tensor, seed: int) -> list[_Call]:
+def _calls(probe: Probe, inputs: Tensor, seed: int) -> list[_Call]:
     """Return what every layer did, in the order in which they were done."""
     calls: list[_Call] = []
-    names = {layer: name for name, layer in trial.module.named_modules()}
+    names = {layer: name for name, layer in probe.module.named_modules()}
 
     def note(layer: nn.Module, args: Any, kwargs: Any, made: Any) -> None:  # noqa: ANN401 - whatever layers pass
         calls.append(_Call(names[layer], layer, _tensors((args, kwargs)), _tensors(made)))
 
     hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in names]
     try:
-        trial.outputs(inputs.clone(), seed)
+        probe.outputs(inputs.clone(), seed)
     finally:
         for hook in hooks:
             hook.remove()

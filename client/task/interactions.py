@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from client.draws import Draws, check_draws
+from client.dpsgd.draws import Draws, check_draws
 from client.gradients.loss import RecordLoss
-from client.meeting import explained
-from client.variations import Variations
+from client.task.independence import explained
+from client.task.variations import Variations
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from client.trial import Example, Trial
-    from client.variations import Making
+    from client.task.probe import Example, Probe
+    from client.task.variations import Making
 
 ALONE = (
     "compute each record by itself on the way back too: no mean, norm, largest value, length or number of the batch in "
@@ -58,11 +58,11 @@ class InteractionError(TaskError):
     """A task cannot be trained as it is written."""  # in the words of any other: nobody else learns more of the reason
 
 
-def check_gradients(trial: Trial, example: Example, seconds: float) -> None:
+def check_gradients(probe: Probe, example: Example, seconds: float) -> None:
     """Refuse a task in which a record's gradient depends on other records.
 
     Args:
-        trial: a model in training mode, with any weights.
+        probe: a model in training mode, with any weights.
         example: the records to make batches of.
         seconds: how long to go on, beyond the least, in this thread's own time. Small models are done before.
 
@@ -70,7 +70,7 @@ def check_gradients(trial: Trial, example: Example, seconds: float) -> None:
         InteractionError: saying so, and what to look for.
         TaskError: if the task fails on these records.
     """
-    _Check(trial, example).run(seconds)
+    _Check(probe, example).run(seconds)
 
 
 def sketch(parts: Sequence[Tensor]) -> Tensor:
@@ -89,10 +89,10 @@ def _folded(values: Tensor, most: int) -> Tensor:
 
 
 class _Check:
-    def __init__(self, trial: Trial, example: Example) -> None:
-        self._trial, self._targets = trial, example.targets
-        self._loss = RecordLoss(trial.task)
-        self._parameters = [each for each in trial.module.parameters() if each.requires_grad]
+    def __init__(self, probe: Probe, example: Example) -> None:
+        self._probe, self._targets = probe, example.targets
+        self._loss = RecordLoss(probe.task)
+        self._parameters = [each for each in probe.module.parameters() if each.requires_grad]
         self._vary = Variations(example.inputs, torch.Generator().manual_seed(0))
         self._norm, self._floor = 0.0, 0.0  # of a record's gradient, on the average; below which all is rounding
         self._coarse = 0.0  # to how much numbers round
@@ -146,17 +146,17 @@ class _Check:
 
     def _gradient(self, inputs: Tensor, targets: Tensor, kept: Tensor | None = None) -> Tensor:
         """Return the sum of the gradients of those records `(n, ...)` that are kept, `(parameters,)`."""
-        outputs = self._trial.outputs(inputs.clone(), self._seed)
-        with self._trial.naming("loss()", len(inputs)):
+        outputs = self._probe.outputs(inputs.clone(), self._seed)
+        with self._probe.naming("loss()", len(inputs)):
             back = self._loss.gradients(outputs, targets)
         if kept is not None:
             back = torch.where(kept.view(-1, *[1] * (back.dim() - 1)), back, 0.0)
         elif not self._floor > 0:
             self._floor = _CANCELLED * float(back.norm()) / len(inputs)
-        self._trial.backward(outputs, back)
+        self._probe.backward(outputs, back)
         self._outputs = outputs.detach()
         found = sketch([torch.zeros_like(each) if each.grad is None else each.grad for each in self._parameters])
-        for each in self._trial.module.parameters():
+        for each in self._probe.module.parameters():
             each.grad = None
         return found
 
@@ -217,7 +217,7 @@ class _Check:
             or self._differ(size, _SAME_SHAPE, before, -after)
             or self._differ(size, _SAME_SHAPE, whole, -changed[0], -changed[1], changed[2])
         ):
-            raise InteractionError(explained(self._trial, inputs, one, ~first, self._seed) or _MEET)
+            raise InteractionError(explained(self._probe, inputs, one, ~first, self._seed) or _MEET)
 
     def _differ(self, size: int, tolerance: float, one: Tensor, *others: Tensor) -> bool:
         """Return whether gradients that should cancel out do not; what is not finite cannot be told."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from client.draws import forked, seed_cpu
+from client.dpsgd.draws import forked, seed_cpu
 from privacy.errors import DataError, TaskError
 from privacy.failures import raised
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from client.task import Task
+    from client.task.task import Task
 
 MADE_UP, OWN = "made-up record", "record"
 """What a task is tried on: what it makes up, or a site's own."""
@@ -79,7 +79,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Probe:
     """A task and a model of it, in training mode on the CPU."""
 
     task: Task

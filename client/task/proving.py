@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from client.additivity import check_mode
-from client.dpsgd import way_to_train
-from client.fitness import load_records
-from client.guard import check_records, check_task
-from client.refusals import Refusals
-from client.task import import_task
-from client.trial import Example, make_model
+from client.data.fitness import load_records
+from client.dpsgd.additivity import check_mode
+from client.dpsgd.dpsgd import way_to_train
+from client.state.refusals import Refusals
+from client.task.guard import check_records, check_task
+from client.task.probe import Example, make_model
+from client.task.task import import_task
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from client.gradients.choice import Choice
     from client.settings import Computing
-    from client.task import Records, Task
+    from client.task.task import Records, Task
 
 _FEW = 32  # records of which variations are tried too
 _LARGE = 1 << 22  # parameters; from here on, the mode is only tried when it trains

@@ -12,47 +12,47 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from client.trial import same
+from client.task.probe import same
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from client.trial import Trial
+    from client.task.probe import Probe
 
 _RELATIVE, _ABSOLUTE = 1e-4, 1e-6  # of terms; of outputs
 
 
-def check_loss(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
+def check_loss(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
     """Refuse a loss that is anything but the mean of one term for each record, each of its own outputs.
 
     Raises:
         TaskError: saying what it is, and how to write it.
     """
-    outputs = trial.outputs(inputs.clone()).detach()
-    if trial.loss(outputs, targets).requires_grad:
+    outputs = probe.outputs(inputs.clone()).detach()
+    if probe.loss(outputs, targets).requires_grad:
         msg = (
             "its loss has a gradient that does not come through the outputs; leave out terms on parameters (weight "
             "decay, FedProx), and return from the model whatever else the loss is of"
         )
         raise TaskError(msg)
-    _check_slope(trial, outputs, targets)
-    value = trial.loss(outputs, targets)
-    _check_repeats(trial, outputs, targets, value)
+    _check_slope(probe, outputs, targets)
+    value = probe.loss(outputs, targets)
+    _check_repeats(probe, outputs, targets, value)
     for shift in range(3):
-        _check_terms(trial, outputs, targets.roll(shift, 0))
-    _check_repeats(trial, outputs, targets, value)
+        _check_terms(probe, outputs, targets.roll(shift, 0))
+    _check_repeats(probe, outputs, targets, value)
 
 
-def _check_repeats(trial: Trial, outputs: Tensor, targets: Tensor, value: Tensor) -> None:
-    if not same(value, trial.loss(outputs, targets, seed=1)):
+def _check_repeats(probe: Probe, outputs: Tensor, targets: Tensor, value: Tensor) -> None:
+    if not same(value, probe.loss(outputs, targets, seed=1)):
         msg = "its loss gives another value for the same outputs; let it neither draw at random nor remember batches"
         raise TaskError(msg)
 
 
-def _check_slope(trial: Trial, outputs: Tensor, targets: Tensor) -> None:
+def _check_slope(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
     variable = outputs.clone().requires_grad_()
-    loss = trial.loss(variable, targets)
+    loss = probe.loss(variable, targets)
     slope = torch.autograd.grad(loss, variable, allow_unused=True)[0] if loss.requires_grad else None
     if slope is None:
         msg = "its loss has no gradient with respect to the outputs; compute it from them with differentiable functions"
@@ -62,13 +62,13 @@ def _check_slope(trial: Trial, outputs: Tensor, targets: Tensor) -> None:
         raise TaskError(msg)
 
 
-def _check_terms(trial: Trial, outputs: Tensor, targets: Tensor) -> None:
+def _check_terms(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
     """Compare the losses of some batches with those of their records, each alone."""
-    terms = torch.stack([trial.loss(outputs[row : row + 1], targets[row : row + 1]) for row in range(len(outputs))])
+    terms = torch.stack([probe.loss(outputs[row : row + 1], targets[row : row + 1]) for row in range(len(outputs))])
     reach = _ABSOLUTE * (1 + outputs.abs().max())
 
     for count in (2, 3, len(outputs)):
-        found, own = trial.loss(outputs[:count], targets[:count]), terms[:count]
+        found, own = probe.loss(outputs[:count], targets[:count]), terms[:count]
         bound = _RELATIVE * own.abs().mean() + reach
         if (found - own.mean()).abs() <= bound:
             continue
@@ -84,16 +84,16 @@ def _check_terms(trial: Trial, outputs: Tensor, targets: Tensor) -> None:
         raise TaskError(msg)
 
 
-def check_leaves(trial: Trial, outputs: Tensor, loss: Tensor) -> None:
+def check_leaves(probe: Probe, outputs: Tensor, loss: Tensor) -> None:
     """Refuse a loss that trains anything but the model's own parameters, or nothing.
 
     Raises:
         TaskError: naming the parameter, where it has a name.
     """
-    own = {id(parameter) for parameter in trial.module.parameters()}
+    own = {id(parameter) for parameter in probe.module.parameters()}
     for leaf in _leaves(outputs, loss):
         if id(leaf) not in own:
-            name = _name(leaf, trial) or f"one of shape {tuple(leaf.shape)}"
+            name = _name(leaf, probe) or f"one of shape {tuple(leaf.shape)}"
             msg = (
                 f"its outputs or loss depend on a parameter outside the model, {name}, which would be neither clipped "
                 "nor shared; make it a part of the model (nn.ModuleList in place of a list), or detach it"
@@ -120,9 +120,9 @@ def _leaves(*roots: Tensor) -> Iterator[Tensor]:
         waiting += [following for following, _ in node.next_functions]
 
 
-def _name(leaf: Tensor, trial: Trial) -> str | None:
+def _name(leaf: Tensor, probe: Probe) -> str | None:
     """Return under which name the task or a layer of the model holds a tensor."""
-    for owner, of in [(trial.task, "of the task"), *((layer, "of its model") for layer in trial.module.modules())]:
+    for owner, of in [(probe.task, "of the task"), *((layer, "of its model") for layer in probe.module.modules())]:
         for name, held in vars(owner).items():
             parts = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else [held]
             for part in parts:

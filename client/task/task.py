@@ -18,7 +18,7 @@ import inspect
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, TypeVar
 
-from client.foreign import foreign
+from client.task.user_code import foreign
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Task(ABC):
 
     @abstractmethod
     def example(self) -> tuple[Tensor, Tensor]:
-        """Make up a few records, on which Cloister tries the task before it reads a real one: see `client.guard`.
+        """Make up a few records, on which Cloister tries the task before it reads a real one: see `client.task.guard`.
 
         Returns:
             Inputs `(n, ...)` and targets `(n, ...)` of the very form and dtype that `load` returns. At least four

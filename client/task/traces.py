@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.state import tensors_of
-from client.variations import Variations
+from client.state.model_state import tensors_of
+from client.task.variations import Variations
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from client.trial import Trial
+    from client.task.probe import Probe
 
     Held = Iterator[tuple[str, object]]
     """What an object holds, by how it is reached."""
@@ -41,7 +41,7 @@ _LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "opacus", "client", "p
 _MOST = 1 << 17  # objects
 
 
-def check_traces(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
+def check_traces(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
     """Refuse a task that keeps something of earlier batches, among them some with values that no other has.
 
     Raises:
@@ -55,12 +55,12 @@ def check_traces(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
     found = []
     for batch in (inputs, *others, inputs):
         try:
-            trial.backward(trial.loss(trial.outputs(batch.clone()), targets))
+            probe.backward(probe.loss(probe.outputs(batch.clone()), targets))
         except TaskError:
             if batch is inputs:
                 raise
-        found.append(list(_Walk(trial).all()))
-    for parameter in trial.module.parameters():
+        found.append(list(_Walk(probe).all()))
+    for parameter in probe.module.parameters():
         parameter.grad = None
     for one, other_one in zip_longest(found[0], found[-1]):
         if one != other_one:
@@ -75,11 +75,11 @@ def check_traces(trial: Trial, inputs: Tensor, targets: Tensor) -> None:
 class _Walk:
     """Through all that is reachable from a task and its model; parameters and buffers are looked at elsewhere."""
 
-    def __init__(self, trial: Trial) -> None:
-        self._roots: list[tuple[str, str, object]] = [("", "its model", trial.module), ("", "the task", trial.task)]
-        kinds = [type(trial.task), *(type(part) for part in trial.module.modules())]
+    def __init__(self, probe: Probe) -> None:
+        self._roots: list[tuple[str, str, object]] = [("", "its model", probe.module), ("", "the task", probe.task)]
+        kinds = [type(probe.task), *(type(part) for part in probe.module.modules())]
         self._own = {kind.__module__.partition(".")[0] for kind in kinds} - _LIBRARIES
-        self._seen = {id(tensor) for tensor in tensors_of(trial.module).values()}
+        self._seen = {id(tensor) for tensor in tensors_of(probe.module).values()}
         self._kept: list[object] = []  # so that no other object gets an address that was seen
 
     def all(self) -> Held:

@@ -17,25 +17,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from client.sums import OneSum, noised, read_sum, write_report
+from client.work.sums import OneSum, noised, read_sum, write_report
+from privacy.codec.update import Layout, Model
 from privacy.errors import TaskError
-from privacy.update import Layout, Model
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from client.study import Study
-    from client.workplace import Workplace
-    from privacy.manifest import Manifest
-    from privacy.randomness import Randomness
-    from privacy.settings import Evaluation, RunSettings
-    from privacy.update import Update
+    from client.context import SiteContext
+    from client.work.training import Study
+    from privacy.codec.update import Update
+    from privacy.noise.randomness import Randomness
+    from privacy.run.manifest import Manifest
+    from privacy.run.settings import Evaluation, RunSettings
 
 
-class Exam(OneSum):
+class HeldOutEvaluation(OneSum):
     """One task at one site: what runs do with it that hold a model against records that it has not seen."""
 
-    def __init__(self, study: Study, site: Workplace) -> None:
+    def __init__(self, study: Study, site: SiteContext) -> None:
         super().__init__(site)
         self._study = study
 

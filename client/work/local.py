@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client.foreign import foreign
+from client.task.user_code import foreign
+from privacy.codec.update import Update
 from privacy.errors import TaskError
-from privacy.update import Update
 from strategies.algorithm import LocalRound, LocalSolver, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from client.acceptance import AdmittedRun, Round
-    from client.checkpoint import Checkpoint
+    from client.round.admission import AdmittedRun, Round
+    from client.state.checkpoint import Checkpoint
     from strategies.algorithm import Algorithm, Values
 
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from client.acceptance import AdmittedRun
-    from client.checkpoint import Checkpoint
-    from privacy.policy import Policy
+    from client.round.admission import AdmittedRun
+    from client.state.checkpoint import Checkpoint
+    from privacy.run.policy import Policy
 
 log = logging.getLogger("cloister.agent")
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from privacy.accounting import epsilon
+from privacy.accounting.accounting import epsilon
+from privacy.codec.update import Update
 from privacy.storage import write_atomically
-from privacy.update import Update
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from client.workplace import Workplace
-    from privacy.manifest import Manifest
-    from privacy.randomness import Randomness
-    from privacy.settings import RunSettings
-    from privacy.update import Layout, Model
+    from client.context import SiteContext
+    from privacy.codec.update import Layout, Model
+    from privacy.noise.randomness import Randomness
+    from privacy.run.manifest import Manifest
+    from privacy.run.settings import RunSettings
 
 FOLDER = "statistics"
 
@@ -33,7 +33,7 @@ log = logging.getLogger("cloister.agent")
 class OneSum:
     """What both kinds of such works have in common."""
 
-    def __init__(self, site: Workplace) -> None:
+    def __init__(self, site: SiteContext) -> None:
         self._site = site
 
     def check_memory(self, manifest: Manifest) -> None:

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from client.foreign import foreign
-from client.held_out import split_held_out
-from client.sums import OneSum, noised, read_sum, write_report
-from client.task import import_class, make
-from privacy import figures
+from client.data.held_out import split_held_out
+from client.task.task import import_class, make
+from client.task.user_code import foreign
+from client.work.sums import OneSum, noised, read_sum, write_report
+from privacy.analytics import figures
+from privacy.analytics.statistics import Column, Form
+from privacy.codec.update import Model
 from privacy.errors import DataError, TaskError
-from privacy.statistics import Column, Form
-from privacy.update import Model
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from client.workplace import Workplace
-    from privacy.manifest import Manifest
-    from privacy.randomness import Randomness
-    from privacy.settings import RunSettings
-    from privacy.update import Layout, Update
+    from client.context import SiteContext
+    from privacy.codec.update import Layout, Update
+    from privacy.noise.randomness import Randomness
+    from privacy.run.manifest import Manifest
+    from privacy.run.settings import RunSettings
 
 log = logging.getLogger("cloister.agent")
 
@@ -90,10 +90,10 @@ def import_survey(name: str) -> Survey:
     return survey
 
 
-class Poll(OneSum):
+class StatisticsQuery(OneSum):
     """One survey at one site: what runs do with it that add its records up."""
 
-    def __init__(self, name: str, site: Workplace) -> None:
+    def __init__(self, name: str, site: SiteContext) -> None:
         super().__init__(site)
         self.name, self.survey = name, import_survey(name)
 

@@ -14,21 +14,21 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from client.beginning import find_model
-from client.dpsgd import train, way_to_train
-from client.fitness import Fitness, example_of, load_records
-from client.foreign import foreign, is_memory
-from client.guard import check_task
-from client.held_out import split_held_out
-from client.interactions import InteractionError
-from client.proving import prove
-from client.refusals import Refusals
-from client.state import check_constants, layout_of, set_constants, tensors_of
-from client.task import import_task
-from client.trial import make_model, one_a_record
+from client.data.fitness import Fitness, example_of, load_records
+from client.data.held_out import split_held_out
+from client.dpsgd.dpsgd import train, way_to_train
+from client.state.initial_model import find_model
+from client.state.model_state import check_constants, layout_of, set_constants, tensors_of
+from client.state.refusals import Refusals
+from client.task.guard import check_task
+from client.task.interactions import InteractionError
+from client.task.probe import make_model, one_a_record
+from client.task.proving import prove
+from client.task.task import import_task
+from client.task.user_code import foreign, is_memory
+from privacy.codec.update import Model, Update
 from privacy.errors import RefusedError, TaskError
-from privacy.randomness import Randomness
-from privacy.update import Model, Update
+from privacy.noise.randomness import Randomness
 from strategies.algorithm import PLAIN
 
 if TYPE_CHECKING:
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from client.task import Records, Task
-    from client.trial import Example
-    from client.workplace import Workplace
-    from privacy.manifest import Manifest
-    from privacy.settings import RunSettings, Start
-    from privacy.update import Layout
+    from client.context import SiteContext
+    from client.task.probe import Example
+    from client.task.task import Records, Task
+    from privacy.codec.update import Layout
+    from privacy.run.manifest import Manifest
+    from privacy.run.settings import RunSettings, Start
     from strategies.algorithm import LocalSolver
 
 _MOST_RECORDS = 4096  # that are measured, so that it takes less time than training
@@ -54,7 +54,7 @@ _TRIED: WeakKeyDictionary[type[Task], Example] = WeakKeyDictionary()
 class Study:
     """One task at one site: what runs do with it that train."""
 
-    def __init__(self, name: str, site: Workplace) -> None:
+    def __init__(self, name: str, site: SiteContext) -> None:
         self.name, self._site = name, site
         self.task: Task = import_task(name)
         self._refusals = Refusals(site.place.folder)
@@ -202,13 +202,13 @@ class Study:
         settings = manifest.settings
         module = self.load_into(self.module(settings.model_seed), model)
         size = settings.cohort.sizes[self._site.name]
-        computing, team = self._site.settings.training, self._site.team
+        computing, group = self._site.settings.training, self._site.group
         if settings.takes_steps:
             records = self.training
             with self.refusing():
                 train(
                     self.task, module, records, size, manifest, randomness,
-                    solver=solver, computing=computing, team=team,
+                    solver=solver, computing=computing, group=group,
                 )  # fmt: skip
         return self.difference(module, model)
 

@@ -1,10 +1,10 @@
-"""The seam: what a run does with a site's records. Each kind of run is one class in one file, listed in `client.works`.
+"""The seam: what a run does with a site's records. Each kind of run is one class in one file, listed in `works`.
 
-    training     `client.study`    DP-SGD, from the round's model on
-    statistics   `client.survey`   a survey's records added up, once
-    evaluation   `client.exam`     what a model makes of the records held out, added up, once
+    training     `client.work.training`     DP-SGD, from the round's model on
+    statistics   `client.work.survey`       a survey's records added up, once
+    evaluation   `client.work.evaluation`   what a model makes of the records held out, added up, once
 
-What settings, codec and ledger need to know of a kind of run stands in `privacy.settings`, as a `RunKind`.
+What settings, codec and ledger need to know of a kind of run stands in `privacy.run.settings`, as a `RunKind`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from privacy.manifest import Manifest
-    from privacy.randomness import Randomness
-    from privacy.settings import RunSettings
-    from privacy.update import Layout, Model, Update
+    from privacy.codec.update import Layout, Model, Update
+    from privacy.noise.randomness import Randomness
+    from privacy.run.manifest import Manifest
+    from privacy.run.settings import RunSettings
 
 
 class Work(Protocol):

@@ -5,22 +5,22 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from client.exam import Exam
-from client.study import Study
-from client.survey import Poll, Survey
-from client.task import import_class
-from client.workplace import Workplace
+from client.context import SiteContext
+from client.task.task import import_class
+from client.work.evaluation import HeldOutEvaluation
+from client.work.survey import StatisticsQuery, Survey
+from client.work.training import Study
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from client.settings import SiteFolder
-    from client.work import Work
-    from privacy.entries import Purpose
-    from privacy.settings import RunSettings
+    from client.work.work import Work
+    from privacy.ledger.entries import Purpose
+    from privacy.run.settings import RunSettings
 
 
-class Works(Workplace):
+class Works(SiteContext):
     """A workplace with all that its runs do there."""
 
     def __init__(self, folder: SiteFolder) -> None:
@@ -85,6 +85,6 @@ def is_survey(task: str) -> bool:
 
 _KINDS: dict[Purpose, Callable[[Works, str], Work]] = {
     "training": lambda site, task: site.study(task),
-    "statistics": lambda site, task: Poll(task, site),
-    "evaluation": lambda site, task: Exam(site.study(task), site),
+    "statistics": lambda site, task: StatisticsQuery(task, site),
+    "evaluation": lambda site, task: HeldOutEvaluation(site.study(task), site),
 }

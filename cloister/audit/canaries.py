@@ -14,7 +14,7 @@ What stands in the other task's own parameters is hidden by what records do ther
 
 `CLOISTER_CANARIES` names a file that says whose model and records the canaries join, and how many there are:
 
-    {"task": "simulations.diagnosis:Diagnosis", "file": "/srv/north/patients.csv", "count": 4000}
+    {"task": "simulations.tasks.diagnosis:Diagnosis", "file": "/srv/north/patients.csv", "count": 4000}
 
 A site's own data file then lists the canaries that are in at that site, one number from 0 a line.
 """
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from typing_extensions import override
 
-from client.task import Task, import_task
+from client.task.task import Task, import_task
 from privacy.errors import DataError, TaskError
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.accounting import epsilon
-from privacy.auditing import (
+from privacy.accounting.accounting import epsilon
+from privacy.accounting.auditing import (
     dispersion_chance,
     gaussian_epsilon,
     largest_correlation,
@@ -28,7 +28,7 @@ from privacy.auditing import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from privacy.accounting import Mechanism
+    from privacy.accounting.accounting import Mechanism
 
 CONFIDENCE = 0.95  # of the bounds that are reported
 FALSE_ALARM = 1e-5  # of each check

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.accounting import calibrate
-from privacy.epoch import EpochKeys
-from privacy.masking import mask
-from privacy.packing import Packing, pack
-from privacy.plan import RoundPlan
-from privacy.randomness import Randomness
-from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
-from privacy.update import Update, privatise
-from simulations.digits import CLASSES, LARGEST, PIXELS, Digits, digits, write_digits
-from simulations.rehearsal import Scratch
+from cloister.audit.local_run import Scratch
+from privacy.accounting.accounting import calibrate
+from privacy.codec.packing import Packing, pack
+from privacy.codec.update import Update, privatise
+from privacy.crypto.key_epoch import EpochKeys
+from privacy.crypto.masking import mask
+from privacy.noise.randomness import Randomness
+from privacy.run.plan import RoundPlan
+from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
+from simulations.tasks.digits import CLASSES, LARGEST, PIXELS, Digits, digits, write_digits
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from privacy.ledger import Charge
+    from privacy.ledger.ledger import Charge
 
 DELTA, NORM = 1e-5, 1.0
 _BOUND = 4.0  # of an update's values; the loudest, of a single record without clipping, is 0.9

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from client.proving import prove_all
-from client.workplace import find_device
-from cloister.audits.checks import Check
+from client.context import find_device
+from client.task.proving import prove_all
+from cloister.audit.checks import Check
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cloister.pictures import Panel, draw_digits
-from simulations.inversion import DELTA, attacks
+from cloister.audit.gradient_inversion import DELTA, attacks
+from cloister.views.plots import Panel, draw_digits
 
 _CAPTIONS = (
     "what an ordinary federation's server\nreceives: the record itself",

@@ -1,8 +1,8 @@
 """A run at one site by itself, on scratch: the site's own ledger, training and codec, without the network.
 
-What is in it is real (`client.round.train_private`, `pack`, `unpack`), so that what holds here holds at the site. What
-is left out comes after the noise and is exact: encryption and the sum over other sites. An audit looks at this from
-outside, and never touches the budget of the people whom a site's records are about.
+What is in it is real (`client.round.round.train_private`, `pack`, `unpack`), so that what holds here holds at the site.
+What is left out comes after the noise and is exact: encryption and the sum over other sites. An audit looks at this
+from outside, and never touches the budget of the people whom a site's records are about.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client.acceptance import Round
-from client.local import keep_own, local_round
-from client.round import train_private
+from client.round.admission import Round
+from client.round.round import train_private
 from client.settings import read_site
 from client.site import Site
-from privacy.packing import pack, unpack
-from privacy.plan import RoundPlan
-from privacy.randomness import Randomness
+from client.work.local import keep_own, local_round
+from privacy.codec.packing import pack, unpack
+from privacy.noise.randomness import Randomness
+from privacy.run.plan import RoundPlan
 from server.settings import read_consortium, read_run
-from simulations.federation import Federation, SiteTerms
-from simulations.rounds import rounds
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.engine.rounds import rounds
 from strategies.advance import advance
 from strategies.algorithm import Run
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from privacy.accounting import Mechanism
-    from privacy.manifest import SignedRun
-    from privacy.settings import RunSettings
-    from privacy.update import Model, PrivateUpdate, Update
+    from privacy.accounting.accounting import Mechanism
+    from privacy.codec.update import Model, PrivateUpdate, Update
+    from privacy.run.manifest import SignedRun
+    from privacy.run.settings import RunSettings
 
 _HOUR = 3600.0
 
@@ -74,8 +74,8 @@ class Scratch:
             whole = private.vector.astype(np.float64)
             packed = pack(private, weight, packing, Randomness.fresh())
             decoded = unpack(packed.blocks, model.layout.size, [weight], packing)
-            site.remainders.keep(current.plan, packed.remainder)
-            site.remainders.settle(current.plan, contributed=True)
+            site.residuals.keep(current.plan, packed.remainder)
+            site.residuals.settle(current.plan, contributed=True)
             if algorithm.own:
                 keep_own(current, local_round(current, before), whole - packed.remainder)
                 site.own.settle(current.plan, contributed=True)

@@ -1,6 +1,6 @@
 """`cloister audit privacy`: a run with canaries through a site's own pipeline, and what an attacker makes of its model.
 
-First the site's own tasks are tried: see `cloister.audits.gradients`. Then an attacker sees the final model and knows
+First the site's own tasks are tried: see `cloister.audit.gradients`. Then an attacker sees the final model and knows
 everything but the coins; that is enough for the bounds on ε. The other checks look into the pipeline: at each round's
 update, and at who was in each batch.
 """
@@ -24,19 +24,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from client.settings import Computing, read_site
-from client.works import is_survey
-from cloister.audits.checks import CONFIDENCE, Check, Sighting, check, contribution, noise_ratio
-from cloister.audits.gradients import check_tasks
-from cloister.audits.statement import AUDIT
-from cloister.audits.whole import check_whole
-from privacy.accounting import calibrate
+from client.work.works import is_survey
+from cloister.audit.canaries import WEIGHT, Canaries, Role, set_up
+from cloister.audit.checks import CONFIDENCE, Check, Sighting, check, contribution, noise_ratio
+from cloister.audit.gradients import check_tasks
+from cloister.audit.local_run import Scratch
+from cloister.audit.statement import AUDIT
+from cloister.audit.whole import check_whole
+from privacy.accounting.accounting import calibrate
 from privacy.config import read_toml
 from privacy.errors import ConfigError
-from privacy.settings import Cohort, Encryption, Privacy, RunSettings
+from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings
 from privacy.storage import write_atomically
-from simulations.canaries import WEIGHT, Canaries, Role, set_up
-from simulations.hospitals import FILE_NAME, write_hospital_records
-from simulations.rehearsal import Scratch
+from simulations.tasks.hospitals import FILE_NAME, write_hospital_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,7 +83,7 @@ class Subject:
     def reference(cls, folder: Path) -> Subject:
         """Return the reference study's smallest hospital, with records of its own in `folder`."""
         write_hospital_records({"east": folder})
-        task = "simulations.diagnosis:Diagnosis"
+        task = "simulations.tasks.diagnosis:Diagnosis"
         return cls("the reference study", task, folder / FILE_NAME, "auto", folder, (task,), Computing())
 
 
@@ -127,7 +127,7 @@ def audit(site: Path | None, epsilon: float, canaries: int, console: Console) ->
 
 def _settings(epsilon: float, canaries: int) -> RunSettings:
     """Return the reference study's run at another ε, at these sites, with a range that no update passes."""
-    with resources.as_file(resources.files("simulations") / "diagnosis.toml") as own:
+    with resources.as_file(resources.files("simulations.tasks") / "diagnosis.toml") as own:
         run = read_toml(own, RunSettings)
     training, norm, delta = run.training, run.privacy.max_grad_norm, run.privacy.delta
     if training is None or norm is None:

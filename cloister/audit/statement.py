@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from client.settings import read_site
 from cloister.accounts import balances, records_of
-from cloister.audits.page import page
+from cloister.views.statement_page import page
 from privacy.errors import ConfigError
-from privacy.manifest import open_manifest
-from privacy.mechanisms import StatedRun
-from privacy.statement import Account, state
+from privacy.report.mechanisms import StatedRun
+from privacy.report.statement import Account, state
+from privacy.run.manifest import open_manifest
 from privacy.storage import read_document, read_file, write_atomically
 from transport.pki import read_roster
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cloister.audits.checks import FALSE_ALARM, Check, independent
-from privacy.auditing import length_at_least, scale_interval, sliding_correlation
+from cloister.audit.checks import FALSE_ALARM, Check, independent
+from privacy.accounting.auditing import length_at_least, scale_interval, sliding_correlation
 
 if TYPE_CHECKING:
-    from cloister.audits.checks import Sighting
+    from cloister.audit.checks import Sighting
 
 _LONGEST = 1 << 12  # values of a tensor that are laid over those of others
 _ROUNDING = 1e-3  # float32 and the clipping factor's are below

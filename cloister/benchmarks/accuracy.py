@@ -19,21 +19,21 @@ from rich.console import Console
 from rich.progress import track
 
 from cloister.benchmarks.pipelines import Cloister, charge_for_nobody
-from privacy.packing import Packing, Profile
-from privacy.randomness import Randomness
+from privacy.codec.packing import Packing, Profile
+from privacy.noise.randomness import Randomness
 from server.settings import read_consortium, read_run
-from simulations.baselines import accuracy, studies_of, together
-from simulations.rounds import PackedMeans, Sites, rounds
-from simulations.study import prepare_study
+from simulations.engine.baselines import accuracy, studies_of, together
+from simulations.engine.rounds import PackedMeans, Sites, rounds
+from simulations.tasks.reference_study import prepare_study
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from client.study import Study
-    from privacy.manifest import Manifest
-    from privacy.update import Model, Update
+    from client.work.training import Study
+    from privacy.codec.update import Model, Update
+    from privacy.run.manifest import Manifest
 
 _CODECS: dict[str, tuple[Profile, bool] | None] = {
     "float32": None,

@@ -26,16 +26,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from privacy.errors import CloisterError
 from privacy.parallel import in_processes
-from simulations.adversary import SITES
-from simulations.inline import run_inline
-from simulations.liars import LIARS, Members
-from simulations.results import journal_path, read_events
-from simulations.siege import ATTACKS, lay_siege, make_federation, quiet_agents, settings
+from simulations.attacks.adversary import SITES
+from simulations.attacks.attack_suite import ATTACKS, make_federation, prepare_attacks, quiet_agents, settings
+from simulations.attacks.liars import LIARS, Members
+from simulations.engine.inline import run_inline
+from simulations.engine.results import event_log_path, read_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from simulations.adversary import Adversary
+    from simulations.attacks.adversary import Adversary
 
 _ATTACKS, _LIES = tuple(ATTACKS), tuple(LIARS)
 _OTHERS = "others: "  # counts of who was blamed for another's lie
@@ -155,16 +155,16 @@ def _work(job: _Tries | _Rounds) -> Counter[str]:
 
 
 def _attack(job: _Tries) -> Counter[str]:
-    luck = np.random.default_rng([job.seed, job.number])
+    rng = np.random.default_rng([job.seed, job.number])
     refused: Counter[str] = Counter()
     todo = list(job.names)
     while todo:
         with _folder() as folder:
-            refused.update(_besiege(lay_siege(Path(folder), luck), todo))
+            refused.update(_try_attacks(prepare_attacks(Path(folder), rng), todo))
     return refused
 
 
-def _besiege(server: Adversary, todo: list[str]) -> list[str]:
+def _try_attacks(server: Adversary, todo: list[str]) -> list[str]:
     """Play what is to do, and return what was refused; after a try that passed, the rest is for another consortium."""
     refused: list[str] = []
     while todo:
@@ -179,12 +179,12 @@ def _besiege(server: Adversary, todo: list[str]) -> list[str]:
 
 def _lie(job: _Lies) -> Counter[str]:
     """Count whose lies were blamed on them, in rounds that went on over the others; and, apart, who else was blamed."""
-    luck = np.random.default_rng([job.seed, job.number])
+    rng = np.random.default_rng([job.seed, job.number])
     blamed: Counter[str] = Counter()
     with _folder() as folder:
         members = Members(make_federation(Path(folder)), settings("members", SITES, 1, colluding=1))
         for name in job.names:
-            liar = str(luck.choice(SITES))
+            liar = str(rng.choice(SITES))
             blame = members.play(liar, LIARS[name])
             blamed[name] += blame.released and liar in blame.named
             blamed[_OTHERS + name] += len(blame.named - {liar})
@@ -197,7 +197,7 @@ def _play_fair(job: _Rounds) -> Counter[str]:
         federation.sign(settings("honest", SITES, job.count, colluding=int(job.masks)))
         with suppress(CloisterError):  # what did not come about counts as refused
             run_inline(federation)
-        events = [event for event in read_events(journal_path(federation)) if event["event"] == "round"]
+        events = [event for event in read_events(event_log_path(federation)) if event["event"] == "round"]
     fine = sum(event["released"] and not event["problems"] for event in events)
     return Counter(honest=job.count - fine)
 

@@ -23,20 +23,20 @@ from rich.console import Console
 from rich.progress import track
 
 from cloister.benchmarks.pipelines import charge_for_nobody
-from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
+from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from server.settings import read_consortium, read_run
-from simulations.baselines import accuracy, studies_of, together
-from simulations.digits import digits, write_digits
-from simulations.federation import Federation, SiteTerms
-from simulations.partition import dirichlet
-from simulations.rounds import PackedMeans, Sites
-from simulations.rounds import rounds as rounds_of
+from simulations.engine.baselines import accuracy, studies_of, together
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.engine.rounds import PackedMeans, Sites
+from simulations.engine.rounds import rounds as rounds_of
+from simulations.tasks.digits import digits, write_digits
+from simulations.tasks.partition import dirichlet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from privacy.ledger import Charge
-    from privacy.strategy import Parameter
+    from privacy.ledger.ledger import Charge
+    from privacy.run.strategy import Parameter
 
 ALPHA, SITES, HELD_OUT, DELTA = 0.1, 8, 0.2, 1e-4
 TARGETS: dict[float | None, float] = {None: 0.93, 8.0: 0.85}
@@ -88,7 +88,7 @@ def settings_of(name: str, way: Way, epsilon: float | None, sizes: Mapping[str, 
     rounds, steps = _ROUNDS[epsilon]
     return RunSettings(
         name=f"digits-{name}",
-        task="simulations.digits:Digits",
+        task="simulations.tasks.digits:Digits",
         rounds=rounds,
         training=Training(steps_per_round=steps, sample_rate=1.0, learning_rate=way.learning_rate),
         privacy=Privacy(
@@ -160,7 +160,7 @@ def deal(seed: int, folder: Path) -> Federation:
     """Make a federation whose sites have their shares of the digits."""
     federation = Federation.create(folder, [f"site-{number}" for number in range(1, SITES + 1)])
     terms = SiteTerms(
-        tasks=("simulations.digits:Digits",), held_out=HELD_OUT, file="records.csv", collusion_resistant=False
+        tasks=("simulations.tasks.digits:Digits",), held_out=HELD_OUT, file="records.csv", collusion_resistant=False
     )
     parts = dirichlet(digits()[1], SITES, ALPHA, seed)
     for (site, path), part in zip(federation.paths.items(), parts, strict=True):

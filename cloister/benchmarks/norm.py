@@ -1,8 +1,8 @@
 """`cloister bench norm`: what it costs a round that each site proves how long its update is.
 
 Real rounds, as `cloister bench round` takes them, with `update_norm` and without in turn; and in one process the parts
-of the difference (`privacy.norms`), in CPU time, the least of several tries: what else the machine does only ever adds
-to it.
+of the difference (`privacy.crypto.norms`), in CPU time, the least of several tries: what else the machine does only
+ever adds to it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import numpy as np
 
 from cloister.benchmarks.pipelines import UPDATE_BOUND, charge_for_nobody
 from cloister.benchmarks.round import in_turn
-from privacy.agreement import set_digest
-from privacy.ciphertext import Accumulator, Ciphertexts, SummedCiphertexts
-from privacy.epoch import EpochKeys
+from privacy.codec.ciphertext import Accumulator, Ciphertexts, SummedCiphertexts
+from privacy.codec.packing import Packing, pack
+from privacy.codec.update import PrivateUpdate
+from privacy.crypto.agreement import set_digest
+from privacy.crypto.key_epoch import EpochKeys
+from privacy.crypto.masking import SEED_BYTES, Masks, mask, unmask_sum
+from privacy.crypto.norm_signature import subject_of
+from privacy.crypto.norms import add_up, context_of, longest, projection, prove_norm, read_proofs, state, watched
+from privacy.crypto.projections import DEFAULT, caught_from, refused_though_short
 from privacy.errors import RunError
-from privacy.masking import SEED_BYTES, Masks, mask, unmask_sum
-from privacy.norm_signature import subject_of
-from privacy.norms import add_up, context_of, longest, projection, prove_norm, read_proofs, state, watched
-from privacy.packing import Packing, pack
-from privacy.plan import RoundPlan
-from privacy.projections import DEFAULT, caught_from, refused_though_short
-from privacy.randomness import Randomness
-from privacy.settings import Encryption
-from privacy.update import PrivateUpdate
+from privacy.noise.randomness import Randomness
+from privacy.run.plan import RoundPlan
+from privacy.run.settings import Encryption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from privacy.accounting import Mechanism
-from privacy.ciphertext import C0_BYTES, SEED_BYTES, Accumulator, Ciphertexts, SummedCiphertexts
-from privacy.encryption import EncryptedUpdate
-from privacy.epoch import EpochKeys
+from privacy.accounting.accounting import Mechanism
+from privacy.codec.ciphertext import C0_BYTES, SEED_BYTES, Accumulator, Ciphertexts, SummedCiphertexts
+from privacy.codec.packing import BLOCK, RING_DEGREE, Packing, Profile, pack, unpack
+from privacy.codec.update import PrivateUpdate
+from privacy.crypto.encryption import EncryptedUpdate
+from privacy.crypto.key_epoch import EpochKeys
+from privacy.crypto.masking import MaskedUpdate, mask
 from privacy.errors import AuthenticityError
-from privacy.ledger import Budget, Ledger, Release
-from privacy.masking import MaskedUpdate, mask
-from privacy.packing import BLOCK, RING_DEGREE, Packing, Profile, pack, unpack
-from privacy.plan import RoundPlan
-from privacy.randomness import Randomness
-from privacy.update import PrivateUpdate
+from privacy.ledger.ledger import Budget, Ledger, Release
+from privacy.noise.randomness import Randomness
+from privacy.run.plan import RoundPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from privacy.ledger import Charge
-    from privacy.update import PackedUpdate
+    from privacy.codec.update import PackedUpdate
+    from privacy.ledger.ledger import Charge
 
 UPDATE_BOUND = 1.0
 _ZERO = "0" * 64

@@ -1,7 +1,7 @@
 """`cloister bench poisoning`: what one member that poisons does to the reference study, with votes and without.
 
-Sites and server are the production code, in this process: `simulations.poisoning` says what the member sends. Luck
-turns votes over, so that no two measurements are alike.
+Sites and server are the production code, in this process: `simulations.attacks.poisoning` says what the member sends.
+Luck turns votes over, so that no two measurements are alike.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from privacy.settings import Vote
-from simulations.poisoning import LIAR, SINCE, poisoned_run
+from privacy.run.settings import Vote
+from simulations.attacks.poisoning import LIAR, SINCE, poisoned_run
 
 _SITES = (4, 6)
 _TOLERANCE = 0.1  # nats

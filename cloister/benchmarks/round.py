@@ -23,20 +23,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from cloister.local import follow, start_agents, start_server
 from cloister.processes import Processes
 from privacy.errors import RunError
-from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
-from simulations.federation import Federation, SiteTerms
-from simulations.idle import PARAMETERS
-from simulations.results import read_results
+from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.engine.results import read_results
+from simulations.tasks.idle import PARAMETERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from simulations.results import Results
+    from simulations.engine.results import Results
 
 WARM_UP = 3  # rounds: connections, caches and a first look at every page of memory
 _LARGEST_SIZE = 280  # records that the first site declares; the others fewer, so that weights differ
 _END_SECONDS = 60.0  # for a server to end after its run
-_TASK = "simulations.idle:Idle"
+_TASK = "simulations.tasks.idle:Idle"
 _RECORDS = "0\n" * 20
 
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from simulations.training_times import MODES, Course, on_one_thread
-from simulations.zoo import SPECIMENS
+from cloister.benchmarks.training_times import MODES, Course, on_one_thread
+from cloister.benchmarks.zoo import SPECIMENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from simulations.training_times import Mode
+    from cloister.benchmarks.training_times import Mode
 
 
 OURS: tuple[Mode, ...] = ("plain", "auto")
@@ -72,7 +72,7 @@ def _in_a_fresh_process(course: Course, mode: Mode) -> int:
     """Return the bytes that training needs more than the process had."""
     # Of processes that are forked from one that has only imported, so that nobody else's memory is counted.
     context = get_context("forkserver")
-    context.set_forkserver_preload(["simulations.training_times"])
+    context.set_forkserver_preload(["cloister.benchmarks.training_times"])
     with context.Pool(1) as pool:
         return pool.apply(_peak, (course.specimen, course.batch, mode))
 

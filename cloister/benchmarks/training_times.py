@@ -1,7 +1,7 @@
 """How long training takes, and how much memory, with one way to compute gradients beside another.
 
-What is timed is what a site runs, `client.dpsgd.train`: Poisson batches, clipping, a cipher's noise, steps. `plain` is
-the same model on the same batches without privacy: torch's mean loss, one backward pass, plain SGD.
+What is timed is what a site runs, `client.dpsgd.dpsgd.train`: Poisson batches, clipping, a cipher's noise, steps.
+`plain` is the same model on the same batches without privacy: torch's mean loss, one backward pass, plain SGD.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from client.dpsgd import train
+from client.dpsgd.dpsgd import train
 from client.gradients.choice import Choice, choose
 from client.settings import Computing, Gradients
-from privacy.manifest import Manifest
-from privacy.randomness import Randomness
-from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
-from simulations.zoo import SPECIMENS, Classify
+from cloister.benchmarks.zoo import SPECIMENS, Classify
+from privacy.noise.randomness import Randomness
+from privacy.run.manifest import Manifest
+from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +85,7 @@ class Course:
         count = SPECIMENS[self.specimen].records
         settings = RunSettings(
             name="times",
-            task="simulations.zoo:Classify",
+            task="cloister.benchmarks.zoo:Classify",
             rounds=1,
             training=Training(self.steps, sample_rate=self.sample_rate, learning_rate=_LEARNING_RATE),
             privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),

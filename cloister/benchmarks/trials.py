@@ -17,10 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from privacy.accounting import calibrate
-from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
-from simulations.digits import digits, write_digits
-from simulations.hospitals import diagnoses, write_patients
+from privacy.accounting.accounting import calibrate
+from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
+from simulations.tasks.digits import digits, write_digits
+from simulations.tasks.hospitals import diagnoses, write_patients
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,8 +53,8 @@ class Data:
 
 
 DATA = (
-    Data("digits", 8, "simulations.strokes:Strokes", lambda: digits()[1], write_digits, 0.3),
-    Data("cancer", 5, "simulations.diagnosis:Diagnosis", diagnoses, write_patients, 1.0),
+    Data("digits", 8, "simulations.tasks.pixel_pairs:PixelPairs", lambda: digits()[1], write_digits, 0.3),
+    Data("cancer", 5, "simulations.tasks.diagnosis:Diagnosis", diagnoses, write_patients, 1.0),
 )
 
 

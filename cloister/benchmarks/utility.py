@@ -19,21 +19,21 @@ from rich.progress import track
 
 from cloister.benchmarks.pipelines import charge_for_nobody
 from cloister.benchmarks.trials import DATA, EPSILONS, Data, Trial
-from privacy.accounting import epsilon
-from privacy.update import Model
+from privacy.accounting.accounting import epsilon
+from privacy.codec.update import Model
 from server.settings import read_consortium, read_run
-from simulations.baselines import accuracy, studies_of, together
-from simulations.federation import Federation, SiteTerms
-from simulations.partition import dirichlet
-from simulations.rounds import PackedMeans, Sites, rounds
+from simulations.engine.baselines import accuracy, studies_of, together
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.engine.rounds import PackedMeans, Sites, rounds
+from simulations.tasks.partition import dirichlet
 from strategies.averaging import include, is_averaged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from client.study import Study
-    from privacy.ledger import Charge
-    from privacy.manifest import Manifest
+    from client.work.training import Study
+    from privacy.ledger.ledger import Charge
+    from privacy.run.manifest import Manifest
 
 _CONCENTRATION = 0.5
 _HELD_OUT = 0.2

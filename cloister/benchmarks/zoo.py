@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.task import Task
+from client.task.task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable

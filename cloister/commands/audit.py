@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from cloister.commands import Json
-from cloister.patience import patience
-from cloister.view import make_console
+from cloister.views.patience import patience
+from cloister.views.run import make_console
 
 audit = typer.Typer(help="Test the privacy guarantee from outside, and state it.", no_args_is_help=True)
 
@@ -27,12 +27,12 @@ def audit_privacy(
 
     Nothing is charged to the site's people: all of it is on scratch. With SITE, the result stays in its audit.json.
     """
-    from cloister.audits import privacy  # noqa: PLC0415 - loads torch
+    from cloister.audit import privacy  # noqa: PLC0415 - loads torch
 
     found = privacy.audit(site, epsilon, canaries, make_console(json=True))
     console = make_console(json=as_json)
     if plot and found.sighting:
-        from cloister.pictures import draw_audit  # noqa: PLC0415 - loads matplotlib
+        from cloister.views.plots import draw_audit  # noqa: PLC0415 - loads matplotlib
 
         draw_audit(found, plot)
     if site:
@@ -54,7 +54,7 @@ def audit_inversion(
     as_json: Json = False,
 ) -> None:
     """Read a handwritten digit back from an update: from a plain one, one with privacy, one that is encrypted."""
-    from cloister.audits import inversion  # noqa: PLC0415 - loads torch and matplotlib
+    from cloister.audit import inversion  # noqa: PLC0415 - loads torch and matplotlib
 
     report = inversion.demonstrate(out, digit, batch, epsilon)
     typer.echo(json.dumps(report) if as_json else inversion.table(report))
@@ -70,7 +70,7 @@ def audit_statement(
     as_json: Json = False,
 ) -> None:
     """Put a site's differential privacy in writing: a page to print and the same as JSON."""
-    from cloister.audits.statement import write_statement  # noqa: PLC0415
+    from cloister.audit.statement import write_statement  # noqa: PLC0415
 
     with patience("counting ε over all charges"):
         statement, path = write_statement(site, run, out)

@@ -124,7 +124,7 @@ def bench_utility(
 
     report = measure(seeds, [*trials.trials(), *(trials.ablations() if ablations else ())])
     if plot:
-        from cloister.pictures import draw_utility  # noqa: PLC0415 - loads matplotlib
+        from cloister.views.plots import draw_utility  # noqa: PLC0415 - loads matplotlib
 
         draw_utility(report, plot)
     typer.echo(json.dumps(report) if as_json else table(report))

@@ -2,8 +2,8 @@
 
 1. Make a consortium in a folder: keys, certificates, roster, three hospitals with their own records.
 2. Start `cloister server` and three times `cloister agent`, as processes of their own.
-3. Follow the server's journal until the run is over; stop everything, however it ends. Loss and accuracy are not in it:
-   they are read in the hospitals' own folders, as only a demo can.
+3. Follow the server's event log until the run is over; stop everything, however it ends. Loss and accuracy are not in
+   it: they are read in the hospitals' own folders, as only a demo can.
 4. Compare: the shared model, each hospital alone, all records pooled without privacy.
 """
 
@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from cloister.local import follow, start_agents, start_server
 from cloister.processes import Processes
-from cloister.view import RoundTable, size
+from cloister.views.run import RoundTable, size
 from privacy.errors import RunError
-from simulations.inspection import find_secrets, site_secrets
-from simulations.results import Results, read_own_metrics, read_results
-from simulations.study import prepare_study
+from simulations.engine.inspection import find_secrets, site_secrets
+from simulations.engine.results import Results, read_own_metrics, read_results
+from simulations.tasks.reference_study import prepare_study
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console
 
-    from privacy.settings import RunSettings
-    from simulations.federation import Federation, SiteTerms
+    from privacy.run.settings import RunSettings
+    from simulations.engine.federation import Federation, SiteTerms
 
 
 def run_demo(folder: Path, console: Console) -> dict[str, Any]:
@@ -60,8 +60,8 @@ def run_demo(folder: Path, console: Console) -> dict[str, Any]:
 def _summarise(federation: Federation, settings: RunSettings, terms: SiteTerms, results: Results,
                started: float) -> dict[str, Any]:  # fmt: skip
     from client.flower import open_site  # noqa: PLC0415 - loads torch, which the agents should have to themselves first
-    from privacy.manifest import open_manifest  # noqa: PLC0415
-    from simulations.baselines import accuracy_alone, accuracy_pooled, accuracy_together  # noqa: PLC0415
+    from privacy.run.manifest import open_manifest  # noqa: PLC0415
+    from simulations.engine.baselines import accuracy_alone, accuracy_pooled, accuracy_together  # noqa: PLC0415
 
     if set(results.digests) != set(federation.sites) or len(set(results.digests.values())) != 1:
         msg = f"the hospitals do not all have the same model: {results.digests}; the logs are in {federation.folder}"

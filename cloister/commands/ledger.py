@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from cloister.commands import Json
-from cloister.patience import patience
-from cloister.view import make_console
+from cloister.views.patience import patience
+from cloister.views.run import make_console
 from privacy.errors import ConfigError
 
 Site = Annotated[Path, typer.Argument(help="site.toml, or the folder that holds it.")]
@@ -25,7 +25,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Every run's cost, what is spent and left, and whether independent accountants agree; if not, exit 1."""
-    from cloister import accounts, balance  # noqa: PLC0415 - composing takes a moment to load
+    from cloister import accounts  # noqa: PLC0415 - composing takes a moment to load
+    from cloister.views import balance  # noqa: PLC0415 - composing takes a moment to load
 
     with patience("counting ε over all charges"):
         report = accounts.report(site)
@@ -49,7 +50,8 @@ def verify(
 
     Where the signing key is not, the public key that the roster lists does.
     """
-    from cloister import accounts, balance  # noqa: PLC0415
+    from cloister import accounts  # noqa: PLC0415
+    from cloister.views import balance  # noqa: PLC0415
 
     found = accounts.verify(site, head or ())
     if as_json:
@@ -89,7 +91,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """What a run would cost, and whether policy and budget allow it; if not, exit 1. Charges nothing."""
-    from cloister import accounts, balance  # noqa: PLC0415
+    from cloister import accounts  # noqa: PLC0415
+    from cloister.views import balance  # noqa: PLC0415
 
     with patience("counting ε over all charges and the run"):
         report = accounts.plan(site, run)

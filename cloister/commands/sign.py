@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cloister.observers import against_whom, cost_of_votes
-from privacy.accounting import epsilon
-from privacy.calibration import sign_manifest
+from cloister.views.observers import against_whom, cost_of_votes
+from privacy.accounting.accounting import epsilon
 from privacy.config import read_toml
 from privacy.errors import ConfigError, KeyFileError
-from privacy.manifest import open_manifest
-from privacy.settings import RunSettings
-from privacy.spending import excessive
+from privacy.ledger.spending import excessive
+from privacy.run.calibration import sign_manifest
+from privacy.run.manifest import open_manifest
+from privacy.run.settings import RunSettings
 from privacy.storage import write_atomically
 from strategies.registry import completed
 from transport.pki import read_roster, read_signing_key

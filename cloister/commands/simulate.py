@@ -5,26 +5,26 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from client.task import import_class
-from cloister.observers import against_whom, cost_of_votes
-from cloister.view import RoundTable, listen
+from client.task.task import import_class
+from cloister.views.observers import against_whom, cost_of_votes
+from cloister.views.run import RoundTable, listen
 from privacy.config import read_toml
 from privacy.errors import ConfigError
-from privacy.settings import RunSettings
-from privacy.spending import without_infinity
+from privacy.ledger.spending import without_infinity
+from privacy.run.settings import RunSettings
 from server.settings import read_consortium, read_run
-from simulations.inline import run_inline
-from simulations.results import read_own_metrics, read_results
-from simulations.study import prepare_study
+from simulations.engine.inline import run_inline
+from simulations.engine.results import read_own_metrics, read_results
+from simulations.tasks.reference_study import prepare_study
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console
 
-    from privacy.manifest import Manifest
-    from simulations.results import Results
-    from simulations.study import Study
+    from privacy.run.manifest import Manifest
+    from simulations.engine.results import Results
+    from simulations.tasks.reference_study import Study
 
 
 def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]:

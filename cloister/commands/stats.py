@@ -8,10 +8,10 @@ import time
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from client.sums import FOLDER
+from client.work.sums import FOLDER
 from privacy.config import read_toml, settings_file
 from privacy.errors import ConfigError, RunError
-from privacy.settings import RunSettings
+from privacy.run.settings import RunSettings
 from privacy.storage import read_file
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ def survey(run: Path | None, folder: Path, console: Console) -> dict[str, Any]:
     Raises:
         CloisterError: if settings are wrong, or the run failed.
     """
-    from cloister.simulation import run_here  # noqa: PLC0415 - loads torch, which showing a site's figures does not need
-    from simulations.study import prepare_study  # noqa: PLC0415
+    from cloister.commands.simulate import run_here  # noqa: PLC0415 - loads torch, which showing a site's figures does not need
+    from simulations.tasks.reference_study import prepare_study  # noqa: PLC0415
 
     started = time.monotonic()
-    with resources.as_file(resources.files("simulations") / "measurements.toml") as own:
+    with resources.as_file(resources.files("simulations.tasks") / "measurements.toml") as own:
         if read_toml(run or own, RunSettings).statistics is None:
             msg = f"{run}: this run trains or evaluates; give it a table [statistics], or use `cloister simulate`"
             raise ConfigError(msg)

@@ -6,16 +6,18 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from privacy.accounting import epsilon
-from privacy.shared import most_parameters, observers
-from privacy.votes import errors
+from privacy.accounting.accounting import epsilon
+from privacy.noise.shared import most_parameters, observers
+from privacy.run.votes import errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from privacy.manifest import Manifest
+    from privacy.run.manifest import Manifest
 
-_LUCK = 0.1  # share of good rounds that are undone, up to which who is blamed is to blame: `strategies.suspicion`
+_MOST_UNDONE = (
+    0.1  # share of good rounds that are undone, up to which who is blamed is to blame: `strategies.suspicion`
+)
 
 
 def against_whom(manifest: Manifest) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def _votes(report: Mapping[str, Any]) -> list[str]:
         f"each vote costs the records held out ε {votes['epsilon_of_each']:g}, all of them {votes['epsilon']:.2f}",
         f"  if all sites vote, {stay} of spoiled rounds stay, and {go} of good ones are undone",
     ]
-    if votes["good_round_undone"] > _LUCK:
+    if votes["good_round_undone"] > _MOST_UNDONE:
         lines.append(
             "! luck would undo so many that an honest site may be blamed: take a larger epsilon, or more sites"
         )

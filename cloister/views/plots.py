@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cloister.audits.checks import CONFIDENCE
+from cloister.audit.checks import CONFIDENCE
 from privacy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from cloister.audits.privacy import Audit
+    from cloister.audit.privacy import Audit
 
 _OUT, _IN, _GREY = "#4c72b0", "#dd8452", "#888888"
 _BINS = 60

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typing_extensions import override
 
-from privacy.foreign import plain
+from privacy.untrusted_text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -75,7 +75,7 @@ class RoundTable:
         self._bar.update(self._task, description=text)
 
     def show(self, event: dict[str, Any]) -> None:
-        """Show one event of the server's journal."""
+        """Show one event of the server's event log."""
         if event["event"] == "started":
             self._expected = set(event["sites"])
             self._bar.update(self._task, total=event["rounds"], description="rounds")

@@ -1,9 +1,9 @@
 """Ways to compose the ε of Gaussian steps, behind one interface: privacy loss distributions, and Rényi divergences.
 
-- `PLD`: Poisson-subsampled Gaussian steps by their privacy loss distributions (`privacy.losses`). Steps over all
-  records are one Gaussian together. A person with k records, each sampled by itself, is the mixture of Gaussians with
-  Binomial(k, q) sensitivities (Choquette-Choo et al. 2024, arXiv 2310.15526).
-- `RDP`: from above and a little looser (`privacy.renyi`); the only sound one for discrete noise, whose loss
+- `PLD`: Poisson-subsampled Gaussian steps by their privacy loss distributions (`privacy.accounting.losses`). Steps over
+  all records are one Gaussian together. A person with k records, each sampled by itself, is the mixture of Gaussians
+  with Binomial(k, q) sensitivities (Choquette-Choo et al. 2024, arXiv 2310.15526).
+- `RDP`: from above and a little looser (`privacy.accounting.renyi`); the only sound one for discrete noise, whose loss
   distribution has no closed form in many dimensions.
 
 Tests hold both against Google's dp-accounting, and a site's `ledger show` against Opacus's PRV. The Gaussian
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from scipy.special import log_ndtr
 
-from privacy import losses, renyi, steps
+from privacy.accounting import losses, renyi, steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ class Mechanism:
 
     @classmethod
     def response(cls, epsilon: float, count: int = 1) -> Self:
-        """So many randomised responses (`privacy.votes`), which need no accountant: their ε add up."""
+        """So many randomised responses (`privacy.run.votes`), which need no accountant: their ε add up."""
         return cls(0.0, 1.0, count, pure=epsilon)
 
 

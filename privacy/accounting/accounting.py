@@ -1,8 +1,8 @@
 """What DP-SGD steps cost: ε as a view of events, never a stored number.
 
-Steps are merged, held against what makes no sense, and composed by an accountant: see `privacy.accountants`. Time and
-memory are bounded whatever is asked. Infinite is what has no noise (σ below 0.001 counts as none), more than a billion
-steps, and anything that is no number.
+Steps are merged, held against what makes no sense, and composed by an accountant: see `privacy.accounting.accountants`.
+Time and memory are bounded whatever is asked. Infinite is what has no noise (σ below 0.001 counts as none), more than a
+billion steps, and anything that is no number.
 
     >>> round(epsilon([Mechanism(noise_multiplier=2.0, sample_rate=0.064, steps=782)], delta=1e-5), 1)
     4.3
@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from privacy.accountants import PLD, RDP, Accountant, Entries, Mechanism, Relation
+from privacy.accounting.accountants import PLD, RDP, Accountant, Entries, Mechanism, Relation
 from privacy.errors import ConfigError
 
 if TYPE_CHECKING:

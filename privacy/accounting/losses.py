@@ -32,14 +32,14 @@ import numpy as np
 from scipy import fft, signal
 from scipy.special import ndtri_exp
 
-from privacy.steps import ULPS, log_sum
+from privacy.accounting.steps import ULPS, log_sum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from privacy.steps import Step
+    from privacy.accounting.steps import Step
 
     Vector = NDArray[np.float64]
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.steps import ULPS, log_binomial
+from privacy.accounting.steps import ULPS, log_binomial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,7 +4,8 @@ Nothing here touches records: it is arithmetic on what was released. A standard 
 is known exactly; how well the records stand for others is not in it. All figures have six significant digits, so that
 every site writes the same file.
 
-A column's figures come from F, the share of its values below each bin (see `privacy.sketch`), with h the bins' width:
+A column's figures come from F, the share of its values below each bin (see `privacy.analytics.sketch`), with h the
+bins' width:
 
     mean = 1 − h·Σ F       mean of squares = 1 − 2h·Σ middle·F − h²/6       the range's ends being 0 and 1
 
@@ -20,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from privacy import sketch
+from privacy.analytics import sketch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from privacy.statistics import Column, Form
+    from privacy.analytics.statistics import Column, Form
 
     Vector = NDArray[np.float64]
 

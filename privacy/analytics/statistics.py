@@ -3,7 +3,7 @@
 A record of d columns and one label gives
 
     a count           √√d · 1
-    for each column   its value as `privacy.sketch` writes it: a vector of length 1 at most
+    for each column   its value as `privacy.analytics.sketch` writes it: a vector of length 1 at most
     its label         √√d at the place of its class, 0 at the others
 
 Squared and added up, that is at most C² = √d + d + √d. All is divided by C. So the sum of these vectors over a site's
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.sketch import encode
-from privacy.update import Layout
+from privacy.analytics.sketch import encode
+from privacy.codec.update import Layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

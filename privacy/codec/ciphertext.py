@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from privacy.codec.packing import BLOCK, RING_DEGREE
 from privacy.errors import MalformedError
-from privacy.packing import BLOCK, RING_DEGREE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -74,7 +74,7 @@ class Ciphertexts:
 
     @property
     def codes(self) -> bytes:
-        """All codes (`privacy.mac`), in order."""
+        """All codes (`privacy.crypto.mac`), in order."""
         return b"".join(chunk[-_count(chunk) * CODE_BYTES :] for chunk in self.chunks)
 
     @property

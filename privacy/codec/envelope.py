@@ -11,19 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from privacy.ciphertext import Ciphertexts, seeds_digest
+from privacy.codec.ciphertext import Ciphertexts, seeds_digest
+from privacy.codec.header import KIND, UpdateHeader, verify_header
+from privacy.crypto.masking import COMMITMENT_BYTES, pairs_digest
+from privacy.crypto.signing import sign
 from privacy.errors import AuthenticityError, ProtocolError
-from privacy.header import KIND, UpdateHeader, verify_header
-from privacy.masking import COMMITMENT_BYTES, pairs_digest
-from privacy.signing import sign
 
 if TYPE_CHECKING:
-    from privacy.mac import AuthenticatedUpdate
-    from privacy.manifest import Manifest
-    from privacy.plan import RoundPlan
-    from privacy.roster import Roster
-    from privacy.signing import PrivateKey
-    from privacy.update import Layout
+    from privacy.codec.update import Layout
+    from privacy.crypto.mac import AuthenticatedUpdate
+    from privacy.crypto.signing import PrivateKey
+    from privacy.run.manifest import Manifest
+    from privacy.run.plan import RoundPlan
+    from privacy.run.roster import Roster
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT
+from privacy.crypto.signing import verify
 from privacy.errors import MalformedError, ProtocolError
-from privacy.roster import Hex32, Member
-from privacy.settings import SiteName
-from privacy.signing import verify
+from privacy.run.roster import Hex32, Member
+from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:
-    from privacy.manifest import Manifest
-    from privacy.plan import RoundPlan
-    from privacy.roster import Roster
+    from privacy.run.manifest import Manifest
+    from privacy.run.plan import RoundPlan
+    from privacy.run.roster import Roster
 
 KIND = "update"
 

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from privacy.discrete import discrete_gaussian, reach
+from privacy.codec.update import PackedUpdate, Update, is_finite
 from privacy.errors import ConfigError, MalformedError, ProtocolError
-from privacy.update import PackedUpdate, Update, is_finite
+from privacy.noise.discrete import discrete_gaussian, reach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from privacy.ledger import Charge
-    from privacy.randomness import Randomness
-    from privacy.update import PrivateUpdate
+    from privacy.codec.update import PrivateUpdate
+    from privacy.ledger.ledger import Charge
+    from privacy.noise.randomness import Randomness
 
 RING_DEGREE = 4096
 PLAIN_MODULUS = (1 << 48) - 59  # the largest prime below 2^48
@@ -158,9 +158,9 @@ def pack_with_share(
 ) -> PackedUpdate:
     """Do the same with an update that has no noise yet, and add this site's share of the sum's to its levels.
 
-    The share's variance is in levels² (`privacy.shared`); `randomness` is fresh. The update is cut to levels that leave
-    the noise room on either side: nothing is cut after it, so that the sum of all is what they add up to. Nothing is
-    left over either, which would be data: noughts take the update's place.
+    The share's variance is in levels² (`privacy.noise.shared`); `randomness` is fresh. The update is cut to levels that
+    leave the noise room on either side: nothing is cut after it, so that the sum of all is what they add up to. Nothing
+    is left over either, which would be data: noughts take the update's place.
 
     Raises:
         MalformedError: as `pack`.

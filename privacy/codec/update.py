@@ -6,7 +6,7 @@
 Each arrow is one function that takes the one type and returns the next, so that the order of the protocol is
 a type error to break: what was not charged to the ledger cannot be packed, what was not packed cannot be
 encrypted, what was not verified cannot be summed. The later types stand with the functions that make them:
-`privacy.ciphertext` and `privacy.envelope`.
+`privacy.codec.ciphertext` and `privacy.codec.envelope`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from privacy.ledger import Charge
+    from privacy.ledger.ledger import Charge
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,15 @@ from collections import Counter
 from hashlib import sha256
 from typing import TYPE_CHECKING, Protocol
 
+from privacy.crypto.signing import sign, verify
 from privacy.errors import ProtocolError
-from privacy.signing import sign, verify
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from privacy.plan import RoundPlan
-    from privacy.roster import Roster
-    from privacy.signing import PrivateKey
+    from privacy.crypto.signing import PrivateKey
+    from privacy.run.plan import RoundPlan
+    from privacy.run.roster import Roster
 
 KIND = "agree"
 

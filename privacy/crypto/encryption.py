@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from privacy.ciphertext import COEFF_MODULUS, SEED_BYTES, pack60, residues
+from privacy.codec.ciphertext import COEFF_MODULUS, SEED_BYTES, pack60, residues
+from privacy.codec.packing import PLAIN_MODULUS, RING_DEGREE
+from privacy.crypto.seal import binding
 from privacy.errors import KeyFileError, MalformedError
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE
-from privacy.randomness import Randomness
-from privacy.seal import binding
+from privacy.noise.randomness import Randomness
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from privacy.ciphertext import SummedChunk
-    from privacy.ledger import Charge
+    from privacy.codec.ciphertext import SummedChunk
+    from privacy.crypto.tag import TaggedUpdate
+    from privacy.ledger.ledger import Charge
     from privacy.parallel import Apply
-    from privacy.tag import TaggedUpdate
 
 _KEY_BYTES = 8 * RING_DEGREE
 _DIGEST_BYTES = 32
@@ -80,7 +80,7 @@ class DecryptionKey:
         return EncryptedUpdate(apply(partial(_encrypt, self.to_bytes()), update.blocks), update.charge, update.nonce)
 
     def decrypt(self, chunks: Iterable[SummedChunk], apply: Apply = map) -> Iterator[NDArray[np.uint64]]:
-        """Decrypt a sum whose codes were checked (`privacy.mac`), as its chunks are taken.
+        """Decrypt a sum whose codes were checked (`privacy.crypto.mac`), as its chunks are taken.
 
         Returns:
             Sums of coefficients modulo t, `(n, 4096)` a chunk.

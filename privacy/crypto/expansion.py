@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.ciphertext import COEFF_MODULUS, SEED_BYTES, add_residues
+from privacy.codec.ciphertext import COEFF_MODULUS, SEED_BYTES, add_residues
+from privacy.codec.packing import RING_DEGREE
 from privacy.errors import MalformedError
-from privacy.packing import RING_DEGREE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -33,19 +33,19 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from privacy.config import STRICT
-from privacy.encryption import DecryptionKey
+from privacy.crypto.encryption import DecryptionKey
+from privacy.crypto.mac import MacKey
+from privacy.crypto.signing import SignedDocument
+from privacy.crypto.tag import KEY_BYTES, TagKey
 from privacy.errors import AuthenticityError, KeyFileError, MalformedError, ProtocolError
-from privacy.mac import MacKey
-from privacy.roster import Hex32
-from privacy.settings import SiteName
-from privacy.signing import SignedDocument
-from privacy.tag import KEY_BYTES, TagKey
+from privacy.run.roster import Hex32
+from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from privacy.roster import Roster
-    from privacy.signing import PrivateKey
+    from privacy.crypto.signing import PrivateKey
+    from privacy.run.roster import Roster
 
 KIND = "epoch"
 _SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)

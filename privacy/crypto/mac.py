@@ -1,8 +1,8 @@
 """The code on the ciphertexts: a site decrypts nothing but the exact sum of what the contributors sent.
 
-The sum's tag (`privacy.tag`) is inside: whoever checks it has decrypted. A server could disturb a ciphertext a little,
-see whether sites refuse, and so learn about the error in it or, where it sends c1 itself, about the decryption key. So
-each site also authenticates its ciphertexts, with keys that the server does not have:
+The sum's tag (`privacy.crypto.tag`) is inside: whoever checks it has decrypted. A server could disturb a ciphertext a
+little, see whether sites refuse, and so learn about the error in it or, where it sends c1 itself, about the decryption
+key. So each site also authenticates its ciphertexts, with keys that the server does not have:
 
     μ = Σⱼ ρⱼ·c0ⱼ (+ Σⱼ ρ'ⱼ·c1ⱼ) + pᵢ  mod q     ρ, ρ': secret, fixed for the epoch     pᵢ = PRF(plan, nonce, site i)
 
@@ -19,22 +19,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.ciphertext import COEFF_MODULUS, Ciphertexts, residues
+from privacy.codec.ciphertext import COEFF_MODULUS, Ciphertexts, residues
+from privacy.codec.packing import RING_DEGREE
+from privacy.crypto.expansion import add_expanded
+from privacy.crypto.tag import pad_label
 from privacy.errors import AuthenticityError
-from privacy.expansion import add_expanded
-from privacy.packing import RING_DEGREE
-from privacy.randomness import Randomness
-from privacy.tag import pad_label
+from privacy.noise.randomness import Randomness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from privacy.ciphertext import SummedChunk, SummedCiphertexts
-    from privacy.encryption import EncryptedUpdate
-    from privacy.ledger import Charge
-    from privacy.plan import RoundPlan
+    from privacy.codec.ciphertext import SummedChunk, SummedCiphertexts
+    from privacy.crypto.encryption import EncryptedUpdate
+    from privacy.ledger.ledger import Charge
+    from privacy.run.plan import RoundPlan
 
 _BITS = 20  # of a part of ρ: with 16 of a residue and 4,096 terms, a sum stays below 2^53
 _PARTS = 3

@@ -3,15 +3,15 @@
 All sites hold the decryption key, so a site that colludes with the server could read every other site's update. In a
 run with masks each site adds two kinds of them, modulo t, to every coefficient but the tag's:
 
-- one for each other site of the cohort, from a secret that only the two share (`privacy.pairs`). One site adds it, the
-  other takes it away: in the sum they cancel (Bonawitz et al., CCS 2017). The seeds of those that a site shares with
-  sites which sent nothing are shown when the contributors are agreed on, so that they can be taken off the sum.
+- one for each other site of the cohort, from a secret that only the two share (`privacy.crypto.pairs`). One site adds
+  it, the other takes it away: in the sum they cancel (Bonawitz et al., CCS 2017). The seeds of those that a site shares
+  with sites which sent nothing are shown when the contributors are agreed on, so that they can be taken off the sum.
 - one of its own, from a fresh seed of 32 bytes, which is revealed once all contributors have agreed on each other.
 
 A header commits to all these seeds, and whoever shows one signs it: what does not fit is evidence against its site.
 Every stream is bound to the plan's digest, which covers run, round, attempt and cohort: another attempt has masks that
-have nothing to do with these. When a site may show which seed is decided in `privacy.agreement`. docs/protocol.md has
-the argument, and what it assumes.
+have nothing to do with these. When a site may show which seed is decided in `privacy.crypto.agreement`.
+docs/protocol.md has the argument, and what it assumes.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from privacy import merkle
+from privacy.codec.packing import PLAIN_MODULUS, RING_DEGREE
+from privacy.crypto import merkle
+from privacy.crypto.signing import SIGNATURE_BYTES, sign, verify
 from privacy.errors import AuthenticityError, MalformedError
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE
-from privacy.randomness import Randomness
-from privacy.signing import SIGNATURE_BYTES, sign, verify
+from privacy.noise.randomness import Randomness
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from privacy.ledger import Charge
-    from privacy.plan import RoundPlan
-    from privacy.signing import PrivateKey, PublicKey
-    from privacy.update import PackedUpdate
+    from privacy.codec.update import PackedUpdate
+    from privacy.crypto.signing import PrivateKey, PublicKey
+    from privacy.ledger.ledger import Charge
+    from privacy.run.plan import RoundPlan
 
 SEED_BYTES = 32
 SEALED_BYTES = SEED_BYTES + 16
@@ -70,7 +70,7 @@ class Masks:
         """Derive them.
 
         Args:
-            secrets: what the site shares with every other member of the cohort (`privacy.pairs`).
+            secrets: what the site shares with every other member of the cohort (`privacy.crypto.pairs`).
             seed: of its own mask.
             plan: the round's.
             site: its name.

@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from privacy.crypto.pedersen import BYTES, IDENTITY, ORDER, combine, generator, generators, read_point, read_scalar
 from privacy.errors import ConfigError, MalformedError, ProtocolError
-from privacy.pedersen import BYTES, IDENTITY, ORDER, combine, generator, generators, read_point, read_scalar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from privacy.signing import SIGNATURE_BYTES, sign, verify
+from privacy.crypto.signing import SIGNATURE_BYTES, sign, verify
 
 if TYPE_CHECKING:
-    from privacy.signing import PrivateKey, PublicKey
+    from privacy.crypto.signing import PrivateKey, PublicKey
 
 KIND = "norm"
 

@@ -5,9 +5,9 @@ contributors S opens at every site. All of S sign S, and write down the sum's ci
 its own mask, to which its header commits. The projections follow from all of these: nobody knows them before V is
 fixed, not even a server and colluding sites.
 
-1. Each site of S commits to k random projections of its v (`privacy.projections`), C = commit(y, ρ), and proves that
-   Σ y² is no more than a run allows (`privacy.norm_proof`). The ρ come from the secrets that the sites of S share in
-   pairs, and add up to zero.
+1. Each site of S commits to k random projections of its v (`privacy.crypto.projections`), C = commit(y, ρ), and proves
+   that Σ y² is no more than a run allows (`privacy.crypto.norm_proof`). The ρ come from the secrets that the sites of S
+   share in pairs, and add up to zero.
 2. Whoever has V checks every proof, and that the commitments add up to the projections of V, without any blinding.
 
 So the projections that liars committed to add up to those of what they really sent, whatever they claim one by one: it
@@ -17,8 +17,9 @@ nobody is who masks garbage.
 
 What it tells: that each proof holds, and of V no more than V. Between two honest sites of S one blinding is known to
 nobody else: each commitment by itself is uniform, and only their sum says something. A commitment must therefore be
-shown under the rules of a mask's seed: after all of S have signed S, and for one plan a round (`privacy.agreement`).
-Whoever breaks discrete logarithms, with a quantum computer, makes false proofs; what honest ones hide stays hidden.
+shown under the rules of a mask's seed: after all of S have signed S, and for one plan a round
+(`privacy.crypto.agreement`). Whoever breaks discrete logarithms, with a quantum computer, makes false proofs; what
+honest ones hide stays hidden.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from privacy.codec.packing import half_levels
+from privacy.crypto.norm_proof import Proof, Statement, all_hold, commit, prove
+from privacy.crypto.pedersen import BYTES, ORDER, combine
+from privacy.crypto.projections import DEFAULT, Projection, stretch
 from privacy.errors import MalformedError
-from privacy.norm_proof import Proof, Statement, all_hold, commit, prove
-from privacy.packing import half_levels
-from privacy.pedersen import BYTES, ORDER, combine
-from privacy.projections import DEFAULT, Projection, stretch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,14 +43,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from privacy.packing import Packing
+    from privacy.codec.packing import Packing
 
 
 def context_of(subject: bytes, seeds: Mapping[str, bytes]) -> bytes:
     """Return what a round's proofs are bound to and its projections follow from, 32 bytes.
 
     Args:
-        subject: of which sum they are (`privacy.norm_signature`).
+        subject: of which sum they are (`privacy.crypto.norm_signature`).
         seeds: of every contributor's own mask, 32 bytes each, to which its header commits.
     """
     return sha256(b"cloister norm" + subject + b"".join(seeds[site] for site in sorted(seeds))).digest()

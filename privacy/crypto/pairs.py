@@ -14,14 +14,14 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from privacy.epoch import seal
+from privacy.crypto.key_epoch import seal
+from privacy.crypto.signing import SIGNATURE_BYTES, sign, verify
 from privacy.errors import MalformedError
-from privacy.signing import SIGNATURE_BYTES, sign, verify
 
 if TYPE_CHECKING:
-    from privacy.epoch import EpochKeys, SealingKey
-    from privacy.roster import Roster
-    from privacy.signing import PrivateKey
+    from privacy.crypto.key_epoch import EpochKeys, SealingKey
+    from privacy.crypto.signing import PrivateKey
+    from privacy.run.roster import Roster
 
 KIND = "pair"
 SECRET_BYTES = 32

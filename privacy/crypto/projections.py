@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from privacy.errors import ConfigError
-from privacy.randomness import Randomness
+from privacy.noise.randomness import Randomness
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

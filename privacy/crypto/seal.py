@@ -24,9 +24,9 @@ import numpy as np
 import tenseal.sealapi as seal
 import zstandard
 
-from privacy.ciphertext import COEFF_MODULUS, SEED_BYTES, add_residues
+from privacy.codec.ciphertext import COEFF_MODULUS, SEED_BYTES, add_residues
+from privacy.codec.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.errors import EncryptionError, KeyFileError
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The sum: how the server builds it from verified updates, and how a site checks it before it opens it.
 
 The headers of all contributors travel with the sum, so every site checks for itself who contributed, to which plan,
-with which weight. The tag inside (`privacy.tag`) then proves that the sum is of just those updates.
+with which weight. The tag inside (`privacy.crypto.tag`) then proves that the sum is of just those updates.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from privacy.ciphertext import Accumulator, SummedCiphertexts, seeds_digest
+from privacy.codec.ciphertext import Accumulator, SummedCiphertexts, seeds_digest
+from privacy.codec.header import verify_header
+from privacy.crypto.expansion import add_expanded
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
-from privacy.expansion import add_expanded
-from privacy.header import verify_header
-from privacy.plan import RoundPlan, read_plan
+from privacy.run.plan import RoundPlan, read_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from privacy.envelope import Contribution, VerifiedUpdate
-    from privacy.header import UpdateHeader
-    from privacy.manifest import Manifest
-    from privacy.roster import Roster
+    from privacy.codec.envelope import Contribution, VerifiedUpdate
+    from privacy.codec.header import UpdateHeader
+    from privacy.run.manifest import Manifest
+    from privacy.run.roster import Roster
 
 _SITE = re.compile(rb'"site":"([a-z0-9-]{1,32})"')
 

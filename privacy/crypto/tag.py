@@ -25,18 +25,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from privacy.codec.packing import PLAIN_MODULUS, RING_DEGREE
 from privacy.errors import AuthenticityError
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE
-from privacy.randomness import Randomness
+from privacy.noise.randomness import Randomness
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from privacy.ledger import Charge
-    from privacy.masking import MaskedUpdate
-    from privacy.plan import RoundPlan
+    from privacy.crypto.masking import MaskedUpdate
+    from privacy.ledger.ledger import Charge
+    from privacy.run.plan import RoundPlan
 
 KEY_BYTES = 32
 NONCE_BYTES = 32

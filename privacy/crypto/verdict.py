@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.ciphertext import SummedChunk, add_residues, pack60, residues
+from privacy.codec.ciphertext import SummedChunk, add_residues, pack60, residues
+from privacy.codec.packing import PLAIN_MODULUS
+from privacy.crypto.expansion import add_expanded
+from privacy.crypto.signing import sign, verify
 from privacy.errors import AuthenticityError
-from privacy.expansion import add_expanded
-from privacy.packing import PLAIN_MODULUS
-from privacy.signing import sign, verify
 
 if TYPE_CHECKING:
-    from privacy.envelope import VerifiedUpdate
-    from privacy.epoch import EpochKeys
+    from privacy.codec.envelope import VerifiedUpdate
+    from privacy.crypto.key_epoch import EpochKeys
+    from privacy.crypto.signing import PrivateKey, PublicKey
     from privacy.parallel import Apply
-    from privacy.plan import RoundPlan
-    from privacy.signing import PrivateKey, PublicKey
+    from privacy.run.plan import RoundPlan
 
 KIND = "verdict"
 # SEAL's noise is 21 at most. Times 64, it still decrypts rightly, as long as it is below q/2t/64, which is 32.

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from privacy.entries import KIND, Entries, Whose, read_entries, signed_by, write_adopted
+from privacy.crypto.signing import sign
 from privacy.errors import KeyFileError, LedgerError
-from privacy.heads import LastHead, SignedHead
-from privacy.signing import sign
+from privacy.ledger.entries import KIND, Entries, Whose, read_entries, signed_by, write_adopted
+from privacy.ledger.ledger_head import LastHead, SignedHead
 from privacy.storage import append, lost, make_folder, open_file, private
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ a new key.
 
 The digest covers the line before with its signature. So whoever has not the site's signing key cannot change, remove or
 move a line, the last one included; and one signature, the last, vouches for all. What is missing at the end is not
-seen: see `privacy.heads`. A torn last line, of an append that was cut off, was never acknowledged to anybody; it is
-dropped.
+seen: see `privacy.ledger.ledger_head`. A torn last line, of an append that was cut off, was never acknowledged to
+anybody; it is dropped.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from privacy.accounting import Mechanism
+from privacy.accounting.accounting import Mechanism
+from privacy.crypto.signing import sign, verify
 from privacy.errors import AuthenticityError, LedgerError
-from privacy.signing import sign, verify
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,9 +9,9 @@ Rules, each of which a test holds:
 - What failed is charged again when it is asked for again: that it failed was told, and may tell of records.
 - Entries are events (σ, sampling rate, steps, whether the noise is discrete); ε is computed from them, per person.
 - Each entry is signed with the site's key over the digest of all before it: whoever edits, deletes or swaps without
-  that key is found. See `privacy.entries`.
+  that key is found. See `privacy.ledger.entries`.
 - An older copy of the file, or none, is noticed with the last head: the site keeps it in another folder, and a server
-  remembers it. See `privacy.heads`.
+  remembers it. See `privacy.ledger.ledger_head`.
 - One process at a time: the file is locked.
 """
 
@@ -21,10 +21,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from privacy.accounting import Mechanism, epsilon
-from privacy.chain import Chain, now
-from privacy.entries import Release, write_charge, write_left
+from privacy.accounting.accounting import Mechanism, epsilon
 from privacy.errors import BudgetError, LedgerError, ProtocolError
+from privacy.ledger.chain import Chain, now
+from privacy.ledger.entries import Release, write_charge, write_left
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -23,8 +23,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from privacy.entries import signed_by
 from privacy.errors import MalformedError
+from privacy.ledger.entries import signed_by
 from privacy.storage import make_folder, naming, read_file
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    from privacy.entries import Whose
+    from privacy.ledger.entries import Whose
 
 _SIGNATURE_BYTES = 64
 

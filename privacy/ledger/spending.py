@@ -10,14 +10,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from privacy.accounting import RDP, Relation, epsilon
+from privacy.accounting.accounting import RDP, Relation, epsilon
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from privacy.accounting import Accountant, Mechanism
-    from privacy.entries import Entries
-    from privacy.ledger import Budget, Ledger
+    from privacy.accounting.accounting import Accountant, Mechanism
+    from privacy.ledger.entries import Entries
+    from privacy.ledger.ledger import Budget, Ledger
 
 _USUAL_DELTA, _EXPONENT = 1e-5, 1.1  # a sensible δ: 1/n^1.1, or this if it is less
 _TOO_MUCH = "too much for it"

@@ -7,10 +7,10 @@ Noise that is computed in floating point and then rounded has gaps and steps tha
 beyond its error; the rest, one proposal in 10¹², is settled with as many random bits and decimals as it takes.
 
 A proposal is an even draw from −12s … 12s, kept with probability exp(−x²/2s²). What lies beyond 12s has a share of
-less than 2⁻¹⁰⁰ in the distribution without ends (`privacy.shared` says what becomes of it), so no noise overflows a
-field.
+less than 2⁻¹⁰⁰ in the distribution without ends (`privacy.noise.shared` says what becomes of it), so no noise overflows
+a field.
 
-    >>> from privacy.randomness import Randomness
+    >>> from privacy.noise.randomness import Randomness
     >>> discrete_gaussian(Randomness.seeded(1, "noise"), 6, 10_000).tolist()
     [9, -70, -160, -41, -73, -61]
 """
@@ -27,7 +27,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from privacy.randomness import Randomness
+    from privacy.noise.randomness import Randomness
 
 _SCALES = 12  # how many s the noise reaches
 _BITS = 53  # of a first comparison

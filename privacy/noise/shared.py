@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.accounting import epsilon
-from privacy.discrete import reach
+from privacy.accounting.accounting import epsilon
 from privacy.errors import ConfigError
+from privacy.noise.discrete import reach
 
 if TYPE_CHECKING:
-    from privacy.manifest import Manifest
-    from privacy.update import Model
+    from privacy.codec.update import Model
+    from privacy.run.manifest import Manifest
 
 _MOST_ROUNDING = 0.05  # of C
 _LEAST_VARIANCE = 8**2  # levels²

@@ -6,14 +6,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from privacy.shared import observers
+from privacy.noise.shared import observers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from privacy.entries import Entry
-    from privacy.manifest import Manifest
-    from privacy.spending import Balance
+    from privacy.ledger.entries import Entry
+    from privacy.ledger.spending import Balance
+    from privacy.run.manifest import Manifest
 
 _LOCAL, _SHARED = "local", "shared"
 _WHERE = {

@@ -14,16 +14,16 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from privacy.mechanisms import against_ledger, against_run, mechanism, randomness, stated_run
-from privacy.spending import excessive, without_infinity
+from privacy.ledger.spending import excessive, without_infinity
+from privacy.report.mechanisms import against_ledger, against_run, mechanism, randomness, stated_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from privacy.entries import Entry
-    from privacy.mechanisms import StatedRun
-    from privacy.policy import Policy
-    from privacy.spending import Balance
+    from privacy.ledger.entries import Entry
+    from privacy.ledger.spending import Balance
+    from privacy.report.mechanisms import StatedRun
+    from privacy.run.policy import Policy
 
 _LIBRARIES = ("cloister", "opacus", "torch", "numpy", "scipy", "cryptography", "tenseal")
 

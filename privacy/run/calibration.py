@@ -8,15 +8,15 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from privacy.accounting import calibrate
+from privacy.accounting.accounting import calibrate
+from privacy.crypto.signing import SignedDocument
 from privacy.errors import ConfigError
-from privacy.manifest import KIND, Manifest
-from privacy.shared import share_of
-from privacy.signing import SignedDocument
+from privacy.noise.shared import share_of
+from privacy.run.manifest import KIND, Manifest
 
 if TYPE_CHECKING:
-    from privacy.settings import RunSettings
-    from privacy.signing import PrivateKey
+    from privacy.crypto.signing import PrivateKey
+    from privacy.run.settings import RunSettings
 
 _DAY = 86_400.0  # seconds
 

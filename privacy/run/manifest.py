@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from privacy.accounting import Mechanism
+from privacy.accounting.accounting import Mechanism
 from privacy.config import STRICT
+from privacy.crypto.signing import SignedDocument
 from privacy.errors import MalformedError, RefusedError
-from privacy.settings import RunSettings
-from privacy.signing import SignedDocument
+from privacy.run.settings import RunSettings
 
 if TYPE_CHECKING:
-    from privacy.packing import Packing
-    from privacy.signing import PublicKey
+    from privacy.codec.packing import Packing
+    from privacy.crypto.signing import PublicKey
 
 KIND = "manifest"
 

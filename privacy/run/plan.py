@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from privacy.clocks import tolerance
 from privacy.config import STRICT
+from privacy.crypto.signing import digest
 from privacy.errors import MalformedError, ProtocolError
-from privacy.roster import Hex32
-from privacy.settings import SiteName
-from privacy.signing import digest
+from privacy.run.clocks import tolerance
+from privacy.run.roster import Hex32
+from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:
-    from privacy.manifest import Manifest
+    from privacy.run.manifest import Manifest
 
 
 MOST_SEEDS = 32  # sites

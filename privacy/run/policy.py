@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from privacy.accounting import epsilon as epsilon_of
+from privacy.accounting.accounting import epsilon as epsilon_of
+from privacy.codec.packing import Profile
 from privacy.config import STRICT
 from privacy.errors import RefusedError
-from privacy.packing import Profile
 
 if TYPE_CHECKING:
-    from privacy.manifest import Manifest
-    from privacy.settings import RunSettings, Vote
+    from privacy.run.manifest import Manifest
+    from privacy.run.settings import RunSettings, Vote
 
 
 METRIC_NAME = r"[A-Za-z0-9][A-Za-z0-9 _.@%+-]{0,39}"
@@ -39,7 +39,7 @@ class Policy:
     encryption: tuple[Profile, ...] = ("compact", "precise", "dense")  # encryption itself is not optional
     collusion_resistant: bool = True  # only runs with masks
     bounded_updates: bool = False  # only runs in which every site proves that its update keeps an update_norm
-    shared_noise: bool = False  # also runs in which only the sum has all of the noise: `privacy.shared`
+    shared_noise: bool = False  # also runs in which only the sum has all of the noise: `privacy.noise.shared`
     colluding_sites: Annotated[int, Field(ge=0)] = 1  # so many sites' shares at least must not count in such a run
     vote_epsilon: Annotated[float, Field(ge=0)] = (
         0.0  # the most that one vote may cost the held out; 0: no run with votes

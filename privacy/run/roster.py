@@ -18,12 +18,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT
+from privacy.crypto.signing import SignedDocument
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
-from privacy.settings import SiteName
-from privacy.signing import SignedDocument
+from privacy.run.settings import SiteName
 
 if TYPE_CHECKING:
-    from privacy.signing import PrivateKey, PublicKey
+    from privacy.crypto.signing import PrivateKey, PublicKey
 
 KIND = "roster"
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

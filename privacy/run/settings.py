@@ -1,7 +1,7 @@
 """`run.toml`: what a run asks of its sites, and what its tables may not say together.
 
 One table of three says what the run is about: `[training]`, `[statistics]` or `[evaluation]`. What follows for noise,
-codec, ledger and rules stands with the table, as a `RunKind`; what a site does then stands in `client.work`.
+codec, ledger and rules stands with the table, as a `RunKind`; what a site does then stands in `client.work.work`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Annotated, ClassVar, Literal, Protocol
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from privacy.analytics.statistics import encoding_bound
+from privacy.codec.packing import Packing, Profile
 from privacy.config import STRICT
-from privacy.entries import Purpose
 from privacy.errors import ConfigError
-from privacy.packing import Packing, Profile
-from privacy.statistics import encoding_bound
-from privacy.strategy import FEDAVG, Strategy
+from privacy.ledger.entries import Purpose
+from privacy.run.strategy import FEDAVG, Strategy
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
@@ -195,7 +195,7 @@ class Privacy:
     delta: Annotated[float, Field(gt=0, lt=1e-2)] = 1e-5
     epsilon: Positive | None = None  # of the whole run, by itself
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # σ / C
-    noise: Literal["local", "shared"] = "local"  # all of it at every site, or only in the sum: `privacy.shared`
+    noise: Literal["local", "shared"] = "local"  # all of it at every site, or only in the sum: `privacy.noise.shared`
     colluding_sites: Annotated[int, Field(ge=0)] | None = (
         None  # that the run is to bear, with the server; 1 if not given
     )
@@ -236,7 +236,7 @@ class Cohort:
 
 @dataclass(frozen=True, config=STRICT)
 class Vote:
-    """`[vote]`: after each round every site says in one bit whether the model got worse: `privacy.votes`."""
+    """`[vote]`: after each round every site says in one bit whether the model got worse: `privacy.run.votes`."""
 
     epsilon: Annotated[float, Field(gt=0, le=20)]  # of one vote
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # how much larger the loss on held-out records may be

@@ -24,15 +24,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from privacy.crypto.signing import SIGNATURE_BYTES, sign, verify
 from privacy.errors import MalformedError, ProtocolError
-from privacy.signing import SIGNATURE_BYTES, sign, verify
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from privacy.randomness import Randomness
-    from privacy.roster import Roster
-    from privacy.signing import PrivateKey
+    from privacy.crypto.signing import PrivateKey
+    from privacy.noise.randomness import Randomness
+    from privacy.run.roster import Roster
 
 KIND = "vote"
 

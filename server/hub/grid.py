@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from flwr.app import Message
 
-    from server.mailboxes import Mailboxes
+    from server.hub.mailboxes import Mailboxes
 
 _GRACE = 2.0  # seconds between an agent's calls in which it still counts as online
 

@@ -17,7 +17,7 @@ import grpc.aio
 from cryptography import x509
 
 from privacy.errors import CloisterError, MalformedError, ProtocolError, UnreachableError
-from server.listening import check_free
+from server.hub.listening import check_free
 from transport import cloister_pb2 as pb
 from transport.address import read_address
 from transport.channel import OPTIONS, SERVICE, server_credentials
@@ -27,8 +27,8 @@ from transport.pki import public_key_digest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from privacy.roster import Member, Roster
-    from server.mailboxes import Mailboxes
+    from privacy.run.roster import Member, Roster
+    from server.hub.mailboxes import Mailboxes
     from transport.channel import TlsFiles
 
     Context = grpc.aio.ServicerContext[Any, Any]

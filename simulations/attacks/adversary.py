@@ -1,7 +1,7 @@
 """A malicious aggregation server: it speaks to real sites over real bytes, and has whatever a server has.
 
 It asks sites to make keys and to train, like any server. What it then makes of their answers stands in
-`simulations.lies` and `simulations.intrusions`.
+`simulations.attacks.forged_sums` and `simulations.attacks.attacks`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from client.app import make_app
 from client.settings import read_site
 from client.site import Site
 from privacy.errors import RunError
-from privacy.plan import RoundPlan
+from privacy.run.plan import RoundPlan
 from server.settings import read_consortium
-from simulations.evidence import Evidence, Run
-from simulations.inline import InlineGrid
+from simulations.attacks.transcript import Run, Transcript
+from simulations.engine.inline import InlineGrid
 from transport.contents import content_of
 from transport.flower import REFUSED
 from transport.masking import find_refusal
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
     import numpy as np
     from flwr.app import Message
 
-    from privacy.envelope import Contribution, SignedUpdate
-    from privacy.settings import RunSettings
-    from privacy.summation import EncryptedSum
-    from simulations.federation import Federation
+    from privacy.codec.envelope import Contribution, SignedUpdate
+    from privacy.crypto.summation import EncryptedSum
+    from privacy.run.settings import RunSettings
+    from simulations.engine.federation import Federation
     from transport.messages import MessageKind
 
 SITES = ("north", "south", "east", "west")
@@ -65,10 +65,10 @@ _KEPT = "models/*", "keys/epochs/*", "ledger/*"
 
 
 class Adversary:
-    """The server of one consortium, and the luck by which it chooses what to try."""
+    """The server of one consortium, and the generator by which it chooses what to try."""
 
-    def __init__(self, federation: Federation, luck: np.random.Generator) -> None:
-        self.federation, self.luck = federation, luck
+    def __init__(self, federation: Federation, rng: np.random.Generator) -> None:
+        self.federation, self.rng = federation, rng
         self.roster = read_consortium(federation.server).roster()
         self.nodes = {site: self.roster.member(site).node_id for site in SITES}
         self._names = {node: site for site, node in self.nodes.items()}
@@ -82,7 +82,7 @@ class Adversary:
 
     def pick(self) -> str:
         """Choose a site."""
-        return str(self.luck.choice(SITES))
+        return str(self.rng.choice(SITES))
 
     def site(self, name: str) -> Site:
         """Return what is on a site's disk, as its agent, and whoever colludes with it, opens it."""
@@ -92,11 +92,11 @@ class Adversary:
 
     def pick_run(self) -> Run:
         """Choose a run of which a sum may lack a site."""
-        return self.runs[str(self.luck.choice([name for name, run in self.runs.items() if run.minimum < len(SITES)]))]
+        return self.runs[str(self.rng.choice([name for name, run in self.runs.items() if run.minimum < len(SITES)]))]
 
     def shuffled(self) -> list[str]:
         """Return all sites in any order."""
-        return [str(site) for site in self.luck.permutation(SITES)]
+        return [str(site) for site in self.rng.permutation(SITES)]
 
     def sign(self, settings: RunSettings) -> Run:
         """Have the coordinator sign a run."""
@@ -199,16 +199,16 @@ class Adversary:
             base_model=QUERY.read_reply(reply).readiness.model,
         )
 
-    def train(self, run: Run, plan: RoundPlan, sites: Sequence[str] = SITES) -> Evidence:
+    def train(self, run: Run, plan: RoundPlan, sites: Sequence[str] = SITES) -> Transcript:
         """Collect the updates of sites in the plan's cohort: of all that are there, unless some are named."""
         order = Order(run.document, plan.to_bytes())
         replies = self.ask(TRAIN, {site: order for site in sites if site in plan.cohort})
         updates: dict[str, SignedUpdate] = {
             site: TRAIN.read_reply(content_of(each)).update for site, each in replies.items()
         }
-        return Evidence(run, plan, updates)
+        return Transcript(run, plan, updates)
 
-    def collect(self, run: Run) -> Evidence:
+    def collect(self, run: Run) -> Transcript:
         """Collect the updates of a new round; in a run with masks, their seeds as well."""
         made = self.train(run, self.plan(run))
         if not run.masked:
@@ -218,13 +218,13 @@ class Adversary:
         replies = self.reveal(made, signatures)
         return replace(made, reveals={site: REVEAL.read_reply(content_of(reply)) for site, reply in replies.items()})
 
-    def agree(self, made: Evidence, *contributors: str, sites: Sequence[str] = ()) -> dict[str, Message]:
+    def agree(self, made: Transcript, *contributors: str, sites: Sequence[str] = ()) -> dict[str, Message]:
         """Ask sites to agree on who contributed: all of these, unless others are named."""
         asked = Shown(made.run.document, made.plan.to_bytes(), made.contributions(*contributors))
         return self.ask(AGREE, dict.fromkeys(sites or contributors, asked))
 
     def agreed(
-        self, made: Evidence, *contributors: str, sites: Sequence[str] = ()
+        self, made: Transcript, *contributors: str, sites: Sequence[str] = ()
     ) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Have sites agree on who contributed; return what they signed, and the seeds that they gave."""
         asked = self.agree(made, *contributors, sites=sites)
@@ -233,14 +233,14 @@ class Adversary:
                 {site: each.sealed for site, each in replies.items()})  # fmt: skip
 
     def reveal(
-        self, made: Evidence, signatures: Mapping[str, bytes], sites: Sequence[str] = SITES
+        self, made: Transcript, signatures: Mapping[str, bytes], sites: Sequence[str] = SITES
     ) -> dict[str, Message]:
         """Ask sites for the seeds of their masks, with what the contributors signed."""
         return self.show(made, made.contributions(*signatures), signatures, sites)
 
     def show(
         self,
-        made: Evidence,
+        made: Transcript,
         contributions: Sequence[Contribution],
         signatures: Mapping[str, bytes],
         sites: Sequence[str],
@@ -252,7 +252,7 @@ class Adversary:
     def deliver(self, run: Run, total: EncryptedSum) -> bool:
         """Bring all sites a sum, as this round's or as one that they missed; return whether every one refuses it."""
         before = self.state()
-        if self.luck.integers(2):
+        if self.rng.integers(2):
             order = Order(run.document, self.plan(run).to_bytes(), [total])
             return self.refused(self.ask_all(TRAIN, order), before)
         return self.refused(self.ask_all(EVALUATE, Delivery(run.document, [total])), before)
@@ -270,7 +270,7 @@ class Adversary:
         run.last = self.collect(run)
         self.open(run.last)
 
-    def open(self, made: Evidence) -> None:
+    def open(self, made: Transcript) -> None:
         """Have all sites open the sum of what they sent.
 
         Raises:

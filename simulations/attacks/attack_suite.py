@@ -1,4 +1,4 @@
-"""A consortium under siege: a study of nothing, a malicious server, and every attack that it knows."""
+"""A consortium under attack: a study of nothing, a malicious server, and every attack that it knows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from privacy.plan import MOST_SEEDS
-from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
-from simulations.adversary import SITES, Adversary
-from simulations.backups import BACKUPS
-from simulations.collusion import COLLUSION
-from simulations.federation import Federation, SiteTerms
-from simulations.idle import Idle
-from simulations.intrusions import INTRUSIONS
-from simulations.lies import LIES
-from simulations.unmasking import UNMASKING
+from privacy.run.plan import MOST_SEEDS
+from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
+from simulations.attacks.adversary import SITES, Adversary
+from simulations.attacks.attacks import PROTOCOL_ATTACKS
+from simulations.attacks.backups import BACKUPS
+from simulations.attacks.collusion import COLLUSION
+from simulations.attacks.forged_sums import FORGED_SUMS
+from simulations.attacks.unmasking import UNMASKING
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.tasks.idle import Idle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from simulations.lies import Lie
+    from simulations.attacks.forged_sums import Lie
 
 _ABSENT = tuple(f"site-{number}" for number in range(MOST_SEEDS + 1 - len(SITES)))
 _MOST_ROUNDS = 100_000
@@ -69,20 +69,20 @@ _TERMS = SiteTerms(
 
 def make_federation(folder: Path, absent: tuple[str, ...] = ()) -> Federation:
     """Make a consortium of the sites, ready to take part, and of members that never answer."""
-    federation = Federation.create(folder, SITES + absent, consortium="siege")
+    federation = Federation.create(folder, SITES + absent, consortium="attacks")
     for site in SITES:
         (federation.paths[site] / _TERMS.file).write_text("0\n" * 20, encoding="utf-8")
         federation.write_settings(site, "localhost:1", _TERMS)
     return federation
 
 
-def lay_siege(folder: Path, luck: np.random.Generator) -> Adversary:
+def prepare_attacks(folder: Path, rng: np.random.Generator) -> Adversary:
     """Make a consortium, and a server that has just played one honest round of each of four runs.
 
     In the sums of the first, seeds of every contributor stand. The second has so many sites that the server expands the
     seeds to c1, which is then its own to change. The others have masks, against one site that colludes, and two.
     """
-    server = Adversary(make_federation(folder, _ABSENT), luck)
+    server = Adversary(make_federation(folder, _ABSENT), rng)
     server.start(settings("few", SITES))
     server.start(settings("many", SITES + _ABSENT))
     server.start(settings("masked", SITES, colluding=1))
@@ -95,17 +95,17 @@ def _told(lie: Lie) -> Callable[[Adversary], bool]:
 
     def attack(server: Adversary) -> bool:
         run = server.pick_run()
-        return server.deliver(run, lie(server.collect(run), run.honest, server.luck))
+        return server.deliver(run, lie(server.collect(run), run.honest, server.rng))
 
     return attack
 
 
 ATTACKS: dict[str, Callable[[Adversary], bool]] = {
-    **{name: _told(lie) for name, lie in LIES.items()},
+    **{name: _told(lie) for name, lie in FORGED_SUMS.items()},
     **UNMASKING,
     **COLLUSION,
     **BACKUPS,
-    **INTRUSIONS,
+    **PROTOCOL_ATTACKS,
 }
 """By what the table calls them: each plays one try, and returns whether every site refused."""
 

@@ -17,23 +17,23 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.settings import HELD_OUT
-from privacy.ciphertext import COEFF_MODULUS
-from privacy.encryption import DecryptionKey
-from privacy.epoch import EpochKeys, SealingKey, seal, write_letters
-from privacy.packing import RING_DEGREE
-from privacy.plan import LARGEST_STEP
-from privacy.signing import SignedDocument
-from privacy.tag import KEY_BYTES
-from simulations.adversary import SECONDS, SITES
-from simulations.lies import STEP, constant_added
+from privacy.codec.ciphertext import COEFF_MODULUS
+from privacy.codec.packing import RING_DEGREE
+from privacy.crypto.encryption import DecryptionKey
+from privacy.crypto.key_epoch import EpochKeys, SealingKey, seal, write_letters
+from privacy.crypto.signing import SignedDocument
+from privacy.crypto.tag import KEY_BYTES
+from privacy.run.plan import LARGEST_STEP
+from simulations.attacks.adversary import SECONDS, SITES
+from simulations.attacks.forged_sums import STEP, constant_added
 from transport.messages import ACCEPT, LEAD, QUERY, TRAIN, Letter, Order, Query
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from privacy.signing import PrivateKey
-    from simulations.adversary import Adversary
+    from privacy.crypto.signing import PrivateKey
+    from simulations.attacks.adversary import Adversary
 
 
 def key_overheard(server: Adversary) -> bool:
@@ -44,7 +44,7 @@ def key_overheard(server: Adversary) -> bool:
     """
     run = server.runs["many"]
     made = server.collect(run)
-    total, place = made.total(*made.updates), int(server.luck.integers(RING_DEGREE))
+    total, place = made.total(*made.updates), int(server.rng.integers(RING_DEGREE))
     for part, at, eighths in ((0, place, 3), (1, 0, 2)):
         total[part, 0, at] = (int(total[part, 0, at]) + eighths * STEP // 8) % COEFF_MODULUS
     return server.deliver(run, made.sum(total, made.contributions(*made.updates)))
@@ -58,16 +58,16 @@ def tried_again(server: Adversary) -> bool:
     run = server.pick_run()
     made = server.collect(run)
     everyone = made.contributions(*made.updates)
-    sums = [made.sum(made.total(*made.updates), everyone), constant_added(made, run.honest, server.luck)]
-    first = server.deliver(run, constant_added(made, run.honest, server.luck))
+    sums = [made.sum(made.total(*made.updates), everyone), constant_added(made, run.honest, server.rng)]
+    first = server.deliver(run, constant_added(made, run.honest, server.rng))
     server.restart(*SITES)
-    return first and server.deliver(run, sums[server.luck.integers(2)])
+    return first and server.deliver(run, sums[server.rng.integers(2)])
 
 
 def distant_deadline(server: Adversary) -> bool:
     """Plan a round that ends long after its manifest allows, so that there is time for backups; or that is over."""
     run = server.pick_run()
-    seconds = float(server.luck.choice([-1.0, 2 * SECONDS, 86_400.0, 10 * 366 * 86_400.0, 1e15]))
+    seconds = float(server.rng.choice([-1.0, 2 * SECONDS, 86_400.0, 10 * 366 * 86_400.0, 1e15]))
     plan = replace(server.plan(run), deadline=time.time() + seconds)
     return server.refused(server.ask_all(TRAIN, Order(run.document, plan.to_bytes())), server.state())
 
@@ -75,13 +75,13 @@ def distant_deadline(server: Adversary) -> bool:
 def own_keys(server: Adversary) -> bool:
     """Bring sites keys that the server knows, or letters that were not written to them."""
     leader, genuine = server.lead(server.pick())
-    luck, roster, before = server.luck, server.roster, server.state()
+    rng, roster, before = server.rng, server.roster, server.state()
     mine = EpochKeys.generate(server.epoch + 1)
     own = write_letters(mine, roster, leader, Ed25519PrivateKey.generate())
     resealed = {site: _resealed(genuine[site], mine, roster.member(site).sealing_key) for site in SITES}
     crossed = {site: genuine[SITES[index - 1]] for index, site in enumerate(SITES)}
     other = SITES[(SITES.index(leader) + 1) % len(SITES)]
-    name, letters = [(leader, own), (leader, resealed), (leader, crossed), (other, genuine)][luck.integers(4)]
+    name, letters = [(leader, own), (leader, resealed), (leader, crossed), (other, genuine)][rng.integers(4)]
     replies = server.ask(ACCEPT, {site: Letter(name, letters[site]) for site in SITES})
     refused = server.refused(replies, before)
     if refused:
@@ -101,22 +101,22 @@ def _resealed(letter: bytes, keys: EpochKeys, public: str) -> bytes:
 
 def absurd_epoch(server: Adversary) -> bool:
     """Have keys made of an epoch after which none could come, or bring such that a colluding site made."""
-    number = server.epoch + int(server.luck.choice([LARGEST_STEP + 1, 1 << 32, (1 << 62) - server.epoch]))
-    if server.luck.integers(2):
+    number = server.epoch + int(server.rng.choice([LARGEST_STEP + 1, 1 << 32, (1 << 62) - server.epoch]))
+    if server.rng.integers(2):
         return server.refused(server.ask_all(LEAD, number), server.state())
     return _led_by_one(server, EpochKeys.generate(number))
 
 
 def malformed_keys(server: Adversary) -> bool:
     """Bring keys that a colluding site made, under which ciphertexts hide little or nothing, or do not decrypt."""
-    luck = server.luck
+    rng = server.rng
     drawn = np.frombuffer(DecryptionKey.generate().to_bytes(), dtype="<u8", count=RING_DEGREE).copy()
-    drawn[luck.integers(RING_DEGREE)] ^= 1
+    drawn[rng.integers(RING_DEGREE)] ^= 1
     nought, one = np.zeros(RING_DEGREE, dtype="<u8"), np.ones(RING_DEGREE, dtype="<u8")  # polynomials 0 and 1
-    anything = luck.integers(0, COEFF_MODULUS, RING_DEGREE, dtype=np.uint64)
-    words = [drawn, nought, one, one * (COEFF_MODULUS - 1), anything][luck.integers(5)].astype("<u8").tobytes()
+    anything = rng.integers(0, COEFF_MODULUS, RING_DEGREE, dtype=np.uint64)
+    words = [drawn, nought, one, one * (COEFF_MODULUS - 1), anything][rng.integers(5)].astype("<u8").tobytes()
     key = DecryptionKey.from_bytes(words + sha256(words).digest())
-    return _led_by_one(server, EpochKeys(server.epoch + 1, key, luck.bytes(KEY_BYTES)))
+    return _led_by_one(server, EpochKeys(server.epoch + 1, key, rng.bytes(KEY_BYTES)))
 
 
 def _led_by_one(server: Adversary, keys: EpochKeys) -> bool:
@@ -128,7 +128,7 @@ def _led_by_one(server: Adversary, keys: EpochKeys) -> bool:
 
 def older_epoch(server: Adversary) -> bool:
     """Offer an epoch's keys after a newer one's, and plan a round under them."""
-    first, second = (str(site) for site in server.luck.permutation(SITES)[:2])
+    first, second = (str(site) for site in server.rng.permutation(SITES)[:2])
     _, withheld = server.lead(first)
     epoch, keys = server.epoch, server.keys
     server.relay(*server.lead(second))
@@ -137,7 +137,7 @@ def older_epoch(server: Adversary) -> bool:
     refused = server.refused(server.ask(ACCEPT, letters), before)
     run = server.pick_run()
     plan = replace(server.plan(run), epoch=epoch, keys=keys)
-    named = [plan, replace(plan, epoch=server.epoch), replace(plan, keys=server.keys)][server.luck.integers(3)]
+    named = [plan, replace(plan, epoch=server.epoch), replace(plan, keys=server.keys)][server.rng.integers(3)]
     return refused and server.refused(server.ask_all(TRAIN, Order(run.document, named.to_bytes())), before)
 
 
@@ -149,7 +149,7 @@ def own_roster(server: Adversary) -> bool:
         "sealing_key": SealingKey.generate().public,
         "signing_key": Ed25519PrivateKey.generate().public_key().public_bytes_raw().hex(),
     }  # fmt: skip
-    name, place = str(server.luck.choice(list(keys))), int(server.luck.integers(len(server.roster.members)))
+    name, place = str(server.rng.choice(list(keys))), int(server.rng.integers(len(server.roster.members)))
 
     def edit(content: dict[str, Any]) -> None:
         content["members"][place][name] = keys[name]
@@ -187,10 +187,10 @@ def own_manifest(server: Adversary) -> bool:
         lambda content: content.update(noise_multiplier=content["noise_multiplier"] / 2),
         lambda content: content["settings"]["encryption"].update(collusion_resistant=not run.masked),
     ]
-    change = changes[server.luck.integers(len(changes))]
+    change = changes[server.rng.integers(len(changes))]
     forged = _forged(server, run.document, "manifest", Ed25519PrivateKey.generate(), change)
     before, plan = server.state(), server.plan(run).to_bytes()
-    trains = bool(server.luck.integers(2))
+    trains = bool(server.rng.integers(2))
     replies = server.ask_all(TRAIN, Order(forged, plan)) if trains else server.ask_all(QUERY, Query(forged))
     return server.refused(replies, before)
 
@@ -199,7 +199,7 @@ def expired_manifest(server: Adversary) -> bool:
     """Bring a run back when its time is over."""
     settings = replace(server.runs["few"].manifest.settings, name="late", valid_days=1e-9)
     run, before = server.sign(settings), server.state()
-    if server.luck.integers(2):
+    if server.rng.integers(2):
         return server.refused(server.ask_all(QUERY, Query(run.document)), before)
     plan = replace(server.plan(server.runs["few"]), run=run.digest, round=1, base_model=server.untrained)
     return server.refused(server.ask_all(TRAIN, Order(run.document, plan.to_bytes())), before)
@@ -213,10 +213,10 @@ def _forged(
     content = json.loads(payload)
     change(content)
     edited = json.dumps(content, indent=1, sort_keys=True).encode()
-    return line + b"\n" + edited if server.luck.integers(2) else SignedDocument.make(key, kind, edited).to_bytes()
+    return line + b"\n" + edited if server.rng.integers(2) else SignedDocument.make(key, kind, edited).to_bytes()
 
 
-INTRUSIONS: dict[str, Callable[[Adversary], bool]] = {
+PROTOCOL_ATTACKS: dict[str, Callable[[Adversary], bool]] = {
     "the key, a coefficient a plan": key_overheard,
     "a second sum after a restart": tried_again,
     "a plan that ends in years": distant_deadline,

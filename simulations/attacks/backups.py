@@ -11,22 +11,22 @@ from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING
 
-from privacy.ciphertext import COEFF_MODULUS
+from privacy.codec.ciphertext import COEFF_MODULUS
 from privacy.errors import RunError
-from simulations.adversary import SITES
-from simulations.evidence import added, times
+from simulations.attacks.adversary import SITES
+from simulations.attacks.transcript import added, times
 from transport.messages import TRAIN, Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from simulations.adversary import Adversary
-    from simulations.evidence import Evidence, Run
+    from simulations.attacks.adversary import Adversary
+    from simulations.attacks.transcript import Run, Transcript
 
 _MOMENTS = 0.1, 1.0, 10.0  # seconds for an update, on a machine that may be busy
 
 
-def _made_twice(server: Adversary, run: Run) -> tuple[Evidence, str, Evidence]:
+def _made_twice(server: Adversary, run: Run) -> tuple[Transcript, str, Transcript]:
     """Collect a round, restore a site as it was before, and have it make another update for the same plan."""
     victim = server.pick()
     copy = server.copy(victim)
@@ -41,17 +41,17 @@ def update_again(server: Adversary) -> bool:
     Were the pads of both the same, code and tag of their difference would hold for it: where the server expands the
     seeds, it could forge sums without a key.
     """
-    made, victim, second = _made_twice(server, server.runs[str(server.luck.choice(["few", "many"]))])
+    made, victim, second = _made_twice(server, server.runs[str(server.rng.choice(["few", "many"]))])
     total, told = made.total(*made.updates), made.contributions(*made.updates)
     others = made.contributions(*(site for site in made.updates if site != victim))
     difference = added(second.term(victim), times(made.term(victim), COEFF_MODULUS - 1))
-    factor = int(server.luck.choice([2, COEFF_MODULUS - 1, int(server.luck.integers(COEFF_MODULUS))]))
+    factor = int(server.rng.choice([2, COEFF_MODULUS - 1, int(server.rng.integers(COEFF_MODULUS))]))
     return server.deliver(made.run, [
         lambda: made.sum(added(total, difference), told),
         lambda: made.sum(added(total, times(difference, factor)), told),
         lambda: made.sum(total, (*others, *second.contributions(victim))),
         lambda: made.sum(added(total, second.term(victim)), (*told, *second.contributions(victim))),
-    ][server.luck.integers(4)]())  # fmt: skip
+    ][server.rng.integers(4)]())  # fmt: skip
 
 
 def mask_again(server: Adversary) -> bool:

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from privacy import agreement
-from privacy.envelope import sign_update
-from privacy.epoch import EpochKeys, write_letters
+from privacy.codec.envelope import sign_update
+from privacy.codec.packing import pack, unpack
+from privacy.codec.update import PrivateUpdate
+from privacy.crypto import agreement
+from privacy.crypto.key_epoch import EpochKeys, write_letters
+from privacy.crypto.masking import Masks, mask, open_pairs, open_seed, unmask_sum, verify_pairs, verify_seed
+from privacy.crypto.pairs import write_pairs
 from privacy.errors import MalformedError
-from privacy.masking import Masks, mask, open_pairs, open_seed, unmask_sum, verify_pairs, verify_seed
-from privacy.packing import pack, unpack
-from privacy.pairs import write_pairs
-from privacy.randomness import Randomness
-from privacy.update import PrivateUpdate
-from simulations.adversary import SECONDS, SITES
+from privacy.noise.randomness import Randomness
+from simulations.attacks.adversary import SECONDS, SITES
 from strategies.masking import next_attempt
 from transport.messages import ACCEPT, AGREE, REVEAL, TRAIN, Letter, Order
 
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from flwr.app import Message
 
     from client.site import Site
-    from privacy.plan import RoundPlan
-    from simulations.adversary import Adversary
-    from simulations.evidence import Evidence, Run
+    from privacy.run.plan import RoundPlan
+    from simulations.attacks.adversary import Adversary
+    from simulations.attacks.transcript import Run, Transcript
 
 
 _SHOWN = 0.75  # of the sites, in a set that is made up
@@ -52,7 +52,7 @@ class Coalition:
         self.server, self.run = server, run
         sites = server.shuffled()
         self.inside, self.honest = sites[: run.minimum - 2], sites[run.minimum - 2 :]
-        self.made: list[Evidence] = []  # what all sites sent, for every plan
+        self.made: list[Transcript] = []  # what all sites sent, for every plan
         self._own: dict[tuple[str, str], bytes] = {}  # seeds of honest sites' own masks, by plan
         self._shared: dict[tuple[str, str, str], bytes] = {}  # seeds of masks between them, by plan
 
@@ -61,12 +61,12 @@ class Coalition:
         """What a colluding site has."""
         return self.server.site(self.inside[0])
 
-    def train(self, plan: RoundPlan) -> Evidence:
+    def train(self, plan: RoundPlan) -> Transcript:
         """Collect the updates of a plan's cohort."""
         self.made.append(self.server.train(self.run, plan))
         return self.made[-1]
 
-    def agree(self, made: Evidence, told: AbstractSet[str], sites: Sequence[str]) -> dict[str, bytes]:
+    def agree(self, made: Transcript, told: AbstractSet[str], sites: Sequence[str]) -> dict[str, bytes]:
         """Show honest sites a set of contributors; return what they and the colluding ones sign of it."""
         headers = {site: made.updates[site].header for site in sorted(told)}
         absent, keys = agreement.absent_from(made.plan, headers), self.disk.keyring.find(made.plan.keys)
@@ -85,7 +85,7 @@ class Coalition:
         return signatures
 
     def reveal(
-        self, made: Evidence, told: AbstractSet[str], signatures: dict[str, bytes], sites: Sequence[str]
+        self, made: Transcript, told: AbstractSet[str], signatures: dict[str, bytes], sites: Sequence[str]
     ) -> dict[str, Message]:
         """Ask honest sites for the seeds of their own masks, once they see these signatures."""
         keys = self.disk.keyring.find(made.plan.keys)
@@ -109,7 +109,7 @@ class Coalition:
         }
         return any(len(each) == 1 for each in sums) or any(one & other for one, other in combinations(sums, 2))
 
-    def _reads(self, made: Evidence, chosen: Sequence[str]) -> bool:
+    def _reads(self, made: Transcript, chosen: Sequence[str]) -> bool:
         """Take the masks off the sum of some honest sites' updates, and look whether it is one."""
         plan, keys = made.plan, self.disk.keyring.find(made.plan.keys)
         own = {site: self._own.get((plan.digest, site), b"") for site in chosen}
@@ -147,12 +147,12 @@ class _Forgetful:
         """Remember nothing."""
 
 
-def _said(made: Evidence, site: str, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
+def _said(made: Transcript, site: str, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
     return json.loads(made.updates[site].header)[name]
 
 
 def _gather(server: Adversary) -> Coalition:
-    return Coalition(server, server.runs[str(server.luck.choice(["masked", "pair"]))])
+    return Coalition(server, server.runs[str(server.rng.choice(["masked", "pair"]))])
 
 
 def false_dropout(server: Adversary) -> bool:
@@ -165,7 +165,7 @@ def false_dropout(server: Adversary) -> bool:
 def told_apart(server: Adversary) -> bool:
     """Show each honest site any set that it is in; those that collude sign all of them."""
     coalition = _gather(server)
-    chances = server.luck.random((len(SITES), len(SITES)))
+    chances = server.rng.random((len(SITES), len(SITES)))
     told = {
         site: frozenset([site, *(other for other, chance in zip(SITES, row, strict=True) if chance < _SHOWN)])
         for site, row in zip(coalition.honest, chances, strict=False)
@@ -197,15 +197,15 @@ def asked_again(server: Adversary) -> bool:
 
     By another attempt, without an honest site or with all, or by another plan of the same attempt.
     """
-    coalition, luck = _gather(server), server.luck
+    coalition, rng = _gather(server), server.rng
     run, everyone, honest = coalition.run, frozenset(SITES), coalition.honest
     made = coalition.train(server.plan(run))
-    shown = honest[: int(luck.integers(1, len(honest) + 1))]
+    shown = honest[: int(rng.integers(1, len(honest) + 1))]
     coalition.reveal(made, everyone, coalition.agree(made, everyone, honest), shown)
-    left = [site for site in SITES if site != honest[-1] or luck.integers(2)]
+    left = [site for site in SITES if site != honest[-1] or rng.integers(2)]
     plan = replace(
         next_attempt(made.plan, left, SECONDS),
-        attempt=int(luck.integers(1, 3)),
+        attempt=int(rng.integers(1, 3)),
         minimum_cohort=min(run.minimum, len(left)),
     )
     again, before = Order(run.document, plan.to_bytes()), server.state()
@@ -215,7 +215,7 @@ def asked_again(server: Adversary) -> bool:
 
 def signed_for_others(server: Adversary) -> bool:
     """Have a colluding site sign in the name of an honest one, all else being right."""
-    return [_update_for, _agreement_for, _letters_for, _pairs_for][server.luck.integers(4)](_gather(server))
+    return [_update_for, _agreement_for, _letters_for, _pairs_for][server.rng.integers(4)](_gather(server))
 
 
 def _update_for(coalition: Coalition) -> bool:

@@ -1,6 +1,6 @@
 """False sums: everything that a server can make, without a key, of updates that sites signed.
 
-Each function takes what the server has of this round and of an earlier one, and chooses by luck among variants. Where
+Each function takes what the server has of this round and of an earlier one, and chooses at random among variants. Where
 the server expands the seeds (more than 32 sites), it changes c0 and c1 alike, so that what comes out decrypts.
 """
 
@@ -12,99 +12,99 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from privacy.ciphertext import COEFF_MODULUS
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE
-from privacy.plan import read_plan
-from simulations.evidence import added, times
+from privacy.codec.ciphertext import COEFF_MODULUS
+from privacy.codec.packing import PLAIN_MODULUS, RING_DEGREE
+from privacy.run.plan import read_plan
+from simulations.attacks.transcript import added, times
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from privacy.envelope import Contribution
-    from privacy.summation import EncryptedSum
-    from simulations.evidence import Evidence
+    from privacy.codec.envelope import Contribution
+    from privacy.crypto.summation import EncryptedSum
+    from simulations.attacks.transcript import Transcript
 
-    Luck = np.random.Generator
-    Lie = Callable[[Evidence, Evidence, Luck], EncryptedSum]
+    Rng = np.random.Generator
+    Lie = Callable[[Transcript, Transcript, Rng], EncryptedSum]
 
 STEP = COEFF_MODULUS // PLAIN_MODULUS + 1  # what one in a plaintext is in c0; far less is lost in rounding, as noise is
 
 
-def _shuffled(now: Evidence, luck: Luck) -> list[str]:
-    return [str(site) for site in luck.permutation(list(now.updates))]
+def _shuffled(now: Transcript, rng: Rng) -> list[str]:
+    return [str(site) for site in rng.permutation(list(now.updates))]
 
 
-def one_alone(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
+def one_alone(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
     """Return one site's update as the sum."""
     del earlier
-    site, *_ = everyone = _shuffled(now, luck)
+    site, *_ = everyone = _shuffled(now, rng)
     return [
         lambda: now.sum(now.term(site), now.contributions(*everyone)),
         lambda: now.sum(now.term(site), now.contributions(site, site, site)),
         lambda: now.sum(now.term(site), now.contributions(site)),
         lambda: now.sum(times(now.term(site), len(everyone)), now.contributions(*everyone)),
-    ][luck.integers(4)]()
+    ][rng.integers(4)]()
 
 
-def doubled(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
+def doubled(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
     """Add one site's update twice: too often, or in another's place."""
     del earlier
-    site, _, *rest = everyone = _shuffled(now, luck)
+    site, _, *rest = everyone = _shuffled(now, rng)
     return [
         lambda: now.sum(now.total(*everyone, site), now.contributions(*everyone)),
         lambda: now.sum(now.total(*everyone, site), now.contributions(*everyone, site)),
         lambda: now.sum(now.total(site, site, *rest), now.contributions(*everyone)),
         lambda: now.sum(now.total(site, site, *rest), now.contributions(site, site, *rest)),
-    ][luck.integers(4)]()
+    ][rng.integers(4)]()
 
 
-def omitted(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
+def omitted(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
     """Leave an update out, or its header, or one of each."""
     del earlier
-    _, *rest = everyone = _shuffled(now, luck)
+    _, *rest = everyone = _shuffled(now, rng)
     return [
         lambda: now.sum(now.total(*rest), now.contributions(*everyone)),
         lambda: now.sum(now.total(*everyone), now.contributions(*rest)),
         lambda: now.sum(now.total(*everyone[:3]), now.contributions(*everyone[1:])),
-    ][luck.integers(3)]()
+    ][rng.integers(3)]()
 
 
-def replayed(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
+def replayed(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
     """Add an update of another round in place of this one's, under this round's header or its own."""
-    site, *rest = everyone = _shuffled(now, luck)
+    site, *rest = everyone = _shuffled(now, rng)
     old = added(now.total(*rest), earlier.term(site))
     return [
         lambda: now.sum(old, now.contributions(*everyone)),
         lambda: now.sum(old, (*now.contributions(*rest), *earlier.contributions(site))),
         lambda: now.sum(earlier.total(*everyone), now.contributions(*everyone)),
         lambda: now.sum(earlier.total(*everyone), earlier.contributions(*everyone)),
-    ][luck.integers(4)]()
+    ][rng.integers(4)]()
 
 
-def constant_added(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
+def constant_added(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
     """Add a constant to one coefficient: steps of the plaintext, few or many, or anything, however little."""
     del earlier
     total = now.total(*now.updates)
-    part, row, place = (int(luck.integers(size)) for size in total.shape)
+    part, row, place = (int(rng.integers(size)) for size in total.shape)
     place = place if part < now.parts else 0  # of a code there is only one number
-    step = int(luck.choice([1, 2, 1 << 16, 1 << 32, int(luck.integers(1, PLAIN_MODULUS))]))
-    constant = int(luck.choice([step * STEP, int(luck.integers(1, STEP)), int(luck.integers(1, COEFF_MODULUS))]))
+    step = int(rng.choice([1, 2, 1 << 16, 1 << 32, int(rng.integers(1, PLAIN_MODULUS))]))
+    constant = int(rng.choice([step * STEP, int(rng.integers(1, STEP)), int(rng.integers(1, COEFF_MODULUS))]))
     total[part, row, place] = (int(total[part, row, place]) + constant) % COEFF_MODULUS
     return now.sum(total, now.contributions(*now.updates))
 
 
-def scaled(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
+def scaled(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
     """Multiply the sum by a number, small, minus one, or any."""
     del earlier
-    factor = int(luck.choice([2, 3, COEFF_MODULUS - 1, int(luck.integers(2, COEFF_MODULUS))]))
+    factor = int(rng.choice([2, 3, COEFF_MODULUS - 1, int(rng.integers(2, COEFF_MODULUS))]))
     return now.sum(times(now.total(*now.updates), factor), now.contributions(*now.updates))
 
 
-def swapped(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
+def swapped(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
     """Exchange ciphertexts, repeat one, turn all by a power of x, or cut the chunks elsewhere."""
     del earlier
     total, told = now.total(*now.updates), now.contributions(*now.updates)
-    turned = int(luck.integers(1, RING_DEGREE))
+    turned = int(rng.integers(1, RING_DEGREE))
     wrapped = np.roll(total, turned, axis=2)
     wrapped[-1] = total[-1]  # the codes are no polynomials
     wrapped[:-1, :, :turned] = (COEFF_MODULUS - wrapped[:-1, :, :turned]) % COEFF_MODULUS  # x^4096 = −1
@@ -115,60 +115,60 @@ def swapped(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
         lambda: now.sum(total[:, [0] * total.shape[1]], told),
         lambda: now.sum(wrapped, told),
         lambda: replace(whole, c0=(whole.c0[0][:half], whole.c0[0][half:])),
-    ][luck.integers(4)]()
+    ][rng.integers(4)]()
 
 
-def invented(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
+def invented(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
     """Make up a sum: a plaintext that needs no key, where c1 is the server's; else, any c0."""
     del earlier
     total = np.zeros_like(now.total(*now.updates))
-    if luck.integers(2):
-        plain = luck.integers(0, len(now.updates) * 1000, total[0].shape, dtype=np.uint64)
+    if rng.integers(2):
+        plain = rng.integers(0, len(now.updates) * 1000, total[0].shape, dtype=np.uint64)
         total[0] = plain * np.uint64(STEP)
     return now.sum(total, now.contributions(*now.updates))
 
 
-def reseeded(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
+def reseeded(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
     """Give a site other seeds than its own; or c1 of other updates, or none."""
-    site, other, *_ = everyone = _shuffled(now, luck)
+    site, other, *_ = everyone = _shuffled(now, rng)
     total = now.sum(now.total(*everyone), now.contributions(*everyone))
     if now.parts > 1:
         without = now.sum(now.total(*everyone[1:]), total.contributions)
         old = earlier.sum(earlier.total(*everyone), total.contributions)
-        return replace(total, c1=[without.c1, old.c1, ()][luck.integers(3)])
+        return replace(total, c1=[without.c1, old.c1, ()][rng.integers(3)])
     mine, theirs, *rest = total.contributions
     before = earlier.contributions(site)[0].seeds
     crossed = (replace(mine, seeds=theirs.seeds), replace(theirs, seeds=mine.seeds), *rest)
     changed = [crossed, (replace(mine, seeds=before), theirs, *rest), (replace(mine, seeds=b""), theirs, *rest)]
     del other
-    return replace(total, contributions=changed[luck.integers(3)])
+    return replace(total, contributions=changed[rng.integers(3)])
 
 
-def relabelled(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
+def relabelled(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
     """Edit a header, or exchange signatures."""
     del earlier
-    everyone = _shuffled(now, luck)
+    everyone = _shuffled(now, rng)
     total = now.sum(now.total(*everyone), now.contributions(*everyone))
     mine, theirs, *rest = total.contributions
-    if luck.integers(4) == 0:
+    if rng.integers(4) == 0:
         crossed = (replace(mine, signature=theirs.signature), replace(theirs, signature=mine.signature))
         return replace(total, contributions=(*crossed, *rest))
-    return replace(total, contributions=(_edited(mine, everyone[1], luck), theirs, *rest))
+    return replace(total, contributions=(_edited(mine, everyone[1], rng), theirs, *rest))
 
 
-def _edited(part: Contribution, other: str, luck: Luck) -> Contribution:
+def _edited(part: Contribution, other: str, rng: Rng) -> Contribution:
     header: dict[str, Any] = json.loads(part.header)
     changes: dict[str, Any] = {
         "site": other, "weight": header["weight"] / 2, "round": header["round"] - 1, "attempt": 2, "size": 1,
         "update_bound": header["update_bound"] * 2, "mask": "" if header["mask"] else "0" * 64, "seeds": "0" * 64,
         "ledger_head": "0" * 64,
     }  # fmt: skip
-    name = str(luck.choice(list(changes)))
+    name = str(rng.choice(list(changes)))
     header[name] = changes[name]
     return replace(part, header=json.dumps(header, sort_keys=True, separators=(",", ":")).encode())
 
 
-def replanned(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
+def replanned(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
     """Deliver the true sum under an edited plan."""
     total, plan = now.sum(now.total(*now.updates), now.contributions(*now.updates)), now.plan
     changes: list[dict[str, Any]] = [
@@ -177,11 +177,11 @@ def replanned(now: Evidence, earlier: Evidence, luck: Luck) -> EncryptedSum:
         {"run": "0" * 64}, {"epoch": plan.epoch + 1},
     ]  # fmt: skip
     del earlier
-    edited = replace(read_plan(total.plan), **changes[luck.integers(len(changes))])
+    edited = replace(read_plan(total.plan), **changes[rng.integers(len(changes))])
     return replace(total, plan=edited.to_bytes())
 
 
-LIES: dict[str, Lie] = {
+FORGED_SUMS: dict[str, Lie] = {
     "one site's update as the sum": one_alone,
     "an update doubled": doubled,
     "an update left out": omitted,

@@ -16,14 +16,14 @@ from flwr.app import MessageType
 from client.app import make_app
 from client.settings import read_site
 from client.site import Site
+from privacy.crypto.signing import digest, sign
+from privacy.crypto.verdict import sign_verdict
 from privacy.errors import CloisterError
-from privacy.plan import read_plan
-from privacy.signing import digest, sign
-from privacy.verdict import sign_verdict
+from privacy.run.plan import read_plan
 from server.settings import read_consortium
-from simulations import spoilers
-from simulations.inline import serve_inline
-from simulations.results import journal_path, read_events
+from simulations.attacks import spoilers
+from simulations.engine.inline import serve_inline
+from simulations.engine.results import event_log_path, read_events
 from transport.contents import OPENED, read_opened, read_sum
 from transport.flower import reply
 from transport.masking import CODES, REFUSAL, Refusal, Verdict
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
     from flwr.app import Context, Message, RecordDict
 
-    from privacy.envelope import SignedUpdate
-    from privacy.plan import RoundPlan
-    from privacy.settings import RunSettings
-    from simulations.federation import Federation
+    from privacy.codec.envelope import SignedUpdate
+    from privacy.run.plan import RoundPlan
+    from privacy.run.settings import RunSettings
+    from simulations.engine.federation import Federation
 
     Lie = Callable[[Site, Message, Callable[[], Message]], RecordDict]  # what a site says instead of its genuine reply
     Spoiler = Callable[[Site, RoundPlan, SignedUpdate], SignedUpdate]
@@ -131,6 +131,6 @@ class Members:
         self._federation.sign(self._settings)
         with suppress(CloisterError):  # a run that failed released nothing
             serve_inline(self._federation, self._sites, answer)
-        rounds = [event for event in read_events(journal_path(self._federation)) if event["event"] == "round"]
+        rounds = [event for event in read_events(event_log_path(self._federation)) if event["event"] == "round"]
         named = frozenset(site for event in rounds for site in event["problems"])
         return Blame(named, bool(rounds) and all(event["released"] for event in rounds))

@@ -16,16 +16,16 @@ from typing_extensions import override
 
 from client.flower import open_site
 from client.site import Site
-from client.study import Study
+from client.work.training import Study
+from privacy.codec.update import Update
 from privacy.config import read_toml
-from privacy.settings import Cohort, RunSettings
-from privacy.update import Update
+from privacy.run.settings import Cohort, RunSettings
 from server.settings import read_consortium, read_run
-from simulations.baselines import accuracy_together
-from simulations.federation import Federation, SiteTerms
-from simulations.hospitals import diagnoses, write_patients
-from simulations.inline import run_inline
-from simulations.results import journal_path, read_events
+from simulations.engine.baselines import accuracy_together
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.engine.inline import run_inline
+from simulations.engine.results import event_log_path, read_events
+from simulations.tasks.hospitals import diagnoses, write_patients
 from strategies.algorithm import PLAIN
 
 if TYPE_CHECKING:
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from client.task import Records
-    from privacy.manifest import Manifest
-    from privacy.randomness import Randomness
-    from privacy.settings import Vote
-    from privacy.update import Model
+    from client.task.task import Records
+    from privacy.codec.update import Model
+    from privacy.noise.randomness import Randomness
+    from privacy.run.manifest import Manifest
+    from privacy.run.settings import Vote
     from strategies.algorithm import LocalSolver
 
 LIAR, SINCE = "site-1", 5
 """Who poisons, and from which round on."""
 
 _TERMS = SiteTerms(
-    tasks=("simulations.diagnosis:Diagnosis",),
+    tasks=("simulations.tasks.diagnosis:Diagnosis",),
     epsilon=inf,
     maximum_epsilon=inf,
     vote_epsilon=inf,
@@ -104,7 +104,7 @@ def poisoned_run(folder: Path, sites: int, rounds: int, vote: Vote | None) -> Ou
     for number, (name, path) in enumerate(federation.paths.items()):
         write_patients(path / _TERMS.file, np.arange(number, len(malignant), sites))
         federation.write_settings(name, "localhost:1", _TERMS)
-    with resources.as_file(resources.files("simulations") / "diagnosis.toml") as file:
+    with resources.as_file(resources.files("simulations.tasks") / "diagnosis.toml") as file:
         settings = read_toml(file, RunSettings)
     size = len(malignant) * 4 // 5 // sites
     cohort = Cohort(dict.fromkeys(names, size), _MINIMUM, settings.cohort.round_deadline_seconds)
@@ -114,7 +114,9 @@ def poisoned_run(folder: Path, sites: int, rounds: int, vote: Vote | None) -> Ou
 
 
 def _outcome(federation: Federation) -> Outcome:
-    events: list[dict[str, Any]] = [each for each in read_events(journal_path(federation)) if each["event"] == "round"]
+    events: list[dict[str, Any]] = [
+        each for each in read_events(event_log_path(federation)) if each["event"] == "round"
+    ]
     _, manifest, run = read_run(federation.manifest, read_consortium(federation.server).roster())
     honest = open_site(next(path for name, path in federation.paths.items() if name != LIAR))
     model = honest.checkpoint(manifest, run).model

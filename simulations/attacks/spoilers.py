@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.ciphertext import (
+from privacy.codec.ciphertext import (
     C0_BYTES,
     CODE_BYTES,
     COEFF_MODULUS,
@@ -18,17 +18,17 @@ from privacy.ciphertext import (
     seeds_digest,
     unpack60,
 )
-from privacy.encryption import EncryptedUpdate
-from privacy.envelope import SignedUpdate
-from privacy.ledger import Charge, Release
-from privacy.masking import MaskedUpdate, commitment, pairs_digest, seed_sealer, sign_seed
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE
-from privacy.signing import sign
-from simulations.lies import STEP
+from privacy.codec.envelope import SignedUpdate
+from privacy.codec.packing import PLAIN_MODULUS, RING_DEGREE
+from privacy.crypto.encryption import EncryptedUpdate
+from privacy.crypto.masking import MaskedUpdate, commitment, pairs_digest, seed_sealer, sign_seed
+from privacy.crypto.signing import sign
+from privacy.ledger.ledger import Charge, Release
+from simulations.attacks.forged_sums import STEP
 
 if TYPE_CHECKING:
     from client.site import Site
-    from privacy.plan import RoundPlan
+    from privacy.run.plan import RoundPlan
 
 _CHARGE = Charge(Release("0" * 64, 1, 1), None, "0" * 64)  # type: ignore[arg-type]
 

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.ciphertext import COEFF_MODULUS, Ciphertexts, add_residues, pack60
-from privacy.envelope import Contribution
-from privacy.expansion import add_expanded
-from privacy.manifest import open_manifest
-from privacy.packing import BLOCK, RING_DEGREE
-from privacy.plan import MOST_SEEDS
-from privacy.summation import EncryptedSum
+from privacy.codec.ciphertext import COEFF_MODULUS, Ciphertexts, add_residues, pack60
+from privacy.codec.envelope import Contribution
+from privacy.codec.packing import BLOCK, RING_DEGREE
+from privacy.crypto.expansion import add_expanded
+from privacy.crypto.summation import EncryptedSum
+from privacy.run.manifest import open_manifest
+from privacy.run.plan import MOST_SEEDS
 
 if TYPE_CHECKING:
     from typing import Self
 
     from numpy.typing import NDArray
 
-    from privacy.envelope import SignedUpdate
-    from privacy.manifest import Manifest
-    from privacy.plan import RoundPlan
-    from privacy.roster import Roster
+    from privacy.codec.envelope import SignedUpdate
+    from privacy.run.manifest import Manifest
+    from privacy.run.plan import RoundPlan
+    from privacy.run.roster import Roster
 
     Polynomials = NDArray[np.uint64]  # (parts, ciphertexts, 4096): c0, and, where the server expands seeds, c1
 
@@ -37,7 +37,7 @@ class Run:
     manifest: Manifest
     digest: str
     rounds: int = 0
-    last: Evidence | None = None
+    last: Transcript | None = None
 
     @classmethod
     def read(cls, document: bytes, roster: Roster) -> Self:
@@ -45,7 +45,7 @@ class Run:
         return cls(document, *open_manifest(document, roster.manifest_key))
 
     @property
-    def honest(self) -> Evidence:
+    def honest(self) -> Transcript:
         """The last honest round.
 
         Raises:
@@ -67,7 +67,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Transcript:
     """One round as the server sees it."""
 
     run: Run

@@ -9,8 +9,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from privacy.masking import REVEAL_BYTES
-from simulations.adversary import SECONDS, SITES
+from privacy.crypto.masking import REVEAL_BYTES
+from simulations.attacks.adversary import SECONDS, SITES
 from strategies.masking import next_attempt
 from transport.contents import content_of
 from transport.messages import REVEAL, TRAIN, Order
@@ -18,29 +18,29 @@ from transport.messages import REVEAL, TRAIN, Order
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from simulations.adversary import Adversary
+    from simulations.attacks.adversary import Adversary
 
 
 def other_masks(server: Adversary) -> bool:
     """Open a masked sum with a site's seed missing, exchanged, made up, or of another round."""
     run = server.runs["masked"]
     made = server.collect(run)
-    site, other = (str(each) for each in server.luck.permutation(list(made.updates))[:2])
+    site, other = (str(each) for each in server.rng.permutation(list(made.updates))[:2])
     earlier = run.honest.reveals
     changes = [
         {site: b""}, {site: made.reveals[other], other: made.reveals[site]}, {site: earlier[site]},
-        {site: server.luck.bytes(REVEAL_BYTES)},
+        {site: server.rng.bytes(REVEAL_BYTES)},
     ]  # fmt: skip
-    changed = replace(made, reveals=made.reveals | changes[server.luck.integers(4)])
+    changed = replace(made, reveals=made.reveals | changes[server.rng.integers(4)])
     return server.deliver(run, changed.sum(changed.total(*made.updates), changed.contributions(*made.updates)))
 
 
 def two_attempts(server: Adversary) -> bool:
     """Say that a site dropped out, to have masks of two attempts at a round: who answered for one is in no other."""
-    run, luck = server.runs["masked"], server.luck
+    run, rng = server.runs["masked"], server.rng
     *rest, _ = everyone = server.shuffled()
     first = server.train(run, server.plan(run))
-    asked = [everyone, rest[: int(luck.integers(1, len(rest)))]][luck.integers(2)]
+    asked = [everyone, rest[: int(rng.integers(1, len(rest)))]][rng.integers(2)]
     signatures, _ = server.agreed(first, *everyone)
     if not all(reply.has_content() for reply in server.reveal(first, signatures, asked).values()):
         return False
@@ -50,10 +50,10 @@ def two_attempts(server: Adversary) -> bool:
 
 def two_sets(server: Adversary) -> bool:
     """Have sites sign one set of contributors, and then show them another, or signatures that are not of all of it."""
-    run, luck = server.runs["masked"], server.luck
+    run, rng = server.runs["masked"], server.rng
     *rest, gone = everyone = server.shuffled()
     made = server.train(run, server.plan(run))
-    first, second = [(everyone, rest), (rest, everyone)][luck.integers(2)]
+    first, second = [(everyone, rest), (rest, everyone)][rng.integers(2)]
     signatures, _ = server.agreed(made, *first)
     before = server.state()
     refused = server.refused(
@@ -63,21 +63,21 @@ def two_sets(server: Adversary) -> bool:
     lies = [
         {site: signature for site, signature in signatures.items() if site != victim},
         signatures | {victim: signatures[first[-1]]},
-        signatures | {victim: luck.bytes(64)},
+        signatures | {victim: rng.bytes(64)},
         {site: signatures.get(site, signatures[victim]) for site in second},
     ]
-    told = lies[luck.integers(len(lies))]
+    told = lies[rng.integers(len(lies))]
     headers = made.contributions(*([*told, victim] if victim not in told else told))
     return refused and server.refused(server.show(made, headers, told, [site for site in rest if site != gone]), before)
 
 
 def one_update_twice(server: Adversary) -> bool:
     """Make a second sum that holds updates of a first: of the same plan over fewer sites, or of another attempt."""
-    run, luck = server.runs["masked"], server.luck
+    run, rng = server.runs["masked"], server.rng
     *rest, _ = server.shuffled()
     first = server.collect(run)
     before = server.state()
-    if luck.integers(2):
+    if rng.integers(2):
         refused = server.refused(server.agree(first, *rest), before)
         return refused and server.deliver(run, first.sum(first.total(*rest), first.contributions(*rest)))
     second = next_attempt(first.plan, rest, SECONDS)
@@ -94,18 +94,18 @@ def framed(server: Adversary) -> bool:
     A round may be added up again without members that are proven to have lied. If a server could prove that of any, it
     had two sums with the others' updates, and so that one's.
     """
-    run, luck = server.runs["masked"], server.luck
+    run, rng = server.runs["masked"], server.rng
     *rest, absent = server.shuffled()
-    told = [rest, [*rest, absent]][luck.integers(2)]
+    told = [rest, [*rest, absent]][rng.integers(2)]
     made = server.train(run, server.plan(run))
     signatures, pairs = server.agreed(made, *told)
     reveals = {
         site: REVEAL.read_reply(content_of(each)) for site, each in server.reveal(made, signatures, told).items()
     }
     suspect, other = rest[0], rest[1]
-    seeds, lie = [(reveals, "reveals"), (pairs, "pairs")][luck.integers(2)]
-    false = [b"", seeds[other], getattr(run.honest, lie)[suspect], luck.bytes(REVEAL_BYTES)][luck.integers(4)]
-    shown = [told, [suspect, other, absent]][luck.integers(2)]  # of others, seeds for one that was absent, or for none
+    seeds, lie = [(reveals, "reveals"), (pairs, "pairs")][rng.integers(2)]
+    false = [b"", seeds[other], getattr(run.honest, lie)[suspect], rng.bytes(REVEAL_BYTES)][rng.integers(4)]
+    shown = [told, [suspect, other, absent]][rng.integers(2)]  # of others, seeds for one that was absent, or for none
     seeds[suspect], true = false, seeds[suspect]
     mixed = replace(made, reveals=reveals, pairs=pairs)
     total = mixed.sum(mixed.total(*shown), mixed.contributions(*shown))
@@ -119,10 +119,10 @@ def framed(server: Adversary) -> bool:
 
 def without_its_own(server: Adversary) -> bool:
     """Have a site agree on a set without its own update, or with another one of its own, and reveal for it."""
-    run, luck = server.runs["masked"], server.luck
+    run, rng = server.runs["masked"], server.rng
     *rest, victim = server.shuffled()
     made = server.train(run, server.plan(run))
-    if luck.integers(2):
+    if rng.integers(2):
         signatures, _ = server.agreed(made, *rest)
         before = server.state()
         refused = server.refused(server.agree(made, *rest, sites=[victim]), before)
@@ -133,9 +133,9 @@ def without_its_own(server: Adversary) -> bool:
 
 def two_cohorts(server: Adversary) -> bool:
     """Plan one round for two cohorts: below the minimum, of sites of which one was in the other, or add both up."""
-    run, luck = server.runs["many"], server.luck
+    run, rng = server.runs["many"], server.rng
     sites, absent = server.shuffled(), [site for site in run.manifest.settings.cohort.sizes if site not in SITES]
-    if luck.integers(3) == 0:
+    if rng.integers(3) == 0:
         plans = [
             replace(server.plan(run), cohort=part, minimum_cohort=2) for part in (tuple(sites[:2]), tuple(sites[2:]))
         ]
@@ -146,7 +146,7 @@ def two_cohorts(server: Adversary) -> bool:
     *three, last = sites
     first = server.train(run, server.plan(run, tuple(three)))
     second = server.train(run, replace(first.plan, cohort=(last, *absent)))
-    if luck.integers(2):
+    if rng.integers(2):
         other = replace(first.plan, cohort=(three[0], last, *absent), deadline=time.time() + SECONDS)
         before = server.state()
         content = Order(run.document, other.to_bytes())
@@ -156,7 +156,7 @@ def two_cohorts(server: Adversary) -> bool:
         both.sum(both.total(*sites), both.contributions(*sites)),
         both.sum(both.total(*sites), both.contributions(*three)),
         second.sum(second.total(last), second.contributions(last)),
-    ][luck.integers(3)])  # fmt: skip
+    ][rng.integers(3)])  # fmt: skip
 
 
 UNMASKING: dict[str, Callable[[Adversary], bool]] = {

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from client.flower import open_site
-from privacy.randomness import Randomness
-from simulations.rounds import Sites, rounds
+from privacy.noise.randomness import Randomness
+from simulations.engine.rounds import Sites, rounds
 
 if TYPE_CHECKING:
-    from client.study import Study
-    from client.task import Records
-    from privacy.manifest import Manifest
-    from privacy.update import Model
-    from simulations.federation import Federation
+    from client.task.task import Records
+    from client.work.training import Study
+    from privacy.codec.update import Model
+    from privacy.run.manifest import Manifest
+    from simulations.engine.federation import Federation
 
 _POOLED_STEPS = 500
 _POOLED_RATE = 0.5

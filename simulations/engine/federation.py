@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from privacy.calibration import sign_manifest
-from privacy.epoch import SealingKey
-from privacy.roster import Member, Roster, sign_roster
+from privacy.crypto.key_epoch import SealingKey
+from privacy.run.calibration import sign_manifest
+from privacy.run.roster import Member, Roster, sign_roster
 from privacy.storage import write_atomically
 from strategies.registry import completed
 from transport.address import Address, read_address, read_host
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from privacy.settings import RunSettings
+    from privacy.run.settings import RunSettings
 
 _ROSTER_DAYS = 90
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from flwr.app import Message
 
-    from simulations.federation import Federation
+    from simulations.engine.federation import Federation
     from transport.flower import App
 
 

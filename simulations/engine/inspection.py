@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from simulations.federation import Federation
+    from simulations.engine.federation import Federation
 
 _PEM_PREFIX = 48  # characters at the start of a PEM key that only say what kind of key it is
 _WINDOW = 16  # bytes: long enough never to occur by chance, short enough to find a piece

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from privacy.errors import RunError
 from server.settings import read_consortium, read_run
-from strategies.journal import EVENTS
+from strategies.event_log import EVENTS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from simulations.federation import Federation
+    from simulations.engine.federation import Federation
 
 _TAIL = 1 << 16  # bytes: the last rounds' lines
 
@@ -33,7 +33,7 @@ class Results:
     digests: dict[str, str]  # SHA-256 of each site's model file: equal if the models are, bit for bit
 
 
-def journal_path(federation: Federation) -> Path:
+def event_log_path(federation: Federation) -> Path:
     """Return where the server writes the events of the federation's signed run."""
     place = read_consortium(federation.server)
     _, manifest, run = read_run(federation.manifest, place.roster())
@@ -41,7 +41,7 @@ def journal_path(federation: Federation) -> Path:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Read a journal's events; a line that is still being written is left for the next time."""
+    """Read an event log's events; a line that is still being written is left for the next time."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
@@ -53,7 +53,7 @@ def read_own_metrics(federation: Federation, number: int) -> dict[str, float]:
 
     Only who may look into every site's folder can do this. None of it is at the server.
     """
-    run = journal_path(federation).parent.name
+    run = event_log_path(federation).parent.name
     found: dict[str, list[tuple[int, float]]] = {}
     for folder in federation.paths.values():
         for entry in _last_lines(folder / "metrics" / f"{run}.jsonl"):
@@ -72,7 +72,7 @@ def read_results(federation: Federation) -> Results:
     Raises:
         RunError: if it did not finish.
     """
-    path = journal_path(federation)
+    path = event_log_path(federation)
     events = read_events(path)
     if not events or events[-1]["event"] != "finished":
         reason = events[-1].get("reason", "it has not finished") if events else "it has not started"

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client.local import train_locally
-from privacy.packing import PackedStream, pack, pack_with_share, unpack
-from privacy.randomness import Randomness
-from privacy.shared import share_for
-from privacy.update import Update, privatise
+from client.work.local import train_locally
+from privacy.codec.packing import PackedStream, pack, pack_with_share, unpack
+from privacy.codec.update import Update, privatise
+from privacy.noise.randomness import Randomness
+from privacy.noise.shared import share_for
 from strategies.advance import State, advance, average
 from strategies.algorithm import PLAIN, LocalRound, Run
 from strategies.averaging import next_bound
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from client.study import Study
-    from privacy.ledger import Charge
-    from privacy.manifest import Manifest
-    from privacy.packing import Packing
-    from privacy.update import Model, PackedUpdate
+    from client.work.training import Study
+    from privacy.codec.packing import Packing
+    from privacy.codec.update import Model, PackedUpdate
+    from privacy.ledger.ledger import Charge
+    from privacy.run.manifest import Manifest
     from strategies.algorithm import LocalSolver, Values
 
 

@@ -1,7 +1,7 @@
 """The reference study: is a breast tumour malignant, from measurements of its cells under the microscope.
 
 The records are the Wisconsin diagnostic ones (Street, Wolberg and Mangasarian, 1993), 569 patients, which scikit-learn
-brings along. `simulations.hospitals` deals them out to three hospitals; this task is what those train together.
+brings along. `simulations.tasks.hospitals` deals them out to three hospitals; this task is what those train together.
 
 A site may not scale by the mean and deviation of its own records, because they are data: sent or not, they would
 shape the model outside the privacy budget. So every feature is scaled by its published range, in three steps:
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.records import read_csv
-from client.task import Task
+from client.data.records import read_csv
+from client.task.task import Task
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.records import read_csv
-from client.task import Task
+from client.data.records import read_csv
+from client.task.task import Task
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.datasets import load_breast_cancer
 
 from privacy.errors import ConfigError
-from simulations.diagnosis import RANGES, TARGET
+from simulations.tasks.diagnosis import RANGES, TARGET
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,7 +79,7 @@ def write_patients(path: Path, patients: NDArray[np.intp]) -> None:
 def _deal(malignant: NDArray[np.int64]) -> list[NDArray[np.intp]]:
     """Deal `(n,)` patients out to the hospitals: ascending indices for each, the last taking what is left."""
     # Raw bits, because NumPy promises the same stream for ever only for these.
-    luck = np.random.PCG64(_SEED).random_raw(len(malignant)) / 2**64
-    order = np.argsort(luck + _REFERRAL * malignant, kind="stable")
+    rng = np.random.PCG64(_SEED).random_raw(len(malignant)) / 2**64
+    order = np.argsort(rng + _REFERRAL * malignant, kind="stable")
     bounds = np.cumsum(list(DECLARED_SIZES.values()))[:-1]
     return [np.sort(part) for part in np.split(order, bounds)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from client.task import Task
+from client.task.task import Task
 
 if TYPE_CHECKING:
     from pathlib import Path

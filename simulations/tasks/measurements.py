@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from client.records import read_csv
-from client.survey import Survey
-from simulations.diagnosis import RANGES, TARGET
+from client.data.records import read_csv
+from client.work.survey import Survey
+from simulations.tasks.diagnosis import RANGES, TARGET
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from simulations.digits import CLASSES, PIXELS, Digits
+from simulations.tasks.digits import CLASSES, PIXELS, Digits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,10 +38,10 @@ _BLANK = 1e-6  # a shorter image has no shape
 FEATURES = PIXELS + PIXELS * (PIXELS + 1) // 2
 
 
-class Strokes(Digits):
+class PixelPairs(Digits):
     """Which digit, from pixels and products of two: 21,440 parameters.
 
-    >>> Strokes().model()
+    >>> PixelPairs().model()
     Linear(in_features=2144, out_features=10, bias=False)
     """
 
@@ -54,18 +54,18 @@ class Strokes(Digits):
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
         pixels, digits = super().load(path)
-        return strokes(pixels), digits
+        return pixel_pairs(pixels), digits
 
     @override
     def example(self) -> tuple[Tensor, Tensor]:
         pixels, digits = super().example()
-        return strokes(pixels), digits
+        return pixel_pairs(pixels), digits
 
 
-def strokes(pixels: Tensor) -> Tensor:
+def pixel_pairs(pixels: Tensor) -> Tensor:
     """Map images `(n, 64)` to features `(n, 2144)` of length 1.
 
-    >>> round(float(strokes(torch.rand(1, 64)).norm()), 5)
+    >>> round(float(pixel_pairs(torch.rand(1, 64)).norm()), 5)
     1.0
     """
     places = (torch.arange(_SIDE) - (_SIDE - 1) / 2) / (_SIDE / 2)

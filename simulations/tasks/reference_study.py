@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from privacy.config import read_toml
 from privacy.errors import ConfigError
-from privacy.settings import RunSettings
+from privacy.run.settings import RunSettings
 from privacy.storage import read_file
-from simulations.federation import Federation, SiteTerms
-from simulations.hospitals import DECLARED_SIZES, write_hospital_records
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.tasks.hospitals import DECLARED_SIZES, write_hospital_records
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ def prepare_study(folder: Path, run: Path | None = None, *, limits: bool = True)
     Raises:
         ConfigError: if the folder holds anything else, or the run names other sites than the hospitals.
     """
-    with resources.as_file(resources.files("simulations") / "diagnosis.toml") as own:
+    with resources.as_file(resources.files("simulations.tasks") / "diagnosis.toml") as own:
         settings, text = read_toml(run or own, RunSettings), read_file(run or own)
     sites = tuple(settings.cohort.sizes)
     if not set(sites) <= set(DECLARED_SIZES):

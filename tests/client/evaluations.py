@@ -1,4 +1,4 @@
-"""What a site's exam adds up, record by record, and the vector that it makes of it."""
+"""What a site's evaluation adds up, record by record, and the vector that it makes of it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from client.checkpoint import Checkpoint, CheckpointStore
-from client.exam import Exam
 from client.flower import open_site
-from privacy.settings import Evaluation, Privacy, RunSettings, Start
-from simulations.federation import Federation
+from client.state.checkpoint import Checkpoint, CheckpointStore
+from client.work.evaluation import HeldOutEvaluation
+from privacy.run.settings import Evaluation, Privacy, RunSettings, Start
+from simulations.engine.federation import Federation
 from tests import studies
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, task_name
 
@@ -26,8 +26,8 @@ TERMS_HALF = replace(TERMS, tasks=(TASK,), held_out=0.5)
 LOSS_BOUND = 0.5
 
 
-def exam_of(federation: Federation) -> dict[str, object]:
-    """Return what the exam of one site says of each held-out record, and its vector without noise."""
+def evaluation_of(federation: Federation) -> dict[str, object]:
+    """Return what the evaluation of one site says of each held-out record, and its vector without noise."""
     path = federation.paths["south"]
     site = open_site(path)
     study = site.study(TASK)
@@ -42,7 +42,7 @@ def exam_of(federation: Federation) -> dict[str, object]:
         privacy=Privacy(noise_multiplier=1.0),
         cohort=SETTINGS.cohort,
     )
-    exam, (inputs, targets) = Exam(study, site), study.held_out
+    evaluated, (inputs, targets) = HeldOutEvaluation(study, site), study.held_out
     module = study.load_into(study.module(0), model)
     with torch.no_grad():
         outputs = module(inputs)
@@ -52,19 +52,19 @@ def exam_of(federation: Federation) -> dict[str, object]:
         "metrics": {name: [_number(each[name]) for each in metrics] for name in ("near", "odd")},
         "losses": [_number(study.task.loss(*record)) for record in records],
         "loss_bound": LOSS_BOUND,
-        "layout": exam.layout(settings).shapes,
-        "layout_digest": exam.layout(settings).digest,
-        "vector": exam._total(settings).tolist(),
+        "layout": evaluated.layout(settings).shapes,
+        "layout_digest": evaluated.layout(settings).digest,
+        "vector": evaluated._total(settings).tolist(),
     }
 
 
-def made_up_exam() -> dict[str, object]:
+def made_up_evaluation() -> dict[str, object]:
     """Return that of a federation which is made for it."""
     with TemporaryDirectory() as folder:
         keys = Federation.create(Path(folder) / "keys", SITES)
         settings = replace(SETTINGS, task=TASK)
         maker = FederationMaker(keys.folder, Path(folder))
-        return exam_of(maker(settings, dict.fromkeys(SITES, TERMS_HALF)))
+        return evaluation_of(maker(settings, dict.fromkeys(SITES, TERMS_HALF)))
 
 
 def _number(value: Tensor) -> float | None:

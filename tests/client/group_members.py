@@ -1,4 +1,4 @@
-"""One process of a team, a script: `python -m tests.client.teammates WHAT FOLDER`, once with each RANK.
+"""One process of a process group, a script: `python -m tests.client.group_members WHAT FOLDER`, once with each RANK.
 
 What it found, it writes to FOLDER, named by its rank.
 """
@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 from typing_extensions import override
 
-from client.dpsgd import take_part, train
+from client.dpsgd.dpsgd import take_part, train
+from client.dpsgd.process_group import Order, ProcessGroup, gather
 from client.settings import Gradients
-from client.team import Order, Team, gather
 from privacy.errors import DeviceError
-from privacy.manifest import Manifest
-from privacy.randomness import Randomness
+from privacy.noise.randomness import Randomness
+from privacy.run.manifest import Manifest
 from strategies.algorithm import PLAIN, LocalSolver
 from tests.client.specimens import RECORDS, Scores, computing, made, manifest
 
 PATIENCE = timedelta(seconds=10)
-UNLUCKY = 9  # exit code of a process that dies
+MISHAP = 9  # exit code of a process that dies
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Case:
     physical_batch: int = 0
     corrected: bool = False  # as by an algorithm that changes each step
 
-    def train(self, team: Team | None = None, randomness: Randomness | None = None) -> Tensor:
+    def train(self, group: ProcessGroup | None = None, randomness: Randomness | None = None) -> Tensor:
         """Train as one process or as the first one; return the parameters."""
         model, records = self.prepared()
         drawn, how = randomness or Randomness.seeded(5), computing(self.mode, self.physical_batch)
@@ -49,16 +49,16 @@ class Case:
         if self.corrected:
             size = sum(each.numel() for each in model.parameters())
             solver = LocalSolver(proximal=0.3, offset=np.linspace(-1, 1, size), steps=3)
-        train(Scores(self.model), model, records, RECORDS, self.run, drawn, solver=solver, computing=how, team=team)
+        train(Scores(self.model), model, records, RECORDS, self.run, drawn, solver=solver, computing=how, group=group)
         return parameters_to_vector(model.parameters()).detach()
 
-    def take_part(self, order: Order, team: Team) -> Tensor:
+    def take_part(self, order: Order, group: ProcessGroup) -> Tensor:
         """Train as a worker, whose model has other parameters and buffers at first; return the parameters."""
         model, records = self.prepared()
         with torch.no_grad():
             for each in (*model.parameters(), *model.buffers()):
                 each.add_(1)
-        take_part(Scores(self.model), model, records, order, team)
+        take_part(Scores(self.model), model, records, order, group)
         return parameters_to_vector(model.parameters()).detach()
 
     def prepared(self) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
@@ -82,7 +82,7 @@ CASES = {
 }  # fmt: skip
 
 
-class Unlucky(Scores):
+class Mishap(Scores):
     """Its worker meets a mishap in training, once it has taken some steps."""
 
     def __init__(self, signal_number: signal.Signals | None) -> None:
@@ -100,25 +100,25 @@ class Unlucky(Scores):
         return super().loss(outputs, targets)
 
 
-def all_cases(team: Team, out: Path) -> None:
+def all_cases(group: ProcessGroup, out: Path) -> None:
     found = {}
     for name, case in CASES.items():
-        if team.rank == 0:
-            found[name] = case.train(team).numpy()
-        elif order := team.await_order():
-            found[name] = case.take_part(order, team).numpy()
+        if group.rank == 0:
+            found[name] = case.train(group).numpy()
+        elif order := group.await_order():
+            found[name] = case.take_part(order, group).numpy()
     np.savez(out, **found)  # type: ignore[arg-type]  # numpy's stubs take names for options
 
 
-def noise(team: Team, out: Path) -> None:
+def noise(group: ProcessGroup, out: Path) -> None:
     """Nothing but noise, from a new key."""
     case = Case(manifest(1, 1e-9, 1.0), model="two dimensions")
     found = []
     for _ in range(30):
-        if team.rank == 0:
-            found.append(case.train(team, Randomness.fresh()))
-        elif order := team.await_order():
-            found.append(case.take_part(order, team))
+        if group.rank == 0:
+            found.append(case.train(group, Randomness.fresh()))
+        elif order := group.await_order():
+            found.append(case.take_part(order, group))
     np.savez(out, noise=torch.stack(found).numpy())
 
 
@@ -129,42 +129,42 @@ def listening() -> set[str]:
     return {line[1].split(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in own}
 
 
-def unlucky(team: Team, out: Path, who: int, mishap: signal.Signals | None) -> None:
+def unlucky(group: ProcessGroup, out: Path, who: int, mishap: signal.Signals | None) -> None:
     model, records = made("mlp")
     task, how, run = (
-        Unlucky(mishap) if team.rank == who else Scores(),
+        Mishap(mishap) if group.rank == who else Scores(),
         computing("bookkeeping", 1),
         manifest(9, 1.0, 1.0),
     )
     try:
-        if team.rank == 0:
-            train(task, model, records, RECORDS, run, Randomness.fresh(), computing=how, team=team)
-        elif order := team.await_order():
-            take_part(task, model, records, order, team)
+        if group.rank == 0:
+            train(task, model, records, RECORDS, run, Randomness.fresh(), computing=how, group=group)
+        elif order := group.await_order():
+            take_part(task, model, records, order, group)
     finally:
         error = sys.exception()
-        out.with_suffix(".json").write_text(json.dumps({"error": repr(error), "lost": team.lost}), encoding="utf-8")
+        out.with_suffix(".json").write_text(json.dumps({"error": repr(error), "lost": group.lost}), encoding="utf-8")
 
 
 def main(what: str, folder: Path) -> None:
     rank = int(os.environ["RANK"])
-    with gather(torch.device("cpu"), patience=PATIENCE) as team:
-        assert team is not None
+    with gather(torch.device("cpu"), patience=PATIENCE) as group:
+        assert group is not None
         match what:
             case "all cases":
-                all_cases(team, folder / f"{rank}.npz")
-                noise(team, folder / f"noise-{rank}.npz")
+                all_cases(group, folder / f"{rank}.npz")
+                noise(group, folder / f"noise-{rank}.npz")
                 (folder / f"listening-{rank}").write_text(" ".join(listening()), encoding="utf-8")
-                assert not rank or team.await_order() is None
+                assert not rank or group.await_order() is None
             case "worker dies" | "worker stops" | "worker fails" | "first fails":
                 mishap = {"dies": signal.SIGKILL, "stops": signal.SIGSTOP}.get(what.split()[1])
-                unlucky(team, folder / str(rank), int(what.startswith("worker")), mishap)
+                unlucky(group, folder / str(rank), int(what.startswith("worker")), mishap)
             case "first dies":
                 if rank == 0:
-                    os._exit(UNLUCKY)
-                team.await_order()
+                    os._exit(MISHAP)
+                group.await_order()
             case "other records":
-                team.compare(bytes([rank]) * 32)
+                group.compare(bytes([rank]) * 32)
 
 
 if __name__ == "__main__":

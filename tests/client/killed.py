@@ -23,7 +23,7 @@ import torch
 from flwr.app import Context, Message, MessageType
 
 from client.flower import app, open_site
-from simulations.federation import Federation
+from simulations.engine.federation import Federation
 from tests.federations import SITES, charges_of, node_of, run_with
 from transport.contents import read_update
 from transport.parcel import decode_reply, encode
@@ -41,7 +41,7 @@ class Killer:
 
     def __init__(self, federation: Federation, kills: int, seed: int) -> None:
         self.federation, self.kills = federation, kills
-        self.luck = random.Random(seed)  # noqa: S311 - guards nothing
+        self.rng = random.Random(seed)  # noqa: S311 - guards nothing
         self.places: dict[str, list[Place]] = {}
         self.left: dict[str, set[str]] = {}  # by message: digests of the updates that left in answer to it
         self.seen: list[tuple[int, int]] = []  # after every child: updates that had left, charges
@@ -54,8 +54,8 @@ class Killer:
         if kind not in self.places:
             self.places[kind] = self._rehearse(message, context)
         while True:
-            calm = len(self.deaths) >= self.kills or self.luck.random() < CALM
-            place = None if calm else self.luck.choice(self.places[kind])
+            calm = len(self.deaths) >= self.kills or self.rng.random() < CALM
+            place = None if calm else self.rng.choice(self.places[kind])
             data, died = in_child(message, context, place)
             if data and kind == MessageType.TRAIN:
                 update, _ = read_update(decode_reply(data, message).content)
@@ -63,7 +63,7 @@ class Killer:
             self.seen.append((len(self.left), charges_of(self.federation, VICTIM)))
             if died and place:
                 self.deaths.append(place)
-            if data and not died and self.luck.random() > LOST:
+            if data and not died and self.rng.random() > LOST:
                 return decode_reply(data, message)
 
     def _rehearse(self, message: Message, context: Context) -> list[Place]:

@@ -14,10 +14,10 @@ from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet, trainable
 from client.gradients.optimizer import CipherOptimizer
 from client.settings import Computing, Gradients
-from client.task import Task
-from privacy.manifest import Manifest
-from privacy.randomness import Randomness
-from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
+from client.task.task import Task
+from privacy.noise.randomness import Randomness
+from privacy.run.manifest import Manifest
+from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from tests.client.models import (
     WORDS,
     Aside,

@@ -17,11 +17,11 @@ from flwr.app import Message, MessageType
 from client.agent import attend
 from client.exchange import Exchange
 from privacy.errors import AuthenticityError, CloisterError, ConfigError, KeyFileError
-from privacy.roster import Roster, sign_roster
-from server.hub import Hub
-from server.mailboxes import Mailboxes
+from privacy.run.roster import Roster, sign_roster
+from server.hub.hub import Hub
+from server.hub.mailboxes import Mailboxes
 from server.settings import read_consortium
-from simulations.federation import Federation
+from simulations.engine.federation import Federation
 from tests import studies
 from tests.client.test_agent_rounds import plan_of, update_of
 from tests.federations import (

@@ -11,24 +11,24 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message, MessageType, RecordDict
 
-from client.acceptance import admit
 from client.flower import app, open_site
-from client.opening import open_sum
+from client.round.admission import admit
+from client.round.aggregate import open_sum
 from client.settings import read_site
 from client.site import Site
-from client.study import Study
-from privacy.accounting import Mechanism, epsilon
-from privacy.calibration import sign_manifest
-from privacy.ciphertext import COEFF_MODULUS, pack60, unpack60
-from privacy.envelope import SignedUpdate
+from client.work.training import Study
+from privacy.accounting.accounting import Mechanism, epsilon
+from privacy.codec.ciphertext import COEFF_MODULUS, pack60, unpack60
+from privacy.codec.envelope import SignedUpdate
+from privacy.codec.packing import PLAIN_MODULUS
+from privacy.crypto.summation import EncryptedSum
 from privacy.errors import RunError
-from privacy.ledger import Release
-from privacy.packing import PLAIN_MODULUS
-from privacy.plan import RoundPlan, read_plan
-from privacy.settings import RunSettings
-from privacy.summation import EncryptedSum
-from simulations.federation import Federation
-from simulations.results import journal_path
+from privacy.ledger.ledger import Release
+from privacy.run.calibration import sign_manifest
+from privacy.run.plan import RoundPlan, read_plan
+from privacy.run.settings import RunSettings
+from simulations.engine.federation import Federation
+from simulations.engine.results import event_log_path
 from tests import studies
 from tests.federations import (
     NOISY,
@@ -454,7 +454,7 @@ def test_processes_of_one_site_go_on_from_each_others_models(make_federation: Fe
     rmtree(path / "models")
     document, manifest, run = signed_run(federation)
     processes = [Site(read_site(path)) for _ in range(2)]
-    for number, file in enumerate(sorted((journal_path(federation).parent / "sums").iterdir())):
+    for number, file in enumerate(sorted((event_log_path(federation).parent / "sums").iterdir())):
         total = sum_from_arrays(decode_arrays(file.read_bytes()))
         opening = processes[number % 2]
         opened = open_sum(admit(opening, document), total)

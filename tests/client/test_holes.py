@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.checkpoint import CheckpointStore
 from client.flower import open_site
-from privacy.accounting import Mechanism, calibrate, epsilon
+from client.state.checkpoint import CheckpointStore
+from privacy.accounting.accounting import Mechanism, calibrate, epsilon
 from privacy.config import read_toml
 from privacy.errors import BudgetError, ConfigError, DataError, KeyFileError
-from privacy.ledger import Budget, Ledger, Release
-from privacy.randomness import Randomness
-from privacy.settings import Privacy, RunSettings
+from privacy.ledger.ledger import Budget, Ledger, Release
+from privacy.noise.randomness import Randomness
+from privacy.run.settings import Privacy, RunSettings
 from tests.federations import NOISY, FederationMaker, charges_of, run_with, task_name
 from tests.privacy.consortium import LAYOUT, make_manifest, run_settings, signing_key
+from tests.probes import CLASSES, WIDTH, Made, Through, complaint, head, vectors
 from tests.studies import Tiny
 from tests.trainings import signed, summed
-from tests.trials import CLASSES, WIDTH, Made, Through, complaint, head, vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +77,7 @@ def test_the_accountants_step_is_written_whole_or_not_at_all(tmp_path: Path) -> 
 
 def test_adaptive_clipping_cannot_be_asked_for(tmp_path: Path) -> None:
     # It would set the clipping norm by the batch's own number of clipped gradients, without noise.
-    path, own = tmp_path / "run.toml", (ROOT / "simulations" / "diagnosis.toml").read_text(encoding="utf-8")
+    path, own = tmp_path / "run.toml", (ROOT / "simulations" / "tasks" / "diagnosis.toml").read_text(encoding="utf-8")
     for key in ("clipping", "target_unclipped_quantile", "max_clipbound"):
         path.write_text(own.replace("[privacy]", f"[privacy]\n{key} = 0.5"), encoding="utf-8")
         with pytest.raises(ConfigError, match=f"{key} = .*\n.*unknown key"):

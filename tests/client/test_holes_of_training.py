@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from privacy.randomness import Randomness
+from privacy.noise.randomness import Randomness
+from tests.probes import CLASSES, LENGTH, WIDTH, Made, sequences, vectors, words
 from tests.trainings import signed, summed
-from tests.trials import CLASSES, LENGTH, WIDTH, Made, sequences, vectors, words
 
 
 class HalfPrecision(nn.Linear):

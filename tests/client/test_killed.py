@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from privacy.accounting import Mechanism, epsilon
-from privacy.settings import Encryption
-from simulations.federation import Federation
+from privacy.accounting.accounting import Mechanism, epsilon
+from privacy.run.settings import Encryption
+from simulations.engine.federation import Federation
 from tests.client.killed import ROOT
 from tests.federations import NOISY, FederationMaker, models_of
 

@@ -11,7 +11,7 @@ from client.flower import open_site
 from client.settings import read_site
 from client.site import Site
 from privacy.errors import AuthenticityError, DataError, KeyFileError, TaskError
-from privacy.settings import Evaluation, Privacy, RunSettings, Start
+from privacy.run.settings import Evaluation, Privacy, RunSettings, Start
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, restart, signed_run
 
 
@@ -25,7 +25,7 @@ def test_a_site_is_opened_once_in_a_process(make_federation: FederationMaker) ->
     north = open_site(federation.paths["north"])
     assert open_site(federation.paths["north"]) is north
     assert open_site(federation.paths["south"]) is not north
-    assert (north.name, north.device.type, north.team) == ("north", "cpu", None)
+    assert (north.name, north.device.type, north.group) == ("north", "cpu", None)
 
 
 def test_more_sites_than_any_cache_would_hold_keep_their_records(make_federation: FederationMaker) -> None:

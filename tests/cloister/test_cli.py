@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.federation import Federation
+from simulations.engine.federation import Federation
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = (
@@ -49,7 +49,7 @@ def test_signing_says_what_the_run_will_cost(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path, ("north", "south", "east"))
     out = tmp_path / "run.manifest"
     arguments = ("--coordinator", tmp_path / "coordinator", "--roster", federation.server / "roster", "--out", out)
-    signed = _cloister("sign", ROOT / "simulations" / "diagnosis.toml", *arguments, "--json")
+    signed = _cloister("sign", ROOT / "simulations" / "tasks" / "diagnosis.toml", *arguments, "--json")
 
     report = json.loads(signed.stdout.splitlines()[-1])
     assert out.exists()
@@ -60,7 +60,9 @@ def test_signing_says_what_the_run_will_cost(tmp_path: Path) -> None:
 def test_a_misspelt_key_is_shown_with_its_line_and_a_caret_and_nothing_is_signed(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path, ("north", "south", "east"))
     run = tmp_path / "study.toml"
-    run.write_text((ROOT / "simulations" / "diagnosis.toml").read_text(encoding="utf-8").replace("rounds", "rouns", 1))
+    run.write_text(
+        (ROOT / "simulations" / "tasks" / "diagnosis.toml").read_text(encoding="utf-8").replace("rounds", "rouns", 1)
+    )
     refused = _cloister(
         "sign", run, "--coordinator", tmp_path / "coordinator", "--roster", federation.server / "roster", cwd=tmp_path
     )
@@ -84,7 +86,7 @@ def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
 
 def test_signing_a_run_that_shares_noise_says_against_whom_it_counts(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path, ("north", "south", "east"))
-    run, text = tmp_path / "study.toml", (ROOT / "simulations" / "diagnosis.toml").read_text(encoding="utf-8")
+    run, text = tmp_path / "study.toml", (ROOT / "simulations" / "tasks" / "diagnosis.toml").read_text(encoding="utf-8")
     for old, new in (
         ("steps_per_round = 4", "steps_per_round = 1"),
         ("[encryption]", "[encryption]\ncollusion_resistant = true"),

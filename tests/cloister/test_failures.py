@@ -18,23 +18,23 @@ import pytest
 import typer
 
 from cloister import cli
-from cloister.terminal import make_usable
+from cloister.views.terminal import make_usable
 from privacy.errors import CloisterError, ConfigError
 from privacy.failures import raised, sentence
-from simulations.federation import Federation, SiteTerms
+from simulations.engine.federation import Federation, SiteTerms
 
 QUOTE = "Mrs Smith, 1961"
 
 SEAMS = {  # what each command calls, and how it is called
-    ("demo",): ("cloister.demo.run_demo", []),
-    ("sign",): ("cloister.signing.sign_run", ["run.toml"]),
+    ("demo",): ("cloister.commands.demo.run_demo", []),
+    ("sign",): ("cloister.commands.sign.sign_run", ["run.toml"]),
     ("server",): ("server.process.serve", ["server", "run.manifest"]),
     ("agent",): ("client.agent.attend", ["north"]),
-    ("simulate",): ("cloister.simulation.simulate", []),
-    ("stats",): ("cloister.statistics.survey", []),
-    ("audit", "privacy"): ("cloister.audits.privacy.audit", []),
-    ("audit", "inversion"): ("cloister.audits.inversion.demonstrate", []),
-    ("audit", "statement"): ("cloister.audits.statement.write_statement", ["north"]),
+    ("simulate",): ("cloister.commands.simulate.simulate", []),
+    ("stats",): ("cloister.commands.stats.survey", []),
+    ("audit", "privacy"): ("cloister.audit.privacy.audit", []),
+    ("audit", "inversion"): ("cloister.audit.inversion.demonstrate", []),
+    ("audit", "statement"): ("cloister.audit.statement.write_statement", ["north"]),
     ("bench", "round"): ("cloister.benchmarks.round.measure", []),
     ("bench", "encryption"): ("cloister.benchmarks.encryption.measure", []),
     ("bench", "accuracy"): ("cloister.benchmarks.accuracy.measure", []),
@@ -161,7 +161,7 @@ def test_control_characters_in_the_name_of_a_file_do_not_reach_the_terminal() ->
 @pytest.fixture(scope="module")
 def consortium(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     federation = Federation.create(tmp_path_factory.mktemp("failures"), ("north", "south", "east"))
-    run = (Path(__file__).parents[2] / "simulations" / "diagnosis.toml").read_bytes()
+    run = (Path(__file__).parents[2] / "simulations" / "tasks" / "diagnosis.toml").read_bytes()
     run = run.replace(b"epsilon = 2.9 ", b"noise_multiplier = 2.5 ").replace(b"\n", b"\r\n")
     (federation.folder / "run.toml").write_bytes(codecs.BOM_UTF8 + run)
     return federation
@@ -262,7 +262,7 @@ def test_a_latin_1_terminal_gets_what_it_can_show(consortium: Federation, tmp_pa
 def test_a_full_disk_under_standard_output_is_said_and_a_reader_that_has_gone_is_not(consortium: Federation) -> None:
     for site, path in consortium.paths.items():
         if not (path / "site.toml").exists():
-            consortium.write_settings(site, "localhost:1", SiteTerms(("simulations.diagnosis:Diagnosis",)))
+            consortium.write_settings(site, "localhost:1", SiteTerms(("simulations.tasks.diagnosis:Diagnosis",)))
     with Path("/dev/full").open("wb") as full:
         unwritten = _start("--version", stdout=full)
     assert unwritten.returncode == 1

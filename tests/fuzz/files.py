@@ -10,29 +10,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client.beginning import find_model
-from client.checkpoint import Checkpoint, CheckpointStore
-from client.once import Once
-from client.outbox import Outbox
-from client.records import read_csv
+from client.data.records import read_csv
 from client.settings import SiteSettings
-from privacy.accounting import Mechanism
+from client.state.checkpoint import Checkpoint, CheckpointStore
+from client.state.commitments import Commitments
+from client.state.initial_model import find_model
+from client.state.outbox import Outbox
+from privacy.accounting.accounting import Mechanism
 from privacy.config import read_toml
-from privacy.ledger import Budget, Ledger, Release
-from privacy.settings import RunSettings
-from strategies.heads import Heads
+from privacy.ledger.ledger import Budget, Ledger, Release
+from privacy.run.settings import RunSettings
+from strategies.ledger_heads import LedgerHeads
 from tests.privacy.consortium import LAYOUT, MODEL, PARAMETERS, chained, make_round, signing_key
 from transport.pki import Authority, certificate_pem, key_pem, read_authority_key, read_certificate, read_signing_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from privacy.plan import RoundPlan
+    from privacy.run.plan import RoundPlan
 
     Entry = tuple[str, Callable[[bytes], object], list[bytes]]
 
 _RUN = "ab" * 32
-_RUN_TOML = Path(__file__).parent.parent.parent / "simulations" / "diagnosis.toml"
+_RUN_TOML = Path(__file__).parent.parent.parent / "simulations" / "tasks" / "diagnosis.toml"
 _SITE_TOML = b"""\
 site = "north"
 server = "localhost:9092"
@@ -43,7 +43,7 @@ lineage = "north-patients"
 epsilon = 3.0
 delta = 1e-5
 [policy]
-tasks = ["simulations.diagnosis:Diagnosis"]
+tasks = ["simulations.tasks.diagnosis:Diagnosis"]
 maximum_epsilon = 3
 share = ["epsilon", "loss"]
 """
@@ -62,7 +62,7 @@ def file_parsers() -> Iterator[Entry]:
     yield "certificate", _of_file(read_certificate), [certificate]
     yield "authority's certificate", _of_file(read_authority_key), [certificate]
     yield "signing key", _of_file(read_signing_key), [key_pem(signing_key("north"))]
-    yield "ledgers' heads", _of_file(Heads), [_HEADS]
+    yield "ledgers' heads", _of_file(LedgerHeads), [_HEADS]
     yield from _ledgers()
     yield from _rounds()
 
@@ -116,7 +116,7 @@ def _rounds() -> Iterator[Entry]:
         checkpoint = store.save("study", Checkpoint(_RUN, 3, MODEL, 0.5))
         yield (
             "once",
-            _of_file(lambda path: Once(path.parent).note(_RUN, "update", "1"), f"{_RUN[:16]}.once"),
+            _of_file(lambda path: Commitments(path.parent).note(_RUN, "update", "1"), f"{_RUN[:16]}.commitments"),
             [b"update: 1\n"],
         )
         yield "outbox", _of_file(partial(find, trip.plan), update.name), [update.read_bytes()]

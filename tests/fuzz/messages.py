@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from flwr.app import Error
 from google.protobuf.message import DecodeError
 
-from privacy.envelope import Contribution
-from privacy.summation import EncryptedSum
+from privacy.codec.envelope import Contribution
+from privacy.crypto.summation import EncryptedSum
 from tests.privacy.golden_wire import instructions, replies
 from tests.privacy.readers import ANSWERED
 from tests.transport.records import everything

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.calibration import sign_manifest
-from privacy.ciphertext import CIPHERTEXT_BYTES, Ciphertexts
-from privacy.encryption import DecryptionKey
-from privacy.epoch import EpochKeys, SealingKey, read_letter, seal, write_letters
-from privacy.header import verify_header
-from privacy.manifest import open_manifest
-from privacy.norm_proof import Proof, Statement, all_hold, prove
-from privacy.packing import RING_DEGREE
-from privacy.plan import read_plan
-from privacy.roster import open_roster, sign_roster
-from privacy.signing import SignedDocument, sign
+from privacy.codec.ciphertext import CIPHERTEXT_BYTES, Ciphertexts
+from privacy.codec.header import verify_header
+from privacy.codec.packing import RING_DEGREE
+from privacy.crypto.encryption import DecryptionKey
+from privacy.crypto.key_epoch import EpochKeys, SealingKey, read_letter, seal, write_letters
+from privacy.crypto.norm_proof import Proof, Statement, all_hold, prove
+from privacy.crypto.signing import SignedDocument, sign
+from privacy.run.calibration import sign_manifest
+from privacy.run.manifest import open_manifest
+from privacy.run.plan import read_plan
+from privacy.run.roster import open_roster, sign_roster
 from tests.fuzz.files import file_parsers
 from tests.fuzz.messages import message_parsers
 from tests.privacy.consortium import (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from privacy.ciphertext import (
+from privacy.codec.ciphertext import (
     COEFF_MODULUS,
     SEED_BYTES,
     Accumulator,
@@ -17,12 +17,12 @@ from privacy.ciphertext import (
     pack60,
     residues,
 )
-from privacy.encryption import EncryptedUpdate
+from privacy.codec.packing import BLOCK, RING_DEGREE
+from privacy.crypto.encryption import EncryptedUpdate
+from privacy.crypto.expansion import add_expanded
+from privacy.crypto.mac import MacKey
 from privacy.errors import AuthenticityError
-from privacy.expansion import add_expanded
-from privacy.mac import MacKey
-from privacy.packing import BLOCK, RING_DEGREE
-from privacy.plan import MOST_SEEDS, RoundPlan
+from privacy.run.plan import MOST_SEEDS, RoundPlan
 from tests.privacy.consortium import CHARGE, SITES, make_plan, nonce_of, plan_with
 
 if TYPE_CHECKING:

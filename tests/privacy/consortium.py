@@ -15,36 +15,36 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import settings
 
-from privacy.accounting import Mechanism
-from privacy.calibration import sign_manifest
-from privacy.ciphertext import C0_BYTES, CODE_BYTES, SEED_BYTES, Ciphertexts, SummedCiphertexts, seeds_digest
-from privacy.encryption import DecryptionKey
-from privacy.envelope import Contribution, SignedUpdate, sign_update, verify_update
-from privacy.epoch import SealingKey
-from privacy.ledger import Charge, Release
-from privacy.mac import MacKey
-from privacy.manifest import Manifest, open_manifest
-from privacy.masking import MaskedUpdate, mask
-from privacy.packing import BLOCK, RING_DEGREE, pack
-from privacy.plan import RoundPlan
-from privacy.randomness import Randomness
-from privacy.roster import Member, Roster
-from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
-from privacy.signing import sign
-from privacy.summation import EncryptedSum, RunningSum
-from privacy.tag import KEY_BYTES, TaggedUpdate, TagKey
-from privacy.update import Layout, Model, PackedUpdate, Update, privatise
+from privacy.accounting.accounting import Mechanism
+from privacy.codec.ciphertext import C0_BYTES, CODE_BYTES, SEED_BYTES, Ciphertexts, SummedCiphertexts, seeds_digest
+from privacy.codec.envelope import Contribution, SignedUpdate, sign_update, verify_update
+from privacy.codec.packing import BLOCK, RING_DEGREE, pack
+from privacy.codec.update import Layout, Model, PackedUpdate, Update, privatise
+from privacy.crypto.encryption import DecryptionKey
+from privacy.crypto.key_epoch import SealingKey
+from privacy.crypto.mac import MacKey
+from privacy.crypto.masking import MaskedUpdate, mask
+from privacy.crypto.signing import sign
+from privacy.crypto.summation import EncryptedSum, RunningSum
+from privacy.crypto.tag import KEY_BYTES, TaggedUpdate, TagKey
+from privacy.ledger.ledger import Charge, Release
+from privacy.noise.randomness import Randomness
+from privacy.run.calibration import sign_manifest
+from privacy.run.manifest import Manifest, open_manifest
+from privacy.run.plan import RoundPlan
+from privacy.run.roster import Member, Roster
+from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from privacy.encryption import EncryptedUpdate
-    from privacy.header import UpdateHeader
-    from privacy.mac import AuthenticatedUpdate
-    from privacy.packing import Packing, Profile
-    from privacy.update import PrivateUpdate
+    from privacy.codec.header import UpdateHeader
+    from privacy.codec.packing import Packing, Profile
+    from privacy.codec.update import PrivateUpdate
+    from privacy.crypto.encryption import EncryptedUpdate
+    from privacy.crypto.mac import AuthenticatedUpdate
 
 SIZES = {"north": 300, "south": 200, "west": 100}  # weights 1, 2/3 and 1/3
 SITES = tuple(SIZES)

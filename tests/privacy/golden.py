@@ -15,23 +15,23 @@ from hashlib import sha256
 import numpy as np
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from privacy.accounting import Mechanism
-from privacy.agreement import set_digest
-from privacy.calibration import sign_manifest
-from privacy.ciphertext import C0_BYTES, CODE_BYTES, Ciphertexts, seeds_digest
-from privacy.encryption import DecryptionKey
-from privacy.envelope import Contribution, SignedUpdate, sign_update
-from privacy.epoch import EpochKeys
-from privacy.ledger import Charge, Release
-from privacy.manifest import open_manifest
-from privacy.masking import mask
-from privacy.packing import pack
-from privacy.plan import RoundPlan
-from privacy.randomness import Randomness
-from privacy.roster import sign_roster
-from privacy.seal import binding
-from privacy.signing import sign
-from tests.client.exams import made_up_exam
+from privacy.accounting.accounting import Mechanism
+from privacy.codec.ciphertext import C0_BYTES, CODE_BYTES, Ciphertexts, seeds_digest
+from privacy.codec.envelope import Contribution, SignedUpdate, sign_update
+from privacy.codec.packing import pack
+from privacy.crypto.agreement import set_digest
+from privacy.crypto.encryption import DecryptionKey
+from privacy.crypto.key_epoch import EpochKeys
+from privacy.crypto.masking import mask
+from privacy.crypto.seal import binding
+from privacy.crypto.signing import sign
+from privacy.ledger.ledger import Charge, Release
+from privacy.noise.randomness import Randomness
+from privacy.run.calibration import sign_manifest
+from privacy.run.manifest import open_manifest
+from privacy.run.plan import RoundPlan
+from privacy.run.roster import sign_roster
+from tests.client.evaluations import made_up_evaluation
 from tests.privacy import golden_bad, golden_bad_sums, golden_bad_wire, golden_norm
 from tests.privacy.consortium import (
     KEYS,
@@ -126,7 +126,7 @@ def write() -> None:
     store("keys", letters(keys))
     store("round", round_ | _shown(golden, made.ciphertexts))
     store("large", large_round(keys)[0])
-    store("numbers", numbers() | {"evaluation": made_up_exam()})
+    store("numbers", numbers() | {"evaluation": made_up_evaluation()})
     store("wire", messages(run))
     store("norm", norms())
     write_bad()

@@ -9,17 +9,17 @@ import json
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from privacy.ciphertext import C0_BYTES, CODE_BYTES, COEFF_MODULUS, Ciphertexts, pack60, residues, seeds_digest
-from privacy.envelope import Contribution
-from privacy.masking import pairs_digest
-from privacy.signing import SignedDocument, sign
+from privacy.codec.ciphertext import C0_BYTES, CODE_BYTES, COEFF_MODULUS, Ciphertexts, pack60, residues, seeds_digest
+from privacy.codec.envelope import Contribution
+from privacy.crypto.masking import pairs_digest
+from privacy.crypto.signing import SignedDocument, sign
 from tests.privacy.consortium import authority_key, signing_key
 from tests.privacy.vectors import good_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from privacy.signing import PrivateKey
+    from privacy.crypto.signing import PrivateKey
 
 A, M, P = "AuthenticityError", "MalformedError", "ProtocolError"
 OTHER = "ab" * 32

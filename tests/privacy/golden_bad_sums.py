@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from privacy.agreement import set_digest
-from privacy.ciphertext import C0_BYTES, COEFF_MODULUS, SEED_BYTES, pack60, residues
-from privacy.epoch import EpochKeys, seal
-from privacy.masking import REVEAL_BYTES, _pair_sealer, seed_sealer, sign_pairs, sign_seed
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE
-from privacy.pairs import _info
-from privacy.plan import read_plan
-from privacy.signing import SIGNATURE_BYTES, SignedDocument, sign
+from privacy.codec.ciphertext import C0_BYTES, COEFF_MODULUS, SEED_BYTES, pack60, residues
+from privacy.codec.packing import PLAIN_MODULUS, RING_DEGREE
+from privacy.crypto.agreement import set_digest
+from privacy.crypto.key_epoch import EpochKeys, seal
+from privacy.crypto.masking import REVEAL_BYTES, _pair_sealer, seed_sealer, sign_pairs, sign_seed
+from privacy.crypto.pairs import _info
+from privacy.crypto.signing import SIGNATURE_BYTES, SignedDocument, sign
+from privacy.run.plan import read_plan
 from tests.privacy.consortium import (
     SECRET,
     mac_key,
@@ -36,7 +36,7 @@ from tests.privacy.vectors import good_parts, stored
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from privacy.envelope import Contribution
+    from privacy.codec.envelope import Contribution
 
 _SUM = {
     "manifest": "text round/manifest", "roster": "text round/roster",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from privacy.signing import sign
-from privacy.votes import cast
+from privacy.crypto.signing import sign
+from privacy.run.votes import cast
 from tests.privacy.consortium import signing_key
 from tests.privacy.golden_bad import OTHER, A, Bad, M, P
 from tests.privacy.golden_wire import (

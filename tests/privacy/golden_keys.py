@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from privacy.epoch import write_letters
-from privacy.pairs import write_pairs
+from privacy.crypto.key_epoch import write_letters
+from privacy.crypto.pairs import write_pairs
 from tests.privacy.consortium import SITES, make_roster, sealing_key, signing_key
 
 if TYPE_CHECKING:
-    from privacy.epoch import EpochKeys
+    from privacy.crypto.key_epoch import EpochKeys
 
 
 def letters(keys: EpochKeys) -> dict[str, object]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.norm_proof import ROWS, Proof, commit
-from privacy.norm_signature import sign_proof, subject_of
-from privacy.norms import _blinding, context_of, longest, projection, prove_norm, state
-from privacy.packing import Packing
-from privacy.pedersen import BYTES, IDENTITY, ORDER, generator
-from privacy.signing import SIGNATURE_BYTES
+from privacy.codec.packing import Packing
+from privacy.crypto.norm_proof import ROWS, Proof, commit
+from privacy.crypto.norm_signature import sign_proof, subject_of
+from privacy.crypto.norms import _blinding, context_of, longest, projection, prove_norm, state
+from privacy.crypto.pedersen import BYTES, IDENTITY, ORDER, generator
+from privacy.crypto.signing import SIGNATURE_BYTES
 from tests.privacy.consortium import shared_secrets, signing_key
 from tests.privacy.golden_bad import Bad
 from tests.privacy.vectors import good_parts, stored

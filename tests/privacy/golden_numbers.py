@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from client.checkpoint import Checkpoint
-from privacy.calibration import sign_manifest
-from privacy.discrete import reach
-from privacy.manifest import open_manifest
-from privacy.packing import Packing, pack, pack_with_share, unpack
-from privacy.randomness import Randomness
-from privacy.settings import Encryption, Privacy, Training
-from privacy.shared import share_for
-from privacy.sketch import encode
-from privacy.statistics import Column, Form, encoding_bound
-from privacy.update import Constant, Layout, Update
+from client.state.checkpoint import Checkpoint
+from privacy.analytics.sketch import encode
+from privacy.analytics.statistics import Column, Form, encoding_bound
+from privacy.codec.packing import Packing, pack, pack_with_share, unpack
+from privacy.codec.update import Constant, Layout, Update
+from privacy.noise.discrete import reach
+from privacy.noise.randomness import Randomness
+from privacy.noise.shared import share_for
+from privacy.run.calibration import sign_manifest
+from privacy.run.manifest import open_manifest
+from privacy.run.settings import Encryption, Privacy, Training
 from strategies.advance import State, advance, average
 from strategies.algorithm import Run
 from strategies.averaging import include, is_averaged, next_bound
@@ -29,7 +29,7 @@ from tests.privacy.golden_rounds import SHOWN, floats_digest, model_of, values_o
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from privacy.packing import Profile
+    from privacy.codec.packing import Profile
 
 _KEY = sha256(repr((7, "numbers")).encode()).hexdigest()
 _CASES: list[tuple[Profile, int, float, tuple[float, ...], int]] = [
@@ -116,7 +116,7 @@ def _ranges() -> list[dict[str, object]]:
 
 
 def _averaging() -> dict[str, object]:
-    """Three rounds of five that are averaged, as `client.models` does it, after two that are not."""
+    """Three rounds of five that are averaged, as `client.state.models` does it, after two that are not."""
     layout, rounds, share = Layout((("all", (40,)),)), 5, 0.5
     model, mean, found = model_of(layout), np.empty(0, np.float32), list[dict[str, object]]()
     for number in range(1, rounds + 1):

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.agreement import absent_from, agree, set_digest
-from privacy.calibration import sign_manifest
-from privacy.ciphertext import Ciphertexts
-from privacy.envelope import sign_update, verify_update
-from privacy.ledger import Charge, Release
-from privacy.manifest import open_manifest
-from privacy.masking import (
+from privacy.codec.ciphertext import Ciphertexts
+from privacy.codec.envelope import sign_update, verify_update
+from privacy.codec.packing import pack, unpack
+from privacy.codec.update import Layout, Model
+from privacy.crypto.agreement import absent_from, agree, set_digest
+from privacy.crypto.masking import (
     Masks,
     commitment,
     mask,
@@ -32,14 +31,15 @@ from privacy.masking import (
     verify_pairs,
     verify_seed,
 )
-from privacy.packing import pack, unpack
-from privacy.plan import MOST_SEEDS, RoundPlan
-from privacy.randomness import Randomness
-from privacy.roster import sign_roster
-from privacy.settings import Encryption
-from privacy.summation import RunningSum, check_sum
-from privacy.tag import TagKey
-from privacy.update import Layout, Model
+from privacy.crypto.summation import RunningSum, check_sum
+from privacy.crypto.tag import TagKey
+from privacy.ledger.ledger import Charge, Release
+from privacy.noise.randomness import Randomness
+from privacy.run.calibration import sign_manifest
+from privacy.run.manifest import open_manifest
+from privacy.run.plan import MOST_SEEDS, RoundPlan
+from privacy.run.roster import sign_roster
+from privacy.run.settings import Encryption
 from strategies.advance import average
 from strategies.averaging import next_bound
 from tests.privacy.consortium import (
@@ -63,13 +63,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from privacy.epoch import EpochKeys
-    from privacy.header import UpdateHeader
-    from privacy.manifest import Manifest
-    from privacy.roster import Roster
-    from privacy.settings import RunSettings
-    from privacy.signing import SignedDocument
-    from privacy.summation import EncryptedSum
+    from privacy.codec.header import UpdateHeader
+    from privacy.crypto.key_epoch import EpochKeys
+    from privacy.crypto.signing import SignedDocument
+    from privacy.crypto.summation import EncryptedSum
+    from privacy.run.manifest import Manifest
+    from privacy.run.roster import Roster
+    from privacy.run.settings import RunSettings
 
 DEADLINE = 1_800_000_000.5
 SHOWN = 4  # values of each long vector

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.agreement import absent_from, agree, set_digest
-from privacy.ciphertext import COEFF_MODULUS
-from privacy.encryption import EncryptedUpdate
-from privacy.masking import Masks, commitment, pairs_digest, seal_pairs, seal_seed, sign_pairs, sign_seed
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE
-from privacy.plan import MOST_SEEDS
+from privacy.codec.ciphertext import COEFF_MODULUS
+from privacy.codec.packing import PLAIN_MODULUS, RING_DEGREE
+from privacy.crypto.agreement import absent_from, agree, set_digest
+from privacy.crypto.encryption import EncryptedUpdate
+from privacy.crypto.masking import Masks, commitment, pairs_digest, seal_pairs, seal_seed, sign_pairs, sign_seed
+from privacy.run.plan import MOST_SEEDS
 from tests.privacy.consortium import CHARGE, SECRET, SITES, mac_key, plan_with, shared_secrets, signing_key
 
 if TYPE_CHECKING:
-    from privacy.plan import RoundPlan
+    from privacy.run.plan import RoundPlan
 
 FIRST = 4  # residues of each stream
 _SEED = bytes(range(32))

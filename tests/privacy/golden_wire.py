@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, Error, RecordDict
 
-from privacy.envelope import Contribution, SignedUpdate
-from privacy.heads import SignedHead
-from privacy.signing import sign
-from privacy.summation import EncryptedSum
-from privacy.verdict import sign_verdict
-from privacy.votes import Question, Vote, cast
+from privacy.codec.envelope import Contribution, SignedUpdate
+from privacy.crypto.signing import sign
+from privacy.crypto.summation import EncryptedSum
+from privacy.crypto.verdict import sign_verdict
+from privacy.ledger.ledger_head import SignedHead
+from privacy.run.votes import Question, Vote, cast
 from tests.privacy.consortium import make_plan, member, signing_key
 from tests.privacy.readers import ANSWERED
 from transport import cloister_pb2 as pb

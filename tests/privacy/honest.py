@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privacy.packing import unpack
-from privacy.summation import EncryptedSum, check_sum
+from privacy.codec.packing import unpack
+from privacy.crypto.summation import EncryptedSum, check_sum
 from tests.privacy.consortium import (
     PARAMETERS,
     SITES,
@@ -21,8 +21,8 @@ from tests.privacy.consortium import (
 )
 
 if TYPE_CHECKING:
-    from privacy.envelope import SignedUpdate
-    from privacy.update import Update
+    from privacy.codec.envelope import SignedUpdate
+    from privacy.codec.update import Update
 
 OTHER = "f" * 64
 VECTORS = {site: np.linspace(-0.9, 0.9, PARAMETERS) * (place + 1) / 3 for place, site in enumerate(SITES)}

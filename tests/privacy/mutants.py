@@ -17,7 +17,9 @@ from inspect import getsource
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
-from privacy import encryption, header, roster
+from privacy.codec import header
+from privacy.crypto import encryption
+from privacy.run import roster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,32 +21,32 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from flwr.app import ArrayRecord
 from google.protobuf.message import DecodeError
 
-from client.keyring import Keyring
-from client.once import Once
-from privacy import agreement
-from privacy.agreement import absent_from, check_agreed, check_set
-from privacy.clocks import check_clock, tolerance
-from privacy.encryption import DecryptionKey
-from privacy.envelope import SignedUpdate, verify_update
-from privacy.epoch import EpochKeys, SealingKey, read_letter
+from client.state.commitments import Commitments
+from client.state.keyring import Keyring
+from privacy.codec.envelope import SignedUpdate, verify_update
+from privacy.codec.header import verify_header
+from privacy.codec.packing import unpack
+from privacy.crypto import agreement
+from privacy.crypto.agreement import absent_from, check_agreed, check_set
+from privacy.crypto.encryption import DecryptionKey
+from privacy.crypto.key_epoch import EpochKeys, SealingKey, read_letter
+from privacy.crypto.mac import MacKey
+from privacy.crypto.masking import open_pairs, open_seed, unmask_sum, verify_pairs, verify_seed
+from privacy.crypto.norm_proof import Proof, Statement, all_hold
+from privacy.crypto.norm_signature import verify_proof
+from privacy.crypto.pairs import read_pair
+from privacy.crypto.projections import DEFAULT
+from privacy.crypto.signing import verify
+from privacy.crypto.summation import RunningSum, check_contributions, check_sum
+from privacy.crypto.tag import TagKey
 from privacy.errors import AuthenticityError, CloisterError, ConfigError, MalformedError, RefusedError
-from privacy.header import verify_header
-from privacy.ledger import Ledger
-from privacy.mac import MacKey
-from privacy.manifest import open_manifest
-from privacy.masking import open_pairs, open_seed, unmask_sum, verify_pairs, verify_seed
-from privacy.norm_proof import Proof, Statement, all_hold
-from privacy.norm_signature import verify_proof
-from privacy.packing import unpack
-from privacy.pairs import read_pair
-from privacy.plan import check_plan, read_plan
-from privacy.projections import DEFAULT
-from privacy.roster import open_roster
-from privacy.shared import share_of
-from privacy.signing import verify
-from privacy.summation import RunningSum, check_contributions, check_sum
-from privacy.tag import TagKey
-from privacy.votes import Question, check_rejected
+from privacy.ledger.ledger import Ledger
+from privacy.noise.shared import share_of
+from privacy.run.clocks import check_clock, tolerance
+from privacy.run.manifest import open_manifest
+from privacy.run.plan import check_plan, read_plan
+from privacy.run.roster import open_roster
+from privacy.run.votes import Question, check_rejected
 from tests.privacy.consortium import SECRET, sealing_key, signing_key
 from tests.privacy.vectors import stored
 from transport import cloister_pb2 as pb
@@ -63,9 +63,9 @@ if TYPE_CHECKING:
 
     from flwr.app import RecordDict
 
-    from privacy.manifest import Manifest
-    from privacy.roster import Roster
-    from privacy.signing import PublicKey
+    from privacy.crypto.signing import PublicKey
+    from privacy.run.manifest import Manifest
+    from privacy.run.roster import Roster
 
     Parts = Mapping[str, bytes]
 
@@ -172,13 +172,13 @@ def contributors(parts: Parts) -> None:
     signed = {name: each.header for name, each in zip(verified, shown, strict=True)}
     check_set(asked_for, signed, (site, parts["own"]), int(parts["minimum"]))
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / f"{run[:16]}.once").write_bytes(parts["once"])
+        (Path(folder) / f"{run[:16]}.commitments").write_bytes(parts["once"])
         if parts["agreed"]:
             signatures = {name: bytes.fromhex(each) for name, each in json.loads(parts["agreed"]).items()}
             check_agreed(asked_for, signed, signatures, _roster(parts))
-            agreement.reveal(Once(Path(folder)), asked_for, signed, json.loads(parts["own"])["mask"])
+            agreement.reveal(Commitments(Path(folder)), asked_for, signed, json.loads(parts["own"])["mask"])
         else:
-            agreement.agree(Once(Path(folder)), asked_for, signed, signing_key(site))
+            agreement.agree(Commitments(Path(folder)), asked_for, signed, signing_key(site))
 
 
 def proof(parts: Parts) -> None:

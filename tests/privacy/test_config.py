@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from privacy.config import STRICT, read_toml, settings_file
 from privacy.errors import ConfigError
-from privacy.settings import RunSettings
+from privacy.run.settings import RunSettings
 from tests.privacy.consortium import relaxed
 
 

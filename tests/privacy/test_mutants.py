@@ -29,20 +29,20 @@ def _all(*functions: str, by: list[str]) -> dict[str, list[str]]:
 
 # Every function that refuses something, by module, and which kinds of bad vectors it reads.
 READ_BY: dict[str, dict[str, list[str]]] = {
-    "privacy.signing": {
+    "privacy.crypto.signing": {
         "verify": ["manifest", "roster", "header", "letter", "pair"],
         "SignedDocument.open": ["manifest", "roster", "letter"],
     },
-    "privacy.roster": {
+    "privacy.run.roster": {
         "Roster.__post_init__": ["roster"],
         "Roster.member": ["header", "letter", "pair"],
         "open_roster": ["roster"],
     },
-    "privacy.manifest": {
+    "privacy.run.manifest": {
         "Manifest.check_valid": ["manifest"],
         "open_manifest": ["manifest"],
     },
-    "privacy.settings": _all(
+    "privacy.run.settings": _all(
         "Privacy.__post_init__",
         "Cohort.__post_init__",
         "RunSettings.__post_init__",
@@ -56,17 +56,17 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "_of_norm",
         by=["manifest"],
     ),
-    "privacy.plan": {"read_plan": ["plan"], "check_plan": ["asked"]},
-    "privacy.header": {"verify_header": ["header"], "_read": ["header"]},
-    "privacy.envelope": {"verify_update": _UPDATES},
-    "privacy.summation": {
+    "privacy.run.plan": {"read_plan": ["plan"], "check_plan": ["asked"]},
+    "privacy.codec.header": {"verify_header": ["header"], "_read": ["header"]},
+    "privacy.codec.envelope": {"verify_update": _UPDATES},
+    "privacy.crypto.summation": {
         "RunningSum.add": ["addition"],
         "RunningSum.close": ["addition"],
         "check_sum": _SUMS,
         "check_contributions": ["sum", "set"],
         "claimed_site": ["sum"],
     },
-    "privacy.ciphertext": {
+    "privacy.codec.ciphertext": {
         "Ciphertexts.read": ["update"],
         "SummedCiphertexts.check": _SUMS,
         "Accumulator.add": ["update"],
@@ -74,14 +74,19 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "_check_residues": ["update", "sum"],
         "residues": ["update", "sum"],
     },
-    "privacy.mac": {"MacKey.check": ["sum"]},
-    "privacy.tag": {"TagKey.check": ["sum"]},
-    "privacy.packing": {"Packing.__post_init__": ["manifest"], "unpack": ["sum"]},
-    "privacy.masking": {"open_seed": ["sum"], "open_pairs": ["sum"], "verify_pairs": ["sum"], "verify_seed": ["sum"]},
-    "privacy.norm_proof": _all("Proof.read", "all_hold", by=["proof"]),
-    "privacy.norm_signature": _all("verify_proof", by=["proof"]),
-    "privacy.pedersen": _all("read_point", "read_scalar", by=["proof"]),
-    "privacy.agreement": {
+    "privacy.crypto.mac": {"MacKey.check": ["sum"]},
+    "privacy.crypto.tag": {"TagKey.check": ["sum"]},
+    "privacy.codec.packing": {"Packing.__post_init__": ["manifest"], "unpack": ["sum"]},
+    "privacy.crypto.masking": {
+        "open_seed": ["sum"],
+        "open_pairs": ["sum"],
+        "verify_pairs": ["sum"],
+        "verify_seed": ["sum"],
+    },
+    "privacy.crypto.norm_proof": _all("Proof.read", "all_hold", by=["proof"]),
+    "privacy.crypto.norm_signature": _all("verify_proof", by=["proof"]),
+    "privacy.crypto.pedersen": _all("read_point", "read_scalar", by=["proof"]),
+    "privacy.crypto.agreement": {
         "check_set": ["set", "reveal"],
         "check_repeat": ["reveal"],
         "check_signed": ["reveal"],
@@ -89,18 +94,18 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "agree": ["set"],
         "reveal": ["reveal"],
     },
-    "privacy.shared": {"share_of": ["share"]},
-    "privacy.pairs": {"read_pair": ["pair"]},
-    "privacy.epoch": {
+    "privacy.noise.shared": {"share_of": ["share"]},
+    "privacy.crypto.pairs": {"read_pair": ["pair"]},
+    "privacy.crypto.key_epoch": {
         "SealingKey.__init__": ["sealing key"],
         "SealingKey.open": ["letter", "pair"],
         "EpochKeys.from_bytes": ["keys"],
         "read_letter": ["letter"],
     },
-    "privacy.encryption": {"DecryptionKey.from_bytes": ["keys"], "DecryptionKey.check_form": ["keys"]},
-    "privacy.clocks": {"check_clock": ["clocks"]},
-    "privacy.entries": _all("read_entries", "signed_by", "_take", "_entry", "_check", by=["ledger"]),
-    "privacy.heads": {"SignedHead.__post_init__": ["message query"]},
+    "privacy.crypto.encryption": {"DecryptionKey.from_bytes": ["keys"], "DecryptionKey.check_form": ["keys"]},
+    "privacy.run.clocks": {"check_clock": ["clocks"]},
+    "privacy.ledger.entries": _all("read_entries", "signed_by", "_take", "_entry", "_check", by=["ledger"]),
+    "privacy.ledger.ledger_head": {"SignedHead.__post_init__": ["message query"]},
     "transport.body": _all("Cutter.take", "Cutter.finish", "split", by=_MESSAGES),
     "transport.parcel": {
         "decode_instruction": _MESSAGES,
@@ -151,61 +156,65 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "read_body": ["message query.judge"],
     },
     "transport.votes": {"read_votes": ["message query.undo"], "read_undone": ["reply undone"]},
-    "privacy.votes": {"Vote.from_bytes": ["message query.undo"], "check_vote": ["votes"], "check_rejected": ["votes"]},
-    "client.keyring": {"Keyring.take": ["epoch"]},
-    "client.once": {"Once.note": ["set", "reveal"]},
+    "privacy.run.votes": {
+        "Vote.from_bytes": ["message query.undo"],
+        "check_vote": ["votes"],
+        "check_rejected": ["votes"],
+    },
+    "client.state.keyring": {"Keyring.take": ["epoch"]},
+    "client.state.commitments": {"Commitments.note": ["set", "reveal"]},
 }
 
 # Functions in these modules that read nothing from outside.
 OWN: dict[str, dict[str, str]] = {
-    "privacy.settings": {
+    "privacy.run.settings": {
         "RunSettings.shares_noise": "says what noise a run has",
     },
-    "privacy.plan": {"RoundPlan.expanded": "says who expands the seeds"},
-    "privacy.envelope": {"sign_update": "of an update that a site makes itself"},
-    "privacy.packing": dict.fromkeys(
-        ("pack", "pack_with_share", "_check", "PackedStream.remainder"), "of an update that a site makes itself"
+    "privacy.run.plan": {"RoundPlan.expanded": "says who expands the seeds"},
+    "privacy.codec.envelope": {"sign_update": "of an update that a site makes itself"},
+    "privacy.codec.packing": dict.fromkeys(
+        ("pack", "pack_with_share", "_check", "PackedStream.residual"), "of an update that a site makes itself"
     ),
-    "privacy.agreement": {
+    "privacy.crypto.agreement": {
         "_is_proven": "says what stands in a record",
         "check_unchanged": "of an update that a site makes itself",
     },
-    "privacy.masking": {"pairs_digest": "the length is checked before, against the cohort"},
-    "privacy.norm_proof": {
+    "privacy.crypto.masking": {"pairs_digest": "the length is checked before, against the cohort"},
+    "privacy.crypto.norm_proof": {
         "Statement.__post_init__": "follows from the manifest, which every site has",
         "prove": "of an update that a site makes itself",
     },
-    "privacy.pedersen": {"generator": "of names that we give"},
-    "privacy.epoch": {"seal": "the roster's keys, as they are used"},
-    "privacy.entries": {"_unsigned": "says which line is altered, once one is"},
-    "privacy.shared": {"_clipping_norm": "of a run that trains, as all with shared noise do"},
+    "privacy.crypto.pedersen": {"generator": "of names that we give"},
+    "privacy.crypto.key_epoch": {"seal": "the roster's keys, as they are used"},
+    "privacy.ledger.entries": {"_unsigned": "says which line is altered, once one is"},
+    "privacy.noise.shared": {"_clipping_norm": "of a run that trains, as all with shared noise do"},
     "transport.parcel": {"decode_arrays": "the server's own files"},
     "transport.fields": {"lacks": "raises what others ask for"},
-    "client.keyring": dict.fromkeys(
+    "client.state.keyring": dict.fromkeys(
         ("Keyring.find", "Keyring.shared_with", "Keyring._pairs", "_read_keys"), "a site's own files"
     ),
 }
 
 # Checks that another one makes too, before or after, with the same error: why both are there.
 TWICE: dict[str, str] = {
-    "privacy.signing.SignedDocument.open: newline": "the payload is empty then, which no document is",
-    "privacy.settings.Training._of_shared_noise: run.honest_sites < 1": "masks ask for more",
-    "privacy.settings._contradiction: len(_kinds(run)) != 1": "the kind of a run is its only table",
-    "privacy.votes.check_rejected: votes.keys() <= set(sites)": "of a roster's members, a run may name only some",
-    "privacy.summation.RunningSum.close: self._c0 is None": "nobody is fewer than the minimum",
-    "privacy.ciphertext.Accumulator.add: check_chunks(ciphertexts.chunks, len(self.total), CIPHERTEXT_BYTES)": (
+    "privacy.crypto.signing.SignedDocument.open: newline": "the payload is empty then, which no document is",
+    "privacy.run.settings.Training._of_shared_noise: run.honest_sites < 1": "masks ask for more",
+    "privacy.run.settings._contradiction: len(_kinds(run)) != 1": "the kind of a run is its only table",
+    "privacy.run.votes.check_rejected: votes.keys() <= set(sites)": "of a roster's members, a run may name only some",
+    "privacy.crypto.summation.RunningSum.close: self._c0 is None": "nobody is fewer than the minimum",
+    "privacy.codec.ciphertext.Accumulator.add: check_chunks(ciphertexts.chunks, len(self.total), CIPHERTEXT_BYTES)": (
         "updates of one sum have one size"
     ),
-    "privacy.ciphertext.residues: len(c0) % C0_BYTES": "lengths are checked before",
-    "privacy.packing.Packing.__post_init__: self.cohort < 1": "a run names sites",
-    "privacy.packing.unpack: 1 <= contributors": "a sum has contributors",
-    "privacy.packing.unpack: contributors <= packing.cohort": "contributors are of the cohort, each once",
-    "privacy.packing.unpack: done != size": "lengths are checked before",
-    "privacy.packing.unpack: len(block) != packing.ciphertexts(used.size)": "lengths are checked before",
-    "privacy.pedersen.read_point: len(data) != BYTES": "a proof's length is checked before",
-    "privacy.pedersen.read_scalar: len(data) != BYTES": "a proof's length is checked before",
-    "privacy.encryption.DecryptionKey.check_form: np.count_nonzero(values) != weight": "such a key leaves a remainder",
-    "privacy.encryption.DecryptionKey.from_bytes: len(data) != _KEY_BYTES + _DIGEST_BYTES": (
+    "privacy.codec.ciphertext.residues: len(c0) % C0_BYTES": "lengths are checked before",
+    "privacy.codec.packing.Packing.__post_init__: self.cohort < 1": "a run names sites",
+    "privacy.codec.packing.unpack: 1 <= contributors": "a sum has contributors",
+    "privacy.codec.packing.unpack: contributors <= packing.cohort": "contributors are of the cohort, each once",
+    "privacy.codec.packing.unpack: done != size": "lengths are checked before",
+    "privacy.codec.packing.unpack: len(block) != packing.ciphertexts(used.size)": "lengths are checked before",
+    "privacy.crypto.pedersen.read_point: len(data) != BYTES": "a proof's length is checked before",
+    "privacy.crypto.pedersen.read_scalar: len(data) != BYTES": "a proof's length is checked before",
+    "privacy.crypto.encryption.DecryptionKey.check_form: np.count_nonzero(values) != weight": "it leaves a remainder",
+    "privacy.crypto.encryption.DecryptionKey.from_bytes: len(data) != _KEY_BYTES + _DIGEST_BYTES": (
         "a digest of another length is another one"
     ),
     "transport.parcel.decode_instruction: parcel.WhichOneof('body') != 'records'": "what is asked is missing then",
@@ -213,23 +222,23 @@ TWICE: dict[str, str] = {
     "transport.framing.Assembly.add: len(self._data) + len(chunk.data) > self._total": "the end is checked too",
     "transport.reports._read: math.isfinite(value)": "what numbers can be has two ends",
     "transport.contents.read_train: count <= _MAX_SUMS": "sums that are not there are missed",
-    "privacy.settings.Encryption.update_bound: Positive as Annotated[float, Field(gt=0)]": "the codec has a bound too",
-    "privacy.settings.Cohort.sizes: min_length=1": "nobody is fewer than any minimum",
-    "privacy.settings.Start: strict=False": "text is never converted from anything",
-    "privacy.roster.Member: strict=False": "text is never converted from anything",
-    "privacy.plan.RoundPlan: extra='ignore'": "what is read over is not in the canonical form",
-    "privacy.plan.RoundPlan: strict=False": "what was converted is not in the canonical form",
-    "privacy.header.UpdateHeader: extra='ignore'": "what is read over is not in the canonical form",
-    "privacy.header.UpdateHeader: strict=False": "what was converted is not in the canonical form",
+    "privacy.run.settings.Encryption.update_bound: Positive as Annotated[float, Field(gt=0)]": "so has the codec",
+    "privacy.run.settings.Cohort.sizes: min_length=1": "nobody is fewer than any minimum",
+    "privacy.run.settings.Start: strict=False": "text is never converted from anything",
+    "privacy.run.roster.Member: strict=False": "text is never converted from anything",
+    "privacy.run.plan.RoundPlan: extra='ignore'": "what is read over is not in the canonical form",
+    "privacy.run.plan.RoundPlan: strict=False": "what was converted is not in the canonical form",
+    "privacy.codec.header.UpdateHeader: extra='ignore'": "what is read over is not in the canonical form",
+    "privacy.codec.header.UpdateHeader: strict=False": "what was converted is not in the canonical form",
 }
 
 FIELDS = {
-    "privacy.manifest": ("manifest", "privacy.manifest", "open_manifest"),
-    "privacy.settings": ("manifest", "privacy.manifest", "open_manifest"),
-    "privacy.roster": ("roster", "privacy.roster", "open_roster"),
-    "privacy.plan": ("plan", "privacy.plan", "read_plan"),
-    "privacy.header": ("header", "privacy.header", "verify_header"),
-    "privacy.epoch": ("letter", "privacy.epoch", "read_letter"),
+    "privacy.run.manifest": ("manifest", "privacy.run.manifest", "open_manifest"),
+    "privacy.run.settings": ("manifest", "privacy.run.manifest", "open_manifest"),
+    "privacy.run.roster": ("roster", "privacy.run.roster", "open_roster"),
+    "privacy.run.plan": ("plan", "privacy.run.plan", "read_plan"),
+    "privacy.codec.header": ("header", "privacy.codec.header", "verify_header"),
+    "privacy.crypto.key_epoch": ("letter", "privacy.crypto.key_epoch", "read_letter"),
 }
 """Which kind of vectors a module's documents are, and what reads them."""
 

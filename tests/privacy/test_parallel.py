@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from privacy import parallel
+from privacy.codec.packing import BLOCK, RING_DEGREE
 from privacy.errors import EncryptionError, MalformedError
-from privacy.packing import BLOCK, RING_DEGREE
 from privacy.parallel import in_processes
 from tests.privacy.consortium import decryption_key, joined, tagged, uncoded
 

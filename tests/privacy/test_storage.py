@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from privacy.accounting import Mechanism
+from privacy.accounting.accounting import Mechanism
 from privacy.errors import LedgerError
-from privacy.ledger import Budget, Ledger, Release
+from privacy.ledger.ledger import Budget, Ledger, Release
 from privacy.storage import append, link_atomically, read_file, set_aside, write_atomically
 from tests.privacy.consortium import signing_key
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from privacy.foreign import MOST, plain, quoted
+from privacy.untrusted_text import MOST, plain, quoted
 
 hostile = st.text(st.characters(exclude_categories=())) | st.text(
     "\x1b[]\n\r\t\u202e\u2066\u200b\u0301“”  \\ abε", max_size=600

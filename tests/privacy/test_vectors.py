@@ -19,8 +19,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from privacy import errors
-from privacy.accounting import Mechanism
-from privacy.ciphertext import (
+from privacy.accounting.accounting import Mechanism
+from privacy.codec.ciphertext import (
     C0_BYTES,
     CODE_BYTES,
     Ciphertexts,
@@ -29,21 +29,21 @@ from privacy.ciphertext import (
     residues,
     seeds_digest,
 )
-from privacy.encryption import DecryptionKey
-from privacy.envelope import Contribution, SignedUpdate, verify_update
-from privacy.epoch import EpochKeys, SealingKey, read_letter
-from privacy.expansion import expand
-from privacy.ledger import Ledger
-from privacy.mac import MacKey
-from privacy.manifest import open_manifest
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE, unpack
-from privacy.pairs import read_pair
-from privacy.plan import read_plan
-from privacy.randomness import Randomness
-from privacy.roster import open_roster
-from privacy.signing import SignedDocument
-from privacy.summation import EncryptedSum, check_sum
-from privacy.update import Layout
+from privacy.codec.envelope import Contribution, SignedUpdate, verify_update
+from privacy.codec.packing import PLAIN_MODULUS, RING_DEGREE, unpack
+from privacy.codec.update import Layout
+from privacy.crypto.encryption import DecryptionKey
+from privacy.crypto.expansion import expand
+from privacy.crypto.key_epoch import EpochKeys, SealingKey, read_letter
+from privacy.crypto.mac import MacKey
+from privacy.crypto.pairs import read_pair
+from privacy.crypto.signing import SignedDocument
+from privacy.crypto.summation import EncryptedSum, check_sum
+from privacy.ledger.ledger import Ledger
+from privacy.noise.randomness import Randomness
+from privacy.run.manifest import open_manifest
+from privacy.run.plan import read_plan
+from privacy.run.roster import open_roster
 from tests.privacy.consortium import (
     LAYOUT,
     MODEL,
@@ -70,10 +70,10 @@ from transport.parcel import decode_instruction
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from privacy.manifest import Manifest
-    from privacy.plan import RoundPlan
-    from privacy.roster import Roster
-    from privacy.signing import PublicKey
+    from privacy.crypto.signing import PublicKey
+    from privacy.run.manifest import Manifest
+    from privacy.run.plan import RoundPlan
+    from privacy.run.roster import Roster
 
 
 @cache
@@ -257,7 +257,7 @@ def test_what_follows_from_fixed_keys_is_made_as_it_was() -> None:
     made, known = plain(numbers()), plain(stored("numbers"))
     for each in (made, known):
         del each["shared_noise"]["manifest"]  # has a nonce and the time in it
-    del known["evaluation"]  # of a model that torch drew: see tests/client/test_exam.py
+    del known["evaluation"]  # of a model that torch drew: see tests/client/work/test_evaluation.py
     for name in ("edges", "vector"):  # sums of cosines and roots, which other machines may round otherwise
         np.testing.assert_allclose(made["statistics"].pop(name), known["statistics"][name], rtol=1e-12)
         made["statistics"][name] = known["statistics"][name]

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from privacy.ciphertext import SEED_BYTES, pack60
-from privacy.expansion import add_expanded
-from privacy.packing import RING_DEGREE
+from privacy.codec.ciphertext import SEED_BYTES, pack60
+from privacy.codec.packing import RING_DEGREE
+from privacy.crypto.expansion import add_expanded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -11,9 +11,9 @@ import pytest
 
 from cloister.local import start_server
 from cloister.processes import Processes
-from privacy.settings import Cohort, Training
-from simulations.federation import Federation
-from simulations.results import Results, read_results
+from privacy.run.settings import Cohort, Training
+from simulations.engine.federation import Federation
+from simulations.engine.results import Results, read_results
 from tests.federations import (
     SETTINGS,
     SIZES,
@@ -29,13 +29,13 @@ from tests.studies import DYING, Mortal
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
 
 SECONDS = 90.0  # at most; each process takes a few to load torch, many at once on a busy machine more
-TEAM = ("north", "south", "east")
+MEMBERS = ("north", "south", "east")
 RUN = replace(
     SETTINGS,
     task=task_name(Mortal),
     rounds=3,
     training=Training(steps_per_round=4, sample_rate=0.5, learning_rate=0.1),
-    cohort=Cohort(sizes={site: SIZES[site] for site in TEAM}, minimum=3, round_deadline_seconds=60.0),
+    cohort=Cohort(sizes={site: SIZES[site] for site in MEMBERS}, minimum=3, round_deadline_seconds=60.0),
 )
 
 
@@ -60,20 +60,20 @@ class Trained:
 
     federation: Federation
     results: Results
-    code: int  # of the team whose worker died
+    code: int  # of the processes whose worker died
     charged: int  # then
     made: list[Path]  # updates, then
-    said: tuple[str, str]  # by both teams
+    said: tuple[str, str]  # by the first processes, and by those after them
 
 
 @pytest.fixture(scope="module")
 def trained(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("team"))(RUN)
+    federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("group"))(RUN)
     north, logs = federation.paths["north"], [federation.folder / name for name in ("first.log", "second.log")]
     (north / DYING).touch()
     with Processes() as processes:
         address = start_server(processes, federation)
-        for site in TEAM:
+        for site in MEMBERS:
             federation.write_settings(site, address, replace(TERMS, tasks=(RUN.task,)))
         for site in ("south", "east"):
             processes.start(site, federation.folder / f"{site}.log", "agent", str(federation.paths[site]))
@@ -99,7 +99,7 @@ def test_an_agent_whose_worker_dies_ends_with_its_charge_and_without_an_update(t
 
 def test_started_again_it_trains_with_the_others_to_the_end(trained: Trained) -> None:
     released = [event for event in rounds_of(trained.federation) if event["released"]]
-    assert [sorted(event["sites"]) for event in released] == [sorted(TEAM)] * len(released)
+    assert [sorted(event["sites"]) for event in released] == [sorted(MEMBERS)] * len(released)
     assert len(released) >= RUN.rounds - 1
     assert len(set(trained.results.digests.values())) == 1
     assert trained.said[1].count("worker 1 took part in 4 steps") == len(released)

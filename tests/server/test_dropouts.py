@@ -14,10 +14,10 @@ import pytest
 
 from cloister.local import start_server
 from cloister.processes import Processes
-from privacy.settings import Cohort, RunSettings, Training
-from simulations.federation import Federation
-from simulations.idle import PARAMETERS
-from simulations.results import read_results
+from privacy.run.settings import Cohort, RunSettings, Training
+from simulations.engine.federation import Federation
+from simulations.engine.results import read_results
+from simulations.tasks.idle import PARAMETERS
 from tests.federations import NOISY, TERMS, await_condition, charges_of, rounds_of, task_name, with_deadline
 from tests.server.relays import Relay
 from tests.studies import HOLD, HOLD_SPARE, MET, SPARE, Weighty

@@ -28,23 +28,23 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from numpy.typing import NDArray
 
-from client.acceptance import admit
-from client.dpsgd import train
+from client.dpsgd.dpsgd import train
 from client.flower import open_site
-from client.opening import open_sum
+from client.round.admission import admit
+from client.round.aggregate import open_sum
 from client.site import Site
 from cloister.local import start_server
 from cloister.processes import Processes
-from privacy.manifest import Manifest
-from privacy.packing import pack
-from privacy.plan import RoundPlan, read_plan
-from privacy.randomness import Randomness
-from privacy.update import privatise
-from server.hub import Hub
-from server.mailboxes import Mailboxes
+from privacy.codec.packing import pack
+from privacy.codec.update import privatise
+from privacy.noise.randomness import Randomness
+from privacy.run.manifest import Manifest
+from privacy.run.plan import RoundPlan, read_plan
+from server.hub.hub import Hub
+from server.hub.mailboxes import Mailboxes
 from server.settings import read_consortium
-from simulations.federation import Federation
-from simulations.results import Results, journal_path, read_results
+from simulations.engine.federation import Federation
+from simulations.engine.results import Results, event_log_path, read_results
 from tests.federations import (
     SETTINGS,
     SITES,
@@ -319,7 +319,7 @@ def _models_and_updates(disturbed: Disturbed) -> list[NDArray[np.float32]]:
     runs = {name: admit(site, document) for name, site in sites.items()}
     model = sites["north"].checkpoint(manifest, run).model
     vectors = [model.vector.copy()]
-    for file in sorted(journal_path(federation).parent.glob("sums/*")):
+    for file in sorted(event_log_path(federation).parent.glob("sums/*")):
         total = sum_from_arrays(decode_arrays(file.read_bytes()))
         plan = read_plan(total.plan)
         for site in disturbed.rounds[plan.round - 1]["sites"]:
@@ -329,10 +329,10 @@ def _models_and_updates(disturbed: Disturbed) -> list[NDArray[np.float32]]:
         vectors.append(model.vector.copy())
     assert model.digest == disturbed.results.model
     for site in SITES:
-        remainders = [file.read_bytes() for at in (federation.paths[site], folder / site)
-                      for file in at.glob("outbox/*.remainder")]  # fmt: skip
-        assert len(remainders) == 2
-        assert remainders[0] == remainders[1]  # killed or not, a site carried on just what its updates had left over
+        residuals = [file.read_bytes() for at in (federation.paths[site], folder / site)
+                      for file in at.glob("outbox/*.residual")]  # fmt: skip
+        assert len(residuals) == 2
+        assert residuals[0] == residuals[1]  # killed or not, a site carried on just what its updates had left over
     return vectors
 
 
@@ -348,13 +348,13 @@ def _made_again(site: Site, manifest: Manifest, plan: RoundPlan) -> list[NDArray
     train(study.task, module, study.training, size, manifest, randomness["training"])
     update = privatise(study.difference(module, checkpoint.model), CHARGE)
     changed = update.vector.copy()
-    site.remainders.add_to(update.vector, plan.run)
+    site.residuals.add_to(update.vector, plan.run)
     sent = update.vector.copy()
     packing = replace(manifest.packing, update_bound=checkpoint.update_bound)
     packed = pack(update, manifest.weight(site.name), packing, randomness["rounding"])
     for _ in packed.blocks:
         pass
-    site.remainders.keep(plan, packed.remainder)
+    site.residuals.keep(plan, packed.remainder)
     return [changed, sent, packed.remainder]
 
 

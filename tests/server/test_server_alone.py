@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.federation import Federation
+from simulations.engine.federation import Federation
 
 ROOT = Path(__file__).parent.parent.parent
 HEAVY = ("torch", "tenseal", "opacus", "sklearn")
@@ -18,7 +18,7 @@ HEAVY = ("torch", "tenseal", "opacus", "sklearn")
 def test_the_server_runs_where_only_its_own_dependencies_are_installed(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path / "federation", ("north", "south", "east"))
     run = tmp_path / "run.toml"
-    text = (ROOT / "simulations" / "diagnosis.toml").read_text(encoding="utf-8")
+    text = (ROOT / "simulations" / "tasks" / "diagnosis.toml").read_text(encoding="utf-8")
     run.write_text(text.replace("rounds = ", "rounds = 1 # "), encoding="utf-8")
 
     venv.create(tmp_path / "venv", with_pip=True)
@@ -65,7 +65,7 @@ def test_the_server_runs_where_only_its_own_dependencies_are_installed(tmp_path:
 
 def test_the_modules_of_the_server_do_not_load_what_only_sites_have() -> None:
     code = f"""
-import sys, server.process, cloister.cli, cloister.signing
+import sys, server.process, cloister.cli, cloister.commands.sign
 loaded = set({HEAVY!r}) & sys.modules.keys()
 sys.exit(f"loaded {{loaded}}" if loaded else 0)
 """

@@ -7,11 +7,11 @@ import pytest
 
 from client.flower import open_site
 from cloister.benchmarks.pipelines import Cloister, charge_for_nobody
-from privacy.packing import Packing
-from privacy.randomness import Randomness
-from privacy.update import Layout, Model, Update
-from simulations.baselines import studies_of
-from simulations.rounds import PackedMeans, Sites, rounds
+from privacy.codec.packing import Packing
+from privacy.codec.update import Layout, Model, Update
+from privacy.noise.randomness import Randomness
+from simulations.engine.baselines import studies_of
+from simulations.engine.rounds import PackedMeans, Sites, rounds
 from tests.federations import FederationMaker, signed_run
 
 START = Model(np.zeros(2, np.float32), Layout((("weight", (2,)),)))

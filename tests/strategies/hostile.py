@@ -7,9 +7,9 @@ from flwr.app import Context, Error, Message, MessageType
 
 from client.flower import app as client_app
 from client.flower import open_site
-from privacy.envelope import SignedUpdate
-from simulations.federation import Federation
-from simulations.spoilers import resigned_by
+from privacy.codec.envelope import SignedUpdate
+from simulations.attacks.spoilers import resigned_by
+from simulations.engine.federation import Federation
 from tests.federations import (
     Answer,
     node_of,

@@ -18,15 +18,15 @@ from flwr.app import Context, Error, Message
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from client.dpsgd import train
+from client.dpsgd.dpsgd import train
 from client.flower import app as client_app
 from client.flower import open_site
-from client.local import train_locally
+from client.work.local import train_locally
+from privacy.codec.update import Update
 from privacy.errors import ConfigError, RefusedError, RunError, TaskError
-from privacy.plan import read_plan
-from privacy.randomness import Randomness
-from privacy.settings import Encryption, Privacy, Training, Vote
-from privacy.update import Update
+from privacy.noise.randomness import Randomness
+from privacy.run.plan import read_plan
+from privacy.run.settings import Encryption, Privacy, Training, Vote
 from strategies.algorithm import BLOCK, Algorithm, LocalRound, LocalSolver, Mean, Run
 from strategies.algorithms.fedadam import FedAdam
 from strategies.algorithms.fedavg import FedAvg
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from privacy.settings import RunSettings
-    from simulations.federation import Federation
+    from privacy.run.settings import RunSettings
+    from simulations.engine.federation import Federation
 
 STEPS, RATE, ROUNDS, ABSENT, MISSED = 4, 0.02, 4, "west", 2
 GIVEN: dict[str, dict[str, Any]] = {
@@ -220,8 +220,8 @@ def test_a_correction_is_added_to_the_gradient_that_is_clipped_and_has_its_noise
 
     def made(solver: LocalSolver, steps: int) -> NDArray[np.float32]:
         module = study.load_into(study.module(manifest.settings.model_seed), model)
-        luck = Randomness.seeded(1, "same")
-        train(study.task, module, study.training, 20, manifest, luck, solver=replace(solver, steps=steps))
+        rng = Randomness.seeded(1, "same")
+        train(study.task, module, study.training, 20, manifest, rng, solver=replace(solver, steps=steps))
         return study.difference(module, model).vector
 
     plain, moved = made(LocalSolver(), 1), made(LocalSolver(offset=offset), 1)

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from privacy.settings import RunSettings
-from simulations.inline import InlineGrid
-from simulations.results import journal_path, read_events
+from privacy.run.settings import RunSettings
+from simulations.engine.inline import InlineGrid
+from simulations.engine.results import event_log_path, read_events
 from strategies.ceremony import Ceremony
 from tests.federations import (
     SETTINGS,
@@ -246,7 +246,7 @@ def test_a_leader_that_failed_is_not_asked_to_lead_again_before_the_others(
 
     monkeypatch.setattr(Ceremony, "agree", anew)
     events = run_with(federation, make_grid=Deaf(passes))
-    leaders = [event["leader"] for event in read_events(journal_path(federation)) if event["event"] == "epoch"]
+    leaders = [event["leader"] for event in read_events(event_log_path(federation)) if event["event"] == "epoch"]
     assert len(leaders) == 3
     assert EAST not in leaders
     assert [event["released"] for event in events] == [True] * 3

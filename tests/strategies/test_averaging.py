@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from privacy.packing import Packing, pack, unpack
-from privacy.randomness import Randomness
-from privacy.update import Layout, Model, Update
+from privacy.codec.packing import Packing, pack, unpack
+from privacy.codec.update import Layout, Model, Update
+from privacy.noise.randomness import Randomness
 from strategies.advance import average
 from strategies.averaging import include, is_averaged, next_bound
 from tests.privacy.consortium import private
@@ -75,15 +75,15 @@ def test_a_constant_update_beyond_the_range_arrives_because_the_range_grows() ->
     ceiling, rounds = 8.0, 60
     bound, weights = ceiling * 2.0**-20, [1.0, 0.5, 0.25]
     target = np.array([3.0, -0.02, 0.0, 1e-5], np.float32)
-    remainders, sent, bounds = [np.zeros(4, np.float32) for _ in weights], np.zeros(4), [bound]
+    residuals, sent, bounds = [np.zeros(4, np.float32) for _ in weights], np.zeros(4), [bound]
     for number in range(rounds):
         packing = Packing.of("dense", cohort=3, update_bound=bound, max_weight=1.0)
         total = np.zeros((1, 4096), np.uint64)
         for site, weight in enumerate(weights):
-            stream = pack(private(target + remainders[site]), weight, packing, Randomness.seeded(number, site))
+            stream = pack(private(target + residuals[site]), weight, packing, Randomness.seeded(number, site))
             (block,) = stream.blocks
             total += block
-            remainders[site] = stream.remainder
+            residuals[site] = stream.remainder
         mean = unpack([total], 4, weights, packing)
         sent += mean.vector
         bound = next_bound(mean, len(weights), ceiling)
@@ -91,7 +91,7 @@ def test_a_constant_update_beyond_the_range_arrives_because_the_range_grows() ->
     # It at least doubles in a round as long as updates are cut, and sinks again when all has arrived.
     growing = bounds[: bounds.index(ceiling) + 1]
     assert all(later >= 2 * earlier for earlier, later in pairwise(growing))
-    left = np.average(remainders, axis=0, weights=weights)
+    left = np.average(residuals, axis=0, weights=weights)
     np.testing.assert_allclose(sent + left, rounds * target, rtol=1e-5, atol=1e-3)
     level = Packing.of("dense", cohort=3, update_bound=ceiling, max_weight=1.0).max_error(weights)
     np.testing.assert_allclose(sent / rounds, target, rtol=0, atol=2 * level / rounds + 1e-5)

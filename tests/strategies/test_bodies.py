@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from privacy.envelope import SignedUpdate
+from privacy.codec.envelope import SignedUpdate
 from strategies import bodies
 from strategies.bodies import Bodies
 

@@ -15,22 +15,22 @@ from hypothesis import strategies as st
 
 from client.flower import app as client_app
 from client.flower import open_site
-from client.keyring import Keyring
-from privacy.epoch import EpochKeys
-from privacy.plan import LARGEST_STEP
+from client.state.keyring import Keyring
+from privacy.crypto.key_epoch import EpochKeys
+from privacy.run.plan import LARGEST_STEP
 from privacy.storage import write_atomically
 from server.app import app as server_app
-from simulations.inline import InlineGrid
-from simulations.inspection import find_secrets, site_secrets
-from simulations.results import journal_path, read_events
+from simulations.engine.inline import InlineGrid
+from simulations.engine.inspection import find_secrets, site_secrets
+from simulations.engine.results import event_log_path, read_events
 from strategies.ceremony import next_epoch
-from strategies.letters import Letters
+from strategies.sealed_keys import SealedKeys
 from tests.federations import SETTINGS, SITES, context_of, node_of, signed_run
 from transport.flower import SERVER_NODE, quieten, reply
 from transport.messages import ACCEPT, LEAD, PAIRS
 
 if TYPE_CHECKING:
-    from simulations.federation import Federation
+    from simulations.engine.federation import Federation
     from tests.federations import Answer, FederationMaker
 
 FIRST, SECOND = sorted(SITES)[:2]  # who is asked to lead, in this order
@@ -66,7 +66,7 @@ def run(
             "consortium": str(federation.server), "manifest": str(federation.manifest), "new-epoch": new_epoch,
         }),
     )  # fmt: skip
-    return read_events(journal_path(federation))
+    return read_events(event_log_path(federation))
 
 
 def instead(kind: str, site: str, answer: Answer) -> Answer:
@@ -350,7 +350,7 @@ def test_sites_that_lost_their_secrets_are_brought_them_again_or_new_keys_if_too
 
 
 def test_letters_are_found_by_number_and_name_whatever_the_sites_are_called(tmp_path: Path) -> None:
-    letters = Letters(tmp_path)
+    letters = SealedKeys(tmp_path)
     letters.keep(999_999, 1, "a", {"b-to-c": b"1", "c": b"2"})
     letters.keep(1_000_000, 1, "a-to-b", {"b-to-c": b"3", "c": b"4"})
     assert letters.after(0, 1, "b-to-c") == [("a", b"1"), ("a-to-b", b"3")]

@@ -8,17 +8,17 @@ from dataclasses import replace
 import pytest
 from flwr.app import Context, Message
 
-from client.acceptance import admit
 from client.flower import app as client_app
 from client.flower import open_site
-from client.readiness import get_ready
-from privacy.accounting import Mechanism, epsilon
+from client.round.admission import admit
+from client.round.readiness import get_ready
+from privacy.accounting.accounting import Mechanism, epsilon
+from privacy.crypto.signing import sign
 from privacy.errors import RunError
-from privacy.ledger import Release
-from privacy.settings import RunSettings
-from privacy.signing import sign
-from simulations.federation import Federation, SiteTerms
-from simulations.results import journal_path, read_results
+from privacy.ledger.ledger import Release
+from privacy.run.settings import RunSettings
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.engine.results import event_log_path, read_results
 from tests import studies
 from tests.federations import (
     NOISY,
@@ -77,7 +77,7 @@ def test_a_task_that_meets_a_bug_is_named_and_the_others_go_on(
     assert "unexpected error" in problem
     assert len(event["sites"]) == 3
     assert site not in event["sites"]
-    assert studies.QUOTE not in (journal_path(federation)).read_text()
+    assert studies.QUOTE not in (event_log_path(federation)).read_text()
 
 
 # --- Sites that say no ----------------------------------------------------------------------------------------------

@@ -14,12 +14,12 @@ from flwr.app import Context, Error, Message, RecordDict
 
 from client.flower import app as client_app
 from client.flower import open_site
-from privacy.ciphertext import C0_BYTES, CODE_BYTES, COEFF_MODULUS, pack60, unpack60
-from privacy.envelope import SignedUpdate
+from privacy.codec.ciphertext import C0_BYTES, CODE_BYTES, COEFF_MODULUS, pack60, unpack60
+from privacy.codec.envelope import SignedUpdate
+from privacy.crypto.signing import sign
 from privacy.errors import RunError
-from privacy.signing import sign
-from simulations.federation import Federation
-from simulations.results import journal_path, read_events, read_results
+from simulations.engine.federation import Federation
+from simulations.engine.results import event_log_path, read_events, read_results
 from tests.federations import (
     SETTINGS,
     SITES,
@@ -240,13 +240,13 @@ def test_below_the_minimum_nothing_is_released_and_no_model_is_written(federatio
 
     with pytest.raises(RunError, match=r"nothing was trained.*no model was saved"):
         run_with(federation, answer)
-    *_, event, failed = read_events(journal_path(federation))
+    *_, event, failed = read_events(event_log_path(federation))
     assert not event["released"]
     assert set(event["problems"]) == {"east", "west"}
     assert "2 of the 3 sites that it needs" in event["reason"]
     assert failed["event"] == "failed"
     assert models_of(federation) == {}
-    assert list(journal_path(federation).parent.glob("sums/*")) == []
+    assert list(event_log_path(federation).parent.glob("sums/*")) == []
     with pytest.raises(RunError, match="nothing was trained"):
         read_results(federation)
 
@@ -262,7 +262,7 @@ def test_three_rounds_without_a_release_end_the_run(make_federation: FederationM
 
     with pytest.raises(RunError, match="3 rounds in a row released nothing: east: “not today”; west: “not today”"):
         run_with(federation, answer)
-    assert [event["released"] for event in read_events(journal_path(federation)) if event["event"] == "round"] == [
+    assert [event["released"] for event in read_events(event_log_path(federation)) if event["event"] == "round"] == [
         False
     ] * 3
     assert models_of(federation) == {}

@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 from flwr.app import Context, Error, Message, MessageType, RecordDict
 
-from client.acceptance import admit
 from client.flower import app as client_app
 from client.flower import open_site
-from client.judging import judge
+from client.round.admission import admit
+from client.round.judging import judge
 from client.site import Site
+from privacy.crypto.signing import digest, sign
+from privacy.crypto.summation import EncryptedSum, RunningSum
+from privacy.crypto.verdict import sign_verdict
 from privacy.errors import ProtocolError, RunError
-from privacy.plan import RoundPlan, read_plan
-from privacy.signing import digest, sign
-from privacy.summation import EncryptedSum, RunningSum
-from privacy.verdict import sign_verdict
-from simulations import spoilers as liars
-from simulations.federation import Federation
+from privacy.run.plan import RoundPlan, read_plan
+from simulations.attacks import spoilers as liars
+from simulations.engine.federation import Federation
 from strategies import judging, masking
 from strategies.selection import _FOUND
-from tests.client.test_masking import MASKED
+from tests.client.round.test_masking import MASKED
 from tests.federations import SETTINGS, SITES, Answer, FederationMaker, charges_of, models_of, node_of, run_with
 from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, TRAIN
 from transport.contents import pack_update, read_manifest, read_sum, read_train, read_update

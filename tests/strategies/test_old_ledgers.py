@@ -11,14 +11,14 @@ import pytest
 
 from client.flower import app as client_app
 from tests.federations import NOISY, charges_of, node_of, restart, run_with
-from transport.heads import read_head
+from transport.ledger_head import read_head
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from flwr.app import Context, Message
 
-    from simulations.federation import Federation
+    from simulations.engine.federation import Federation
     from tests.federations import FederationMaker
 
 REASON = "“A privacy ledger could not be read, trusted or written; the reason is in the site's own log”"

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from client.flower import open_site
-from client.receipts import keep_receipt
-from privacy.plan import read_plan
-from simulations.federation import Federation
+from client.round.receipts import keep_receipt
+from privacy.run.plan import read_plan
+from simulations.engine.federation import Federation
 from tests.federations import SITES, FederationMaker, run_with
 from tests.strategies.hostile import HONEST, HOSTILE, resigned, sending
 from transport.receipts import Receipt

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from client.study import Study
+from client.work.training import Study
 from privacy.errors import RunError
 from strategies.rounds import OpenRound
 from tests import studies

@@ -91,18 +91,18 @@ def test_a_spoiled_round_now_and_then_costs_nobody_its_place(count: int, first: 
 
 @given(st.integers(4, 9), st.randoms())
 def test_as_long_as_luck_spoils_nothing_only_liars_are_found_however_they_choose_their_rounds(
-    count: int, luck: Random
+    count: int, rng: Random
 ) -> None:
     sites = names(count)
-    liar, victim = luck.sample(sites, 2)
+    liar, victim = rng.sample(sites, 2)
     suspicion = Suspicion(sites, 1)
     kinds: list[Spoils] = [
         lambda cohort, _: {liar, victim} <= cohort,
-        lambda cohort, _: liar in cohort and luck.random() < 0.5,
+        lambda cohort, _: liar in cohort and rng.random() < 0.5,
         lambda cohort, _: liar in cohort and len(cohort) < count,
         lambda cohort, _: liar in cohort and len(cohort) == count,
     ]
-    play(suspicion, sites, 3, luck.choice(kinds), 200)
+    play(suspicion, sites, 3, rng.choice(kinds), 200)
     assert set(suspicion.found) <= {liar}
 
 
@@ -123,11 +123,11 @@ def test_who_is_found_is_left_out_even_where_too_few_are_left() -> None:
 
 
 @given(st.randoms(use_true_random=True))
-def test_sites_that_are_away_are_neither_blamed_nor_waited_for(luck: Random) -> None:
+def test_sites_that_are_away_are_neither_blamed_nor_waited_for(rng: Random) -> None:
     sites = names(6)
     suspicion, liar = Suspicion(sites, 1), sites[2]
     for _ in range(200):
-        present = luck.sample(sites, luck.randint(3, 6))
+        present = rng.sample(sites, rng.randint(3, 6))
         cohort = suspicion.choose(present, 3)
         assert set(cohort) <= set(present)
         if len(cohort) >= 3:

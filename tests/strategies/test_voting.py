@@ -10,11 +10,11 @@ from flwr.app import ConfigRecord, Context, Error, Message, MessageType
 from client.flower import app as client_app
 from client.flower import open_site
 from privacy.errors import RunError
-from privacy.settings import RunSettings
-from privacy.settings import Vote as VoteSettings
-from privacy.votes import Question, cast
-from simulations.federation import Federation
-from simulations.results import journal_path, read_events
+from privacy.run.settings import RunSettings
+from privacy.run.settings import Vote as VoteSettings
+from privacy.run.votes import Question, cast
+from simulations.engine.federation import Federation
+from simulations.engine.results import event_log_path, read_events
 from tests.federations import (
     SETTINGS,
     SITES,
@@ -63,7 +63,7 @@ def consenting(make_federation: FederationMaker, settings: RunSettings = VOTED) 
 
 def final(federation: Federation) -> dict[str, Any]:
     """The last event of the run."""
-    return read_events(journal_path(federation))[-1]
+    return read_events(event_log_path(federation))[-1]
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -179,4 +179,4 @@ def test_where_no_site_can_be_spared_a_run_of_spoiled_rounds_ends_and_says_why(
     federation = consenting(make_federation, settings)
     with pytest.raises(RunError, match=r"3 rounds in a row released nothing: .*its round was undone"):
         run_with(federation, voting(federation, lambda *_: True))
-    assert "no site can be spared of the minimum cohort" in read_events(journal_path(federation))[-2]["reason"]
+    assert "no site can be spared of the minimum cohort" in read_events(event_log_path(federation))[-2]["reason"]

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from cloister.view import RoundTable
-from privacy.foreign import MOST
-from simulations.federation import Federation
-from simulations.results import journal_path, read_events
-from strategies.journal import Journal
+from cloister.views.run import RoundTable
+from privacy.untrusted_text import MOST
+from simulations.engine.federation import Federation
+from simulations.engine.results import event_log_path, read_events
+from strategies.event_log import EventLog
 from strategies.metrics import averaged
 from tests.federations import NOISY, SETTINGS, SITES, FederationMaker, run_with
 from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, QUERY, TRAIN, answering
@@ -88,7 +88,7 @@ def _shown(federation: Federation) -> str:
     """What a terminal gets of the run."""
     console = Console(file=io.StringIO(), force_terminal=True, width=80, highlight=False, color_system=None)
     table = RoundTable(console)
-    for event in read_events(journal_path(federation)):
+    for event in read_events(event_log_path(federation)):
         table.show(event)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -113,7 +113,7 @@ def test_a_member_that_lies_beside_its_updates_stops_nobody_and_fills_nothing(
         assert set(event["epsilon"]) - {HOSTILE} == set(HONEST), name
     assert all(abs(value) < 4e38 for event in events for value in event["metrics"].values())
 
-    kept = journal_path(federation).read_text(encoding="utf-8")
+    kept = event_log_path(federation).read_text(encoding="utf-8")
     assert max(map(len, kept.splitlines())) < 4096
     for line in kept.splitlines():
         for text in _strict(line).get("problems", {}).values():
@@ -158,9 +158,9 @@ values = st.recursive(
 def test_the_journal_is_strict_json_of_one_line_an_event_whatever_it_records(
     tmp_path_factory: pytest.TempPathFactory, details: dict[str, Any]
 ) -> None:
-    journal = Journal(tmp_path_factory.mktemp("journal"))
-    journal.record("one", **details)
-    journal.record("two")
-    text = (journal.folder / "events.jsonl").read_text(encoding="utf-8")
+    event_log = EventLog(tmp_path_factory.mktemp("event_log"))
+    event_log.record("one", **details)
+    event_log.record("two")
+    text = (event_log.folder / "events.jsonl").read_text(encoding="utf-8")
     assert text.isascii()
     assert [_strict(line)["event"] for line in text.splitlines()] == ["one", "two"]

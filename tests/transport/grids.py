@@ -10,12 +10,12 @@ from flwr.app import Context, RecordDict
 from client.agent import answer_all
 from client.exchange import Exchange
 from privacy.errors import UnreachableError
-from server.grid import GrpcGrid
-from server.hub import Hub
-from server.mailboxes import Mailboxes
+from server.hub.grid import GrpcGrid
+from server.hub.hub import Hub
+from server.hub.mailboxes import Mailboxes
 from server.settings import read_consortium
-from simulations.federation import Federation
-from simulations.inline import InlineGrid
+from simulations.engine.federation import Federation
+from simulations.engine.inline import InlineGrid
 from tests.federations import Answer, await_condition, tls_of
 
 RUN = 7

@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives.serialization import (
 from client.exchange import Exchange
 from client.settings import read_site
 from privacy.errors import AuthenticityError, CloisterError, KeyFileError, UnreachableError
-from server.hub import Hub
-from server.mailboxes import Mailboxes
+from server.hub.hub import Hub
+from server.hub.mailboxes import Mailboxes
 from server.settings import read_consortium
-from simulations.federation import Federation
+from simulations.engine.federation import Federation
 from tests.federations import TERMS, authority_of, certify, tls_of
 from transport.address import Address, read_host
 from transport.channel import PROBE_SECONDS, TlsFiles, probe, unused_proxy

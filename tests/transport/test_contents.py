@@ -11,20 +11,20 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from privacy.clocks import LATEST
-from privacy.envelope import Contribution, SignedUpdate
+from privacy.codec.envelope import Contribution, SignedUpdate
+from privacy.crypto.summation import EncryptedSum
 from privacy.errors import MalformedError, ProtocolError
-from privacy.foreign import MOST
-from privacy.heads import SignedHead
-from privacy.policy import METRIC_NAME
-from privacy.summation import EncryptedSum
+from privacy.ledger.ledger_head import SignedHead
+from privacy.run.clocks import LATEST
+from privacy.run.policy import METRIC_NAME
+from privacy.untrusted_text import MOST
 from tests.transport.records import config_records, contents, metric_records, names
 from transport import ceremony
 from transport import contents as messages
 from transport.contents import Opened, Readiness
 from transport.fields import SITE, blob
 from transport.flower import instruction, reply
-from transport.heads import find_head, put_head, read_head
+from transport.ledger_head import find_head, put_head, read_head
 from transport.reports import Told
 
 blobs = st.binary(max_size=16)

@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 from typing_extensions import override
 
 from privacy.errors import ProtocolError
-from simulations.inline import InlineGrid
+from simulations.engine.inline import InlineGrid
 from tests.federations import FederationMaker, run_with
 from tests.transport.grids import LONG, RUN, grpc_grid, inline_grid
 from tests.transport.records import everything, spelled

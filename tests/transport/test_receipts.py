@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from simulations.federation import Federation
+from simulations.engine.federation import Federation
 from tests.federations import authority_of, certify, tls_of
 from transport.channel import TlsFiles
 from transport.pki import certificate_pem

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.held_out import split_held_out
+from client.data.held_out import split_held_out
 
 
 @given(st.integers(0, 2000), st.floats(0, 1))

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from client import records as module
-from client.records import read_csv
+from client.data import records as module
+from client.data.records import read_csv
 from privacy.errors import DataError
 
 FEATURES = ("size", "age")

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.draws import Draws, check_draws, forked
-from client.trial import make_model
+from client.dpsgd.draws import Draws, check_draws, forked
+from client.task.probe import make_model
 from privacy.errors import TaskError
 from tests.client.specimens import DEVICES
+from tests.probes import WIDTH, Made, complaint, head, vectors
 from tests.trainings import signed, summed
-from tests.trials import WIDTH, Made, complaint, head, vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +68,7 @@ class Seeding(Made):
 
 def masks_of(kind: type[Made], generator: torch.Generator | None, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The masks of three rounds of ten steps, which all records are in."""
-    monkeypatch.setattr("client.dpsgd._look", lambda *_: None)  # draws masks again on purpose
+    monkeypatch.setattr("client.dpsgd.dpsgd._look", lambda *_: None)  # draws masks again on purpose
     # Modes are compared under one seed of torch's own generators, which the one that stands for a device's is not.
     monkeypatch.setattr("client.gradients.comparison.Expected.wrong", lambda *_: None)
     found: list[Tensor] = []

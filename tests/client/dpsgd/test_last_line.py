@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.acceptance import admit
-from client.additivity import check_mode
-from client.dpsgd import train, way_to_train
+from client.dpsgd.additivity import check_mode
+from client.dpsgd.dpsgd import train, way_to_train
 from client.flower import open_site
-from client.guard import check_records, check_task
-from client.interactions import InteractionError
-from client.proving import prove
-from client.readiness import get_ready
-from client.refusals import FILE, Refusals
+from client.round.admission import admit
+from client.round.readiness import get_ready
 from client.settings import Computing, Gradients, Precision
-from client.task import import_task
-from client.trial import Example
+from client.state.refusals import FILE, Refusals
+from client.task.guard import check_records, check_task
+from client.task.interactions import InteractionError
+from client.task.probe import Example
+from client.task.proving import prove
+from client.task.task import import_task
 from privacy.errors import RunError, TaskError
-from privacy.settings import Privacy
-from tests.client.test_guard_gradients import (
+from privacy.run.settings import Privacy
+from tests.client.task.test_guard_gradients import (
     ToTheLongest,
     backwards,
     head_of,
@@ -37,9 +37,9 @@ from tests.client.test_guard_gradients import (
     saved_in_eight_bits,
 )
 from tests.federations import NOISY, charges_of, node_of, restart, run_with, signed_run, task_name
+from tests.probes import CLASSES, WIDTH, Made, Through, head, vectors
 from tests.studies import Tiny
 from tests.trainings import signed, summed
-from tests.trials import CLASSES, WIDTH, Made, Through, head, vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -220,7 +220,9 @@ class Sly(Tiny):
 def test_a_round_in_which_records_meet_sends_nothing_and_the_task_stays_refused(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.study.Study.check_memory", lambda *_: None)  # its step would find it before any charge
+    monkeypatch.setattr(
+        "client.work.training.Study.check_memory", lambda *_: None
+    )  # its step would find it before any charge
     unclipped = Privacy(max_grad_norm=1e3, noise_multiplier=2.0)  # so that records which meet show in every batch
     federation = make_federation(replace(NOISY, task=task_name(Sly), privacy=unclipped))
     with pytest.raises(RunError, match="nothing was trained"):

@@ -14,20 +14,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from client.launch import Place, own_place
-from client.team import gather, private
+from client.dpsgd.process_group import gather, private
+from client.dpsgd.torchrun import Place, own_place
 from privacy.errors import ConfigError, DeviceError
-from tests.client.teammates import CASES, UNLUCKY
+from tests.client.group_members import CASES, MISHAP
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("team")]  # each loads torch twice
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("process_group")]  # each loads torch twice
 
 ROOT = Path(__file__).parents[3]
 SECONDS = 60.0  # at most; loading torch takes a few on a busy machine
-Teammate = subprocess.Popen[str]
+Member = subprocess.Popen[str]
 
 
 @contextmanager
-def teammates(what: str, folder: Path) -> Iterator[list[Teammate]]:
+def members(what: str, folder: Path) -> Iterator[list[Member]]:
     """Start two processes as torchrun does, but that each may end for itself."""
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
@@ -37,7 +37,7 @@ def teammates(what: str, folder: Path) -> Iterator[list[Teammate]]:
     usual["GLOO_SOCKET_IFNAME"] = next((name for _, name in socket.if_nameindex() if name != "lo"), "lo")
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.client.teammates", what, str(folder)],
+            [sys.executable, "-m", "tests.client.group_members", what, str(folder)],
             cwd=ROOT, env={**usual, "RANK": rank, "LOCAL_RANK": rank},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
@@ -51,15 +51,15 @@ def teammates(what: str, folder: Path) -> Iterator[list[Teammate]]:
             each.communicate()
 
 
-def ended(process: Teammate) -> tuple[int, str]:
+def ended(process: Member) -> tuple[int, str]:
     said, _ = process.communicate(timeout=SECONDS)
     return process.returncode, said
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("team")
-    with teammates("all cases", folder) as both:
+    folder = tmp_path_factory.mktemp("group")
+    with members("all cases", folder) as both:
         both_ended = [ended(each) for each in both]  # a worker's last order is to end
     assert [code for code, _ in both_ended] == [0, 0], both_ended
     return folder
@@ -95,7 +95,7 @@ def test_a_worker_listens_on_this_machine_only(found: Path) -> None:
 
 @pytest.mark.parametrize("mishap", ["dies", "stops", "fails"])
 def test_a_round_fails_at_the_first_process_when_its_worker(mishap: str, tmp_path: Path) -> None:
-    with teammates(f"worker {mishap}", tmp_path) as (first, _):
+    with members(f"worker {mishap}", tmp_path) as (first, _):
         code, said = ended(first)
     assert code == 1
     assert said.startswith("process 0 of 2 has lost another one (")
@@ -106,7 +106,7 @@ def test_a_round_fails_at_the_first_process_when_its_worker(mishap: str, tmp_pat
 
 
 def test_a_bug_at_the_first_process_ends_both(tmp_path: Path) -> None:
-    with teammates("first fails", tmp_path) as both:
+    with members("first fails", tmp_path) as both:
         (code, said), (workers_code, workers_said) = map(ended, both)
     assert (code, workers_code) == (1, 1)
     assert said.endswith("ValueError: a bug of the task's\n")
@@ -115,14 +115,14 @@ def test_a_bug_at_the_first_process_ends_both(tmp_path: Path) -> None:
 
 
 def test_a_worker_ends_when_the_first_process_dies(tmp_path: Path) -> None:
-    with teammates("first dies", tmp_path) as both:
+    with members("first dies", tmp_path) as both:
         (code, _), (workers_code, said) = map(ended, both)
-    assert (code, workers_code) == (UNLUCKY, 1), said
+    assert (code, workers_code) == (MISHAP, 1), said
     assert "process 1 of 2 has lost another one" in said
 
 
 def test_processes_with_other_records_refuse_to_train(tmp_path: Path) -> None:
-    with teammates("other records", tmp_path) as both:
+    with members("other records", tmp_path) as both:
         for each in both:
             code, said = ended(each)
             assert code == 1
@@ -139,8 +139,8 @@ def test_processes_meet_in_a_folder_of_their_own_account_only(tmp_path: Path) ->
 
 def test_a_process_without_torchrun_is_alone() -> None:
     assert own_place() == Place(rank=0, size=1, device=0)
-    with gather(torch.device("cpu")) as team:
-        assert team is None
+    with gather(torch.device("cpu")) as group:
+        assert group is None
 
 
 def test_several_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

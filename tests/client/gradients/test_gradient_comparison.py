@@ -18,7 +18,7 @@ from client.gradients.shares import Rows
 from client.gradients.vmap import Vmap
 from client.settings import Gradients
 from privacy.errors import TaskError
-from privacy.randomness import Randomness
+from privacy.noise.randomness import Randomness
 from tests.client.models import Packed
 from tests.client.specimens import MODES, SPECIMENS, Scores, computing, made
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.dpsgd import train
+from client.dpsgd.dpsgd import train
 from client.gradients import optimizer
 from client.gradients.mode import trainable
 from client.settings import Gradients
-from privacy.randomness import Randomness
+from privacy.noise.randomness import Randomness
 from tests.client.specimens import (
     DEVICES,
     MODES,

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.dpsgd import train
+from client.dpsgd.dpsgd import train
 from client.gradients.choice import choose
 from client.settings import Computing, Gradients, SiteSettings
 from privacy.config import read_toml
 from privacy.errors import ConfigError, TaskError
-from privacy.randomness import Randomness
+from privacy.noise.randomness import Randomness
 from tests.client.specimens import DEVICES, MODES, RECORDS, Scores, clipped_sum, computing, made, manifest, one_by_one
 
 everywhere = pytest.mark.parametrize("mode", MODES)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from client import guard
-from client.dpsgd import train, way_to_train
+from client.dpsgd.dpsgd import train, way_to_train
 from client.settings import Computing
-from client.trial import make_model
+from client.task import guard
+from client.task.probe import make_model
 from privacy.errors import TaskError
-from privacy.randomness import Randomness
+from privacy.noise.randomness import Randomness
 from tests.client.specimens import manifest
 from tests.client.zoo.images import IMAGES
 from tests.client.zoo.parts import RECORDS, Architecture, Ordinary
@@ -24,7 +24,7 @@ from tests.client.zoo.sequences import SEQUENCES
 from tests.client.zoo.tabular import TABULAR
 
 if TYPE_CHECKING:
-    from privacy.manifest import Manifest
+    from privacy.run.manifest import Manifest
 
 ZOO = TABULAR | IMAGES | SEQUENCES
 ROUNDS, STEPS = 3, 4

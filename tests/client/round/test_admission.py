@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 from unittest.mock import Mock
 
-from client import app, works
+from client import app
 from client.flower import app as client_app
-from privacy.entries import Purpose
-from privacy.policy import check_policy
-from tests.client.test_masking import MASKED
+from client.work import works
+from privacy.ledger.entries import Purpose
+from privacy.run.policy import check_policy
+from tests.client.round.test_masking import MASKED
 from tests.federations import FederationMaker, run_with
 from transport.messages import ACCEPT, KINDS, LEAD, PAIRS
 
@@ -25,7 +26,7 @@ def test_each_message_about_a_run_is_held_against_the_policy_once(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check, seen = Mock(wraps=check_policy), set[str]()
-    monkeypatch.setattr("client.acceptance.check_policy", check)
+    monkeypatch.setattr("client.round.admission.check_policy", check)
 
     def answer(message: Message, context: Context) -> Message:
         check.reset_mock()

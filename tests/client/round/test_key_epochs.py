@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from client.epochs import accept_letter, lead_epoch
-from client.keyring import Keyring
-from privacy.epoch import EpochKeys
+from client.round.key_epochs import accept_letter, lead_epoch
+from client.state.keyring import Keyring
+from privacy.crypto.key_epoch import EpochKeys
 from privacy.errors import AuthenticityError, KeyFileError, ProtocolError
 from tests.federations import SITES, restart
 

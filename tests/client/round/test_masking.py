@@ -10,20 +10,20 @@ from hashlib import sha256
 import pytest
 from flwr.app import Context, Error, Message, MessageType
 
-from client.acceptance import admit
 from client.flower import app, open_site
-from client.masking import agree, reveal
-from client.opening import UnopenedError, open_sum
-from client.readiness import get_ready
-from client.round import train_round
+from client.round.admission import admit
+from client.round.aggregate import UnopenedError, open_sum
+from client.round.masking import agree, reveal
+from client.round.readiness import get_ready
+from client.round.round import train_round
 from client.site import Site
-from privacy.agreement import accuse, check_repeat
-from privacy.envelope import Contribution, SignedUpdate, verify_update
+from privacy.codec.envelope import Contribution, SignedUpdate, verify_update
+from privacy.crypto.agreement import accuse, check_repeat
+from privacy.crypto.masking import sign_pairs, sign_seed
+from privacy.crypto.summation import EncryptedSum, RunningSum
 from privacy.errors import AuthenticityError, CloisterError, ProtocolError, RefusedError
-from privacy.masking import sign_pairs, sign_seed
-from privacy.plan import RoundPlan
-from privacy.summation import EncryptedSum, RunningSum
-from simulations.federation import Federation
+from privacy.run.plan import RoundPlan
+from simulations.engine.federation import Federation
 from tests.federations import (
     NOISY,
     SETTINGS,
@@ -277,14 +277,14 @@ def test_nothing_is_revealed_before_all_have_signed_this_very_set(federation: Fe
     lie = {"missing": b"", "another's": agreed["north"], "of another set": early, "made up": bytes(64)}[wrong]
     with pytest.raises(AuthenticityError):
         ask(federation, "north", plan, updates, agreed | {"east": lie})
-    assert not any("revealing" in path.read_text() for path in federation.paths["north"].glob("outbox/*.once"))
+    assert not any("revealing" in path.read_text() for path in federation.paths["north"].glob("outbox/*.commitments"))
 
 
 def test_a_note_that_was_cut_off_is_of_nothing_that_left(federation: Federation) -> None:
     plan = plan_of(federation)
     updates = updates_of(federation, plan)
     agreed = signatures(signed_by(federation, plan, updates))
-    notes = federation.paths["north"] / "outbox" / f"{plan.run[:16]}.once"
+    notes = federation.paths["north"] / "outbox" / f"{plan.run[:16]}.commitments"
     notes.write_bytes(notes.read_bytes() + b"revealing for round 1: 0123")
     assert ask(federation, "north", plan, updates, agreed)
     assert notes.read_text().splitlines()[-1].startswith(f"revealing for round 1: {plan.digest} ")
@@ -338,7 +338,7 @@ def test_a_site_signs_no_set_without_itself_nor_one_that_is_too_small_or_forged(
     ):
         with pytest.raises(error):
             sign(federation, "north", plan, wrong)
-    assert not list((federation.paths["north"] / "outbox").glob("*.once"))
+    assert not list((federation.paths["north"] / "outbox").glob("*.commitments"))
     assert sign(federation, "north", plan, shown)
 
 
@@ -396,7 +396,7 @@ def test_a_false_seed_that_its_site_signed_is_evidence_against_it(federation: Fe
         with pytest.raises(UnopenedError) as caught:
             open_at(federation, site, total)
         assert (caught.value.refusal.why, caught.value.refusal.liars) == ("seeds", ["east"])
-        found = restart(federation, site).once.find(plan.run, "evidence against east")
+        found = restart(federation, site).commitments.find(plan.run, "evidence against east")
         assert found == sha256(updates["east"].header).hexdigest()
 
 
@@ -418,7 +418,7 @@ def test_what_a_server_leaves_out_or_shows_with_another_set_is_evidence_against_
     with pytest.raises(UnopenedError) as caught:
         open_at(federation, "north", summed(federation, plan, updates, seeds, pairs))
     assert (caught.value.refusal.why, caught.value.refusal.liars) == ("codes", [])
-    assert not any("evidence" in path.read_text() for path in federation.paths["north"].glob("outbox/*.once"))
+    assert not any("evidence" in path.read_text() for path in federation.paths["north"].glob("outbox/*.commitments"))
 
 
 def test_a_seed_that_was_garbled_on_its_way_is_evidence_against_nobody(federation: Federation) -> None:
@@ -429,7 +429,7 @@ def test_a_seed_that_was_garbled_on_its_way_is_evidence_against_nobody(federatio
     with pytest.raises(UnopenedError) as caught:
         open_at(federation, "north", summed(federation, plan, updates, seeds | {"east": garbled}))
     assert (caught.value.refusal.why, caught.value.refusal.liars) == ("codes", [])
-    assert open_site(federation.paths["north"]).once.find(plan.run, "evidence against east") is None
+    assert open_site(federation.paths["north"]).commitments.find(plan.run, "evidence against east") is None
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["with evidence", "without"])
@@ -443,7 +443,7 @@ def test_a_round_is_repeated_after_a_reveal_only_without_members_known_to_lie(
         with pytest.raises(ProtocolError, match="revealing for round 1 was done already"):
             train_round(admit(north, document).round(fewer), [])
         return
-    accuse(north.once, whole.run, "west", "what it signed")
+    accuse(north.commitments, whole.run, "west", "what it signed")
     again = {
         site: train_round(admit(open_site(federation.paths[site]), document).round(fewer), []) for site in fewer.cohort
     }
@@ -461,7 +461,7 @@ def test_a_site_repeats_nothing_with_another_update_than_it_revealed_for(
     whole, fewer = plan_of(federation), plan_of(federation, 3, COHORT[:3])
     ask(federation, "north", whole, updates_of(federation, whole))
     north, document = restart(federation, "north"), signed_run(federation)[0]
-    accuse(north.once, whole.run, "west", "what it signed")
+    accuse(north.commitments, whole.run, "west", "what it signed")
     (update,) = (federation.paths["north"] / "outbox").glob("*.update")
     if other:  # as if a second agent of this site had made one meanwhile
         made = north.outbox.last(whole.run)
@@ -477,7 +477,7 @@ def test_a_site_repeats_nothing_with_another_update_than_it_revealed_for(
 def test_a_repetition_that_is_not_whole_is_refused(federation: Federation) -> None:
     whole, fewer = plan_of(federation), plan_of(federation, 2, COHORT[1:])
     ask(federation, "north", whole, updates_of(federation, whole))
-    record = open_site(federation.paths["north"]).once
+    record = open_site(federation.paths["north"]).commitments
     accuse(record, whole.run, "east", "what it signed")
     check_repeat(record, fewer, COHORT[1:])
     with pytest.raises(ProtocolError, match="revealing for round 1 was done already"):

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from client import norms
-from client import round as rounds
-from client.acceptance import Round, admit
 from client.flower import open_site
-from client.masking import prove, reveal
-from client.norms import shorten
-from client.opening import UnopenedError
+from client.round import norms
+from client.round import round as rounds
+from client.round.admission import Round, admit
+from client.round.aggregate import UnopenedError
+from client.round.masking import prove, reveal
+from client.round.norms import shorten
+from privacy.crypto.norm_signature import sign_proof
+from privacy.crypto.norms import prove_norm
+from privacy.crypto.pedersen import BYTES
+from privacy.crypto.signing import SIGNATURE_BYTES
 from privacy.errors import AuthenticityError, ProtocolError
-from privacy.norm_signature import sign_proof
-from privacy.norms import prove_norm
-from privacy.pedersen import BYTES
-from privacy.signing import SIGNATURE_BYTES
-from tests.client.test_masking import (
+from tests.client.round.test_masking import (
     COHORT,
     MASKED,
     breaking,
@@ -37,12 +37,12 @@ from transport.masking import VALUES
 from transport.messages import PROVE
 
 if TYPE_CHECKING:
-    from client.checkpoint import Checkpoint
-    from privacy.envelope import SignedUpdate
-    from privacy.norm_proof import Statement
-    from privacy.signing import PrivateKey
-    from privacy.summation import EncryptedSum
-    from simulations.federation import Federation
+    from client.state.checkpoint import Checkpoint
+    from privacy.codec.envelope import SignedUpdate
+    from privacy.crypto.norm_proof import Statement
+    from privacy.crypto.signing import PrivateKey
+    from privacy.crypto.summation import EncryptedSum
+    from simulations.engine.federation import Federation
 
 NORM = 0.05
 BOUNDED = replace(MASKED, encryption=replace(MASKED.encryption, update_norm=NORM))
@@ -205,7 +205,7 @@ def test_who_proves_something_of_another_update_spoils_the_sum(
     with pytest.raises(ProtocolError, match="longer than the run allows"):
         played.prove("west")
     honest = {site: played.prove(site) for site in COHORT if site != "west"}
-    monkeypatch.setattr("client.masking._unmasked", lambda *_: iter(()))
+    monkeypatch.setattr("client.round.masking._unmasked", lambda *_: iter(()))
     total = replace(played.total, proofs=tuple(honest.get(site) or played.prove(site) for site in COHORT))
     for site in COHORT:
         with pytest.raises(UnopenedError) as caught:
@@ -233,7 +233,7 @@ def _signed(played: Played, site: str, proof: bytes) -> bytes:
 
 def _forget_refusal(federation: Federation, played: Played) -> None:
     """Have north forget that it refused the sum, as if it had not come yet."""
-    notes = federation.paths["north"] / "outbox" / f"{played.plan.run[:16]}.once"
+    notes = federation.paths["north"] / "outbox" / f"{played.plan.run[:16]}.commitments"
     kept = [line for line in notes.read_text().splitlines() if not line.startswith(("refusing", "evidence"))]
     notes.write_text("".join(f"{line}\n" for line in kept))
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client import dpsgd
-from client.acceptance import admit
+from client.data.records import read_csv
+from client.dpsgd import dpsgd
 from client.flower import open_site
-from client.readiness import get_ready
-from client.records import read_csv
-from client.study import Study
+from client.round.admission import admit
+from client.round.readiness import get_ready
+from client.work.training import Study
 from privacy.errors import (
     DataError,
     KeyFileError,
@@ -26,11 +26,11 @@ from privacy.errors import (
     ProtocolError,
     RefusedError,
 )
-from privacy.roster import sign_roster
+from privacy.run.roster import sign_roster
 from tests import studies
 from tests.client.test_agent_rounds import QUERY, ask, plan_of, train
-from tests.client.test_exam import evaluation
-from tests.client.test_survey import SURVEY
+from tests.client.work.test_evaluation import evaluation
+from tests.client.work.test_survey import SURVEY
 from tests.federations import (
     NOISY,
     SETTINGS,
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from simulations.federation import Federation
+    from simulations.engine.federation import Federation
 
 SITE = "north"
 
@@ -114,7 +114,7 @@ def test_a_record_that_the_loss_cannot_take_is_named_and_not_shown(make_federati
             step()
         assert str(caught.value).startswith(
             f"{path}: {task_name(Classes)} cannot use the target of record 81, in the order in which its load() "
-            "returns them: the loss raises IndexError at tests/client/test_readiness.py:"
+            "returns them: the loss raises IndexError at tests/client/round/test_readiness.py:"
         )
         assert "7131" not in str(caught.value)
 
@@ -168,9 +168,9 @@ def test_a_survey_and_an_evaluation_need_records_too(make_federation: Federation
     write_records(federation, "1,2,0", "3,4,1")
     with pytest.raises(DataError, match="no records are left to add up"):
         ready(federation)
-    exam = replace(evaluation("0" * 64, metrics=("accuracy",)), task=SETTINGS.task)
+    evaluated = replace(evaluation("0" * 64, metrics=("accuracy",)), task=SETTINGS.task)
     with pytest.raises(DataError, match="no records are left to evaluate on"):
-        open_site(federation.paths["south"]).work(exam).check_records(exam)
+        open_site(federation.paths["south"]).work(evaluated).check_records(evaluated)
 
 
 # --- Memory ---------------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def test_a_model_whose_step_does_not_fit_in_memory_is_a_refusal_before_any_charg
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("client.study.train", fail)
+    monkeypatch.setattr("client.work.training.train", fail)
     federation = make_federation(NOISY)
     with pytest.raises(RefusedError, match="a step needs more memory than is left there; set a smaller physical_batch"):
         ready(federation)
@@ -202,7 +202,7 @@ def test_a_step_is_tried_with_as_many_records_as_are_computed_at_a_time(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = Mock(wraps=dpsgd.train)
-    monkeypatch.setattr("client.study.train", tried)
+    monkeypatch.setattr("client.work.training.train", tried)
     federation = make_federation(NOISY)
     ready(federation)
     write_records(federation, *["1,2,0", "3,4,1"] * 400)

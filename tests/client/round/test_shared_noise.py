@@ -11,22 +11,22 @@ import torch
 from flwr.app import Context, Error, Message, MessageType
 from numpy.typing import NDArray
 
-from client.acceptance import AdmittedRun, admit
 from client.flower import app, open_site
-from client.masking import recover
-from client.readiness import get_ready
-from client.round import train_round
+from client.round.admission import AdmittedRun, admit
+from client.round.masking import recover
+from client.round.readiness import get_ready
+from client.round.round import train_round
 from client.site import Site
-from privacy.accounting import Mechanism
+from privacy.accounting.accounting import Mechanism
+from privacy.codec.packing import pack_with_share, unpack
 from privacy.errors import ConfigError, ProtocolError, RefusedError, RunError
-from privacy.ledger import Charge, Release
-from privacy.manifest import Manifest
-from privacy.packing import pack_with_share, unpack
-from privacy.plan import RoundPlan
-from privacy.randomness import Randomness
-from privacy.settings import Encryption, Privacy
-from privacy.shared import Share, share_for
-from simulations.federation import Federation, SiteTerms
+from privacy.ledger.ledger import Charge, Release
+from privacy.noise.randomness import Randomness
+from privacy.noise.shared import Share, share_for
+from privacy.run.manifest import Manifest
+from privacy.run.plan import RoundPlan
+from privacy.run.settings import Encryption, Privacy
+from simulations.engine.federation import Federation, SiteTerms
 from tests import studies
 from tests.federations import (
     SETTINGS,
@@ -122,7 +122,7 @@ def test_the_charge_is_the_promised_noise_and_nothing_is_carried_over(federation
         charged = open_site(federation.paths[site]).ledger.mechanisms()
         assert [(each.noise_multiplier, each.sample_rate, each.steps) for each in charged] == [(2.0, 1.0, 1)] * 2
         left = {file.suffix for file in (federation.paths[site] / "outbox").iterdir()}
-        assert left == {".update", ".once"}
+        assert left == {".update", ".commitments"}
     assert signed_run(federation)[1].round_cost == Mechanism(2.0, 1.0, 1, discrete=True)
 
 

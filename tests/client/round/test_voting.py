@@ -9,20 +9,20 @@ import pytest
 import torch
 from flwr.app import Context, Message, MessageType
 
-from client import voting
-from client.acceptance import AdmittedRun, admit
-from client.checkpoint import Checkpoint
 from client.flower import app as client_app
 from client.flower import open_site
-from client.readiness import get_ready
+from client.round import voting
+from client.round.admission import AdmittedRun, admit
+from client.round.readiness import get_ready
 from client.site import Site
-from client.study import Study
+from client.state.checkpoint import Checkpoint
+from client.work.training import Study
+from privacy.codec.update import Model
 from privacy.errors import AuthenticityError, BudgetError, ProtocolError
-from privacy.settings import RunSettings
-from privacy.settings import Vote as VoteSettings
-from privacy.update import Model
-from privacy.votes import Question, Vote, cast
-from simulations.federation import Federation
+from privacy.run.settings import RunSettings
+from privacy.run.settings import Vote as VoteSettings
+from privacy.run.votes import Question, Vote, cast
+from simulations.engine.federation import Federation
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, restart, run_with, signed_run
 from transport.votes import find_vote
 
@@ -198,7 +198,7 @@ def test_a_site_goes_back_once_half_of_the_votes_reject_and_the_round_is_over_fo
     assert (again.digest, again.round) == (before.digest, now.round)
     assert voting.undo(admitted, question, votes).digest == before.digest
     assert voting.vote(admitted, again) is None
-    assert list((site.place.folder / "outbox").glob("*.remainder")) == []
+    assert list((site.place.folder / "outbox").glob("*.residual")) == []
 
 
 def test_votes_that_are_not_on_this_model_or_do_not_reject_it_change_nothing(federation: Federation) -> None:

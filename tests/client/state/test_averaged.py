@@ -11,16 +11,16 @@ import torch
 from flwr.app import Context, Message, MessageType
 from numpy.typing import NDArray
 
-from client.acceptance import admit
-from client.checkpoint import Checkpoint
 from client.flower import app, open_site
-from client.models import Models
-from client.opening import open_sum
-from privacy.settings import RunSettings, Training
-from privacy.summation import EncryptedSum
-from privacy.update import Layout, Model
-from simulations.federation import Federation
-from simulations.results import journal_path, read_results
+from client.round.admission import admit
+from client.round.aggregate import open_sum
+from client.state.checkpoint import Checkpoint
+from client.state.models import Models
+from privacy.codec.update import Layout, Model
+from privacy.crypto.summation import EncryptedSum
+from privacy.run.settings import RunSettings, Training
+from simulations.engine.federation import Federation
+from simulations.engine.results import event_log_path, read_results
 from tests.federations import SETTINGS, SITES, FederationMaker, models_of, own_metrics, restart, run_with, signed_run
 from transport.contents import sum_from_arrays
 from transport.parcel import decode_arrays
@@ -46,7 +46,7 @@ def result_of(federation: Federation, site: str = SITE) -> NDArray[np.float32]:
 
 def sums_of(federation: Federation) -> Iterator[EncryptedSum]:
     """The run's sums, in the order of rounds."""
-    for file in sorted((journal_path(federation).parent / "sums").iterdir()):
+    for file in sorted((event_log_path(federation).parent / "sums").iterdir()):
         yield sum_from_arrays(decode_arrays(file.read_bytes()))
 
 

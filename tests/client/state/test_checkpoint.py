@@ -16,9 +16,9 @@ from hypothesis.extra import numpy as arrays
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from client.checkpoint import Checkpoint, CheckpointStore
+from client.state.checkpoint import Checkpoint, CheckpointStore
+from privacy.codec.update import Constant, Layout, Model
 from privacy.errors import KeyFileError
-from privacy.update import Constant, Layout, Model
 
 RUN, OTHER = "ab" * 32, "ab" * 4 + "cd" * 28  # whose files have the same name
 PLACES = np.array([3, 1], "<i8")

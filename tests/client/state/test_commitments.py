@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.once import Once
+from client.state.commitments import Commitments
 from privacy.errors import ProtocolError
 from privacy.storage import append
 
@@ -19,8 +19,8 @@ WORDS = st.text(st.characters(codec="ascii", exclude_categories=["Cc"], exclude_
 
 
 @pytest.fixture
-def once(tmp_path: Path) -> Once:
-    return Once(tmp_path / "outbox")
+def once(tmp_path: Path) -> Commitments:
+    return Commitments(tmp_path / "outbox")
 
 
 def file_of(folder: Path) -> Path:
@@ -28,27 +28,27 @@ def file_of(folder: Path) -> Path:
     return file
 
 
-def test_nothing_is_done_before_it_is_noted(once: Once) -> None:
+def test_nothing_is_done_before_it_is_noted(once: Commitments) -> None:
     assert once.find(RUN, DEED) is None
 
 
-def test_the_same_again_changes_nothing(once: Once, tmp_path: Path) -> None:
+def test_the_same_again_changes_nothing(once: Commitments, tmp_path: Path) -> None:
     once.note(RUN, DEED, "attempt 1")
     before = file_of(tmp_path).read_bytes()
-    Once(tmp_path / "outbox").note(RUN, DEED, "attempt 1")
+    Commitments(tmp_path / "outbox").note(RUN, DEED, "attempt 1")
     assert file_of(tmp_path).read_bytes() == before
     assert once.find(RUN, DEED) == "attempt 1"
 
 
-def test_something_else_is_refused_also_by_another_process(once: Once, tmp_path: Path) -> None:
+def test_something_else_is_refused_also_by_another_process(once: Commitments, tmp_path: Path) -> None:
     once.note(RUN, DEED, "attempt 1")
-    for record in (once, Once(tmp_path / "outbox")):
+    for record in (once, Commitments(tmp_path / "outbox")):
         with pytest.raises(ProtocolError, match="revealing round 1 was done already, with something else"):
             record.note(RUN, DEED, "attempt 2")
     assert once.find(RUN, DEED) == "attempt 1"
 
 
-def test_deeds_and_runs_are_told_apart(once: Once) -> None:
+def test_deeds_and_runs_are_told_apart(once: Commitments) -> None:
     once.note(RUN, DEED, "1")
     once.note(RUN, "revealing round 2", "2")
     once.note(OTHER, DEED, "3")
@@ -57,7 +57,7 @@ def test_deeds_and_runs_are_told_apart(once: Once) -> None:
 
 @given(st.lists(st.tuples(WORDS, WORDS), max_size=8))
 def test_of_any_deeds_the_first_stands(tmp_path_factory: pytest.TempPathFactory, deeds: list[tuple[str, str]]) -> None:
-    once, first = Once(tmp_path_factory.mktemp("outbox")), dict[str, str]()
+    once, first = Commitments(tmp_path_factory.mktemp("outbox")), dict[str, str]()
     for deed, value in deeds:
         if first.setdefault(deed, value) == value:
             once.note(RUN, deed, value)
@@ -67,7 +67,7 @@ def test_of_any_deeds_the_first_stands(tmp_path_factory: pytest.TempPathFactory,
     assert {deed: once.find(RUN, deed) for deed in first} == first
 
 
-def test_a_line_that_a_crash_cut_off_is_no_deed(once: Once, tmp_path: Path) -> None:
+def test_a_line_that_a_crash_cut_off_is_no_deed(once: Commitments, tmp_path: Path) -> None:
     once.note(RUN, "agreeing on round 1", "a set")
     whole = file_of(tmp_path).read_bytes()
     once.note(RUN, DEED, "attempt 1")
@@ -81,7 +81,7 @@ def test_a_line_that_a_crash_cut_off_is_no_deed(once: Once, tmp_path: Path) -> N
 
 
 def test_a_deed_is_on_the_disk_before_it_is_done_and_again_when_it_was_noted_before(
-    once: Once, monkeypatch: pytest.MonkeyPatch
+    once: Commitments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced = list[bytes]()
 
@@ -89,13 +89,13 @@ def test_a_deed_is_on_the_disk_before_it_is_done_and_again_when_it_was_noted_bef
         append(path, descriptor, data)
         synced.append(data)
 
-    monkeypatch.setattr("client.once.append", watched)
+    monkeypatch.setattr("client.state.commitments.append", watched)
     once.note(RUN, DEED, "1")
     once.note(RUN, DEED, "1")
     assert synced == [b"revealing round 1: 1\n", b""]
 
 
-def test_a_full_disk_leaves_the_deed_undone(once: Once, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_deed_undone(once: Commitments, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_the_deed_undone(once: Once, monkeypatch: pytest.Monk
 
 def _try(folder: str, value: str) -> bool:
     try:
-        Once(Path(folder)).note(RUN, DEED, value)
+        Commitments(Path(folder)).note(RUN, DEED, value)
     except ProtocolError:
         return False
     return True
@@ -120,9 +120,9 @@ def test_of_processes_that_do_it_at_the_same_time_one_does(tmp_path: Path) -> No
     with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
         done = list(pool.map(_try, [str(tmp_path)] * 40, [f"attempt {number}" for number in range(40)]))
     assert sum(done) == 1
-    assert Once(tmp_path).find(RUN, DEED) == f"attempt {done.index(True)}"
+    assert Commitments(tmp_path).find(RUN, DEED) == f"attempt {done.index(True)}"
 
 
-def test_only_its_owner_may_read_it(once: Once, tmp_path: Path) -> None:
+def test_only_its_owner_may_read_it(once: Commitments, tmp_path: Path) -> None:
     once.note(RUN, DEED, "1")
     assert stat.S_IMODE(file_of(tmp_path).stat().st_mode) == 0o600

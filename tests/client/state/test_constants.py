@@ -16,13 +16,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from typing_extensions import override
 
-from client.beginning import find_model
-from client.checkpoint import Checkpoint, CheckpointStore
 from client.flower import open_site
-from client.state import DTYPES, WIDTHS, check_constants, layout_of, set_constants
+from client.state.checkpoint import Checkpoint, CheckpointStore
+from client.state.initial_model import find_model
+from client.state.model_state import DTYPES, WIDTHS, check_constants, layout_of, set_constants
+from privacy.codec.update import Layout, Model
 from privacy.errors import RefusedError, TaskError
-from privacy.settings import Start
-from privacy.update import Layout, Model
+from privacy.run.settings import Start
 from tests.federations import (
     SETTINGS,
     FederationMaker,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from flwr.app import Context, Message
 
-    from simulations.federation import Federation
+    from simulations.engine.federation import Federation
 
 BACKBONE = "backbone.weight"
 

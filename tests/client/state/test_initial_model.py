@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from client.beginning import find_model
 from client.flower import open_site
+from client.state.initial_model import find_model
+from privacy.codec.update import Layout
 from privacy.errors import RefusedError, RunError
-from privacy.settings import RunSettings, Start, Training
-from privacy.update import Layout
-from simulations.federation import Federation
+from privacy.run.settings import RunSettings, Start, Training
+from simulations.engine.federation import Federation
 from tests import studies
 from tests.federations import (
     SETTINGS,

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.outbox import Outbox
-from privacy.envelope import SignedUpdate
+from client.state.outbox import Outbox
+from privacy.codec.envelope import SignedUpdate
 from privacy.errors import KeyFileError, ProtocolError
-from privacy.plan import RoundPlan
+from privacy.run.plan import RoundPlan
 from tests.privacy.consortium import make_plan
 
 RUN, OTHER = "ab" * 32, "cd" * 32

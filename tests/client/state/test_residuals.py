@@ -10,11 +10,11 @@ import pytest
 from flwr.app import Context, Error, Message, MessageType
 from numpy.typing import NDArray
 
-from client import remainder as module
-from client.checkpoint import CheckpointStore
 from client.flower import app, open_site
-from client.remainder import Remainders
-from privacy.plan import RoundPlan, read_plan
+from client.state import residuals as module
+from client.state.checkpoint import CheckpointStore
+from client.state.residuals import Residuals
+from privacy.run.plan import RoundPlan, read_plan
 from tests.federations import SETTINGS, FederationMaker, models_of, node_of, run_with, signed_run
 from tests.privacy.consortium import make_plan
 from transport.contents import read_train
@@ -32,116 +32,116 @@ def plan_of(number: int, run: str = RUN, attempt: int = 1) -> RoundPlan:
 def held(folder: Path, run: str = RUN) -> list[float]:
     """What a process that starts now would add to an update of noughts."""
     vector = np.zeros(3, np.float32)
-    Remainders(folder).add_to(vector, run)
+    Residuals(folder).add_to(vector, run)
     return vector.tolist()
 
 
 @pytest.fixture
-def remainders(tmp_path: Path) -> Remainders:
-    return Remainders(tmp_path)
+def residuals(tmp_path: Path) -> Residuals:
+    return Residuals(tmp_path)
 
 
-def test_nothing_is_added_before_anything_was_left_over(remainders: Remainders, tmp_path: Path) -> None:
+def test_nothing_is_added_before_anything_was_left_over(residuals: Residuals, tmp_path: Path) -> None:
     assert held(tmp_path) == [0, 0, 0]
-    remainders.settle(plan_of(1), contributed=True)
+    residuals.settle(plan_of(1), contributed=True)
     assert held(tmp_path) == [0, 0, 0]
 
 
 def test_a_remainder_counts_once_its_sum_is_open_and_is_added_to_what_is_there(
-    remainders: Remainders, tmp_path: Path
+    residuals: Residuals, tmp_path: Path
 ) -> None:
-    remainders.keep(plan_of(1), FIRST)
+    residuals.keep(plan_of(1), FIRST)
     assert held(tmp_path) == [0, 0, 0]
-    remainders.settle(plan_of(1), contributed=True)
+    residuals.settle(plan_of(1), contributed=True)
     assert held(tmp_path) == held(tmp_path) == FIRST.tolist()
     vector = SECOND.copy()
-    remainders.add_to(vector, RUN)
+    residuals.add_to(vector, RUN)
     np.testing.assert_array_equal(vector, FIRST + SECOND)
 
 
-def test_what_is_kept_is_no_view_of_the_update(remainders: Remainders, tmp_path: Path) -> None:
+def test_what_is_kept_is_no_view_of_the_update(residuals: Residuals, tmp_path: Path) -> None:
     vector = FIRST.copy()
-    remainders.keep(plan_of(1), vector)
+    residuals.keep(plan_of(1), vector)
     vector[:] = 7
-    remainders.settle(plan_of(1), contributed=True)
+    residuals.settle(plan_of(1), contributed=True)
     assert held(tmp_path) == FIRST.tolist()
 
 
-def test_of_a_sum_without_this_sites_update_the_older_remainder_stays(remainders: Remainders, tmp_path: Path) -> None:
-    _send(remainders, 1, FIRST, contributed=True)
-    _send(remainders, 2, SECOND, contributed=False)
+def test_of_a_sum_without_this_sites_update_the_older_remainder_stays(residuals: Residuals, tmp_path: Path) -> None:
+    _send(residuals, 1, FIRST, contributed=True)
+    _send(residuals, 2, SECOND, contributed=False)
     assert held(tmp_path) == FIRST.tolist()
-    remainders.settle(plan_of(2), contributed=True)  # too late: it was forgotten
+    residuals.settle(plan_of(2), contributed=True)  # too late: it was forgotten
     assert held(tmp_path) == FIRST.tolist()
-    _send(remainders, 3, SECOND, contributed=True)
+    _send(residuals, 3, SECOND, contributed=True)
     assert held(tmp_path) == SECOND.tolist()
 
 
-def test_of_a_round_that_released_nothing_the_older_remainder_stays(remainders: Remainders, tmp_path: Path) -> None:
-    _send(remainders, 1, FIRST, contributed=True)
-    remainders.keep(plan_of(2), SECOND)  # its sum never comes
+def test_of_a_round_that_released_nothing_the_older_remainder_stays(residuals: Residuals, tmp_path: Path) -> None:
+    _send(residuals, 1, FIRST, contributed=True)
+    residuals.keep(plan_of(2), SECOND)  # its sum never comes
     assert held(tmp_path) == FIRST.tolist()
-    remainders.keep(plan_of(3), 2 * SECOND)
-    remainders.settle(plan_of(2), contributed=True)
+    residuals.keep(plan_of(3), 2 * SECOND)
+    residuals.settle(plan_of(2), contributed=True)
     assert held(tmp_path) == FIRST.tolist()
-    remainders.settle(plan_of(3), contributed=True)
+    residuals.settle(plan_of(3), contributed=True)
     assert held(tmp_path) == (2 * SECOND).tolist()
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".remainder"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".residual"]
 
 
 def test_an_update_that_is_made_again_has_left_over_what_it_leaves_over_then(
-    remainders: Remainders, tmp_path: Path
+    residuals: Residuals, tmp_path: Path
 ) -> None:
     # The process ended after the remainder was kept, before the update was: it is trained once more.
-    remainders.keep(plan_of(1), FIRST)
-    _send(remainders, 1, SECOND, contributed=True)
+    residuals.keep(plan_of(1), FIRST)
+    _send(residuals, 1, SECOND, contributed=True)
     assert held(tmp_path) == SECOND.tolist()
 
 
-def test_settling_twice_changes_nothing(remainders: Remainders, tmp_path: Path) -> None:
+def test_settling_twice_changes_nothing(residuals: Residuals, tmp_path: Path) -> None:
     # The process ended after the remainder was settled, before the model was saved: the sum is opened once more.
-    _send(remainders, 1, FIRST, contributed=True)
+    _send(residuals, 1, FIRST, contributed=True)
     for _ in range(2):
-        Remainders(tmp_path).settle(plan_of(1), contributed=True)
+        Residuals(tmp_path).settle(plan_of(1), contributed=True)
         assert held(tmp_path) == FIRST.tolist()
 
 
-def test_runs_do_not_share_what_was_left_over(remainders: Remainders, tmp_path: Path) -> None:
-    _send(remainders, 1, FIRST, contributed=True)
-    remainders.keep(plan_of(2), FIRST)
-    remainders.keep(plan_of(2, OTHER), SECOND)
-    remainders.settle(plan_of(2, OTHER), contributed=True)
+def test_runs_do_not_share_what_was_left_over(residuals: Residuals, tmp_path: Path) -> None:
+    _send(residuals, 1, FIRST, contributed=True)
+    residuals.keep(plan_of(2), FIRST)
+    residuals.keep(plan_of(2, OTHER), SECOND)
+    residuals.settle(plan_of(2, OTHER), contributed=True)
     assert (held(tmp_path), held(tmp_path, OTHER)) == (FIRST.tolist(), SECOND.tolist())
-    remainders.settle(plan_of(2), contributed=True)
+    residuals.settle(plan_of(2), contributed=True)
     assert held(tmp_path) == FIRST.tolist()
 
 
 @pytest.mark.parametrize("size", [0, 2, 4])
-def test_a_remainder_of_another_size_is_left_alone(remainders: Remainders, size: int) -> None:
-    _send(remainders, 1, FIRST, contributed=True)
+def test_a_remainder_of_another_size_is_left_alone(residuals: Residuals, size: int) -> None:
+    _send(residuals, 1, FIRST, contributed=True)
     vector = np.zeros(size, np.float32)
-    remainders.add_to(vector, RUN)
+    residuals.add_to(vector, RUN)
     assert not vector.any()
 
 
-def test_long_remainders_are_read_piece_by_piece(remainders: Remainders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_remainders_are_read_piece_by_piece(residuals: Residuals, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STEP", 7)
     values = np.random.default_rng(1).normal(size=100).astype(np.float32)
-    _send(remainders, 1, values, contributed=True)
+    _send(residuals, 1, values, contributed=True)
     vector = values.copy()
-    remainders.add_to(vector, RUN)
+    residuals.add_to(vector, RUN)
     np.testing.assert_array_equal(vector, 2 * values)
 
 
-def test_nobody_else_may_read_what_was_left_over(remainders: Remainders, tmp_path: Path) -> None:
-    _send(remainders, 1, FIRST, contributed=True)
-    remainders.keep(plan_of(2), SECOND)
+def test_nobody_else_may_read_what_was_left_over(residuals: Residuals, tmp_path: Path) -> None:
+    _send(residuals, 1, FIRST, contributed=True)
+    residuals.keep(plan_of(2), SECOND)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
 
 
-def _send(remainders: Remainders, number: int, left: NDArray[np.float32], *, contributed: bool) -> None:
-    remainders.keep(plan_of(number), left)
-    remainders.settle(plan_of(number), contributed=contributed)
+def _send(residuals: Residuals, number: int, left: NDArray[np.float32], *, contributed: bool) -> None:
+    residuals.keep(plan_of(number), left)
+    residuals.settle(plan_of(number), contributed=contributed)
 
 
 # --- In a run ------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def last_of(make: FederationMaker, name: str, **options: Any) -> tuple[bytes, by
     """Run a federation of this name; return the site's model and remainder at the end."""
     federation = make(RUN_SETTINGS, name=name)
     run_with(federation, **options)
-    (left,) = federation.paths[SITE].glob("outbox/*.remainder")
+    (left,) = federation.paths[SITE].glob("outbox/*.residual")
     assert len(set(models_of(federation).values())) == 1
     return _model(federation, SITE), left.read_bytes()
 
@@ -170,7 +170,7 @@ def test_without_remainders_a_run_ends_elsewhere(
     # What the next two tests compare would otherwise say nothing.
     model, left = last_of(make_federation, "with")
     assert np.frombuffer(left, np.float32).any()
-    monkeypatch.setattr(Remainders, "add_to", lambda *_: None)
+    monkeypatch.setattr(Residuals, "add_to", lambda *_: None)
     assert last_of(make_federation, "without")[0] != model
 
 
@@ -189,7 +189,7 @@ def test_a_crash_between_settling_a_remainder_and_saving_the_model_changes_nothi
 
     monkeypatch.setattr(CheckpointStore, "save", crash)
     assert last_of(make_federation, "crashed-disturbed", answer=_surviving(app)) == undisturbed
-    assert crashes == [[".remainder", ".update"]]
+    assert crashes == [[".residual", ".update"]]
 
 
 def _surviving(answer: Callable[[Message, Context], Message]) -> Callable[[Message, Context], Message]:
@@ -213,7 +213,7 @@ def test_a_round_that_released_nothing_leaves_the_sites_the_older_remainder(make
             return app(message, context)
         number = read_plan(read_train(message.content)[0]).round
         if meta.dst_node_id == node:
-            left = list(federation.paths[SITE].glob("outbox/*.remainder"))
+            left = list(federation.paths[SITE].glob("outbox/*.residual"))
             before[number] = left[0].read_bytes() if left else b""
         made = app(message, context)
         return reply(Error(1, "the line broke"), message) if meta.dst_node_id in failing and number == 2 else made

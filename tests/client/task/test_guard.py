@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from client.task import Task, import_task
+from client.task.task import Task, import_task
 from privacy.errors import TaskError
+from tests.probes import CLASSES, WIDTH, Made, Through, complaint, head, vectors
 from tests.studies import Tiny
-from tests.trials import CLASSES, WIDTH, Made, Through, complaint, head, vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

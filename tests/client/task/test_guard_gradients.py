@@ -14,12 +14,12 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from tests.trials import CLASSES, LENGTH, WIDTH, Made, Through, complaint, head, sequences, vectors, words
+from tests.probes import CLASSES, LENGTH, WIDTH, Made, Through, complaint, head, sequences, vectors, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from client.task import Task
+    from client.task.task import Task
 
 
 def head_of(width: int) -> nn.Module:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from tests.trials import CLASSES, LENGTH, WIDTH, Made, Through, complaint, head, sequences, words
+from tests.probes import CLASSES, LENGTH, WIDTH, Made, Through, complaint, head, sequences, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from client.task import Task
+    from client.task.task import Task
 
 NORMALISE = "use GroupNorm or LayerNorm"
 BY_ITSELF = "compute each record by itself: no mean, sum, norm, sorting or attention over dimension 0"
@@ -100,7 +100,7 @@ def evaluating() -> nn.Module:
 LAYER_1 = "records of a batch meet in its model's layer `1` ({}); " + NORMALISE
 LAYER_0 = "records of a batch meet in its model's layer `0{}` ({}); "
 BEFORE = "records of a batch meet in its model before `layers.0` (Linear); " + BY_ITSELF
-MEETING = {
+DEPENDENT = {
     "BatchNorm": (normalised(lambda: nn.BatchNorm1d(8)), LAYER_1.format("BatchNorm1d")),
     "BatchNorm without parameters": (
         normalised(lambda: nn.BatchNorm1d(8, affine=False)), LAYER_1.format("BatchNorm1d")),
@@ -171,6 +171,6 @@ class Evaluated(nn.Module):
         return found if self.training else found - 1e-6 * found.sum(0)
 
 
-@pytest.mark.parametrize(("task", "said"), MEETING.values(), ids=MEETING.keys())
+@pytest.mark.parametrize(("task", "said"), DEPENDENT.values(), ids=DEPENDENT.keys())
 def test_records_that_meet_are_refused_with_the_place_and_the_mend(task: Task, said: str) -> None:
     assert complaint(task).startswith(said)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from tests.trials import CLASSES, WIDTH, Made, Through, complaint, head, words
+from tests.probes import CLASSES, WIDTH, Made, Through, complaint, head, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from client.task import Task
+    from client.task.task import Task
 
 
 WEIGHTS = torch.tensor([1.0, 5.0, 20.0])

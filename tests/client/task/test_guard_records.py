@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from client.acceptance import admit
 from client.flower import open_site
-from client.readiness import get_ready
+from client.round.admission import admit
+from client.round.readiness import get_ready
 from privacy.errors import DataError, TaskError
 from tests.federations import NOISY, charges_of, node_of, signed_run, task_name
 from tests.studies import Tiny
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SITE = "north"
 
 
-class Meeting(Tiny):
+class Dependent(Tiny):
     """Its records meet."""
 
     read: ClassVar[list[Path]] = []
@@ -51,17 +51,17 @@ class Reading(Tiny):
 
 
 def test_a_task_that_breaks_privacy_costs_nothing_and_reads_nothing(make_federation: FederationMaker) -> None:
-    federation = make_federation(replace(NOISY, task=task_name(Meeting)))
+    federation = make_federation(replace(NOISY, task=task_name(Dependent)))
     site = open_site(federation.paths[SITE])
     document, node = signed_run(federation)[0], node_of(federation, SITE)
     for step in (site.check_records, lambda: get_ready(admit(site, document), node)):
         with pytest.raises(TaskError) as caught:
             step()
         assert str(caught.value) == (
-            f"{task_name(Meeting)}: records of a batch meet in its model's layer `0` (BatchNorm1d); "
+            f"{task_name(Dependent)}: records of a batch meet in its model's layer `0` (BatchNorm1d); "
             "use GroupNorm or LayerNorm"
         )
-    assert Meeting.read == []
+    assert Dependent.read == []
     assert charges_of(federation, SITE) == 0
 
 

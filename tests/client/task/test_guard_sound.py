@@ -11,14 +11,14 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from client.guard import check_task
-from simulations.diagnosis import Diagnosis
-from simulations.idle import Idle
+from client.task.guard import check_task
+from simulations.tasks.diagnosis import Diagnosis
+from simulations.tasks.idle import Idle
+from tests.probes import CLASSES, LENGTH, WIDTH, Made, Through, head, sequences, vectors, words
 from tests.studies import Tiny, Wide
-from tests.trials import CLASSES, LENGTH, WIDTH, Made, Through, head, sequences, vectors, words
 
 if TYPE_CHECKING:
-    from client.task import Task
+    from client.task.task import Task
 
 
 class Attention(nn.Module):

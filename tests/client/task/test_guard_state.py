@@ -11,11 +11,11 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 from typing_extensions import override
 
-from client.guard import check_task
-from tests.trials import CLASSES, WIDTH, Made, Through, complaint, head
+from client.task.guard import check_task
+from tests.probes import CLASSES, WIDTH, Made, Through, complaint, head
 
 if TYPE_CHECKING:
-    from client.task import Task
+    from client.task.task import Task
 
 # --- Parameters outside of the model ---------------------------------------------------------------------------------
 

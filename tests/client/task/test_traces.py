@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from client.guard import check_task
-from tests.trials import WIDTH, Made, Through, complaint, head, words
+from client.task.guard import check_task
+from tests.probes import WIDTH, Made, Through, complaint, head, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from client.flower import open_site
-from client.survey import Survey
-from client.trial import MADE_UP, OWN, Trial
+from client.task.probe import MADE_UP, OWN, Probe
+from client.work.survey import Survey
 from privacy.errors import CloisterError, DataError, TaskError
-from simulations.federation import SiteTerms
+from simulations.engine.federation import SiteTerms
 from tests.federations import task_name
 from tests.studies import QUOTE, Tiny
 
@@ -45,7 +45,7 @@ def _endless() -> None:
     _endless()
 
 
-WHERE = "at tests/client/test_foreign.py:"
+WHERE = "at tests/client/task/test_user_code.py:"
 LOADS: dict[str, tuple[Callable[[], Any], str]] = {
     "column": (lambda: {QUOTE: "1"}["age"], f"raises KeyError {WHERE}"),
     "value": (lambda: float(QUOTE), f"raises ValueError {WHERE}"),
@@ -152,7 +152,7 @@ class Quoting(Tiny):
 @pytest.mark.parametrize("method", ["loss", "metrics"])
 def test_what_a_task_says_as_it_is_tried_on_a_sites_own_records_is_not_repeated(method: str) -> None:
     records = torch.rand(3, 1), torch.rand(3, 1)
-    own, made_up = (Trial(Quoting(), nn.Linear(2, 1), kind) for kind in (OWN, MADE_UP))
+    own, made_up = (Probe(Quoting(), nn.Linear(2, 1), kind) for kind in (OWN, MADE_UP))
     with pytest.raises(TaskError) as caught:
         getattr(own, method)(*records)
     assert f"its {method}() fails on 3 records (KeyError {WHERE}" in str(caught.value)

@@ -15,14 +15,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from client.flower import open_site
-from cloister import statistics
-from privacy.accounting import Mechanism, epsilon
+from cloister.commands import stats
+from privacy.accounting.accounting import Mechanism, epsilon
 from privacy.errors import CloisterError, RunError
-from privacy.randomness import Randomness
-from privacy.settings import Evaluation, Privacy, RunSettings, Start, Statistics, Training
-from simulations.federation import Federation, SiteTerms
+from privacy.noise.randomness import Randomness
+from privacy.run.settings import Evaluation, Privacy, RunSettings, Start, Statistics, Training
+from simulations.engine.federation import Federation, SiteTerms
 from tests import studies
-from tests.client.exams import TASK, TERMS_HALF, exam_of
+from tests.client.evaluations import TASK, TERMS_HALF, evaluation_of
 from tests.federations import (
     SETTINGS,
     SITES,
@@ -99,7 +99,7 @@ def test_a_metric_that_a_record_does_not_have_is_found_before_a_charge(
 
 
 def test_the_vector_is_the_one_that_the_protocol_describes(make_federation: FederationMaker) -> None:
-    found = json.loads(json.dumps(exam_of(make_federation(TRAINED, dict.fromkeys(SITES, TERMS_HALF)))))
+    found = json.loads(json.dumps(evaluation_of(make_federation(TRAINED, dict.fromkeys(SITES, TERMS_HALF)))))
     vector = numbers.evaluation(found["metrics"], found["losses"], found["loss_bound"])
     assert found["vector"] == pytest.approx(vector, abs=1e-9)
     assert numbers.evaluation_layout(["near", "odd"], found["loss_bound"]) == found["layout"]
@@ -251,7 +251,7 @@ def test_a_person_reads_it_with_cloister_stats(trained: tuple[Federation, str]) 
     federation.sign(evaluation(digest, sigma=0.7))
     run_with(federation)
     text = io.StringIO()
-    statistics.show(statistics.latest(federation.paths["north"]), Console(file=text, width=1000))
+    stats.show(stats.latest(federation.paths["north"]), Console(file=text, width=1000))
     shown = text.getvalue()
     assert digest in shown
     assert "held-out records at 4 sites" in shown

@@ -12,14 +12,14 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord
 from torch import Tensor
 from typing_extensions import override
 
-from client.acceptance import AdmittedRun
 from client.flower import app as client_app
 from client.flower import open_site
-from client.progress import look
-from privacy.ledger import Ledger
-from privacy.settings import Training
-from simulations.federation import Federation, SiteTerms
-from simulations.results import journal_path, read_own_metrics
+from client.round.admission import AdmittedRun
+from client.work.progress import look
+from privacy.ledger.ledger import Ledger
+from privacy.run.settings import Training
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.engine.results import event_log_path, read_own_metrics
 from tests import studies
 from tests.federations import (
     SETTINGS,
@@ -174,7 +174,7 @@ def test_what_a_site_cannot_see_of_its_model_spoils_nothing(
             _no_room(path)
     events = run_with(federation)
     assert [(event["released"], event["problems"]) for event in events] == [(True, {})] * 2
-    assert studies.QUOTE not in journal_path(federation).read_text()
+    assert studies.QUOTE not in event_log_path(federation).read_text()
     assert "Traceback" not in caplog.text
     assert studies.QUOTE not in caplog.text
 
@@ -206,8 +206,8 @@ def test_a_line_that_a_crash_cut_off_stands_by_itself_and_a_round_is_written_dow
 def test_of_many_held_out_records_some_are_looked_at_in_parts(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.study._MOST_RECORDS", 4)
-    monkeypatch.setattr("client.study._BATCH", 2)
+    monkeypatch.setattr("client.work.training._MOST_RECORDS", 4)
+    monkeypatch.setattr("client.work.training._BATCH", 2)
     federation = make_federation()
     run_with(federation)
     _, manifest, run = signed_run(federation)

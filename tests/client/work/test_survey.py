@@ -10,16 +10,16 @@ import pytest
 from flwr.app import Context, Error, Message, MessageType
 from numpy.typing import ArrayLike, NDArray
 
-from client.acceptance import admit
+from client.data.records import read_csv
 from client.flower import app, open_site
-from client.opening import open_sum
-from client.records import read_csv
-from client.survey import Poll
-from privacy import figures
-from privacy.accounting import Mechanism, epsilon
+from client.round.admission import admit
+from client.round.aggregate import open_sum
+from client.work.survey import StatisticsQuery
+from privacy.accounting.accounting import Mechanism, epsilon
+from privacy.analytics import figures
 from privacy.errors import DataError, RunError, TaskError
-from privacy.settings import Encryption, Privacy, RunSettings, Statistics
-from simulations.federation import Federation, SiteTerms
+from privacy.run.settings import Encryption, Privacy, RunSettings, Statistics
+from simulations.engine.federation import Federation, SiteTerms
 from tests import studies
 from tests.federations import (
     SETTINGS,
@@ -41,7 +41,7 @@ from transport.flower import FAILED, reply
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from privacy.summation import EncryptedSum
+    from privacy.crypto.summation import EncryptedSum
 
 ASKED = task_name(studies.Asked)
 ALL = replace(TERMS, tasks=(ASKED,), held_out=0.0)
@@ -201,7 +201,7 @@ def test_what_a_crash_left_unwritten_is_written_when_the_sum_comes_again(make_fe
 def test_the_charge_is_on_disk_before_records_are_added_up(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledgers = watch_releases(monkeypatch, Poll)
+    ledgers = watch_releases(monkeypatch, StatisticsQuery)
     federation = make_federation(NOISY)
     run_with(federation)
     run = signed_run(federation)[2]

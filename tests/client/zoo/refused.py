@@ -11,10 +11,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from tests.trials import CLASSES, LENGTH, WIDTH, Made, Through, head, sequences, words
+from tests.probes import CLASSES, LENGTH, WIDTH, Made, Through, head, sequences, words
 
 if TYPE_CHECKING:
-    from client.task import Task
+    from client.task.task import Task
 
 
 class Capacity(nn.Module):

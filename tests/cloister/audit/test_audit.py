@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 from typing_extensions import override
 
-from client import dpsgd
+from client.dpsgd import dpsgd
 from client.gradients.choice import make_mode
 from client.gradients.clipping import add_clipped
-from cloister.audits.statement import AUDIT
+from cloister.audit.statement import AUDIT
 from cloister.cli import app
-from privacy.ledger import Ledger
-from privacy.randomness import Randomness
-from simulations.diagnosis import Diagnosis
-from simulations.federation import Federation, SiteTerms
-from simulations.hospitals import write_hospital_records
-from tests.trials import Through
+from privacy.ledger.ledger import Ledger
+from privacy.noise.randomness import Randomness
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.tasks.diagnosis import Diagnosis
+from simulations.tasks.hospitals import write_hospital_records
+from tests.probes import Through
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from client.gradients.mode import GradientMode
-    from client.task import Task
-    from privacy.accounting import Mechanism
-    from privacy.ledger import Budget, Charge, Release
-    from privacy.manifest import Manifest
+    from client.task.task import Task
+    from privacy.accounting.accounting import Mechanism
+    from privacy.ledger.ledger import Budget, Charge, Release
+    from privacy.run.manifest import Manifest
 
 CANARIES = 2000
 OWN = 31  # parameters of the reference study's model: 30 weights and a bias
@@ -56,7 +56,7 @@ def _training(
     ) -> None:  # fmt: skip
         TRAIN(task, model, records, size, manifest(signed), randomness(drawn), **settings)
 
-    monkeypatch.setattr("client.study.train", broken)
+    monkeypatch.setattr("client.work.training.train", broken)
 
 
 def _noise_times(factor: float) -> Callable[[Manifest], Manifest]:
@@ -213,13 +213,13 @@ def _site(folder: Path, tasks: tuple[str, ...]) -> Path:
 
 
 def test_an_audit_of_a_site_stays_in_its_folder_and_charges_its_people_nothing(tmp_path: Path) -> None:
-    site = _site(tmp_path, ("simulations.measurements:Measurements", "simulations.diagnosis:Diagnosis"))
+    site = _site(tmp_path, ("simulations.tasks.measurements:Measurements", "simulations.tasks.diagnosis:Diagnosis"))
     before = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
     shown = CliRunner().invoke(app, ["audit", "privacy", str(site), "--canaries", "500", "--epsilon", "3", "--json"])
 
     assert shown.exit_code == 0, shown.output
     report = json.loads(shown.stdout.splitlines()[-1])
-    assert (report["site"], report["task"]) == ("east", "simulations.diagnosis:Diagnosis")
+    assert (report["site"], report["task"]) == ("east", "simulations.tasks.diagnosis:Diagnosis")
     assert 2.9 < report["epsilon_claimed"] <= 3.0
     after = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
     assert json.loads(after.pop(site / AUDIT)) == report
@@ -241,7 +241,7 @@ class ToTheLongest(Diagnosis):
 
 def test_an_audit_tries_the_sites_own_task_and_says_why_it_fails(tmp_path: Path) -> None:
     name = f"{ToTheLongest.__module__}:{ToTheLongest.__name__}"
-    site = _site(tmp_path, ("simulations.diagnosis:Diagnosis", name))
+    site = _site(tmp_path, ("simulations.tasks.diagnosis:Diagnosis", name))
     picture = tmp_path / "audit.png"
     shown = CliRunner().invoke(app, ["audit", "privacy", str(site), "--json", "--plot", str(picture)])
 
@@ -258,6 +258,6 @@ def test_an_audit_tries_the_sites_own_task_and_says_why_it_fails(tmp_path: Path)
 
 
 def test_a_site_that_only_counts_has_nothing_to_audit(tmp_path: Path) -> None:
-    site = _site(tmp_path, ("simulations.measurements:Measurements",))
+    site = _site(tmp_path, ("simulations.tasks.measurements:Measurements",))
     shown = CliRunner().invoke(app, ["audit", "privacy", str(site)])
     assert "no task that trains" in str(shown.exception)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cloister.audits.checks import Sighting, check
-from cloister.audits.whole import check_whole
-from privacy.accounting import Mechanism, calibrate
+from cloister.audit.checks import Sighting, check
+from cloister.audit.whole import check_whole
+from privacy.accounting.accounting import Mechanism, calibrate
 
 DELTA = 1e-5
 OWN = {"model.weight": 30, "model.bias": 1}
@@ -24,28 +24,28 @@ SETTINGS = [
 ]
 
 
-def _ideal(luck: np.random.Generator, claim: Mechanism, rounds: int, canaries: int) -> tuple[Sighting, Sighting]:
+def _ideal(rng: np.random.Generator, claim: Mechanism, rounds: int, canaries: int) -> tuple[Sighting, Sighting]:
     """Simulate exactly the mechanism of a claim, at two sites; at the second, with silent canaries."""
-    included = luck.random(canaries) < 0.5
+    included = rng.random(canaries) < 0.5
     seen = []
     for counts in (1, 0):
-        batches = (luck.random((claim.steps, canaries)) < claim.sample_rate) & included
+        batches = (rng.random((claim.steps, canaries)) < claim.sample_rate) & included
         counted = counts * batches.reshape(rounds, -1, canaries).sum(axis=1)
-        drawn = luck.standard_normal((rounds, canaries + sum(OWN.values())))
+        drawn = rng.standard_normal((rounds, canaries + sum(OWN.values())))
         noise = np.split(claim.noise_multiplier * np.sqrt(claim.steps / rounds) * drawn, [canaries, canaries + 30], 1)
         own = dict(zip(OWN, noise[1:], strict=True))
         seen.append(Sighting(included, counted + noise[0], batches, (claim,), DELTA, own))
     return seen[0], seen[1]
 
 
-def _loud(luck: np.random.Generator, like: Sighting, beside: float, own: float) -> Sighting:
+def _loud(rng: np.random.Generator, like: Sighting, beside: float, own: float) -> Sighting:
     """Simulate a round in which canaries count so many C in their coordinates, and so many in the model's."""
     steps = like.steps // len(like.moved)
     claim = replace(like.charged[0], steps=steps)
-    batches = (luck.random((steps, like.included.size)) < claim.sample_rate) & like.included
+    batches = (rng.random((steps, like.included.size)) < claim.sample_rate) & like.included
     noise = claim.noise_multiplier * np.sqrt(steps)
-    moved = beside * batches.sum(axis=0) + noise * luck.standard_normal(like.included.size)
-    parts = {name: noise * luck.standard_normal((1, size)) for name, size in OWN.items()}
+    moved = beside * batches.sum(axis=0) + noise * rng.standard_normal(like.included.size)
+    parts = {name: noise * rng.standard_normal((1, size)) for name, size in OWN.items()}
     parts["model.bias"] += own * batches.sum()
     return Sighting(like.included, moved[None], batches, (claim,), DELTA, parts)
 
@@ -56,9 +56,9 @@ def test_the_ideal_mechanism_passes_at_any_setting(
 ) -> None:
     claim = Mechanism(calibrate(epsilon, DELTA, rate, rounds * steps), rate, rounds * steps)
     for seed in range(20):
-        luck = np.random.default_rng(seed)
-        first, silent = _ideal(luck, claim, rounds, canaries)
-        checks = [*check(first, silent), *check_whole(silent, _loud(luck, first, 0.6, 0.8))]
+        rng = np.random.default_rng(seed)
+        first, silent = _ideal(rng, claim, rounds, canaries)
+        checks = [*check(first, silent), *check_whole(silent, _loud(rng, first, 0.6, 0.8))]
         assert not [each for each in checks if not each.held], seed
 
 
@@ -94,9 +94,9 @@ def _failed_in_whole(silent: Sighting, loud: Sighting) -> set[str]:
 
 
 def test_each_check_of_the_whole_model_fails_on_its_own_fault_alone() -> None:
-    luck = np.random.default_rng(3)
-    first, silent = _ideal(luck, CLAIM, 12, 4000)
-    loud, weight = _loud(luck, first, 0.6, 0.8), silent.own["model.weight"]
+    rng = np.random.default_rng(3)
+    first, silent = _ideal(rng, CLAIM, 12, 4000)
+    loud, weight = _loud(rng, first, 0.6, 0.8), silent.own["model.weight"]
 
     def with_weight(changed: np.ndarray) -> Sighting:
         return replace(silent, own=silent.own | {"model.weight": changed})
@@ -107,7 +107,7 @@ def test_each_check_of_the_whole_model_fails_on_its_own_fault_alone() -> None:
     bias = np.zeros_like(silent.own["model.bias"])
     assert _failed_in_whole(replace(silent, own=silent.own | {"model.bias": bias}), loud) == {"model's noise"}
     for beside, own in ((1.0, 1.0), (0.0, 1.05), (1.3, 0.0)):
-        assert _failed_in_whole(silent, _loud(luck, first, beside, own)) == {"joint clipping"}
+        assert _failed_in_whole(silent, _loud(rng, first, beside, own)) == {"joint clipping"}
     for place in (0, 1234, 3970):
         assert _failed_in_whole(with_weight(silent.moved[:, place : place + 30]), loud) == {"other places"}
     halves = np.tile(weight[:, :15], 2)
@@ -124,8 +124,8 @@ def test_a_claim_that_the_model_alone_refutes_is_refuted() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_batches_that_no_poisson_sampling_makes_are_found(seed: int) -> None:
-    luck = np.random.default_rng(seed)
-    sound, other = _ideal(luck, CLAIM, 12, 4000)
+    rng = np.random.default_rng(seed)
+    sound, other = _ideal(rng, CLAIM, 12, 4000)
     inside = np.flatnonzero(sound.included)
 
     def seen(chosen: list[np.ndarray]) -> Sighting:
@@ -136,9 +136,9 @@ def test_batches_that_no_poisson_sampling_makes_are_found(seed: int) -> None:
         return replace(sound, batches=batches, moved=moved)
 
     half = len(inside) // 2
-    sized = [luck.choice(inside, half, replace=False) for _ in range(48)]
-    dealt = [part for _ in range(24) for part in np.array_split(luck.permutation(inside), 2)]
-    same = [inside[luck.random(len(inside)) < 0.5]] * 48
-    lower = [inside[luck.random(len(inside)) < 0.48] for _ in range(48)]
+    sized = [rng.choice(inside, half, replace=False) for _ in range(48)]
+    dealt = [part for _ in range(24) for part in np.array_split(rng.permutation(inside), 2)]
+    same = [inside[rng.random(len(inside)) < 0.5]] * 48
+    lower = [inside[rng.random(len(inside)) < 0.48] for _ in range(48)]
     for chosen in (sized, dealt, same, lower):
         assert "sampling" in _failed(seen(chosen), other)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.dpsgd import way_to_train
+from client.dpsgd.dpsgd import way_to_train
 from client.settings import Computing
-from client.task import Task
+from client.task.task import Task
+from cloister.audit.canaries import SETUP, WEIGHT, Canaries, Role, set_up
+from cloister.audit.local_run import Scratch
 from privacy.errors import DataError, TaskError
-from privacy.settings import Cohort, Encryption, Privacy, RunSettings, Training
-from simulations.canaries import SETUP, WEIGHT, Canaries, Role, set_up
-from simulations.rehearsal import Scratch
+from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COUNT = 20
-TASK = "tests.simulations.test_canaries:Words"
+TASK = "tests.cloister.audit.test_canaries:Words"
 
 
 class Words(Task):
@@ -76,7 +76,7 @@ def _final(
     folder.mkdir()
     (folder / "words.txt").write_text(records)
     settings = RunSettings(
-        name="audit", task="simulations.canaries:Canaries", rounds=2,
+        name="audit", task="cloister.audit.canaries:Canaries", rounds=2,
         privacy=Privacy(max_grad_norm=0.5, noise_multiplier=0.0),
         cohort=Cohort({"first": 10, "second": 10}, minimum=2),
         training=Training(steps_per_round=3, sample_rate=1.0, learning_rate=1.0),
@@ -143,7 +143,9 @@ def test_steps_without_any_canary_are_counted_all_the_same(tmp_path: Path) -> No
 
 
 def test_canaries_are_seen_where_torch_maps_over_records(tmp_path: Path) -> None:
-    _, watch = _final(tmp_path / "mapped", "1 2 3 4 5 6\n", [0, 3], task="tests.simulations.test_canaries:ScaledWords")
+    _, watch = _final(
+        tmp_path / "mapped", "1 2 3 4 5 6\n", [0, 3], task="tests.cloister.audit.test_canaries:ScaledWords"
+    )
     assert way_to_train(watch, watch.model(), Computing()).gradients == "vmap"
     assert watch.batches == [{0, 3}] * 6
 

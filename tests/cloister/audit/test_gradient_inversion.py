@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from cloister.audit.gradient_inversion import attacks
 from cloister.cli import app
-from simulations.digits import digits
-from simulations.inversion import attacks
+from simulations.tasks.digits import digits
 
 if TYPE_CHECKING:
     from pathlib import Path

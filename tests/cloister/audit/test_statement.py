@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from client import crosscheck
+from client.dpsgd import crosscheck
 from client.settings import read_site
-from cloister.audits.statement import AUDIT, write_statement
+from cloister.audit.statement import AUDIT, write_statement
 from cloister.cli import app
-from privacy.accounting import RDP, Mechanism, Relation, epsilon
+from privacy.accounting.accounting import RDP, Mechanism, Relation, epsilon
 from privacy.config import read_toml
-from privacy.entries import GENESIS
 from privacy.errors import CloisterError, ConfigError, KeyFileError, LedgerError
-from privacy.ledger import Ledger, Release
-from privacy.settings import RunSettings
-from privacy.shared import observers
+from privacy.ledger.entries import GENESIS
+from privacy.ledger.ledger import Ledger, Release
+from privacy.noise.shared import observers
+from privacy.run.settings import RunSettings
 from server.settings import read_consortium, read_run
-from simulations.federation import Federation, SiteTerms
+from simulations.engine.federation import Federation, SiteTerms
 
 if TYPE_CHECKING:
-    from privacy.manifest import Manifest
+    from privacy.run.manifest import Manifest
 
 SITES = ("north", "south", "east")
-RUN = Path(__file__).parents[3] / "simulations" / "diagnosis.toml"
+RUN = Path(__file__).parents[3] / "simulations" / "tasks" / "diagnosis.toml"
 OTHER = Mechanism(2.0, 1.0, 1)
 DELTA = 1e-5
-TASKS, SHARE = ("simulations.diagnosis:Diagnosis",), ("epsilon", "loss", "accuracy")
+TASKS, SHARE = ("simulations.tasks.diagnosis:Diagnosis",), ("epsilon", "loss", "accuracy")
 AUDITED = {
     "passed": True, "epsilon_claimed": 8.0, "epsilon_lower": 6.5, "epsilon_formal": 3.1, "confidence": 0.95,
     "canaries": 4000, "date": "2026-01-01T00:00:00+00:00", "version": "0.1.0",
@@ -184,7 +184,7 @@ def test_accountants_are_held_against_each_other_and_if_they_disagree_it_ends_wi
 
 
 def test_a_step_without_noise_is_stated_as_infinite_in_plain_json(federation: Federation) -> None:
-    terms = SiteTerms(("simulations.diagnosis:Diagnosis",), epsilon=math.inf, maximum_epsilon=math.inf)
+    terms = SiteTerms(("simulations.tasks.diagnosis:Diagnosis",), epsilon=math.inf, maximum_epsilon=math.inf)
     federation.write_settings("north", "localhost:1", terms)
     _charge(federation, ("f" * 64, 1, Mechanism(0.0, 1.0, 1)))
     shown = CliRunner().invoke(app, ["audit", "statement", str(federation.paths["north"]), "--json"])

@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from cloister.benchmarks import adversary
 from cloister.cli import app
+from privacy.crypto.mac import MacKey
+from privacy.crypto.tag import TagKey
 from privacy.errors import AuthenticityError, ProtocolError
-from privacy.mac import MacKey
-from privacy.tag import TagKey
-from simulations.liars import LIARS
-from simulations.siege import ATTACKS, lay_siege, quiet_agents
+from simulations.attacks.attack_suite import ATTACKS, prepare_attacks, quiet_agents
+from simulations.attacks.liars import LIARS
 from strategies.judging import Court
 from transport.messages import LEAD, QUERY, Query
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from privacy.ciphertext import SummedCiphertexts
+    from privacy.codec.ciphertext import SummedCiphertexts
 
 LEFT_OUT = "an update left out"
 
@@ -91,7 +91,7 @@ def test_a_try_is_refused_only_if_all_sites_refuse_and_none_of_them_by_a_crash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with quiet_agents():
-        server = lay_siege(tmp_path, np.random.default_rng(1))
+        server = prepare_attacks(tmp_path, np.random.default_rng(1))
         state = server.state()
         refusals = server.ask_all(LEAD, server.epoch)  # an epoch that there is already
         agreed = server.ask_all(QUERY, Query(server.runs["few"].document))

@@ -15,13 +15,13 @@ from cloister.benchmarks import accuracy, encryption, norm
 from cloister.benchmarks import round as rounds
 from cloister.benchmarks.comparison import NVFLARE, STEPS
 from cloister.benchmarks.pipelines import UPDATE_BOUND, Cloister
-from privacy.accounting import Mechanism
-from privacy.ciphertext import C0_BYTES, CIPHERTEXT_BYTES, CODE_BYTES, SEED_BYTES
+from privacy.accounting.accounting import Mechanism
+from privacy.codec.ciphertext import C0_BYTES, CIPHERTEXT_BYTES, CODE_BYTES, SEED_BYTES
+from privacy.codec.packing import Packing, Profile
 from privacy.errors import AuthenticityError, ConfigError, RunError
-from privacy.ledger import Budget, Ledger, Release
-from privacy.packing import Packing, Profile
-from simulations.idle import PARAMETERS, Idle
-from simulations.results import Results
+from privacy.ledger.ledger import Budget, Ledger, Release
+from simulations.engine.results import Results
+from simulations.tasks.idle import PARAMETERS, Idle
 from tests.privacy.consortium import signing_key
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cloister.benchmarks.training import measure, table
-from simulations.training_times import MODES, Course
-from simulations.zoo import SPECIMENS
+from cloister.benchmarks.training_times import MODES, Course
+from cloister.benchmarks.zoo import SPECIMENS
 
 pytestmark = pytest.mark.timeout(600)  # a process for each row
 
@@ -51,7 +51,7 @@ def test_the_models_are_as_large_as_they_are_said_to_be() -> None:
 
 
 def test_plain_training_gets_the_batches_that_private_training_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.dpsgd._look", lambda *_: None)  # it computes some records of a batch again
+    monkeypatch.setattr("client.dpsgd.dpsgd._look", lambda *_: None)  # it computes some records of a batch again
     course, seen = Course("mlp", 32), []
 
     class Watching(torch.nn.Linear):

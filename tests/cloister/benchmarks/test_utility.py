@@ -11,11 +11,11 @@ from client.flower import open_site
 from cloister.benchmarks.pipelines import charge_for_nobody
 from cloister.benchmarks.trials import DATA, EPSILONS, Trial, ablations, trials
 from cloister.benchmarks.utility import deal, measure, table, train
-from cloister.pictures import draw_utility
-from privacy.accounting import epsilon
+from cloister.views.plots import draw_utility
+from privacy.accounting.accounting import epsilon
 from privacy.errors import ConfigError
 from server.settings import read_consortium, read_run
-from simulations.inline import run_inline
+from simulations.engine.inline import run_inline
 
 CANCER = DATA[1]
 PLAIN = Trial("cancer", "none", None, 0.5, max_grad_norm=1e6, rounds=3)

@@ -75,8 +75,8 @@ def test_the_demo_shows_metrics_that_no_hospital_let_out(
 ) -> None:
     folder, finished = demo
     rounds, rows = _summary(demo)["rounds"], [line.split() for line in finished.stderr.splitlines() if " 3/3 " in line]
-    (journal,) = (folder / "server" / "runs").glob("*/events.jsonl")
-    told = [json.loads(line) for line in journal.read_text().splitlines()]
+    (event_log,) = (folder / "server" / "runs").glob("*/events.jsonl")
+    told = [json.loads(line) for line in event_log.read_text().splitlines()]
     assert [event["metrics"] for event in told if event["event"] == "round"] == [{}] * rounds
     own = [
         [json.loads(line) for file in (folder / site / "metrics").iterdir() for line in file.read_text().splitlines()]

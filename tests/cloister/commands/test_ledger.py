@@ -16,21 +16,21 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from client import crosscheck
+from client.dpsgd import crosscheck
 from client.settings import read_site
 from cloister import accounts
 from cloister.cli import app
-from cloister.patience import patience
-from privacy import losses
-from privacy.accounting import RDP, Mechanism, Relation, epsilon
+from cloister.views.patience import patience
+from privacy.accounting import losses
+from privacy.accounting.accounting import RDP, Mechanism, Relation, epsilon
 from privacy.errors import BudgetError, ConfigError, KeyFileError, LedgerError
-from privacy.ledger import Budget, Ledger, Release
-from privacy.spending import excessive
-from simulations.federation import Federation, SiteTerms
+from privacy.ledger.ledger import Budget, Ledger, Release
+from privacy.ledger.spending import excessive
+from simulations.engine.federation import Federation, SiteTerms
 from tests.privacy.consortium import chained, signing_key
 from transport.pki import key_pem, read_signing_key
 
-RUN = Path(__file__).parents[3] / "simulations" / "diagnosis.toml"
+RUN = Path(__file__).parents[3] / "simulations" / "tasks" / "diagnosis.toml"
 TRAINED, SURVEYED, SHARED = Mechanism(2.0, 0.25, 4), Mechanism(6.0, 1.0, 1), Mechanism(8.0, 0.3, 10, discrete=True)
 EVALUATED = Mechanism(12.0, 1.0, 1)
 EVERYTHING = [TRAINED] * 3 + [SURVEYED, SHARED]
@@ -42,7 +42,9 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     """North has spent, on its held-out records too; south has not."""
     made = Federation.create(tmp_path_factory.mktemp("ledgers") / "federation", ("north", "south", "east"))
     for site in made.sites:
-        made.write_settings(site, "localhost:1", SiteTerms(tasks=("simulations.diagnosis:Diagnosis",), epsilon=4.0))
+        made.write_settings(
+            site, "localhost:1", SiteTerms(tasks=("simulations.tasks.diagnosis:Diagnosis",), epsilon=4.0)
+        )
     ledger = ledger_of(made, "north")
     for number in (1, 2, 3):
         ledger.reserve(Release("a" * 64, number, 1), TRAINED, Budget(9.0, DELTA))
@@ -356,7 +358,7 @@ def test_an_evaluation_is_planned_on_the_budget_of_what_is_held_out(federation: 
     path = tmp_path / "exam.toml"
     path.write_text(f"""\
 name = "exam"
-task = "simulations.diagnosis:Diagnosis"
+task = "simulations.tasks.diagnosis:Diagnosis"
 rounds = 1
 [start]
 model = "{"0" * 64}"
@@ -374,7 +376,7 @@ east = 10
 
 
 def test_a_signed_run_is_planned_as_it_was_signed(federation: Federation, tmp_path: Path) -> None:
-    from cloister.signing import sign_run  # noqa: PLC0415
+    from cloister.commands.sign import sign_run  # noqa: PLC0415
 
     signed = sign_run(RUN, federation.folder / "coordinator", federation.server / "roster", tmp_path / "run.manifest")
     found = asked("plan", federation.paths["south"], tmp_path / "run.manifest")

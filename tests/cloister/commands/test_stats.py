@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from client.data.held_out import split_held_out
+from client.data.records import read_csv
 from client.flower import open_site
-from client.held_out import split_held_out
-from client.records import read_csv
-from cloister import statistics
+from cloister.commands import stats
+from cloister.commands.simulate import simulate
 from cloister.local import follow, start_agents, start_server
 from cloister.processes import Processes
-from cloister.simulation import simulate
 from privacy.config import read_toml
 from privacy.errors import ConfigError
-from privacy.settings import RunSettings
-from simulations.diagnosis import RANGES, TARGET
-from simulations.federation import Federation, SiteTerms
-from simulations.hospitals import FILE_NAME, write_hospital_records
-from simulations.inspection import find_secrets, site_secrets
+from privacy.run.settings import RunSettings
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.engine.inspection import find_secrets, site_secrets
+from simulations.tasks.diagnosis import RANGES, TARGET
+from simulations.tasks.hospitals import FILE_NAME, write_hospital_records
 
-RUN = Path(__file__).parents[3] / "simulations" / "measurements.toml"
+RUN = Path(__file__).parents[3] / "simulations" / "tasks" / "measurements.toml"
 SITES = ("north", "south", "east")
 
 
@@ -47,26 +47,26 @@ def _check(report: dict[str, Any], folder: Path) -> None:
 def test_the_reference_survey_is_within_its_errors_and_fits_a_terminal(tmp_path: Path) -> None:
     text = io.StringIO()
     console = Console(file=text, width=1000)
-    report = statistics.survey(None, tmp_path / "survey", console)
+    report = stats.survey(None, tmp_path / "survey", console)
     _check(report, tmp_path / "survey")
     assert json.loads(json.dumps(report)) == report
     assert report["epsilon_spent"] == pytest.approx(dict.fromkeys(SITES, report["epsilon"]), abs=1e-3)
     assert 1.9 < report["epsilon"] <= 2.0
 
-    statistics.show(report, console)
+    stats.show(report, console)
     shown = text.getvalue().splitlines()
     assert all(any(line.startswith(name) for line in shown) for name in RANGES)
     assert max(len(line) for line in shown if not line.startswith("  file ")) <= 80
 
-    stored = statistics.latest(tmp_path / "survey" / "south")
+    stored = stats.latest(tmp_path / "survey" / "south")
     assert stored["columns"] == report["columns"]
-    assert stored == statistics.latest(tmp_path / "survey" / "south" / "site.toml")
+    assert stored == stats.latest(tmp_path / "survey" / "south" / "site.toml")
 
 
 def test_each_command_sends_the_other_ones_run_there(tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
     with pytest.raises(ConfigError, match="use `cloister simulate`"):
-        statistics.survey(RUN.with_name("diagnosis.toml"), tmp_path / "survey", console)
+        stats.survey(RUN.with_name("diagnosis.toml"), tmp_path / "survey", console)
     with pytest.raises(ConfigError, match="use `cloister stats "):
         simulate(RUN, tmp_path / "training", console)
 
@@ -85,7 +85,7 @@ def test_a_survey_over_the_network_by_real_processes(tmp_path: Path) -> None:
     assert events[-1]["event"] == "finished"
     files = {file.read_bytes() for path in federation.paths.values() for file in path.glob("statistics/*")}
     assert len(files) == 1
-    _check(statistics.latest(federation.paths["east"]), tmp_path)
+    _check(stats.latest(federation.paths["east"]), tmp_path)
     assert not find_secrets(federation.server, site_secrets(federation))
     for path in federation.paths.values():
         assert 1.9 < open_site(path).ledger.spent(1e-5) <= 2.0 < inf

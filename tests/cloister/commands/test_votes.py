@@ -6,10 +6,10 @@ import pytest
 
 from cloister import accounts
 from cloister.benchmarks import poisoning
-from cloister.observers import cost_of_votes, table
-from privacy.calibration import sign_manifest
-from privacy.manifest import Manifest, open_manifest
-from privacy.settings import Vote
+from cloister.views.observers import cost_of_votes, table
+from privacy.run.calibration import sign_manifest
+from privacy.run.manifest import Manifest, open_manifest
+from privacy.run.settings import Vote
 from tests.federations import NOISY, SITES, TERMS, FederationMaker
 from tests.privacy.consortium import run_settings, signing_key
 

@@ -11,16 +11,16 @@ from typer.testing import CliRunner
 from typing_extensions import override
 
 from client.settings import read_site
-from cloister.audits.page import page
-from cloister.audits.statement import write_statement
+from cloister.audit.statement import write_statement
 from cloister.cli import app
-from privacy.accounting import Mechanism
+from cloister.views.statement_page import page
+from privacy.accounting.accounting import Mechanism
 from privacy.config import read_toml
-from privacy.ledger import Release
-from privacy.settings import RunSettings
-from simulations.federation import Federation, SiteTerms
+from privacy.ledger.ledger import Release
+from privacy.run.settings import RunSettings
+from simulations.engine.federation import Federation, SiteTerms
 
-RUN = Path(__file__).parents[3] / "simulations" / "diagnosis.toml"
+RUN = Path(__file__).parents[3] / "simulations" / "tasks" / "diagnosis.toml"
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def federation(tmp_path: Path) -> Federation:
     """A site and a signed run, in a folder with a hostile name."""
     made = Federation.create(tmp_path / "<script>&", ("north",))
     made.sign(read_toml(RUN, RunSettings))
-    made.write_settings("north", "localhost:1", SiteTerms(("simulations.diagnosis:Diagnosis",), epsilon=10.0))
+    made.write_settings("north", "localhost:1", SiteTerms(("simulations.tasks.diagnosis:Diagnosis",), epsilon=10.0))
     return made
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.crosscheck import PRV
-from privacy.accounting import PLD, RDP, Accountant, Mechanism, Relation, epsilon
+from client.dpsgd.crosscheck import PRV
+from privacy.accounting.accounting import PLD, RDP, Accountant, Mechanism, Relation, epsilon
 from tests.privacy.consortium import few
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opacus.accountants import RDPAccountant
 
-from client.crosscheck import PRV
-from privacy.accountants import chained
-from privacy.accounting import PLD, RDP, Accountant, Mechanism, Relation, calibrate, epsilon
+from client.dpsgd.crosscheck import PRV
+from privacy.accounting.accountants import chained
+from privacy.accounting.accounting import PLD, RDP, Accountant, Mechanism, Relation, calibrate, epsilon
+from privacy.accounting.renyi import cumulant
 from privacy.errors import ConfigError
-from privacy.renyi import cumulant
 
 REPLACE_ONE = Relation.REPLACE_ONE
 DELTA = 1e-5

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.accounting import Mechanism, epsilon
-from privacy.auditing import (
+from privacy.accounting.accounting import Mechanism, epsilon
+from privacy.accounting.auditing import (
     dispersion_chance,
     gaussian_epsilon,
     largest_correlation,
@@ -103,9 +103,9 @@ def test_fewer_errors_less_confidence_or_more_delta_never_lower_the_gaussian_bou
 
 @pytest.mark.parametrize("mu", [0.3, 1.5, 4.0])
 def test_the_gaussian_bound_passes_the_truth_no_more_often_than_it_says(mu: float) -> None:
-    luck = np.random.default_rng(1)
-    alarms = luck.binomial(1000, math.erfc(mu / 2 / math.sqrt(2)) / 2, TRIALS)
-    misses = luck.binomial(1000, math.erfc(mu / 2 / math.sqrt(2)) / 2, TRIALS)
+    rng = np.random.default_rng(1)
+    alarms = rng.binomial(1000, math.erfc(mu / 2 / math.sqrt(2)) / 2, TRIALS)
+    misses = rng.binomial(1000, math.erfc(mu / 2 / math.sqrt(2)) / 2, TRIALS)
     above = sum(separation(int(a), 1000, int(b), 1000, 0.95) > mu for a, b in zip(alarms, misses, strict=True))
     assert above <= 0.05 * TRIALS
 
@@ -121,22 +121,22 @@ def test_the_one_run_bound_passes_the_truth_no_more_often_than_it_says(truth: fl
 
 
 def test_a_deviation_is_within_its_limits_as_often_as_they_say() -> None:
-    luck = np.random.default_rng(3)
-    limits = [scale_interval(3 * luck.standard_normal(200), 0.95) for _ in range(TRIALS)]
+    rng = np.random.default_rng(3)
+    limits = [scale_interval(3 * rng.standard_normal(200), 0.95) for _ in range(TRIALS)]
     assert 0.92 * TRIALS <= sum(low <= 3 <= high for low, _, high in limits) <= 0.98 * TRIALS
     assert scale_interval(np.zeros(200), 0.95) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(("size", "trials", "rate"), [(2000, 48, 0.5), (48, 2000, 0.5), (2000, 5, 0.01), (5, 400, 0.1)])
 def test_sound_samples_are_rarely_suspected_and_others_always(size: int, trials: int, rate: float) -> None:
-    luck = np.random.default_rng(4)
-    chances = [dispersion_chance(luck.binomial(trials, rate, size), trials, rate) for _ in range(TRIALS)]
+    rng = np.random.default_rng(4)
+    chances = [dispersion_chance(rng.binomial(trials, rate, size), trials, rate) for _ in range(TRIALS)]
     assert sum(chance < 0.01 for chance in chances) <= 0.03 * TRIALS
     assert min(chances) > 1e-5
     if size * rate * trials > 1000:  # where there is enough to see
         same = np.full(size, round(trials * rate))
         assert dispersion_chance(same, trials, rate) < 1e-5
-        together = 4 * luck.binomial(trials // 4, rate, size)  # as if four records were always in together
+        together = 4 * rng.binomial(trials // 4, rate, size)  # as if four records were always in together
         assert dispersion_chance(together, trials, rate) < 1e-5
 
 
@@ -153,11 +153,11 @@ def test_a_rate_that_is_off_is_unlikely() -> None:
 
 
 def test_noise_that_comes_again_is_found_in_any_scale_and_independent_noise_is_not() -> None:
-    luck = np.random.default_rng(5)
-    rows, others = luck.standard_normal((12, 1000)), luck.standard_normal((12, 1000))
+    rng = np.random.default_rng(5)
+    rows, others = rng.standard_normal((12, 1000)), rng.standard_normal((12, 1000))
     assert largest_correlation(rows)[1] > 0.01
     assert largest_correlation(rows, others)[1] > 0.01
-    others[7] = 3 - 2 * rows[4] + 0.5 * luck.standard_normal(1000)
+    others[7] = 3 - 2 * rows[4] + 0.5 * rng.standard_normal(1000)
     assert largest_correlation(rows, others)[1] < 1e-9
     rows[3] = rows[9]
     largest, chance = largest_correlation(rows)
@@ -171,9 +171,9 @@ def test_nothing_to_compare_is_no_correlation() -> None:
 
 
 def test_noise_that_is_used_in_two_places_is_found_at_any_shift_and_independent_noise_is_not() -> None:
-    luck = np.random.default_rng(6)
+    rng = np.random.default_rng(6)
     for size in (1, 2, 30, 3000):
-        rows, others = luck.standard_normal((12, 1000)), luck.standard_normal((12, size))
+        rows, others = rng.standard_normal((12, 1000)), rng.standard_normal((12, size))
         assert sliding_correlation(rows)[1] > 1e-4
         assert sliding_correlation(rows, others)[1] > 1e-4
         assert sliding_correlation(others, rows)[1] > 1e-4
@@ -181,7 +181,7 @@ def test_noise_that_is_used_in_two_places_is_found_at_any_shift_and_independent_
         others[:, :used] = 3 * rows[:, 400 : 400 + used]
         assert sliding_correlation(rows, others)[1] < 1e-9
         assert sliding_correlation(others, rows)[1] < 1e-9
-    rows = luck.standard_normal((12, 1000))
+    rows = rng.standard_normal((12, 1000))
     rows[:, 700:] = rows[:, 200:500]
     assert sliding_correlation(rows)[1] < 1e-9
     assert sliding_correlation(np.zeros((12, 5)), rows) == (0.0, 1.0)
@@ -190,9 +190,9 @@ def test_noise_that_is_used_in_two_places_is_found_at_any_shift_and_independent_
 
 @pytest.mark.parametrize(("size", "length"), [(1, 0.0), (1, 3.0), (31, 100.0), (10_000, 50.0)])
 def test_a_length_is_at_least_its_limit_as_often_as_it_says(size: int, length: float) -> None:
-    luck = np.random.default_rng(7)
+    rng = np.random.default_rng(7)
     vector = np.full(size, length / np.sqrt(size))
-    limits = np.array([length_at_least(vector + 2 * luck.standard_normal(size), 2.0, 0.95) for _ in range(TRIALS)])
+    limits = np.array([length_at_least(vector + 2 * rng.standard_normal(size), 2.0, 0.95) for _ in range(TRIALS)])
     assert (limits > length).mean() <= 0.05
     assert length < 4 * size**0.25 or limits.mean() > 0.6 * length
     assert length_at_least(vector, 0.0, 0.95) == pytest.approx(length)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scipy import fft
 from scipy.fft import next_fast_len
 
-from privacy import losses
-from privacy.accountants import gaussian
-from privacy.accounting import PLD, Mechanism, Relation, epsilon
-from privacy.steps import removed
+from privacy.accounting import losses
+from privacy.accounting.accountants import gaussian
+from privacy.accounting.accounting import PLD, Mechanism, Relation, epsilon
+from privacy.accounting.steps import removed
 from tests.privacy.consortium import few
 
 if TYPE_CHECKING:

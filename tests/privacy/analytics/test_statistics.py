@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy import figures, sketch
-from privacy.packing import Packing
-from privacy.randomness import Randomness
-from privacy.statistics import Column, Form, encoding_bound
+from privacy.analytics import figures, sketch
+from privacy.analytics.statistics import Column, Form, encoding_bound
+from privacy.codec.packing import Packing
+from privacy.noise.randomness import Randomness
 from tests.privacy.consortium import few, relaxed
 
 BINS = st.integers(1, 70) | st.sampled_from([256, 1024])

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from privacy.ciphertext import (
+from privacy.codec.ciphertext import (
     C0_BYTES,
     CIPHERTEXT_BYTES,
     CODE_BYTES,
@@ -25,8 +25,8 @@ from privacy.ciphertext import (
     seeds_digest,
     unpack60,
 )
+from privacy.codec.packing import BLOCK, RING_DEGREE
 from privacy.errors import MalformedError
-from privacy.packing import BLOCK, RING_DEGREE
 from tests.privacy.consortium import few, relaxed
 
 words60 = arrays.arrays(np.uint64, st.integers(0, 50).map(lambda n: 2 * n), elements=st.integers(0, (1 << 60) - 1))

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.ciphertext import COEFF_MODULUS, Ciphertexts, pack60, residues, seeds_digest
-from privacy.envelope import SignedUpdate, sign_update, verify_update
+from privacy.codec.ciphertext import COEFF_MODULUS, Ciphertexts, pack60, residues, seeds_digest
+from privacy.codec.envelope import SignedUpdate, sign_update, verify_update
+from privacy.codec.header import verify_header
+from privacy.crypto.signing import sign
+from privacy.crypto.summation import RunningSum
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
-from privacy.header import verify_header
-from privacy.signing import sign
-from privacy.summation import RunningSum
 from tests.privacy.consortium import (
     CHARGE,
     KEYS,
@@ -38,7 +38,7 @@ from tests.privacy.consortium import (
 )
 
 if TYPE_CHECKING:
-    from privacy.plan import RoundPlan
+    from privacy.run.plan import RoundPlan
 
 from tests.privacy.honest import OTHER, VECTORS, honest_sum, this_round, updates
 

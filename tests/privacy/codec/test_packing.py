@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from privacy.codec.packing import PLAIN_MODULUS, RING_DEGREE, Packing, Profile, pack, unpack
+from privacy.codec.update import PrivateUpdate, Update
 from privacy.errors import ConfigError, MalformedError
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Packing, Profile, pack, unpack
-from privacy.randomness import Randomness
-from privacy.update import PrivateUpdate, Update
+from privacy.noise.randomness import Randomness
 from tests.privacy.consortium import CHARGE, blocks_of, packed, private, relaxed
 
 MOST = {"compact": 4_368, "precise": 1_118_480, "dense": 272}  # sites, with at least 16 levels each

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from privacy import packing as module
+from privacy.codec import packing as module
+from privacy.codec.packing import BLOCK, PLAIN_MODULUS, RING_DEGREE, Packing, Profile, pack, unpack
 from privacy.errors import ProtocolError
-from privacy.packing import BLOCK, PLAIN_MODULUS, RING_DEGREE, Packing, Profile, pack, unpack
-from privacy.randomness import Randomness
+from privacy.noise.randomness import Randomness
 from tests.privacy.consortium import few, joined, packed, private, relaxed
 
 PROFILES: tuple[Profile, ...] = get_args(Profile)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privacy.ciphertext import (
+from privacy.codec.ciphertext import (
     C0_BYTES,
     SEED_BYTES,
     SummedCiphertexts,
 )
+from privacy.codec.packing import BLOCK
 from privacy.errors import MalformedError
-from privacy.packing import BLOCK
 
 
 def sum_of(count: int, sites: int = 2) -> SummedCiphertexts:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.update import Layout, Model
+from privacy.codec.update import Layout, Model
 from tests.privacy.consortium import LAYOUT, MODEL, relaxed
 
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)

@@ -2,9 +2,10 @@
 
 The server plans, repeats, asks and stays silent at random, and shows every site what it likes; a colluder may be proven
 to lie, at some sites and not at others. Honest sites answer by the very
-functions that decide in the product (`privacy.agreement`). All that the server and its colluders see is linear in what
-they do not know: updates, the masks that two honest sites share, their own masks. What is left of their knowledge once
-the masks are eliminated may only be sums of at least two updates, and no update may stand in two of them.
+functions that decide in the product (`privacy.crypto.agreement`). All that the server and its colluders see is linear
+in what they do not know: updates, the masks that two honest sites share, their own masks. What is left of their
+knowledge once the masks are eliminated may only be sums of at least two updates, and no update may stand in two of
+them.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from privacy import agreement
-from privacy.agreement import absent_from, set_digest, without_disputes
+from privacy.crypto import agreement
+from privacy.crypto.agreement import absent_from, set_digest, without_disputes
 from privacy.errors import AuthenticityError, ProtocolError
-from privacy.plan import RoundPlan
+from privacy.run.plan import RoundPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from privacy.roster import Roster
-    from privacy.signing import PrivateKey
+    from privacy.crypto.signing import PrivateKey
+    from privacy.run.roster import Roster
 
 RUN = "1" * 64
 PRIME = 2_147_483_647
@@ -39,7 +40,7 @@ STEPS = 60
 Row = dict[tuple[object, ...], int]
 
 
-class Once:
+class Commitments:
     """A site's record, in memory."""
 
     def __init__(self) -> None:
@@ -68,7 +69,7 @@ class Schedule:
     unknown: set[tuple[object, ...]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.records = {site: Once() for site in self.sites}
+        self.records = {site: Commitments() for site in self.sites}
         self.honest = [site for site in self.sites if site not in self.colluders]
 
     def play(self) -> None:
@@ -271,10 +272,10 @@ def test_of_a_hundred_thousand_servers_none_learns_more(seed: int) -> None:
     assert first_leak(seed, SOAK)[0] is None
 
 
-def _notes_no(deed: str) -> Callable[[Once, str, str, str], None]:
-    genuine = Once.note
+def _notes_no(deed: str) -> Callable[[Commitments, str, str, str], None]:
+    genuine = Commitments.note
 
-    def note(record: Once, run: str, done: str, value: str) -> None:
+    def note(record: Commitments, run: str, done: str, value: str) -> None:
         if not done.startswith(deed):
             genuine(record, run, done, value)
 
@@ -305,9 +306,9 @@ def test_each_rule_is_needed(rule: str, monkeypatch: pytest.MonkeyPatch) -> None
         check_set(plan, headers, own, 2)
 
     if rule == "one set a plan":
-        monkeypatch.setattr(Once, "note", _notes_no("agreeing"))
+        monkeypatch.setattr(Commitments, "note", _notes_no("agreeing"))
     elif rule == "one plan a round":
-        monkeypatch.setattr(Once, "note", _notes_no("revealing"))
+        monkeypatch.setattr(Commitments, "note", _notes_no("revealing"))
     elif rule == "all have signed":
         monkeypatch.setattr(agreement, "check_agreed", lambda *_: None)
     elif rule == "no repetition without evidence":

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.ciphertext import (
+from privacy.codec.ciphertext import (
     C0_BYTES,
     CIPHERTEXT_BYTES,
     COEFF_MODULUS,
@@ -23,11 +23,11 @@ from privacy.ciphertext import (
     add_residues,
     pack60,
 )
-from privacy.encryption import DecryptionKey
+from privacy.codec.packing import PLAIN_MODULUS, RING_DEGREE, Packing, Profile, unpack
+from privacy.codec.update import Update
+from privacy.crypto.encryption import DecryptionKey
 from privacy.errors import AuthenticityError, KeyFileError, MalformedError
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Packing, Profile, unpack
-from privacy.randomness import Randomness
-from privacy.update import Update
+from privacy.noise.randomness import Randomness
 from tests.privacy.consortium import (
     decrypted,
     decryption_key,
@@ -252,8 +252,8 @@ def test_under_another_key_a_sum_is_noise_and_unpacking_refuses_it() -> None:
 FORKED = """
 import os, sys
 import numpy as np
-from privacy.ciphertext import pack60
-from privacy.encryption import DecryptionKey
+from privacy.codec.ciphertext import pack60
+from privacy.crypto.encryption import DecryptionKey
 from tests.privacy.consortium import decrypted, tagged, uncoded
 
 key = DecryptionKey.generate()

@@ -12,11 +12,11 @@ import tenseal.sealapi as seal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.ciphertext import COEFF_MODULUS, SEED_BYTES, add_residues
+from privacy.codec.ciphertext import COEFF_MODULUS, SEED_BYTES, add_residues
+from privacy.codec.packing import PLAIN_MODULUS, RING_DEGREE
+from privacy.crypto.expansion import _expand, _leaves, add_expanded, expand
+from privacy.crypto.seal import binding
 from privacy.errors import MalformedError
-from privacy.expansion import _expand, _leaves, add_expanded, expand
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE
-from privacy.seal import binding
 from tests.privacy.consortium import few
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 import pytest
 
-from privacy import encryption
-from privacy.ciphertext import COEFF_MODULUS, Accumulator, Ciphertexts, add_residues, pack60, residues
+from privacy.codec.ciphertext import COEFF_MODULUS, Accumulator, Ciphertexts, add_residues, pack60, residues
+from privacy.codec.packing import PLAIN_MODULUS, RING_DEGREE, Profile, unpack
+from privacy.codec.update import Update
+from privacy.crypto import encryption
 from privacy.errors import AuthenticityError, CloisterError
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Profile, unpack
-from privacy.update import Update
 from tests.privacy.consortium import (
     PARAMETERS,
     SITES,
@@ -24,8 +24,8 @@ from tests.privacy.consortium import (
 from tests.privacy.honest import VECTORS, honest_sum, open_sum, this_round, updates
 
 if TYPE_CHECKING:
-    from privacy.envelope import SignedUpdate
-    from privacy.summation import EncryptedSum
+    from privacy.codec.envelope import SignedUpdate
+    from privacy.crypto.summation import EncryptedSum
 
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.epoch import KIND, EpochKeys, SealingKey, read_letter, seal, write_letters
+from privacy.crypto.key_epoch import KIND, EpochKeys, SealingKey, read_letter, seal, write_letters
+from privacy.crypto.signing import SignedDocument
 from privacy.errors import AuthenticityError, CloisterError, KeyFileError, MalformedError, ProtocolError
-from privacy.roster import Member, Roster, open_roster, sign_roster
-from privacy.signing import SignedDocument
+from privacy.run.roster import Member, Roster, open_roster, sign_roster
 from tests.privacy.consortium import authority_key, few, public_hex, signing_key
 
 if TYPE_CHECKING:

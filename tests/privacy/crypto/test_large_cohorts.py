@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 
-from privacy.ciphertext import C0_BYTES, CODE_BYTES, COEFF_MODULUS, SEED_BYTES, add_residues, pack60, residues
-from privacy.encryption import DecryptionKey
-from privacy.envelope import sign_update, verify_update
+from privacy.codec.ciphertext import C0_BYTES, CODE_BYTES, COEFF_MODULUS, SEED_BYTES, add_residues, pack60, residues
+from privacy.codec.envelope import sign_update, verify_update
+from privacy.codec.packing import PLAIN_MODULUS, Profile, unpack
+from privacy.crypto.encryption import DecryptionKey
+from privacy.crypto.expansion import expand
+from privacy.crypto.summation import EncryptedSum, RunningSum, check_sum
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
-from privacy.expansion import expand
-from privacy.ledger import Charge, Release
-from privacy.packing import PLAIN_MODULUS, Profile, unpack
-from privacy.plan import MOST_SEEDS
-from privacy.randomness import Randomness
-from privacy.summation import EncryptedSum, RunningSum, check_sum
+from privacy.ledger.ledger import Charge, Release
+from privacy.noise.randomness import Randomness
+from privacy.run.plan import MOST_SEEDS
 from tests.privacy.consortium import (
     PARAMETERS,
     Round,

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.ciphertext import (
+from privacy.codec.ciphertext import (
     SEED_BYTES,
     SummedCiphertexts,
 )
-from privacy.encryption import EncryptedUpdate
+from privacy.codec.packing import BLOCK, RING_DEGREE
+from privacy.crypto.encryption import EncryptedUpdate
+from privacy.crypto.expansion import expand
+from privacy.crypto.mac import MacKey, _inner
 from privacy.errors import AuthenticityError
-from privacy.expansion import expand
-from privacy.mac import MacKey, _inner
-from privacy.packing import BLOCK, RING_DEGREE
 from tests.privacy.coded import (
     KEY,
     LARGE,
@@ -37,7 +37,7 @@ from tests.privacy.consortium import CHARGE, SITES, few, nonce_of, plan_with
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from privacy.plan import RoundPlan
+    from privacy.run.plan import RoundPlan
 
 NONCES = {site: nonce_of(site) for site in SITES}
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from privacy.ciphertext import (
+from privacy.codec.ciphertext import (
     C0_BYTES,
     SEED_BYTES,
     SummedCiphertexts,
     pack60,
     residues,
 )
+from privacy.codec.packing import RING_DEGREE
+from privacy.crypto.mac import MacKey
 from privacy.errors import MalformedError
-from privacy.mac import MacKey
-from privacy.packing import RING_DEGREE
 from tests.privacy.coded import (
     KEY,
     LARGE,
@@ -33,7 +33,7 @@ from tests.privacy.coded import (
 from tests.privacy.consortium import SITES, nonce_of, plan_with
 
 if TYPE_CHECKING:
-    from privacy.plan import RoundPlan
+    from privacy.run.plan import RoundPlan
 
 
 @PLANS

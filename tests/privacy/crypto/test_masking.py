@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from privacy import masking
+from privacy.codec.packing import PLAIN_MODULUS, RING_DEGREE
+from privacy.crypto import masking
+from privacy.crypto.masking import SEALED_BYTES, Masks, commitment, open_seed, seal_pairs, seal_seed, unmask_sum
+from privacy.crypto.tag import TagKey
 from privacy.errors import AuthenticityError
-from privacy.masking import SEALED_BYTES, Masks, commitment, open_seed, seal_pairs, seal_seed, unmask_sum
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE
-from privacy.plan import RoundPlan
-from privacy.randomness import Randomness
-from privacy.tag import TagKey
+from privacy.noise.randomness import Randomness
+from privacy.run.plan import RoundPlan
 from tests.privacy.consortium import few, shared_secrets
 
 T = np.uint64(PLAIN_MODULUS)

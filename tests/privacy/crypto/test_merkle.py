@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.merkle import proof, proof_bytes, root, root_of
+from privacy.crypto.merkle import proof, proof_bytes, root, root_of
 from tests.privacy.consortium import relaxed
 
 VALUES = st.lists(st.binary(max_size=8), min_size=1, max_size=20)

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy import norm_proof
+from privacy.crypto import norm_proof
+from privacy.crypto.norm_proof import ROWS, Proof, Statement, _Relation, all_hold, commit, prove
+from privacy.crypto.pedersen import BYTES, IDENTITY, ORDER, combine, generator
 from privacy.errors import ConfigError, MalformedError, ProtocolError
-from privacy.norm_proof import ROWS, Proof, Statement, _Relation, all_hold, commit, prove
-from privacy.pedersen import BYTES, IDENTITY, ORDER, combine, generator
-from privacy.randomness import Randomness
+from privacy.noise.randomness import Randomness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -290,7 +290,7 @@ def test_the_golden_proof_holds_and_is_made_again_from_the_same_draws(monkeypatc
 
 
 def write_golden() -> None:
-    """Write the golden proof anew: `python -c "from tests.privacy.test_norm_proof import write_golden as w; w()"`."""
+    """Write the golden proof anew: `from tests.privacy.crypto.test_norm_proof import write_golden; write_golden()`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(secrets, "randbelow", _draws(7))
         proof = prove(STATEMENT, NUMBERS, BLINDING)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.errors import ConfigError, ProtocolError
-from privacy.norm_proof import commit, prove
-from privacy.norm_signature import subject_of
-from privacy.norms import (
+from privacy.codec.packing import Packing, half_levels, pack
+from privacy.crypto.norm_proof import commit, prove
+from privacy.crypto.norm_signature import subject_of
+from privacy.crypto.norms import (
     _blinding,
     add_up,
     context_of,
@@ -25,9 +25,9 @@ from privacy.norms import (
     state,
     watched,
 )
-from privacy.packing import Packing, half_levels, pack
-from privacy.pedersen import IDENTITY, ORDER, combine
-from privacy.randomness import Randomness
+from privacy.crypto.pedersen import IDENTITY, ORDER, combine
+from privacy.errors import ConfigError, ProtocolError
+from privacy.noise.randomness import Randomness
 from tests.privacy.consortium import private
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from privacy.norm_proof import Statement
+    from privacy.crypto.norm_proof import Statement
 
 SITES: tuple[str, ...] = ("north", "south", "west")
 PLAN, SET, SUM = (sha256(what).hexdigest() for what in (b"plan", b"set", b"sum"))

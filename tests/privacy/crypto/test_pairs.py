@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.epoch import EpochKeys, seal
+from privacy.crypto.key_epoch import EpochKeys, seal
+from privacy.crypto.pairs import KIND, SECRET_BYTES, _info, read_pair, write_pairs
+from privacy.crypto.signing import sign
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
-from privacy.pairs import KIND, SECRET_BYTES, _info, read_pair, write_pairs
-from privacy.signing import sign
 from tests.privacy.consortium import SITES, few, make_roster, member, sealing_key, signing_key
 
 ROSTER = make_roster()

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nacl.bindings import crypto_core_ed25519_add, crypto_core_ed25519_is_valid_point
 
+from privacy.crypto.pedersen import BYTES, IDENTITY, ORDER, combine, generator, generators, read_point, read_scalar
 from privacy.errors import MalformedError
-from privacy.pedersen import BYTES, IDENTITY, ORDER, combine, generator, generators, read_point, read_scalar
 
 BASE = bytes.fromhex("5866666666666666666666666666666666666666666666666666666666666666")  # RFC 8032's B
 P = 2**255 - 19

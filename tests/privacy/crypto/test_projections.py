@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from privacy.errors import ConfigError
-from privacy.projections import (
+from privacy.crypto.projections import (
     _ROWS,
     _STRETCH,
     Projection,
@@ -19,7 +18,8 @@ from privacy.projections import (
     refused_though_short,
     stretch,
 )
-from privacy.randomness import Randomness
+from privacy.errors import ConfigError
+from privacy.noise.randomness import Randomness
 
 SEED = bytes(range(32))
 K = 16

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from privacy.crypto.signing import PrivateKey, SignedDocument, digest, sign, verify
 from privacy.errors import AuthenticityError, MalformedError
-from privacy.signing import PrivateKey, SignedDocument, digest, sign, verify
 from tests.privacy.consortium import authority_key, relaxed, signing_key
 
 KINDS = ("manifest", "roster", "update", "readiness", "plan")

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.ciphertext import COEFF_MODULUS, Ciphertexts, pack60, residues
-from privacy.envelope import Contribution, verify_update
+from privacy.codec.ciphertext import COEFF_MODULUS, Ciphertexts, pack60, residues
+from privacy.codec.envelope import Contribution, verify_update
+from privacy.codec.packing import RING_DEGREE, Profile
+from privacy.crypto.summation import EncryptedSum, RunningSum, check_sum
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
-from privacy.packing import RING_DEGREE, Profile
-from privacy.summation import EncryptedSum, RunningSum, check_sum
 from tests.privacy.consortium import (
     PARAMETERS,
     SITES,

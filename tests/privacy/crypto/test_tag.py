@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.ciphertext import add_residues, pack60
-from privacy.encryption import DecryptionKey
+from privacy.codec.ciphertext import add_residues, pack60
+from privacy.codec.packing import PLAIN_MODULUS, RING_DEGREE, Packing, unpack
+from privacy.crypto.encryption import DecryptionKey
+from privacy.crypto.masking import MaskedUpdate
+from privacy.crypto.tag import KEY_BYTES, TagKey
 from privacy.errors import AuthenticityError
-from privacy.masking import MaskedUpdate
-from privacy.packing import PLAIN_MODULUS, RING_DEGREE, Packing, unpack
-from privacy.tag import KEY_BYTES, TagKey
 from tests.privacy.consortium import (
     CHARGE,
     SITES,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from privacy.plan import RoundPlan
+    from privacy.run.plan import RoundPlan
 
 T = PLAIN_MODULUS
 LAST = RING_DEGREE - 1

@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from privacy.ciphertext import C0_BYTES, COEFF_MODULUS, SEED_BYTES, pack60, unpack60
-from privacy.encryption import EncryptedUpdate
-from privacy.envelope import SignedUpdate, verify_update
-from privacy.epoch import EpochKeys
+from privacy.codec.ciphertext import C0_BYTES, COEFF_MODULUS, SEED_BYTES, pack60, unpack60
+from privacy.codec.envelope import SignedUpdate, verify_update
+from privacy.codec.packing import RING_DEGREE
+from privacy.crypto.encryption import EncryptedUpdate
+from privacy.crypto.key_epoch import EpochKeys
+from privacy.crypto.verdict import is_right, sign_verdict, verify_verdict
 from privacy.errors import AuthenticityError, MalformedError
-from privacy.packing import RING_DEGREE
-from privacy.plan import MOST_SEEDS
-from privacy.verdict import is_right, sign_verdict, verify_verdict
+from privacy.run.plan import MOST_SEEDS
 from tests.privacy.consortium import (
     CHARGE,
     SECRET,

@@ -17,10 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy import accounting, entries, signing
-from privacy.accounting import Mechanism, epsilon
+from privacy.accounting import accounting
+from privacy.accounting.accounting import Mechanism, epsilon
+from privacy.crypto import signing
 from privacy.errors import BudgetError, KeyFileError, LedgerError
-from privacy.ledger import Budget, Charge, Ledger, Release
+from privacy.ledger import entries
+from privacy.ledger.ledger import Budget, Charge, Ledger, Release
 from tests.privacy.consortium import chained, few, relaxed, signing_key
 
 if TYPE_CHECKING:
@@ -449,9 +451,9 @@ def test_a_file_in_its_folders_place_is_a_ledger_error(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
-from privacy.accounting import Mechanism
+from privacy.accounting.accounting import Mechanism
 from privacy.errors import LedgerError
-from privacy.ledger import Budget, Ledger, Release
+from privacy.ledger.ledger import Budget, Ledger, Release
 from tests.privacy.consortium import signing_key
 
 key = signing_key("north")
@@ -501,9 +503,9 @@ def test_a_file_that_takes_its_place_while_it_is_written_is_a_ledger_error(tmp_p
 SPENDER = """
 import sys
 from pathlib import Path
-from privacy.accounting import Mechanism
+from privacy.accounting.accounting import Mechanism
 from privacy.errors import BudgetError
-from privacy.ledger import Budget, Ledger, Release
+from privacy.ledger.ledger import Budget, Ledger, Release
 from tests.privacy.consortium import signing_key
 
 key = signing_key("north")

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from privacy.accounting import Mechanism
+from privacy.accounting.accounting import Mechanism
+from privacy.crypto.signing import sign
 from privacy.errors import LedgerError
-from privacy.heads import SignedHead
-from privacy.ledger import Budget, Ledger, Release
-from privacy.signing import sign
-from strategies.heads import Heads
+from privacy.ledger.ledger import Budget, Ledger, Release
+from privacy.ledger.ledger_head import SignedHead
+from strategies.ledger_heads import LedgerHeads
 from tests.privacy.consortium import signing_key
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def test_what_this_site_did_not_sign_for_this_lineage_says_nothing(tmp_path: Pat
 def test_the_server_keeps_the_last_head_of_each_site_over_restarts(tmp_path: Path) -> None:
     path = tmp_path / "server" / "heads.json"
     one, two = SignedHead("1" * 64, bytes(64)), SignedHead("2" * 64, b"s" * 64)
-    heads = Heads(path)
+    heads = LedgerHeads(path)
     assert heads.of("north") is None
     assert heads.of(None) is None
     heads.note("north", one)
@@ -90,7 +90,7 @@ def test_the_server_keeps_the_last_head_of_each_site_over_restarts(tmp_path: Pat
     heads.note("north", two)
     heads.note("south", None)
     heads.save()
-    again = Heads(path)
+    again = LedgerHeads(path)
     assert (again.of("north"), again.of("south"), again.of("east")) == (two, one, None)
 
 
@@ -98,4 +98,4 @@ def test_the_server_keeps_the_last_head_of_each_site_over_restarts(tmp_path: Pat
 def test_a_damaged_list_of_heads_is_refused_in_our_words(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "heads.json").write_bytes(data)
     with pytest.raises(LedgerError, match="this is no list of ledgers' heads; restore it from backup"):
-        Heads(tmp_path / "heads.json")
+        LedgerHeads(tmp_path / "heads.json")

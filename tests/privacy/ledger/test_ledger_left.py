@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from privacy.accounting import Mechanism
+from privacy.accounting.accounting import Mechanism
 from privacy.errors import LedgerError, ProtocolError
-from privacy.ledger import Budget, Ledger, Release
+from privacy.ledger.ledger import Budget, Ledger, Release
 from tests.privacy.consortium import signing_key
 
 ROUND = Mechanism(noise_multiplier=1.0, sample_rate=0.1, steps=5)

@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from privacy import discrete
-from privacy.discrete import discrete_gaussian, reach
-from privacy.randomness import Randomness
+from privacy.noise import discrete
+from privacy.noise.discrete import discrete_gaussian, reach
+from privacy.noise.randomness import Randomness
 from tests.privacy.consortium import few, relaxed
 
 GOLDEN = {

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from privacy.randomness import _BLOCK, Randomness
+from privacy.noise.randomness import _BLOCK, Randomness
 from tests.privacy.consortium import relaxed
 
 labels = st.lists(st.text(max_size=8) | st.integers(-5, 5), max_size=3)

@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.accounting import Mechanism, epsilon
-from privacy.discrete import reach
+from privacy.accounting.accounting import Mechanism, epsilon
+from privacy.codec.packing import Packing, pack_with_share, unpack
+from privacy.codec.update import Update
 from privacy.errors import ConfigError, MalformedError
-from privacy.packing import Packing, pack_with_share, unpack
-from privacy.randomness import Randomness
-from privacy.settings import Privacy, RunSettings, Training
-from privacy.shared import Observer, most_parameters, observers, share_for, share_of
-from privacy.update import Update
+from privacy.noise.discrete import reach
+from privacy.noise.randomness import Randomness
+from privacy.noise.shared import Observer, most_parameters, observers, share_for, share_of
+from privacy.run.settings import Privacy, RunSettings, Training
 from tests.privacy.consortium import CHARGE, MODEL, blocks_of, few, joined, make_manifest, run_settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from privacy.manifest import Manifest
+    from privacy.run.manifest import Manifest
 
 SIGMA, DELTA = 8.0, 1e-5
 SIZES = {"a": 400, "b": 200, "c": 100, "d": 50}

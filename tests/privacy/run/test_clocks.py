@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.clocks import LATEST, check_clock, tolerance
 from privacy.errors import ProtocolError
+from privacy.run.clocks import LATEST, check_clock, tolerance
 
 times = st.floats(0, 2e9)
 spans = st.floats(0, 1e6)

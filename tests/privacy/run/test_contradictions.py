@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from privacy.config import read_toml
 from privacy.errors import ConfigError
-from privacy.settings import RunSettings
+from privacy.run.settings import RunSettings
 from tests.privacy.consortium import run_settings
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from privacy.accounting import Mechanism, epsilon
-from privacy.calibration import sign_manifest
+from privacy.accounting.accounting import Mechanism, epsilon
+from privacy.crypto.signing import SignedDocument
 from privacy.errors import AuthenticityError, ConfigError, MalformedError, RefusedError
-from privacy.manifest import Manifest, open_manifest
-from privacy.settings import Privacy, RunSettings
-from privacy.signing import SignedDocument
+from privacy.run.calibration import sign_manifest
+from privacy.run.manifest import Manifest, open_manifest
+from privacy.run.settings import Privacy, RunSettings
 from tests.privacy.consortium import make_manifest, relaxed, run_settings, signing_key
 
 if TYPE_CHECKING:

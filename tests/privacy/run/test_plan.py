@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.clocks import tolerance
+from privacy.crypto.signing import digest
 from privacy.errors import MalformedError, ProtocolError
-from privacy.plan import check_plan, read_plan
-from privacy.signing import digest
+from privacy.run.clocks import tolerance
+from privacy.run.plan import check_plan, read_plan
 from tests.privacy.consortium import KEYS, SITES, make_manifest, make_plan, plan_with, relaxed, run_settings
 
 RUN = "ab" * 32

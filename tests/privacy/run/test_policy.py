@@ -9,8 +9,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from privacy.errors import RefusedError
-from privacy.policy import Policy, check_policy
-from privacy.settings import Encryption, Privacy
+from privacy.run.policy import Policy, check_policy
+from privacy.run.settings import Encryption, Privacy
 from tests.privacy.consortium import make_manifest, run_settings
 
 TASK = "tasks.tumours:Tumours"

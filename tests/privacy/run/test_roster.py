@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privacy.crypto.signing import SignedDocument
 from privacy.errors import AuthenticityError, MalformedError, ProtocolError
-from privacy.roster import Roster, open_roster, sign_roster
-from privacy.signing import SignedDocument
+from privacy.run.roster import Roster, open_roster, sign_roster
 from tests.privacy.consortium import SITES, authority_key, make_roster, member, public_hex, relaxed, signing_key
 
 AUTHORITY = authority_key()
@@ -122,7 +122,7 @@ def test_arbitrary_signed_bytes_are_no_roster(data: bytes) -> None:
 @relaxed
 @given(st.binary(min_size=32, max_size=32))
 def test_any_32_bytes_may_stand_as_a_key_without_a_crash(key: bytes) -> None:
-    from privacy.signing import verify  # noqa: PLC0415
+    from privacy.crypto.signing import verify  # noqa: PLC0415
 
     listed = replace(member("north"), signing_key=key.hex())
     with pytest.raises(AuthenticityError):

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from privacy.accounting import PLD, RDP, Accountant, Mechanism, Relation, epsilon
-from privacy.calibration import sign_manifest
+from privacy.accounting.accounting import PLD, RDP, Accountant, Mechanism, Relation, epsilon
 from privacy.errors import BudgetError, MalformedError, RefusedError
-from privacy.ledger import Budget, Ledger, Release
-from privacy.manifest import open_manifest
-from privacy.policy import Policy, check_policy
-from privacy.randomness import Randomness
-from privacy.settings import Vote as VoteSettings
-from privacy.votes import Errors, Vote, errors, estimate, is_rejected, respond, turned
+from privacy.ledger.ledger import Budget, Ledger, Release
+from privacy.noise.randomness import Randomness
+from privacy.run.calibration import sign_manifest
+from privacy.run.manifest import open_manifest
+from privacy.run.policy import Policy, check_policy
+from privacy.run.settings import Vote as VoteSettings
+from privacy.run.votes import Errors, Vote, errors, estimate, is_rejected, respond, turned
 from tests.privacy.consortium import run_settings, signing_key
 
 DELTA = 1e-5
@@ -33,8 +33,8 @@ def ballots(rejected: int, kept: int) -> list[Vote]:
 def test_either_answer_is_told_with_a_chance_that_differs_by_the_factor_that_is_charged(spent: float) -> None:
     chance = turned(spent)
     assert (1 - chance) / chance == pytest.approx(exp(spent))
-    luck, count = Randomness.seeded(1, "votes"), 4000
-    told = [sum(respond(answer, spent, luck) for _ in range(count)) for answer in (True, False)]
+    rng, count = Randomness.seeded(1, "votes"), 4000
+    told = [sum(respond(answer, spent, rng) for _ in range(count)) for answer in (True, False)]
     deviation = (count * chance * (1 - chance)) ** 0.5
     assert abs(told[0] - count * (1 - chance)) < 5 * deviation + 1
     assert abs(told[1] - count * chance) < 5 * deviation + 1

@@ -5,8 +5,8 @@ from threading import Event
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
-from server.grid import GrpcGrid
-from server.mailboxes import Mailboxes
+from server.hub.grid import GrpcGrid
+from server.hub.mailboxes import Mailboxes
 from tests.federations import await_condition
 
 

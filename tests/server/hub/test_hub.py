@@ -22,10 +22,10 @@ from cryptography.hazmat.primitives.serialization import (
 
 from client.exchange import Exchange
 from privacy.errors import AuthenticityError, CloisterError, ConfigError, ProtocolError, UnreachableError
-from server.hub import Hub
-from server.mailboxes import Mailboxes
+from server.hub.hub import Hub
+from server.hub.mailboxes import Mailboxes
 from server.settings import ServerFolder, read_consortium
-from simulations.federation import Federation
+from simulations.engine.federation import Federation
 from tests.federations import authority_of, await_condition, certify, tls_of
 from transport import cloister_pb2 as pb
 from transport.channel import SERVICE, TlsFiles

@@ -5,8 +5,8 @@ from threading import Thread
 import pytest
 
 from privacy.errors import ProtocolError
-from server import mailboxes as module
-from server.mailboxes import Mailboxes
+from server.hub import mailboxes as module
+from server.hub.mailboxes import Mailboxes
 
 NORTH, SOUTH = 1, 2
 GRACE = 60.0

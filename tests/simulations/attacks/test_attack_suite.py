@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from privacy.signing import SIGNATURE_BYTES
-from simulations.adversary import SITES, Adversary
-from simulations.siege import ATTACKS, lay_siege, quiet_agents
+from privacy.crypto.signing import SIGNATURE_BYTES
+from simulations.attacks.adversary import SITES, Adversary
+from simulations.attacks.attack_suite import ATTACKS, prepare_attacks, quiet_agents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("siege")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("attacks")]
 
-TRIES = 24  # of an attack, which chooses among its variants by luck
+TRIES = 24  # of an attack, which chooses among its variants at random
 
 
 @dataclass(frozen=True)
-class Siege:
+class AttackSuite:
     """A malicious server whose consortium can be put back to where it began."""
 
     server: Adversary
@@ -41,17 +41,17 @@ class Siege:
 
 
 @pytest.fixture(scope="module")
-def siege(tmp_path_factory: pytest.TempPathFactory) -> Siege:
-    folder = tmp_path_factory.mktemp("siege")
-    server = lay_siege(folder / "consortium", np.random.default_rng(1))
+def suite(tmp_path_factory: pytest.TempPathFactory) -> AttackSuite:
+    folder = tmp_path_factory.mktemp("attacks")
+    server = prepare_attacks(folder / "consortium", np.random.default_rng(1))
     copytree(folder / "consortium", folder / "backup")
-    return Siege(server, folder / "backup", (server.epoch, server.keys))
+    return AttackSuite(server, folder / "backup", (server.epoch, server.keys))
 
 
 @pytest.fixture
-def server(siege: Siege) -> Iterator[Adversary]:
+def server(suite: AttackSuite) -> Iterator[Adversary]:
     with quiet_agents():
-        yield siege.renew()
+        yield suite.renew()
 
 
 def nothing(*_: Any, **__: Any) -> None:  # noqa: ANN401 - in the place of any check
@@ -71,26 +71,30 @@ def one_pad(plan: Any, site: str, nonce: str) -> bytes:  # noqa: ANN401
     return f"pad {plan.digest} {site}".encode()
 
 
-PADS = "privacy.tag.pad_label", "privacy.mac.pad_label"
+PADS = "privacy.crypto.tag.pad_label", "privacy.crypto.mac.pad_label"
 OFF: list[tuple[str, object, tuple[str, ...]]] = [
-    ("masks of two attempts", nothing, ("privacy.agreement.check_repeat",)),
-    ("two sets of contributors", nothing, ("client.once.Once.note",)),
-    ("two sums with one update", nothing, ("privacy.agreement.check_repeat",)),
-    ("a set without the site's own", nothing, ("privacy.agreement.check_set",)),
-    ("an honest site made a liar", unsigned, ("client.opening.verify_seed", "client.opening.verify_pairs")),
-    ("two cohorts of one round", nothing, ("client.round.check_plan",)),
-    ("with a site: a false dropout", nothing, ("privacy.agreement.check_agreed",)),
-    ("with a site: sets told apart", nothing, ("privacy.agreement.check_agreed",)),
-    ("with a site: a round asked again", nothing, ("privacy.agreement.check_repeat",)),
-    ("with a site: others' signatures", nothing, ("privacy.header.verify",)),
+    ("masks of two attempts", nothing, ("privacy.crypto.agreement.check_repeat",)),
+    ("two sets of contributors", nothing, ("client.state.commitments.Commitments.note",)),
+    ("two sums with one update", nothing, ("privacy.crypto.agreement.check_repeat",)),
+    ("a set without the site's own", nothing, ("privacy.crypto.agreement.check_set",)),
+    (
+        "an honest site made a liar",
+        unsigned,
+        ("client.round.aggregate.verify_seed", "client.round.aggregate.verify_pairs"),
+    ),
+    ("two cohorts of one round", nothing, ("client.round.round.check_plan",)),
+    ("with a site: a false dropout", nothing, ("privacy.crypto.agreement.check_agreed",)),
+    ("with a site: sets told apart", nothing, ("privacy.crypto.agreement.check_agreed",)),
+    ("with a site: a round asked again", nothing, ("privacy.crypto.agreement.check_repeat",)),
+    ("with a site: others' signatures", nothing, ("privacy.codec.header.verify",)),
     ("two updates, one from a backup", one_pad, PADS),
-    ("two masks, one from a backup", nothing, ("client.once.Once.note",)),
-    ("a backup, the round being over", nothing, ("client.round.check_plan",)),
-    ("a second sum after a restart", anything, ("client.opening.has_refused",)),
-    ("a plan that ends in years", nothing, ("client.round.check_plan",)),
-    ("keys that hide nothing", nothing, ("privacy.encryption.DecryptionKey.check_form",)),
-    ("an epoch beyond all others", 1 << 63, ("client.keyring.LARGEST_STEP",)),
-    ("a manifest that has expired", nothing, ("privacy.manifest.Manifest.check_valid",)),
+    ("two masks, one from a backup", nothing, ("client.state.commitments.Commitments.note",)),
+    ("a backup, the round being over", nothing, ("client.round.round.check_plan",)),
+    ("a second sum after a restart", anything, ("client.round.aggregate.has_refused",)),
+    ("a plan that ends in years", nothing, ("client.round.round.check_plan",)),
+    ("keys that hide nothing", nothing, ("privacy.crypto.encryption.DecryptionKey.check_form",)),
+    ("an epoch beyond all others", 1 << 63, ("client.state.keyring.LARGEST_STEP",)),
+    ("a manifest that has expired", nothing, ("privacy.run.manifest.Manifest.check_valid",)),
     ("a ledger in another's place", ".elsewhere", ("client.settings.HELD_OUT",)),
 ]
 

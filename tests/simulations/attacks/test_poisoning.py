@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from privacy.settings import Vote
-from simulations.poisoning import LIAR, SINCE, poisoned_run
+from privacy.run.settings import Vote
+from simulations.attacks.poisoning import LIAR, SINCE, poisoned_run
 
 
 @pytest.mark.parametrize("sites", [4, 6])

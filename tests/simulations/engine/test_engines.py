@@ -10,19 +10,19 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from client.dpsgd import train
+from client.dpsgd.dpsgd import train
 from client.flower import open_site
 from cloister.local import follow, start_agents, start_server
 from cloister.processes import Processes
+from privacy.codec.update import Model
 from privacy.config import read_toml
-from privacy.manifest import open_manifest
-from privacy.randomness import Randomness
-from privacy.settings import Privacy, RunSettings
-from privacy.update import Model
-from simulations.federation import Federation, SiteTerms
-from simulations.hospitals import write_hospital_records
-from simulations.inline import run_inline
-from simulations.results import Results, read_results
+from privacy.noise.randomness import Randomness
+from privacy.run.manifest import open_manifest
+from privacy.run.settings import Privacy, RunSettings
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.engine.inline import run_inline
+from simulations.engine.results import Results, read_results
+from simulations.tasks.hospitals import write_hospital_records
 
 ROOT = Path(__file__).parents[3]
 SITES = ("north", "south", "east")
@@ -40,7 +40,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 def _federation(folder: Path, strategy: str = "fedavg") -> tuple[Federation, SiteTerms]:
     federation = Federation.create(folder, SITES)
     write_hospital_records(federation.paths)
-    settings = read_toml(ROOT / "simulations" / "diagnosis.toml", RunSettings)
+    settings = read_toml(ROOT / "simulations" / "tasks" / "diagnosis.toml", RunSettings)
     privacy = Privacy(max_grad_norm=settings.privacy.max_grad_norm, noise_multiplier=0.0)
     given = {"name": strategy, **STRATEGIES[strategy]}
     federation.sign(replace(settings, rounds=ROUNDS, privacy=privacy, seed=11, strategy=given))

@@ -10,11 +10,11 @@ from signal import SIGKILL
 import pytest
 
 from privacy.config import read_toml
-from privacy.settings import RunSettings
-from simulations.diagnosis import Diagnosis
-from simulations.federation import Federation, SiteTerms
-from simulations.hospitals import write_hospital_records
-from simulations.results import read_results
+from privacy.run.settings import RunSettings
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.engine.results import read_results
+from simulations.tasks.diagnosis import Diagnosis
+from simulations.tasks.hospitals import write_hospital_records
 from tests.federations import with_deadline
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +38,7 @@ def test_flwr_run_simulates_two_encrypted_rounds(tmp_path: Path) -> None:
     for site in SITES:
         federation.write_settings(site, "localhost:1", SiteTerms(tasks=(task,), minimum_noise_multiplier=0.1))
     run = tmp_path / "run.toml"
-    text = (ROOT / "simulations" / "diagnosis.toml").read_text(encoding="utf-8")
+    text = (ROOT / "simulations" / "tasks" / "diagnosis.toml").read_text(encoding="utf-8")
     run.write_text(text.replace("rounds = ", "rounds = 2 # ", 1), encoding="utf-8")
     federation.sign(with_deadline(read_toml(run, RunSettings), 120.0))  # Ray starts slowly on a busy machine
 

@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from privacy.config import read_toml
-from privacy.settings import Cohort, RunSettings
-from simulations.diagnosis import Diagnosis
-from simulations.federation import Federation, SiteTerms
-from simulations.hospitals import write_hospital_records
-from simulations.results import read_results
+from privacy.run.settings import Cohort, RunSettings
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.engine.results import read_results
+from simulations.tasks.diagnosis import Diagnosis
+from simulations.tasks.hospitals import write_hospital_records
 from tests.federations import await_condition
 
 ROOT = Path(__file__).parents[3]
@@ -98,7 +98,7 @@ def test_a_superlink_and_two_supernodes_over_tls_end_in_one_model(tmp_path: Path
     terms = SiteTerms(tasks=(task,), minimum_noise_multiplier=0.1, minimum_cohort=2, colluding_sites=0)
     for site in SITES:
         federation.write_settings(site, "localhost:1", terms)
-    settings = read_toml(ROOT / "simulations" / "diagnosis.toml", RunSettings)
+    settings = read_toml(ROOT / "simulations" / "tasks" / "diagnosis.toml", RunSettings)
     sizes = {site: settings.cohort.sizes[site] for site in SITES}
     cohort = Cohort(sizes=sizes, minimum=2, round_deadline_seconds=SECONDS)
     privacy = replace(settings.privacy, colluding_sites=0)  # two that trust each other

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from privacy.plan import MOST_SEEDS
-from simulations.federation import Federation
-from simulations.inline import run_inline
-from simulations.results import read_results
+from privacy.run.plan import MOST_SEEDS
+from simulations.engine.federation import Federation
+from simulations.engine.inline import run_inline
+from simulations.engine.results import read_results
 from tests.federations import NOISY, TERMS
 
 ROUNDS = 2

@@ -10,11 +10,11 @@ import pytest
 import torch
 from sklearn.datasets import load_breast_cancer
 
-from client.held_out import split_held_out
-from client.task import import_task
+from client.data.held_out import split_held_out
+from client.task.task import import_task
 from privacy.errors import ConfigError, DataError
-from simulations.diagnosis import HALF_WIDTH, RANGES, TARGET, Diagnosis, scale
-from simulations.hospitals import DECLARED_SIZES, FILE_NAME, write_hospital_records
+from simulations.tasks.diagnosis import HALF_WIDTH, RANGES, TARGET, Diagnosis, scale
+from simulations.tasks.hospitals import DECLARED_SIZES, FILE_NAME, write_hospital_records
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,7 +97,7 @@ def test_loss_is_the_mean_of_one_term_for_each_record_and_metrics_are_per_record
 
 
 def test_without_privacy_the_pooled_records_are_learned(folders: dict[str, Path]) -> None:
-    task = import_task("simulations.diagnosis:Diagnosis")
+    task = import_task("simulations.tasks.diagnosis:Diagnosis")
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for folder in folders.values():
         inputs, targets = task.load(folder / FILE_NAME)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from privacy.errors import ConfigError
-from simulations.partition import dirichlet
+from simulations.tasks.partition import dirichlet
 
 LABELS = np.repeat(np.arange(4), 100)
 

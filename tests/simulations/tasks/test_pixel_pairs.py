@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from simulations.digits import CLASSES, digits, write_digits
-from simulations.strokes import FEATURES, Strokes, strokes
+from simulations.tasks.digits import CLASSES, digits, write_digits
+from simulations.tasks.pixel_pairs import FEATURES, PixelPairs, pixel_pairs
 
 IMAGES = torch.from_numpy(digits()[0][:20] / 16).float()
 
 
 def test_features_have_length_one_and_depend_on_their_image_alone() -> None:
-    found = strokes(IMAGES)
+    found = pixel_pairs(IMAGES)
     assert found.shape == (20, FEATURES)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(20))
-    torch.testing.assert_close(strokes(IMAGES[7:8]), found[7:8])
+    torch.testing.assert_close(pixel_pairs(IMAGES[7:8]), found[7:8])
 
 
 def test_louder_ink_changes_nothing_and_a_blank_image_is_no_error() -> None:
-    torch.testing.assert_close(strokes(IMAGES / 2), strokes(IMAGES))
-    assert strokes(torch.zeros(1, 64)).abs().max() == 0
+    torch.testing.assert_close(pixel_pairs(IMAGES / 2), pixel_pairs(IMAGES))
+    assert pixel_pairs(torch.zeros(1, 64)).abs().max() == 0
 
 
 def test_features_are_pixels_and_products_of_an_image_and_its_four_moves() -> None:
@@ -35,16 +35,16 @@ def test_features_are_pixels_and_products_of_an_image_and_its_four_moves() -> No
         linear += weight * shapes
         squares += weight * np.einsum("ni,nj->nij", shapes, shapes).reshape(20, -1)
     linear, squares = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (linear, squares))
-    found = strokes(IMAGES).double().numpy()
+    found = pixel_pairs(IMAGES).double().numpy()
     np.testing.assert_allclose(found @ found.T, (linear @ linear.T + 4 * squares @ squares.T) / 5, atol=1e-5)
     np.testing.assert_allclose(found[:, :64] * np.sqrt(5), linear, atol=1e-5)
 
 
 def test_the_task_reads_what_is_written(tmp_path: Path) -> None:
     write_digits(tmp_path / "digits.csv", np.arange(20))
-    inputs, targets = Strokes().load(tmp_path / "digits.csv")
-    torch.testing.assert_close(inputs, strokes(IMAGES))
+    inputs, targets = PixelPairs().load(tmp_path / "digits.csv")
+    torch.testing.assert_close(inputs, pixel_pairs(IMAGES))
     assert targets.tolist() == digits()[1][:20].tolist()
-    outputs = Strokes().model()(inputs).detach()
+    outputs = PixelPairs().model()(inputs).detach()
     assert outputs.shape == (20, CLASSES)
-    assert float(Strokes().loss(outputs, targets)) == pytest.approx(np.log(CLASSES), rel=1e-5)
+    assert float(PixelPairs().loss(outputs, targets)) == pytest.approx(np.log(CLASSES), rel=1e-5)
