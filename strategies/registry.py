@@ -54,8 +54,12 @@ def completed(settings: RunSettings) -> RunSettings:
         raise ConfigError(_of_version(strategy, algorithm))
     if problem := _unsuitable(settings, algorithm):
         raise ConfigError(problem)
-    values = asdict(algorithm)  # type: ignore[call-overload]  # `_make` has seen to it that it is a dataclass
-    return replace(settings, strategy={"name": strategy["name"], "version": algorithm.version, **values})
+    values = asdict(algorithm)  # type: ignore[call-overload]  # `find` has seen to it that it is a dataclass
+    try:
+        return replace(settings, strategy={"name": strategy["name"], "version": algorithm.version, **values})
+    except ValidationError as error:
+        msg = f"the strategy {strategy['name']} has parameters that cannot be signed: {error.errors()[0]['msg']}"
+        raise ConfigError(msg) from error
 
 
 def check_strategy(policy: Policy, settings: RunSettings, site: str) -> None:
