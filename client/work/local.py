@@ -6,6 +6,7 @@ What comes back has its noise; where noise is shared and comes later, the algori
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from privacy.errors import TaskError
 from strategies.algorithm import LocalRound, LocalSolver, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from client.round.admission import AdmittedRun, Round
     from client.state.checkpoint import Checkpoint
@@ -48,7 +49,7 @@ def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callab
             size.
         MalformedError: if a value is not finite.
     """
-    trained = False
+    trained, failed = False, list[BaseException]()
 
     def once(solver: LocalSolver) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
         nonlocal trained
@@ -56,14 +57,30 @@ def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callab
             msg = f"the strategy {name} trains more often in a round than the run pays for; call train once"
             raise TaskError(msg)
         trained = True
-        return train(solver).vector
+        try:
+            return train(solver).vector
+        except BaseException as error:
+            failed.append(error)
+            raise
 
-    with foreign(name, "local()"):
+    with _blaming(failed), foreign(name, "local()"):
         found = np.require(algorithm.local(at, once), np.float32, ["C", "W", "O"])  # it is changed in place later
     if found.shape != at.model.shape:
         msg = f"the strategy {name} sends {found.shape} values, the model has {at.model.shape}; correct its local()"
         raise TaskError(msg)
     return Update(found)
+
+
+@contextmanager
+def _blaming(failed: list[BaseException]) -> Iterator[None]:
+    """Raise what training raised as it is, also if the algorithm goes on without: it has no part in it."""
+    try:
+        yield
+    except TaskError:
+        if not failed:
+            raise
+    if failed:
+        raise failed[0]
 
 
 def keep_own(current: Round, at: LocalRound, sent: Values) -> None:

@@ -8,6 +8,7 @@ must say what they say under federated averaging.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -258,6 +259,25 @@ def test_an_algorithm_cannot_train_twice_or_longer_than_is_paid_for() -> None:
         with pytest.raises(TaskError, match=said.replace("(", r"\(").replace(")", r"\)")):
             train_locally("greedy", kind(), at, one)
         assert len(done) == count
+
+
+@pytest.mark.parametrize("error", [ValueError("a record"), TaskError("records meet"), KeyboardInterrupt()])
+def test_what_training_raises_is_raised_as_it_is_also_if_the_algorithm_goes_on(error: BaseException) -> None:
+    at = LocalRound(Run(4, 0.1, {"north": 1.0}), "north", np.zeros(3, np.float32), {}, {})
+
+    class Going(FedAvg):
+        def local(self, at: LocalRound, train: Callable[[LocalSolver], Any]) -> Any:  # noqa: ANN401
+            with suppress(BaseException):
+                train(LocalSolver())
+            return np.zeros_like(at.model)
+
+    def fail(_: LocalSolver) -> Update:
+        raise error
+
+    for algorithm in (FedAvg(), Going()):
+        with pytest.raises(type(error)) as caught:
+            train_locally("going", algorithm, at, fail)
+        assert caught.value is error
 
 
 # --- Who may use which, and what is said otherwise --------------------------------------------------------------------
