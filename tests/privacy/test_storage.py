@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from privacy.accounting.accounting import Mechanism
-from privacy.errors import LedgerError
+from privacy.errors import AuthenticityError, CloisterError, KeyFileError, LedgerError, MalformedError
 from privacy.ledger.ledger import Budget, Ledger, Release
-from privacy.storage import append, link_atomically, read_file, set_aside, write_atomically
+from privacy.storage import append, link_atomically, read_document, read_file, set_aside, write_atomically
 from tests.privacy.consortium import signing_key
 
 if TYPE_CHECKING:
@@ -169,3 +169,29 @@ def test_a_second_name_that_cannot_be_made_is_named_and_the_old_one_stays(
     with pytest.raises(OSError, match="second"):
         link_atomically(path, second)
     assert second.read_bytes() == b"old"
+
+
+# --- Signed documents ------------------------------------------------------------------------------------------------
+
+
+def test_a_document_is_what_its_reader_makes_of_it(tmp_path: Path) -> None:
+    (tmp_path / "document").write_bytes(b"signed")
+    assert read_document(tmp_path / "document", bytes.upper, "bring it") == b"SIGNED"
+
+
+@pytest.mark.parametrize("kind", [AuthenticityError, MalformedError])
+def test_a_document_that_is_refused_is_named(tmp_path: Path, kind: type[CloisterError]) -> None:
+    def refuse(_: bytes) -> None:
+        msg = "somebody else signed this"
+        raise kind(msg)
+
+    path = tmp_path / "document"
+    path.touch()
+    with pytest.raises(KeyFileError, match=f"^{re.escape(str(path))}: somebody else signed this$"):
+        read_document(path, refuse, "bring it")
+
+
+def test_a_document_that_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "document"
+    with pytest.raises(KeyFileError, match=f"^{re.escape(str(path))}: no such file or directory; bring it$"):
+        read_document(path, bytes, "bring it")
