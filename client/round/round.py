@@ -102,9 +102,9 @@ def _make_update(current: Round, checkpoint: Checkpoint) -> SignedUpdate:
         tagged = keys.tag.tag(mask(packed, masks), plan, site.name)
         made = keys.mac.authenticate(keys.decryption.encrypt(tagged, site.apply), plan, site.name)
     if isinstance(packed, PackedStream):
-        site.residuals.keep(plan, packed.remainder)
+        site.residuals.keep(plan, packed.residual)
         if whole is not None:
-            keep_own(current, local_round(current, current.checkpoint()), whole - packed.remainder)
+            keep_own(current, local_round(current, current.checkpoint()), whole - packed.residual)
     signed = sign_update(
         made, plan, layout, site.name, site.signing_key,
         weight=current.weight, update_bound=bound, mask=commitment(seed) if seed else "",

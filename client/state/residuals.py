@@ -1,7 +1,7 @@
 """What clipping and rounding left over of a site's updates, kept until it is added to the next one (error feedback).
 
 It belongs to an update that the site has made private, so keeping and sending it later costs no further privacy. A
-round's remainder counts once that round's sum, with this site's update in it, was opened; until then the one before
+round's residual counts once that round's sum, with this site's update in it, was opened; until then the one before
 it does: an update that never reached the model left nothing over.
 """
 

@@ -74,10 +74,10 @@ class Scratch:
             whole = private.vector.astype(np.float64)
             packed = pack(private, weight, packing, Randomness.fresh())
             decoded = unpack(packed.blocks, model.layout.size, [weight], packing)
-            site.residuals.keep(current.plan, packed.remainder)
+            site.residuals.keep(current.plan, packed.residual)
             site.residuals.settle(current.plan, contributed=True)
             if algorithm.own:
-                keep_own(current, local_round(current, before), whole - packed.remainder)
+                keep_own(current, local_round(current, before), whole - packed.residual)
                 site.own.settle(current.plan, contributed=True)
             return decoded
 

@@ -116,16 +116,16 @@ class Packing:
 class PackedStream(PackedUpdate):
     """A packed update that knows, once all its blocks were taken, what they do not carry of the update."""
 
-    def __init__(self, blocks: Iterator[NDArray[np.uint64]], charge: Charge, remainder: NDArray[np.float32]) -> None:
+    def __init__(self, blocks: Iterator[NDArray[np.uint64]], charge: Charge, residual: NDArray[np.float32]) -> None:
         super().__init__(self._until_used_up(blocks), charge)
-        self._remainder, self._used_up = remainder, False
+        self._residual, self._used_up = residual, False
 
     def _until_used_up(self, blocks: Iterator[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:
         yield from blocks
         self._used_up = True
 
     @property
-    def remainder(self) -> NDArray[np.float32]:
+    def residual(self) -> NDArray[np.float32]:
         """What clipping and rounding left over, `(size,)`: the update less what its blocks decode to.
 
         Added to the next update, nothing is lost over a run but delayed (error feedback; Seide et al. 2014,
@@ -135,9 +135,9 @@ class PackedStream(PackedUpdate):
             ProtocolError: if blocks are left to take.
         """
         if not self._used_up:
-            msg = "an update's remainder is known once all its blocks were taken; take them first"
+            msg = "an update's residual is known once all its blocks were taken; take them first"
             raise ProtocolError(msg)
-        return self._remainder
+        return self._residual
 
 
 def pack(update: PrivateUpdate, weight: float, packing: Packing, randomness: Randomness) -> PackedStream:

@@ -115,7 +115,7 @@ class PackedMeans:
         settings = sites.manifest.settings
         self._sites, self._packing, self._charge, self._total = sites, packing, charge, total
         self._carries, self._ceiling = carries, packing.update_bound
-        self._remainders: dict[str, NDArray[np.float32]] = {}
+        self._residuals: dict[str, NDArray[np.float32]] = {}
         self._name, self._algorithm = str(settings.strategy["name"]), algorithm_of(sites.manifest, "this simulation")
         self._run = replace(Run.of(settings), weights=sites.weights)
         self._state: State | None = None
@@ -131,9 +131,9 @@ class PackedMeans:
             self._packing = replace(self._packing, update_bound=next_bound(mean, len(streams), self._ceiling))
         for site, stream in streams.items():
             if self._algorithm.own:
-                self._own[site] = self._algorithm.keep(self._at(site, model), made[site][1] - stream.remainder)
+                self._own[site] = self._algorithm.keep(self._at(site, model), made[site][1] - stream.residual)
             if self._carries:
-                self._remainders[site] = stream.remainder
+                self._residuals[site] = stream.residual
         return mean
 
     def apply(self, model: Model, mean: Update) -> Model:
@@ -152,8 +152,8 @@ class PackedMeans:
             return pack_with_share(update, self._charge, weight, self._packing, rounding, variance), np.empty(0)
         train = partial(sites.update, site, number, model)
         update = train_locally(self._name, self._algorithm, self._at(site, model), train)
-        if site in self._remainders:
-            np.add(update.vector, self._remainders[site], out=update.vector)
+        if site in self._residuals:
+            np.add(update.vector, self._residuals[site], out=update.vector)
         whole = update.vector.astype(np.float64) if self._algorithm.own else np.empty(0)
         return pack(privatise(update, self._charge), weight, self._packing, rounding), whole
 

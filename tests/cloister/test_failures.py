@@ -38,6 +38,7 @@ SEAMS = {  # what each command calls, and how it is called
     ("bench", "round"): ("cloister.benchmarks.round.measure", []),
     ("bench", "encryption"): ("cloister.benchmarks.encryption.measure", []),
     ("bench", "accuracy"): ("cloister.benchmarks.accuracy.measure", []),
+    ("bench", "algorithms"): ("cloister.benchmarks.algorithms.measure", []),
     ("bench", "training"): ("cloister.benchmarks.training.measure", []),
     ("bench", "adversary"): ("cloister.benchmarks.adversary.measure", []),
     ("bench", "utility"): ("cloister.benchmarks.utility.measure", []),

@@ -85,7 +85,7 @@ def _packing(profile: Profile, cohort: int, bound: float, weights: tuple[float, 
             "weight": weight,
             "packed": words_digest(block),
             "first_coefficients": block[0, :SHOWN].tolist(),
-            "left_over": floats_digest(stream.remainder),
+            "left_over": floats_digest(stream.residual),
         })  # fmt: skip
     mean = unpack([total], size, weights, packing).vector
     return {

@@ -354,8 +354,8 @@ def _made_again(site: Site, manifest: Manifest, plan: RoundPlan) -> list[NDArray
     packed = pack(update, manifest.weight(site.name), packing, randomness["rounding"])
     for _ in packed.blocks:
         pass
-    site.residuals.keep(plan, packed.remainder)
-    return [changed, sent, packed.remainder]
+    site.residuals.keep(plan, packed.residual)
+    return [changed, sent, packed.residual]
 
 
 # --- Agents that cannot begin ---------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_a_constant_update_beyond_the_range_arrives_because_the_range_grows() ->
             stream = pack(private(target + residuals[site]), weight, packing, Randomness.seeded(number, site))
             (block,) = stream.blocks
             total += block
-            residuals[site] = stream.remainder
+            residuals[site] = stream.residual
         mean = unpack([total], 4, weights, packing)
         sent += mean.vector
         bound = next_bound(mean, len(weights), ceiling)

@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_the_deed_undone(once: Commitments, monkeypatch: pyte
     once.note(RUN, "agreeing on round 1", "a set")
     with monkeypatch.context() as patch:
         patch.setattr("privacy.storage.os.fsync", full)
-        with pytest.raises(OSError, match=r"No space left .*\.once"):
+        with pytest.raises(OSError, match=r"No space left .*\.commitments"):
             once.note(RUN, DEED, "1")
     assert once.find(RUN, DEED) is None
     assert once.find(RUN, "agreeing on round 1") == "a set"

@@ -47,7 +47,7 @@ def test_nothing_is_added_before_anything_was_left_over(residuals: Residuals, tm
     assert held(tmp_path) == [0, 0, 0]
 
 
-def test_a_remainder_counts_once_its_sum_is_open_and_is_added_to_what_is_there(
+def test_a_residual_counts_once_its_sum_is_open_and_is_added_to_what_is_there(
     residuals: Residuals, tmp_path: Path
 ) -> None:
     residuals.keep(plan_of(1), FIRST)
@@ -67,7 +67,7 @@ def test_what_is_kept_is_no_view_of_the_update(residuals: Residuals, tmp_path: P
     assert held(tmp_path) == FIRST.tolist()
 
 
-def test_of_a_sum_without_this_sites_update_the_older_remainder_stays(residuals: Residuals, tmp_path: Path) -> None:
+def test_of_a_sum_without_this_sites_update_the_older_residual_stays(residuals: Residuals, tmp_path: Path) -> None:
     _send(residuals, 1, FIRST, contributed=True)
     _send(residuals, 2, SECOND, contributed=False)
     assert held(tmp_path) == FIRST.tolist()
@@ -77,7 +77,7 @@ def test_of_a_sum_without_this_sites_update_the_older_remainder_stays(residuals:
     assert held(tmp_path) == SECOND.tolist()
 
 
-def test_of_a_round_that_released_nothing_the_older_remainder_stays(residuals: Residuals, tmp_path: Path) -> None:
+def test_of_a_round_that_released_nothing_the_older_residual_stays(residuals: Residuals, tmp_path: Path) -> None:
     _send(residuals, 1, FIRST, contributed=True)
     residuals.keep(plan_of(2), SECOND)  # its sum never comes
     assert held(tmp_path) == FIRST.tolist()
@@ -92,14 +92,14 @@ def test_of_a_round_that_released_nothing_the_older_remainder_stays(residuals: R
 def test_an_update_that_is_made_again_has_left_over_what_it_leaves_over_then(
     residuals: Residuals, tmp_path: Path
 ) -> None:
-    # The process ended after the remainder was kept, before the update was: it is trained once more.
+    # The process ended after the residual was kept, before the update was: it is trained once more.
     residuals.keep(plan_of(1), FIRST)
     _send(residuals, 1, SECOND, contributed=True)
     assert held(tmp_path) == SECOND.tolist()
 
 
 def test_settling_twice_changes_nothing(residuals: Residuals, tmp_path: Path) -> None:
-    # The process ended after the remainder was settled, before the model was saved: the sum is opened once more.
+    # The process ended after the residual was settled, before the model was saved: the sum is opened once more.
     _send(residuals, 1, FIRST, contributed=True)
     for _ in range(2):
         Residuals(tmp_path).settle(plan_of(1), contributed=True)
@@ -117,14 +117,14 @@ def test_runs_do_not_share_what_was_left_over(residuals: Residuals, tmp_path: Pa
 
 
 @pytest.mark.parametrize("size", [0, 2, 4])
-def test_a_remainder_of_another_size_is_left_alone(residuals: Residuals, size: int) -> None:
+def test_a_residual_of_another_size_is_left_alone(residuals: Residuals, size: int) -> None:
     _send(residuals, 1, FIRST, contributed=True)
     vector = np.zeros(size, np.float32)
     residuals.add_to(vector, RUN)
     assert not vector.any()
 
 
-def test_long_remainders_are_read_piece_by_piece(residuals: Residuals, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_residuals_are_read_piece_by_piece(residuals: Residuals, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STEP", 7)
     values = np.random.default_rng(1).normal(size=100).astype(np.float32)
     _send(residuals, 1, values, contributed=True)
@@ -151,7 +151,7 @@ RUN_SETTINGS = replace(SETTINGS, rounds=4)
 
 
 def last_of(make: FederationMaker, name: str, **options: Any) -> tuple[bytes, bytes]:  # noqa: ANN401 - of `run_with`
-    """Run a federation of this name; return the site's model and remainder at the end."""
+    """Run a federation of this name; return the site's model and residual at the end."""
     federation = make(RUN_SETTINGS, name=name)
     run_with(federation, **options)
     (left,) = federation.paths[SITE].glob("outbox/*.residual")
@@ -164,7 +164,7 @@ def _model(federation: Any, site: str) -> bytes:  # noqa: ANN401 - a Federation
     return open_site(federation.paths[site]).checkpoint(manifest, run).model.vector.tobytes()
 
 
-def test_without_remainders_a_run_ends_elsewhere(
+def test_without_residuals_a_run_ends_elsewhere(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What the next two tests compare would otherwise say nothing.
@@ -174,7 +174,7 @@ def test_without_remainders_a_run_ends_elsewhere(
     assert last_of(make_federation, "without")[0] != model
 
 
-def test_a_crash_between_settling_a_remainder_and_saving_the_model_changes_nothing(
+def test_a_crash_between_settling_a_residual_and_saving_the_model_changes_nothing(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = last_of(make_federation, "undisturbed")
@@ -202,7 +202,7 @@ def _surviving(answer: Callable[[Message, Context], Message]) -> Callable[[Messa
     return survive
 
 
-def test_a_round_that_released_nothing_leaves_the_sites_the_older_remainder(make_federation: FederationMaker) -> None:
+def test_a_round_that_released_nothing_leaves_the_sites_the_older_residual(make_federation: FederationMaker) -> None:
     federation = make_federation(RUN_SETTINGS)
     node, failing = node_of(federation, SITE), {node_of(federation, site) for site in ("east", "west")}
     before: dict[int, bytes] = {}

@@ -55,7 +55,7 @@ def test_blocks_hold_what_one_block_would_and_leave_the_same_over(
     in_one = pack(private(values), 1.0, packing, Randomness.seeded(1))
     (whole,) = in_one.blocks
     np.testing.assert_array_equal(joined(streamed), whole)
-    np.testing.assert_array_equal(in_blocks.remainder, in_one.remainder)
+    np.testing.assert_array_equal(in_blocks.residual, in_one.residual)
     one, many = (unpack(blocks, size, [1.0], packing).vector for blocks in ([whole], streamed))
     np.testing.assert_array_equal(one, many)
 
@@ -72,15 +72,15 @@ def test_nothing_is_packed_before_it_is_taken() -> None:
     np.testing.assert_array_equal(update.vector[done:], values[done:])
 
 
-def test_there_is_no_remainder_before_the_last_block_was_taken() -> None:
+def test_there_is_no_residual_before_the_last_block_was_taken() -> None:
     packing = packing_of("compact")
     stream = pack(private(np.full(BLOCK * packing.slots + 1, 0.3)), 1.0, packing, Randomness.seeded(1))
     for _ in range(2):
         with pytest.raises(ProtocolError, match="take them first"):
-            _ = stream.remainder
+            _ = stream.residual
         next(stream.blocks)
     assert next(stream.blocks, None) is None
-    assert 0 < np.abs(stream.remainder).max() <= packing.unit(1.0)
+    assert 0 < np.abs(stream.residual).max() <= packing.unit(1.0)
 
 
 def test_the_blocks_of_an_empty_update_are_none() -> None:
@@ -123,22 +123,22 @@ def test_what_is_left_over_is_the_update_less_what_it_decodes_to(
     before = np.array(values, np.float32)
     stream = pack(private(before), weight, packing, Randomness.seeded(seed))
     sent = decoded(joined(stream.blocks), before.size, weight, packing)
-    np.testing.assert_array_equal(stream.remainder, before - sent)
+    np.testing.assert_array_equal(stream.residual, before - sent)
     # Of a value within the bound at most a level is left over; of another, all that lies beyond it besides.
     level = packing.unit(weight)
     beyond = np.maximum(np.abs(before.astype(np.float64)) - bound, 0)
     slack = 2.0**-22 * (np.abs(before) + bound + level)
-    assert (np.abs(stream.remainder) <= beyond + level + slack).all()
+    assert (np.abs(stream.residual) <= beyond + level + slack).all()
 
 
 def run(updates: np.ndarray, weight: float, packing: Packing) -> np.ndarray:
     """Send one update `(n,)` after another, each with what the last one left over; return what they decode to."""
-    remainder = np.zeros(updates.shape[1], np.float32)
+    residual = np.zeros(updates.shape[1], np.float32)
     sent = []
     for number, values in enumerate(updates):
-        stream = pack(private(values + remainder), weight, packing, Randomness.seeded(number))
+        stream = pack(private(values + residual), weight, packing, Randomness.seeded(number))
         sent.append(decoded(joined(stream.blocks), values.size, weight, packing))
-        remainder = stream.remainder
+        residual = stream.residual
     return np.array(sent, np.float64)
 
 
@@ -167,18 +167,18 @@ def test_bursts_beyond_the_bound_arrive_in_the_rounds_after_them(profile: Profil
 
 @few
 @given(profile=profiles, weight=st.floats(0.01, 1), seed=st.integers(0, 1 << 32))
-def test_all_that_was_sent_and_the_last_remainder_are_all_that_was_to_be_sent(
+def test_all_that_was_sent_and_the_last_residual_are_all_that_was_to_be_sent(
     profile: Profile, weight: float, seed: int
 ) -> None:
     packing, total, sent = packing_of(profile, 0.1), np.zeros(50), np.zeros(50)
-    generator, remainder = np.random.default_rng(seed), np.zeros(50, np.float32)
+    generator, residual = np.random.default_rng(seed), np.zeros(50, np.float32)
     for number in range(20):
         values = generator.normal(scale=0.1, size=50).astype(np.float32)  # a third beyond the bound
         total += values
-        stream = pack(private(values + remainder), weight, packing, Randomness.seeded(seed, number))
+        stream = pack(private(values + residual), weight, packing, Randomness.seeded(seed, number))
         sent += decoded(joined(stream.blocks), 50, weight, packing)
-        remainder = stream.remainder
-    np.testing.assert_allclose(sent + remainder, total, rtol=0, atol=1e-4)
+        residual = stream.residual
+    np.testing.assert_allclose(sent + residual, total, rtol=0, atol=1e-4)
 
 
 def test_an_update_keeps_no_more_than_one_block_of_coefficients_at_a_time() -> None:
