@@ -76,7 +76,7 @@ class Fitness:
 
         Args:
             records: inputs and targets `(n, ...)`, on the module's device.
-            rows: the records' numbers in the order of the file, from 1.
+            rows: the records' numbers, from 1, in the order in which `load` returned them.
             path: the file of records.
 
         Raises:

@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
     from client.gradients.loss import RecordLoss
 
-_TOLERANCE = (
-    1e-2  # relative to the records' gradients, per parameter; errors are larger, and a GPU may round to 10 bits
-)
+_TOLERANCE = 1e-2  # per parameter, relative to the records' gradients; errors are larger, and GPUs may round to 10 bits
 _COARSE = 0.25  # the same, over all parameters together, where a model computes with 8 bits
 _NOISE = 1e-4  # in units of C: smaller differences may be rounding
 _STEP = 1e-2  # length of the step between the batches, in units of C

@@ -121,7 +121,7 @@ class Product(Share):
 
     @cached_property
     def _kept(self) -> Rows | None:
-        """Gradients written out, if they fit in memory."""
+        """The gradients written out, if they are few enough to keep."""
         if len(self.inputs) > self._at_a_time:
             return None
         return Rows(self.gradients @ self.inputs.transpose(2, 3))

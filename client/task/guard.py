@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 _ANOTHER = "its model() makes another model each time; draw its first weights from torch's own generator alone"
-_SECONDS, _BRIEFLY = 0.5, 0.1  # time for optional gradient checks, per set of weights; on a site's own records
+_SECONDS, _BRIEFLY = 0.5, 0.1  # seconds of optional gradient checks: per set of weights; on a site's own records
 _Marks = dict[str, tuple[torch.Size, bool, int]]
 
 

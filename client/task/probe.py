@@ -60,7 +60,7 @@ class Example:
         return cls(inputs, targets)
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Return a batch of these records whose size differs from all their other dimensions, if it can."""
+        """Return a batch of these records whose size differs from all their other dimensions, if possible."""
         others = (*self.inputs.shape[1:], *self.targets.shape[1:])
         size = next((size for size in _SIZES if size not in others), _SIZES[-1])
         rows = torch.arange(size) % len(self.inputs)
