@@ -172,7 +172,7 @@ def share_secrets(site: Site, pairs: Pairs) -> Shared:
 
 
 def agree_on_contributors(current: Round, shown: Shown) -> Agreed:
-    """Sign the set of contributors to a masked sum, and return the seeds of masks shared with other sites."""
+    """Sign the set of contributors to a masked sum, and return the seeds of masks shared with absent sites."""
     return Agreed(*agree(current, shown.contributions))
 
 

@@ -49,7 +49,7 @@ def find_device(wanted: str) -> torch.device:
     """Return the device that a site's settings ask for, `auto`, `cpu` or `cuda`.
 
     Raises:
-        TaskError: if there is none.
+        TaskError: if this machine lacks it.
     """
     cuda = torch.cuda.is_available()
     if wanted == "cuda" and not cuda:

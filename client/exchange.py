@@ -71,7 +71,7 @@ class Exchange:
 
         Raises:
             UnreachableError: if the server does not answer; send the same bytes again.
-            ProtocolError: if the server refuses it for good.
+            ProtocolError: if the server refuses it permanently.
         """
         try:
             receipt = self._push(to_frames(parts, reply_to), timeout=_TRANSFER_SECONDS)

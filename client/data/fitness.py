@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from client.task.task import Records, Task
 
-_AT_ONCE = 64  # records
+_AT_ONCE = 64  # records at a time
 _MOST_COLUMNS = 1024  # columns to try one by one
 
 
@@ -133,7 +133,7 @@ class Fitness:
         return "the inputs"
 
     def _problem(self, inputs: Tensor, targets: Tensor) -> str | None:
-        """Say what is wrong with the loss of these records; return None if nothing is.
+        """Return what is wrong with the loss of these records, or None.
 
         The loss is computed on the CPU: on a GPU, a label out of range breaks everything after it.
         """

@@ -61,13 +61,13 @@ log = logging.getLogger("cloister.agent")
 
 _DEFAULT = Computing()
 _TRIED = 32  # made-up records on which the one-by-one mode is tried
-_SOME, _OFTEN = 8, 40  # records checked in a round; about once in so many steps, a whole part instead
+_SOME, _OFTEN = 8, 40  # records checked in a round; a whole part instead, once in 40 steps on average
 _ROUNDING = 1e-5  # in units of C
 
 
 @dataclass
 class _Way:
-    """The mode known to compute a task's gradients, and those that failed."""
+    """The mode chosen to compute a task's gradients, and the modes that failed."""
 
     choice: Choice | None = None
     failed: dict[Gradients, str] = field(default_factory=dict)  # with the reasons

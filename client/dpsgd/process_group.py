@@ -67,7 +67,7 @@ class Order:
 
 
 class ProcessGroup:
-    """This process among those that train together."""
+    """The processes that train together, as seen from this one."""
 
     def __init__(self, waiting: distributed.ProcessGroup, when_lost: Callable[[], None]) -> None:
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
@@ -161,7 +161,7 @@ class ProcessGroup:
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        """Give the group up if anything goes wrong, since the others would wait in vain."""
+        """Abandon the group if anything goes wrong, since the others would wait in vain."""
         try:
             yield
         except BaseException:
@@ -169,7 +169,7 @@ class ProcessGroup:
             raise
 
     def lose(self) -> None:
-        """Give the group up."""
+        """Mark the group as lost, and call `when_lost`."""
         self.lost = True
         self._when_lost()
 

@@ -10,7 +10,7 @@ from privacy.errors import ConfigError
 
 @dataclass(frozen=True)
 class Place:
-    """A process's place among those that train together."""
+    """A process's place among the processes that train together."""
 
     rank: int = 0  # 0 is the agent
     size: int = 1

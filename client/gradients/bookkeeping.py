@@ -42,7 +42,7 @@ class _Start(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - torch's
-        """Stop here: the gradient is taken from the edge that leads here."""
+        """Stop here: the gradient is read from the edge that leads here."""
         del ctx
         return gradients[0], None
 

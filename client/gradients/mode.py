@@ -101,7 +101,7 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence library warnings about gradient computation on which nobody can act."""
+    """Silence library warnings about gradients on which users cannot act."""
     with warnings.catch_warnings():
         # torch, when hooks see a first layer whose inputs need no gradient; records never do
         warnings.filterwarnings("ignore", message="Full backward hook is firing")

@@ -89,7 +89,7 @@ def open_sum(admitted: AdmittedRun, total: EncryptedSum) -> Checkpoint:
 
 
 def vouch(site: Site, plan: bytes, checkpoint: Checkpoint) -> Opened:
-    """Sign the model that this site got from a plan's sum, so that no single site decides how the others go on."""
+    """Sign the model that this site got from a plan's sum, so that no single site decides for the others."""
     opened = Opened(checkpoint.digest, checkpoint.update_bound)
     return replace(opened, signature=sign(site.signing_key, OPENED, opened.signed_part(digest("plan", plan))))
 

@@ -18,7 +18,7 @@ log = logging.getLogger("cloister.agent")
 
 
 def lead_epoch(site: Site, epoch: int) -> tuple[EpochKeys, dict[str, bytes]]:
-    """Make a new epoch's keys, keep them, and seal them to every member that the roster lists.
+    """Make and keep a new epoch's keys, and seal them to every member of the roster.
 
     Raises:
         ProtocolError: if the epoch is not newer than this site's newest.

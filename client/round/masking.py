@@ -58,7 +58,7 @@ def recover(current: Round) -> PackedUpdate | None:
 
     Raises:
         LedgerError: if the ledger has no charge for it.
-        ProtocolError: if the site has revealed its seed for another plan of the round than the update's.
+        ProtocolError: if the site has revealed its seed in this round, and not for the plan of its last update.
     """
     site, plan = current.site, current.plan
     last = site.outbox.last(plan.run)

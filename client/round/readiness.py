@@ -51,7 +51,7 @@ def get_ready(
         TaskError: if the task's gradients cannot be computed here.
         DataError: if a record cannot be used, or none is left.
         BudgetError: if the budget left does not cover the run.
-        RefusedError: if the run has expired, or the model allows no share of the noise or does not fit in memory here.
+        RefusedError: if the run has expired, no share of the noise suits the model, or a step does not fit in memory.
         StorageError: if a disk has no room for what a round writes.
     """
     site, manifest, now = admitted.site, admitted.manifest, time.time()

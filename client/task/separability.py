@@ -2,7 +2,7 @@
 
 A sum over the batch, a mean divided by the batch's weights, or pairs of records let one record change the gradients of
 others, or change the update by more than the clipping norm. A term on parameters, such as weight decay or FedProx's, is
-in no record's gradient: some ways to clip drop it silently, others let it pass unclipped.
+in no record's gradient: some clipping methods drop it silently, others let it pass unclipped.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class HeldOutEvaluation(OneSum):
 
         Call it once the ledger has the charge: `Mechanism(σ, sample_rate=1, steps=1)`.
         """
-        del model  # zeros
+        del model  # all zeros
         return noised(self._total(manifest.settings), manifest, randomness)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:

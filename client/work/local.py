@@ -73,7 +73,7 @@ def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callab
 
 @contextmanager
 def _blaming(failed: list[BaseException]) -> Iterator[None]:
-    """Raise what training raised as it is, also if the algorithm goes on without: it has no part in it."""
+    """Raise training's own error unchanged, even if the algorithm caught it: the algorithm is not to blame."""
     try:
         yield
     except TaskError:

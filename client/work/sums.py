@@ -31,13 +31,13 @@ log = logging.getLogger("cloister.agent")
 
 
 class OneSum:
-    """The base of such works."""
+    """The base class of works that sum one vector per site."""
 
     def __init__(self, site: SiteContext) -> None:
         self._site = site
 
     def check_memory(self, manifest: Manifest) -> None:
-        """Check nothing: a vector fits."""
+        """Do nothing: a vector fits."""
 
     def files(self, settings: RunSettings, layout: Layout) -> dict[Path, int]:
         """Return no bytes beyond the small report."""

@@ -76,7 +76,7 @@ def import_survey(name: str) -> Survey:
     survey = make(found, name)
     try:
         ranges = [(float(low), float(high)) for low, high in survey.columns.values()]
-        classes = {np.float32(each) for each in survey.classes}  # labels may come in that precision
+        classes = {np.float32(each) for each in survey.classes}  # labels may have this precision
         sound = ranges and all(low < high and math.isfinite(high - low) for low, high in ranges)
         sound = sound and len(classes) == len(survey.classes) and all(map(math.isfinite, classes))
     except (AttributeError, TypeError, ValueError):
@@ -145,7 +145,7 @@ class StatisticsQuery(OneSum):
 
         Call it once the ledger has the charge: `Mechanism(σ, sample_rate=1, steps=1)`.
         """
-        del model  # zeros
+        del model  # all zeros
         declared = manifest.settings.cohort.sizes[self._site.name]
         values, labels = self.records
         if len(values) > 2 * declared:

@@ -64,7 +64,7 @@ class Study:
         self._layouts: dict[tuple[int, Start | None], Layout] = {}  # of one run only, as constants may be large
 
     def module(self, seed: int) -> nn.Module:
-        """Make the untrained module; the same at every site."""
+        """Make the untrained module, which is the same at every site."""
         return make_model(self.task, seed)
 
     def untrained(self, seed: int) -> Model:
@@ -348,7 +348,7 @@ class Study:
 
     @property
     def held_out(self) -> Records:
-        """The records that are only evaluated on."""
+        """The records that are only used for evaluation."""
         return self._records[1]
 
 
