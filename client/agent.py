@@ -151,7 +151,7 @@ def answer_all(exchange: Exchange, app: App, context: Context, stop: Event, line
     """Pull messages and push what the app makes of them, until `stop` is set.
 
     Raises:
-        CloisterError: if the connection breaks, the server refuses the site, or sends something that is no message.
+        CloisterError: if the connection breaks, the server refuses the site, or sends something that is not a message.
     """
     wait = 0.0  # the first answer comes at once, and shows that gRPC gets through
     while not stop.is_set():

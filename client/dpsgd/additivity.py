@@ -61,7 +61,7 @@ class ClippedSum:
     mode: GradientMode
     optimizer: CipherOptimizer
     least: float = 1e-6
-    """Where gradients cancel out, a smaller rest may be rounding."""
+    """Where gradients cancel out, a smaller remainder may be rounding."""
 
     def of(self, inputs: Tensor, targets: Tensor, seed: int) -> Tensor:
         """Return a sketch of the sum of clipped gradients of records `(n, ...)`. Call it between steps only."""

@@ -32,7 +32,7 @@ class _Prv(Accountant):
     name = "PRV"
 
     def of_record(self, entries: Entries, delta: float) -> float:
-        """Return the ε of adding or removing one record; NaN if computing it would take too much."""
+        """Return the ε of adding or removing one record; NaN where that is too expensive or inaccurate."""
         if not _bearable(entries, delta):
             return math.nan
         accountant = PRVAccountant()

@@ -75,7 +75,7 @@ class Draws(TorchDispatchMode):
         self.states: list[int] = []
         """Hashes of the generator's state before each draw."""
         self.foreign = False
-        """Whether something was drawn from another generator than torch's own."""
+        """Whether something was drawn from a generator other than torch's own."""
         self.by_rejection = False
         """Whether one record's draws can shift those of the next."""
         self.rounding = torch.finfo(torch.float32).eps

@@ -77,9 +77,7 @@ def _affine(layer: nn.Linear | nn.Conv1d | nn.Conv2d, inputs: Tensor, gradients:
 
 
 def _embedding(layer: nn.Embedding, calls: Sequence[Call]) -> Shares:
-    indices = _joined(
-        [each.reshape(len(each), -1) for each, _ in calls], 1
-    )  # with one per record, the dimension may be missing
+    indices = _joined([each.reshape(len(each), -1) for each, _ in calls], 1)  # one per record may have no dimension
     gradients = _joined([_in_rows(each) for _, each in calls], 1)
     if layer.padding_idx is not None:  # that row is never trained, so its gradient belongs to no norm
         gradients = gradients.masked_fill((indices == layer.padding_idx).unsqueeze(-1), 0.0)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def judge(current: Round, body: SignedUpdate, accusation: Accusation | None = None) -> Verdict:
-    """Return a verdict on a member's body; record evidence against the member if it is wrong, else its accuser.
+    """Return a verdict on a member's body; record evidence against the member if it is wrong, else against the accuser.
 
     Args:
         current: a masked round; this site has refused a sum of its plan.

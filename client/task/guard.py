@@ -197,7 +197,7 @@ def _reach(tensor: Tensor) -> tuple[int, int]:
 
 def _check_state(probe: Probe, marks: _Marks, inputs: Tensor, targets: Tensor) -> None:
     """Refuse a task that changes state when it runs, or trains anything but the model."""
-    _check_unchanged(probe.module, marks, "forward")  # earlier checks have run it
+    _check_unchanged(probe.module, marks, "forward")  # earlier checks have already run it
     kept = inputs.clone(), targets.clone()
     first = None
     for turned in (False, True):

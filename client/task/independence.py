@@ -58,7 +58,7 @@ def check_chance(probe: Probe, inputs: Tensor) -> None:
     """Refuse a model in which records affect each other at random, in some batches only.
 
     Raises:
-        TaskError: if they do, or if the model uses another random generator than torch's.
+        TaskError: if they do, or if the model uses a random generator other than torch's.
     """
     others = random.getstate(), repr(np.random.get_state())  # noqa: NPY002 - a task may use it
     seed_cpu(0)

@@ -46,7 +46,7 @@ ALONE = (
 )
 _SAME_SHAPE, _OTHER_SHAPE = 1e-4, 5e-3  # tolerance relative to the gradients' norms, in float32
 _ROUNDINGS, _OTHER_ROUNDINGS = 8, 64  # tolerance in units of a coarser type's rounding error
-_CANCELLED = 1e-5  # relative to the gradients of outputs: where they cancel out, a smaller rest is rounding
+_CANCELLED = 1e-5  # relative to the gradients of outputs: where they cancel out, a smaller remainder is rounding
 _DISTINCT = 16  # records whose gradients are computed one by one
 _SMALL, _SIZES, _HUGE = 7, (64, 32, 16), 257  # records in a batch
 _LARGEST = 0.2  # seconds that the gradient of the larger batch may take; a slower model gets a smaller batch
@@ -56,7 +56,7 @@ _MEET = f"a record's gradient depends on the other records of its batch; {ALONE}
 
 
 class InteractionError(TaskError):
-    """A task cannot be trained as it is written."""  # worded like any other, to tell nobody else more about the reason
+    """A task cannot be trained as it is written."""  # the same words for every reason: others learn no more
 
 
 def check_gradients(probe: Probe, example: Example, seconds: float) -> None:

@@ -2,8 +2,8 @@
 
 A step must depend on its own batch alone. With a counter, a running mean, a cache or a list of past records, a record's
 contribution depends on the records before it, perhaps only after a thousand batches, when nobody looks. So the check
-walks through a task's objects, and compares their contents after a batch with those after other batches and that batch
-again. Values made once (a table of positions) or overwritten (attention weights) do not differ.
+walks through a task's objects after a batch, runs other batches and the same batch again, and compares. Values made
+once (a table of positions) or overwritten (attention weights) do not differ.
 
 The walk follows attributes, elements of containers, closures, and names used by functions of the task's own packages.
 """
