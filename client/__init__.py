@@ -1,1 +1,1 @@
-"""The agent: one site's process, its training, its keys and its ledger."""
+"""The agent: one site's process, with its training, keys and ledger."""

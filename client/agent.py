@@ -1,10 +1,10 @@
-"""The agent's process: dial the server, answer its messages one at a time, come back whenever the line breaks.
+"""The agent's process: dial the server, answer its messages one at a time, and reconnect when the connection breaks.
 
-Under `torchrun`, this is what the first of the site's processes does; the others are workers: see
+Under `torchrun`, the first of the site's processes is the agent; the others are workers: see
 `client.dpsgd.process_group`.
 
-Messages go through the same `ClientApp` that Flower's own engines run. What comes in is answered in order; a reply that
-could not be delivered is sent again as it was, never made again.
+Messages go through the same `ClientApp` that Flower's own engines run. They are answered in order. A reply that could
+not be delivered is sent again unchanged, never recomputed.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ log = logging.getLogger("cloister.agent")
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 15.0  # seconds between attempts to reach the server
 _TURN, _TURN_SECONDS = ".agent", 0.5
-_REFUSED_DELAY = 2.0  # seconds after a reply that the server does not take
+_REFUSED_DELAY = 2.0  # seconds after the server refuses a reply
 
 
 def attend(path: Path, stop: Event) -> None:
     """Serve as the agent of the site in this folder until `stop` is set.
 
     Raises:
-        CloisterError: if the site's own settings, keys or records are wrong, the server refuses the site, or one of the
-            processes that train together is lost.
+        CloisterError: if the site's own settings, keys or records are wrong, the server refuses the site, or a process
+            of the group is lost.
     """
     place = read_site(path)
     if own_place().rank:
@@ -64,9 +64,9 @@ def attend(path: Path, stop: Event) -> None:
     if proxy := unused_proxy():
         log.info("%s names a proxy, which an agent does not use: it dials %s itself", proxy, place.settings.server)
     return_memory()
-    # Torch reads this as it is loaded. Its idle threads would otherwise spin, at the cost of whatever else runs here.
+    # Torch reads this when it loads. Otherwise its idle threads would spin, and slow down everything else here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # These load torch; what can be wrong before that was said before.
+    # These load torch; errors that need no torch were reported before.
     from client.app import make_app  # noqa: PLC0415
     from client.dpsgd.process_group import gather  # noqa: PLC0415
     from client.site import Site  # noqa: PLC0415
@@ -105,11 +105,11 @@ def _serve(site: Site, line: _Line, app: App, stop: Event) -> None:
 
 
 class _Line:
-    """Whether the server can be reached. Says so when that changes, not at every attempt."""
+    """The connection's state: whether the server can be reached. It logs changes, not every attempt."""
 
     def __init__(self, place: SiteFolder) -> None:
         self._place = place
-        self.status = ""  # to be said when the line is up
+        self.status = ""  # logged when the connection is up
         self._said = False
         self._delay = _FIRST_DELAY
 
@@ -117,7 +117,7 @@ class _Line:
         """Return whether the server answers and accepts this site.
 
         Raises:
-            AuthenticityError: if the server, or this site, is not who it should be: no attempt will mend that.
+            AuthenticityError: if the server or this site fails authentication; trying again would not help.
         """
         try:
             probe(self._place.settings.server, self._place.tls)
@@ -127,22 +127,22 @@ class _Line:
         return True
 
     def stands(self) -> None:
-        """Say that the line is up. How long it lasts is another matter: delays go on as they were."""
+        """Log that the connection is up. It may not last, so the delay is not reset."""
         log.info("online at %s; %s", self._place.settings.server, self.status)
         self._said = False
 
     def works(self) -> None:
-        """Note that the line does what it is for; if it breaks now, it is tried again at once."""
+        """Note that a message got through: if the connection breaks now, the delay starts over."""
         self._delay = _FIRST_DELAY
 
     def broke(self, error: Exception) -> None:
-        """Say once that the line is down."""
+        """Log once that the connection is down."""
         if not self._said:
             log.warning("%s; trying again until it answers", error)
         self._said = True
 
     def delay(self) -> float:
-        """Return how many seconds to wait: longer each time, and different at every agent."""
+        """Return how many seconds to wait: longer each time, and randomised per agent."""
         self._delay = min(2 * self._delay, _LONGEST_DELAY)
         return self._delay * random.uniform(0.5, 1.0)  # noqa: S311 - guards nothing
 
@@ -151,15 +151,15 @@ def answer_all(exchange: Exchange, app: App, context: Context, stop: Event, line
     """Pull messages and push what the app makes of them, until `stop` is set.
 
     Raises:
-        CloisterError: if the line breaks, the server refuses the site, or what it sends is no message.
+        CloisterError: if the connection breaks, the server refuses the site, or sends something that is not a message.
     """
-    wait = 0.0  # the first answer comes at once: only then is it certain that gRPC gets through
+    wait = 0.0  # the first answer comes at once, and shows that gRPC gets through
     while not stop.is_set():
         data = exchange.pull(wait)
         if line and not wait:
             line.stands()
         if data is not None:
-            message, data = decode_instruction(data), None  # it may be large, and what it says stands in the message
+            message, data = decode_instruction(data), None  # free the raw bytes, which may be large
             _answer(exchange, app, context, message, stop)
             del message
         if line and (wait or data is not None):
@@ -170,11 +170,11 @@ def answer_all(exchange: Exchange, app: App, context: Context, stop: Event, line
 def _answer(exchange: Exchange, app: App, context: Context, message: Message, stop: Event) -> None:
     reply = encode(answer(app, message, context))
     try:
-        # If the line breaks here, the server offers the message again, and the outbox has the same update for it.
+        # If the connection breaks here, the server offers the message again, and the outbox has the same update.
         if not exchange.push(reply, message.metadata.message_id):
             log.info("a reply came too late; the round had closed")
     except ProtocolError as error:
-        # The message is offered again until its round closes, and the reply will be the same: no hurry.
+        # The server offers the message again until its round closes, and the reply will be the same: no hurry.
         log.warning("%s", error)
         stop.wait(_REFUSED_DELAY)
 
@@ -182,7 +182,7 @@ def _answer(exchange: Exchange, app: App, context: Context, message: Message, st
 @contextmanager
 def _turn(path: Path, stop: Event) -> Iterator[None]:
     """Wait until no other agent of this site runs: two would make two updates for one plan."""
-    with path.open("ab") as file:  # locked until it is closed, which the end of a process does, however it ends
+    with path.open("ab") as file:  # the lock lasts until the file is closed, at the latest when the process ends
         while not _locked(file) and not stop.is_set():
             log.info("another agent of this site is running; this one takes over when that ends")
             while not _locked(file) and not stop.wait(_TURN_SECONDS):

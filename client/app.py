@@ -1,6 +1,6 @@
-"""The agent as a Flower `ClientApp`: one handler for each kind of message that `transport.messages` lists.
+"""The agent as a Flower `ClientApp`: one handler for each kind of message in `transport.messages`.
 
-A message is admitted once: its handler gets an admitted run, or a round of it, and what was asked.
+Each message is admitted once: its handler gets the admitted run or round, and the message's contents.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ R = TypeVar("R")
 
 
 class Planned(Protocol):
-    """What is asked about a plan."""
+    """Contents of a message about a plan."""
 
     @property
     def plan(self) -> bytes:
@@ -84,7 +84,7 @@ log = logging.getLogger("cloister.agent")
 
 
 def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
-    """Make the app of nodes whose sites are open, or are opened by `site_of`, which is called for every message."""
+    """Make the app. It calls `site_of` for every message to get the node's site, opened if necessary."""
     app = ClientApp()
     register = {"query": app.query, "train": app.train, "evaluate": app.evaluate}
     for kind, answer in _ANSWERS.items():
@@ -96,7 +96,7 @@ def make_app(site_of: Callable[[Context], Site]) -> ClientApp:
 def _answering(
     site_of: Callable[[Context], Site], kind: MessageKind[Any, Any], answer: Callable[[Site, Message], Any]
 ) -> Callable[[Message, Context], Message]:
-    """Turn errors into error replies that tell the server no more than may leave the site."""
+    """Turn errors into replies that tell the server only what may leave the site."""
 
     def answered(message: Message, context: Context) -> Message:
         site = None
@@ -121,22 +121,22 @@ def _answering(
 
 
 def _of_site(kind: MessageKind[Q, R], answer: Callable[[Site, Q], R]) -> Callable[[Site, Message], R]:
-    """Have a message answered that is about no run."""
+    """Answer a message that belongs to no run."""
     return lambda site, message: answer(site, kind.read(message.content))
 
 
 def _of_run(kind: MessageKind[Q, R], answer: Callable[[AdmittedRun, Q], R]) -> Callable[[Site, Message], R]:
-    """Have a message answered whose run was admitted, before anything else was read."""
+    """Answer a message of a run, which is admitted before anything else is read."""
     return lambda site, message: answer(admit(site, read_manifest(message.content)), kind.read(message.content))
 
 
 def _of_round(kind: MessageKind[P, R], answer: Callable[[Round, P], R]) -> Callable[[Site, Message], R]:
-    """The same, of a message that is about a plan."""
+    """Answer a message about a plan, whose run is admitted before anything else is read."""
     return _of_run(kind, lambda admitted, asked: answer(admitted.round(read_plan(asked.plan)), asked))
 
 
 def _log(site: Site | None, message: Message, error: BaseException) -> None:
-    """Log an error in one sentence, once while only its numbers change: a server asks again and again."""
+    """Log an error in one sentence, unless only its numbers have changed: the server repeats its messages."""
     kind, said = message.metadata.message_type, sentence(error)
     before = site.said.get(kind, "") if site else ""
     if re.sub(r"\d", "", before) != re.sub(r"\d", "", said):
@@ -147,7 +147,7 @@ def _log(site: Site | None, message: Message, error: BaseException) -> None:
 
 
 def query(site: Site, message: Message) -> Ready:
-    """Say whether this site takes part."""
+    """Answer whether this site takes part."""
     admitted, asked = admit(site, read_manifest(message.content)), QUERY.read(message.content)
     readiness = get_ready(admitted, message.metadata.dst_node_id, asked.head, asked.sent)
     return Ready(readiness, admitted.ledger.sign_head())
@@ -160,24 +160,24 @@ def lead(site: Site, epoch: int) -> Keys:
 
 
 def accept_keys(site: Site, letter: Letter) -> Keys:
-    """Take the keys that another site made."""
+    """Accept the keys that another site made."""
     keys = accept_letter(site, letter.leader, letter.sealed)
     return Keys(keys.epoch, keys.fingerprint, {}, site.keyring.own_letters(keys))
 
 
 def share_secrets(site: Site, pairs: Pairs) -> Shared:
-    """Take the secrets of masks that others made, and bring those that this site made."""
+    """Accept the mask secrets that other sites made, and return this site's own."""
     keys = accept_pairs(site, pairs.fingerprint, pairs.letters)
     return Shared(site.keyring.own_letters(keys), site.keyring.shares_with(keys))
 
 
 def agree_on_contributors(current: Round, shown: Shown) -> Agreed:
-    """Sign who contributed to a masked sum, and give the seeds of the masks that are shared with others."""
+    """Sign the set of contributors to a masked sum, and return the seeds of masks shared with absent sites."""
     return Agreed(*agree(current, shown.contributions))
 
 
 def reveal_mask(current: Round, shown: Shown) -> bytes:
-    """Reveal the seed of this site's mask, once all contributors have agreed on each other."""
+    """Reveal the seed of this site's mask, once all contributors have signed their set."""
     return reveal(current, shown.contributions, shown.signatures, shown.summed)
 
 
@@ -187,7 +187,7 @@ def prove_length(current: Round, asked: ToProve) -> bytes:
 
 
 def judge_update(current: Round, suspect: Suspect) -> Verdict:
-    """Say whether a member's update is right, after a masked sum did not open."""
+    """Return a verdict on a member's update, after a masked sum did not open."""
     return judge(current, suspect.update, suspect.accusation)
 
 
@@ -199,7 +199,7 @@ def train(current: Round, order: Order) -> Trained:
 
 
 def open_and_evaluate(admitted: AdmittedRun, delivery: Delivery) -> Reached | Refusal:
-    """Open a round's sum, keep the model, sign its digest and vote; or, if it has masks, say why it does not open."""
+    """Open a round's sum, keep the model, sign its digest and vote; if a masked sum does not open, say why."""
     site, plan = admitted.site, delivery.sums[0].plan
     try:
         checkpoint = open_sum(admitted, delivery.sums.pop())
@@ -215,18 +215,18 @@ def open_and_evaluate(admitted: AdmittedRun, delivery: Delivery) -> Reached | Re
 
 
 def undo_round(admitted: AdmittedRun, asked: Undo) -> str:
-    """Go back to the model before, if the sites' votes say so, and report its digest."""
+    """Restore the previous model, if the sites' votes say so, and return its digest."""
     question = Question(admitted.run, asked.round, asked.before, asked.after)
     return undo(admitted, question, asked.votes).digest
 
 
 def _report(admitted: AdmittedRun) -> Told:
-    """Return what the policy lets out beside an update. What cannot be said is left out: the update is paid for."""
+    """Return what the policy lets out with an update. Omit what cannot be computed: the update is charged already."""
     if "epsilon" not in admitted.site.settings.policy.share:
         return Told()
     try:
         spent = admitted.ledger.spent(admitted.limit.delta)
-    except Exception as error:  # whatever an accountant meets
+    except Exception as error:  # whatever an accountant raises
         log.warning("the update is sent without the ε spent, which cannot be computed: %s", sentence(error))
         log.debug("ε", exc_info=error)
         return Told()
@@ -246,4 +246,4 @@ _ANSWERS: dict[MessageKind[Any, Any], Callable[[Site, Message], Any]] = {
     JUDGE: _of_round(JUDGE, judge_update),
     UNDO: _of_run(UNDO, undo_round),
 }
-"""What answers each kind of message."""
+"""The handler of each kind of message."""

@@ -1,4 +1,4 @@
-"""Where a site works with its records: its settings, its device, its team. It has neither keys nor ledger."""
+"""The context in which a site works with its records: settings, device and process group; no keys, no ledger."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class SiteContext:
-    """What a task or a survey needs of its site."""
+    """What a task or a survey needs to know about its site."""
 
     def __init__(self, folder: SiteFolder) -> None:
         self.place, self.settings = folder, folder.settings
         self.name = self.settings.site
         self.device = find_device(self.settings.device)
-        self.group: ProcessGroup | None = None  # those that train with this process
+        self.group: ProcessGroup | None = None  # the processes that train together
 
     @property
     def records_path(self) -> Path:
@@ -31,10 +31,10 @@ class SiteContext:
         return self.place.path(self.settings.data.file)
 
     def check_count(self, count: int, what: str) -> None:
-        """Check that there are records for what a run does.
+        """Check that a run has records to work on.
 
         Raises:
-            DataError: if not.
+            DataError: if it has none.
         """
         if count == 0:
             held_out = self.settings.data.held_out
@@ -49,7 +49,7 @@ def find_device(wanted: str) -> torch.device:
     """Return the device that a site's settings ask for, `auto`, `cpu` or `cuda`.
 
     Raises:
-        TaskError: if there is none.
+        TaskError: if this machine lacks it.
     """
     cuda = torch.cuda.is_available()
     if wanted == "cuda" and not cuda:

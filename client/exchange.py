@@ -1,4 +1,4 @@
-"""The agent's end of the wire: pull a message, push its reply. Every call has a deadline; failures have names."""
+"""The agent's connection: pull messages, push replies. Every call has a deadline and raises Cloister's errors."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Exchange:
         )
 
     def __enter__(self) -> Self:
-        """Use the connection for a while."""
+        """Return the open connection."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:  # fmt: skip
-        """Close it."""
+        """Close the connection."""
         self._channel.close()
 
     def pull(self, wait: float = WAIT_SECONDS) -> bytearray | None:
@@ -58,7 +58,7 @@ class Exchange:
 
         Raises:
             UnreachableError: if the server does not answer.
-            AuthenticityError: if it knows no such site.
+            AuthenticityError: if the server does not know this site.
         """
         request = pb.PullRequest(protocol=PROTOCOL, wait_seconds=wait)
         try:
@@ -71,7 +71,7 @@ class Exchange:
 
         Raises:
             UnreachableError: if the server does not answer; send the same bytes again.
-            ProtocolError: if the server refuses it for good.
+            ProtocolError: if the server refuses it permanently.
         """
         try:
             receipt = self._push(to_frames(parts, reply_to), timeout=_TRANSFER_SECONDS)

@@ -1,7 +1,7 @@
-"""The agent's app under Flower's own engines, which load `client.flower:app` in every node's process.
+"""The agent's app for Flower's own engines, which load `client.flower:app` in every node's process.
 
-It finds its site in the node's configuration (`site`, a path), or, in Flower's simulation, by the partition's number
-among the folders in the run's configuration (`sites`). An agent, and the `inline` engine, open their sites themselves.
+The node's configuration names the site (`site`, a path). In Flower's simulation, the partition's number picks it among
+the folders under `sites` in the run's configuration. The agent and the `inline` engine open their sites themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @cache
 def open_site(path: Path) -> Site:
-    """Open a site once a process: keys, records and device stay warm between rounds, of however many sites."""
+    """Open a site, once per process: keys, records and device of all its sites stay loaded between rounds."""
     return Site(read_site(path))
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 HELD_OUT = ".held-out"
-"""What the ledger of the records that are held out has after its lineage; no lineage may be called so."""
+"""Suffix of the lineage in the held-out records' ledger; no lineage may end in it."""
 
 
 def _own_name(lineage: str) -> str:
@@ -39,33 +39,33 @@ Lineage = Annotated[str, Field(pattern=r"^[\w.-]{1,64}$"), AfterValidator(_own_n
 
 @dataclass(frozen=True, config=STRICT)
 class Data:
-    """`[data]`: the site's records, and whom they are about."""
+    """`[data]`: the site's records, and the people they are about."""
 
     file: File
-    lineage: Lineage  # the people, whatever the file is called: one budget
+    lineage: Lineage  # the people, whatever the file is called; they share one budget
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the records that is never trained on
-    records_per_person: Annotated[int, Field(ge=1, le=1000)] = 1  # at most; every ε is of a person with so many
+    records_per_person: Annotated[int, Field(ge=1, le=1000)] = 1  # at most; every ε holds for a person with this many
 
 
 @dataclass(frozen=True, config=STRICT)
 class Budget:
-    """`[budget]`: the most that may ever be spent on this lineage, over all runs."""
+    """`[budget]`: the limit for this lineage over all runs."""
 
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=1e-2)]
-    held_out_epsilon: Annotated[float, Field(gt=0)] | None = None  # of the records held out; if not given, as much
+    held_out_epsilon: Annotated[float, Field(gt=0)] | None = None  # for held-out records; by default `epsilon`
 
 
 @dataclass(frozen=True, config=STRICT)
 class Keys:
-    """`[keys]`: where the site's keys lie, and what it trusts."""
+    """`[keys]`: the files of the site's keys and of the authority that it trusts."""
 
     authority: File = Path("keys/authority.pem")
     tls_certificate: File = Path("keys/tls.pem")
     tls_key: File = Path("keys/tls.key")
     signing_key: File = Path("keys/signing.key")
     sealing_key: File = Path("keys/sealing.key")
-    epochs: File = Path("keys/epochs")  # the keys that sites share, one file an epoch
+    epochs: File = Path("keys/epochs")  # the keys that sites share, one file per epoch
     roster: File = Path("keys/roster")
 
 
@@ -77,9 +77,9 @@ Precision = Literal["float32", "bfloat16"]
 class Computing:
     """`[training]`: how this site computes what a run asks for. It changes neither the model nor the privacy."""
 
-    gradients: Gradients = "auto"  # how to clip record by record; see client/gradients
-    physical_batch: Annotated[int, Field(ge=0)] = 0  # records computed at a time, for want of memory; 0: chosen
-    precision: Precision = "float32"  # of the model's passes; norms are float32 always
+    gradients: Gradients = "auto"  # mode of per-record gradients; see client/gradients
+    physical_batch: Annotated[int, Field(ge=0)] = 0  # records computed at a time, to save memory; 0: automatic
+    precision: Precision = "float32"  # of the model's passes; norms are always float32
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -94,16 +94,16 @@ class SiteSettings:
     keys: Keys = field(default_factory=Keys)
     training: Computing = field(default_factory=Computing)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    encryption_processes: Annotated[int, Field(ge=0, le=256)] = 0  # 0: as many as this machine has cores
+    encryption_processes: Annotated[int, Field(ge=0, le=256)] = 0  # 0: one per core
 
     @property
     def limit(self) -> LedgerBudget:
-        """What the ledger holds every release against."""
+        """The budget that limits every charge."""
         return LedgerBudget(self.budget.epsilon, self.budget.delta, self.policy.maximum_epsilon)
 
     @property
     def held_out_limit(self) -> LedgerBudget:
-        """The same, for what is told of the records that are held out."""
+        """The budget that limits every charge on held-out records."""
         epsilon = self.budget.held_out_epsilon
         return LedgerBudget(
             self.budget.epsilon if epsilon is None else epsilon, self.budget.delta, self.policy.maximum_epsilon
@@ -112,27 +112,27 @@ class SiteSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class SiteFolder:
-    """A site's settings and the folder in which they lie; every path in them is relative to it."""
+    """A site's settings and their folder; all paths in them are relative to it."""
 
     folder: Path
     settings: SiteSettings
 
     def path(self, relative: Path) -> Path:
-        """Resolve a path of the settings."""
+        """Resolve a path from the settings."""
         return self.folder / relative
 
     @cached_property
     def ledger(self) -> Ledger:
-        """What was spent on the people whom the site's data is about."""
+        """The ledger of the people whom the site's data is about."""
         return self._ledger(self.settings.data.lineage)
 
     @cached_property
     def held_out_ledger(self) -> Ledger:
-        """What was spent on those of them who are held out: nothing else is told of these, so it counts by itself."""
+        """The ledger of the held-out records, which is separate because training never uses them."""
         return self._ledger(self.settings.data.lineage + HELD_OUT)
 
     def account(self, kind: RunKind) -> tuple[Ledger, LedgerBudget]:
-        """Return the ledger to which runs of a kind are charged, and what it is held against."""
+        """Return the ledger to which runs of a kind are charged, and its budget."""
         if kind.held_out:
             return self.held_out_ledger, self.settings.held_out_limit
         return self.ledger, self.settings.limit
@@ -148,7 +148,7 @@ class SiteFolder:
         )
 
     def _ledger_key(self) -> Ed25519PrivateKey | Ed25519PublicKey:
-        """Return the site's signing key; where it is not, as at an auditor's, the public one that the roster lists."""
+        """Return the site's signing key; where it is absent, as for an auditor, the roster's public key."""
         keys = self.settings.keys
         private, roster = self.path(keys.signing_key), self.path(keys.roster)
         if private.exists() or not roster.exists():
@@ -167,7 +167,7 @@ def read_site(path: Path) -> SiteFolder:
     """Read a site's settings, given its `site.toml` or the folder that holds it.
 
     Raises:
-        ConfigError: if the file is missing or does not fit, or a link leads to its folder.
+        ConfigError: if the file is missing or invalid, or its folder is reached through a link.
     """
     file = settings_file(path, "site.toml")
     return SiteFolder(file.parent, read_toml(file, SiteSettings))

@@ -1,4 +1,4 @@
-"""One site, opened from its folder: settings, keys, ledger, model store, and its records once they are needed."""
+"""Open one site from its folder: settings, keys, ledger, model store, and records once they are needed."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from strategies.algorithm import Algorithm
 
 K = TypeVar("K")
-_RUNS = 8  # of which a site keeps the manifest in memory
+_RUNS = 8  # runs whose manifests stay in memory
 
 
 class Site(Works):
-    """What an agent works with. Keys are read when the site is opened; records when a round needs them."""
+    """Everything that an agent needs. Keys are read when the site is opened, records when a round needs them."""
 
     def __init__(self, place: SiteFolder) -> None:
         super().__init__(place)
@@ -54,10 +54,10 @@ class Site(Works):
         self.residuals = Residuals(place.folder / "outbox")
         self.own = Own(place.folder / "outbox")
         self.commitments = Commitments(place.folder / "outbox")
-        self.apply: Apply = map  # how to encrypt and decrypt: an agent does it in several processes
-        # Every message brings its run: one that is read already is known by its bytes, signature and all.
+        self.apply: Apply = map  # runs encryption and decryption: an agent uses several processes
+        # Every message carries its manifest. Known ones are recognised by their bytes, signature included.
         self.open_manifest = lru_cache(_RUNS)(partial(open_manifest, key=self.roster.manifest_key))
-        self.said: dict[str, str] = {}  # why it last refused each kind of message
+        self.said: dict[str, str] = {}  # the last error for each kind of message
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
         if (own, self.sealing_key.public) != (listed.signing_key, listed.sealing_key):
             msg = f"{place.path(keys.roster)} lists other keys for {self.name} than this site has; join again"
@@ -67,18 +67,18 @@ class Site(Works):
         """Return the federated algorithm of a run that the policy allows.
 
         Raises:
-            RefusedError: if this site does not have it, or another version of it.
+            RefusedError: if this site lacks it, or has another version.
         """
         return algorithm_of(manifest, self.name)
 
     def checkpoint(self, manifest: Manifest, run: str) -> Checkpoint:
-        """Return the site's model in a run: its latest checkpoint, or the untrained model that all sites start from."""
+        """Return the site's model in a run: its latest checkpoint, or the model from which all sites start."""
         settings, state = manifest.settings, self.algorithm(manifest).state
         latest = self.models.load(settings, run, self.work(settings).layout(settings), state)
         return latest or self._initial_checkpoint(manifest, run)
 
     def before(self, manifest: Manifest, run: str) -> Checkpoint:
-        """Return the site's model in a run with votes before the last round that it opened."""
+        """Return the site's model before the last round that it opened, in a run with votes."""
         settings, state = manifest.settings, self.algorithm(manifest).state
         kept = self.models.before(settings, run, self.work(settings).layout(settings), state)
         return kept or self._initial_checkpoint(manifest, run)

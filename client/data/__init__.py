@@ -1,1 +1,1 @@
-"""A site's records: read, and checked against the task."""
+"""A site's records: read them, and check them against the task."""

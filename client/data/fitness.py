@@ -1,10 +1,10 @@
-"""Whether a site's own records suit a task, found out before a round is charged, for the eyes of this site alone.
+"""Check that a site's own records suit a task, before a round is charged. Only this site sees the result.
 
-    read   `load` returns two tensors, of the form of the made-up records
-    run    the untrained model and the loss take every record, and the loss is finite
+    read   `load` returns two tensors in the form of the made-up records
+    run    the untrained model and the loss accept every record, and the loss is finite
 
-The model has seed 0, whatever a run says: so that a site takes part tells one thing about its records, the same in all
-runs of a task. No gradient is computed, and nothing of it is kept.
+The model has seed 0, whatever a run says: so taking part reveals one fact about a site's records, the same in all runs
+of a task. No gradient is computed, and nothing is kept.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
     from client.task.task import Records, Task
 
-_AT_ONCE = 64  # records
-_MOST_COLUMNS = 1024  # to be tried one by one
+_AT_ONCE = 64  # records at a time
+_MOST_COLUMNS = 1024  # columns to try one by one
 
 
 def load_records(task: Task, name: str, example: Example, path: Path) -> Records:
     """Have a task read a site's records: inputs and targets `(n, ...)`, all finite, with n at least 1.
 
     Raises:
-        DataError: if it cannot, or what it read is no such thing.
+        DataError: if it cannot, or returns anything else.
     """
     with foreign(name, f"load() of {path}", DataError):
         found: Any = task.load(path)
@@ -72,15 +72,15 @@ class Fitness:
         self._example, self._losses = example_of(task), RecordLoss(task)
 
     def check(self, records: Records, rows: list[int], path: Path) -> None:
-        """Compute the loss of every record, of many at once and of each by itself.
+        """Compute the loss of every record, in batches and separately.
 
         Args:
             records: inputs and targets `(n, ...)`, on the module's device.
-            rows: which of the records that the task read these are, from 1.
-            path: where it read them.
+            rows: the records' numbers, from 1, in the order in which `load` returned them.
+            path: the file of records.
 
         Raises:
-            DataError: if the loss of one cannot be computed or is not finite; says which one and which part of it.
+            DataError: if a record's loss cannot be computed or is not finite; names the record and the part.
         """
         for start, inputs, targets in _parts(records):
             problem = self._problem(inputs, targets)
@@ -95,11 +95,11 @@ class Fitness:
             raise DataError(self._said(path, f"records {first} to {last}", problem))
 
     def check_metrics(self, records: Records, path: Path, names: Collection[str]) -> None:
-        """Compute the metrics of every record once, each record by itself, as an evaluation does.
+        """Compute the metrics of every record separately, as an evaluation does.
 
         Raises:
-            DataError: if they cannot be.
-            TaskError: if these are not among them, or one is not a number a record.
+            DataError: if they cannot be computed.
+            TaskError: if one of `names` is missing, or a metric is not one number per record.
         """
         with foreign(self._name, f"metrics() of the records in {path}", DataError), _aside():
             for _, inputs, targets in _parts(records):
@@ -118,7 +118,7 @@ class Fitness:
         )
 
     def _part(self, inputs: Tensor, targets: Tensor) -> str:
-        """Say which part of a record the loss cannot take: the one that can be replaced by a made-up one's."""
+        """Name the part of a record that the loss cannot take: with a made-up part instead, the loss works."""
         made_up = self._example[0][:1].to(inputs.device), self._example[1][:1].to(targets.device)
         if self._problem(inputs, made_up[1]) is None:
             return "the target"
@@ -133,14 +133,14 @@ class Fitness:
         return "the inputs"
 
     def _problem(self, inputs: Tensor, targets: Tensor) -> str | None:
-        """Say what is wrong with the loss of these records, if anything is.
+        """Return what is wrong with the loss of these records, or None.
 
-        The loss is computed on the CPU: on a GPU, a label that is out of range breaks all that follows.
+        The loss is computed on the CPU: on a GPU, a label out of range breaks everything after it.
         """
         try:
             with _aside():
                 outputs, targets = self._module(inputs).cpu(), targets.cpu()
-                # A mean over the batch may leave out the very record that has no loss of its own: `ignore_index`.
+                # A mean over the batch may hide a record that has no loss of its own: `ignore_index`.
                 losses = self._task.loss(outputs, targets), self._losses.losses(outputs, targets)
                 return None if all(bool(each.isfinite().all()) for each in losses) else "is not finite"
         except (CloisterError, KeyboardInterrupt):
@@ -159,14 +159,14 @@ def _parts(records: Records) -> Iterator[tuple[int, Tensor, Tensor]]:
 
 @contextmanager
 def _aside() -> Iterator[None]:
-    """Compute without gradients, and leave torch's generator as it was."""
+    """Compute without gradients or warnings, and restore torch's generator."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def example_of(task: Task) -> Records:
-    """Return the records that a task makes up; torch's generator stays as it was."""
+    """Return the records that a task makes up; torch's generator does not change."""
     with torch.random.fork_rng(devices=[]):
         made_up = Example.of(task)
     return made_up.inputs, made_up.targets

@@ -1,4 +1,4 @@
-"""Which of a site's records training never sees."""
+"""Choose the records that training never sees."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SEED = 1
 def split_held_out(n: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Choose which of a file's n records are held out: the same ones in every run, whatever they contain.
 
-    The choice depends only on n and on a record's place in the file, so it reveals nothing about any record. A record
-    removed from the middle of the file moves those after it to other places: for add-or-remove-one adjacency, think
-    of the removed record as leaving its place empty.
+    The choice depends only on n and on a record's place in the file, so it reveals nothing about any record. Removing a
+    record from the middle of the file moves the later ones: for add-or-remove-one adjacency, think of the removed
+    record as leaving its place empty.
 
     Args:
-        n: how many records there are.
-        fraction: the part to hold out, from 0 to 1.
+        n: the number of records.
+        fraction: the share to hold out, from 0 to 1.
 
     Returns:
         Ascending indices `(n - round(n * fraction),)` to train on and `(round(n * fraction),)` to hold out.
@@ -29,8 +29,8 @@ def split_held_out(n: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[n
     >>> split_held_out(10, 0.2)[1]
     array([2, 9])
     """
-    # Raw bits, because NumPy promises the same stream for ever only for these, not for Generator.permutation. Places
-    # have keys of their own, so that few records change sides when a file grows.
+    # Raw bits, because NumPy promises a stable stream only for these, not for Generator.permutation. Each place has its
+    # own key, so that few records change sides when a file grows.
     keys = np.random.PCG64(_SEED).random_raw(n)
     order = np.argsort(keys, kind="stable")
     held_out = round(n * fraction)

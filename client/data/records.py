@@ -1,17 +1,17 @@
-"""A site's own records: a CSV file read into arrays.
+"""Read a site's own records from a CSV file into arrays.
 
-Data that training cannot use is the fault a hospital meets most, and only the hospital can see it: a site's records
-stay at the site, and so does the text of a `DataError`. So every complaint shows the very line.
+Unusable data is a hospital's most common problem, and only the hospital can see it: a site's records stay at the site,
+and so does the text of a `DataError`. So every error shows the line.
 
     patients.csv:7: `mean_radius` is not a number
         842302,high,10.38,122.8
                ^^^^
     write a decimal number, or remove the line
 
-The dialect is RFC 4180 without line breaks inside quotes: an unclosed quote then spoils one line, not the file.
+The dialect is RFC 4180 without line breaks inside quotes, so that an unclosed quote spoils one line, not the file.
 
-PyArrow reads the file, block by block. A block in which it finds anything but plain numbers is read again here, line by
-line, which is slow: what is valid all the same is taken, and the first thing that is not is shown.
+PyArrow reads the file in blocks. A block in which it finds anything but plain numbers is read again here, line by line,
+which is slow: it accepts other valid forms, and shows the first error.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FIELD = re.compile(r'(?:[ \t]*"(?P<quoted>[^"]*(?:""[^"]*)*)"[ \t]*|(?P<bare>[^",]*))(?P<comma>,|\Z)')
-# The look behind follows the first quote, because a pattern that begins with a character is found fastest.
+# The look-behind follows the first quote, because patterns that begin with a literal character are fastest.
 _QUOTED = re.compile(rb'"(?<![^,\r\n]")[^"\r\n]*(?:""[^"\r\n]*)*"[ \t]*(?![^,\r\n])')
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")  # float() would take 1_000 for a number
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")  # float() would accept 1_000
 _NOT_FINITE = {"nan", "inf", "infinity"}
 _LARGEST = float(np.finfo(np.float32).max)
 _SHOWN = 76  # characters of an offending line
-_BLOCK = 1 << 20  # bytes at a time: larger blocks leave the processor's cache
+_BLOCK = 1 << 20  # bytes at a time: larger blocks do not fit in the processor's cache
 
 
 def read_csv(
@@ -52,19 +52,19 @@ def read_csv(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Read named columns of numbers from a CSV file whose first line names its columns.
 
-    Further columns may stand in the file, with anything in them; blank lines are skipped.
+    The file may have other columns with any content; blank lines are skipped.
 
     Args:
         path: the file, in UTF-8.
         features: the columns of the inputs, in the order that the model expects.
         target: the column to predict.
-        classes: the only values that the target may have, if not any number.
+        classes: the only values allowed for the target; None allows any number.
 
     Returns:
         Inputs `(n, len(features))` and targets `(n,)`, in the order of the file; n is at least 1.
 
     Raises:
-        DataError: at the first thing that is wrong; says where, shows it, and says what to do.
+        DataError: at the first error; shows the place, and says what to do.
     """
     blocks = _blocks(path)
     header, rest = _cut_header(path, blocks)
@@ -77,7 +77,7 @@ def read_csv(
 
 @dataclass(frozen=True)
 class _Field:
-    """One field of a line: what it says, and the characters that it takes up there."""
+    """One field of a line: its text, and its span of characters."""
 
     text: str
     span: tuple[int, int]
@@ -85,14 +85,14 @@ class _Field:
 
 @dataclass(frozen=True)
 class _Line:
-    """One line of a file, which knows how to point at itself."""
+    """One line of a file."""
 
     path: Path
     number: int  # from 1
     text: str
 
     def fields(self) -> list[_Field]:
-        """Cut the line at its commas."""
+        """Split the line at its commas."""
         fields: list[_Field] = []
         at = 0
         while match := _FIELD.match(self.text, at):
@@ -107,10 +107,10 @@ class _Line:
         raise self.error((at, len(self.text)), message, advice)
 
     def error(self, span: tuple[int, int], message: str, advice: str) -> DataError:
-        """Make the error that points at these characters, from the first up to but not including the second."""
+        """Make an error that points at the characters from `span[0]` up to, but not including, `span[1]`."""
         start, stop = span
         left = max(0, min(start - _SHOWN // 2, len(self.text) - _SHOWN))
-        # Control characters could drive the terminal; one dot for each keeps the carets in their place.
+        # Control characters could drive the terminal; one dot for each keeps the carets in place.
         shown = "".join(c if c.isprintable() else "·" for c in self.text[left : left + _SHOWN])
         carets = " " * (start - left) + "^" * max(1, min(stop, left + _SHOWN) - start)
         return DataError(f"{self.path}:{self.number}: {message}\n    {shown}\n    {carets}\n{advice}")
@@ -141,13 +141,13 @@ class _Block:
         return [line for line in lines if line.text.strip()]
 
     def after(self, line: _Line) -> _Block:
-        """Return what follows one of the lines."""
+        """Return the lines after the given one."""
         count = line.number - self.number + 1
         return _Block(self.path, line.number + 1, b"".join(_LINE_END.split(self.data, maxsplit=count)[count:]))
 
 
 def _blocks(path: Path) -> Iterator[_Block]:
-    """Read a file, some whole lines at a time.
+    """Read a file in blocks of whole lines.
 
     Raises:
         DataError: if it cannot be read.
@@ -158,7 +158,7 @@ def _blocks(path: Path) -> Iterator[_Block]:
             file.seek(len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0)
             while more := file.read(max(_BLOCK, len(data))):
                 data += more
-                # Not at a last \r, which \n may follow.
+                # Do not cut after a final \r: a \n may follow.
                 end = 1 + max(data.rfind(b"\n"), data.rfind(b"\r", 0, -1))
                 if end:
                     yield _Block(path, number, data[:end])
@@ -172,7 +172,7 @@ def _blocks(path: Path) -> Iterator[_Block]:
 
 
 def _cut_header(path: Path, blocks: Iterator[_Block]) -> tuple[_Line, _Block]:
-    """Return the first line that is not blank, and what follows it in its block."""
+    """Return the first line that is not blank, and the rest of its block."""
     for block in blocks:
         for line in block.lines()[:1]:
             return line, block.after(line)
@@ -181,10 +181,10 @@ def _cut_header(path: Path, blocks: Iterator[_Block]) -> tuple[_Line, _Block]:
 
 @dataclass(frozen=True)
 class _Columns:
-    """The columns of a file, and which of them are wanted."""
+    """The columns of a file, and those that are wanted."""
 
     names: list[str]
-    wanted: list[int]  # places of the features, and of the target
+    wanted: list[int]  # places of the features, then of the target
     classes: Collection[float] | None
 
     @classmethod
@@ -192,7 +192,7 @@ class _Columns:
         """Find the columns.
 
         Raises:
-            DataError: if one is missing, or two have the same name.
+            DataError: if a column is missing, or two have the same name.
         """
         places: dict[str, int] = {}
         for place, field in enumerate(header.fields()):
@@ -207,16 +207,16 @@ class _Columns:
         return cls(list(places), [places[name] for name in wanted], classes)
 
     def read(self, block: _Block) -> NDArray[np.float32]:
-        """Return what a block holds in the wanted columns, `(n, wanted)`.
+        """Return a block's values in the wanted columns, `(n, wanted)`.
 
         Raises:
-            DataError: at the first thing that is wrong.
+            DataError: at the first error.
         """
         values = self.read_plain(block)
         return (self.read_lines(block) if values is None else values).astype(np.float32)
 
     def read_plain(self, block: _Block) -> NDArray[np.float64] | None:
-        """Return the same as `read_lines`, much faster; or None, where that may find an error."""
+        """Return the same as `read_lines`, much faster; None if the block may hold an error."""
         if b'"' in _QUOTED.sub(b"", block.data):
             return None
         names = [self.names[place] for place in self.wanted]
@@ -232,17 +232,17 @@ class _Columns:
         except (pa.ArrowInvalid, UnicodeDecodeError):
             return None
         values = np.column_stack([table[name].to_numpy() for name in names])
-        if not (np.abs(values) <= _LARGEST).all():  # nor is what is not a number
+        if not (np.abs(values) <= _LARGEST).all():  # NaN fails too
             return None
         if self.classes is not None and not np.isin(values[:, -1], list(self.classes)).all():
             return None
         return values
 
     def read_lines(self, block: _Block) -> NDArray[np.float64]:
-        """Return what a block's lines hold in the wanted columns, `(n, wanted)`.
+        """Return a block's values in the wanted columns, `(n, wanted)`, read line by line.
 
         Raises:
-            DataError: at the first thing that is wrong.
+            DataError: at the first error.
         """
         rows = [self._row(line) for line in block.lines()]
         return np.array(rows, np.float64).reshape(len(rows), len(self.wanted))

@@ -1,19 +1,19 @@
-"""Whether the clipped sum of a batch is the sum of what its records give, in the very mode that trains.
+"""Check, in the mode that trains, that a batch's clipped sum is the sum of its records' separate contributions.
 
-`client.task.interactions` looks at plain gradients before. Here it is the numbers that would leave, with noise: as the
-mode and the optimizer compute them, on the site's own device, of records that the site has. It is done when records are
-read and, as a last line, on one batch of every round, before anything leaves.
+`client.task.interactions` checks plain gradients first. This check uses the numbers that would leave the site (before
+noise): as the mode and the optimizer compute them, on the site's own device, from the site's own records. It runs when
+records are read and, as a last line of defence, on one batch of every round before anything leaves.
 
-    halves   two halves of a batch, each by itself, add up to the whole
-    swapped  each half is put in the other's place too: f(a, b) - f(b, b) - f(a, a) + f(b, a) is nought, as in any sum
-             of what single records give. No other record is looked at, and each is missing in one of the four
+    halves   The two halves of a batch, computed separately, add up to the whole.
+    swapped  Each half also takes the other's place: f(a, b) - f(b, b) - f(a, a) + f(b, a) is zero, as for any sum of
+             single records' contributions. No other record is used, and each is missing in one of the four.
 
-The first finds what goes by the size of a batch. The second finds less than a thousandth, since all batches go through
-the same kernels, and what is drawn at random goes by place; such models have that alone. Of others, chance has one or
-the other done.
+`halves` finds dependence on the batch size. `swapped` finds effects below a thousandth, since all its batches go
+through the same kernels, and random draws depend only on the place. Models that draw at random or compute in bfloat16
+get `swapped` only; for others, one of the two is chosen at random.
 
-For a sound task, differences are rounding, whatever the records are: a refusal tells of them only where nothing was
-protected anyway.
+For a sound task, differences are rounding, whatever the records. So a refusal reveals something about records only if
+the task did not protect them anyway.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ if TYPE_CHECKING:
 
     Records = tuple[Tensor, Tensor]
 
-_SAME_SHAPE, _OTHER_SHAPE = 2e-4, 2e-2  # of the sums' norms
-_ALONE = 8  # records that are looked at one by one
-_AT_ONCE, _SECONDS = 64, 2.0  # records; for all but the first of them
-_UNCLIPPED = 1e9
+_SAME_SHAPE, _OTHER_SHAPE = 2e-4, 2e-2  # tolerance relative to the sums' norms
+_ALONE = 8  # records that are computed one by one
+_AT_ONCE, _SECONDS = 64, 2.0  # records per batch; time for all batches but the first
+_UNCLIPPED = 1e9  # a clipping norm that clips nothing
 
 
 @dataclass(frozen=True)
 class ClippedSum:
-    """What a mode and an optimizer make of a batch, without noise."""
+    """The sum that a mode and an optimizer compute for a batch, without noise."""
 
     mode: GradientMode
     optimizer: CipherOptimizer
     least: float = 1e-6
-    """What is smaller than this may be what rounding leaves of gradients that cancel out."""
+    """Where gradients cancel out, a smaller remainder may be rounding."""
 
     def of(self, inputs: Tensor, targets: Tensor, seed: int) -> Tensor:
-        """Return a sketch of the sum of clipped gradients of records `(n, ...)`; to be asked between steps."""
+        """Return a sketch of the sum of clipped gradients of records `(n, ...)`. Call it between steps only."""
         seed_used(seed)
         dropped = self.mode.dropped
         self.optimizer.zero_grad(set_to_none=True)
@@ -80,24 +80,24 @@ class ClippedSum:
 
 
 def check_batch(clipped: ClippedSum, records: Records, rng: torch.Generator) -> None:
-    """Refuse a task if records of a batch meet in its clipped sum. All generators are left as they were.
+    """Refuse a task if records of a batch interact in its clipped sum. Torch's generators are left as they were.
 
     Args:
-        clipped: computes it.
-        records: of the batch: inputs and targets `(n, ...)`; of an odd number, the last one is left out.
-        rng: says which half of them is looked at, and seeds what the model draws.
+        clipped: computes the sum.
+        records: the batch: inputs and targets `(n, ...)`; if n is odd, the last record is left out.
+        rng: chooses the halves and the check, and seeds the model's draws.
 
     Raises:
-        InteractionError: if they meet.
+        InteractionError: if they interact.
     """
     _check_sum(clipped, records, rng, halves=bool(torch.rand(1, generator=rng) < 1 / 2))
 
 
 def _check_sum(clipped: ClippedSum, records: Records, rng: torch.Generator, *, halves: bool) -> None:
-    """The same; by halves alone, if that is asked for and can be."""
+    """Run one of the two checks: `halves` if asked for and possible, else `swapped`."""
     pairs = len(records[0]) // 2
     if not pairs:
-        return  # nobody to meet
+        return  # a single record cannot interact
     rows = torch.arange(2 * pairs)
     one, other = torch.randperm(2 * pairs, generator=rng).split(pairs)
     swapped = rows.scatter(0, one, other).scatter(0, other, one)
@@ -123,19 +123,19 @@ def _check_sum(clipped: ClippedSum, records: Records, rng: torch.Generator, *, h
 
 def check_mode(task: Task, model: nn.Module, records: Records, order: Tensor, choice: Choice, precision: Precision,
                *, at_once: int = _AT_ONCE) -> None:  # fmt: skip
-    """Refuse a task if records meet in the mode that trains it: unclipped, and clipped to the middle of their norms.
+    """Refuse a task if records interact in the mode that trains it: unclipped, and clipped to their median norm.
 
     Args:
         task: gives the loss.
         model: on the device that trains it; is not changed.
         records: inputs and targets `(n, ...)`.
-        order: which of them to look at, `(k,)`; after the first ones, the others as long as there is time.
+        order: indices of the records to use, `(k,)`; those after the first batch only as long as there is time.
         choice: the mode.
         precision: of the model's passes.
-        at_once: how many records are looked at together.
+        at_once: the number of records per batch.
 
     Raises:
-        TaskError: if they meet, or the mode fails.
+        TaskError: if they interact, or the mode fails.
     """
     device = next(model.parameters()).device
     chosen = order.to(records[0].device).split(min(at_once, choice.physical_batch))
@@ -179,7 +179,7 @@ def _clipping(task: Task, model: nn.Module, choice: Choice, precision: Precision
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        where = raised(error, type(task).__module__)  # and not in its words, which may quote a record
+        where = raised(error, type(task).__module__)  # not its message, which may quote a record
         msg = f"its gradients by {choice.gradients} fail on some records ({where}); mend it"
         raise TaskError(msg) from error
     finally:

@@ -1,10 +1,11 @@
-"""A second opinion on ε: Opacus' accountant, which composes privacy loss random variables by other code.
+"""A second computation of ε with independent code: Opacus's PRV accountant.
 
-Numerical composition (PRV; Gopi, Lee and Wutschitz 2021, arXiv 2106.02848) of continuous, Poisson-subsampled Gaussian
-steps. It errs by at most 0.01, upwards: it must be within 0.02 of `PLD`, or one of the two is wrong.
+It composes the privacy loss random variables (PRV; Gopi, Lee and Wutschitz 2021, arXiv 2106.02848) of continuous,
+Poisson-subsampled Gaussian steps numerically. It errs by at most 0.01, upwards: it must be within 0.02 of `PLD`, or one
+of the two is wrong.
 
-Its time and memory grow with the number of kinds of steps, and with the root of their count: minutes and gigabytes are
-within reach. So it is not asked beyond what takes it a few seconds, nor where its floating point gives out.
+Its time and memory grow with the number of kinds of steps and with the square root of their count, up to minutes and
+gigabytes. So it is used only where it takes a few seconds and its floating-point arithmetic holds.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ if TYPE_CHECKING:
 _LEAST_DELTA = 1e-10
 _NOISE = (0.3, 100.0)  # σ
 _MOST_KINDS = 10
-_MOST_POINTS = 1 << 20  # of all its grids together
-_ERROR, _DELTA_ERROR = 0.01, 1e-3  # of ε; of δ, as a share
+_MOST_POINTS = 1 << 20  # in all its grids together
+_ERROR, _DELTA_ERROR = 0.01, 1e-3  # of ε, absolute; of δ, relative
 
 
 class _Prv(Accountant):
     name = "PRV"
 
     def of_record(self, entries: Entries, delta: float) -> float:
-        """Return the ε of adding or removing one record; not a number if that would be too much for it."""
+        """Return the ε of adding or removing one record; NaN where that is too expensive or inaccurate."""
         if not _bearable(entries, delta):
             return math.nan
         accountant = PRVAccountant()
         accountant.history = [(each.noise_multiplier, each.sample_rate, each.steps) for each in entries]
         with warnings.catch_warnings():
-            # It warns that the first guess of how wide losses spread, which comes from RDP, could be tighter.
+            # It warns that its first bound on the spread of losses, from RDP, could be tighter.
             warnings.simplefilter("ignore")
             found = accountant.get_epsilon(delta, eps_error=_ERROR, delta_error=_DELTA_ERROR * delta)
         return max(0.0, float(found))
@@ -49,7 +50,7 @@ def _bearable(entries: Entries, delta: float) -> bool:
         return False
     if not all(low <= each.noise_multiplier <= high for each in entries):
         return False
-    # Its mesh and its width (section 5 there), the latter by a bound of ε at the error of δ.
+    # Its mesh and its width (section 5 of the paper), the latter from a bound on ε at the error of δ.
     steps = sum(each.steps for each in entries)
     mesh = _ERROR / math.sqrt(steps * math.log(12 / delta / _DELTA_ERROR) / 2)
     width = 2 * (3 + RDP.of_record(entries, delta * _DELTA_ERROR / 4))

@@ -1,21 +1,20 @@
 """DP-SGD (Abadi et al., 2016) with Opacus.
 
-What Opacus leaves to its caller, and what goes wrong if the caller does not look:
+Opacus leaves these points to its caller:
 
-- Batches are Poisson samples: each record is in a step's batch with probability `sample_rate`, by itself. The
-  accountant assumes exactly that; shuffled batches cost far more than it would say.
-- A step whose batch is empty still adds noise and still counts. Skipping it would cost utility and, worse, tell that
+- Batches are Poisson samples: each record is in a step's batch independently, with probability `sample_rate`. The
+  accountant assumes exactly that; shuffled batches cost far more than it would report.
+- A step with an empty batch still adds noise and still counts. Skipping it would cost utility and, worse, reveal that
   the batch was empty.
 - Gradients are divided by sample_rate times the size that the site declared in public, never by a private count.
 - Noise comes from a cipher, not from torch's generator.
 
-A group of processes (`client.dpsgd.process_group`) takes the very steps that one would take: the first process draws
-every sample and all noise, from the one stream that a round has. Each process could sample its own records; but then as
-many streams as devices would have to be fresh for the guarantee to hold, and nobody could train the round again to
-check it. Each adds up what its own records in the sample give, clipped; the first one adds the noise; Opacus sums, and
-all take that step.
+A group of processes (`client.dpsgd.process_group`) takes the same steps as a single process: the first process draws
+every sample and all noise from the round's one random stream. If each process sampled its own records, every process
+would need a fresh stream for the guarantee to hold, and nobody could repeat the round to check it. Each process sums
+the clipped gradients of its own records in the sample; the first adds the noise; Opacus sums, and all take that step.
 
-How a batch's clipped sum is computed is another matter: see `client.gradients`.
+`client.gradients` computes a batch's clipped sum.
 """
 
 from __future__ import annotations
@@ -61,17 +60,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("cloister.agent")
 
 _DEFAULT = Computing()
-_TRIED = 32  # made-up records on which a mode is tried that takes them one by one
-_SOME, _OFTEN = 8, 40  # records that are looked at in a round, unless it is a whole part, once in so many steps
-_ROUNDING = 1e-5  # of C
+_TRIED = 32  # made-up records on which the one-by-one mode is tried
+_SOME, _OFTEN = 8, 40  # records checked in a round; a whole part instead, once in 40 steps on average
+_ROUNDING = 1e-5  # in units of C
 
 
 @dataclass
 class _Way:
-    """What is known of how to compute a task's gradients."""
+    """The mode chosen to compute a task's gradients, and the modes that failed."""
 
     choice: Choice | None = None
-    failed: dict[Gradients, str] = field(default_factory=dict)  # with the reason
+    failed: dict[Gradients, str] = field(default_factory=dict)  # with the reasons
 
 
 _WAYS: WeakKeyDictionary[Task, dict[Computing, _Way]] = WeakKeyDictionary()
@@ -86,15 +85,15 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         task: gives the loss.
         model: on the device to train on.
         records: inputs and targets `(n, ...)`, on the same device.
-        size: how many training records the site declares in public, about n.
+        size: the number of training records that the site declares in public, about n.
         manifest: steps, sampling rate, learning rate, clipping norm and σ.
-        randomness: of sampling and noise; a new one every round.
-        solver: what the run's algorithm adds to each step's gradient, after its noise, and how many steps it takes.
-        computing: the site's settings of how to compute gradients.
-        group: of which this process is the first; the others are to `take_part`.
+        randomness: for sampling and noise; a new one every round.
+        solver: what the run's algorithm adds to each step's noisy gradient, and the number of steps.
+        computing: the site's settings for computing gradients.
+        group: the group whose first process this is; the others must call `take_part`.
 
     Raises:
-        TaskError: if there is no way to compute the model's gradients, or the run trains nothing.
+        TaskError: if no mode can compute the model's gradients, or the run trains nothing.
         DeviceError: if the group has lost a process.
     """
     training, norm = manifest.settings.training, manifest.settings.privacy.max_grad_norm
@@ -119,7 +118,7 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         offset=solver.offset is not None,
     )
     offset = None if solver.offset is None else torch.from_numpy(np.asarray(solver.offset, np.float32))
-    # A run with a seed repeats itself; it protects nobody.
+    # A run with a seed can be repeated; it protects nobody.
     seed = manifest.settings.seed
     drawn = Randomness.fresh() if seed is None else Randomness.seeded(seed, "torch")
     chance = _Chance(randomness, training.sample_rate, manifest.update_noise, drawn)
@@ -137,14 +136,14 @@ def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], orde
     Args:
         task: gives the loss.
         model: on the device to train on; its parameters are set to the first process's.
-        records: the same as the first process has, on this device.
+        records: the same as the first process's, on this device.
         order: from the first process.
-        group: of which this process is a worker.
+        group: the group in which this process is a worker.
 
     Raises:
         DeviceError: if the group has lost a process.
     """
-    no_noise = _Chance(Randomness.fresh(), 0.0, 0.0, Randomness.fresh())  # nor is anything else drawn of it
+    no_noise = _Chance(Randomness.fresh(), 0.0, 0.0, Randomness.fresh())  # nothing is drawn from it
     offset = torch.zeros(sum(each.numel() for each in trained(model).values())) if order.offset else None
     with group.round():
         _take_steps(task, model, records, order, no_noise, offset, group=group)
@@ -153,19 +152,19 @@ def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], orde
 def way_to_train(
     task: Task, model: nn.Module, computing: Computing, proof: Callable[[Choice], None] = lambda _: None
 ) -> Choice:
-    """Choose how to compute a task's gradients, once, by trying on records that the task makes up.
+    """Choose how to compute a task's gradients, once, by trying modes on records that the task makes up.
 
-    Unless the site's settings name a mode, one that fails on some records gives way to the next.
+    Unless the site's settings name a mode, the next mode replaces one that fails on some records.
 
     Args:
         task: gives the loss.
         model: on the device to train on; is not changed.
-        computing: the site's settings of how to compute gradients.
-        proof: tries a mode on other records: raises a `TaskError` if it fails, an `InteractionError` if they meet.
+        computing: the site's settings for computing gradients.
+        proof: tries a mode on other records; raises `TaskError` if it fails, `InteractionError` if they interact.
 
     Raises:
-        InteractionError: if records meet.
-        TaskError: if there is no way, or not the one that the site's settings name.
+        InteractionError: if records interact.
+        TaskError: if no mode works, or the mode that the site's settings name does not.
     """
     known = _WAYS.setdefault(task, {}).setdefault(computing, _Way())
     while True:
@@ -194,7 +193,7 @@ def _choose(task: Task, model: nn.Module, computing: Computing, failed: dict[Gra
 
 def _try(task: Task, model: nn.Module, computing: Computing, choice: Choice) -> None:
     inputs, targets = _made_up(task, model)
-    together = _TRIED if choice.gradients == "autograd" else choice.physical_batch  # there, none is with another
+    together = _TRIED if choice.gradients == "autograd" else choice.physical_batch  # it computes one record at a time
     rows = torch.arange(together) % len(inputs)
     check_mode(task, model, (inputs, targets), rows, choice, computing.precision, at_once=together)
 
@@ -208,30 +207,30 @@ def _made_up(task: Task, model: nn.Module) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Chance:
-    """What is drawn, and how."""
+    """The random parts of a round: sampling, noise and dropout."""
 
     randomness: Randomness
     sample_rate: float
     noise_multiplier: float
-    by_torch: Randomness  # seeds torch's generators, of which dropout draws
+    by_torch: Randomness  # seeds torch's generators, from which dropout draws
 
     def sample(self, count: int) -> Tensor:
-        """Return which records are in a step's batch, `(count,)` booleans."""
+        """Draw the records of a step's batch, `(count,)` booleans."""
         return torch.from_numpy(self.randomness.uniform(count) < self.sample_rate)
 
 
 def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, chance: _Chance,
                 offset: Tensor | None, *, group: ProcessGroup | None = None) -> None:  # fmt: skip
-    parameters = list(trained(model).values())  # in the order of the layout, and so of the offset
+    parameters = list(trained(model).values())  # in the order of the layout and of the offset
     if group:
         group.share([*model.buffers(), *([] if offset is None else [offset])])
         with group.talking():
-            model = DifferentiallyPrivateDistributedDataParallel(model)  # takes the first process's parameters over
+            model = DifferentiallyPrivateDistributedDataParallel(model)  # copies the first process's parameters
     precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32
     mode = make_mode(order.gradients, model, RecordLoss(task), order.max_grad_norm, precision)
     descent = torch.optim.SGD(trainable(model), lr=order.learning_rate)
     if order.proximal or offset is not None:
-        # Before each step that is taken, on the gradient that has its noise, and that all processes share.
+        # Before each step, on the noisy gradient, which all processes share.
         descent.register_step_pre_hook(_Correction(parameters, order.proximal, offset))
     optimizer = (partial(DistributedOptimizer, group=group) if group else CipherOptimizer)(
         descent,
@@ -244,7 +243,7 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
     count = len(records[0])
     try:
         with quiet(), closing(optimizer), forked():
-            seed_all(chance.by_torch)  # a mask under a seed that others know would tie records together
+            seed_all(chance.by_torch)  # with a known seed, a dropout mask would link records
             several = torch.empty(0, dtype=torch.int64)
             for step in range(1, order.steps + 1):
                 chosen = group.own_part(chance.sample, count) if group else chance.sample(count).nonzero().squeeze(1)
@@ -262,7 +261,7 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
 
 
 class _Correction:
-    """Adds `proximal · (w − w₀) + offset` to the gradients; w₀ is what the parameters are when it is made."""
+    """Adds `proximal · (w − w₀) + offset` to the gradients; w₀ are the parameters at its creation."""
 
     def __init__(self, parameters: list[Tensor], proximal: float, offset: Tensor | None) -> None:
         self._parameters, self._proximal = parameters, proximal
@@ -287,14 +286,14 @@ class _Correction:
 
 
 def _look(clipped: ClippedSum, records: tuple[Tensor, Tensor], chosen: Tensor, order: Order) -> None:
-    """See that what is clipped is single records' gradients, in some of the last batch's records `(k,)`.
+    """Check on some records `(k,)` of the last batch that single records' gradients are clipped.
 
-    The last, since what begins in the course of a round, with larger weights or after so many calls, goes on then. It
-    takes as long as to compute three or four such parts. So a whole part is looked at once in so many steps, and a few
-    records otherwise.
+    It takes the last batch because faults that start during a round, with larger weights or after many calls, show
+    there. It costs as much as computing three or four parts. So it checks a whole part once in `_OFTEN` steps on
+    average, and `_SOME` records otherwise.
 
     Raises:
-        InteractionError: if it is not; nothing has left the site then.
+        InteractionError: if they are not; nothing has left the site.
     """
     rng = torch.Generator().manual_seed(_below(1 << 62))
     most = order.physical_batch if _below(_OFTEN) < order.steps else _SOME
@@ -304,5 +303,5 @@ def _look(clipped: ClippedSum, records: tuple[Tensor, Tensor], chosen: Tensor, o
 
 
 def _below(count: int) -> int:
-    """Return a number below another that nobody can foresee; it has no effect on what leaves."""
+    """Return an unpredictable number below `count`; it does not affect what leaves the site."""
     return secrets.randbelow(count)

@@ -1,8 +1,8 @@
-"""What is drawn from torch's generators: forked, seeded, watched, and held still.
+"""Fork, seed, watch and hold fixed the draws from torch's generators.
 
-Where a record stands in a batch depends on the other records of the batch. So a dropout mask that is known, or that is
-the same in every step, ties records together: the mask that one record loses, the next one gets. Masks must be drawn
-afresh from torch's own generator, under a seed that nobody knows.
+A record's place in a batch depends on the other records. So a dropout mask that is known, or the same in every step,
+links records: without one record, the next one gets its mask. Masks must be drawn afresh from torch's own generator,
+from a secret seed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     from privacy.noise.randomness import Randomness
 
-_SAMPLE = 32  # draws of which the largest stands for all
-_BY_REJECTION = ("gamma", "dirichlet", "poisson", "binomial")  # each takes as many as it needs
+_SAMPLE = 32  # draws; the largest replaces all values
+_BY_REJECTION = ("gamma", "dirichlet", "poisson", "binomial")  # each takes a varying number of draws
 
 
 @contextmanager
 def forked(*, devices: bool = True) -> Iterator[None]:
-    """Leave torch's generators as they were: the CPU's and, unless told otherwise, those of all devices in use."""
+    """Restore torch's generators on exit: the CPU's and, unless `devices` is False, those of all devices in use."""
     used = range(torch.cuda.device_count()) if devices and torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=used):
         yield
@@ -40,9 +40,9 @@ def seed_cpu(seed: int) -> None:
 
 
 def seed_used(seed: int) -> None:
-    """Seed the generators of the CPU and of devices that are in use.
+    """Seed the generators of the CPU and of devices in use.
 
-    `torch.manual_seed` would do it for all others when they start, and takes down the whole stack for each of them.
+    `torch.manual_seed` would also seed other devices when they start, and records a stack trace for each of them.
     """
     seed_cpu(seed)
     if torch.cuda.is_initialized():
@@ -50,7 +50,7 @@ def seed_used(seed: int) -> None:
 
 
 def drawn_since(seed: int) -> bool:
-    """Return whether anything was drawn after `seed_used(seed)`. The generators are left as if nothing had been."""
+    """Return whether anything was drawn after `seed_used(seed)`, and seed the generators again."""
     after = _states()
     seed_used(seed)
     return any(not torch.equal(state, fresh) for state, fresh in zip(after, _states(), strict=True))
@@ -62,24 +62,24 @@ def _states() -> list[Tensor]:
 
 
 def seed_all(randomness: Randomness) -> None:
-    """Seed the generators of the CPU and of all devices, also of those that start later."""
+    """Seed the generators of the CPU and of all devices, even ones that start later."""
     torch.manual_seed(int.from_bytes(randomness.bytes(8), "big") >> 1)
 
 
 class Draws(TorchDispatchMode):
-    """Watches all that is drawn as long as it lasts; with `still`, nothing is random: every draw gives one constant."""
+    """A context that watches all random draws; with `still`, every draw gives a constant."""
 
     def __init__(self, *, still: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self._still = still
         self.states: list[int] = []
-        """Of the generator at each draw."""
+        """Hashes of the generator's state before each draw."""
         self.foreign = False
-        """Whether something was drawn from a generator that is not torch's own."""
+        """Whether something was drawn from a generator other than torch's own."""
         self.by_rejection = False
-        """Whether what one record takes from the generator decides what is left for the next."""
+        """Whether one record's draws can shift those of the next."""
         self.rounding = torch.finfo(torch.float32).eps
-        """Of the coarsest numbers that anything was computed in."""
+        """The relative rounding error of the coarsest type in any computation."""
 
     @override
     def __torch_dispatch__(
@@ -98,7 +98,7 @@ class Draws(TorchDispatchMode):
         before = own.get_state()
         found = func(*args, **given)
         if torch.equal(before, own.get_state()):
-            return found  # it might have drawn, and did not
+            return found  # nothing was drawn
         self.states.append(hash(before.numpy().tobytes()))
         if not self._still:
             return found
@@ -107,14 +107,14 @@ class Draws(TorchDispatchMode):
 
 
 def _constant(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> Any:  # noqa: ANN401 - torch's
-    """Replace what was drawn by what depends neither on its shape nor on when it was drawn, but on parameters given."""
+    """Replace drawn values by constants that depend on the distribution's parameters, not on the shape or the time."""
     match func.overloadpacket.__name__:
-        case "bernoulli" | "bernoulli_":  # whose arguments may be chances: what is dropped is another matter
+        case "bernoulli" | "bernoulli_":  # its arguments may be probabilities; nothing is dropped
             return found.fill_(1)
         case "multinomial":
             return args[0].topk(args[1], -1).indices
         case "normal" if any(isinstance(each, Tensor) for each in args):
-            return found.copy_(sum(args[1:], args[0]))  # mean and deviation
+            return found.copy_(sum(args[1:], args[0]))  # mean plus standard deviation
     tensors = sum(isinstance(each, Tensor) for each in args)
     if not isinstance(found, Tensor) or tensors > 1 or func.overloadpacket.__name__ == "randperm":
         return found
@@ -131,10 +131,10 @@ def _constant(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: A
 
 
 def check_draws(watched: list[Draws]) -> None:
-    """Refuse what draws from a generator of its own, or under a seed of its own.
+    """Refuse a task that draws from its own generator, or from a seed that it sets itself.
 
     Args:
-        watched: two runs under different seeds.
+        watched: two runs with different seeds.
 
     Raises:
         TaskError: if a draw was the same in both.

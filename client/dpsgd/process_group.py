@@ -1,18 +1,18 @@
-"""Several processes of one site, a device each, that train a model together: `torchrun -m cloister agent north`.
+"""Several processes of one site, one per device, that train a model together: `torchrun -m cloister agent north`.
 
-The first process is the agent as ever: it speaks with the server, holds keys and ledger, charges and encrypts. The
-others are workers. They have the site's settings and records, and do nothing but what the first one hands out, once the
-round is charged.
+The first process is the agent: it talks to the server, holds keys and ledger, charges and encrypts. The others are
+workers. They have the site's settings and records, and do only what the first process hands out, once the round is
+charged.
 
-What the processes tell each other are sums without noise, and nothing that torch offers encrypts them or asks who is
-there. So all of them run on one machine, with gloo on its loopback. Torchrun's own store, which anyone may write to who
-reaches its port, gives the name of a folder and no more; in there, where only this account can write, they meet.
+The processes exchange sums without noise, which torch can neither encrypt nor authenticate. So all of them run on one
+machine, with gloo on its loopback interface. Torchrun's own store, to which anyone who reaches its port may write,
+serves only to pass the name of a folder; the processes meet in that folder, in which only this account can write.
 
-They fail together. Whatever goes wrong in one of them during a round, all end: the first one says so in its log and to
-the server. What was charged stays charged. `torchrun --max-restarts` starts them anew.
+They fail together. If anything goes wrong in one of them during a round, all end; the first process reports it in its
+log and to the server. What was charged stays charged. `torchrun --max-restarts` starts them again.
 
-    waiting   group in which workers wait for a round, which may be days off
-    default   group in which they train: whoever keeps the others waiting for longer than `patience` is given up
+    waiting   the group in which workers wait for a round, perhaps for days
+    default   the group in which they train: no process waits for another for longer than `patience`
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _FOREVER = timedelta(days=3650)
 
 @dataclass(frozen=True)
 class Order:
-    """What workers have to know of a round. Neither the noise nor the sampling rate: they draw nothing."""
+    """What workers must know about a round. They draw nothing, so it holds neither noise nor sampling rate."""
 
     task: str
     model_seed: int
@@ -62,12 +62,12 @@ class Order:
     learning_rate: float
     max_grad_norm: float
     expected_batch_size: float  # of all processes together
-    proximal: float = 0.0  # what is added to each step's gradient, times the way from the start
-    offset: bool = False  # whether a vector is added as well, which the first process hands out
+    proximal: float = 0.0  # factor μ: each step's gradient gets μ · (w − w₀)
+    offset: bool = False  # whether it also gets a vector, which the first process hands out
 
 
 class ProcessGroup:
-    """This process among those that train together."""
+    """The processes that train together, as seen from this one."""
 
     def __init__(self, waiting: distributed.ProcessGroup, when_lost: Callable[[], None]) -> None:
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
@@ -75,13 +75,13 @@ class ProcessGroup:
         self._waiting, self._when_lost = waiting, when_lost
 
     def compare(self, digest: bytes) -> None:
-        """See that all processes have read the same records, however long that takes them.
+        """Check that all processes have read the same records, however long that takes.
 
         Args:
-            digest: of the records that this one read, 32 bytes.
+            digest: digest of the records that this process read, 32 bytes.
 
         Raises:
-            DeviceError: if they have not, or one has ended.
+            DeviceError: if they have not, or a process has ended.
         """
         own = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
         found = [torch.empty_like(own) for _ in range(self.size)]
@@ -100,10 +100,10 @@ class ProcessGroup:
                 distributed.broadcast(torch.frombuffer(bytearray(data), dtype=torch.uint8), 0, group=self._waiting)
 
     def await_order(self) -> Order | None:
-        """Return what a worker is to do next, or None if it is to end.
+        """Return a worker's next order, or None if it is to end.
 
         Raises:
-            DeviceError: if the first process has ended without a word.
+            DeviceError: if the first process has ended without notice.
         """
         length = torch.tensor(0)
         with self.talking():
@@ -114,7 +114,7 @@ class ProcessGroup:
         return Order(**json.loads(data.numpy().tobytes())) if len(data) else None
 
     def share(self, tensors: Iterable[Tensor]) -> None:
-        """Give all processes the first one's values, of whatever type."""
+        """Copy the first process's values, of any type, to all processes."""
         with self.talking():
             for tensor in tensors:
                 values = tensor.detach().contiguous().view(-1).view(torch.uint8)
@@ -122,12 +122,12 @@ class ProcessGroup:
                 tensor.copy_(values.view(tensor.dtype).view(tensor.shape))
 
     def own_part(self, draw: Callable[[int], Tensor], count: int) -> Tensor:
-        """Have the first process draw a step's sample; return which records of it are this one's: every size-th.
+        """Have the first process draw a step's sample, and return the indices of this process's records in it.
 
-        A record has one process and no other, so that it is added once whatever the others are told.
+        Record i belongs to process i mod size, so it is added only once, whatever other processes receive.
 
         Args:
-            draw: returns which of so many records are in the batch, `(n,)` booleans; a worker does not call it.
+            draw: draws the batch from n records, `(n,)` booleans; a worker does not call it.
             count: n.
         """
         sample = draw(count) if self.rank == 0 else torch.empty(count, dtype=torch.bool)
@@ -137,20 +137,20 @@ class ProcessGroup:
         return chosen[chosen % self.size == self.rank]
 
     def meet(self) -> None:
-        """Wait until all processes have come so far. Devices could not be called back from waiting for each other."""
+        """Wait until all processes reach this point. Devices that wait for each other could not be interrupted."""
         with self.talking():
             distributed.all_reduce(torch.zeros(1))
 
     @contextmanager
     def talking(self) -> Iterator[None]:
-        """Say in our words that others could not be reached.
+        """Turn torch's errors into one of Cloister's.
 
         Raises:
-            DeviceError: if so.
+            DeviceError: if other processes cannot be reached.
         """
         try:
             yield
-        except RuntimeError as error:  # all that torch.distributed raises
+        except RuntimeError as error:  # the base of all torch.distributed errors
             self.lose()
             reason = str(error).strip().partition("\n")[0].partition(". ")[0][:200]
             msg = (
@@ -161,7 +161,7 @@ class ProcessGroup:
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        """Give the group up if anything goes wrong: the others would wait for what does not come."""
+        """Abandon the group if anything goes wrong, since the others would wait in vain."""
         try:
             yield
         except BaseException:
@@ -169,7 +169,7 @@ class ProcessGroup:
             raise
 
     def lose(self) -> None:
-        """Give the group up."""
+        """Mark the group as lost, and call `when_lost`."""
         self.lost = True
         self._when_lost()
 
@@ -178,15 +178,15 @@ class ProcessGroup:
 def gather(
     device: torch.device, when_lost: Callable[[], None] = lambda: None, patience: timedelta = _PATIENCE
 ) -> Iterator[ProcessGroup | None]:
-    """Meet this site's other processes, if there are any; when the first one leaves, the others end.
+    """Meet this site's other processes, if there are any; when the first process leaves, the others end.
 
     Args:
-        device: that this process trains on.
+        device: the device on which this process trains.
         when_lost: called once the group cannot train any more.
         patience: how long to wait for others within a step.
 
     Raises:
-        DeviceError: if one does not come.
+        DeviceError: if a process does not join.
     """
     if own_place().size == 1:
         yield None
@@ -211,7 +211,7 @@ def gather(
 
 
 def _end_now() -> None:
-    """End with status 1, at once: gloo's threads may abort an interpreter that goes on after one has lost its peer."""
+    """Exit at once with status 1: after a lost peer, gloo's threads may abort an interpreter that goes on."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -228,15 +228,15 @@ def _meet(folder: Path, device: torch.device, when_lost: Callable[[], None], pat
     store.wait([str(each) for each in range(size)], _PATIENCE)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
-    waiting: Any = distributed.new_group(backend="gloo", timeout=_FOREVER)  # torch's types allow for other returns
+    waiting: Any = distributed.new_group(backend="gloo", timeout=_FOREVER)  # torch's types allow other return values
     return ProcessGroup(waiting, when_lost)
 
 
 def private(folder: Path) -> Path:
-    """Return a folder in which only this account can write.
+    """Return the folder, having checked that only this account has access.
 
     Raises:
-        DeviceError: if it is another's as well.
+        DeviceError: if other accounts have access too.
     """
     state = folder.stat()
     if state.st_uid != os.getuid() or state.st_mode & (S_IRWXG | S_IRWXO):

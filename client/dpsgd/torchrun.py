@@ -1,4 +1,4 @@
-"""Who this process is among those of its site, as torchrun says in the environment. It loads nothing heavy."""
+"""Read this process's place among its site's processes from torchrun's environment, without loading torch."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from privacy.errors import ConfigError
 
 @dataclass(frozen=True)
 class Place:
-    """A process's place among those that train together."""
+    """A process's place among the processes that train together."""
 
-    rank: int = 0  # the first one is the agent
+    rank: int = 0  # 0 is the agent
     size: int = 1
-    device: int = 0  # the number of its own
+    device: int = 0  # the number of its device
 
 
 def own_place() -> Place:
-    """Return this process's place. Without torchrun it is alone.
+    """Return this process's place; without torchrun it is alone.
 
     Raises:
-        ConfigError: if its site's processes are on several machines.
+        ConfigError: if its site's processes run on several machines.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Place()

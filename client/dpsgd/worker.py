@@ -1,4 +1,4 @@
-"""A worker: it trains its part of each batch in rounds that the site's agent leads. See `process_group`."""
+"""The worker: train a part of each batch in rounds that the site's agent leads. See `process_group`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ log = logging.getLogger("cloister.agent")
 
 
 def assist(folder: SiteFolder) -> None:
-    """Take part in what the agent hands out, until it ends. Nothing is read but the settings and the records.
+    """Take part in the agent's rounds until it ends. A worker reads only the settings and the records.
 
     Raises:
-        CloisterError: if the settings or records are wrong, or the agent ended without a word.
+        CloisterError: if the settings or records are wrong, or the agent ended without notice.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)  # it has nothing to leave in order, and Python would wait for its peers
+        signal.signal(number, signal.SIG_DFL)  # there is nothing to clean up, and Python would wait for the peers
     context = Works(folder)
     with gather(context.device) as group:
         if group is None:

@@ -1,12 +1,12 @@
-"""`bookkeeping`: one forward and one backward pass.
+"""`bookkeeping`: clipped gradients from one forward and one backward pass.
 
 After Bu et al., 2022, "Differentially Private Optimization on Large Model at Small Cost".
-During the pass, parameters need no gradients, so that torch computes none for them. Hooks keep every layer's input, and
-the backward pass asks for the gradients of the layers' outputs alone. From the two come every record's norm, then its
-clipping factor, and then the sum of clipped gradients, for about what torch would have spent on the unclipped sum.
+During the pass, parameters need no gradients, so torch computes none for them. Hooks keep every layer's input, and the
+backward pass computes only the gradients of the layers' outputs. These two give every record's norm, then its clipping
+factor, then the sum of clipped gradients, at about the cost of torch's unclipped sum.
 
-A layer's outputs are kept as edges of autograd's graph, so that what follows may change them in place. Its input cannot
-change later: autograd, with which every mode is compared, refuses a model that does so.
+A layer's outputs are kept as edges of autograd's graph, so that later operations may change them in place. Its input
+cannot change later: autograd, with which every mode is compared, refuses a model that changes it.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 
 class _Start(torch.autograd.Function):
-    """Where autograd's graph begins: the output of a layer whose input has no gradient."""
+    """The start of autograd's graph: the output of a layer whose input has no gradient."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:  # noqa: ANN401 - torch's
-        """Return the output as it is, as something that depends on the anchor."""
+        """Return the output unchanged, but dependent on the anchor."""
         del anchor
-        ctx.mark_dirty(output)  # no copy, and it may be changed in place later
+        ctx.mark_dirty(output)  # no copy; later operations may change it in place
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - torch's
-        """Stop here: the gradient is taken from the edge that leads here."""
+        """Stop here: the gradient is read from the edge that leads here."""
         del ctx
         return gradients[0], None
 
 
 class BookKeeping(GradientMode):
-    """Takes gradients from what layers see and get back; see `layers`."""
+    """Computes gradients from layers' inputs and the gradients of their outputs; see `layers`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, loss_reduction="sum")
@@ -61,7 +61,7 @@ class BookKeeping(GradientMode):
 
     @override
     def remove_hooks(self) -> None:
-        """Give the layers back as they were."""
+        """Restore the layers."""
         for hook in self._hooks:
             hook.remove()
 
@@ -74,7 +74,7 @@ class BookKeeping(GradientMode):
                 for layer in called
                 for parameter, share in KNOWN[type(layer)](layer, called[layer])
             }
-        return [found.get(id(parameter)) for parameter in self.trained]  # None: the outputs depend on no call of it
+        return [found.get(id(parameter)) for parameter in self.trained]  # None: the outputs do not depend on it
 
     def _run(self, inputs: Tensor, targets: Tensor) -> dict[nn.Module, list[Call]]:
         """Run the model forward and backward; return every layer's calls, in float32."""
@@ -103,7 +103,7 @@ class BookKeeping(GradientMode):
 
     @contextmanager
     def _without_gradients(self) -> Iterator[None]:
-        """Have parameters without gradients; in the backward pass too, where a checkpoint runs layers again."""
+        """Switch off parameters' gradients; in the backward pass too, where checkpointing runs layers again."""
         self._running = True
         for parameter in self.trained:
             parameter.requires_grad_(False)  # noqa: FBT003 - torch's stubs know no name for it

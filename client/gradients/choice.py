@@ -1,8 +1,8 @@
-"""Which way a task's gradients are computed, and why.
+"""Choose the mode that computes a task's gradients, and say why.
 
-A mode is taken only if it computes what it should for this very model: what plain autograd gives, record by record (see
-`comparison`). That finds what no list of layers can: weights used outside their layer, options of a layer that a mode
-does not know, layers that mix records.
+A mode is chosen only if it agrees with plain autograd, record by record, on this model (see `comparison`). The
+comparison finds what no list of layers can: weights used outside their layer, layer options that a mode does not know,
+layers that mix records.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from client.task.task import Task
 
 _IN_TURN: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "autograd")
-_VALUES = 1 << 24  # in memory at once: of gradients, and of what they are made from
-_RECORDS = 256  # at once at most
+_VALUES = 1 << 24  # values in memory at once: gradients, and the tensors from which they are computed
+_RECORDS = 256  # records at once, at most
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ def choose(
     computing: Computing,
     failed: Mapping[Gradients, str] = MappingProxyType({}),
 ) -> Choice:
-    """Choose how to compute gradients: as the site's settings say, or what is fastest of what is right.
+    """Choose how to compute gradients: as the site's settings say, or else the fastest mode that is correct.
 
     Args:
         task: gives the loss.
         model: is not changed.
-        records: inputs and targets `(n, ...)`; four of them are looked at.
+        records: inputs and targets `(n, ...)`; four of them are used.
         computing: the site's settings.
-        failed: modes that failed on other records, with the reason; `auto` passes over them.
+        failed: modes that failed on other records, with the reason; `auto` skips them.
 
     Raises:
-        TaskError: if what the settings say cannot be used for this model, or nothing can.
+        TaskError: if the mode in the settings cannot be used for this model, or no mode can.
     """
     if not trainable(model):
         msg = "every parameter of the model is frozen; there is nothing to train"
@@ -71,8 +71,8 @@ def choose(
     device = records[0].device
     with torch.random.fork_rng(
         devices=[device] if device.type == "cuda" else []
-    ):  # what is compared is drawn from a public seed; training must not be
-        # Outside what is tried: an error here is one of the task, not of a way to compute gradients.
+    ):  # the comparison draws from a public seed; training must not
+        # An error here comes from the task, not from a mode.
         try:
             expected = Expected.of(model, RecordLoss(task), records)
         except Exception as error:
@@ -132,7 +132,7 @@ def _try(mode: Gradients, task: Task, model: nn.Module, expected: Expected, comp
             if (wrong := expected.wrong(wrapped)) is not None:
                 return f"its gradient of {wrong} is not that of autograd, record by record"
             values = wrapped.values_a_record
-    except Exception as error:  # noqa: BLE001 - whatever a mode says to a model that is not for it
+    except Exception as error:  # noqa: BLE001 - whatever a mode raises for a model that it cannot handle
         return _reason(error)
     return computing.physical_batch or min(_RECORDS, max(1, _VALUES // max(1, values)))
 

@@ -1,4 +1,4 @@
-"""Clipping (Abadi et al., 2016, algorithm 1), as Opacus does it: flat, and never by more than C."""
+"""Clip gradients (Abadi et al., 2016, algorithm 1) as Opacus does: flat, to a norm of at most C."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
     from client.gradients.shares import Share
 
-_SMALL = 1e-6  # Opacus's: no division by zero
-_MOST = 1e38  # a squared norm, in float32; a larger one's factor could not be told from the next either
+_SMALL = 1e-6  # as in Opacus: no division by zero
+_MOST = 1e38  # largest squared norm, near the limit of float32
 
 
 def clip_factors(squares: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]:
-    """Return what to multiply every record's gradient with, and which records count at all.
+    """Return the clipping factor of every record's gradient, and which records count at all.
 
     Args:
         squares: squared norms of the records' gradients over all parameters, `(n,)`.
         max_grad_norm: C.
 
     Returns:
-        Factors `(n,)` in [0, 1], float32, and whether the norm is finite, and at most 1e19, `(n,)`. The rows of the
-        others must not enter a sum, not even times zero.
+        Factors `(n,)` in [0, 1], float32, and whether the norm is finite and below 1e19, `(n,)`. The rows of other
+        records must not enter a sum, not even multiplied by zero.
 
     >>> clip_factors(torch.tensor([0.25, 4.0, torch.inf]), 1.0)
     (tensor([1.0000, 0.5000, 0.0000]), tensor([ True,  True, False]))
     """
-    finite = squares < _MOST  # nor is what is not a number
+    finite = squares < _MOST  # False for NaN too
     factors = (max_grad_norm / (squares.sqrt() + _SMALL)).clamp(max=1.0)
     return torch.where(finite, factors, 0.0).float(), finite
 
@@ -41,13 +41,13 @@ def add_clipped(parameters: Sequence[Any], shares: Sequence[Share | None], recor
     """Clip every record's gradient over all parameters, and add the sum to every parameter's `summed_grad`.
 
     Args:
-        parameters: all that are trained; Opacus adds attributes to them.
-        shares: what records add to each of them; None if nothing does.
-        records: how many there are.
+        parameters: all trained parameters; Opacus adds attributes to them.
+        shares: the records' gradients of each parameter; None if it has none.
+        records: the number of records.
         max_grad_norm: C.
 
     Returns:
-        How many records' gradients were not finite, and added nothing.
+        The number of records whose gradients were not finite, and added nothing.
     """
     device, dropped = parameters[0].device, 0
     with torch.no_grad(), _float32(device):
@@ -68,9 +68,9 @@ def add_clipped(parameters: Sequence[Any], shares: Sequence[Share | None], recor
 
 @contextmanager
 def _float32(device: torch.device) -> Iterator[None]:
-    """Have products computed in float32, even where a task lets torch round their factors to 8 or 11 bits.
+    """Compute products in float32, even if a task lets torch round their factors to 8 or 11 bits.
 
-    A sum of rounded gradients would not have the norms that were clipped to C.
+    The norms clipped to C would not be those of the rounded gradients.
     """
     kinds: tuple[Any, ...] = (mkldnn.matmul, cuda.matmul)  # type: ignore[attr-defined]  # torch's stubs lack the first
     before = [kind.fp32_precision for kind in kinds]

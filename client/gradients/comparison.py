@@ -1,12 +1,12 @@
-"""What a mode should compute, from plain autograd, and whether it does.
+"""Compare a mode's clipped sums with those of plain autograd.
 
-Two logical batches of four records, each in two parts, are computed, with a step between them, and the second in turned
-order: a mode that is right once may lose gradients afterwards, and rows that a layer sorts may be in order at first.
-After each batch every parameter's clipped sum must be what autograd gives, from one record at a time.
+Each side computes two logical batches of four records, in two parts each, with a step between them and the second batch
+in reverse order: a mode that is right once may lose gradients afterwards, and a layer that sorts rows may get them in
+order at first. After each batch, every parameter's clipped sum must equal autograd's, computed one record at a time.
 
-A model that draws at random cannot be compared one record at a time. Dropout is taken out of it. Where that is not
-enough, gradients of single records are taken from a pass over each part, both sides draw under the same seed, and on
-the CPU, what is drawn is held still: some ways draw for each record what others draw once for the batch.
+A model that draws at random cannot be compared one record at a time. Dropout is removed. If that is not enough,
+autograd computes single records' gradients in one pass over each part, both sides draw from the same seed, and draws on
+the CPU are held fixed, since some modes draw for each record what others draw once for the batch.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
     from client.gradients.loss import RecordLoss
 
-_TOLERANCE = 1e-2  # of what records add to a parameter; what is wrong is wrong by more, and a GPU may round to 10 bits
-_COARSE = 0.25  # the same, of all parameters together, where a model computes with 8 bits
-_NOISE = 1e-4  # of C: what is less may be rounding
-_STEP = 1e-2  # of C: how far the step goes that is taken between
-_RECORDS, _PART = 4, 2  # in a batch, in a part of it
+_TOLERANCE = 1e-2  # per parameter, relative to the records' gradients; errors are larger, and GPUs may round to 10 bits
+_COARSE = 0.25  # the same, over all parameters together, where a model computes with 8 bits
+_NOISE = 1e-4  # in units of C: smaller differences may be rounding
+_STEP = 1e-2  # length of the step between the batches, in units of C
+_RECORDS, _PART = 4, 2  # records in a batch, and in a part
 
 
 @dataclass(frozen=True)
@@ -43,26 +43,26 @@ class Sum:
     """A batch's clipped sum, parameter by parameter."""
 
     gradients: list[Tensor]
-    sizes: list[float]  # the norms of what single records add, added up
+    sizes: list[float]  # sums of the norms of single records' clipped gradients
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a mode should compute for a model and some of its records."""
+    """The sums that a mode should compute for a model and some of its records."""
 
     records: tuple[Tensor, Tensor]
     bound: float  # C
     sums: list[Sum]
-    draws: bool  # whether the model does
+    draws: bool  # whether the model draws at random
 
     @classmethod
     def of(cls, model: nn.Module, loss: RecordLoss, records: tuple[Tensor, Tensor]) -> Expected:
-        """Compute it with autograd; the model is not changed.
+        """Compute the expected sums with autograd; the model is not changed.
 
         Args:
-            model: on the device of its records.
-            loss: of one record.
-            records: inputs and targets `(n, ...)`; the first four are taken, again if there are fewer.
+            model: on the device of the records.
+            loss: the loss of single records.
+            records: inputs and targets `(n, ...)`; the first four are used, repeated if there are fewer.
         """
         chosen = torch.arange(_RECORDS, device=records[0].device) % len(records[0])
         records, model = (records[0][chosen], records[1][chosen]), cls.copy(model)
@@ -90,10 +90,10 @@ class Expected:
         return model
 
     def wrong(self, mode: GradientMode) -> str | None:
-        """Return the name of a parameter whose clipped sum is another than a mode gives; None if there is none.
+        """Return the name of a parameter whose clipped sum differs from autograd's; None if all agree.
 
         Args:
-            mode: of a copy of the model, with this bound; in bfloat16 it is compared coarsely.
+            mode: a mode of a copy of the model, with this bound; bfloat16 is compared coarsely.
         """
         optimizer = CipherOptimizer(
             torch.optim.SGD(mode.trained, lr=_STEP / self.bound),
@@ -125,7 +125,7 @@ def _held_still(*, draws: bool) -> AbstractContextManager[object]:
 
 
 def _orders(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return two batches of the records, `(n,)`: as they are, and in turned order."""
+    """Return two batches of record indices, `(n,)`: in order, and in reverse order."""
     numbers = torch.arange(_RECORDS, device=device)
     return numbers, numbers.flip(0)
 
@@ -146,13 +146,13 @@ def _by_autograd(
 
 
 def _one_by_one(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, Tensor]) -> Iterator[list[Tensor]]:
-    """Return every record's gradients, parameter by parameter."""
+    """Yield every record's gradients, parameter by parameter, from one pass per record."""
     for one in zip(*(each.split(1) for each in records), strict=True):
         yield from _in_one_pass(model, loss, one)
 
 
 def _in_one_pass(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, Tensor]) -> Iterator[list[Tensor]]:
-    """The same, from one pass over all of them."""
+    """Yield every record's gradients, parameter by parameter, from one pass over all records."""
     outputs = model(records[0])
     back = loss.gradients(outputs, records[1])
     for number in range(len(back)):
@@ -170,5 +170,5 @@ def _norm(gradients: list[Tensor]) -> float:
 
 
 def _state(device: torch.device) -> Tensor:
-    """Return the state of the generator that draws on a device."""
+    """Return the state of a device's random generator."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()

@@ -1,7 +1,7 @@
-"""The optimizer of processes that train together, by Opacus's own convention for distributed training.
+"""The optimizer for processes that train together, by Opacus's convention for distributed training.
 
-Each process has the clipped sum of its own records. The first adds the noise of the whole batch to its own; the others
-are given a noise multiplier of nought. Then gradients are summed, and all take the same step.
+Each process has the clipped sum of its own records. The first process adds the noise of the whole batch; the others
+have a noise multiplier of zero. Then gradients are summed, and all processes take the same step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class DistributedOptimizer(CipherOptimizer, DistributedDPOptimizer):  # type: ig
 
     @override
     def reduce_gradients(self) -> None:
-        """Sum over all processes, once all of them have come so far."""
+        """Sum over all processes, once all have reached this point."""
         self._group.meet()
         with self._group.talking():
             super().reduce_gradients()

@@ -1,8 +1,8 @@
-"""The layers that book-keeping knows: what a record's part of their gradients is, from what went in and came back.
+"""The layers that book-keeping knows: per-record gradients from a layer's inputs and the gradients of its outputs.
 
 Every function here takes a layer and its calls in one forward pass. A call is a layer's input `(n, ...)` and the
-gradient of the loss with respect to its output `(n, ...)`. All calls of a layer are one share: their gradients add up
-before a norm is taken.
+gradient of the loss with respect to its output `(n, ...)`. All calls of a layer are one share: their gradients are
+added before the norm is computed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 Call = tuple[Tensor, Tensor]
-Shares = list[tuple[Tensor, Share]]  # a parameter, and what records add to it
+Shares = list[tuple[Tensor, Share]]  # parameters, each with the records' gradients of it
 
 
 def _linear(layer: nn.Linear, calls: Sequence[Call]) -> Shares:
-    if len(calls) == 1 and calls[0][0].dim() == 2:  # noqa: PLR2004 - one row a record, as it is most of the time
+    if len(calls) == 1 and calls[0][0].dim() == 2:  # noqa: PLR2004 - one row per record, the usual case
         shares: Shares = [(layer.weight, Outer(*calls[0]))]
         if layer.bias is not None:
             shares.append((layer.bias, Rows(calls[0][1])))
@@ -40,24 +40,24 @@ def _in_rows(values: Tensor) -> Tensor:
 
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:
-    """Join the rows of several calls; no copy of one."""
+    """Join the rows of several calls; a single call is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _convolution(layer: nn.Conv1d | nn.Conv2d, calls: Sequence[Call]) -> Shares:
-    """A convolution is a linear map of patches, every position of the output a row."""
+    """Return a convolution's shares: it is a linear map of patches, with one row per position of the output."""
     inputs = _joined([_patches(layer, each) for each, _ in calls], 2)
     gradients = _joined([each.flatten(2) for _, each in calls], 2)
     return _affine(layer, inputs.unflatten(1, (layer.groups, -1)), gradients.unflatten(1, (layer.groups, -1)))
 
 
 def _patches(layer: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
-    """Cut inputs `(n, channels, ...)` into what the kernel sees: `(n, channels × kernel, positions)`."""
+    """Cut inputs `(n, channels, ...)` into the kernel's patches: `(n, channels × kernel, positions)`."""
     around = layer._reversed_padding_repeated_twice  # noqa: SLF001 - as the layer itself pads
     if any(around):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         inputs = functional.pad(inputs, around, mode=mode)
-    if inputs.dim() == 3:  # noqa: PLR2004 - one dimension of space, which torch cannot unfold: add a second
+    if inputs.dim() == 3:  # noqa: PLR2004 - torch cannot unfold one dimension of space: add a second
         return functional.unfold(
             inputs.unsqueeze(2), (1, *layer.kernel_size), (1, *layer.dilation), stride=(1, *layer.stride)
         )
@@ -77,9 +77,9 @@ def _affine(layer: nn.Linear | nn.Conv1d | nn.Conv2d, inputs: Tensor, gradients:
 
 
 def _embedding(layer: nn.Embedding, calls: Sequence[Call]) -> Shares:
-    indices = _joined([each.reshape(len(each), -1) for each, _ in calls], 1)  # one a record may have no dimension
+    indices = _joined([each.reshape(len(each), -1) for each, _ in calls], 1)  # one per record may have no dimension
     gradients = _joined([_in_rows(each) for _, each in calls], 1)
-    if layer.padding_idx is not None:  # that row never moves: its gradient is no part of anybody's norm
+    if layer.padding_idx is not None:  # that row is never trained, so its gradient belongs to no norm
         gradients = gradients.masked_fill((indices == layer.padding_idx).unsqueeze(-1), 0.0)
     return [(layer.weight, Places.looked_up(indices, gradients, layer.num_embeddings))]
 
@@ -103,7 +103,7 @@ def _group_norm(layer: nn.GroupNorm, calls: Sequence[Call]) -> Shares:
 
 
 def _but_last(kept: int) -> Callable[[Tensor], Tensor]:
-    """Return what sums over everything but records and the last dimensions."""
+    """Return a function that sums over all dimensions but the first and the last `kept`."""
     return lambda rows: rows.flatten(1, -kept - 1).sum(1) if rows.dim() > kept + 1 else rows
 
 
@@ -121,7 +121,7 @@ def _scaled(
 
 KNOWN: dict[type[nn.Module], Callable[[Any, Sequence[Call]], Shares]] = {
     nn.Linear: _linear,
-    RNNLinear: _linear,  # of Opacus's recurrent layers, called at every time step
+    RNNLinear: _linear,  # part of Opacus's recurrent layers, called at every time step
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
     nn.Embedding: _embedding,
@@ -133,10 +133,10 @@ KNOWN: dict[type[nn.Module], Callable[[Any, Sequence[Call]], Shares]] = {
 
 
 def unknown(model: nn.Module) -> str | None:
-    """Say why book-keeping cannot be used for a model; None if nothing that can be seen speaks against it."""
+    """Return why book-keeping cannot be used for a model; None if its layers show no reason."""
     owners: dict[int, str] = {}
     for name, part in model.named_modules():
-        if isinstance(part, DPRNNBase):  # it has other names for its cells' parameters, and none of its own
+        if isinstance(part, DPRNNBase):  # it only renames its cells' parameters
             continue
         trained = own(part)
         if trained and type(part) not in KNOWN:

@@ -1,8 +1,8 @@
-"""Every record's loss by itself, and its gradient with respect to that record's output.
+"""Compute every record's loss separately, and its gradient with respect to that record's output.
 
-A task states the mean loss of a batch. If that mean were taken over the batch, a record could move the gradients of
-others: `CrossEntropyLoss(weight=w)` divides by the sum of the batch's weights, `ignore_index` by how many targets it
-keeps. So each record is given to the task as a batch of its own, and the losses are added.
+A task's loss is the mean over a batch. Computed over a whole batch, it could let a record change the gradients of
+others: `CrossEntropyLoss(weight=w)` divides by the sum of the batch's weights, `ignore_index` by the number of targets
+kept. So the task gets each record as a batch of one, and the losses are added.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class RecordLoss:
         self._can_be_mapped = True
 
     def of_one(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of one record, a scalar, given its output and target without the dimension of records."""
+        """Return the loss of one record, a scalar, from its output and target without the batch dimension."""
         return self._task.loss(output.unsqueeze(0), target.unsqueeze(0)).reshape(())
 
     def gradients(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the gradient of each record's loss with respect to its own output, as `outputs` `(n, ...)`.
+        """Return the float32 gradient of each record's loss with respect to its own output, `(n, ...)` as `outputs`.
 
-        It is computed from a copy of the outputs that is cut off from the model: nothing else that a loss may depend on
-        gets a gradient. In float32.
+        It is computed from a copy of the outputs that is detached from the model, so nothing else on which the loss may
+        depend gets a gradient.
         """
         with torch.enable_grad():
             held = outputs.detach().float().requires_grad_()
@@ -45,7 +45,7 @@ class RecordLoss:
         if self._can_be_mapped:
             try:
                 found: Tensor = self._mapped(outputs, targets)
-            except RuntimeError:  # it branches on values, say
+            except RuntimeError:  # for instance, the loss branches on values
                 self._can_be_mapped = False
             else:
                 return found

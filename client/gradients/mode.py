@@ -1,4 +1,4 @@
-"""What all ways have in common: records go in, and their clipped gradients are added to every `p.summed_grad`."""
+"""The base class of all modes: add records' clipped gradients to every `p.summed_grad`."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ if TYPE_CHECKING:
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """Return what is trained of a model, each parameter once, in the model's order: all that is not frozen."""
+    """Return a model's trained (not frozen) parameters, each once, in the model's order."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def own(part: nn.Module) -> list[nn.Parameter]:
-    """Return what is trained of a module itself, whatever it calls the parameters of its parts."""
+    """Return a module's own trained parameters, without those of its parts."""
     return [each for each in part._parameters.values() if each is not None and each.requires_grad]  # noqa: SLF001 - torch's
 
 
 class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is untyped
-    """A gradient-sample mode. As everywhere in Opacus, `to_standard_module` gives the model back."""
+    """A gradient-sample mode. As in Opacus, `to_standard_module` returns the model."""
 
     loss: RecordLoss
     max_grad_norm: float
-    trained: Sequence[nn.Parameter]  # those of the model when the mode was made
-    precision: torch.dtype = torch.float32  # of the model's forward and backward pass; norms are float32 always
+    trained: Sequence[nn.Parameter]  # the model's, when the mode was made
+    precision: torch.dtype = torch.float32  # of the model's forward and backward pass; norms are always float32
     dropped: int = 0  # records whose gradients were not finite
-    values_a_record: int = 0  # how many one took in memory, beside those of plain training
+    values_a_record: int = 0  # values in memory per record, on top of plain training
 
     def fill(self, inputs: Tensor, targets: Tensor) -> None:
-        """Clip these records' gradients and add them to `p.summed_grad` of every parameter that is trained.
+        """Clip these records' gradients and add them to `p.summed_grad` of every trained parameter.
 
         Args:
             inputs: `(n, ...)`; without records, sums are zeros.
             targets: `(n, ...)`.
 
         Raises:
-            TaskError: if a layer does not keep one row a record, or the model replaces a parameter; clipping would
-                bound something else.
+            TaskError: if a layer does not keep one row per record, or the model replaces a parameter; clipping would
+                not bound a record's influence.
         """
         shares: Sequence[Share | None] = [None] * len(self.trained)
         if len(inputs):
@@ -73,18 +73,18 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
 
     @abstractmethod
     def shares(self, inputs: Tensor, targets: Tensor) -> Sequence[Share | None]:
-        """Return what these records add to the gradient of each of `trained`; None where it depends on none of them.
+        """Return the records' gradients of each parameter in `trained`; None for a parameter that has none.
 
         Args:
-            inputs: of at least one record, `(n, ...)`.
+            inputs: `(n, ...)`, at least one record.
             targets: `(n, ...)`.
 
         Raises:
-            TaskError: if a layer does not keep one row a record.
+            TaskError: if a layer does not keep one row per record.
         """
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        """Run the model on `(n, ...)`, in the precision that was asked for."""
+        """Run the model on `(n, ...)`, in the chosen precision."""
         with self.autocast(inputs):
             found: Tensor = self(inputs)
         if len(found) != len(inputs):
@@ -93,7 +93,7 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
         return found
 
     def autocast(self, inputs: Tensor) -> AbstractContextManager[object]:
-        """Return the context in which the model is run."""
+        """Return the context in which the model runs."""
         if self.precision is torch.float32:
             return nullcontext()
         return torch.autocast(inputs.device.type, self.precision, cache_enabled=False)
@@ -101,24 +101,24 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what libraries remark on ways of computing gradients that nobody can change."""
+    """Silence library warnings about gradients on which users cannot act."""
     with warnings.catch_warnings():
         # torch, when hooks see a first layer whose inputs need no gradient; records never do
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        # torch, when it maps attention over records one by one, which is the fastest way all the same
+        # torch, when it maps attention over records one by one, which is still the fastest way
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        # torch, of normalisation in a reduced precision
+        # torch, about normalisation in a reduced precision
         warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-        # Opacus's functorch mode, which takes integers for a reduced precision
+        # Opacus's functorch mode, which mistakes integers for a reduced precision
         warnings.filterwarnings("ignore", message="In CPU autocast")
         yield
 
 
 def check_rows(rows: int, records: int) -> None:
-    """Refuse gradients of anything but single records.
+    """Refuse a layer whose rows are not the records.
 
     Raises:
-        TaskError: if there are not as many rows as records.
+        TaskError: if the number of rows differs from the number of records.
     """
     if rows != records:
         msg = "a layer of the model sees other rows than the records; keep one row a record in every layer"
@@ -126,9 +126,9 @@ def check_rows(rows: int, records: int) -> None:
 
 
 def refuse_packed(model: nn.Module) -> list[RemovableHandle]:
-    """Have Opacus's recurrent layers refuse packed sequences, which they sort: their rows are other records then.
+    """Make Opacus's recurrent layers refuse packed sequences: they sort them, so rows no longer match records.
 
-    A hook raises TaskError.
+    The hook raises TaskError.
     """
 
     def refuse(layer: nn.Module, inputs: tuple[object, ...]) -> None:

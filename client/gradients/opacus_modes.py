@@ -1,15 +1,13 @@
-"""`hooks` and `functorch`: Opacus's own modes, where it is right.
+"""`hooks` and `functorch`: Opacus's own modes, with corrections.
 
-What is mended:
-
-- Opacus counts the gradient of an embedding's padding row into a record's norm, though that row never moves: its
+- Opacus counts the gradient of an embedding's padding row in a record's norm, though that row is never trained: here
   samplers get gradients without it.
-- Whatever precision a model runs in, samplers get float32.
-- What a backward pass leaves behind (a layer whose output is not used) would be added to the next batch's gradients:
-  every batch begins anew, and a layer of whose calls some have no gradient is refused.
+- Samplers get float32, whatever the model's precision.
+- State left by a backward pass (of a layer whose output is not used) would be added to the next batch's gradients:
+  every batch starts afresh, and a layer is refused if only some of its calls have a gradient.
 
-What cannot be mended is found by comparing (see `choice`). Opacus's ghost clipping is not offered: it takes norms from
-Gram matrices, which can come out too small, and the sum from elsewhere.
+The comparison with autograd finds errors that cannot be corrected here (see `choice`). Opacus's ghost clipping is not
+offered: it computes norms from Gram matrices, which can come out too small, and not from the gradients that it sums.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Hooks(GradSampleModule, GradientMode):  # type: ignore[misc]  # opacus is untyped
-    """Takes gradients that are written out for every record."""
+    """Computes gradients written out for every record."""
 
     def __init__(self, model: nn.Module, *, force_functorch: bool) -> None:
         problems = [str(problem).splitlines()[0] for problem in ModuleValidator.validate(model, strict=False)]
@@ -41,10 +39,10 @@ class Hooks(GradSampleModule, GradientMode):  # type: ignore[misc]  # opacus is 
             raise TaskError(msg)
         super().__init__(model, loss_reduction="sum", force_functorch=force_functorch)
         self.autograd_grad_sample_hooks += refuse_packed(model)
-        self._records = 0  # in the part that is computed
+        self._records = 0  # in the current part of the batch
 
     def rearrange_grad_samples(self, **kwargs: Any) -> Any:  # noqa: ANN401 - passed on
-        """Give samplers float32, of every record."""
+        """Give samplers float32 tensors with one row per record."""
         activations, backprops = super().rearrange_grad_samples(**kwargs)
         for each in (*activations, backprops):
             check_rows(len(each), self._records)
@@ -63,7 +61,7 @@ class Hooks(GradSampleModule, GradientMode):  # type: ignore[misc]  # opacus is 
 
     def _share(self, parameter: Any) -> Rows | None:  # noqa: ANN401 - Opacus adds attributes to parameters
         if parameter.grad_sample is None and not hasattr(parameter, "_current_grad_sample"):
-            return None  # the outputs depend on no call of its layer
+            return None  # the outputs do not depend on its layer
         if not isinstance(parameter.grad_sample, Tensor):
             msg = "Opacus takes gradients of a layer for those of another call, of which the outputs do not depend"
             raise TaskError(msg)
@@ -84,12 +82,12 @@ class Hooks(GradSampleModule, GradientMode):  # type: ignore[misc]  # opacus is 
 def _embedding_grad_sample(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> dict[Any, Tensor]:
     if layer.padding_idx is not None:
         backprops = backprops.masked_fill((activations[0] == layer.padding_idx).unsqueeze(-1), 0.0)
-    compute: Any = compute_embedding_grad_sample  # it says that activations are one tensor, and takes a list
+    compute: Any = compute_embedding_grad_sample  # typed for one tensor of activations, but takes a list
     found: dict[Any, Tensor] = compute(layer, activations, backprops)
     return found
 
 
-# Ours alone: Opacus's `register_grad_sampler` would change it for everybody in this process. What others register with
-# Opacus, a task for a layer of its own, is still found.
+# Local to this class: Opacus's `register_grad_sampler` would change it for the whole process. Samplers that others
+# register with Opacus, such as a task's for its own layer, are still found.
 _SAMPLERS: Any = ChainMap({nn.Embedding: _embedding_grad_sample}, GradSampleModule.GRAD_SAMPLERS)
 Hooks.GRAD_SAMPLERS = _SAMPLERS

@@ -1,7 +1,7 @@
-"""Opacus's optimizer, with noise from a cipher and clipped sums from one of our modes.
+"""Opacus's optimizer, with noise from a cipher and clipped sums from one of Cloister's modes.
 
-A logical batch, which the accountant knows of, is computed in physical parts by Opacus's own convention: every part but
-the last is announced with `signal_skip_step`, so that sums gather in `p.summed_grad` and noise is added once.
+A logical batch, the accountant's unit, is computed in physical parts by Opacus's convention: every part but the last is
+announced with `signal_skip_step`, so that sums gather in `p.summed_grad` and noise is added once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
-    """Takes the clipped sums in `p.summed_grad`, which a mode has filled; adds noise; takes the step."""
+    """Adds noise to the clipped sums that a mode has left in `p.summed_grad`, and takes the step."""
 
     def __init__(self, *args: Any, randomness: Randomness, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
         super().__init__(*args, **kwargs)
@@ -34,9 +34,9 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         self._ahead: Future[NDArray[np.float64]] | None = None
 
     def draw_ahead(self) -> None:
-        """Begin to draw the next step's noise, if another device computes its gradients meanwhile.
+        """Start drawing the next step's noise, if another device computes the gradients meanwhile.
 
-        Until the step is taken, nobody else may draw from the randomness.
+        Nobody else may draw from the randomness until the step is taken.
         """
         if self._scale > 0 and self._draws_ahead:
             self._ahead = self._thread.submit(self._draw, self._size)
@@ -47,7 +47,7 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
 
     @property
     def _draws_ahead(self) -> bool:
-        """Where the processor computes gradients too, a second thread takes from the first what it adds."""
+        """Whether to draw ahead. If the CPU computes gradients too, a second thread gains nothing."""
         return any(parameter.device.type != "cpu" for parameter in self.params)
 
     @property
@@ -57,7 +57,7 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
 
     @property
     def _size(self) -> int:
-        """How many values a step's noise has. Not to be asked beside a pass, during which parameters may be frozen."""
+        """The number of values of noise per step. Do not read it during a pass, which may freeze parameters."""
         return sum(parameter.numel() for parameter in self.params)
 
     def _draw(self, size: int) -> NDArray[np.float64]:
@@ -66,16 +66,16 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         return drawn
 
     def take(self, mode: GradientMode, records: tuple[Tensor, Tensor], chosen: Tensor, physical_batch: int) -> None:
-        """Take one step on the chosen records, in parts. There may be none: noise counts all the same.
+        """Take one step on the chosen records, in parts. An empty batch gets noise too.
 
         Args:
             mode: fills `p.summed_grad`.
             records: inputs and targets `(n, ...)`.
-            chosen: the logical batch, `(k,)` places among the records.
-            physical_batch: how many records are computed at a time.
+            chosen: the logical batch, `(k,)` indices of records.
+            physical_batch: the number of records computed at a time.
 
         Raises:
-            TaskError: if gradients are of anything but single records; clipping would bound something else.
+            TaskError: if gradients are not those of single records; clipping would not bound a record's influence.
         """
         inputs, targets = records
         parts = chosen.to(inputs.device).split(physical_batch)
@@ -87,10 +87,10 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
 
     @override
     def clip_and_accumulate(self) -> None:
-        """See that the mode has clipped and added up the gradients of every parameter.
+        """Check that the mode has clipped and summed the gradients of every parameter.
 
         Raises:
-            TaskError: if one has no sum.
+            TaskError: if a parameter has no sum.
         """
         if any(getattr(parameter, "summed_grad", None) is None for parameter in self.params):
             msg = "a parameter of the model has no gradient, though it is trained; this would be a bug of Cloister's"
@@ -98,7 +98,7 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
 
     @override
     def pre_step(self, closure: Any = None) -> bool:
-        """If the batch is complete, add noise and divide by what is public."""
+        """If the batch is complete, add noise and divide by a public number."""
         self.clip_and_accumulate()
         self._is_last_step_skipped = bool(self._check_skip_next_step())
         if self._is_last_step_skipped:
@@ -109,15 +109,15 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
 
     @override
     def scale_grad(self) -> None:
-        """Divide by the batch that is expected in public, unless the sum is asked for."""
+        """Divide by the public expected batch size, unless the reduction is the sum."""
         if self.loss_reduction == "mean":
-            expected: Any = self.expected_batch_size  # which Opacus leaves open, and `train` does not
+            expected: Any = self.expected_batch_size  # optional in Opacus, always set here
             for parameter in self.params:
                 parameter.grad /= expected
 
     @override
     def add_noise(self) -> None:
-        """Set every gradient to the clipped sum plus N(0, (σC)²), in double precision until it is added."""
+        """Set every gradient to the clipped sum plus N(0, (σC)²); the noise is drawn in double precision."""
         drawn = None
         if self._scale > 0:
             drawn, self._ahead = torch.from_numpy(self._ahead.result() if self._ahead else self._draw(self._size)), None

@@ -1,7 +1,7 @@
-"""Torch's recurrent layers under `torch.func.vmap`.
+"""Make torch's recurrent layers work under `torch.func.vmap`.
 
-A GRU adds what a record gives to its state in place. Where its state begins as zeros that no record has given, vmap
-holds one for all records, and adding each record's own to it fails. So a state begins as zeros of that record.
+A GRU adds each record's values to its state in place. If the state starts as zeros that depend on no record, vmap keeps
+one state for all records, and the addition fails. So each record gets zeros of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def begin_by_record(model: nn.Module) -> list[RemovableHandle]:
-    """Have recurrent layers begin with a state of each record's own, of the same values. LSTMs need no help."""
+    """Give each record its own initial state, with the same values. LSTMs do not need it."""
     return [
         part.register_forward_pre_hook(_begin, with_kwargs=True)
         for part in model.modules()
@@ -29,7 +29,7 @@ def _begin(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     given = dict(zip(("input", "hx"), args, strict=False)) | kwargs
     inputs, state = given.get("input"), given.get("hx")
-    if not isinstance(inputs, Tensor):  # it is packed: no mapping over records goes through that
+    if not isinstance(inputs, Tensor):  # packed sequences cannot be mapped over records
         return None
     if state is None:
         state = inputs.new_zeros(_shape(layer, inputs))
@@ -37,7 +37,7 @@ def _begin(
 
 
 def _shape(layer: nn.GRU | nn.RNN | nn.GRUCell | nn.RNNCell, inputs: Tensor) -> tuple[int, ...]:
-    """Return the shape of a state: `(layers, n, hidden)`; of a cell's, `(n, hidden)`; of one record's, without n."""
+    """Return a state's shape: `(layers, n, hidden)`, for a cell `(n, hidden)`; without n for a single record."""
     if isinstance(layer, nn.RNNCellBase):
         return (*inputs.shape[:-1], layer.hidden_size)
     layers = layer.num_layers * (1 + layer.bidirectional)

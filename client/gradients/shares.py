@@ -1,18 +1,18 @@
-"""Per-record gradients of one parameter, as the product that they are, without writing them out where that is dearer.
+"""Per-record gradients of one parameter, kept as products and written out only where needed.
 
-Book-keeping (Bu et al., 2022, section 3) needs two things of them: every record's squared norm, and, once the clipping
-factors are known, the sum that they weight. For a linear map of inputs a and gradients g of its outputs, a record's
-gradient is g aᵀ; with one row a record its norm is |a| |g|, and its part of the sum never exists by itself.
+Book-keeping (Bu et al., 2022, section 3) needs every record's squared norm and, once the clipping factors are known,
+the weighted sum. For a linear map with inputs a and gradients g of its outputs, a record's gradient is g aᵀ. With one
+row per record, its norm is |a| |g|, and the gradient itself need not be computed.
 
-A norm that comes out too small clips too little. So every norm is taken of the very numbers that are summed, or is
-rounded up:
+A norm that comes out too small clips too little. So every norm is computed from the numbers that are summed, or rounded
+up:
 
-- With several rows a record (time steps, pixels, words), "ghost" norms from the Gram matrices of a and g would need
-  less memory; but they are differences of large numbers. Here such gradients are written out, and where all together
-  are too large, some records at a time.
-- Float32 loses a percent of the norm of ten million equal numbers, one after the other. Here they are added in blocks,
-  and the blocks in float64.
-- Squares below 1e-38 are lost in float32. That does no harm to a norm by itself, only to one that is multiplied.
+- With several rows per record (time steps, pixels, words), "ghost" norms from the Gram matrices of a and g would need
+  less memory, but they are differences of large numbers. Here such gradients are written out, for some records at a
+  time if all together are too large.
+- Adding ten million equal numbers one by one in float32 loses a percent of the norm. Here they are added in blocks, and
+  the blocks in float64.
+- Squares below 1e-38 are lost in float32. That matters only for norms that are multiplied.
 - Norms over 1e19 have no square in float32: such records count as not finite, and add nothing.
 """
 
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 KEPT = 1 << 24  # values of gradients that are kept until the clipping factors are known
 _BLOCK = 1024  # values whose squares are added in float32
-_LOST = torch.finfo(torch.float32).tiny  # the most that a square can lose
+_LOST = torch.finfo(torch.float32).tiny  # the most that one square can lose
 
 
 class Share(ABC):
-    """What records add to the gradient of one parameter. All tensors in float32."""
+    """The records' gradients of one parameter. All tensors are float32."""
 
     @property
     def values(self) -> int:
-        """How many values are in memory for it."""
+        """The number of values that it keeps in memory."""
         return sum(each.numel() for each in vars(self).values() if isinstance(each, Tensor))
 
     @abstractmethod
@@ -49,15 +49,15 @@ class Share(ABC):
 
     @abstractmethod
     def summed(self, factors: Tensor) -> Tensor:
-        """Return the sum of gradients, weighted by `(n,)`; as many values as the parameter has."""
+        """Return the sum of gradients weighted by `(n,)`, with as many values as the parameter."""
 
     @abstractmethod
     def of(self, records: Tensor) -> Share:
-        """Return the share of some records, given by `(n,)` booleans."""
+        """Return the share of the records chosen by `(n,)` booleans."""
 
 
 def _flat(rows: Tensor) -> Tensor:
-    """Return `(n, ...)` as `(n, d)`, also of numbers."""
+    """Return `(n, ...)` as `(n, d)`, and `(n,)` as `(n, 1)`."""
     return rows.flatten(1) if rows.dim() > 1 else rows.unsqueeze(1)
 
 
@@ -93,7 +93,7 @@ class Rows(Share):
 
 @dataclass(frozen=True)
 class Outer(Share):
-    """g aᵀ of one row a record: inputs `(n, d)`, gradients of outputs `(n, p)`."""
+    """g aᵀ, with one row per record: inputs `(n, d)`, gradients of outputs `(n, p)`."""
 
     inputs: Tensor
     gradients: Tensor
@@ -114,21 +114,21 @@ class Outer(Share):
 
 @dataclass(frozen=True)
 class Product(Share):
-    """Σ g aᵀ over rows of a record, in groups: inputs `(n, groups, d, t)`, gradients of outputs `(n, groups, p, t)`."""
+    """Σ g aᵀ over a record's rows, in groups: inputs `(n, groups, d, t)`, gradients of outputs `(n, groups, p, t)`."""
 
     inputs: Tensor
     gradients: Tensor
 
     @cached_property
     def _kept(self) -> Rows | None:
-        """Gradients written out, if they may be kept."""
+        """The gradients written out, if they are few enough to keep."""
         if len(self.inputs) > self._at_a_time:
             return None
         return Rows(self.gradients @ self.inputs.transpose(2, 3))
 
     @property
     def _at_a_time(self) -> int:
-        """How many records' gradients may be written out."""
+        """The number of records whose gradients may be written out at a time."""
         return max(1, KEPT // (self.gradients.shape[1:3].numel() * self.inputs.shape[2]))
 
     def _in_parts(self) -> Iterator[Rows]:
@@ -169,7 +169,7 @@ class Product(Share):
 
 @dataclass(frozen=True)
 class Places(Share):
-    """Gradients of some rows of a table `(size, d)`: of so many records, `(k,)` records and rows, `(k, d)` gradients.
+    """Gradients of some rows of a table `(size, d)`: for `count` records, records and rows `(k,)`, gradients `(k, d)`.
 
     No record has the same row twice.
     """
@@ -182,7 +182,7 @@ class Places(Share):
 
     @classmethod
     def looked_up(cls, indices: Tensor, gradients: Tensor, size: int) -> Places:
-        """Add up what records look up more than once: rows `(n, t)`, gradients of what they find `(n, t, d)`."""
+        """Sum the gradients `(n, t, d)` of rows `(n, t)` that a record looks up more than once."""
         pairs = torch.arange(len(indices), device=indices.device).unsqueeze(1) * size + indices
         pairs, place = torch.unique(pairs, return_inverse=True)
         summed = gradients.new_zeros((len(pairs), gradients.shape[2]))

@@ -1,7 +1,7 @@
 """`autograd`: plain autograd, one record after the other.
 
-It is right for whatever torch can differentiate at all, and the slowest: packed sequences, operations that cannot be
-mapped, models that branch on values. All of a part's gradients are in memory at once.
+The slowest mode, but correct for whatever torch can differentiate: packed sequences, operations that cannot be mapped,
+models that branch on values. All gradients of a part are in memory at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Single(GradientMode):
-    """Takes the gradients of batches of one."""
+    """Computes the gradients of batches of one."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, loss_reduction="sum")

@@ -1,7 +1,7 @@
 """`vmap`: the gradient of one record's loss, as torch computes it, mapped over records (torch.func).
 
-It is right for whatever torch can map, because it takes a model as a whole: attention, tied weights, bare parameters.
-All of a part's gradients are in memory at once.
+It treats a model as a whole, so it is correct for whatever torch can map: attention, tied weights, bare parameters.
+All gradients of a part are in memory at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Vmap(GradientMode):
-    """Takes gradients that are written out for every record."""
+    """Computes gradients written out for every record."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, loss_reduction="sum")
@@ -33,7 +33,7 @@ class Vmap(GradientMode):
 
     @override
     def remove_hooks(self) -> None:
-        """Give recurrent layers back as they were."""
+        """Restore the recurrent layers."""
         for hook in self._hooks:
             hook.remove()
 
@@ -47,11 +47,11 @@ class Vmap(GradientMode):
         return [Rows(each.float()) for each in samples]
 
     def _can_be_one(self, inputs: Tensor, targets: Tensor) -> bool:
-        """Try one record. What it draws in vain is not missed: the same seed gives the same sum, the first time too."""
+        """Return whether one record's loss can be mapped as a whole. The trial does not advance the generator."""
         with forked():
             try:
                 self._of_losses(inputs, targets)
-            except RuntimeError:  # the loss branches on values, say; a model that does so fails afterwards, too
+            except RuntimeError:  # for instance, the loss branches on values; a model that does so fails later too
                 return False
         return True
 
@@ -66,9 +66,9 @@ class Vmap(GradientMode):
         return found
 
     def _of_outputs(self, inputs: Tensor, targets: Tensor) -> Sequence[Tensor]:
-        """Map the model alone, over parameters too: every record has its own, whose gradients are that record's.
+        """Map the model alone, over parameters too: every record has its own copy, with its own gradients.
 
-        Torch does not take a reduced precision here.
+        Torch does not allow a reduced precision here.
         """
         own = [each.detach().expand(len(inputs), *each.shape).requires_grad_() for each in self.trained]
         outputs = torch.func.vmap(self._output, randomness="different")(own, inputs)
@@ -85,9 +85,9 @@ class Vmap(GradientMode):
 
     @contextmanager
     def _in_place_of_parameters(self, values: Sequence[Tensor]) -> Iterator[None]:
-        """Run the model with other values than its parameters have, wherever it keeps these.
+        """Run the model with these values in place of its parameters, wherever it keeps them.
 
-        `torch.func.functional_call` goes by names, and leaves other values behind in a module that has two.
+        `torch.func.functional_call` goes by names, and does not restore a parameter that has two names in one module.
         """
         number = {id(parameter): index for index, parameter in enumerate(self.trained)}
         tables: list[dict[str, Any]] = [part._parameters for part in self._module.modules()]  # noqa: SLF001 - where torch itself changes them

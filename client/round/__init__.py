@@ -1,1 +1,1 @@
-"""A round at a site, from admission to the sum that is opened."""
+"""A round at a site, from admission to opening the sum."""

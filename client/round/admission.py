@@ -1,6 +1,7 @@
-"""A message is admitted once: the coordinator signed its run, for this site's roster, and this site's policy allows it.
+"""Admit a message: the coordinator signed its run for this site's roster, and this site's policy allows it.
 
-What comes of it is all that its handlers get: an `AdmittedRun`, or, if the message is about one round, a `Round`.
+Each message is admitted once. Its handlers get only the result: an `AdmittedRun`, or a `Round` if the message is about
+one round.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ class AdmittedRun:
     site: Site
     manifest: Manifest
     run: str  # the manifest's digest
-    algorithm: Algorithm  # of what is sent and of how the model goes on
+    algorithm: Algorithm  # says what sites send and how the model is updated
 
     @property
     def settings(self) -> RunSettings:
-        """What the coordinator wrote."""
+        """The run's settings, as the coordinator wrote them."""
         return self.manifest.settings
 
     @cached_property
     def work(self) -> Work:
-        """What it does with the site's records.
+        """What the run does with the site's records.
 
         Raises:
             TaskError: if its task cannot be imported or trained.
@@ -51,12 +52,12 @@ class AdmittedRun:
 
     @property
     def ledger(self) -> Ledger:
-        """Where its rounds are charged."""
+        """The ledger to which its rounds are charged."""
         return self._account[0]
 
     @property
     def limit(self) -> Budget:
-        """What every charge is held against."""
+        """The budget that limits every charge."""
         return self._account[1]
 
     @cached_property
@@ -64,15 +65,15 @@ class AdmittedRun:
         return self.site.place.account(self.settings.kind)
 
     def checkpoint(self) -> Checkpoint:
-        """Return the site's model: its latest checkpoint, or the model that the run starts from."""
+        """Return the site's model: its latest checkpoint, or the model from which the run starts."""
         return self.site.checkpoint(self.manifest, self.run)
 
     def before(self) -> Checkpoint:
-        """Return the site's model, in a run with votes, before the last round that it opened."""
+        """Return the site's model before the last round that it opened, in a run with votes."""
         return self.site.before(self.manifest, self.run)
 
     def round(self, plan: RoundPlan) -> Round:
-        """Return a round of it, as the server plans it. Who trains holds the plan against the manifest first."""
+        """Return the round that the server plans. Training first checks the plan against the manifest."""
         return Round(self.site, self.manifest, self.run, self.algorithm, plan)
 
 
@@ -84,7 +85,7 @@ class Round(AdmittedRun):
 
     @property
     def release(self) -> Release:
-        """What the ledger charges."""
+        """The release that the ledger charges."""
         return Release(self.plan.run, self.plan.round, self.plan.attempt, self.settings.kind.purpose)
 
     @property
@@ -93,18 +94,18 @@ class Round(AdmittedRun):
         return self.manifest.weight(self.site.name)
 
     def randomness(self, use: str) -> Randomness:
-        """Return this site's own randomness; in a run with a seed, which has no privacy, the same each time."""
+        """Return this site's own randomness; a run with a seed, which has no privacy, gets the same each time."""
         if self.settings.seed is None:
             return Randomness.fresh()
         return Randomness.seeded(self.settings.seed, self.site.name, self.plan.round, self.plan.attempt, use)
 
 
 def admit(site: Site, document: bytes) -> AdmittedRun:
-    """Check who signed a manifest, and hold it against the site's policy.
+    """Check a manifest's signature, and check the manifest against the site's policy.
 
     Raises:
         AuthenticityError: if the coordinator did not sign it.
-        RefusedError: if the policy does not allow it, or this site does not have its algorithm.
+        RefusedError: if the policy does not allow it, or this site lacks its algorithm.
         ProtocolError: if it is for another roster than the site's.
     """
     manifest, run = site.open_manifest(document)

@@ -1,6 +1,7 @@
 """The end of a round at a site: check who contributed to the sum; decrypt it; check its tag; apply the mean.
 
-Only then is the model kept, and its digest told. Whatever is wrong with a sum, the model stays as it was.
+Only then does the site keep the model and send its digest. If anything is wrong with the sum, the model does not
+change.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ log = logging.getLogger("cloister.agent")
 
 
 class UnopenedError(AuthenticityError):
-    """A sum is not that of its contributors' updates."""
+    """A sum is not the sum of its contributors' updates."""
 
     def __init__(self, message: str, refusal: Refusal) -> None:
         super().__init__(message)
@@ -46,11 +47,11 @@ class UnopenedError(AuthenticityError):
 
 
 def open_sum(admitted: AdmittedRun, total: EncryptedSum) -> Checkpoint:
-    """Step 7: decrypt a round's sum and arrive at the next model. A sum that was opened before changes nothing.
+    """Decrypt a round's sum and return the next model. A sum that was opened before changes nothing.
 
     Raises:
-        ProtocolError: if the sum does not apply to the model that this site has.
-        UnopenedError: if it is not the sum that it is said to be; no other of its plan is opened then.
+        ProtocolError: if the sum does not apply to this site's model.
+        UnopenedError: if it is not its contributors' sum; the site then opens no other sum of the plan.
     """
     site, manifest = admitted.site, admitted.manifest
     plan, headers = check_sum(total, admitted.run, manifest, site.roster)
@@ -67,18 +68,18 @@ def open_sum(admitted: AdmittedRun, total: EncryptedSum) -> Checkpoint:
         msg = f"the sum of round {plan.round} is of updates in another range than {site.name}'s; it was not opened"
         raise ProtocolError(msg)
     packing = replace(manifest.packing, update_bound=now.update_bound)
-    del now  # out of memory while the mean takes its place there
+    del now  # free its memory for the mean
     mean = _mean(site, total, plan, headers, packing, manifest.settings.encryption.update_norm)
     del total
     bound = manifest.packing.update_bound
-    if not manifest.settings.shares_noise:  # shares are of the range that was signed
+    if not manifest.settings.shares_noise:  # shares of noise are made for the range in the manifest
         bound = next_bound(mean, len(headers), bound)
     now, weights = admitted.checkpoint(), {name: header.weight for name, header in headers.items()}
     with foreign(str(manifest.settings.strategy["name"]), "apply()"):
         algorithm, fixed = admitted.algorithm, Run.of(manifest.settings)
         model, state = advance(algorithm, fixed, now.model, now.state, mean, weights)
     opened = Checkpoint(admitted.run, plan.round, model, bound, state=state)
-    # Before the model is kept: what a crash leaves unwritten is written when the sum comes again.
+    # Before the model is kept: after a crash, the sum comes again, and the rest is written then.
     admitted.work.opened(manifest, admitted.run, opened.model, headers)
     site.residuals.settle(plan, contributed=site.name in headers)
     site.own.settle(plan, contributed=site.name in headers)
@@ -88,13 +89,13 @@ def open_sum(admitted: AdmittedRun, total: EncryptedSum) -> Checkpoint:
 
 
 def vouch(site: Site, plan: bytes, checkpoint: Checkpoint) -> Opened:
-    """Sign what this site arrived at with a plan's sum: one site alone does not decide what the others go on with."""
+    """Sign the model that this site got from a plan's sum, so that no single site decides for the others."""
     opened = Opened(checkpoint.digest, checkpoint.update_bound)
     return replace(opened, signature=sign(site.signing_key, OPENED, opened.signed_part(digest("plan", plan))))
 
 
 def has_refused(site: Site, plan: RoundPlan) -> bool:
-    """Whether this site has refused a sum of a plan."""
+    """Return whether this site has refused a sum of this plan."""
     return site.commitments.find(plan.run, _refusing(plan)) is not None
 
 
@@ -119,9 +120,9 @@ def _mean(
         mean = unpack(lengths.watch(blocks), size, weights, packing)
         lengths.check_sum()
     except CloisterError as error:
-        # The server learns that the sum was refused, once. Without masks it learns nothing about why, with them only
-        # what a member did: whatever a server does by itself, the code stops.
-        # On disk before it is said: a restarted agent would give a server that lies one more try.
+        # The server learns once that the sum was refused. Without masks it learns nothing about the reason; with masks,
+        # only what a member did: the code (MAC) stops anything that the server does by itself.
+        # This is on disk before it is sent, or a restarted agent would give a lying server one more try.
         for liar in liars:
             accuse(site.commitments, plan.run, liar, next(sha256(each.header).hexdigest() for each, header in
                    zip(total.contributions, headers, strict=True) if header == liar))  # fmt: skip
@@ -142,11 +143,11 @@ def _refusing(plan: RoundPlan) -> str:
 def shown_seeds(
     site: Site, total: EncryptedSum, headers: dict[str, UpdateHeader], plan: RoundPlan, liars: list[str]
 ) -> tuple[dict[str, bytes], dict[str, dict[str, bytes]]]:
-    """Open the seeds that the sites showed: of each one's own mask, and of those shared with who is not in the sum.
+    """Open the seeds that the sites revealed: of their own masks, and of masks shared with sites absent from the sum.
 
     Raises:
-        AuthenticityError: if a site did not sign them; or if they are not those to which it committed, and then it is
-            named in `liars`, with all others of whom that is true.
+        AuthenticityError: if a site did not sign its seeds; or if some signed seeds are not those to which the sites
+            committed: `liars` then gets the names of all such sites.
     """
     keys = site.keyring.find(plan.keys)
     own, pairs, absent = {}, {}, absent_from(plan, headers)

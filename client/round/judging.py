@@ -1,6 +1,6 @@
-"""A masked sum that did not open, at a site: it judges one member's body, and notes on its disk who lied.
+"""After a masked sum did not open: judge one member's body, and record on disk who lied.
 
-Only what a site has checked itself lets it add the same updates up again without somebody: see
+A site sums the same updates again without a member only on evidence that it has checked itself: see
 `privacy.crypto.agreement`.
 """
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 
 def judge(current: Round, body: SignedUpdate, accusation: Accusation | None = None) -> Verdict:
-    """Say whether a member's body is right; if not, note that as evidence against it, and else, against its accuser.
+    """Return a verdict on a member's body; record evidence against the member if it is wrong, else against the accuser.
 
     Args:
-        current: a masked round, of whose plan this site has refused a sum.
-        body: of the plan's.
-        accusation: by another member, which said that it is wrong.
+        current: a masked round; this site has refused a sum of its plan.
+        body: an update for this plan.
+        accusation: by another member, that the body is wrong.
 
     Raises:
         ProtocolError: if this site sent no masked update for the plan, or refused no sum of it.
-        AuthenticityError, MalformedError: if the member did not sign this body, or nobody that accusation.
+        AuthenticityError, MalformedError: if the signature on the body or the accusation is invalid.
     """
     site, plan = current.site, current.plan
     made = site.outbox.last(current.run)

@@ -1,4 +1,4 @@
-"""The key ceremony at a site: make an epoch's keys, or take another site's; then share secrets with each other."""
+"""The key ceremony at a site: make an epoch's keys or accept another site's; then share secrets with other sites."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ log = logging.getLogger("cloister.agent")
 
 
 def lead_epoch(site: Site, epoch: int) -> tuple[EpochKeys, dict[str, bytes]]:
-    """Make a new epoch's keys, keep them, and seal them to every member that the roster lists.
+    """Make and keep a new epoch's keys, and seal them to every member of the roster.
 
     Raises:
-        ProtocolError: if the epoch is not newer than the newest that this site has.
+        ProtocolError: if the epoch is not newer than this site's newest.
     """
     if epoch <= site.keyring.latest:
         msg = f"{site.name} has the keys of epoch {site.keyring.latest}; it makes none of epoch {epoch}"
@@ -33,10 +33,10 @@ def lead_epoch(site: Site, epoch: int) -> tuple[EpochKeys, dict[str, bytes]]:
 
 
 def accept_letter(site: Site, leader: str, letter: bytes) -> EpochKeys:
-    """Open a letter, check who wrote it, and keep the keys inside.
+    """Open a letter, check who wrote it, and keep its keys.
 
     Raises:
-        CloisterError: if it is not from a member of the roster, not for this site, or of no newer epoch.
+        CloisterError: if it is not from a member of the roster, not for this site, or not of a newer epoch.
     """
     keys = read_letter(letter, leader, site.roster, site.name, site.sealing_key)
     _take(site, keys)
@@ -44,10 +44,10 @@ def accept_letter(site: Site, leader: str, letter: bytes) -> EpochKeys:
 
 
 def accept_pairs(site: Site, fingerprint: str, letters: Mapping[str, bytes]) -> EpochKeys:
-    """Take the secrets that other members share with this site under its current keys, but for those that do not hold.
+    """Accept the secrets that other members share with this site under its current keys; skip and log invalid ones.
 
     Raises:
-        ProtocolError: if these are not the site's current keys.
+        ProtocolError: if the fingerprint is not that of the site's current keys.
     """
     keys = site.keyring.current(site.roster.version)
     if keys is None or keys.fingerprint != fingerprint:
@@ -64,7 +64,7 @@ def accept_pairs(site: Site, fingerprint: str, letters: Mapping[str, bytes]) -> 
 
 
 def _take(site: Site, keys: EpochKeys) -> None:
-    """Keep an epoch's keys, and make the secrets that this site is to share with others."""
+    """Keep an epoch's keys, and make the secrets that this site shares with others."""
     site.keyring.take(keys, site.roster.version)
     if not site.keyring.own_letters(keys):
         site.keyring.share(keys, *write_pairs(keys, site.roster, site.name, site.signing_key))

@@ -1,4 +1,4 @@
-"""Masks at a site: fresh ones for every attempt; which of their seeds it shows, and when: see `agreement`."""
+"""Masks at a site: make fresh ones for every attempt, and reveal their seeds under the rules of `agreement`."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 
 def new_masks(current: Round) -> tuple[bytes, Masks | None]:
-    """Return a fresh seed and this site's masks for a plan; nothing in a run without masks.
+    """Return a fresh seed and this site's masks for a plan; `(b"", None)` in a run without masks.
 
     Raises:
-        ProtocolError: if the site has revealed its seed for another plan of the round, which this one does not repeat.
+        ProtocolError: if the site has revealed its seed for another plan of the round that this one does not repeat.
     """
     site, plan = current.site, current.plan
     if not current.settings.encryption.collusion_resistant:
@@ -54,11 +54,11 @@ def new_masks(current: Round) -> tuple[bytes, Masks | None]:
 
 
 def recover(current: Round) -> PackedUpdate | None:
-    """Return the update of an earlier attempt at the same round, without its masks: it was trained and charged already.
+    """Return the update of an earlier attempt at this round, unmasked, if there is one; it is already charged.
 
     Raises:
         LedgerError: if the ledger has no charge for it.
-        ProtocolError: if the site has revealed its seed for another plan of the round, and it is not that plan's.
+        ProtocolError: if the site has revealed its seed in this round, and not for the plan of its last update.
     """
     site, plan = current.site, current.plan
     last = site.outbox.last(plan.run)
@@ -75,12 +75,12 @@ def recover(current: Round) -> PackedUpdate | None:
 
 
 def agree(current: Round, contributions: Sequence[Contribution]) -> tuple[bytes, bytes]:
-    """Sign who contributed to a plan's sum; return that, and the seeds of the masks shared with all others, signed.
+    """Sign the set of contributors to a plan's sum; return it with the signed seeds of masks shared with absent sites.
 
     Raises:
-        ProtocolError: if this site sent no masked update for the plan, its update is not among them, they are too few,
-            or it has signed another set for this plan.
-        AuthenticityError, MalformedError: if a header does not hold.
+        ProtocolError: if this site sent no masked update for the plan, is not among the contributors, or has signed
+            another set for this plan; or if there are too few contributors.
+        AuthenticityError, MalformedError: if a header is invalid.
     """
     site, plan = current.site, current.plan
     made, headers = _shown(current, contributions)
@@ -95,11 +95,11 @@ def agree(current: Round, contributions: Sequence[Contribution]) -> tuple[bytes,
 def reveal(
     current: Round, contributions: Sequence[Contribution], signatures: Mapping[str, bytes], summed: str = ""
 ) -> bytes:
-    """Return the seed of this site's own mask, sealed to the sites and signed; with `update_norm`, of one sum alone.
+    """Return the seed of this site's own mask, sealed to the sites and signed; with `update_norm`, for one sum only.
 
     Raises:
-        ProtocolError: as `agree`, or if the site has revealed its seed for another attempt, which this does not repeat.
-        AuthenticityError, MalformedError: if a header does not hold, or not all contributors signed this very set.
+        ProtocolError: as `agree`, or if the site has revealed its seed for another attempt that this does not repeat.
+        AuthenticityError, MalformedError: if a header is invalid, or a contributor did not sign this set.
     """
     site, plan = current.site, current.plan
     made, headers = _shown(current, contributions)
@@ -113,19 +113,19 @@ def reveal(
 
 
 def prove(current: Round, total: EncryptedSum, signatures: Mapping[str, bytes], summed: str) -> bytes:
-    """Prove that this site's update is no longer than the run allows, once all have revealed the seeds of their masks.
+    """Prove that this site's update is no longer than the run allows, once all have revealed their masks' seeds.
 
-    A proof is shown under the rules of the seed: for the plan and the sum alone for which this site revealed its own.
+    Proofs follow the rules for seeds: the site proves only for the plan and sum for which it revealed its seed.
 
     Args:
         current: the round.
         total: the sum of its plan, without its ciphertexts.
-        signatures: of its contributors, under who they are.
+        signatures: the contributors' signatures on their set.
         summed: the sum's digest.
 
     Raises:
         ProtocolError: as `reveal`, or if the run bounds no norm.
-        AuthenticityError, MalformedError: as `reveal`, or if a seed is not the one that was committed to.
+        AuthenticityError, MalformedError: as `reveal`, or if a seed is not the one to which its site committed.
     """
     site, manifest, plan = current.site, current.manifest, current.plan
     update_norm = current.settings.encryption.update_norm
@@ -142,7 +142,7 @@ def prove(current: Round, total: EncryptedSum, signatures: Mapping[str, bytes], 
 
 
 def _unmasked(site: Site, made: Made) -> Iterator[NDArray[np.uint64]]:
-    """Return an update of this site as it was packed, out of its ciphertexts."""
+    """Decrypt an update of this site, and return it as it was packed."""
     keys, plan = site.keyring.find(made.plan.keys), made.plan
     nonces = {site.name: json.loads(made.update.header)["nonce"]}
     chunks = keys.mac.check(Ciphertexts(made.update.chunks).alone, plan, nonces)
@@ -155,7 +155,7 @@ def _masks(site: Site, seed: bytes, plan: RoundPlan) -> Masks:
 
 
 def _shown(current: Round, contributions: Sequence[Contribution]) -> tuple[Made, dict[str, bytes]]:
-    """Check what a site is shown before it shows a seed; return its own update, and all headers by site."""
+    """Check the contributions before revealing a seed; return this site's update, and all headers by site."""
     site, plan = current.site, current.plan
     made = site.outbox.last(current.run)
     if made is None or made.plan != plan or not made.mask:

@@ -1,8 +1,8 @@
-"""How long updates are, at a site: cut before they are packed, proved before the sum opens, checked when it does.
+"""The norms of updates at a site: scaled before packing, proved before the sum opens, checked when it opens.
 
-See `privacy.crypto.norms` for what is proved. The seed of the projections follows from the seeds of all contributors'
-own masks: headers commit to them, and a site reveals its own for one plan a round, having written down which sum it is
-of. So whoever wants to know the projections first has one try a round, and only after the sum is fixed.
+`privacy.crypto.norms` says what is proved. The seed of the projections is derived from the seeds of all contributors'
+own masks. Headers commit to these, and a site reveals its own for one plan per round, having recorded for which sum. So
+an attacker who wants to know the projections in advance has one try per round, and only after the sum is fixed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BLOCK = 1 << 16  # values whose squares are added at a time, in double precisio
 
 
 def shorten(vector: NDArray[np.float32], update_norm: float | None) -> None:
-    """Scale an update `(n,)` down to the L2 norm that the run allows, in place. What is cut off is gone."""
+    """Scale an update `(n,)` down to the L2 norm that the run allows, in place. The rest is not carried over."""
     if update_norm is None:
         return
     parts = (vector[start : start + _BLOCK].astype(np.float64) for start in range(0, vector.size, _BLOCK))
@@ -43,10 +43,10 @@ def shorten(vector: NDArray[np.float32], update_norm: float | None) -> None:
 
 
 def fix_sum(record: Record, plan: RoundPlan, summed: str) -> None:
-    """Note of which sum a site is about to reveal its seed: it proves nothing of another.
+    """Record the sum for which a site is about to reveal its seed: it proves nothing for another.
 
     Raises:
-        ProtocolError: if it has revealed it for another sum of this plan, or is not told for which.
+        ProtocolError: if the site has revealed its seed for another sum of this plan, or no sum is named.
     """
     if not summed:
         msg = f"the server does not say of which sum of round {plan.round} the mask is to come off; no seed is shown"
@@ -55,21 +55,21 @@ def fix_sum(record: Record, plan: RoundPlan, summed: str) -> None:
 
 
 class Lengths:
-    """How long the updates of one sum may be, and what shows that they are no longer."""
+    """The bounds on the norms of one sum's updates, and the proofs that they hold."""
 
     def __init__(
         self, plan: RoundPlan, headers: Mapping[str, UpdateHeader], summed: str, seeds: Mapping[str, bytes],
         packing: Packing, update_norm: float,
     ) -> None:  # fmt: skip
-        """Work out what every contributor has to prove.
+        """Compute what every contributor must prove.
 
         Args:
-            plan: the round's.
-            headers: of the contributors, checked, in the order of the sum.
-            summed: digest of the sum.
-            seeds: of their own masks, held against the headers.
-            packing: the round's.
-            update_norm: the run's.
+            plan: the round's plan.
+            headers: the contributors' headers, verified, in the order of the sum.
+            summed: the sum's digest.
+            seeds: seeds of the contributors' own masks, checked against the headers.
+            packing: the round's packing.
+            update_norm: the run's bound on the L2 norm.
         """
         self._headers, self._packing = headers, packing
         signed = {site: header.to_bytes() for site, header in headers.items()}
@@ -83,10 +83,10 @@ class Lengths:
         self._proofs: list[Proof] = []
 
     def prove(self, site: Site, blocks: Iterable[NDArray[np.uint64]], secrets: Mapping[str, bytes]) -> bytes:
-        """Return the signed proof that this site's update, as it was packed, is not too long.
+        """Return the signed proof that this site's packed update is not too long.
 
         Raises:
-            ProtocolError: if it is.
+            ProtocolError: if it is too long.
         """
         for _ in watched(blocks, self._headers[site.name].size, 1, self._packing, self._into):
             pass
@@ -97,8 +97,8 @@ class Lengths:
         """Check every contributor's proof.
 
         Raises:
-            AuthenticityError: if one is not signed; or if one that is does not hold, and then who signed it is named in
-                `liars`, with all others of whom that is true.
+            AuthenticityError: if a proof is not signed; or if signed proofs are invalid: `liars` then gets the names of
+                all sites that signed one.
         """
         if len(total.proofs) != len(self._headers):
             msg = "the sum comes without proofs of how long its updates are"
@@ -119,10 +119,10 @@ class Lengths:
         return watched(blocks, size, len(self._headers), self._packing, self._into)
 
     def check_sum(self) -> None:
-        """Check that what was read is the sum of the updates of which something was proved.
+        """Check that the sum that was read is the sum of the updates in the proofs.
 
         Raises:
-            MalformedError: if it is not: somebody's update is another, and nobody can tell whose.
+            MalformedError: if it is not: some site's update differs, and nobody can tell whose.
         """
         if not add_up(self._proofs, self._into.numbers):
             msg = "the sum is not that of the updates whose length was proved"

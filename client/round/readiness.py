@@ -1,11 +1,11 @@
-"""What a site can know before a round is charged, it finds out before: as it says that it is ready, and at each plan.
+"""Find out before a round is charged whatever could make it fail: before saying "ready", and at each plan.
 
-    dates    its roster and its certificate outlast the round
-    disk     there is room for all that the round writes, and the ledger can be written
-    records  there are some, and the task can use every one of them: `Work.check_records`
-    memory   a step on made-up records fits, as many as are computed at a time: `Work.check_memory`
+    dates    the roster and the certificate outlast the round
+    disk     there is room for everything that the round writes, and the ledger can be written
+    records  there are some, and the task can use each of them: `Work.check_records`
+    memory   a step on one physical batch of made-up records fits: `Work.check_memory`
 
-Records and memory are looked at once a process. Nothing of that leaves the site, but that it takes part or not.
+Records and memory are checked once per process. The server learns only whether the site takes part.
 """
 
 from __future__ import annotations
@@ -37,37 +37,37 @@ if TYPE_CHECKING:
 def get_ready(
     admitted: AdmittedRun, node_id: int, known: SignedHead | None = None, sent: float | None = None
 ) -> Readiness:
-    """Say whether this site can take part in a run, before anything is charged.
+    """Check whether this site can take part in a run, before anything is charged, and sign the answer.
 
     Args:
-        admitted: the run, by this site.
-        node_id: Flower's number of this site.
-        known: the last head of its ledger that the server has.
-        sent: what the server's clock showed as it asked, in seconds since 1970.
+        admitted: the run, as this site admitted it.
+        node_id: Flower's number for this site.
+        known: the latest head of its ledger that the server has.
+        sent: the server's time when it asked, in seconds since 1970.
 
     Raises:
         LedgerError: if the ledger is older than that head, or cannot be written.
         ProtocolError: if the clocks of site and server disagree.
         TaskError: if the task's gradients cannot be computed here.
         DataError: if a record cannot be used, or none is left.
-        BudgetError: if what is left of the budget does not cover the rest of the run.
-        RefusedError: if the run's time is over, or the model suits no share of the noise, or no memory here.
+        BudgetError: if the budget left does not cover the run.
+        RefusedError: if the run has expired, no share of the noise suits the model, or a step does not fit in memory.
         StorageError: if a disk has no room for what a round writes.
     """
     site, manifest, now = admitted.site, admitted.manifest, time.time()
     manifest.check_valid(now)
     seconds = admitted.settings.cohort.round_deadline_seconds
-    if sent is not None:  # how long the question was under way is not known here: the server looks at that
+    if sent is not None:  # only the server can tell how long the question travelled
         check_clock(site.name, now, sent, sent + seconds, tolerance(seconds))
     admitted.ledger.check_head(known)
     checkpoint = admitted.checkpoint()
-    if admitted.run not in admitted.ledger.runs():  # later, each round is held against the budget by itself
+    if admitted.run not in admitted.ledger.runs():  # later, each round is checked against the budget separately
         admitted.ledger.check_plan(manifest.run_cost, admitted.limit)
     if admitted.settings.vote and admitted.run not in site.held_out_ledger.runs():
         site.held_out_ledger.check_plan(manifest.votes_cost, site.settings.held_out_limit)
     if admitted.settings.shares_noise:
         _check_share(site, manifest, checkpoint.model)
-    site.outbox.last(admitted.run)  # if it is damaged, better said now
+    site.outbox.last(admitted.run)  # report a damaged file now
     with ready_to_be_charged(admitted, checkpoint.model.layout):
         admitted.work.check_memory(manifest)
     keys = site.keyring.current(site.roster.version)
@@ -90,10 +90,10 @@ def get_ready(
 
 @contextmanager
 def ready_to_be_charged(admitted: AdmittedRun, layout: Layout) -> Iterator[None]:
-    """Check all of it but memory, and keep the room on the disk for as long as the context lasts.
+    """Check everything but memory, and reserve the disk space while the context lasts.
 
     Raises:
-        CloisterError: saying what stands in the way; nothing is charged then.
+        CloisterError: says what prevents the round; nothing is charged.
     """
     check_dates(admitted.site, admitted.settings.cohort.round_deadline_seconds)
     admitted.work.check_records(admitted.settings)
@@ -103,10 +103,10 @@ def ready_to_be_charged(admitted: AdmittedRun, layout: Layout) -> Iterator[None]
 
 
 def check_dates(site: Site, seconds: float) -> None:
-    """Check that what a site is known by outlasts a round.
+    """Check that a site's roster and certificate outlast a round.
 
     Raises:
-        RefusedError: if it does not.
+        RefusedError: if they do not.
     """
     ends = {"roster": site.roster.expires}
     certificate = site.place.tls.certificate
@@ -122,6 +122,6 @@ def check_dates(site: Site, seconds: float) -> None:
 def _check_share(site: Site, manifest: Manifest, model: Model) -> None:
     try:
         share_for(manifest, model)
-    except ConfigError as error:  # in figures that every member may know
+    except ConfigError as error:  # its message holds only figures that every member may know
         msg = f"{site.name} cannot take part: {error}"
         raise RefusedError(msg) from error

@@ -1,4 +1,4 @@
-"""What the server says of why this site's update is not in a sum: kept on disk, one file a round, and logged."""
+"""Keep and log the server's reasons why this site's update is not in a sum: one file per round."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("cloister.agent")
 
 
 def keep_receipt(site: Site, plan: RoundPlan, receipt: Receipt) -> None:
-    """Keep a receipt for a plan's sum, whoever signed it, and say so. One that the server signed is never replaced."""
+    """Keep and log a receipt for a plan's sum, signed or not. A receipt that the server signed is never replaced."""
     signed = is_signed(receipt, plan.digest, site.name, site.place.tls.authority)
     kept = {
         "plan": plan.to_bytes().decode(),
@@ -36,7 +36,7 @@ def keep_receipt(site: Site, plan: RoundPlan, receipt: Receipt) -> None:
     try:
         if not _holds_signed(path):
             write_atomically(path, json.dumps(kept, indent=1).encode() + b"\n")
-    except OSError as error:  # it is no reason not to go on with the sum
+    except OSError as error:  # the sum goes on without it
         log.warning("%s: this receipt was not kept: %s", path, error)
     by = "the server signed why" if signed else "the server says, unsigned,"
     log.warning("round %d: this site's update is not in the sum; %s: %s", plan.round, by, quoted(receipt.reason))
@@ -45,5 +45,5 @@ def keep_receipt(site: Site, plan: RoundPlan, receipt: Receipt) -> None:
 def _holds_signed(path: Path) -> bool:
     try:
         return bool(json.loads(read_file(path))["signed"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):  # there is none, or it is damaged
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):  # missing or damaged
         return False

@@ -1,18 +1,19 @@
-"""A round at a site, in the order that keeps its promises.
+"""A round at a site, in the order on which its guarantees depend.
 
-    1. open    what other rounds' sums this site has missed
-    2. check   the plan against the manifest, which was admitted: `client.round.admission`
-    3. reserve the round's privacy spend, on disk, before any record is trained on; and before that, find out all that
-       can be known to fail: `client.round.readiness`
-    4. train   with DP-SGD, as the run's algorithm says, or add up a survey's records with noise
+    1. open    the sums of earlier rounds that this site has missed
+    2. check   the plan against the admitted manifest (`client.round.admission`), and then whatever could make the round
+               fail (`client.round.readiness`)
+    3. reserve the round's privacy spend, on disk, before any record is used
+    4. train   with DP-SGD, as the run's algorithm says, or sum a survey's or an evaluation's records with noise
                → Update → PrivateUpdate
-    5. encode  add what the last update left over, cut to the run's norm if it has one; pack, mask, tag, encrypt
-               → PackedUpdate → … → EncryptedUpdate
-       With shared noise, training adds none and nothing is left over: the site's share comes while it is packed
-    6. sign    → SignedUpdate, stored before it is sent; a retry sends these very bytes
+    5. encode  add the last update's residual, and scale to the run's norm if it has one; pack, mask, tag, encrypt,
+               authenticate
+               → PackedUpdate → … → AuthenticatedUpdate
+               With shared noise, training adds none and there is no residual: packing adds the site's share.
+    6. sign    → SignedUpdate, stored before it is sent; a retry sends the same bytes
 
-An attempt that failed for want of a site is repeated with the same update, under fresh masks. When the server has added
-all updates, the site opens their sum: see `client.round.aggregate`.
+If an attempt fails because a site is missing, the next attempt uses the same update under fresh masks. When the server
+has summed all updates, the site opens their sum: see `client.round.aggregate`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,11 @@ if TYPE_CHECKING:
 
 
 def train_round(current: Round, missed: Sequence[EncryptedSum]) -> SignedUpdate:
-    """Steps 1 to 6. See there for the errors; whatever fails, nothing leaves the site that was not charged."""
+    """Run steps 1 to 6 and return the signed update. Whatever fails, nothing uncharged leaves the site.
+
+    Raises:
+        CloisterError: as the functions of the steps say.
+    """
     site, plan, ledger = current.site, current.plan, current.ledger
     for total in missed:
         open_sum(current, total)
@@ -65,7 +70,7 @@ def train_round(current: Round, missed: Sequence[EncryptedSum]) -> SignedUpdate:
         msg = f"{site.name} has made its update of round {plan.round} and lost it; it makes no other for the same plan"
         raise ProtocolError(msg)
     if made is None:
-        # Handed over and not kept here: it is out of memory again before the update is encrypted.
+        # Keep no reference here, so that the checkpoint's memory is free before the update is encrypted.
         made = _make_update(current, _starting_point(current))
     ledger.leaves(current.release, sha256(made.header).hexdigest())
     return made
@@ -86,7 +91,7 @@ def _starting_point(current: Round) -> Checkpoint:
 def _make_update(current: Round, checkpoint: Checkpoint) -> SignedUpdate:
     site, plan = current.site, current.plan
     keys = _current_keys(site, plan)
-    seed, masks = new_masks(current)  # or a refusal, before anything is charged or takes time
+    seed, masks = new_masks(current)  # any refusal comes before charges and long work
     bound, layout = checkpoint.update_bound, checkpoint.model.layout
     with ready_to_be_charged(current, layout):
         packed, whole = recover(current), None
@@ -115,10 +120,10 @@ def _make_update(current: Round, checkpoint: Checkpoint) -> SignedUpdate:
 
 
 def train_private(current: Round, checkpoint: Checkpoint) -> PrivateUpdate:
-    """Steps 3 and 4, and the start of 5: charge the round, make its update, add what the last one left over.
+    """Charge the round, make its update, and add the last update's residual (steps 3, 4 and the start of 5).
 
     Raises:
-        BudgetError: if the budget does not cover the round; nothing was read then.
+        BudgetError: if the budget does not cover the round; no record was read.
     """
     made, charge = _charge_and_make(current, checkpoint)
     update = privatise(made, charge)
@@ -127,8 +132,8 @@ def train_private(current: Round, checkpoint: Checkpoint) -> PrivateUpdate:
 
 
 def _pack_with_share(current: Round, checkpoint: Checkpoint) -> PackedUpdate:
-    """Train without noise, and pack with a share of it. Nothing is carried over: what is left out has no noise."""
-    share = share_for(current.manifest, checkpoint.model)  # or a refusal, before anything is charged
+    """Train without noise, and pack with the site's share of it. There is no residual, since it would have no noise."""
+    share = share_for(current.manifest, checkpoint.model)  # any refusal comes before the charge
     made, charge = _charge_and_make(current, checkpoint)
     return pack_with_share(
         made, charge, current.weight, current.manifest.packing, current.randomness("rounding"), share.variance
@@ -136,7 +141,7 @@ def _pack_with_share(current: Round, checkpoint: Checkpoint) -> PackedUpdate:
 
 
 def _charge_and_make(current: Round, checkpoint: Checkpoint) -> tuple[Update, Charge]:
-    at = local_round(current, checkpoint)  # what the site kept is read before anything is charged
+    at = local_round(current, checkpoint)  # reads the site's own vectors before the charge
     charge = current.ledger.reserve(current.release, current.manifest.round_cost, current.limit)
     work, randomness = current.work, current.randomness("training")
     try:
@@ -146,13 +151,13 @@ def _charge_and_make(current: Round, checkpoint: Checkpoint) -> tuple[Update, Ch
         return train_locally(str(current.settings.strategy["name"]), current.algorithm, at, train), charge
     except KeyboardInterrupt:
         raise
-    except BaseException:  # the server will see that it failed, as often as it asks
+    except BaseException:  # the failure is recorded, for every time that the server asks
         current.ledger.fails(charge.release)
         raise
 
 
 def _current_keys(site: Site, plan: RoundPlan) -> EpochKeys:
-    """Return the site's current keys, if the plan is for just those."""
+    """Return the site's current keys, if they are the plan's."""
     keys = site.keyring.current(site.roster.version)
     if keys is None or (keys.epoch, keys.fingerprint) != (plan.epoch, plan.keys):
         has = f"those of epoch {keys.epoch}" if keys else "none for this roster"

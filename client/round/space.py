@@ -1,7 +1,7 @@
-"""Room on a site's disks for all that a round writes, taken before it is charged and given back when it is written.
+"""Reserve disk space for everything that a round writes before it is charged, and release it afterwards.
 
-A file in every folder that is written to takes up the place: so a disk that is full, cannot be written, or is filled up
-by others while a site trains costs nobody anything.
+A file in each folder takes up the space. So a disk that is full, read-only, or filled by others while a site trains
+costs no privacy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SMALL = 1 << 14  # bytes: a header, a report, some lines of a ledger
 
 
 def needs(admitted: AdmittedRun, layout: Layout) -> dict[Path, int]:
-    """Return how many bytes a round writes into each folder of a site, beside what lies there."""
+    """Return how many additional bytes a round writes into each folder of a site."""
     folder = admitted.site.place.folder
     update = admitted.manifest.packing.ciphertexts(layout.size) * CIPHERTEXT_BYTES
     found = {folder / "outbox": update, folder / "models": 4 * layout.size, admitted.ledger.path.parent: 0}
@@ -39,10 +39,10 @@ def needs(admitted: AdmittedRun, layout: Layout) -> dict[Path, int]:
 
 @contextmanager
 def space_for(needed: dict[Path, int]) -> Iterator[None]:
-    """Take up so many bytes in each folder, for as long as the context lasts.
+    """Take up the needed bytes in each folder while the context lasts.
 
     Raises:
-        StorageError: if one of them does not have them.
+        StorageError: if a folder has no room for them.
     """
     try:
         for folder, size in needed.items():

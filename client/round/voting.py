@@ -1,11 +1,11 @@
-"""A site's vote on a round's model, and what it does when the votes of all reject it: see `privacy.run.votes`.
+"""Vote on a round's model, and undo the round if the sites' votes reject it: see `privacy.run.votes`.
 
-    1. reserve   the vote's ε, in the ledger of the records held out, on disk before they are read for it
-    2. answer    whether the mean loss on them grew by more than the run's tolerance, or is no number
-    3. turn      the answer over with the chance that the run says, from this site's own randomness
-    4. sign      and keep: the same model gets the same vote, however often it is asked for
+    1. reserve   the vote's ε in the ledger of the held-out records, on disk before these are read
+    2. answer    whether their mean loss grew by more than the run's tolerance, or is not finite
+    3. flip      the answer with the run's probability, from this site's own randomness
+    4. sign      and keep the vote: the same model gets the same vote, however often the server asks
 
-A site without held-out records, or without the budget for it, casts no vote.
+A site without held-out records, or without the budget for a vote, casts none.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ log = logging.getLogger("cloister.agent")
 
 
 def vote(admitted: AdmittedRun, now: Checkpoint) -> Vote | None:
-    """Return this site's vote on the model that it has come to, if it casts one."""
+    """Return this site's vote on its current model, or None if it casts none."""
     site = admitted.site
     if admitted.settings.vote is None:
         return None
     try:
         before = admitted.before()
-        if before.digest == now.digest or not _has_held_out(admitted):  # nothing changed, or it was undone
+        if before.digest == now.digest or not _has_held_out(admitted):  # unchanged or undone
             return None
         question = Question(admitted.run, now.round, before.digest, now.digest)
         release = Release(question.run, question.round, 1, "vote")
         made = _kept(site, question) or _answer(admitted, question, release, (before.model, now.model))
         site.held_out_ledger.leaves(release, sha256(made.to_bytes()).hexdigest())
-    except (CloisterError, OSError) as error:  # the digest, which the round needs, is told all the same
+    except (CloisterError, OSError) as error:  # the round still gets the digest that it needs
         log.warning("round %d: %s casts no vote: %s", now.round, site.name, error)
         return None
     return made
 
 
 def undo(admitted: AdmittedRun, question: Question, votes: Mapping[str, Vote]) -> Checkpoint:
-    """Go back to the model before the last round, if the votes on it say so. Going back twice changes nothing.
+    """Restore the model before the last round, if the votes reject that round. A second call changes nothing.
 
-    The round's number is passed, its sum is not opened again, and what was charged stays charged.
+    The round counts as done: its sum is not opened again, and what was charged stays charged.
 
     Raises:
-        ProtocolError: if the run has no votes, they are on another model than the site's, or do not reject it.
-        AuthenticityError: if one is not that of its site on this question.
+        ProtocolError: if the run has no votes, they are not on the site's model, or they do not reject it.
+        AuthenticityError: if a vote is not its site's on this question.
     """
     site, now = admitted.site, admitted.checkpoint()
     if now.digest == question.before:
@@ -91,7 +91,7 @@ def _answer(admitted: AdmittedRun, question: Question, release: Release, models:
 
     Raises:
         BudgetError: if the budget does not cover it.
-        LedgerError: if one was cast on this round already.
+        LedgerError: if a vote was already cast on this round.
     """
     site, settings = admitted.site, admitted.settings
     ledger = site.held_out_ledger
@@ -109,12 +109,12 @@ def _answer(admitted: AdmittedRun, question: Question, release: Release, models:
 
 
 def _is_worse(site: Site, settings: RunSettings, before: Model, after: Model) -> bool:
-    """Return the answer; where it cannot be computed, "worse", as any answer is as private as the other."""
+    """Return whether the model got worse; True if that cannot be computed, since both answers are equally private."""
     tolerance = settings.vote.tolerance if settings.vote else 0.0
     try:
         study = site.study(settings.task)
         old, new = study.mean_loss(settings, before), study.mean_loss(settings, after)
-    except Exception as error:  # that it failed must not be told without noise
+    except Exception as error:  # a failure must not leave the site without noise
         log.warning("the model could not be tried on the records held out, which counts as worse: %s", sentence(error))
         log.debug("vote", exc_info=error)
         return True
@@ -123,7 +123,7 @@ def _is_worse(site: Site, settings: RunSettings, before: Model, after: Model) ->
 
 
 def _kept(site: Site, question: Question) -> Vote | None:
-    """Return the vote that this site has cast on this question, if it has, and still knows."""
+    """Return the vote that this site has kept for this question, or None."""
     try:
         note = json.loads(read_file(_path(site, question.run)))
         found = Vote.from_bytes(bytes.fromhex(note.pop("vote")))

@@ -1,1 +1,1 @@
-"""What a site keeps on disk from one round to the next."""
+"""A site's state on disk from one round to the next."""

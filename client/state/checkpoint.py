@@ -1,7 +1,7 @@
-"""A run's model at one site: one file a run (`client.state.model_file`), replaced as a whole after every round.
+"""A run's model at one site: one file per run (`client.state.model_file`), replaced as a whole after every round.
 
-The file is the same, bit for bit, at every site that has opened the same sums. Of the constants in it a site makes no
-use: it has them from its task, or from the model that the run starts from.
+The file is the same, bit for bit, at every site that has opened the same sums. A site does not use the constants in it:
+it has them from its task, or from the run's initial model.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _MISREAD = SafetensorError, KeyError, TypeError, ValueError, OverflowError, Recu
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model, and after which round of which run it stands. Round 0 is the untrained model."""
+    """A run's model after a round. Round 0 is the model from which the run starts."""
 
     run: str
     round: int
     model: Model
     update_bound: float  # the codec's range for the next round's updates
-    average: str = ""  # digest of the mean that is kept beside it, if one is; of a mean, that of the one before it
-    averaged: int = 0  # of a mean: of how many rounds
-    state: State = field(default_factory=State)  # what the algorithm keeps beside the model; of a mean, nothing
+    average: str = ""  # digest of the mean kept with this model, if any; in a mean, digest of the mean before it
+    averaged: int = 0  # in a mean: the number of rounds averaged
+    state: State = field(default_factory=State)  # the algorithm's state; empty in a mean
 
     @cached_property
     def digest(self) -> str:
-        """What all sites must agree on: the digest of the model, and of the mean and the state if there are any."""
+        """The digest on which all sites must agree: of the model, and of the mean and state if there are any."""
         found = self.model.digest
         if self.average:
             found = sha256(b"cloister average" + bytes.fromhex(found + self.average)).hexdigest()
@@ -53,17 +53,17 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one site: on disk only, since a model may take much of the memory."""
+    """The checkpoints of one site, kept on disk only, since a model may take much of the memory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def path(self, name: str, run: str) -> Path:
-        """Return where a run's model lies."""
+        """Return the path of a run's model."""
         return self._folder / f"{name}-{run[:8]}.safetensors"
 
     def peek(self, name: str, run: str) -> tuple[int, str, str, str] | None:
-        """Return round, model's digest, average and state's digest that a run's file claims; None if no file does."""
+        """Return the round and the digests of model, mean and state that a run's file claims; None if there is none."""
         try:
             with open_model(self.path(name, run)) as file:
                 note = json.loads(file.metadata()[_NOTE])
@@ -72,7 +72,7 @@ class CheckpointStore:
             return None
 
     def load(self, name: str, run: str, layout: Layout) -> tuple[Checkpoint, str] | None:
-        """Return the latest checkpoint of a run without its state, and the state's digest; None before its first round.
+        """Return a run's latest checkpoint without its state, and the state's digest; None before its first round.
 
         Raises:
             KeyFileError: if the file is damaged or of another model.
@@ -96,7 +96,7 @@ class CheckpointStore:
         return Checkpoint(run, number, model, bound, average, averaged), state
 
     def keep(self, name: str, run: str, other: CheckpointStore) -> None:
-        """Keep a run's model in another store too; there is none before its first round, and none is left there."""
+        """Keep a run's model in another store too; before the run's first round, remove it there."""
         path, kept = self.path(name, run), other.path(name, run)
         if path.exists():
             link_atomically(path, kept)
@@ -104,7 +104,7 @@ class CheckpointStore:
             kept.unlink(missing_ok=True)
 
     def save(self, name: str, checkpoint: Checkpoint) -> Path:
-        """Replace a run's model, so that a crash leaves the old or the new one."""
+        """Replace a run's model atomically: a crash leaves the old or the new one."""
         path = self.path(name, checkpoint.run)
         note = {
             "run": checkpoint.run,

@@ -1,7 +1,7 @@
-"""What a site does once at most, in its own record: written to disk before the thing is done, and never forgotten.
+"""A site's record of actions that it takes at most once: written to disk before the action, and never forgotten.
 
-A second seed revealed for a round would let whoever has both take the masks off. (That a plan gets one update only, for
-the same reason and for the sake of its charge, the ledger sees to.)
+With a second seed revealed for a round, whoever has both could remove the masks. (For the same reason, and because of
+its charge, a plan gets only one update; the ledger ensures that.)
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class Commitments:
-    """A folder with one file a run, a line a deed."""
+    """A folder with one file per run, one line per action."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def note(self, run: str, deed: str, value: str) -> None:
-        """Note that a deed is about to be done, with this. The same again changes nothing.
+        """Record an action and its value before it is taken. Repeating the same changes nothing.
 
         Raises:
-            ProtocolError: if it was done with something else.
+            ProtocolError: if the action was recorded with another value.
         """
         make_folder(self._folder)
         with open(self._path(run), "a+b", opener=private) as file:
@@ -38,13 +38,13 @@ class Commitments:
                 msg = f"{deed} was done already, with something else; it is not done again"
                 raise ProtocolError(msg)
             if done is None:
-                file.truncate(data.rfind(b"\n") + 1)  # a line that was cut off: nothing was done after it
+                file.truncate(data.rfind(b"\n") + 1)  # drop a torn line: its action was never taken
             line = f"{deed}: {value}\n".encode() if done is None else b""
-            # Even if empty: what another process wrote may not be on disk, if it was killed just before this.
+            # Even if empty: a process killed just before this may have left its line unsynced.
             append(self._path(run), file.fileno(), line)
 
     def find(self, run: str, deed: str) -> str | None:
-        """Return with what a deed was done, if it was."""
+        """Return the value recorded for an action, if there is one."""
         path = self._path(run)
         return _lines(read_file(path)).get(deed) if path.exists() else None
 

@@ -1,7 +1,7 @@
-"""A model that a run starts from: a safetensors file that every site has already, named by its SHA-256 in the manifest.
+"""Find the model from which a run starts: a safetensors file at every site, named by its SHA-256 in the manifest.
 
-It may be an earlier run's, which lies in `models/`, or a public one that was put into `models/public/`. It is found by
-what it holds, whatever it is called, and nothing is fetched.
+It may be an earlier run's, in `models/`, or a public one, put into `models/public/`. It is found by its contents,
+whatever its name; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ def find_model(folder: Path, digest: str, layout: Layout, site: str) -> Model:
     """Return the model in the file with this SHA-256, in hex, anywhere below a folder.
 
     Args:
-        folder: where to look.
-        digest: of the file.
-        layout: the task's own. Constants that are saved in a model's file are then those of this file.
-        site: this one's name.
+        folder: the folder to search.
+        digest: SHA-256 of the file, in hex.
+        layout: the task's layout; saved constants are read from the file.
+        site: this site's name.
 
     Raises:
-        RefusedError: if there is none, it is no safetensors file, or the model is not of this layout.
+        RefusedError: if there is none, it is no safetensors file, its values are not all finite, or the model has
+            another layout.
     """
     for path in sorted(folder.rglob("*.safetensors")):
-        with suppress(OSError):  # a link that leads nowhere, or somebody else's: it may still be in another file
+        with suppress(OSError):  # a dead link or unreadable file; another file may still match
             state = path.stat()
             if S_ISREG(state.st_mode) and _digest(path, state.st_mtime_ns, state.st_size) == digest:
                 return _read(path, layout, digest)
@@ -50,13 +51,13 @@ def find_model(folder: Path, digest: str, layout: Layout, site: str) -> Model:
 
 @lru_cache(maxsize=1024)
 def _digest(path: Path, changed: int, size: int) -> str:
-    del changed, size  # of another state, another digest
+    del changed, size  # part of the cache's key
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path, layout: Layout, digest: str) -> Model:
-    """Return the model, in whatever order its tensors lie in the file."""
+    """Return the model, whatever the order of its tensors in the file."""
     try:
         with open_model(path) as file:
             if name := misfit(file, layout):

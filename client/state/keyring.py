@@ -1,4 +1,4 @@
-"""The epochs' keys at one site: every one it was brought, so that it can still open sums that it missed."""
+"""The keys of all epochs that one site has received, so that it can still open sums that it missed."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _NAME = re.compile(r"(\d{6,})-roster-(\d+)\.key")
 
 @dataclass(frozen=True)
 class _Pairs:
-    """What a site shares with others under one epoch's keys."""
+    """The secrets that a site shares with others under one epoch's keys, and the letters for them."""
 
     secrets: dict[str, bytes]
     letters: dict[str, bytes]
 
 
 class Keyring:
-    """A folder of keys, one file an epoch. An epoch never goes back: older ones are refused."""
+    """A folder of keys, one file per epoch. Epochs only advance: older ones are refused."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._read: dict[str, EpochKeys] = {}  # by the file's name; a file of this name never changes
+        self._read: dict[str, EpochKeys] = {}  # by file name; such a file never changes
 
     @property
     def _held(self) -> dict[int, tuple[int, EpochKeys]]:
-        """Roster version and keys by epoch: what is on disk now, since other processes of this site write there too."""
+        """Roster version and keys by epoch, read from disk each time, since other processes of this site write too."""
         held = {}
         for path in self._folder.glob("*.key"):
             if (name := _NAME.fullmatch(path.name)) is not None:
@@ -51,7 +51,7 @@ class Keyring:
 
     @property
     def latest(self) -> int:
-        """Number of the newest epoch that this site has keys of; 0 before the first."""
+        """The number of the newest epoch whose keys this site has; 0 before the first."""
         return max(self._held, default=0)
 
     def current(self, roster: int) -> EpochKeys | None:
@@ -63,7 +63,7 @@ class Keyring:
         """Return the keys with this fingerprint.
 
         Raises:
-            ProtocolError: if this site was never brought them.
+            ProtocolError: if this site never received them.
         """
         for _, keys in self._held.values():
             if keys.fingerprint == fingerprint:
@@ -75,7 +75,7 @@ class Keyring:
         """Return the secrets that this site shares with the others of a cohort, under the keys with this fingerprint.
 
         Raises:
-            ProtocolError: if there is one with whom it shares none.
+            ProtocolError: if it shares none with one of them.
         """
         keys, others = self.find(fingerprint), [other for other in cohort if other != site]
         secrets = self._pairs(keys).secrets
@@ -85,17 +85,17 @@ class Keyring:
         return {other: secrets[other] for other in others}
 
     def shares_with(self, keys: EpochKeys | None) -> list[str]:
-        """Return with whom this site shares a secret under an epoch's keys."""
+        """Return the sites with which this site shares a secret under an epoch's keys."""
         return sorted(self._pairs(keys).secrets) if keys else []
 
     def own_letters(self, keys: EpochKeys) -> dict[str, bytes]:
-        """Return the letters that bring others the secrets which this site made under an epoch's keys."""
+        """Return the letters with the secrets that this site made for others under an epoch's keys."""
         return self._pairs(keys).letters
 
     def share(self, keys: EpochKeys, secrets: Mapping[str, bytes], letters: Mapping[str, bytes] | None = None) -> None:
-        """Keep secrets that are shared with others, and the letters that bring them, durably. None is ever replaced."""
+        """Keep secrets shared with others, and the letters for them, durably. None is ever replaced."""
         make_folder(self._folder)
-        with _alone(self._folder):  # of two processes of the site, what the first one made is kept
+        with _alone(self._folder):  # if two processes of the site make secrets, the first one's are kept
             held = self._pairs(keys)
             held = _Pairs(dict(secrets) | held.secrets, dict(letters or {}) | held.letters)
             note = {
@@ -123,7 +123,7 @@ class Keyring:
         """Keep the keys of a newer epoch, durably.
 
         Raises:
-            ProtocolError: if the epoch is not newer than the newest that this site has, or far too new.
+            ProtocolError: if the epoch is not newer than this site's newest, or far too new.
         """
         held = self._held
         if keys.epoch in held and held[keys.epoch][1].fingerprint == keys.fingerprint:
@@ -141,7 +141,7 @@ class Keyring:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same out of a folder."""
+    """Lock a folder against other processes that use this lock."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

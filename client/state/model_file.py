@@ -1,10 +1,10 @@
-"""A model's file: safetensors, which is a length, a header in JSON padded to 8 bytes, and the values.
+"""Read and write a model's safetensors file: a length, a JSON header padded to 8 bytes, and the values.
 
-The library reads it, and hands out nothing before it knows that header, shapes and length agree. It is written here,
-since the library cannot replace a file as a whole, keep it from other accounts, or say in an `OSError` that a disk is
-full. Neither holds the model twice. A file holds numbers only: no pickle, no code.
+The library reads the file, and returns nothing before it has checked that header, shapes and length agree. This module
+writes it, since the library cannot replace a file atomically, keep it from other accounts, or raise an `OSError` when a
+disk is full. Neither holds the model in memory twice. A file holds numbers only: no pickle, no code.
 
-Beside what is trained the file has the model's constants, as `state_dict` does, for whoever uses the model.
+Besides the trained parameters, the file has the model's constants, as `state_dict` does, for users of the model.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ _FLOAT = 4  # bytes
 
 @contextmanager
 def open_model(path: Path) -> Iterator[safe_open]:
-    """Open a model's file to be read.
+    """Open a model's file for reading.
 
     Raises:
-        OSError: if it cannot be read, or is no file.
-        SafetensorError: if it is no whole safetensors file.
+        OSError: if it cannot be read, or is no regular file.
+        SafetensorError: if it is not a complete safetensors file.
     """
-    open_file(path).close()  # of a pipe, the library would wait for the other end
-    # Not by a map of memory: there, a file that somebody cuts off meanwhile ends this process.
+    open_file(path).close()  # on a pipe, the library would wait for the other end
+    # No memory map: if somebody truncated the file meanwhile, it would end this process.
     with safe_open(path, "pt", backend="pread") as file:
         yield file
 
 
 def misfit(file: safe_open, layout: Layout) -> str:
-    """Return the name of a tensor that is missing, of another type or shape, or too much; nothing if there is none."""
+    """Return the name of a tensor that is missing, unexpected, or of another type or shape; "" if there is none."""
     wanted = {name: (form["dtype"], form["shape"]) for name, form in _describe(layout).items()}
     if strange := set(file.keys()) ^ set(wanted):
         return min(strange)
@@ -60,7 +60,7 @@ def misfit(file: safe_open, layout: Layout) -> str:
 
 
 def read_vector(file: safe_open, layout: Layout) -> NDArray[np.float32]:
-    """Return what is trained, `(size,)`, from a file that has no misfit."""
+    """Return the trained parameters, `(size,)`, from a file without a misfit."""
     vector, done = np.empty(layout.size, np.float32), 0
     for name, shape in layout.shapes:
         count = math.prod(shape)
@@ -70,7 +70,7 @@ def read_vector(file: safe_open, layout: Layout) -> NDArray[np.float32]:
 
 
 def read_constants(file: safe_open, layout: Layout) -> Layout:
-    """Return a layout with the constants of a file that has no misfit; those that are not saved stay as they are."""
+    """Return the layout with the constants of a file without a misfit; constants that are not saved do not change."""
     constants = (
         Constant.of(each.name, each.dtype, each.shape, bytes_of(file.get_tensor(each.name))) if each.saved else each
         for each in layout.constants
@@ -79,10 +79,10 @@ def read_constants(file: safe_open, layout: Layout) -> Layout:
 
 
 def write_model(path: Path, model: Model, notes: Mapping[str, str]) -> None:
-    """Replace a model's file, so that a crash leaves the old or the new one.
+    """Replace a model's file atomically: a crash leaves the old or the new one.
 
     Raises:
-        OSError: naming `path`, if it cannot be written.
+        OSError: if it cannot be written; names `path`.
     """
     header = json.dumps({"__metadata__": dict(notes), **_describe(model.layout)}).encode()
     header += b" " * (-len(header) % 8)
@@ -92,7 +92,7 @@ def write_model(path: Path, model: Model, notes: Mapping[str, str]) -> None:
 
 
 def _describe(layout: Layout) -> dict[str, dict[str, Any]]:
-    """Return what a file's header says of the tensors."""
+    """Return the tensors' entries in a file's header."""
     header: dict[str, dict[str, Any]] = {}
     start = 0
     trained = [(name, "F32", shape, _FLOAT * math.prod(shape)) for name, shape in layout.shapes]
@@ -105,11 +105,11 @@ def _describe(layout: Layout) -> dict[str, dict[str, Any]]:
 
 
 def _constants_around(layout: Layout) -> tuple[list[Constant], list[Constant]]:
-    """Return the saved constants before what is trained and after it: larger numbers first, so that each is aligned."""
+    """Return the saved constants before and after the trained parameters: wider types first, to align each tensor."""
     saved = sorted((each for each in layout.constants if each.saved), key=_width, reverse=True)
     return [each for each in saved if _width(each) > _FLOAT], [each for each in saved if _width(each) <= _FLOAT]
 
 
 def _width(constant: Constant) -> int:
-    """Return how many bytes a number takes."""
+    """Return the number of bytes per value."""
     return WIDTHS[constant.dtype]

@@ -1,12 +1,12 @@
-"""What a model is made of: what is trained and travels, and what stays as it is.
+"""The parts of a model: trained parameters, which are sent, and constants, which do not change.
 
-    trained   parameters with `requires_grad`. They are differentiated, clipped, noised, charged and sent.
-    constant  parameters without it (a frozen backbone, the base under an adapter), and buffers (position ids, constants
-              to normalise with). They never leave the site, but all sites must have the same ones: they are in the
+    trained   Parameters with `requires_grad`. They are differentiated, clipped, noised, charged and sent.
+    constant  Parameters without it (a frozen backbone, the base under an adapter), and buffers (position ids,
+              normalisation constants). They never leave the site, but must be the same at all sites: they are in the
               layout's digest, and in the model's files.
 
-Names are those of `state_dict`, so that `load_state_dict` takes a model's file. A tensor with two names (tied weights)
-is there once, under its first one.
+Names are those of `state_dict`, so that `load_state_dict` accepts a model's file. A tensor with two names (tied
+weights) appears once, under its first name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-"""What a safetensors file calls each type of number."""
+"""Each type's name in a safetensors file."""
 WIDTHS = {name: dtype.itemsize for dtype, name in DTYPES.items()}
 
 
@@ -38,12 +38,12 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def trained(module: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters that are trained, by name."""
+    """Return the trained parameters by name."""
     return {name: tensor for name, tensor in tensors_of(module).items() if tensor.requires_grad}
 
 
 def layout_of(module: nn.Module) -> Layout:
-    """Return names and shapes of what is trained, and a copy of all else."""
+    """Return the names and shapes of trained parameters, and a copy of the constants."""
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in trained(module).items())
     saved = {id(tensor) for tensor in _saved(module).values()}
     constants = tuple(
@@ -55,7 +55,7 @@ def layout_of(module: nn.Module) -> Layout:
 
 
 def set_constants(module: nn.Module, layout: Layout) -> None:
-    """Give a module on the CPU the constants of a layout."""
+    """Copy a layout's constants into a module on the CPU."""
     held = tensors_of(module)
     with torch.no_grad():
         for constant in layout.constants:
@@ -65,10 +65,10 @@ def set_constants(module: nn.Module, layout: Layout) -> None:
 
 
 def check_constants(module: nn.Module, layout: Layout) -> None:
-    """Refuse a module whose constants are not those of its layout any more.
+    """Refuse a module whose constants differ from its layout's.
 
     Raises:
-        TaskError: naming one that has changed.
+        TaskError: names a constant that has changed.
     """
     held = tensors_of(module)
     for constant in layout.constants:
@@ -81,12 +81,12 @@ def check_constants(module: nn.Module, layout: Layout) -> None:
 
 
 def _saved(module: nn.Module) -> dict[str, Tensor]:
-    """Return what `state_dict` says, by its names; all but buffers with `persistent=False`."""
+    """Return the tensors in `state_dict` by name: all but buffers with `persistent=False`."""
     return {name: each for name, each in module.state_dict(keep_vars=True).items() if isinstance(each, torch.Tensor)}
 
 
 def bytes_of(tensor: Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """Return the bytes of a tensor; of one on the CPU, no copy."""
+    """Return the bytes of a tensor, without a copy if it is contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().view(-1)
     found: np.ndarray[tuple[int], np.dtype[np.uint8]] = flat.view(torch.uint8).numpy()
     return found

@@ -1,13 +1,13 @@
-"""A site's models: of each run what it has come to, and in a run with `averaging`, what goes on from there.
+"""A site's models: each run's result so far and, in a run with `averaging`, the model on which training continues.
 
-Without averaging both are the same: one file in `models/`. With it, training goes on from the last round's model, in
+Without averaging both are one file in `models/`. With averaging, training continues from the last round's model, in
 `outbox/`, while `models/` holds the mean of the last rounds' models. The mean is written first. A crash between the two
-leaves a mean that is one round ahead; when the round's sum comes again, it is taken as it is. A last model whose mean
-is lost counts as lost too: the run's sums make both again.
+writes leaves a mean that is one round ahead; when the round's sum comes again, it is kept. If the mean is lost, the
+last model counts as lost too: the run's sums restore both.
 
-What the algorithm keeps beside the model (`client.state.states`) lies in `outbox/` and is named by the checkpoint.
+The algorithm's state (`client.state.states`) is in `outbox/`, and the checkpoint names it.
 
-In a run with votes, which has no averaging, the model before the last round's is kept in `outbox/`: it may be undone.
+In a run with votes, which has no averaging, `outbox/` keeps the model before the last round, which may be undone.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 
 
 class Models:
-    """The models of one site: on disk only, since a model may take much of the memory."""
+    """The models of one site, kept on disk only, since a model may take much of the memory."""
 
     def __init__(self, results: Path, unfinished: Path) -> None:
         self._results, self._unfinished = CheckpointStore(results), CheckpointStore(unfinished)
         self._states = States(unfinished)
 
     def load(self, settings: RunSettings, run: str, layout: Layout, state: Sequence[str] = ()) -> Checkpoint | None:
-        """Return what a run goes on from, or None before its first round.
+        """Return the checkpoint from which a run continues; None before its first round, or if a part is lost.
 
         Args:
-            settings: of the run.
+            settings: the run's settings.
             run: digest of its manifest.
-            layout: of the model.
-            state: names of the vectors that its algorithm keeps.
+            layout: the model's layout.
+            state: names of the vectors in its algorithm's state.
 
         Raises:
             KeyFileError: if a file is damaged or of another model.
@@ -60,7 +60,7 @@ class Models:
         return latest if fits and number >= latest.round else None
 
     def before(self, settings: RunSettings, run: str, layout: Layout, state: Sequence[str] = ()) -> Checkpoint | None:
-        """Return what a run with votes went on from before its last round, or None if that was its first.
+        """Return the checkpoint before the last round of a run with votes; None if that was its first round.
 
         Raises:
             KeyFileError: if a file is damaged or of another model.
@@ -68,7 +68,7 @@ class Models:
         return self._whole(self._unfinished.load(settings.name, run, layout), state)
 
     def save(self, settings: RunSettings, latest: Checkpoint) -> tuple[Checkpoint, Path]:
-        """Keep the model of a round that was opened; return it, and the file with the run's result so far."""
+        """Keep an opened round's model; return its checkpoint, and the file with the run's result so far."""
         self._states.save(latest.run, latest.state)
         kept = {latest.state.digest}
         if settings.vote:
@@ -92,11 +92,11 @@ class Models:
         return latest, self._results.path(settings.name, latest.run)
 
     def go_back(self, settings: RunSettings, undone: Checkpoint) -> None:
-        """Keep, as what the run goes on from, a model that its last round had led away from."""
+        """Restore the model before the last round, for the run to continue from."""
         self._results.save(settings.name, undone)
 
     def result(self, settings: RunSettings, latest: Checkpoint) -> Model:
-        """Return what a run has come to so far: the mean, if there is one."""
+        """Return a run's result so far: the mean, if there is one, else the latest model."""
         if not latest.average:
             return latest.model
         mean = self._mean(settings, latest)
@@ -107,7 +107,7 @@ class Models:
         return found[0] if found else None
 
     def _whole(self, found: tuple[Checkpoint, str] | None, names: Sequence[str]) -> Checkpoint | None:
-        """Return a checkpoint with its state, if there are both."""
+        """Return a checkpoint with its state; None if either is missing."""
         if found is None:
             return None
         checkpoint, digest = found
@@ -116,7 +116,7 @@ class Models:
 
 
 def _next(mean: Checkpoint | None, latest: Checkpoint, *, averaged: bool) -> Checkpoint:
-    """Return the mean after one more round; before those that are averaged, that round's model itself."""
+    """Return the mean after one more round; before averaging starts, that round's model itself."""
     if not averaged or mean is None or not mean.averaged or mean.round > latest.round:
         before = mean.model.digest if mean and mean.round < latest.round else ""
         return replace(latest, average=before, averaged=int(averaged), state=State())

@@ -1,6 +1,6 @@
 """The last signed update of every run, kept until its round is over.
 
-A retry resends these very bytes. Training again would be a new release, and cost privacy again.
+A retry sends the same bytes again. Training again would be a new release, and cost privacy again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Made:
-    """An update that this site made: for which plan, and with which seed of its own mask, if it has masks."""
+    """An update that this site made, with its plan and, if it is masked, the seed of the site's own mask."""
 
     plan: RoundPlan
     update: SignedUpdate
@@ -30,7 +30,7 @@ class Made:
 
 
 class Outbox:
-    """Signed updates on disk, one a run."""
+    """Signed updates on disk, one per run."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -65,10 +65,10 @@ class Outbox:
             raise KeyFileError(msg) from error
 
     def find(self, plan: RoundPlan) -> SignedUpdate | None:
-        """Return the update that was made for this plan already, if there is one.
+        """Return the update already made for this plan, if there is one.
 
         Raises:
-            ProtocolError: if the server asks for the same attempt under another plan, or for an older one.
+            ProtocolError: if the server asks for the same attempt with another plan, or for an older attempt.
         """
         last = self.last(plan.run)
         if last is None:

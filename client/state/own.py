@@ -1,8 +1,8 @@
-"""What an algorithm keeps at a site from round to round (`Algorithm.own`), such as the control variate of SCAFFOLD.
+"""Vectors that an algorithm keeps at a site from round to round (`Algorithm.own`), such as SCAFFOLD's control variate.
 
-It is made of updates that have their noise, and never leaves by itself. What a round makes of it counts once that
-round's sum, with this site's update in it, was opened; until then what was there before does. A site that is restored
-without its outbox begins at zero again.
+They are computed from noisy updates, and never leave the site by themselves. New vectors count once the round's sum,
+with this site's update in it, has been opened; until then the old ones do. A site that is restored without its outbox
+starts again at zero.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class Own:
-    """A folder with one file a run, and one for the update that is under way."""
+    """A folder with one file per run, and one for the pending update."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def load(self, run: str, names: Sequence[str], size: int) -> dict[str, Values]:
-        """Return vectors `(size,)` of these names: zeros before the first round.
+        """Return the vectors `(size,)` with these names; zeros before the first round.
 
         Raises:
             KeyFileError: if the file is damaged.
@@ -39,13 +39,13 @@ class Own:
         return load_vectors(path, names, size)
 
     def keep(self, plan: RoundPlan, vectors: Mapping[str, Values]) -> None:
-        """Note what a round makes of them, before its update is sent."""
+        """Keep a round's new vectors as pending, before its update is sent."""
         for older in self._folder.glob(f"{plan.run[:16]}-*.own-pending"):
             older.unlink()
         save_vectors(self._pending(plan), vectors)
 
     def settle(self, plan: RoundPlan, *, contributed: bool) -> None:
-        """Take it over, now that the round's sum is open; or forget it, if the sum was without this site's update."""
+        """Once the round's sum is open, adopt the pending vectors, or drop them if the sum lacks this site's update."""
         pending = self._pending(plan)
         if pending.exists() and contributed:
             pending.replace(self._path(plan.run))

@@ -1,7 +1,7 @@
-"""Tasks that a site refuses for good: on its own records, they broke what the guarantee rests on.
+"""Tasks that a site refuses permanently, because on its own records they broke what the guarantee rests on.
 
-A refusal stands in the site's folder, so that an agent that starts again goes on refusing, and it is of the code: once
-that is another, the task is tried anew. What others learn is that the site refuses.
+A refusal is kept in the site's folder, so it survives a restart of the agent. It applies to the task's code: once the
+code changes, the task is tried again. Others learn only that the site refuses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from client.task.task import Task
 
 FILE = "refused-tasks.json"
-"""Where refusals lie in a site's folder: by the name of the task, the digest of its code, when, and why."""
+"""The file of refusals in a site's folder: by task name, the digest of its code, the date and the reason."""
 
 
 class Refusals:
@@ -33,7 +33,7 @@ class Refusals:
         """Refuse a task that was refused before, unless its code has changed since.
 
         Raises:
-            TaskError: if it is refused, or nobody can tell.
+            TaskError: if it is refused, or the file of refusals cannot be read.
         """
         found = self._read().get(name)
         if found is None:
@@ -47,7 +47,7 @@ class Refusals:
             raise TaskError(msg)
 
     def add(self, name: str, task: Task, reason: str) -> TaskError:
-        """Note that a task is refused, and return the error to raise."""
+        """Record a refusal, and return the error to raise."""
         date = datetime.now(UTC).isoformat(timespec="seconds")
         noted = self._read() | {name: {"code": code_digest(task), "date": date, "reason": reason}}
         write_atomically(self._path, json.dumps(noted, indent=1).encode() + b"\n")
@@ -76,10 +76,10 @@ class Refusals:
 
 
 def code_digest(task: Task) -> str:
-    """Return the SHA-256 of a task's code: of all Python files of the package that defines it, in hex."""
+    """Return the SHA-256, in hex, of all Python files in the package that defines a task."""
     module = type(task).__module__
     top = sys.modules[module.partition(".")[0]]
-    # A package that lies in several places, or has no __init__, has no file of its own.
+    # A namespace package has no file of its own, and may have several folders.
     roots = [Path(path) for path in getattr(top, "__path__", [])] or [Path(str(getattr(top, "__file__", "")))]
     found = sha256(type(task).__qualname__.encode())
     for root in roots:

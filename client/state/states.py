@@ -1,8 +1,8 @@
-"""The algorithm's state in a site's runs (`strategies.advance.State`): a file for each, named by run and digest.
+"""The algorithms' states in a site's runs (`strategies.advance.State`), one file each, named by run and digest.
 
-A checkpoint names its state by the digest. The state is written first, so that no checkpoint is without; what no
-checkpoint names any more is removed afterwards. A checkpoint whose state is lost counts as lost too: the run's sums
-make both again.
+A checkpoint names its state by digest. The state is written first, so that no checkpoint lacks its state; afterwards
+states that no checkpoint names are removed. A checkpoint whose state is lost counts as lost too: the run's sums restore
+both.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 
 class States:
-    """A folder with one file a state."""
+    """A folder with one file per state."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def save(self, run: str, state: State) -> None:
-        """Keep a state, before the checkpoint that names it."""
+        """Keep a state, before the checkpoint that names it is written."""
         path = self._path(run, state.digest)
         if state.vectors and not path.exists():
             save_vectors(path, state.vectors)
 
     def load(self, run: str, digest: str, names: Sequence[str], size: int) -> State | None:
-        """Return the state of a digest, or None if it is lost.
+        """Return the state with this digest, or None if it is lost.
 
         Args:
             run: digest of the manifest.
-            digest: of the state; empty if there is none.
-            names: of its vectors.
-            size: of each.
+            digest: the state's digest; empty if there is none.
+            names: names of its vectors.
+            size: size of each vector.
 
         Raises:
             KeyFileError: if the file is damaged.
@@ -54,7 +54,7 @@ class States:
         return state
 
     def forget(self, run: str, but: Collection[str]) -> None:
-        """Remove a run's states, but for those of these digests."""
+        """Remove a run's states, except those with these digests."""
         kept = {self._path(run, digest) for digest in but}
         for path in self._folder.glob(f"{run[:16]}-*.state"):
             if path not in kept:

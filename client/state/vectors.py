@@ -1,4 +1,4 @@
-"""Vectors that a site keeps beside a run's model, by name, of float64: one safetensors file for all of them."""
+"""Read and write the named float64 vectors that a site keeps with a run's model, all in one safetensors file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 def save_vectors(path: Path, vectors: Mapping[str, Values]) -> None:
-    """Replace what a file holds, so that a crash leaves the old or the new vectors."""
+    """Replace a file's vectors atomically: a crash leaves the old or the new ones."""
     write_atomically(path, save(dict(vectors)))
 
 
 def load_vectors(path: Path, names: Sequence[str], size: int) -> dict[str, Values]:
-    """Return vectors `(size,)` of these names, in this order.
+    """Return the vectors `(size,)` with these names, in this order.
 
     Raises:
-        KeyFileError: if the file is damaged, or holds others.
+        KeyFileError: if the file is damaged, or holds other vectors.
     """
     try:
         found = load(read_file(path))

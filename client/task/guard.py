@@ -1,19 +1,19 @@
-"""The guard: what breaks differential privacy in a task is refused before a record is read, with its mend.
+"""Guard: refuse a task that breaks differential privacy before any record is read, and say how to fix it.
 
-The guarantee of DP-SGD rests on one fact: what a record does to an update goes through its own gradient, which is
-clipped. A task can break that without noticing. So the guard does not trust names of layers; it tries the task on
-records that the task makes up:
+The guarantee of DP-SGD rests on one fact: a record influences an update only through its own gradient, which is
+clipped. A task can break that by mistake. The guard does not trust layer names. It runs the task on records that the
+task makes up, and checks that
 
-    1. the example  some different records of the form that the task reads
-    2. the model    made twice, is the same
-    3. its records  do not meet, and do not depend on their place in the batch: `client.task.independence`
-    4. its state    all of it is trained and shared, nothing else is, and no batch leaves a trace: `client.task.traces`
-    5. the loss     is the mean of one term for each record, of outputs alone: `client.task.separability`
-    6. gradients    of a record are its own, on the way back too: `client.task.interactions`
+    1. the example  has several different records in the form that the task reads
+    2. the model    is the same each time it is made
+    3. records      do not affect each other, and their place in the batch does not matter: `client.task.independence`
+    4. state        outside the model is not trained, and no batch leaves a trace: `client.task.traces`
+    5. the loss     is the mean of one term per record, computed from outputs alone: `client.task.separability`
+    6. gradients    of a record do not depend on other records, in the backward pass either: `client.task.interactions`
 
-3, 5 and 6 are done again: with the weights that training starts from, and with shaken ones, since weights that start as
-nought can hide what a layer does. It is a guard against mistakes. A task that means harm is kept out by the site's
-policy alone: it can read the records, after all.
+Checks 3, 5 and 6 run twice: with the initial weights and with perturbed ones, since weights initialised to zero can
+hide what a layer does. The guard catches mistakes. Only the site's policy keeps out a malicious task, which could read
+the records.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ if TYPE_CHECKING:
 
 
 _ANOTHER = "its model() makes another model each time; draw its first weights from torch's own generator alone"
-_SECONDS, _BRIEFLY = 0.5, 0.1  # for gradients beyond the least, with each of four weights; of a site's own records
+_SECONDS, _BRIEFLY = 0.5, 0.1  # seconds of optional gradient checks: per set of weights; on a site's own records
 _Marks = dict[str, tuple[torch.Size, bool, int]]
 
 
 def check_task(task: Task, name: str) -> Example:
     """Refuse a task that DP-SGD cannot protect.
 
-    Torch's generator and all gradients are afterwards as they were.
+    Torch's generator and all gradients are left as they were.
 
     Returns:
-        The records that it made up, with which those that it reads must agree.
+        The records that the task made up. Records that it reads must have the same form.
 
     Raises:
-        TaskError: saying in a sentence what to change.
+        TaskError: with one sentence that says what to change.
     """
     with _naming(name):
         example = Example.of(task)
@@ -68,11 +68,11 @@ def check_task(task: Task, name: str) -> Example:
 
 
 def check_records(task: Task, name: str, records: Example) -> None:
-    """Refuse a task in which gradients of a site's own records meet, or that fails on them; briefly.
+    """Refuse a task that fails on a site's own records, or in which their gradients interact. Takes little time.
 
     Raises:
-        InteractionError: if they meet.
-        TaskError: if it fails.
+        InteractionError: if gradients interact.
+        TaskError: if the task fails.
     """
     with _naming(name):
         probe = Probe(task, make_model(task, 0), OWN)
@@ -82,10 +82,10 @@ def check_records(task: Task, name: str, records: Example) -> None:
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Leave torch as it was, and begin what is said with the task's name."""
+    """Restore torch's state, and begin error messages with the task's name."""
     try:
         with forked(), torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch merely remarks on is tried here
+            warnings.simplefilter("ignore")  # the guard tests what torch warns about
             yield
     except TaskError as error:
         msg = f"{name}: {error}"
@@ -107,7 +107,7 @@ def _check(task: Task, example: Example) -> None:
         check_gradients(probe, example, _SECONDS)
     except TaskError:
         _shake(probe.module)
-        check_independence(probe, inputs)  # which can say where it is, if weights that begin at nought do not hide it
+        check_independence(probe, inputs)  # it names the layer, unless zero weights hide it
         raise
     _shake(probe.module)
     check_independence(probe, inputs)
@@ -117,7 +117,7 @@ def _check(task: Task, example: Example) -> None:
     start = time.thread_time()
     check_gradients(probe, example, _SECONDS)
     for factor in (8.0, 1 / 64):
-        if time.thread_time() - start < 2 * _SECONDS:  # a large model, which takes longer, is spared it
+        if time.thread_time() - start < 2 * _SECONDS:  # skipped for large models, which take longer
             _scale(probe.module, factor)
             check_gradients(probe, example, 0.0)
     with torch.no_grad():
@@ -125,10 +125,10 @@ def _check(task: Task, example: Example) -> None:
 
 
 def _made(task: Task, inputs: Tensor) -> tuple[nn.Module, _Marks]:
-    """Make a task's model, and marks of it; again and again, to see that it is the same, and starts from no batch.
+    """Return a task's model and its marks, having made it several times to check that batches do not change the result.
 
     Raises:
-        TaskError: if it is not, or its parameters are not such as are shared.
+        TaskError: if two models differ, or the parameters have a form that cannot be shared.
     """
     module = make_model(task, 0)
     _check_form(module)
@@ -150,7 +150,7 @@ def _made(task: Task, inputs: Tensor) -> tuple[nn.Module, _Marks]:
 
 
 def _check_form(module: nn.Module) -> None:
-    """Refuse parameters of a form that is not shared."""
+    """Refuse parameters in a form that cannot be shared."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
             msg = f"its model's parameter `{name}` has no size yet; use layers that are told theirs, none of nn.Lazy…"
@@ -178,7 +178,7 @@ def _check_form(module: nn.Module) -> None:
 
 
 def _check_shared(module: nn.Module) -> None:
-    """Refuse tensors that lie on top of each other: what moves one would move another, uncounted."""
+    """Refuse tensors that overlap in memory: a change to one would change the other, unaccounted for."""
     reach = sorted((*_reach(tensor), name) for name, tensor in tensors_of(module).items() if tensor.numel())
     for (_, end, name), (start, _, other) in pairwise(reach):
         if start < end:
@@ -190,14 +190,14 @@ def _check_shared(module: nn.Module) -> None:
 
 
 def _reach(tensor: Tensor) -> tuple[int, int]:
-    """Return where a tensor's memory begins and ends."""
+    """Return the addresses where a tensor's memory begins and ends."""
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def _check_state(probe: Probe, marks: _Marks, inputs: Tensor, targets: Tensor) -> None:
-    """Refuse a task whose runs leave anything behind, or train anything but the model."""
-    _check_unchanged(probe.module, marks, "forward")  # the first of all was before this
+    """Refuse a task that changes state when it runs, or trains anything but the model."""
+    _check_unchanged(probe.module, marks, "forward")  # earlier checks have already run it
     kept = inputs.clone(), targets.clone()
     first = None
     for turned in (False, True):
@@ -240,7 +240,7 @@ def _check_unchanged(module: nn.Module, marks: _Marks, when: str) -> None:
 
 
 def _marks(module: nn.Module) -> _Marks:
-    """Return of each tensor whether it is trained, and the sum of its bits: a copy would take as much memory as it."""
+    """Return each tensor's shape, whether it is trained, and the sum of its bits; copies would double the memory."""
     return {
         name: (tensor.shape, tensor.requires_grad, int(_bits(tensor).sum(dtype=torch.int64)))
         for name, tensor in tensors_of(module).items()
@@ -253,7 +253,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _shake(module: nn.Module) -> None:
-    """Move all weights, about as far as layers' first ones usually are from nought."""
+    """Perturb all weights by about the scale at which layers are usually initialised."""
     seed_cpu(1)
     with torch.no_grad():
         for parameter in trained(module).values():

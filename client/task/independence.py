@@ -1,8 +1,9 @@
-"""Whether records of a batch meet in the model. DP-SGD clips what one record does: it must do it by itself.
+"""Check that the records of a batch do not affect each other's outputs in the model.
 
-One record is replaced by another. If any other record's output moves, in its last bit, then a record is in other
-records' gradients too, and clipping bounds something else than its influence. It does not matter by what name they
-meet: batch normalisation, its functional form, a mean, attention over the wrong dimension.
+DP-SGD clips each record's own gradient. The check replaces one record by another. If any other record's output changes,
+even in its last bit, then a record also enters other records' gradients, and clipping does not bound its influence. The
+check does not depend on how records interact: batch normalisation, its functional form, a mean, attention over the
+wrong dimension.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ if TYPE_CHECKING:
 REMEMBERS = (
     "its model remembers earlier batches; let its outputs depend on its inputs and parameters alone, and change none"
 )
-_SEEDS = 40  # of a model that draws: records that meet in one batch of ten are missed by one guard in sixty
-_ROUNDING = 1e-6  # of the largest output
-_CLOSE = 1e-3  # outputs in batches of other sizes, relative to the largest: other kernels add in another order
+_SEEDS = 40  # for a random model: records that interact in one batch of ten escape one guard in sixty
+_ROUNDING = 1e-6  # relative to the largest output
+_CLOSE = 1e-3  # relative to the largest output: in batches of other sizes, kernels add in another order
 
 
 def check_independence(probe: Probe, inputs: Tensor) -> None:
-    """Refuse a model in which records meet.
+    """Refuse a model in which records affect each other's outputs.
 
     Raises:
-        TaskError: naming the layer, and what to use in its place.
+        TaskError: names the layer, and what to use in its place.
     """
     with torch.no_grad():
         outputs = probe.outputs(inputs.clone())
@@ -54,12 +55,12 @@ def check_independence(probe: Probe, inputs: Tensor) -> None:
 
 
 def check_chance(probe: Probe, inputs: Tensor) -> None:
-    """Refuse a model in which records meet by chance, in some batches and not in others.
+    """Refuse a model in which records affect each other at random, in some batches only.
 
     Raises:
-        TaskError: saying so, or that it draws where this cannot be repeated.
+        TaskError: if they do, or if the model uses a random generator other than torch's.
     """
-    others = random.getstate(), repr(np.random.get_state())  # noqa: NPY002 - what a task may use
+    others = random.getstate(), repr(np.random.get_state())  # noqa: NPY002 - a task may use it
     seed_cpu(0)
     before = torch.get_rng_state()
     with torch.no_grad():
@@ -77,12 +78,14 @@ def check_chance(probe: Probe, inputs: Tensor) -> None:
 
 
 def check_place(probe: Probe, inputs: Tensor) -> None:
-    """Refuse a model in which it matters where in the batch a record stands, or how many there are.
+    """Refuse a model whose output for a record depends on the record's place in the batch, or on the batch's size.
+
+    Batches vary in size, and an added record shifts the others.
 
     Raises:
-        TaskError: saying so. Every batch has another size, and one record more moves others on.
+        TaskError: if it does.
     """
-    probe.module.eval()  # without dropout, whose draws go by place
+    probe.module.eval()  # without dropout, which draws by place
     check_independence(probe, inputs)
     with torch.no_grad():
         outputs = probe.outputs(inputs.clone())
@@ -106,7 +109,7 @@ def check_place(probe: Probe, inputs: Tensor) -> None:
 def _replacements(probe: Probe, inputs: Tensor, record: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batch with one record replaced, and its outputs.
 
-    By another that the task made up; then, if they are real numbers, by something louder than any of them.
+    The replacement is another made-up record; then, for real numbers, also larger values than any record has.
     """
     replaced = inputs.clone()
     replaced[record] = inputs[next(row for row in range(len(inputs)) if not same(inputs[row], inputs[record]))]
@@ -116,21 +119,21 @@ def _replacements(probe: Probe, inputs: Tensor, record: int, seed: int = 0) -> I
             replaced = inputs.clone()
             replaced[record] = inputs[record] * factor + factor / 8
             found = None
-            with suppress(TaskError):  # a model need not take it
+            with suppress(TaskError):  # a model need not accept it
                 found = probe.outputs(replaced.clone(), seed)
             if found is not None:
                 yield replaced, found
 
 
 def _rounded(probe: Probe, batches: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]) -> bool:
-    """Return whether a difference may be rounding: of layers that get other numbers of rows, as experts do."""
+    """Return whether a difference may be rounding, in layers whose number of rows varies (mixtures of experts)."""
     one, other = ([part.shape for call in _calls(probe, batch, 0) for part in call.taken] for batch in batches)
     return one != other and bool((outputs[0] - outputs[1]).abs().max() <= _ROUNDING * outputs[0].abs().max())
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A layer, what went into it, and what came out."""
+    """One call of a layer, with its inputs and outputs."""
 
     name: str
     layer: nn.Module
@@ -139,14 +142,14 @@ class _Call:
 
 
 def explained(probe: Probe, inputs: Tensor, replaced: Tensor, kept: Tensor, seed: int = 0) -> str:
-    """Say in which layer it is that records differ which are the same in two batches; nothing if it is in none.
+    """Name the first layer in which records that are the same in two batches differ; return "" if there is none.
 
     Args:
         probe: runs the model.
         inputs: one batch, `(n, ...)`.
-        replaced: another one.
+        replaced: another batch, `(n, ...)`.
         kept: which records are the same in both, `(n,)` booleans.
-        seed: of what is drawn.
+        seed: seed of random draws.
     """
     with torch.no_grad():
         if not same(probe.outputs(inputs.clone(), seed), probe.outputs(inputs.clone(), seed)):
@@ -186,7 +189,7 @@ def _mend(layer: nn.Module) -> str:
 
 
 def _calls(probe: Probe, inputs: Tensor, seed: int) -> list[_Call]:
-    """Return what every layer did, in the order in which they were done."""
+    """Return all calls of layers, in order."""
     calls: list[_Call] = []
     names = {layer: name for name, layer in probe.module.named_modules()}
 
@@ -215,7 +218,7 @@ def _but(record: int, inputs: Tensor) -> Tensor:
 
 
 def _differ(one: Tensor, other: Tensor, kept: Tensor) -> bool:
-    """Return whether rows of kept records differ, wherever the dimension of records is; False if there is none."""
+    """Return whether rows of kept records differ, along whichever dimension counts records; False if none does."""
     if one.shape != other.shape or not one.dim():
         return False
     size = len(kept)

@@ -1,18 +1,19 @@
-"""Whether a record's gradient depends on the other records of its batch. DP-SGD clips what a record does by itself.
+"""Check that a record's gradient does not depend on the other records of its batch.
 
-Outputs do not tell: a hook, a custom autograd function, or activations that are saved in fewer bits can tie records
-together on the way back alone. So the gradients of parameters are looked at, unclipped, of batches of several sizes:
+DP-SGD clips each record's own gradient. Outputs do not reveal every interaction: a hook, a custom autograd function, or
+activations saved in fewer bits can make records interact in the backward pass alone. So the checks compare unclipped
+parameter gradients of batches of several sizes:
 
-    alone     the gradient of a batch is the sum of those of its records, each in a batch of its own. What is drawn at
-              random is held still for that, since draws go by place
-    apart     some records are replaced and count for nothing: the gradient of the others stays as it was
-    together  one half of the records is replaced, the other half, and both. In a sum of what single records give,
-              f(a, b) - f(a', b) - f(a, b') + f(a', b') is nought, whatever is drawn
-    again     the gradient of a batch stays as it was, whatever batches came between
+    alone     The gradient of a batch is the sum of its records' gradients, each computed in a batch of one. Random
+              draws are held fixed, since they depend on the place in the batch.
+    apart     Some records are replaced and masked out of the loss: the gradient of the others does not change.
+    together  One half of the records is replaced, then the other half, then both. If records contribute separately,
+              f(a, b) - f(a', b) - f(a, b') + f(a', b') is zero, whatever is drawn.
+    again     The gradient of a batch does not change after other batches.
 
-A difference counts if it is larger than rounding can make it. In batches of one shape, all records go through the same
-kernels, and only sums round: by 1e-6 of the gradients in float32, by 1e-2 in bfloat16. In batches of other shapes,
-kernels differ, and a unit at its threshold may fall to the other side.
+A difference counts if rounding cannot explain it. In batches of one shape, all records go through the same kernels, and
+only sums round: by 1e-6 of the gradients in float32, by 1e-2 in bfloat16. In batches of other shapes, kernels differ,
+and a unit at its threshold may fall on the other side.
 """
 
 from __future__ import annotations
@@ -43,19 +44,19 @@ ALONE = (
     "compute each record by itself on the way back too: no mean, norm, largest value, length or number of the batch in "
     "hooks, custom autograd functions, or what the model saves or keeps aside"
 )
-_SAME_SHAPE, _OTHER_SHAPE = 1e-4, 5e-3  # of the gradients' norms, in float32
-_ROUNDINGS, _OTHER_ROUNDINGS = 8, 64  # the same, in units of what coarser numbers round to
-_CANCELLED = 1e-5  # of the gradients of outputs: what is left where they cancel out is rounding
+_SAME_SHAPE, _OTHER_SHAPE = 1e-4, 5e-3  # tolerance relative to the gradients' norms, in float32
+_ROUNDINGS, _OTHER_ROUNDINGS = 8, 64  # tolerance in units of a coarser type's rounding error
+_CANCELLED = 1e-5  # relative to the gradients of outputs: where they cancel out, a smaller remainder is rounding
 _DISTINCT = 16  # records whose gradients are computed one by one
 _SMALL, _SIZES, _HUGE = 7, (64, 32, 16), 257  # records in a batch
-_LARGEST = 0.2  # seconds that the gradient of the larger batch may take; a model that takes longer gets a smaller one
-_LEAST = 2  # replacements that are tried however long it takes
-_SKETCH = 1 << 18  # values of a gradient that are kept: of a larger one sums, so that they fit in memory beside it
+_LARGEST = 0.2  # seconds that the gradient of the larger batch may take; a slower model gets a smaller batch
+_LEAST = 2  # replacements to try however long they take
+_SKETCH = 1 << 18  # values kept of a gradient; larger ones are folded into sums to save memory
 _MEET = f"a record's gradient depends on the other records of its batch; {ALONE}"
 
 
 class InteractionError(TaskError):
-    """A task cannot be trained as it is written."""  # in the words of any other: nobody else learns more of the reason
+    """A task cannot be trained as it is written."""  # the same words for every reason: others learn no more
 
 
 def check_gradients(probe: Probe, example: Example, seconds: float) -> None:
@@ -63,18 +64,18 @@ def check_gradients(probe: Probe, example: Example, seconds: float) -> None:
 
     Args:
         probe: a model in training mode, with any weights.
-        example: the records to make batches of.
-        seconds: how long to go on, beyond the least, in this thread's own time. Small models are done before.
+        example: the records from which batches are made.
+        seconds: how long to go on after the required checks, in CPU seconds of this thread. Small models need less.
 
     Raises:
-        InteractionError: saying so, and what to look for.
+        InteractionError: if a gradient does; the message says what to look for.
         TaskError: if the task fails on these records.
     """
     _Check(probe, example).run(seconds)
 
 
 def sketch(parts: Sequence[Tensor]) -> Tensor:
-    """Return a gradient as one vector; of what is large, sums of values: as linear as the whole, and less memory."""
+    """Return a gradient as one vector. Large parts are folded into sums, which is linear too and saves memory."""
     most = max(256, _SKETCH // max(1, len(parts)))
     return torch.cat([_folded(part.detach().flatten().float(), most) for part in parts])
 
@@ -94,8 +95,8 @@ class _Check:
         self._loss = RecordLoss(probe.task)
         self._parameters = [each for each in probe.module.parameters() if each.requires_grad]
         self._vary = Variations(example.inputs, torch.Generator().manual_seed(0))
-        self._norm, self._floor = 0.0, 0.0  # of a record's gradient, on the average; below which all is rounding
-        self._coarse = 0.0  # to how much numbers round
+        self._norm, self._floor = 0.0, 0.0  # mean norm of a record's gradient; floor below which all is rounding
+        self._coarse = 0.0  # relative rounding error of the numbers used
         self._seed = 0
         self._outputs = torch.empty(0)  # of the last batch
 
@@ -105,7 +106,7 @@ class _Check:
         drawn = self._check_draws(*batch)
         began = time.thread_time()
         first = self._gradient(*batch)
-        if not first.isfinite().all():  # records of which this is so add nothing in training
+        if not first.isfinite().all():  # training drops such records
             self._keep_finite()
             batch = self._batch(_SMALL)
             first = self._gradient(*batch)
@@ -127,7 +128,7 @@ class _Check:
             raise InteractionError(msg)
 
     def _keep_finite(self) -> None:
-        """Leave out the records whose gradient alone is not finite.
+        """Leave out records whose own gradient is not finite.
 
         Raises:
             TaskError: if none is left.
@@ -145,7 +146,7 @@ class _Check:
         return self._vary.records[rows], self._targets[rows]
 
     def _gradient(self, inputs: Tensor, targets: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Return the sum of the gradients of those records `(n, ...)` that are kept, `(parameters,)`."""
+        """Return the sum of the gradients of the kept records, `(parameters,)`; inputs are `(n, ...)`."""
         outputs = self._probe.outputs(inputs.clone(), self._seed)
         with self._probe.naming("loss()", len(inputs)):
             back = self._loss.gradients(outputs, targets)
@@ -161,7 +162,7 @@ class _Check:
         return found
 
     def _check_draws(self, inputs: Tensor, targets: Tensor) -> bool:
-        """Return whether anything is drawn at random; refuse what is drawn as it must not be."""
+        """Return whether the task draws at random; refuse draws that are not allowed."""
         watched = [Draws(), Draws()]
         for self._seed, draws in enumerate(watched):
             with draws:
@@ -172,14 +173,14 @@ class _Check:
         return bool(watched[0].states)
 
     def _measure(self, inputs: Tensor, targets: Tensor, whole: Tensor) -> None:
-        """Compute the gradient of each record within its batch, and hold their sum against that of all at once."""
+        """Compute each record's gradient within its batch; check that they add up to the gradient of the batch."""
         each = [self._gradient(inputs, targets, torch.arange(len(inputs)) == row) for row in range(len(inputs))]
         self._norm = float(torch.stack([one.norm() for one in each]).mean())
         if self._differ(len(inputs), _SAME_SHAPE, whole, *(-one for one in each)):
             raise InteractionError(_MEET)
 
     def _check_alone(self, sizes: tuple[int, ...], *, still: bool) -> None:
-        """Hold batches of some sizes against their records, each alone."""
+        """Compare gradients of batches of some sizes with those of their records, each alone."""
         distinct = self._vary.rows(len(self._targets))[:_DISTINCT]
         inputs, targets = self._vary.records[distinct], self._targets[distinct]
         if still:
@@ -187,7 +188,7 @@ class _Check:
                 with Draws(still=True):
                     self._gradient(inputs[:2], targets[:2])
             except TaskError:
-                return  # it cannot be held still
+                return  # these draws cannot be held fixed
         with Draws(still=True) if still else nullcontext():
             each = [self._gradient(inputs[row : row + 1], targets[row : row + 1]) for row in range(len(inputs))]
             for size in sizes:
@@ -198,7 +199,7 @@ class _Check:
                     raise InteractionError(msg)
 
     def _check_replacing(self, size: int, make: Making) -> None:
-        """Replace some records of a batch, and look at the others."""
+        """Replace some records of a batch, and check that the others do not change."""
         inputs, targets = self._batch(size)
         first = self._vary.half(size)
         shape = first.view(-1, *[1] * (inputs.dim() - 1))
@@ -209,7 +210,7 @@ class _Check:
             one, two = torch.where(shape, other, inputs), torch.where(shape, inputs, other)
             changed = [self._gradient(each, targets) for each in (one, two, other)]
         except TaskError:
-            return  # no site need have such records
+            return  # a site need not have such records
         before, outputs = self._gradient(inputs, targets, ~first), self._outputs[~first]
         after, others = self._gradient(one, targets, ~first), self._outputs[~first]
         if (
@@ -220,7 +221,7 @@ class _Check:
             raise InteractionError(explained(self._probe, inputs, one, ~first, self._seed) or _MEET)
 
     def _differ(self, size: int, tolerance: float, one: Tensor, *others: Tensor) -> bool:
-        """Return whether gradients that should cancel out do not; what is not finite cannot be told."""
+        """Return whether gradients that should cancel out do not; False if they are not finite."""
         parts = (one, *others)
         apart, largest = float(torch.stack(parts).sum(0).norm()), max(float(part.norm()) for part in parts)
         scale = max(self._norm * size, largest)

@@ -1,4 +1,4 @@
-"""A task tried on the records that it makes up: what fails, fails with a name, before a real record is read."""
+"""Run a task on records that it makes up, so that errors name the method that fails before a real record is read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from client.task.task import Task
 
 MADE_UP, OWN = "made-up record", "record"
-"""What a task is tried on: what it makes up, or a site's own."""
+"""The records on which a task is tried: made up by the task, or the site's own."""
 
 _FEWEST = 4
 _SIZES = (5, 7, 11, 13, 17, 19, 23)
@@ -29,17 +29,17 @@ _SIZES = (5, 7, 11, 13, 17, 19, 23)
 
 @dataclass(frozen=True)
 class Example:
-    """Made-up records of the form that a task's own have."""
+    """Made-up records in the form that a task reads."""
 
     inputs: Tensor
     targets: Tensor
 
     @classmethod
     def of(cls, task: Task) -> Example:
-        """Return what a task makes up.
+        """Return the records that a task makes up.
 
         Raises:
-            TaskError: if it is of no use for trying the task.
+            TaskError: if they cannot be used to try the task.
         """
         seed_cpu(0)
         with naming("example()"):
@@ -60,17 +60,17 @@ class Example:
         return cls(inputs, targets)
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Return a new batch of these records, of a size by which its dimension can be told from the others."""
+        """Return a batch of these records whose size differs from all their other dimensions, if possible."""
         others = (*self.inputs.shape[1:], *self.targets.shape[1:])
         size = next((size for size in _SIZES if size not in others), _SIZES[-1])
         rows = torch.arange(size) % len(self.inputs)
         return self.inputs[rows], self.targets[rows]
 
     def check(self, inputs: Tensor, targets: Tensor, path: Path) -> None:
-        """Hold a site's own records against these.
+        """Compare the form of a site's own records with these.
 
         Raises:
-            DataError: if they are of another form.
+            DataError: if it differs.
         """
         read, shown = (f"{_form(a)} and {_form(b)}" for a, b in ((inputs, targets), (self.inputs, self.targets)))
         if read != shown:
@@ -80,22 +80,22 @@ class Example:
 
 @dataclass(frozen=True)
 class Probe:
-    """A task and a model of it, in training mode on the CPU."""
+    """A task and its model, in training mode on the CPU."""
 
     task: Task
     module: nn.Module
     records: str = MADE_UP
 
     def naming(self, what: str, count: int) -> AbstractContextManager[None]:
-        """Turn whatever the task raises into an error that names its method; of own records, without its words."""
+        """Turn whatever the task raises into an error that names its method; on own records, without its message."""
         own = type(self.task).__module__ if self.records == OWN else ""
         return naming(what, f" on {count} {self.records}{'s' * (count > 1)}", own)
 
     def outputs(self, inputs: Tensor, seed: int = 0) -> Tensor:
-        """Return the model's outputs `(n, ...)`, with dropout as the seed says.
+        """Return the model's outputs `(n, ...)`, with dropout drawn from the seed.
 
         Raises:
-            TaskError: if the model fails, or they are not one row of real numbers a record.
+            TaskError: if the model fails, or its outputs are not one float32 row per record.
         """
         seed_cpu(seed)
         with self.naming("model", len(inputs)):
@@ -119,7 +119,7 @@ class Probe:
         """Return the loss, a scalar.
 
         Raises:
-            TaskError: if it fails, or is none.
+            TaskError: if it fails, or is not a float32 scalar.
         """
         seed_cpu(seed)
         with self.naming("loss()", len(outputs)):
@@ -131,10 +131,10 @@ class Probe:
         return found
 
     def backward(self, outputs: Tensor, gradient: Tensor | None = None) -> None:
-        """Leave gradients at all that a loss, or outputs with this gradient, depend on.
+        """Run the backward pass from a loss, or from outputs with this gradient.
 
         Raises:
-            TaskError: if there is no way back.
+            TaskError: if it fails.
         """
         with naming("backward pass"):
             outputs.backward(gradient)
@@ -143,7 +143,7 @@ class Probe:
         """Try the metrics.
 
         Raises:
-            TaskError: if they are not one number for each record.
+            TaskError: if they are not one number per record.
         """
         with self.naming("metrics()", len(outputs)):
             found: object = self.task.metrics(outputs, targets)
@@ -151,7 +151,7 @@ class Probe:
 
 
 def one_a_record(metrics: object, count: int) -> dict[str, Tensor]:
-    """Return what a task's `metrics` did, by name and `(count,)` each; of one record, `()` will do.
+    """Check and return what a task's `metrics` returned: tensors `(count,)` by name, or `()` for one record.
 
     Raises:
         TaskError: if it is anything else.
@@ -168,10 +168,10 @@ def one_a_record(metrics: object, count: int) -> dict[str, Tensor]:
 
 
 def make_model(task: Task, seed: int) -> nn.Module:
-    """Make a task's untrained model, ready to train; with the same seed, the same at every site.
+    """Make a task's untrained model, in training mode; the same seed gives the same model at every site.
 
     Raises:
-        TaskError: if the task makes none.
+        TaskError: if the task makes no model.
     """
     with forked(), naming("model()"):
         seed_cpu(seed)
@@ -189,12 +189,12 @@ def _check_seed(seed: int, what: str) -> None:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors are equal, bit for bit but for zero's sign; no number equals no number."""
+    """Return whether two tensors are equal bit for bit, except for the sign of zero; NaN equals NaN."""
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _form(part: object) -> str:
-    """Return a tensor's type and shape, of which the first dimension counts records; of anything else, its type.
+    """Return a tensor's type and shape, with n for the first dimension, which counts records; for others, the type.
 
     >>> _form(torch.zeros(4, 2))
     'float32 (n, 2)'
@@ -212,7 +212,7 @@ def naming(what: str, on: str = "", module: str = "") -> Iterator[None]:
     Args:
         what: the method.
         on: which records.
-        module: of the task, if its words may quote a record: then the line is named in place of them.
+        module: the task's module, if its message may quote a record: the error then names the line instead.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""A task tried on a site's own records, which may be unlike any that it makes up. Nothing leaves the site."""
+"""Try a task on a site's own records, which may differ from those that it makes up. Nothing leaves the site."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from client.settings import Computing
     from client.task.task import Records, Task
 
-_FEW = 32  # records of which variations are tried too
-_LARGE = 1 << 22  # parameters; from here on, the mode is only tried when it trains
+_FEW = 32  # records that are tried with variations too
+_LARGE = 1 << 22  # parameters; the mode of a larger model is tried only when it trains
 
 
 def prove(task: Task, name: str, records: Records, device: torch.device, computing: Computing) -> None:
-    """Try a task on a site's records, in an order by chance.
+    """Try a task on a site's records, in random order.
 
-    Plain gradients are looked at on the CPU, of a few and of variations of them; the mode that would train on the
-    device, with all for which there is time.
+    A few records, and variations of them, are checked with plain gradients on the CPU. Then as many as time allows are
+    checked on the device, in the mode that would train.
 
     Args:
-        task: of which there is an example.
-        name: what it is called.
+        task: has passed `check_task`.
+        name: its name, `module:Class`.
         records: inputs and targets `(n, ...)`, at least one.
-        device: that trains.
-        computing: the site's settings of how to compute gradients.
+        device: the device that trains.
+        computing: the site's settings for computing gradients.
 
     Raises:
-        InteractionError: if records meet.
-        TaskError: if the task fails on them, or has no way to compute gradients.
+        InteractionError: if records interact.
+        TaskError: if the task fails on them, or no mode can compute its gradients.
     """
     inputs, targets = records
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(secrets.randbits(62)))
@@ -58,14 +58,14 @@ def prove(task: Task, name: str, records: Records, device: torch.device, computi
 
 
 def prove_all(folder: Path, name: str, file: Path, device: torch.device, computing: Computing) -> int:
-    """Try a site's task as its agent would at its start; return how many records there are.
+    """Try a site's task as its agent does when it starts; return the number of records.
 
     Args:
-        folder: the site's.
-        name: the task's.
-        file: the records.
-        device: that trains.
-        computing: the site's settings of how to compute gradients.
+        folder: the site's folder.
+        name: the task's name, `module:Class`.
+        file: the file of records.
+        device: the device that trains.
+        computing: the site's settings for computing gradients.
 
     Raises:
         TaskError: if the task cannot be trained, or was refused before.

@@ -1,8 +1,8 @@
-"""Whether a loss is the mean of one term for each record, and trains the model through its outputs alone.
+"""Check that a loss is the mean of one term per record, and trains the model through its outputs alone.
 
-The sum over a batch, a mean divided by weights of the batch, pairs of records: each lets one record change the
-gradients of others, or by more than the clipping norm. A term on parameters, such as weight decay or FedProx's, is in
-no record's gradient: some ways to clip drop it silently, others let it pass unclipped.
+A sum over the batch, a mean divided by the batch's weights, or pairs of records let one record change the gradients of
+others, or change the update by more than the clipping norm. A term on parameters, such as weight decay or FedProx's, is
+in no record's gradient: some clipping methods drop it silently, others let it pass unclipped.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     from client.task.probe import Probe
 
-_RELATIVE, _ABSOLUTE = 1e-4, 1e-6  # of terms; of outputs
+_RELATIVE, _ABSOLUTE = 1e-4, 1e-6  # relative to the terms; to the outputs
 
 
 def check_loss(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
-    """Refuse a loss that is anything but the mean of one term for each record, each of its own outputs.
+    """Refuse a loss unless it is the mean of one term per record, each computed from that record's outputs.
 
     Raises:
-        TaskError: saying what it is, and how to write it.
+        TaskError: says what is wrong, and how to write the loss.
     """
     outputs = probe.outputs(inputs.clone()).detach()
     if probe.loss(outputs, targets).requires_grad:
@@ -63,7 +63,7 @@ def _check_slope(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
 
 
 def _check_terms(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
-    """Compare the losses of some batches with those of their records, each alone."""
+    """Compare the losses of some batches with the losses of their single records."""
     terms = torch.stack([probe.loss(outputs[row : row + 1], targets[row : row + 1]) for row in range(len(outputs))])
     reach = _ABSOLUTE * (1 + outputs.abs().max())
 
@@ -85,10 +85,10 @@ def _check_terms(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
 
 
 def check_leaves(probe: Probe, outputs: Tensor, loss: Tensor) -> None:
-    """Refuse a loss that trains anything but the model's own parameters, or nothing.
+    """Refuse a loss that trains nothing, or anything but the model's own parameters.
 
     Raises:
-        TaskError: naming the parameter, where it has a name.
+        TaskError: names the parameter, if it has a name.
     """
     own = {id(parameter) for parameter in probe.module.parameters()}
     for leaf in _leaves(outputs, loss):
@@ -105,7 +105,7 @@ def check_leaves(probe: Probe, outputs: Tensor, loss: Tensor) -> None:
 
 
 def _leaves(*roots: Tensor) -> Iterator[Tensor]:
-    """Yield all tensors that a backward pass from here would give a gradient."""
+    """Yield all tensors to which a backward pass from these roots would give a gradient."""
     yield from (root for root in roots if root.is_leaf and root.requires_grad)
     waiting = [root.grad_fn for root in roots]
     seen = set()
@@ -121,7 +121,7 @@ def _leaves(*roots: Tensor) -> Iterator[Tensor]:
 
 
 def _name(leaf: Tensor, probe: Probe) -> str | None:
-    """Return under which name the task or a layer of the model holds a tensor."""
+    """Return the name under which the task or a layer of the model holds a tensor."""
     for owner, of in [(probe.task, "of the task"), *((layer, "of its model") for layer in probe.module.modules())]:
         for name, held in vars(owner).items():
             parts = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else [held]

@@ -1,4 +1,4 @@
-"""What a consortium trains together: the one class that a user writes.
+"""The task: the class that a user writes to say what a consortium trains.
 
     class Diagnosis(Task):
         def model(self):                    return nn.Linear(30, 1)
@@ -7,8 +7,8 @@
         def metrics(self, outputs, targets): return {"accuracy": ((outputs > 0) == (targets > 0.5)).float()[:, 0]}
         def example(self):                  return torch.randn(4, 30), torch.tensor([[0.0], [1.0], [0.0], [1.0]])
 
-A run names it as `module:Class`. A site imports it only from what the site itself has installed, and only
-if its policy lists that very name: code never travels.
+A run names it as `module:Class`. A site imports it only from its own installed packages, and only if its policy lists
+that name: code never travels.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Task(ABC):
 
     @abstractmethod
     def model(self) -> nn.Module:
-        """Make the untrained model. Cloister seeds torch first, so that every site makes the same one.
+        """Make the untrained model. Cloister seeds torch first, so that every site makes the same model.
 
-        What has `requires_grad` is trained. All else stays as it is, and must be the same at all sites.
+        Parameters with `requires_grad` are trained. Everything else is frozen, and must be the same at all sites.
         """
 
     @abstractmethod
@@ -47,19 +47,19 @@ class Task(ABC):
         """Read one site's records from `path`, scaled by constants that do not come from the data.
 
         Returns:
-            Inputs `(n, ...)` and targets `(n, ...)`, one row a record.
+            Inputs `(n, ...)` and targets `(n, ...)`, one row per record.
 
         Raises:
-            DataError: if a record cannot be used; say which line, and how to mend it.
+            DataError: if a record cannot be used; say which line, and how to fix it.
         """
 
     @abstractmethod
     def example(self) -> tuple[Tensor, Tensor]:
-        """Make up a few records, on which Cloister tries the task before it reads a real one: see `client.task.guard`.
+        """Make up a few records for the checks that precede the first real record: see `client.task.guard`.
 
         Returns:
-            Inputs `(n, ...)` and targets `(n, ...)` of the very form and dtype that `load` returns. At least four
-            different records, with targets of every class if there are any, and whatever else a loss treats apart.
+            Inputs `(n, ...)` and targets `(n, ...)` of the same form and dtype as `load` returns: at least four
+            different records, covering every class and every case that the loss treats separately.
         """
 
     @abstractmethod
@@ -67,7 +67,7 @@ class Task(ABC):
         """Return the mean loss over a batch: a scalar that depends on each record only by its own term."""
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return further metrics by name, one value `(n,)` a record; Cloister averages over all sites."""
+        """Return further metrics by name, one value per record `(n,)`; Cloister averages them over all sites."""
         del outputs, targets
         return {}
 
@@ -79,7 +79,7 @@ def import_task(name: str) -> Task:
     """Import `module:Class` from the installed packages and make an instance.
 
     Raises:
-        TaskError: if there is no such module or class, or it is no `Task`, or a method is missing.
+        TaskError: if there is no such module or class, the class is not a `Task`, or a method is missing.
     """
     found = import_class(name)
     if not issubclass(found, Task):
@@ -95,14 +95,14 @@ C = TypeVar("C")
 
 
 def make(kind: Callable[[], C], name: str) -> C:
-    """Make an instance of what is called `name`.
+    """Make an instance of the class called `name`.
 
     Raises:
-        TaskError: if it cannot be made.
+        TaskError: if that fails.
     """
     try:
         inspect.signature(kind).bind()
-    except TypeError as error:  # in Python's words, of names alone
+    except TypeError as error:  # Python's message holds only names
         msg = f"the task {name!r} cannot be made ({error}); let it need no arguments"
         raise TaskError(msg) from error
     with foreign(name, "constructor"):

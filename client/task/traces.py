@@ -1,11 +1,11 @@
-"""What a task keeps from one batch to the next, wherever it keeps it.
+"""Find what a task keeps from one batch to the next.
 
-A step must depend on its own batch alone. A counter, a running mean, a cache, a list of what was seen: each makes what
-one record gives depend on which records came before, be it only after a thousand batches, when nobody looks. So the
-objects of a task are walked through, and what they hold after a batch is compared with what they hold after another
-batch and that one again. What is made once (a table of positions) or overwritten (weights of attention) is the same.
+A step must depend on its own batch alone. With a counter, a running mean, a cache or a list of past records, a record's
+contribution depends on the records before it, perhaps only after a thousand batches, when nobody looks. So the check
+walks through a task's objects after a batch, runs other batches and the same batch again, and compares. Values made
+once (a table of positions) or overwritten (attention weights) do not differ.
 
-Followed are attributes, elements of containers, closures, and what functions of the task's own packages name.
+The walk follows attributes, elements of containers, closures, and names used by functions of the task's own packages.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from client.task.probe import Probe
 
     Held = Iterator[tuple[str, object]]
-    """What an object holds, by how it is reached."""
+    """What an object holds, with the path to it."""
 
 _PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None), count)
 _CACHED = type(lru_cache(len))  # of functions that remember results
@@ -42,10 +42,10 @@ _MOST = 1 << 17  # objects
 
 
 def check_traces(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
-    """Refuse a task that keeps something of earlier batches, among them some with values that no other has.
+    """Refuse a task that keeps something from earlier batches; some of those tried have values that no other has.
 
     Raises:
-        TaskError: naming what changes.
+        TaskError: names what changes.
     """
     varied = Variations(inputs, torch.Generator().manual_seed(0)).any(inputs)
     if inputs.is_floating_point():
@@ -73,14 +73,14 @@ def check_traces(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
 
 
 class _Walk:
-    """Through all that is reachable from a task and its model; parameters and buffers are looked at elsewhere."""
+    """A walk through everything reachable from a task and its model, except parameters and buffers."""
 
     def __init__(self, probe: Probe) -> None:
         self._roots: list[tuple[str, str, object]] = [("", "its model", probe.module), ("", "the task", probe.task)]
         kinds = [type(probe.task), *(type(part) for part in probe.module.modules())]
         self._own = {kind.__module__.partition(".")[0] for kind in kinds} - _LIBRARIES
         self._seen = {id(tensor) for tensor in tensors_of(probe.module).values()}
-        self._kept: list[object] = []  # so that no other object gets an address that was seen
+        self._kept: list[object] = []  # so that no new object reuses a seen address
 
     def all(self) -> Held:
         """Yield values, sizes of containers, and digests of arrays."""
@@ -120,7 +120,7 @@ class _Walk:
             case nn.Module():
                 yield from ((f".{name}", each) for name, each in vars(value).items())
                 yield "", type(value)
-                yield from ((f".{name}", each) for name, each in value.named_children())  # the last is the first to go
+                yield from ((f".{name}", each) for name, each in value.named_children())  # last, so walked first
             case _ if hasattr(value, "__wrapped__"):
                 yield "", value.__wrapped__
             case _ if hasattr(value, "__dict__") and self._is_own(type(value)):
@@ -131,7 +131,7 @@ class _Walk:
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             try:
                 yield f".{name}", cell.cell_contents
-            except ValueError:  # it has none yet
+            except ValueError:  # the cell is still empty
                 continue
         yield from (("", each) for each in (value.__defaults__, value.__kwdefaults__, vars(value)))
         if self._is_own(value):
@@ -144,7 +144,7 @@ class _Walk:
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """Yield the names that a function uses, and those within it."""
+    """Yield the names that a function and its inner functions use."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -152,11 +152,11 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _digest(value: Tensor | np.ndarray[Any, Any]) -> object:
-    """Return something that is another for other values."""
+    """Return an array's shape and checksum; the shape alone if its values cannot be read."""
     try:
         array = (
             value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() if isinstance(value, Tensor) else value
         )
         return value.shape, zlib.crc32(np.ascontiguousarray(array).data.cast("B"))
-    except (RuntimeError, TypeError, ValueError):  # of a transform that has ended, or without memory of its own
+    except (RuntimeError, TypeError, ValueError):  # a finished transform's, or without own memory
         return value.shape

@@ -1,7 +1,7 @@
-"""The boundary around what a consortium's members write: whatever a task's code raises ends here, without its words.
+"""The boundary around user code: turn whatever a task's code raises into an error without its message.
 
-An exception's text may quote a record, and a log is read by more people than the records are. So a sentence says which
-error it was and at which line of the task; `--debug` shows all of it.
+An exception's message may quote a record, and more people read logs than records. So the error gives only the
+exception's type and the line of the task; `--debug` shows all of it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _NO_MEMORY = "can't allocate memory", "not enough memory", "out of memory"
 
 @contextmanager
 def foreign(name: str, what: str, kind: type[CloisterError] = TaskError) -> Iterator[None]:
-    """Run a task's own code. What is ours passes through, and so does Ctrl-C; a `sys.exit` ends nothing.
+    """Run a task's own code. Cloister's errors and Ctrl-C pass through; `sys.exit` does not.
 
     Args:
-        name: of the task, `module:Class`.
-        what: of it is run, for people.
-        kind: of error to raise.
+        name: the task's name, `module:Class`.
+        what: the part of the task that runs, for the message.
+        kind: the class of error to raise.
 
     Raises:
-        CloisterError: of that kind, for whatever else the code raises.
+        CloisterError: of that class, for whatever else the code raises.
     """
     try:
         yield
@@ -44,7 +44,7 @@ def foreign(name: str, what: str, kind: type[CloisterError] = TaskError) -> Iter
 
 
 def is_memory(error: BaseException) -> bool:
-    """Whether an error means that memory is short. For want of it on a CPU, torch raises a plain `RuntimeError`."""
+    """Return whether an error means that memory ran out; on a CPU, torch then raises a plain `RuntimeError`."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(each in str(error).lower() for each in _NO_MEMORY)

@@ -1,8 +1,8 @@
-"""Records made from others: what a site's own may look like where an example does not lead.
+"""Make new records from others, to cover what a site's records may contain and an example does not.
 
-A mistake may show on some records alone: a missing value that the seventh record has, a sequence that is the longest of
-its batch, a value beyond a threshold. So records are replaced, mixed, repeated, scaled, cut short and given extreme
-values, every kind in any record and at any place.
+A mistake may show on some records only: a missing value in the seventh record, the longest sequence of a batch, a value
+beyond a threshold. So records are replaced, mixed, repeated, scaled, cut short and given extreme values, each kind in
+any record and at any place.
 """
 
 from __future__ import annotations
@@ -18,69 +18,69 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Making = Callable[[Tensor], Tensor]
-    """Makes other records of the form `(n, ...)` of those that it is given."""
+    """Makes records `(n, ...)` of the same form as those given."""
 
-_CODES = (0.0, 1.0, -1.0, 9.0, -9.0, 99.0, -99.0, 999.0, -999.0, -9999.0, 1e6, -1e6)  # missing values are so coded
-_FEW = 0.1  # of the values of a record
+_CODES = (0.0, 1.0, -1.0, 9.0, -9.0, 99.0, -99.0, 999.0, -999.0, -9999.0, 1e6, -1e6)  # codes for missing values
+_FEW = 0.1  # share of a record's values that change
 
 
 @dataclass(frozen=True)
 class Variations:
-    """Ways to make records of the form of others.
+    """Ways to make new records of the same form as given ones.
 
     Args:
-        records: those that exist, `(m, ...)`.
-        generator: draws; torch's own one stays as it is.
+        records: the given records, `(m, ...)`.
+        generator: generator for random draws; torch's default one is not used.
     """
 
     records: Tensor
     generator: torch.Generator
 
     def rows(self, count: int) -> Tensor:
-        """Return which `(count,)` of the records to take: all of them in turn, in an order by chance."""
+        """Return indices of records `(count,)`: all records in turn, in random order."""
         turns = [self._permutation(len(self.records)) for _ in range(-(-count // len(self.records)))]
         return torch.cat(turns)[:count]
 
     def half(self, count: int) -> Tensor:
-        """Return some of so many records by chance, `(count,)` booleans: one at least, and not all."""
+        """Return a random choice among `count` records, `(count,)` booleans: at least one, and not all of several."""
         return self._permutation(count) < max(1, int(self._integers(count, 1)))
 
     @property
     def sound(self) -> tuple[Making, ...]:
-        """Ways to put together records that exist."""
+        """Ways to rearrange given records."""
         return self.replaced, self.repeated
 
     @property
     def possible(self) -> tuple[Making, ...]:
-        """Ways to make new records. A task may fail on them, since no site need have such."""
+        """Ways to make new records. A task may fail on them, since a site need not have such records."""
         made = (self.mixed, self.moved, self.shorter, self.extreme)
         return (*made, self.scaled, self.absent) if self.records.is_floating_point() else (*made, self.drawn)
 
     def any(self, inputs: Tensor) -> Tensor:
-        """Return new records, each made in one of the possible ways."""
+        """Return new records, each made in one of the possible ways but `absent`."""
         made = torch.stack([make(inputs) for make in self.possible if make != self.absent])
         return made[self._integers(len(made), len(inputs)), torch.arange(len(inputs))]
 
     def replaced(self, inputs: Tensor) -> Tensor:
-        """Return other records."""
+        """Return other given records, drawn at random."""
         return self.records[self._integers(len(self.records), len(inputs))]
 
     def repeated(self, inputs: Tensor) -> Tensor:
-        """Return one and the same record, again and again."""
+        """Return one given record, repeated."""
         return self.replaced(inputs[:1]).expand_as(inputs).clone()
 
     def mixed(self, inputs: Tensor) -> Tensor:
-        """Return records of which each value is that of any record, at the same place."""
+        """Return records that take each value from any record, at the same place."""
         flat = _rows(self.records)
         return flat.gather(0, self._integers(len(flat), *_rows(inputs).shape)).view_as(inputs)
 
     def moved(self, inputs: Tensor) -> Tensor:
-        """Return records in which some values are those of any record, at any place."""
+        """Return records in which some values come from any record, at any place."""
         values = self.records.flatten()
         return torch.where(self._some(inputs), values[self._integers(len(values), *inputs.shape)], inputs)
 
     def extreme(self, inputs: Tensor) -> Tensor:
-        """Return records in which some values are the least or largest of all, or codes of what is missing."""
+        """Return records in which some values are the smallest or largest of all, or codes for missing values."""
         low, high = self.records.amin(), self.records.amax()
         place = self.records.amin(0), self.records.amax(0)
         codes = [torch.full_like(place[0], code) for code in _CODES] if inputs.is_floating_point() else []
@@ -89,7 +89,7 @@ class Variations:
         return torch.where(self._some(inputs), chosen, inputs)
 
     def shorter(self, inputs: Tensor) -> Tensor:
-        """Return records whose first dimension ends earlier: what follows is nought, or as the ends of others are."""
+        """Return records cut short along their first dimension, and padded with zeros or with other records' ends."""
         if inputs.dim() == 1:
             return self.replaced(inputs)
         long = inputs.shape[1]
@@ -101,17 +101,17 @@ class Variations:
         return torch.where(after.view(len(inputs), long, *[1] * (inputs.dim() - 2)), last, inputs)
 
     def scaled(self, inputs: Tensor) -> Tensor:
-        """Return records that are louder or softer, by up to 64 times, or turned round."""
+        """Return records scaled by factors between 1/64 and 64, of either sign."""
         by = torch.exp2(torch.rand(len(inputs), generator=self.generator) * 12 - 6)
         by = torch.where(torch.rand(len(inputs), generator=self.generator) < 1 / 2, by, -by)
         return inputs * by.view(-1, *[1] * (inputs.dim() - 1)).to(inputs.dtype)
 
     def absent(self, inputs: Tensor) -> Tensor:
-        """Return records in which some values are no numbers."""
+        """Return records in which some values are NaN."""
         return inputs.masked_fill(self._some(inputs), torch.nan)
 
     def drawn(self, inputs: Tensor) -> Tensor:
-        """Return records of integers between the least and the largest of all."""
+        """Return records of integers drawn between the smallest and the largest of all."""
         low, high = int(self.records.amin()), int(self.records.amax())
         return (self._integers(high - low + 1, *inputs.shape) + low).to(inputs.dtype)
 
@@ -127,5 +127,5 @@ class Variations:
 
 
 def _rows(inputs: Tensor) -> Tensor:
-    """Lay each record flat, `(n, values)`."""
+    """Flatten each record: `(n, values)`."""
     return inputs.reshape(len(inputs), -1)

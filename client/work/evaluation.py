@@ -1,12 +1,12 @@
-"""How good a model is, told in a way that costs what it tells: noisy counts over the sites' held-out records.
+"""Evaluate a model with differential privacy: noisy sums of metrics over the sites' held-out records.
 
-In a run with `[evaluation]`, each held-out record gives a vector
+In a run with `[evaluation]`, each held-out record contributes the vector
 
-    1, its metrics clamped to 0 … 1, and, if the run asks for it, its loss clamped to 0 … `loss_bound` over that bound
+    (1, its metrics clamped to 0 … 1, its loss clamped to 0 … `loss_bound` and divided by `loss_bound` if requested)
 
-divided by the root of its length in numbers, so that no record changes the sum by more than 1 in L2. With N(0, σ²) on
-each number it is one step of the Gaussian mechanism without sampling, as in a survey. Held-out records were never
-trained on: what is told about them is charged to a ledger of their own.
+divided by the square root of its dimension, so that no record changes the sum by more than 1 in L2. With N(0, σ²) added
+to each number, this is one step of the Gaussian mechanism without sampling, as in a survey. Held-out records are never
+trained on, so releases about them are charged to a ledger of their own.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ if TYPE_CHECKING:
 
 
 class HeldOutEvaluation(OneSum):
-    """One task at one site: what runs do with it that hold a model against records that it has not seen."""
+    """One task at one site, in runs that evaluate a model on held-out records."""
 
     def __init__(self, study: Study, site: SiteContext) -> None:
         super().__init__(site)
         self._study = study
 
     def count(self) -> int:
-        """Return how many records are evaluated on."""
+        """Return the number of records to evaluate on."""
         self._study.check_usable()
         return len(self._study.held_out[0])
 
     def check_records(self, settings: RunSettings) -> None:
-        """Check that there are records to evaluate on, and that the task can use each of them and has the metrics."""
+        """Check that there are records to evaluate on, that the task can use each of them, and has the metrics."""
         study = self._study
         self._site.check_count(len(study.held_out[0]), "to evaluate on")
         study.check_usable()
         study.check_metrics(_evaluation(settings).metrics)
 
     def layout(self, settings: RunSettings) -> Layout:
-        """Names of the sum's numbers: with the loss, its bound."""
+        """Return the names of the sum's numbers; the loss's name includes its bound."""
         return Layout(tuple((name, (1,)) for name in ("count", *_asked(settings))))
 
     def start(self, settings: RunSettings) -> Model:
-        """Return what the sum is added to: zeros. A site without the model, or the metrics, says so now.
+        """Return zeros, to which the sum is added, having checked that the site has the model and the metrics.
 
         Raises:
-            RefusedError: if this site does not have the model.
-            TaskError: if the task does not have a metric.
+            RefusedError: if this site lacks the model.
+            TaskError: if the task lacks a metric.
         """
         self._study.start(settings)
         for name in _evaluation(settings).metrics:
@@ -71,28 +71,28 @@ class HeldOutEvaluation(OneSum):
         return Model(np.zeros(layout.size, np.float32), layout)
 
     def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
-        """Add up the held-out records and the noise: `(m,)`, over the largest size that a site declares.
+        """Sum the held-out records' vectors and the noise, `(m,)`, divided by the largest size that a site declares.
 
-        To be called once the ledger has the charge: `Mechanism(σ, sample_rate=1, steps=1)`.
+        Call it once the ledger has the charge: `Mechanism(σ, sample_rate=1, steps=1)`.
         """
-        del model  # zeros
+        del model  # all zeros
         return noised(self._total(manifest.settings), manifest, randomness)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
-        """Write down what the sum of these sites says."""
+        """Write the report of these sites' sum."""
         settings = manifest.settings
         total, noise = read_sum(manifest, model, len(contributors))
         names = _asked(settings)
         total *= math.sqrt(1 + len(names))
         noise *= math.sqrt(1 + len(names))
-        # Where noise hides whether there was anybody, a count of one keeps all below finite; the errors say the rest.
+        # If noise hides whether there were any records, a count of 1 keeps the figures finite; their errors are large.
         count = max(float(total[0]), 1.0)
         found = {}
         for name, value in zip(names, total[1:], strict=True):
             asked = settings.evaluation
             top = (asked.loss_bound if asked and name.startswith("loss ") else None) or 1.0
             share = min(max(float(value) / count, 0.0), 1.0)
-            error = noise * math.hypot(1.0, share) / count  # of a ratio of two noisy numbers
+            error = noise * math.hypot(1.0, share) / count  # error of a ratio of two noisy numbers
             found[name.partition(" ")[0]] = {"mean": _figure(top * share), "error": _figure(top * error)}
         write_report(self._site.place.folder, manifest, run, contributors, {
             "task": settings.task,
@@ -115,7 +115,7 @@ class HeldOutEvaluation(OneSum):
             outputs = module(inputs)
             single = [(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(inputs))]
             columns = [torch.ones(len(inputs))]
-            # Each record by itself, so that what is said of it depends on no other.
+            # Each record separately, so that its values depend on no other record.
             known = [study.task.metrics(*one) for one in single]
             for name in asked.metrics:
                 values = torch.stack([each[name].reshape(()) for each in known]).double().cpu()

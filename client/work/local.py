@@ -1,7 +1,7 @@
-"""An algorithm's local half at a site: it is given one way to train, and nothing of the records.
+"""Run an algorithm's local half at a site: it gets a function that trains, and no access to records.
 
-`train` may be called once a round, since the ledger was charged for one training, and for no more steps than that.
-What comes back has its noise; where noise is shared and comes later, the algorithm has no part in it.
+It may call `train` once per round, for no more steps than the ledger was charged for. The result already has its noise;
+with shared noise, which is added later, the algorithm has no local half.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def local_round(admitted: AdmittedRun, checkpoint: Checkpoint) -> LocalRound:
-    """Return what a site knows before it trains."""
+    """Return what an algorithm may know at a site before it trains."""
     return LocalRound(
         run=Run.of(admitted.settings),
         site=admitted.site.name,
@@ -36,17 +36,17 @@ def local_round(admitted: AdmittedRun, checkpoint: Checkpoint) -> LocalRound:
 
 
 def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callable[[LocalSolver], Update]) -> Update:
-    """Return what an algorithm sends after one training.
+    """Return the update that an algorithm sends after one training.
 
     Args:
-        name: of the algorithm, for people.
-        algorithm: the run's.
-        at: what the site knows.
+        name: the algorithm's name, for messages.
+        algorithm: the run's algorithm.
+        at: what the algorithm may know.
         train: makes the update, with its noise.
 
     Raises:
-        TaskError: if the algorithm trains twice, or longer than the run pays for, or returns no vector of the model's
-            size.
+        TaskError: if the algorithm trains twice, takes more steps than were charged, or returns a vector of another
+            size than the model's.
         MalformedError: if a value is not finite.
     """
     trained, failed = False, list[BaseException]()
@@ -64,7 +64,7 @@ def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callab
             raise
 
     with _blaming(failed), foreign(name, "local()"):
-        found = np.require(algorithm.local(at, once), np.float32, ["C", "W", "O"])  # it is changed in place later
+        found = np.require(algorithm.local(at, once), np.float32, ["C", "W", "O"])  # later changed in place
     if found.shape != at.model.shape:
         msg = f"the strategy {name} sends {found.shape} values, the model has {at.model.shape}; correct its local()"
         raise TaskError(msg)
@@ -73,7 +73,7 @@ def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callab
 
 @contextmanager
 def _blaming(failed: list[BaseException]) -> Iterator[None]:
-    """Raise what training raised as it is, also if the algorithm goes on without: it has no part in it."""
+    """Raise training's own error unchanged, even if the algorithm caught it: the algorithm is not to blame."""
     try:
         yield
     except TaskError:
@@ -84,7 +84,7 @@ def _blaming(failed: list[BaseException]) -> Iterator[None]:
 
 
 def keep_own(current: Round, at: LocalRound, sent: Values) -> None:
-    """Note what an algorithm keeps at the site if the vector `(n,)` that it sent becomes part of the sum.
+    """Keep an algorithm's new vectors, which count if the update `(n,)` that it sent becomes part of the sum.
 
     Raises:
         TaskError: if the algorithm returns other vectors than it declares.

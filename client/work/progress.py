@@ -1,10 +1,10 @@
-"""How good the model is after each round, over this site's held-out records: for the site's own eyes.
+"""Measure the model after each round on this site's held-out records, for this site alone.
 
-One file a run, `metrics/NAME-RUN.jsonl`, with a line of JSON for each round whose sum the site was brought in time:
-round, digest of the model, number of records, and the mean of the loss and of each metric. No record, no tensor.
+Each run has a file, `metrics/NAME-RUN.jsonl`, with a line of JSON for each round whose sum the site got in time: round,
+digest of the model, number of records, and the mean of the loss and of each metric. It holds no record and no tensor.
 
-Nothing of it leaves, unless the policy's `share` names a metric. Then its mean does, without noise, in two digits: a
-share with all its digits is a fraction that says how many records it is of.
+Nothing of it leaves the site, unless the policy's `share` names a metric. Then its mean does, without noise, rounded to
+two digits: all digits of a proportion would reveal the number of records.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _TAIL = 1 << 16  # bytes: the last rounds' lines
 
 
 def look(admitted: AdmittedRun, checkpoint: Checkpoint) -> dict[str, float]:
-    """Return the means of loss and metrics of a round's model, and write them down; nothing if that fails.
+    """Return and write the mean loss and metrics of a round's model; return nothing if that fails.
 
-    Whatever goes wrong, a bug in the task's metrics or a full disk, stands in the log; the round goes on.
+    A failure, such as a bug in the task's metrics or a full disk, is logged; the round goes on.
     """
     site, settings = admitted.site, admitted.settings
     try:
@@ -56,13 +56,13 @@ def look(admitted: AdmittedRun, checkpoint: Checkpoint) -> dict[str, float]:
 
 
 def shared(found: Mapping[str, float], policy: Policy) -> dict[str, float]:
-    """Return what the policy lets out of these means, in two digits."""
+    """Return the means that the policy shares, rounded to two digits."""
     rounded = {name: float(f"{found[name]:.2g}") for name in policy.metrics if name in found}
     return {name: value for name, value in rounded.items() if abs(value) <= LARGEST_METRIC}
 
 
 def _append(path: Path, checkpoint: Checkpoint, count: int, found: Mapping[str, float]) -> None:
-    """Add a round's line, unless it stands there: a sum may be delivered again."""
+    """Add a round's line unless the file has it, since a sum may be delivered again."""
     make_folder(path.parent)
     metrics = {name: value if math.isfinite(value) else None for name, value in found.items()}
     entry = {"round": checkpoint.round, "time": round(time.time(), 3), "model": checkpoint.digest}
@@ -70,6 +70,6 @@ def _append(path: Path, checkpoint: Checkpoint, count: int, found: Mapping[str, 
     with open(path, "a+b", opener=private) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
         kept = file.read()
-        whole, _, torn = kept.rpartition(b"\n")  # by a crash
+        whole, _, torn = kept.rpartition(b"\n")  # a crash may have torn the last line
         if f'{{"round": {checkpoint.round}, '.encode() not in whole:
             file.write(b"\n" * bool(torn) + line.encode() + b"\n")

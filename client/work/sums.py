@@ -1,4 +1,4 @@
-"""What runs share that add up a vector of every site's once: noise on it, its sum read, a report of it."""
+"""The common parts of runs that sum one vector per site once: add noise, read the sum, write a report."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ log = logging.getLogger("cloister.agent")
 
 
 class OneSum:
-    """What both kinds of such works have in common."""
+    """The base class of works that sum one vector per site."""
 
     def __init__(self, site: SiteContext) -> None:
         self._site = site
 
     def check_memory(self, manifest: Manifest) -> None:
-        """Check nothing: a vector fits."""
+        """Do nothing: a vector fits."""
 
     def files(self, settings: RunSettings, layout: Layout) -> dict[Path, int]:
-        """Count the report."""
+        """Return no bytes beyond the small report."""
         del settings, layout
         return {self._site.place.folder / FOLDER: 0}
 
@@ -51,17 +51,17 @@ class OneSum:
 
 
 def noised(total: NDArray[np.float64], manifest: Manifest, randomness: Randomness) -> Update:
-    """Add N(0, σ²) to a site's vector `(m,)`, which a record changes by 1 at most; all over the largest size."""
+    """Add N(0, σ²) to a site's vector `(m,)`, which a record changes by at most 1; divide by the largest size."""
     if manifest.noise_multiplier > 0:
         total = total + manifest.noise_multiplier * randomness.gaussian(total.size)
     return Update((total / manifest.settings.largest_size).astype(np.float32))
 
 
 def read_sum(manifest: Manifest, model: Model, sites: int) -> tuple[NDArray[np.float64], float]:
-    """Return so many sites' vectors added up, `(m,)`, and the deviation of the noise in every number of it."""
+    """Return the sum of `sites` vectors, `(m,)`, and the standard deviation of the noise in each of its numbers."""
     size, packing = manifest.settings.largest_size, manifest.packing
     step = 2 * packing.update_bound / (packing.levels - 1) * size
-    # Rounding to a step or the next one up has at most half a step's deviation.
+    # Stochastic rounding to a multiple of the step has a standard deviation of at most half a step.
     noise = math.sqrt(sites) * math.hypot(manifest.noise_multiplier, step / 2)
     return model.vector.astype(np.float64) * size * sites, noise
 
@@ -69,14 +69,14 @@ def read_sum(manifest: Manifest, model: Model, sites: int) -> tuple[NDArray[np.f
 def write_report(
     folder: Path, manifest: Manifest, run: str, contributors: Collection[str], found: Mapping[str, Any]
 ) -> None:
-    """Write what a run has found, and at what cost, into a site's folder: the same file at every site."""
+    """Write a run's results and their cost into a site's folder; the file is the same at every site."""
     settings, sigma = manifest.settings, manifest.noise_multiplier
     report = {
         "name": settings.name,
         "run": run,
         "sites": sorted(contributors),
         "noise_multiplier": sigma,
-        # At no noise, infinite; JSON has no such number.
+        # Without noise it is infinite, which JSON cannot express.
         "epsilon": round(epsilon([manifest.run_cost], settings.privacy.delta), 4) if sigma else None,
         "delta": settings.privacy.delta,
         **found,

@@ -1,7 +1,7 @@
-"""What a consortium asks before it trains: one class with public ranges, and the sums that come of it.
+"""Surveys: statistics that a consortium asks for before it trains, from a class with public ranges.
 
     class Measurements(Survey):
-        columns = {"age": (0, 100), "pressure": (60, 240)}     # public ranges; what is beyond is clamped
+        columns = {"age": (0, 100), "pressure": (60, 240)}     # public ranges; values are clamped to them
         classes = (0, 1)                                       # values of the label; leave out if there is none
         def load(self, path):  return values, labels           # of one site, unscaled: (n, 2) and (n,)
 
@@ -43,7 +43,7 @@ log = logging.getLogger("cloister.agent")
 
 
 class Survey(ABC):
-    """Which columns a survey is about, and how a site reads them. Instances hold no data."""
+    """The columns of a survey, and how a site reads them. Instances hold no data."""
 
     columns: ClassVar[Mapping[str, tuple[float, float]]]
     """Each column's public range, which must not come from the data."""
@@ -59,7 +59,7 @@ class Survey(ABC):
             Values `(n, columns)`, in the order of `columns`, and labels `(n,)`; arrays or tensors.
 
         Raises:
-            DataError: if a record cannot be used; say which line, and how to mend it.
+            DataError: if a record cannot be used; say which line, and how to fix it.
         """
 
 
@@ -67,7 +67,7 @@ def import_survey(name: str) -> Survey:
     """Import `module:Class` from the installed packages and make an instance.
 
     Raises:
-        TaskError: if there is no such module or class, it is no `Survey`, or what it asks makes no sense.
+        TaskError: if there is no such module or class, it is not a `Survey`, or its columns or classes are invalid.
     """
     found = import_class(name)
     if not issubclass(found, Survey):
@@ -76,7 +76,7 @@ def import_survey(name: str) -> Survey:
     survey = make(found, name)
     try:
         ranges = [(float(low), float(high)) for low, high in survey.columns.values()]
-        classes = {np.float32(each) for each in survey.classes}  # labels may come in that precision
+        classes = {np.float32(each) for each in survey.classes}  # labels may have this precision
         sound = ranges and all(low < high and math.isfinite(high - low) for low, high in ranges)
         sound = sound and len(classes) == len(survey.classes) and all(map(math.isfinite, classes))
     except (AttributeError, TypeError, ValueError):
@@ -91,39 +91,39 @@ def import_survey(name: str) -> Survey:
 
 
 class StatisticsQuery(OneSum):
-    """One survey at one site: what runs do with it that add its records up."""
+    """One survey at one site, in runs that sum its records."""
 
     def __init__(self, name: str, site: SiteContext) -> None:
         super().__init__(site)
         self.name, self.survey = name, import_survey(name)
 
     def count(self) -> int:
-        """Return how many records are added up."""
+        """Return the number of records to sum."""
         return len(self.records[0])
 
     def check_records(self, settings: RunSettings) -> None:
-        """Check that there are records to add up."""
+        """Check that there are records to sum."""
         del settings
         self._site.check_count(self.count(), "to add up")
 
     def form(self, settings: RunSettings) -> Form:
-        """Return what a run asks."""
+        """Return the statistics that a run asks for."""
         columns = tuple(Column(name, float(low), float(high)) for name, (low, high) in self.survey.columns.items())
         bins = settings.statistics.bins if settings.statistics else 0
         return Form(columns, tuple(map(float, self.survey.classes)), bins)
 
     def layout(self, settings: RunSettings) -> Layout:
-        """Names and sizes of the sum's parts."""
+        """Return the names and sizes of the sum's parts."""
         return self.form(settings).layout
 
     def start(self, settings: RunSettings) -> Model:
-        """Return what the sum is added to: zeros."""
+        """Return zeros, to which the sum is added."""
         layout = self.layout(settings)
         return Model(np.zeros(layout.size, np.float32), layout)
 
     @cached_property
     def records(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The site's records, those that are held out left aside: values `(n, d)` and labels `(n,)`.
+        """The site's records without the held-out ones: values `(n, d)` and labels `(n,)`.
 
         Raises:
             DataError: if the survey reads anything else.
@@ -133,7 +133,7 @@ class StatisticsQuery(OneSum):
             found: Any = self.survey.load(path)
         try:
             values, labels = (np.asarray(part, np.float64) for part in found)
-        except (TypeError, ValueError, RuntimeError) as error:  # whose text may quote a record
+        except (TypeError, ValueError, RuntimeError) as error:  # its message may quote a record
             msg = f"{path}: what the survey read is no table of numbers and its labels; mend its `load`"
             raise DataError(msg) from error
         self._check(path, values, labels)
@@ -141,27 +141,27 @@ class StatisticsQuery(OneSum):
         return values[kept], labels.reshape(-1)[kept]
 
     def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
-        """Add up the records and the noise: `(m,)`, over the largest size that a site declares.
+        """Sum the records and the noise, `(m,)`, divided by the largest size that a site declares.
 
-        To be called once the ledger has the charge: `Mechanism(σ, sample_rate=1, steps=1)`.
+        Call it once the ledger has the charge: `Mechanism(σ, sample_rate=1, steps=1)`.
         """
-        del model  # zeros
+        del model  # all zeros
         declared = manifest.settings.cohort.sizes[self._site.name]
         values, labels = self.records
         if len(values) > 2 * declared:
-            # Only a warning, here: whether a run fails must not tell how many records there are.
+            # Only a local warning: a run must not fail because of the number of records, which would reveal it.
             log.warning("%d records, over twice the %d declared; large sums may be cut", len(values), declared)
         return noised(self.form(manifest.settings).total(values, labels), manifest, randomness)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
-        """Write down what the sum of these sites says."""
+        """Write the report of these sites' sum."""
         form = self.form(manifest.settings)
         found = figures.read(form, *read_sum(manifest, model, len(contributors)))
         survey = {"survey": self.name, "bins": form.bins, **found}
         write_report(self._site.place.folder, manifest, run, contributors, survey)
 
     def _check(self, path: Path, values: NDArray[np.float64], labels: NDArray[np.float64]) -> None:
-        """Refuse records that cannot be counted."""
+        """Refuse records of the wrong shape, with values that are not finite, or with unlisted labels."""
         names, classes = tuple(self.survey.columns), np.array(self.survey.classes, np.float32)
         if values.ndim != 2 or values.shape[1] != len(names) or labels.size != len(values):  # noqa: PLR2004 - rows
             msg = (

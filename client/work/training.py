@@ -1,4 +1,4 @@
-"""A task at a site: its model made, its records read once, a round of it trained: the work of runs that train."""
+"""A task at a site, in runs that train: make its model, read its records once, train a round."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     from privacy.run.settings import RunSettings, Start
     from strategies.algorithm import LocalSolver
 
-_MOST_RECORDS = 4096  # that are measured, so that it takes less time than training
+_MOST_RECORDS = 4096  # held-out records to measure, so that it takes less time than training
 _BATCH = 256  # records at a time, unless `physical_batch` says otherwise
 _TRIED: WeakKeyDictionary[type[Task], Example] = WeakKeyDictionary()
 
 
 class Study:
-    """One task at one site: what runs do with it that train."""
+    """One task at one site, in runs that train."""
 
     def __init__(self, name: str, site: SiteContext) -> None:
         self.name, self._site = name, site
@@ -61,10 +61,10 @@ class Study:
         self._refusals.check(name, self.task)
         self._example = _tried(self.task, name)
         self._usable = self._fits = False  # whether the task can use every record, and a step fits in memory
-        self._layouts: dict[tuple[int, Start | None], Layout] = {}  # of one run, as constants may be large
+        self._layouts: dict[tuple[int, Start | None], Layout] = {}  # of one run only, as constants may be large
 
     def module(self, seed: int) -> nn.Module:
-        """Make the untrained module; the same at every site."""
+        """Make the untrained module, which is the same at every site."""
         return make_model(self.task, seed)
 
     def untrained(self, seed: int) -> Model:
@@ -74,10 +74,10 @@ class Study:
         return Model(_drained(module, layout), layout)
 
     def start(self, settings: RunSettings) -> Model:
-        """Return the model that a run starts from: a new one, or one that the site has and the run names.
+        """Return the model from which a run starts: an untrained one, or the site's copy of the one that the run names.
 
         Raises:
-            RefusedError: if the site does not have it, or it is another task's.
+            RefusedError: if the site lacks it, or it belongs to another task.
         """
         if settings.start is None:
             return self.untrained(settings.model_seed)
@@ -85,7 +85,7 @@ class Study:
         return find_model(self._site.place.folder / "models", settings.start.model, layout, self._site.name)
 
     def layout(self, settings: RunSettings) -> Layout:
-        """Names and shapes of what is trained, and the rest of the model, as the run starts with it.
+        """Return the names and shapes of trained parameters, and the constants with which the run starts.
 
         Raises:
             RefusedError: as `start` does.
@@ -103,10 +103,10 @@ class Study:
         return layout_of(self.module(0))
 
     def prepare(self, settings: RunSettings) -> None:
-        """Find a way to compute gradients, before anything is charged.
+        """Choose the mode that computes gradients, before anything is charged.
 
         Raises:
-            TaskError: if there is none, or the task is refused.
+            TaskError: if no mode works, or the task is refused.
         """
         self._refusals.check(self.name, self.task)
         if settings.takes_steps:
@@ -114,23 +114,23 @@ class Study:
             way_to_train(self.task, module, self._site.settings.training)
 
     def count(self) -> int:
-        """Return how many records are trained on, each of which the task can use."""
+        """Return the number of records to train on, having checked that the task can use each of them."""
         self.check_usable()
         return len(self.training[0])
 
     def check_records(self, settings: RunSettings) -> None:
-        """Check that there are records to train on, and that the task can use each of them, once a process."""
+        """Check, once per process, that there are records to train on, and that the task can use each of them."""
         self.check_not_refused()
         self._site.check_count(len(self.read[0][0]), "to train on")
         self.check_usable()
         if settings.takes_steps:
-            _ = self.training  # on which the task is tried once more, when each record is known to fit
+            _ = self.training  # also tries the task on some records, now that each is known to be usable
 
     def check_usable(self) -> None:
-        """Check, once a process, that the task can use every record.
+        """Check, once per process, that the task can use every record.
 
         Raises:
-            DataError: naming the record that it cannot use.
+            DataError: names the record that it cannot use.
         """
         if self._usable:
             return
@@ -146,18 +146,18 @@ class Study:
 
         Raises:
             DataError: if they cannot.
-            TaskError: if one is not a number a record.
+            TaskError: if a metric is missing, or is not one number per record.
         """
         _, held_out = self.read
         fitness = Fitness(self.task, self.name, self.module(0).to(held_out[0].device))
         fitness.check_metrics(held_out, self._site.records_path, names)
 
     def check_memory(self, manifest: Manifest) -> None:
-        """Train a step on made-up records, as many as are computed at a time, once a process.
+        """Train one step on a physical batch of made-up records, once per process.
 
         Raises:
             RefusedError: if that does not fit in memory.
-            TaskError: if there is no way to compute the task's gradients.
+            TaskError: if no mode can compute the task's gradients.
         """
         training, computing = manifest.settings.training, self._site.settings.training
         if self._fits or training is None or not manifest.settings.takes_steps:
@@ -185,19 +185,19 @@ class Study:
         self._fits = True
 
     def files(self, settings: RunSettings, layout: Layout) -> dict[Path, int]:
-        """Count the copies of the model that are kept in the outbox."""
+        """Return the size of the copies of the model that the outbox keeps."""
         copies = (
-            not settings.shares_noise,  # what rounding left over
-            settings.kind.averaging > 0,  # the last model, beside the mean
-            settings.vote is not None,  # the one before, where a second name for its file is not enough
+            not settings.shares_noise,  # the residual
+            settings.kind.averaging > 0,  # the last model, besides the mean
+            settings.vote is not None,  # the model before, where a hard link is not possible
         )
         return {self._site.place.folder / "outbox": 4 * layout.size * sum(copies)}
 
     def release(self, manifest: Manifest, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN) -> Update:
-        """Train for one round, from this model on and as the algorithm says: what changed, `(parameters,)`.
+        """Train for one round from this model, as the algorithm says; return the change, `(parameters,)`.
 
         Raises:
-            TaskError: if the task is refused, from now on if need be.
+            TaskError: if the task was refused before, or is refused from now on.
         """
         settings = manifest.settings
         module = self.load_into(self.module(settings.model_seed), model)
@@ -213,10 +213,10 @@ class Study:
         return self.difference(module, model)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
-        """Do nothing more than what is done with every model."""
+        """Do nothing: a site keeps every run's model anyway."""
 
     def measure(self, settings: RunSettings, model: Model) -> tuple[int, dict[str, float]]:
-        """Return over how many held-out records, evenly taken, and the means of loss and metrics."""
+        """Return the number of held-out records used, evenly spaced, and their mean loss and metrics."""
         if not settings.takes_steps:
             return 0, {}
         inputs, targets = self.held_out
@@ -225,7 +225,7 @@ class Study:
         return len(records[0]), self._means(settings, model, records, self._losses_and_metrics)
 
     def mean_loss(self, settings: RunSettings, model: Model) -> float:
-        """Return a model's mean loss over all held-out records, of which there must be some."""
+        """Return a model's mean loss over all held-out records; there must be at least one."""
         return self._means(settings, model, self.held_out, self._losses)["loss"]
 
     def _means(
@@ -235,7 +235,7 @@ class Study:
         records: Records,
         measure: Callable[[Tensor, Tensor], dict[str, float]],
     ) -> dict[str, float]:
-        """Return means over records of what `measure` adds up over a batch's outputs and targets."""
+        """Return means over records; `measure` returns sums over a batch, given outputs and targets."""
         (inputs, targets), sums = records, defaultdict[str, float](float)
         if not len(inputs):
             return {}
@@ -260,7 +260,7 @@ class Study:
         return losses | {name: float(each.sum()) for name, each in metrics.items()}
 
     def load_into(self, module: nn.Module, model: Model) -> nn.Module:
-        """Make a new module the model, and move it to the site's device."""
+        """Load a model into a new module, and move the module to the site's device."""
         held = tensors_of(module)
         with torch.no_grad():
             for name, values in model.layout.unflatten(model.vector).items():
@@ -270,11 +270,11 @@ class Study:
 
     @staticmethod
     def difference(module: nn.Module, model: Model) -> Update:
-        """Return what training changed, `(parameters,)`. The module is empty afterwards.
+        """Return the trained module's parameters minus the model's, `(parameters,)`. This empties the module.
 
         Raises:
             MalformedError: if a value is not finite.
-            TaskError: if anything has changed that is not trained.
+            TaskError: if a constant has changed.
         """
         check_constants(module, model.layout)
         vector = _drained(module, model.layout)
@@ -294,22 +294,22 @@ class Study:
 
     @cached_property
     def metrics(self) -> frozenset[str]:
-        """Names of the task's metrics."""
+        """The names of the task's metrics."""
         with torch.no_grad():
             outputs = self.module(0)(self._example.inputs)
             return frozenset(self.task.metrics(outputs, self._example.targets))
 
     @property
     def read(self) -> tuple[Records, Records]:
-        """The records, those to train on and those to evaluate on, as they were read: nothing was tried on them."""
+        """The records to train on and to evaluate on, as they were read; the task has not been tried on them."""
         return self._records
 
     @cached_property
     def training(self) -> Records:
-        """The records that are trained on: inputs and targets `(n, ...)`; the task is tried on a few of them.
+        """The records to train on, inputs and targets `(n, ...)`; the first access tries the task on some of them.
 
         Raises:
-            TaskError: if it fails on them, or they meet; then it is refused from now on.
+            TaskError: if the task fails on them; or if they interact, and the task is refused from now on.
         """
         records, _ = self._records
         if len(records[0]):
@@ -318,16 +318,16 @@ class Study:
         return records
 
     def check_not_refused(self) -> None:
-        """Check that the task is not one that was refused for good.
+        """Check that the task has not been refused permanently.
 
         Raises:
-            TaskError: if it is, and its code is the same.
+            TaskError: if it has, and its code is unchanged.
         """
         self._refusals.check(self.name, self.task)
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Refuse the task from now on if records meet in it.
+        """Refuse the task from now on if records interact in it.
 
         Raises:
             TaskError: if they do, or did before.
@@ -339,7 +339,7 @@ class Study:
             raise self._refusals.add(self.name, self.task, str(error)) from error
 
     def digest(self) -> bytes:
-        """Return a digest of the records that are trained on."""
+        """Return a digest of the records to train on."""
         found = sha256()
         for part in self.training:
             found.update(f"{part.dtype} {tuple(part.shape)}".encode())
@@ -348,12 +348,12 @@ class Study:
 
     @property
     def held_out(self) -> Records:
-        """The records that are only evaluated on."""
+        """The records that are only used for evaluation."""
         return self._records[1]
 
 
 def _tried(task: Task, name: str) -> Example:
-    """Try a task; once in a process, if nothing tells its instances apart."""
+    """Check a task; once per process, if its instances have no attributes."""
     if vars(task):
         return check_task(task, name)
     if type(task) not in _TRIED:
@@ -362,7 +362,7 @@ def _tried(task: Task, name: str) -> Example:
 
 
 def _drained(module: nn.Module, layout: Layout) -> NDArray[np.float32]:
-    """Return a module's trained parameters, `(size,)`, and leave them empty: both need not fit in memory."""
+    """Move a module's trained parameters into a vector `(size,)`, so that memory need not hold both."""
     vector, start, held = np.empty(layout.size, dtype=np.float32), 0, tensors_of(module)
     for name, _ in layout.shapes:
         parameter = held[name]

@@ -1,10 +1,10 @@
-"""The seam: what a run does with a site's records. Each kind of run is one class in one file, listed in `works`.
+"""The interface for what a run does with a site's records. Each kind of run is one class in one file; see `works`.
 
-    training     `client.work.training`     DP-SGD, from the round's model on
-    statistics   `client.work.survey`       a survey's records added up, once
-    evaluation   `client.work.evaluation`   what a model makes of the records held out, added up, once
+    training     `client.work.training`     DP-SGD, starting from the round's model
+    statistics   `client.work.survey`       the sum of a survey's records, once
+    evaluation   `client.work.evaluation`   the sum of a model's metrics on held-out records, once
 
-What settings, codec and ledger need to know of a kind of run stands in `privacy.run.settings`, as a `RunKind`.
+What settings, codec and ledger need to know about a kind of run is in `privacy.run.settings`, as a `RunKind`.
 """
 
 from __future__ import annotations
@@ -25,56 +25,56 @@ class Work(Protocol):
     """What runs of one kind do with a site's records, for one task or survey."""
 
     def count(self) -> int:
-        """Return how many records there are for it, each of which it can use.
+        """Return the number of records that it uses, having checked that it can use each of them.
 
         Raises:
-            DataError: if one cannot be used.
-            TaskError: if the task is refused for good.
+            DataError: if a record cannot be used.
+            TaskError: if the task is refused permanently.
         """
         ...
 
     def layout(self, settings: RunSettings) -> Layout:
-        """Names and shapes of the numbers that updates are of."""
+        """Return the names and shapes of an update's numbers."""
         ...
 
     def start(self, settings: RunSettings) -> Model:
-        """Return the model that a run starts from.
+        """Return the model from which a run starts.
 
         Raises:
-            RefusedError: if the site does not have it.
+            RefusedError: if the site lacks it.
         """
         ...
 
     def check_records(self, settings: RunSettings) -> None:
-        """Check, before anything is charged, that a run can use this site's records; each of them once a process.
+        """Check, before anything is charged and once per process, that a run can use each of this site's records.
 
         Raises:
             DataError: if a record cannot be used, or none is left.
-            TaskError: if the task is refused for good, or has not what the run asks for.
+            TaskError: if the task is refused permanently, or lacks what the run asks for.
         """
 
     def check_memory(self, manifest: Manifest) -> None:
-        """Check, once a process, that a round fits in this site's memory.
+        """Check, once per process, that a round fits in this site's memory.
 
         Raises:
             RefusedError: if it does not.
-            TaskError: if there is no way to compute it.
+            TaskError: if the round cannot be computed.
         """
 
     def files(self, settings: RunSettings, layout: Layout) -> dict[Path, int]:
-        """Return what a round writes beside its update and its model: bytes in each folder."""
+        """Return how many bytes a round writes into each folder, besides its update and its model."""
         ...
 
     def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
         """Make a round's update from the site's records and this model: `(layout.size,)`.
 
-        To be called once the ledger has the charge: `manifest.round_cost`.
+        Call it once the ledger has the charge: `manifest.round_cost`.
         """
         ...
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
-        """Take note of what a round's sum led to. It may come again, if the model could not be kept."""
+        """Record the result of a round's sum. It may be called again, if the model could not be kept."""
 
     def measure(self, settings: RunSettings, model: Model) -> tuple[int, dict[str, float]]:
-        """Return over how many held-out records, and means of what tells this site how good a round's model is."""
+        """Return the number of held-out records used, and means that tell this site how good a round's model is."""
         ...

@@ -1,4 +1,4 @@
-"""What a site's runs are about, each with the site's records, read once: tasks, and what is done with them."""
+"""A site's tasks and the works of its runs; each task's records are read once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Works(SiteContext):
-    """A workplace with all that its runs do there."""
+    """A site's context with the works of all its runs."""
 
     def __init__(self, folder: SiteFolder) -> None:
         super().__init__(folder)
@@ -39,10 +39,10 @@ class Works(SiteContext):
         return self._studies[task]
 
     def work(self, settings: RunSettings) -> Work:
-        """Return what a run does.
+        """Return a run's work.
 
         Raises:
-            TaskError: if its task, or survey, cannot be imported or is none.
+            TaskError: if its task or survey cannot be imported, or is neither.
         """
         return self._work(settings.kind.purpose, settings.task)
 
@@ -52,13 +52,13 @@ class Works(SiteContext):
         return self._works[purpose, task]
 
     def check_records(self) -> dict[str, int]:
-        """Read the records for every task that the policy allows, for the eyes of this site alone.
+        """Read and check the records for every task that the policy allows, before any round starts.
 
         Returns:
-            How many records each task would use.
+            The number of records that each task would use, for this site alone.
 
         Raises:
-            DataError: if a record cannot be used; better said now than in the middle of a round.
+            DataError: if a record cannot be used.
         """
         return {
             task: self._work("statistics" if is_survey(task) else "training", task).count()
@@ -66,7 +66,7 @@ class Works(SiteContext):
         }
 
     def records_digest(self) -> bytes:
-        """Read the records for every task that the policy allows to be trained; return a digest of them all."""
+        """Read the records for every task that the policy allows for training; return a digest of them all."""
         found = sha256()
         for task in self.settings.policy.tasks:
             if not is_survey(task):
@@ -75,7 +75,7 @@ class Works(SiteContext):
 
 
 def is_survey(task: str) -> bool:
-    """Whether what a policy allows is added up, not trained.
+    """Return whether a name in the policy is a survey, not a task to train.
 
     Raises:
         TaskError: if it cannot be imported.
