@@ -89,7 +89,7 @@ class Seal:
         """Encrypt `(4096,)` coefficients below t; return c0 `(4096,)` and the seed of a fresh ciphertext."""
         blob = self._save(encryptor.encrypt_zero_symmetric())
         zero = np.frombuffer(blob, dtype="<u8", count=RING_DEGREE, offset=self._before)
-        # q·m/t = scale·m + rest·m/t. The last term is below 2^18: a float64 rounds it correctly, or off by one at a tie.
+        # q·m/t = scale·m + rest·m/t. The last term is below 2^18: float64 rounds it right, or off by one at a tie.
         c0 = coefficients * np.uint64(_SCALE) + np.rint(coefficients * (_REST / PLAIN_MODULUS)).astype(np.uint64)
         add_residues(c0, zero)
         return c0, blob[-SEED_BYTES:]
