@@ -6,8 +6,8 @@
 - `RDP`: a slightly looser upper bound (`privacy.accounting.renyi`), and the only sound one here for discrete noise,
   whose loss distribution has no closed form in many dimensions.
 
-Tests compare both with Google's dp-accounting; a site's `ledger show` compares them with Opacus's PRV. The Gaussian
-approximation (GDP) under-counts and is not offered.
+Tests compare both with Google's dp-accounting; a site's `ledger show` compares PLD with RDP and with Opacus's PRV. The
+Gaussian approximation (GDP) under-counts and is not offered.
 """
 
 from __future__ import annotations

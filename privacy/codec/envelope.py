@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SignedUpdate:
-    """An update as it travels. Nothing in it has been checked."""
+    """An update in wire form. Nothing in it has been checked."""
 
     header: bytes
     signature: bytes

@@ -104,7 +104,7 @@ def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, man
 
 @lru_cache(maxsize=4096)
 def _read(data: bytes, signature: bytes, member: Member) -> UpdateHeader:
-    """Verify and read a header, only once if a process has many sites or sees it again."""
+    """Verify and read a header. The cache is for processes with many sites, and for headers seen again."""
     verify(member.verification_key, KIND, data, signature)
     try:
         header = _HEADER.validate_json(data)

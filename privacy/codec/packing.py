@@ -1,8 +1,8 @@
 """Pack real numbers as integers whose sums are exact, several to a coefficient, and unpack their sum.
 
-A homomorphic sum of integers is exact, so every site decrypts the same bits. CKKS would add an error that makes it
-unsafe to share decrypted results (Li and Micciancio, eprint 2020/1533). The price is a fixed range, `update_bound`,
-and rounding, which is stochastic and so unbiased.
+A homomorphic sum of integers is exact, so every site decrypts the same bits. CKKS would add an error that differs at
+every decryption, and it is unsafe once results are shared (Li and Micciancio, eprint 2020/1533). The price is a fixed
+range, `update_bound`, and rounding, which is stochastic and so unbiased.
 
 A coefficient has 48 bits: 3 fields of 16 (`compact`), 2 of 24 (`precise`) or 4 of 12 (`dense`). For at most K sites,
 a field of B bits holds L = ⌊(2^B − 2)/K⌋ + 1 levels, so that K values add up to at most 2^B − 2: no field carries into

@@ -96,7 +96,7 @@ def check_repeat(record: Record, plan: RoundPlan, contributors: Collection[str])
         contributors: the contributors to the sum; before they are known, the plan's cohort.
 
     Raises:
-        ProtocolError: if the contributors are not exactly the set for which the site revealed, without proven liars.
+        ProtocolError: if the contributors are not exactly the set for which the site revealed, less proven liars.
     """
     before = _revealed(record, plan)
     if not before or before[-1] == plan.digest:

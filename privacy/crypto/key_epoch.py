@@ -55,7 +55,7 @@ _DIGEST_BYTES = 32
 
 
 class SealingKey:
-    """A site's HPKE key: others seal to it what only this site may read, see `seal`."""
+    """A site's private HPKE key, which opens what others seal to the site."""
 
     def __init__(self, seed: bytes) -> None:
         if len(seed) != _MLKEM_SEED + _X25519:
@@ -113,7 +113,7 @@ def seal(public: str, payload: bytes, info: bytes) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class EpochKeys:
-    """Everything that sites share and the server must not have."""
+    """The secrets that all sites share and the server must not have."""
 
     epoch: int
     decryption: DecryptionKey

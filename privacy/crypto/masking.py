@@ -1,4 +1,4 @@
-"""Mask updates so that only their sum opens: the server and all sites but two learn only the sum of those two updates.
+"""Mask updates so that only their sum opens: even the server with all sites but two learns only the sum of those two.
 
 All sites hold the decryption key, so a site that colludes with the server could read every other site's update. In a
 run with masks, each site adds two kinds of mask, modulo t, to every coefficient but the tag's:
@@ -190,7 +190,7 @@ def open_seed(sealed: bytes, secret: bytes, plan: RoundPlan, site: str, committe
 
 
 def sign_seed(sealed: bytes, plan: RoundPlan, committed: str, key: PrivateKey) -> bytes:
-    """Prefix the sealed seed of a site's own mask with its signature, which makes a false seed evidence against it."""
+    """Prepend a site's signature to the sealed seed of its own mask; a false seed is then evidence against it."""
     return sign(key, KIND, _statement(plan, committed, sealed.hex())) + sealed
 
 
@@ -206,9 +206,9 @@ def verify_seed(shown: bytes, plan: RoundPlan, committed: str, key: PublicKey) -
 
 
 def sign_pairs(sealed: bytes, plan: RoundPlan, committed: str, absent: Sequence[str], key: PrivateKey) -> bytes:
-    """Prefix the sealed seeds of the masks that a site shares with absent sites with its signature.
+    """Prepend a site's signature to the sealed seeds of the masks that it shares with absent sites.
 
-    If no site is absent, return nothing: there is nothing to sign.
+    Return empty bytes if no site is absent: there is nothing to sign.
     """
     return sign(key, KIND, _statement(plan, committed, ",".join(absent), sealed.hex())) + sealed if absent else b""
 

@@ -75,7 +75,7 @@ class Statement:
 
     @property
     def bits(self) -> int:
-        """How many bits B − Σ y² takes."""
+        """How many bits B − Σ y² may take."""
         return self.limit.bit_length()
 
     @property

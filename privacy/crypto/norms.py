@@ -15,11 +15,11 @@ them claims. By the triangle inequality, and except with probability p, the norm
 `caught_from(k, p)` times the sum of their allowed norms. A site that commits to projections of another vector than its
 update spoils the sum without being identified, like a site that masks garbage.
 
-The proofs reveal only that each of them holds, and about V nothing but V. Any two honest sites of S share a blinding
-that nobody else knows, so each commitment alone is uniform and only their sum carries information. A commitment must
-therefore follow the rules for a mask's seed: only after all of S have signed S, and for one plan per round
-(`privacy.crypto.agreement`). An attacker that computes discrete logarithms, with a quantum computer, can make false
-proofs, but learns nothing from honest ones.
+The proofs reveal that each bound holds, and nothing about the updates beyond V. Any two honest sites of S share a
+blinding that nobody else knows, so each commitment alone is uniform and only their sum carries information. A
+commitment must therefore follow the rules for a mask's seed: a site reveals it only after all of S have signed S, and
+for one plan per round (`privacy.crypto.agreement`). An attacker that computes discrete logarithms, with a quantum
+computer, can make false proofs, but learns nothing from honest ones.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def prove_norm(statement: Statement, numbers: Sequence[int], secrets: Mapping[st
     Args:
         statement: this site's statement.
         numbers: the projections of its packed update.
-        secrets: the secrets that it shares with every other contributor, and with nobody else.
+        secrets: the secret that it shares with each other contributor, and no others.
 
     Raises:
         ProtocolError: if the update is too long.

@@ -1,4 +1,4 @@
-"""Compute with additively homomorphic commitments to vectors of integers (Pedersen, CRYPTO 1991).
+"""Implement additively homomorphic commitments to vectors of integers (Pedersen, CRYPTO 1991).
 
     commit(x, ρ) = Σ x[j]·G[j] + ρ·H        in the subgroup of prime order ℓ of edwards25519, by libsodium
 

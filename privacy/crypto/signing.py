@@ -49,7 +49,7 @@ def verify(key: PublicKey, kind: str, payload: bytes, signature: bytes) -> None:
     """Check that the key's holder signed `payload` as a document of this kind.
 
     Raises:
-        AuthenticityError: if it is not.
+        AuthenticityError: if the signature does not hold.
     """
     try:
         if isinstance(key, Ed25519PublicKey):

@@ -76,7 +76,7 @@ class RunningSum:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Who has contributed so far."""
+        """The sites that have contributed so far."""
         return tuple(self._contributions)
 
     def add(self, update: VerifiedUpdate) -> None:

@@ -1,4 +1,4 @@
-"""Tag updates inside their ciphertexts, so that even a malicious server cannot change, drop, double or replay one.
+"""Tag updates inside their ciphertexts: a malicious server cannot change, drop, double or replay one unnoticed.
 
 Encryption hides a sum but does not prove that it is the right one. Without a key, the server could return one site's
 ciphertext as "the sum", leave one out, add one twice, or add a constant. So the sites also share a tag key, and site i

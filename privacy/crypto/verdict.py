@@ -54,7 +54,7 @@ def is_right(update: VerifiedUpdate, plan: RoundPlan, keys: EpochKeys, apply: Ap
 
 
 def sign_verdict(key: PrivateKey, plan: RoundPlan, header: bytes, *, right: bool) -> bytes:
-    """Sign whether the body of this header is right."""
+    """Sign a verdict on the body of this header, right or wrong."""
     return sign(key, KIND, _statement(plan, header, right=right))
 
 

@@ -63,7 +63,7 @@ class Ledger(Chain):
         self.records_per_person = records_per_person
 
     def reserve(self, release: Release, mechanism: Mechanism, budget: Budget) -> Charge:
-        """Charge a release before any record is used for it. If nothing has left since its charge, return that charge.
+        """Charge a release before any record is used for it. If it is charged and nothing has left, return that charge.
 
         Raises:
             BudgetError: if it would exceed the budget; nothing is written.

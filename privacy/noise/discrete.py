@@ -3,9 +3,8 @@
 Canonne, Kamath and Steinke (2020, arXiv 2004.00010) define it and show that it is as private as the continuous one.
 
 Noise that is computed in floating point and then rounded has gaps and steps that reveal the value it was added to
-(Mironov 2012). This module outputs only integers, and floating-point error affects no result: floating point decides
-only where its error cannot matter. The rest, one proposal in 10¹², is decided with as many random bits and decimals as
-it takes.
+(Mironov 2012). This module outputs only integers, and floating point decides only where its error cannot matter. The
+rest, one proposal in 10¹², is decided with as many random bits and decimals as it takes.
 
 A proposal is drawn uniformly from −12s … 12s and accepted with probability exp(−x²/2s²). The untruncated distribution
 has less than 2⁻¹⁰⁰ of its mass beyond 12s (`privacy.noise.shared` accounts for it), so no noise overflows a field.

@@ -1,4 +1,4 @@
-"""Write the statement of a site's differential privacy: everything needed to interpret its ε.
+"""Build the statement of a site's differential privacy: everything needed to interpret its ε.
 
 The fields follow NIST SP 800-226 ("Guidelines for Evaluating Differential Privacy Guarantees") and the registry of
 deployments (arXiv 2509.13509): unit, adjacency, mechanism, accounting, observers, composition, what is public,

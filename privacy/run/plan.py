@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from privacy.run.manifest import Manifest
 
 
-MOST_SEEDS = 32  # sites in a cohort, up to which every site expands all seeds itself
+MOST_SEEDS = 32  # the largest cohort in which every site expands all seeds itself
 LARGEST_STEP = 10_000  # between the key epochs that a site accepts, so that no single letter uses up the numbers
 
 
@@ -43,7 +43,7 @@ class RoundPlan:
 
     @property
     def expanded(self) -> bool:
-        """Whether the cohort is so large that the server expands the seeds once, instead of every site all of them."""
+        """Whether the cohort is so large that the server expands all seeds once, instead of every site doing so."""
         return len(self.cohort) > MOST_SEEDS
 
     @cached_property

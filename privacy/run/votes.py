@@ -1,4 +1,4 @@
-"""Vote on a round's model: each site signs one bit, given by randomised response; the votes decide about the model.
+"""Vote on a round's model: each site signs one bit, given by randomised response; the votes may undo the model.
 
 A site answers whether the model got worse on its held-out records, and flips its answer with probability 1/(1 + e^ε).
 However the answer was computed, each bit is at most e^ε times as likely as with any other records. So the bit is
