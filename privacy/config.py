@@ -1,10 +1,10 @@
-"""Settings files: TOML read into frozen dataclasses, with errors that point at the line.
+"""Read settings files, TOML, into frozen dataclasses, with errors that point at the line.
 
     study.toml:7  rouns = 20
                   ^^^^^ unknown key; did you mean `rounds`?
 
-Types, bounds and cross-field rules stand in the dataclasses themselves (pydantic checks them whenever one is
-made, from a file or not); this module only turns their complaints into a place and a sentence.
+Types, bounds and cross-field rules are in the dataclasses themselves (pydantic checks them whenever one is made, from a
+file or not); this module only turns pydantic's errors into a location and a sentence.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=True)
-"""Pydantic settings of every settings dataclass: no unknown keys, no silent conversions."""
+"""Pydantic configuration of every settings dataclass: no unknown keys, no silent conversions."""
 
 
 def _possible(path: Path) -> Path:
@@ -41,7 +41,7 @@ def _possible(path: Path) -> Path:
 
 
 File = Annotated[Path, Field(strict=False), AfterValidator(_possible)]
-"""A setting: a file or folder, relative to the settings."""
+"""A setting: a file or folder, relative to the settings file."""
 
 _ROOT_LINK = 2  # parts of a path such as /tmp
 _SHOWN = 120  # characters of a line
@@ -52,7 +52,7 @@ def read_toml(path: Path, into: type[T]) -> T:
     """Read a TOML file into the settings dataclass `into`.
 
     Raises:
-        ConfigError: if the file is missing, is no TOML, or does not fit; the message shows line and caret.
+        ConfigError: if the file is missing, is not TOML, or does not fit; the message shows the line with a caret.
     """
     text = _read(path)
     try:
@@ -66,7 +66,7 @@ def read_toml(path: Path, into: type[T]) -> T:
         msg = f"{path}: nested too deeply for a settings file; settings have two levels at most"
         raise ConfigError(msg) from error
     except ValidationError as error:
-        # A misspelt key is also a missing one: the misspelling is what helps.
+        # A misspelt key is also a missing one; report the misspelling, which helps more.
         first = min(error.errors(), key=lambda each: each["type"] not in _UNKNOWN)
         raise ConfigError(_explain(path, text, first, into)) from error
     except ValueError as error:  # Python refuses integers of thousands of digits
@@ -75,18 +75,19 @@ def read_toml(path: Path, into: type[T]) -> T:
 
 
 def _dated(value: object) -> dict[str, str]:
-    """Return what no setting is: TOML has dates, which are no text."""
+    """Convert a TOML date to a table, which no setting accepts."""
     return {"date": str(value)}
 
 
 def settings_file(path: Path, name: str) -> Path:
-    """Return the settings file that is given, or lies in the folder that is given, as an absolute path.
+    """Return the absolute path of a settings file; `path` is the file itself or the folder that holds it.
 
-    What the settings name lies beside the file as it was given. The file itself may be a link (a mounted ConfigMap):
-    nothing moves when that leads elsewhere. If its folder were one, ledgers would silently begin anew.
+    Paths in the settings are relative to the folder of the file as given. The file itself may be a link (a mounted
+    ConfigMap): if its target changes, nothing else moves. If its folder were a link, a change of target would silently
+    start new ledgers.
 
     Raises:
-        ConfigError: if a link leads to its folder; links in the root folder, such as /tmp, are the system's.
+        ConfigError: if a folder above it is a link, other than the system's links in the root folder, such as /tmp.
     """
     file = Path(os.path.abspath(path / name if path.is_dir() else path))  # noqa: PTH100 - resolve() follows links
     for folder in file.parents:
@@ -101,7 +102,7 @@ def settings_file(path: Path, name: str) -> Path:
 
 def _read(path: Path) -> str:
     try:
-        # Some editors put a byte order mark before the text, which nobody sees and TOML does not know.
+        # Some editors put an invisible byte order mark before the text, which TOML does not allow.
         return read_file(path).removeprefix(BOM_UTF8).decode()
     except OSError as error:
         msg = f"{path}: {error.strerror or error}; name an existing settings file"
@@ -113,7 +114,7 @@ def _read(path: Path) -> str:
 
 
 def _explain(path: Path, text: str, error: ErrorDetails, into: type) -> str:
-    """Say what pydantic found, at the line where it stands."""
+    """Return a message for a pydantic error that points at its line."""
     keys = [str(part) for part in error["loc"] if isinstance(part, str)]
     kind, message = error["type"], error["msg"].removeprefix("Value error, ")
     if kind in _UNKNOWN:
@@ -125,7 +126,7 @@ def _explain(path: Path, text: str, error: ErrorDetails, into: type) -> str:
     else:
         message = message.replace("Input should be", "must be").replace("String should match", "must match the")
         message = message[:1].lower() + message[1:]
-    keys = keys[:-1] if keys[-1:] == ["[key]"] else keys  # what is wrong is the key itself
+    keys = keys[:-1] if keys[-1:] == ["[key]"] else keys  # the key itself is wrong
     line, column = _locate(text, keys)
     if line == 0:
         return f"{path}: {f'{keys[-1]!r} ' if keys else ''}{message}"
@@ -133,14 +134,14 @@ def _explain(path: Path, text: str, error: ErrorDetails, into: type) -> str:
 
 
 def _fields(into: Any, table: list[str]) -> list[str]:  # noqa: ANN401 - walks type hints
-    """Names of the settings that exist in the table at this path."""
+    """Return the names of the settings in the table at this path."""
     for name in table:
         into = get_type_hints(into).get(name) if dataclasses.is_dataclass(into) else None
     return [field.name for field in dataclasses.fields(into)] if dataclasses.is_dataclass(into) else []
 
 
 def _locate(text: str, keys: list[str]) -> tuple[int, int]:
-    """Line (from 1; 0 if nowhere) and column (from 0) where the key at this path is set, or its table opened."""
+    """Return line (from 1; 0 if nowhere) and column (from 0) where the key at this path is set or its table opens."""
     table: list[str] = []
     opened = (0, 0)
     for number, line in enumerate(text.splitlines(), start=1):
@@ -160,7 +161,7 @@ def _point(path: Path, text: str, line: int, column: int, width: int, message: s
     lines = text.splitlines()
     shown = lines[line - 1] if line <= len(lines) else ""
     left = max(0, column - _SHOWN // 2) if len(shown) > _SHOWN else 0
-    # Control characters could drive the terminal; one dot for each keeps the caret in its place.
+    # Control characters could control the terminal; one dot for each keeps the caret in place.
     shown = "".join(each if each.isprintable() else "·" for each in shown[left : left + _SHOWN])
     width = max(1, min(width, _SHOWN))
     return f"{place}{shown}\n{' ' * (len(place) + column - left)}{'^' * width} {message}"

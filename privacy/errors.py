@@ -1,10 +1,10 @@
-"""The one tree of errors: every failure that a person may meet is a `CloisterError`.
+"""Define the error classes: every failure that a user may see is a `CloisterError`.
 
-Each class is one sentence. Each message says what happened, where, and what to do next. Malformed bytes
-from outside always become one of these, never a leaked `ValueError` or a crash.
+The first line of each class's docstring is a sentence that users see. Each message says what happened, where, and what
+to do next. Malformed bytes from outside always raise one of these errors, never a bare `ValueError`.
 
-`CloisterError.public` is what may leave the site that raised it: a message can quote a record, so only
-classes that promise not to (`may_leave_site`) let their text out.
+Only `CloisterError.public` may leave the site that raised the error: a message can quote a record, so only classes that
+promise not to (`may_leave_site`) let their text out.
 """
 
 from typing import ClassVar
@@ -17,7 +17,7 @@ class CloisterError(Exception):
 
     @property
     def public(self) -> str:
-        """The text that other parties may read: the whole message, or only what kind of error it was."""
+        """The text that other parties may read: the whole message, or only the kind of error."""
         if self.may_leave_site:
             return str(self)
         sentence = (type(self).__doc__ or "").strip().splitlines()[0].rstrip(".")
@@ -49,7 +49,7 @@ class RefusedError(CloisterError):
 class BudgetError(RefusedError):
     """A site's privacy budget does not cover what a run would spend."""
 
-    may_leave_site = False  # the message says what was spent
+    may_leave_site = False  # the message shows the spend
 
 
 class LedgerError(CloisterError):

@@ -1,6 +1,6 @@
-"""Whatever fails, in one sentence: what, where, and what to do next. For errors that are not ours.
+"""Describe any failure in one sentence, Cloister's own errors or others: what, where, and what to do next.
 
-The text of somebody else's exception is never part of it: a task's own may quote a record.
+The sentence never includes the text of an unexpected exception: a task's exception may quote a record.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ADVICE = {
 
 
 def sentence(error: BaseException) -> str:
-    """Say in one sentence what went wrong.
+    """Return one sentence that says what went wrong.
 
     >>> sentence(FileNotFoundError(2, "No such file or directory", "run.toml"))
     'run.toml: no such file or directory; check the name'
@@ -54,7 +54,7 @@ def sentence(error: BaseException) -> str:
 
 
 def raised(error: BaseException, module: str = "") -> str:
-    """Say which error it was and where it was raised: in the module of this name or its package, if it is in the trace.
+    """Return the type of an error and where it was raised: in `module` or its package, if that is in the trace.
 
     >>> raised(ValueError("Mrs Smith, 1961"))
     'ValueError'
@@ -72,7 +72,7 @@ def raised(error: BaseException, module: str = "") -> str:
 
 
 def _frames(trace: TracebackType | None) -> list[tuple[str, str, int]]:
-    """Return module, file and line of every frame that has a file, the outermost first."""
+    """Return module, file and line of every frame that has a file, outermost first."""
     found = []
     while trace is not None:
         frame = trace.tb_frame
@@ -83,7 +83,7 @@ def _frames(trace: TracebackType | None) -> list[tuple[str, str, int]]:
 
 
 def _shown(file: str) -> str:
-    """Return a file's name as short as it can be found by: from the folder of our rooms, or of this process, on."""
+    """Return a file's path relative to Cloister's root folder or to the working folder, if it is below one of them."""
     for folder in (_ROOT, Path.cwd()):
         if file.startswith(f"{folder}{os.sep}"):
             return file[len(str(folder)) + 1 :]
@@ -91,7 +91,7 @@ def _shown(file: str) -> str:
 
 
 def reason(error: OSError) -> str:
-    """Return what the system says of an error, without a file's name.
+    """Return the system's description of an error, without a file's name.
 
     >>> reason(FileNotFoundError(2, "No such file or directory", "run.toml"))
     'no such file or directory'

@@ -1,4 +1,4 @@
-"""Work on a long stream in several processes: SEAL's binding holds Python's lock, so threads would not help."""
+"""Process a long stream in several processes: SEAL's binding holds Python's lock, so threads would not help."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 A = TypeVar("A")
 B = TypeVar("B")
 
-_FEW = 32  # items that this process has done before others would have started
-_AHEAD = 2  # items a process: one that it works on, one that waits
+_FEW = 32  # items that this process finishes before others would have started
+_AHEAD = 2  # items per process: one in progress, one waiting
 
 
 class Apply(Protocol):
@@ -35,10 +35,10 @@ class Apply(Protocol):
 
 
 def in_processes(count: int, few: int = _FEW) -> Apply:
-    """Return a `map` that takes so many processes to a stream of more than a few items, and holds some of them at most.
+    """Return a `map` that uses `count` processes for streams of more than `few` items, with bounded memory.
 
-    They are spawned, as the fork of a process with threads can lock up; so the program must be importable. They end
-    with the stream, or with this process, however that ends.
+    The processes are spawned, because forking a process with threads can deadlock; so the program must be importable.
+    They end with the stream, or with this process, however it ends.
     """
 
     def apply(work: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:

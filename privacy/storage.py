@@ -1,6 +1,7 @@
-"""Files that are never torn: written beside, synced, renamed, folder synced; and a write that fails leaves nothing.
+"""Write files atomically and read only regular files.
 
-And files that are read: what is none, such as a pipe or a device, is refused, since it may never end.
+A file is written under a temporary name, synced, renamed, and its folder synced; a failed write leaves nothing behind.
+Pipes and devices are refused, since reading them may never end.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_ZEROS = 1 << 20  # bytes at a time, where a file system cannot set a size aside
+_ZEROS = 1 << 20  # bytes written at a time where a file system cannot preallocate
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}
 _NO_ALLOCATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Replace a file's content so that a crash leaves the old or the new one; only its owner may read it.
+    """Replace a file's content so that a crash leaves either the old or the new one; only its owner may read it.
 
     Raises:
-        OSError: naming `path`, if it cannot be written; the old content stays then, and nothing beside it.
+        OSError: naming `path`, if it cannot be written; then the old content stays and no temporary file is left.
     """
     make_folder(path.parent)
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
@@ -43,15 +44,15 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def link_atomically(path: Path, link: Path) -> None:
-    """Give a file, which others may replace but nobody changes, a second name: a copy that takes no time and no room.
+    """Give a file a second name, as a copy without cost; the file may be replaced but must never be changed in place.
 
     Raises:
-        OSError: naming `link`, if it cannot be made; what had the name stays then.
+        OSError: naming `link`, if it cannot be made; then the previous file of that name stays.
     """
     make_folder(link.parent)
     beside = link.with_name(f".{link.name}.{os.getpid()}.new")
     with naming(link):
-        beside.unlink(missing_ok=True)  # of a process that was killed
+        beside.unlink(missing_ok=True)  # left by a process that was killed
         try:
             os.link(path, beside)
         except OSError as error:
@@ -60,39 +61,39 @@ def link_atomically(path: Path, link: Path) -> None:
             write_atomically(link, path.read_bytes())
             return
         beside.replace(link)
-        beside.unlink(missing_ok=True)  # to replace a name of the same file does nothing
+        beside.unlink(missing_ok=True)  # `replace` does nothing between two names of one file
     sync_folder(link.parent)
 
 
 def read_file(path: Path) -> bytes:
-    """Return what a file holds.
+    """Return a file's content.
 
     Raises:
-        OSError: naming `path`, if it cannot be read, or is none.
+        OSError: naming `path`, if it cannot be read, or is not a regular file.
     """
     with open_file(path) as file:
         return file.read()
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file to be read; never wait for a pipe that nobody writes to.
+    """Open a file for reading, without ever waiting on a pipe.
 
     Raises:
-        OSError: naming `path`, if it cannot be read, or is none.
+        OSError: naming `path`, if it cannot be read, or is not a regular file.
     """
     return open(path, "rb", opener=private)
 
 
 def lost(path: Path) -> bool:
-    """Whether a file that is missing, or its folder, is a link to nothing, such as a disk that is not mounted."""
+    """Return whether a path or its folder is a dangling link, for example to a disk that is not mounted."""
     return any(each.is_symlink() and not each.exists() for each in (path, path.parent))
 
 
 def private(path: str, flags: int) -> int:
-    """Open a file, as `open` asks its `opener` to: if it is made, only its owner may read it.
+    """Open a file, as an `opener` for `open`; if it is created, only its owner may read it.
 
     Raises:
-        OSError: naming `path`, if it cannot be opened, or is none.
+        OSError: naming `path`, if it cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
     kind = os.fstat(descriptor).st_mode
@@ -105,10 +106,10 @@ def private(path: str, flags: int) -> int:
 
 
 def append(path: Path, descriptor: int, data: bytes, *, sync: bool = True) -> None:
-    """Append to a file that is open for appending; and sync it, also what others wrote to it.
+    """Append to a file that is open for appending, and sync it, including what other processes wrote.
 
     Raises:
-        OSError: naming `path`, if it cannot be written; it is as long as before then.
+        OSError: naming `path`, if it cannot be written; then it has its previous length.
     """
     with naming(path):
         size = os.fstat(descriptor).st_size
@@ -127,10 +128,10 @@ def append(path: Path, descriptor: int, data: bytes, *, sync: bool = True) -> No
 
 
 def set_aside(path: Path, size: int) -> None:
-    """Make a file of so many bytes that take up their place on the disk, for others to be written there later.
+    """Create a file of `size` bytes with their disk space allocated, so that later writes to it find room.
 
     Raises:
-        OSError: naming `path`, if they cannot; no file is left then.
+        OSError: naming `path`, if there is no room; then no file is left.
     """
     make_folder(path.parent)
     with _created(path, path) as file:
@@ -139,7 +140,7 @@ def set_aside(path: Path, size: int) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, whose names are as durable as what will lie in it."""
+    """Make a folder and its parents, and sync their names to disk."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -147,7 +148,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder as durable as the files."""
+    """Sync the names in a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -157,7 +158,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error say which file it is about: of a full disk, the system does not."""
+    """Add the file's name to an `OSError`; the system does not name it when a disk is full."""
     try:
         yield
     except OSError as error:
@@ -168,12 +169,12 @@ def read_document(path: Path, open_document: Callable[[bytes], T], advice: str) 
     """Read a signed document from a file.
 
     Args:
-        path: of the file.
-        open_document: checks the document's bytes and returns what they say.
+        path: the file's path.
+        open_document: checks the document's bytes and returns their content.
         advice: what to do if the file cannot be read.
 
     Raises:
-        KeyFileError: naming the file, if it cannot be read, or the document is not what it should be.
+        KeyFileError: naming the file, if it cannot be read, or the document is malformed or not authentic.
     """
     try:
         data = read_file(path)
@@ -186,10 +187,10 @@ def read_document(path: Path, open_document: Callable[[bytes], T], advice: str) 
 
 @contextmanager
 def _in_file(path: Path) -> Iterator[None]:
-    """Name the file in which a document lies that is not what it should be.
+    """Add the file's name to an error about the document in it.
 
     Raises:
-        KeyFileError: in place of an `AuthenticityError` or a `MalformedError`; where a file lies does not leave a site.
+        KeyFileError: instead of an `AuthenticityError` or `MalformedError`, since a path must not leave a site.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""Text that others wrote, made safe to show and to keep: one place, for whatever a member or a server says.
+"""Make text from outside, whether from a member or a server, safe to display and to store.
 
-An error's reason, a name or a digest from outside may hold terminal escapes, line breaks, marks that turn the line
-around (Boucher and Anderson, "Trojan Source", USENIX Security 2023), or megabytes. After `plain` it is short, and every
-character stands for itself; `quoted` also says that the words are somebody else's.
+An error's reason, a name or a digest from outside may hold terminal escapes, line breaks, bidirectional controls
+(Boucher and Anderson, "Trojan Source", USENIX Security 2023), or megabytes. After `plain` it is short, and every
+character stands for itself; `quoted` also marks it as somebody else's words.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 import re
 import unicodedata
 
-MOST = 300  # characters of what others say; our own sentences are shorter
-_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # printed, but as nothing
-_TURNING = frozenset({"R", "AL", "AN"})  # written from right to left: digits and signs beside them change places
+MOST = 300  # characters of text from others; Cloister's own sentences are shorter
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # printable but invisible
+_TURNING = frozenset({"R", "AL", "AN"})  # right-to-left text, which reorders digits and signs beside it
 
 
 def plain(text: str, most: int = MOST) -> str:
-    r"""Return text of at most `most` characters, on one line, of characters that each stand for themselves.
+    r"""Return text on one line, of at most `most` characters that each stand for themselves.
 
-    All others are written as Python escapes them. What is plain stays as it is.
+    All others are replaced by Python escapes. Plain text stays as it is.
 
     >>> plain("ε 0.5\x1b[2J\n\u202eoo")
     'ε 0.5\\x1b[2J\\n\\u202eoo'
@@ -32,9 +32,9 @@ def plain(text: str, most: int = MOST) -> str:
 
 
 def quoted(text: str, most: int = MOST) -> str:
-    r"""Return what somebody else said, as `plain`, in quotation marks that it cannot close.
+    r"""Return somebody else's text, made safe by `plain`, in quotation marks that it cannot close.
 
-    Runs of spaces become one, so that no part of it lines up with a table above.
+    Runs of spaces become one, so that no part of it can imitate a table above.
 
     >>> quoted("no ”      7    3/3")
     '“no \\u201d 7 3/3”'
@@ -47,7 +47,7 @@ def _escaped(character: str) -> str:
     shows = (
         character.isprintable()
         and character not in _BLANK
-        and unicodedata.category(character)[0] != "M"  # marks are set upon what stands around them
+        and unicodedata.category(character)[0] != "M"  # combining marks alter the characters before them
         and unicodedata.bidirectional(character) not in _TURNING
     )
     return character if shows else _escape(character)

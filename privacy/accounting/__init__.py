@@ -1,1 +1,1 @@
-"""Privacy accounting: what mechanisms cost, as an ε at a δ."""
+"""Privacy accounting: the cost of mechanisms, as an ε at a δ."""

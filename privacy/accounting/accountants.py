@@ -1,13 +1,13 @@
-"""Ways to compose the ε of Gaussian steps, behind one interface: privacy loss distributions, and Rényi divergences.
+"""Compose the ε of Gaussian steps, by privacy loss distributions or by Rényi divergences, behind one interface.
 
-- `PLD`: Poisson-subsampled Gaussian steps by their privacy loss distributions (`privacy.accounting.losses`). Steps over
-  all records are one Gaussian together. A person with k records, each sampled by itself, is the mixture of Gaussians
+- `PLD`: privacy loss distributions of Poisson-subsampled Gaussian steps (`privacy.accounting.losses`). All steps over
+  all records are together one Gaussian. A person with k records, each sampled independently, is a mixture of Gaussians
   with Binomial(k, q) sensitivities (Choquette-Choo et al. 2024, arXiv 2310.15526).
-- `RDP`: from above and a little looser (`privacy.accounting.renyi`); the only sound one for discrete noise, whose loss
-  distribution has no closed form in many dimensions.
+- `RDP`: a slightly looser upper bound (`privacy.accounting.renyi`), and the only sound one here for discrete noise,
+  whose loss distribution has no closed form in many dimensions.
 
-Tests hold both against Google's dp-accounting, and a site's `ledger show` against Opacus's PRV. The Gaussian
-approximation (GDP) under-counts and is not offered.
+Tests compare both with Google's dp-accounting; a site's `ledger show` compares PLD with RDP and with Opacus's PRV. The
+Gaussian approximation (GDP) under-counts and is not offered.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-_LARGEST_CHAIN = 700.0  # ε, of which floats still hold the exponential
+_LARGEST_CHAIN = 700.0  # an ε whose exponential still fits into a float
 _HALVINGS = 200
-_MANY_STEPS = 1_000_000  # from where on the grid of the losses is so coarse that divergences may come to less
+_MANY_STEPS = 1_000_000  # from here the grid of losses is so coarse that RDP may be tighter
 
 
 class Relation(Enum):
-    """What may differ: a person is added or removed, or replaced by another."""
+    """Adjacency: a person is added or removed, or replaced by another."""
 
     ADD_OR_REMOVE_ONE = auto()
     REPLACE_ONE = auto()
@@ -41,26 +41,26 @@ class Relation(Enum):
 
 @dataclass(frozen=True, order=True)
 class Mechanism:
-    """So many Poisson-sampled Gaussian steps: σ over the clipping norm, sampling rate, count."""
+    """A number of Poisson-sampled Gaussian steps: σ over the clipping norm, sampling rate, count."""
 
     noise_multiplier: float
     sample_rate: float
     steps: int
     discrete: bool = False  # noise on integers, shared over the cohort; σ is that of the sum
-    pure: float = 0.0  # in place of all that: the ε, at δ = 0, of one randomised response
+    pure: float = 0.0  # instead of noise: the ε, at δ = 0, of one randomised response
 
     @classmethod
     def response(cls, epsilon: float, count: int = 1) -> Self:
-        """So many randomised responses (`privacy.run.votes`), which need no accountant: their ε add up."""
+        """Return `count` randomised responses (`privacy.run.votes`). They need no accountant: their ε add up."""
         return cls(0.0, 1.0, count, pure=epsilon)
 
 
 Entries = tuple[Mechanism, ...]
-"""What is composed: merged, and each with noise and steps."""
+"""The mechanisms to compose: equal ones merged, each with noise and steps."""
 
 
 class Accountant(ABC):
-    """Composes entries to an upper bound of ε."""
+    """Composes entries to an upper bound on ε."""
 
     name: ClassVar[str]
 
@@ -69,7 +69,7 @@ class Accountant(ABC):
         """Return the ε of adding or removing one record."""
 
     def of_person(self, entries: Entries, delta: float, relation: Relation, group: int) -> float:
-        """Return the ε of adding, removing or replacing a person with so many records."""
+        """Return the ε of adding or removing, or of replacing, a person with `group` records."""
         links = 2 * group if relation is Relation.REPLACE_ONE else group
         return chained(partial(self.of_record, entries), delta, links)
 
@@ -122,8 +122,8 @@ RDP: Accountant = _Rdp()
 def chained(spent: Callable[[float], float], delta: float, links: int) -> float:
     """Return the ε between the ends of a chain of neighbours: k·ε at δ·(1 + e^ε + … + e^((k−1)ε)).
 
-    That is group privacy (Vadhan 2017, lemma 2.2): loose, but it holds for whatever mechanism there is. Replacing is
-    removing one and adding another.
+    This is group privacy (Vadhan 2017, lemma 2.2): loose, but valid for any mechanism. To replace is to remove one and
+    add another.
     """
     share = delta
     while links > 1 and share > 0:
@@ -138,7 +138,7 @@ def chained(spent: Callable[[float], float], delta: float, links: int) -> float:
 
 
 def gaussian(distance: float, delta: float) -> float:
-    """Return the ε of a Gaussian of deviation 1 that moves by so much (Balle and Wang 2018, theorem 8), rounded up."""
+    """Return ε, rounded up, of N(0, 1) moved by `distance` (Balle and Wang 2018, theorem 8)."""
 
     def within(eps: float) -> bool:
         over, under = (float(log_ndtr(side * distance / 2 - eps / distance)) for side in (1, -1))

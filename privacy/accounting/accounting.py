@@ -1,8 +1,8 @@
-"""What DP-SGD steps cost: ε as a view of events, never a stored number.
+"""Compute the ε of DP-SGD steps and votes from the events themselves; ε is never stored.
 
-Steps are merged, held against what makes no sense, and composed by an accountant: see `privacy.accounting.accountants`.
-Time and memory are bounded whatever is asked. Infinite is what has no noise (σ below 0.001 counts as none), more than a
-billion steps, and anything that is no number.
+Equal steps are merged, checked and composed by an accountant: see `privacy.accounting.accountants`. Time and memory are
+bounded for any input. ε is infinite without noise (σ below 0.001 counts as none), for more than a billion steps, and
+for values that are not numbers or out of range.
 
     >>> round(epsilon([Mechanism(noise_multiplier=2.0, sample_rate=0.064, steps=782)], delta=1e-5), 1)
     4.3
@@ -28,8 +28,8 @@ __all__ = ["PLD", "RDP", "Accountant", "Mechanism", "Relation", "calibrate", "ep
 
 _MOST_STEPS = 10**9
 _MOST_RECORDS = 1000  # of a person
-_LEAST_NOISE = 1e-3  # σ below it counts as no noise: a record that is in a step has an ε of 500,000 by it alone
-_MOST_NOISE = 1e6  # σ beyond it counts as this, before floating point overflows
+_LEAST_NOISE = 1e-3  # σ below this counts as no noise: one step alone costs a record in it an ε of 500,000
+_MOST_NOISE = 1e6  # larger σ counts as this, to keep floating point from overflowing
 _OFTEN = 2
 _DECIMALS = 1000  # a calibrated σ is rounded up to three decimals, so that people can read and repeat it
 
@@ -44,15 +44,15 @@ def epsilon(
 ) -> float:
     """Return the ε of all these mechanisms together at this δ; infinite if any step had no noise.
 
-    Randomised responses cost their own ε, however many records are a person's, on top of what the others cost at δ
+    Randomised responses add their own ε to that of the other mechanisms, whatever the number of records per person
     (basic composition: Dwork and Roth 2014, theorem 3.16).
 
     Args:
         mechanisms: in any order; equal ones are merged.
         delta: above 0, below 1.
-        accountant: who composes what has continuous noise. Discrete noise goes by `RDP` whoever it is.
-        relation: what may differ.
-        group: records that one person may have, each of them sampled by itself.
+        accountant: composes the steps with continuous noise. `RDP` always composes those with discrete noise.
+        relation: the adjacency.
+        group: records that one person may have, each sampled independently.
     """
     merged: Counter[Mechanism] = Counter()
     pure = 0.0
@@ -83,7 +83,7 @@ def _spent(entries: Entries, delta: float, accountant: Accountant, relation: Rel
     continuous = tuple(entry for entry in entries if not entry.discrete)
     if not continuous or accountant is RDP:
         return together
-    # What is (ε, δ)-private by parts is so in any interleaving of them (Vadhan and Zhang 2023).
+    # The (ε, δ) of two parts add up for any interleaving of their steps (Vadhan and Zhang 2023).
     apart = accountant.of_person(continuous, delta / 2, relation, group)
     return min(together, apart + RDP.of_person(discrete, delta / 2, relation, group))
 
@@ -105,19 +105,19 @@ def calibrate(
     discrete: bool = False,
     group: int = 1,
 ) -> float:
-    """Return the least σ, to three decimals, with which so many steps cost at most the target ε.
+    """Return the smallest σ, rounded up to three decimals, with which the steps cost at most the target ε.
 
     Args:
-        target: ε, of these steps and all that was done already.
+        target: ε of these steps together with `already`.
         delta: δ.
-        sample_rate: chance of each record to be in a step.
-        steps: how many.
-        already: what else the target has to cover, such as all that a ledger holds.
-        discrete: whether noise is on integers.
+        sample_rate: probability of each record to be in a step.
+        steps: the number of steps.
+        already: other mechanisms that the target must cover, such as all those in a ledger.
+        discrete: whether the noise is on integers.
         group: records that one person may have.
 
     Raises:
-        ConfigError: if no σ up to a million does, with what it would cost then.
+        ConfigError: if even σ = 10⁶ costs more; the message says how much.
     """
     done = list(already)
 
@@ -129,11 +129,11 @@ def calibrate(
     below, above = math.inf, cost(high)
     if not above <= target:
         raise ConfigError(_refusal(target, delta, steps, sample_rate, above, epsilon(done, delta, group=group)))
-    moved = 0  # how often in a row the lower end did, or, below 0, the higher one
+    moved = 0  # how often in a row the lower end moved; negative for the higher end
     while high - low > 1:
         guess = math.isqrt(max(low, 1) * high)
         if abs(moved) < _OFTEN and 0 < above < target < below < math.inf:
-            # ε falls about as a power of σ: in logarithms, take the point where the line through both ends meets it.
+            # ε is roughly a power of σ: interpolate linearly between both ends, in logarithms.
             share = math.log(below / target) / math.log(below / above)
             guess = round(math.exp(math.log(low) + share * math.log(high / low)))
         guess = min(max(guess, low + 1), high - 1)

@@ -1,11 +1,12 @@
-"""What an attacker's guesses say about ε: lower bounds, and tests of the claims that ε is computed from.
+"""Bound ε from below by an attacker's guesses, and test the assumptions from which ε is computed.
 
-An accountant bounds ε from above, for the mechanism that it is told of. These bound ε from below, for the mechanism
-that really ran: whoever can tell which canaries were in the data refutes every ε under which nobody could.
+An accountant bounds ε from above, for the mechanism that it is told about. These functions bound ε from below, for the
+mechanism that actually ran: an attacker who can tell which canaries were in the data refutes every ε too small to
+allow that.
 
-- `one_run_epsilon` is formal: it holds for any mechanism, from one run (Steinke, Nasr and Jagielski 2023, arXiv
-  2305.08846, theorem 5.2). It is far below the truth, and cannot pass about ln(guesses).
-- `gaussian_epsilon` of `separation` is close to the truth, but takes it that the mechanism trades false alarms against
+- `one_run_epsilon` is rigorous: it holds for any mechanism, from one run (Steinke, Nasr and Jagielski 2023, arXiv
+  2305.08846, theorem 5.2). It is far below the true ε, and cannot exceed about ln(guesses).
+- `gaussian_epsilon` of `separation` is close to the true ε, but assumes that the mechanism trades false alarms for
   misses as a Gaussian one does (Nasr et al. 2023, arXiv 2302.07956; Dong, Roth and Su 2022). DP-SGD over many steps
   nearly does. It tests an implementation; it proves nothing about other mechanisms.
 
@@ -25,18 +26,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _HALVINGS = 40
-_FAR = 40.0  # standard deviations: beyond it lies less than any δ
+_FAR = 40.0  # standard deviations: the mass beyond is below any δ
 
 
 def one_run_epsilon(canaries: int, guesses: int, right: int, delta: float, confidence: float) -> float:
-    """Return the largest ε that so many right guesses refute.
+    """Return the largest ε that this number of correct guesses refutes.
 
     Args:
-        canaries: how many there were, each included with probability ½ by itself.
-        guesses: for how many of them the attacker said whether it was included; fixed before it looked.
-        right: how many of these were true.
+        canaries: the number of canaries, each included independently with probability ½.
+        guesses: for how many of them the attacker guessed whether it was included; fixed before it looked.
+        right: the number of correct guesses.
         delta: δ of the claim.
-        confidence: the chance, at least, with which a mechanism of a smaller ε keeps this bound below its own.
+        confidence: the minimum probability that this bound is at most the mechanism's true ε.
 
     Returns:
         ε, at least 0.
@@ -56,7 +57,7 @@ def one_run_epsilon(canaries: int, guesses: int, right: int, delta: float, confi
 
 
 def _chance(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
-    """Bound the chance of at least so many right guesses under (ε, δ): theorem 5.2 for p = ½.
+    """Return an upper bound on the probability of at least `right` correct guesses under (ε, δ): theorem 5.2, p = ½.
 
     Pr[Binomial(r, e^ε/(e^ε + 1)) ≥ v] + 2mδ · max over i of Pr[v > Binomial ≥ v − i]/i.
     """
@@ -68,9 +69,9 @@ def _chance(canaries: int, guesses: int, right: int, epsilon: float, delta: floa
 
 
 def separation(false_alarms: int, excluded: int, misses: int, included: int, confidence: float) -> float:
-    """Return a lower bound on μ, by how many standard deviations two normals lie apart that are told apart so well.
+    """Return a lower bound on μ, the distance in standard deviations between two normals told apart with these errors.
 
-    The rates of both errors are bounded by Clopper and Pearson (1934), half of what may go wrong for each.
+    Both error rates are bounded by Clopper and Pearson (1934), each with half of the allowed failure probability.
     """
     alarm = _upper_rate(false_alarms, excluded, (1 + confidence) / 2)
     miss = _upper_rate(misses, included, (1 + confidence) / 2)
@@ -82,7 +83,7 @@ def _upper_rate(count: int, of: int, confidence: float) -> float:
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Return ε at δ of telling N(0, 1) from N(μ, 1) (Balle and Wang 2018, theorem 8)."""
+    """Return the ε at δ between N(0, 1) and N(μ, 1) (Balle and Wang 2018, theorem 8)."""
 
     def excess(epsilon: float) -> float:
         kept = math.exp(float(special.log_ndtr(mu / 2 - epsilon / mu)))
@@ -96,9 +97,9 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
 def scale_interval(
     values: NDArray[np.float64], confidence: float, mean: float | None = None
 ) -> tuple[float, float, float]:
-    """Return a standard deviation's lower limit, estimate and upper limit, from normal values `(n,)`.
+    """Return the lower limit, estimate and upper limit of a standard deviation, from normal values `(n,)`.
 
-    Their mean is estimated from n ≥ 2 of them, unless it is known.
+    Unless the mean is given, it is estimated, which takes n ≥ 2 values.
     """
     centre, freedom = (float(values.mean()), values.size - 1) if mean is None else (mean, values.size)
     spread = float(((values - centre) ** 2).sum()) / freedom
@@ -107,10 +108,10 @@ def scale_interval(
 
 
 def dispersion_chance(counts: NDArray[np.int64], trials: int, rate: float) -> float:
-    """Return how likely counts `(n,)` of so many independent trials each would vary as little, or as much, as these.
+    """Return the two-sided p-value of the dispersion of counts `(n,)`, each of `trials` independent trials at a rate.
 
-    The sum of squares over its expectation has a mean and a variance that are known exactly; between, it is taken as a
-    gamma distribution, which it is in the limit (Pearson's χ²).
+    The mean and variance of the sum of squares, over its expectation, are known exactly. Its distribution is
+    approximated by a gamma distribution, which is the limit (Pearson's χ²).
     """
     variance = trials * rate * (1 - rate)
     if variance == 0:
@@ -121,7 +122,7 @@ def dispersion_chance(counts: NDArray[np.int64], trials: int, rate: float) -> fl
 
 
 def rate_chance(count: int, trials: int, rate: float) -> float:
-    """Return how likely a count of independent trials would be as far on its side of what is expected as this one."""
+    """Return the two-sided p-value of a count of independent trials at a rate."""
     if rate >= 1:
         return float(count == trials)
     lower, upper = float(stats.binom.cdf(count, trials, rate)), float(stats.binom.sf(count - 1, trials, rate))
@@ -129,14 +130,14 @@ def rate_chance(count: int, trials: int, rate: float) -> float:
 
 
 def largest_correlation(rows: NDArray[np.float64], others: NDArray[np.float64] | None = None) -> tuple[float, float]:
-    """Return the largest correlation between two rows, and how likely any would be as large in independent noise.
+    """Return the largest correlation between two rows, and its p-value under independent noise.
 
     Args:
-        rows: normal noise `(k, n)`, n values drawn k times.
-        others: further rows `(l, n)`; then only pairs of one of these and one of those count.
+        rows: normal noise `(k, n)`: n values drawn k times.
+        others: more rows `(l, n)`; if given, only pairs of one row and one of these count.
 
     Returns:
-        The largest |r|, and its chance times the number of pairs (Bonferroni), 1 at most.
+        The largest |r|, and its p-value times the number of pairs (Bonferroni), at most 1.
     """
     left, right = _standardised(rows), _standardised(rows if others is None else others)
     pairs = np.abs(left @ right.T)
@@ -149,17 +150,17 @@ def largest_correlation(rows: NDArray[np.float64], others: NDArray[np.float64] |
 
 
 def sliding_correlation(rows: NDArray[np.float64], others: NDArray[np.float64] | None = None) -> tuple[float, float]:
-    """Return the largest correlation of two pieces of noise laid over each other at any shift, all k draws together.
+    """Return the most significant cross-correlation of two pieces of noise at any shift, over all k draws together.
 
-    Noise that is used twice need not come back at the same place: a generator that is begun anew for every layer gives
-    all layers the same beginning.
+    Reused noise need not recur at the same position: a generator restarted for every layer makes all layers begin with
+    the same noise.
 
     Args:
-        rows: noise around 0, `(k, n)`: n values drawn k times.
-        others: of the same draws, `(k, l)`; if none, the noise is laid over itself, shifted.
+        rows: noise with mean 0, `(k, n)`: n values drawn k times.
+        others: noise of the same draws, `(k, l)`; if None, `rows` is correlated with itself, shifted.
 
     Returns:
-        The |r| that is least likely in independent noise, and its chance times the number of shifts, 1 at most.
+        The |r| that is least likely in independent noise, and its p-value times the number of shifts, at most 1.
     """
     left, right = rows, rows if others is None else others
     size, shifts = left.shape[1] + right.shape[1], np.arange(1 - left.shape[1], right.shape[1])
@@ -184,7 +185,7 @@ def sliding_correlation(rows: NDArray[np.float64], others: NDArray[np.float64] |
 
 
 def length_at_least(values: NDArray[np.float64], deviation: float, confidence: float) -> float:
-    """Return a lower limit on the length of a vector, from its values with independent normal noise on each, `(n,)`.
+    """Return a lower confidence limit on the L2 norm of a vector, from its values plus independent normal noise `(n,)`.
 
     From Birgé 2001, lemma 8.1: P(χ'² ≥ n + λ + 2√((n + 2λ)t) + 2t) ≤ e^-t for a noncentral χ'² of n degrees.
     """
@@ -196,7 +197,7 @@ def length_at_least(values: NDArray[np.float64], deviation: float, confidence: f
 
 
 def _standardised(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centre each row and give it length 1; rows that do not vary become 0: they hold no noise to compare."""
+    """Centre each row and scale it to norm 1. Constant rows become 0: they hold no noise to compare."""
     centred = rows - rows.mean(axis=1, keepdims=True)
     length = np.linalg.norm(centred, axis=1, keepdims=True)
     length[length == 0] = 1.0

@@ -1,25 +1,27 @@
-"""Privacy loss distributions of Gaussian steps: discretised upwards, composed, and read as an ε, in bounded work.
+"""Compute ε from privacy loss distributions of Gaussian steps: discretised upwards and composed, in bounded work.
 
-A step is dominated by a pair P, Q of mixtures of Gaussians, and steps, also adaptive ones, by the pairs' products (Zhu,
-Dong and Wang 2022, arXiv 2106.08567, theorems 10 and 11). The privacy loss is L = ln(P/Q) under P. It adds up over
-steps, and
+A step is dominated by a pair P, Q of mixtures of Gaussians, and a sequence of steps, even adaptive ones, by the product
+of their pairs (Zhu, Dong and Wang 2022, arXiv 2106.08567, theorems 10 and 11). The privacy loss is L = ln(P/Q) under P.
+It adds up over steps, and
 
     δ(ε) = E[1 − exp(ε − L)]⁺            (Koskela, Jälkö and Honkela 2020, arXiv 1906.03049)
 
-1. *Where to look.* K(t) is ln E[exp(t·L)], K' and K'' its derivatives, all from a coarse table of the losses. At the t
-   with t·K'(t) − K(t) = ln(1/δ), what decides ε lies around K'(t), within a few deviations √K''(t) (the saddle point of
-   Alghamdi et al. 2023, arXiv 2208.09595). It is no part of the bound: a bad t makes ε larger, never smaller.
-2. *Discretise.* The mass of P between two x goes to the grid points around its losses, a and b, in two parts that keep
-   what it has under P and under Q. That is "Connect the Dots" (Doroshenko et al. 2022, arXiv 2207.04380, algorithm 1),
-   cell by cell: 1 − exp(ε − L), cut off at 0, is convex in exp(−L), so spreading the mass to both ends never lowers δ,
-   whatever else is composed. What lies below all cells is moved up, and what lies above them is lost: it adds to δ.
-3. *Compose.* Products of discrete Fourier transforms, as in Koskela et al. and in Gopi, Lee and Wutschitz (2021, arXiv
-   2106.02848, algorithm 1), of masses that are tilted by exp(t·L), so that floating point holds the tail of any δ. What
-   wraps around from below only adds to δ; what wraps from above is P(L > last) ≤ E[exp(s·L)]/exp(s·last), and is added.
-4. *Read.* ε where δ(ε) is what is left of δ, exactly between two points of the grid.
+1. *Locate.* K(t) is ln E[exp(t·L)], with derivatives K' and K'', all from a coarse table of the losses. At the t with
+   t·K'(t) − K(t) = ln(1/δ), the losses that determine ε lie around K'(t), within a few deviations √K''(t) (the saddle
+   point of Alghamdi et al. 2023, arXiv 2208.09595). This is not part of the bound: a bad t makes ε larger, never
+   smaller.
+2. *Discretise.* The mass of P between two x goes to the grid points around its losses, a and b, in two parts that
+   preserve its mass under P and under Q. This is "Connect the Dots" (Doroshenko et al. 2022, arXiv 2207.04380,
+   algorithm 1), cell by cell: [1 − exp(ε − L)]⁺ is convex in exp(−L), so spreading the mass to both ends never lowers
+   δ, whatever else is composed. Mass below all cells is moved up; mass above them is dropped and added to δ.
+3. *Compose.* Multiply discrete Fourier transforms, as in Koskela et al. and in Gopi, Lee and Wutschitz (2021, arXiv
+   2106.02848, algorithm 1), of masses tilted by exp(t·L), so that floating point can represent the tail of any δ. Mass
+   that wraps around from below only adds to δ. Mass that wraps around from above is
+   P(L > last) ≤ E[exp(s·L)]/exp(s·last), and is added to δ.
+4. *Read off.* Find the ε at which δ(ε) equals the remaining δ, exactly between two grid points.
 
-The grid has at most `POINTS` points, however many steps there are, and however rare and large their losses: a coarser
-grid makes ε larger, never smaller. Rounding of floating point is allowed for, to `ULPS` of each loss and mass.
+The grid has at most `POINTS` points, however many steps there are and however rare and large their losses: a coarser
+grid makes ε larger, never smaller. Floating-point rounding is allowed for, up to `ULPS` of each loss and mass.
 """
 
 from __future__ import annotations
@@ -46,33 +48,33 @@ if TYPE_CHECKING:
 POINTS = 1 << 18
 """The most points of a grid."""
 
-_USUAL_POINTS, _FEWEST_POINTS = 1 << 16, 1 << 12  # at least, and where there are many kinds of steps
-_WORK = 1 << 23  # points of all grids together: those of many kinds of steps are coarser
-_CELLS, _FEWEST_CELLS, _MOST_CELLS = 1 << 17, 1 << 9, 1 << 13  # into which losses are cut: of all steps, and of each
-_ADDED_VARIANCE = 1e-5  # of the total loss, by its grid
-_CUT = math.log(1e-9)  # of δ: what is cut off above, and what wraps around
-_CUT_BELOW = math.log(1e-19)  # the mass at the lower end that counts where it is cut
-_SPARE = 1e-6  # of δ: for what wraps around from above
-_PASSES, _BETTER = 4, 0.99  # how often ε is aimed at anew, while it gets better
-_CLOSE, _NEAR = 0.5, 4.0  # how far below the aim ε may come out: as a share, and in deviations
-_FAR = 25.0  # how far above ε losses of one step are as good as certain
-_REACH = 12.0  # deviations
-_SEARCH, _EXPONENTS = 16, (1e-3, 1e9)  # iterations; between which t lies, over how far losses differ
-_FLAT = 1e-6  # how far all losses together may differ without being looked at
-_FINEST = 2.0**-50  # of the losses: the least interval, so that floats can tell places on the grid
-_LEAST_GAIN = 1e-3  # below, it may be rounding
-_LARGEST = 700.0  # a logarithm, of which floats still hold the exponential
+_USUAL_POINTS, _FEWEST_POINTS = 1 << 16, 1 << 12  # the fewest usually, and for many kinds of steps
+_WORK = 1 << 23  # points of all grids together: many kinds of steps get coarser grids
+_CELLS, _FEWEST_CELLS, _MOST_CELLS = 1 << 17, 1 << 9, 1 << 13  # of losses: for all steps together, and for each
+_ADDED_VARIANCE = 1e-5  # relative, of the total loss, by its grid
+_CUT = math.log(1e-9)  # share of δ that is cut off above, or wraps around
+_CUT_BELOW = math.log(1e-19)  # the mass below the lower cut
+_SPARE = 1e-6  # share of δ for mass that wraps around from above
+_PASSES, _BETTER = 4, 0.99  # most passes with a new aim, and the factor by which each must improve ε
+_CLOSE, _NEAR = 0.5, 4.0  # how far below the aim ε may come out: relative, and in standard deviations
+_FAR = 25.0  # how far above ε one step's losses count as certain
+_REACH = 12.0  # standard deviations
+_SEARCH, _EXPONENTS = 16, (1e-3, 1e9)  # iterations, and the range of t, over the spread of the losses
+_FLAT = 1e-6  # the total spread of losses below which they need no grid
+_FINEST = 2.0**-50  # the smallest interval relative to the losses, so that floats can tell grid points apart
+_LEAST_GAIN = 1e-3  # a smaller gain may be rounding
+_LARGEST = 700.0  # a logarithm whose exponential still fits into a float
 
 
 def epsilon_of(steps: Sequence[tuple[Step, int]], delta: float) -> float:
-    """Return an upper bound of the ε of all these steps, so often each, in one direction.
+    """Return an upper bound on the ε of all these steps, in one direction.
 
     Args:
-        steps: at least one.
+        steps: at least one kind of step, each with its count.
         delta: above 0, below 1.
     """
     best, points = math.inf, 0
-    # A coarse grid smears losses, and a fine one gathers rounding: where they differ, the better of both.
+    # A coarse grid smears losses and a fine one accumulates rounding errors: try both, take the better.
     for least, patient in ((_FEWEST_POINTS, False), (min(_USUAL_POINTS, _WORK // len(steps)), True)):
         for _ in range(_PASSES):
             found, again, points = _compose(steps, -math.log(delta), best, least)
@@ -87,12 +89,12 @@ def epsilon_of(steps: Sequence[tuple[Step, int]], delta: float) -> float:
 
 def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float,
              least: int) -> tuple[float, bool, int]:  # fmt: skip
-    """Return the ε at δ = exp(−surprise); whether it may come out less if it is aimed at; and the points of the grid.
+    """Return the ε at δ = exp(−surprise), whether another pass aimed at it may lower it, and the number of grid points.
 
     Args:
-        steps: so often each.
+        steps: the steps, each with its count.
         surprise: ln(1/δ).
-        aim: an ε that is known to be enough.
+        aim: an upper bound on ε known so far.
         least: the fewest points of a grid.
     """
     counts, parts = [count for _, count in steps], sum(len(step.upper.means) for step, _ in steps)
@@ -116,7 +118,7 @@ def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float,
     (_, mean, whole), (_, middle, variance), (_, top, _) = (guide.cumulants(each) for each in (0.0, t, s))
     width = min((surprise - _CUT) / t, top - mean + _REACH * math.sqrt(whole))  # so that little wraps around from below
     width = max(width, 1.1 * (top - middle) + _REACH / 2 * math.sqrt(variance))
-    if not 0 < width < math.inf:  # so close together that their sums are rounding
+    if not 0 < width < math.inf:  # losses so close together that their sums are rounding errors
         return max(0.0, most), False, 0
     interval = min(math.sqrt(6 * _ADDED_VARIANCE * variance / sum(counts)), width / least)
     interval = max(
@@ -135,14 +137,14 @@ def _compose(steps: Sequence[tuple[Step, int]], surprise: float, aim: float,
 
 def _convolve(cut: Sequence[tuple[_Losses, int]], interval: float, points: int, t: float,
               above: tuple[float, float]) -> tuple[Vector, float, float]:  # fmt: skip
-    """Return the masses of the total loss, tilted by exp(t·loss − K), `(points,)`; where the first lies; and K.
+    """Return the masses of the total loss, tilted by exp(t·loss − K), `(points,)`; the loss of the first; and K.
 
     Args:
-        cut: losses of each step, and how often.
-        interval: of the grid.
-        points: of the grid.
+        cut: the losses of each step, with its count.
+        interval: the grid's interval.
+        points: the number of grid points.
         t: the tilt.
-        above: an exponent s, and the logarithm of the mass that may lie above the grid, by Chernoff's bound with it.
+        above: an exponent s, and the logarithm of the mass that Chernoff's bound with s may leave above the grid.
     """
     s, most = above
     product, cumulant, bound = _Product.of_nothing(points), 0.0, 0.0
@@ -158,11 +160,11 @@ def _convolve(cut: Sequence[tuple[_Losses, int]], interval: float, points: int, 
 
 
 def _read(tilted: Vector, interval: float, bottom: float, t: float, scale: float) -> float:
-    """Find the ε at which δ is exp(K − scale), of tilted masses on a grid from `bottom` on."""
+    """Find the ε at which δ is exp(K − scale), from tilted masses on a grid that starts at `bottom`."""
     masses = tilted * np.exp(np.minimum(scale - t * (bottom + interval * np.arange(len(tilted))), _LARGEST))
     under = signal.lfilter([1.0], [1.0, -math.exp(-interval)], masses[::-1])[::-1]  # Q's mass, times exp(ε)
-    over = np.cumsum(masses[::-1])[::-1] * (1 + len(masses) * ULPS)  # P's mass, and what adding it up may take
-    (more,) = np.nonzero(over - under > 1)  # below the last of them, this difference may be nothing but rounding
+    over = np.cumsum(masses[::-1])[::-1] * (1 + len(masses) * ULPS)  # P's mass, plus the rounding of its sum
+    (more,) = np.nonzero(over - under > 1)  # below the last of them, this difference may be only rounding
     if not len(more):
         return max(0.0, bottom)
     if (first := int(more[-1]) + 1) == len(masses):
@@ -172,11 +174,11 @@ def _read(tilted: Vector, interval: float, bottom: float, t: float, scale: float
 
 @dataclass(frozen=True)
 class _Product:
-    """A product of transforms in polar form, and how far off each of its numbers may be. All: `(points // 2 + 1,)`."""
+    """A product of transforms in polar form, with error bounds. Every field: `(points // 2 + 1,)`."""
 
     sizes: Vector  # logarithms
     angles: Vector
-    errors: Vector  # over the sizes
+    errors: Vector  # relative to the sizes
 
     @classmethod
     def of_nothing(cls, points: int) -> _Product:
@@ -184,7 +186,7 @@ class _Product:
         return cls(nothing, nothing, nothing)
 
     def times(self, masses: Vector, count: int) -> _Product:
-        """Compose with so many steps of these masses, which add up to 1: `(points,)`."""
+        """Compose with `count` steps that have these masses `(points,)`, which add up to 1."""
         factor, error = fft.rfft(masses), _rounding(len(masses)) * float(np.linalg.norm(masses))
         size = np.maximum(np.abs(factor), error)
         return _Product(
@@ -194,7 +196,7 @@ class _Product:
         )
 
     def masses(self, points: int) -> Vector:
-        """Transform it back, from above: `(points,)`."""
+        """Transform back to upper bounds of the masses: `(points,)`."""
         sizes = np.exp(self.sizes)
         wrong = sizes * (np.expm1(np.minimum(self.errors, _LARGEST)) + _rounding(points))
         composed = fft.irfft(sizes * np.cos(self.angles) + 1j * (sizes * np.sin(self.angles)), points)
@@ -202,7 +204,7 @@ class _Product:
 
 
 def _rounding(points: int) -> float:
-    """Return how far off a transform's numbers are, over their root mean square: about √log n (Schatzman 1996)."""
+    """Return the error of a transform's numbers relative to their root mean square: about √log n (Schatzman 1996)."""
     return 2.0**-52 * math.sqrt(math.log2(points))
 
 
@@ -213,13 +215,13 @@ class _Losses:
     edges: Vector  # (cells + 1,)
     masses: Vector  # logarithms: (cells,)
     ratios: Vector  # of P's masses to Q's, logarithms: (cells,)
-    errors: Vector  # by how much these may be off: (cells,)
-    below: float  # logarithm of the mass below the first edge, which counts at the second
+    errors: Vector  # bounds of the errors of `ratios`: (cells,)
+    below: float  # logarithm of the mass below the first edge, which is put at the second
     lost: float  # logarithm of the mass above the last edge
 
     @classmethod
     def of(cls, step: Step, above: float, highest: float, cells: int) -> _Losses:
-        """Cut a step's losses at the highest, or where a mass of exp(above) lies above."""
+        """Cut a step's losses off at `highest`, or where a mass of exp(above) lies above."""
         low, high = (float(ndtri_exp(each)) * step.sigma for each in (_CUT_BELOW, above))
         x = np.linspace(np.min(step.upper.means) + low, np.max(step.upper.means) - high, cells + 1)
         losses = step.loss(x)
@@ -239,16 +241,16 @@ class _Losses:
         )
         total = log_sum(masses)
         with np.errstate(invalid="ignore"):
-            weights = np.nan_to_num(np.exp(masses - total), nan=1 / len(masses))  # of cells without mass
+            weights = np.nan_to_num(np.exp(masses - total), nan=1 / len(masses))  # NaN: cells without mass
         return total, np.sum(weights * middles, axis=0) / 2
 
     def on_grid(self, interval: float) -> tuple[NDArray[np.int64], Vector]:
-        """Return points of a grid, in intervals, and the logarithms of what is put on each: `(2·cells,)` both."""
+        """Return grid points, in intervals, and the logarithms of their masses: `(2·cells,)` both."""
         low = np.floor(self.edges[:-1] / interval).astype(np.int64)
         high = np.maximum(np.ceil(self.edges[1:] / interval).astype(np.int64), low + 1)
         widths = interval * (high - low)
         shares = np.expm1(interval * low - self.ratios) / np.expm1(-widths)  # that go to the higher point
-        wrong = np.expm1(np.minimum(self.errors, _LARGEST)) / -np.expm1(-widths)  # by how much shares may be
+        wrong = np.expm1(np.minimum(self.errors, _LARGEST)) / -np.expm1(-widths)  # bounds of the shares' errors
         shares = np.clip(np.nan_to_num(shares + wrong, nan=1.0), 0.0, 1.0)
         with np.errstate(divide="ignore"):
             lower, higher = self.masses + np.log1p(-shares), self.masses + np.log(shares)
@@ -258,7 +260,7 @@ class _Losses:
 
 @dataclass(frozen=True)
 class _Guide:
-    """The total loss as it is cut: good enough to say where to look, and no part of the bound."""
+    """A coarse table of the total loss. It only tells where to look, and is not part of the bound."""
 
     counts: Vector  # (k,)
     masses: Vector  # logarithms: (cells, k)
@@ -280,7 +282,7 @@ class _Guide:
         return float(self.counts @ each), float(self.counts @ mean), float(self.counts @ variance)
 
     def exponent(self, surprise: float, aim: float) -> float:
-        """Return the t at which t·K' − K is ln(1/δ); less where K' reaches the aim, or losses their end, before."""
+        """Return the t at which t·K' − K is ln(1/δ), or less if K' reaches the aim or the losses end before."""
         spread = float(self.counts @ (self.losses[-1] - self.losses[0]))
         low, high = (math.log(each / spread) for each in _EXPONENTS)  # of ln t
         for _ in range(_SEARCH):
@@ -288,7 +290,7 @@ class _Guide:
             t = math.exp(middle)
             value, slope, variance = self.cumulants(t)
             gain, spread = t * slope - value, t * t * variance
-            # A Gaussian's spread is twice its gain; it is less where losses have an end, and t has reached it.
+            # A Gaussian's spread is twice its gain. A smaller spread means that t has reached the end of the losses.
             enough = gain >= surprise or slope >= aim or (gain > _LEAST_GAIN and spread < min(gain, 1 / 4))
             low, high = (low, middle) if enough else (middle, high)
         return math.exp(low)

@@ -1,15 +1,16 @@
-"""Rényi divergences of Gaussian steps, and the ε that follows from them: from above, in little work.
+"""Bound the Rényi divergences of Gaussian steps, and their ε, from above and cheaply.
 
-K(t) = ln E[(P/Q)^t] under P is t times the divergence of order t + 1. Over several steps it adds up.
+K(t) = ln E[(P/Q)^t] under P is t times the divergence of order t + 1. It adds up over steps.
 
-- Steps over all records: in closed form, t(t + 1)/2σ².
-- Sampled steps: E[(P/Q)^(t+1)] under Q, by the trapezoid rule, whose error falls exponentially for such integrands
+- Steps over all records: closed form, t(t + 1)/2σ².
+- Sampled steps: E[(P/Q)^(t+1)] under Q by the trapezoid rule, whose error falls exponentially for such integrands
   (Trefethen and Weideman 2014). Removing a record costs no less than adding one (Mironov, Talwar and Zhang 2019, arXiv
-  1908.10530, section 3.2). Where the rule would take too many points, by convexity: 1 + q·(exp(t(t + 1)/2σ²) − 1).
-- Sampled steps of discrete noise: at integer orders alone, by the binomial formula (section 3.3 there). It holds for
-  the discrete Gaussian too, as E[exp(kvX/σ²)] is the same at integer shifts.
+  1908.10530, section 3.2). If the rule would take too many points, a convexity bound is used instead:
+  1 + q·(exp(t(t + 1)/2σ²) − 1).
+- Sampled steps with discrete noise: only at integer orders, by the binomial formula (section 3.3 there). It holds for
+  the discrete Gaussian too, because E[exp(kvX/σ²)] is the same at integer shifts.
 
-What rounding may take is added to each: a K that came out at 0, or below, would make any number of steps free.
+A bound of the rounding error is added to each K: a K rounded to 0 or below would make any number of steps free.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ if TYPE_CHECKING:
 
 _LEAST, _MOST = 0.01, 1e7  # t
 _MOST_INTEGER = 1 << 14  # order
-_ROUNDS, _TRIED = 6, 12  # of a search: in each, so many t
+_ROUNDS, _TRIED = 6, 12  # of a search, and the number of t in each round
 _POINTS = 1 << 13  # of the trapezoid rule
-_REACH = 13.0  # deviations, beyond which a Gaussian has nothing
+_REACH = 13.0  # standard deviations, beyond which a Gaussian's mass is negligible
 
 
 def epsilon_of(steps: Sequence[tuple[float, float, int, bool]], delta: float) -> float:
-    """Return an upper bound of the ε of steps: σ over the clipping norm, sampling rate, count, and whether discrete.
+    """Return an upper bound on the ε of steps, each given as σ over the clipping norm, rate, count, and discreteness.
 
-    Canonne, Kamath and Steinke (2020, arXiv 2004.00010), proposition 12; where the divergence is small enough, total
-    variation alone.
+    Canonne, Kamath and Steinke (2020, arXiv 2004.00010), proposition 12; 0 where the divergence is so small that the
+    total variation is at most δ.
     """
     integers = any(discrete and rate < 1 for _, rate, _, discrete in steps)
     low, high, best = (1.0, _MOST_INTEGER - 1.0, math.inf) if integers else (_LEAST, _MOST, math.inf)
@@ -60,7 +61,7 @@ def epsilon_of(steps: Sequence[tuple[float, float, int, bool]], delta: float) ->
 
 
 def cumulant(sigma: float, rate: float, t: Vector, *, discrete: bool = False) -> Vector:
-    """Return K of one step at each t, from above: `(n,)`. If it is discrete and sampled, t must be integers."""
+    """Return an upper bound on K of one step at each t: `(n,)`. If it is discrete and sampled, t must be integers."""
     whole = t * (t + 1) / 2 / sigma**2
     if rate == 1:
         return np.asarray(whole)
@@ -76,7 +77,7 @@ def cumulant(sigma: float, rate: float, t: Vector, *, discrete: bool = False) ->
 
 
 def _integrated(sigma: float, rate: float, t: Vector, interval: float) -> Vector:
-    # Multiples of the interval: a range of floats has a step that is off by rounding of its first number.
+    # Multiples of the interval: the step of a float range is off by the rounding of its first number.
     ends = -_REACH * sigma, float(np.max(t)) + 1 + _REACH * sigma
     x = interval * np.arange(math.floor(ends[0] / interval), math.ceil(ends[1] / interval) + 1)
     losses = np.logaddexp(math.log1p(-rate), math.log(rate) + (x - 0.5) / sigma**2)
@@ -91,7 +92,7 @@ def _integrated(sigma: float, rate: float, t: Vector, interval: float) -> Vector
 @lru_cache(maxsize=1 << 14)
 def _binomial(sigma: float, rate: float, order: int) -> float:
     hits = np.arange(2, order + 1.0)
-    gains = hits * (hits - 1) / (2 * sigma**2)  # chances add up to 1, so that what counts is what these add to it
+    gains = hits * (hits - 1) / (2 * sigma**2)  # probabilities add up to 1: sum only the excess
     above = log_binomial(order, rate)[2:] + gains + np.log(-np.expm1(-gains))
     error = ULPS * (1 + order * math.log(order) + float(gains[-1]))
     return float(np.logaddexp(0.0, np.logaddexp.reduce(above) + error))

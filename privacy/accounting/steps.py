@@ -1,9 +1,9 @@
-"""What dominates a Poisson-sampled Gaussian step: two mixtures of Gaussians, with and without a person's records.
+"""Describe the dominating pair of a Poisson-sampled Gaussian step: mixtures with and without a person's records.
 
-Of one record at rate q, removed: P = (1 − q)·N(0, σ²) + q·N(1, σ²), and Q = N(0, σ²); added, the two change places
-(Zhu, Dong and Wang 2022, arXiv 2106.08567). Of k records, each of them sampled by itself: Binomial(k, q) in place of
-the coin (Choquette-Choo et al. 2024, arXiv 2310.15526). Of a record that is replaced by another: 1 on one side, −1 on
-the other. Lengths are in clipping norms.
+For one record at rate q, removed: P = (1 − q)·N(0, σ²) + q·N(1, σ²) and Q = N(0, σ²). Added: the same, swapped (Zhu,
+Dong and Wang 2022, arXiv 2106.08567). For k records, each sampled independently: Binomial(k, q) replaces the coin
+(Choquette-Choo et al. 2024, arXiv 2310.15526). For a record that is replaced by another: 1 on one side, −1 on the
+other. Lengths are in clipping norms.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     Vector = NDArray[np.float64]
 
 ULPS = 8 * 2.0**-52
-"""By how much the logarithm of a probability may be off, relatively."""
+"""Bound of the relative rounding error of a log-probability."""
 
-_NOTHING = -800.0  # the logarithm of a chance below any float
+_NOTHING = -800.0  # the logarithm of a probability smaller than any positive float
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture of Gaussians of one deviation."""
+    """A mixture of Gaussians with a common standard deviation."""
 
     means: Vector  # in clipping norms: (m,)
     weights: Vector  # logarithms: (m,)
 
     def tail(self, x: Vector, sigma: float, side: int) -> Vector:
-        """Return the logarithms of the masses above x, or below it for side −1."""
+        """Return the logarithms of the masses above x, or below x if `side` is −1."""
         return log_sum(log_ndtr(side * (self.means[:, None] - x) / sigma) + self.weights[:, None])
 
     def masses(self, x: Vector, sigma: float) -> tuple[Vector, Vector]:
-        """Return the logarithms of the masses between neighbours of x: `(n − 1,)`, and how far these may be off."""
+        """Return the logarithms of the masses between neighbours of x: `(n − 1,)`, and bounds of their errors."""
         above, below = self.tail(x, sigma, 1), self.tail(x, sigma, -1)
         right = above[:-1] < below[1:]
         large, small = np.where(right, above[:-1], below[1:]), np.where(right, above[1:], below[:-1])
@@ -53,7 +53,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Step:
-    """What dominates one step: P, under which losses are drawn, and Q. P/Q rises with x."""
+    """The dominating pair of one step: P, under which losses are drawn, and Q. P/Q rises with x."""
 
     sigma: float  # over the clipping norm
     upper: Mixture
@@ -65,29 +65,29 @@ class Step:
 
 
 def removed(sigma: float, rate: float, group: int) -> Step:
-    """Return the pair for a person with so many records who is removed."""
+    """Return the pair for removing a person with `group` records."""
     return Step(sigma, _records(rate, group), _nobody())
 
 
 def added(sigma: float, rate: float, group: int) -> Step:
-    """Return the pair for a person with so many records who is added."""
+    """Return the pair for adding a person with `group` records."""
     return Step(sigma, _nobody(), _records(rate, group, -1))
 
 
 def replaced(sigma: float, rate: float, group: int) -> Step:
-    """Return the pair for a replaced record, or, where every record is taken, for a person with so many."""
+    """Return the pair for replacing one record, or, at rate 1, a person with `group` records."""
     return Step(sigma, _records(rate, group), _records(rate, group, -1))
 
 
 def log_binomial(count: int, rate: float) -> Vector:
-    """Return the logarithms of the chances of 0 … count successes, at a rate below 1: `(count + 1,)`."""
+    """Return the log-probabilities of 0 … `count` successes, at a rate below 1: `(count + 1,)`."""
     number = np.arange(count + 1.0)
     choices = gammaln(count + 1) - gammaln(number + 1) - gammaln(count - number + 1)
     return np.asarray(choices + number * math.log(rate) + (count - number) * math.log1p(-rate))
 
 
 def log_sum(exponents: Vector) -> Vector:
-    """Return the logarithms of sums over the first axis, of numbers given by their logarithms."""
+    """Return the logarithms of the sums over the first axis of numbers given as logarithms."""
     if len(exponents) == 1:
         return np.asarray(exponents[0])
     largest = np.max(exponents, axis=0)
@@ -97,7 +97,7 @@ def log_sum(exponents: Vector) -> Vector:
 
 
 def _records(rate: float, count: int, side: int = 1) -> Mixture:
-    """Return by how much a person's records move the sum."""
+    """Return the distribution of how far a person's records move the sum."""
     if rate == 1:
         return Mixture(np.array([side * float(count)]), np.zeros(1))
     chances = log_binomial(count, rate)

@@ -1,1 +1,1 @@
-"""Statistics of a consortium's records: what is asked of each, and how the sum is read."""
+"""Statistics over a consortium's records: encoding each record, and reading the sum."""

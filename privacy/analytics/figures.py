@@ -1,17 +1,17 @@
-"""A survey's sum, read: counts, means, deviations, quantiles and labels, each with what the noise does to it.
+"""Read a survey's sum: counts, means, deviations, quantiles and labels, with the standard errors due to the noise.
 
-Nothing here touches records: it is arithmetic on what was released. A standard error is that of the noise alone, which
-is known exactly; how well the records stand for others is not in it. All figures have six significant digits, so that
-every site writes the same file.
+No records are needed here: everything is arithmetic on the released sum. A standard error covers only the noise, which
+is known exactly, and not how representative the records are. All figures have six significant digits, so that every
+site writes the same file.
 
-A column's figures come from F, the share of its values below each bin (see `privacy.analytics.sketch`), with h the
-bins' width:
+A column's figures are computed from F, the share of its values below each bin (see `privacy.analytics.sketch`), with h
+the bins' width:
 
-    mean = 1 − h·Σ F       mean of squares = 1 − 2h·Σ middle·F − h²/6       the range's ends being 0 and 1
+    mean = 1 − h·Σ F       mean of squares = 1 − 2h·Σ middle·F − h²/6       for a range from 0 to 1
 
-h²/6 is what dealing a value out to two edges adds to its square, on average. The mean is taken from F as it came, and
-so is right on average. Deviation and quantiles are taken from F made to rise: the noise then does less than the errors
-say, but makes the deviation larger rather than smaller.
+h²/6 is what splitting a value between two edges adds to its square, on average. The mean uses F as released, so it is
+unbiased. Deviation and quantiles use F made monotone: the noise then has less effect than the errors say, but makes the
+deviation larger rather than smaller.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def read(form: Form, total: Vector, noise: float) -> dict[str, Any]:
-    """Return what a sum over all sites' records says.
+    """Return the figures of a sum over all sites' records.
 
     Args:
-        form: what was asked.
-        total: the sites' vectors added up, with their noise: `(m,)`.
-        noise: standard deviation of the noise in every number of it.
+        form: the survey's form.
+        total: the sum of the sites' noisy vectors: `(m,)`.
+        noise: standard deviation of the noise in every number of `total`.
     """
     parts = np.split(total, np.cumsum([shape[0] for _, shape in form.layout.shapes])[:-1])
     count, error = float(parts[0][0]) * form.bound / form.single, noise * form.bound / form.single
-    # Where noise hides whether there was anybody, a count of one keeps all below finite; the errors say the rest.
+    # If noise hides whether there were any records, a count of one keeps all figures finite; the errors show it.
     reader = _Reader(form.bins, max(count, 1.0), error, noise * form.bound)
     return {
         "count": _figure(count),
@@ -57,7 +57,7 @@ def read(form: Form, total: Vector, noise: float) -> dict[str, Any]:
 
 
 class _Reader:
-    """Reads columns of one sum."""
+    """Reads the columns of one sum."""
 
     def __init__(self, bins: int, count: float, count_error: float, noise: float) -> None:
         self._bins, self._count, self._count_error, self._noise = bins, count, count_error, noise
@@ -81,7 +81,7 @@ class _Reader:
             "mean": _figure(low + width * min(max(mean, 0.0), 1.0)),
             "mean_error": _figure(width * self._error(np.full(self._bins, 1 / self._bins), below)),
             "deviation": _figure(width * deviation),
-            # A root moves by no more than the root of what it is taken of.
+            # The error of a square root is at most the square root of the error.
             "deviation_error": _figure(width * min(off / 2 / deviation if deviation else math.inf, math.sqrt(off))),
             "quantiles": {f"{share:g}": _figure(place) for share, place in zip(SHARES, places, strict=True)},
             "rank_error": _figure(ranks / self._count),
@@ -89,14 +89,14 @@ class _Reader:
         }
 
     def _error(self, weights: Vector, below: Vector) -> float:
-        """Standard error of a weighted sum of shares: from the column's own noise, and from the count's."""
+        """Return the standard error of a weighted sum of shares, from the column's own noise and the count's."""
         own = self._noise * np.sqrt(np.sum(np.square(np.sum(self._rows * weights[:, None], axis=0))))
         shared = self._count_error * np.sum(weights * (below - 0.5))
         return float(np.hypot(own, shared)) / self._count
 
 
 def _classes(classes: tuple[float, ...], counts: Vector, error: float) -> list[dict[str, float]]:
-    """Return how many records have each label, and which share of all that is."""
+    """Return how many records have each label, and their share of all records."""
     found = np.maximum(counts, 0.0)
     whole = max(float(np.sum(found)), 1.0)
     return [

@@ -1,17 +1,17 @@
-"""What a survey asks of every record, as one vector that a record changes by length 1 at most.
+"""Encode a survey's records as one vector per site, with L2 sensitivity 1 to a record.
 
-A record of d columns and one label gives
+A record with d columns and one label contributes
 
     a count           √√d · 1
-    for each column   its value as `privacy.analytics.sketch` writes it: a vector of length 1 at most
-    its label         √√d at the place of its class, 0 at the others
+    for each column   its value encoded by `privacy.analytics.sketch`: a vector of norm at most 1
+    its label         √√d at the position of its class, 0 elsewhere
 
-Squared and added up, that is at most C² = √d + d + √d. All is divided by C. So the sum of these vectors over a site's
-records has sensitivity 1 when a record is added or removed, and with N(0, σ²) on every number of it, it is one step
-of the Gaussian mechanism with noise multiplier σ and no sampling: `Mechanism(σ, sample_rate=1, steps=1)`.
+The squared norm is at most C² = √d + d + √d, and everything is divided by C. So the sum of these vectors over a site's
+records has sensitivity 1 to adding or removing a record. With N(0, σ²) on each of its numbers, it is one step of the
+Gaussian mechanism with noise multiplier σ and no sampling: `Mechanism(σ, sample_rate=1, steps=1)`.
 
-Why √√d: count and label are one block each, which costs d columns little to make louder, and every mean is divided by
-the count. What is known in public has no part in the noise: ranges, classes, bins.
+Why √√d: count and label are one block each, so a larger scale for them costs the d columns little, and every mean is
+divided by the count. Ranges, classes and bins are public and get no noise.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ class Column:
 
 @dataclass(frozen=True)
 class Form:
-    """What is asked, the same at every site: columns, classes of the label if there is one, bins of each column.
+    """A survey's form, the same at every site: columns, classes of the label if there is one, bins per column.
 
     >>> form = Form((Column("age", 0, 100), Column("pressure", 60, 240)), classes=(0, 1), bins=32)
     >>> form.layout.size, round(form.bound, 2)
     (67, 2.2)
     """
 
-    columns: tuple[Column, ...]  # one at least
+    columns: tuple[Column, ...]  # at least one
     classes: tuple[float, ...]  # may be empty
     bins: int
 
     @property
     def layout(self) -> Layout:
-        """The vector's parts. Their names hold all that is public, so that no two sites add up different surveys."""
+        """The vector's parts. Their names hold all public settings, so that different surveys cannot be added up."""
         parts = [(f"{each.name} {each.low!r} {each.high!r}", (self.bins,)) for each in self.columns]
         classes = " ".join(map(repr, self.classes))
         return Layout((("count", (1,)), *parts, (f"classes {classes}", (len(self.classes),))))
 
     @property
     def single(self) -> float:
-        """How loud count and label are, before all is divided by C."""
+        """The scale of count and label, before the division by C."""
         return math.sqrt(math.sqrt(len(self.columns)))
 
     @property
     def bound(self) -> float:
-        """C: a record's length at most, before all is divided by it."""
+        """C: the largest norm of a record's vector, before the division by C."""
         singles = 2 if self.classes else 1
         return math.sqrt(singles * self.single**2 + len(self.columns))
 
@@ -76,7 +76,7 @@ class Form:
 
         Args:
             values: `(n, d)`, finite; clamped to the columns' ranges.
-            labels: `(n,)`, each one of the classes; not looked at if there are none.
+            labels: `(n,)`, each one of the classes; ignored if there are none.
         """
         parts = [np.array([self.single * len(values)])]
         for column, found in zip(self.columns, values.T, strict=True):
@@ -89,9 +89,9 @@ class Form:
 
 
 def encoding_bound(sigma: float, size: int) -> float:
-    """Return a range for a site's noisy vector, divided by the largest size that a site declares.
+    """Return a bound for the values of a site's noisy vector, divided by the largest declared size.
 
-    No number of a vector is over the site's count of records, nor, but for chances below 10⁻¹⁴, noise over 8σ. A site
-    may have twice the records that were declared as the most.
+    No value exceeds the site's number of records, and noise exceeds 8σ with probability below 10⁻¹⁴. A site may have up
+    to twice the largest declared size.
     """
     return 2 + 8 * sigma / size

@@ -1,1 +1,1 @@
-"""From an update to what travels: packing into integers, ciphertexts in bytes, headers, signatures."""
+"""Updates and their wire form: packing into integers, ciphertexts, headers, signatures."""

@@ -1,11 +1,11 @@
-"""Ciphertexts on the wire, and the sum that the server builds from them without any key.
+"""Encode ciphertexts for the wire, and add them up without any key, as the server does.
 
-A seeded symmetric BFV ciphertext is c0, 4096 integers modulo the 60-bit prime q, and a 64-byte seed from which
-c1 follows. On the wire, c0 is packed to exactly 60 bits a value (two make 15 bytes), and the seed and a code follow:
-30,792 bytes for 12,285 parameters under `compact`, 2.51 bytes each.
+A seeded symmetric BFV ciphertext is c0, 4096 integers modulo the 60-bit prime q, and a 64-byte seed that determines
+c1. On the wire, c0 is packed to exactly 60 bits per value (15 bytes for two); the seed and a code follow: 30,792 bytes
+for 12,285 parameters under `compact`, 2.51 bytes each.
 
-Adding ciphertexts means adding their c0 modulo q and keeping every seed. numpy does that; no parser of SEAL's
-ever sees a byte from the network (one crafted length field there reads past the heap).
+To add ciphertexts is to add their c0 modulo q and keep every seed. numpy does this; SEAL's parsers never see a byte
+from the network (in them, one crafted length field causes a read past the end of the heap buffer).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def pack60(words: NDArray[np.uint64]) -> bytes:
     """Pack `(n,)` integers below 2^60, n even, to 7.5 bytes each, little-endian."""
     even, odd = words.reshape(-1, 2).T
     packed = np.empty((even.size, 15), dtype=np.uint8)
-    # Two words of 64 bits lie over the 15 bytes; the byte that they share gets the same value from both.
+    # Two words of 64 bits cover the 15 bytes; both write the same value to the byte that they share.
     packed[:, :8].view("<u8")[:, 0] = even | odd << np.uint64(60)
     packed[:, 7:].view("<u8")[:, 0] = even >> np.uint64(56) | odd << np.uint64(4)
     return packed.tobytes()
@@ -55,7 +55,7 @@ def unpack60(data: bytes | memoryview) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class Ciphertexts:
-    """Seeded ciphertexts in wire form, 32 to a chunk: packed c0 of all of a chunk, their seeds, their codes."""
+    """Seeded ciphertexts in wire form, 32 to a chunk: a chunk's packed c0, then its seeds, then its codes."""
 
     chunks: tuple[bytes, ...]
 
@@ -69,7 +69,7 @@ class Ciphertexts:
 
     @property
     def seeds(self) -> bytes:
-        """All seeds, in order: they travel on with the sum."""
+        """All seeds, in order. They travel with the sum."""
         return b"".join(chunk[_count(chunk) * C0_BYTES : -_count(chunk) * CODE_BYTES] for chunk in self.chunks)
 
     @property
@@ -79,22 +79,22 @@ class Ciphertexts:
 
     @property
     def alone(self) -> SummedCiphertexts:
-        """The sum of these ciphertexts and no others: for the site that made them."""
+        """These ciphertexts as a sum of one update."""
         c0 = tuple(chunk[: _count(chunk) * C0_BYTES] for chunk in self.chunks)
         return SummedCiphertexts(c0, (self.seeds,), (), self.codes)
 
     @property
     def count(self) -> int:
-        """How many ciphertexts these are."""
+        """The number of ciphertexts."""
         return sum(map(_count, self.chunks))
 
     @property
     def size(self) -> int:
-        """How many bytes these are."""
+        """The number of bytes."""
         return sum(map(len, self.chunks))
 
     def residues(self) -> Iterator[NDArray[np.uint64]]:
-        """Unpack each chunk's c0. See `residues` for the error."""
+        """Unpack each chunk's c0. See the function `residues` for the error."""
         for chunk in self.chunks:
             yield residues(memoryview(chunk)[: _count(chunk) * C0_BYTES])
 
@@ -103,7 +103,7 @@ class Ciphertexts:
         """Take the chunks of `count` ciphertexts.
 
         Raises:
-            MalformedError: if their lengths are not exactly theirs.
+            MalformedError: if the chunks do not have exactly the lengths of `count` ciphertexts.
         """
         check_chunks(chunks, count, CIPHERTEXT_BYTES)
         return cls(tuple(chunks))
@@ -111,7 +111,7 @@ class Ciphertexts:
 
 @dataclass(frozen=True)
 class SummedCiphertexts:
-    """A sum: chunks of packed c0, and what gives c1: every contributor's seeds, or chunks of their c1 added up."""
+    """A sum: chunks of packed c0 and, for c1, either every contributor's seeds or chunks of the summed c1."""
 
     c0: tuple[bytes, ...]
     seeds: tuple[bytes, ...]
@@ -119,7 +119,7 @@ class SummedCiphertexts:
     codes: bytes
 
     def check(self, count: int) -> None:
-        """Check that this is a sum of so many ciphertexts.
+        """Check that this is a sum of `count` ciphertexts.
 
         Raises:
             MalformedError: if a part is too short or too long, or c1 is given twice or not at all.
@@ -136,7 +136,7 @@ class SummedCiphertexts:
             raise MalformedError(msg)
 
     def chunks(self) -> Iterator[SummedChunk]:
-        """Return what there is of each chunk."""
+        """Yield the sum chunk by chunk."""
         for index, c0 in enumerate(self.c0):
             place = slice(index * BLOCK * SEED_BYTES, (index + 1) * BLOCK * SEED_BYTES)
             seeds = [] if self.c1 else [site[place] for site in self.seeds]
@@ -149,23 +149,23 @@ class SummedChunk(NamedTuple):
     """One chunk of a sum."""
 
     c0: bytes
-    seeds: list[bytes]  # of its ciphertexts, by contributor; none where there is c1
+    seeds: list[bytes]  # of its ciphertexts, one item per contributor; empty if c1 is given
     c1: bytes
     codes: list[int]
 
 
 class Accumulator:
-    """Adds up c0, or c1, of so many ciphertexts modulo q: `(count, 4096)`, whatever the number of sites."""
+    """The running sum of c0 or c1 modulo q: `(count, 4096)`, whatever the number of sites."""
 
     def __init__(self, count: int) -> None:
         self.total = np.zeros((count, RING_DEGREE), dtype=np.uint64)
         self._codes = np.zeros(count, dtype=np.uint64)
 
     def add(self, ciphertexts: Ciphertexts) -> None:
-        """Add the c0 of all these ciphertexts, or, if they are not as many or one is malformed, of none.
+        """Add the c0 and codes of all these ciphertexts, or nothing if there is an error.
 
         Raises:
-            MalformedError: in those cases.
+            MalformedError: if their number is not `count`, or one is malformed.
         """
         check_chunks(ciphertexts.chunks, len(self.total), CIPHERTEXT_BYTES)
         codes = np.frombuffer(ciphertexts.codes, dtype="<u8")
@@ -178,7 +178,7 @@ class Accumulator:
 
     @property
     def code_bytes(self) -> bytes:
-        """The codes added up."""
+        """The sum of the codes, in wire form."""
         return self._codes.astype("<u8").tobytes()
 
     def chunks(self) -> tuple[bytes, ...]:
@@ -191,9 +191,9 @@ def check_chunks(chunks: Sequence[bytes], count: int, each: int) -> None:
     """Check that chunks have the lengths of `count` items of `each` bytes, 32 to a chunk.
 
     Raises:
-        MalformedError: if they have not.
+        MalformedError: if they do not.
     """
-    # The number first: `count` is what somebody claims, and may be any.
+    # Check the number of chunks first: `count` comes from outside and may be huge.
     fits = len(chunks) == -(-count // BLOCK)
     if not fits or any(len(chunk) != min(BLOCK, count - BLOCK * index) * each for index, chunk in enumerate(chunks)):
         msg = f"{count} ciphertexts take {count * each:,} bytes, not {sum(map(len, chunks)):,}; they were cut or padded"
@@ -205,7 +205,7 @@ def _count(chunk: bytes) -> int:
 
 
 def seeds_digest(seeds: bytes) -> str:
-    """SHA-256, in hex, of a site's seeds: what its header signs, and other sites check."""
+    """Return the SHA-256, in hex, of a site's seeds, which its header carries and other sites check."""
     return sha256(b"cloister seeds" + seeds).hexdigest()
 
 
@@ -230,6 +230,6 @@ def _check_residues(words: NDArray[np.uint64]) -> None:
 
 
 def add_residues(total: NDArray[np.uint64], term: NDArray[np.uint64]) -> None:
-    """Add `term` to `total`, both `(ciphertexts, 4096)` of residues, modulo q and in place."""
+    """Add `term` to `total` modulo q, in place; both hold `(ciphertexts, 4096)` residues."""
     np.add(total, term, out=total)
-    np.minimum(total, total - _Q, out=total)  # below q, the difference wraps round to a huge number
+    np.minimum(total, total - _Q, out=total)  # if the sum is below q, the difference wraps around to a huge number

@@ -1,9 +1,9 @@
-"""Signed updates: what binds a ciphertext to one site, one round and one model.
+"""Sign and verify updates, which binds their ciphertexts to one site, one round and one model.
 
-A header says everything that an update is about; the site's Ed25519 key signs it, and it carries the digest of
-the ciphertexts. The server verifies before it adds; the headers travel with the sum, so that every site checks
-again who contributed, to which plan, with which weight. A header signs its seeds by themselves too: they fix c1, so
-that a sum which leaves a site out, or counts one twice, decrypts to noise and not to somebody's update.
+The header carries the whole context of an update and the digest of its ciphertexts; the site's Ed25519 key signs it.
+The server verifies an update before it adds it. The headers travel with the sum, so that every site checks again who
+contributed, to which plan and with which weight. A header also carries the digest of the seeds alone: they determine
+c1, so a sum that omits a site or counts one twice decrypts to noise and not to some site's update.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SignedUpdate:
-    """An update as it travels. Nothing in it has been checked."""
+    """An update in wire form. Nothing in it has been checked."""
 
     header: bytes
     signature: bytes
     chunks: tuple[bytes, ...]
-    commitments: bytes = b""  # to the masks that its site shares with each of the cohort; none without masks
+    commitments: bytes = b""  # to the masks shared with each member of the cohort; empty without masks
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """One site's part in a sum: its signed header, and the seeds that rebuild its c1, unless the server did that."""
+    """One site's part in a sum: its signed header, and the seeds of its c1 unless the server has expanded them."""
 
     header: bytes
     signature: bytes
     seeds: bytes
-    reveal: bytes = b""  # the seed of its own mask, sealed to the sites
-    pairs: bytes = b""  # the seeds of those that it shares with members who are not in the sum, sealed, with proofs
+    reveal: bytes = b""  # the seed of its own mask, signed and sealed to the sites
+    pairs: bytes = b""  # the seeds of masks shared with members who are not in the sum, signed and sealed, with proofs
 
 
 @dataclass(frozen=True)
 class VerifiedUpdate:
-    """An update that its site signed for this very plan, whose ciphertexts are whole."""
+    """An update that its site signed for this plan, and whose ciphertexts are complete."""
 
     header: UpdateHeader
     ciphertexts: Ciphertexts
@@ -72,7 +72,7 @@ def sign_update(
     """Bind encrypted values to site, plan, layout and ledger, and sign.
 
     Raises:
-        ProtocolError: if the update was charged for another release than the one that the plan asks for.
+        ProtocolError: if the update was charged for another run or round than the plan's, or for a later attempt.
     """
     release = update.charge.release  # a later attempt may send the same update under other masks
     if (release.run, release.round) != (plan.run, plan.round) or release.attempt > plan.attempt:
@@ -105,10 +105,11 @@ def sign_update(
 def verify_update(
     signed: SignedUpdate, site: str, plan: RoundPlan, manifest: Manifest, roster: Roster
 ) -> VerifiedUpdate:
-    """Check everything about an update that can be checked without a key. See `verify_header` for the errors.
+    """Check everything about an update that can be checked without a key. See `verify_header` for more errors.
 
     Raises:
-        MalformedError: if the ciphertexts or commitments are too short or too long.
+        AuthenticityError: if the ciphertexts or commitments are not the signed ones.
+        MalformedError: if the ciphertexts or commitments have the wrong length.
     """
     header = verify_header(signed.header, signed.signature, site, plan, manifest, roster)
     ciphertexts = Ciphertexts.read(signed.chunks, manifest.packing.ciphertexts(header.size))

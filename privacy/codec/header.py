@@ -1,6 +1,6 @@
-"""The header of an update: everything that its site signs about it.
+"""Define and verify the header of an update: everything that its site signs about it.
 
-It binds the ciphertexts to one site, round, plan and model, and their weight in the sum to the manifest's.
+The header binds the ciphertexts to one site, round, plan and model. Its weight must be the manifest's.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ class UpdateHeader:
     size: Annotated[int, Field(ge=1)]  # parameters
     weight: Annotated[float, Field(gt=0, le=1)]
     update_bound: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # the codec's range in this round
-    ciphertexts: Hex32  # digest of c0 and seeds: what the server holds the body against
+    ciphertexts: Hex32  # digest of c0, seeds and codes, against which the server checks the body
     mask: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]  # commitment to the site's own mask; empty without masks
-    pairs: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]  # and to those that it shares with each of the cohort
+    pairs: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]  # and to those shared with each member of the cohort
     nonce: Hex32  # fresh for this update: the pads of its tags and codes are bound to it
-    seeds: Hex32  # digest of the seeds alone: what the other sites, who never see this c0, can check
+    seeds: Hex32  # digest of the seeds alone, for the other sites, which never see this c0
     ledger_head: Hex32
     version: Literal[1] = 1
 
     @property
     def shared(self) -> tuple[object, ...]:
-        """What all updates of one sum must have in common, besides the plan."""
+        """The fields, besides the plan, that all updates of one sum must have in common."""
         return self.layout, self.size, self.update_bound
 
     def to_bytes(self) -> bytes:
-        """Return the one form of this header: what is signed."""
+        """Return the canonical form of this header, which is signed."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -66,12 +66,13 @@ _HEADER = TypeAdapter(UpdateHeader)
 
 def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, manifest: Manifest,
                   roster: Roster) -> UpdateHeader:  # fmt: skip
-    """Check that `site` signed this header, for this plan.
+    """Check that `site` signed this header for this plan; return it.
 
     Raises:
         AuthenticityError: if the signature does not hold.
-        MalformedError: if it is no header.
-        ProtocolError: if it is for another site, plan or weight.
+        MalformedError: if it is not a header, or not in canonical form.
+        ProtocolError: if it is for another site, plan or weight, has too wide a range, or is masked against the
+            manifest.
     """
     header = _read(data, signature, roster.member(site))
     if site not in plan.members or site not in manifest.settings.cohort.sizes:
@@ -103,7 +104,7 @@ def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, man
 
 @lru_cache(maxsize=4096)
 def _read(data: bytes, signature: bytes, member: Member) -> UpdateHeader:
-    """Check who signed a header, and read it: once in a process, where that has many sites or sees it again."""
+    """Verify and read a header. The cache is for processes with many sites, and for headers seen again."""
     verify(member.verification_key, KIND, data, signature)
     try:
         header = _HEADER.validate_json(data)

@@ -1,16 +1,16 @@
-"""From real numbers to integers whose sums are exact, several to a coefficient, and back.
+"""Pack real numbers as integers whose sums are exact, several to a coefficient, and unpack their sum.
 
-A homomorphic sum of integers is exact, so every site decrypts the bit-identical result; CKKS would add an
-error that differs at every decryption and is unsafe once results are shared (Li and Micciancio, eprint
-2020/1533). The price is a fixed range, `update_bound`, and rounding, which is stochastic and so unbiased.
+A homomorphic sum of integers is exact, so every site decrypts the same bits. CKKS would add an error that differs at
+every decryption, and it is unsafe once results are shared (Li and Micciancio, eprint 2020/1533). The price is a fixed
+range, `update_bound`, and rounding, which is stochastic and so unbiased.
 
-A coefficient has 48 bits: 3 fields of 16 (`compact`), 2 of 24 (`precise`) or 4 of 12 (`dense`). With K sites at most,
-a field holds L = ⌊(2^B − 2)/K⌋ + 1 levels, so that K values add up to at most 2^B − 2: no field ever carries into the
-next, and every sum of coefficients stays below the plaintext modulus t. The last coefficient of each ciphertext
-is kept for the sum's tag.
+A coefficient has 48 bits: 3 fields of 16 (`compact`), 2 of 24 (`precise`) or 4 of 12 (`dense`). For at most K sites,
+a field of B bits holds L = ⌊(2^B − 2)/K⌋ + 1 levels, so that K values add up to at most 2^B − 2: no field carries into
+the next, and every sum of coefficients stays below the plaintext modulus t. The last coefficient of each ciphertext is
+reserved for the tag.
 
-For an update x of weight w, at most w_max:   u = (w·x/(bound·w_max) + 1)·(L − 1)/2
-                                              field = ⌊u + U[0,1)⌋, cut to 0 … L − 1
+For an update x of weight w ≤ w_max:   u = (w·x/(bound·w_max) + 1)·(L − 1)/2
+                                       field = ⌊u + U[0,1)⌋, clipped to 0 … L − 1
 Over K' contributors:   Σ w·x = (Σ field − K'(L − 1)/2)·2·bound·w_max/(L − 1).
 
     >>> packing = Packing.of("compact", cohort=3, update_bound=1.0, max_weight=1.0)
@@ -45,17 +45,17 @@ RING_DEGREE = 4096
 PLAIN_MODULUS = (1 << 48) - 59  # the largest prime below 2^48
 _USABLE = RING_DEGREE - 1
 
-BLOCK = 32  # ciphertexts that are worked on, and travel, together: a mebibyte at most
+BLOCK = 32  # ciphertexts that are processed and sent together: at most one mebibyte
 
 Profile = Literal["compact", "precise", "dense"]
 _FIELDS: dict[Profile, tuple[int, int]] = {"compact": (3, 16), "precise": (2, 24), "dense": (4, 12)}
 _MIN_LEVELS = 16
-_SMALLEST, _LARGEST = 1e-30, 1e30  # beyond, float32 updates lose precision, or overflow
+_SMALLEST, _LARGEST = 1e-30, 1e30  # outside, float32 updates lose precision or overflow
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How updates of one run become integers. The same at every site: it is fixed by the manifest."""
+    """How the updates of one run become integers. The manifest fixes it, so it is the same at every site."""
 
     fields: int
     bits: int
@@ -105,16 +105,16 @@ class Packing:
         return -(-size // self.slots)
 
     def unit(self, weight: float) -> float:
-        """What one level stands for in an update of this weight."""
+        """The step between two levels, in an update of this weight."""
         return 2 * self.update_bound * self.max_weight / (self.levels - 1) / weight
 
     def max_error(self, weights: Sequence[float]) -> float:
-        """Largest error of the mean that rounding can cause: every contributor off by one level."""
+        """The largest error of the mean that rounding can cause: every contributor off by one level."""
         return len(weights) * self.unit(1.0) / sum(weights)
 
 
 class PackedStream(PackedUpdate):
-    """A packed update that knows, once all its blocks were taken, what they do not carry of the update."""
+    """A packed update that gives, once all its blocks are taken, the part of the update that they do not carry."""
 
     def __init__(self, blocks: Iterator[NDArray[np.uint64]], charge: Charge, residual: NDArray[np.float32]) -> None:
         super().__init__(self._until_used_up(blocks), charge)
@@ -126,13 +126,13 @@ class PackedStream(PackedUpdate):
 
     @property
     def residual(self) -> NDArray[np.float32]:
-        """What clipping and rounding left over, `(size,)`: the update less what its blocks decode to.
+        """What clipping and rounding cut off, `(size,)`: the update minus what its blocks decode to.
 
-        Added to the next update, nothing is lost over a run but delayed (error feedback; Seide et al. 2014,
-        Karimireddy et al. 2019). It comes after the noise, so it costs no privacy.
+        It is added to the next update, so that over a run nothing is lost, only delayed (error feedback; Seide et al.
+        2014, Karimireddy et al. 2019). It is computed after the noise, so it costs no privacy.
 
         Raises:
-            ProtocolError: if blocks are left to take.
+            ProtocolError: if some blocks have not been taken.
         """
         if not self._used_up:
             msg = "an update's residual is known once all its blocks were taken; take them first"
@@ -141,9 +141,9 @@ class PackedStream(PackedUpdate):
 
 
 def pack(update: PrivateUpdate, weight: float, packing: Packing, randomness: Randomness) -> PackedStream:
-    """Weigh, round stochastically to levels, cut to those that there are, and pack, as the blocks are taken.
+    """Weight, round stochastically to levels, clip to the existing levels and pack, as the blocks are taken.
 
-    The stream takes the update's memory over: from here on, `update.vector` is not the update any more.
+    The stream takes over the update's memory: `update.vector` no longer holds the update afterwards.
 
     Raises:
         MalformedError: if the weight is not in (0, w_max] or a value is not finite.
@@ -156,14 +156,14 @@ def pack(update: PrivateUpdate, weight: float, packing: Packing, randomness: Ran
 def pack_with_share(
     update: Update, charge: Charge, weight: float, packing: Packing, randomness: Randomness, variance: int
 ) -> PackedUpdate:
-    """Do the same with an update that has no noise yet, and add this site's share of the sum's to its levels.
+    """Pack an update that has no noise yet, and add this site's share of the sum's noise to its levels.
 
-    The share's variance is in levels² (`privacy.noise.shared`); `randomness` is fresh. The update is cut to levels that
-    leave the noise room on either side: nothing is cut after it, so that the sum of all is what they add up to. Nothing
-    is left over either, which would be data: noughts take the update's place.
+    The share's variance is in levels² (`privacy.noise.shared`); `randomness` must be fresh. The update is clipped to
+    levels that leave room for the noise on either side, so nothing is clipped after the noise is added and the sum is
+    exact. There is no residual, since it would be unprotected data: zeros overwrite the update in memory.
 
     Raises:
-        MalformedError: as `pack`.
+        MalformedError: if the weight is not in (0, w_max] or a value is not finite.
     """
     _check(update.vector, weight, packing)
     levels_of = partial(_noised, unit=packing.unit(weight), packing=packing, randomness=randomness, variance=variance)
@@ -188,7 +188,7 @@ def _packed(
     for first in range(0, len(starts), BLOCK):
         chosen = starts[first : first + BLOCK]
         block = np.zeros((len(chosen), RING_DEGREE), dtype=np.uint64)
-        # One ciphertext at a time: what it takes stays in the processor's cache.
+        # One ciphertext at a time, so that its data stay in the processor's cache.
         for row, start in zip(block, chosen, strict=True):
             row[:_USABLE] = _joined(levels_of(vector[start : start + packing.slots]), packing)
         yield block
@@ -214,13 +214,13 @@ def _noised(
 def _round(
     values: NDArray[np.float32], unit: float, packing: Packing, randomness: Randomness, margin: int
 ) -> NDArray[np.float64]:
-    """Return the levels, whole numbers from `margin` to L − 1 − `margin`, that stand for values `(n,)`."""
+    """Return the levels of values `(n,)`: integers from `margin` to L − 1 − `margin`."""
     top = packing.levels - 1
     scaled = values.astype(np.float64)
     scaled /= unit
     scaled += top / 2
     scaled += randomness.uniform32(values.size)
-    # In floating point, u + U may be just below 0, or round up to top + 1: nothing may carry.
+    # In floating point, u + U may fall just below 0 or round up to top + 1; clipping first keeps fields from carrying.
     return np.floor(np.clip(scaled, margin, top - margin, out=scaled), out=scaled)
 
 
@@ -239,14 +239,14 @@ def unpack(blocks: Iterable[NDArray[np.uint64]], size: int, weights: Sequence[fl
     """Turn a decrypted sum, block by block, into the weighted mean of the contributors' updates, `(size,)`.
 
     Raises:
-        MalformedError: if the sum has another form, a field that these contributors cannot have reached, or
-            anything at the places that all of them leave empty.
+        MalformedError: if the sum has the wrong size, a field holds more than these contributors can reach, or an
+            unused field is not zero.
     """
     top, contributors = packing.levels - 1, len(weights)
     if not 1 <= contributors <= packing.cohort:
         msg = f"a sum over {contributors} sites does not fit this run"
         raise MalformedError(msg)
-    unit = packing.unit(1.0) / math.fsum(weights)  # in whatever order they come
+    unit = packing.unit(1.0) / math.fsum(weights)  # exact, so that their order does not matter
     mean, done = np.empty(size, dtype=np.float32), 0
     for block in blocks:
         fields = _separated(block, packing)
@@ -267,12 +267,12 @@ def unpack(blocks: Iterable[NDArray[np.uint64]], size: int, weights: Sequence[fl
 
 
 def half_levels(block: NDArray[np.uint64], contributors: int, packing: Packing) -> NDArray[np.float64]:
-    """Return the values `(n·slots,)` of so many packed updates added up, in half levels: whole numbers, 0 stands for 0.
+    """Return the values `(n·slots,)` of a sum of packed updates in half levels: integers, with 0 for zero.
 
     Args:
-        block: `(n, 4096)`, of a sum that `unpack` takes, or of one update.
+        block: a block `(n, 4096)` of a sum, as `unpack` takes it, or of one update.
         contributors: how many updates were added.
-        packing: theirs.
+        packing: the packing of these updates.
     """
     return 2 * _separated(block, packing).astype(np.float64) - contributors * (packing.levels - 1)
 

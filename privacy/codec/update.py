@@ -1,12 +1,12 @@
-"""The steps that an update passes through, each a type of its own.
+"""Define models and updates. Every step that an update passes through has a type of its own.
 
-    Update → PrivateUpdate → PackedUpdate → MaskedUpdate → TaggedUpdate → EncryptedUpdate → SignedUpdate
-           → (wire) → VerifiedUpdate → EncryptedSum → Update
+    Update → PrivateUpdate → PackedUpdate → MaskedUpdate → TaggedUpdate → EncryptedUpdate → AuthenticatedUpdate
+           → SignedUpdate → (wire) → VerifiedUpdate → EncryptedSum → Update
 
-Each arrow is one function that takes the one type and returns the next, so that the order of the protocol is
-a type error to break: what was not charged to the ledger cannot be packed, what was not packed cannot be
-encrypted, what was not verified cannot be summed. The later types stand with the functions that make them:
-`privacy.codec.ciphertext` and `privacy.codec.envelope`.
+Each step takes one type and returns the next, so breaking the order of the protocol is a type error: an update cannot
+be packed before it is charged to the ledger, encrypted before it is packed, or summed before it is verified. With
+shared noise, `pack_with_share` packs an Update and its charge directly. The later types are defined next to the
+functions that make them, in `privacy.codec` and `privacy.crypto`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor of a model that no round changes: a frozen parameter, or a buffer. It never travels."""
+    """A tensor of a model that no round changes: a frozen parameter or a buffer. It is never sent."""
 
     name: str
     dtype: str  # as a safetensors file names it: "F32", "I64", "BOOL"
     shape: tuple[int, ...]
-    saved: bool  # in the model's files; what is not, the task makes again
+    saved: bool  # in the model's files; the task recreates the others
     digest: str  # SHA-256, in hex, of the values
     values: NDArray[np.uint8] = field(compare=False, repr=False)  # bytes in C order, little-endian
 
@@ -46,13 +46,13 @@ class Constant:
     def of(
         cls, name: str, dtype: str, shape: tuple[int, ...], values: NDArray[np.uint8], *, saved: bool = True
     ) -> Self:
-        """Make one of its bytes."""
+        """Make a constant from its bytes."""
         return cls(name, dtype, shape, saved, sha256(values.data).hexdigest(), values)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of a model's trained tensors, in the order in which they are laid end to end; and constants."""
+    """Names and shapes of a model's trained tensors, in the order of their concatenation, and its constants."""
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     constants: tuple[Constant, ...] = ()
@@ -69,7 +69,7 @@ class Layout:
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, of the names and shapes, and of all constants: sites that differ in one do not train."""
+        """SHA-256, in hex, of all names, shapes and constants. Sites whose digests differ do not train together."""
         hashed = sha256(b"cloister layout" + json.dumps(self.shapes).encode())
         if self.constants:
             beside = [(each.name, each.dtype, each.shape, each.digest) for each in self.constants]
@@ -77,11 +77,11 @@ class Layout:
         return hashed.hexdigest()
 
     def flatten(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Lay named tensors end to end: `(size,)`."""
+        """Concatenate named tensors to `(size,)`."""
         return np.concatenate([np.ravel(tensors[name]) for name, _ in self.shapes])
 
     def unflatten(self, vector: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Cut `(size,)` into named tensors."""
+        """Split `(size,)` into named tensors."""
         cuts = np.cumsum([math.prod(shape) for _, shape in self.shapes])[:-1]
         parts = np.split(vector, cuts)
         return {name: part.reshape(shape) for (name, shape), part in zip(self.shapes, parts, strict=True)}
@@ -89,14 +89,14 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model's trained parameters as one vector `(size,)` of float32, and in its layout all else that it is of."""
+    """A model: its trained parameters as one vector `(size,)` of float32, and its layout with the constants."""
 
     vector: NDArray[np.float32]
     layout: Layout
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, in hex, of layout and values: equal exactly if two models are equal bit for bit."""
+        """SHA-256, in hex, of layout and values: equal only for models that are equal bit for bit."""
         values = np.ascontiguousarray(self.vector, dtype="<f4")
         hashed = sha256(b"cloister model" + bytes.fromhex(self.layout.digest))
         hashed.update(values.data)
@@ -104,18 +104,18 @@ class Model:
 
 
 def is_finite(vector: NDArray[np.float32]) -> bool:
-    """Whether all values are finite, without an array of answers as long as the vector."""
+    """Return whether all values are finite, without allocating an array as long as the vector."""
     return bool(np.isfinite([vector.min(initial=0.0), vector.max(initial=0.0)]).all())
 
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What training changed: the local model less the global one, `(size,)` of float32."""
+    """The local model minus the shared one, `(size,)` of float32."""
 
     vector: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        """Refuse what no arithmetic should go on with.
+        """Refuse values that are not finite.
 
         Raises:
             MalformedError: if a value is not finite.
@@ -127,22 +127,22 @@ class Update:
 
 @dataclass(frozen=True, eq=False)
 class PrivateUpdate:
-    """An update whose privacy cost stands in the site's ledger, on disk, since before its data was read."""
+    """An update whose privacy cost was in the site's ledger, on disk, before a record was read."""
 
     vector: NDArray[np.float32]
     charge: Charge
 
 
 def privatise(update: Update, charge: Charge) -> PrivateUpdate:
-    """Join an update that DP-SGD made with the charge under which it was made."""
+    """Join an update made by DP-SGD with the charge under which it was made."""
     return PrivateUpdate(update.vector, charge)
 
 
 @dataclass(frozen=True, eq=False)
 class PackedUpdate:
-    """An update as integers, several to a coefficient; made block by block, as the blocks are taken.
+    """An update as integers, several to a coefficient, made block by block as the blocks are taken.
 
-    Blocks are `(n, 4096)` of uint64 below t, n = 32 for all but the last: a whole update never stands in memory.
+    Blocks are `(n, 4096)` of uint64 below t, n = 32 for all but the last. The packed update is never whole in memory.
     """
 
     blocks: Iterator[NDArray[np.uint64]]

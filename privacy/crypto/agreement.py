@@ -1,23 +1,25 @@
-"""Which seeds a site shows, and when: the rules under which masks bear dropouts and still open once.
+"""Decide which seeds a site reveals, and when, so that masks tolerate dropouts and still open only once.
 
-A masked round ends in two small messages after the updates. The server shows the signed headers of S, the members of
-the plan's cohort whose updates it has.
+After the updates, a masked round has two short exchanges. The server shows each site the signed headers of S, the
+members of the plan's cohort whose updates have arrived.
 
-    1. Agree   A member of S signs S, once a plan, and gives this plan's seeds of the masks that it shares with members
-               outside S.
-    2. Reveal  Shown that every member of S has signed this very S, it reveals the seed of its own mask, for one plan
-               a round.
-    3. Repeat  After that, the site takes part in one kind of other plan of the round: over the same S, less members
-               against whom it has checked evidence itself, and whole. If anybody else drops out, the round is lost.
+    1. Agree   A member of S signs S, at most one S per plan, and releases this plan's seeds of the masks that it shares
+               with members outside S.
+    2. Reveal  Once it has seen that every member of S signed the same S, it reveals the seed of its own mask, for one
+               plan per round.
+    3. Repeat  After revealing, a site joins another plan of the round only if its cohort is S without members against
+               whom the site has checked evidence itself, and every site of that cohort contributes. If anyone else
+               drops out, the round is lost.
 
-All is written down before it is done (`Record`), and never done with anything else. Why this is enough: a site's
-own mask comes off only when all honest members of S signed S. They gave away masks towards members outside S only, so
-those between honest members of S stay on, and only the sum over all of them comes out (Bonawitz et al., CCS 2017, lemma
-6.1). If one of them was shown another set, S is never complete. S has at least `colluding_sites` + 2 members, so that
-two of them are honest. A repetition has the same honest members, and adds up the same updates: nothing new comes out.
-Whoever has lost its update takes part in none.
-Sharing the seeds out with a threshold instead would not do: with three sites, one that colludes with the server
-completes two sets.
+A site writes each step to disk before it acts (`Record`), and never repeats the step with a different value. This is
+sufficient: a site's own mask comes off only when all honest members of S have signed S. They released masks shared with
+members outside S only, so the masks between honest members of S stay on and only the sum over all of these members is
+revealed (Bonawitz et al., CCS 2017, lemma 6.1). If an honest member was shown another set, S never gets all its
+signatures. S has at least `colluding_sites` + 2 members, so at least two are honest. A repetition has the same honest
+members and adds the same updates, so it reveals nothing new. A site that has lost its update joins no repetition.
+
+Threshold secret sharing of the seeds would not be enough: with three sites, one that colludes with the server can
+complete two sets.
 """
 
 from __future__ import annotations
@@ -40,27 +42,27 @@ KIND = "agree"
 
 
 class Record(Protocol):
-    """What a site did once: durable, and known to every process of the site."""
+    """Durable record of what a site did once, shared by all processes of the site."""
 
     def note(self, run: str, deed: str, value: str) -> None:
-        """Note that a deed is about to be done, with this. The same again changes nothing.
+        """Record that the site is about to do a deed with this value. Recording the same value again has no effect.
 
         Raises:
-            ProtocolError: if it was done with something else.
+            ProtocolError: if the deed was recorded with another value.
         """
 
     def find(self, run: str, deed: str) -> str | None:
-        """Return with what a deed was done, if it was."""
+        """Return the value recorded for a deed, or None."""
 
 
 def set_digest(headers: Mapping[str, bytes]) -> str:
-    """Return the digest of the signed headers of a set of sites, whatever their order."""
+    """Return the digest of the signed headers of a set of sites; their order does not matter."""
     digests = (sha256(headers[site]).digest() for site in sorted(headers))
     return sha256(b"cloister set" + b"".join(digests)).hexdigest()
 
 
 def absent_from(plan: RoundPlan, contributors: Mapping[str, object]) -> list[str]:
-    """Return who of a plan's cohort is not among the contributors, in the plan's order."""
+    """Return the members of a plan's cohort that did not contribute, in the plan's order."""
     return [site for site in plan.cohort if site not in contributors]
 
 
@@ -68,13 +70,13 @@ def check_set(plan: RoundPlan, headers: Mapping[str, bytes], own: tuple[str, byt
     """Check that a site may take part in a set of contributors.
 
     Args:
-        plan: of which the headers are known to be.
-        headers: of every contributor, in bytes.
-        own: this site's name, and the header that it signed for this plan.
-        minimum: the fewest contributors that keep the promise: of the colluding sites, two more.
+        plan: the plan for which the headers were verified.
+        headers: every contributor's header, as bytes.
+        own: this site's name and the header that it signed for this plan.
+        minimum: the fewest contributors that keep updates secret: two more than the colluding sites.
 
     Raises:
-        ProtocolError: if it may not.
+        ProtocolError: if the site may not take part.
     """
     site, header = own
     if headers.get(site) != header:
@@ -86,15 +88,15 @@ def check_set(plan: RoundPlan, headers: Mapping[str, bytes], own: tuple[str, byt
 
 
 def check_repeat(record: Record, plan: RoundPlan, contributors: Collection[str]) -> None:
-    """Check that a site which has revealed its seed for another plan of this round may take part in a sum of this one.
+    """Check that a site which has revealed its seed for another plan of this round may take part in this one.
 
     Args:
-        record: the site's.
-        plan: the one that it is asked to take part in.
-        contributors: to the sum, or, before that is known, the plan's cohort.
+        record: the site's record.
+        plan: the plan that the site is asked to join.
+        contributors: the contributors to the sum; before they are known, the plan's cohort.
 
     Raises:
-        ProtocolError: if the sum is not that of the set for which it revealed, whole, less members proven to lie.
+        ProtocolError: if the contributors are not exactly the set for which the site revealed, less proven liars.
     """
     before = _revealed(record, plan)
     if not before or before[-1] == plan.digest:
@@ -113,15 +115,15 @@ def check_repeat(record: Record, plan: RoundPlan, contributors: Collection[str])
 def check_unchanged(record: Record, plan: RoundPlan, last: RoundPlan | None) -> None:
     """Check that a site which has revealed its seed for another plan of this round repeats it with the same update.
 
-    In two sums over the same sites, another update would be all that differs.
+    With a new update, two sums over the same sites would differ in that update alone.
 
     Args:
-        record: the site's.
-        plan: the one that it is asked to take part in.
-        last: for which it has made the update that it would send again; nothing, if it would make a new one.
+        record: the site's record.
+        plan: the plan that the site is asked to join.
+        last: the plan for which the site made the update that it would resend; None if it would make a new one.
 
     Raises:
-        ProtocolError: if it was for none of the plans for which it has revealed.
+        ProtocolError: if the site revealed for other plans, and `last` is not one of them.
     """
     before = _revealed(record, plan)
     if before and (last is None or last.digest not in before):
@@ -130,16 +132,17 @@ def check_unchanged(record: Record, plan: RoundPlan, last: RoundPlan | None) -> 
 
 
 def accuse(record: Record, run: str, site: str, evidence: str) -> None:
-    """Note evidence against a member, which this site has checked itself: the digest of what that member signed."""
+    """Record evidence against a member that this site checked itself: the digest of what that member signed."""
     if not _is_proven(record, run, site):
         record.note(run, _lying(site), evidence)
 
 
 def agree(record: Record, plan: RoundPlan, headers: Mapping[str, bytes], key: PrivateKey) -> bytes:
-    """Sign a set of contributors, which was checked; this set and no other for this plan.
+    """Sign a checked set of contributors, the only one for this plan.
 
     Raises:
-        ProtocolError: if the site has signed another set for this plan, or revealed its seed for another plan.
+        ProtocolError: if the site has signed another set for this plan, or revealed its seed for another plan of the
+            round that this one does not repeat.
     """
     check_repeat(record, plan, headers)
     agreed = set_digest(headers)
@@ -148,7 +151,7 @@ def agree(record: Record, plan: RoundPlan, headers: Mapping[str, bytes], key: Pr
 
 
 def check_signed(plan: RoundPlan, headers: Mapping[str, bytes], site: str, signature: bytes, roster: Roster) -> None:
-    """Check that a site signed this very set.
+    """Check that a site signed exactly this set.
 
     Raises:
         AuthenticityError: if it did not.
@@ -159,7 +162,7 @@ def check_signed(plan: RoundPlan, headers: Mapping[str, bytes], site: str, signa
 def check_agreed(
     plan: RoundPlan, headers: Mapping[str, bytes], signatures: Mapping[str, bytes], roster: Roster
 ) -> None:
-    """Check that all contributors signed this very set.
+    """Check that all contributors signed exactly this set.
 
     Raises:
         AuthenticityError: if one did not.
@@ -169,10 +172,10 @@ def check_agreed(
 
 
 def reveal(record: Record, plan: RoundPlan, headers: Mapping[str, bytes], commitment: str) -> None:
-    """Note that a site reveals the seed of its own mask for this plan, and for no other of the round but a repetition.
+    """Record that a site reveals the seed of its own mask for this plan, the round's only one apart from repetitions.
 
     Raises:
-        ProtocolError: if it has revealed a seed for another plan that this does not repeat, or another seed.
+        ProtocolError: if it has revealed another seed, or revealed for another plan that this one does not repeat.
     """
     check_repeat(record, plan, headers)
     before = _revealed(record, plan)
@@ -197,7 +200,7 @@ def _is_proven(record: Record, run: str, site: str) -> bool:
 
 
 def _revealed(record: Record, plan: RoundPlan) -> list[str]:
-    """Return the plans of this round for which a site has revealed its seeds, in order."""
+    """Return the digests of this round's plans for which a site has revealed its seed, in order."""
     found = list[str]()
     while (done := record.find(plan.run, _revealing(plan, len(found)))) is not None:
         found.append(done.partition(" ")[0])
@@ -209,10 +212,10 @@ def _statement(plan: RoundPlan, agreed: str) -> bytes:
 
 
 def without_disputes(disputes: Sequence[tuple[str, str]], colluding_sites: int) -> set[str]:
-    """Return whom to leave out so that no two of the others dispute their masks.
+    """Return the sites to leave out so that no two of the others dispute their masks.
 
-    Who disputes with more members than may collude lies. Of other disputes nobody can tell which of the two does: both
-    are left out.
+    A site that disputes with more members than may collude is lying. In any other dispute nobody can tell which of the
+    two sites lies, so both are left out.
     """
     counts = Counter(site for pair in disputes for site in pair)
     liars = {site for site, count in counts.items() if count > colluding_sites}

@@ -1,8 +1,8 @@
-"""Seeded symmetric BFV: how sites encrypt updates and open their sum.
+"""Encrypt updates and decrypt their sum with seeded symmetric BFV.
 
-Ring degree 4096, one 60-bit prime q, plaintext modulus a prime just under 2^48, coefficients rather than
-slots: 128-bit security by the HomomorphicEncryption.org tables (Albrecht et al., 2018) with bits to spare. Exact, so
-all sites decrypt the same bits. See docs/decisions for why not CKKS.
+Ring degree 4096, one 60-bit prime q, a prime plaintext modulus just under 2^48, coefficients rather than slots:
+128-bit security by the HomomorphicEncryption.org tables (Albrecht et al., 2018) with bits to spare. BFV is exact, so
+all sites decrypt the same bits. docs/decisions explains why CKKS is not used.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
 
 _KEY_BYTES = 8 * RING_DEGREE
 _DIGEST_BYTES = 32
-_SMALL = 1 << 20  # messages that ⌊q/t⌋ times them stands for exactly
-_UNREDUCED = 15  # residues of 60 bits that may be added to one before they must be reduced
-_WEIGHT_DEVIATION = 330  # of 2731 values that are not 0: eleven standard deviations, beyond which SEAL draws no key
+_SMALL = 1 << 20  # messages below this are encoded exactly by ⌊q/t⌋ times the message
+_UNREDUCED = 15  # residues of 60 bits that can be added to another one before the sum must be reduced
+_WEIGHT_DEVIATION = 330  # from 2731 nonzero values: eleven standard deviations, further than SEAL ever draws
 
 
 @dataclass(frozen=True)
 class EncryptedUpdate:
-    """An update that only the sites can read, made chunk by chunk: packed c0, and seeds."""
+    """An update that only the sites can read, encrypted chunk by chunk: packed c0 and seeds."""
 
     chunks: Iterator[tuple[bytes, bytes]]
     charge: Charge
-    nonce: str  # what the pads of its tags and codes are bound to
+    nonce: str  # 32 bytes in hex, to which the pads of its tags and codes are bound
 
 
 class DecryptionKey:
-    """The consortium's symmetric key of one epoch: encrypts updates and decrypts sums. Only sites hold it."""
+    """The consortium's symmetric key of one key epoch: encrypts updates and decrypts sums. Only sites hold it."""
 
     def __init__(self, secret: Any) -> None:  # noqa: ANN401 - SEAL's binding has no types
         self._secret = secret
@@ -64,10 +64,10 @@ class DecryptionKey:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read a key that this site stored itself.
+        """Read a key that `to_bytes` wrote.
 
         Raises:
-            KeyFileError: if `data` is no such key.
+            KeyFileError: if `data` is damaged.
         """
         words = data[:_KEY_BYTES]
         if len(data) != _KEY_BYTES + _DIGEST_BYTES or sha256(words).digest() != data[_KEY_BYTES:]:
@@ -76,14 +76,14 @@ class DecryptionKey:
         return cls(binding().read_key(words))
 
     def encrypt(self, update: TaggedUpdate, apply: Apply = map) -> EncryptedUpdate:
-        """Encrypt a tagged update, block by block; each ciphertext under fresh randomness from SEAL's own generator."""
+        """Encrypt a tagged update block by block, each ciphertext with fresh randomness from SEAL's own generator."""
         return EncryptedUpdate(apply(partial(_encrypt, self.to_bytes()), update.blocks), update.charge, update.nonce)
 
     def decrypt(self, chunks: Iterable[SummedChunk], apply: Apply = map) -> Iterator[NDArray[np.uint64]]:
-        """Decrypt a sum whose codes were checked (`privacy.crypto.mac`), as its chunks are taken.
+        """Decrypt a sum whose codes have been checked (`privacy.crypto.mac`), as its chunks are taken.
 
         Returns:
-            Sums of coefficients modulo t, `(n, 4096)` a chunk.
+            Sums of coefficients modulo t, `(n, 4096)` per chunk.
 
         Raises:
             MalformedError: if a chunk holds anything but residues.
@@ -91,14 +91,14 @@ class DecryptionKey:
         return apply(partial(_decrypt, self.to_bytes()), chunks)
 
     def check_form(self) -> None:
-        """Check that a key which another site made is one that SEAL could have drawn: 4,096 values of −1, 0 and 1.
+        """Check that a key made by another site is one that SEAL could have drawn: 4,096 values of −1, 0 and 1.
 
-        Under zero, or under a key with few values that are not, ciphertexts would hide nothing from the server. The
-        values are read off by decrypting a ciphertext whose c1 is the constant ⌊q/t⌋; that they are the key is then
-        proved with a random c1, on which any other key leaves a random remainder.
+        Under a zero key, or one with few nonzero values, ciphertexts would hide nothing from the server. Decrypting a
+        ciphertext whose c1 is the constant ⌊q/t⌋ shows the values; decrypting one with a random c1 then proves that
+        they are the key, since any other key leaves a random remainder.
 
         Raises:
-            MalformedError: if it is none.
+            MalformedError: if it is not such a key.
         """
         step = np.zeros(RING_DEGREE, np.uint64)
         step[0] = COEFF_MODULUS // PLAIN_MODULUS
@@ -121,12 +121,12 @@ class DecryptionKey:
 
     @cached_property
     def encryptor(self) -> Any:  # noqa: ANN401
-        """SEAL's, for this key."""
+        """SEAL's encryptor for this key."""
         return binding().encryptor(self._secret)
 
     @cached_property
     def decryptor(self) -> Any:  # noqa: ANN401
-        """SEAL's, for this key."""
+        """SEAL's decryptor for this key."""
         return binding().decryptor(self._secret)
 
 
@@ -135,7 +135,7 @@ def _times_ternary(
 ) -> NDArray[np.uint64]:
     """Multiply `(4096,)` residues by a polynomial of −1, 0 and 1, modulo x⁴⁰⁹⁶ + 1 and q."""
     q, total = np.uint64(COEFF_MODULUS), np.zeros_like(polynomial)
-    turned = np.concatenate([(q - polynomial) % q, polynomial])  # its window from 4096 − j is xʲ times the polynomial
+    turned = np.concatenate([(q - polynomial) % q, polynomial])  # the window from 4096 − j is xʲ times the polynomial
     for places, window in ((positive, turned), (negative, (q - turned) % q)):
         for number, place in enumerate(np.flatnonzero(places), start=1):
             total += window[RING_DEGREE - place : 2 * RING_DEGREE - place]
@@ -149,7 +149,7 @@ def _malformed_key() -> MalformedError:
     return MalformedError("these are no keys that an honest site makes; another site must lead the key ceremony")
 
 
-# What one process does for another, or for itself: hence by the key's bytes.
+# These may run in another process, so they take the key as bytes.
 
 
 @lru_cache(maxsize=8)
@@ -158,13 +158,13 @@ def _key(data: bytes) -> DecryptionKey:
 
 
 def _encrypt(key: bytes, block: NDArray[np.uint64]) -> tuple[bytes, bytes]:
-    """Encrypt coefficients `(n, 4096)`; return packed c0 and seeds."""
+    """Encrypt `(n, 4096)` coefficients; return packed c0 and seeds."""
     made = [binding().encrypt(_key(key).encryptor, row) for row in block]
     return b"".join(pack60(c0) for c0, _ in made), b"".join(seed for _, seed in made)
 
 
 def _decrypt(key: bytes, chunk: SummedChunk) -> NDArray[np.uint64]:
-    """Decrypt one chunk of a sum, with every contributor's seeds or with the sum of their c1, to `(n, 4096)`."""
+    """Decrypt one chunk of a sum to `(n, 4096)`, with every contributor's seeds or with the sum of their c1."""
     rows, expanded = residues(chunk.c0), residues(chunk.c1)
     result = np.empty_like(rows)
     for index, row in enumerate(rows):

@@ -1,13 +1,13 @@
-"""The seeds of ciphertexts, expanded to c1 without SEAL: for a server that adds up c1 and has neither SEAL nor a key.
+"""Expand ciphertext seeds to c1 without SEAL, for a server that adds up c1 and has neither SEAL nor a key.
 
 SEAL draws c1 from a stream: block j is BLAKE2Xb(input u64le(j), key seed, output 4,096 bytes), cut into little-endian
 64-bit words. Each of the first 4,096 words becomes a coefficient modulo q. A word in the last, incomplete multiple of
-q would favour small residues: the stream's next good word takes its place, after the 4,096 are drawn. (SEAL passes over
-the word just below that multiple as well.)
+q would favour small residues: after the 4,096 words are drawn, the stream's next acceptable word replaces it. (SEAL
+also rejects the word just below that multiple.)
 
-BLAKE2Xb hashes once to 64 bytes, the root, and then the root once for each 64 bytes of output (Aumasson et al.,
-"BLAKE2X", 2016). hashlib makes the roots. It refuses the tree depth of 0 that the second step asks for, so BLAKE2b's
-compression (RFC 7693, section 3.2) is done here, by numpy, for thousands of hashes at a time.
+BLAKE2Xb first hashes to a root of 64 bytes, then hashes the root once for each 64 bytes of output (Aumasson et al.,
+"BLAKE2X", 2016). hashlib computes the roots. It rejects the tree depth of 0 that the second step needs, so this module
+implements BLAKE2b's compression (RFC 7693, section 3.2) in numpy, thousands of hashes at a time.
 
 >>> expand(bytes(range(64)))[:2]
 array([767746516062861584, 493202236469546801], dtype=uint64)
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _BLOCK = 4096  # bytes that SEAL draws at a time
 _BLOCKS = 8 * RING_DEGREE // _BLOCK
 _HASH = 64  # bytes
-_BATCH = 16  # ciphertexts: few calls to numpy, and what they work on still fits into a core's cache
+_BATCH = 16  # ciphertexts: few numpy calls, and their operands still fit into a core's cache
 
 _START = np.array([
     0x6A09E667F3BCC908, 0xBB67AE8584CAA73B, 0x3C6EF372FE94F82B, 0xA54FF53A5F1D36F1,
@@ -55,10 +55,10 @@ _TURNS = [[(np.uint64(right), np.uint64(64 - right)) for right in step] for step
 
 
 def expand(seed: bytes) -> Words:
-    """Return the c1 that follows from a seed: `(4096,)` residues modulo q.
+    """Return the c1 of a seed: `(4096,)` residues modulo q.
 
     Raises:
-        MalformedError: if the seed has not 64 bytes.
+        MalformedError: if the seed does not have 64 bytes.
     """
     total = np.zeros((1, RING_DEGREE), dtype=np.uint64)
     add_expanded(total, seed)
@@ -66,10 +66,10 @@ def expand(seed: bytes) -> Words:
 
 
 def add_expanded(total: Words, seeds: bytes) -> None:
-    """Add the c1 of n seeds, one after the other, to `total`: `(n, 4096)` residues modulo q, in place.
+    """Add the c1 of n concatenated seeds to `total`, `(n, 4096)` residues modulo q, in place.
 
     Raises:
-        MalformedError: if these are not n seeds.
+        MalformedError: if `seeds` does not hold n seeds.
     """
     if len(seeds) != len(total) * SEED_BYTES:
         msg = (
@@ -92,19 +92,19 @@ def _expand(seeds: list[bytes], modulus: int) -> Words:
 
 
 def _replace(words: Words, further: Iterator[int], good: int) -> None:
-    """Replace each word that is too large, first to last, by the stream's next that is not."""
+    """Replace each word that is too large, in order, by the stream's next word that is not."""
     for place in np.flatnonzero(words >= good):
         words[place] = next(word for word in further if word < good)
 
 
 def _words_after(seed: bytes) -> Iterator[int]:
-    """Yield the words of a seed's stream after those that every polynomial takes."""
+    """Yield the words of a seed's stream after the 4,096 that every polynomial uses."""
     for root in _roots(seed, count(_BLOCKS)):
         yield from _leaves(np.frombuffer(root, dtype="<u8").reshape(1, 8), _BLOCK)[0].tolist()
 
 
 def _roots(seed: bytes, blocks: Iterable[int]) -> Iterator[bytes]:
-    """Yield BLAKE2Xb's first hash for blocks of a seed's stream."""
+    """Yield BLAKE2Xb's root for each block of a seed's stream."""
     keyed = blake2b(key=seed, node_offset=_BLOCK << 32)
     for block in blocks:
         state = keyed.copy()
@@ -113,15 +113,15 @@ def _roots(seed: bytes, blocks: Iterable[int]) -> Iterator[bytes]:
 
 
 def _leaves(roots: Words, size: int) -> Words:
-    """Return the whole hashes of BLAKE2Xb's output of `size` bytes, for `(n, 8)` roots: `(n, 8 * (size // 64))`."""
+    """Return the BLAKE2Xb output of `size` bytes for each of `(n, 8)` roots: `(n, 8 * (size // 64))`."""
     shape = len(roots), size // _HASH
     words = _START.copy()
     words[:3] ^= np.array([_HASH | _HASH << 32, size << 32, _HASH << 8], dtype=np.uint64)
     first = [np.full(shape, word) for word in words]
     first[1] ^= np.arange(shape[1], dtype=np.uint64)
     state = [*(lane.copy() for lane in first), *(np.full(shape, word) for word in _START)]
-    state[12] ^= np.uint64(_HASH)  # how much was hashed
-    state[14] ^= ~np.uint64(0)  # there is no more
+    state[12] ^= np.uint64(_HASH)  # bytes hashed
+    state[14] ^= ~np.uint64(0)  # last block
     _mix_all(state, [roots[:, place : place + 1] for place in range(8)])
     output = np.empty((*shape, 8), dtype=np.uint64)
     for place, lane in enumerate(first):

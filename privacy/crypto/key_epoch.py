@@ -1,11 +1,12 @@
-"""Key epochs: keys that sites share, made by one of them and sealed to each other member; the server only relays.
+"""Make and distribute the keys of a key epoch: one site makes them and seals them to every member.
 
-A leading site makes the decryption key and the tag key of a new epoch and seals them to every member with HPKE (RFC
-9180, base mode, with the post-quantum hybrid KEM MLKEM768-X25519) under the key that the roster certifies for it. HPKE
-authenticates no sender, so the leader signs each envelope; its `info` binds consortium, roster, epoch, leader and
-recipient. Recipients' keys come from the roster that the authority signed, never from the server.
+The leader makes the decryption key and the tag key of a new epoch and seals them to every member with HPKE (RFC 9180,
+base mode, with the post-quantum hybrid KEM MLKEM768-X25519) under the key that the roster certifies for that member.
+HPKE base mode does not authenticate the sender, so the leader signs each letter; `info` binds consortium, roster,
+epoch, fingerprint, leader and recipient. Recipients' keys come from the roster that the authority signed, never from
+the server, which only relays the letters.
 
-Whoever leaves the consortium keeps what they could read before; a new epoch keeps them out of what comes after.
+A site that leaves the consortium keeps what it could read before; a new epoch keeps it out of what comes after.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _DIGEST_BYTES = 32
 
 
 class SealingKey:
-    """A site's HPKE key: others seal to it what only this site may read."""
+    """A site's private HPKE key, which opens what others seal to the site."""
 
     def __init__(self, seed: bytes) -> None:
         if len(seed) != _MLKEM_SEED + _X25519:
@@ -80,10 +81,10 @@ class SealingKey:
         return b64encode(both).decode()
 
     def open(self, sealed: bytes, info: bytes) -> bytes:
-        """Open what was sealed to this key with this `info`.
+        """Open a message sealed to this key with this `info`.
 
         Raises:
-            AuthenticityError: if it was not.
+            AuthenticityError: if it was altered, or sealed to another key or with another `info`.
         """
         try:
             return _SUITE.decrypt(sealed, MLKEM768X25519PrivateKey(self._mlkem, self._x25519), info=info)
@@ -93,10 +94,10 @@ class SealingKey:
 
 
 def seal(public: str, payload: bytes, info: bytes) -> bytes:
-    """Seal to the key that the roster lists for a site.
+    """Seal a payload to the key that the roster lists for a site.
 
     Raises:
-        MalformedError: if that is no key.
+        MalformedError: if `public` is not a key.
     """
     try:
         both = b64decode(public, validate=True)
@@ -112,11 +113,11 @@ def seal(public: str, payload: bytes, info: bytes) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class EpochKeys:
-    """Everything that sites share and the server must not have."""
+    """The secrets that all sites share and the server must not have."""
 
     epoch: int
     decryption: DecryptionKey
-    secret: bytes  # of tags, codes and revealed seeds
+    secret: bytes  # from which the keys of tags, codes and sealed seeds are derived
 
     @classmethod
     def generate(cls, epoch: int) -> Self:
@@ -124,7 +125,7 @@ class EpochKeys:
         return cls(epoch, DecryptionKey.generate(), os.urandom(KEY_BYTES))
 
     def to_bytes(self) -> bytes:
-        """Return epoch, tag key and decryption key, then their SHA-256: any 32 bytes would pass for a tag key."""
+        """Return epoch, tag key and decryption key, then their SHA-256, since any 32 bytes would pass for a tag key."""
         data = self.epoch.to_bytes(8, "big") + self.secret + self.decryption.to_bytes()
         return data + sha256(data).digest()
 
@@ -133,7 +134,7 @@ class EpochKeys:
         """Undo `to_bytes`.
 
         Raises:
-            KeyFileError: if `data` holds no such keys.
+            KeyFileError: if `data` is damaged.
         """
         data, said = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
         if sha256(data).digest() != said:
@@ -155,13 +156,13 @@ class EpochKeys:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What sites compare, and sign into every update, to know that they hold the same keys: a digest of them."""
+        """Digest of the keys, in hex. Sites compare it and sign it with every update, to know that their keys agree."""
         return sha256(b"cloister epoch keys" + self.to_bytes()).hexdigest()
 
 
 @checked_dataclass(frozen=True, config=STRICT)
 class _Letter:
-    """What a leader signs: an epoch's keys, sealed to one member."""
+    """The content of a letter: an epoch's keys, sealed to one member. The leader signs it."""
 
     consortium: str
     roster: Annotated[int, Field(ge=1)]  # version
@@ -174,13 +175,13 @@ class _Letter:
 
     @property
     def info(self) -> bytes:
-        """What HPKE binds the sealed keys to."""
+        """The `info` to which HPKE binds the sealed keys."""
         bound = [self.consortium, self.roster, self.epoch, self.fingerprint, self.leader, self.recipient]
         return b"cloister epoch " + json.dumps(bound).encode()
 
 
 def write_letters(keys: EpochKeys, roster: Roster, leader: str, signing_key: PrivateKey) -> dict[str, bytes]:
-    """Seal an epoch's keys to every member of the roster, as its leader; return a signed letter for each."""
+    """Seal an epoch's keys to every member of the roster, as the leader; return a signed letter for each."""
     letters = {}
     for member in roster.members:
         blank = _Letter(roster.consortium, roster.version, keys.epoch, keys.fingerprint, leader, member.site, "")
@@ -195,9 +196,11 @@ def read_letter(data: bytes, leader: str, roster: Roster, site: str, key: Sealin
     """Open the letter that brings `site` the keys of an epoch.
 
     Raises:
-        AuthenticityError: if the leader did not sign it, or it was sealed to another key.
-        MalformedError: if it is no letter.
-        ProtocolError: if it is for another consortium, roster or recipient.
+        AuthenticityError: if the leader did not sign it, it was sealed to another key, or it holds other keys than it
+            names.
+        KeyFileError: if the keys inside are damaged.
+        MalformedError: if it is not a letter, or no honest site makes such keys.
+        ProtocolError: if it is for another consortium, roster, leader or recipient.
     """
     document = SignedDocument.open(data, KIND, roster.member(leader).verification_key)
     try:

@@ -1,14 +1,15 @@
-"""The code on the ciphertexts: a site decrypts nothing but the exact sum of what the contributors sent.
+"""Authenticate ciphertexts with a code (MAC), so that a site decrypts only the exact sum of what contributors sent.
 
-The sum's tag (`privacy.crypto.tag`) is inside: whoever checks it has decrypted. A server could disturb a ciphertext a
-little, see whether sites refuse, and so learn about the error in it or, where it sends c1 itself, about the decryption
-key. So each site also authenticates its ciphertexts, with keys that the server does not have:
+The sum's tag (`privacy.crypto.tag`) is inside the ciphertext and can be checked only after decryption. A server could
+perturb a ciphertext slightly, see whether sites refuse it, and so learn about its error or, where the server sends c1
+itself, about the decryption key. So each site also authenticates its ciphertexts, with keys that the server lacks:
 
     μ = Σⱼ ρⱼ·c0ⱼ (+ Σⱼ ρ'ⱼ·c1ⱼ) + pᵢ  mod q     ρ, ρ': secret, fixed for the epoch     pᵢ = PRF(plan, nonce, site i)
 
-The server adds the μ as it adds the ciphertexts, and the sum's must be what its c0, and its c1 where there is one, give
-with the pads of just the contributors. Anything else passes with probability 1/q < 2⁻⁵⁹ for each ciphertext, q being a
-prime (the same construction as the tag's: Agrawal and Boneh, ACNS 2009). Nothing is decrypted before.
+The c1 term is present only in cohorts large enough for the server to add up c1. The server adds the codes as it adds
+the ciphertexts. Before decrypting, a site recomputes the code from the sum's c0, and from its c1 in such a cohort, with
+the pads of exactly the contributors. Since q is prime, anything else passes with probability 1/q < 2⁻⁵⁹ per ciphertext
+(the tag's construction: Agrawal and Boneh, ACNS 2009).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from privacy.ledger.ledger import Charge
     from privacy.run.plan import RoundPlan
 
-_BITS = 20  # of a part of ρ: with 16 of a residue and 4,096 terms, a sum stays below 2^53
+_BITS = 20  # per part of ρ: with 16 bits of a residue and 4,096 terms, a sum stays below 2^53
 _PARTS = 3
 
 
@@ -46,17 +47,17 @@ class AuthenticatedUpdate:
 
     ciphertexts: Ciphertexts
     charge: Charge
-    nonce: str  # what the pads of its tags and codes are bound to
+    nonce: str  # 32 bytes in hex, to which the pads of its tags and codes are bound
 
 
 class MacKey:
-    """The sites' key of one epoch for codes on ciphertexts."""
+    """The sites' key for codes on ciphertexts, one per key epoch."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
     def authenticate(self, update: EncryptedUpdate, plan: RoundPlan, site: str) -> AuthenticatedUpdate:
-        """Put a site's codes behind the seeds of its ciphertexts, chunk by chunk."""
+        """Append a site's codes to the seeds of its ciphertexts, chunk by chunk."""
         chunks, pads = [], self._pads(plan, site, update.nonce)
         for c0, seeds in update.chunks:
             codes = self._codes(residues(c0), [seeds], b"", plan)
@@ -65,16 +66,16 @@ class MacKey:
         return AuthenticatedUpdate(Ciphertexts(tuple(chunks)), update.charge, update.nonce)
 
     def check(self, total: SummedCiphertexts, plan: RoundPlan, nonces: Mapping[str, str]) -> Iterator[SummedChunk]:
-        """Pass on the chunks of a sum, each once it is known to be of these sites' updates for this plan.
+        """Yield each chunk of a sum once its code proves that it is the sum of these sites' updates for this plan.
 
         Args:
-            total: with the codes of all its contributors, added up.
-            plan: the round's.
-            nonces: of every contributor, as its signed header has it.
+            total: the sum, with the sum of its contributors' codes.
+            plan: the round's plan.
+            nonces: every contributor's nonce, from its signed header.
 
         Raises:
-            AuthenticityError: as the chunks are taken, if one is anything else.
-            MalformedError: if one holds anything but residues.
+            AuthenticityError: when a chunk is taken that is anything else.
+            MalformedError: when a chunk is taken that holds anything but residues.
         """
         streams = [self._pads(plan, site, nonce) for site, nonce in nonces.items()]
         for chunk in total.chunks():
@@ -100,7 +101,7 @@ class MacKey:
 
     @cached_property
     def _rho(self) -> NDArray[np.float64]:
-        """Both ρ, each in parts of 20 bits, `(2, 3, 4096)`."""
+        """ρ and ρ', each in parts of 20 bits, `(2, 3, 4096)`."""
         rho = self._stream(b"rho").residues(2 * RING_DEGREE, COEFF_MODULUS).reshape(2, 1, RING_DEGREE)
         shifts = np.arange(_PARTS, dtype=np.uint64).reshape(_PARTS, 1) * np.uint64(_BITS)
         parts: NDArray[np.float64] = (rho >> shifts & np.uint64((1 << _BITS) - 1)).astype(np.float64)
@@ -119,7 +120,7 @@ def _next(pads: Randomness, count: int) -> list[int]:
 
 
 def _inner(rows: NDArray[np.uint64], rho: NDArray[np.float64]) -> list[int]:
-    """Σⱼ ρⱼ·cⱼ for each row of `(n, 4096)`: over limbs of 16 and 20 bits, exact in doubles, then in whole numbers."""
+    """Return Σⱼ ρⱼ·cⱼ for each row of `(n, 4096)`: over limbs of 16 and 20 bits, exact in doubles, then in integers."""
     limbs = np.ascontiguousarray(rows, dtype="<u8").view("<u2").reshape(-1, RING_DEGREE, 4)
     totals = [0] * len(rows)
     for k in range(4):

@@ -1,17 +1,17 @@
-"""Masks that open once: with them, the server and all sites but two together learn no more than the sum of those two.
+"""Mask updates so that only their sum opens: even the server with all sites but two learns only the sum of those two.
 
 All sites hold the decryption key, so a site that colludes with the server could read every other site's update. In a
-run with masks each site adds two kinds of them, modulo t, to every coefficient but the tag's:
+run with masks, each site adds two kinds of mask, modulo t, to every coefficient but the tag's:
 
 - one for each other site of the cohort, from a secret that only the two share (`privacy.crypto.pairs`). One site adds
-  it, the other takes it away: in the sum they cancel (Bonawitz et al., CCS 2017). The seeds of those that a site shares
-  with sites which sent nothing are shown when the contributors are agreed on, so that they can be taken off the sum.
-- one of its own, from a fresh seed of 32 bytes, which is revealed once all contributors have agreed on each other.
+  it, the other subtracts it, so they cancel in the sum (Bonawitz et al., CCS 2017). When the contributors agree on
+  their set, they release the seeds of masks shared with absent sites, so that these masks can be removed from the sum.
+- one of its own, from a fresh seed of 32 bytes, revealed once all contributors have agreed on their set.
 
-A header commits to all these seeds, and whoever shows one signs it: what does not fit is evidence against its site.
-Every stream is bound to the plan's digest, which covers run, round, attempt and cohort: another attempt has masks that
-have nothing to do with these. When a site may show which seed is decided in `privacy.crypto.agreement`.
-docs/protocol.md has the argument, and what it assumes.
+A site's header commits to all its seeds, and the site signs every seed that it reveals: a seed that does not match its
+commitment is evidence against the site. Every stream is bound to the plan's digest, which covers run, round, attempt
+and cohort, so the masks of different attempts are independent. `privacy.crypto.agreement` decides when a site may
+reveal which seed. docs/protocol.md has the security argument and its assumptions.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ SEALED_BYTES = SEED_BYTES + 16
 REVEAL_BYTES = SIGNATURE_BYTES + SEALED_BYTES
 KIND = "seeds"
 COMMITMENT_BYTES = 32
-_MASKED = RING_DEGREE - 1  # coefficients; the last is the tag's, which is of the masked ones
+_MASKED = RING_DEGREE - 1  # coefficients; the last holds the tag, computed over the masked ones
 _T = np.uint64(PLAIN_MODULUS)
 _NONCE = bytes(12)  # each key seals one seed
 
 
 @dataclass(frozen=True, eq=False)
 class MaskedUpdate:
-    """A packed update as it is tagged: masked, or, in a run without masks, as it was packed."""
+    """A packed update ready to be tagged: masked, or unchanged in a run without masks."""
 
     blocks: Iterator[NDArray[np.uint64]]
     charge: Charge
@@ -67,13 +67,13 @@ class Masks:
     """The seeds of all masks of one site for one plan."""
 
     def __init__(self, secrets: Mapping[str, bytes], seed: bytes, plan: RoundPlan, site: str) -> None:
-        """Derive them.
+        """Derive the seeds.
 
         Args:
-            secrets: what the site shares with every other member of the cohort (`privacy.crypto.pairs`).
-            seed: of its own mask.
-            plan: the round's.
-            site: its name.
+            secrets: the secret that the site shares with each other member of the cohort (`privacy.crypto.pairs`).
+            seed: the seed of its own mask, 32 bytes.
+            plan: the round's plan.
+            site: the site's name.
         """
         self._plan, self._site, self._own = plan, site, seed
         self.pairs = {
@@ -84,21 +84,21 @@ class Masks:
 
     @property
     def commitments(self) -> bytes:
-        """What the site commits to towards each member of the cohort, 32 bytes each, in the plan's order."""
+        """The site's commitments towards each member of the cohort, 32 bytes each, in the plan's order."""
         seeds = (self.pairs.get(site) for site in self._plan.cohort)
         return b"".join(pair_commitment(seed) if seed else bytes(COMMITMENT_BYTES) for seed in seeds)
 
     def mask(self, blocks: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:
-        """Put the masks on."""
+        """Add the masks, in place, as the blocks are taken."""
         return _shifted(blocks, *self._streams())
 
     def unmask(self, blocks: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:
-        """Take the masks off."""
+        """Remove the masks, in place, as the blocks are taken."""
         added, taken = self._streams()
         return _shifted(blocks, taken, added)
 
     def _streams(self) -> tuple[list[Randomness], list[Randomness]]:
-        """Start the streams to add and to take away."""
+        """Start the streams to add and those to subtract."""
         added, taken = _pair_streams(self._site, self.pairs)
         return [_own(self._own, self._plan, self._site), *added], taken
 
@@ -114,13 +114,13 @@ def unmask_sum(
     pairs: Mapping[str, Mapping[str, bytes]],
     plan: RoundPlan,
 ) -> Iterator[NDArray[np.uint64]]:
-    """Take the masks off a decrypted sum that did not cancel in it.
+    """Remove from a decrypted sum the masks that did not cancel in it.
 
     Args:
-        blocks: of the sum, `(n, 4096)`.
-        seeds: of every contributor's own mask.
-        pairs: seeds of the masks that each contributor shares with members of the cohort that are not in the sum.
-        plan: the round's.
+        blocks: the sum's blocks, `(n, 4096)`.
+        seeds: the seed of every contributor's own mask.
+        pairs: for each contributor, the seeds of the masks that it shares with members who are not in the sum.
+        plan: the round's plan.
     """
     added, taken = list[Randomness](), [_own(seed, plan, site) for site, seed in seeds.items()]
     for site, shared in pairs.items():
@@ -130,20 +130,20 @@ def unmask_sum(
 
 
 def commitment(seed: bytes) -> str:
-    """SHA-256, in hex: what a header says of the seed of its site's own mask."""
+    """Return a header's commitment to the seed of its site's own mask: SHA-256, in hex."""
     return sha256(b"cloister mask" + seed).hexdigest()
 
 
 def pair_commitment(seed: bytes) -> bytes:
-    """SHA-256: what a site commits to for the seed of a mask that it shares with another."""
+    """Return the commitment to the seed of a mask that two sites share: SHA-256, 32 bytes."""
     return sha256(b"cloister pair" + seed).digest()
 
 
 def pairs_digest(commitments: bytes) -> str:
-    """Return what a header says of its site's commitments to all masks that it shares, in hex; empty if there are none.
+    """Return the Merkle root of a site's commitments to all masks that it shares, in hex; empty if there are none.
 
     Raises:
-        MalformedError: if these are not commitments.
+        MalformedError: if the length is not a whole number of commitments.
     """
     if len(commitments) % COMMITMENT_BYTES:
         msg = f"commitments to masks have {COMMITMENT_BYTES} bytes each; run the same version everywhere"
@@ -155,8 +155,8 @@ def disputes(commitments: Mapping[str, bytes], plan: RoundPlan) -> list[tuple[st
     """Return the pairs of sites that committed to different masks towards each other: one of the two lies.
 
     Args:
-        commitments: of every site that sent an update, to all of the plan's cohort.
-        plan: the round's.
+        commitments: for every site that sent an update, its commitments towards the plan's cohort.
+        plan: the round's plan.
     """
     index = {site: place for place, site in enumerate(plan.cohort)}
     split = {site: _split(of) for site, of in commitments.items()}
@@ -168,18 +168,18 @@ def disputes(commitments: Mapping[str, bytes], plan: RoundPlan) -> list[tuple[st
 
 
 def seal_seed(seed: bytes, secret: bytes, plan: RoundPlan, site: str) -> bytes:
-    """Seal a seed to the sites, who share an epoch's secret; the server, who relays it, cannot read it.
+    """Seal a seed to the sites, which share an epoch's secret; the server relays it and cannot read it.
 
-    The key is bound to the seed's commitment, so that it never seals two seeds under one nonce.
+    The key is bound to the seed's commitment, so it never encrypts two seeds under one nonce.
     """
     return seed_sealer(secret, plan, site, commitment(seed)).encrypt(_NONCE, seed, None)
 
 
 def open_seed(sealed: bytes, secret: bytes, plan: RoundPlan, site: str, committed: str) -> bytes:
-    """Open the seed that a site revealed, and hold it against its header.
+    """Open the seed that a site revealed, and check it against the commitment in its header.
 
     Raises:
-        AuthenticityError: if it is not the one to which that site committed.
+        AuthenticityError: if it is not the seed to which that site committed.
     """
     with suppress(InvalidTag, ValueError):
         seed = seed_sealer(secret, plan, site, committed).decrypt(_NONCE, sealed, None)
@@ -190,7 +190,7 @@ def open_seed(sealed: bytes, secret: bytes, plan: RoundPlan, site: str, committe
 
 
 def sign_seed(sealed: bytes, plan: RoundPlan, committed: str, key: PrivateKey) -> bytes:
-    """Put a site's signature before the seed of its own mask, which it sealed: so a false one is its own doing."""
+    """Prepend a site's signature to the sealed seed of its own mask; a false seed is then evidence against it."""
     return sign(key, KIND, _statement(plan, committed, sealed.hex())) + sealed
 
 
@@ -198,7 +198,7 @@ def verify_seed(shown: bytes, plan: RoundPlan, committed: str, key: PublicKey) -
     """Return the sealed seed that a site signed.
 
     Raises:
-        AuthenticityError: if it did not sign this one, for this plan and this commitment.
+        AuthenticityError: if it did not sign this seed for this plan and this commitment.
     """
     signature, sealed = shown[:SIGNATURE_BYTES], shown[SIGNATURE_BYTES:]
     verify(key, KIND, _statement(plan, committed, sealed.hex()), signature)
@@ -206,18 +206,18 @@ def verify_seed(shown: bytes, plan: RoundPlan, committed: str, key: PublicKey) -
 
 
 def sign_pairs(sealed: bytes, plan: RoundPlan, committed: str, absent: Sequence[str], key: PrivateKey) -> bytes:
-    """Put a site's signature before the seeds that it sealed of the masks it shares with absent sites.
+    """Prepend a site's signature to the sealed seeds of the masks that it shares with absent sites.
 
-    Of no seeds, there is nothing to sign.
+    Return empty bytes if no site is absent: there is nothing to sign.
     """
     return sign(key, KIND, _statement(plan, committed, ",".join(absent), sealed.hex())) + sealed if absent else b""
 
 
 def verify_pairs(shown: bytes, plan: RoundPlan, committed: str, absent: Sequence[str], key: PublicKey) -> bytes:
-    """Return the sealed seeds that a site signed, of the masks that it shares with just these absent sites.
+    """Return the sealed, signed seeds of the masks that a site shares with exactly these absent sites.
 
     Raises:
-        AuthenticityError: if it did not sign these, or they were signed for others: of that it is not guilty.
+        AuthenticityError: if the site did not sign these seeds for these absent sites. This is no evidence against it.
     """
     signature, sealed = shown[:SIGNATURE_BYTES], shown[SIGNATURE_BYTES:]
     if absent or shown:
@@ -226,7 +226,7 @@ def verify_pairs(shown: bytes, plan: RoundPlan, committed: str, absent: Sequence
 
 
 def seal_pairs(masks: Masks, absent: Sequence[str], secret: bytes, plan: RoundPlan, site: str) -> bytes:
-    """Seal the seeds of the masks that a site shares with absent ones, each with the proof that it committed to it."""
+    """Seal the seeds of masks that a site shares with absent sites, each with the Merkle proof of its commitment."""
     leaves = _split(masks.commitments)
     sealed = [
         _pair_sealer(secret, plan, site, other).encrypt(_NONCE, masks.pairs[other], None)
@@ -239,10 +239,10 @@ def seal_pairs(masks: Masks, absent: Sequence[str], secret: bytes, plan: RoundPl
 def open_pairs(
     sealed: bytes, absent: Sequence[str], secret: bytes, plan: RoundPlan, site: str, committed: str
 ) -> dict[str, bytes]:
-    """Open the seeds of the masks that a site shares with absent ones, and hold each against its header.
+    """Open the seeds of the masks that a site shares with absent sites; check each against the site's header.
 
     Raises:
-        AuthenticityError: if one is not the one to which that site committed.
+        AuthenticityError: if a seed is not the one to which that site committed, or the number of seeds is wrong.
     """
     length, seeds = SEALED_BYTES + merkle.proof_bytes(len(plan.cohort)), {}
     for number, other in enumerate(absent):
@@ -259,7 +259,7 @@ def open_pairs(
 
 
 def _pair_streams(site: str, seeds: Mapping[str, bytes]) -> tuple[list[Randomness], list[Randomness]]:
-    """Start the streams that a site adds for the sites that it shares them with, and those that it takes away."""
+    """Start the streams of shared masks that a site adds, and of those that it subtracts."""
     added = [Randomness(seed) for other, seed in seeds.items() if site < other]
     return added, [Randomness(seed) for other, seed in seeds.items() if site > other]
 
@@ -277,12 +277,12 @@ def _split(commitments: bytes) -> list[bytes]:
 
 
 def _pair_sealer(secret: bytes, plan: RoundPlan, site: str, other: str) -> AESGCM:
-    """Return what seals one seed, which follows from the plan: never two under one key."""
+    """Return the cipher that seals one seed. The plan determines the seed, so a key never seals two."""
     return AESGCM(_derived(secret, b"show", plan, json.dumps([site, other]).encode()))
 
 
 def seed_sealer(secret: bytes, plan: RoundPlan, site: str, committed: str) -> AESGCM:
-    """Return what seals the seed of a site's own mask to the sites, under a key that no other commitment has."""
+    """Return the cipher that seals the seed of a site's own mask, under a key that no other commitment has."""
     return AESGCM(_derived(secret, b"reveal", plan, bytes.fromhex(committed) + site.encode()))
 
 
@@ -298,7 +298,7 @@ def _derived(secret: bytes, label: bytes, plan: RoundPlan, whose: bytes) -> byte
 def _shifted(
     blocks: Iterable[NDArray[np.uint64]], added: Sequence[Randomness], taken: Sequence[Randomness]
 ) -> Iterator[NDArray[np.uint64]]:
-    """Add and take away streams modulo t, in place; up to 2^15 residues of 48 bits fit into a word."""
+    """Add and subtract streams modulo t, in place; a word holds the sum of up to 2^15 residues of 48 bits."""
     for block in blocks:
         part = block[:, :_MASKED]
         for stream in added:

@@ -1,7 +1,7 @@
-"""Commitments to many values by one digest, of which any one can be shown with a short proof (Merkle, CRYPTO 1987).
+"""Commit to many values with one digest; a short proof shows any one of them (Merkle, CRYPTO 1987).
 
 Leaves and nodes are hashed with different prefixes, as in RFC 6962, section 2.1, so that neither passes for the other.
-The tree is filled up to a power of two with zeros: how long a proof is follows from how many values there are.
+The leaves are padded with zeros to a power of two, so the number of values determines the length of a proof.
 
 >>> values = [b"a", b"b", b"c"]
 >>> root_of(b"b", 1, proof(values, 1)) == root(values)
@@ -20,7 +20,7 @@ DIGEST_BYTES = 32
 
 
 def proof_bytes(count: int) -> int:
-    """Return how long a proof is for one of `count` values."""
+    """Return the length of a proof for one of `count` values, in bytes."""
     return DIGEST_BYTES * (count - 1).bit_length()
 
 
@@ -30,12 +30,12 @@ def root(values: Sequence[bytes]) -> bytes:
 
 
 def proof(values: Sequence[bytes], index: int) -> bytes:
-    """Return what shows that the value at an index is one of those committed to: a digest a level, from below."""
+    """Return the proof that the value at an index is in the tree: one digest per level, from the leaves up."""
     return b"".join(level[(index >> depth) ^ 1] for depth, level in enumerate(_levels(values)[:-1]))
 
 
 def root_of(value: bytes, index: int, shown: bytes) -> bytes:
-    """Return the root that a value at an index has by a proof."""
+    """Return the root that a proof gives for a value at an index."""
     digest = _leaf(value)
     for start in range(0, len(shown), DIGEST_BYTES):
         other = shown[start : start + DIGEST_BYTES]

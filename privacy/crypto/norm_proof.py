@@ -1,25 +1,26 @@
-"""A proof, in zero knowledge, that the squares of committed whole numbers add up to no more than a limit.
+"""Prove in zero knowledge that the squares of committed integers add up to at most a limit.
 
-Given C = commit(y, ρ), a site shows that it knows k whole numbers y with Σ y[j]² ≤ B. In a group of order ℓ it is
-easy to show Σ y² ≡ B − (a number of n bits) mod ℓ, which says little by itself: two colluding sites could commit to
-numbers of 252 bits that cancel between them, with squares that add up to little modulo ℓ. So a proof has two parts.
+Given C = commit(y, ρ), a site proves that it knows k integers y with Σ y[j]² ≤ B. In a group of order ℓ it is easy to
+prove Σ y² ≡ B − (a number of n bits) mod ℓ, but that is not enough: two colluding sites could commit to 252-bit numbers
+that cancel between them and whose squares have a small sum modulo ℓ. So a proof has two parts.
 
-1. *No carry.* The site commits to 128 masks of 120 bits. Then it is told a random binary 128 × k matrix R, and shows
-   w = R·y + mask. If one y[j] were 2¹²⁰ or more modulo ℓ, either way from 0, then of two values of R[i, j] at most one
-   could lead to a w[i] below 2¹²⁰: that all 128 are, has a probability of 2⁻¹²⁸. (Gentry, Halevi and Lyubashevsky,
-   EUROCRYPT 2022, section 3, so bound a norm modulo a number.) Hence Σ y² < k·2²⁴⁰ < ℓ. The w
-   of two y are closer than 2⁻⁵⁸ in distribution.
-2. *The limit.* It commits to the bits b of B − Σ y², and shows of x = (y, masks, b) that
+1. *No wraparound.* The site commits to 128 masks of 120 bits. Then it receives a random binary 128 × k matrix R and
+   shows w = R·y + mask. If some y[j] were at least 2¹²⁰ away from 0 modulo ℓ, at most one of the two values of R[i, j]
+   could give a w[i] below 2¹²⁰, so the probability that all 128 are below is at most 2⁻¹²⁸. (Gentry, Halevi and
+   Lyubashevsky, EUROCRYPT 2022, section 3, bound a norm modulo a number in this way.) Hence Σ y² < k·2²⁴⁰ < ℓ. The
+   distributions of w for any two y within the limit are closer than 2⁻⁵⁸.
+2. *The limit.* The site commits to the bits b of B − Σ y², and proves for x = (y, masks, b) that
 
        Σ y² + Σ 2ⁱ·b[i] = B        R·y + mask = w        b[i]² = b[i]
 
-   all at once: each equation but the first times another power of a challenge, they are one, Σ D·x² + Σ l·x = c.
-   The site commits to a uniform s, and to the t₁ and t₀ of Σ D·z² + e·Σ l·z = e²·c + e·t₁ + t₀, where z = e·x + s.
-   For a challenge e it answers z, which is uniform whatever x is. (A Σ-protocol as Schnorr's, J. Cryptology 1991, for a
-   quadratic form. From answers to three challenges follow x, or a discrete logarithm.)
+   Each equation but the first is multiplied by a different power of a challenge, and all are added into one equation
+   Σ D·x² + Σ l·x = c. The site commits to a uniform s, and to the t₁ and t₀ of
+   Σ D·z² + e·Σ l·z = e²·c + e·t₁ + t₀, where z = e·x + s. It answers a challenge e with z, which is uniform whatever
+   x is. (This is a Σ-protocol like Schnorr's, J. Cryptology 1991, for a quadratic form. Answers to three challenges
+   yield x, or a discrete logarithm.)
 
-Challenges are SHAKE256 of what the proof is about and of all that was said before (Fiat and Shamir, CRYPTO 1986).
-Whoever checks many proofs weighs their equations at random and checks the sum: generators are multiplied once.
+Challenges are SHAKE256 of the statement and of everything said before (Fiat and Shamir, CRYPTO 1986). Many proofs are
+checked at once by a random linear combination of their equations, so each generator is multiplied only once.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 ROWS = 128
 _MASK_BYTES = 15
 _MASKS = 1 << 8 * _MASK_BYTES
-_MARGIN = 1 << 60  # no less than R·y is for numbers that keep a limit: w never leaves its range
+_MARGIN = 1 << 60  # at least |R·y| for numbers within a limit, so that w never leaves its range
 _MOST_NUMBERS, _MOST_BITS = 1 << 10, 100
 _WEIGHTS = 1 << 128
 _POINTS, _BLINDINGS = 6, 3
@@ -55,57 +56,57 @@ _POINTS, _BLINDINGS = 6, 3
 
 @dataclass(frozen=True)
 class Statement:
-    """What a proof is about: numbers whose squares add up to `limit` at most.
+    """What a proof states: the squares of the committed numbers add up to at most `limit`.
 
     Raises:
         ConfigError: if no such proof is possible.
     """
 
-    context: bytes  # another context, another proof
+    context: bytes  # what the proof is bound to
     site: str
     numbers: int  # k, a multiple of 8
     limit: int  # B
 
     def __post_init__(self) -> None:
-        """Check that neither sums nor masked sums of such numbers carry."""
+        """Check that no sum of such numbers, masked or not, can wrap around."""
         if self.numbers % 8 or not 0 < self.numbers <= _MOST_NUMBERS or not 0 < self.limit < 1 << _MOST_BITS:
             msg = f"{self.numbers} numbers have no proof of a limit of {self.limit}; choose a smaller update_norm"
             raise ConfigError(msg)
 
     @property
     def bits(self) -> int:
-        """How many bits what is left of the limit takes."""
+        """How many bits B − Σ y² may take."""
         return self.limit.bit_length()
 
     @property
     def proof_bytes(self) -> int:
-        """How long a proof is."""
+        """The length of a proof in bytes."""
         return BYTES * (_POINTS + self.numbers + ROWS + self.bits + _BLINDINGS) + _MASK_BYTES * ROWS
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What a site says, in order."""
+    """What a site sends, in order."""
 
     commitment: bytes  # C, to the numbers
     hidden: bytes  # a commitment to masks and bits
     masked: tuple[int, ...]  # w
-    starts: tuple[bytes, bytes]  # commitments to s, in two parts, as C and `hidden` are to x
+    starts: tuple[bytes, bytes]  # commitments to s, in two parts, as C and `hidden` commit to x
     line: tuple[bytes, bytes]  # commitments to t₁ and t₀
     answers: tuple[int, ...]  # z
-    blindings: tuple[int, int, int]  # of what the answers open: the two parts, and the equation
+    blindings: tuple[int, int, int]  # that open the answers: of the two parts, and of the equation
 
     def to_bytes(self) -> bytes:
-        """Return it as it travels."""
+        """Return the proof's wire form."""
         scalars = (scalar.to_bytes(BYTES, "little") for scalar in (*self.answers, *self.blindings))
         return b"".join([self.commitment, self.hidden, *self.starts, *self.line, _words(self.masked), *scalars])
 
     @classmethod
     def read(cls, data: bytes, statement: Statement) -> Self:
-        """Read a proof from outside, which may still be a false one.
+        """Read a proof from outside. It may still be false: see `all_hold`.
 
         Raises:
-            MalformedError: if it is no proof of such a statement.
+            MalformedError: if it does not have the form of a proof of this statement.
         """
         if len(data) != statement.proof_bytes:
             msg = f"{len(data)} bytes are no proof of the length of {statement.site}'s update; run the same version"
@@ -120,12 +121,12 @@ class Proof:
 
 
 def commit(numbers: Sequence[int], blinding: int) -> bytes:
-    """Commit to whole numbers; a sum of commitments is one to the sums."""
+    """Commit to integers. A sum of commitments is a commitment to the sums."""
     return combine([*zip(numbers, generators("number", len(numbers)), strict=True), _blinded(blinding)])
 
 
 def prove(statement: Statement, numbers: Sequence[int], blinding: int) -> Proof:
-    """Prove that the squares of numbers add up to no more than the limit; `blinding` is that of their commitment.
+    """Prove that the squares of `numbers` add up to at most the limit; `blinding` is used in their commitment.
 
     Raises:
         ProtocolError: if they add up to more.
@@ -159,7 +160,7 @@ def _prove(statement: Statement, numbers: Sequence[int], blinding: int, bits: Se
 
 
 def all_hold(proofs: Iterable[tuple[Statement, Proof]]) -> bool:
-    """Say whether all of these proofs hold. A false one among them is overlooked with a probability of 2⁻¹²⁸."""
+    """Return whether all of these proofs hold. A false one among them is overlooked with probability 2⁻¹²⁸."""
     total = Counter[bytes]()
     for statement, proof in proofs:
         for equation in _equations(statement, proof):
@@ -170,7 +171,7 @@ def all_hold(proofs: Iterable[tuple[Statement, Proof]]) -> bool:
 
 
 def _equations(statement: Statement, proof: Proof) -> tuple[Terms, Terms, Terms]:
-    """Return three sums of multiples of points, all of which are the identity if the proof holds."""
+    """Return three linear combinations of points that all equal the identity if the proof holds."""
     said = _Transcript(statement)
     rows = said.rows(statement.numbers, proof.commitment, proof.hidden)
     relation = _Relation.of(statement, rows, proof.masked, said.scalar(_words(proof.masked)))
@@ -219,20 +220,20 @@ class _Relation:
 
 
 class _Transcript:
-    """What was said so far. Challenges follow from it."""
+    """Everything said so far, from which challenges are derived."""
 
     def __init__(self, statement: Statement) -> None:
         self._hash = shake_256(b"cloister norm proof")
         self._say(statement.context, statement.site.encode(), b"%d %d" % (statement.numbers, statement.limit))
 
     def rows(self, numbers: int, *said: bytes) -> NDArray[np.uint8]:
-        """Return R, `(128, k)` zeros and ones, after more was said."""
+        """Absorb `said`, then return R, `(128, k)` zeros and ones."""
         self._say(*said)
         drawn = np.frombuffer(self._hash.digest(ROWS * numbers // 8), dtype=np.uint8)
         return np.unpackbits(drawn, bitorder="little").reshape(ROWS, numbers)
 
     def scalar(self, *said: bytes) -> int:
-        """Return a number below ℓ, after more was said."""
+        """Absorb `said`, then return a number below ℓ."""
         self._say(*said)
         return int.from_bytes(self._hash.digest(2 * BYTES), "little") % ORDER
 

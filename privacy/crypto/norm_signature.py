@@ -1,7 +1,7 @@
-"""What a site signs before its proof of how long its update is, apart from the proof: a server checks it without a key.
+"""Sign norm proofs so that the server can check who signed one without a key.
 
-A proof is bound to seeds that the server cannot read. Were its signature too, a member could send what nobody signed,
-and sites that find so could not tell its doing from the server's.
+A proof is bound to seeds that the server cannot read. If its signature were bound to them too, the server could not
+check it, and sites that find a false signature could not tell whether the member or the server is to blame.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ KIND = "norm"
 
 
 def subject_of(plan_digest: str, set_digest: str, sum_digest: str) -> bytes:
-    """Return of which sum a proof is, 96 bytes: all that the server knows of what proofs are bound to.
+    """Return the identity of the sum that a proof belongs to, 96 bytes: the part of its context that the server knows.
 
     Args:
-        plan_digest: of the plan, in hex.
-        set_digest: of the contributors' headers, in hex. They commit to the seeds, so that one context is left.
-        sum_digest: of the ciphertexts of their sum, in hex.
+        plan_digest: digest of the plan, in hex.
+        set_digest: digest of the contributors' headers, in hex. They commit to the seeds, so they fix the context.
+        sum_digest: digest of the ciphertexts of their sum, in hex.
     """
     return b"".join(bytes.fromhex(digest) for digest in (plan_digest, set_digest, sum_digest))
 
 
 def sign_proof(proof: bytes, subject: bytes, key: PrivateKey) -> bytes:
-    """Put a site's signature before its proof."""
+    """Return a site's proof with its signature in front."""
     return sign(key, KIND, subject + proof) + proof
 
 
 def verify_proof(shown: bytes, subject: bytes, key: PublicKey) -> bytes:
-    """Return the proof that a site signed; whether it holds is another matter.
+    """Return the proof that a site signed, without checking whether the proof holds.
 
     Raises:
-        AuthenticityError: if it did not sign this one, of this sum.
+        AuthenticityError: if the site did not sign this proof for this sum.
     """
     signature, proof = shown[:SIGNATURE_BYTES], shown[SIGNATURE_BYTES:]
     verify(key, KIND, subject + proof, signature)

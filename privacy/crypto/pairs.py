@@ -1,11 +1,11 @@
-"""Secrets that two sites share and nobody else has, fresh for each key epoch: what the masks between them come from.
+"""Make the secrets that only two sites share, fresh for each key epoch. Their pairwise masks are derived from them.
 
-When a site takes the keys of an epoch, it makes a secret for every member of the roster whose name is greater than its
-own, and seals it to that member by HPKE with ML-KEM-768 and X25519 (the suite of the epoch's own letters): so whoever
-records the line, and has a quantum computer later, does not take the masks off. HPKE says nothing of the sender; the
-sender signs. The server relays these letters and cannot open them.
+When a site accepts the keys of an epoch, it makes a secret for every member of the roster whose name is greater than
+its own. It seals the secret to that member by HPKE with ML-KEM-768 and X25519 (the suite of the epoch's own letters),
+so that an attacker who records the traffic and later has a quantum computer cannot remove the masks. HPKE base mode
+does not authenticate the sender, so the sender signs. The server relays these letters and cannot open them.
 
-A letter is a signature, 64 bytes, and what is sealed. Nothing else stands in it: what it is about, both ends know.
+A letter is a signature, 64 bytes, followed by the sealed secret. Both ends know the context, so it is not sent.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ SECRET_BYTES = 32
 def write_pairs(
     keys: EpochKeys, roster: Roster, sender: str, signing_key: PrivateKey
 ) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Make a secret for every member with a greater name, under an epoch's keys.
+    """Make a secret for every member with a greater name, bound to an epoch's keys.
 
     Returns:
-        The secrets, and the letters that bring them, by member.
+        The secrets, and the letters that carry them, by member.
     """
     secrets, letters = dict[str, bytes](), dict[str, bytes]()
     for member in roster.members:
@@ -46,12 +46,12 @@ def write_pairs(
 
 
 def read_pair(letter: bytes, keys: EpochKeys, roster: Roster, sender: str, site: str, key: SealingKey) -> bytes:
-    """Open the secret that a member shares with `site` under an epoch's keys.
+    """Open the letter that carries the secret of `sender` and `site`, bound to an epoch's keys.
 
     Raises:
-        AuthenticityError: if that member did not write it for this site and epoch.
-        MalformedError: if it is no secret.
-        ProtocolError: if there is no such member.
+        AuthenticityError: if `sender` did not write it for this site and epoch.
+        MalformedError: if it does not hold a secret.
+        ProtocolError: if the roster has no such member.
     """
     info, signature, sealed = _info(keys, roster, sender, site), letter[:SIGNATURE_BYTES], letter[SIGNATURE_BYTES:]
     verify(roster.member(sender).verification_key, KIND, info + sealed, signature)
@@ -63,6 +63,6 @@ def read_pair(letter: bytes, keys: EpochKeys, roster: Roster, sender: str, site:
 
 
 def _info(keys: EpochKeys, roster: Roster, sender: str, recipient: str) -> bytes:
-    """Return what HPKE and the signature bind the secret to."""
+    """Return the context to which HPKE and the signature bind the secret."""
     bound = [roster.consortium, roster.version, keys.epoch, keys.fingerprint, sender, recipient]
     return b"cloister pair " + json.dumps(bound).encode()

@@ -1,13 +1,13 @@
-"""Commitments to vectors of integers that add up, as the integers do (Pedersen, CRYPTO 1991).
+"""Implement additively homomorphic commitments to vectors of integers (Pedersen, CRYPTO 1991).
 
-    commit(x, ρ) = Σ x[j]·G[j] + ρ·H        in the group of prime order ℓ of edwards25519, by libsodium
+    commit(x, ρ) = Σ x[j]·G[j] + ρ·H        in the subgroup of prime order ℓ of edwards25519, by libsodium
 
-Nobody knows one generator as a multiple of another: they are hashes. So whoever could open a commitment to two vectors
-would have solved a discrete logarithm, and as long as ρ is uniform and unknown, a commitment says nothing of its
-vector, to any computer. Sums of commitments are commitments to the sums.
+The generators are hashes, so nobody knows one as a multiple of another. Commitments are binding: to open one to two
+vectors is to solve a discrete logarithm. They are perfectly hiding: as long as ρ is uniform and unknown, a commitment
+reveals nothing about its vector, whatever the computing power. Sums of commitments are commitments to the sums.
 
-Points and scalars have 32 bytes. A point from outside is checked to be one of the group, in its only form: libsodium
-before the end of 2025 took some points of order 2ℓ (CVE-2025-69277).
+Points and scalars have 32 bytes. A point from outside must be in the group and in canonical form: libsodium before the
+end of 2025 accepted some points of order 2ℓ (CVE-2025-69277).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ IDENTITY = (1).to_bytes(BYTES, "little")
 
 @cache
 def generator(name: str, index: int = 0) -> bytes:
-    """Return the generator of that name and number: eight times the first hash that is a point at all."""
+    """Return the generator with this name and index: eight times the first hash that is a point of the curve."""
     for tried in count():
         point = sha256(f"cloister generator {name} {index} {tried}".encode()).digest()
         with suppress(NotAPointError):
@@ -48,26 +48,26 @@ def generator(name: str, index: int = 0) -> bytes:
 
 
 def generators(name: str, count: int) -> list[bytes]:
-    """Return the first generators of a name."""
+    """Return the first `count` generators of a name."""
     return [generator(name, index) for index in range(count)]
 
 
 def combine(terms: Iterable[tuple[int, bytes]]) -> bytes:
-    """Return Σ scalar·point, over points of the group."""
+    """Return Σ scalar·point over points of the group."""
     total = IDENTITY
     for scalar, point in terms:
         reduced = scalar % ORDER
-        if reduced:  # libsodium has no product that is the identity
+        if reduced:  # libsodium refuses products that are the identity
             product = crypto_scalarmult_ed25519_noclamp(reduced.to_bytes(BYTES, "little"), point)
             total = crypto_core_ed25519_add(total, product)
     return total
 
 
 def read_point(data: bytes) -> bytes:
-    """Return a point from outside.
+    """Return a point from outside, checked.
 
     Raises:
-        MalformedError: if these bytes are none, or the identity.
+        MalformedError: if these bytes are not a point of the group, or are the identity.
     """
     if len(data) != BYTES or not crypto_core_ed25519_is_valid_point(data):
         msg = "a commitment is no point of the group; run the same version everywhere"
@@ -76,10 +76,10 @@ def read_point(data: bytes) -> bytes:
 
 
 def read_scalar(data: bytes) -> int:
-    """Return a scalar from outside, below ℓ.
+    """Return a scalar from outside.
 
     Raises:
-        MalformedError: if it is not in its only form.
+        MalformedError: if these bytes are not 32 bytes of a number below ℓ.
     """
     scalar = int.from_bytes(data, "little")
     if len(data) != BYTES or scalar >= ORDER:

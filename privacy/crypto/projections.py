@@ -1,14 +1,14 @@
-"""Random projections: from a few of them follows how long a vector is, about, and from their sums, how long a sum is.
+"""Estimate the L2 norm of a vector from a few random projections, and the norm of a sum from the sum of projections.
 
     y[j] = Σ_i r[j, i]·v[i]      r[j, i] = ±1, from a seed that is drawn after v is fixed        j < k
 
-For a vector of length ‖v‖, Σ_j y[j]² is k·‖v‖² on average (Achlioptas, JCSS 2003). It is held against `stretch(k)`
-times the square of the length that is allowed. Two things can go wrong, as seldom as follows here.
+For a vector of norm ‖v‖, Σ_j y[j]² is k·‖v‖² on average (Achlioptas, JCSS 2003). It must not exceed T = `stretch(k)`
+times the square of the allowed norm. Two errors are possible, with these bounds on their probabilities:
 
-- An honest vector is refused: y[j]/‖v‖ is sub-Gaussian, so that Pr[Σ y² > T·‖v‖²] ≤ (x·e^(1−x))^(k/2) with x = T/k.
-- One that is s times too long passes: of z = y[j]²/‖v‖² one knows E z = 1 and E z² ≤ 3. Of all such z ≥ 0, e^(−hz) is
-  largest on average for that which is 3 or 0. So Pr[Σ z ≤ k·a] ≤ exp(−k·D(a/3 ‖ 1/3)), where a = T/(k·s²) and D is the
-  relative entropy of two coins (Chernoff's bound for a sum of such z).
+- An honest vector is refused: y[j]/‖v‖ is sub-Gaussian, so Pr[Σ y² > T·‖v‖²] ≤ (x·e^(1−x))^(k/2) with x = T/k.
+- A vector s times too long passes: z = y[j]²/‖v‖² has E z = 1 and E z² ≤ 3. Among all such z ≥ 0, E e^(−hz) is largest
+  for the z that takes only the values 0 and 3. So Pr[Σ z ≤ k·a] ≤ exp(−k·D(a/3 ‖ 1/3)), where a = T/(k·s²) and D is
+  the relative entropy of two Bernoulli distributions (Chernoff's bound).
 
 >>> refused_though_short(128) < 2**-30, passes_though_long(128, 2.3) < 2**-20
 (True, True)
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEFAULT = 128
-_STRETCH = {32: 115, 64: 167, 128: 261}  # the least whole numbers by which fewer than one in 2^30 is refused
-_ROWS = 1 << 12  # values that are multiplied at a time: with their signs, they fit into a core's cache
-_EXACT = 1 << 53  # whole numbers up to here are exact in double precision, and so are their sums
+_STRETCH = {32: 115, 64: 167, 128: 261}  # the smallest integers that refuse fewer than one honest vector in 2^30
+_ROWS = 1 << 12  # values multiplied at a time: with their signs, they fit into a core's cache
+_EXACT = 1 << 53  # integers up to here are exact in double precision
 
 
 def stretch(projections: int) -> int:
-    """Return T, how many times the square of the length that is allowed Σ y² may be.
+    """Return T: Σ y² may be at most T times the square of the allowed norm.
 
     Raises:
-        ConfigError: if nobody has worked it out for so many projections.
+        ConfigError: if T is not tabulated for this number of projections.
     """
     if projections not in _STRETCH:
         msg = f"{projections} projections are not foreseen; take one of {', '.join(map(str, _STRETCH))}"
@@ -46,13 +46,13 @@ def stretch(projections: int) -> int:
 
 
 def refused_though_short(projections: int) -> float:
-    """Return a bound of the probability that a vector which is just short enough is refused."""
+    """Return an upper bound on the probability that a vector of exactly the allowed norm is refused."""
     x = stretch(projections) / projections
     return exp(projections / 2 * (1 + log(x) - x))
 
 
 def passes_though_long(projections: int, times: float) -> float:
-    """Return a bound of the probability that a vector passes which is so many times too long."""
+    """Return an upper bound on the probability that a vector passes whose norm is `times` the allowed one."""
     p = stretch(projections) / projections / times**2 / 3
     if p >= 1 / 3:
         return 1.0
@@ -60,7 +60,7 @@ def passes_though_long(projections: int, times: float) -> float:
 
 
 def caught_from(projections: int, probability: float) -> float:
-    """Return how many times too long a vector must be to pass with at most this probability."""
+    """Return the multiple of the allowed norm from which a vector passes with at most this probability."""
     short, long = sqrt(stretch(projections) / projections), 1e6
     if passes_though_long(projections, long) > probability:
         return float("inf")
@@ -74,13 +74,13 @@ def caught_from(projections: int, probability: float) -> float:
 
 
 class Projection:
-    """The k projections of a vector of whole numbers, exact, as its blocks come."""
+    """The k exact projections of a vector of integers, accumulated block by block."""
 
     def __init__(self, seed: bytes, projections: int) -> None:
-        """Start with no block.
+        """Start with an empty vector.
 
         Args:
-            seed: 32 bytes, from which the signs follow: AES-256 in counter mode; k bits a value, the lowest of a byte
+            seed: 32 bytes that determine the signs: AES-256 in counter mode, k bits per value, lowest bit of a byte
                 first, 1 for +1.
             projections: k, a multiple of 8.
         """
@@ -91,7 +91,7 @@ class Projection:
         """Take the vector's next block `(n,)`.
 
         Raises:
-            ConfigError: if the absolute values add up to 2⁵³, from where on double precision is not exact.
+            ConfigError: if the absolute values add up to 2⁵³ or more, where double precision is no longer exact.
         """
         for start in range(0, block.size, _ROWS):
             values = block[start : start + _ROWS]
@@ -101,7 +101,7 @@ class Projection:
                 raise ConfigError(msg)
             drawn = np.frombuffer(self._stream.bytes(values.size * self._plus.size // 8), dtype=np.uint8)
             bits = np.unpackbits(drawn, bitorder="little").reshape(values.size, self._plus.size)
-            self._plus += np.einsum("i,ij->j", values, bits)  # on one core, as all else in a round: no BLAS
+            self._plus += np.einsum("i,ij->j", values, bits)  # no BLAS: like the rest of a round, on one core
             self._total += float(values.sum())
 
     @property

@@ -1,13 +1,13 @@
-"""The SEAL binding that TenSEAL ships: the only file of ours that touches it, and only sites load it.
+"""Wrap the SEAL binding that TenSEAL ships. No other module touches it, and only sites load it.
 
-TenSEAL's high-level API can neither make seeded ciphertexts nor use a single prime. The binding can, but saves and
-loads files only: a memory-backed file descriptor serves. SEAL compresses what it saves; this unframes it and hands SEAL
-uncompressed frames that it built itself. Only residues that were checked, and seeds, ever come from outside. The
-frames' offsets belong to one SEAL version, so they are checked once, with a known ciphertext, and an unknown build is
-refused in plain words.
+TenSEAL's high-level API can neither make seeded ciphertexts nor use a single prime. The binding can, but saves to and
+loads from files only, so this module gives it a memory-backed file descriptor. SEAL compresses what it saves: this
+module decompresses it, and hands SEAL uncompressed frames that it built itself. From outside come only checked residues
+and seeds. The frames' offsets belong to one SEAL version, so they are checked once with a known ciphertext, and an
+unknown build is refused with a clear message.
 
-SEAL encrypts zeros; the message m is added to c0 here, as q·m/t rounded (Fan and Vercauteren, 2012). That is all that
-BFV does with it, costs less than handing SEAL a plaintext, and keeps messages out of that file.
+SEAL encrypts zeros; this module adds the message m to c0, as q·m/t rounded (Fan and Vercauteren, 2012). BFV does
+nothing else with a message; doing it here is cheaper than handing SEAL a plaintext, and keeps messages out of the file.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 _HEADER = struct.Struct("<HBBBBHQ")  # magic, header size, major, minor, compression, reserved, total size
 _ZSTD = 2
 _WORDS = 8 * RING_DEGREE
-_LARGEST = 4 * _WORDS  # more bytes than anything that is saved here
+_LARGEST = 4 * _WORDS  # bytes, more than any object saved here takes
 _SCALE, _REST = divmod(COEFF_MODULUS, PLAIN_MODULUS)
 
 
 class Seal:
-    """SEAL's context, its frames, and the file descriptor through which bytes pass."""
+    """SEAL's context, its frames, and the file descriptor through which it saves and loads."""
 
     def __init__(self) -> None:
         parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.BFV)
@@ -70,7 +70,7 @@ class Seal:
         """Undo `key_bytes`.
 
         Raises:
-            KeyFileError: if these are no key.
+            KeyFileError: if `words` is not a key.
         """
         with contextlib.suppress(RuntimeError, ValueError):
             return self._load(seal.SecretKey(), self._key_frame + words)
@@ -78,34 +78,34 @@ class Seal:
         raise KeyFileError(msg)
 
     def encryptor(self, secret: Any) -> Any:  # noqa: ANN401
-        """Return what `encrypt` needs."""
+        """Return the encryptor that `encrypt` needs."""
         return seal.Encryptor(self._context, secret)
 
     def decryptor(self, secret: Any) -> Any:  # noqa: ANN401
-        """Return what `decrypt` needs."""
+        """Return the decryptor that `decrypt` needs."""
         return seal.Decryptor(self._context, secret)
 
     def encrypt(self, encryptor: Any, coefficients: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], bytes]:  # noqa: ANN401
         """Encrypt `(4096,)` coefficients below t; return c0 `(4096,)` and the seed of a fresh ciphertext."""
         blob = self._save(encryptor.encrypt_zero_symmetric())
         zero = np.frombuffer(blob, dtype="<u8", count=RING_DEGREE, offset=self._before)
-        # q·m/t = scale·m + rest·m/t. The last term is below 2^18: a float64 rounds it rightly, or one off at a tie.
+        # q·m/t = scale·m + rest·m/t. The last term is below 2^18: float64 rounds it right, or off by one at a tie.
         c0 = coefficients * np.uint64(_SCALE) + np.rint(coefficients * (_REST / PLAIN_MODULUS)).astype(np.uint64)
         add_residues(c0, zero)
         return c0, blob[-SEED_BYTES:]
 
     def decrypt(self, decryptor: Any, c0: NDArray[np.uint64], c1: Sequence[bytes]) -> NDArray[np.uint64]:  # noqa: ANN401
-        """Decrypt `(4096,)` residues c0 with the sum of all these c1, each a seed or all its words, to `(4096,)`."""
+        """Decrypt `(4096,)` residues c0 with the sum of these c1, each given as a seed or as words, to `(4096,)`."""
         total, nothing = self._ciphertext(c0, c1[0]), np.zeros(RING_DEGREE, dtype=np.uint64)
         for each in c1[1:]:
             self._evaluator.add_inplace(total, self._ciphertext(nothing, each))
         opened = seal.Plaintext()
         decryptor.decrypt(total, opened)
         values = np.frombuffer(self._save(opened)[len(self._plain_frame) :], dtype="<u8")
-        return np.pad(values, (0, RING_DEGREE - values.size))  # SEAL leaves leading zeros out
+        return np.pad(values, (0, RING_DEGREE - values.size))  # SEAL omits zero coefficients of the highest degrees
 
     def expand(self, seed: bytes) -> NDArray[np.uint64]:
-        """Return c1 `(4096,)` that follows from a seed."""
+        """Return the c1 `(4096,)` of a seed."""
         whole = self._save(self._ciphertext(np.zeros(RING_DEGREE, dtype=np.uint64), seed))
         return np.frombuffer(whole[-_WORDS:], dtype="<u8")
 
@@ -114,7 +114,7 @@ class Seal:
         return self._load(seal.Ciphertext(self._context), head + c0.astype("<u8").tobytes() + tail + c1)
 
     def _open_file(self) -> None:
-        self._lock = threading.Lock()  # over the file and the decompressor
+        self._lock = threading.Lock()  # protects the file and the decompressor
         self._decompressor = zstandard.ZstdDecompressor()
         if hasattr(os, "memfd_create"):
             self._file = os.memfd_create("cloister")
@@ -123,7 +123,7 @@ class Seal:
             self._file, self._path = tempfile.mkstemp()
 
     def _save(self, thing: Any) -> bytes:  # noqa: ANN401
-        """Return what SEAL saves, without its compression frame."""
+        """Return what SEAL saves, uncompressed."""
         with self._lock:
             thing.save(self._path)
             framed = os.pread(self._file, _LARGEST, 0)
@@ -142,13 +142,17 @@ class Seal:
         return thing
 
     def _learn_frames(self) -> None:
-        """Find where SEAL puts coefficients and seed, with a ciphertext of a known message."""
+        """Learn where SEAL puts coefficients and seed, from a ciphertext of a known message.
+
+        Raises:
+            EncryptionError: if the frames are not those of the known build.
+        """
         key = self.new_key()
         self._key_frame = self._save(key)[:-_WORDS]
         self._plain_frame = self._save(seal.Plaintext(RING_DEGREE))[:-_WORDS]
         known = np.arange(RING_DEGREE, dtype=np.uint64) + np.uint64(PLAIN_MODULUS - RING_DEGREE)
         blob = self._save(self.encryptor(key).encrypt_zero_symmetric())
-        # Before c0: header, metadata, array header. After it: the header of the generator's description, its type.
+        # Before c0: header, metadata, array header. After it: the random generator's header and type.
         self._before, after = 113, 17
         if len(blob) != self._before + _WORDS + after + SEED_BYTES:
             raise _unknown_build()
@@ -169,7 +173,7 @@ def binding() -> Seal:
     """Return this process's binding.
 
     Raises:
-        EncryptionError: if this build of TenSEAL is not one that Cloister knows.
+        EncryptionError: if Cloister does not know this build of TenSEAL.
     """
     return Seal()
 

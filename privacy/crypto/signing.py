@@ -1,11 +1,11 @@
-"""Signatures over exact bytes, each bound to what it is a signature of.
+"""Sign and verify exact bytes, each signature bound to one kind of document.
 
-Nothing is ever parsed before its signature holds: `verify` and `SignedDocument.open` take raw bytes and give
-them back unchanged. The signed string is `cloister` ‖ kind ‖ length ‖ payload, so that a signature made for one
-kind of document (a manifest, a roster, an update) can never pass as one for another.
+Nothing is parsed before its signature is verified: `verify` and `SignedDocument.open` take raw bytes, and the payload
+comes back unchanged. The signed string is `cloister` ‖ kind ‖ payload, with the lengths of kind and payload, so that a
+signature for one kind of document (a manifest, a roster, an update) never passes for another.
 
-Updates and manifests are signed with Ed25519 (RFC 8032); rosters with the consortium's P-256 certificate
-authority (TLS stacks refuse Ed25519 certificates, so the authority's key cannot be one).
+Sites sign with Ed25519 (RFC 8032). The consortium's certificate authority signs rosters with P-256, because TLS stacks
+refuse Ed25519 certificates.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PrivateKey = Ed25519PrivateKey | EllipticCurvePrivateKey
 PublicKey = Ed25519PublicKey | EllipticCurvePublicKey
 
-SIGNATURE_BYTES = 64  # of a site's, Ed25519
+SIGNATURE_BYTES = 64  # of a site's signature, Ed25519
 _MAGIC = b"cloister-signed-1"
 _MAX_DOCUMENT = 64 << 20  # bytes; a roster of 10,000 sites takes 21 MB
 
@@ -46,10 +46,10 @@ def sign(key: PrivateKey, kind: str, payload: bytes) -> bytes:
 
 
 def verify(key: PublicKey, kind: str, payload: bytes, signature: bytes) -> None:
-    """Check that `signature` is the key holder's over `payload` as a document of this kind.
+    """Check that the key's holder signed `payload` as a document of this kind.
 
     Raises:
-        AuthenticityError: if it is not.
+        AuthenticityError: if the signature does not hold.
     """
     try:
         if isinstance(key, Ed25519PublicKey):
@@ -62,7 +62,7 @@ def verify(key: PublicKey, kind: str, payload: bytes, signature: bytes) -> None:
 
 
 def digest(kind: str, payload: bytes) -> str:
-    """SHA-256, in hex, of `payload` as a document of this kind."""
+    """Return the SHA-256, in hex, of `payload` as a document of this kind."""
     return sha256(_bound(kind, payload)).hexdigest()
 
 
@@ -85,7 +85,7 @@ class SignedDocument:
 
     @classmethod
     def open(cls, data: bytes, kind: str, key: PublicKey) -> Self:
-        """Read a document of this kind and check who signed it, before anyone parses its payload.
+        """Read a document of this kind and verify its signature, before anyone parses its payload.
 
         Raises:
             MalformedError: if `data` is no such document.
@@ -104,7 +104,7 @@ class SignedDocument:
         except ValueError as error:
             msg = f"the first line of this {kind} is damaged; ask the coordinator for the original file"
             raise MalformedError(msg) from error
-        if signature.hex().encode() != words[2]:  # capitals, or spaces between: one document, one form
+        if signature.hex().encode() != words[2]:  # capitals or spaces: a document has only one form
             msg = f"the first line of this {kind} was rewritten; ask the coordinator for the original file"
             raise MalformedError(msg)
         if said != kind:
@@ -115,5 +115,5 @@ class SignedDocument:
 
     @property
     def digest(self) -> str:
-        """The document's name in the protocol: a digest of what was signed."""
+        """The document's identity in the protocol: the digest of the signed bytes."""
         return digest(self.kind, self.payload)

@@ -1,7 +1,8 @@
-"""The sum: how the server builds it from verified updates, and how a site checks it before it opens it.
+"""Build a round's sum from verified updates, at the server, and check it before it is decrypted, at a site.
 
-The headers of all contributors travel with the sum, so every site checks for itself who contributed, to which plan,
-with which weight. The tag inside (`privacy.crypto.tag`) then proves that the sum is of just those updates.
+The headers of all contributors travel with the sum, so every site checks for itself who contributed, to which plan and
+with which weight. The code (`privacy.crypto.mac`) and the tag inside (`privacy.crypto.tag`) then prove that the sum is
+of exactly those updates.
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ class EncryptedSum:
     contributions: tuple[Contribution, ...]
     c0: tuple[bytes, ...]
     codes: bytes  # of the ciphertexts, added up
-    c1: tuple[bytes, ...] = ()  # of large cohorts: instead of every contributor's seeds
-    proofs: tuple[bytes, ...] = ()  # in a run with `update_norm`: every contributor's, of how long its update is
+    c1: tuple[bytes, ...] = ()  # in large cohorts, instead of every contributor's seeds
+    proofs: tuple[bytes, ...] = ()  # in a run with `update_norm`: every contributor's norm proof, signed
 
     @property
     def ciphertexts(self) -> SummedCiphertexts:
-        """What there is to decrypt."""
+        """The summed ciphertexts, to decrypt."""
         return SummedCiphertexts(self.c0, tuple(each.seeds for each in self.contributions), self.c1, self.codes)
 
     @property
     def size(self) -> int:
-        """How many bytes of ciphertexts and seeds it brings a site."""
+        """How many bytes of ciphertexts, seeds, codes and proofs each site receives."""
         return sum(map(len, (*self.c0, *self.c1, self.codes, *self.proofs))) + sum(
             len(each.seeds) + len(each.pairs) for each in self.contributions
         )
@@ -62,7 +63,7 @@ class EncryptedSum:
 
 
 class RunningSum:
-    """A round's sum as it grows: memory for one sum, whatever the number of sites."""
+    """A round's sum as it grows, in the memory of one sum, whatever the number of sites."""
 
     def __init__(self, plan: RoundPlan) -> None:
         self.plan = plan
@@ -71,18 +72,20 @@ class RunningSum:
         self._same: tuple[object, ...] = ()
         self._contributions: dict[str, Contribution] = {}
         self.headers: dict[str, UpdateHeader] = {}
-        self.commitments: dict[str, bytes] = {}  # of each contributor to its masks, if it has any
+        self.commitments: dict[str, bytes] = {}  # each contributor's, to its masks; empty without masks
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Who has contributed so far."""
+        """The sites that have contributed so far."""
         return tuple(self._contributions)
 
     def add(self, update: VerifiedUpdate) -> None:
         """Add one verified update modulo q.
 
         Raises:
-            ProtocolError: if it is for another plan, its site is in the sum already, or its model has another layout.
+            MalformedError: if it holds anything but residues, or another number of ciphertexts.
+            ProtocolError: if it is for another plan, its site is in the sum already, or its model has another layout
+                or range.
         """
         header, wrong = update.header, None
         if header.plan != self.plan.digest:
@@ -106,10 +109,10 @@ class RunningSum:
         self.headers[header.site], self.commitments[header.site] = header, update.commitments
 
     def close(self) -> EncryptedSum:
-        """Return the sum of what was added.
+        """Return the sum of the added updates.
 
         Raises:
-            ProtocolError: if fewer contributed than the plan's minimum: then nothing may be released.
+            ProtocolError: if there are fewer contributors than the plan's minimum; then nothing may be released.
         """
         if self._c0 is None or len(self._contributions) < self.plan.minimum_cohort:
             msg = (
@@ -129,8 +132,9 @@ def check_sum(
     """Check who contributed to a sum, before a site decrypts it; return its plan and every contributor's header.
 
     Raises:
-        AuthenticityError, MalformedError, ProtocolError: if a header does not hold, seeds are not those that were
-            signed, a site contributed twice, or fewer did than the manifest's minimum cohort.
+        AuthenticityError, MalformedError, ProtocolError: if the sum is for another run or has the wrong form, a header
+            is not valid, seeds are not those that were signed, a site contributed twice, or there are fewer
+            contributors than the manifest's minimum.
     """
     plan = read_plan(total.plan)
     if plan.run != run or plan.round > manifest.settings.rounds:
@@ -155,10 +159,10 @@ def check_sum(
 def check_contributions(
     contributions: Sequence[Contribution], plan: RoundPlan, manifest: Manifest, roster: Roster
 ) -> dict[str, UpdateHeader]:
-    """Check who contributed to a plan's sum: signed headers that fit each other, of enough sites, each once.
+    """Check that contributions have valid, consistent headers from enough sites, each once; return the headers by site.
 
     Raises:
-        AuthenticityError, MalformedError, ProtocolError: if they are not that.
+        AuthenticityError, MalformedError, ProtocolError: if they do not.
     """
     headers: dict[str, UpdateHeader] = {}
     for contribution in contributions:
@@ -177,7 +181,11 @@ def check_contributions(
 
 
 def claimed_site(header: bytes, plan: RoundPlan) -> str:
-    """Return which of the cohort a header claims to be from; `verify_header` then proves or refutes it."""
+    """Return the member of the cohort that a header names, unverified: `verify_header` must check it next.
+
+    Raises:
+        MalformedError: if it names no member of the cohort.
+    """
     found = _SITE.search(header)
     if found and (site := found[1].decode()) in plan.members:
         return site

@@ -1,19 +1,19 @@
-"""The sum's tag: why not even a malicious server can change, drop, double or replay an update unnoticed.
+"""Tag updates inside their ciphertexts: a malicious server cannot change, drop, double or replay one unnoticed.
 
-Encryption hides a sum; it does not prove that it is the right one. The server could return one site's ciphertext as
-"the sum", leave one out, add one twice, or add a constant, all without a key. So the sites share, besides the
-decryption key, a tag key, and site i puts into the last coefficient of its ciphertext c
+Encryption hides a sum but does not prove that it is the right one. Without a key, the server could return one site's
+ciphertext as "the sum", leave one out, add one twice, or add a constant. So the sites also share a tag key, and site i
+puts into the last coefficient of its ciphertext c
 
     τ = Σⱼ αⱼ·mⱼ + rᵢ  mod t        αⱼ: secret, fixed for the epoch      rᵢ = PRF(plan, nonce, site i, c)
 
-where mⱼ are the other coefficients. τ is linear: the sum's last coefficient must equal Σⱼ αⱼ·Mⱼ + Σᵢ rᵢ, over just
-the sites that are said to have contributed. Any other combination passes with probability 1/t < 2⁻⁴⁷ for each
-ciphertext, since t is prime (linearly homomorphic MACs: Agrawal and Boneh, ACNS 2009; Catalano and Fiore, Eurocrypt
-2013). The plan's digest covers run, round, attempt, cohort and model, so no tag is good for another round. The nonce is
-fresh for every update and stands in its signed header: two updates for one plan, as a site makes them whose disk was
-restored from a backup, have different pads. One pad for both would give away Σⱼ αⱼ·(mⱼ − m'ⱼ).
+where mⱼ are the other coefficients. τ is linear: the sum's last coefficient must equal Σⱼ αⱼ·Mⱼ + Σᵢ rᵢ over exactly
+the claimed contributors. Since t is prime, any other combination passes with probability 1/t < 2⁻⁴⁷ per ciphertext
+(linearly homomorphic MACs: Agrawal and Boneh, ACNS 2009; Catalano and Fiore, Eurocrypt 2013). The plan's digest covers
+run, round, attempt, cohort and model, so no tag is valid in another round. The nonce is fresh for every update and is
+in its signed header, so two updates for one plan have different pads. (A site restored from a backup may make two.)
+The same pad for both would reveal Σⱼ αⱼ·(mⱼ − m'ⱼ).
 
-Whoever holds the tag key can forge: a site that colludes with the server is not stopped by it.
+Anyone who holds the tag key can forge: tags do not stop a site that colludes with the server.
 """
 
 from __future__ import annotations
@@ -52,28 +52,28 @@ class TaggedUpdate:
 
     blocks: Iterator[NDArray[np.uint64]]
     charge: Charge
-    nonce: str  # 32 bytes in hex, drawn for this update alone: what its pads are bound to
+    nonce: str  # 32 bytes in hex, fresh for this update; its pads are bound to it
 
 
 def pad_label(plan: RoundPlan, site: str, nonce: str) -> bytes:
-    """Return what the pads of one update, of its tags and of its codes, are derived from besides their key."""
+    """Return the label from which the pads of one update's tags and codes are derived, together with a key."""
     return b"pad" + bytes.fromhex(plan.digest) + bytes.fromhex(nonce) + site.encode()
 
 
 class TagKey:
-    """The sites' tag key of one epoch."""
+    """The sites' tag key of one key epoch."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
     @cached_property
     def _alpha(self) -> NDArray[np.float64]:
-        """The secret coefficients' low and high 24 bits, `(2, 4095)`."""
+        """The low and high 24 bits of the secret coefficients α, `(2, 4095)`."""
         alpha = self._stream(b"alpha").residues(_PLACE, PLAIN_MODULUS)
         return np.stack([alpha & _HALF_MASK, alpha >> _HALF]).astype(np.float64)
 
     def tag(self, update: MaskedUpdate, plan: RoundPlan, site: str) -> TaggedUpdate:
-        """Put a site's tags into its update, in place, as the blocks are taken, under pads of a fresh nonce."""
+        """Put a site's tags into its update, in place, as the blocks are taken, with pads from a fresh nonce."""
         nonce = secrets.token_hex(NONCE_BYTES)
         return TaggedUpdate(self._tagged(update.blocks, self._pads(plan, site, nonce)), update.charge, nonce)
 
@@ -85,15 +85,15 @@ class TagKey:
     def check(
         self, total: Iterable[NDArray[np.uint64]], plan: RoundPlan, nonces: Mapping[str, str]
     ) -> Iterator[NDArray[np.uint64]]:
-        """Pass on the blocks of a decrypted sum, each once it is known to be of these sites' updates for this plan.
+        """Yield each block of a decrypted sum once its tags prove that it sums these sites' updates for this plan.
 
         Args:
             total: blocks of coefficients `(n, 4096)`.
-            plan: the round's.
-            nonces: of every contributor, as its signed header has it.
+            plan: the round's plan.
+            nonces: every contributor's nonce, from its signed header.
 
         Raises:
-            AuthenticityError: as the blocks are taken, if one is anything else.
+            AuthenticityError: when a block is taken that is anything else.
         """
         pads = [self._pads(plan, site, nonce) for site, nonce in nonces.items()]
         for block in total:
@@ -109,30 +109,30 @@ class TagKey:
             yield block
 
     def _inner(self, coefficients: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Σⱼ αⱼ·mⱼ mod t, `(ciphertexts,)`.
+        """Return Σⱼ αⱼ·mⱼ mod t, `(ciphertexts,)`.
 
-        Over limbs of m of 16 bits and halves of α of 24, whose products add up to less than 2⁵²: exact in doubles.
+        The sums of products of 16-bit limbs of m with 24-bit halves of α stay below 2⁵²: exact in doubles.
         """
         limbs = np.ascontiguousarray(coefficients, dtype="<u8").view("<u2").reshape(-1, RING_DEGREE, 4)
         result = np.zeros(len(coefficients), dtype=np.uint64)
         for k in (2, 1, 0):
             part = limbs[:, :_PLACE, k].astype(np.float64)
-            # Not `@`: the threads that BLAS starts for it would cost more than they save.
+            # Not `@`: BLAS would start threads that cost more than they save.
             low, high = (np.einsum("cj,j->c", part, half).astype(np.uint64) for half in self._alpha)
             result = (_shifted(result, 16) + _shifted(high % _T, 24) + low % _T) % _T
         return result
 
     def _pads(self, plan: RoundPlan, site: str, nonce: str) -> Randomness:
-        """Start the stream of one update's pads, one residue a ciphertext."""
+        """Start the stream of one update's pads, one residue per ciphertext."""
         return self._stream(pad_label(plan, site, nonce))
 
     def _stream(self, label: bytes) -> Randomness:
-        """Start the stream that only the key and the label determine."""
+        """Start the stream that the key and the label determine."""
         return Randomness.derived(self._secret, b"cloister tag " + label)
 
 
 def _shifted(residues: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
-    """Return residues times 2^bits modulo t, a byte at a time so that nothing leaves 64 bits."""
+    """Return residues times 2^bits modulo t, computed a byte at a time so that nothing overflows 64 bits."""
     for _ in range(bits // 8):
         residues = (residues << np.uint64(8)) % _T
     return residues

@@ -1,11 +1,11 @@
-"""Whose fault it is that a masked sum does not open: each body is judged by itself, by what its site signed.
+"""Find whose fault it is that a masked sum does not open, by judging each update's body against its signed header.
 
 A member's header carries the digest of its ciphertexts. So a body with a wrong code or tag is evidence against its
-site, which every holder of the epoch's keys can check, and which neither the server nor anybody else can make. If the
-codes, the tags and the noise of all bodies are right, so are those of their sum, and the server did not add it up.
+site: every holder of the epoch's keys can check it, and nobody else can forge it. If the codes, tags and noise of all
+bodies are right, so are those of their sum, and the fault is the server's.
 
-Whoever judges a body learns what is in it. It must be masked, and its site's pair masks must not be known: in a run
-without masks nobody is ever given another's body.
+A judge learns what is in a body. So the body must be masked, and its site's pairwise masks must not be known: in a run
+without masks no site is ever given another site's body.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from privacy.run.plan import RoundPlan
 
 KIND = "verdict"
-# SEAL's noise is 21 at most. Times 64, it still decrypts rightly, as long as it is below q/2t/64, which is 32.
+# SEAL's noise is at most 21. A ciphertext times 64 still decrypts correctly if its noise is below q/2t/64, which is 32.
 _DOUBLINGS = 6
 
 
 def is_right(update: VerifiedUpdate, plan: RoundPlan, keys: EpochKeys, apply: Apply = map) -> bool:
-    """Whether a body is such that sums of it open: its code, its tag, and how much noise its ciphertexts have.
+    """Return whether sums with this body open: its codes and tags are right, and its ciphertexts' noise is small.
 
     Raises:
-        MalformedError: if it holds anything but residues: then the server must not have taken it.
+        MalformedError: if it holds anything but residues; the server must not have accepted it.
     """
     header, alone = update.header, update.ciphertexts.alone
     nonces = {header.site: header.nonce}
@@ -54,12 +54,12 @@ def is_right(update: VerifiedUpdate, plan: RoundPlan, keys: EpochKeys, apply: Ap
 
 
 def sign_verdict(key: PrivateKey, plan: RoundPlan, header: bytes, *, right: bool) -> bytes:
-    """Sign whether the body of this header is right."""
+    """Sign a verdict on the body of this header, right or wrong."""
     return sign(key, KIND, _statement(plan, header, right=right))
 
 
 def verify_verdict(key: PublicKey, plan: RoundPlan, header: bytes, signature: bytes, *, right: bool) -> None:
-    """Check that a site judged the body of this header so.
+    """Check that a site signed this verdict on the body of this header.
 
     Raises:
         AuthenticityError: if it did not.

@@ -1,1 +1,1 @@
-"""The ledger of a site: what was spent on its people, signed line by line, and never forgotten."""
+"""A site's ledger: every privacy charge, in a signed, append-only file."""

@@ -1,4 +1,4 @@
-"""A ledger's file: locked, read and verified, appended to and synced."""
+"""Lock, read, verify, append to and sync a ledger's file."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Chain:
     """An append-only file of signed lines.
 
     Args:
-        path: of the file.
-        site: whose it is.
+        path: the file's path.
+        site: the site that owns it.
         lineage: the people whom it is about.
-        key: the site's signing key; the public one is enough to read.
+        key: the site's signing key; the public key is enough for reading.
         last: where the site keeps the last head, apart from the file; None to keep none.
     """
 
@@ -40,15 +40,15 @@ class Chain:
 
     @property
     def public_key(self) -> Ed25519PublicKey:
-        """The key that vouches for it."""
+        """The key that verifies the lines."""
         return self._key if isinstance(self._key, Ed25519PublicKey) else self._key.public_key()
 
     @property
     def signing_key(self) -> Ed25519PrivateKey:
-        """The key with which lines are signed.
+        """The key that signs the lines.
 
         Raises:
-            KeyFileError: if only the public one is here.
+            KeyFileError: if only the public key is here.
         """
         if isinstance(self._key, Ed25519PublicKey):
             msg = f"{self.path}: nothing is written without {self.site}'s signing key; restore the key from backup"
@@ -56,12 +56,12 @@ class Chain:
         return self._key
 
     def entries(self) -> Entries:
-        """Return all that stands in the ledger. Writes nothing: a torn last line stays, unread.
+        """Return everything in the ledger. Write nothing: a torn last line is skipped and stays in the file.
 
         Raises:
             LedgerError: if the file was edited, is an older copy than the last head says, or cannot be read.
         """
-        last = self.last_kept()  # before the file, which another process may append to: it is never ahead of it
+        last = self.last_kept()  # read before the file, to which another process may append, so never ahead of it
         try:
             with open_file(self.path) as file:
                 fcntl.flock(file, fcntl.LOCK_SH)
@@ -76,14 +76,15 @@ class Chain:
 
     @property
     def head(self) -> str:
-        """The digest of all that was charged."""
+        """The ledger's head: the digest of all its lines."""
         return self.entries().head
 
     def sign_head(self) -> SignedHead:
-        """Return the present head, signed by the site.
+        """Return the current head, signed by the site.
 
         Raises:
-            LedgerError: if the ledger was edited.
+            KeyFileError: if the ledger is empty, and only the public key is here.
+            LedgerError: as `entries`.
         """
         entries = self.entries()
         if entries.signature:
@@ -91,7 +92,7 @@ class Chain:
         return SignedHead(entries.head, sign(self.signing_key, KIND, self.whose.signed_part(entries.head)))
 
     def check_head(self, known: SignedHead | None) -> None:
-        """Hold the ledger against a head that the server brought back, if the site made it for just this ledger.
+        """Check the ledger against a head that the server sent back, if the site signed it for this ledger.
 
         Raises:
             LedgerError: if the ledger is older, or was edited.
@@ -100,15 +101,15 @@ class Chain:
             self.check_holds(known.head, self.entries())
 
     def last_kept(self) -> str | None:
-        """Return the last head that the site kept apart from the file, if it did, and it is this ledger's."""
+        """Return the last head that the site keeps apart from the file, or None if there is none for this ledger."""
         kept = self._last.read() if self._last else None
         return kept.head if kept and kept.is_of(self.whose, self.public_key) else None
 
     def check_holds(self, head: str, entries: Entries) -> None:
-        """Check that a head which this ledger once had is in its chain.
+        """Check that the chain contains a head that this ledger once had.
 
         Raises:
-            LedgerError: if it is not, so that this must be an older copy.
+            LedgerError: if it does not, so this must be an older copy.
         """
         if head not in entries.heads:
             ends = f"ends on {entries.charges[-1].time}" if entries.charges else "holds nothing"
@@ -119,13 +120,14 @@ class Chain:
             raise LedgerError(msg)
 
     def adopt(self, before: Ed25519PublicKey | None) -> None:
-        """Vouch, with the site's present key, for a ledger that was signed with another one.
+        """Sign, with the site's present key, a ledger that was signed with another key.
 
         Args:
-            before: the other key; None to take the ledger as it is, whoever signed it.
+            before: the other key; None to accept the ledger as it is, whoever signed it.
 
         Raises:
-            LedgerError: if it is not whole, an older copy, not the other key's, or the present one's already.
+            LedgerError: if the ledger is damaged, an older copy, not signed with `before`, or already signed with the
+                present key.
         """
         with self._locked() as (file, data):
             entries = read_entries(data, self.path, self.whose, before)
@@ -141,7 +143,7 @@ class Chain:
 
     @contextmanager
     def opened(self) -> Iterator[tuple[BinaryIO, Entries]]:
-        """Lock the file, read it, and cut a torn last line off.
+        """Lock the file, read it, and cut off a torn last line.
 
         Raises:
             LedgerError: if it was edited, is an older copy than the last head says, or cannot be read or written.
@@ -153,7 +155,7 @@ class Chain:
             yield file, entries
 
     def append(self, file: BinaryIO, lines: bytes) -> str:
-        """Write lines, on disk; return the head after them."""
+        """Append lines and sync them to disk; return the new head."""
         self._write(file, lines)
         head, signature, _ = lines.splitlines()[-1].split(b" ", 2)
         if self._last:
@@ -161,7 +163,7 @@ class Chain:
         return head.decode()
 
     def sync(self, file: BinaryIO) -> None:
-        """See that what was written is on disk, also what others wrote."""
+        """Sync the file to disk, including what other processes wrote."""
         self._write(file, b"")
 
     def _write(self, file: BinaryIO, lines: bytes) -> None:
@@ -172,7 +174,7 @@ class Chain:
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[BinaryIO, bytes]]:
-        self._check_not_lost()  # to open it would make an empty ledger where the link leads
+        self._check_not_lost()  # opening a dangling link would create an empty ledger at its target
         try:
             make_folder(self.path.parent)
             with open(self.path, "a+b", opener=private) as file:
@@ -196,5 +198,5 @@ class Chain:
 
 
 def now() -> str:
-    """Return the time, as it stands in a ledger."""
+    """Return the current time in the ledger's format."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,14 +1,16 @@
-"""A ledger's lines: read and verified as a signed chain, strictly, because what is not understood cannot be counted.
+"""Read, verify and write a ledger's lines as a signed chain. An event that this version does not know is an error.
 
-A line is its head, that is a digest of all before it and of itself; the site's signature of this head; and an event as
-JSON. The first event says whose ledger it is. Every other one is a charge, of steps with noise or of a vote; or says
-that what was made under a charge is about to leave: its digest, or, empty, that making it failed; or that the site has
-a new key.
+A line is its head (a digest of all lines up to it), the site's signature of this head, and an event as JSON. The first
+event names the ledger's site and lineage. Every other event is one of these:
 
-The digest covers the line before with its signature. So whoever has not the site's signing key cannot change, remove or
-move a line, the last one included; and one signature, the last, vouches for all. What is missing at the end is not
-seen: see `privacy.ledger.ledger_head`. A torn last line, of an append that was cut off, was never acknowledged to
-anybody; it is dropped.
+- a charge, of noisy steps or of a vote;
+- a departure: the digest of the result that is about to leave under a charge, or an empty string if it failed;
+- an adoption: the site has a new key.
+
+The digest covers the head and signature of the line before. So nobody without the site's signing key can change, remove
+or move a line, including the last one, and the last signature covers all lines. The chain does not show whether lines
+are missing at the end: see `privacy.ledger.ledger_head`. A torn last line comes from an interrupted append, which was
+never acknowledged; it is dropped.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 KIND = "ledger"
-"""What a head is signed as."""
+"""The kind of document as which a head is signed."""
 
 GENESIS = "0" * 64
-"""The head of a ledger in which nothing stands yet."""
+"""The head of an empty ledger."""
 
 Purpose = Literal["training", "statistics", "evaluation", "vote"]
 
@@ -57,53 +59,53 @@ class Release:
 
 @dataclass(frozen=True)
 class Entry:
-    """One charge, as it stands in a ledger."""
+    """One charge in a ledger."""
 
     release: Release
     mechanism: Mechanism
-    time: str  # ISO 8601, of when it was charged
-    head: str  # digest of all up to here
+    time: str  # of the charge, ISO 8601
+    head: str  # digest of all lines up to here
 
 
 @dataclass(frozen=True)
 class Adoption:
-    """Since when a ledger has the key that it has now, and whose the lines before are said to be."""
+    """A change of a ledger's key."""
 
-    key: str  # that the lines before were verified with, in hex; empty if with none
+    key: str  # with which the lines before it were verified, in hex; empty if with none
     time: str
-    entries: int  # charges that stood there already
+    entries: int  # charges before it
 
 
 class Whose(NamedTuple):
-    """Whose ledger it is."""
+    """The site and lineage to which a ledger belongs."""
 
     site: str
     lineage: str
 
     def signed_part(self, head: str) -> bytes:
-        """Return what is signed for a head."""
+        """Return the bytes that are signed for a head."""
         return f"{self.site} {self.lineage} {head}".encode()
 
 
 @dataclass(frozen=True)
 class Entries:
-    """What a ledger's file holds."""
+    """The content of a ledger's file."""
 
     charges: tuple[Entry, ...] = ()
-    left: dict[Release, str] = field(default_factory=dict)  # digests of what left; empty if it failed since its charge
-    heads: frozenset[str] = frozenset({GENESIS})  # that the ledger has had
+    left: dict[Release, str] = field(default_factory=dict)  # digests of results that left; empty after a failure
+    heads: frozenset[str] = frozenset({GENESIS})  # all heads that the ledger has had
     adoptions: tuple[Adoption, ...] = ()
-    head: str = GENESIS  # digest of all of it
-    signature: bytes = b""  # the site's, of the head, in hex; none if nothing stands there
+    head: str = GENESIS  # digest of all lines
+    signature: bytes = b""  # the site's, of the head, in hex; empty if the ledger is
     data: bytes = b""  # all lines, without a torn last one
 
     def unused(self, release: Release, mechanism: Mechanism) -> Entry | None:
-        """Return the charge of a release of this cost for which nothing has left yet."""
+        """Return the charge for a release of this cost if nothing has left for it yet, or None."""
         own = next((entry for entry in reversed(self.charges) if entry.release == release), None)
         return own if own and own.mechanism == mechanism and release not in self.left else None
 
     def has_round_of(self, release: Release) -> bool:
-        """Whether any attempt at a release's round was charged: with masks, later ones send what the first made."""
+        """Return whether any attempt at a release's round was charged: with masks, later ones resend its update."""
         return any(replace(entry.release, attempt=release.attempt) == release for entry in reversed(self.charges))
 
 
@@ -113,13 +115,13 @@ def read_entries(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey | 
 
     Args:
         data: the file's content.
-        path: to name in errors.
-        whose: the ledger has to be.
-        key: the site's; None to believe whoever signed them.
-        known: what was read before; where it is the beginning of this, only what follows is.
+        path: the file's path, for errors.
+        whose: the site and lineage that the ledger must have.
+        key: the site's public key; None to accept any signer.
+        known: the content read before; if `data` starts with it, only the rest is verified and read.
 
     Raises:
-        LedgerError: if they were edited, are another ledger's, or say what this version cannot count.
+        LedgerError: if the data were edited, belong to another ledger, or hold an event unknown to this version.
     """
     size = data.rfind(b"\n") + 1
     known = known if known and size >= len(known.data) and data.startswith(known.data) else Entries()
@@ -161,13 +163,13 @@ def write_charge(entries: Entries, whose: Whose, key: Ed25519PrivateKey, release
 
 def write_left(entries: Entries, whose: Whose, key: Ed25519PrivateKey, release: Release, made: str,
                time: str) -> bytes:  # fmt: skip
-    """Return the lines that say in a ledger what is about to leave for a release."""
+    """Return the lines that record in a ledger what is about to leave for a release."""
     return _write(entries, whose, key, {**asdict(release), "left": made, "time": time})
 
 
 def write_adopted(entries: Entries, whose: Whose, key: Ed25519PrivateKey, before: str,
                   time: str) -> bytes:  # fmt: skip
-    """Return the line with which a site's new key vouches for a ledger."""
+    """Return the line that records a site's new key in a ledger, signed with it."""
     return _write(entries, whose, key, {"adopted": before, "time": time})
 
 
@@ -184,10 +186,10 @@ def _write(entries: Entries, whose: Whose, key: Ed25519PrivateKey, event: dict[s
 
 def _take(event: dict[str, Any], head: str, charges: list[Entry], left: dict[Release, str],
           adoptions: list[Adoption]) -> None:  # fmt: skip
-    """Add an event to what was read before it.
+    """Add an event to those read before it.
 
     Raises:
-        ValueError: if it has too little, too much, or something else.
+        KeyError, ValueError: if a field is missing, unknown, or of the wrong type or value.
     """
     if "left" in event:
         _check(event, _LEFT)
@@ -202,17 +204,17 @@ def _take(event: dict[str, Any], head: str, charges: list[Entry], left: dict[Rel
 
 
 def signed_by(whose: Whose, head: str, signature: bytes, key: Ed25519PublicKey) -> bool:
-    """Whether a key's signature of a head, in hex, holds."""
+    """Return whether `signature`, in hex, is this key's signature of a head."""
     try:
         found = bytes.fromhex(signature.decode("ascii"))
         verify(key, KIND, whose.signed_part(head), found)
     except (ValueError, AuthenticityError):
         return False
-    return found.hex().encode() == signature  # one signature, one form
+    return found.hex().encode() == signature  # a signature has only one form
 
 
 def _unsigned(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey) -> str:
-    """Say from which line on a chain is not the key's; what stands before it was adopted, if anything, is not."""
+    """Return an error message that names the first line not signed by the key; adopted lines do not count."""
     lines = data.split(b"\n")[:-1]
     adopted = [place for place, line in enumerate(lines, 1) if "adopted" in json.loads(line[_HEAD + _SIGNATURE + 2 :])]
     first = adopted[-1] if adopted else 1
@@ -249,5 +251,5 @@ def _release(event: dict[str, Any]) -> Release:
 
 
 def _chain(head: str, signature: bytes, body: bytes) -> str:
-    """Return the head after a line: a digest of the head and the signature before it, and of the line's event."""
+    """Return the head after a line: the digest of the previous head and signature and of the line's event."""
     return sha256(bytes.fromhex(head) + signature + body).hexdigest()

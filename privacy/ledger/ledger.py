@@ -1,18 +1,19 @@
-"""The ledger: what a site has spent on the people its data is about, on disk before a record is trained on.
+"""Keep the ledger: the privacy a site has spent on the people in its data, on disk before a record is trained on.
 
-One file per site and lineage (the people, whatever their file is called), shared by all runs and models.
-Rules, each of which a test holds:
+There is one file per site and lineage (the people, whatever the data file is called), shared by all runs and models.
+Tests check each of these rules:
 
-- An entry is appended and fsynced before `reserve` returns; only its `Charge` lets training start.
-- Nothing is ever refunded or overwritten. A crash may over-count, never under-count: by one release, since a release
-  that was charged and has not left, as an entry of its own would say, is not charged again.
-- What failed is charged again when it is asked for again: that it failed was told, and may tell of records.
+- An entry is appended and fsynced before `reserve` returns; training starts only with its `Charge`.
+- Nothing is ever refunded or overwritten. A crash may over-count by one release, and never under-counts. A charged
+  release that has not left is not charged again; an entry of its own records when it leaves.
+- A release that failed is charged again when it is requested again: the failure was reported, and may reveal something
+  about records.
 - Entries are events (σ, sampling rate, steps, whether the noise is discrete); ε is computed from them, per person.
-- Each entry is signed with the site's key over the digest of all before it: whoever edits, deletes or swaps without
-  that key is found. See `privacy.ledger.entries`.
-- An older copy of the file, or none, is noticed with the last head: the site keeps it in another folder, and a server
-  remembers it. See `privacy.ledger.ledger_head`.
-- One process at a time: the file is locked.
+- Each entry is signed with the site's key over the digest of all before it, so edits, deletions and swaps without that
+  key are detected. See `privacy.ledger.entries`.
+- An older copy of the file, or its absence, is detected by the last head, which the site keeps in another folder and
+  the server remembers. See `privacy.ledger.ledger_head`.
+- The file is locked: one process at a time.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ __all__ = ["Budget", "Charge", "Ledger", "Release"]
 
 @dataclass(frozen=True)
 class Budget:
-    """The site's own ceiling for one lineage, over everything that is ever released about it."""
+    """The site's own limit for one lineage, over everything that is ever released about it."""
 
     epsilon: float
     delta: float
@@ -46,7 +47,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Charge:
-    """Proof that a release stands in the ledger: made by `Ledger` alone."""
+    """Proof that a release was charged to the ledger. Only `Ledger` makes one."""
 
     release: Release
     mechanism: Mechanism
@@ -54,7 +55,7 @@ class Charge:
 
 
 class Ledger(Chain):
-    """An append-only file of charges. Every ε is that of a person, who may have several records."""
+    """An append-only file of charges. Every ε is per person, and a person may have several records."""
 
     def __init__(self, path: Path, site: str, lineage: str, key: Ed25519PrivateKey | Ed25519PublicKey, *,
                  records_per_person: int = 1, last: Path | None = None) -> None:  # fmt: skip
@@ -62,7 +63,7 @@ class Ledger(Chain):
         self.records_per_person = records_per_person
 
     def reserve(self, release: Release, mechanism: Mechanism, budget: Budget) -> Charge:
-        """Charge a release before anything is made of records for it; once, if nothing left for it since.
+        """Charge a release before any record is used for it. If it is charged and nothing has left, return that charge.
 
         Raises:
             BudgetError: if it would exceed the budget; nothing is written.
@@ -70,7 +71,7 @@ class Ledger(Chain):
         """
         with self.opened() as (file, entries):
             if (unused := entries.unused(release, mechanism)) is not None:
-                self.sync(file)  # who wrote it may have been killed before it was on disk
+                self.sync(file)  # its writer may have been killed before it was on disk
                 return Charge(release, mechanism, unused.head)
             charged = [entry.mechanism for entry in entries.charges]
             self._check(self.cost([*charged, mechanism], budget.delta), budget, f"round {release.round}")
@@ -87,11 +88,11 @@ class Ledger(Chain):
         return Charge(release, mechanism, head)
 
     def leaves(self, release: Release, made: str) -> None:
-        """Note that what was made for a release, of this digest, is about to leave. The same again changes nothing.
+        """Record that the result of a release, with digest `made`, is about to leave. Repeating this has no effect.
 
         Raises:
-            ProtocolError: if something else was noted: what was made for a release leaves once.
-            LedgerError: if no attempt at its round was charged, so that this must be an older copy.
+            ProtocolError: if another digest was recorded: only one result leaves per release.
+            LedgerError: if no attempt at its round was charged, so this must be an older copy.
         """
         with self.opened() as (file, entries):
             if not entries.has_round_of(release):
@@ -107,15 +108,15 @@ class Ledger(Chain):
                 msg = f"{self.site} has made another update for round {release.round}; no second one leaves"
                 raise ProtocolError(msg)
             else:
-                self.sync(file)  # who wrote it may have been killed before it was on disk
+                self.sync(file)  # its writer may have been killed before it was on disk
 
     def fails(self, release: Release) -> None:
-        """Note that making what was charged has failed, and that others are about to be told."""
+        """Record that a charged release has failed, before the failure is reported to others."""
         with self.opened() as (file, entries):
             self.append(file, write_left(entries, self.whose, self.signing_key, release, "", now()))
 
     def check_writable(self) -> None:
-        """Write nothing, durably, so that a ledger which cannot be charged is noticed before a round is planned.
+        """Check, by a sync without a write, that the ledger can be charged, before a round is planned.
 
         Raises:
             LedgerError: if it cannot be trusted or written.
@@ -126,18 +127,18 @@ class Ledger(Chain):
                 self._last.check_writable()
 
     def has_left(self, release: Release) -> bool:
-        """Whether anything left for a release, other than that it failed."""
+        """Return whether a result left for a release; a failure does not count."""
         return bool(self.entries().left.get(release))
 
     def find(self, run: str, number: int) -> Charge | None:
-        """Return the last charge for a round of a run, if any was reserved, in this process or another."""
+        """Return the last charge for a round of a run, by this process or another, or None."""
         for entry in reversed(self.entries().charges):
             if (entry.release.run, entry.release.round) == (run, number):
                 return Charge(entry.release, entry.mechanism, entry.head)
         return None
 
     def check_plan(self, mechanism: Mechanism, budget: Budget) -> float:
-        """Return the ε that would be spent after a whole run of this cost.
+        """Return the total ε after a whole run of this cost.
 
         Raises:
             BudgetError: if the budget does not cover it.
@@ -147,22 +148,22 @@ class Ledger(Chain):
         return planned
 
     def spent(self, delta: float) -> float:
-        """Return the ε spent so far, at this δ."""
+        """Return the ε spent so far at this δ."""
         return self.cost(self.mechanisms(), delta)
 
     def cost(self, mechanisms: Iterable[Mechanism], delta: float) -> float:
-        """Return the ε that these cost a person of this lineage."""
+        """Return the ε of these mechanisms for a person of this lineage."""
         return epsilon(mechanisms, delta, group=self.records_per_person)
 
     def runs(self) -> set[str]:
-        """Return the runs for which anything was charged."""
+        """Return the runs with at least one charge."""
         return {entry.release.run for entry in self.entries().charges}
 
     def mechanisms(self) -> list[Mechanism]:
-        """Return everything that was charged.
+        """Return all charged mechanisms.
 
         Raises:
-            LedgerError: if the file was edited.
+            LedgerError: as `entries`.
         """
         return [entry.mechanism for entry in self.entries().charges]
 
@@ -177,7 +178,7 @@ class Ledger(Chain):
 
 
 def _figures(would: float, limit: float) -> tuple[str, str]:
-    """Write both with two decimals, or with so many that they differ."""
+    """Format both with two decimals, or with as many as it takes for them to differ."""
     both = "", ""
     for decimals in range(2, 16):
         both = f"{would:.{decimals}f}", f"{limit:.{decimals}f}"

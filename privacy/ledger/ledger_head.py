@@ -1,18 +1,18 @@
-"""The head of a site's ledger, signed by the site for itself and kept elsewhere: how an old copy is noticed.
+"""Keep the signed head of a site's ledger in other places, to detect an old copy of the ledger.
 
-Nobody without the site's key can edit a ledger unnoticed, but entries that are missing at its end leave no trace: a
-ledger that was restored from an old backup, or deleted, looks like one in which less was spent. So the last head is
-kept in two other places, with its signature:
+Nobody without the site's key can edit a ledger unnoticed, but entries missing at its end leave no trace: a ledger that
+was deleted or restored from an old backup looks like one with less spending. So the last head is kept, with its
+signature, in two other places:
 
-- at the site, in a folder of its own: a ledger that was restored by itself is noticed at once;
-- at the server: after each charge, and whenever it says that it is ready, a site hands it the head. The server keeps
-  the last one that each site sent, and brings it back with the next query and with each round.
+- at the site, in a folder of its own: if only the ledger is restored, the site detects it at once;
+- at the server: a site sends the head after each charge and whenever it reports that it is ready. The server keeps the
+  last head of each site and sends it back with the next query and with each round.
 
 The site verifies its own signature, and charges nothing unless this head occurs in its ledger.
 
-The signature is over the lineage's name too, which is not sent: a head that does not verify is about other people, or
-not of this site's making, and says nothing. So a malicious server can withhold a head, or replay an older one, and then
-all is as if there were none; it cannot keep a site with a whole ledger from taking part. What it sees is a digest.
+The signature also covers the name of the lineage, which is not sent. A head that does not verify is about other people
+or was not made by this site, and is ignored. So a malicious server can withhold a head or replay an older one, which is
+no worse than keeping none; it cannot keep a site with a complete ledger from taking part. All it sees is a digest.
 """
 
 from __future__ import annotations
@@ -39,41 +39,41 @@ _SIGNATURE_BYTES = 64
 
 @dataclass(frozen=True)
 class SignedHead:
-    """Up to where a site's ledger went."""
+    """A head of a site's ledger, signed by the site."""
 
-    head: str  # of the ledger, 64 hex digits
+    head: str  # 64 hex digits
     signature: bytes
 
     def __post_init__(self) -> None:
         """Check the form.
 
         Raises:
-            MalformedError: if it can be no head.
+            MalformedError: if it cannot be a head.
         """
         if not re.fullmatch("[0-9a-f]{64}", self.head) or len(self.signature) != _SIGNATURE_BYTES:
             msg = "a message holds a ledger's head in another form; both sides must run the same version"
             raise MalformedError(msg)
 
     def is_of(self, whose: Whose, key: Ed25519PublicKey) -> bool:
-        """Whether the site made it for just this ledger."""
+        """Return whether the site signed it for exactly this ledger."""
         return signed_by(whose, self.head, self.signature.hex().encode(), key)
 
 
 class LastHead:
-    """The last head of a ledger, in a file at the site. It may fall behind the ledger, and never be ahead of it."""
+    """The last head of a ledger, in a file at the site. It may be behind the ledger, but never ahead of it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def keep(self, head: SignedHead) -> None:
-        """Write a head that stands in the ledger, on disk. What a power failure takes of this is only help."""
+        """Write a head that is already in the ledger on disk. No sync: it is only an extra check."""
         self._write(f"{head.head} {head.signature.hex()}\n")
 
     def check_writable(self) -> None:
-        """Write again what stands there, or an empty file for a moment, so that what cannot be written is noticed.
+        """Check that the file can be written: rewrite its content, or create an empty file and remove it.
 
         Raises:
-            OSError: naming the file, if it cannot.
+            OSError: naming the file, if it cannot be written.
         """
         if (kept := self.read()) is not None:
             self.keep(kept)
@@ -93,7 +93,7 @@ class LastHead:
                     beside.unlink(missing_ok=True)
 
     def read(self) -> SignedHead | None:
-        """Return the head; None if there is none, or none that can be read."""
+        """Return the head, or None if there is none or it cannot be read."""
         try:
             head, signature = read_file(self.path).decode("ascii").split()
             return SignedHead(head, bytes.fromhex(signature))

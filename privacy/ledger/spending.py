@@ -1,7 +1,7 @@
-"""What a ledger comes to: spent, budget and left, by the accountant that charges and by others beside it.
+"""Report what a ledger adds up to: spent, budget and left, with a cross-check by other accountants.
 
-Every ε is a person's, who may have as many records as the site says, but for the cross-check's: accountants can be held
-against each other over single records, and where noise is continuous.
+Every ε is per person, for as many records per person as the site states, except in the cross-check: accountants can be
+compared only for single records and continuous noise.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
     from privacy.ledger.entries import Entries
     from privacy.ledger.ledger import Budget, Ledger
 
-_USUAL_DELTA, _EXPONENT = 1e-5, 1.1  # a sensible δ: 1/n^1.1, or this if it is less
+_USUAL_DELTA, _EXPONENT = 1e-5, 1.1  # a sensible δ: the smaller of this and 1/n^1.1
 _TOO_MUCH = "too much for it"
-_AGREE, _ROUNDING = 0.02, 1e-3  # by how much PRV and PLD may differ; how far over RDP, as a share, PLD may round
+_AGREE, _ROUNDING = 0.02, 1e-3  # how far PRV and PLD may differ; how far PLD may be above RDP, absolute plus relative
 
 
 @dataclass(frozen=True)
 class Balance:
-    """A ledger, read once, beside what it is held against."""
+    """A ledger, read once, with the budget and the accountant to compare it with."""
 
     ledger: Ledger
     limit: Budget
     entries: Entries
-    second: Accountant | None = None  # Opacus' PRV, where it is installed
+    second: Accountant | None = None  # Opacus's PRV, if it is installed
 
     @property
     def mechanisms(self) -> list[Mechanism]:
-        """Everything that was charged."""
+        """All charged mechanisms."""
         return [entry.mechanism for entry in self.entries.charges]
 
     def cost(self, mechanisms: Sequence[Mechanism]) -> dict[str, float]:
-        """Return the ε that these cost a person who is added or removed, and one who is replaced by another."""
+        """Return the ε of these mechanisms for a person who is added or removed, and for one who is replaced."""
         delta, group = self.limit.delta, self.ledger.records_per_person
         return {
             "epsilon": self.ledger.cost(mechanisms, delta),
@@ -47,7 +47,7 @@ class Balance:
         }
 
     def figures(self) -> dict[str, Any]:
-        """Return what was spent of which budget; an ε without end stays infinite."""
+        """Return the budget, what is spent and what is left. An infinite ε stays infinite."""
         cost = self.cost(self.mechanisms)
         return {
             "lineage": self.ledger.lineage,
@@ -62,9 +62,9 @@ class Balance:
 
 
 def without_infinity(report: dict[str, Any], instead: str | None) -> dict[str, Any]:
-    """Return the same with something in place of infinite numbers: JSON has none."""
+    """Return the report with `instead` in place of infinite numbers and NaN, which JSON does not have."""
 
-    def plain(value: Any) -> Any:  # noqa: ANN401 - whatever JSON has, and one thing more
+    def plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value, and infinity
         if isinstance(value, dict):
             return {name: plain(each) for name, each in value.items()}
         if isinstance(value, list):
@@ -75,9 +75,9 @@ def without_infinity(report: dict[str, Any], instead: str | None) -> dict[str, A
 
 
 def excessive(delta: float, records: int) -> str:
-    """Return what is wrong with a δ for so many records, and which would do; nothing if it is small enough.
+    """Return what is wrong with a δ for `records` records and a δ to use instead; empty if it is small enough.
 
-    A mechanism that publishes a record in 1/δ whole is within δ.
+    A mechanism that publishes each record with probability δ is (0, δ)-private.
     """
     if records < 1 or delta <= 1 / records:
         return ""
@@ -90,7 +90,7 @@ def excessive(delta: float, records: int) -> str:
 
 
 def _cross_check(mechanisms: Sequence[Mechanism], delta: float, second: Accountant | None) -> dict[str, Any]:
-    """Hold the ledger's accountant against two others."""
+    """Compare the ledger's accountant with two others, on single records and continuous noise."""
     continuous = [each for each in mechanisms if not each.discrete]
     ours, above = epsilon(continuous, delta), epsilon(continuous, delta, accountant=RDP)
     beside = epsilon(continuous, delta, accountant=second) if second else math.nan

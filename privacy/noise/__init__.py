@@ -1,1 +1,1 @@
-"""Noise and where it comes from: a cipher's random numbers, the discrete Gaussian, shared noise."""
+"""Noise: random numbers from a cipher, the discrete Gaussian, shared noise."""

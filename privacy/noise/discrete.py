@@ -1,14 +1,13 @@
-"""The discrete Gaussian distribution, exactly: integers x, with probabilities proportional to exp(−x²/2s²).
+"""Sample the discrete Gaussian distribution exactly: integers x with probability proportional to exp(−x²/2s²).
 
-Defined, and shown to be as private as the continuous one, by Canonne, Kamath and Steinke (2020, arXiv 2004.00010).
+Canonne, Kamath and Steinke (2020, arXiv 2004.00010) define it and show that it is as private as the continuous one.
 
-Noise that is computed in floating point and then rounded has gaps and steps that tell of what it was added to
-(Mironov 2012). Here only integers come out, and floating point decides nothing: it settles quickly what is clear
-beyond its error; the rest, one proposal in 10¹², is settled with as many random bits and decimals as it takes.
+Noise that is computed in floating point and then rounded has gaps and steps that reveal the value it was added to
+(Mironov 2012). This module outputs only integers, and floating point decides only where its error cannot matter. The
+rest, one proposal in 10¹², is decided with as many random bits and decimals as it takes.
 
-A proposal is an even draw from −12s … 12s, kept with probability exp(−x²/2s²). What lies beyond 12s has a share of
-less than 2⁻¹⁰⁰ in the distribution without ends (`privacy.noise.shared` says what becomes of it), so no noise overflows
-a field.
+A proposal is drawn uniformly from −12s … 12s and accepted with probability exp(−x²/2s²). The untruncated distribution
+has less than 2⁻¹⁰⁰ of its mass beyond 12s (`privacy.noise.shared` accounts for it), so no noise overflows a field.
 
     >>> from privacy.noise.randomness import Randomness
     >>> discrete_gaussian(Randomness.seeded(1, "noise"), 6, 10_000).tolist()
@@ -29,20 +28,20 @@ if TYPE_CHECKING:
 
     from privacy.noise.randomness import Randomness
 
-_SCALES = 12  # how many s the noise reaches
-_BITS = 53  # of a first comparison
+_SCALES = 12  # the noise's range, in s
+_BITS = 53  # in the first comparison
 _MORE_BITS = 64
-_UNSURE = 2.0**-40  # doubles say exp(−y) to 80 · 2⁻⁵³ for y ≤ 72, whosever exp it is
-_PROPOSALS = 24 / math.sqrt(2 * math.pi)  # for each that is kept
+_UNSURE = 2.0**-40  # exp(−y) in doubles is off by at most 80 · 2⁻⁵³ for y ≤ 72, in any library
+_PROPOSALS = 24 / math.sqrt(2 * math.pi)  # per accepted one
 
 
 def reach(variance: int) -> int:
-    """Return the largest noise that there is: 12s, rounded down."""
+    """Return the largest possible noise: 12s, rounded down."""
     return math.isqrt(_SCALES**2 * variance)
 
 
 def discrete_gaussian(randomness: Randomness, count: int, variance: int) -> NDArray[np.int64]:
-    """Return `(count,)` independent integers from −12s … 12s, for s² = `variance`, which is 1 or more."""
+    """Return `(count,)` independent integers from −12s … 12s, for s² = `variance` ≥ 1."""
     kept, most = [np.empty(0, np.int64)], reach(variance)
     missing = count
     while missing > 0:
@@ -54,7 +53,7 @@ def discrete_gaussian(randomness: Randomness, count: int, variance: int) -> NDAr
 
 
 def _accepted(proposed: NDArray[np.int64], variance: int, randomness: Randomness) -> NDArray[np.bool_]:
-    """Return which proposals to keep `(n,)`: each with probability exp(−x²/2s²)."""
+    """Return which proposals to accept `(n,)`: each with probability exp(−x²/2s²)."""
     drawn = randomness.uniform(proposed.size)  # the first bits of a number between 0 and 1
     chances = np.exp(-(proposed * proposed) / (2 * variance))
     accepted: NDArray[np.bool_] = drawn < chances
@@ -65,16 +64,16 @@ def _accepted(proposed: NDArray[np.int64], variance: int, randomness: Randomness
 
 
 def _is_below(first: int, exponent: Fraction, randomness: Randomness) -> bool:
-    """Whether a number between 0 and 1, whose first 53 bits these are, is below exp(−exponent).
+    """Return whether a uniform number in [0, 1) with these first 53 bits is below exp(−exponent).
 
-    Each turn knows the number and the power more closely. It ends: only of 0 among rationals is the power rational.
+    Each iteration refines the number and the power. The loop terminates with probability 1.
     """
     bits, number = _BITS, first
     while True:
         with localcontext() as context:
             context.prec = digits = 20 + bits // 3
             power = Fraction((Decimal(-exponent.numerator) / exponent.denominator).exp())
-        off = power / 10 ** (digits - 3)  # the quotient is right to half its last digit, 72 at most, and so is exp
+        off = power / 10 ** (digits - 3)  # quotient (at most 72) and exp are each correctly rounded
         if Fraction(number + 1, 1 << bits) <= power - off:
             return True
         if Fraction(number, 1 << bits) >= power + off:

@@ -1,12 +1,10 @@
-"""Random numbers from a cipher: AES-256 in counter mode under a key that is used once.
+"""Draw random numbers from a cipher: AES-256 in counter mode under a key that is used once.
 
-The guarantee of differential privacy is only as good as its noise. `torch.randn` and numpy draw from
-generators whose state can be recovered from their output, and a seed that someone sets repeats the noise. So
-noise, sampling and rounding all come from here: each site makes a new key from the operating system for
-every round.
+Differential privacy is only as good as its noise. `torch.randn` and numpy draw from generators whose state can be
+recovered from their output, and whose noise repeats under a fixed seed. So noise, sampling and rounding all use this
+module: each site takes a new key from the operating system for every round.
 
-`Randomness.seeded` exists for one purpose, repeatable runs WITHOUT privacy; a manifest with both a seed and
-noise is refused.
+`Randomness.seeded` exists only for repeatable runs WITHOUT privacy; a manifest with both a seed and noise is refused.
 
     >>> a = Randomness.seeded(7, "north", 1, "rounding")
     >>> b = Randomness.seeded(7, "north", 1, "rounding")
@@ -34,29 +32,29 @@ if TYPE_CHECKING:
 
 _KEY_BYTES = 32
 _BLOCK = 1 << 16  # values drawn at a time
-_SPARE = 2  # words that the cipher wants to see behind its output: a block of AES
+_SPARE = 2  # words that the cipher requires behind its output: one AES block
 _ZEROS = memoryview(bytes(8 * _BLOCK))
 
 
 class Randomness:
-    """A stream of random numbers. Not to be shared between threads."""
+    """A stream of random numbers. Not safe to share between threads."""
 
     def __init__(self, key: bytes) -> None:
         self._stream = Cipher(AES(key), CTR(bytes(16))).encryptor()
 
     @classmethod
     def fresh(cls) -> Self:
-        """Start a stream under a new key of the operating system's."""
+        """Start a stream under a new key from the operating system."""
         return cls(os.urandom(_KEY_BYTES))
 
     @classmethod
     def derived(cls, secret: bytes, info: bytes) -> Self:
-        """Start the stream that only a secret and `info` determine (HKDF with SHA-256, RFC 5869, no salt)."""
+        """Start the stream that a secret and `info` determine (HKDF with SHA-256, RFC 5869, no salt)."""
         return cls(HKDF(hashes.SHA256(), _KEY_BYTES, salt=None, info=info).derive(secret))
 
     @classmethod
     def seeded(cls, seed: int, *labels: str | int) -> Self:
-        """Start the stream that belongs to a public seed and labels. It protects nobody."""
+        """Start the stream of a public seed and labels. It gives no privacy."""
         return cls(sha256(repr((seed, *labels)).encode()).digest())
 
     def bytes(self, count: int) -> bytes:
@@ -64,7 +62,7 @@ class Randomness:
         return self._stream.update(bytes(count))
 
     def residues(self, count: int, modulus: int) -> NDArray[np.uint64]:
-        """Return `(count,)` integers below `modulus`, evenly: a word's upper bits; what is too large is passed over."""
+        """Return `(count,)` uniform integers below `modulus`: the upper bits of words, with rejection."""
         shift, found = np.uint64(64 - modulus.bit_length()), np.empty(0, dtype=np.uint64)
         while found.size < count:
             words = np.frombuffer(self.bytes(8 * (count - found.size)), dtype="<u8") >> shift
@@ -73,28 +71,28 @@ class Randomness:
         return found
 
     def uniform32(self, count: int) -> NDArray[np.float32]:
-        """Return `(count,)` multiples of 2⁻²⁴ in [0, 1): all that a float32 can hold evenly."""
+        """Return `(count,)` uniform multiples of 2⁻²⁴ in [0, 1): the finest even grid that float32 can hold."""
         words = np.frombuffer(self.bytes(4 * count), dtype="<u4") >> np.uint32(8)
         return words.astype(np.float32) * np.float32(2.0**-24)
 
     def uniform(self, count: int) -> NDArray[np.float64]:
-        """Return `(count,)` multiples of 2⁻⁵³ in [0, 1)."""
+        """Return `(count,)` uniform multiples of 2⁻⁵³ in [0, 1)."""
         words = np.frombuffer(self.bytes(8 * count), dtype="<u8") >> np.uint64(11)
         return words.astype(np.float64) * 2.0**-53
 
     def gaussian(self, count: int) -> NDArray[np.float64]:
         """Return `(count,)` samples of N(0, 1), by Box and Muller (1958) in double precision.
 
-        Radii √(−2 ln u) come from u in (0, 1] in steps of 2⁻⁶², as far as a double can tell them apart. Cosine and sine
-        of an angle 2φ come from t = tan φ, as 2 / (1 + t²) − 1 and 2t / (1 + t²): one function of the processor's
-        vector unit. All in place and block by block, so that it stays in the processor's cache.
+        Radii √(−2 ln u) use u in (0, 1] in steps of 2⁻⁶², as far as a double can resolve them. Cosine and sine of an
+        angle 2φ are computed from t = tan φ, as 2 / (1 + t²) − 1 and 2t / (1 + t²), because this takes only one
+        vectorised function. The work is in place and block by block, so that it stays in the processor's cache.
         """
         drawn = np.empty(count)
         for start in range(0, count, _BLOCK):
             block = drawn[start : start + _BLOCK]
             half = (block.size + 1) // 2
             words = self._words(2 * half)
-            words[:half] |= 1  # never zero; as often below it as above
+            words[:half] |= 1  # never zero, and negative as often as positive
             doubled, tangent = words.astype(np.float64).reshape(2, half)
             np.square(np.multiply(doubled, 2.0**-63, out=doubled), out=doubled)  # u²
             np.log(doubled, out=doubled)
@@ -109,7 +107,7 @@ class Randomness:
         return drawn
 
     def _words(self, count: int) -> NDArray[np.int64]:
-        """Return `(count,)`, at most `_BLOCK`, of 64 bits each."""
+        """Return `(count,)` words of 64 bits; `count` is at most `_BLOCK`."""
         words = np.empty(count + _SPARE, dtype="<i8")
         self._stream.update_into(_ZEROS[: 8 * count], words.data.cast("B"))
         return words[:count]

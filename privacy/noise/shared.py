@@ -1,21 +1,22 @@
-"""Shared noise: every site adds a share, and only the sum of all updates carries all of it.
+"""Compute each site's share of shared noise: only the sum of all updates has all of the noise.
 
-This is the distributed discrete Gaussian (Kairouz, Liu and Steinke 2021, arXiv 2102.06387); masks see to it that
-nobody gets less than a sum. In a run of one step a round, weight × update is lr·S/max(1, q·n) for every site alike: S
-is the sum of its clipped gradients, q the sample rate, n the largest size that a site declares. So the levels of all
+This is the distributed discrete Gaussian (Kairouz, Liu and Steinke 2021, arXiv 2102.06387); masks ensure that nobody
+sees less than a sum. In a run with one step per round, weight × update is lr·S/max(1, q·n) with the same factor at
+every site: S is the sum of its clipped gradients, q the sample rate, n the largest declared size. So the levels of all
 sites add up to the pooled clipped gradient.
 
-    Δ = C + √d + ρ      how far one record moves the sum of d levels, in L2; C is the clipping norm in levels
+    Δ = C + √d + ρ      L2 sensitivity of the sum of d levels to one record; C is the clipping norm in levels
     ρ = 2⁻²⁴·(L − 1)·(‖model‖/bound + 4·√d)
-    s² = ⌈(σΔ)²/K⌉      of a discrete Gaussian at each site; K = minimum cohort − colluding sites
+    s² = ⌈(σΔ)²/K⌉      variance of the discrete Gaussian at each site; K = minimum cohort − colluding sites
 
-√d is for rounding: with one dither for both of two neighbouring data sets, the floors of numbers that are δ apart
-differ by less than |δ| + 1. ρ is for float32, in which a site's update is the difference of two models: two updates,
-each wrong by half a unit in the last place of the model and of four results on the way, none of them over the range.
+√d covers rounding: with the same dither for both of two neighbouring data sets, the floors of two numbers that differ
+by δ differ by less than |δ| + 1. ρ covers float32, in which a site's update is the difference of two models: two
+updates, each off by half a unit in the last place of the model and of four intermediate results within the range.
 
-Two approximations are too small to be charged. The sum of discrete Gaussians is one but for d·τ of Rényi divergence,
-τ = 10·Σ exp(−2π²s²k/(k+1)), k = 1 … sites − 1 (proposition 14 there): below 10⁻²⁶⁰ for s ≥ 8. And each is cut at 12s,
-beyond which there is less than 2⁻¹⁰⁰. docs/decisions/0006-shared-noise.md has the argument.
+Two approximations are too small to be charged. The sum of discrete Gaussians is a discrete Gaussian up to a Rényi
+divergence of d·τ, τ = 10·Σ exp(−2π²s²k/(k+1)), k = 1 … sites − 1 (proposition 14 there): below 10⁻²⁶⁰ for s ≥ 8. And
+each share is truncated at 12s, beyond which lies less than 2⁻¹⁰⁰ of the mass. docs/decisions/0006-shared-noise.md has
+the argument.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ if TYPE_CHECKING:
     from privacy.codec.update import Model
     from privacy.run.manifest import Manifest
 
-_MOST_ROUNDING = 0.05  # of C
+_MOST_ROUNDING = 0.05  # relative to C
 _LEAST_VARIANCE = 8**2  # levels²
 _FLOAT32 = 2.0**-24  # half a unit in the last place of 1
-_FEW_SITES = 8  # whose coalitions are listed one by one
+_FEW_SITES = 8  # up to which coalitions of every size are listed
 
 
 @dataclass(frozen=True)
 class Share:
-    """One site's part of the noise, for a model of so many parameters."""
+    """One site's share of the noise, for a given model."""
 
     sensitivity: float  # Δ, in levels
     variance: int  # s², in levels²
@@ -50,31 +51,31 @@ class Share:
 
 @dataclass(frozen=True)
 class Observer:
-    """Somebody who sees what a run lets out, and what a site's records are worth against them."""
+    """An observer of a run's releases, and the ε of a site's records against it."""
 
     who: str
     colluding_sites: int
     noise_multiplier: float
     epsilon: float
-    declared: bool  # the strongest that the run declares: what the ledger charges
+    declared: bool  # the strongest observer that the run declares, for which the ledger charges
 
 
 def share_for(manifest: Manifest, model: Model) -> Share:
-    """Return what each site adds to its levels in a round that starts from this model. See `share_of` for the error."""
-    squares = float(np.einsum("i,i->", model.vector, model.vector, dtype=np.float64))  # with no copy in double
+    """Return each site's share in a round that starts from this model. See `share_of` for the error."""
+    squares = float(np.einsum("i,i->", model.vector, model.vector, dtype=np.float64))  # without a copy in float64
     return share_of(manifest, model.vector.size, math.sqrt(squares))
 
 
 def share_of(manifest: Manifest, parameters: int, length: float) -> Share:
-    """Return what each site adds to its levels.
+    """Return each site's share of the noise.
 
     Args:
-        manifest: of a run that shares noise.
-        parameters: of the model that the round starts from, d.
-        length: of that model, L2.
+        manifest: the manifest of a run with shared noise.
+        parameters: d, the number of parameters of the model that the round starts from.
+        length: the L2 norm of that model.
 
     Raises:
-        ConfigError: if levels are too coarse for the model, or the range too narrow for the noise.
+        ConfigError: if the levels are too coarse for the model or the noise, or the range is too narrow for the noise.
     """
     clipped, packing = _clipping_norm(manifest), manifest.packing
     rounding = math.sqrt(parameters) * (1 + 4 * _float32_error(manifest))
@@ -104,17 +105,17 @@ def share_of(manifest: Manifest, parameters: int, length: float) -> Share:
 
 
 def most_parameters(manifest: Manifest) -> int:
-    """Return how large a model may be, of length 0, before `share_of` refuses it for its rounding."""
+    """Return the most parameters that a model of norm 0 may have before `share_of` refuses it for its rounding."""
     room = _MOST_ROUNDING * _clipping_norm(manifest)
     return int((room / (1 + 4 * _float32_error(manifest))) ** 2)
 
 
 def observers(manifest: Manifest, delta: float, group: int = 1) -> tuple[Observer, ...]:
-    """Return the ε of the whole run against everybody whom a site may think of, weakest first.
+    """Return the ε of the whole run against each kind of observer, weakest observer first.
 
-    With shared noise, colluding sites know their own shares and take them off the sum; all but one of a cohort are left
-    with one site's update, and its share. With local noise each update has all the noise: nobody counts on others.
-    Records of one person may be so many as `group`.
+    With shared noise, colluding sites know their own shares and subtract them from the sum; if all but one of a cohort
+    collude, they are left with one site's update and its share. With local noise each update has all the noise, so it
+    needs no other site. A person may have up to `group` records.
     """
     settings, sites = manifest.settings, manifest.settings.cohort.minimum
     declared = sites - settings.honest_sites
@@ -135,7 +136,7 @@ def _observer(manifest: Manifest, colluding: int, delta: float, group: int) -> O
 
 
 def _clipping_norm(manifest: Manifest) -> float:
-    """Return how many levels a gradient of length C is, in the sum of all sites' levels."""
+    """Return the norm, in levels, of a gradient of norm C in the sum of all sites' levels."""
     settings, training = manifest.settings, manifest.settings.training
     norm = settings.privacy.max_grad_norm
     if training is None or norm is None:
@@ -146,5 +147,5 @@ def _clipping_norm(manifest: Manifest) -> float:
 
 
 def _float32_error(manifest: Manifest) -> float:
-    """Return, in levels, by how much two numbers of the range are off if both are rounded to float32."""
+    """Return the largest error, in levels, of rounding two numbers within the range to float32."""
     return _FLOAT32 * (manifest.packing.levels - 1)

@@ -1,1 +1,1 @@
-"""A site's privacy statement: its mechanisms and what they cost, in words and figures."""
+"""A site's privacy statement: its mechanisms and their cost, in words and figures."""

@@ -1,4 +1,4 @@
-"""What a statement says of the mechanism: which noise is added where, and who sees what of it at which ε."""
+"""State a site's mechanisms for its privacy statement: which noise is added where, and who sees what at which ε."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _ROUNDING = {
 
 @dataclass(frozen=True)
 class StatedRun:
-    """The run that a statement is about, if it is about one."""
+    """The run that a statement is about."""
 
     digest: str
     manifest: Manifest
 
 
 def mechanism(charges: Sequence[Entry], run: StatedRun | None) -> dict[str, Any]:
-    """State what was charged, and how it is done."""
+    """State the mechanisms and all their charges."""
     steps: Counter[tuple[str, bool, float, float]] = Counter()
     votes: Counter[float] = Counter()
     for each in charges:
@@ -82,7 +82,7 @@ def randomness(charges: Sequence[Entry], run: StatedRun | None) -> dict[str, Any
 
 
 def stated_run(run: StatedRun, balance: Balance) -> dict[str, Any]:
-    """State what a run costs, and what of it was charged here."""
+    """State a run's parameters, its cost, and how much of it was charged here."""
     settings, cost = run.manifest.settings, run.manifest.run_cost
     own = [each for each in balance.entries.charges if each.release.run == run.digest]
     whole, here = balance.cost([cost]), balance.cost([each.mechanism for each in own])
@@ -110,7 +110,7 @@ def stated_run(run: StatedRun, balance: Balance) -> dict[str, Any]:
 
 
 def against_ledger(charges: Sequence[Entry], share: Sequence[str]) -> list[dict[str, Any]]:
-    """State who sees what of all runs together."""
+    """State who sees what of all runs together, and at which ε."""
     beyond, shared = "at most the ε above", _SHARED in _kinds(charges, None)
     if shared:
         beyond += ", and more from runs with shared noise: state such a run for its table"
@@ -123,7 +123,7 @@ def against_ledger(charges: Sequence[Entry], share: Sequence[str]) -> list[dict[
 
 
 def against_run(run: StatedRun, balance: Balance, share: Sequence[str]) -> list[dict[str, Any]]:
-    """State who sees what of a run, and the whole run's ε against them, in rounds of the smallest cohort."""
+    """State who sees what of a run, and the whole run's ε against each, for rounds with the minimum cohort."""
     settings = run.manifest.settings
     last = settings.cohort.minimum - 1
     apart = "the sums, less own parts of them"
@@ -152,7 +152,7 @@ def _server(share: Sequence[str], beyond: str) -> dict[str, Any]:
 
 
 def _kinds(charges: Sequence[Entry], run: StatedRun | None) -> list[str]:
-    """Return which kinds of noise a statement is about: local, unless all of it is shared."""
+    """Return the kinds of noise in a statement; local if there is none."""
     discrete = {each.mechanism.discrete for each in charges if not each.mechanism.pure}
     if run:
         discrete.add(run.manifest.settings.shares_noise)

@@ -1,9 +1,9 @@
-"""The statement of a site's differential privacy: everything that a number ε needs beside it to mean something.
+"""Build the statement of a site's differential privacy: everything needed to interpret its ε.
 
-The fields are those of NIST SP 800-226 ("Guidelines for Evaluating Differential Privacy Guarantees") and of the
-registry of deployments (arXiv 2509.13509): unit, adjacency, mechanism, accounting, observers, composition, what is
-public, randomness, tests, and what is not covered. Every figure is from the site's ledgers, its settings, or a manifest
-that the coordinator signed. What nobody knows is said to be unknown.
+The fields follow NIST SP 800-226 ("Guidelines for Evaluating Differential Privacy Guarantees") and the registry of
+deployments (arXiv 2509.13509): unit, adjacency, mechanism, accounting, observers, composition, what is public,
+randomness, tests, and what is not covered. Every figure comes from the site's ledgers, its settings, or a manifest
+signed by the coordinator. The statement says explicitly what is unknown.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ _LIBRARIES = ("cloister", "opacus", "torch", "numpy", "scipy", "cryptography", "
 
 @dataclass(frozen=True)
 class Account:
-    """A site, and what its ledgers say of the people whom its records are about."""
+    """A site's ledgers, policy and last audit."""
 
     trained: Balance
     held_out: Balance
     share_held_out: float  # of the records
     policy: Policy
-    audit: Mapping[str, Any] | None  # the last one's report
-    records: int = 0  # about how many the site has; 0 if that is not known
+    audit: Mapping[str, Any] | None  # report of the last one
+    records: int = 0  # approximate number of the site's records; 0 if unknown
 
     @property
     def charges(self) -> tuple[Entry, ...]:
-        """Everything that was charged, to either ledger."""
+        """All charges, to either ledger."""
         return (*self.trained.entries.charges, *self.held_out.entries.charges)
 
     def of(self, run: StatedRun) -> Balance:
-        """Return where a run is charged."""
+        """Return the balance to which a run is charged."""
         return self.held_out if run.manifest.settings.kind.held_out else self.trained
 
 
 def state(account: Account, run: StatedRun | None) -> dict[str, Any]:
-    """Return the statement, section by section: plain values that JSON has."""
+    """Return the statement, section by section, as JSON values."""
     ledger, charges, share = account.trained.ledger, account.charges, account.policy.share
     trained, held_out = account.trained.figures(), account.held_out.figures()
     made = {

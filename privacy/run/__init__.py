@@ -1,1 +1,1 @@
-"""What a run is: its manifest, plan, roster and policy, each signed or held against what is signed."""
+"""The documents of a run: settings, manifest, plan, roster and policy, signed or checked against signed ones."""

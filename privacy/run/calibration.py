@@ -1,4 +1,4 @@
-"""The coordinator's half of a manifest: σ calibrated over the whole run, and the signature."""
+"""Make a manifest, as the coordinator: calibrate σ over the whole run, and sign."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sign_manifest(settings: RunSettings, key: PrivateKey, *, roster_version: int
     """Calibrate σ over the whole run and sign the result as the coordinator.
 
     Raises:
-        ConfigError: if no noise reaches the ε that was asked for, or the levels or the range suit no share of it.
+        ConfigError: if no noise reaches the requested ε, or the packing has no room for a share of the noise.
     """
     now = datetime.now(UTC)
     manifest = Manifest(
@@ -37,7 +37,7 @@ def sign_manifest(settings: RunSettings, key: PrivateKey, *, roster_version: int
         expires=now.timestamp() + settings.valid_days * _DAY,
     )
     if settings.shares_noise:
-        share_of(manifest, 1, 0.0)  # what not even the smallest model could do with
+        share_of(manifest, 1, 0.0)  # raises if not even the smallest model would work
     payload = json.dumps(asdict(manifest), indent=1, sort_keys=True).encode()
     return SignedDocument.make(key, KIND, payload)
 

@@ -1,4 +1,4 @@
-"""Whether two machines' clocks agree: a round's deadline is a time of day, by the server's clock."""
+"""Check that two machines' clocks agree: a round's deadline is an absolute time by the server's clock."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 from privacy.errors import ProtocolError
 
-LATEST = 1e11  # seconds since 1970: in the year 5138; a later time is none that can be shown
+LATEST = 1e11  # seconds since 1970: in the year 5138; the latest time that is displayed
 _MOST = 300.0  # seconds, as Kerberos allows (RFC 4120, section 1.6)
 
 
 def tolerance(deadline_seconds: float) -> float:
-    """Return by how many seconds two clocks may differ in a run whose rounds take so long at most.
+    """Return by how many seconds two clocks may differ in a run with this deadline per round.
 
     >>> tolerance(600.0), tolerance(20.0)
     (300.0, 10.0)
@@ -20,17 +20,17 @@ def tolerance(deadline_seconds: float) -> float:
 
 
 def check_clock(site: str, there: float, sent: float, received: float, allowed: float) -> None:
-    """Hold a site's clock against the server's.
+    """Check a site's clock against the server's.
 
     Args:
-        site: its name.
-        there: what its clock showed, in seconds since 1970.
-        sent: what the server's showed before that.
-        received: what the server's showed after that, at the latest.
-        allowed: how many seconds they may be apart.
+        site: the site's name.
+        there: the site's clock, in seconds since 1970.
+        sent: the server's clock before that reading.
+        received: the server's clock after that reading.
+        allowed: how many seconds the clocks may differ.
 
     Raises:
-        ProtocolError: if they are further apart, whatever time the messages took; with both times.
+        ProtocolError: if they differ by more, however long the messages took; it shows both times.
     """
     if sent - allowed <= there <= received + allowed:
         return

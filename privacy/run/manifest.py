@@ -1,7 +1,7 @@
-"""A run's parameters as they are signed: `run.toml`, and σ, calibrated over all steps. Every site checks it.
+"""Define and open the manifest: a run's signed parameters, that is `run.toml` and σ calibrated over all steps.
 
-Everything that matters for privacy stands here and nowhere else; no later message can change it. The run's
-name in the protocol is the manifest's digest, so every signature that covers the run covers all of its parameters.
+Every parameter that matters for privacy is here and nowhere else; no later message can change it. The protocol
+identifies a run by the manifest's digest, so every signature that covers the run covers all of its parameters.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ KIND = "manifest"
 
 @dataclass(frozen=True, config=STRICT)
 class Manifest:
-    """A run as every site checks it: the settings, and the one σ that was calibrated over all its steps."""
+    """A run's signed parameters: the settings, and the one σ calibrated over all steps."""
 
     settings: RunSettings
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     roster_version: Annotated[int, Field(ge=1)]
-    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]  # two runs of the same settings are two runs
-    created: str
-    expires: Annotated[float, Field(allow_inf_nan=False)]  # seconds since 1970; afterwards no site takes part
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]  # makes runs with the same settings distinct
+    created: str  # ISO 8601
+    expires: Annotated[float, Field(allow_inf_nan=False)]  # seconds since 1970; no site takes part afterwards
     version: Literal[1] = 1
 
     def check_valid(self, now: float) -> None:
-        """Check that the run may still be taken part in.
+        """Check that the run has not expired.
 
         Raises:
-            RefusedError: if its time is over: an old run is not brought back without the coordinator.
+            RefusedError: if it has: only the coordinator can renew an old run.
         """
         if now > self.expires:
             until = datetime.fromtimestamp(self.expires, UTC).isoformat(timespec="seconds")
@@ -51,7 +51,7 @@ class Manifest:
 
     @cached_property
     def packing(self) -> Packing:
-        """The codec of this run."""
+        """The run's packing."""
         return self.settings.packing(self.noise_multiplier)
 
     def weight(self, site: str) -> float:
@@ -60,23 +60,23 @@ class Manifest:
 
     @property
     def update_noise(self) -> float:
-        """The σ of the noise in a site's update before it is packed; a share comes later."""
+        """The σ of the noise in a site's update before packing; a share of the noise is added later."""
         return 0.0 if self.settings.shares_noise else self.noise_multiplier
 
     @property
     def round_cost(self) -> Mechanism:
-        """What one round costs a site."""
+        """The cost of one round for a site."""
         return Mechanism(self.noise_multiplier, *self.settings.kind.sampling, self.settings.shares_noise)
 
     @property
     def run_cost(self) -> Mechanism:
-        """What the whole run costs a site."""
+        """The cost of the whole run for a site."""
         rate, steps = self.settings.kind.sampling
         return Mechanism(self.noise_multiplier, rate, steps * self.settings.rounds, self.settings.shares_noise)
 
     @property
     def votes_cost(self) -> Mechanism:
-        """What the votes of the whole run cost a site's held-out records."""
+        """The cost of all votes of the run for a site's held-out records."""
         vote = self.settings.vote
         return Mechanism.response(vote.epsilon if vote else 0.0, self.settings.rounds)
 
@@ -84,17 +84,17 @@ class Manifest:
 class SignedRun(NamedTuple):
     """A manifest that the coordinator signed."""
 
-    document: bytes  # as it travels
+    document: bytes  # signed, in wire form
     manifest: Manifest
-    digest: str  # the run's name
+    digest: str  # identifies the run
 
 
 def open_manifest(data: bytes, key: PublicKey) -> tuple[Manifest, str]:
-    """Check the coordinator's signature, then read the manifest; return it and its digest, the run's name.
+    """Check the coordinator's signature, then read the manifest; return it and its digest, which identifies the run.
 
     Raises:
         AuthenticityError: if the coordinator did not sign it.
-        MalformedError: if it is no manifest of this version.
+        MalformedError: if it is not a manifest of this version.
     """
     document = SignedDocument.open(data, KIND, key)
     try:

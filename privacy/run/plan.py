@@ -1,4 +1,4 @@
-"""The plan of one round: what the server asks of the cohort, and what every update of the round is bound to."""
+"""Define, read and check a round's plan: what the server asks of the cohort. Every update is bound to its digest."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from privacy.run.manifest import Manifest
 
 
-MOST_SEEDS = 32  # sites
-LARGEST_STEP = 10_000  # from a site's key epoch to the next that it takes: no single letter uses the numbers up
+MOST_SEEDS = 32  # the largest cohort in which every site expands all seeds itself
+LARGEST_STEP = 10_000  # between the key epochs that a site accepts, so that no single letter uses up the numbers
 
 
 @dataclass(frozen=True, config=STRICT)
 class RoundPlan:
-    """One attempt at one round. No privacy parameter stands here: those are the manifest's."""
+    """One attempt at one round. It has no privacy parameters: those are in the manifest."""
 
     run: Hex32  # digest of the manifest
     round: Annotated[int, Field(ge=1)]
@@ -43,16 +43,16 @@ class RoundPlan:
 
     @property
     def expanded(self) -> bool:
-        """Whether the server expands the seeds of so many sites once, instead of every site all of them."""
+        """Whether the cohort is so large that the server expands all seeds once, instead of every site doing so."""
         return len(self.cohort) > MOST_SEEDS
 
     @cached_property
     def members(self) -> frozenset[str]:
-        """The cohort, for looking up."""
+        """The cohort as a set."""
         return frozenset(self.cohort)
 
     def to_bytes(self) -> bytes:
-        """Return the exact bytes that digests of this plan are over."""
+        """Return the canonical form, over which this plan's digest is computed."""
         return self._bytes
 
     @cached_property
@@ -69,7 +69,7 @@ def read_plan(data: bytes) -> RoundPlan:
     """Read a plan from the wire.
 
     Raises:
-        MalformedError: if it is none, or not in the one form that its digest is defined over.
+        MalformedError: if it is not a plan, or not in canonical form.
     """
     try:
         plan = TypeAdapter(RoundPlan).validate_json(data)
@@ -83,10 +83,10 @@ def read_plan(data: bytes) -> RoundPlan:
 
 
 def check_plan(plan: RoundPlan, manifest: Manifest, run: str, site: str) -> None:
-    """Hold a plan against the manifest, as a site does before it trains.
+    """Check a plan against the manifest, as a site does before it trains.
 
     Raises:
-        ProtocolError: naming what does not fit.
+        ProtocolError: naming the first mismatch.
     """
     cohort, now = manifest.settings.cohort, time.time()
     checks = (

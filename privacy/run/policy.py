@@ -1,7 +1,7 @@
-"""What a site allows, whatever a run asks for: `[policy]` and `[budget]` of its `site.toml`.
+"""Define a site's policy, `[policy]` in its `site.toml`, and check runs against it.
 
-A run may only ask for less. Every refusal says which of the site's limits it met, so that the coordinator can
-ask again for something the site allows.
+A run may not exceed the policy. Every refusal names the limit that the run exceeds, so that the coordinator can change
+the run to what the site allows.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ if TYPE_CHECKING:
 
 
 METRIC_NAME = r"[A-Za-z0-9][A-Za-z0-9 _.@%+-]{0,39}"
-MOST_METRICS = 16  # that a site may share
+MOST_METRICS = 16  # entries in `share`
 
 
 @dataclass(frozen=True, config=STRICT)
 class Policy:
-    """`[policy]`: limits on what the site takes part in, and what it lets out besides encrypted updates."""
+    """`[policy]`: limits on the runs that the site joins, and what may leave it besides encrypted updates."""
 
     tasks: tuple[str, ...]  # module:Class, from packages that this site installed
     maximum_epsilon: Annotated[float, Field(gt=0)]  # of one run by itself
     minimum_noise_multiplier: Annotated[float, Field(ge=0)] = 0.5
     minimum_cohort: Annotated[int, Field(ge=2)] = 3
     strategies: tuple[str, ...] | None = (
-        None  # federated algorithms, by name or module:Class; those that ship if not given
+        None  # federated algorithms, by name or module:Class; if not given, those that ship with Cloister
     )
     encryption: tuple[Profile, ...] = ("compact", "precise", "dense")  # encryption itself is not optional
     collusion_resistant: bool = True  # only runs with masks
-    bounded_updates: bool = False  # only runs in which every site proves that its update keeps an update_norm
+    bounded_updates: bool = False  # only runs in which every site proves that its update is within an update_norm
     shared_noise: bool = False  # also runs in which only the sum has all of the noise: `privacy.noise.shared`
-    colluding_sites: Annotated[int, Field(ge=0)] = 1  # so many sites' shares at least must not count in such a run
+    colluding_sites: Annotated[int, Field(ge=0)] = 1  # runs with masks must tolerate at least this many
     vote_epsilon: Annotated[float, Field(ge=0)] = (
-        0.0  # the most that one vote may cost the held out; 0: no run with votes
+        0.0  # the most ε that one vote may cost held-out records; 0 refuses runs with votes
     )
-    # What else may leave: "epsilon", and, without noise, metrics by name, such as "loss".
+    # What else may leave: "epsilon" and, without noise, metrics by name, such as "loss".
     share: Annotated[tuple[Annotated[str, Field(pattern=f"^{METRIC_NAME}$")], ...], Field(max_length=MOST_METRICS)] = (
         "epsilon",
     )
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics that leave, which have no noise and are in no ε."""
+        """Names of the metrics that leave the site, without noise and not included in any ε."""
         return tuple(name for name in self.share if name != "epsilon")
 
 
 def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) -> None:
-    """Hold a run against the site's policy; `epsilon` is what the whole run costs by itself.
+    """Check a run against the site's policy; `epsilon` is the cost of the whole run by itself.
 
     Raises:
-        RefusedError: naming the first limit that the run does not keep.
+        RefusedError: naming the first limit that the run exceeds.
     """
     settings = manifest.settings
     if settings.task not in policy.tasks:
@@ -83,7 +83,7 @@ def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) 
 
 
 def _check_protection(policy: Policy, settings: RunSettings, site: str) -> None:
-    """Hold masks, bounds and noise against the policy."""
+    """Check masks, the norm of updates and noise against the policy."""
     if policy.collusion_resistant and not settings.encryption.collusion_resistant:
         raise _refusal(site, "a run without masks", "collusion_resistant = true")
     if policy.bounded_updates and settings.encryption.update_norm is None:

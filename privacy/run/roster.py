@@ -1,7 +1,7 @@
-"""The roster: who belongs to the consortium and with which keys, signed by its certificate authority.
+"""Define, sign and open the roster: the consortium's members and their keys, signed by its certificate authority.
 
-After The Update Framework: a version that may only grow and a date after which it no longer counts. A site
-knows the authority from its own disk, and everybody else from the roster; never from the server.
+As in The Update Framework, a roster has a version that may only grow and an expiry date. A site has the authority's key
+on its own disk and takes everybody else's from the roster, never from the server.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ class Member:
     site: SiteName
     tls_key: Hex32  # SHA-256 of the TLS certificate's public key (SubjectPublicKeyInfo)
     signing_key: Hex32  # Ed25519
-    sealing_key: str  # HPKE, MLKEM768-X25519, in base64: the keys of an epoch are sealed to it
+    sealing_key: str  # HPKE, MLKEM768-X25519, in base64: letters are sealed to it
 
     @property
     def node_id(self) -> int:
-        """Flower's number for this site: 62 bits of a digest of its name, the same in every run."""
+        """Flower's node ID for this site: 62 bits of a digest of its name, the same in every run."""
         return int.from_bytes(sha256(b"cloister node " + self.site.encode()).digest()[:8], "big") >> 2
 
     @property
     def verification_key(self) -> Ed25519PublicKey:
-        """The key that verifies this site's updates."""
+        """The key that verifies this site's signatures."""
         return Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.signing_key))
 
 
 @dataclass(frozen=True, config=STRICT)
 class Roster:
-    """The members of one consortium, as of one version."""
+    """One version of a consortium's list of members."""
 
     consortium: str
     version: Annotated[int, Field(ge=1)]
@@ -61,14 +61,14 @@ class Roster:
     format: Literal[1] = 1
 
     def __post_init__(self) -> None:
-        """Check that no site, under whatever names, stands in it twice."""
+        """Check that no site is listed twice, even under different names."""
         for name in ("site", "tls_key", "signing_key"):
             if len({getattr(member, name) for member in self.members}) != len(self.members):
                 msg = f"two members have the same {name.replace('_', ' ')}"
                 raise ValueError(msg)
 
     def member(self, site: str) -> Member:
-        """Return the member of this name.
+        """Return the member with this name.
 
         Raises:
             ProtocolError: if there is none.
@@ -94,11 +94,11 @@ def sign_roster(roster: Roster, authority: PrivateKey) -> SignedDocument:
 
 
 def open_roster(data: bytes, authority: PublicKey) -> Roster:
-    """Check the authority's signature and the date, then read the roster.
+    """Check the authority's signature, read the roster, and check its date.
 
     Raises:
         AuthenticityError: if the authority did not sign it, or it has expired.
-        MalformedError: if it is no roster of this version.
+        MalformedError: if it is not a roster of this version of Cloister.
     """
     document = SignedDocument.open(data, KIND, authority)
     try:
@@ -114,5 +114,5 @@ def open_roster(data: bytes, authority: PublicKey) -> Roster:
 
 @lru_cache(maxsize=2)
 def _read(payload: bytes) -> Roster:
-    """Read what was signed. Where one process has many sites, they share the result: a roster of 1,000 takes 3 MB."""
+    """Read a signed payload. Sites in one process share the result: a roster of 1,000 sites takes 3 MB."""
     return TypeAdapter(Roster).validate_json(payload)

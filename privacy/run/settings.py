@@ -1,7 +1,7 @@
-"""`run.toml`: what a run asks of its sites, and what its tables may not say together.
+"""Define the settings of a run, `run.toml`, and check that its tables do not contradict each other.
 
-One table of three says what the run is about: `[training]`, `[statistics]` or `[evaluation]`. What follows for noise,
-codec, ledger and rules stands with the table, as a `RunKind`; what a site does then stands in `client.work.work`.
+Exactly one of three tables states what the run does: `[training]`, `[statistics]` or `[evaluation]`. Its class, a
+`RunKind`, holds the consequences for noise, codec, ledger and rules; `client.work.work` holds what a site does.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ SiteName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 
 
 class RunKind(Protocol):
-    """What kind of run it is."""
+    """What a kind of run implies for noise, codec, ledger and rules."""
 
     purpose: ClassVar[Purpose]
-    """What the ledger calls it."""
+    """The purpose under which the ledger charges it."""
 
     held_out: ClassVar[bool]
-    """Whether it is about the records that are held out, which have a ledger of their own."""
+    """Whether it uses the held-out records, which have a ledger of their own."""
 
     profile: ClassVar[Profile]
-    """How many bits a number of an update takes, if the run does not say."""
+    """The packing profile, unless the run sets one."""
 
     @property
     def sampling(self) -> tuple[float, int]:
-        """Each record's chance to be in a step, and the steps of a round."""
+        """The sample rate, and the number of steps per round."""
         ...
 
     @property
     def averaging(self) -> float:
-        """The share of the last rounds whose models make the result."""
+        """The fraction of rounds, at the end, whose models are averaged into the result."""
         ...
 
     def weight(self, share: float) -> float:
@@ -52,7 +52,7 @@ class RunKind(Protocol):
         ...
 
     def contradiction(self, run: RunSettings) -> str | None:
-        """Say what such a run has too much or too little."""
+        """Return what the run's settings lack or must not contain, or None."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -60,9 +60,9 @@ class Training:
     """`[training]`: what every site does in a round."""
 
     steps_per_round: Annotated[int, Field(ge=0)]  # optimiser steps; 0 measures the protocol alone
-    sample_rate: Annotated[float, Field(gt=0, le=1)]  # Poisson: the chance of each record to be in a step
+    sample_rate: Annotated[float, Field(gt=0, le=1)]  # Poisson: the probability of each record to be in a step
     learning_rate: Positive
-    averaging: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the last rounds whose models make the result
+    averaging: Annotated[float, Field(ge=0, le=1)] = 0.0  # fraction of rounds, at the end, to average into the result
 
     purpose: ClassVar[Purpose] = "training"
     held_out: ClassVar[bool] = False
@@ -70,7 +70,7 @@ class Training:
 
     @property
     def sampling(self) -> tuple[float, int]:
-        """As the table says."""
+        """The table's sample rate and steps."""
         return self.sample_rate, self.steps_per_round
 
     def weight(self, share: float) -> float:
@@ -78,7 +78,7 @@ class Training:
         return share
 
     def contradiction(self, run: RunSettings) -> str | None:
-        """Say what training lacks, or why its noise cannot be shared."""
+        """Return what training lacks, or why its noise cannot be shared, or None."""
         if run.encryption.update_bound is None:
             return "a run with [training] needs update_bound in [encryption]"
         if run.privacy.max_grad_norm is None:
@@ -105,14 +105,14 @@ class Training:
 
 
 class OneSum(ABC):
-    """What kinds of runs have in common that train nothing: each site adds a vector up over its records, once."""
+    """Base of the kinds of run without training: each site sums one vector over its records, once."""
 
     profile: ClassVar[Profile] = "precise"
-    _words: ClassVar[tuple[str, str, str, str]]  # of sentences about it
+    _words: ClassVar[tuple[str, str, str, str]]  # for error messages
 
     @property
     def averaging(self) -> float:
-        """Nothing: there is one round."""
+        """Zero: there is only one round."""
         return 0.0
 
     @property
@@ -121,12 +121,12 @@ class OneSum(ABC):
         return 1.0, 1
 
     def weight(self, share: float) -> float:
-        """Count every record alike, whatever a site declares."""
+        """Weight all sites equally, so that every record counts the same, whatever size a site declares."""
         del share
         return 1.0
 
     def contradiction(self, run: RunSettings) -> str | None:
-        """Say what a run has that is only for training, or what it lacks itself."""
+        """Return which setting is only for training, or what the table itself lacks, or None."""
         what, take, have, their = self._words
         encryption, wrong = run.encryption, None
         if run.rounds != 1:
@@ -147,12 +147,12 @@ class OneSum(ABC):
 
     @abstractmethod
     def _problem(self, run: RunSettings) -> str | None:
-        """Say what is wrong with the table itself, or with the model that the run starts from."""
+        """Return what is wrong with the table itself or with the model that the run starts from, or None."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Statistics(OneSum):
-    """`[statistics]`: what every site adds up in a survey of all its records, once."""
+    """`[statistics]`: a survey in which every site sums over all its records, once."""
 
     bins: Annotated[int, Field(ge=2, le=1024)] = 32  # of every column's range
 
@@ -166,7 +166,7 @@ class Statistics(OneSum):
 
 @dataclass(frozen=True, config=STRICT)
 class Evaluation(OneSum):
-    """`[evaluation]`: what every site adds up over its held-out records, once, about the model of `[start]`."""
+    """`[evaluation]`: every site evaluates the model of `[start]` on its held-out records, once."""
 
     metrics: tuple[str, ...] = ("accuracy",)  # the task's, clamped to 0 … 1
     loss_bound: Positive | None = None  # if given, the loss, clamped to it
@@ -189,19 +189,19 @@ class Evaluation(OneSum):
 
 @dataclass(frozen=True, config=STRICT)
 class Privacy:
-    """The noise: give either the ε that the whole run may cost or the noise itself."""
+    """`[privacy]`: the noise, given either by the ε that the whole run may cost or by its multiplier."""
 
     max_grad_norm: Positive | None = None  # C, the clipping norm of one record's gradient; in training only
     delta: Annotated[float, Field(gt=0, lt=1e-2)] = 1e-5
     epsilon: Positive | None = None  # of the whole run, by itself
-    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # σ / C
+    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # σ, relative to C
     noise: Literal["local", "shared"] = "local"  # all of it at every site, or only in the sum: `privacy.noise.shared`
     colluding_sites: Annotated[int, Field(ge=0)] | None = (
-        None  # that the run is to bear, with the server; 1 if not given
+        None  # how many sites may collude with the server; 1 if not given
     )
 
     def __post_init__(self) -> None:
-        """Check that exactly one of the two is given."""
+        """Check that exactly one of ε and the noise multiplier is given."""
         if (self.epsilon is None) == (self.noise_multiplier is None):
             msg = "give either epsilon or noise_multiplier"
             raise ValueError(msg)
@@ -209,21 +209,21 @@ class Privacy:
 
 @dataclass(frozen=True, config=STRICT)
 class Encryption:
-    """How updates become integers. There is no way to turn encryption off."""
+    """`[encryption]`: how updates become integers. Encryption cannot be turned off."""
 
-    update_bound: Positive | None = None  # the codec's range: values of an update beyond it are cut; in training only
-    profile: Profile | None = None  # "compact" if not given; statistics are always "precise"
+    update_bound: Positive | None = None  # the codec's range: values beyond it are clipped; in training only
+    profile: Profile | None = None  # in training only; "compact" if not given
     collusion_resistant: bool = True  # masks: a site that colludes with the server cannot read another's update
     update_norm: Annotated[float, Field(gt=0, le=1e30)] | None = (
-        None  # the largest L2 norm of a site's update, which each proves to keep
+        None  # the largest L2 norm of a site's update, which each site proves; in training only
     )
 
 
 @dataclass(frozen=True, config=STRICT)
 class Cohort:
-    """Who trains: every site's name with the size that it declares in public."""
+    """`[cohort]`: the sites of the run, each with the size that it declares in public."""
 
-    sizes: Annotated[dict[SiteName, Annotated[int, Field(gt=0)]], Field(min_length=1)]  # training records, about
+    sizes: Annotated[dict[SiteName, Annotated[int, Field(gt=0)]], Field(min_length=1)]  # approximate training records
     minimum: Annotated[int, Field(ge=2)] = 3
     round_deadline_seconds: Positive = 600.0
 
@@ -236,7 +236,7 @@ class Cohort:
 
 @dataclass(frozen=True, config=STRICT)
 class Vote:
-    """`[vote]`: after each round every site says in one bit whether the model got worse: `privacy.run.votes`."""
+    """`[vote]`: after each round every site votes with one bit whether the model got worse: `privacy.run.votes`."""
 
     epsilon: Annotated[float, Field(gt=0, le=20)]  # of one vote
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # how much larger the loss on held-out records may be
@@ -244,21 +244,21 @@ class Vote:
 
 @dataclass(frozen=True, config=STRICT)
 class Start:
-    """`[start]`: the model with which a run begins, in place of an untrained one."""
+    """`[start]`: the model from which a run starts, instead of an untrained one."""
 
-    model: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256 of its file, which every site has already
+    model: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256 of its file, which every site must already have
 
 
 @dataclass(frozen=True, config=STRICT)
 class RunSettings:
-    """`run.toml`."""
+    """The content of `run.toml`."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
     task: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
     rounds: Annotated[int, Field(ge=1, le=100_000)]
     privacy: Privacy
     cohort: Cohort
-    training: Training | None = None  # either this, or statistics, or an evaluation
+    training: Training | None = None  # exactly one of training, statistics and evaluation is given
     statistics: Statistics | None = None
     evaluation: Evaluation | None = None
     start: Start | None = None
@@ -267,12 +267,12 @@ class RunSettings:
     strategy: Strategy = field(default_factory=FEDAVG.copy)  # the federated algorithm, in training only
     model_seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0  # of the untrained model, the same at all sites
     valid_days: Annotated[float, Field(gt=0, le=366)] = (
-        30.0  # after it is signed; a run that lasts longer is signed anew
+        30.0  # after signing; a run that lasts longer must be signed again
     )
-    seed: Annotated[int, Field(ge=0)] | None = None  # repeats a run without privacy, for measurements
+    seed: Annotated[int, Field(ge=0)] | None = None  # makes a run without privacy repeatable, for measurements
 
     def __post_init__(self) -> None:
-        """Check what concerns several tables."""
+        """Check the rules that involve several tables."""
         if self.seed is not None and self.privacy.noise_multiplier != 0:
             msg = "a seed makes the noise predictable; remove it, or set noise_multiplier = 0"
             raise ValueError(msg)
@@ -285,18 +285,18 @@ class RunSettings:
 
     @cached_property
     def kind(self) -> RunKind:
-        """The table that says what the run is about: there is just one."""
+        """The one table that states what the run does."""
         (kind,) = _kinds(self)
         return kind
 
     @property
     def profile(self) -> Profile:
-        """How many bits a number of an update takes."""
+        """The packing profile."""
         return self.encryption.profile or self.kind.profile
 
     @property
     def takes_steps(self) -> bool:
-        """Whether sites train at all; a run of no steps measures the protocol alone."""
+        """Whether sites train at all. A run without steps measures the protocol alone."""
         return self.training is not None and self.training.steps_per_round > 0
 
     @property
@@ -306,29 +306,29 @@ class RunSettings:
 
     @property
     def colluding_sites(self) -> int:
-        """How many sites' shares do not count. Every site sees the sums, and knows its own: one at least.
+        """How many sites' shares of the noise do not count; 1 by default, since every site knows its own share.
 
-        A run may say 0, for a site that lets it (`[policy]`): its ε is then against those who take no part.
+        A run may set 0 if the sites' policies allow it: its ε is then against observers who take no part.
         """
         given = self.privacy.colluding_sites
         return 1 if given is None else given
 
     @property
     def honest_sites(self) -> int:
-        """How many sites make the noise that a run counts on, K: of a minimum cohort, those that do not collude."""
+        """K: how many sites' noise a run counts on. With shared noise, the minimum cohort less the colluding sites."""
         return self.cohort.minimum - self.colluding_sites if self.shares_noise else 1
 
     @cached_property
     def largest_size(self) -> int:
-        """The most records that a site declares."""
+        """The largest size that a site declares."""
         return max(self.cohort.sizes.values())
 
     def weight(self, site: str) -> float:
-        """Return the weight of a site's update, as the kind of run sees the size that it declares."""
+        """Return the weight of a site's update, which the kind of run derives from its declared size."""
         return self.kind.weight(self.cohort.sizes[site] / self.largest_size)
 
     def packing(self, sigma: float) -> Packing:
-        """Return the codec of the run, at this noise."""
+        """Return the run's packing for noise of this σ."""
         return Packing.of(
             self.profile,
             cohort=len(self.cohort.sizes),
@@ -346,7 +346,7 @@ def _kinds(run: RunSettings) -> list[RunKind]:
 
 
 def _contradiction(run: RunSettings) -> str | None:
-    """Say what contradicts what, if anything does: in words, for whoever wrote it."""
+    """Return a sentence that explains the first contradiction, or None."""
     if len(_kinds(run)) != 1:
         return "give either [training] or [statistics], or [evaluation]"
     wrong = run.kind.contradiction(run) or _of_masks(run) or _of_norm(run)
@@ -354,7 +354,7 @@ def _contradiction(run: RunSettings) -> str | None:
 
 
 def _of_masks(run: RunSettings) -> str | None:
-    """Say why masks cannot keep what the run asks of them."""
+    """Return why masks cannot give the protection that the run asks for, or None."""
     colluding = run.colluding_sites
     if not run.encryption.collusion_resistant:
         if run.privacy.colluding_sites is not None:
@@ -369,7 +369,7 @@ def _of_masks(run: RunSettings) -> str | None:
 
 
 def _of_norm(run: RunSettings) -> str | None:
-    """Say why the length of updates cannot be bounded as a run asks."""
+    """Return why the norm of updates cannot be bounded as the run asks, or None."""
     if run.encryption.update_norm is None:
         return None
     if not run.encryption.collusion_resistant:

@@ -1,4 +1,4 @@
-"""`strategy` in `run.toml`: which federated algorithm a run uses, by name, with the algorithm's own parameters.
+"""Read `strategy` in `run.toml`: the name of the federated algorithm that a run uses, with its parameters.
 
     strategy = "fedavg"
 
@@ -6,8 +6,8 @@
     name = "fedadam"
     server_learning_rate = 0.03
 
-What an algorithm does, and which parameters it has, only those know who run it. Here a strategy is a name, a version
-and plain values: enough to sign it. Signing fills in the version and every default, so that all sites use one set.
+Here a strategy is only a name, a version and plain values, enough to sign it; the algorithm itself checks its
+parameters where it runs. Signing fills in the version and every default, so that all sites use the same values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 Parameter = bool | int | float | str | dict[str, int | float]
-"""What a parameter may be; a table has one number for each of its keys, such as one for each site."""
+"""The type of a parameter. A table has one number per key, such as one per site."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}|[\w.]+:\w+")
 _KEY = re.compile(r"[a-z][a-z0-9_-]{0,39}")
@@ -29,12 +29,12 @@ def _read(value: object) -> object:
     """Return a strategy as a table.
 
     Raises:
-        ValueError: if it is no name, and no table of a name, a version and plain values.
+        ValueError: if it is neither a name nor a table of a name, a version and plain values.
     """
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
         msg = 'name one, as in strategy = "fedavg", or in a table [strategy] with name = "fedavg"'
-        raise ValueError(msg)  # noqa: TRY004 - which pydantic takes for a complaint
+        raise ValueError(msg)  # noqa: TRY004 - pydantic reports a ValueError
     if not _NAME.fullmatch(table["name"]):
         msg = f"{table['name']!r} is no strategy's name; give one that ships, such as fedavg, or module:Class"
         raise ValueError(msg)
@@ -58,7 +58,7 @@ def _is_plain(value: object) -> bool:
 
 
 Strategy = Annotated[dict[str, Parameter], BeforeValidator(_read)]
-"""A setting: the table, of which a name alone is short."""
+"""A setting: a table, or a name alone as a short form of it."""
 
 FEDAVG: dict[str, Parameter] = {"name": "fedavg", "version": 1}
-"""What a run uses that names no strategy."""
+"""The strategy of a run that names none."""

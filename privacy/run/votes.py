@@ -1,18 +1,18 @@
-"""The vote on a round's model: one bit a site, by randomised response, signed; and what follows from all of them.
+"""Vote on a round's model: each site signs one bit, given by randomised response; the votes may undo the model.
 
-A site says whether the model got worse on its held-out records, and turns its answer over with the chance 1/(1 + e^ε).
-Whatever the answer was computed from, and however, either bit is at most e^ε times as likely with other records: so the
-bit is ε-differentially private for all held-out records together (Warner 1965; Dwork and Roth 2014, section 3.2). It is
-drawn once for a model and never again.
+A site answers whether the model got worse on its held-out records, and flips its answer with probability 1/(1 + e^ε).
+However the answer was computed, each bit is at most e^ε times as likely as with any other records. So the bit is
+ε-differentially private for all held-out records together (Warner 1965; Dwork and Roth 2014, section 3.2). It is drawn
+once per model and never again.
 
-A vote is signed, for one round of one run, from one model to another. The model is undone if half of the votes or more
-reject it, of at least as many as the run's minimum cohort. All bits are turned over with one chance, so that half or
-more reject just if the unbiased estimate of how many found it worse,
+A signed vote is bound to one round of one run and to the models before and after it. The model is undone if there are
+at least as many votes as the run's minimum cohort, and at least half of them reject it. Since all bits are flipped with
+the same probability, at least half reject exactly when the unbiased estimate of how many found the model worse,
 
     (rejected − votes / (1 + e^ε)) · (e^ε + 1) / (e^ε − 1)
 
-is half of the votes or more: sites count signatures, and need no estimate to come to the same end. A server can keep
-votes to itself, and so decide which of two models that sites had goes on; it could as well have released nothing.
+is at least half of the votes. So sites count votes and need no estimate. A server can withhold votes, and so decide
+which of two models the sites continue from; it could as well have released nothing.
 
     >>> round(errors(4, 1, 2.0).missed, 3), round(errors(4, 1, 2.0).undone, 3)
     (0.039, 0.072)
@@ -39,7 +39,7 @@ KIND = "vote"
 
 @dataclass(frozen=True)
 class Question:
-    """What is voted on: the model that a round of a run led to, and the one before it, by their digests."""
+    """The question of a vote: a round's model and the model before it, by their digests."""
 
     run: str
     round: int
@@ -47,19 +47,19 @@ class Question:
     after: str
 
     def statement(self, *, reject: bool) -> bytes:
-        """Return what a vote signs."""
+        """Return the bytes that a vote signs."""
         return f"{self.run} {self.round} {self.before} {self.after} {'reject' if reject else 'keep'}".encode()
 
 
 @dataclass(frozen=True)
 class Vote:
-    """A site's answer, which luck may have turned over, and its signature."""
+    """A site's randomised answer and its signature."""
 
     reject: bool
     signature: bytes
 
     def to_bytes(self) -> bytes:
-        """Return it as it travels and is kept."""
+        """Return the form in which a vote is sent and stored."""
         return bytes([self.reject]) + self.signature
 
     @classmethod
@@ -67,7 +67,7 @@ class Vote:
         """Undo `to_bytes`.
 
         Raises:
-            MalformedError: if it is no vote.
+            MalformedError: if `data` is not a vote.
         """
         if len(data) != 1 + SIGNATURE_BYTES or data[0] > 1:
             msg = "a vote is malformed; both sides must run the same version"
@@ -75,13 +75,13 @@ class Vote:
         return cls(bool(data[0]), data[1:])
 
 
-def respond(answer: bool, epsilon: float, randomness: Randomness) -> bool:  # noqa: FBT001 - the bit it is about
-    """Return an answer, turned over with the chance 1 / (1 + e^ε), rounded up to a multiple of 2⁻⁵³."""
+def respond(answer: bool, epsilon: float, randomness: Randomness) -> bool:  # noqa: FBT001 - the bit itself
+    """Return an answer, flipped with probability 1 / (1 + e^ε), rounded up to a multiple of 2⁻⁵³."""
     return answer ^ bool(randomness.uniform(1)[0] < turned(epsilon))
 
 
 def turned(epsilon: float) -> float:
-    """Return the chance with which an answer is turned over."""
+    """Return the probability with which an answer is flipped."""
     return 1 / (1 + math.exp(epsilon))
 
 
@@ -91,7 +91,7 @@ def cast(question: Question, key: PrivateKey, *, reject: bool) -> Vote:
 
 
 def check_vote(question: Question, site: str, vote: Vote, roster: Roster) -> None:
-    """Check that a site cast a vote on this very question.
+    """Check that a site cast a vote on exactly this question.
 
     Raises:
         AuthenticityError: if it did not.
@@ -102,18 +102,18 @@ def check_vote(question: Question, site: str, vote: Vote, roster: Roster) -> Non
 def check_rejected(
     question: Question, votes: Mapping[str, Vote], sites: Collection[str], minimum: int, roster: Roster
 ) -> None:
-    """Check that a model is to be undone.
+    """Check that valid votes reject a model, so that it must be undone.
 
     Args:
-        question: which model.
-        votes: by site.
-        sites: those of the run, who may vote.
+        question: the model voted on.
+        votes: the votes, by site.
+        sites: the run's sites, which may vote.
         minimum: the run's minimum cohort.
-        roster: whose keys the votes must be signed with.
+        roster: the roster with the sites' keys.
 
     Raises:
-        AuthenticityError: if one is not that site's vote on this question.
-        ProtocolError: if they are not votes of this run's sites, or do not reject it.
+        AuthenticityError: if a vote is not that site's on this question.
+        ProtocolError: if a vote is not from a site of this run, or the votes do not reject the model.
     """
     if not votes.keys() <= set(sites):
         msg = "votes are of sites that the run does not name; nothing was undone"
@@ -126,25 +126,25 @@ def check_rejected(
 
 
 def is_rejected(votes: Collection[Vote], minimum: int) -> bool:
-    """Whether so many sites voted that it counts, and half of them or more to reject."""
+    """Return whether enough sites voted, and at least half of them to reject."""
     return len(votes) >= minimum and 2 * sum(vote.reject for vote in votes) >= len(votes)
 
 
 def estimate(votes: Collection[Vote], epsilon: float) -> float:
-    """Return the unbiased estimate of how many found the model worse."""
+    """Return the unbiased estimate of how many sites found the model worse."""
     chance = turned(epsilon)
     return (sum(vote.reject for vote in votes) - len(votes) * chance) / (1 - 2 * chance)
 
 
 class Errors(NamedTuple):
-    """How likely a vote is wrong where all honest sites answer alike."""
+    """The probabilities that a vote goes wrong when all honest sites give the same answer."""
 
-    missed: float  # that a spoiled model stays, for which those who spoiled it vote
-    undone: float  # that a good one is undone, by luck alone
+    missed: float  # a spoiled model stays; the liars vote to keep it
+    undone: float  # a good model is undone, by chance alone
 
 
 def errors(voters: int, liars: int, epsilon: float) -> Errors:
-    """Return how likely a vote of so many sites is wrong."""
+    """Return the probabilities that a vote among `voters` sites, `liars` included, goes wrong."""
     chance = turned(epsilon)
     needed = (voters + 1) // 2
     return Errors(1 - _at_least(needed, voters - liars, 1 - chance), _at_least(needed, voters, chance))
