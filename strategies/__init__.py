@@ -1,1 +1,1 @@
-"""Federated algorithms: a Flower Strategy at the server, pure functions on updates at every site."""
+"""Federated algorithms: a Flower Strategy at the server, pure functions of updates at every site."""

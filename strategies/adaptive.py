@@ -1,12 +1,11 @@
-"""What FedAdagrad, FedAdam and FedYogi share (Reddi et al., 2021, arXiv 2003.00295, algorithm 2).
+"""The base class of FedAdagrad, FedAdam and FedYogi (Reddi et al., 2021, arXiv 2003.00295, algorithm 2).
 
     m     = beta_1 · m + (1 − beta_1) · mean
-    v     = as each of the three says; tau² at first
+    v     = `second_moment` of the subclass; initially tau²
     model = model + server_learning_rate · m / (√v + tau)
 
-There is no correction of the first rounds' bias, as in the paper. An adaptive server makes steps of about
-`server_learning_rate` in every parameter, whatever the size of the updates; noise in the updates makes v larger and the
-steps smaller.
+As in the paper, the bias of the first rounds is not corrected. An adaptive server changes every parameter by about
+`server_learning_rate` per round, whatever the size of the updates; noise makes v larger and the steps smaller.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 @dataclass(frozen=True, config=STRICT)
 class AdaptiveServer(Algorithm):
-    """Federated averaging with a step of its own for every parameter."""
+    """Federated averaging with a separate step size for every parameter."""
 
     server_learning_rate: Annotated[float, Field(gt=0, le=1e6)] = 0.1
     beta_1: Decay = 0.9
-    tau: Annotated[float, Field(ge=1e-9, le=1e3)] = 1e-3  # the less, the more adaptive
+    tau: Annotated[float, Field(ge=1e-9, le=1e3)] = 1e-3  # smaller is more adaptive
 
     state: ClassVar[tuple[str, ...]] = ("m", "v")
 
     @abstractmethod
     def second_moment(self, v: Values, square: Values) -> Values:
-        """Return the next v, of this one and the mean's square."""
+        """Return the next v, given the current v and the squared mean."""
 
     @override
     def initial(self, name: str) -> float:

@@ -1,4 +1,4 @@
-"""From one round's model to the next: an algorithm's `apply`, block by block, and what it keeps beside the model."""
+"""Advance the model by one round: apply an algorithm block by block, and keep its state."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What an algorithm keeps beside the model, the same at all sites: vectors `(n,)` of float64 by name."""
+    """An algorithm's state, identical at all sites: float64 vectors `(n,)` by name."""
 
     vectors: Mapping[str, Values] = field(default_factory=dict)
 
     @classmethod
     def start(cls, algorithm: Algorithm, size: int) -> Self:
-        """Return the state before the first round, for a model of this many parameters."""
+        """Return the state before the first round, for a model with `size` parameters."""
         return cls({name: np.full(size, algorithm.initial(name)) for name in algorithm.state})
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, in hex, of names and values; empty if there are none."""
+        """SHA-256, in hex, of names and values; empty if there are no vectors."""
         if not self.vectors:
             return ""
         hashed = sha256(b"cloister state" + json.dumps(list(self.vectors)).encode())
@@ -48,18 +48,18 @@ class State:
 def advance(
     algorithm: Algorithm, run: Run, model: Model, state: State, mean: Update, weights: Mapping[str, float]
 ) -> tuple[Model, State]:
-    """Return the next round's model, whose vector takes the mean's place in memory, and state.
+    """Return the next round's model and state. The model's vector overwrites the mean.
 
     Args:
-        algorithm: the run's.
+        algorithm: the run's algorithm.
         run: what its manifest fixes.
-        model: from which the round started.
-        state: of that model.
-        mean: of the contributors' updates.
-        weights: of the contributors.
+        model: the model that the round started from.
+        state: the state that belongs to it.
+        mean: the mean of the contributors' updates.
+        weights: the contributors' weights.
 
     Raises:
-        ProtocolError: if a value is no longer finite, or what the algorithm returns has another form.
+        ProtocolError: if a value is no longer finite, or the algorithm returns vectors of another shape or name.
     """
     vector = mean.vector
     after = {name: np.empty(vector.size) for name in state.vectors}
@@ -67,7 +67,7 @@ def advance(
         part = slice(start, start + BLOCK)
         known = {name: values[part] for name, values in state.vectors.items()}
         given = Mean(vector[part].astype(np.float64), weights, run)
-        with np.errstate(all="ignore"):  # what is not finite is found below
+        with np.errstate(all="ignore"):  # checked below
             found, kept = algorithm.apply(model.vector[part].astype(np.float64), known, given)
             if found.shape != vector[part].shape or kept.keys() != after.keys():
                 msg = f"{type(algorithm).__name__} returns a model or a state of another form; correct its `apply`"
@@ -82,5 +82,5 @@ def advance(
 
 
 def average(model: Model, mean: Update) -> Model:
-    """Return the model plus the mean update, whose place in memory it takes: federated averaging."""
+    """Return the model plus the mean update, by federated averaging. The result overwrites the mean."""
     return advance(FedAvg(), Run(0, 1.0, {}), model, State(), mean, {})[0]

@@ -1,18 +1,18 @@
-"""The seam of federated algorithms: what a site does in a round, and what the mean of all updates does to the model.
+"""The interface of federated algorithms: how a site trains in a round, and how the mean update changes the model.
 
-Both halves run at the sites, because the server cannot read. An algorithm is one class, in a file of
-`strategies/algorithms/` or in another package, and a dataclass: its fields are its parameters in `[strategy]`.
+Both halves run at the sites, because the server cannot read updates. An algorithm is a dataclass in a file of
+`strategies/algorithms/` or in another package; its fields are its parameters in `[strategy]`.
 
-    local   trains once, with DP-SGD, and returns the vector that travels to the sum
+    local   trains once, with DP-SGD, and returns the vector to be summed
     apply   (model, state, mean) → (model, state), the same at every site
 
-`local` never sees a record or a gradient. `train` gives it an update that has its noise already; whatever it makes of
-that, and of what all sites know, costs no further ε (post-processing). What it keeps at the site from round to round,
-`own`, is made of the same.
+`local` never sees a record or a gradient. `train` returns an update that already has its noise, so whatever `local`
+computes from it and from public values costs no further ε (post-processing). The same holds for `own`, the vectors
+that a site keeps from round to round.
 
 `apply` must give the same bits on every machine: it gets double precision, in blocks of at most `BLOCK` values, and
-uses only +, −, ×, ÷, square roots and comparisons, element by element. `state` is what it keeps from round to round;
-it is part of a site's checkpoint and of the digest that all sites must agree on.
+uses only +, −, ×, ÷, square roots and comparisons, element by element. Its `state`, kept from round to round, is part
+of a site's checkpoint and of the digest that all sites must agree on.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ Values = NDArray[np.float64]
 class Run:
     """What the signed manifest fixes for a whole run."""
 
-    steps: int  # optimiser steps of a site in a round, at most
-    learning_rate: float  # of these steps
-    weights: Mapping[str, float]  # of every site that the run names
+    steps: int  # most optimiser steps of a site in a round
+    learning_rate: float  # of the optimiser
+    weights: Mapping[str, float]  # of every site in the run
 
     @classmethod
     def of(cls, settings: RunSettings) -> Self:
-        """Return what a run's settings fix; of a run that trains nothing, no steps."""
+        """Return what a run's settings fix; zero steps if the run does not train."""
         weights = {site: settings.weight(site) for site in settings.cohort.sizes}
         training = settings.training
         return cls(training.steps_per_round, training.learning_rate, weights) if training else cls(0, 1.0, weights)
@@ -57,31 +57,31 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class LocalSolver:
-    """How a site descends: each step adds `proximal · (w − w₀) + offset` to the gradient, after clipping and noise."""
+    """Local training: each step adds `proximal · (w − w₀) + offset` to the gradient, after clipping and noise."""
 
-    proximal: float = 0.0  # the pull towards the model w₀ from which the round starts
+    proximal: float = 0.0  # the pull towards w₀, the model at the start of the round
     offset: Values | None = None  # `(n,)`, in the units of a gradient
-    steps: int | None = None  # fewer than the run's, if given; the run's are charged all the same
+    steps: int | None = None  # fewer than the run's, if given; the ledger is charged for all of the run's
 
 
 PLAIN = LocalSolver()
-"""Plain DP-SGD, all of the run's steps."""
+"""Plain DP-SGD with all of the run's steps."""
 
 
 @dataclass(frozen=True, eq=False)
 class LocalRound:
-    """What a site knows before it trains. All of it is public, but for `own`, which is made of noisy updates."""
+    """What a site knows before it trains. All of it is public except `own`, which is computed from noisy updates."""
 
     run: Run
     site: str
-    model: Update  # w₀; not to be changed
+    model: Update  # w₀; do not modify
     state: Mapping[str, Values]  # what `apply` keeps
-    own: Mapping[str, Values]  # what `keep` returned last; zeros at first
+    own: Mapping[str, Values]  # what `keep` last returned; initially zeros
 
 
 @dataclass(frozen=True, eq=False)
 class Mean:
-    """What a sum opened to: the weighted mean of its contributors' vectors, or a block of it."""
+    """A decrypted sum: the weighted mean of its contributors' vectors, or a block of it."""
 
     values: Values
     weights: Mapping[str, float]  # of the contributors
@@ -94,10 +94,10 @@ class Mean:
 
 
 class Algorithm(Protocol):
-    """A federated algorithm. What a class does not define is as in federated averaging."""
+    """A federated algorithm. Defaults are those of federated averaging."""
 
     version: ClassVar[int] = 1
-    """Raise it when the same parameters give other numbers: sites with different versions do not train together."""
+    """Increase it when the same parameters give other results: sites with different versions cannot train together."""
 
     state: ClassVar[tuple[str, ...]] = ()
     """Names of the vectors that `apply` keeps."""
@@ -106,35 +106,35 @@ class Algorithm(Protocol):
     """Names of the vectors that stay at a site."""
 
     def check(self, run: Run) -> str | None:
-        """Say what is wrong with using this algorithm for a run, and what to change; None if nothing is."""
+        """Return why this algorithm does not suit a run, and what to change; None if it does."""
         del run
         return None
 
     def initial(self, name: str) -> float:
-        """Return what every value of a vector of `state` is before the first round."""
+        """Return the initial value of all entries of a vector in `state`."""
         del name
         return 0.0
 
     def local(self, at: LocalRound, train: Callable[[LocalSolver], Update]) -> Update:
-        """Train once, and return what travels.
+        """Train once, and return the vector to be summed.
 
         Args:
-            at: what the site knows.
-            train: makes this site's update `(n,)`, clipped and with its noise; may be called once.
+            at: what the site knows before training.
+            train: returns this site's update `(n,)`, clipped and with its noise; may be called only once.
         """
         del at
         return train(PLAIN)
 
     def keep(self, at: LocalRound, sent: Values) -> Mapping[str, Values]:
-        """Return the vectors of `own` that hold from now on, if this site's vector becomes part of the round's sum.
+        """Return the new vectors of `own`, used if this site's vector becomes part of the round's sum.
 
         Args:
             at: what the site knew before it trained.
-            sent: the vector that left the site, `(n,)`, after it was cut and rounded to what the codec can say.
+            sent: the vector that left the site, `(n,)`, after the codec clipped and rounded it.
         """
         del at, sent
         return {}
 
     def apply(self, model: Values, state: Mapping[str, Values], mean: Mean) -> tuple[Values, Mapping[str, Values]]:
-        """Return the next model and state, of blocks of equal length."""
+        """Return the next model and state, given blocks of equal length."""
         ...

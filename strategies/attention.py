@@ -1,12 +1,12 @@
-"""Whom the server waits for: whoever was silent is asked again, but not waited for, until it answers.
+"""Decide which nodes the server waits for: a silent node is asked again, but not waited for until it answers.
 
-Messages to nodes that answer are sent together, and their replies awaited together, until the deadline. To a node that
-let a message of some kind pass, messages of that kind are pushed by themselves from then on, one at a time: its reply
-counts if it comes before the others are done, or else shows, later, that the node can be waited for again. So a node
-that never answers costs one deadline, and one that was cut off, or is slow for once, is back as soon as it says so.
+Messages to responsive nodes are sent together, and their replies are awaited together until the deadline. Once a node
+has left a message of some kind unanswered, messages of that kind are pushed to it separately, one at a time. Its reply
+counts if it arrives before the others are done; if it arrives later, it shows that the node can be waited for again. So
+a node that never answers costs one deadline, and a node that was offline, or slow once, is back as soon as it answers.
 
-Everything here goes through Flower's public `Grid`, and holds whatever a grid hands out as replies: errors that the
-grid itself made up, replies that nobody asked for, and the same one twice.
+Everything here goes through Flower's public `Grid` and copes with whatever a grid returns as replies: errors that the
+grid made up, replies that nobody asked for, and duplicates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flwr.app import Message
     from flwr.serverapp import Grid
 
-GRACE = 0.01  # of a deadline: how much longer than for the others one waits for a node that was silent
+GRACE = 0.01  # of a deadline: how much longer the server waits for nodes that were silent
 POLL_SECONDS = 0.02
 _ANY = ""  # stands for every kind of message
 
@@ -40,19 +40,19 @@ class _Exchange:
 
 
 class Attention:
-    """What the server knows of who answers; nodes are known by Flower's numbers."""
+    """Tracks which nodes answer; nodes are identified by Flower's node ids."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds  # the round's deadline
-        self._silent: dict[int, set[str]] = {}  # the kinds of messages that a node let pass
-        self._away: set[int] = set()  # those of them that were offline since
+        self._silent: dict[int, set[str]] = {}  # the kinds of messages that a node left unanswered
+        self._away: set[int] = set()  # silent nodes that have been offline since
         self._forgiven: dict[int, set[str]] = {}
-        self._open: dict[str, Message] = {}  # pushed, and not answered yet
+        self._open: dict[str, Message] = {}  # pushed, not answered yet
         self._late: list[tuple[Message, Message]] = []
         self._exchange = _Exchange()
 
     def waits_for(self, node: int, kind: str) -> bool:
-        """Whether a node's reply to a message of this kind is waited for."""
+        """Whether the server waits for a node's reply to a message of this kind."""
         return not self._silent.get(node, set()) & {_ANY, kind}
 
     def asked(self, kind: str) -> set[int]:
@@ -60,7 +60,7 @@ class Attention:
         return {each.metadata.dst_node_id for each in self._open.values() if each.metadata.message_type == kind}
 
     def see(self, online: AbstractSet[int]) -> None:
-        """Note who is online. Who comes back speaks for itself: it is waited for again, once."""
+        """Note which nodes are online. A node that comes back is waited for again, once."""
         for node in list(self._silent):
             if node not in online:
                 self._away.add(node)
@@ -76,7 +76,7 @@ class Attention:
                 self.silent(said.dst_node_id, said.message_type)
 
     def silent(self, node: int, kind: str) -> None:
-        """Note that a node let a message pass."""
+        """Note that a node left a message unanswered."""
         self._silent.setdefault(node, set()).update({_ANY, kind})
 
     def _spoke(self, node: int, kind: str) -> None:
@@ -84,14 +84,14 @@ class Attention:
             kinds -= {_ANY, kind}
 
     def push(self, grid: Grid, messages: list[Message]) -> set[str]:
-        """Send messages whose replies are taken when they are there; return their ids."""
+        """Send messages without waiting for replies, which `take` collects later; return their ids."""
         grid.push_messages(messages)
         sent = {each.metadata.message_id: each for each in messages}
         self._open |= sent
         return set(sent)
 
     def take(self, grid: Grid) -> Iterator[tuple[Message, Message]]:
-        """Yield pushed messages with the replies that are there."""
+        """Yield pushed messages with the replies that have arrived."""
         late, self._late = self._late, []
         yield from late
         for reply in grid.pull_messages(list(self._open)) if self._open else ():
@@ -99,17 +99,17 @@ class Attention:
             if asked is None or (node := _source(reply, asked)) is None:
                 continue
             del self._open[asked.metadata.message_id]
-            if reply.metadata.src_node_id == node:  # else the grid says that there will be no reply
+            if reply.metadata.src_node_id == node:  # otherwise the grid reports that no reply will come
                 self._spoke(node, asked.metadata.message_type)
             yield asked, reply
 
     def send(self, grid: Grid, messages: Iterable[Message], least: int = 0) -> list[Message]:
-        """Begin an exchange: push what goes to nodes that were silent, and return what is to be waited for.
+        """Begin an exchange: push messages to nodes that were silent, and return the messages to wait for.
 
         Args:
-            grid: to send through.
-            messages: of one kind, one a node.
-            least: if fewer answer than that, all are waited for.
+            grid: the grid to send through.
+            messages: messages of one kind, one per node.
+            least: if fewer nodes than this are responsive, wait for all.
         """
         messages = list(messages)
         waited = [each for each in messages if self.waits_for(each.metadata.dst_node_id, each.metadata.message_type)]
@@ -124,12 +124,12 @@ class Attention:
         return waited
 
     def hear(self, grid: Grid, replies: Iterable[Message], enough: Callable[[], bool]) -> Iterator[tuple[int, Message]]:
-        """Yield the replies of an exchange, each with the node whose it is, and note who was silent.
+        """Yield the replies of an exchange, each with its node, and note which nodes were silent.
 
         Args:
-            grid: through which `send` pushed.
-            replies: to what `send` returned.
-            enough: whether the exchange may end without those that are not waited for.
+            grid: the grid that `send` pushed through.
+            replies: replies to the messages that `send` returned.
+            enough: whether the exchange may end without the nodes that are not waited for.
         """
         exchange, answered = self._exchange, set[int]()
         by_node = {each.metadata.dst_node_id: each for each in exchange.waited}
@@ -159,7 +159,7 @@ class Attention:
             Event().wait(POLL_SECONDS)
 
     def _others(self, grid: Grid, exchange: _Exchange) -> Iterator[tuple[int, Message]]:
-        """Yield what came of those that are not waited for; what belongs to gathering is kept until then."""
+        """Yield replies from nodes that are not waited for; keep replies to queries for the next gathering."""
         for asked, reply in list(self.take(grid)):
             if asked.metadata.message_id in exchange.pushed:
                 exchange.pushed.discard(asked.metadata.message_id)
@@ -171,12 +171,12 @@ class Attention:
         self, grid: Grid, messages: Iterable[Message], enough: Callable[[], bool] = lambda: True,
         seconds: float | None = None,
     ) -> Iterator[tuple[int, Message]]:  # fmt: skip
-        """Send messages, and yield the replies, each with the node whose it is: `send` and `hear`."""
+        """Send messages, and yield the replies, each with its node: `send`, then `hear`."""
         waited = self.send(grid, messages)
         return self.hear(grid, grid.send_and_receive(waited, timeout=seconds or self.seconds), enough)
 
 
 def _source(reply: Message, asked: Message) -> int | None:
-    """Return whose reply this is: the node's that was asked, also if the grid answers in its place with an error."""
+    """Return the node that was asked if the reply is its own or the grid's error in its place, else None."""
     node = asked.metadata.dst_node_id
     return node if reply.metadata.src_node_id == node or reply.has_error() else None

@@ -1,6 +1,6 @@
-"""What else follows from a decrypted mean, whatever the algorithm: the mean of the last models, and the next range.
+"""Derive the mean of the last models and the next range of updates, whatever the algorithm.
 
-Pure numpy and the same operations in the same order at every site, so that all arrive at the same bits.
+Pure numpy, with the same operations in the same order at every site, so that all sites get the same bits.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 _BLOCK = 1 << 20  # values at a time
-_FINEST = 2.0**-20  # of the manifest's bound: a range does not shrink below
+_FINEST = 2.0**-20  # of the manifest's bound: the smallest range
 
 
 def is_averaged(number: int, rounds: int, share: float) -> bool:
-    """Whether a round's model is one of those whose mean is the result: the last ⌈share · rounds⌉.
+    """Whether a round's model is among the last ⌈share · rounds⌉, whose mean is the result.
 
     >>> [is_averaged(number, 5, 0.5) for number in (1, 2, 3, 4, 5)]
     [False, False, True, True, True]
@@ -32,8 +32,8 @@ def is_averaged(number: int, rounds: int, share: float) -> bool:
 def include(mean: NDArray[np.float32], latest: NDArray[np.float32], count: int) -> None:
     """Turn the mean of `count` - 1 models into that of `count`, in place: mean += (latest - mean) / count, `(n,)`.
 
-    The mean of the last models of noisy training is less noisy than the last one by itself (Polyak and Juditsky, 1992;
-    the last part of them only: Shamir and Zhang, 2013). It is made of what all sites have, and costs no privacy.
+    With noisy training, the mean of the models is less noisy than the last model (Polyak and Juditsky, 1992; for the
+    last part of them only: Shamir and Zhang, 2013). It is computed from models that all sites have: no privacy cost.
     """
     for start in range(0, mean.size, _BLOCK):
         block = mean[start : start + _BLOCK]
@@ -43,11 +43,11 @@ def include(mean: NDArray[np.float32], latest: NDArray[np.float32], count: int) 
 
 
 def next_bound(mean: Update, contributors: int, ceiling: float) -> float:
-    """Return the range of the next round's updates, from the last public sum: finer levels as updates shrink.
+    """Return the range of the next round's updates, from the last public sum: levels get finer as updates shrink.
 
-    Four times √K times the largest entry of the mean, rounded up to a power of two: averaging over K sites shrinks
-    their noise √K times. What lies beyond is not lost but carried to the next update, and the range grows again by
-    as much in a round. Never above `ceiling`, what the manifest allows.
+    The range is 4·√K times the largest entry of the mean, rounded up to a power of two, because averaging over K sites
+    divides their noise by √K. A residual beyond the range is carried to the next update, and the range can grow by as
+    much in one round. It never exceeds `ceiling`, the manifest's bound.
     """
     largest = float(max(mean.vector.max(initial=0.0), -mean.vector.min(initial=0.0)))
     if largest == 0.0:

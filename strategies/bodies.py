@@ -1,6 +1,6 @@
-"""The updates of one masked plan as they came, kept until its sum was opened: then nobody needs to judge them.
+"""Keep the updates of one masked plan until its sum has been opened, in case members must judge them.
 
-Ciphertexts go to a file that has no name, and is gone with this process: memory holds one update at a time.
+Ciphertexts go to an unnamed temporary file that disappears with this process: memory holds one update at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from privacy.codec.envelope import SignedUpdate
 
-_IN_MEMORY = 32 << 20  # bytes; what is more goes to disk
+_IN_MEMORY = 32 << 20  # bytes; the rest goes to disk
 
 
 class Bodies:
@@ -36,14 +36,14 @@ class Bodies:
         self._kept[site] = replace(update, chunks=()), place, [len(chunk) for chunk in update.chunks]
 
     def find(self, site: str) -> SignedUpdate:
-        """Return a site's update, which was kept."""
+        """Return a site's update, which must have been kept."""
         update, place, sizes = self._kept[site]
         assert self._file is not None  # noqa: S101 - something was kept
         self._file.seek(place)
         return replace(update, chunks=tuple(self._file.read(size) for size in sizes))
 
     def clear(self) -> None:
-        """Forget them."""
+        """Forget all updates."""
         if self._file is not None:
             self._file.close()
         self._file = None

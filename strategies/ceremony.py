@@ -1,13 +1,13 @@
-"""The key ceremony as the server sees it: it asks one site to lead, and relays letters that it cannot open.
+"""The server's half of the key ceremony: it asks one site to lead, and relays letters that it cannot open.
 
     1. ask     every site says which keys it has (`Membership`)
     2. relay   a site that missed an epoch gets its letters
-    3. lead    if sites still hold different keys, or none: the first of them makes a new epoch; if it fails, the next
+    3. lead    if sites still hold different keys, or none, one of them makes a new epoch; if it fails, the next one
     4. accept  every site opens its letter and says which keys it now has
-    5. hear    who is there without these keys leads in its turn, once a run: nobody can tell whether its letter was
-               false, or its word that it was. As each leads at most once, no liar keeps an honest site out
+    5. hear    a site that is online without these keys leads in turn, once per run: nobody can tell whether its letter
+               was false or its complaint is. As each leads at most once, no liar keeps an honest site out
 
-A new epoch comes with every new roster, because sites then say that they have no keys for it, and on command.
+A new epoch is made on command, and for every new roster, because sites have no keys for it yet.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
     from transport.messages import MessageKind
 
 Q = TypeVar("Q")
-_TRIES = 2  # to bring secrets of masks; the second with letters that were lost before
-_LISTED = 5  # failures that a sentence names
+_TRIES = 2  # at delivering mask secrets; the second includes letters that were lost before
+_LISTED = 5  # failures that a message lists
 
-Held = tuple[int, str, list[str]]  # epoch and fingerprint of keys, and who has them
+Held = tuple[int, str, list[str]]  # epoch and fingerprint of keys, and the sites that have them
 
 
 def next_epoch(seen: Collection[int], own: int) -> int:
-    """Return the number of the next key epoch: above those that were seen, and one that sites take.
+    """Return the number of the next key epoch: above those seen, yet acceptable to sites.
 
-    A site takes no epoch that is more than `LARGEST_STEP` above its own. So what is over half of that away from what
-    the site in the middle has seen does not count: a member that claims it is left behind, and says so. As long as most
-    sites are honest, and not so far apart, all of those take this number.
+    A site accepts no epoch more than `LARGEST_STEP` above its own. So epochs further than half of that from the median
+    are ignored: a member that claims one is left behind, and reports it. As long as most sites are honest and
+    their epochs are closer together than that, all of these accept this number.
 
     Args:
-        seen: the newest epoch of each site, as it says.
-        own: the newest that the server has letters of, or has asked for.
+        seen: the newest epoch that each site claims to have seen.
+        own: the newest epoch that the server has letters for, or has asked for.
     """
     middle = median_low(seen)
     return 1 + max(epoch for epoch in (own, *seen) if abs(epoch - middle) <= LARGEST_STEP // 2)
@@ -64,15 +64,15 @@ class Ceremony:
         self._masked = masked
         self._wanted = new_epoch
         self._asked = 0
-        self._failures: dict[str, int] = {}  # who failed to lead is asked last
-        self._heard = set[str]()  # who had no keys, and has led since
-        self._parted: dict[str, int] = {}  # how often a site was left out for want of a secret that it shares
+        self._failures: dict[str, int] = {}  # sites that failed to lead are asked last
+        self._heard = set[str]()  # sites that had no keys and have led since
+        self._parted: dict[str, int] = {}  # how often a site was left out because a shared secret was missing
 
     def agree(self, grid: Grid, sites: list[str], minimum: int) -> Held:
-        """Bring these sites to the same keys; return epoch, fingerprint, and which of the sites have them.
+        """Bring these sites to the same keys; return epoch, fingerprint, and the sites that have them.
 
         Raises:
-            RunError: if no site could make keys that enough others took.
+            RunError: if no site could make keys that enough others accepted.
         """
         held = 0, "", list[str]()
         if not self._wanted:
@@ -90,10 +90,10 @@ class Ceremony:
         return held if len(held[2]) >= minimum else self._renew(grid, sites, minimum)
 
     def _renew(self, grid: Grid, sites: list[str], minimum: int) -> Held:
-        """Have one site after the other lead, until enough have its keys.
+        """Have one site after another lead, until enough sites have its keys.
 
         Raises:
-            RunError: if none could make keys that enough others took.
+            RunError: if no site could make keys that enough others accepted.
         """
         failures = []
         for leader in sorted(sites, key=lambda site: self._failures.get(site, 0)):
@@ -109,10 +109,10 @@ class Ceremony:
         raise RunError(msg)
 
     def _led(self, grid: Grid, leader: str, sites: list[str], minimum: int) -> Held:
-        """Have a site lead a new epoch, and the others take its keys.
+        """Have a site lead a new epoch, and the others accept its keys.
 
         Raises:
-            CloisterError: if it does not, or too few take them.
+            CloisterError: if it does not lead, or too few accept its keys.
         """
         self._lead(grid, leader)
         self._relay(grid, [site for site in sites if site != leader])
@@ -124,7 +124,7 @@ class Ceremony:
         return held
 
     def _largest(self, sites: list[str]) -> Held:
-        """Return the keys that most of these sites have, the newest of them, and who has them."""
+        """Return the keys that most of these sites have (the newest, if tied), and the sites that have them."""
         held: dict[tuple[int, str], list[str]] = {}
         for site in sites:
             epoch, fingerprint = self._members.keys.get(site, (0, ""))
@@ -136,12 +136,12 @@ class Ceremony:
         return epoch, fingerprint, who
 
     def _lead(self, grid: Grid, leader: str) -> None:
-        # One more than any site has seen, whether or not for this roster: epochs never go back.
-        # Nor is a number used twice: a leader whose answer was lost has keys of its own under that number.
+        # Above every credible epoch, for this roster or another: epochs never go back. A number is never reused
+        # either: a leader whose answer was lost holds its own keys under that number.
         seen = self._members.latest.values()
         self._asked = epoch = next_epoch(seen, max(self._letters.latest, self._asked))
         message = self._message(leader, LEAD, epoch)
-        half = self._members.attention.seconds / 2  # then there is time for the next
+        half = self._members.attention.seconds / 2  # leaves time for another leader
         replies = [each for _, each in self._members.attention.ask(grid, [message], lambda: False, half)]
         if not replies:
             msg = "it did not answer when asked to lead"
@@ -159,24 +159,24 @@ class Ceremony:
             site: self._letters.after(members.latest.get(site, 0), members.roster.version, site) for site in sites
         }
         names = members.names()
-        for number in range(max(map(len, missing.values()), default=0)):  # oldest first, and of all sites at once
+        for number in range(max(map(len, missing.values()), default=0)):  # oldest first, all sites at once
             letters = {site: each[number] for site, each in missing.items() if len(each) > number}
             messages = [self._message(site, ACCEPT, Letter(*each)) for site, each in letters.items()]
             for node, reply in members.attention.ask(grid, messages):
                 try:
                     self._note(names[node], ACCEPT.read_reply(content_of(reply)))
-                except CloisterError as error:  # its own affair: the others go on
+                except CloisterError as error:  # affects this site only: the others go on
                     members.problems[names[node]] = str(error)
 
     def _note(self, site: str, keys: Keys) -> None:
-        """Note the keys that a site has taken: its secrets of masks are others now."""
+        """Note the keys that a site has accepted, and its new mask secrets."""
         self._members.keys[site] = keys.epoch, keys.fingerprint
         self._members.latest[site] = max(keys.epoch, self._members.latest.get(site, 0))
         self._members.pairs[site] = set(keys.pairs)
         self._letters.keep_pairs(keys.fingerprint, site, keys.pairs)
 
     def _paired(self, grid: Grid, epoch: int, keys: str, sites: list[str]) -> Held:
-        """Bring sites with the same keys the secrets that they share for masks; leave out those that end up without."""
+        """Deliver shared mask secrets to sites with the same keys; leave out sites that end up without."""
         members = self._members
         if not self._masked:
             return epoch, keys, sites
@@ -184,7 +184,7 @@ class Ceremony:
             missing = {site: [each for each in sites if each < site and each not in members.pairs[site]]
                        for site in sites}  # fmt: skip
             letters = {site: self._letters.pairs_to(keys, site, senders) for site, senders in missing.items()}
-            # Of whom letters are lost here, they are asked for again.
+            # If letters are lost here, ask their senders for new ones.
             lost = {sender for site, senders in missing.items() for sender in set(senders) - set(letters[site])}
             asked = [site for site in sites if letters[site] or site in lost]
             if not asked:
@@ -204,9 +204,9 @@ class Ceremony:
                 members.problems[names[node]] = str(error)
 
     def _connected(self, sites: list[str]) -> list[str]:
-        """Return the sites of which all share a secret with each other.
+        """Return sites that all share a secret with each other.
 
-        Where two lack each other's, nobody can tell whose doing it is: they are left out in turn.
+        If two sites share none, nobody can tell which of them is at fault: they are left out in turn.
         """
         pairs, left = self._members.pairs, list(sites)
         while True:

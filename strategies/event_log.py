@@ -1,7 +1,7 @@
-"""What the server keeps on disk about a run: events as lines of JSON, and the encrypted sums.
+"""Keep a run's record on the server's disk: events as lines of JSON, and the encrypted sums.
 
-Nothing in it is readable to whoever holds the disk: sums are ciphertexts, and events hold what the sites chose to
-report, as far as it can be shown. A site that missed a round gets the sums that it lacks from here.
+Whoever holds the disk learns no update: sums are ciphertexts, and events hold only what the sites chose to report, as
+plain text. A site that missed a round gets the missing sums from here.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from privacy.crypto.summation import EncryptedSum
     from privacy.run.votes import Question, Vote
 
-log = logging.getLogger("cloister.run")  # whoever shows a run to people listens here
+log = logging.getLogger("cloister.run")  # displays of a run listen here
 
 EVENTS = "events.jsonl"
 _LONGEST = 2000  # characters of one text
 
 
 class Undone(NamedTuple):
-    """A sum whose model was rejected: what sites voted on, their votes, and the range that updates had before it."""
+    """A sum whose model was rejected: the question, the votes, and the range of updates before it."""
 
     question: Question
     votes: dict[str, Vote]
@@ -41,7 +41,7 @@ class Undone(NamedTuple):
 
 @dataclass
 class _Step:
-    """One released sum: the model that it applies to, where it lies, and the model that sites arrived at."""
+    """One released sum: the model that it applies to, its file, and the resulting model."""
 
     base: str
     path: Path
@@ -49,17 +49,17 @@ class _Step:
 
 
 class EventLog:
-    """One run's record at the server."""
+    """The server's record of one run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._steps: list[_Step] = []
-        self._undone: dict[str, Undone] = {}  # by the model that it led to
+        self._undone: dict[str, Undone] = {}  # by the resulting model
         self._sums = folder / "sums"
         folder.mkdir(parents=True, exist_ok=True)
 
     def record(self, event: str, **details: Any) -> None:  # noqa: ANN401 - whatever JSON holds
-        """Append an event: strict JSON, in which every text is plain. A number that is not finite becomes null."""
+        """Append an event as strict JSON, with all text made plain. A number that is not finite becomes null."""
         entry: dict[str, Any] = _kept({"event": event, "time": round(time.time(), 3), **details})
         with (self.folder / EVENTS).open("ab") as file:
             line = json.dumps(entry, allow_nan=False).encode() + b"\n"
@@ -67,53 +67,53 @@ class EventLog:
         log.info("%s", event, extra={"entry": entry})
 
     def check_room(self, size: int) -> None:
-        """See that a sum of so many bytes can be kept, before sites are charged for it.
+        """Check that the disk has room for `size` bytes, before sites are charged.
 
         Raises:
-            OSError: if not.
+            OSError: if it has not.
         """
         place = self._sums / ".space"
         set_aside(place, size)
         place.unlink(missing_ok=True)
 
     def release(self, total: EncryptedSum) -> None:
-        """Keep a sum, durably, before any site gets it."""
+        """Store a sum durably, before any site gets it."""
         plan = read_plan(total.plan)
         path = self._sums / f"{plan.round:06d}.sum"
         write_atomically(path, *encode_arrays(sum_to_arrays(total)))
         self._steps.append(_Step(plan.base_model, path))
 
     def withdraw(self) -> None:
-        """Forget the last sum: no site has opened it, nor will."""
+        """Forget the last sum: no site has opened it or will."""
         self._steps.pop().path.unlink(missing_ok=True)
 
     def undo(self, undone: Undone) -> None:
-        """Leave the last sum out of what sites need: its model was rejected."""
+        """Remove the last sum from those that sites need: its model was rejected."""
         self._undone[undone.question.after] = undone
         self._steps.pop()
 
     def undone(self, model: str) -> Undone | None:
-        """Return why a site with this model has to go back, if it has."""
+        """Return the undone sum that led to this model, whose sites must go back; None if there is none."""
         return self._undone.get(model)
 
     def confirm(self, model: str) -> None:
-        """Note which model the sites arrived at with the last sum."""
+        """Note the model that resulted from the last sum."""
         self._steps[-1].model = model
 
     @property
     def started(self) -> bool:
-        """Whether any sum was released yet."""
+        """Whether any sum has been released."""
         return bool(self._steps or self._undone)
 
     @property
     def unconfirmed(self) -> bool:
-        """Whether a sum is out whose outcome no site has told yet."""
+        """Whether the last sum was released but its resulting model is not confirmed."""
         return bool(self._steps) and self._steps[-1].model is None
 
     def behind(self, model: str) -> int | None:
         """Return how many sums a site with this model lacks; None if this run never had such a model.
 
-        One whose model was undone goes back first: it lacks what is lacking from there.
+        A site whose model was undone goes back first; count from the model before.
         """
         if model in self._undone:
             return self.behind(self._undone[model].question.before) or 0
@@ -129,7 +129,7 @@ class EventLog:
 
 
 def _kept(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """Return a value as it is kept. What others said was made plain when it was read; this holds for all the rest."""
+    """Return a value as it is stored. Text from others was made plain when read; this covers all other text."""
     if isinstance(value, str):
         return plain(value, _LONGEST)
     if isinstance(value, dict):

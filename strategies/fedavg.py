@@ -1,14 +1,14 @@
-"""Encrypted federated averaging, the server's half: a Flower `Strategy` that adds what it cannot read.
+"""The server's half of encrypted federated averaging: a Flower `Strategy` that adds updates that it cannot read.
 
-What Flower passes on as "the model" from round to round is here the encrypted sum. A round:
+Where Flower passes "the model" from round to round, this strategy passes the encrypted sum. A round:
 
-1. Plan:  ask who is there, and bind cohort, model, deadline and minimum into one plan (`configure_train`).
+1. Plan:  ask which sites are ready, and bind cohort, model, deadline and minimum into a plan (`configure_train`).
 2. Add:   verify each update as it arrives, add it modulo q, close at the deadline (`aggregate_train`).
 3. Open:  deliver the sum; every site decrypts and applies it (`configure_evaluate`).
 4. Agree: all sites must arrive at the same model (`aggregate_evaluate`).
-5. Vote:  in a run with votes, undo the round if half of the sites or more find its model worse (`strategies.voting`).
+5. Vote:  in a run with votes, undo the round if half or more of them reject its model (`strategies.voting`).
 
-Below the minimum cohort nothing is released and the model stays.
+Below the minimum cohort, nothing is released and the model does not change.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ if TYPE_CHECKING:
     from transport.messages import MessageKind
 
 Q = TypeVar("Q")
-_LAST = 0.1  # of a deadline: for a site that is behind to come back before the run ends
-_MOST_FAILURES = 3  # rounds in a row that release nothing end the run
+_LAST = 0.1  # of a deadline: how long the end of a run waits for sites that are behind
+_MOST_FAILURES = 3  # rounds in a row without a release, after which the run ends
 
 
 class EncryptedFedAvg(Strategy):
-    """Federated averaging over ciphertexts. Weights are the sizes that sites declare in the manifest."""
+    """Federated averaging over ciphertexts, weighted by the sizes that the manifest declares."""
 
     def __init__(self, run: SignedRun, roster: Roster, event_log: EventLog, letters: SealedKeys, heads: LedgerHeads,
                  tls: TlsFiles, *, new_epoch: bool) -> None:  # fmt: skip
@@ -86,7 +86,7 @@ class EncryptedFedAvg(Strategy):
         self._court, self._bodies = Court(self._members, colluding), Bodies(event_log.folder)
         self._before = self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds
-        self._there: list[str] = []  # when the round was planned
+        self._there: list[str] = []  # sites present when the round was planned
         self._failures = 0
         self.released = 0
 
@@ -96,7 +96,7 @@ class EncryptedFedAvg(Strategy):
         return self._members.model
 
     def finish(self, grid: Grid) -> None:
-        """Bring sites that missed a round's sum up to date, when all rounds are over."""
+        """Bring sites that missed a sum up to date, after the last round."""
         members = self._members
         if away := [site for site, model in members.models.items() if self._event_log.undone(model)]:
             members.gather(grid, len(members.models), _LAST * self._seconds)
@@ -104,23 +104,23 @@ class EncryptedFedAvg(Strategy):
         members.catch_up(grid, _LAST * self._seconds)
 
     def close(self) -> None:
-        """Forget the round that is open."""
+        """Forget the open round."""
         self._bodies.clear()
 
     def summary(self) -> None:
-        """Flower asks strategies to log their settings; ours are in the manifest."""
+        """Do nothing: Flower asks strategies to log their settings here; ours are in the manifest."""
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord,
                         grid: Grid) -> Iterable[Message]:  # fmt: skip
         """Plan the round, and ask the cohort to train.
 
         Raises:
-            RunError: if too many rounds in a row released nothing, or another one would not either.
+            RunError: if too many rounds in a row released nothing, or another round would release nothing either.
         """
         del arrays, config
         self._round.check_repeated(self._before, started=self._event_log.started)
         for site in self._round.refused:
-            self._members.doubt(site)  # whether it is ready costs nothing to ask
+            self._members.doubt(site)  # asking again whether it is ready costs nothing
         if self._failures >= _MOST_FAILURES:
             msg = f"{self._failures} rounds in a row released nothing: {self._round.listed}"
             raise RunError(msg)
@@ -132,7 +132,7 @@ class EncryptedFedAvg(Strategy):
         if self._event_log.unconfirmed:
             present = self._members.deliver_again(grid, present, seconds)
         current.problems |= self._members.absent | self._members.problems
-        current.started = time.monotonic()  # what came before was waiting for sites
+        current.started = time.monotonic()  # do not count the wait for sites
         if len(present) < cohort.minimum or self._members.model is None:
             return []
         self._there = present
@@ -154,7 +154,7 @@ class EncryptedFedAvg(Strategy):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]
                         ) -> tuple[ArrayRecord | None, MetricRecord | None]:  # fmt: skip
-        """Verify and add updates as they arrive; return the encrypted sum, or nothing below the minimum."""
+        """Verify and add updates as they arrive; return the encrypted sum, or None below the minimum."""
         del server_round
         current, plan = self._round, self._round.plan
         if plan is None:
@@ -177,10 +177,11 @@ class EncryptedFedAvg(Strategy):
         return self._deliver(grid, sum_from_arrays(arrays)) if self._round.released else []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Go on with the model at which most sites arrived, and average the metrics that they let out.
+        """Adopt the model that most sites arrived at, and average the metrics that they report.
 
         Raises:
-            RunError: if there is no such model, not for liars' words alone, or the sum was not added up.
+            RunError: if there is no such model and liars alone cannot be the cause, or the server did not add up what
+                it was sent.
         """
         del server_round
         current = self._round
@@ -209,7 +210,7 @@ class EncryptedFedAvg(Strategy):
         return MetricRecord(dict(found))
 
     def _count(self, current: OpenRound) -> dict[str, Any]:
-        """Count the votes on a round; go back if they say so, and learn of it who may spoil rounds."""
+        """Count the votes on a round; undo it if they say so, and update the suspicion of who spoils rounds."""
         decision, figures = self._voting.decide(current.plan, self._members.model or "", current.contributors)
         if decision is not Decision.UNDONE:
             self._failures = 0
@@ -235,13 +236,13 @@ class EncryptedFedAvg(Strategy):
         self._round.released = True
 
     def _deliver(self, grid: Grid, total: EncryptedSum) -> list[Message]:
-        """Begin to bring a sum to every site of its plan's cohort that is there."""
+        """Begin to deliver a sum to every present site of its plan's cohort."""
         there = [site for site in read_plan(total.plan).cohort if site in self._members.nodes]
         self._round.bytes_down += total.size * len(there)
         return self._attention.send(grid, [self._delivery(site, total) for site in there])
 
     def _delivery(self, site: str, total: EncryptedSum) -> Message:
-        """Return what brings a site a sum; one whose update is not in it is told why."""
+        """Return the message that delivers a sum to a site; if the site's update is not in it, say why."""
         current, receipt = self._round, None
         if current.plan and site not in current.contributors:
             reason = current.problems.get(site, "it sent no update for this sum")
@@ -250,7 +251,7 @@ class EncryptedFedAvg(Strategy):
 
     def _hear(self, replies: Iterable[Message]) -> tuple[dict[str, Standing], dict[str, Mapping[str, float]],
                                                          dict[str, Refusal]]:  # fmt: skip
-        """Return what sites arrived at with a sum, what they told besides, and who says that it does not open."""
+        """Return the models that sites arrived at with a sum, their metrics, and refusals to open it."""
         current, names = self._round, self._members.names()
         said: dict[str, Standing] = {}
         told: dict[str, Mapping[str, float]] = {}
@@ -274,10 +275,10 @@ class EncryptedFedAvg(Strategy):
         return said, told, refusals
 
     def _repeat(self, refusals: Mapping[str, Refusal]) -> EncryptedSum | None:
-        """Find out who spoiled a sum that does not open, and add up the same updates without these.
+        """Find the liars behind a sum that does not open, and add up the other updates again.
 
         Returns:
-            The new sum; nothing, if nobody was found, or not all others could be added up again.
+            The new sum; None if no liar was found, or the others could not all be added up again.
 
         Raises:
             RunError: if the server did not add up what it was sent.
@@ -295,7 +296,7 @@ class EncryptedFedAvg(Strategy):
         left = [site for site in current.contributors if site not in liars]
         if not liars:
             self._selection.spoiled(current.contributors)
-            if not self._selection.can_part(self._there):  # else the next rounds close in on it
+            if not self._selection.can_part(self._there):  # otherwise the next rounds close in on the liar
                 self._failures += 1
             self._record(reason="the sum does not open: there is garbage within the masks, and nobody sees whose")
             return None
@@ -313,28 +314,28 @@ class EncryptedFedAvg(Strategy):
         return result
 
     def _attempt(self, plan: RoundPlan) -> RunningSum:
-        """Have a plan's cohort send their updates of this round again, under its masks."""
+        """Have a plan's cohort send this round's updates again, under the plan's masks."""
         self._round.plan = plan
         messages = [self._order(site, plan, []) for site in plan.cohort]
         waited = self._attention.send(self._grid, messages, plan.minimum_cohort)
         return self._collect(plan, self._grid.send_and_receive(waited, timeout=self._seconds))
 
     def _collect(self, plan: RoundPlan, replies: Iterable[Message]) -> RunningSum:
-        """Add updates as they arrive; note who sent none."""
+        """Add updates as they arrive; note which sites sent none."""
         self._bodies.clear()
         total, silent, problems = RunningSum(plan), set(plan.cohort), self._round.problems
         names, added = self._members.names(), set[str]()
         for node, reply in self._attention.hear(self._grid, replies, lambda: len(added) >= plan.minimum_cohort):
             site = names[node]
             silent.discard(site)
-            if site in added:  # the same reply again, or something else after it
+            if site in added:  # a duplicate, or another reply after the first
                 continue
             try:
                 self._add(total, site, reply)
                 added.add(site)
             except CloisterError as error:
                 problems[site] = str(error)
-                if reply.has_error() and reply.error.code in {FAILED, REFUSED}:  # its own word, not its engine's
+                if reply.has_error() and reply.error.code in {FAILED, REFUSED}:  # the site's, not the engine's
                     self._round.refused[site] = str(error)
         self._members.heads.save()
         for site in silent:
@@ -351,17 +352,17 @@ class EncryptedFedAvg(Strategy):
         self._members.heads.note(site, trained.head)
         self._members.check_shared(update.header)
         total.add(update)
-        if self._masks:  # without masks, nobody is ever shown another's
+        if self._masks:  # without masks, no site is ever shown another's update
             self._bodies.keep(site, signed)
-        # Training started from the run's model, so that is the model which the site has now.
+        # Training started from the run's model, so the site has that model now.
         self._members.models[site] = total.plan.base_model
         self._round.bytes_up += sum(map(len, signed.chunks)) + len(signed.header) + len(signed.signature)
         self._round.problems.pop(site, None)
-        for spent in self._round.hear(site, trained.report).values():  # of ε alone, if at all
+        for spent in self._round.hear(site, trained.report).values():  # only ε, if anything
             self._round.epsilon[site] = spent
 
     def _order(self, site: str, plan: RoundPlan, sums: Sequence[EncryptedSum]) -> Message:
-        """Return what asks a site to train; with its head, as what is charged now comes after what was before."""
+        """Return the message that asks a site to train. Its ledger head shows the site an old ledger before a charge."""
         return self._message(site, TRAIN, Order(self._document, plan.to_bytes(), sums, self._members.heads.of(site)))
 
     def _message(self, site: str, kind: MessageKind[Q, Any], asked: Q) -> Message:

@@ -1,12 +1,13 @@
-"""Whose fault it is that a masked sum did not open, as the server finds out: members judge, and check each other.
+"""Find out whose fault it is that a masked sum did not open: members judge updates, and check each other.
 
-    what sites say     who is named
-    seeds              whoever signed another seed than it committed to, or a false proof: all sites have seen that
-    codes              one member judges all bodies, one by one; whom it accuses, all others judge too
-    values             nobody: what is within the masks is not seen without opening updates
+    what sites report  whom the server blames
+    seeds              sites that signed a seed other than the committed one, or a false proof: all sites saw it
+    codes              one member judges all bodies, one by one; if it rejects one, all others judge that body too
+    values             nobody: a fault within the masks cannot be seen without opening updates
 
-What more sites say than may collude, an honest one says. So an accusation that so many confirm holds, and an accuser
-whom so many contradict lies. If so many find every body right, the server did not add them up.
+If more sites make a claim than may collude, at least one of them is honest. So an accusation confirmed by that many
+sites holds, and an accuser contradicted by that many lies. If that many find every body right, the server did not add
+them up.
 """
 
 from __future__ import annotations
@@ -41,26 +42,26 @@ _SLANDER = "it said that a right update was wrong; it is left out"
 
 
 class Court:
-    """Finds liars, by the word of those of whom more than may collude agree."""
+    """Finds liars, wherever more sites agree than may collude."""
 
     def __init__(self, members: Membership, colluding_sites: int) -> None:
         self._members, self._colluding = members, colluding_sites
 
     def is_convinced(self, sites: Collection[str]) -> bool:
-        """Whether so many sites say something that an honest one does."""
+        """Whether these are more sites than may collude, so that one of them is honest."""
         return len(sites) > self._colluding
 
     def liars(
         self, grid: Grid, plan: RoundPlan, bodies: Bodies, sites: Sequence[str], refusals: Mapping[str, Refusal]
     ) -> dict[str, str]:
-        """Return who of a sum's contributors spoiled it, and how; nobody, if that cannot be told.
+        """Return which contributors spoiled a sum, and how; none, if that cannot be determined.
 
         Args:
-            grid: to ask through.
-            plan: the sum's.
+            grid: the grid to ask through.
+            plan: the sum's plan.
             bodies: the updates that were added.
-            sites: whose they are.
-            refusals: what each site said of the sum.
+            sites: the contributors.
+            refusals: why each site did not open the sum.
 
         Raises:
             RunError: if the server did not add up what it was sent.
@@ -80,7 +81,7 @@ class Court:
             for site in (each for each in sites if each not in found):
                 body = bodies.find(site)
                 verdict = self._ask(grid, plan, body, [judge]).get(judge)
-                if verdict is None or time.monotonic() > ends:  # silent, or slow: another judges
+                if verdict is None or time.monotonic() > ends:  # silent or slow: another site judges
                     break
                 if not verdict.right:
                     found |= self._tried(grid, plan, body, site, Accusation(judge, verdict.signature), sites)
@@ -101,7 +102,7 @@ class Court:
     def _tried(
         self, grid: Grid, plan: RoundPlan, body: SignedUpdate, site: str, accusation: Accusation, sites: Sequence[str]
     ) -> dict[str, str]:
-        """Have all others judge a body that one said is wrong; return who lies, its site or the accuser."""
+        """Have all others judge a body that one site rejected; return the liar: its sender or the accuser."""
         others = [each for each in sites if each != accusation.site]
         verdicts = self._ask(grid, plan, body, others, accusation)
         right = sum(each.right for each in verdicts.values())

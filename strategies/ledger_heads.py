@@ -1,7 +1,7 @@
-"""What the server remembers of the sites' ledgers: the last head that each of them sent, for the site itself.
+"""Remember the last ledger head that each site sent, on the site's behalf.
 
-One small file, over all runs: see `privacy.ledger.ledger_head` for what it is good for. The server cannot check a head,
-nor has it to: only the site can tell whether it is its own.
+One small file serves all runs; `privacy.ledger.ledger_head` says what heads are for. The server cannot check a head and
+need not: only the site can tell whether it is its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class LedgerHeads:
     """The last head of each site's ledger, in a file.
 
-    A site has two, of which a run concerns one: that of the records held out, or that of all others.
+    A site has two ledgers, one for held-out records and one for all others; a run concerns one of them.
     """
 
     def __init__(self, path: Path, *, held_out: bool = False) -> None:
@@ -28,16 +28,16 @@ class LedgerHeads:
         self._heads, self._saved = _read(path), True
 
     def of(self, site: str | None) -> SignedHead | None:
-        """Return the last head that a site sent, if it ever did."""
+        """Return the last head that a site sent, or None."""
         return self._heads.get(site + self._which) if site else None
 
     def note(self, site: str, head: SignedHead | None) -> None:
-        """Remember what a site sent, if anything, in place of what it sent before."""
+        """Remember a site's head, if it sent one, in place of the previous one."""
         if head is not None and head != self.of(site):
             self._heads[site + self._which], self._saved = head, False
 
     def save(self) -> None:
-        """Write down what is new, if anything is."""
+        """Write changes to the file, if there are any."""
         if self._saved:
             return
         stored = {site: {"head": each.head, "signature": each.signature.hex()} for site, each in self._heads.items()}

@@ -1,13 +1,13 @@
-"""Rounds with masks, the server's half: contributors agree on each other, then each reveals the seed of its own mask.
+"""The server's half of masked rounds: contributors agree on their set, then each reveals the seed of its own mask.
 
-    a site is gone                             what that costs
-    before it has sent, or while it sends      nothing: the others give the seeds of the masks that they share with it
-    after its update, before it agreed         another attempt with the others: the same updates, fresh masks;
-                                               it is left out of the next rounds, as after what follows
+    a site drops out                           the cost
+    before its update has arrived              none: the others reveal the seeds of the masks that they share with it
+    after its update, before it agreed         another attempt with the others: the same updates, fresh masks
     after it agreed, before it revealed        the round: nobody reveals twice
-    while a round is repeated without a liar   the round: that is done whole, or not at all
+    while a round is repeated without a liar   the round: a repetition is complete, or fails
 
-Nothing is charged for any of them. The rules by which sites take part in this stand in `privacy.crypto.agreement`.
+Nothing is charged in any of these cases. In all but the first, the site is left out of the next rounds. The sites' rules
+are in `privacy.crypto.agreement`.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ R = TypeVar("R")
 
 
 class AgreedSum(NamedTuple):
-    """A sum with the seeds to take off it, and what each of its contributors signed, in order."""
+    """A sum with its seeds, and each contributor's signature, in order."""
 
     total: EncryptedSum
     signatures: dict[str, bytes]
 
 
 class Masking:
-    """A run's masked rounds, as the server sees them."""
+    """The server's half of a run's masked rounds."""
 
     def __init__(self, members: Membership, selection: Selection, colluding_sites: int, *, proofs: bool) -> None:
         self._members, self._selection, self._colluding, self._proofs = members, selection, colluding_sites, proofs
@@ -62,17 +62,17 @@ class Masking:
     def unmask(
         self, grid: Grid, current: OpenRound, total: RunningSum, attempt: Callable[[RoundPlan], RunningSum] | None
     ) -> EncryptedSum:
-        """Have the contributors to a masked sum agree on each other, in attempts, and reveal the seeds of their masks.
+        """Have a masked sum's contributors agree on their set, in one or more attempts, and reveal their seeds.
 
         Args:
-            grid: to ask through.
-            current: the round, in which problems are noted.
-            total: the sum of what has arrived.
-            attempt: collects the updates again, for another plan; none, where the sum must be whole.
+            grid: the grid to ask through.
+            current: the open round; problems are noted in it.
+            total: the sum of the updates that have arrived.
+            attempt: collects the updates again under another plan; None if no contributor may be left out.
 
         Raises:
-            ProtocolError: if fewer than the minimum are left, or not all where they must be, or one keeps its mask
-                after all agreed.
+            ProtocolError: if fewer sites than the minimum are left, one is missing although none may be, or one
+                withholds its seed or proof after all agreed.
         """
         while True:
             current.contributors = total.sites
@@ -103,7 +103,7 @@ class Masking:
         check_all_shown(withheld, current.number, what)
 
     def _agreed(self, grid: Grid, total: RunningSum) -> tuple[AgreedSum, dict[str, str]]:
-        """Have the contributors to a sum agree on each other; return that, and who did not, or must not, and why."""
+        """Have a sum's contributors agree on their set; return the agreed sum, and why sites are not part of it."""
         disputed = disputes(total.commitments, total.plan)
         self._selection.disputed(disputed)
         closed = AgreedSum(total.close(), {})
@@ -113,14 +113,14 @@ class Masking:
 
 
 def next_attempt(plan: RoundPlan, sites: Sequence[str], seconds: float) -> RoundPlan:
-    """Return the plan of another attempt, with just these sites."""
+    """Return the plan of another attempt with these sites only."""
     return replace(plan, attempt=plan.attempt + 1, cohort=tuple(sites), deadline=time.time() + seconds)
 
 
 def agree_on(
     grid: Grid, members: Membership, total: EncryptedSum, headers: Mapping[str, UpdateHeader]
 ) -> tuple[AgreedSum, dict[str, str]]:
-    """Have all contributors, in their order, sign who they are; return that, and who did not sign, and why."""
+    """Have all contributors sign their set; return the agreed sum, and why some did not sign."""
     asked = Shown(members.manifest, total.plan, total.contributions)
     plan, shown = read_plan(total.plan), {site: part.header for site, part in _by_site(headers, total)}
     absent = absent_from(plan, shown)
@@ -139,7 +139,7 @@ def agree_on(
 def add_reveals(
     grid: Grid, members: Membership, agreed: AgreedSum, headers: Mapping[str, UpdateHeader], summed: str = ""
 ) -> tuple[AgreedSum, dict[str, str]]:
-    """Ask all contributors for the seeds of their masks; return the sum with them, and who gave none, and why."""
+    """Ask all contributors for the seeds of their masks; return the sum with them, and why some gave none."""
     total, plan = agreed.total, read_plan(agreed.total.plan)
     asked = Shown(members.manifest, total.plan, total.contributions, agreed.signatures, summed)
 
@@ -155,7 +155,7 @@ def add_reveals(
 def add_proofs(
     grid: Grid, members: Membership, agreed: AgreedSum, headers: Mapping[str, UpdateHeader]
 ) -> tuple[AgreedSum, dict[str, str]]:
-    """Ask all contributors to prove how long their updates are; return the sum with that, and who did not, and why."""
+    """Ask all contributors for norm proofs; return the sum with them, and why some gave none."""
     total, plan = agreed.total, read_plan(agreed.total.plan)
     bare = replace(total, c0=(), codes=b"", c1=())
     asked = ToProve(members.manifest, bare, agreed.signatures, total.digest)
@@ -173,7 +173,7 @@ def check_all_shown(problems: Mapping[str, str], number: int, what: str) -> None
     """Check that a masked sum can be opened.
 
     Raises:
-        ProtocolError: if a seed, or a proof, is missing; whoever revealed for it reveals for no other attempt.
+        ProtocolError: if a seed or proof is missing; sites that revealed theirs reveal for no other attempt.
     """
     if problems:
         who = ", ".join(problems)
@@ -185,7 +185,7 @@ def check_all_shown(problems: Mapping[str, str], number: int, what: str) -> None
 
 
 def _by_site(headers: Mapping[str, UpdateHeader], total: EncryptedSum) -> Iterator[tuple[str, Contribution]]:
-    """Pair the contributors, in their order, with their parts in a sum."""
+    """Pair the contributors, in order, with their parts of a sum."""
     return zip(headers, total.contributions, strict=True)
 
 
@@ -197,7 +197,7 @@ def _ask(
     asked: Q,
     check: Callable[[str, R], object],
 ) -> tuple[dict[str, R], dict[str, str]]:
-    """Ask sites one thing; return what they answered, and why others did not. What was garbled is asked again, once."""
+    """Ask sites, and ask again once if an answer was garbled; return answers, and why others did not answer."""
     found, problems, garbled = ask_sites(grid, members, kind, asked, sites, check)
     if garbled:
         again, still, _ = ask_sites(grid, members, kind, asked, garbled, check)
@@ -213,7 +213,7 @@ def ask_sites(
     sites: Sequence[str],
     check: Callable[[str, R], object],
 ) -> tuple[dict[str, R], dict[str, str], list[str]]:
-    """Ask sites one thing; return what they answered, why others did not, and whose answers were garbled."""
+    """Ask sites; return answers, why others did not answer, and the sites whose answers were garbled."""
     found, garbled, content = dict[str, R](), list[str](), kind.pack(asked)
     problems = dict.fromkeys(sites, "it did not answer in time, after it had sent its update")
     names, seconds = members.names(), members.attention.seconds
@@ -221,7 +221,7 @@ def ask_sites(
                 for site in sites if site in members.nodes]  # fmt: skip
     for node, reply in members.attention.ask(grid, messages, lambda: len(found) == len(sites)):
         site = names[node]
-        if site in found:  # the same reply again, or something else after it
+        if site in found:  # a duplicate, or another reply after the first
             continue
         try:
             answer = kind.read_reply(content_of(reply))

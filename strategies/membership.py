@@ -1,7 +1,7 @@
-"""Who takes part in a run, as the server sees it: which node speaks for which site, and with which model.
+"""Track who takes part in a run: which node speaks for which site, and with which model.
 
-A node is known by what it proves, not by the connection that it came over: its site signs its own name, the
-node's number and the model that it has. So the same strategy is safe on every grid.
+A node is identified by a signature, not by its connection: its site signs its own name, the node's id and its current
+model. So the same strategy is safe on every grid.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 @dataclass
 class Membership:
-    """The sites that said yes, and why others did not."""
+    """The sites that take part, and why others do not."""
 
     manifest: bytes
     run: str
@@ -55,31 +55,31 @@ class Membership:
     event_log: EventLog
     heads: LedgerHeads
     attention: Attention
-    listed: tuple[str, ...]  # the sites that the run names
-    liars: int = 0  # that the run is to bear: the word of so many sites decides no round
+    listed: tuple[str, ...]  # the sites in the manifest
+    liars: int = 0  # that the run must tolerate: this many sites' claims decide no round
     nodes: dict[str, int] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)  # why others were not there when the last plan was made
+    absent: dict[str, str] = field(default_factory=dict)  # why others were missing from the last plan
     layouts: dict[str, tuple[str, int]] = field(default_factory=dict)  # layout and size of each site's model
-    keys: dict[str, tuple[int, str]] = field(default_factory=dict)  # epoch and fingerprint that each site has
+    keys: dict[str, tuple[int, str]] = field(default_factory=dict)  # epoch and fingerprint of each site's keys
     latest: dict[str, int] = field(default_factory=dict)  # the newest epoch that each site has seen
-    pairs: dict[str, set[str]] = field(default_factory=dict)  # with whom each site shares a secret for masks
+    pairs: dict[str, set[str]] = field(default_factory=dict)  # the sites with which each site shares a mask secret
     bounds: dict[str, float] = field(default_factory=dict)  # the range of each site's next update
-    model: str | None = None  # the model of the run, once most sites say so
+    model: str | None = None  # digest of the run's model, once most sites agree on it
     update_bound: float = 0.0  # the range of updates that start from it
-    expelled: dict[str, str] = field(default_factory=dict)  # who was proven to lie, and how
-    _claimed: dict[int, str] = field(default_factory=dict)  # for whom nodes speak, if not for those expected
-    begun: bool = False  # whether a plan could be made
+    expelled: dict[str, str] = field(default_factory=dict)  # sites proven to lie, and how
+    _claimed: dict[int, str] = field(default_factory=dict)  # sites that nodes claim, if not the expected ones
+    begun: bool = False  # whether enough sites for a plan have been present
 
     def gather(self, grid: Grid, minimum: int, seconds: float) -> list[str]:
-        """Ask new nodes whether they take part; return who is there when it is over.
+        """Ask new nodes whether they take part; return the sites that are present at the end.
 
-        It is over when enough are there and every node that is waited for has answered: for the first plan, every site
-        that the run lists, said yes or no. Or when the time is over.
+        Gathering ends when enough sites are present and every awaited node has answered; before the first plan, every
+        listed site must have answered, yes or no. It also ends after `seconds`.
 
         Raises:
-            RunError: if too few of the sites start from one model.
+            RunError: if too few sites start from the same model.
         """
         begun = time.monotonic()
         asked, waiting = dict[int, float](), Waiting(self.event_log, begun)
@@ -92,7 +92,7 @@ class Membership:
             here = sorted(site for site, node in self.nodes.items() if node in online)
             strangers = online - set(self.nodes.values())
             unheard = self.attention.asked(MessageType.QUERY) & strangers
-            # A site that refused may have been mended meanwhile: it is asked again if the round cannot do without it.
+            # A site that refused may have been fixed meanwhile: ask it again if the round needs it.
             new = {
                 node for node in strangers - unheard
                 if node not in asked or (len(here) < minimum and now - asked[node] > min(1.0, seconds / 10))
@@ -119,10 +119,10 @@ class Membership:
         return self._begin(here, minimum) if self.model is None and len(here) >= minimum else here
 
     def _begin(self, here: list[str], minimum: int) -> list[str]:
-        """Have most sites decide from which model the run starts; return them: too few, if others must come yet.
+        """Adopt the initial model that most sites have; return these sites, too few if more must come.
 
         Raises:
-            RunError: if there is none that most have, or nobody is left who could come.
+            RunError: if no model has a majority, or too few sites are left that could join it.
         """
         said = {site: (self.models[site], self.bounds[site]) for site in here}
         start = most_say(said)
@@ -139,7 +139,7 @@ class Membership:
         return [site for site in here if site not in others]
 
     def _absent(self, here: list[str], online: set[int]) -> dict[str, str]:
-        """Return why listed sites are not here, as far as they did not say so themselves."""
+        """Return why listed sites are not here, for those that gave no reason themselves."""
         strangers, reasons = online - set(self.nodes.values()), dict[str, str]()
         for site in set(self.listed) - set(here) - self.problems.keys():
             own = self.roster.member(site).node_id in online or not strangers <= self._expected.keys()
@@ -147,19 +147,19 @@ class Membership:
         return reasons
 
     def names(self) -> dict[int, str]:
-        """Return which site each node speaks for."""
+        """Return the site that each node speaks for."""
         return {node: site for site, node in self.nodes.items()}
 
     @property
     def layout(self) -> tuple[str, int]:
-        """Layout and size of the model that most sites have: one site alone decides nothing."""
+        """Layout and size of most sites' model: no single site decides them."""
         return Counter(self.layouts.values()).most_common(1)[0][0]
 
     def check_shared(self, header: UpdateHeader) -> None:
-        """Hold an update against the model and the range that most sites have: the first to come decides nothing.
+        """Check that an update has the layout and range of most sites; the first to arrive does not decide them.
 
         Raises:
-            ProtocolError: if it is of others.
+            ProtocolError: if it has not.
         """
         if (header.layout, header.size) != self.layout:
             msg = f"{header.site}'s update was not added: its model has other tensors than the other sites'"
@@ -170,11 +170,11 @@ class Membership:
         self.bounds[header.site] = header.update_bound
 
     def doubt(self, site: str) -> None:
-        """Forget what a site said: its model is unknown until it is asked again."""
+        """Forget a site's node: its model is unknown until it is asked again."""
         self.nodes.pop(site, None)
 
     def expel(self, liars: Mapping[str, str]) -> None:
-        """Have sites that were proven to lie, each in its way, take part no more."""
+        """Exclude sites that were proven to lie from the run, with the reason for each."""
         self.expelled |= liars
         self.problems |= liars
         for site in liars:
@@ -182,10 +182,10 @@ class Membership:
             self.models.pop(site, None)
 
     def read_outcome(self, site: str, plan: bytes, reply: Message) -> Reached | Refusal:
-        """Return what a site arrived at with a plan's sum, or why it does not open it, as it signed it.
+        """Return a site's signed outcome of a plan's sum: the model it reached, or why it did not open the sum.
 
         Raises:
-            CloisterError: if it told nothing, or did not sign that.
+            CloisterError: if the reply holds no outcome, or its signature is wrong.
         """
         outcome = EVALUATE.read_reply(content_of(reply))
         word, kind = (outcome.opened, OPENED) if isinstance(outcome, Reached) else (outcome, REFUSAL)
@@ -194,10 +194,10 @@ class Membership:
         return outcome
 
     def read_standing(self, site: str, plan: bytes, reply: Message) -> Standing:
-        """Return at which model a site arrived with a plan's sum.
+        """Return the model and range that a site reached with a plan's sum.
 
         Raises:
-            CloisterError: if it did not, or did not sign that.
+            CloisterError: if it reached none, or its signature is wrong.
         """
         outcome = self.read_outcome(site, plan, reply)
         if isinstance(outcome, Refusal):
@@ -205,13 +205,13 @@ class Membership:
         return outcome.opened.model, outcome.opened.update_bound
 
     def settle(self, said: Mapping[str, Standing], round_number: int) -> set[str]:
-        """Go on with what most sites arrived at. All others are asked again, and are back once they have that model.
+        """Adopt the model that most sites reached. All others are asked again, and return once they have it.
 
         Returns:
-            Who arrived at something else. All, if so few say anything that liars may have decided.
+            The sites that reached another model; all sites, if so few answered that liars may have decided.
 
         Raises:
-            RunError: if no more than half arrived at the same, and that cannot be liars' doing.
+            RunError: if no majority reached the same model, and liars alone cannot be the cause.
         """
         agreed = most_say(said)
         if agreed and list(said.values()).count(agreed) <= self.liars:
@@ -233,18 +233,18 @@ class Membership:
         return apart
 
     def deliver_again(self, grid: Grid, sites: list[str], seconds: float) -> list[str]:
-        """Deliver the last sum once more: it is out, but no site told where it leads. Return the sites that now agree.
+        """Deliver the last sum again, because no resulting model is confirmed; return the sites that now agree.
 
         Raises:
-            RunError: if no more than half arrived at the same.
+            RunError: if no majority reached the same model.
         """
         number, messages, plan = 0, list[Message](), b""
-        # Who has a model that no sum leads to as far as is known here has opened the last one.
+        # A site whose model is unknown to the event log has opened the last sum.
         said = {site: (self.models[site], self.bounds[site]) for site in sites
                 if self.event_log.behind(self.models[site]) is None}  # fmt: skip
         for site in sites:
             sums = self.event_log.missing(self.models[site]) if self.event_log.behind(self.models[site]) == 1 else []
-            if len(sums) == 1:  # who lacks more catches up when the others have gone on
+            if len(sums) == 1:  # a site that lacks more sums catches up later
                 plan = sums[0].plan
                 number, node = read_plan(plan).round, self.nodes[site]
                 content = EVALUATE.pack(Delivery(self.manifest, sums))
@@ -258,7 +258,7 @@ class Membership:
         return sorted(said.keys() - self.settle(said, number))
 
     def catch_up(self, grid: Grid, seconds: float) -> None:
-        """Bring sites the sums that they missed, as a run ends: each shall have its model."""
+        """Deliver missed sums at the end of a run, so that every site has its model."""
         behind = [site for site, model in self.models.items() if self.event_log.behind(model)]
         if not behind:
             return
@@ -275,23 +275,23 @@ class Membership:
 
     @cached_property
     def _tolerance(self) -> float:
-        """Seconds by which a site's clock and this one may differ."""
+        """The most seconds by which a site's clock may differ from this one."""
         return tolerance(self.attention.seconds)
 
     @cached_property
     def _expected(self) -> dict[int, str]:
-        """The sites' own nodes; on other grids than ours, nodes have any number."""
+        """The site expected at each node id; on grids other than ours, node ids are arbitrary."""
         return {member.node_id: member.site for member in self.roster.members}
 
     def _ask(self, grid: Grid, node: int) -> None:
-        """Ask a node whether it takes part, and bring it the head of the ledger of the site that it speaks for."""
+        """Ask a node whether it takes part, and send it the ledger head of its site."""
         site = self._claimed.get(node) or self._expected.get(node)
         content = QUERY.pack(Query(self.manifest, self.heads.of(site)))
         message = Message(content, node, MessageType.QUERY, ttl=self.attention.seconds, group_id="ready")
         self.attention.push(grid, [message])
 
     def _read(self, grid: Grid, asked: Message, reply: Message) -> None:
-        """Take a node's answer; ask once more if it speaks for another site than the one whose head it got."""
+        """Read a node's answer; ask again if it speaks for a site other than the one whose head it got."""
         node = asked.metadata.dst_node_id
         supposed = self._claimed.get(node) or self._expected.get(node)
         try:
@@ -329,7 +329,7 @@ class Membership:
         self.problems.pop(site, None)
 
     def _check_model(self, site: str, model: str, bound: float) -> None:
-        """Check that a site has the run's model, or had it earlier."""
+        """Check that a site has the run's current model, or an earlier one."""
         if model == self.model and bound != self.update_bound:
             msg = f"{site} has the run's model, and another range for its updates"
             raise ProtocolError(msg)
@@ -343,7 +343,7 @@ class Membership:
 
 
 def most_say(said: Mapping[str, T]) -> T | None:
-    """Return what more than half of the sites say.
+    """Return what more than half of the sites say; None if there is no majority.
 
     >>> most_say({"east": 1, "north": 2, "south": 1})
     1

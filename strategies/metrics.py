@@ -1,4 +1,4 @@
-"""Metrics that sites tell without noise, put together: only what a site's policy lists gets here."""
+"""Average metrics that sites report without noise: only those that a site's policy lists."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def averaged(told: Mapping[str, Mapping[str, float]], sizes: Mapping[str, int]) -> dict[str, float]:
-    """Average each metric over the sites that told it, by the sizes that they declare in the run.
+    """Average each metric over the sites that reported it, weighted by their declared sizes.
 
-    Of more metrics than a site may tell, those are taken that most sites told.
+    If there are more metrics than one site may report, keep those that most sites reported.
 
     >>> averaged({"north": {"loss": 0.5}, "south": {"loss": 0.2, "accuracy": 1.0}}, {"north": 200, "south": 100})
     {'loss': 0.4, 'accuracy': 1.0}

@@ -1,4 +1,4 @@
-"""From a run's `strategy` to its algorithm: those that ship, those of installed packages, and `module:Class`.
+"""Find the algorithm that a run's `strategy` names: built in, from an installed package, or `module:Class`.
 
 An algorithm of another package is found by the name of an entry point in the group `cloister.strategies`, or by
 `module:Class`. Its code runs at every site, so a site imports it only after its policy has allowed the name.
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
     from privacy.run.strategy import Parameter
 
 GROUP = "cloister.strategies"
-"""The group of entry points under which packages offer algorithms."""
+"""The entry-point group in which packages offer algorithms."""
 
 _NOT_PARAMETERS = frozenset({"name", "version"})
 
 
 @cache
 def shipped() -> tuple[str, ...]:
-    """Return the names of the algorithms that ship: the files in `strategies/algorithms/`."""
+    """Return the names of the built-in algorithms: the files in `strategies/algorithms/`."""
     return tuple(module.name for module in pkgutil.iter_modules(algorithms.__path__))
 
 
 def completed(settings: RunSettings) -> RunSettings:
-    """Return a run's settings with the version of its strategy and every parameter, as they are signed.
+    """Return a run's settings with its strategy's version and all parameters filled in, ready to sign.
 
     Raises:
-        ConfigError: if there is no such strategy, it does not have a parameter, or does not suit the run.
+        ConfigError: if the strategy does not exist, a parameter is unknown or wrong, or it does not suit the run.
     """
     strategy = settings.strategy
     algorithm = _make(strategy)
@@ -54,7 +54,7 @@ def completed(settings: RunSettings) -> RunSettings:
         raise ConfigError(_of_version(strategy, algorithm))
     if problem := _unsuitable(settings, algorithm):
         raise ConfigError(problem)
-    values = asdict(algorithm)  # type: ignore[call-overload]  # `find` has seen to it that it is a dataclass
+    values = asdict(algorithm)  # type: ignore[call-overload]  # `find` has checked that it is a dataclass
     try:
         return replace(settings, strategy={"name": strategy["name"], "version": algorithm.version, **values})
     except ValidationError as error:
@@ -63,7 +63,7 @@ def completed(settings: RunSettings) -> RunSettings:
 
 
 def check_strategy(policy: Policy, settings: RunSettings, site: str) -> None:
-    """Hold the strategy of a run that trains against a site's policy. Nothing is imported.
+    """Check the strategy of a training run against a site's policy. Nothing is imported.
 
     Raises:
         RefusedError: if the policy does not allow it.
@@ -81,10 +81,10 @@ def check_strategy(policy: Policy, settings: RunSettings, site: str) -> None:
 
 
 def algorithm_of(manifest: Manifest, site: str) -> Algorithm:
-    """Return the algorithm of a run that a site's policy allows, with its parameters.
+    """Return a run's algorithm with its parameters. The site's policy must have allowed it.
 
     Raises:
-        RefusedError: if the site does not have it, has another version of it, or it does not suit the run.
+        RefusedError: if the site lacks it or has another version, or it does not suit the run.
     """
     settings, strategy = manifest.settings, manifest.settings.strategy
     try:
@@ -103,7 +103,7 @@ def algorithm_of(manifest: Manifest, site: str) -> Algorithm:
 
 def parameters_of(kind: type[Algorithm]) -> tuple[str, ...]:
     """Return the names of an algorithm's parameters."""
-    return tuple(each.name for each in fields(kind))  # type: ignore[arg-type]  # `find` takes dataclasses alone
+    return tuple(each.name for each in fields(kind))  # type: ignore[arg-type]  # `find` accepts only dataclasses
 
 
 @cache
@@ -111,7 +111,7 @@ def find(name: str) -> type[Algorithm]:
     """Import an algorithm's class.
 
     Raises:
-        ConfigError: if there is none of this name, or it is no algorithm.
+        ConfigError: if there is no class of this name, or it is not an algorithm.
     """
     if name in shipped():
         return _class_of(f"{algorithms.__name__}.{name}", name)
@@ -130,7 +130,7 @@ def find(name: str) -> type[Algorithm]:
 
 def _class_of(module: str, name: str) -> type[Algorithm]:
     members = vars(importlib.import_module(module)).items()
-    return next(found for key, found in members if key.lower() == name)  # type: ignore[no-any-return]  # by its name
+    return next(found for key, found in members if key.lower() == name)  # type: ignore[no-any-return]  # found by name
 
 
 def _imported(name: str, module: str, attribute: str) -> type[Algorithm]:
@@ -146,7 +146,7 @@ def _imported(name: str, module: str, attribute: str) -> type[Algorithm]:
     if not (isinstance(found, type) and is_dataclass(found)) or not all(hasattr(found, each) for each in methods):
         msg = f"the strategy {name} is no algorithm; derive a dataclass from cloister.Algorithm"
         raise ConfigError(msg)
-    return found  # type: ignore[return-value]  # its methods are looked for; their types are not
+    return found  # type: ignore[return-value]  # methods are checked by name, not by type
 
 
 def _make(strategy: Mapping[str, Parameter]) -> Algorithm:
@@ -185,10 +185,10 @@ def _of_version(strategy: Mapping[str, Parameter], algorithm: Algorithm) -> str:
 
 
 def _unsuitable(settings: RunSettings, algorithm: Algorithm) -> str | None:
-    """Say why an algorithm cannot be used for a run, if it cannot."""
+    """Return why an algorithm cannot be used for a run; None if it can."""
     name, kind = settings.strategy["name"], type(algorithm)
     if settings.shares_noise and kind.local is not Algorithm.local:
-        # What `local` gets, and `own` is made of, must have its noise.
+        # The update that `local` gets, and that `own` is computed from, must have its own noise.
         return f'with noise = "shared" an update has no noise of its own, which {name} needs; use fedavg or local noise'
     if settings.vote and kind.own:
         return f"{name} keeps vectors at the sites, which a vote cannot undo; remove [vote], or use another strategy"

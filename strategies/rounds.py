@@ -1,4 +1,4 @@
-"""What the server knows of the round that is open, and writes down when it is over."""
+"""Track the open round at the server, and summarise it for the event log."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from privacy.run.manifest import Manifest
     from transport.reports import Told
 
-_LISTED = 5  # problems that a sentence names
+_LISTED = 5  # problems that a message lists
 
 
 @dataclass
 class OpenRound:
-    """One round, attempts included."""
+    """One round with all its attempts."""
 
     number: int
     started: float = field(default_factory=time.monotonic)
@@ -28,35 +28,35 @@ class OpenRound:
     released: bool = False
     contributors: tuple[str, ...] = ()
     problems: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)  # of the problems: what sites said that were asked to train
+    refused: dict[str, str] = field(default_factory=dict)  # problems told by sites asked to train
     epsilon: dict[str, float] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
 
     def hear(self, site: str, told: Told) -> Mapping[str, float]:
-        """Return the numbers that a site told beside its reply; note if some were left out."""
+        """Return the numbers that a site reported with its reply; note if some were left out."""
         if told.dropped:
             self.problems[site] = told.dropped
         return told.numbers
 
     @property
     def listed(self) -> str:
-        """The problems as part of a sentence."""
+        """The problems, phrased for a message."""
         return listed(self.problems)
 
     def check_repeated(self, before: OpenRound, *, started: bool) -> None:
-        """End a run that would only be charged again: the sites that the sum lacked have said why they gave nothing.
+        """Stop a run whose next round would be charged in vain: the sum failed because sites refused to train.
 
         Args:
-            before: the round before this one.
-            started: whether any round of the run was released.
+            before: the previous round.
+            started: whether any round of the run has been released.
 
         Raises:
-            RunError: if no round was released yet, or the same sites said the same before.
+            RunError: if no round has been released, or the same sites gave the same reasons in the previous round.
         """
         given, least = len(self.contributors), self.plan.minimum_cohort if self.plan else 0
         if self.released or not given < least <= given + len(self.refused):
-            return  # nothing was charged, or it lacked others, who may be back, or it was lost later
+            return  # nothing was charged, others were missing that may return, or it failed later
         if not started or (not before.released and self.refused == before.refused):
             msg = (
                 f"round {self.number} was charged and released nothing: {listed(self.refused)}; the next would be "
@@ -65,7 +65,7 @@ class OpenRound:
             raise RunError(msg)
 
     def summary(self) -> dict[str, Any]:
-        """Return it as an event of the event log."""
+        """Return the round as an event for the event log."""
         return {
             "round": self.number,
             "released": self.released,
@@ -83,7 +83,7 @@ class OpenRound:
 def first_attempt(
     run: str, manifest: Manifest, number: int, cohort: Sequence[str], *, epoch: int, keys: str, model: str
 ) -> RoundPlan:
-    """Plan a round with these sites, that starts from this model and ends after the manifest's deadline."""
+    """Plan a round with these sites, starting from this model and ending after the manifest's deadline."""
     rules = manifest.settings.cohort
     return RoundPlan(
         run=run,
@@ -100,7 +100,7 @@ def first_attempt(
 
 
 def listed(problems: Mapping[str, str]) -> str:
-    """Write problems as part of a sentence, which names a few of them."""
+    """Phrase problems for a message, listing only the first few."""
     few = [f"{site}: {reason}" for site, reason in sorted(problems.items())[:_LISTED]]
     more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
     return "; ".join(few + more) or "too few sites came"

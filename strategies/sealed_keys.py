@@ -1,4 +1,4 @@
-"""The letters of all epochs, as the server keeps them: sealed to one site each, and opaque to everyone else."""
+"""Store the letters of all key epochs at the server: each is sealed to one site and opaque to everyone else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-_NAME = re.compile(r"(\d{6,})-roster-(\d+)-(.+)_to_(.+)\.letter")  # no site's name has underscores
+_NAME = re.compile(r"(\d{6,})-roster-(\d+)-(.+)_to_(.+)\.letter")  # site names have no underscores
 
 
 class SealedKeys:
@@ -20,7 +20,7 @@ class SealedKeys:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files: dict[str, list[tuple[int, int, str, Path]]] = {}  # of each recipient
+        self._files: dict[str, list[tuple[int, int, str, Path]]] = {}  # by recipient
         self.latest = 0  # number of the newest epoch; 0 before the first
         for path in folder.glob("*.letter"):
             if name := _NAME.fullmatch(path.name):
@@ -34,7 +34,7 @@ class SealedKeys:
             self._enter(epoch, roster, leader, site, path)
 
     def after(self, epoch: int, roster: int, site: str) -> list[tuple[str, bytes]]:
-        """Return leader and letter of every later epoch of this roster, oldest first, that was sealed to a site."""
+        """Return leader and letter of this roster's later epochs, as sealed to a site, oldest first."""
         return [
             (leader, read_file(path))
             for each, version, leader, path in sorted(self._files.get(site, ()))
@@ -42,19 +42,19 @@ class SealedKeys:
         ]
 
     def keep_pairs(self, keys: str, sender: str, letters: Mapping[str, bytes]) -> None:
-        """Keep the letters that bring secrets of masks from one site to others, under the keys of this fingerprint."""
+        """Store one site's letters with mask secrets for others, under the keys with this fingerprint."""
         note = {"keys": keys, "letters": {site: letter.hex() for site, letter in letters.items()}}
         write_atomically(self._folder / f"{sender}.pairs", json.dumps(note).encode())
 
     def pairs_to(self, keys: str, site: str, senders: Iterable[str]) -> dict[str, bytes]:
-        """Return the letters that these senders wrote to a site under the keys with this fingerprint."""
+        """Return these senders' letters to a site under the keys with this fingerprint."""
         found = {sender: self._pairs(keys, sender).get(site) for sender in senders}
         return {sender: bytes.fromhex(letter) for sender, letter in found.items() if letter}
 
     def _pairs(self, keys: str, sender: str) -> dict[str, str]:
         try:
             note = json.loads(read_file(self._folder / f"{sender}.pairs"))
-        except (OSError, ValueError):  # lost or damaged: it is asked for again
+        except (OSError, ValueError):  # lost or damaged: the server asks for it again
             return {}
         letters: dict[str, str] = note["letters"] if note.get("keys") == keys else {}
         return letters

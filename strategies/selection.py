@@ -1,7 +1,7 @@
-"""Which of the sites that are there a round is planned with.
+"""Choose a round's cohort among the sites that are present.
 
-Not who was found to spoil rounds, nor who may be, in turn (`strategies.suspicion`); nor those that let an earlier one
-down, if others do.
+Sites found to spoil rounds are left out for good, suspects in turn (`strategies.suspicion`). Sites that let an earlier
+round down are left out if enough others remain.
 """
 
 from __future__ import annotations
@@ -25,57 +25,58 @@ _SUSPECTED = "left out of this round, to see whether it is spoiled without it"
 
 
 class Selection:
-    """Chooses a round's cohort, and remembers who let one down, whose masks did not fit, and who may spoil rounds."""
+    """Chooses cohorts, and remembers failures, disputes about masks, and suspicions."""
 
     def __init__(self, members: Membership, minimum: int, liars: int) -> None:
         self._members, self._minimum, self._liars = members, minimum, max(1, liars)
         self._suspicion = Suspicion(members.listed, self._liars)
-        self._withheld: dict[str, int] = {}  # how often a site let a round down by keeping its mask
-        self._left_out: dict[str, int] = {}  # until which round it is left out for that
+        self._withheld: dict[str, int] = {}  # how often a site withheld its agreement, seed or proof
+        self._left_out: dict[str, int] = {}  # the last round that it is left out of for that
         self._disputes = set[tuple[str, str]]()
 
     def withheld(self, sites: Iterable[str], number: int) -> None:
-        """Note who did not agree, or kept its mask: it is left out of the next two rounds, then four, and so on."""
+        """Leave sites that withheld something out of the next two rounds, then four, and so on."""
         for site in sites:
             self._withheld[site] = self._withheld.get(site, 0) + 1
             self._left_out[site] = number + 2 ** self._withheld[site]
 
     def disputed(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Note pairs of sites of which one lies about the mask that they share: one of them is chosen at a time.
+        """Note pairs of sites that disagree on their shared mask: one of each lies, and they are chosen in turn.
 
-        Whoever disputes with more members than may lie together, in whatever rounds, lies itself: it is chosen no more.
+        A site that disputes with more members than may lie together, over all rounds, lies itself: it is never chosen
+        again.
         """
         self._disputes |= set(pairs)
 
     def spoiled(self, sites: Collection[str]) -> None:
-        """Note that a round over these contributors was spoiled, and nobody can tell by whom."""
+        """Note that a round with these contributors was spoiled by an unknown one."""
         self._suspicion.spoiled(sites)
 
     def sound(self, sites: Collection[str]) -> None:
-        """Note that a round over these contributors was sound."""
+        """Note that a round with these contributors was sound."""
         self._suspicion.sound(sites)
 
     @property
     def found(self) -> tuple[str, ...]:
-        """Who was found to spoil rounds: left out from now on."""
+        """The sites found to spoil rounds: left out from now on."""
         return self._suspicion.found
 
     def can_part(self, present: Collection[str]) -> bool:
-        """Whether a round can do without one of those present, so that something is learnt from it."""
+        """Whether a round can spare one of the present sites, so that its outcome tells something."""
         return self._suspicion.can_part(set(present) - self._quarrelsome, self._minimum)
 
     def choose(self, present: list[str], number: int, problems: dict[str, str]) -> list[str]:
-        """Return the sites to plan a round with; note in `problems` who is left out.
+        """Return the sites to plan a round with; note in `problems` why others are left out.
 
         Returns:
-            Fewer than the minimum only where no more are left that were not found to lie, or to spoil rounds.
+            The cohort: fewer sites than the minimum only if too few have not been found to lie or to spoil rounds.
         """
         problems |= {site: _DISPUTES for site in present if site in self._quarrelsome}
         present = [site for site in present if site not in self._quarrelsome]
         suspects = set(present) - set(trusted := self._suspicion.choose(present, self._minimum))
         problems |= {site: _FOUND if site in self.found else _SUSPECTED for site in suspects}
         present = trusted
-        busy = self._members.attention.asked(MessageType.TRAIN)  # with a round for which nobody waits any more
+        busy = self._members.attention.asked(MessageType.TRAIN)  # with an earlier round
         in_turn = {sorted(pair)[number % 2] for pair in self._disputes if set(pair) <= set(present)}
         reliable = [site for site in present if self._left_out.get(site, 0) < number and site not in in_turn]
         chosen = self._enough(reliable, present)
@@ -85,7 +86,7 @@ class Selection:
 
     @property
     def _quarrelsome(self) -> set[str]:
-        """Who disputes its masks with more members than may lie together, and so lies."""
+        """The sites that dispute masks with more members than may lie together, and so lie themselves."""
         counts = Counter(site for pair in self._disputes for site in pair)
         return {site for site, count in counts.items() if count > self._liars}
 

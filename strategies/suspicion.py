@@ -1,27 +1,26 @@
-"""Who spoils rounds: group testing by the server, over rounds that release models all the while.
+"""Find out which sites spoil rounds, by group testing over rounds that go on releasing models.
 
-A round that is spoiled, whose model its sites reject or whose sum does not open, had a liar among its contributors, or
-bad luck. Nobody sees which. So every set of sites that may lie together, of as many as a run is to bear, is weighed
-against "nobody lies", by the logarithm of its odds:
+A round is spoiled if its sites reject its model or its sum does not open. Either a contributor lied or it was bad luck;
+nobody can see which. So every set of sites that may lie together, up to the number of liars that the run must tolerate,
+is weighed against "nobody lies", by its log-odds:
 
-    spoiled, with one of the set in it   rises by ln(½ / ⅒): a liar spoils every other round it is in, luck one in ten
-    sound, with one of the set in it     falls by ln((1 − ⅒) / (1 − ½)), but not below where it began: good conduct is
-                                         not saved up (a cumulative sum: Page, Biometrika 1954)
-    sound, without any of the set        fades, slowly: a suspicion that nothing confirms is tried again
+    spoiled, with one of the set in it   rise by ln(½ / ⅒): a liar spoils half of its rounds, bad luck one in ten
+    sound, with one of the set in it     fall by ln((1 − ⅒) / (1 − ½)), but not below the start: good conduct is not
+                                         saved up (a cumulative sum: Page, Biometrika 1954)
+    sound, without any of the set        fade slowly: a suspicion that nothing confirms is tested again
 
-The next cohort is, in this order,
+The next cohort excludes
 
-- without whoever was found;
-- if one site stands out: with it, and without those who could have done all of it instead;
-- else without the likeliest sets, until the rest is more likely sound than not.
+- sites that have been found;
+- if one site stands out: the sites that could have done all of it instead, but not that site;
+- otherwise the likeliest sets, until the rest is more likely sound than not.
 
-A site is *found* when it lies with 90 %, and no set without it explains all spoiled rounds. As long as luck spoils
-none, a liar that behaves in the rounds that it chooses delays this, but no honest site is found in its place. In 50
-rounds of which luck spoils one in ten, an honest site is found about once in a hundred times; of one in five, in every
-fourth.
+A site is *found* when it lies with probability 90 % and no set without it explains all spoiled rounds. As long as bad
+luck spoils no round, a liar can delay this by behaving in some rounds, but no honest site is found in its place. In 50
+rounds of which bad luck spoils one in ten, an honest site is found in about 1 % of runs; with one in five, in 25 %.
 
-What cannot be done: a cohort of the minimum has no smaller part, so that nothing is learnt where none can be left out;
-and for a round to be sound at all, there must be room to leave out as many as lie.
+Limits: if the present sites are no more than the minimum, none can be left out and nothing is learnt. For a round to be
+sound at all, there must be room to leave out all liars.
 """
 
 from __future__ import annotations
@@ -37,20 +36,20 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_LIES, _LUCK = 0.5, 0.1  # how often a liar spoils a round that it is in; how often luck spoils one
-_PRIOR = 0.1  # the odds that one of all sites lies, before anything was seen
+_LIES, _LUCK = 0.5, 0.1  # how often a liar spoils a round it is in; how often bad luck does
+_PRIOR = 0.1  # the prior odds that one of all sites lies
 _SPOILED, _SOUND, _FADED = log(_LIES / _LUCK), log((1 - _LUCK) / (1 - _LIES)), 0.05
 _FOUND, _LIKELY, _STANDS_OUT = 0.9, 0.5, 0.3
 _MOST_SETS = 5_000  # to weigh
 
 
 class Suspicion:
-    """What the outcomes of rounds say of a run's sites."""
+    """Infers from the outcomes of rounds which of a run's sites lie."""
 
     def __init__(self, sites: Sequence[str], liars: int) -> None:
         self._place = {site: place for place, site in enumerate(sorted(sites))}
         self._names = sorted(sites)
-        self._more = liars  # that may be found yet
+        self._more = liars  # liars that may still be found
         self.found: tuple[str, ...] = ()
         sets = [(), *_sets(len(sites), liars)]  # the first: nobody lies
         self._members = np.zeros((len(sets), len(sites)), bool)
@@ -60,14 +59,14 @@ class Suspicion:
         self._unexplained = np.zeros(len(sets), int)  # spoiled rounds without any of a set
 
     def spoiled(self, sites: Collection[str]) -> None:
-        """Note that a round over these contributors was spoiled."""
+        """Note that a round with these contributors was spoiled."""
         hit = self._hit(sites)
         self._score[hit] += _SPOILED
         self._unexplained[~hit] += 1
         self._judge()
 
     def sound(self, sites: Collection[str]) -> None:
-        """Note that a round over these contributors was sound."""
+        """Note that a round with these contributors was sound."""
         self._score -= np.where(self._hit(sites), _SOUND, _FADED)
         np.maximum(self._score, 0.0, out=self._score)
         if not self._score.any():
@@ -75,10 +74,10 @@ class Suspicion:
         self._judge()
 
     def choose(self, present: Collection[str], minimum: int) -> list[str]:
-        """Return whom of those present to plan the next round with.
+        """Return which of the present sites to plan the next round with.
 
         Returns:
-            Nobody who was found. Of the others the minimum at least, if there are as many.
+            None of the sites found; at least the minimum of the others, if there are enough.
         """
         trusted = [site for site in present if site not in self.found]
         room = len(trusted) - minimum
@@ -86,11 +85,11 @@ class Suspicion:
         return [site for site in trusted if site not in out]
 
     def can_part(self, present: Collection[str], minimum: int) -> bool:
-        """Whether a round could do without one of those present; if not, none is learnt from."""
+        """Whether a round can spare one of the present sites; if not, its outcome tells nothing."""
         return len(set(present) - set(self.found)) > minimum
 
     def _rivals(self, trusted: Collection[str], room: int) -> set[str]:
-        """Return who else than the site that stands out may have done it; first who could have done all of it."""
+        """Return sites other than the outstanding one that may be to blame, first those that could have done all."""
         weights = self._weights()
         likely = weights @ self._members
         place = int(np.argmax(likely))
@@ -105,7 +104,7 @@ class Suspicion:
         return out if learnt else set()
 
     def _suspects(self, trusted: Collection[str], room: int) -> set[str]:
-        """Return the likeliest to lie, so many, if there is room, that a round without them is more likely sound."""
+        """Return the likeliest liars: enough, room permitting, that a round without them is more likely sound."""
         out, weights = set[str](), self._weights()
         for row in np.argsort(-weights[1:], kind="stable") + 1:
             if weights[~self._hit(set(trusted) - out)].sum() >= _LIKELY:
@@ -115,7 +114,7 @@ class Suspicion:
         return out
 
     def _judge(self) -> None:
-        """Find whoever is beyond doubt; what others may have done beside it is weighed on from there."""
+        """Find sites beyond doubt; then weigh what others may have done besides."""
         while self._more:
             likely = self._weights() @ self._members
             place = int(np.argmax(likely))
@@ -128,13 +127,13 @@ class Suspicion:
             self._members[:, place] = False
 
     def _weights(self) -> NDArray[np.float64]:
-        """Return how likely each set is: `(sets,)`, 1 together."""
+        """Return the probability of each set: `(sets,)`, summing to 1."""
         odds = self._score + self._members.sum(axis=1) * log(_PRIOR / len(self._names))
         weights = np.exp(odds - odds.max())
         return np.asarray(weights / weights.sum())
 
     def _hit(self, sites: Collection[str]) -> NDArray[np.bool_]:
-        """Return which sets have one of these sites in them: `(sets,)`."""
+        """Return which sets contain one of these sites: `(sets,)`."""
         return np.asarray(self._members[:, [self._place[site] for site in sites]].any(axis=1))
 
     def _named(self, row: int, among: Collection[str]) -> set[str]:
@@ -142,7 +141,7 @@ class Suspicion:
 
 
 def _sets(sites: int, liars: int) -> Iterator[tuple[int, ...]]:
-    """Yield the sets of up to so many liars, smaller ones first, and none of a size of which not all can be weighed."""
+    """Yield all sets of up to `liars` sites, smallest first; stop before a size that has too many to weigh."""
     total = 0
     for size in range(1, liars + 1):
         total += comb(sites, size)

@@ -1,6 +1,6 @@
-"""Votes on a round's model, the server's half: it counts them, and brings them to the sites, which decide by them too.
+"""The server's half of votes on a round's model: it counts them, and relays them to the sites, which check the result.
 
-It cannot make a vote or change one. See `privacy.run.votes` for the rule, `client.round.voting` for what a site does.
+It cannot make or change a vote. See `privacy.run.votes` for the rule, `client.round.voting` for the site's half.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Decision(Enum):
-    """What the votes on a round's model came to."""
+    """The outcome of the votes on a round's model."""
 
     KEPT = auto()
     UNDONE = auto()
@@ -41,24 +41,24 @@ class Voting:
     def __init__(self, members: Membership, settings: RunSettings) -> None:
         self._members, self._settings = members, settings
         self._votes: dict[str, Vote] = {}
-        self._update_bound = 0.0  # of updates from the model before
+        self._update_bound = 0.0  # of updates from the previous model
 
     def begin(self) -> None:
-        """Forget the votes on the round before; note what the one now began with."""
+        """Forget the previous round's votes; note the range that this round began with."""
         self._votes, self._update_bound = {}, self._members.update_bound
 
     def hear(self, site: str, vote: Vote | None) -> None:
-        """Take the vote that a site's reply carries, if it is one."""
+        """Take the vote in a site's reply, if there is one."""
         if vote is not None:
             self._votes[site] = vote
 
     def decide(
         self, plan: RoundPlan | None, model: str, contributors: Collection[str]
     ) -> tuple[Decision, dict[str, Any]]:
-        """Count the votes on the model that a plan's sum led to; return what they came to, and figures for the log.
+        """Count the votes on the model after a plan's sum; return the decision, and figures for the log.
 
-        If it is to be undone, the run goes on from the model before. Contributors alone are counted: they are who
-        may have spoiled the round. Otherwise a member could have rounds undone without ever coming under suspicion.
+        If the round is undone, the run goes on from the previous model. Only contributors' votes count, because only
+        they can have spoiled the round. Otherwise a member could have rounds undone without ever being suspected.
         """
         settings = self._settings
         if settings.vote is None or plan is None or model == plan.base_model:
@@ -81,7 +81,7 @@ class Voting:
         return Decision.UNDONE, {"votes": figures, "undone": True}
 
     def undo(self, grid: Grid, sites: Iterable[str]) -> None:
-        """Have those of these sites go back whose model was undone; those that do not are asked again who they are."""
+        """Have sites whose model was undone go back; ask the others again which model they have."""
         members, names, messages = self._members, self._members.names(), []
         asked = {site: undone for site in sites if (undone := members.event_log.undone(members.models.get(site, "")))}
         for site, undone in asked.items():

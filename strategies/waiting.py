@@ -1,4 +1,4 @@
-"""Says whom a run waits for while its sites gather: whoever looks at it shall not have to guess."""
+"""Report which sites a run waits for while they gather, so that nobody has to guess."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from strategies.event_log import EventLog
 
-_SECONDS = 30.0  # between two events, if nothing is new
+_SECONDS = 30.0  # between events, if nothing has changed
 
 
 @dataclass
 class Waiting:
-    """Says who is waited for: at once if a site said why it does not take part, and now and then."""
+    """Reports the wait: at once when a site says why it does not take part, otherwise now and then."""
 
     event_log: EventLog
     last: float
     said: dict[str, str] = field(default_factory=dict)
 
     def say(self, here: list[str], minimum: int, problems: dict[str, str], absent: dict[str, str]) -> None:
-        """Record who is here, how many are needed and what stands in the way, if there is something new."""
+        """Record who is here, how many are needed and what stands in the way, if it is new or time to repeat it."""
         now = time.monotonic()
         if problems != self.said or now - self.last > _SECONDS:
             self.last, self.said = now, dict(problems)

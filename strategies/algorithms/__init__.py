@@ -1,1 +1,1 @@
-"""The federated algorithms that ship, a file each: its name is the strategy's, and the class's in small letters."""
+"""The built-in federated algorithms, one per file. The file is named after the strategy: the lower-case class name."""

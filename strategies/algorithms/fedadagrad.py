@@ -1,4 +1,4 @@
-"""FedAdagrad (Reddi et al., 2021, arXiv 2003.00295): v adds up the squares of all mean updates; see `adaptive`."""
+"""FedAdagrad (Reddi et al., 2021, arXiv 2003.00295): v sums the squares of all mean updates; see `adaptive`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, config=STRICT)
 class FedAdagrad(AdaptiveServer):
-    """Steps shrink over the run: for sparse updates, and long runs without noise."""
+    """Steps shrink over the run; suits sparse updates, and long runs without noise."""
 
     beta_1: Decay = 0.0
 

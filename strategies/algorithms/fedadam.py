@@ -1,4 +1,4 @@
-"""FedAdam (Reddi et al., 2021, arXiv 2003.00295): v is a running mean of the mean updates' squares; see `adaptive`."""
+"""FedAdam (Reddi et al., 2021, arXiv 2003.00295): v is a running mean of squared mean updates; see `adaptive`."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, config=STRICT)
 class FedAvg(Algorithm):
-    """Each site takes its steps of SGD; the model moves by the mean of what they changed."""
+    """Each site takes its SGD steps; the model moves by the mean of their updates."""
 
     @override
     def apply(self, model: Values, state: Mapping[str, Values], mean: Mean) -> tuple[Values, Mapping[str, Values]]:

@@ -3,7 +3,7 @@
     velocity = momentum · velocity + mean
     model    = model + server_learning_rate · velocity
 
-Momentum adds up what rounds have in common, and averages the noise in which they differ.
+Momentum accumulates what rounds have in common and averages out their noise.
 """
 
 from __future__ import annotations

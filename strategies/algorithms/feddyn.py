@@ -1,12 +1,12 @@
-"""FedDyn (Acar et al., 2021, arXiv 2111.04263): each site's loss is bent until its optimum is the one of all sites.
+"""FedDyn (Acar et al., 2021, arXiv 2111.04263): align each site's optimum with the global one.
 
-Site i minimises its loss − ⟨gᵢ, w⟩ + alpha/2 · ‖w − w₀‖², and then sets gᵢ⁺ = gᵢ − alpha · Δᵢ, Δᵢ being the update that
+Site i minimises its loss − ⟨gᵢ, w⟩ + alpha/2 · ‖w − w₀‖², then sets gᵢ⁺ = gᵢ − alpha · Δᵢ, where Δᵢ is the update that
 it sent. Over the contributors, whose share of the weight is s,
 
     h⁺    = h − alpha · s · mean
     model = model + mean − h⁺ / alpha
 
-gᵢ is made of updates that have their noise already, and costs no ε. Without decay, noise adds up in gᵢ and h.
+gᵢ is computed from updates that already have their noise, so it costs no ε. Neither gᵢ nor h decays: noise accumulates.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FedDyn(Algorithm):
 
     @override
     def check(self, run: Run) -> str | None:
-        if self.alpha * run.learning_rate >= 1:  # a step would jump over w₀
+        if self.alpha * run.learning_rate >= 1:  # a step would overshoot w₀
             return f"alpha = {self.alpha:g} times the learning rate {run.learning_rate:g} must be below 1; lower one"
         return None
 

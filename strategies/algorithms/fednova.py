@@ -1,12 +1,12 @@
-"""FedNova (Wang et al., 2020, arXiv 2007.07481): sites that take different numbers of steps count for their direction.
+"""FedNova (Wang et al., 2020, arXiv 2007.07481): normalise updates by the number of local steps.
 
 With plain averaging, a site that takes more steps pulls the model towards its own optimum. Here site i, which takes τᵢ
-of the run's K steps, sends its update times K/τᵢ; over the contributors, whose shares of the weight are p,
+of the run's K steps, sends its update times K/τᵢ. Over the contributors, whose shares of the weight are p,
 
     model = model + mean · Σ pᵢτᵢ / K
 
-A site takes all of the run's steps unless `steps` says fewer, such as for a slow machine. Its ledger is charged for all
-of them: ε is never more than it would be. The noise in its update grows by K/τᵢ like the rest of it.
+A site takes all of the run's steps unless `steps` gives it fewer, for example on a slow machine. Its ledger is charged
+for all K steps, so ε is never underestimated. The noise in its update is scaled by K/τᵢ too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class FedNova(Algorithm):
     """Normalised averaging."""
 
-    steps: dict[str, Annotated[int, Field(ge=1)]] = field(default_factory=dict)  # of sites that take fewer
+    steps: dict[str, Annotated[int, Field(ge=1)]] = field(default_factory=dict)  # for sites that take fewer
 
     @override
     def check(self, run: Run) -> str | None:

@@ -1,7 +1,7 @@
-"""FedProx (Li et al., 2020, arXiv 1812.06127): each site is held near the model from which the round starts.
+"""FedProx (Li et al., 2020, arXiv 1812.06127): keep each site near the model that starts the round.
 
 A site minimises its loss plus mu/2 · ‖w − w₀‖². The penalty's gradient, mu · (w − w₀), is added to each step's noisy
-gradient: it depends on nothing but the model and earlier noisy steps, so it is not clipped and costs no ε.
+gradient. It depends only on the model and earlier noisy steps, so it is not clipped and costs no ε.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class FedProx(FedAvg):
 
     @override
     def check(self, run: Run) -> str | None:
-        if self.mu * run.learning_rate >= 1:  # a step would jump over w₀, further with every step beyond 2
+        if self.mu * run.learning_rate >= 1:  # a step would overshoot w₀; beyond 2, steps diverge
             return f"mu = {self.mu:g} times the learning rate {run.learning_rate:g} must be below 1; lower one"
         return None
 

@@ -1,4 +1,4 @@
-"""FedYogi (Reddi et al., 2021, arXiv 2003.00295): v nears the mean's squares in bounded steps; see `adaptive`."""
+"""FedYogi (Reddi et al., 2021, arXiv 2003.00295): v approaches the squared mean in bounded steps; see `adaptive`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, config=STRICT)
 class FedYogi(AdaptiveServer):
-    """As FedAdam, but v forgets a large update slowly, so that steps grow less suddenly."""
+    """Like FedAdam, but v forgets a large update slowly, so steps grow less suddenly."""
 
     beta_2: Decay = 0.99
 

@@ -1,18 +1,18 @@
-"""SCAFFOLD (Karimireddy et al., 2020, arXiv 1910.06378): control variates take out by how much a site's data differ.
+"""SCAFFOLD (Karimireddy et al., 2020, arXiv 1910.06378): control variates correct for differences in site data.
 
-Each site has a control variate cᵢ, and all of them know c = Σ pᵢcᵢ, p being the sites' shares of the weight. A step at
+Each site has a control variate cᵢ, and all sites know c = Σ pᵢcᵢ, where p are their shares of the weight. A step at
 site i adds c − cᵢ to its noisy gradient. With option II of the paper, over K steps of learning rate η,
 
     cᵢ⁺ = cᵢ − c − Δᵢ/(K·η)          Δᵢ: the update that the site sent
 
-So what a site would have to send for c, cᵢ⁺ − cᵢ = −c − Δᵢ/(K·η), follows from c and Δᵢ. In the sum it follows from c
-and the mean update: one vector travels, not two. Here c and cᵢ are kept times K·η, as updates are. With the
-contributors' share s of the weight,
+The change that a site would have to send, cᵢ⁺ − cᵢ = −c − Δᵢ/(K·η), follows from c and Δᵢ; its mean follows from c and
+the mean update. So a site sends one vector, not two. Here c and cᵢ are stored times K·η, in the units of an update.
+With the contributors' share s of the weight,
 
     c⁺    = c − s·(c + mean)
     model = model + server_learning_rate · mean
 
-Both variates are made of updates that have their noise already: they cost no ε, and are as noisy as one update is.
+Both variates are computed from updates that already have their noise: they cost no ε, and are as noisy as one update.
 """
 
 from __future__ import annotations
