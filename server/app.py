@@ -1,8 +1,8 @@
 """The aggregation server as a Flower `ServerApp`. The same app runs under every engine.
 
-It finds its settings in the run's configuration: `consortium` (the path of `consortium.toml`) and `manifest` (the
-signed run); with `new-epoch`, the sites make new keys first. It holds no key that opens anything, and it runs where
-neither torch nor TenSEAL is installed.
+It reads its settings from the run's configuration: `consortium` (the path of `consortium.toml`) and `manifest` (the
+signed run); with `new-epoch`, the sites make new keys first. It holds no decryption key, and it runs without torch or
+TenSEAL.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run all rounds of one manifest.
 
     Raises:
-        RunError: if the run ended without one trained round, or the sites' models went apart.
+        ConfigError: if the run's configuration lacks `consortium` or `manifest`.
+        RunError: if the run ended without a released round, or the sites' models diverged.
     """
     consortium, manifest_path = (str(context.run_config.get(key) or "") for key in ("consortium", "manifest"))
     if not consortium or not manifest_path:
@@ -56,7 +57,7 @@ def main(grid: Grid, context: Context) -> None:
     letters = SealedKeys(place.folder / place.settings.epochs)
     new_epoch = bool(context.run_config.get("new-epoch"))
     heads = LedgerHeads(place.folder / place.settings.ledger_heads, held_out=settings.kind.held_out)
-    grid = StreamingGrid(grid)  # updates are added as they arrive: one of them in memory, not every site's
+    grid = StreamingGrid(grid)  # adds updates as they arrive: one in memory, not every site's
     strategy = EncryptedFedAvg(run, roster, event_log, letters, heads, place.tls, new_epoch=new_epoch)
     try:
         strategy.start(grid, ArrayRecord(), settings.rounds, timeout=settings.cohort.round_deadline_seconds)

@@ -1,4 +1,4 @@
-"""The server's process: open the port, run one manifest, close the port."""
+"""Run the server's process: open the port, run one manifest, close the port."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *, new_epoch: bool = False) -> None:
-    """Serve one run to its end; `listening` is told the port.
+    """Serve one run to its end; call `listening` with the port.
 
     Raises:
-        CloisterError: if settings, keys or manifest are wrong, or the run failed.
+        CloisterError: if settings, keys or manifest are wrong, or the run fails.
     """
     quieten()
     return_memory()

@@ -1,4 +1,4 @@
-"""`consortium.toml`: where the server listens and what it is known by."""
+"""Read `consortium.toml`: the server's address, identity and files."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class ConsortiumSettings:
     """`consortium.toml`."""
 
     consortium: str
-    listen: ListenedOn  # host:port; port 0 takes a free one
+    listen: ListenedOn  # host:port; port 0 means any free port
     authority: File = Path("authority.pem")
     tls_certificate: File = Path("tls.pem")
     tls_key: File = Path("tls.key")
     roster: File = Path("roster")
     runs: File = Path("runs")  # the server's record of its runs
-    epochs: File = Path("epochs")  # letters with the epochs' keys, sealed to the sites
-    ledger_heads: File = Path("ledger-heads.json")  # the last that each site sent, for itself
+    epochs: File = Path("epochs")  # letters with the keys of epochs, sealed to the sites
+    ledger_heads: File = Path("ledger-heads.json")  # the last head that each site sent, kept on its behalf
     max_update_megabytes: Annotated[int, Field(ge=1)] = 1024
 
 
 @dataclass(frozen=True, config=STRICT)
 class ServerFolder:
-    """The server's settings and the folder in which they lie; every path in them is relative to it."""
+    """The server's settings and their folder; every path in them is relative to it."""
 
     folder: Path
     settings: ConsortiumSettings
@@ -56,8 +56,8 @@ class ServerFolder:
         """Read the roster and check the authority's signature.
 
         Raises:
-            KeyFileError: if it is missing, or another authority's.
-            ConfigError: if it is another consortium's.
+            KeyFileError: if the roster is missing, or another authority's.
+            ConfigError: if the roster is another consortium's.
         """
         roster = read_roster(self.folder / self.settings.roster, self.folder / self.settings.authority)
         if roster.consortium != self.settings.consortium:
@@ -71,7 +71,7 @@ def read_consortium(path: Path) -> ServerFolder:
     """Read the server's settings, given `consortium.toml` or the folder that holds it.
 
     Raises:
-        ConfigError: if the file is missing or does not fit, or a link leads to its folder.
+        ConfigError: if the file is missing or invalid, or the path to it leads through a link.
     """
     file = settings_file(path, "consortium.toml")
     return ServerFolder(file.parent, read_toml(file, ConsortiumSettings))
@@ -82,7 +82,7 @@ def read_run(path: Path, roster: Roster) -> SignedRun:
 
     Raises:
         KeyFileError: if there is no such file, or the coordinator did not sign it.
-        RefusedError: if its time is over.
+        RefusedError: if it has expired.
     """
 
     def opened(document: bytes) -> SignedRun:

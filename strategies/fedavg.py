@@ -362,7 +362,7 @@ class EncryptedFedAvg(Strategy):
             self._round.epsilon[site] = spent
 
     def _order(self, site: str, plan: RoundPlan, sums: Sequence[EncryptedSum]) -> Message:
-        """Return the message that asks a site to train. Its ledger head shows the site an old ledger before a charge."""
+        """Return the message that asks a site to train. By its ledger head, the site notices a restored old ledger."""
         return self._message(site, TRAIN, Order(self._document, plan.to_bytes(), sums, self._members.heads.of(site)))
 
     def _message(self, site: str, kind: MessageKind[Q, Any], asked: Q) -> Message:

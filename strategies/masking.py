@@ -6,8 +6,8 @@
     after it agreed, before it revealed        the round: nobody reveals twice
     while a round is repeated without a liar   the round: a repetition is complete, or fails
 
-Nothing is charged in any of these cases. In all but the first, the site is left out of the next rounds. The sites' rules
-are in `privacy.crypto.agreement`.
+Nothing is charged in any of these cases. In all but the first, the site is left out of the next rounds. The rules for
+sites are in `privacy.crypto.agreement`.
 """
 
 from __future__ import annotations

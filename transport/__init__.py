@@ -1,1 +1,1 @@
-"""The wire that both processes share: certificates, framing, Flower messages to bytes and back."""
+"""The wire protocol that server and agents share: certificates, framing, encoding of Flower messages."""

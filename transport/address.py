@@ -1,7 +1,7 @@
-"""Addresses, read in one place and in one form: `host:port`, where a host is a name, an IPv4 or an IPv6 address.
+"""Parse addresses into one canonical form: `host:port`, where a host is a name, an IPv4 or an IPv6 address.
 
-What looks like an address and is none would be understood by each library in its own way: gRPC takes port 99999 for
-34463 and none at all for 443, and resolvers take `127.1` for 127.0.0.1.
+Libraries disagree on malformed addresses: gRPC takes port 99999 for 34463 and a missing port for 443, and resolvers
+take `127.1` for 127.0.0.1.
 
 >>> read_address("Fed.example.org:9440")
 Address(host='fed.example.org', port=9440)
@@ -43,11 +43,11 @@ def read_address(text: str, *, listening: bool = False) -> Address:
     """Read `host:port`.
 
     Args:
-        text: what somebody wrote.
-        listening: whether a server is to listen there: then port 0 stands for any that is free.
+        text: the address as written.
+        listening: whether a server will listen there; port 0 then means any free port.
 
     Raises:
-        MalformedError: if it is no address; says why.
+        MalformedError: if it is not an address; says why.
     """
     host, colon, port = text.rpartition(":")
     wrong = None
@@ -70,10 +70,10 @@ def read_address(text: str, *, listening: bool = False) -> Address:
 
 
 def read_host(text: str) -> str:
-    """Read a name, an IPv4 address, or an IPv6 address with or without brackets, and return its one form.
+    """Return the canonical form of a name, an IPv4 address, or an IPv6 address with or without brackets.
 
     Raises:
-        MalformedError: if it is none; says why.
+        MalformedError: if it is none of these; says why.
     """
     inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     try:
@@ -107,7 +107,7 @@ def _canonical(text: str, *, listening: bool = False) -> str:
 
 
 Dialled = Annotated[str, AfterValidator(_canonical)]
-"""A setting: an address that somebody dials."""
+"""A setting: an address to dial."""
 
 ListenedOn = Annotated[str, AfterValidator(partial(_canonical, listening=True))]
-"""A setting: an address that a server listens on."""
+"""A setting: an address to listen on."""

@@ -1,4 +1,4 @@
-"""A body on the wire: the length of a head, the head, and then all byte strings that the head announces, uncopied."""
+"""Frame and split bodies: the length of a head, the head, then the byte strings that it announces, without copies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     Bytes = bytes | bytearray
 
 _LENGTH = struct.Struct(">I")
-_LARGEST_HEAD = 4 << 20  # bytes: read as a protobuf, it may take seventy times as much memory
+_LARGEST_HEAD = 4 << 20  # bytes: parsed as a protobuf, it may take seventy times as much memory
 
 
 class Cutter:
@@ -36,7 +36,7 @@ class Cutter:
         """Check that nothing is left.
 
         Raises:
-            ValueError: if something is.
+            ValueError: if bytes are left.
         """
         if self._left:
             msg = "more follows than it announces"
@@ -49,10 +49,10 @@ def framed(head: bytes, data: Iterable[bytes]) -> tuple[bytes, ...]:
 
 
 def split(data: Bytes) -> tuple[bytes, Cutter]:
-    """Return a body's head, and what cuts the rest.
+    """Return a body's head, and a cutter for the rest.
 
     Raises:
-        ValueError: if it is too short for its head, or the head too long.
+        ValueError: if the body is too short for its head, or the head is too long.
     """
     view = memoryview(data)
     if len(view) < _LENGTH.size:

@@ -1,4 +1,4 @@
-"""What the messages of the key ceremony say: protocol types to Flower records and back. See `transport.messages`."""
+"""Convert the messages of the key ceremony to Flower records and back. See `transport.messages`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_lead(content: RecordDict) -> int:
 
 
 def pack_keys(epoch: int, fingerprint: str, letters: Mapping[str, bytes], pairs: Mapping[str, bytes]) -> RecordDict:
-    """Say which keys this site has now; as the leader, with a letter for each member; and bring secrets of masks."""
+    """Say which keys this site has now, with its mask secrets and, as the leader, a letter for each member."""
     return RecordDict({
         "keys": ConfigRecord({"epoch": epoch, "fingerprint": fingerprint}),
         "letters": _blobs(letters),
@@ -36,7 +36,7 @@ def pack_keys(epoch: int, fingerprint: str, letters: Mapping[str, bytes], pairs:
 
 
 def read_keys(content: RecordDict) -> tuple[int, str]:
-    """Return epoch and fingerprint of the keys that a site has."""
+    """Return the epoch and fingerprint of a site's keys."""
     epoch, fingerprint = field(content, "keys", "epoch", int), field(content, "keys", "fingerprint", str)
     if epoch < 0 or not re.fullmatch(DIGEST, fingerprint):
         lacks("keys.fingerprint")
@@ -51,12 +51,12 @@ def read_letters(content: RecordDict) -> dict[str, bytes]:
 
 
 def pack_letter(leader: str, letter: bytes) -> RecordDict:
-    """Bring a site the letter that a leader wrote to it."""
+    """Deliver a leader's letter to a site."""
     return RecordDict({"letter": ConfigRecord({"leader": leader}), "sealed": ArrayRecord({"letter": blob(letter)})})
 
 
 def read_letter_from(content: RecordDict) -> tuple[str, bytes]:
-    """Return who is said to have written a letter, and the letter."""
+    """Return the claimed leader, and its letter."""
     leader = field(content, "letter", "leader", str)
     if not re.fullmatch(SITE, leader):
         lacks("letter.leader")
@@ -64,27 +64,27 @@ def read_letter_from(content: RecordDict) -> tuple[str, bytes]:
 
 
 def read_own_pairs(content: RecordDict) -> dict[str, bytes]:
-    """Return the letters with secrets of masks that a site made, by recipient."""
+    """Return a site's letters with mask secrets, by recipient."""
     return _read_pairs(content)
 
 
 def pack_pairs(fingerprint: str, letters: Mapping[str, bytes]) -> RecordDict:
-    """Bring a site the secrets of masks that others made for it under these keys."""
+    """Deliver to a site the mask secrets that others made for it under these keys."""
     return RecordDict({"keys": ConfigRecord({"fingerprint": fingerprint}), "pairs": _blobs(letters)})
 
 
 def read_pairs(content: RecordDict) -> tuple[str, dict[str, bytes]]:
-    """Return the keys' fingerprint, and the letters by sender."""
+    """Return the fingerprint of the keys, and the letters by sender."""
     return field(content, "keys", "fingerprint", str), _read_pairs(content)
 
 
 def pack_shared(letters: Mapping[str, bytes], names: list[str]) -> RecordDict:
-    """Bring the secrets of masks that this site made, and say with whom it shares one now."""
+    """Send this site's mask secrets, and the sites with which it now shares one."""
     return RecordDict({"shared": ConfigRecord({"names": names}), "pairs": _blobs(letters)})
 
 
 def read_shared(content: RecordDict) -> list[str]:
-    """Return with whom a site shares a secret now."""
+    """Return the sites with which a site now shares a secret."""
     names = field(content, "shared", "names", list)
     check_names(names, "shared.names")
     return names

@@ -1,7 +1,7 @@
-"""gRPC as both ends use it: mutual TLS, small frames, keep-alive, and a probe that explains failures.
+"""Set up gRPC for both ends: mutual TLS, small frames, keep-alive, and a probe that explains failures.
 
-gRPC reports a wrong certificate, a wrong name and a dead host alike as "unavailable". `probe` makes the same TLS
-connection with Python's own ssl first and says within five seconds which of them it is.
+gRPC reports a wrong certificate, a wrong name and a dead host alike as "unavailable". `probe` first makes the same TLS
+connection with Python's own ssl, and says within five seconds which of them it is.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.bdp_probe", 0),  # else a fast line's streams may each hold a whole body here, unread
+    ("grpc.http2.bdp_probe", 0),  # otherwise each stream of a fast connection may buffer a whole unread body
     ("grpc.http2.lookahead_bytes", FRAME_BYTES),
-    ("grpc.enable_retries", 0),  # a retry is the agent's decision, never the transport's
-    ("grpc.so_reuseport", 0),  # a port that another server holds is an error, not a share of its calls
-    ("grpc.enable_http_proxy", 0),  # `probe` dials the server itself, and so does gRPC
+    ("grpc.enable_retries", 0),  # the agent decides on retries, never the transport
+    ("grpc.so_reuseport", 0),  # if another server holds the port, fail instead of sharing its calls
+    ("grpc.enable_http_proxy", 0),  # dial the server directly, as `probe` does
 )
 
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
@@ -49,7 +49,7 @@ _EXPIRED, _NOT_YET, _OTHER_NAMES = 10, 9, (62, 64)  # OpenSSL's numbers: X509_V_
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """Where one party's TLS identity lies."""
+    """The files of one party's TLS identity."""
 
     authority: Path
     certificate: Path
@@ -69,10 +69,10 @@ class TlsFiles:
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Credentials of a server that only speaks to clients which the authority certified.
+    """Return the credentials of a server that accepts only clients certified by the authority.
 
     Raises:
-        KeyFileError: if no agent could accept them; says which file is wrong, and how.
+        KeyFileError: if no agent could accept them; says which file is wrong, and why.
     """
     authority, key, certificate = files.read()
     _load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files)
@@ -89,16 +89,16 @@ def open_channel(address: str, files: TlsFiles) -> grpc.Channel:
 
 
 def unused_proxy() -> str | None:
-    """Return the name of an environment variable that names a proxy, which no connection of ours takes."""
+    """Return the name of a set proxy variable of the environment, which our connections ignore; None if none is set."""
     return next((name for name in _PROXIES if os.environ.get(name)), None)
 
 
 def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS) -> None:
-    """Make one TLS connection to the server and say what is wrong with it, if anything is.
+    """Make one TLS connection to the server, to find out what is wrong with it.
 
     Raises:
-        MalformedError: if the address is none.
-        UnreachableError: if nobody answers there.
+        MalformedError: if the address is malformed.
+        UnreachableError: if no Cloister server answers there.
         AuthenticityError: if the server's certificate, or this site's, is not accepted.
         KeyFileError: if this site's own files cannot be used.
     """
@@ -141,14 +141,14 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
 
 def _load_pair(context: ssl.SSLContext, files: TlsFiles) -> None:
     try:
-        context.load_cert_chain(files.certificate, files.key, password="")  # else OpenSSL would ask on the terminal
+        context.load_cert_chain(files.certificate, files.key, password="")  # otherwise OpenSSL asks on the terminal
     except ssl.SSLError as error:
         msg = f"{files.certificate} and {files.key} are no matching certificate and key; restore them"
         raise KeyFileError(msg) from error
 
 
 def _unaccepted(address: str, files: TlsFiles, error: ssl.SSLCertVerificationError) -> str:
-    """Say what is wrong with the server's certificate."""
+    """Return what is wrong with the server's certificate, as a sentence."""
     if error.verify_code in _OTHER_NAMES:
         return (
             f"{address} shows a certificate for another name ({error.verify_message}); dial the name that stands in "
@@ -166,7 +166,7 @@ def _unaccepted(address: str, files: TlsFiles, error: ssl.SSLCertVerificationErr
 
 
 def _await_welcome(secured: ssl.SSLSocket, address: str, files: TlsFiles) -> None:
-    """Wait for the server to speak. In TLS 1.3, a client that is refused learns it only now: the line is closed."""
+    """Wait for the server's first byte. In TLS 1.3, a refused client learns it only now: the connection is closed."""
     try:
         welcome = secured.recv(1)
     except (ssl.SSLError, ConnectionError):

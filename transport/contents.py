@@ -1,4 +1,4 @@
-"""What Cloister's messages say of runs: protocol types to Flower records and back. `transport.messages` lists them all.
+"""Convert the messages about runs to Flower records and back. `transport.messages` lists all messages.
 
 Ciphertexts travel as `Array`s of opaque bytes, the only kind of record that Flower's own engines send in chunks.
 """
@@ -32,50 +32,50 @@ if TYPE_CHECKING:
 
 _MAX_SUMS = 10_000
 _SUM = ("plan", "codes", "contributions", "c0", "c1", "proof")  # the arrays of a sum; the last three are numbered
-OPENED = "opened"  # the kind of its signature, and its record
+OPENED = "opened"  # the signature's kind, and the record's name
 _LENGTHS = struct.Struct(">5I")  # of a contribution's header, signature, seeds, reveal and pairs
 
 
 @dataclass(frozen=True)
 class Readiness:
-    """A site's answer to a manifest: it takes part, and this is the model it has. The site signed `model`."""
+    """A site's answer that it takes part in a run, with its model and keys. `signed_part` says what it signs."""
 
     site: str
     model: str  # digest of the site's current model for this run
     size: int  # parameters
     layout: str
     update_bound: float  # the range of its next update
-    epoch: int  # whose keys the site has for the current roster; 0: none
+    epoch: int  # of the site's keys for the current roster; 0: no keys
     keys: str  # their fingerprint
     latest: int  # the newest epoch that the site has seen, for any roster
-    pairs: list[str]  # with whom it shares a secret for masks under these keys
-    clock: float  # what the site's clock shows, in seconds since 1970
+    pairs: list[str]  # the sites with which it shares a mask secret under these keys
+    clock: float  # the time on the site's clock, in seconds since 1970
     signature: bytes
 
     def signed_part(self, run: str, node_id: int) -> bytes:
-        """Return the bytes that the signature is over; the node id keeps another node from claiming the site."""
+        """Return the bytes to sign; the node id keeps another node from claiming the site."""
         keys = f"{self.epoch} {self.keys} {self.latest} {','.join(self.pairs)}"
         return f"{run} {self.site} {node_id} {self.model} {self.update_bound!r} {keys}".encode()
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What a site arrived at with a sum, and signed."""
+    """The signed outcome of opening a sum at a site."""
 
     model: str  # digest of its new model
     update_bound: float  # the range of its next update
     signature: bytes = b""
 
     def signed_part(self, plan: str) -> bytes:
-        """Return the bytes that the signature is over, for the plan of this digest."""
+        """Return the bytes to sign, for the plan with this digest."""
         return f"{plan} {self.model} {self.update_bound!r}".encode()
 
 
 def content_of(reply: Message) -> RecordDict:
-    """Return what a reply holds.
+    """Return the content of a reply.
 
     Raises:
-        ProtocolError: with the reason, in quotation marks, if it is an error.
+        ProtocolError: if the reply is an error; quotes the reason.
     """
     if reply.has_error():
         raise ProtocolError(quoted(reply.error.reason) if reply.error.reason else "it failed without a reason")
@@ -83,12 +83,12 @@ def content_of(reply: Message) -> RecordDict:
 
 
 def pack_query(manifest: bytes, sent: float) -> RecordDict:
-    """Ask a site whether it takes part, and say what the server's clock shows."""
+    """Ask a site whether it takes part, and send the time on the server's clock."""
     return RecordDict({"run": ConfigRecord({"manifest": manifest, "sent": sent})})
 
 
 def read_sent(content: RecordDict) -> float:
-    """Return what the server's clock showed as it asked, in seconds since 1970."""
+    """Return the time on the server's clock when it asked, in seconds since 1970."""
     return _time(content, "run", "sent")
 
 
@@ -103,7 +103,7 @@ def pack_readiness(readiness: Readiness) -> RecordDict:
 
 
 def read_readiness(content: RecordDict) -> Readiness:
-    """Read a site's answer."""
+    """Read a site's readiness."""
     fields: dict[str, type] = {
         "site": str, "model": str, "size": int, "layout": str, "update_bound": float, "epoch": int,
         "keys": str, "latest": int, "pairs": list, "clock": float, "signature": bytes,
@@ -123,7 +123,7 @@ def read_readiness(content: RecordDict) -> Readiness:
 
 
 def pack_train(manifest: bytes, plan: bytes, sums: Sequence[EncryptedSum]) -> RecordDict:
-    """Ask a site to train, and bring it the sums that it has not opened yet."""
+    """Ask a site to train, and deliver the sums that it has not opened yet."""
     content = RecordDict({"run": ConfigRecord({"manifest": manifest, "plan": plan, "sums": len(sums)})})
     for index, total in enumerate(sums):
         _put_sum(content, f"sum-{index}", total)
@@ -139,12 +139,12 @@ def read_train(content: RecordDict) -> tuple[bytes, list[EncryptedSum]]:
 
 
 def pack_update(update: SignedUpdate, report: Mapping[str, float]) -> RecordDict:
-    """Send an update, and what the site's policy lets out beside it."""
+    """Send an update, and the numbers that the site's policy lets it report."""
     return put_signed(RecordDict({"report": MetricRecord(dict(report))}), update)
 
 
 def read_update(content: RecordDict) -> tuple[SignedUpdate, Told]:
-    """Read a signed update, and what can be read of what stands beside it."""
+    """Read a signed update, and the valid part of the report beside it."""
     signed, report = read_signed(content), read_report(content)
     if has_unreadable_head(content):
         report = replace(report, dropped="its ledger's head is none, and was left out")
@@ -160,7 +160,7 @@ def put_signed(content: RecordDict, update: SignedUpdate) -> RecordDict:
 
 
 def read_signed(content: RecordDict) -> SignedUpdate:
-    """Read a signed update by itself."""
+    """Read a signed update alone."""
     header, signature = (field(content, "update", name, bytes) for name in ("header", "signature"))
     commitments = array_bytes(content, "masks", "commitments")
     return SignedUpdate(header, signature, _chunks(content), commitments)
@@ -179,19 +179,19 @@ def read_sum(content: RecordDict) -> EncryptedSum:
 
 
 def take_sum(content: RecordDict) -> EncryptedSum:
-    """Take a delivered sum out of a message, which holds its bytes no longer."""
+    """Move a delivered sum out of a message, to keep its bytes in memory only once."""
     total = read_sum(content)
     del content["sum"]
     return total
 
 
 def pack_opened(opened: Opened, metrics: Mapping[str, float]) -> RecordDict:
-    """Report what a site arrived at, and means of the metrics that its policy lets out."""
+    """Report the outcome of opening a sum, and the mean metrics that the site's policy lets it report."""
     return RecordDict({OPENED: ConfigRecord(asdict(opened)), "metrics": MetricRecord(dict(metrics))})
 
 
 def read_opened(content: RecordDict) -> tuple[Opened, Told]:
-    """Read what a site arrived at, and what can be read of the metrics beside it."""
+    """Read the outcome of opening a sum, and the valid metrics beside it."""
     fields: dict[str, type] = {"model": str, "update_bound": float, "signature": bytes}
     opened = Opened(**{name: field(content, OPENED, name, kind) for name, kind in fields.items()})
     if not re.fullmatch(DIGEST, opened.model):
@@ -212,7 +212,7 @@ def sum_from_arrays(arrays: ArrayRecord) -> EncryptedSum:
     """Undo `sum_to_arrays`.
 
     Raises:
-        MalformedError: if they hold no sum.
+        MalformedError: if the arrays hold no sum.
     """
     parts: dict[str, list[bytes]] = {}
     for name, array in arrays.items():
@@ -228,7 +228,7 @@ def sum_from_arrays(arrays: ArrayRecord) -> EncryptedSum:
 
 
 def _join(contributions: Sequence[Contribution]) -> bytes:
-    """Put all contributions into one array: of a thousand sites, four arrays each would take most of a round."""
+    """Put all contributions into one array: with a thousand sites, separate arrays would take most of a round."""
     return b"".join(
         _LENGTHS.pack(*map(len, parts)) + b"".join(parts)
         for each in contributions

@@ -1,4 +1,4 @@
-"""Single values out of Flower records, and nothing but the types that they should have."""
+"""Read single values from Flower records, with strict type checks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def blob(data: bytes) -> Array:
 
 
 def array_bytes(content: RecordDict, record: str, name: str) -> bytes:
-    """Return the opaque bytes of this name.
+    """Return the opaque bytes with this name.
 
     Raises:
         MalformedError: if there are none.
@@ -46,7 +46,7 @@ def field(content: RecordDict, record: str, name: str, kind: type[T]) -> T:
 
 
 def check_names(values: list[Any], what: str) -> None:
-    """Check that a list holds names of sites, each once.
+    """Check that a list holds distinct site names.
 
     Raises:
         MalformedError: if it holds anything else.
@@ -58,7 +58,7 @@ def check_names(values: list[Any], what: str) -> None:
 
 
 def lacks(what: str) -> NoReturn:
-    """Say that a message is not what it should be.
+    """Report that a message lacks a field, or holds it in another form.
 
     Raises:
         MalformedError: always.

@@ -1,8 +1,8 @@
-"""The one place that touches Flower's internals: docs/internals.md lists them.
+"""Wrap Flower's internals, which no other module touches; docs/internals.md lists them.
 
-A `Message` reads run and node from the process-wide `TaskIdentity` when it is made, and gets its id by a write to
-its metadata; a grid describes its run as Flower's `Run`. Everything else in Cloister uses Flower's public API;
-tests/test_internals.py holds these facts, and pyproject.toml pins Flower to a range of minor versions.
+A `Message` reads run and node from the process-wide `TaskIdentity` when it is created, and gets its id by a write to
+its metadata; a grid describes its run as Flower's `Run`. Everything else in Cloister uses Flower's public API.
+tests/test_internals.py checks these facts, and pyproject.toml pins Flower to a range of minor versions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import uuid
 from typing import TYPE_CHECKING
 
-# Nobody who runs a hospital's agent expects it to call home; this must stand before flwr is imported.
+# A hospital's agent must not call home; set this before flwr is imported.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
     App = Callable[[Message, Context], Message]
 
 SERVER_NODE = 1
-REFUSED = 100  # code of the error reply of a site that says no
-FAILED = 101  # code of the error reply that stands for an exception in a node's app
-ENDED = 102  # code of the error reply of an agent that ends with it; the next one may do better
+REFUSED = 100  # error code of a site that refuses
+FAILED = 101  # error code of an exception in a node's app
+ENDED = 102  # error code of an agent that exits after this reply; its successor may succeed
 
 log = logging.getLogger("cloister.agent")
 
 
 def adopt_identity(run_id: int, node_id: int) -> None:
-    """Set on whose behalf this process makes messages, unless Flower's own engine has done so."""
+    """Set the run and node for which this process creates messages."""
     TaskIdentity.task_id = 1
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = node_id
 
 
 def describe_run(run_id: int) -> Run:
-    """Return a description of a run in Flower's words, of which only its number is filled in."""
+    """Return Flower's description of a run with only its id filled in."""
     return Run.create_empty(run_id)
 
 
 def stamp(message: Message, message_id: str | None = None) -> str:
-    """Give a message its id, a new one unless told, and return it."""
+    """Set a message's id, by default a new one, and return it."""
     chosen = message_id or uuid.uuid4().hex
     message.metadata.__dict__["_message_id"] = chosen
     return chosen
@@ -68,14 +68,14 @@ def reply(content: RecordDict | Error, to: Message) -> Message:
 
 
 def answer(app: App, message: Message, context: Context) -> Message:
-    """Return an app's reply to a message; if it raises, an error that says only that, as Flower's engines do."""
+    """Return an app's reply to a message; if it raises, an error reply without details, as Flower's engines do."""
     try:
         return app(message, context)
-    except Exception:  # whatever it is, the node goes on
+    except Exception:  # whatever happened, the node goes on
         log.exception("%s failed", message.metadata.message_type)
         return reply(Error(FAILED, "the site's agent met an unexpected error; the site's own log has it"), message)
 
 
 def quieten() -> None:
-    """Keep Flower's own progress log out of what Cloister shows; its warnings still come through."""
+    """Hide Flower's own progress log, but not its warnings."""
     logging.getLogger("flwr").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Messages in chunks of at most a mebibyte, announced before they are sent and never held beyond what was allowed."""
+"""Send messages in chunks of at most 1 MiB; the length is announced first, and never exceeded in memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _cut(parts: Sequence[bytes]) -> Iterator[bytes]:
 
 
 class Assembly:
-    """Puts chunks together again, and holds never more than was announced and allowed."""
+    """Reassembles chunks; never holds more than was announced and allowed."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -50,7 +50,7 @@ class Assembly:
         """Take the next chunk.
 
         Raises:
-            MalformedError: if the announced length is over the limit, or the chunks hold more than it.
+            MalformedError: if the protocol differs, the announced length is over the limit, or the chunks exceed it.
         """
         if self._total is None:
             self._total = self._check(chunk.opening)
@@ -85,7 +85,7 @@ class Assembly:
 
 
 def assemble(chunks: Iterable[pb.Chunk], limit: int) -> bytearray | None:
-    """Put all chunks of one message together; None if there were none. See `Assembly` for the errors."""
+    """Reassemble one message; return None if there are no chunks. See `Assembly` for the errors."""
     assembly = Assembly(limit)
     for chunk in chunks:
         assembly.add(chunk)

@@ -1,10 +1,10 @@
-"""What our grids share: messages get an id, replies may stream, and no wait is without a deadline.
+"""The base class of our grids: messages get an id, replies may stream, and every wait has a deadline.
 
-Subclasses say how a message is sent, and how the next reply is awaited. Both pass one contract suite
-(tests/transport/test_grids.py), which is what "a grid" means here.
+Subclasses implement how to send a message, and how to wait for the next reply. All pass one contract suite
+(tests/transport/test_grids.py), which defines what "a grid" means here.
 
-`send_and_receive` returns a list, as Flower's own grids do: its strategies and workflows read replies twice. Whoever
-reads them once puts the grid, ours or Flower's, into a `StreamingGrid`, and holds one reply at a time.
+`send_and_receive` returns a list, as Flower's own grids do: Flower's strategies and workflows read replies twice. A
+caller that reads them once wraps the grid, ours or Flower's, in a `StreamingGrid`, and holds one reply at a time.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
     Replies = Generator[Message, None, None]
 
-DEFAULT_TIMEOUT = 3600.0  # seconds; for callers who name none
-_MALFORMED = 102  # code of the error that stands for a reply that could not be read
-_POLL_SECONDS = 0.5  # between two questions to one of Flower's own grids
+DEFAULT_TIMEOUT = 3600.0  # seconds, if the caller gives none
+_MALFORMED = 102  # error code in place of a reply that could not be read
+_POLL_SECONDS = 0.5  # between two polls of one of Flower's own grids
 
 
 class ReplyGrid(Grid):
-    """A Flower grid of ours."""
+    """A Flower grid of Cloister's own."""
 
     def __init__(self, run_id: int) -> None:
         self.set_run(describe_run(run_id))
@@ -48,18 +48,18 @@ class ReplyGrid(Grid):
 
     @abstractmethod
     def _next(self, waiting: AbstractSet[str], seconds: float) -> Message | None:
-        """Return the next reply to one of these messages, or None after so many seconds.
+        """Return the next reply to one of these messages, or None after `seconds`.
 
-        Nought asks for what is there already; less than nought says that the deadline has passed.
+        With 0, return only a reply that is already there; a negative value means that the deadline has passed.
         """
 
     @abstractmethod
     def _withdraw(self, message_ids: AbstractSet[str]) -> None:
-        """Forget messages that nobody waits for any more; replies to them come too late."""
+        """Forget messages that nobody waits for any more; later replies to them are dropped."""
 
     @staticmethod
     def _read(data: bytes | bytearray, instruction: Message) -> Message:
-        """Read a reply; one that cannot be read becomes an error, which every strategy knows to take."""
+        """Read a reply; turn an unreadable one into an error reply, which every strategy can handle."""
         try:
             return decode_reply(data, instruction)
         except MalformedError as error:
@@ -72,7 +72,7 @@ class ReplyGrid(Grid):
 
     @property
     def run(self) -> Run:
-        """Flower's description of the run; only its number is filled in, unless `set_run` brought more."""
+        """Flower's description of the run; only its id is filled in, unless `set_run` gave more."""
         return self._run
 
     def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str,
@@ -82,7 +82,7 @@ class ReplyGrid(Grid):
                            ttl=ttl or DEFAULT_TIMEOUT)  # fmt: skip
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and return their ids; none, if one of them cannot be sent."""
+        """Send messages and return their ids; if one cannot be sent, withdraw all and raise."""
         ids: list[str] = []
         try:
             for message in messages:
@@ -94,7 +94,7 @@ class ReplyGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there already."""
+        """Return the replies that have already arrived."""
         waiting, replies = set(message_ids), []
         while waiting and (found := self._next(waiting, 0.0)) is not None:
             waiting.discard(found.metadata.reply_to_message_id)
@@ -102,11 +102,11 @@ class ReplyGrid(Grid):
         return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Send messages and return all replies that came before `timeout` seconds had passed (an hour, if None)."""
+        """Send messages and return all replies that arrive within `timeout` seconds (an hour if None)."""
         return list(self.stream(messages, timeout=timeout))
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Replies:
-        """Send messages now; yield each reply as it arrives, and keep none."""
+        """Send messages at once; yield each reply as it arrives, without keeping it."""
         deadline = time.monotonic() + (DEFAULT_TIMEOUT if timeout is None else timeout)
         return self._replies(set(self.push_messages(messages)), deadline)
 
@@ -123,9 +123,9 @@ class ReplyGrid(Grid):
 
 
 class StreamingGrid(Grid):
-    """Any grid, ours or Flower's, for one who reads each reply once: `send_and_receive` yields them as they arrive.
+    """Wraps any grid, ours or Flower's, so that `send_and_receive` yields each reply once, as it arrives.
 
-    A strategy that adds updates up holds one of them at a time, and not those of all sites.
+    A strategy that sums updates then holds one of them at a time, not those of all sites.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -150,7 +150,7 @@ class StreamingGrid(Grid):
         return self._grid.get_node_ids()
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        """Return what the grid knows of them."""
+        """Return what the grid knows about the nodes."""
         return self._grid.get_nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -158,21 +158,21 @@ class StreamingGrid(Grid):
         return self._grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there already."""
+        """Return the replies that have already arrived."""
         return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Replies:
-        """Send messages now; yield each reply as it arrives, and keep none."""
+        """Send messages at once; yield each reply as it arrives, without keeping it."""
         if isinstance(self._grid, ReplyGrid):
             return self._grid.stream(messages, timeout=timeout)
         deadline = time.monotonic() + (DEFAULT_TIMEOUT if timeout is None else timeout)
         sent = list(messages)  # Flower's grids read it twice
         self._grid.push_messages(sent)
-        # A message that Flower could not send has no reply, and is waited for like one that nobody answers.
+        # A message that Flower could not send gets no reply, like one that nobody answers.
         return self._polled({message.metadata.message_id: message for message in sent}, deadline)
 
     def _polled(self, sent: dict[str, Message], deadline: float) -> Replies:
-        """Ask for one reply at a time: Flower's grids fetch the bodies of all that they are asked for."""
+        """Poll for one reply at a time: Flower's grids fetch the bodies of all requested replies at once."""
         while sent:
             for message_id in list(sent):
                 for found in self._grid.pull_messages([message_id]):

@@ -1,4 +1,4 @@
-"""The signed head of a site's ledger, which messages in both directions may carry: see `privacy.ledger.ledger_head`."""
+"""Put signed ledger heads into messages, in both directions, and read them. See `privacy.ledger.ledger_head`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def put_head(content: RecordDict, head: SignedHead | None) -> RecordDict:
 
 
 def read_head(content: RecordDict) -> SignedHead | None:
-    """Return the head that a message carries, if it carries one.
+    """Return a message's head, or None if it has none.
 
     Raises:
-        MalformedError: if what it carries is none.
+        MalformedError: if the record in its place is not a head.
     """
     if _RECORD not in content:
         return None
@@ -35,7 +35,7 @@ def read_head(content: RecordDict) -> SignedHead | None:
 
 
 def find_head(content: RecordDict) -> SignedHead | None:
-    """Return the head that a reply carries, if it is one: the reply stands without it."""
+    """Return a reply's head, or None if it is missing or malformed: the reply is valid without it."""
     try:
         return read_head(content)
     except MalformedError:
@@ -43,5 +43,5 @@ def find_head(content: RecordDict) -> SignedHead | None:
 
 
 def has_unreadable_head(content: RecordDict) -> bool:
-    """Whether a message carries something in the place of a head that is none."""
+    """Whether a message holds a malformed head."""
     return _RECORD in content and find_head(content) is None

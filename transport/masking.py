@@ -1,4 +1,4 @@
-"""What is said in masked rounds only: protocol types to Flower records and back. See `transport.messages`."""
+"""Convert the messages of masked rounds to Flower records and back. See `transport.messages`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 _LONGEST_PROOF = 1 << 16  # bytes
-SEEDS, CODES, VALUES = "seeds", "codes", "values"  # why a sum does not open: what did not fit
-REFUSAL = "refused"  # the kind of its signature, and its record
+SEEDS, CODES, VALUES = "seeds", "codes", "values"  # why a sum does not open: what was wrong
+REFUSAL = "refused"  # the signature's kind, and the record's name
 _WHY = {SEEDS, CODES, VALUES}
 
 
@@ -31,17 +31,17 @@ class Refusal:
     """Why a site does not open a sum."""
 
     why: str
-    liars: list[str]  # who signed false seeds
+    liars: list[str]  # sites that signed false seeds
     signature: bytes = b""
 
     def signed_part(self, plan: str) -> bytes:
-        """Return the bytes that the signature is over, for the plan of this digest."""
+        """Return the bytes to sign, for the plan with this digest."""
         return f"{plan} {self.why} {','.join(self.liars)}".encode()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a member's update is right, as a site signed it."""
+    """A site's signed judgement of a member's update."""
 
     right: bool
     signature: bytes
@@ -49,7 +49,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Accusation:
-    """Who judged that a member's update is wrong."""
+    """A site's signed judgement that a member's update is wrong."""
 
     site: str
     signature: bytes
@@ -62,7 +62,7 @@ def pack_contributors(
     agreed: Mapping[str, bytes] | None = None,
     summed: str = "",
 ) -> RecordDict:
-    """Show a site who contributed; then, to have it reveal its seed, what all of them signed, and the sum's digest."""
+    """Show a site the contributors; before it reveals its seed, also their signatures and the sum's digest."""
     headers: dict[str, Array] = {}
     for index, part in enumerate(contributions):
         headers |= {f"header-{index}": blob(part.header), f"signature-{index}": blob(part.signature)}
@@ -77,7 +77,7 @@ def pack_contributors(
 
 
 def read_contributors(content: RecordDict) -> tuple[bytes, list[Contribution]]:
-    """Return the plan, and the headers of its contributors."""
+    """Return the plan, and the headers and signatures of its contributors."""
     cohort = content.get("cohort")
     if not isinstance(cohort, ArrayRecord) or len(cohort) % 2:
         lacks("cohort")
@@ -91,7 +91,7 @@ def read_contributors(content: RecordDict) -> tuple[bytes, list[Contribution]]:
 
 
 def read_signatures(content: RecordDict) -> dict[str, bytes]:
-    """Return what the contributors signed, by site."""
+    """Return the contributors' signatures of their set, by site."""
     agreed = content.get("agreed")
     if not isinstance(agreed, ConfigRecord):
         lacks("agreed")
@@ -99,7 +99,7 @@ def read_signatures(content: RecordDict) -> dict[str, bytes]:
 
 
 def read_summed(content: RecordDict) -> str:
-    """Return the digest of the sum from which a mask is to come off; empty where none is told."""
+    """Return the digest of the sum to be unmasked; empty if none is given."""
     run = content.get("run")
     digest = run.get("sum", "") if isinstance(run, ConfigRecord) else ""
     if not isinstance(digest, str) or not re.fullmatch(f"({DIGEST})?", digest):
@@ -108,22 +108,22 @@ def read_summed(content: RecordDict) -> str:
 
 
 def pack_agreed(signature: bytes, sealed: bytes) -> RecordDict:
-    """Agree to a set of contributors, and bring the sealed seeds of masks that are shared with others."""
+    """Agree to a set of contributors, and send the sealed seeds of masks shared with absent sites."""
     return RecordDict({"agree": ConfigRecord({"signature": signature}), "pairs": ArrayRecord({"sealed": blob(sealed)})})
 
 
 def read_agreed(content: RecordDict) -> tuple[bytes, bytes]:
-    """Read a site's signature, and its sealed seeds."""
+    """Return a site's signature, and its sealed seeds."""
     return field(content, "agree", "signature", bytes), array_bytes(content, "pairs", "sealed")
 
 
 def pack_revealed(sealed: bytes) -> RecordDict:
-    """Reveal a sealed seed, with its site's signature before it."""
+    """Reveal a sealed seed, prefixed with its site's signature."""
     return RecordDict({"reveal": ConfigRecord({"sealed": sealed})})
 
 
 def read_revealed(content: RecordDict) -> bytes:
-    """Read a signature and a sealed seed."""
+    """Return a sealed seed, prefixed with its site's signature."""
     sealed = field(content, "reveal", "sealed", bytes)
     if len(sealed) != REVEAL_BYTES:
         lacks("reveal.sealed")
@@ -131,7 +131,7 @@ def read_revealed(content: RecordDict) -> bytes:
 
 
 def pack_to_prove(manifest: bytes, shown: EncryptedSum, agreed: Mapping[str, bytes], summed: str) -> RecordDict:
-    """Show a site all that there is of a sum but its ciphertexts, for it to prove how long its update is."""
+    """Show a site a sum without its ciphertexts, and ask it to prove the norm of its update."""
     return RecordDict({
         "run": ConfigRecord({"manifest": manifest, "sum": summed}),
         "sum": sum_to_arrays(shown),
@@ -140,12 +140,12 @@ def pack_to_prove(manifest: bytes, shown: EncryptedSum, agreed: Mapping[str, byt
 
 
 def pack_proof(signed: bytes) -> RecordDict:
-    """Bring a proof, with its site's signature before it."""
+    """Send a proof, prefixed with its site's signature."""
     return RecordDict({"norm": ArrayRecord({"proof": blob(signed)})})
 
 
 def read_proof(content: RecordDict) -> bytes:
-    """Read a signed proof; only sites can tell whether it holds."""
+    """Return a signed proof; only sites can verify it."""
     proof = array_bytes(content, "norm", "proof")
     if len(proof) > _LONGEST_PROOF:
         lacks("norm.proof")
@@ -158,7 +158,7 @@ def pack_refusal(refusal: Refusal) -> RecordDict:
 
 
 def find_refusal(content: RecordDict) -> Refusal | None:
-    """Read why a site does not open a sum; nothing if it says anything else."""
+    """Return why a site does not open a sum; None if the message is not a refusal."""
     if REFUSAL not in content:
         return None
     fields: dict[str, type] = {"why": str, "liars": list, "signature": bytes}
@@ -170,14 +170,14 @@ def find_refusal(content: RecordDict) -> Refusal | None:
 
 
 def pack_body(manifest: bytes, plan: bytes, update: SignedUpdate, accusation: Accusation | None = None) -> RecordDict:
-    """Ask a site whether a member's update is right, which another said is wrong, or nobody did yet."""
+    """Ask a site whether a member's update is right; `accusation` is another site's judgement that it is wrong."""
     content = RecordDict({"run": ConfigRecord({"manifest": manifest, "plan": plan})})
     content["accusation"] = ConfigRecord(asdict(accusation) if accusation else {})
     return put_signed(content, update)
 
 
 def read_body(content: RecordDict) -> tuple[bytes, SignedUpdate, Accusation | None]:
-    """Return the plan, an update, and who said that it is wrong."""
+    """Return the plan, an update, and the accusation against it, if any."""
     accusation, found = content.get("accusation"), None
     if not isinstance(accusation, ConfigRecord):
         lacks("accusation")

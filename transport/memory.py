@@ -1,4 +1,4 @@
-"""What glibc does with memory that is freed: by default it keeps large arrays' for later, as much again as a model."""
+"""Make glibc return freed memory to the system: by default it keeps that of large arrays, up to a model's size."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import ctypes
 from contextlib import suppress
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
-_OWN_PAGES = 1 << 19  # bytes from which an array gets pages of its own, which go back to the system with it
+_OWN_PAGES = 1 << 19  # bytes: larger arrays get their own pages, which are returned when freed
 
 
 def return_memory() -> None:
-    """Have what is freed go back to the system."""
-    with suppress(AttributeError, OSError):  # other C libraries have no such knob
+    """Have freed memory returned to the system."""
+    with suppress(AttributeError, OSError):  # other C libraries lack this option
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES)

@@ -1,19 +1,19 @@
-"""Every kind of message between the server and a site: what the server asks, what a site answers, and how both travel.
+"""Every kind of message between the server and a site: question, answer, and the encoding of both.
 
-    kind           the server asks                          a site answers
-    query          Query        who takes part in a run     Ready
-    query.lead     a number     for the keys of an epoch    Keys, with a letter for each member
-    query.accept   Letter       that a leader wrote         Keys
-    query.pairs    Pairs        secrets of masks            Shared
-    train          Order        a round's update            Trained
+    kind           the server sends                         a site answers
+    query          Query        does it take part?          Ready
+    query.lead     a number     make keys for this epoch    Keys, with a letter for each member
+    query.accept   Letter       keys from a leader          Keys
+    query.pairs    Pairs        mask secrets from others    Shared
+    train          Order        train a round               Trained
     query.agree    Shown        who contributed             Agreed
-    query.reveal   Shown        the seed of a mask          the sealed seed, signed
-    query.prove    ToProve      how long an update is       the proof, signed
-    evaluate       Delivery     a sum, to be opened         Reached, or, if it has masks, a Refusal
-    query.judge    Suspect      a member's update           Verdict
-    query.undo     Undo         a round, by these votes     digest of the model before
+    query.reveal   Shown        reveal the seed of a mask   the sealed seed, signed
+    query.prove    ToProve      prove an update's norm      the proof, signed
+    evaluate       Delivery     open a sum                  Reached or, if the sum is masked, a Refusal
+    query.judge    Suspect      is this update right?       Verdict
+    query.undo     Undo         undo a round, by votes      digest of the previous model
 
-All but those about keys carry the signed manifest, by which a site admits them before it reads the rest.
+All messages except those about keys carry the signed manifest. A site checks it before it reads the rest.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class MessageKind(Generic[Q, R]):
-    """A kind of message. Reading raises `MalformedError` for what is none of its kind."""
+    """A kind of message. Reading content of another kind raises `MalformedError`."""
 
     name: str  # Flower's message type
     pack: Callable[[Q], RecordDict]
@@ -57,16 +57,16 @@ class MessageKind(Generic[Q, R]):
 
 @dataclass(frozen=True)
 class Query:
-    """Does a site take part in a run?"""
+    """Ask whether a site takes part in a run."""
 
     manifest: bytes
-    head: SignedHead | None = None  # the last of its ledger that the server has
-    sent: float = field(default_factory=time.time)  # what the server's clock shows
+    head: SignedHead | None = None  # the site's last ledger head at the server
+    sent: float = field(default_factory=time.time)  # the time on the server's clock
 
 
 @dataclass(frozen=True)
 class Ready:
-    """It does."""
+    """Say that a site takes part."""
 
     readiness: Readiness
     head: SignedHead | None  # of its ledger
@@ -82,7 +82,7 @@ class Letter:
 
 @dataclass(frozen=True)
 class Keys:
-    """Which keys a site has now; with the letters that it wrote as their leader, and its secrets of masks, sealed."""
+    """The keys that a site has now, its sealed mask secrets and, if it leads, its letters."""
 
     epoch: int
     fingerprint: str
@@ -92,7 +92,7 @@ class Keys:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Secrets of masks that others made for a site under these keys, by sender."""
+    """Sealed mask secrets that others made for a site under these keys, by sender."""
 
     fingerprint: str
     letters: Mapping[str, bytes]
@@ -100,7 +100,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Shared:
-    """The secrets of masks that a site made, by recipient; and with whom it shares one now."""
+    """A site's sealed mask secrets, by recipient, and the sites with which it now shares one."""
 
     letters: Mapping[str, bytes]
     names: list[str]
@@ -113,12 +113,12 @@ class Order:
     manifest: bytes
     plan: bytes
     sums: Sequence[EncryptedSum] = ()  # that the site has not opened yet
-    head: SignedHead | None = None  # the last of its ledger that the server has
+    head: SignedHead | None = None  # the site's last ledger head at the server
 
 
 @dataclass(frozen=True)
 class Trained:
-    """An update, and what its site's policy lets out beside it."""
+    """An update, and the numbers that its site's policy lets it report."""
 
     update: SignedUpdate
     report: Told = field(default_factory=Told)
@@ -127,18 +127,18 @@ class Trained:
 
 @dataclass(frozen=True)
 class Shown:
-    """Who contributed to a plan's sum; where a mask is to come off, also what they signed, and the sum's digest."""
+    """The contributors to a plan's sum; to reveal a mask, also their signatures and the sum's digest."""
 
     manifest: bytes
     plan: bytes
-    contributions: Sequence[Contribution]  # headers and signatures alone
+    contributions: Sequence[Contribution]  # headers and signatures only
     signatures: Mapping[str, bytes] = field(default_factory=dict)
     summed: str = ""
 
 
 @dataclass(frozen=True)
 class Agreed:
-    """A site's signature of who contributed, and the sealed seeds of the masks that it shares with the absent."""
+    """A site's signature of the set of contributors, and the sealed seeds of masks shared with absent sites."""
 
     signature: bytes
     sealed: bytes
@@ -146,7 +146,7 @@ class Agreed:
 
 @dataclass(frozen=True)
 class ToProve:
-    """All that there is of a sum but its ciphertexts."""
+    """A sum without its ciphertexts."""
 
     manifest: bytes
     total: EncryptedSum
@@ -161,16 +161,16 @@ class ToProve:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A sum. Whoever opens it takes it out of here, so that its bytes are not in memory twice."""
+    """A sum to open. Opening moves it out of `sums`, so that its bytes are in memory only once."""
 
     manifest: bytes
-    sums: list[EncryptedSum]  # one, until it is taken
-    receipt: Receipt | None = None  # why the site's own update is not in it
+    sums: list[EncryptedSum]  # one sum, until it is taken
+    receipt: Receipt | None = None  # why the site's own update is not in the sum
 
 
 @dataclass(frozen=True)
 class Reached:
-    """What a site arrived at, with what its policy lets out and its vote, if it casts one."""
+    """The outcome of opening a sum, with the metrics that the site's policy lets it report, and its vote, if any."""
 
     opened: Opened
     metrics: Told = field(default_factory=Told)
@@ -179,7 +179,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class Suspect:
-    """An update of which some site said that it is wrong, or nobody did yet."""
+    """An update to judge, and another site's accusation, if any."""
 
     manifest: bytes
     plan: bytes
@@ -189,7 +189,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Undo:
-    """The votes by which a round is undone."""
+    """The votes that undo a round."""
 
     manifest: bytes
     round: int
@@ -328,4 +328,4 @@ KINDS: dict[str, MessageKind[Any, Any]] = {
     kind.name: kind
     for kind in (QUERY, LEAD, ACCEPT, PAIRS, TRAIN, AGREE, REVEAL, PROVE, EVALUATE, JUDGE, UNDO)
 }  # fmt: skip
-"""All of them, by name."""
+"""All kinds of messages, by name."""

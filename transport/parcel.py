@@ -1,7 +1,7 @@
-"""Flower messages to bytes and back.
+"""Serialise Flower messages to bytes and back.
 
-A parcel carries every kind of record that Flower's public API has, and nothing else: no pickles, no numpy files. An
-array stays the opaque bytes that its sender wrote; nothing here decodes them, and they follow the parcel uncopied.
+A parcel carries every kind of record in Flower's public API, and nothing else: no pickles, no numpy files. An array
+stays the opaque bytes that its sender wrote; nothing here decodes them, and they follow the parcel without a copy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transport.body import Bytes, Cutter
 
 
-# Which fields hold a value, and a list of such values. In this order: to Python, a bool is an int.
+# The fields for a value of each type, and for a list of them. The order matters: in Python, a bool is an int.
 _FIELDS: dict[type, tuple[str, str]] = {
     bool: ("flag", "flags"),
     int: ("integer", "integers"),
@@ -38,7 +38,7 @@ _LISTS = {many for _, many in _FIELDS.values()}
 
 
 def encode(message: Message) -> tuple[bytes, ...]:
-    """Serialise a message with its id and metadata: parts, to be sent one after the other."""
+    """Serialise a message with its id and metadata; return the parts, in the order to send them."""
     meta = message.metadata
     parcel = pb.Parcel(
         message_id=meta.message_id,
@@ -55,7 +55,7 @@ def encode(message: Message) -> tuple[bytes, ...]:
         parcel.failure.code = message.error.code
         parcel.failure.reason = message.error.reason or ""
     else:
-        parcel.records.SetInParent()  # there, even if nothing is in it
+        parcel.records.SetInParent()  # present even if empty
         _fill(parcel.records, message.content)
         arrays = (message.content.array_records[name] for name in sorted(message.content.array_records))
         return framed(parcel.SerializeToString(), (array.data for each in arrays for array in each.values()))
@@ -66,7 +66,7 @@ def decode_instruction(data: Bytes) -> Message:
     """Read a message from the server, at a node.
 
     Raises:
-        MalformedError: if the bytes are no such message.
+        MalformedError: if the bytes are not such a message.
     """
     parcel, arrays = _parse(data)
     if parcel.reply_to or parcel.WhichOneof("body") != "records":
@@ -93,7 +93,7 @@ def decode_reply(data: Bytes, to: Message) -> Message:
     """Read a node's reply to `to`, at the server.
 
     Raises:
-        MalformedError: if the bytes are no reply to that message.
+        MalformedError: if the bytes are not a reply to that message.
     """
     parcel, arrays = _parse(data)
     if parcel.reply_to != to.metadata.message_id:
@@ -116,7 +116,7 @@ def decode_reply(data: Bytes, to: Message) -> Message:
 
 
 def encode_arrays(arrays: ArrayRecord) -> tuple[bytes, ...]:
-    """Serialise arrays alone, for a file: parts, to be written one after the other."""
+    """Serialise arrays for a file; return the parts, in the order to write them."""
     return framed(_arrays(arrays).SerializeToString(), (array.data for array in arrays.values()))
 
 
@@ -124,7 +124,7 @@ def decode_arrays(data: Bytes) -> ArrayRecord:
     """Undo `encode_arrays`.
 
     Raises:
-        MalformedError: if the bytes are no arrays.
+        MalformedError: if the bytes hold no arrays.
     """
     try:
         head, rest = split(data)
@@ -179,7 +179,7 @@ def _fill_values(target: pb.Values, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         slot = target.values[key]
         if isinstance(value, list):
-            # An empty list has lost its type; any of the list fields carries it.
+            # An empty list has no element type; any list field can hold it.
             items = getattr(slot, _fields(value[0] if value else 0)[1])
             items.SetInParent()
             items.items.extend(value)

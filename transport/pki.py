@@ -1,7 +1,7 @@
-"""Certificates of a consortium: an authority of its own, one server, many sites.
+"""Issue and check a consortium's certificates: one authority, one server, many sites.
 
-All keys are P-256 (gRPC refuses Ed25519 certificates). A server's certificate may only serve and a site's may only
-call, so no member can pose as the server. Certificates live 90 days at most.
+All keys are P-256 (gRPC refuses Ed25519 certificates). A server's certificate is valid only for serving and a site's
+only for calling, so no member can pose as the server. Certificates are valid for at most 90 days.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Authority:
 
     @classmethod
     def create(cls, consortium: str) -> Self:
-        """Make a new authority."""
+        """Create a new authority."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{consortium} authority")])
         certificate = (
@@ -68,7 +68,7 @@ class Authority:
         """Certify the server under the name or address that agents dial.
 
         Raises:
-            MalformedError: if it is none.
+            MalformedError: if `host` is neither.
         """
         return self._issue("cloister server", _host(host), key, ExtendedKeyUsageOID.SERVER_AUTH)
 
@@ -130,7 +130,7 @@ def _host(host: str) -> x509.GeneralName:
 
 
 def public_key_digest(certificate: x509.Certificate) -> str:
-    """SHA-256, in hex, of a certificate's public key: what the roster lists a site's TLS identity by."""
+    """Return the SHA-256, in hex, of a certificate's public key, by which the roster lists a site's TLS identity."""
     return sha256(certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
@@ -152,7 +152,7 @@ def read_certificate(path: Path) -> x509.Certificate:
     """
     try:
         certificate = x509.load_pem_x509_certificate(read_file(path))
-        certificate.public_key()  # raises if nobody can use it
+        certificate.public_key()  # raises if it is unusable
     except OSError as error:
         msg = f"{path}: {reason(error)}; restore this certificate, or ask the coordinator for a new one"
         raise KeyFileError(msg) from error
@@ -163,7 +163,7 @@ def read_certificate(path: Path) -> x509.Certificate:
 
 
 def check_server_certificate(path: Path, authority: Path) -> None:
-    """Check that agents which trust an authority can accept a server's certificate, under some name.
+    """Check that agents that trust an authority can accept a server's certificate under some name.
 
     Raises:
         KeyFileError: if they cannot; says why.
@@ -193,7 +193,7 @@ def check_server_certificate(path: Path, authority: Path) -> None:
 
 
 def read_authority_key(path: Path) -> ec.EllipticCurvePublicKey:
-    """Read the authority's public key from its certificate, which a site trusts because it stands on its own disk.
+    """Read the authority's public key from its certificate, which a site trusts because it is on its own disk.
 
     Raises:
         KeyFileError: if the file holds no P-256 certificate.
@@ -209,11 +209,11 @@ def read_roster(path: Path, authority: Path) -> Roster:
     """Read the consortium's roster.
 
     Args:
-        path: of the roster.
+        path: the roster's file.
         authority: the certificate of the authority that signed it.
 
     Raises:
-        KeyFileError: if a file is missing, or the roster is none, has expired, or another authority's.
+        KeyFileError: if a file is missing, or the roster is malformed, expired, or another authority's.
     """
     key = read_authority_key(authority)
     return read_document(

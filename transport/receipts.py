@@ -1,7 +1,7 @@
-"""Why a site's update is not in a sum: the server tells it, and signs that with the key of its TLS certificate.
+"""Make and check receipts: the server's reason why a site's update is not in a sum, signed with its TLS key.
 
-A receipt is kept at the site, for whoever asks the server later. It travels beside the sum, which it cannot spoil: one
-that is malformed, or not signed, counts as the server's bare word, or as none.
+The site keeps a receipt as evidence for later questions to the server. It travels beside the sum and cannot spoil it:
+an unsigned receipt counts as an unproven claim, a malformed one as none.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from transport.channel import TlsFiles
 
 KIND = "receipt"
-_UNUSABLE = (  # what a certificate may raise
+_UNUSABLE = (  # errors that an unusable certificate may raise
     ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.ExtensionNotFound, x509.DuplicateExtension,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """A reason, and who signed it: nobody, where both are empty."""
+    """A reason, and its signature; unsigned if certificate and signature are empty."""
 
     reason: str
     certificate: bytes = b""  # the server's, PEM
@@ -45,7 +45,7 @@ class Receipt:
 
 
 def make_receipt(tls: TlsFiles, plan: str, site: str, reason: str) -> Receipt:
-    """Sign why a site's update is not in a plan's sum; without a key, as under Flower's engines, only say it."""
+    """Sign why a site's update is not in a plan's sum; without a key, as under Flower's engines, leave it unsigned."""
     if not tls.key.exists():
         return Receipt(reason)
     _, pem, certificate = tls.read()
@@ -55,7 +55,7 @@ def make_receipt(tls: TlsFiles, plan: str, site: str, reason: str) -> Receipt:
 
 
 def is_signed(receipt: Receipt, plan: str, site: str, authority: Path) -> bool:
-    """Whether a receipt was signed by a server that this authority certified, for now, as a server."""
+    """Whether a receipt was signed with a currently valid server certificate of this authority."""
     try:
         certificate, issuer = x509.load_pem_x509_certificate(receipt.certificate), read_certificate(authority)
         certificate.verify_directly_issued_by(issuer)
@@ -77,7 +77,7 @@ def put_receipt(content: RecordDict, receipt: Receipt) -> RecordDict:
 
 
 def find_receipt(content: RecordDict) -> Receipt | None:
-    """Return the receipt in a message, if there is one that can be read."""
+    """Return the receipt in a message; None if it is missing or malformed."""
     record = content.get("receipt")
     if not isinstance(record, ConfigRecord):
         return None

@@ -1,7 +1,7 @@
-"""What a reply tells beside what it was asked for: numbers that may be missing, and never spoil the rest.
+"""Read the optional numbers in a reply: they may be missing, and never invalidate the rest.
 
-A number that is none, is out of the range that it can have, or stands under a name that nobody could know is left out
-and noted; the update or the digest beside it counts all the same.
+A value that is not a number, is out of range or has an unknown name is dropped and noted; the update or digest beside
+it still counts.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ LARGEST_METRIC = 3.4e38  # what float32 can hold
 
 @dataclass(frozen=True)
 class Told:
-    """Numbers by name, each in the range that it can have."""
+    """Numbers by name, each within its valid range."""
 
     numbers: Mapping[str, float] = field(default_factory=dict)
-    dropped: str = ""  # what was left out, in a sentence; empty if nothing was
+    dropped: str = ""  # what was dropped, as a sentence; empty if nothing was
 
 
 def read_report(content: RecordDict) -> Told:
-    """Return what a site tells beside its update: the ε that it has spent."""
+    """Return the number that a site reports with its update: the ε that it has spent."""
     return _read(content, "report", lambda name, value: name == "epsilon" and 0 <= value <= LARGEST_EPSILON)
 
 
 def read_metrics(content: RecordDict) -> Told:
-    """Return what a site tells beside the digest of its model: means of metrics over its held-out records."""
+    """Return the numbers that a site reports with its model's digest: mean metrics over its held-out records."""
     return _read(
         content,
         "metrics",

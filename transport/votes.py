@@ -1,4 +1,4 @@
-"""What messages say of votes: protocol types to Flower records and back. See `privacy.run.votes`, `messages`."""
+"""Convert votes to Flower records and back. See `privacy.run.votes` and `transport.messages`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _OWN, _VOTES, _ABOUT, _UNDONE = "vote", "votes", "undo", "undone"
 
 
 def put_vote(content: RecordDict, vote: Vote | None) -> RecordDict:
-    """Add a site's vote to its reply, if it casts one; return the reply."""
+    """Add a site's vote, if it casts one, to its reply; return the reply."""
     if vote is not None:
         content[_OWN] = ConfigRecord({"vote": vote.to_bytes()})
     return content
 
 
 def find_vote(content: RecordDict) -> Vote | None:
-    """Return the vote that a reply carries, if it is one: the reply stands without it."""
+    """Return a reply's vote, or None if it is missing or malformed: the reply is valid without it."""
     try:
         return Vote.from_bytes(field(content, _OWN, "vote", bytes))
     except MalformedError:
@@ -33,7 +33,7 @@ def find_vote(content: RecordDict) -> Vote | None:
 
 
 def pack_votes(manifest: bytes, number: int, before: str, after: str, votes: Mapping[str, Vote]) -> RecordDict:
-    """Show a site the votes by which a round is to be undone."""
+    """Show a site the votes that undo a round."""
     return RecordDict({
         "run": ConfigRecord({"manifest": manifest}),
         _ABOUT: ConfigRecord({"round": number, "before": before, "after": after}),
@@ -42,10 +42,10 @@ def pack_votes(manifest: bytes, number: int, before: str, after: str, votes: Map
 
 
 def read_votes(content: RecordDict) -> tuple[int, str, str, dict[str, Vote]]:
-    """Return the round that was voted on, the digests of the models before and after it, and the votes by site.
+    """Return the round voted on, the digests of the models before and after it, and the votes by site.
 
     Raises:
-        MalformedError: if they are none.
+        MalformedError: if any of them is missing or malformed.
     """
     votes = content.get(_VOTES)
     if not isinstance(votes, ConfigRecord):
@@ -59,15 +59,15 @@ def read_votes(content: RecordDict) -> tuple[int, str, str, dict[str, Vote]]:
 
 
 def pack_undone(model: str) -> RecordDict:
-    """Report which model a site went back to."""
+    """Report the model that a site went back to."""
     return RecordDict({_UNDONE: ConfigRecord({"model": model})})
 
 
 def read_undone(content: RecordDict) -> str:
-    """Read its digest.
+    """Return the digest of the model that a site went back to.
 
     Raises:
-        MalformedError: if it is none.
+        MalformedError: if it is missing or malformed.
     """
     model = field(content, _UNDONE, "model", str)
     if not re.fullmatch(DIGEST, model):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from server.hub.mailboxes import Mailboxes
 
-_GRACE = 2.0  # seconds between an agent's calls in which it still counts as online
+_GRACE = 2.0  # seconds after an agent's last call during which it still counts as online
 
 
 class GrpcGrid(ReplyGrid):
@@ -32,7 +32,7 @@ class GrpcGrid(ReplyGrid):
         return sorted(self._mailboxes.online(_GRACE))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and return their ids. What was sent earlier and is past its time is withdrawn."""
+        """Send messages and return their ids. Withdraw earlier messages that have expired."""
         sent, now = self._sent, time.time()
         self._withdraw({name for name, each in sent.items() if each.metadata.created_at + each.metadata.ttl < now})
         return super().push_messages(messages)

@@ -1,8 +1,8 @@
 """The port that agents dial: mutually authenticated gRPC in front of the mailboxes.
 
-A caller is whoever the roster lists under the public key of its TLS certificate; everyone else is turned away
-before a byte of theirs is parsed. Every body is announced, held to a limit, and refused before it is buffered; so
-many are taken at a time that memory does not grow with the number of sites.
+A caller is identified by the public key of its TLS certificate, which must be in the roster; everyone else is rejected
+before any of their bytes are parsed. The length of every body is announced, and a body over the limit is refused before
+it is buffered. A fixed number of bodies is taken at a time, so memory does not grow with the number of sites.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 _LONGEST_WAIT = 60.0  # seconds that a Pull may ask to wait
-_BODY_SECONDS = 600.0  # a body must be complete by then
+_BODY_SECONDS = 600.0  # until a body must be complete
 _BODIES_AT_ONCE = 4
-_MAX_STREAMS = 16  # calls that one connection may have open
+_MAX_STREAMS = 16  # open calls per connection
 _START_SECONDS = 10.0
 
 
 class Hub:
-    """Serves the mailboxes on one port, from a thread of its own."""
+    """Serves the mailboxes on one port, in its own thread."""
 
     def __init__(self, roster: Roster, mailboxes: Mailboxes, max_body_bytes: int) -> None:
         self._members = {member.tls_key: member for member in roster.members}
@@ -54,7 +54,7 @@ class Hub:
         """Listen, and return the port.
 
         Raises:
-            MalformedError: if the address is none.
+            MalformedError: if the address is malformed.
             KeyFileError: if no agent could accept the server's certificate.
             UnreachableError: if the address cannot be listened on.
         """
@@ -69,7 +69,7 @@ class Hub:
             raise UnreachableError(msg) from error
 
     def stop(self, grace: float = 2.0) -> None:
-        """Let calls that are under way finish, then close the port. More than once does no harm."""
+        """Let open calls finish, then close the port. Safe to call more than once."""
         if self._loop.is_closed():
             return
         if self._server is not None:
@@ -134,7 +134,7 @@ class Hub:
     async def _push(self, chunks: AsyncIterator[pb.Chunk], context: Context) -> pb.Receipt:
         member = await self._caller(context)
         try:
-            # One at a time from each member: whoever stalls bodies keeps nobody else's out.
+            # One body per member at a time: a member that stalls keeps nobody else out.
             async with asyncio.timeout(_BODY_SECONDS), self._turns[member.site]:
                 await self._bodies.acquire()
                 free = self._release_once()
@@ -152,7 +152,7 @@ class Hub:
         raise AssertionError  # abort always raises
 
     def _release_once(self) -> Callable[[], None]:
-        """Return what gives a body's place back, from any thread; a second call does nothing."""
+        """Return a function that frees a body's slot, from any thread; a second call does nothing."""
         left, loop = [self._bodies.release], asyncio.get_running_loop()
 
         def free() -> None:
@@ -162,7 +162,7 @@ class Hub:
         return free
 
     async def _receive(self, member: Member, chunks: AsyncIterator[pb.Chunk], free: Callable[[], None]) -> pb.Receipt:
-        """Take a body. Its place is free again once the reply has been read: bodies that wait are counted too."""
+        """Receive a body. Its slot is freed once the reply has been read: waiting bodies count too."""
         assembly, reply_to = Assembly(self._limit), None
         async for chunk in chunks:
             if reply_to is None:
@@ -179,7 +179,7 @@ class Hub:
         return pb.Receipt(status=pb.Receipt.ACCEPTED if taken else pb.Receipt.LATE)
 
     async def _caller(self, context: Context) -> Member:
-        """Return which member calls; end the call of anyone else."""
+        """Return the calling member; abort the call of anyone else."""
         pem = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
         member = self._members.get(_key_digest(bytes(pem)))
         if member is None:

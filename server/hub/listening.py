@@ -1,4 +1,4 @@
-"""Whether an address can be listened on, and if not, why: gRPC only says that it cannot."""
+"""Check whether the server can listen on an address, and explain failures: gRPC gives no reason."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _ELSEWHERE = {EADDRNOTAVAIL, EAFNOSUPPORT}
 
 
 def check_free(address: Address) -> None:
-    """Take the port for a moment, at all addresses that the host stands for.
+    """Bind the port for a moment, at all addresses of the host.
 
     Raises:
-        UnreachableError: if it is taken at one of them, or none is this machine's; says which of the causes it is.
+        UnreachableError: if it is taken at one of them, or none of them is this machine's; says which.
     """
     refusals = [_refusal(family, place) for family, place in _places(address)]
     here = None in refusals

@@ -1,7 +1,7 @@
-"""Messages on their way to sites, and replies on their way back. All methods are safe from any thread.
+"""Queue messages for sites, and their replies. All methods are thread-safe.
 
-A message stays in its site's mailbox until it is answered or withdrawn: an agent that crashed and dials again gets
-it again. A reply is taken once; the same bytes sent again get the same receipt, other bytes are refused.
+A message stays in its site's mailbox until it is answered or withdrawn: an agent that crashed and reconnects gets it
+again. A reply is accepted once; the same bytes sent again get the same receipt, other bytes are refused.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Set as AbstractSet
 
-_OTHERS = 2  # replies that are held while others are awaited: fewer than the hub takes bodies at a time
-_REMEMBERED = 4096  # answered messages whose receipts can still be asked for
+_OTHERS = 2  # replies held while others are awaited: fewer than the bodies that the hub takes at a time
+_REMEMBERED = 4096  # answered messages whose receipts are still available
 
 
 @dataclass
@@ -31,7 +31,7 @@ class _Box:
 
 
 class Mailboxes:
-    """One mailbox a site."""
+    """One mailbox per site."""
 
     def __init__(self, nodes: AbstractSet[int]) -> None:
         self._changed = Condition()
@@ -65,27 +65,27 @@ class Mailboxes:
             self._boxes[node].wakers.add(wake)
 
     def unwatch(self, node: int, wake: Callable[[], None]) -> None:
-        """Stop that."""
+        """Stop calling `wake`."""
         with self._changed:
             self._boxes[node].wakers.discard(wake)
             self._boxes[node].seen = time.monotonic()
 
     def online(self, grace: float) -> set[int]:
-        """Return the sites that wait for messages, or did until `grace` seconds ago."""
+        """Return the nodes that wait for messages, or did within the last `grace` seconds."""
         now = time.monotonic()
         with self._changed:
             return {node for node, box in self._boxes.items() if box.wakers or (now - box.seen < grace and box.seen)}
 
     def expects(self, node: int, message_id: str) -> bool:
-        """Whether a reply of this site to this message would be taken, or was."""
+        """Whether this site's reply to this message would be accepted, or has been."""
         with self._changed:
             return message_id in self._boxes[node].waiting or message_id in self._answered
 
     def answer(self, node: int, message_id: str, data: bytes | bytearray, free: Callable[[], None]) -> bool:
-        """Take a reply; return whether anybody waited for it. `free` is called once it is held here no more.
+        """Accept a reply; return whether it was expected. Call `free` once the reply is no longer held here.
 
         Raises:
-            ProtocolError: if another reply to the same message was taken before.
+            ProtocolError: if a different reply to the same message was accepted before.
         """
         digest = sha256(data).digest()
         with self._changed:
@@ -107,10 +107,10 @@ class Mailboxes:
             return True
 
     def take(self, message_ids: AbstractSet[str], seconds: float) -> tuple[str, bytes | bytearray] | None:
-        """Wait so long for a reply to any of these messages, and hand it over.
+        """Wait up to `seconds` for a reply to any of these messages; return its message's id and the reply, or None.
 
-        While it waits, few replies to other messages are held: else those that are awaited would find no place. Of the
-        rest it is only remembered that they came: they are empty.
+        Meanwhile only a few replies to other messages are held, so that awaited replies find room. The rest are
+        replaced with empty ones, as a record that they came.
         """
         deadline = time.monotonic() + seconds
         with self._changed:
@@ -139,4 +139,4 @@ class Mailboxes:
 
 
 def _nothing() -> None:
-    """Free no place, as none is taken."""
+    """Do nothing: an emptied reply holds no slot."""
