@@ -1,1 +1,1 @@
-"""Federations on one machine: made-up consortia, the inline engine, reference tasks."""
+"""Federations on one machine: simulated consortia, the inline engine, adversaries, reference tasks."""

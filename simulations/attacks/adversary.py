@@ -1,7 +1,7 @@
-"""A malicious aggregation server: it speaks to real sites over real bytes, and has whatever a server has.
+"""A malicious aggregation server: it exchanges real bytes with real sites, and has whatever a server has.
 
-It asks sites to make keys and to train, like any server. What it then makes of their answers stands in
-`simulations.attacks.forged_sums` and `simulations.attacks.attacks`.
+It asks sites to make keys and to train, like any server. The other modules of `simulations.attacks` hold what it then
+does with their answers.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _KEPT = "models/*", "keys/epochs/*", "ledger/*"
 
 
 class Adversary:
-    """The server of one consortium, and the generator by which it chooses what to try."""
+    """The server of one consortium, and the random generator that chooses its attacks."""
 
     def __init__(self, federation: Federation, rng: np.random.Generator) -> None:
         self.federation, self.rng = federation, rng
@@ -81,21 +81,21 @@ class Adversary:
         self.relay(*self.lead(self.pick()))
 
     def pick(self) -> str:
-        """Choose a site."""
+        """Choose a random site."""
         return str(self.rng.choice(SITES))
 
     def site(self, name: str) -> Site:
-        """Return what is on a site's disk, as its agent, and whoever colludes with it, opens it."""
+        """Open a site's folder, as its agent or a colluding server does."""
         if name not in self._agents:
             self._agents[name] = Site(read_site(self.federation.paths[name]))
         return self._agents[name]
 
     def pick_run(self) -> Run:
-        """Choose a run of which a sum may lack a site."""
+        """Choose a random run whose sums need not include all sites."""
         return self.runs[str(self.rng.choice([name for name, run in self.runs.items() if run.minimum < len(SITES)]))]
 
     def shuffled(self) -> list[str]:
-        """Return all sites in any order."""
+        """Return all sites in random order."""
         return [str(site) for site in self.rng.permutation(SITES)]
 
     def sign(self, settings: RunSettings) -> Run:
@@ -103,19 +103,19 @@ class Adversary:
         return Run.read(self.federation.sign(settings).read_bytes(), self.roster)
 
     def start(self, settings: RunSettings) -> None:
-        """Have the coordinator sign a run, and take it through one honest round."""
+        """Have the coordinator sign a run, and play one honest round of it."""
         run = self.runs[settings.name] = self.sign(settings)
         self.play_fair(run)
         self.untrained = run.honest.plan.base_model
 
     def restart(self, *sites: str) -> None:
-        """Have agents start again: what they had in memory is gone."""
+        """Restart agents: they lose what they had in memory."""
         for site in sites:
             self._agents.pop(site, None)
 
     @contextmanager
     def new_agents(self) -> Iterator[None]:
-        """Have other agents answer for a while, that open the sites' folders as they find them."""
+        """Replace the agents within this context with new ones, which open the sites' folders as they are."""
         own, self._agents = self._agents, {}
         try:
             yield
@@ -130,17 +130,17 @@ class Adversary:
         return copy
 
     def restore(self, site: str, copy: Path) -> None:
-        """Have a site put its backup in place of its folder, and start its agent again."""
+        """Replace a site's folder with its backup, and restart its agent."""
         rmtree(self.federation.paths[site])
         copytree(copy, self.federation.paths[site])
         self.restart(site)
 
     def ask_all(self, kind: MessageKind[Q, Any], asked: Q) -> dict[str, Message]:
-        """Ask all sites the same; return their replies."""
+        """Ask all sites the same question; return their replies."""
         return self.ask(kind, dict.fromkeys(SITES, asked))
 
     def ask(self, kind: MessageKind[Q, Any], asked: Mapping[str, Q]) -> dict[str, Message]:
-        """Ask some sites something each; return their replies."""
+        """Ask each of some sites its own question; return their replies."""
         made = [
             self._grid.create_message(kind.pack(one), kind.name, self.nodes[site], "0") for site, one in asked.items()
         ]
@@ -148,26 +148,26 @@ class Adversary:
         return {self._names[reply.metadata.src_node_id]: reply for reply in replies}
 
     def state(self) -> dict[Path, str]:
-        """Return a digest of every model, every epoch's keys and every ledger that a site has on its disk."""
+        """Return a digest of every model, key epoch and ledger on the sites' disks."""
         folders = [self.federation.paths[site] for site in SITES]
         files = [path for folder in folders for part in _KEPT for path in folder.glob(part)]
         return {path: _digest(path, *_marks(path)) for path in files}
 
     def lead(self, leader: str) -> tuple[str, dict[str, bytes]]:
-        """Have a site make a new epoch's keys; return it, and its letters, which nobody has got yet."""
+        """Have a site make a new epoch's keys; return the site, and its letters, not yet delivered."""
         made = LEAD.read_reply(content_of(self.ask(LEAD, {leader: self.epoch + 1})[leader]))
         self.epoch, self.keys = made.epoch, made.fingerprint
         return leader, dict(made.letters)
 
     def relay(self, leader: str, letters: Mapping[str, bytes]) -> None:
-        """Bring all sites the keys that one made, then the secrets of their masks."""
+        """Deliver the keys that one site made to all sites, then their mask secrets."""
         self.share(self.accept(leader, letters))
 
     def accept(self, leader: str, letters: Mapping[str, bytes]) -> dict[str, Mapping[str, bytes]]:
-        """Bring all sites the keys that one made; return the letters with secrets of masks, by sender and recipient.
+        """Deliver the keys that one site made to all; return their letters with mask secrets, by sender and recipient.
 
         Raises:
-            RunError: if one does not take them.
+            RunError: if a site does not accept them.
         """
         contents = {site: Letter(leader, letters[site]) for site in SITES}
         replies = {site: ACCEPT.read_reply(content_of(reply)) for site, reply in self.ask(ACCEPT, contents).items()}
@@ -177,13 +177,13 @@ class Adversary:
         return {site: keys.pairs for site, keys in replies.items()}
 
     def share(self, own: Mapping[str, Mapping[str, bytes]]) -> dict[str, list[str]]:
-        """Bring all sites the secrets that others made for them; return with whom each shares one now."""
+        """Deliver mask secrets to all sites; return the sites with which each now shares one."""
         pairs = {site: {other: own[other][site] for other in SITES if other < site} for site in SITES}
         replies = self.ask(PAIRS, {site: Pairs(self.keys, each) for site, each in pairs.items()})
         return {site: PAIRS.read_reply(content_of(reply)).names for site, reply in replies.items()}
 
     def plan(self, run: Run, cohort: tuple[str, ...] = ()) -> RoundPlan:
-        """Plan the next round of a run, with the sites that are there and those that the manifest names besides."""
+        """Plan the next round of a run, by default for all sites in its manifest, present or absent."""
         run.rounds += 1
         reply = content_of(self.ask(QUERY, {SITES[0]: Query(run.document)})[SITES[0]])
         return RoundPlan(
@@ -200,7 +200,7 @@ class Adversary:
         )
 
     def train(self, run: Run, plan: RoundPlan, sites: Sequence[str] = SITES) -> Transcript:
-        """Collect the updates of sites in the plan's cohort: of all that are there, unless some are named."""
+        """Collect the updates of `sites` that are in the plan's cohort; by default, of all present sites."""
         order = Order(run.document, plan.to_bytes())
         replies = self.ask(TRAIN, {site: order for site in sites if site in plan.cohort})
         updates: dict[str, SignedUpdate] = {
@@ -209,7 +209,7 @@ class Adversary:
         return Transcript(run, plan, updates)
 
     def collect(self, run: Run) -> Transcript:
-        """Collect the updates of a new round; in a run with masks, their seeds as well."""
+        """Collect the updates of a new round and, in a run with masks, their seeds."""
         made = self.train(run, self.plan(run))
         if not run.masked:
             return made
@@ -219,14 +219,14 @@ class Adversary:
         return replace(made, reveals={site: REVEAL.read_reply(content_of(reply)) for site, reply in replies.items()})
 
     def agree(self, made: Transcript, *contributors: str, sites: Sequence[str] = ()) -> dict[str, Message]:
-        """Ask sites to agree on who contributed: all of these, unless others are named."""
+        """Ask `sites`, by default the contributors, to agree on the contributors."""
         asked = Shown(made.run.document, made.plan.to_bytes(), made.contributions(*contributors))
         return self.ask(AGREE, dict.fromkeys(sites or contributors, asked))
 
     def agreed(
         self, made: Transcript, *contributors: str, sites: Sequence[str] = ()
     ) -> tuple[dict[str, bytes], dict[str, bytes]]:
-        """Have sites agree on who contributed; return what they signed, and the seeds that they gave."""
+        """Have sites agree on the contributors; return their signatures, and the seeds that they gave."""
         asked = self.agree(made, *contributors, sites=sites)
         replies = {site: AGREE.read_reply(content_of(reply)) for site, reply in asked.items()}
         return ({site: each.signature for site, each in replies.items()},
@@ -235,7 +235,7 @@ class Adversary:
     def reveal(
         self, made: Transcript, signatures: Mapping[str, bytes], sites: Sequence[str] = SITES
     ) -> dict[str, Message]:
-        """Ask sites for the seeds of their masks, with what the contributors signed."""
+        """Ask sites for the seeds of their masks, showing the signatures of the contributors."""
         return self.show(made, made.contributions(*signatures), signatures, sites)
 
     def show(
@@ -245,12 +245,12 @@ class Adversary:
         signatures: Mapping[str, bytes],
         sites: Sequence[str],
     ) -> dict[str, Message]:
-        """Ask sites for the seeds of their masks, with these headers and signatures."""
+        """Ask sites for the seeds of their masks, showing these headers and signatures."""
         asked = Shown(made.run.document, made.plan.to_bytes(), contributions, signatures)
         return self.ask(REVEAL, dict.fromkeys(sites, asked))
 
     def deliver(self, run: Run, total: EncryptedSum) -> bool:
-        """Bring all sites a sum, as this round's or as one that they missed; return whether every one refuses it."""
+        """Deliver a sum to all sites, as this round's or as a missed one; return whether all refuse it."""
         before = self.state()
         if self.rng.integers(2):
             order = Order(run.document, self.plan(run).to_bytes(), [total])
@@ -258,23 +258,23 @@ class Adversary:
         return self.refused(self.ask_all(EVALUATE, Delivery(run.document, [total])), before)
 
     def refused(self, replies: Mapping[str, Message], before: dict[Path, str]) -> bool:
-        """Say whether all replies are refusals, by sites that have the models and keys that they had before."""
+        """Whether all replies are refusals, and no site's models, keys or ledgers have changed."""
         return all(map(_is_refusal, replies.values())) and bool(replies) and self.state() == before
 
     def play_fair(self, run: Run) -> None:
-        """Take a run through one honest round.
+        """Play one honest round of a run.
 
         Raises:
-            RunError: if a site refuses it: then its other refusals would say nothing.
+            RunError: if a site refuses it, because its other refusals would then prove nothing.
         """
         run.last = self.collect(run)
         self.open(run.last)
 
     def open(self, made: Transcript) -> None:
-        """Have all sites open the sum of what they sent.
+        """Have all sites open the sum of their updates.
 
         Raises:
-            RunError: if they do not.
+            RunError: if they do not, or reach different models.
         """
         total = made.sum(made.total(*made.updates), made.contributions(*made.updates))
         replies = self.ask_all(EVALUATE, Delivery(made.run.document, [total])).values()
@@ -286,18 +286,18 @@ class Adversary:
 
 
 def _marks(path: Path) -> tuple[int, int, int]:
-    """Return what changes with a file: a new one takes its place, or it grows."""
+    """Return marks that change when a file is replaced or grows."""
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @cache
 def _digest(path: Path, *marks: int) -> str:
-    """Return the digest of a file, which is read anew if it has changed."""
+    """Return the digest of a file; it is read again only if its marks have changed."""
     del marks
     return sha256(path.read_bytes()).hexdigest()
 
 
 def _is_refusal(reply: Message) -> bool:
-    """Whether a site says no: by an error, or, to a masked sum, by saying why it does not open."""
+    """Whether a reply is a refusal: an error or, to a masked sum, the reason why it does not open."""
     return reply.error.code == REFUSED if reply.has_error() else find_refusal(reply.content) is not None

@@ -1,4 +1,4 @@
-"""A consortium under attack: a study of nothing, a malicious server, and every attack that it knows."""
+"""A consortium under attack: an idle study, a malicious server, and all of its attacks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _ABSENT = tuple(f"site-{number}" for number in range(MOST_SEEDS + 1 - len(SITES)))
 _MOST_ROUNDS = 100_000
-_WIDTH = 112  # with two layers, a few parameters more than one ciphertext holds
+_WIDTH = 112  # with two layers, slightly more parameters than fit one ciphertext
 
 
 class TwoCiphertexts(Idle):
@@ -45,7 +45,7 @@ class TwoCiphertexts(Idle):
 
 
 def settings(name: str, sites: tuple[str, ...], rounds: int = _MOST_ROUNDS, colluding: int = 0) -> RunSettings:
-    """Return a run without training. It has masks if it is to bear sites that collude."""
+    """Return a run without training; with masks if it must tolerate colluding sites."""
     return RunSettings(
         name=name,
         task=f"{TwoCiphertexts.__module__}:{TwoCiphertexts.__name__}",
@@ -68,7 +68,7 @@ _TERMS = SiteTerms(
 
 
 def make_federation(folder: Path, absent: tuple[str, ...] = ()) -> Federation:
-    """Make a consortium of the sites, ready to take part, and of members that never answer."""
+    """Make a consortium of the sites, ready to take part, and of absent members that never answer."""
     federation = Federation.create(folder, SITES + absent, consortium="attacks")
     for site in SITES:
         (federation.paths[site] / _TERMS.file).write_text("0\n" * 20, encoding="utf-8")
@@ -77,10 +77,10 @@ def make_federation(folder: Path, absent: tuple[str, ...] = ()) -> Federation:
 
 
 def prepare_attacks(folder: Path, rng: np.random.Generator) -> Adversary:
-    """Make a consortium, and a server that has just played one honest round of each of four runs.
+    """Make a consortium, and a server that has played one honest round of each of four runs.
 
-    In the sums of the first, seeds of every contributor stand. The second has so many sites that the server expands the
-    seeds to c1, which is then its own to change. The others have masks, against one site that colludes, and two.
+    The sums of the first contain every contributor's seeds. The second has so many sites that the server expands the
+    seeds to c1, which it can then change. The others have masks, against one colluding site and against two.
     """
     server = Adversary(make_federation(folder, _ABSENT), rng)
     server.start(settings("few", SITES))
@@ -91,7 +91,7 @@ def prepare_attacks(folder: Path, rng: np.random.Generator) -> Adversary:
 
 
 def _told(lie: Lie) -> Callable[[Adversary], bool]:
-    """Play a lie about one round's sum."""
+    """Return an attack that delivers a forged sum of one round."""
 
     def attack(server: Adversary) -> bool:
         run = server.pick_run()
@@ -107,14 +107,14 @@ ATTACKS: dict[str, Callable[[Adversary], bool]] = {
     **BACKUPS,
     **PROTOCOL_ATTACKS,
 }
-"""By what the table calls them: each plays one try, and returns whether every site refused."""
+"""All attacks, by their name in the table: each makes one try, and returns whether every site refused."""
 
 
 @contextmanager
 def quiet_agents() -> Iterator[None]:
-    """Leave out what agents log of the refusals, but not their unexpected errors; and have them compute on one core.
+    """Hide the refusals that agents log, but not unexpected errors, and compute on one thread.
 
-    Who plays many tries does so in as many processes as there are cores: more threads would only wait for each other.
+    Many tries run in one process per core: more threads would only wait for each other.
     """
     logger, threads = logging.getLogger("cloister.agent"), torch.get_num_threads()
     before = logger.level

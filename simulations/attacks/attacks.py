@@ -1,6 +1,6 @@
-"""What else a malicious server tries: plans, keys, rosters and manifests of its own, and old ones; a second sum.
+"""Attacks on the protocol: forged and old plans, keys, rosters and manifests, and a second sum for a plan.
 
-Each function plays one try against all sites, and returns whether every one refused.
+Each function makes one try against all sites, and returns whether every site refused.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 
 
 def key_overheard(server: Adversary) -> bool:
-    """Disturb c1 by less than rounding takes away, so that one coefficient of the key decides whether the sum opens.
+    """Disturb c1 by less than rounding removes, so that one coefficient of the key decides whether the sum opens.
 
-    c1 + ¼ step adds ¼ step of each of the key's coefficients, −1, 0 or 1, to the same coefficient of what is rounded.
-    With ⅜ more on one of them, that one is rounded up if it is 1 in the key, and the tag does not hold; else all opens.
+    Adding ¼ step to c1 adds ¼ step times each coefficient of the key, −1, 0 or 1, to the same coefficient before
+    rounding. With another ⅜ step on one of them, it is rounded up if the key has 1 there, and the tag fails; otherwise
+    the sum opens.
     """
     run = server.runs["many"]
     made = server.collect(run)
@@ -51,9 +52,9 @@ def key_overheard(server: Adversary) -> bool:
 
 
 def tried_again(server: Adversary) -> bool:
-    """Have a sum refused, and bring another one of the same plan, or the true one, once the agents have started again.
+    """Have a sum refused, restart the agents, and deliver another sum of the same plan, or the true one.
 
-    One try a plan is all that a server has: it could guess the code of a sum in so many tries.
+    A server has only one try per plan: with many, it could guess the code of a sum.
     """
     run = server.pick_run()
     made = server.collect(run)
@@ -65,7 +66,7 @@ def tried_again(server: Adversary) -> bool:
 
 
 def distant_deadline(server: Adversary) -> bool:
-    """Plan a round that ends long after its manifest allows, so that there is time for backups; or that is over."""
+    """Plan a round that has ended, or that ends long after its manifest allows, to leave time for backups."""
     run = server.pick_run()
     seconds = float(server.rng.choice([-1.0, 2 * SECONDS, 86_400.0, 10 * 366 * 86_400.0, 1e15]))
     plan = replace(server.plan(run), deadline=time.time() + seconds)
@@ -73,7 +74,7 @@ def distant_deadline(server: Adversary) -> bool:
 
 
 def own_keys(server: Adversary) -> bool:
-    """Bring sites keys that the server knows, or letters that were not written to them."""
+    """Deliver keys that the server knows, or letters written to other sites."""
     leader, genuine = server.lead(server.pick())
     rng, roster, before = server.rng, server.roster, server.state()
     mine = EpochKeys.generate(server.epoch + 1)
@@ -90,7 +91,7 @@ def own_keys(server: Adversary) -> bool:
 
 
 def _resealed(letter: bytes, keys: EpochKeys, public: str) -> bytes:
-    """Put other keys into a letter, under its old signature."""
+    """Replace the keys in a letter, under its old signature."""
     line, _, payload = letter.partition(b"\n")
     content = json.loads(payload)
     bound = [content[name] for name in ("consortium", "roster", "epoch", "fingerprint", "leader", "recipient")]
@@ -100,7 +101,7 @@ def _resealed(letter: bytes, keys: EpochKeys, public: str) -> bytes:
 
 
 def absurd_epoch(server: Adversary) -> bool:
-    """Have keys made of an epoch after which none could come, or bring such that a colluding site made."""
+    """Ask for keys of an epoch that leaves no room for later ones, or deliver such keys from a colluding site."""
     number = server.epoch + int(server.rng.choice([LARGEST_STEP + 1, 1 << 32, (1 << 62) - server.epoch]))
     if server.rng.integers(2):
         return server.refused(server.ask_all(LEAD, number), server.state())
@@ -108,7 +109,7 @@ def absurd_epoch(server: Adversary) -> bool:
 
 
 def malformed_keys(server: Adversary) -> bool:
-    """Bring keys that a colluding site made, under which ciphertexts hide little or nothing, or do not decrypt."""
+    """Deliver a colluding site's keys, under which ciphertexts hide little or nothing, or do not decrypt."""
     rng = server.rng
     drawn = np.frombuffer(DecryptionKey.generate().to_bytes(), dtype="<u8", count=RING_DEGREE).copy()
     drawn[rng.integers(RING_DEGREE)] ^= 1
@@ -120,20 +121,20 @@ def malformed_keys(server: Adversary) -> bool:
 
 
 def _led_by_one(server: Adversary, keys: EpochKeys) -> bool:
-    """Return whether all sites refuse the keys that one of them, which colludes, made."""
+    """Return whether all sites refuse the keys that a colluding site made."""
     leader, before = server.pick(), server.state()
     letters = write_letters(keys, server.roster, leader, server.site(leader).signing_key)
     return server.refused(server.ask(ACCEPT, {site: Letter(leader, letters[site]) for site in SITES}), before)
 
 
 def older_epoch(server: Adversary) -> bool:
-    """Offer an epoch's keys after a newer one's, and plan a round under them."""
+    """Offer an epoch's keys after those of a newer epoch, and plan a round under them."""
     first, second = (str(site) for site in server.rng.permutation(SITES)[:2])
     _, withheld = server.lead(first)
     epoch, keys = server.epoch, server.keys
     server.relay(*server.lead(second))
     before = server.state()
-    letters = {site: Letter(first, withheld[site]) for site in SITES if site != first}  # the first made them
+    letters = {site: Letter(first, withheld[site]) for site in SITES if site != first}  # the first site made them
     refused = server.refused(server.ask(ACCEPT, letters), before)
     run = server.pick_run()
     plan = replace(server.plan(run), epoch=epoch, keys=keys)
@@ -142,7 +143,7 @@ def older_epoch(server: Adversary) -> bool:
 
 
 def own_roster(server: Adversary) -> bool:
-    """Put an edited roster before sites that restart, with the server's own key in a member's place."""
+    """Restart sites with an edited roster that has the server's key in a member's place."""
     paths = [server.federation.paths[site] / "keys" / "roster" for site in SITES]
     genuine, before = paths[0].read_bytes(), server.state()
     keys: dict[str, str] = {
@@ -159,14 +160,14 @@ def own_roster(server: Adversary) -> bool:
 
 
 def held_out_lineage(server: Adversary) -> bool:
-    """Have sites start again with a lineage whose ledger would be that of another one's held-out records."""
+    """Restart sites with a lineage whose ledger would be that of another lineage's held-out records."""
     paths, before = [server.federation.paths[site] / "site.toml" for site in SITES], server.state()
     edited = {path: path.read_bytes().replace(b'-patients"', f'-patients{HELD_OUT}"'.encode()) for path in paths}
     return _refuse_to_start(server, edited, before)
 
 
 def _refuse_to_start(server: Adversary, files: dict[Path, bytes], before: dict[Path, str]) -> bool:
-    """Return whether agents that start with these files do nothing."""
+    """Return whether agents that start with these files refuse to act."""
     genuine = {path: path.read_bytes() for path in files}
     try:
         for path, data in files.items():
@@ -179,7 +180,7 @@ def _refuse_to_start(server: Adversary, files: dict[Path, bytes], before: dict[P
 
 
 def own_manifest(server: Adversary) -> bool:
-    """Edit a run after the coordinator signed it: a smaller minimum, other weights, less noise, no masks."""
+    """Edit a run after the coordinator signed it: a smaller minimum, other weights, less noise, masks toggled."""
     run = server.pick_run()
     changes: list[Callable[[dict[str, Any]], None]] = [
         lambda content: content["settings"]["cohort"].update(minimum=2),
@@ -196,7 +197,7 @@ def own_manifest(server: Adversary) -> bool:
 
 
 def expired_manifest(server: Adversary) -> bool:
-    """Bring a run back when its time is over."""
+    """Bring back a run that has expired."""
     settings = replace(server.runs["few"].manifest.settings, name="late", valid_days=1e-9)
     run, before = server.sign(settings), server.state()
     if server.rng.integers(2):
@@ -208,7 +209,7 @@ def expired_manifest(server: Adversary) -> bool:
 def _forged(
     server: Adversary, document: bytes, kind: str, key: PrivateKey, change: Callable[[dict[str, Any]], None]
 ) -> bytes:
-    """Edit a signed document; leave its signature as it was, or sign it with another key."""
+    """Edit a signed document; keep its old signature, or sign it with another key."""
     line, _, payload = document.partition(b"\n")
     content = json.loads(payload)
     change(content)
@@ -229,4 +230,4 @@ PROTOCOL_ATTACKS: dict[str, Callable[[Adversary], bool]] = {
     "a manifest that has expired": expired_manifest,
     "a ledger in another's place": held_out_lineage,
 }
-"""By what the table calls them."""
+"""The attacks, by their name in the table."""

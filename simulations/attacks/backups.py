@@ -1,7 +1,7 @@
-"""Disks that forget: a site's folder is restored from a backup, and the server asks again for what the site did before.
+"""Attacks with backups: a site's folder is restored, and the server asks again for what the site did before.
 
-Each function plays one try, and returns whether nothing came of it: no sum opens that is not that of its contributors,
-no second mask of a round is shown, and no update is made for a round that is over.
+Each function makes one try, and returns whether it failed: no sum opens but that of its contributors, no second mask of
+a round is revealed, and no update is made for a round that is over.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from simulations.attacks.adversary import Adversary
     from simulations.attacks.transcript import Run, Transcript
 
-_MOMENTS = 0.1, 1.0, 10.0  # seconds for an update, on a machine that may be busy
+_MOMENTS = 0.1, 1.0, 10.0  # seconds allowed for an update; a busy machine needs more
 
 
 def _made_twice(server: Adversary, run: Run) -> tuple[Transcript, str, Transcript]:
-    """Collect a round, restore a site as it was before, and have it make another update for the same plan."""
+    """Collect a round, restore a site to its state before, and have it make another update for the same plan."""
     victim = server.pick()
     copy = server.copy(victim)
     made = server.collect(run)
@@ -36,10 +36,10 @@ def _made_twice(server: Adversary, run: Run) -> tuple[Transcript, str, Transcrip
 
 
 def update_again(server: Adversary) -> bool:
-    """Put another update for the same plan in the place of a site's, or add any multiple of the two's difference.
+    """Replace a site's update with its second one for the same plan, or add a multiple of their difference.
 
-    Were the pads of both the same, code and tag of their difference would hold for it: where the server expands the
-    seeds, it could forge sums without a key.
+    If both had the same pads, their difference would have a valid code and tag, and a server that expands the seeds
+    could forge sums without a key.
     """
     made, victim, second = _made_twice(server, server.runs[str(server.rng.choice(["few", "many"]))])
     total, told = made.total(*made.updates), made.contributions(*made.updates)
@@ -55,7 +55,7 @@ def update_again(server: Adversary) -> bool:
 
 
 def mask_again(server: Adversary) -> bool:
-    """Have a site show the masks of two updates for one plan, or show that of one under the other's header."""
+    """Have a site reveal the masks of two updates for one plan, or one mask under the other update's header."""
     run = server.runs["masked"]
     made, victim, second = _made_twice(server, run)
     others = [site for site in SITES if site != victim]
@@ -88,4 +88,4 @@ BACKUPS: dict[str, Callable[[Adversary], bool]] = {
     "two masks, one from a backup": mask_again,
     "a backup, the round being over": plan_that_is_over,
 }
-"""By what the table calls them."""
+"""The attacks, by their name in the table."""

@@ -1,11 +1,11 @@
-"""The server with some sites' disks: their signing keys, the keys of every epoch, and all seeds that they share.
+"""Attacks by the server with some sites' disks: their signing keys, the keys of every epoch, and all shared seeds.
 
-Such a coalition can forge codes and tags, within the range of the sum: that stands in the threat model, and is no try
-here. It must not read more of the others' updates than one sum a round, of two of them at least; and what a colluding
-site signs must count for nobody else.
+Such a coalition can forge codes and tags, within the range of the sum: the threat model says so, and no attack here
+tries it. Of the other sites' updates, it must read no more than one sum per round, of at least two of them; and a
+colluding site's signature must not count as anybody else's.
 
-Each function plays one try. It returns whether honest sites did no more than the rules allow, and the coalition, which
-takes off all masks whose seeds it has, reads nothing that it must not.
+Each function makes one try. It returns whether honest sites did no more than the rules allow, and the coalition, which
+removes all masks whose seeds it has, read nothing that it must not.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ if TYPE_CHECKING:
     from simulations.attacks.transcript import Run, Transcript
 
 
-_SHOWN = 0.75  # of the sites, in a set that is made up
+_SHOWN = 0.75  # the chance of each other site to be in a made-up set
 
 
 class Coalition:
-    """A malicious server, as many sites with it as a run is to bear, and what they have of the others' masks."""
+    """A malicious server, as many colluding sites as the run must tolerate, and the seeds that they have."""
 
     def __init__(self, server: Adversary, run: Run) -> None:
         self.server, self.run = server, run
         sites = server.shuffled()
         self.inside, self.honest = sites[: run.minimum - 2], sites[run.minimum - 2 :]
-        self.made: list[Transcript] = []  # what all sites sent, for every plan
+        self.made: list[Transcript] = []  # the updates of all sites, for every plan
         self._own: dict[tuple[str, str], bytes] = {}  # seeds of honest sites' own masks, by plan
         self._shared: dict[tuple[str, str, str], bytes] = {}  # seeds of masks between them, by plan
 
     @property
     def disk(self) -> Site:
-        """What a colluding site has."""
+        """A colluding site's folder."""
         return self.server.site(self.inside[0])
 
     def train(self, plan: RoundPlan) -> Transcript:
@@ -67,7 +67,7 @@ class Coalition:
         return self.made[-1]
 
     def agree(self, made: Transcript, told: AbstractSet[str], sites: Sequence[str]) -> dict[str, bytes]:
-        """Show honest sites a set of contributors; return what they and the colluding ones sign of it."""
+        """Show honest sites a set of contributors; return their and the colluding sites' signatures of it."""
         headers = {site: made.updates[site].header for site in sorted(told)}
         absent, keys = agreement.absent_from(made.plan, headers), self.disk.keyring.find(made.plan.keys)
         signatures = {
@@ -87,7 +87,7 @@ class Coalition:
     def reveal(
         self, made: Transcript, told: AbstractSet[str], signatures: dict[str, bytes], sites: Sequence[str]
     ) -> dict[str, Message]:
-        """Ask honest sites for the seeds of their own masks, once they see these signatures."""
+        """Ask honest sites for the seeds of their own masks, showing these signatures."""
         keys = self.disk.keyring.find(made.plan.keys)
         replies = self.server.show(made, made.contributions(*sorted(told)), signatures, sites)
         for site, reply in replies.items():
@@ -99,7 +99,7 @@ class Coalition:
 
     @property
     def reads_too_much(self) -> bool:
-        """Whether it can read an honest site's update, or two sums that hold one."""
+        """Whether the coalition can read an honest site's update, or two sums that contain the same one."""
         sums = {
             frozenset(chosen)
             for made in self.made
@@ -110,7 +110,7 @@ class Coalition:
         return any(len(each) == 1 for each in sums) or any(one & other for one, other in combinations(sums, 2))
 
     def _reads(self, made: Transcript, chosen: Sequence[str]) -> bool:
-        """Take the masks off the sum of some honest sites' updates, and look whether it is one."""
+        """Unmask the sum of some honest sites' updates, and check whether it decodes."""
         plan, keys = made.plan, self.disk.keyring.find(made.plan.keys)
         own = {site: self._own.get((plan.digest, site), b"") for site in chosen}
         pairs = {
@@ -138,7 +138,7 @@ class Coalition:
 
 
 class _Forgetful:
-    """The record of a site that signs whatever it likes."""
+    """The commitments of a site that signs anything."""
 
     def note(self, run: str, deed: str, value: str) -> None:
         """Note nothing."""
@@ -156,14 +156,14 @@ def _gather(server: Adversary) -> Coalition:
 
 
 def false_dropout(server: Adversary) -> bool:
-    """Tell the others that a site is gone, and that one that it is not, so that both halves of its masks are shown."""
+    """Tell other sites that a site is absent, but tell the site that it is not, so that both reveal its masks."""
     coalition = _gather(server)
     victim, everyone = coalition.honest[0], frozenset(SITES)
     return _told_apart(coalition, dict.fromkeys(coalition.honest, everyone - {victim}) | {victim: everyone})
 
 
 def told_apart(server: Adversary) -> bool:
-    """Show each honest site any set that it is in; those that collude sign all of them."""
+    """Show each honest site a random set that contains it; colluding sites sign all of them."""
     coalition = _gather(server)
     chances = server.rng.random((len(SITES), len(SITES)))
     told = {
@@ -174,7 +174,7 @@ def told_apart(server: Adversary) -> bool:
 
 
 def _told_apart(coalition: Coalition, told: Mapping[str, frozenset[str]]) -> bool:
-    """Have each honest site sign what it is told, and ask all for their seeds: a set opens if all of it signed it."""
+    """Have each honest site sign its set, and ask all for their seeds: a set opens only if all its sites signed it."""
     server, run = coalition.server, coalition.run
     made, signed = coalition.train(server.plan(run)), dict[str, dict[str, bytes]]()
     for site, seen in told.items():
@@ -193,9 +193,9 @@ def _told_apart(coalition: Coalition, told: Mapping[str, frozenset[str]]) -> boo
 
 
 def asked_again(server: Adversary) -> bool:
-    """Keep a colluding site's mask back once others have shown theirs, and ask them for the same round again.
+    """Withhold a colluding site's mask once others have revealed theirs, and ask them for the same round again.
 
-    By another attempt, without an honest site or with all, or by another plan of the same attempt.
+    Ask with another attempt, without an honest site or with all of them, or with another plan of the same attempt.
     """
     coalition, rng = _gather(server), server.rng
     run, everyone, honest = coalition.run, frozenset(SITES), coalition.honest
@@ -214,17 +214,17 @@ def asked_again(server: Adversary) -> bool:
 
 
 def signed_for_others(server: Adversary) -> bool:
-    """Have a colluding site sign in the name of an honest one, all else being right."""
+    """Have a colluding site sign in the name of an honest one; all else is valid."""
     return [_update_for, _agreement_for, _letters_for, _pairs_for][server.rng.integers(4)](_gather(server))
 
 
 def _update_for(coalition: Coalition) -> bool:
-    """Make up an update, with its code and tag, in the place of an honest site's."""
+    """Replace an honest site's update with a made-up one that has a valid code and tag."""
     server, run, victim = coalition.server, coalition.server.runs["few"], coalition.honest[0]
     made, disk = server.collect(run), coalition.disk
     plan, keys, manifest = made.plan, disk.keyring.find(made.plan.keys), run.manifest
     checkpoint, charge = disk.checkpoint(manifest, run.digest), disk.ledger.find(run.digest, plan.round)
-    if charge is None:  # though it took part itself
+    if charge is None:  # impossible: the colluding site took part
         raise LookupError
     bound, weight, layout = checkpoint.update_bound, manifest.weight(victim), checkpoint.model.layout
     nothing = PrivateUpdate(np.zeros(layout.size, dtype=np.float32), charge)
@@ -239,7 +239,7 @@ def _update_for(coalition: Coalition) -> bool:
 
 
 def _agreement_for(coalition: Coalition) -> bool:
-    """Have honest sites reveal their masks though one of them signed nothing."""
+    """Ask honest sites to reveal their masks although one of them signed nothing."""
     server, (victim, *others) = coalition.server, coalition.honest
     made, everyone = coalition.train(server.plan(coalition.run)), frozenset(SITES)
     signatures = coalition.agree(made, everyone, others)
@@ -249,7 +249,7 @@ def _agreement_for(coalition: Coalition) -> bool:
 
 
 def _letters_for(coalition: Coalition) -> bool:
-    """Bring keys as if an honest site had made them."""
+    """Deliver keys as if an honest site had made them."""
     server, victim = coalition.server, coalition.honest[0]
     keys, before = EpochKeys.generate(server.epoch + 1), server.state()
     letters = write_letters(keys, server.roster, victim, coalition.disk.signing_key)
@@ -257,7 +257,7 @@ def _letters_for(coalition: Coalition) -> bool:
 
 
 def _pairs_for(coalition: Coalition) -> bool:
-    """Bring secrets of masks as if an honest site had made them: then masks between two of these would be known."""
+    """Deliver mask secrets as if an honest site had made them: masks between honest sites would then be known."""
     server = coalition.server
     own = server.accept(*server.lead(server.pick()))
     keys, (victim, *_) = coalition.disk.keyring.find(server.keys), sorted(coalition.honest)
@@ -273,4 +273,4 @@ COLLUSION: dict[str, Callable[[Adversary], bool]] = {
     "with a site: a round asked again": asked_again,
     "with a site: others' signatures": signed_for_others,
 }
-"""By what the table calls them."""
+"""The attacks, by their name in the table."""

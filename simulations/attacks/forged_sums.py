@@ -1,7 +1,7 @@
-"""False sums: everything that a server can make, without a key, of updates that sites signed.
+"""Forged sums: what a server can make, without a key, of updates that sites signed.
 
-Each function takes what the server has of this round and of an earlier one, and chooses at random among variants. Where
-the server expands the seeds (more than 32 sites), it changes c0 and c1 alike, so that what comes out decrypts.
+Each function takes the server's transcripts of this round and of an earlier one, and chooses a variant at random. Where
+the server expands the seeds (more than 32 sites), it changes c0 and c1 alike, so that the result decrypts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Rng = np.random.Generator
     Lie = Callable[[Transcript, Transcript, Rng], EncryptedSum]
 
-STEP = COEFF_MODULUS // PLAIN_MODULUS + 1  # what one in a plaintext is in c0; far less is lost in rounding, as noise is
+STEP = COEFF_MODULUS // PLAIN_MODULUS + 1  # a plaintext's 1, in c0; rounding removes much smaller changes, as noise
 
 
 def _shuffled(now: Transcript, rng: Rng) -> list[str]:
@@ -47,7 +47,7 @@ def one_alone(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
 
 
 def doubled(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
-    """Add one site's update twice: too often, or in another's place."""
+    """Add one site's update twice: in addition to all others, or in another's place."""
     del earlier
     site, _, *rest = everyone = _shuffled(now, rng)
     return [
@@ -59,7 +59,7 @@ def doubled(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
 
 
 def omitted(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
-    """Leave an update out, or its header, or one of each."""
+    """Leave out an update, a header, or an update and another site's header."""
     del earlier
     _, *rest = everyone = _shuffled(now, rng)
     return [
@@ -70,7 +70,7 @@ def omitted(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
 
 
 def replayed(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
-    """Add an update of another round in place of this one's, under this round's header or its own."""
+    """Replace an update, or all, with those of an earlier round, under this round's headers or their own."""
     site, *rest = everyone = _shuffled(now, rng)
     old = added(now.total(*rest), earlier.term(site))
     return [
@@ -82,11 +82,11 @@ def replayed(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
 
 
 def constant_added(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
-    """Add a constant to one coefficient: steps of the plaintext, few or many, or anything, however little."""
+    """Add a constant to one coefficient: some steps of the plaintext, or any number, however small."""
     del earlier
     total = now.total(*now.updates)
     part, row, place = (int(rng.integers(size)) for size in total.shape)
-    place = place if part < now.parts else 0  # of a code there is only one number
+    place = place if part < now.parts else 0  # a code has only one number
     step = int(rng.choice([1, 2, 1 << 16, 1 << 32, int(rng.integers(1, PLAIN_MODULUS))]))
     constant = int(rng.choice([step * STEP, int(rng.integers(1, STEP)), int(rng.integers(1, COEFF_MODULUS))]))
     total[part, row, place] = (int(total[part, row, place]) + constant) % COEFF_MODULUS
@@ -94,19 +94,19 @@ def constant_added(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedS
 
 
 def scaled(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
-    """Multiply the sum by a number, small, minus one, or any."""
+    """Multiply the sum by 2, 3, −1, or any number."""
     del earlier
     factor = int(rng.choice([2, 3, COEFF_MODULUS - 1, int(rng.integers(2, COEFF_MODULUS))]))
     return now.sum(times(now.total(*now.updates), factor), now.contributions(*now.updates))
 
 
 def swapped(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
-    """Exchange ciphertexts, repeat one, turn all by a power of x, or cut the chunks elsewhere."""
+    """Exchange ciphertexts, repeat one, multiply all by a power of x, or cut the chunks elsewhere."""
     del earlier
     total, told = now.total(*now.updates), now.contributions(*now.updates)
     turned = int(rng.integers(1, RING_DEGREE))
     wrapped = np.roll(total, turned, axis=2)
-    wrapped[-1] = total[-1]  # the codes are no polynomials
+    wrapped[-1] = total[-1]  # codes are not polynomials
     wrapped[:-1, :, :turned] = (COEFF_MODULUS - wrapped[:-1, :, :turned]) % COEFF_MODULUS  # x^4096 = −1
     whole = now.sum(total, told)
     half = len(whole.c0[0]) // 2
@@ -119,7 +119,7 @@ def swapped(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
 
 
 def invented(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
-    """Make up a sum: a plaintext that needs no key, where c1 is the server's; else, any c0."""
+    """Make up a sum: c0 zero, or a plaintext, which needs no key where c1 is the server's."""
     del earlier
     total = np.zeros_like(now.total(*now.updates))
     if rng.integers(2):
@@ -129,7 +129,7 @@ def invented(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
 
 
 def reseeded(now: Transcript, earlier: Transcript, rng: Rng) -> EncryptedSum:
-    """Give a site other seeds than its own; or c1 of other updates, or none."""
+    """Replace or drop a site's seeds; or use c1 of other updates, or none."""
     site, other, *_ = everyone = _shuffled(now, rng)
     total = now.sum(now.total(*everyone), now.contributions(*everyone))
     if now.parts > 1:
@@ -194,4 +194,4 @@ FORGED_SUMS: dict[str, Lie] = {
     "a header edited": relabelled,
     "a plan edited": replanned,
 }
-"""By what the table calls them."""
+"""The forgeries, by their name in the table."""

@@ -1,7 +1,7 @@
-"""Members that lie, among honest ones, to the real server: whom it blames.
+"""Members that lie to the real server, among honest ones, to test whom it blames.
 
-Each plays one round of a masked run, in which one member lies. It must be named, and nobody else; the others must go on
-without it.
+In one round of a masked run, one member lies. The server must name that member and nobody else, and the others must go
+on without it.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from privacy.run.settings import RunSettings
     from simulations.engine.federation import Federation
 
-    Lie = Callable[[Site, Message, Callable[[], Message]], RecordDict]  # what a site says instead of its genuine reply
+    Lie = Callable[[Site, Message, Callable[[], Message]], RecordDict]  # replaces a site's genuine reply
     Spoiler = Callable[[Site, RoundPlan, SignedUpdate], SignedUpdate]
 
 
 def _sending(change: Spoiler) -> Lie:
-    """Send another update, and stand by it."""
+    """Return a lie that sends another update, and sticks to it."""
 
     def lie(site: Site, message: Message, genuine: Callable[[], Message]) -> RecordDict:
         plan = read_plan(TRAIN.read(message.content).plan)
@@ -97,19 +97,19 @@ LIARS: dict[str, Mapping[str, Lie]] = {
         JUDGE.name: _call_others_wrong,
     },
 }
-"""What a member says instead, by kind of message; by what the table calls it."""
+"""The lies, by their name in the table: what a member replies instead, by kind of message."""
 
 
 @dataclass(frozen=True)
 class Blame:
-    """What came of a round in which a member lied."""
+    """The outcome of a round in which a member lied."""
 
     named: frozenset[str]
     released: bool
 
 
 class Members:
-    """Sites of one consortium, of which any may lie."""
+    """The sites of one consortium, any of which may lie."""
 
     def __init__(self, federation: Federation, settings: RunSettings) -> None:
         self._federation, self._settings = federation, settings
@@ -119,7 +119,7 @@ class Members:
         self._app = make_app(lambda context: self._sites[context.node_id])
 
     def play(self, liar: str, lies: Mapping[str, Lie]) -> Blame:
-        """Take the members through one round with the real server, while one of them lies."""
+        """Play one round with the real server, in which one member lies."""
 
         def answer(message: Message, context: Context) -> Message:
             site = self._sites[context.node_id]

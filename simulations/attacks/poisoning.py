@@ -1,7 +1,8 @@
-"""A member that poisons: real sites, the real protocol, and one update that is as harmful as the range allows.
+"""A poisoning member: real sites, the real protocol, and one update that is as harmful as the range allows.
 
-The reference study's patients, dealt out evenly. From a given round on, one site sends what drives every parameter away
-from what was learnt, as far as the codec's range goes. Encryption hides it, and every check but the vote passes.
+The sites share the reference study's patients evenly. From a given round on, one site's update drives every parameter
+away from what was learnt, as far as the codec's range allows. Encryption hides it, and it passes every check but the
+vote.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from strategies.algorithm import LocalSolver
 
 LIAR, SINCE = "site-1", 5
-"""Who poisons, and from which round on."""
+"""The poisoning site, and the first round that it poisons."""
 
 _TERMS = SiteTerms(
     tasks=("simulations.tasks.diagnosis:Diagnosis",),
@@ -57,18 +58,18 @@ _MINIMUM = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run."""
+    """The outcome of a run."""
 
-    accuracy: float  # of the last model, on all that the sites held out
+    accuracy: float  # of the last model, on all sites' held-out records
     undone: tuple[int, ...]  # rounds
-    found: dict[str, int]  # who was found to spoil rounds, and in which
+    found: dict[str, int]  # sites found to spoil rounds, and the round in which they were found
 
 
 class Poisoned(Study):
-    """A study whose updates undo what was learnt, and whose vote is for that: its labels are turned round."""
+    """A study whose updates undo what was learnt; flipped held-out labels make its votes support that."""
 
     _made = 0
-    _learnt: NDArray[np.float32] | None = None  # the signs of what it is to undo
+    _learnt: NDArray[np.float32] | None = None  # the signs of the parameters to undo
 
     @override
     def release(self, manifest: Manifest, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN) -> Update:
@@ -87,7 +88,7 @@ class Poisoned(Study):
 
 
 class Poisoner(Site):
-    """A site that does as all do, but for what it makes of its records."""
+    """A site that follows the protocol, but trains a `Poisoned` study."""
 
     @override
     def study(self, task: str) -> Study:
@@ -97,7 +98,7 @@ class Poisoner(Site):
 
 
 def poisoned_run(folder: Path, sites: int, rounds: int, vote: Vote | None) -> Outcome:
-    """Run the reference study over so many sites, one of which poisons it."""
+    """Run the reference study over `sites` sites, one of which poisons it."""
     names = tuple(f"site-{number}" for number in range(1, sites + 1))
     federation = Federation.create(folder, names)
     malignant = diagnoses()

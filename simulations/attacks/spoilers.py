@@ -1,4 +1,4 @@
-"""What a member of a masked run can send that spoils a sum, with all the keys that it has."""
+"""Updates and seeds with which a member of a masked run can spoil a sum, using all its keys."""
 
 from __future__ import annotations
 
@@ -45,24 +45,24 @@ def resigned_by(site: Site, update: SignedUpdate, /, *chunks: bytes, **header: o
 
 
 def wrong_code(site: Site, _: RoundPlan, update: SignedUpdate) -> SignedUpdate:
-    """Another code for the last ciphertext."""
+    """Return the update with a wrong code for the last ciphertext."""
     (chunk,) = update.chunks
     code = (int.from_bytes(chunk[-CODE_BYTES:], "little") + 1) % COEFF_MODULUS
     return resigned_by(site, update, chunk[:-CODE_BYTES] + code.to_bytes(CODE_BYTES, "little"))
 
 
 def wrong_tag(site: Site, plan: RoundPlan, update: SignedUpdate) -> SignedUpdate:
-    """A tag that is off by one, under a code that is right."""
+    """Return the update with a tag that is off by one, under a right code."""
     return _shifted(site, plan, update, slice(RING_DEGREE - 1, RING_DEGREE), STEP)
 
 
 def loud(site: Site, plan: RoundPlan, update: SignedUpdate) -> SignedUpdate:
-    """Ciphertexts that decrypt by themselves, and not in a sum: they have as much noise as they can bear."""
+    """Return the update with as much ciphertext noise as still decrypts alone, but not in a sum."""
     return _shifted(site, plan, update, slice(0, RING_DEGREE), 2030)
 
 
 def garbage(site: Site, plan: RoundPlan, update: SignedUpdate) -> SignedUpdate:
-    """A value that no update has, under a tag and a code that are right."""
+    """Return the update with a value that no update has, under a right tag and code."""
     keys, header = site.keyring.find(plan.keys), json.loads(update.header)
     chunks = keys.mac.check(Ciphertexts(update.chunks).alone, plan, {site.name: header["nonce"]})
     (block,) = keys.decryption.decrypt(chunks)
@@ -73,18 +73,18 @@ def garbage(site: Site, plan: RoundPlan, update: SignedUpdate) -> SignedUpdate:
 
 
 def other_pairs(site: Site, _: RoundPlan, update: SignedUpdate) -> SignedUpdate:
-    """Commitments to other masks than those that the site shares with the others."""
+    """Return the update with commitments to masks other than those that the site shares."""
     lied = bytes(len(update.commitments))
     return replace(resigned_by(site, update, pairs=pairs_digest(lied)), commitments=lied)
 
 
 def other_range(site: Site, _: RoundPlan, update: SignedUpdate) -> SignedUpdate:
-    """Another range than that of the model that all start from."""
+    """Return the update with a range other than the shared model's."""
     return resigned_by(site, update, update_bound=json.loads(update.header)["update_bound"] / 2)
 
 
 def false_seed(site: Site, plan: RoundPlan) -> bytes:
-    """Another seed than that of the site's mask, sealed and signed as if it were that."""
+    """Return a wrong seed, sealed and signed as if it were that of the site's mask."""
     made = site.outbox.last(plan.run)
     committed = commitment(made.mask if made else b"")
     sealer = seed_sealer(site.keyring.find(plan.keys).secret, plan, site.name, committed)
@@ -93,7 +93,7 @@ def false_seed(site: Site, plan: RoundPlan) -> bytes:
 
 
 def _shifted(site: Site, plan: RoundPlan, update: SignedUpdate, place: slice, by: int) -> SignedUpdate:
-    """Add to coefficients of the first ciphertext's c0, and adapt its code."""
+    """Add `by` to coefficients of the first ciphertext's c0, and authenticate the result."""
     (chunk,) = update.chunks
     first = Ciphertexts(update.chunks).count * C0_BYTES
     words = unpack60(chunk[:first]).copy()

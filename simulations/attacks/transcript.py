@@ -1,4 +1,4 @@
-"""What a server has of a round: its plan, the updates that sites signed for it, and arithmetic that needs no key."""
+"""A server's view of a round: its plan, the sites' signed updates, and arithmetic that needs no key."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from privacy.run.plan import RoundPlan
     from privacy.run.roster import Roster
 
-    Polynomials = NDArray[np.uint64]  # (parts, ciphertexts, 4096): c0, and, where the server expands seeds, c1
+    Polynomials = NDArray[np.uint64]  # (parts + 1, ciphertexts, 4096): c0; c1 if the server expands seeds; codes
 
 
 @dataclass
 class Run:
-    """A signed run, how many rounds of it were planned, and what the last honest round left."""
+    """A signed run, the number of its planned rounds, and its last honest round."""
 
     document: bytes
     manifest: Manifest
@@ -49,7 +49,7 @@ class Run:
         """The last honest round.
 
         Raises:
-            LookupError: if there was none.
+            LookupError: if there is none.
         """
         if self.last is None:
             raise LookupError
@@ -62,7 +62,7 @@ class Run:
 
     @property
     def minimum(self) -> int:
-        """The fewest sites of a sum."""
+        """The minimum number of sites in a sum."""
         return self.manifest.settings.cohort.minimum
 
 
@@ -79,11 +79,11 @@ class Transcript:
 
     @cached_property
     def parts(self) -> int:
-        """How many polynomials of a ciphertext the server may choose: c0, and c1 where it expands the seeds."""
+        """The number of polynomials per ciphertext that the server controls: c0, and c1 if it expands the seeds."""
         return 2 if len(self.plan.cohort) > MOST_SEEDS else 1
 
     def term(self, site: str) -> Polynomials:
-        """Return the polynomials of a site's update; the last has only one coefficient, the code."""
+        """Return the polynomials of a site's update; the last one has only one coefficient, the code."""
         ciphertexts = Ciphertexts(self.updates[site].chunks)
         result = np.zeros((self.parts + 1, ciphertexts.count, RING_DEGREE), dtype=np.uint64)
         for index, block in enumerate(ciphertexts.residues()):
@@ -94,11 +94,11 @@ class Transcript:
         return result
 
     def total(self, *sites: str) -> Polynomials:
-        """Add up some sites' updates, each as often as it stands there."""
+        """Add up sites' updates; a site given twice counts twice."""
         return added(*(self.term(site) for site in sites))
 
     def contributions(self, *sites: str) -> tuple[Contribution, ...]:
-        """Return what a sum says of its contributors."""
+        """Return the parts of a sum that belong to these contributors."""
         found = []
         for site in sites:
             update = self.updates[site]
@@ -108,7 +108,7 @@ class Transcript:
         return tuple(found)
 
     def sum(self, total: Polynomials, contributions: tuple[Contribution, ...]) -> EncryptedSum:
-        """Put polynomials and contributors into a sum for this round's plan."""
+        """Make a sum for this round's plan from polynomials and contributions."""
         c0, *c1 = ((pack60(part.reshape(-1)),) for part in total[:-1])
         codes = total[-1, :, 0].astype("<u8").tobytes()
         return EncryptedSum(self.plan.to_bytes(), contributions, c0, codes, c1[0] if c1 else ())

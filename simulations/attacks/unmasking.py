@@ -1,6 +1,6 @@
-"""What a malicious server tries to have more masks taken off than those of one sum: other seeds, attempts and sets.
+"""Attacks by which a server tries to have more than one sum of a round unmasked: other seeds, attempts and sets.
 
-Each function plays one try against all sites, and returns whether every one refused.
+Each function makes one try against all sites, and returns whether every site refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def other_masks(server: Adversary) -> bool:
-    """Open a masked sum with a site's seed missing, exchanged, made up, or of another round."""
+    """Open a masked sum with a site's seed missing, exchanged, made up, or from another round."""
     run = server.runs["masked"]
     made = server.collect(run)
     site, other = (str(each) for each in server.rng.permutation(list(made.updates))[:2])
@@ -36,7 +36,7 @@ def other_masks(server: Adversary) -> bool:
 
 
 def two_attempts(server: Adversary) -> bool:
-    """Say that a site dropped out, to have masks of two attempts at a round: who answered for one is in no other."""
+    """Claim that a site dropped out, to get masks of two attempts: a site that revealed in one joins no other."""
     run, rng = server.runs["masked"], server.rng
     *rest, _ = everyone = server.shuffled()
     first = server.train(run, server.plan(run))
@@ -49,7 +49,7 @@ def two_attempts(server: Adversary) -> bool:
 
 
 def two_sets(server: Adversary) -> bool:
-    """Have sites sign one set of contributors, and then show them another, or signatures that are not of all of it."""
+    """Have sites sign one set of contributors, then show them another, or an incomplete set of signatures."""
     run, rng = server.runs["masked"], server.rng
     *rest, gone = everyone = server.shuffled()
     made = server.train(run, server.plan(run))
@@ -72,7 +72,7 @@ def two_sets(server: Adversary) -> bool:
 
 
 def one_update_twice(server: Adversary) -> bool:
-    """Make a second sum that holds updates of a first: of the same plan over fewer sites, or of another attempt."""
+    """Make a second sum with updates of the first: under the same plan with fewer sites, or in another attempt."""
     run, rng = server.runs["masked"], server.rng
     *rest, _ = server.shuffled()
     first = server.collect(run)
@@ -89,10 +89,10 @@ def one_update_twice(server: Adversary) -> bool:
 
 
 def framed(server: Adversary) -> bool:
-    """Make an honest site look like a liar, by seeds that it did not show for this sum; repeat a round without it.
+    """Make an honest site look like a liar, with seeds that it did not reveal for this sum; repeat a round without it.
 
-    A round may be added up again without members that are proven to have lied. If a server could prove that of any, it
-    had two sums with the others' updates, and so that one's.
+    A round may be summed again without members that are proven liars. If a server could prove that of any member, it
+    would get two sums of the others' updates, and so that member's update.
     """
     run, rng = server.runs["masked"], server.rng
     *rest, absent = server.shuffled()
@@ -105,7 +105,7 @@ def framed(server: Adversary) -> bool:
     suspect, other = rest[0], rest[1]
     seeds, lie = [(reveals, "reveals"), (pairs, "pairs")][rng.integers(2)]
     false = [b"", seeds[other], getattr(run.honest, lie)[suspect], rng.bytes(REVEAL_BYTES)][rng.integers(4)]
-    shown = [told, [suspect, other, absent]][rng.integers(2)]  # of others, seeds for one that was absent, or for none
+    shown = [told, [suspect, other, absent]][rng.integers(2)]  # the others reveal seeds for an absent site, or for none
     seeds[suspect], true = false, seeds[suspect]
     mixed = replace(made, reveals=reveals, pairs=pairs)
     total = mixed.sum(mixed.total(*shown), mixed.contributions(*shown))
@@ -118,7 +118,7 @@ def framed(server: Adversary) -> bool:
 
 
 def without_its_own(server: Adversary) -> bool:
-    """Have a site agree on a set without its own update, or with another one of its own, and reveal for it."""
+    """Have a site agree on a set without its own update, or with its update of another round, and reveal for it."""
     run, rng = server.runs["masked"], server.rng
     *rest, victim = server.shuffled()
     made = server.train(run, server.plan(run))
@@ -132,7 +132,7 @@ def without_its_own(server: Adversary) -> bool:
 
 
 def two_cohorts(server: Adversary) -> bool:
-    """Plan one round for two cohorts: below the minimum, of sites of which one was in the other, or add both up."""
+    """Plan one round for two cohorts: below the minimum, overlapping, or to be added into one sum."""
     run, rng = server.runs["many"], server.rng
     sites, absent = server.shuffled(), [site for site in run.manifest.settings.cohort.sizes if site not in SITES]
     if rng.integers(3) == 0:
@@ -168,4 +168,4 @@ UNMASKING: dict[str, Callable[[Adversary], bool]] = {
     "an honest site made a liar": framed,
     "two cohorts of one round": two_cohorts,
 }
-"""By what the table calls them."""
+"""The attacks, by their name in the table."""

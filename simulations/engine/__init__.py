@@ -1,1 +1,1 @@
-"""Federations on one machine: consortia, the inline engine, and what came out of a run."""
+"""Federations on one machine: consortia, the inline engine, and the results of runs."""

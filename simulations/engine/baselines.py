@@ -1,6 +1,6 @@
-"""What a federation is worth: the same model trained by each site alone, and on everybody's records without privacy.
+"""Measure what a federation is worth: train the same model at each site alone, and on pooled records without privacy.
 
-Only possible where one program has all records, as here; nothing of it touches a ledger.
+This needs one program with all records, as in a simulation. It touches no ledger.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _POOLED_RATE = 0.5
 
 
 def accuracy_together(federation: Federation, manifest: Manifest, model: Model) -> float:
-    """Accuracy on everybody's held-out records of the model that the sites trained together."""
+    """Return the accuracy of the sites' shared model on all sites' held-out records."""
     studies = list(studies_of(federation, manifest).values())
     return accuracy(studies[0], model, together([study.held_out for study in studies]))
 
 
 def accuracy_alone(federation: Federation, manifest: Manifest) -> dict[str, float]:
-    """Accuracy on everybody's held-out records of a model that each site trains alone, at the same noise and steps."""
+    """Return the accuracy on all held-out records of models that sites train alone, with the same noise and steps."""
     studies = studies_of(federation, manifest)
     held_out = together([study.held_out for study in studies.values()])
     results = {}
@@ -43,11 +43,11 @@ def accuracy_alone(federation: Federation, manifest: Manifest) -> dict[str, floa
 
 
 def accuracy_pooled(federation: Federation, manifest: Manifest) -> float:
-    """Accuracy of the same model trained on all records in one place, without privacy: what is given up for it."""
+    """Return the accuracy of the same model trained on pooled records without privacy."""
     studies = list(studies_of(federation, manifest).values())
     inputs, targets = together([study.training for study in studies])
     module = studies[0].module(manifest.settings.model_seed).to(inputs.device)
-    # The usual ridge penalty of logistic regression, one record's worth: without it the pooled model overfits.
+    # The usual ridge penalty of logistic regression, worth one record: without it, the pooled model overfits.
     optimizer = torch.optim.SGD(module.parameters(), lr=_POOLED_RATE, momentum=0.9, weight_decay=1 / len(inputs))
     for _ in range(_POOLED_STEPS):
         optimizer.zero_grad()
@@ -62,12 +62,12 @@ def studies_of(federation: Federation, manifest: Manifest) -> dict[str, Study]:
 
 
 def together(parts: list[Records]) -> Records:
-    """Put several sites' records together."""
+    """Concatenate several sites' records."""
     return torch.cat([inputs for inputs, _ in parts]), torch.cat([targets for _, targets in parts])
 
 
 def accuracy(study: Study, model: Model, records: Records) -> float:
-    """Return the share of records that a model gets right."""
+    """Return the share of records that a model classifies correctly."""
     return _right(study, study.load_into(study.module(0), model), records)
 
 

@@ -1,11 +1,11 @@
-"""A whole consortium in one folder: the keys, certificates, roster and settings that real parties would each have.
+"""Create a whole consortium in one folder: the keys, certificates, roster and settings that real parties would have.
 
     folder/coordinator/   the authority's key, the key that signs runs
     folder/server/        consortium.toml, the server's certificate, the roster
     folder/SITE/          site.toml, the site's keys and records
 
-Everything has the form that it has in a real deployment, so that the demo, the simulations and the tests run the
-production code. Only the hands are different: here one program makes what a coordinator and the sites would make.
+All files have the same form as in a real deployment, so that the demo, the simulations and the tests run the production
+code. The only difference: one program makes what a coordinator and the sites would make.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ROSTER_DAYS = 90
 
 @dataclass(frozen=True)
 class SiteTerms:
-    """What a made-up site puts into its `site.toml`."""
+    """The `site.toml` settings of a simulated site."""
 
     tasks: tuple[str, ...]
     epsilon: float = 3.0
@@ -58,14 +58,14 @@ class SiteTerms:
 
 @dataclass(frozen=True)
 class Federation:
-    """Where the parts of a made-up consortium lie."""
+    """The folders of a simulated consortium."""
 
     folder: Path
     sites: tuple[str, ...]
     paths: Mapping[str, Path] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Name each site's folder."""
+        """Set each site's folder."""
         object.__setattr__(self, "paths", {site: self.folder / site for site in self.sites})
 
     @property
@@ -75,23 +75,23 @@ class Federation:
 
     @property
     def manifest(self) -> Path:
-        """Where `sign` puts the signed run."""
+        """The file to which `sign` writes the signed run."""
         return self.server / "run.manifest"
 
     @classmethod
     def create(
         cls, folder: Path, sites: Sequence[str], consortium: str = "demo", host: str = "localhost"
     ) -> Federation:
-        """Make authority, roster, server and every site's keys. Settings and records are written separately.
+        """Make the authority, roster, server and every site's keys. Settings and records are written separately.
 
         Args:
-            folder: where to make it.
-            sites: their names.
-            consortium: its name, for people.
+            folder: where to make the consortium.
+            sites: names of the sites.
+            consortium: name of the consortium, for people.
             host: the name or address that agents dial.
 
         Raises:
-            MalformedError: if the host is none.
+            MalformedError: if the host is malformed.
         """
         listen = str(Address(read_host(host), 0))
         federation = cls(folder, tuple(sites))
@@ -127,10 +127,10 @@ class Federation:
         return federation
 
     def write_settings(self, site: str, server: str, terms: SiteTerms) -> None:
-        """Write a site's `site.toml`, with the address of the server, `host:port`.
+        """Write a site's `site.toml`, with the server's address, `host:port`.
 
         Raises:
-            MalformedError: if that is no address.
+            MalformedError: if the address is malformed.
         """
         server = str(read_address(server))
         strategies = "" if terms.strategies is None else f"strategies = {json.dumps(list(terms.strategies))}\n"
@@ -162,7 +162,7 @@ share = {json.dumps(list(terms.share))}   # what else leaves; metrics, if listed
         write_atomically(self.paths[site] / "site.toml", text.encode())
 
     def sign(self, settings: RunSettings) -> Path:
-        """Sign a run as the coordinator and hand it to the server; return where it lies."""
+        """Sign a run as the coordinator and write it to the server's folder; return its path."""
         key = read_signing_key(self.folder / "coordinator" / "signing.key")
         signed = sign_manifest(completed(settings), key, roster_version=1)
         write_atomically(self.manifest, signed.to_bytes())

@@ -1,6 +1,6 @@
-"""The `inline` engine: server and sites in this process, through the same Flower apps and the same bytes.
+"""The `inline` engine: server and sites in this process, with the same Flower apps and the same bytes.
 
-Every message is encoded and decoded as it would be for the network, so that what works here works there.
+Every message is encoded and decoded as for the network, so that what works here works there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class InlineGrid(ReplyGrid):
         self._sent: OrderedDict[str, Message] = OrderedDict()
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return all nodes: they are always there."""
+        """Return all nodes: they are always online."""
         return sorted(self._nodes)
 
     def _send(self, message: Message) -> None:
@@ -57,7 +57,7 @@ class InlineGrid(ReplyGrid):
         context = self._nodes[message.metadata.dst_node_id]
         data = b"".join(encode(answer(self._app, decode_instruction(b"".join(encode(message))), context)))
         if 0 < seconds < time.monotonic() - started:
-            return None  # a call in this process cannot be left half-way, but its reply came too late
+            return None  # a call in this process cannot be interrupted, but its reply is too late
         return self._read(data, message)
 
     def _withdraw(self, message_ids: AbstractSet[str]) -> None:
@@ -69,8 +69,8 @@ def run_inline(federation: Federation, kinds: Mapping[str, type[Site]] | None = 
     """Run the federation's signed manifest in this process; return the run's name.
 
     Args:
-        federation: with a signed run.
-        kinds: of sites that are not like the others, by name.
+        federation: a federation with a signed run.
+        kinds: subclasses of `Site` for some sites, by name.
 
     Raises:
         CloisterError: if the run failed.
@@ -86,7 +86,7 @@ def run_inline(federation: Federation, kinds: Mapping[str, type[Site]] | None = 
 
 
 def serve_inline(federation: Federation, nodes: Iterable[int], app: App) -> str:
-    """Run the federation's signed manifest over these nodes, which all answer by one app; return the run's name.
+    """Run the federation's signed manifest over these nodes, with one app for all; return the run's name.
 
     Raises:
         CloisterError: if the run failed.

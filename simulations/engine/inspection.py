@@ -1,4 +1,4 @@
-"""Looks for what must not be there: secrets and plaintext weights in everything that a party wrote to disk."""
+"""Search everything that a party wrote to disk for secrets and plaintext weights that must not be there."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from simulations.engine.federation import Federation
 
-_PEM_PREFIX = 48  # characters at the start of a PEM key that only say what kind of key it is
+_PEM_PREFIX = 48  # characters at the start of a PEM key that only encode its kind
 _WINDOW = 16  # bytes: long enough never to occur by chance, short enough to find a piece
 
 
 def site_secrets(federation: Federation) -> dict[str, bytes]:
-    """Return what only sites may have: every private key, and every value of every model."""
+    """Return what only sites may have: private keys, mask secrets, and the parameters of every model."""
     secrets = {}
     for path in federation.paths.values():
         for file in path.glob("keys/**/*.key"):
@@ -37,7 +37,7 @@ def site_secrets(federation: Federation) -> dict[str, bytes]:
 
 
 def find_secrets(folder: Path, secrets: Mapping[str, bytes]) -> list[str]:
-    """Return which secrets have a 16-byte piece in any file below `folder`, and in which file."""
+    """Return the secrets of which any file below `folder` contains a 16-byte piece, with the file."""
     found = []
     for path in (path for path in folder.rglob("*") if path.is_file()):
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What came out of a federation's run, read from what the parties wrote to their own disks."""
+"""Read the results of a federation's run from the files that the parties wrote to their own disks."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class Results:
     """One finished run."""
 
     run: str
-    rounds: int  # that released a sum
-    model: str  # digest on which the sites agreed
+    rounds: int  # number of rounds that released a sum
+    model: str  # digest of the model that the sites agreed on
     events: list[dict[str, Any]]
     paths: dict[str, Path]  # each site's model
     digests: dict[str, str]  # SHA-256 of each site's model file: equal if the models are, bit for bit
 
 
 def event_log_path(federation: Federation) -> Path:
-    """Return where the server writes the events of the federation's signed run."""
+    """Return the server's event log of the federation's signed run."""
     place = read_consortium(federation.server)
     _, manifest, run = read_run(federation.manifest, place.roster())
     return place.folder / place.settings.runs / f"{manifest.settings.name}-{run[:8]}" / EVENTS
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Read an event log's events; a line that is still being written is left for the next time."""
+    """Read an event log's events; skip a last line that is still being written."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
@@ -51,7 +51,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 def read_own_metrics(federation: Federation, number: int) -> dict[str, float]:
     """Return a round's metrics over all sites' held-out records, from the file that each site keeps for itself.
 
-    Only who may look into every site's folder can do this. None of it is at the server.
+    This needs access to every site's folder. The server has none of it.
     """
     run = event_log_path(federation).parent.name
     found: dict[str, list[tuple[int, float]]] = {}
@@ -67,10 +67,10 @@ def read_own_metrics(federation: Federation, number: int) -> dict[str, float]:
 
 
 def read_results(federation: Federation) -> Results:
-    """Read the outcome of the federation's run.
+    """Read the results of the federation's run.
 
     Raises:
-        RunError: if it did not finish.
+        RunError: if the run did not finish.
     """
     path = event_log_path(federation)
     events = read_events(path)
@@ -88,7 +88,7 @@ def read_results(federation: Federation) -> Results:
 
 
 def _last_lines(path: Path) -> list[dict[str, Any]]:
-    """Return what a file's last whole lines say; one that a crash cut off says nothing."""
+    """Return the entries in a file's last complete lines; skip lines that a crash cut off."""
     if not path.exists():
         return []
     with path.open("rb") as file:

@@ -1,6 +1,6 @@
-"""Rounds in one process that has all sites' records: what benchmarks, baselines and audits take runs through.
+"""Play rounds in one process that has all sites' records, for benchmarks, baselines and audits.
 
-Training and codec are those of sites. Keys, ledgers and the network are left out, unless whoever calls adds them.
+Training and codec are those of sites. Keys, ledgers and the network are left out unless the caller adds them.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def rounds(
     mean: Callable[[int, Model], Update],
     apply: Callable[[Model, Update], Model] = average,
 ) -> Iterator[Model]:
-    """Take a model through so many rounds: yield it before the first, and after each.
+    """Play `count` rounds: yield the model before the first round and after each.
 
     Args:
         start: the model before the first round.
-        count: of the rounds.
-        mean: makes the mean of the sites' updates, given a round's number, from 1, and the model that they start from.
-        apply: makes of a model and a mean the next round's model.
+        count: number of rounds.
+        mean: returns the mean of the sites' updates, given the round's number, from 1, and the model it starts from.
+        apply: returns the next round's model, given a model and a mean.
     """
     yield start
     for number in range(1, count + 1):
@@ -57,16 +57,16 @@ def rounds(
 
 @dataclass(frozen=True)
 class Sites:
-    """The sites of a run, by name, and what they weigh in a mean."""
+    """The sites of a run, by name, and their weights in a mean."""
 
     studies: Mapping[str, Study]
     weights: Mapping[str, float]
     manifest: Manifest
-    randomness: Callable[[str, int, str], Randomness]  # of a site, a round and a purpose, "training" or "rounding"
+    randomness: Callable[[str, int, str], Randomness]  # by site, round and purpose: "training" or "rounding"
 
     @classmethod
     def seeded(cls, studies: Mapping[str, Study], weights: Mapping[str, float], manifest: Manifest, seed: int) -> Self:
-        """Return sites that draw as those of a run that has this seed."""
+        """Return sites whose randomness is derived from a seed."""
         return cls(studies, weights, manifest, lambda site, number, use: Randomness.seeded(seed, site, number, 1, use))
 
     def update(self, site: str, number: int, model: Model, solver: LocalSolver = PLAIN) -> Update:
@@ -75,7 +75,7 @@ class Sites:
         return self.studies[site].release(self.manifest, model, randomness, solver)
 
     def exact_mean(self, number: int, model: Model) -> Update:
-        """Return the mean of a round's updates as they are, without a codec."""
+        """Return the exact mean of a round's updates, without a codec."""
         vectors = [self.update(site, number, model).vector for site in self.studies]
         return Update(np.average(vectors, axis=0, weights=list(self.weights.values())).astype(np.float32))
 
@@ -89,9 +89,9 @@ def add_up(updates: Iterable[PackedUpdate]) -> list[NDArray[np.uint64]]:
 
 
 class PackedMeans:
-    """Means of updates that travel as integers. Remainders are carried, and the range follows, as at sites.
+    """Means of updates packed as integers. Residuals are carried and the range adapts, as at sites.
 
-    Sites train as the run's algorithm says, which also makes the next round's model: `apply`.
+    Sites train with the run's algorithm; `apply` gives the next round's model.
     """
 
     def __init__(
@@ -106,10 +106,10 @@ class PackedMeans:
         """Begin before the first round.
 
         Args:
-            sites: of the run.
-            packing: of the first round.
-            charge: nothing is packed without one.
-            carries: whether what clipping and rounding leave over is added to a site's next update.
+            sites: the run's sites.
+            packing: the packing of the first round.
+            charge: a charge, without which nothing is packed.
+            carries: whether the residual of clipping and rounding is added to a site's next update.
             total: adds up packed updates.
         """
         settings = sites.manifest.settings
@@ -137,14 +137,14 @@ class PackedMeans:
         return mean
 
     def apply(self, model: Model, mean: Update) -> Model:
-        """Return the next round's model, as the run's algorithm makes it of a mean."""
+        """Return the next round's model, by the run's algorithm."""
         after, self._state = advance(
             self._algorithm, self._run, model, self._state_for(model), mean, self._sites.weights
         )
         return after
 
     def _packed(self, site: str, number: int, model: Model) -> tuple[PackedUpdate, NDArray[np.float64]]:
-        """Return a site's update, and if the algorithm keeps something of it, what it is of."""
+        """Return a site's packed update and, if the algorithm has `own` vectors, the vector before packing."""
         sites, weight = self._sites, self._sites.weights[site]
         rounding = sites.randomness(site, number, "rounding")
         if sites.manifest.settings.shares_noise:

@@ -1,18 +1,18 @@
-"""The reference study: is a breast tumour malignant, from measurements of its cells under the microscope.
+"""The reference study: predict whether a breast tumour is malignant, from microscope measurements of its cells.
 
-The records are the Wisconsin diagnostic ones (Street, Wolberg and Mangasarian, 1993), 569 patients, which scikit-learn
-brings along. `simulations.tasks.hospitals` deals them out to three hospitals; this task is what those train together.
+The records are the Wisconsin diagnostic data set (Street, Wolberg and Mangasarian, 1993) of 569 patients, which comes
+with scikit-learn. `simulations.tasks.hospitals` divides them among three hospitals, which train this task together.
 
-A site may not scale by the mean and deviation of its own records, because they are data: sent or not, they would
+A site must not scale by the mean and deviation of its own records, because these are data: sent or not, they would
 shape the model outside the privacy budget. So every feature is scaled by its published range, in three steps:
 
-1. Clamp to the range, so that no single record is louder than was published.
-2. Take logarithms, because sizes and errors of measurement are skewed; square roots where the range begins at 0.
-3. Map the range to -3 … 3. The range of a few hundred bell-shaped values is about six standard deviations, so that
-   this nearly standardises, and centres: the common direction of the inputs takes up less of the clipping norm.
+1. Clamp to the range, so that no record exceeds the published values.
+2. Take logarithms, because sizes and measurement errors are skewed; square roots where the range begins at 0.
+3. Map the range to -3 … 3. A few hundred normally distributed values span about six standard deviations, so this nearly
+   standardises. It also centres: the common direction of the inputs takes up less of the clipping norm.
 
-The model is logistic regression: 31 parameters. Under DP-SGD each parameter adds its share of noise, and on these
-records a larger model gains nothing even without privacy.
+The model is logistic regression, with 31 parameters. Under DP-SGD every parameter adds noise, and on these records a
+larger model gains nothing even without privacy.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ RANGES = {
     "worst_symmetry": (0.156, 0.664),
     "worst_fractal_dimension": (0.055, 0.208),
 }
-"""Least and greatest value of every feature, as printed in the data set's documentation; treated as public.
+"""Smallest and largest value of every feature, as printed in the data set's documentation; treated as public.
 
-In the units of the data set: lengths in pixels, areas in square pixels, the rest without unit.
+In the units of the data set: lengths in pixels, areas in square pixels, the rest dimensionless.
 """
 
 TARGET = "malignant"
 """The column to predict: 1 for a malignant tumour, 0 for a benign one."""
 
 HALF_WIDTH = 3.0
-"""What the ends of a feature's range are mapped to, in rough standard deviations."""
+"""The ends of a feature's range are mapped to ± this, roughly in standard deviations."""
 
 
 class Diagnosis(Task):
@@ -88,7 +88,7 @@ class Diagnosis(Task):
         """Read one hospital's patients from a CSV file with the columns `RANGES` and `TARGET`.
 
         Returns:
-            Scaled features `(n, 30)` and, as 0 or 1, whether malignant `(n, 1)`.
+            Scaled features `(n, 30)`, and whether malignant, as 0 or 1, `(n, 1)`.
 
         Raises:
             DataError: if the file or a line of it cannot be used.
@@ -97,7 +97,7 @@ class Diagnosis(Task):
         return scale(torch.from_numpy(features)), torch.from_numpy(malignant).unsqueeze(1)
 
     def example(self) -> tuple[Tensor, Tensor]:
-        """Make up eight patients anywhere in the ranges: features `(8, 30)`, every other one malignant `(8, 1)`."""
+        """Make up eight patients within the ranges, every other one malignant: `(8, 30)` and `(8, 1)`."""
         low, high = torch.tensor(list(RANGES.values())).T
         return scale(low + torch.rand(8, len(low)) * (high - low)), torch.arange(8.0).remainder(2).unsqueeze(1)
 
@@ -111,7 +111,7 @@ class Diagnosis(Task):
 
 
 def scale(features: Tensor) -> Tensor:
-    """Map features `(n, 30)` as measured to `(n, 30)` within ±`HALF_WIDTH`; each record by itself.
+    """Map measured features `(n, 30)` to `(n, 30)` within ±`HALF_WIDTH`, independently for each record.
 
     >>> ends = torch.tensor(list(RANGES.values())).T
     >>> scale(ends)[:, 0].tolist()

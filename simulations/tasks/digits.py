@@ -1,7 +1,7 @@
-"""Handwritten digits, 8 by 8 pixels, by softmax regression: small, public, and everybody can see what leaks.
+"""Classify handwritten digits of 8 by 8 pixels by softmax regression: small, public, and leaks are easy to see.
 
-The 1,797 digits are scikit-learn's (Alpaydin and Kaynak, 1998). Pixels are 0 to 16, a public range, so that scaling
-takes nothing from the data.
+The 1,797 digits are scikit-learn's (Alpaydin and Kaynak, 1998). Pixels range from 0 to 16, which is public, so scaling
+uses no private data.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PIXELS, CLASSES = 64, 10
-LARGEST = 16.0  # a pixel
+LARGEST = 16.0  # value of a pixel
 _COLUMNS = tuple(f"pixel_{place}" for place in range(PIXELS))
 
 
@@ -38,7 +38,7 @@ class Digits(Task):
 
     @override
     def model(self) -> nn.Module:
-        """Make the untrained model: inputs `(n, 64)` to logits `(n, 10)`. All zero: there is nothing to break up."""
+        """Make the untrained model: inputs `(n, 64)` to logits `(n, 10)`. All zero: there is no symmetry to break."""
         layer = nn.Linear(PIXELS, CLASSES)
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -65,18 +65,18 @@ class Digits(Task):
 
     @override
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return whether each digit is read right: 1 or 0, `(n,)`."""
+        """Return whether each digit is classified correctly: 1 or 0, `(n,)`."""
         return {"accuracy": (outputs.argmax(1) == targets).float()}
 
 
 def digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return all digits: pixels from 0 to 16 `(1797, 64)`, and which they are `(1797,)`."""
+    """Return all digits: pixels from 0 to 16 `(1797, 64)`, and labels `(1797,)`."""
     pixels, targets = load_digits(return_X_y=True)
     return np.asarray(pixels, np.float64), np.asarray(targets, np.int64)
 
 
 def write_digits(path: Path, rows: NDArray[np.intp]) -> None:
-    """Write some of the digits, by their place among all, as the file that the task reads."""
+    """Write the digits with these indices to a file that the task reads."""
     pixels, targets = digits()
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -1,8 +1,8 @@
-"""Three hospitals of different sizes, each with patients of its own: the data of the reference study.
+"""The data of the reference study: three hospitals of different sizes, each with its own patients.
 
-The 569 Wisconsin patients are dealt out once and for all, so that a number measured today can be measured again.
-The hospitals differ as real ones do: north is more than twice the size of east, and east, where doubtful cases are
-referred to, sees more malignant tumours (three in ten in the north, more than half in the east).
+The division of the 569 Wisconsin patients never changes, so that figures can be reproduced. The hospitals differ as
+real ones do: north is more than twice the size of east, and east, to which doubtful cases are referred, sees more
+malignant tumours (three in ten in the north, more than half in the east).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DECLARED_SIZES = {"north": 280, "south": 170, "east": 120}
-"""How many patients each hospital says it has, rounded to tens: public, and the weight of its updates.
+"""The number of patients that each hospital declares, rounded to tens: public, and the weight of its updates.
 
-The exact counts are data: with them, an observer could see one patient come or go.
+The exact counts are private: with them, an observer could see one patient come or go.
 """
 
 FILE_NAME = "patients.csv"
@@ -35,16 +35,16 @@ _REFERRAL = 0.1  # how far a malignant tumour moves a patient towards the last h
 
 
 def write_hospital_records(folders: Mapping[str, Path]) -> dict[str, int]:
-    """Write each hospital's records to `patients.csv` in its folder, which is made if need be.
+    """Write each hospital's records to `patients.csv` in its folder; create the folder if needed.
 
-    A column `patient`, the patient's place in scikit-learn's table from 0, stands before the columns of `Diagnosis`:
-    real files have columns that a study does not use. Every patient is at exactly one hospital.
+    The columns of `Diagnosis` follow a column `patient`, the patient's index in scikit-learn's table: real files have
+    columns that a study does not use. Every patient is at exactly one hospital.
 
     Args:
-        folders: where to write, by hospital; some or all of `DECLARED_SIZES`.
+        folders: the folders to write to, by hospital; some or all of `DECLARED_SIZES`.
 
     Returns:
-        The exact number of patients by hospital. Keep it from a run: there, `DECLARED_SIZES` stands for it.
+        The exact number of patients by hospital. Do not use it in a run; use `DECLARED_SIZES` instead.
 
     Raises:
         ConfigError: if there is no hospital of that name.
@@ -61,13 +61,13 @@ def write_hospital_records(folders: Mapping[str, Path]) -> dict[str, int]:
 
 
 def diagnoses() -> NDArray[np.int64]:
-    """Return whether each of all patients has a malignant tumour: 1 or 0, `(569,)`."""
+    """Return whether each patient has a malignant tumour: 1 or 0, `(569,)`."""
     _, benign = load_breast_cancer(return_X_y=True)
-    return np.asarray(1 - benign, np.int64)  # scikit-learn counts the other way
+    return np.asarray(1 - benign, np.int64)  # scikit-learn encodes benign as 1
 
 
 def write_patients(path: Path, patients: NDArray[np.intp]) -> None:
-    """Write some of the patients, by their place among all, as the file that `Diagnosis` reads."""
+    """Write the patients with these indices to a file that `Diagnosis` reads."""
     table, _ = load_breast_cancer(return_X_y=True)
     malignant = diagnoses()
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -77,8 +77,8 @@ def write_patients(path: Path, patients: NDArray[np.intp]) -> None:
 
 
 def _deal(malignant: NDArray[np.int64]) -> list[NDArray[np.intp]]:
-    """Deal `(n,)` patients out to the hospitals: ascending indices for each, the last taking what is left."""
-    # Raw bits, because NumPy promises the same stream for ever only for these.
+    """Divide patients `(n,)` among the hospitals; return ascending indices for each. The last takes the rest."""
+    # Raw bits, because NumPy guarantees a stable stream only for these.
     rng = np.random.PCG64(_SEED).random_raw(len(malignant)) / 2**64
     order = np.argsort(rng + _REFERRAL * malignant, kind="stable")
     bounds = np.cumsum(list(DECLARED_SIZES.values()))[:-1]

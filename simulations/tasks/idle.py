@@ -1,4 +1,4 @@
-"""A study of nothing: a model of any size that is never trained. It shows what the protocol alone takes."""
+"""An idle study: a model of any size that is never trained, to measure the cost of the protocol alone."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PARAMETERS = "CLOISTER_IDLE_PARAMETERS"
-"""The environment variable with the model's size; the same at every site."""
+"""The environment variable with the number of parameters; set the same at every site."""
 
 _DEFAULT = 1_000
-_LAYER = 1 << 20  # parameters at most in one tensor, as in real models
+_LAYER = 1 << 20  # most parameters in one tensor, as in real models
 
 
 class _Side(nn.ModuleList):
-    """Layers side by side."""
+    """Parallel layers."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map inputs `(n, 1)` to the mean of each layer's outputs: `(n, layers)`."""
@@ -30,7 +30,7 @@ class _Side(nn.ModuleList):
 
 
 class Idle(Task):
-    """Linear layers without bias, from one input; for runs with `steps_per_round = 0`.
+    """Linear layers without bias on one input, for runs with `steps_per_round = 0`.
 
     >>> sum(parameter.numel() for parameter in Idle().model().parameters())
     1000
@@ -44,7 +44,7 @@ class Idle(Task):
 
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
-        """Return as many records as the file has lines: inputs `(n, 1)`, targets `(n,)`, all zero."""
+        """Return one all-zero record per line of the file: inputs `(n, 1)`, targets `(n,)`."""
         count = len(path.read_text(encoding="utf-8").splitlines())
         return torch.zeros(count, 1), torch.zeros(count)
 

@@ -1,4 +1,4 @@
-"""What the hospitals of the reference study ask before they train: how their measurements are distributed."""
+"""The reference survey: how the hospitals' measurements are distributed, asked before training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Measurements(Survey):
-    """The 30 measurements of `Diagnosis`, as measured, and how many tumours are malignant."""
+    """The 30 unscaled measurements of `Diagnosis`, and the number of malignant tumours."""
 
     columns = RANGES
     classes = (0.0, 1.0)

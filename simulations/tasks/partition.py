@@ -1,7 +1,7 @@
-"""Records dealt out to sites that differ: each label's records by shares drawn from a Dirichlet distribution.
+"""Partition records among heterogeneous sites: each label's records by shares drawn from a Dirichlet distribution.
 
-The usual way to make federated data of any heterogeneity (Hsu, Qi and Brown 2019, arXiv 1909.06335): at a concentration
-of 0.5, most sites have hardly any records of some labels, and their sizes differ several times over.
+This is the usual way to make federated data of any heterogeneity (Hsu, Qi and Brown 2019, arXiv 1909.06335). At a
+concentration of 0.5, most sites have hardly any records of some labels, and sizes differ by a factor of several.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from privacy.errors import ConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_LEAST = 10  # records of a site; a draw with a smaller one is drawn again
+_LEAST = 10  # records at a site; a draw with a smaller site is repeated
 _TRIES = 1000
 
 
 def dirichlet(labels: NDArray[np.int64], sites: int, concentration: float, seed: int) -> list[NDArray[np.intp]]:
-    """Deal records out by their labels `(n,)`; return each site's indices, in random order.
+    """Partition records by their labels `(n,)`; return each site's indices, in random order.
 
-    Every record is at exactly one site. The same seed gives the same parts, under one version of NumPy.
+    Every record is at exactly one site. With the same version of NumPy, the same seed gives the same parts.
 
     Raises:
-        ConfigError: if there are too few records for so many sites.
+        ConfigError: if there are too few records for this many sites.
     """
     draw = np.random.default_rng(seed)
     for _ in range(_TRIES):

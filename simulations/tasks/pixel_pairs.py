@@ -1,19 +1,19 @@
-"""Digits by pairs of pixels: a linear model that separates them better than their 64 pixels do, at the same noise.
+"""Classify digits by products of pixels: a linear model that separates them better than pixels do, at the same noise.
 
-Under DP-SGD noise counts by the margin between classes, measured in the length of a record's features; how many
-features there are hardly matters. So the features are fixed, and chosen for their margin. Each image by itself:
+Under DP-SGD, the effect of noise depends on the margin between classes relative to the length of a record's features;
+the number of features hardly matters. So the features are fixed, and chosen for their margin. For each image:
 
-1. What all digits have in common is taken off: ink in the middle columns. It is the image's part along a band that
-   fades towards both sides, a constant; that it helps was seen on these very records, which no ε covers.
-2. The image is scaled to length 1.
-3. Beside its pixels stand all products of two pixels, which say what a pixel alone cannot: that two strokes meet.
-   Twice as loud as the pixels, for a length of 1 in all.
-4. Both are means over the image, counted twice, and the same image moved by one pixel up, down, left and right. A
-   pen is not that exact: the same digit, written a little beside, is then nearly the same record. Where noise is
-   loudest, that is worth three points of accuracy; this, too, was chosen on these very records.
+1. Remove what all digits have in common, ink in the middle columns: the image's projection on a constant band that
+   fades towards both sides. That this helps was seen on these same records; no ε covers that choice.
+2. Scale the image to length 1.
+3. Add all products of two pixels, which tell what one pixel cannot: that two strokes meet. Products get twice the
+   length of the pixels; the total length is 1.
+4. Average both over the image, counted twice, and the image moved by one pixel up, down, left and right. The same
+   digit, written slightly off, is then nearly the same record. Where noise is largest, this gains three points of
+   accuracy; it, too, was chosen on these same records.
 
-No feature depends on another record, so that nothing of it costs privacy. Tramèr and Boneh (2021, arXiv 2011.11660)
-show how far such features carry.
+No feature depends on another record, so the features cost no privacy. Tramèr and Boneh (2021, arXiv 2011.11660) show
+how well such features work.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SIDE = 8
-_LOUDER = 2.0  # products than pixels
-_MOVES = ((0, 0), (0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # pixels down and right; where it is counts twice
-_BLANK = 1e-6  # a shorter image has no shape
+_LOUDER = 2.0  # length of the products relative to the pixels
+_MOVES = ((0, 0), (0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # pixels down and right; the image itself counts twice
+_BLANK = 1e-6  # a shorter image counts as blank
 FEATURES = PIXELS + PIXELS * (PIXELS + 1) // 2
 
 
 class PixelPairs(Digits):
-    """Which digit, from pixels and products of two: 21,440 parameters.
+    """Which digit, from pixels and products of two pixels: 21,440 parameters.
 
     >>> PixelPairs().model()
     Linear(in_features=2144, out_features=10, bias=False)
@@ -76,7 +76,7 @@ def pixel_pairs(pixels: Tensor) -> Tensor:
     shapes = moved - (moved @ band).unsqueeze(2) * band
     shapes /= shapes.norm(dim=2, keepdim=True).clamp_min(_BLANK)
     first, second = torch.triu_indices(PIXELS, PIXELS)
-    twice = torch.where(first == second, 1.0, math.sqrt(2.0))  # each pair of two stands once, for both orders
+    twice = torch.where(first == second, 1.0, math.sqrt(2.0))  # each pair appears once, for both orders
     products = (shapes.mT @ shapes)[:, first, second] * twice
     parts = [functional.normalize(part, eps=_BLANK) for part in (shapes.sum(1), products)]
     return torch.cat([parts[0], _LOUDER * parts[1]], dim=1) / math.hypot(1.0, _LOUDER)

@@ -1,4 +1,4 @@
-"""The reference study made ready: three hospitals with keys, settings and records, and a run that is signed."""
+"""Prepare the reference study: hospitals with keys, settings and records, and a signed run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from simulations.tasks.hospitals import DECLARED_SIZES, write_hospital_records
 if TYPE_CHECKING:
     from pathlib import Path
 
-_MARK = ".cloister-demo"  # a folder with this file was made here, and may be replaced
+_MARK = ".cloister-demo"  # marks a folder that was made here and may be replaced
 
 
 @dataclass(frozen=True)
 class Study:
-    """A federation of made-up hospitals, ready to run."""
+    """A federation of simulated hospitals, ready to run."""
 
     federation: Federation
     settings: RunSettings
@@ -32,12 +32,12 @@ class Study:
 
 
 def prepare_study(folder: Path, run: Path | None = None, *, limits: bool = True) -> Study:
-    """Make the hospitals in `folder` and sign the run: the reference study's own, or the one in the file `run`.
+    """Make the hospitals in `folder` and sign the run: the reference study's, or the one in the file `run`.
 
-    With `limits`, the hospitals' policies are those of the demo; without, they allow whatever a simulation asks for.
+    With `limits`, the hospitals have the demo's policies; without, they allow whatever a simulation asks for.
 
     Raises:
-        ConfigError: if the folder holds anything else, or the run names other sites than the hospitals.
+        ConfigError: if the folder holds other files or is a link, or the run names sites that are not hospitals.
     """
     with resources.as_file(resources.files("simulations.tasks") / "diagnosis.toml") as own:
         settings, text = read_toml(run or own, RunSettings), read_file(run or own)
