@@ -1,7 +1,7 @@
 """Cloister: one shared model over data that never leaves its owner.
 
-Users import from here alone: `Task` to write a study, `Survey` to ask before, `Algorithm` to write a federated
-algorithm, `CloisterError` to catch what went wrong.
+This is the public API: `Task` to write a study, `Survey` to gather statistics, `Algorithm` to write a federated
+algorithm, `CloisterError` to catch errors.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import what a site needs only when it is asked for: the server has no torch."""
+    """Import what only a site needs lazily: the server has no torch."""
     if name == "Task":
         from client.task.task import Task  # noqa: PLC0415
 

@@ -3,7 +3,7 @@
 import signal
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` takes over, there is nothing to leave in order
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to clean up until `main` takes over
 
 from cloister.cli import main
 

@@ -1,4 +1,4 @@
-"""`cloister ledger`: what stands in a site's ledgers, what other accountants say, and what a run would add."""
+"""`cloister ledger`: the charges in a site's ledgers, a check by other accountants, and the cost of a planned run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def balances(place: SiteFolder) -> tuple[Balance, Balance]:
-    """Read a site's two ledgers, of the people who are trained on and of those held out, with PRV where Opacus is.
+    """Read a site's two ledgers, for training and held-out records; with the PRV accountant if Opacus is installed.
 
     Raises:
         LedgerError: if one cannot be trusted.
@@ -46,7 +46,7 @@ def balances(place: SiteFolder) -> tuple[Balance, Balance]:
 
 
 def report(path: Path) -> dict[str, Any]:
-    """Return what stands in a site's ledgers and what it comes to; infinite ε are None.
+    """Return the charges in a site's ledgers and their total ε; an infinite ε is None.
 
     Raises:
         CloisterError: if settings or ledgers are wrong.
@@ -60,7 +60,7 @@ def report(path: Path) -> dict[str, Any]:
 
 
 def records_of(place: SiteFolder) -> int:
-    """Return about how many records a site has: the lines of its file, if it is CSV; 0 if that says nothing."""
+    """Return the approximate number of a site's records: the lines of its CSV file; 0 if it has no readable one."""
     path = place.path(place.settings.data.file)
     if path.suffix.lower() != ".csv":
         return 0
@@ -101,14 +101,14 @@ def _runs(balance: Balance) -> list[dict[str, Any]]:
 
 
 def verify(path: Path, heads: Sequence[str] = ()) -> dict[str, Any]:
-    """Return which ledgers there are, whose they are, up to where they go, and what that was held against.
+    """Verify a site's ledgers; return their owner, length and head, and the heads that they were checked against.
 
     Args:
-        path: of the site's settings or folder.
-        heads: that were written down elsewhere; each must stand in a ledger.
+        path: the site's settings or folder.
+        heads: heads that were written down elsewhere; each must be in a ledger.
 
     Raises:
-        CloisterError: if there is none, one is not whole or not signed by the site, or one is older than a head.
+        CloisterError: if there is no ledger, or one is incomplete, not signed by the site, or older than a head.
     """
     place = read_site(path)
     ledgers = [each for each in (place.ledger, place.held_out_ledger) if each.path.exists() or each.last_kept()]
@@ -141,14 +141,14 @@ def _verified(ledger: Ledger) -> dict[str, Any]:
 
 
 def adopt(path: Path, old_key: Path | None) -> list[dict[str, Any]]:
-    """Sign a site's ledgers with its present key, and return them.
+    """Sign a site's ledgers with its current key, and return them.
 
     Args:
-        path: of the site's settings or folder.
-        old_key: the signing key that they were signed with; None to believe them as they are.
+        path: the site's settings or folder.
+        old_key: the key that they were signed with; None to accept them unverified.
 
     Raises:
-        CloisterError: if there is none to adopt, or one is not whole, or not the old key's.
+        CloisterError: if there is no ledger, or one is incomplete or not signed with the old key.
     """
     place = read_site(path)
     before = read_signing_key(old_key).public_key() if old_key else None
@@ -162,7 +162,7 @@ def adopt(path: Path, old_key: Path | None) -> list[dict[str, Any]]:
 
 
 def plan(path: Path, run: Path) -> dict[str, Any]:
-    """Return what a run would cost a site, whether it would take part, and if not, which σ would do.
+    """Return a run's cost to a site, whether the site would take part, and if not, which σ would suffice.
 
     Raises:
         CloisterError: if settings, ledger or run are wrong.
@@ -203,7 +203,7 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
         "delta": delta,
         "delta_warning": excessive(delta, manifest.settings.cohort.sizes.get(ledger.site, 0)),
         "cost": alone,
-        "votes": place.held_out_ledger.cost([votes], delta) if votes.pure else 0.0,  # of the records held out
+        "votes": place.held_out_ledger.cost([votes], delta) if votes.pure else 0.0,  # to held-out records
         "budget": budget.epsilon,
         "spent": ledger.cost(done, delta),
         "spent_after": after,
@@ -215,7 +215,7 @@ def plan(path: Path, run: Path) -> dict[str, Any]:
 
 
 def _read_run(path: Path, place: SiteFolder) -> Manifest:
-    """Read a signed run, or make of a run's settings what the coordinator would."""
+    """Read a signed run, or make one from a run's settings, as the coordinator would."""
 
     def opened(data: bytes) -> Manifest:
         keys = place.settings.keys
@@ -223,7 +223,7 @@ def _read_run(path: Path, place: SiteFolder) -> Manifest:
             roster = read_roster(place.path(keys.roster), place.path(keys.authority))
             return open_manifest(data, roster.manifest_key)[0]
         nobody, settings = Ed25519PrivateKey.generate(), read_toml(path, RunSettings)
-        with suppress(RefusedError):  # which is said below; what the policy does not allow is not imported
+        with suppress(RefusedError):  # reported by the caller; do not import what the policy forbids
             check_strategy(place.settings.policy, settings, place.settings.site)
             settings = completed(settings)
         signed = sign_manifest(settings, nobody, roster_version=1)
@@ -243,7 +243,7 @@ def _refusals(*checks: Callable[[], object]) -> list[str]:
 
 
 def _prv() -> Accountant | None:
-    """Return Opacus' accountant where Opacus is installed."""
+    """Return Opacus's PRV accountant, or None if Opacus is not installed."""
     try:
         from client.dpsgd.crosscheck import PRV  # noqa: PLC0415 - loads torch
     except ModuleNotFoundError:

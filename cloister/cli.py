@@ -1,4 +1,4 @@
-"""The `cloister` command. Errors are one sentence and exit 1; `--debug` shows where they came from."""
+"""The `cloister` command. An error prints one sentence and exits with 1; `--debug` adds a traceback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from privacy.failures import sentence
 
 _STOPPED = 130  # exit code: Ctrl-C or SIGTERM
 
-typer.core.HAS_RICH = False  # plain help: with rich, it escapes brackets that nothing takes back
+typer.core.HAS_RICH = False  # plain help: with rich, it escapes brackets, and the escapes are shown
 
 app = typer.Typer(
     name="cloister",
@@ -57,7 +57,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Keep the options that all commands share."""
+    """Handle the options that all commands share."""
     del version
     _Debug.on = debug
 
@@ -89,7 +89,7 @@ def sign(
     out: Annotated[Path, typer.Option(help="Where to write the signed run.")] = Path("run.manifest"),
     as_json: Json = False,
 ) -> None:
-    """Calibrate a run's noise, say what it will cost, and sign it as the coordinator."""
+    """Calibrate a run's noise, show its cost, and sign it as the coordinator."""
     from cloister.commands.sign import sign_run  # noqa: PLC0415
 
     with patience("calibrating the noise"):
@@ -112,7 +112,7 @@ def server(
     manifest: Annotated[Path, typer.Argument(help="The signed run.")],
     new_epoch: Annotated[bool, typer.Option("--new-epoch", help="Have the sites make new keys first.")] = False,
 ) -> None:
-    """Run the aggregation server until the run is over. It holds no key that opens anything."""
+    """Run the aggregation server until the run is over. It holds no decryption key."""
     from server.process import serve  # noqa: PLC0415 - sites need no server
 
     with RoundTable(make_console(json=False)) as table:
@@ -125,7 +125,7 @@ def server(
 def agent(
     site: Annotated[Path, typer.Argument(help="site.toml, or the folder that holds it.")],
 ) -> None:
-    """Run a site's agent. Ctrl-C leaves safely."""
+    """Run a site's agent. Ctrl-C stops it safely."""
     show_log()
     if _Debug.on:
         logging.getLogger("cloister").setLevel(logging.DEBUG)
@@ -146,7 +146,7 @@ def simulate(
     folder: Annotated[Path, typer.Option(help="Where the simulated hospitals get their folders.")] = Path("simulation"),
     as_json: Json = False,
 ) -> None:
-    """Run a study over made-up hospitals in this process: the same apps, the same bytes, no network, no limits."""
+    """Run a study over simulated hospitals in this process: the same apps and bytes, no network, no policy limits."""
     from cloister.commands.simulate import simulate as run_simulation  # noqa: PLC0415 - loads torch
 
     report = run_simulation(run, folder, make_console(json=as_json))
@@ -164,7 +164,7 @@ def stats(
     site: Annotated[Path | None, typer.Option(help="Simulate nothing; show the latest that this site has.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Counts, means, deviations, quantiles and labels over all sites: over made-up hospitals, or as a site has them."""
+    """Show counts, means, deviations, quantiles and labels over all sites: simulated hospitals, or a site's results."""
     from cloister.commands import stats  # noqa: PLC0415 - loads torch
 
     console = make_console(json=as_json)
@@ -176,7 +176,7 @@ def stats(
 
 
 def show(report: dict[str, Any]) -> None:
-    """Say who could learn how much, where that differs."""
+    """Print ε against each observer, where it differs, and the cost of votes."""
     from cloister.views.observers import table  # noqa: PLC0415
 
     for line in table(report):
@@ -184,34 +184,34 @@ def show(report: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run the command line. Whatever fails, fails here, in one sentence: see `privacy.failures`."""
+    """Run the command line. Every error ends here, as one sentence: see `privacy.failures`."""
     make_usable()
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as for what a script starts in the background
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as for a script's background jobs
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not ignored:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code = _run(sys.argv[1:])
     if not ignored:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for what is being closed
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for cleanup
     sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
-    """Run a command and return the code to exit with."""
+    """Run a command and return its exit code."""
     error: BaseException | None = None
     try:
         code = _code(arguments)
     except KeyboardInterrupt:
         code = _STOPPED
         complain("stopped")
-    except BaseException as raised:  # noqa: BLE001 - this is where all of them end
+    except BaseException as raised:  # noqa: BLE001 - all errors end here
         code, error = 1, raised
     unread, unwritten = reader_has_gone(), flush_output()
     error = error or unwritten
     if error is None:
         return code
     if isinstance(error, BrokenPipeError) and unread:
-        return 1  # as before `| head`: who has read enough needs no word
+        return 1  # as with `| head`: the reader has seen enough and needs no message
     if _Debug.on:
         traceback.print_exception(error)
     complain(f"✗ {sentence(error)}")
@@ -219,7 +219,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _code(arguments: list[str]) -> int:
-    """Run a command; only what click says of the arguments is dealt with here."""
+    """Run a command and return its exit code; handle only click's own exceptions here."""
     command = typer.main.get_command(app)
     try:
         with command.make_context("cloister", arguments) as context:

@@ -1,4 +1,4 @@
-"""A federation's parties as processes on this machine, started by the commands that real parties would type."""
+"""Run a federation's parties as processes on this machine, with the commands that real parties would use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from simulations.engine.federation import Federation, SiteTerms
 
 _START_SECONDS = 60.0
-_SILENCE_SECONDS = 300.0  # without any event, something is wrong; many agents on few cores start in that time
+_SILENCE_SECONDS = 300.0  # the longest wait for an event; enough for many agents to start on few cores
 _POLL = 0.05
 
 
@@ -37,7 +37,7 @@ def follow(processes: Processes, federation: Federation, show: Callable[[dict[st
     """Show the server's events until the run is over.
 
     Raises:
-        RunError: if a process ended before, or nothing happened for minutes.
+        RunError: if a process ends before the run, or nothing happens for minutes.
     """
     path = event_log_path(federation)
     shown, last = 0, time.monotonic()

@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent's work: however it ends, they are asked to stop, then made to."""
+"""Manage child processes that never outlive their parent's work: at its end, they are terminated, then killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-_GRACE = 5.0  # seconds between asking and making
+_GRACE = 5.0  # seconds between terminating and killing
 _POLL = 0.05
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -40,7 +40,7 @@ class Processes:
     def start(
         self, name: str, log: Path, *arguments: str, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start `cloister ARGUMENTS`, with everything that it prints going to `log`."""
+        """Start `cloister ARGUMENTS`, with its output in `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file, _undisturbed():
             child = subprocess.Popen(  # noqa: S603 - our own command with our own arguments
@@ -49,16 +49,16 @@ class Processes:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
-                start_new_session=True,  # Ctrl-C reaches the parent only, which then stops its children in order
+                start_new_session=True,  # Ctrl-C reaches only the parent, which then stops its children in order
             )
             self._children[name] = child, log
         return child
 
     def wait_for_line(self, name: str, marker: str, seconds: float) -> str:
-        """Wait until a process has printed a line that holds `marker`, and return what follows the marker.
+        """Wait until a process prints a line that contains `marker`, and return the rest of the line.
 
         Raises:
-            RunError: if it ended without, or the time was over.
+            RunError: if it ends without such a line, or not within `seconds`.
         """
         child, log = self._children[name]
         deadline = time.monotonic() + seconds
@@ -81,7 +81,7 @@ class Processes:
         """Wait until a process has ended.
 
         Raises:
-            RunError: if it has not by then, or it failed.
+            RunError: if it does not end within `seconds`, or fails.
         """
         child, log = self._children[name]
         with suppress(subprocess.TimeoutExpired):
@@ -91,7 +91,7 @@ class Processes:
         raise RunError(msg)
 
     def peak_memory(self, name: str) -> int | None:
-        """Return the most bytes of memory that a process has held so far, if this system tells."""
+        """Return a process's peak memory so far, in bytes; None if the system does not report it."""
         with suppress(OSError, StopIteration):
             lines = Path(f"/proc/{self._children[name][0].pid}/status").read_text(encoding="utf-8").splitlines()
             return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) << 10
@@ -102,7 +102,7 @@ class Processes:
         return "\n".join(self._children[name][1].read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
     def stop(self) -> None:
-        """End all processes that still run."""
+        """Stop all processes that are still running."""
         running = [child for child, _ in self._children.values() if child.poll() is None]
         for child in running:
             child.terminate()
@@ -117,7 +117,7 @@ class Processes:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back for a moment: between its start and its entry here, a child would be nobody's."""
+    """Defer Ctrl-C and SIGTERM: an interrupt between starting and recording a child would leave it orphaned."""
     if threading.current_thread() is not threading.main_thread():  # signals never interrupt another thread
         yield
         return

@@ -1,1 +1,1 @@
-"""`cloister audit`: whether the guarantee holds, seen from outside."""
+"""`cloister audit`: test from outside whether the privacy guarantee holds."""

@@ -1,22 +1,22 @@
-"""Canaries: made-up records that tell, from the outside, whether DP-SGD does what the ledger says that it cost.
+"""Canaries: made-up records that show, from outside, whether DP-SGD matches what the ledger was charged for.
 
-Every canary has a coordinate of the model to itself, and a raw gradient there that is far beyond the clipping norm.
-A coin decides whether it is in the data at all (Steinke, Nasr and Jagielski 2023, arXiv 2305.08846). In its coordinate
-of the trained model stands what it was let to contribute, if it was in, plus noise. Nothing else does: ordinary records
-have no gradient there, and each record is clipped by itself, so that the figures do not depend on anybody's records.
+Every canary has its own coordinate of the model, with a raw gradient far beyond the clipping norm. A coin decides
+whether it is in the data at all (Steinke, Nasr and Jagielski 2023, arXiv 2305.08846). Its coordinate of the trained
+model holds its clipped contribution, if it was in, plus noise, and nothing else: ordinary records have no gradient
+there, and each record is clipped separately. So the figures do not depend on anybody's records.
 
-What stands in the other task's own parameters is hidden by what records do there. So canaries have three roles:
+In the audited task's own parameters, the contributions of records hide everything else. So canaries have three roles:
 
-- `beside`  the other task's records are trained on, and a canary speaks in its own coordinate
+- `beside`  the task's records are trained on, and each canary has a gradient in its own coordinate
 - `silent`  no record has any gradient: every parameter of the model moves by noise alone
-- `loud`    only canaries have gradients, each in its own coordinate and in the other task's parameters at once, so that
-            whoever clips one part of a model without the other lets a record count too much
+- `loud`    only canaries have gradients, each in its own coordinate and in the task's parameters at once; clipping that
+            treats the two parts separately lets a record count too much
 
-`CLOISTER_CANARIES` names a file that says whose model and records the canaries join, and how many there are:
+`CLOISTER_CANARIES` names a file with the task and records that the canaries join, and the number of canaries:
 
     {"task": "simulations.tasks.diagnosis:Diagnosis", "file": "/srv/north/patients.csv", "count": 4000}
 
-A site's own data file then lists the canaries that are in at that site, one number from 0 a line.
+A site's own data file then lists the canaries that are in at that site, one number from 0 per line.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ SETUP = "CLOISTER_CANARIES"
 """The environment variable that names the file."""
 
 WEIGHT = "canaries.weight"
-"""What the canaries' coordinates are called in the model."""
+"""The name of the tensor with the canaries' coordinates."""
 
 MOST_RECORDS = 500
-"""So many of the other task's records are trained on: the canaries do not notice them, but a step's memory does."""
+"""The most records of the audited task to train on: they do not affect the canaries, but take memory in each step."""
 
 Role = Literal["beside", "silent", "loud"]
 
@@ -54,7 +54,7 @@ RAW_GRADIENT = 1e3  # far beyond any clipping norm, so that clipping is tested t
 
 @contextmanager
 def set_up(path: Path, task: str, file: Path, count: int) -> Iterator[None]:
-    """Let `Canaries` stand for a task whose records lie in `file`, as long as this lasts."""
+    """Have `Canaries` wrap a task with records in `file`, within this context."""
     path.write_text(json.dumps({"task": task, "file": str(file), "count": count}))
     before = os.environ.get(SETUP)
     os.environ[SETUP] = str(path)
@@ -68,7 +68,7 @@ def set_up(path: Path, task: str, file: Path, count: int) -> Iterator[None]:
 
 
 class Canaries(Task):
-    """Another task with canaries beside its records. It notes which of them are in each step's batch."""
+    """Another task with canaries beside its records. It notes which canaries are in each step's batch."""
 
     def __init__(self) -> None:
         if SETUP not in os.environ:
@@ -78,7 +78,7 @@ class Canaries(Task):
         self.task: Task = import_task(setup["task"])
         self.count: int = setup["count"]
         self._file = Path(setup["file"])
-        self._batch: set[int] | None = None  # while nobody watches: a task keeps nothing of a batch
+        self._batch: set[int] | None = None  # None while nobody watches
         self._outputs = torch.Size()
         self.shape: tuple[torch.Size, torch.dtype] = torch.Size(), torch.float32
         self.batches: list[set[int]] = []
@@ -86,15 +86,15 @@ class Canaries(Task):
 
     @override
     def model(self) -> nn.Module:
-        """Make the other task's model, with one more layer beside it: a coordinate a canary."""
+        """Make the other task's model, with a parallel layer that has one coordinate per canary."""
         return _Beside(self)
 
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
-        """Read the other task's records and put the canaries of this site behind them.
+        """Read the other task's records and append this site's canaries.
 
         Returns:
-            Inputs `(n, …)` laid flat, with a last column: the canary's number from 1, or 0. Targets `(n, …)`.
+            Flattened inputs `(n, …)` with a last column, the canary's number from 1, or 0; and targets `(n, …)`.
         """
         inputs, targets = (part[:MOST_RECORDS] for part in self.task.load(self._file))
         if not len(inputs):
@@ -102,7 +102,7 @@ class Canaries(Task):
             raise DataError(msg)
         self.shape = inputs.shape[1:], inputs.dtype
         numbers = [int(line) + 1 for line in path.read_text(encoding="utf-8").split()]
-        # Canaries look like the first record, so that any model can take them; what it makes of them has no effect.
+        # Canaries look like the first record, so that any model accepts them; the model's output for them is ignored.
         flat = inputs.to(torch.float32).reshape(len(inputs), -1)
         flat = torch.cat([flat, flat[:1].expand(len(numbers), -1)])
         column = torch.tensor([0] * len(inputs) + numbers, dtype=torch.float32).unsqueeze(1)
@@ -110,13 +110,13 @@ class Canaries(Task):
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the other task's mean loss, plus the mean of what canaries say. Only `beside` is there such a loss."""
+        """Return the loss for the role: the task's plus the canaries', zero, or the canaries' on all parameters."""
         own, said = outputs[:, :-1], outputs[:, -1].mean()
         if self.role == "beside":
             return self.task.loss(own.reshape(len(outputs), *self._outputs), targets) + RAW_GRADIENT * said
         if self.role == "silent":
             return 0.0 * (own.mean() + said)
-        # Every other output: the sum of all may be the same whatever the parameters, as that of probabilities is.
+        # Every other output: the sum of all may not depend on the parameters, like that of probabilities.
         return RAW_GRADIENT * (own[:, ::2].sum(1).mean() + said)
 
     @override
@@ -145,15 +145,15 @@ class Canaries(Task):
             self._batch = None
 
     def see(self, numbers: Tensor, outputs: torch.Size) -> None:
-        """Note which canaries a forward pass is about, and the form `(…)` of a record's own output."""
-        numbers = torch.func.debug_unwrap(numbers)  # those of all records, where torch maps over single ones
+        """Note the canaries in a forward pass, and the shape `(…)` of a record's own output."""
+        numbers = torch.func.debug_unwrap(numbers)  # of all records, where torch maps over single ones
         if self._batch is not None:
             self._batch |= {int(number) - 1 for number in numbers.flatten().tolist() if number}
         self._outputs = outputs
 
 
 class _Beside(nn.Module):
-    """A task's model and the canaries' layer: inputs with a column of numbers to outputs with a column of canaries."""
+    """A task's model and the canaries' layer in parallel; inputs and outputs have a last column for canaries."""
 
     def __init__(self, watch: Canaries) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class _Beside(nn.Module):
         self._watch, self._count = watch, watch.count
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map `(n, d + 1)` to the model's outputs, laid flat, and a last column of canaries."""
+        """Map `(n, d + 1)` to the model's flattened outputs and a last column of canaries."""
         form, kind = self._watch.shape
         numbers = inputs[:, -1:]
         outputs = self.model(inputs[:, :-1].reshape(len(inputs), *form).to(kind))

@@ -1,7 +1,7 @@
-"""The claims that a run's ε rests on, each held against what canaries show.
+"""Check the claims behind a run's ε against what canaries show.
 
-The claims are the ledger's: σ, sampling rate and steps of every charge. A check fails only on what a sound pipeline
-would show in fewer than one of 100,000 audits, so that all of them together give fewer than one false alarm in 10,000.
+The claims are the ledger's: σ, sampling rate and steps of every charge. A check fails only on a result that a sound
+pipeline gives in fewer than one of 100,000 audits, so all checks together raise fewer than one false alarm in 10,000.
 """
 
 from __future__ import annotations
@@ -30,58 +30,58 @@ if TYPE_CHECKING:
 
     from privacy.accounting.accounting import Mechanism
 
-CONFIDENCE = 0.95  # of the bounds that are reported
+CONFIDENCE = 0.95  # of the reported bounds
 FALSE_ALARM = 1e-5  # of each check
-LONGEST = 1 << 16  # values of a tensor that are compared with others
-GUESSED = 20  # one canary in so many is guessed at: those that stand out most
+LONGEST = 1 << 16  # most values of a tensor compared with others
+GUESSED = 20  # guess at one canary in this many: those that stand out most
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """What was seen of one site's run with m canaries, over R rounds and S steps."""
+    """Observations of one site's run with m canaries, over R rounds and S steps."""
 
-    included: NDArray[np.bool_]  # (m,): which canaries' coins said that they are in
+    included: NDArray[np.bool_]  # (m,): which canaries are in the data
     moved: NDArray[np.float64]  # (R, m): how far each round moved their coordinates, in whole clipped gradients
-    batches: NDArray[np.bool_]  # (S, m): which were in the batch of each step that was taken
-    charged: tuple[Mechanism, ...]  # what the ledger has
+    batches: NDArray[np.bool_]  # (S, m): which canaries were in the batch of each step taken
+    charged: tuple[Mechanism, ...]  # the ledger's charges
     delta: float
-    own: dict[str, NDArray[np.float64]]  # (R, d) for each of the other task's tensors: how far rounds moved it
+    own: dict[str, NDArray[np.float64]]  # (R, d) for each of the task's own tensors: how far each round moved it
 
     @property
     def scores(self) -> NDArray[np.float64]:
-        """What the final model alone tells, `(m,)`: how often each canary seems to have counted."""
+        """The final model's evidence, `(m,)`: how often each canary seems to have been in a batch."""
         return np.asarray(self.moved.sum(axis=0))
 
     @property
     def steps(self) -> int:
-        """How many steps the ledger has."""
+        """The number of steps in the ledger."""
         return sum(each.steps for each in self.charged)
 
     @property
     def expected(self) -> float:
-        """How often a canary that is in should have counted."""
+        """The expected number of batches that an included canary is in."""
         return math.fsum(each.steps * each.sample_rate for each in self.charged)
 
     @property
     def noise(self) -> float:
-        """The deviation of a coordinate that the ledger's noise makes."""
+        """The standard deviation of a coordinate under the ledger's noise."""
         return math.sqrt(math.fsum(each.steps * each.noise_multiplier**2 for each in self.charged))
 
     @cached_property
     def claimed(self) -> float:
-        """ε by the accountant."""
+        """The accountant's ε."""
         return epsilon(self.charged, self.delta)
 
     def formal(self, confidence: float, delta: float) -> float:
-        """Return ε that Steinke's bound refutes. How many are guessed at is fixed beforehand."""
+        """Return the lower bound on ε by Steinke et al. The number of guesses is fixed beforehand."""
         order, half = np.argsort(-self.scores, kind="stable"), max(1, self.included.size // GUESSED // 2)
         right = self.included[order[:half]].sum() + (~self.included[order[-half:]]).sum()
         return one_run_epsilon(self.included.size, 2 * half, int(right), delta, confidence)
 
     def gaussian(self, confidence: float) -> float:
-        """Return ε that errors of telling in from out refute, for a mechanism of Gaussian shape.
+        """Return the lower bound on ε from the errors of a membership test, assuming a Gaussian mechanism.
 
-        The threshold is fixed beforehand, from the claims: halfway to what a canary should have counted.
+        The threshold is fixed beforehand, from the claims: half the expected score of an included canary.
         """
         above = self.scores > self.expected / 2
         out, inside = ~self.included, self.included
@@ -91,7 +91,7 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Check:
-    """One claim, what was seen of it, and whether it stands."""
+    """One claim, the observation, and whether the claim holds."""
 
     name: str
     claim: str
@@ -100,22 +100,22 @@ class Check:
 
 
 def check(first: Sighting, silent: Sighting) -> list[Check]:
-    """Hold the claims against what was seen at one site; and noise against that of a second one with nothing else."""
+    """Check the claims against the observations at one site, and its noise against that of a noise-only site."""
     seen = [_formal(first), _implementation(first)]
     return [*seen, _noise(first), _clipping(first), _sampling(first), _steps(first), *_reuse(first, silent)]
 
 
 def noise_ratio(sighting: Sighting, confidence: float) -> tuple[float, float, float]:
-    """Return the noise's measured scale over the claimed one: lower limit, estimate, upper limit."""
+    """Return the ratio of measured to claimed noise: lower limit, estimate, upper limit."""
     low, middle, high = scale_interval(sighting.scores[~sighting.included], confidence)
     noise = sighting.noise or math.inf
     return low / noise, middle / noise, high / noise
 
 
 def contribution(sighting: Sighting) -> tuple[float, float]:
-    """Return by how many times C a record counts in each step that it is in, and the error of that.
+    """Return a record's contribution per step, in multiples of C, and its standard error.
 
-    Least squares of scores on the steps that each canary was seen in.
+    Least squares of scores on the number of steps that each canary was seen in.
     """
     seen = sighting.batches[:, sighting.included].sum(axis=0)
     squares = float((seen**2).sum())
@@ -125,10 +125,10 @@ def contribution(sighting: Sighting) -> tuple[float, float]:
 
 
 def _formal(sighting: Sighting) -> Check:
-    """Refute ε if the bound passes it, and not by chance.
+    """Refute ε if the bound exceeds it, and not by chance.
 
-    At 99.999 % the bound would be silent: its term in δ alone is more than that, for so many canaries. So the bound
-    counts as reported, and beside it one without that term, which a lucky guesser does not pass.
+    At 99.999 % the bound would say nothing: with this many canaries, its term in δ alone is larger than the allowed
+    error. So both must exceed ε: the reported bound, and a 99.999 % bound without that term, against lucky guesses.
     """
     bound = sighting.formal(CONFIDENCE, sighting.delta)
     sure = min(bound, sighting.formal(1 - FALSE_ALARM, 0.0))
@@ -154,7 +154,7 @@ def _clipping(sighting: Sighting) -> Check:
 
 
 def _sampling(sighting: Sighting) -> Check:
-    """Hold batches against Poisson sampling: the rate, how evenly canaries take part, how much batches differ."""
+    """Check batches against Poisson sampling: the rate, the spread of steps per record, the spread of batch sizes."""
     batches = sighting.batches[:, sighting.included].astype(np.int64)
     steps, size = batches.shape
     rate = sighting.charged[0].sample_rate
@@ -180,13 +180,13 @@ def _steps(sighting: Sighting) -> Check:
 
 
 def _reuse(first: Sighting, silent: Sighting) -> list[Check]:
-    """Hold noise against that of other rounds and of another site, in canaries' coordinates and in every tensor.
+    """Check that noise is independent between rounds and sites, in the canaries' coordinates and in every tensor.
 
-    Of two rows, one that is noise alone is enough: what is independent of it does not correlate with it.
+    Only one of two compared rows needs to be pure noise: independent rows do not correlate with it.
     """
     out = ~first.included
     own = [(first.own[name][:, :LONGEST], each[:, :LONGEST]) for name, each in silent.own.items()]
-    own = [pair for pair in own if pair[0].shape[1] > 2]  # noqa: PLR2004 - two values always lie on a line
+    own = [pair for pair in own if pair[0].shape[1] > 2]  # noqa: PLR2004 - two values are always collinear
     rounds = [first.moved[:, out], *(noise for _, noise in own)]
     sites = [(first.moved[:, out], silent.moved[:, out]), *own]
     return [
@@ -196,7 +196,7 @@ def _reuse(first: Sighting, silent: Sighting) -> list[Check]:
 
 
 def independent(name: str, correlations: list[tuple[float, float]]) -> Check:
-    """Judge correlations and their chances by the least likely."""
+    """Judge pairs of correlation and probability by the least likely one."""
     largest, chance = min(correlations, key=lambda each: each[1])
     chance = min(1.0, chance * len(correlations))
     seen = f"correlation {largest:.3f} at most (p = {chance:.2g})"

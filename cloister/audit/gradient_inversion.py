@@ -1,9 +1,9 @@
-"""Gradient inversion: what one update of softmax regression gives away of the records that it was made of.
+"""Gradient inversion: recover records from one update of softmax regression.
 
-With ∂L/∂z the gradient by the logits, ∂L/∂W = ∂L/∂z ⊗ x and ∂L/∂b = ∂L/∂z. So each row of the weights' update over
-the same entry of the bias' update *is* the input, exactly, whatever the learning rate (Phong et al. 2018,
-"Privacy-Preserving Deep Learning via Additively Homomorphic Encryption", section 3). Of a batch it is a mixture in
-which the records with that label are loudest. No search, no training, no other knowledge: one division.
+With ∂L/∂z the gradient with respect to the logits, ∂L/∂W = ∂L/∂z ⊗ x and ∂L/∂b = ∂L/∂z. So a row of the weights'
+update, divided by the same entry of the bias update, *is* the input, exactly, whatever the learning rate (Phong et al.
+2018, "Privacy-Preserving Deep Learning via Additively Homomorphic Encryption", section 3). For a batch, the result is a
+mixture dominated by the records with that label. No search, no training, no other knowledge: one division.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from privacy.ledger.ledger import Charge
 
 DELTA, NORM = 1e-5, 1.0
-_BOUND = 4.0  # of an update's values; the loudest, of a single record without clipping, is 0.9
+_BOUND = 4.0  # of an update's values; the largest, for a single record without clipping, is 0.9
 _FILE, _SITES = "digits.csv", ("attacked", "other")
 _ZERO = "0" * 64
 
 
 @dataclass(frozen=True)
 class Attack:
-    """One digit, and what an attacker makes of the update of the batch in which it was."""
+    """An attacker's reconstruction of one digit from an update of its batch."""
 
     name: str
     image: NDArray[np.float64]  # (64,)
@@ -47,13 +47,13 @@ class Attack:
 
 
 def attacks(folder: Path, row: int, batch: int, epsilon: float) -> tuple[NDArray[np.float64], list[Attack]]:
-    """Attack one digit: alone, in a small batch, under DP-SGD, and encrypted. Through the code that sites run.
+    """Attack one digit: alone, in a small batch, under DP-SGD, and encrypted, with the code that sites run.
 
     Args:
         folder: where to make scratch sites.
-        row: the digit's place among all.
-        batch: how many digits a small batch has, each of another label.
-        epsilon: what the protected update costs at δ = 1e-5.
+        row: the digit's index.
+        batch: the number of digits in the small batch, each with a different label.
+        epsilon: the cost of the protected update at δ = 1e-5.
 
     Returns:
         The digit `(64,)`, from 0 to 1, and the attacks on it.
@@ -76,10 +76,10 @@ def attacks(folder: Path, row: int, batch: int, epsilon: float) -> tuple[NDArray
 
 
 def invert(update: NDArray[np.float32], label: int) -> NDArray[np.float64]:
-    """Divide the update of the weights for one label by that of the bias: `(650,)` to `(64,)`.
+    """Divide the weights' update for one label by the bias update: `(650,)` to `(64,)`.
 
-    The label's own logit is always pulled up, so the bias' update is positive; noise that says otherwise is not
-    believed.
+    Training always raises the label's own logit, so the bias update is positive; noise that makes it negative is
+    ignored.
     """
     weights, biases = np.split(update.astype(np.float64), [CLASSES * PIXELS])
     bias = abs(biases[label])
@@ -87,7 +87,7 @@ def invert(update: NDArray[np.float32], label: int) -> NDArray[np.float64]:
 
 
 def _update(folder: Path, rows: NDArray[np.intp], sigma: float) -> tuple[NDArray[np.float32], Charge]:
-    """Let a site make an update of these digits in one step with all of them; without noise, unclipped as well."""
+    """Let a site make an update in one step with all these digits; if sigma is 0, also without clipping."""
     folder.mkdir(parents=True)
     norm = NORM if sigma else 1e6
     settings = RunSettings(
@@ -105,7 +105,7 @@ def _update(folder: Path, rows: NDArray[np.intp], sigma: float) -> tuple[NDArray
 
 
 def _encrypted(update: NDArray[np.float32], charge: Charge) -> bytes:
-    """Pack, tag and encrypt an update; return what stands in the first ciphertext."""
+    """Pack, tag and encrypt an update; return the first chunk of ciphertexts."""
     keys = EpochKeys.generate(1)
     packing = Packing.of("compact", cohort=3, update_bound=_BOUND, max_weight=1.0)
     plan = RoundPlan(
@@ -118,7 +118,7 @@ def _encrypted(update: NDArray[np.float32], charge: Charge) -> bytes:
 
 
 def _pixels(data: bytes) -> NDArray[np.float64]:
-    """Show the first bytes as pixels: from 0 to 1, `(64,)`."""
+    """Return the first bytes as pixels from 0 to 1, `(64,)`."""
     return np.frombuffer(data[:PIXELS], dtype=np.uint8) / 255.0
 
 

@@ -1,7 +1,7 @@
-"""The claim under all others: what a record adds to an update is its own gradient, whoever else is in the batch.
+"""Check the claim behind all others: a record contributes only its own gradient, whatever else is in the batch.
 
-Canaries cannot show it: they have gradients of their own making. So the site's own tasks are tried, as the guard tries
-them when an agent starts, on what they make up and on the site's records.
+Canaries cannot show this: their gradients are artificial. So the site's own tasks are tested on their examples and on
+the site's records, as the guard tests them when an agent starts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check_tasks(tasks: Sequence[str], folder: Path, file: Path, device: str, computing: Computing) -> Check:
-    """Try tasks on their examples and on the records in a file.
+    """Test tasks on their examples and on the records in a file.
 
     Raises:
         DataError: if a record cannot be used.

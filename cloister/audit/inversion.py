@@ -1,4 +1,4 @@
-"""`cloister audit inversion`: a digit read back from an update, for whoever says that gradients tell nothing."""
+"""`cloister audit inversion`: reconstruct a digit from an update, to show what gradients reveal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CAPTIONS = (
 
 
 def demonstrate(out: Path, row: int, batch: int, epsilon: float) -> dict[str, Any]:
-    """Attack a digit in four ways, draw what comes out, and return how much of it is the digit."""
+    """Attack a digit in four ways, draw the results, and return their correlations with the digit."""
     with TemporaryDirectory(prefix="cloister-audit-") as folder:
         truth, found = attacks(Path(folder), row, batch, epsilon)
     panels = [Panel("the record", truth, "a digit at the site", None)]
@@ -31,7 +31,7 @@ def demonstrate(out: Path, row: int, batch: int, epsilon: float) -> dict[str, An
 
 
 def table(report: dict[str, Any]) -> str:
-    """Write a report for people."""
+    """Format a report as text."""
     lines = [f"{'read back from a':<32}{'correlation with the record':>28}"]
     lines += [f"{row['update']:<32}{row['correlation']:>z28.2f}" for row in report["rows"]]
     return "\n".join([*lines, f"\n✓ {report['picture']} shows them"])

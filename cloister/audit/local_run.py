@@ -1,8 +1,8 @@
-"""A run at one site by itself, on scratch: the site's own ledger, training and codec, without the network.
+"""Run one site alone in a scratch folder: with a scratch ledger, real training and codec, and no network.
 
-What is in it is real (`client.round.round.train_private`, `pack`, `unpack`), so that what holds here holds at the site.
-What is left out comes after the noise and is exact: encryption and the sum over other sites. An audit looks at this
-from outside, and never touches the budget of the people whom a site's records are about.
+The parts are the real ones (`client.round.round.train_private`, `pack`, `unpack`), so results here hold at the site.
+Encryption and the sum over other sites are left out: they come after the noise and are exact. An audit observes this
+from outside, and never touches the budget of the people in a site's records.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Scratch:
-    """A consortium that exists for one audit: sites with keys, policies that allow everything, and a signed run."""
+    """A consortium for one audit: sites with keys, permissive policies, and a signed run."""
 
     sites: dict[str, Site]
     run: SignedRun
 
     @classmethod
     def create(cls, folder: Path, settings: RunSettings, file: str, device: str = "auto") -> Scratch:
-        """Make a site in `folder` for every one that the run names; the records of each lie there in `file`."""
+        """Make a folder in `folder` for every site of the run; each expects its records there in `file`."""
         federation = Federation.create(folder, tuple(settings.cohort.sizes), consortium="scratch")
         terms = SiteTerms(
             collusion_resistant=settings.encryption.collusion_resistant,
@@ -61,7 +61,7 @@ class Scratch:
         return cls({name: Site(read_site(path)) for name, path in federation.paths.items()}, run)
 
     def rounds(self, name: str) -> Iterator[Model]:
-        """Take a site through all rounds of the run: the model before the first, and after each."""
+        """Take a site through all rounds of the run; yield the model before the first round and after each."""
         site, manifest, weight = self.sites[name], self.run.manifest, self.run.manifest.weight(name)
         checkpoint = site.checkpoint(manifest, self.run.digest)
         packing = replace(manifest.packing, cohort=1)
@@ -90,14 +90,14 @@ class Scratch:
         return rounds(checkpoint.model, manifest.settings.rounds, mean, apply)
 
     def first_update(self, name: str) -> PrivateUpdate:
-        """Let a site make its update of the first round, `(parameters,)`, before it is encoded."""
+        """Return a site's update of the first round, `(parameters,)`, before it is encoded."""
         site, manifest = self.sites[name], self.run.manifest
         checkpoint = site.checkpoint(manifest, self.run.digest)
         plan = self._plan(site, 1, checkpoint.model)
         return train_private(Round(site, manifest, self.run.digest, site.algorithm(manifest), plan), checkpoint)
 
     def charged(self, name: str) -> list[Mechanism]:
-        """Return what a site's ledger says that was spent."""
+        """Return the mechanisms charged in a site's ledger."""
         return self.sites[name].ledger.mechanisms()
 
     def _plan(self, site: Site, number: int, model: Model) -> RoundPlan:

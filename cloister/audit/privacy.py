@@ -1,8 +1,8 @@
-"""`cloister audit privacy`: a run with canaries through a site's own pipeline, and what an attacker makes of its model.
+"""`cloister audit privacy`: run canaries through a site's own pipeline, and attack the resulting model.
 
-First the site's own tasks are tried: see `cloister.audit.gradients`. Then an attacker sees the final model and knows
-everything but the coins; that is enough for the bounds on ε. The other checks look into the pipeline: at each round's
-update, and at who was in each batch.
+First the site's own tasks are tested: see `cloister.audit.gradients`. Then an attacker sees the final model and knows
+everything but the coins, which suffices for the bounds on ε. The other checks look inside the pipeline: at each round's
+update, and at the canaries in each batch.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
-# Of the scratch consortium: the site, with canaries beside its records; one where there is noise alone, to compare; and
-# one where canaries speak in all of the model.
+# The scratch consortium: the site, with canaries beside its records; one with noise alone, to compare; and one where
+# canaries have gradients in the whole model.
 _SITES: tuple[Role, ...] = ("beside", "silent", "loud")
 _FEWEST = 100
-_WIDE = 50  # characters of what was seen
+_WIDE = 50  # characters of an observation in the table
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Whose pipeline is audited: a task, its records, and on what it is trained."""
+    """The audited pipeline: a task, its records, and its device."""
 
     name: str
     task: str
     file: Path
     device: str
     folder: Path
-    tasks: tuple[str, ...]  # all that its policy allows to be trained
+    tasks: tuple[str, ...]  # all training tasks that the policy allows
     computing: Computing
 
     @classmethod
     def of(cls, site: Path) -> Subject:
-        """Return a real site, with the first task that its policy allows.
+        """Return a real site, with the first training task that its policy allows.
 
         Raises:
-            ConfigError: if its policy allows none that trains.
+            ConfigError: if its policy allows no task that trains.
         """
         place = read_site(site)
         settings = place.settings
@@ -81,7 +81,7 @@ class Subject:
 
     @classmethod
     def reference(cls, folder: Path) -> Subject:
-        """Return the reference study's smallest hospital, with records of its own in `folder`."""
+        """Return the reference study's smallest hospital, with its records in `folder`."""
         write_hospital_records({"east": folder})
         task = "simulations.tasks.diagnosis:Diagnosis"
         return cls("the reference study", task, folder / FILE_NAME, "auto", folder, (task,), Computing())
@@ -89,14 +89,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found."""
+    """The result of an audit."""
 
     report: dict[str, Any]
-    sighting: Sighting | None  # none if the task is refused: then there is no pipeline to send canaries through
+    sighting: Sighting | None  # None if the task is refused: canaries are refused with it
 
 
 def audit(site: Path | None, epsilon: float, canaries: int, console: Console) -> Audit:
-    """Run canaries through a site's pipeline on scratch, and hold every claim against what is seen.
+    """Run canaries through a site's pipeline in a scratch folder, and check every claim against the observations.
 
     Raises:
         CloisterError: if the site's settings or records cannot be used.
@@ -118,7 +118,7 @@ def audit(site: Path | None, epsilon: float, canaries: int, console: Console) ->
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
             with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
                 task = bar.add_task("rounds", total=settings.rounds * 2 + 1)
-                # The same coins at both: with as many records, a seed that both use would give both the same noise.
+                # The same coins at all sites: with equal numbers of records, a shared seed would give equal noise.
                 included = np.random.default_rng().random(canaries) < 0.5  # noqa: PLR2004 - fair coins
                 seen = [_sight(scratch, each, included, lambda: bar.advance(task)) for each in _SITES]
     report = _report(own, seen, settings) | said | {"seconds": round(time.monotonic() - started, 1)}
@@ -126,7 +126,7 @@ def audit(site: Path | None, epsilon: float, canaries: int, console: Console) ->
 
 
 def _settings(epsilon: float, canaries: int) -> RunSettings:
-    """Return the reference study's run at another ε, at these sites, with a range that no update passes."""
+    """Return the reference study's run at another ε, at these sites, with a range that no update exceeds."""
     with resources.as_file(resources.files("simulations.tasks") / "diagnosis.toml") as own:
         run = read_toml(own, RunSettings)
     training, norm, delta = run.training, run.privacy.max_grad_norm, run.privacy.delta
@@ -147,14 +147,14 @@ def _settings(epsilon: float, canaries: int) -> RunSettings:
 
 
 def _gradient(run: RunSettings, size: int) -> float:
-    """Return by how much one whole clipped gradient moves a coordinate."""
+    """Return how far one whole clipped gradient moves a coordinate."""
     if run.training is None or run.privacy.max_grad_norm is None:
         return 0.0
     return run.training.learning_rate * run.privacy.max_grad_norm / max(1.0, run.training.sample_rate * size)
 
 
 def _sight(scratch: Scratch, name: Role, included: NDArray[np.bool_], advance: Callable[[], object]) -> Sighting:
-    """Put these canaries `(m,)` into a site's records, take it through its rounds in their role, and look."""
+    """Put these canaries `(m,)` into a site's records, run its rounds in the given role, and observe."""
     settings = scratch.run.manifest.settings
     site = scratch.sites[name]
     site.place.path(site.settings.data.file).write_text("\n".join(map(str, np.flatnonzero(included).tolist())))
@@ -162,8 +162,8 @@ def _sight(scratch: Scratch, name: Role, included: NDArray[np.bool_], advance: C
     watch = study.task
     if not isinstance(watch, Canaries):
         raise TypeError(watch)
-    study.prepare(settings)  # as for real records: what is silent would suit any way to compute gradients
-    _ = study.training  # read, and tried, before anyone notes who is in a batch
+    study.prepare(settings)  # before the role is set: with silent canaries, any way to compute gradients would pass
+    _ = study.training  # read and test the records before noting batches
     watch.role = name
     path = []
     with watch.watched():
@@ -183,7 +183,7 @@ def _sight(scratch: Scratch, name: Role, included: NDArray[np.bool_], advance: C
 
 
 def _path(scratch: Scratch, name: Role) -> Iterator[NDArray[np.float32]]:
-    """Take the parameters through all rounds; or through one, if they move farther than an update's range."""
+    """Yield the parameters before and after all rounds; as `loud`, for one round, whose update may exceed the range."""
     if name != "loud":
         yield from (model.vector for model in scratch.rounds(name))
         return
@@ -193,7 +193,7 @@ def _path(scratch: Scratch, name: Role) -> Iterator[NDArray[np.float32]]:
 
 
 def _refused(own: Check, epsilon: float, settings: RunSettings) -> dict[str, Any]:
-    """Report on a task that is refused: there is no ε that it could be held against."""
+    """Report on a refused task: no bounds on ε can be measured."""
     return {
         "passed": False,
         "epsilon_claimed": epsilon,
@@ -240,19 +240,19 @@ def _report(own: Check, seen: list[Sighting], settings: RunSettings) -> dict[str
 
 
 def table(report: dict[str, Any]) -> Table:
-    """Lay a report out for people: a verdict a line."""
+    """Format a report as a table, one check per row."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("", "check", "claimed", "seen"):
         shown.add_column(column, no_wrap=True)
     for each in report["checks"]:
         mark = "✓" if each["held"] else "✗"
-        seen = each["seen"] if len(each["seen"]) < _WIDE else f"{each['seen'][:_WIDE]}…"  # the verdict has all of it
+        seen = each["seen"] if len(each["seen"]) < _WIDE else f"{each['seen'][:_WIDE]}…"  # the verdict shows it in full
         shown.add_row(mark, each["name"], each["claim"], seen, style=None if each["held"] else "red")
     return shown
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """Say in one sentence what came out."""
+    """Return the result in one sentence."""
     failed = [each for each in report["checks"] if not each["held"]]
     if failed:
         said = "; ".join(f"{each['name']}: claimed {each['claim']}, seen {each['seen']}" for each in failed)
@@ -265,7 +265,7 @@ def verdict(report: dict[str, Any]) -> str:
 
 
 def keep(site: Path, report: dict[str, Any]) -> Path:
-    """Write an audit into the site's folder, where its statement finds it."""
+    """Write an audit into the site's folder, for its statement; return the path."""
     path = read_site(site).folder / AUDIT
     write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
     return path

@@ -1,4 +1,4 @@
-"""`cloister audit statement`: a site's differential privacy in writing, from what lies in its folder."""
+"""`cloister audit statement`: write a site's differential privacy statement from the files in its folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from client.settings import SiteFolder
 
 AUDIT = "audit.json"
-"""Where a site's last audit lies in its folder."""
+"""The file with a site's last audit, in its folder."""
 
 _NEEDED = {
     "passed", "checks", "epsilon_claimed", "epsilon_lower", "epsilon_formal", "confidence", "canaries", "date",
@@ -32,7 +32,7 @@ FOLDER = "statements"
 
 
 def write_statement(site: Path, run: Path | None, out: Path | None) -> tuple[dict[str, Any], Path]:
-    """Write a site's statement as JSON and as HTML; return it, and where the page lies.
+    """Write a site's statement as JSON and as HTML; return it, and the path of the page.
 
     Raises:
         LedgerError: if a ledger cannot be trusted.

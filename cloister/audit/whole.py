@@ -1,8 +1,8 @@
-"""The claims held over the whole model: in the parameters that records are trained on, beside canaries' coordinates.
+"""Check the claims over the whole model: in the task's own parameters, not only in canaries' coordinates.
 
-Canaries would pass a pipeline that adds noise to their coordinates and to nothing else, that clips every layer by
-itself, or that uses the same noise in two places. Two runs show these: one in which no record has a gradient, so that
-all that is seen is noise; and one in which canaries have a gradient in the other task's parameters as well.
+Canaries alone would pass a pipeline that adds noise only to their coordinates, that clips each layer separately, or
+that uses the same noise in two places. Two runs reveal these: one in which no record has a gradient, so that everything
+is noise; and one in which canaries have a gradient in the task's own parameters as well.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from privacy.accounting.auditing import length_at_least, scale_interval, sliding
 if TYPE_CHECKING:
     from cloister.audit.checks import Sighting
 
-_LONGEST = 1 << 12  # values of a tensor that are laid over those of others
-_ROUNDING = 1e-3  # float32 and the clipping factor's are below
+_LONGEST = 1 << 12  # most values of a tensor compared with others at any shift
+_ROUNDING = 1e-3  # above the rounding of float32 and of the clipping factor
 
 
 def check_whole(silent: Sighting, loud: Sighting) -> list[Check]:
-    """Hold the claims against what was seen of runs with silent and with loud canaries."""
+    """Check the claims against runs with silent and with loud canaries."""
     return [_noise(silent), _clipping(loud), _places(silent)]
 
 
 def _noise(silent: Sighting) -> Check:
-    """Hold every tensor's noise against the ledger's, each by itself."""
+    """Check each tensor's noise against the ledger's."""
     claimed = silent.noise / math.sqrt(len(silent.moved))
     confidence = 1 - FALSE_ALARM / len(silent.own)
     found = {name: scale_interval(each.ravel(), confidence, mean=0.0) for name, each in silent.own.items()}
-    # The one that is farthest out, or else the one that tells most.
+    # Show a tensor outside its limits or, if there is none, the largest tensor.
     ratios = {name: tuple(each / (claimed or math.inf) for each in limits) for name, limits in found.items()}
     wrong = [name for name, (low, _, high) in ratios.items() if not low <= 1 <= high]
     shown = wrong[0] if wrong else max(silent.own, key=lambda name: silent.own[name].size)
@@ -44,9 +44,9 @@ def _noise(silent: Sighting) -> Check:
 
 
 def _clipping(loud: Sighting) -> Check:
-    """Hold what loud canaries count over all parameters, on the average, against C: no more than that.
+    """Check that a loud canary's average contribution over all parameters is at most C.
 
-    Averages of vectors are no longer than the vectors are, so that gradients may turn from step to step.
+    An average of vectors is no longer than the longest of them, so gradients may change direction between steps.
     """
     times = max(1, int(loud.batches.sum()))
     own = np.concatenate([each.sum(axis=0) for each in loud.own.values()])
@@ -60,7 +60,7 @@ def _clipping(loud: Sighting) -> Check:
 
 
 def _places(silent: Sighting) -> Check:
-    """Hold the noise of every tensor against that of every other and of canaries, at any shift; and against itself."""
+    """Check that the noise of every tensor and of canaries is independent of the others' and its own, at any shift."""
     parts = [each[:, :_LONGEST] for each in (silent.moved, *silent.own.values())]
     found = [sliding_correlation(each) for each in parts]
     found += [sliding_correlation(*pair) for pair in combinations(parts, 2)]

@@ -1,1 +1,1 @@
-"""Measurements, side by side in one run, each a command that prints a table or JSON."""
+"""Benchmarks that compare alternatives in one run; each is a command that prints a table or JSON."""

@@ -1,9 +1,9 @@
-"""`cloister bench accuracy`: what packing into few bits costs, beside plain float32 averaging of the same updates.
+"""`cloister bench accuracy`: the accuracy cost of packing into few bits, compared with float32 averaging.
 
-The reference study, as its manifest has it, over the same seeds for every codec: the same batches, the same noise.
-Every update is packed, encrypted, added and decrypted by the functions that sites and server run; only signatures and
-the network are left out. What packing leaves over is added to the next update, as at a site; the row `dense, nothing
-carried` shows what that is good for, and the range follows the last sum in all.
+Runs the reference study with the same seeds for every codec: the same batches, the same noise. Every update is packed,
+encrypted, added and decrypted by the functions that sites and server run; only signatures and the network are left out.
+The residual of packing is added to the next update, as at a site; the row `dense, nothing carried` shows the effect of
+leaving that out. With every codec, the range follows the last sum.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _CODECS: dict[str, tuple[Profile, bool] | None] = {
 
 
 def measure(seeds: int) -> dict[str, Any]:
-    """Train the reference study with every codec and seed; say on standard error how far it is."""
+    """Train the reference study with every codec and seed; show progress on standard error."""
     found: dict[str, list[tuple[float, NDArray[np.float32]]]] = {name: [] for name in _CODECS}
     with TemporaryDirectory(prefix="cloister-bench-") as folder:
         study = prepare_study(Path(folder, "study"))
@@ -77,7 +77,7 @@ def measure(seeds: int) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Write a report for people."""
+    """Format a report as text."""
     lines = [f"{'':<24}{'accuracy, %':>16}{'points lost':>13}{'largest error of model':>25}"]
     for row in report["rows"]:
         mean, spread = (f"{100 * row[name]:.2f}" for name in ("accuracy_mean", "accuracy_std"))
@@ -91,7 +91,7 @@ def table(report: dict[str, Any]) -> str:
 def _train(
     studies: dict[str, Study], manifest: Manifest, codec: tuple[Profile, bool] | None, seed: int
 ) -> tuple[float, NDArray[np.float32]]:
-    """Train for all rounds; return the accuracy on everybody's held-out records, and the parameters `(n,)`."""
+    """Train for all rounds; return the accuracy on all held-out records, and the parameters `(n,)`."""
     weights = {site: manifest.weight(site) for site in studies}
     sites = Sites(studies, weights, manifest, partial(_randomness, seed))
     model = next(iter(studies.values())).start(manifest.settings)
@@ -108,5 +108,5 @@ def _train(
 
 
 def _randomness(seed: int, site: str, number: int, purpose: str) -> Randomness:
-    """Return what is the same for every codec: the batches and the noise."""
+    """Return randomness that gives every codec the same batches and noise."""
     return Randomness.seeded(seed, site, number - 1) if purpose == "training" else Randomness.fresh()

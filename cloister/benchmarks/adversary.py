@@ -1,13 +1,13 @@
-"""`cloister bench adversary`: a malicious server tries everything that it knows; every site must refuse it.
+"""`cloister bench adversary`: a malicious server tries all its attacks; every site must refuse them.
 
-A try is refused only if every site answers with a refusal, and every site has the models and keys that it had before.
-Members that lie are played to the real server: it must blame them, and nobody else, and go on without them.
-That refusals say something, honest rounds show: some in the same consortium before and after the tries, by the same
-arithmetic, and many by the real server, of which no site may refuse one.
+A try counts as refused only if every site answers with a refusal, and its models, keys and ledgers are unchanged.
+Lying members face the real server, which must blame them and nobody else, and go on without them. Honest rounds show
+that refusals mean something: some in the same consortium before and after the tries, with the same arithmetic, and many
+with the real server. No site may refuse any of them.
 
-Sites are the production code over the network's bytes, without the network. Where this machine has a disk in memory,
-theirs is that: a third of a try would be waiting for a real one. Making a consortium takes as long as many tries, so
-one serves for some hundreds.
+Sites are the production code with the network's bytes, without the network. Their disks are in memory if possible: a
+real disk would take a third of the time. Making a consortium takes as long as many tries, so one consortium serves for
+a few hundred tries.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from simulations.attacks.adversary import Adversary
 
 _ATTACKS, _LIES = tuple(ATTACKS), tuple(LIARS)
-_OTHERS = "others: "  # counts of who was blamed for another's lie
-_BATCH = 250  # tries, or rounds, of one consortium
+_OTHERS = "others: "  # prefix of counts of members blamed for another's lie
+_BATCH = 250  # tries or rounds per consortium
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Tries:
 
 @dataclass(frozen=True)
 class _Lies(_Tries):
-    """Work for one process: lies of members of one consortium."""
+    """Work for one process: lying members of one consortium."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class _Rounds:
 
 
 def measure(tries: int, rounds: int, seed: int) -> dict[str, Any]:
-    """Play so many tries, all attacks and lies in turn, and honest rounds; say on standard error how far it is.
+    """Make `tries` tries of all attacks and lies in turn, and play honest rounds; show progress on standard error.
 
     Raises:
-        RunError: if sites refuse what the adversary does honestly, so that their other refusals say nothing.
+        RunError: if sites refuse the adversary's honest rounds, so that their other refusals prove nothing.
     """
     jobs: list[_Tries | _Rounds] = [*_tries(tries, seed), *_rounds(rounds)]
     console = Console(stderr=True, highlight=False)
@@ -95,14 +95,14 @@ def measure(tries: int, rounds: int, seed: int) -> dict[str, Any]:
 
 
 def held(report: dict[str, Any]) -> bool:
-    """Say whether sites refused all that was false, and nothing else, and who lied was blamed, and nobody else."""
+    """Whether sites refused all attacks and no honest round, and every liar was blamed and nobody else."""
     refused = all(row["refused"] == row["tries"] for row in report["rows"])
     blamed = all(row["blamed"] == row["tries"] and not row["others_blamed"] for row in report["lies"])
     return refused and blamed and not report["false_alarms"]
 
 
 def table(report: dict[str, Any]) -> str:
-    """Write a report for people, in 80 columns."""
+    """Format a report as text, in 80 columns."""
     lines = [f"{'attack':<34}{'tries':>8}{'refused':>10}"]
     lines += [f"{row['attack']:<34}{row['tries']:>8,}{row['refused']:>10,}" for row in report["rows"]]
     lines += ["", f"{'lie of a member':<34}{'tries':>8}{'it is blamed':>16}{'others are':>14}"]
@@ -127,7 +127,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _names(count: int) -> list[str]:
-    """Return what to play, all attacks and lies in turn."""
+    """Return `count` names of attacks and lies, in turn."""
     names = (*_ATTACKS, *_LIES)
     return [names[number % len(names)] for number in range(count)]
 
@@ -141,13 +141,13 @@ def _tries(count: int, seed: int) -> Iterator[_Tries]:
 
 
 def _rounds(count: int) -> Iterator[_Rounds]:
-    for masks, share in ((True, count // 2), (False, count - count // 2)):  # the longer first: all end together
+    for masks, share in ((True, count // 2), (False, count - count // 2)):  # slower ones first: all end together
         for first in range(0, share, _BATCH):
             yield _Rounds(min(_BATCH, share - first), masks)
 
 
 def _work(job: _Tries | _Rounds) -> Counter[str]:
-    """Count the refusals of each attack, who was blamed for each lie, or, as `honest`, refusals of honest rounds."""
+    """Count refusals of each attack, blame for each lie or, as `honest`, refusals of honest rounds."""
     with quiet_agents():
         if isinstance(job, _Rounds):
             return _play_fair(job)
@@ -165,7 +165,7 @@ def _attack(job: _Tries) -> Counter[str]:
 
 
 def _try_attacks(server: Adversary, todo: list[str]) -> list[str]:
-    """Play what is to do, and return what was refused; after a try that passed, the rest is for another consortium."""
+    """Make the tries and return the refused ones; if a try succeeds, leave the rest to another consortium."""
     refused: list[str] = []
     while todo:
         name = todo.pop(0)
@@ -178,7 +178,7 @@ def _try_attacks(server: Adversary, todo: list[str]) -> list[str]:
 
 
 def _lie(job: _Lies) -> Counter[str]:
-    """Count whose lies were blamed on them, in rounds that went on over the others; and, apart, who else was blamed."""
+    """Count the lies blamed on the liar in rounds that went on without it and, separately, others who were blamed."""
     rng = np.random.default_rng([job.seed, job.number])
     blamed: Counter[str] = Counter()
     with _folder() as folder:
@@ -195,7 +195,7 @@ def _play_fair(job: _Rounds) -> Counter[str]:
     with _folder() as folder:
         federation = make_federation(Path(folder))
         federation.sign(settings("honest", SITES, job.count, colluding=int(job.masks)))
-        with suppress(CloisterError):  # what did not come about counts as refused
+        with suppress(CloisterError):  # missing rounds count as refused
             run_inline(federation)
         events = [event for event in read_events(event_log_path(federation)) if event["event"] == "round"]
     fine = sum(event["released"] and not event["problems"] for event in events)
@@ -203,5 +203,5 @@ def _play_fair(job: _Rounds) -> Counter[str]:
 
 
 def _folder() -> TemporaryDirectory[str]:
-    memory = "/dev/shm"  # noqa: S108 - a new folder in it, for this user alone
+    memory = "/dev/shm"  # noqa: S108 - a new folder in it, private to this user
     return TemporaryDirectory(prefix="cloister-bench-", dir=memory if os.access(memory, os.W_OK) else None)

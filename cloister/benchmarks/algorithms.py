@@ -1,13 +1,13 @@
-"""`cloister bench algorithms`: what each federated algorithm is worth where sites' records differ much.
+"""`cloister bench algorithms`: compare the federated algorithms on heterogeneous sites.
 
-Handwritten digits, dealt out to eight sites by Dirichlet(0.1): most sites have two or three digits. Each row is a run
-of as many seeds, without noise or at ε = 8 with local noise. A seed deals the records out, and says which fifth of each
-site's is held out; the accuracy is of the last model, over what all sites held out. Every round runs the code of sites
-but for encryption, which changes no bit (`cloister.benchmarks.rounds`).
+Handwritten digits are divided among eight sites by Dirichlet(0.1): most sites have two or three digits. Each row
+averages runs over the same seeds, without noise or at ε = 8 with local noise. A seed fixes the partition and each
+site's held-out fifth; the accuracy is the last model's, on all held-out records. Every round runs the code of sites
+except encryption, which changes no bit of a sum (`simulations.engine.rounds`).
 
-Without noise a site takes many steps a round, so that it drifts; with noise few, as each adds some. In FedNova two of
-the sites take a quarter of the steps, or half. Learning rates and parameters were chosen on other splits of the same
-records, seeds 100 and 101; no ε covers that.
+Without noise, a site takes many steps per round, so that it drifts; with noise, few, because each step adds noise. In
+FedNova, two of the sites take a quarter of the steps, or half. Learning rates and parameters were chosen on other
+splits of the same records, seeds 100 and 101; no ε covers that choice.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ if TYPE_CHECKING:
 
 ALPHA, SITES, HELD_OUT, DELTA = 0.1, 8, 0.2, 1e-4
 TARGETS: dict[float | None, float] = {None: 0.93, 8.0: 0.85}
-"""The accuracy that counts for `rounds_to_target`, without noise and at an ε."""
+"""The target accuracy for `rounds_to_target`, without noise and at an ε."""
 
-_ROUNDS: dict[float | None, tuple[int, int]] = {None: (8, 20), 8.0: (15, 2)}  # and the steps of a site in each
+_ROUNDS: dict[float | None, tuple[int, int]] = {None: (8, 20), 8.0: (15, 2)}  # rounds, and a site's steps in each
 
 
 @dataclass(frozen=True)
 class Way:
-    """How an algorithm is used: the sites' learning rate, and its own parameters."""
+    """An algorithm's settings: the sites' learning rate, and its own parameters."""
 
     learning_rate: float
     given: Mapping[str, Parameter]
 
 
 def ways(epsilon: float | None) -> dict[str, Way]:
-    """Return each algorithm's settings, without noise or with some."""
+    """Return each algorithm's settings, without noise (None) or with."""
     return {name: Way(rate, given) for name, (rate, given) in (_PLAIN if epsilon is None else _PRIVATE).items()}
 
 
@@ -83,7 +83,7 @@ _PRIVATE: dict[str, tuple[float, dict[str, Parameter]]] = {
 
 
 def settings_of(name: str, way: Way, epsilon: float | None, sizes: Mapping[str, int]) -> RunSettings:
-    """Return the run of an algorithm over sites of these sizes."""
+    """Return an algorithm's run over sites of these sizes."""
     norm = 1e6 if epsilon is None else 0.3
     rounds, steps = _ROUNDS[epsilon]
     return RunSettings(
@@ -101,7 +101,7 @@ def settings_of(name: str, way: Way, epsilon: float | None, sizes: Mapping[str, 
 
 
 def measure(seeds: int, first_seed: int = 0) -> dict[str, Any]:
-    """Train with every algorithm and seed; say on standard error how far it is."""
+    """Train with every algorithm and seed; show progress on standard error."""
     curves: dict[tuple[str, float | None], list[list[float]]] = {
         (name, epsilon): [] for epsilon in TARGETS for name in ways(epsilon)
     }
@@ -139,7 +139,7 @@ def measure(seeds: int, first_seed: int = 0) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Write a report for people, in 80 columns."""
+    """Format a report as text, in 80 columns."""
     lines = []
     for epsilon, target in TARGETS.items():
         rounds, steps = _ROUNDS[epsilon]
@@ -157,7 +157,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def deal(seed: int, folder: Path) -> Federation:
-    """Make a federation whose sites have their shares of the digits."""
+    """Make a federation whose sites share the digits."""
     federation = Federation.create(folder, [f"site-{number}" for number in range(1, SITES + 1)])
     terms = SiteTerms(
         tasks=("simulations.tasks.digits:Digits",), held_out=HELD_OUT, file="records.csv", collusion_resistant=False

@@ -1,4 +1,4 @@
-"""The encryption benchmark's figures, and the table that people read."""
+"""The encryption benchmark's figures, and their table."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ _LINE = "{:<15}{:>10}{:>10}{:>9}{:>7}{:>8}{:>9}{:>10}"
 
 @dataclass(frozen=True)
 class Row:
-    """What one round took in one pipeline: bytes a parameter, seconds of CPU a million parameters."""
+    """The cost of one round in one pipeline: bytes per parameter, CPU seconds per million parameters."""
 
     pipeline: str
     parameters: int
     sites: int
     bytes_up: float  # from one site
-    bytes_down: float  # to one site: the sum, with all that it needs of the contributors to decrypt it
+    bytes_down: float  # to one site: the sum, with the contributors' data needed to decrypt it
     client_cpu: float  # encode, tag, encrypt, serialise
-    tag_cpu: float  # of that, the tag
-    server_cpu: float  # of one site: parse, check, add, and its share of closing the sum
+    tag_cpu: float  # the tag's part of client_cpu
+    server_cpu: float  # per site: parse, check, add, and a share of closing the sum
     decrypt_cpu: float
     max_error: float  # of the mean, against float64; updates lie within ±1
 
 
 def best(rows: Sequence[Row]) -> Row:
-    """Return the least CPU of each step over all rounds of a pipeline, and the largest error."""
+    """Return the minimum CPU time of each step over all rounds of a pipeline, and the largest error."""
     least = {step: min(getattr(row, step) for row in rows) for step in STEPS}
     return replace(rows[0], **least, max_error=max(row.max_error for row in rows))
 
 
 def table(report: dict[str, Any]) -> str:
-    """Write a report for people, in 80 columns."""
+    """Format a report as text, in 80 columns."""
     rows = [Row(**row) for row in report["rows"]]
     theirs = next(row for row in rows if row.pipeline == NVFLARE)
     lines = [

@@ -1,15 +1,15 @@
-"""`cloister bench encryption`: one round of encrypted sums, in bytes, CPU and error, beside CKKS as NVFlare ships it.
+"""`cloister bench encryption`: one round of encrypted sums, in bytes, CPU and error, compared with NVFlare's CKKS.
 
 All pipelines take the same updates through the same steps in the same run: every site encrypts its update, the server
-adds each and closes the sum, a site decrypts it. What counts is CPU time, not the clock's. Whatever else the machine
-does only ever adds to it, so the pipelines take turns, and the least of several rounds counts.
+adds them and closes the sum, a site decrypts it. CPU time is measured, not wall-clock time. Other load on the machine
+only ever adds to it, so the pipelines take turns, and the minimum over several rounds counts.
 
 - `compact`, `precise` and `dense` are the production code: pack, tag, encrypt and digest at a site; length, digest and
-  range at the server before it adds. The signed header, about a kilobyte whatever the model, is left out.
+  range checks at the server before it adds. The signed header, about a kilobyte for any model, is left out.
 - `ckks-nvflare` is CKKS through TenSEAL with NVFlare 2's parameters (ring degree 8192, moduli of 60, 40 and 40 bits,
   scale 2^40) under a public key, and the calls of its `HEModelEncryptor`, its in-time aggregator and its
-  `HEModelDecryptor`, which make one vector of every tensor. Unless told, the model is made of as few tensors as can
-  be, so that its ciphertexts are full. (Of 4,096 values each, tensors would take an eighth less CPU.)
+  `HEModelDecryptor`, which make one vector of every tensor. By default the model has as few tensors as possible, so
+  that its ciphertexts are full. (Tensors of 4,096 values each would take an eighth less CPU.)
 - `ckks-symmetric` is the same with the symmetric encryption that NVFlare's own `HEBuilder` chooses: cheaper for a site.
 """
 
@@ -39,18 +39,18 @@ if TYPE_CHECKING:
 
 __all__ = ["measure", "table"]
 
-_SPREAD = 0.2  # standard deviation of the made-up updates
-_LEAST_WEIGHT = 0.5  # the sites' weights go from 1 down to this
+_SPREAD = 0.2  # standard deviation of the synthetic updates
+_LEAST_WEIGHT = 0.5  # the sites' weights range from 1 down to this
 _MILLION = 1_000_000
 _LARGE_TENSOR = 1 << 20  # values
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 15
 
 
 class Nvflare(Pipeline):
-    """NVFlare's: CKKS through TenSEAL's vectors. Sites apply the weights, the server divides by their sum."""
+    """NVFlare's pipeline: CKKS through TenSEAL's vectors. Sites apply the weights, the server divides by their sum."""
 
     def __init__(self, name: str, weights: Sequence[float], encryption: ts.ENCRYPTION_TYPE, tensor: int) -> None:
-        self.name, self._tensor = name, tensor  # values in one of them
+        self.name, self._tensor = name, tensor  # values per tensor
         self._scale, self._total = 1.0 / sum(weights), list[Any]()
         made = ts.context(
             ts.SCHEME_TYPE.CKKS,
@@ -68,13 +68,13 @@ class Nvflare(Pipeline):
         )
 
     def encrypt(self, update: NDArray[np.float32], weight: float) -> list[bytes]:
-        """Weigh, encrypt and serialise."""
+        """Weight, encrypt and serialise."""
         weighted = update * np.float64(weight)
         tensors = (weighted[start : start + self._tensor] for start in range(0, weighted.size, self._tensor))
         return [ts.ckks_vector(self._site, tensor).serialize() for tensor in tensors]
 
     def tag(self) -> None:
-        """Do nothing: here a server may change the sum as it likes."""
+        """Do nothing: this pipeline does not protect the sum from the server."""
 
     def add(self, upload: list[bytes]) -> None:
         """Parse and add."""
@@ -97,10 +97,10 @@ class Nvflare(Pipeline):
 
 
 def measure(parameters: int, sites: int, tensors: int | None = None) -> dict[str, Any]:
-    """Take rounds through every pipeline; say on standard error how far it is.
+    """Measure rounds in every pipeline; show progress on standard error.
 
     Raises:
-        ConfigError: if `compact` has no room for so many sites.
+        ConfigError: if `compact` has no room for this many sites.
     """
     weights = np.linspace(1.0, _LEAST_WEIGHT, sites).tolist()
     rounds = min(_MOST_ROUNDS, max(_LEAST_ROUNDS, 7 * _MILLION // parameters))
@@ -111,7 +111,7 @@ def measure(parameters: int, sites: int, tensors: int | None = None) -> dict[str
     found: dict[str, list[Row]] = {pipeline.name: [] for pipeline in pipelines}
     console = Console(stderr=True, highlight=False)
     console.print(f"{len(pipelines)} pipelines, {rounds} rounds of each: {parameters:,} parameters, {sites} sites")
-    # Drawing the bar takes CPU, which would count: it moves only between measurements.
+    # Drawing the bar takes CPU time, so it moves only between measurements.
     bar = Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
     with bar, _tenseal_silent():
         task = bar.add_task("measuring", total=rounds * len(pipelines) * sites)
@@ -134,7 +134,7 @@ def _pipelines(parameters: int, weights: Sequence[float], tensor: int) -> list[P
 
 
 def _update(site: int, parameters: int) -> NDArray[np.float32]:
-    """Make up a site's update `(n,)`, the same every time."""
+    """Return a site's synthetic update `(n,)`, the same every time."""
     drawn = np.random.default_rng(site).standard_normal(parameters, dtype=np.float32) * np.float32(_SPREAD)
     update: NDArray[np.float32] = np.clip(drawn, -UPDATE_BOUND, UPDATE_BOUND)
     return update
@@ -143,7 +143,7 @@ def _update(site: int, parameters: int) -> NDArray[np.float32]:
 def _run(
     pipeline: Pipeline, expected: NDArray[np.float64], weights: Sequence[float], advance: Callable[[], None]
 ) -> Row:
-    """Take all sites' updates through a pipeline, once."""
+    """Take all sites' updates through a pipeline once."""
     parameters, sites, bytes_up = expected.size, len(weights), 0
     spent: dict[str, float] = dict.fromkeys(STEPS, 0.0)
 
@@ -162,7 +162,7 @@ def _run(
         with timed("server_cpu"):
             pipeline.add(upload)
         bytes_up = sum(map(len, upload))
-        del upload  # before the next one takes as much
+        del upload  # free it before the next one is made
         advance()
     with timed("server_cpu"):
         download = pipeline.close()
@@ -184,14 +184,14 @@ def _run(
 
 @contextmanager
 def _tenseal_silent() -> Iterator[None]:
-    """Keep standard output clean: TenSEAL warns there, from C++, of every vector that takes several ciphertexts."""
+    """Silence standard output: TenSEAL warns there, from C++, about every vector that takes several ciphertexts."""
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     try:
         yield
     finally:
-        ctypes.CDLL(None).fflush(None)  # what C has not written yet
+        ctypes.CDLL(None).fflush(None)  # flush what C has buffered
         os.dup2(kept, 1)
         os.close(kept)
         os.close(nowhere)

@@ -1,8 +1,8 @@
-"""`cloister bench norm`: what it costs a round that each site proves how long its update is.
+"""`cloister bench norm`: the cost of norm proofs in a round.
 
-Real rounds, as `cloister bench round` takes them, with `update_norm` and without in turn; and in one process the parts
-of the difference (`privacy.crypto.norms`), in CPU time, the least of several tries: what else the machine does only
-ever adds to it.
+Measures real rounds, as `cloister bench round` does, with `update_norm` and without in turn. It also measures the parts
+of the difference (`privacy.crypto.norms`) in one process, in CPU time: the minimum of several tries, because other load
+on the machine only ever adds to it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ZERO = "0" * 64
-_SPREAD = 0.2  # standard deviation of the made-up updates
+_SPREAD = 0.2  # standard deviation of the synthetic updates
 _PROBABILITY = 2.0**-20
 STEPS = {
     "recover": "decrypt and unmask its own update, at its site",
@@ -49,10 +49,10 @@ _TRIES = 3
 
 
 def measure(parameters: int, rounds: int, sites: int) -> dict[str, Any]:
-    """Take rounds with and without proofs; then their parts, one by one.
+    """Measure rounds with and without proofs, then their parts one by one.
 
     Raises:
-        ConfigError: if there is no room for so many sites.
+        ConfigError: if there is no room for this many sites.
         RunError: if a round failed, or a proof is refused.
     """
     plain, proved = Encryption(update_bound=1.0), Encryption(update_bound=1.0, update_norm=1.0)
@@ -73,7 +73,7 @@ def measure(parameters: int, rounds: int, sites: int) -> dict[str, Any]:
 
 
 def parts(parameters: int, sites: int) -> dict[str, Any]:
-    """Return what each step takes at one site, and how long a proof is."""
+    """Return the time of each step at one site, and the size of a proof."""
     tries = [_Round(parameters, sites) for _ in range(_TRIES)]
     sizes = {once.run() for once in tries}
     spent = {step: min(once.spent[step] for once in tries) for step in STEPS}
@@ -81,7 +81,7 @@ def parts(parameters: int, sites: int) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Write a report for people."""
+    """Format a report as text."""
     odds = f"a probability below {report['refused_though_short']:.0e}"
     lines = [
         f"{report['parameters']:,} parameters, {report['sites']} agents, TLS, encryption and masks on, no training",
@@ -100,7 +100,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 class _Round:
-    """One round, and what each step took at one site."""
+    """One round, and the time of each step at one site."""
 
     def __init__(self, parameters: int, sites: int) -> None:
         self._size = parameters
@@ -124,7 +124,7 @@ class _Round:
         self.spent[step] += (time.process_time() - start) / times
 
     def run(self) -> int:
-        """Take it from updates to the checks of the sum; return how many bytes a proof has."""
+        """Run the round from updates to the checks of the sum; return the size of a proof, in bytes."""
         packing, sites = self._packing, len(self._names)
         total, sent, nonces = Accumulator(packing.ciphertexts(self._size)), dict[str, Ciphertexts](), dict[str, str]()
         for number, name in enumerate(self._names):

@@ -1,4 +1,4 @@
-"""What the encryption benchmark compares: ways of adding updates that only the sites can read."""
+"""The pipelines that benchmarks compare: ways to add updates that only the sites can read."""
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ _ZERO = "0" * 64
 
 
 def charge_for_nobody() -> Charge:
-    """Return a charge: even in a benchmark, nothing is packed without."""
+    """Return a charge to a scratch ledger: even in a benchmark, nothing is packed without one."""
     with TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger", "bench", "nobody", Ed25519PrivateKey.generate())
         return ledger.reserve(Release(_ZERO, 1, 1), Mechanism(1.0, 0.5, 0), Budget(1.0, 1e-5))
 
 
 class Pipeline(ABC):
-    """From every site's update to the mean, one round after another."""
+    """A pipeline from all sites' updates to their mean, one round after another."""
 
     name: str
 
     @abstractmethod
     def encrypt(self, update: NDArray[np.float32], weight: float) -> list[bytes]:
-        """Return what a site sends for its update `(n,)`."""
+        """Return a site's upload for its update `(n,)`."""
 
     @abstractmethod
     def tag(self) -> None:
-        """Do once more, to be measured alone, what `encrypt` does so that nobody can change the sum."""
+        """Repeat the authentication that `encrypt` does, to measure it separately."""
 
     @abstractmethod
     def add(self, upload: list[bytes]) -> None:
-        """Take a site's upload into the server's sum."""
+        """Add a site's upload to the server's sum."""
 
     @abstractmethod
     def close(self) -> list[bytes]:
-        """Return what the server sends to each site, and forget the sum."""
+        """Return the server's download for each site, and reset the sum."""
 
     @abstractmethod
     def decrypt(self, download: list[bytes]) -> NDArray[Any]:
@@ -68,7 +68,7 @@ class Pipeline(ABC):
 
 
 class Cloister(Pipeline):
-    """Ours, by the functions that sites and server run: seeded symmetric BFV over packed integers."""
+    """Cloister's pipeline, with the functions that sites and server run: seeded symmetric BFV over packed integers."""
 
     def __init__(self, profile: Profile, size: int, weights: Sequence[float], charge: Charge) -> None:
         self.name, self._size, self._weights, self._charge = profile, size, weights, charge
@@ -90,7 +90,7 @@ class Cloister(Pipeline):
         return self.protect(pack(PrivateUpdate(update, self._charge), weight, self.packing, Randomness.fresh()))
 
     def protect(self, packed: PackedUpdate) -> list[bytes]:
-        """Do so with an update that is packed."""
+        """Tag and encrypt a packed update; add the digest that a site signs."""
         site = self._sites[self._sent % len(self._sites)]
         self._sent += 1
         encrypted = self._keys.decryption.encrypt(self._keys.tag.tag(mask(packed, None), self._plan, site))
@@ -111,7 +111,7 @@ class Cloister(Pipeline):
         """Check length, digest and range, then add.
 
         Raises:
-            AuthenticityError: if the digest is another.
+            AuthenticityError: if the digest differs.
         """
         *chunks, digest = upload
         ciphertexts = Ciphertexts.read(chunks, self._count)
@@ -122,7 +122,7 @@ class Cloister(Pipeline):
         self._seeds.append(ciphertexts.seeds)
 
     def close(self) -> list[bytes]:
-        """Return the sum's c0 and every site's seeds."""
+        """Return the sum's c0 and codes, and every site's seeds."""
         download = [*self._total.chunks(), self._total.code_bytes, *self._seeds]
         self._total, self._seeds = Accumulator(self._count), []
         return download
@@ -139,7 +139,7 @@ class Cloister(Pipeline):
         return self._keys.tag.check(blocks, self._plan, self._nonces)
 
     def total(self, updates: Iterable[PackedUpdate]) -> Iterator[NDArray[np.uint64]]:
-        """Take packed updates, one of every site, through all of it but the codec."""
+        """Take packed updates, one per site, through the whole pipeline except the codec."""
         for packed in updates:
             self.add(self.protect(packed))
         return self.opened(self.close())

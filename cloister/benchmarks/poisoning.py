@@ -1,7 +1,7 @@
-"""`cloister bench poisoning`: what one member that poisons does to the reference study, with votes and without.
+"""`cloister bench poisoning`: the effect of one poisoning member on the reference study, with votes and without.
 
-Sites and server are the production code, in this process: `simulations.attacks.poisoning` says what the member sends.
-Luck turns votes over, so that no two measurements are alike.
+Sites and server are the production code, in this process; `simulations.attacks.poisoning` describes the attack. Votes
+are flipped at random, so no two measurements are alike.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TOLERANCE = 0.1  # nats
 
 
 def measure(epsilon: float, rounds: int) -> dict[str, Any]:
-    """Run the study over four and over six sites, without votes and with votes of this ε."""
+    """Run the study over four and over six sites, without votes and with votes at this ε."""
     rows = []
     logging.getLogger("cloister").setLevel(logging.ERROR)
     for sites in _SITES:
@@ -37,7 +37,7 @@ def measure(epsilon: float, rounds: int) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Write a report for people, in 80 columns."""
+    """Format a report as text, in 80 columns."""
     lines = [f"{'sites':>5}  {'votes':<8}{'accuracy':>9}{'undone':>8}  found"]
     for row in report["rows"]:
         votes = "none" if row["vote_epsilon"] is None else f"ε {row['vote_epsilon']:g}"

@@ -1,9 +1,9 @@
-"""`cloister bench round`: what a round takes when nobody trains.
+"""`cloister bench round`: the time of a round without training.
 
-A real federation on this machine: `cloister server` and `cloister agent`, three times or more, with mutual TLS,
-signatures, ledgers on disk, encrypted updates of a model of any size, and the sum delivered to every site, which
-decrypts it and stores its new model. The time is the server's: from planning a round until all sites have said which
-model they have.
+Runs a real federation on this machine: `cloister server` and three or more `cloister agent` processes, with mutual TLS,
+signatures, ledgers on disk, and encrypted updates of a model of any size. The sum is delivered to every site, which
+decrypts it and stores its new model. The server's clock counts, from planning a round until all sites have reported
+their models.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
     from simulations.engine.results import Results
 
-WARM_UP = 3  # rounds: connections, caches and a first look at every page of memory
-_LARGEST_SIZE = 280  # records that the first site declares; the others fewer, so that weights differ
-_END_SECONDS = 60.0  # for a server to end after its run
+WARM_UP = 3  # rounds, for connections, caches and first use of memory pages
+_LARGEST_SIZE = 280  # records that the first site declares; the others declare fewer, so that weights differ
+_END_SECONDS = 60.0  # for a server to exit after its run
 _TASK = "simulations.tasks.idle:Idle"
 _RECORDS = "0\n" * 20
 
 
 def measure(parameters: int, rounds: int, sites: int) -> dict[str, Any]:
-    """Run a federation with and without masks in turn, for so many rounds each, and some before that do not count.
+    """Run a federation with and without masks in turn, for `rounds` rounds each after a warm-up.
 
     Raises:
         RunError: if a round failed, or the sites do not end with the same model.
@@ -59,7 +59,7 @@ def measure(parameters: int, rounds: int, sites: int) -> dict[str, Any]:
 def in_turn(
     kinds: Mapping[str, Encryption], parameters: int, rounds: int, sites: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, int | None]]:
-    """Run a federation in several ways in turn; return a report of each, and the most memory that anybody took.
+    """Run a federation with several encryption settings in turn; return a report of each, and peak memory.
 
     Raises:
         RunError: if a round failed, or the sites do not end with the same model.
@@ -84,7 +84,7 @@ def in_turn(
 
 
 def table(report: dict[str, Any]) -> str:
-    """Write a report for people."""
+    """Format a report as text."""
     spread = f"from {report['min_ms']:.0f}, 95 % below {report['p95_ms']:.0f}"
     site, server = (_megabytes(report[f"{who}_peak_bytes"]) for who in ("site", "server"))
     lines = [
@@ -106,7 +106,7 @@ def _megabytes(count: int | None) -> str:
 def _prepare(folder: Path, sites: int) -> Federation:
     names = tuple(f"site-{number}" for number in range(1, sites + 1))
     federation = Federation.create(folder, names, consortium="bench")
-    # One run after the other, each by a server of its own, at the address that the agents know.
+    # Runs follow each other, each with its own server, at an address that the agents know.
     settings = federation.server / "consortium.toml"
     settings.write_text(settings.read_text().replace(":0", f":{_free_port()}"))
     for path in federation.paths.values():
@@ -123,7 +123,7 @@ def _free_port() -> int:
 
 @contextmanager
 def _bar(console: Console, total: int) -> Iterator[Callable[[], None]]:
-    """Show how many rounds are over."""
+    """Show a progress bar of finished rounds."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("rounds", total=total)
@@ -132,7 +132,7 @@ def _bar(console: Console, total: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _model_size(parameters: int) -> Iterator[None]:
-    """Tell the agents that start meanwhile how large the model is."""
+    """Set the model's size for agents that start within this context."""
     before = os.environ.get(PARAMETERS)
     os.environ[PARAMETERS] = str(parameters)
     try:
@@ -144,7 +144,7 @@ def _model_size(parameters: int) -> Iterator[None]:
 
 
 class _Bench:
-    """One federation's agents, and a server for each run."""
+    """One federation's agents, with a new server for each run."""
 
     def __init__(self, federation: Federation, processes: Processes, advance: Callable[[], None]) -> None:
         self._federation, self._processes, self._advance = federation, processes, advance
@@ -155,7 +155,7 @@ class _Bench:
         """Take the federation through a run.
 
         Raises:
-            RunError: if it failed; quotes the log of an agent, since all logs go with the folder.
+            RunError: if it failed; quotes an agent's log, because the logs are deleted with the folder.
         """
         sizes = {site: _LARGEST_SIZE // number for number, site in enumerate(self._federation.sites, start=1)}
         self._federation.sign(

@@ -1,11 +1,11 @@
-"""`cloister bench training`: what privacy costs in training, as a site computes it, or with Opacus's own ways as well.
+"""`cloister bench training`: the cost of privacy in training, for a site's own mode and optionally Opacus's modes.
 
-Per model and batch, all ways take turns: a round of one epoch of each, again and again, so that a busy machine slows
-all alike. A way's time is that of its fastest turn: whatever else runs on a machine only slows turns down. One thread
-computes, in plain training too. Opacus's modes get whole batches, as Opacus has them, and the same noise.
+For each model and batch size, all modes take turns, one epoch each, so that a busy machine slows all alike. A mode's
+time is that of its fastest turn, because other load on the machine only slows turns down. All modes, plain training
+included, use one thread. Opacus's modes get whole batches, as in Opacus, and the same noise.
 
-Memory is what a fresh process needs more than it had before, as the system counts it: its peak while training an
-epoch, less what it had with libraries, model, records and one step of plain training.
+Memory is measured by the system in a fresh process: the peak while training an epoch, minus the memory with libraries,
+model, records and one step of plain training.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EVERY: tuple[Mode, ...] = MODES
 
 
 def measure(repeats: int, modes: Sequence[Mode] = EVERY, models: Sequence[str] = tuple(SPECIMENS)) -> dict[str, Any]:
-    """Measure so many turns of every mode, of which the first is `plain`; say on standard error how far it is."""
+    """Measure `repeats` turns of every mode, the first of which is `plain`; show progress on standard error."""
     courses = [Course(name, batch) for name in models for batch in SPECIMENS[name].batches]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True, highlight=False)
@@ -69,8 +69,8 @@ def _measure(course: Course, repeats: int, modes: Sequence[Mode], done: Callable
 
 
 def _in_a_fresh_process(course: Course, mode: Mode) -> int:
-    """Return the bytes that training needs more than the process had."""
-    # Of processes that are forked from one that has only imported, so that nobody else's memory is counted.
+    """Return the additional bytes that training needs, measured in a fresh process."""
+    # Forked from a process that has only imported modules, so that no other memory is counted.
     context = get_context("forkserver")
     context.set_forkserver_preload(["cloister.benchmarks.training_times"])
     with context.Pool(1) as pool:
@@ -83,7 +83,7 @@ def _peak(specimen: str, batch: int, mode: Mode) -> int:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Write a report for people, in 80 columns."""
+    """Format a report as text, in 80 columns."""
     lines = [f"{'':20}{'batch':>6}  {'':12}{'seconds':>9}{'× plain':>9}{'more MB':>9}"]
     for row in report["rows"]:
         first = row["mode"] == MODES[0]

@@ -1,7 +1,7 @@
-"""How long training takes, and how much memory, with one way to compute gradients beside another.
+"""Measure time and memory of training with different ways to compute gradients.
 
-What is timed is what a site runs, `client.dpsgd.dpsgd.train`: Poisson batches, clipping, a cipher's noise, steps.
-`plain` is the same model on the same batches without privacy: torch's mean loss, one backward pass, plain SGD.
+The timed code is a site's, `client.dpsgd.dpsgd.train`: Poisson batches, clipping, a cipher's noise, steps. `plain` is
+the same model on the same batches without privacy: torch's mean loss, one backward pass, plain SGD.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True)
 class Course:
-    """A model and a batch, ready to be trained for a round of an epoch with any mode."""
+    """A model and a batch size, ready to be trained for one epoch in any mode."""
 
     specimen: str
     batch: int
 
     @property
     def steps(self) -> int:
-        """How many are taken at a time: every record is used about once."""
+        """Steps per epoch, in which every record is used about once."""
         return round(1 / self.sample_rate)
 
     @property
     def sample_rate(self) -> float:
-        """The chance of a record to be in a step's batch."""
+        """The probability that a record is in a step's batch."""
         return self.batch / SPECIMENS[self.specimen].records
 
     @cached_property
@@ -99,9 +99,9 @@ class Course:
         return choose(self._task, self._model, self._records, Computing())
 
     def refused(self, mode: Mode) -> str:
-        """Say why a mode cannot train this model; nothing if it can.
+        """Return why a mode cannot train this model; empty if it can.
 
-        The first step also fills caches: what is timed comes later.
+        This first epoch also fills caches, before anything is timed.
         """
         try:
             self.seconds(mode)
@@ -110,7 +110,7 @@ class Course:
         return ""
 
     def seconds(self, mode: Mode) -> float:
-        """Train for an epoch and return how long that took."""
+        """Train for an epoch and return the time that it took, in seconds."""
         batches, manifest, records = self._batches, self._manifest, self._records
         start = time.perf_counter()
         if mode == "plain":
@@ -128,8 +128,8 @@ class Course:
         return time.perf_counter() - start
 
     def peak_bytes(self, mode: Mode) -> int:
-        """Return how much more memory than before training takes at most. To be asked in a process of its own."""
-        batches, _ = self._batches, self._manifest  # made before the count begins
+        """Return the peak of additional memory during training, in bytes. Call it in a fresh process."""
+        batches, _ = self._batches, self._manifest  # create them before measuring
         self._train_plain(batches[:1])
         before = _peak(begin_anew=True)
         self.seconds(mode)
@@ -138,7 +138,7 @@ class Course:
     def _settings(self, mode: Gradients | Literal["plain"]) -> Computing:
         if mode == "auto" or mode == "plain":  # noqa: PLR1714 - narrows the type
             return Computing()
-        return Computing(gradients=mode, physical_batch=len(self._records[0]))  # whole batches, as Opacus takes them
+        return Computing(gradients=mode, physical_batch=len(self._records[0]))  # whole batches, as in Opacus
 
     def _train_plain(self, batches: list[Tensor]) -> None:
         inputs, targets = self._records
@@ -151,7 +151,7 @@ class Course:
 
 @contextmanager
 def on_one_thread() -> Iterator[None]:
-    """Have torch compute with one thread."""
+    """Limit torch to one thread within this context."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -161,7 +161,7 @@ def on_one_thread() -> Iterator[None]:
 
 
 def _peak(*, begin_anew: bool = False) -> int:
-    """Return the most memory, in bytes, that this process has had; on Linux since it was told to begin anew."""
+    """Return this process's peak memory, in bytes; on Linux, since the last call with `begin_anew`."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

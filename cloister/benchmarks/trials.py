@@ -1,15 +1,15 @@
-"""What the benchmark of utility tries: data, noise, ε, and the settings that were found best for each.
+"""The trials of the utility benchmark: data, noise, ε, and the best settings found for each.
 
-They were chosen on other splits of the same records than those reported: seeds 100 to 135, and 200 to 239 for the
-features of digits and their settings at ε = 1 with local noise. No ε covers that. What helped, everywhere:
+The settings were chosen on splits of the same records other than those reported: seeds 100 to 135, and 200 to 239 for
+the features of digits and their settings at ε = 1 with local noise. No ε covers that choice. What helped everywhere:
 
-- Every record in every step, one step a round: no other way to spend an ε adds as little noise for as much gradient.
-- A small clipping norm. It makes every record's gradient count about as much as any other's.
-- Learning rate times rounds as large as the noise allows: it grows with ε, and with shared noise.
-- Weights by the sites' sizes: with equal ones, a small site's noise counts as much as a large one's.
+- Every record in every step, one step per round: for a given ε, this has the least noise relative to the gradient.
+- A small clipping norm, so that all records' gradients count about equally.
+- Learning rate times rounds as large as the noise allows: larger with larger ε, and with shared noise.
+- Weights by the sites' sizes: with equal weights, a small site's noise counts as much as a large site's.
 
-The mean of the last half of the rounds' models makes up for a learning rate that is too high for the noise:
-at the best rate it is within half a point of the last model.
+The mean of the models of the last half of the rounds compensates for a learning rate that is too high for the noise. At
+the best rate, its accuracy is within half a point of the last model's.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 EPSILONS = (1.0, 3.0, 8.0)
 _ROUNDS = 24
-_TRAINED = 0.8  # of all records
-_MARGIN = 31.0  # of the range: how many deviations of a site's share of noise, with some to spare
+_TRAINED = 0.8  # share of all records
+_MARGIN = 31.0  # the range, in standard deviations of a site's share of the noise, with some to spare
 
 
 @dataclass(frozen=True)
 class Data:
-    """A public data set, to how many sites it is dealt out, and what they train."""
+    """A public data set, the number of sites that share it, and the task that they train."""
 
     name: str
     sites: int
     task: str
     labels: Callable[[], NDArray[np.int64]]
     write: Callable[[Path, NDArray[np.intp]], None]
-    room: float  # for a site's update, in learning rates times clipping norms
+    room: float  # range of a site's update, in units of learning rate times clipping norm
 
     @property
     def delta(self) -> float:
-        """1/n^1.1, n all records that are trained on."""
+        """1/n^1.1, where n is the number of training records at all sites."""
         return float(1 / (_TRAINED * len(self.labels())) ** 1.1)
 
 
@@ -112,7 +112,7 @@ _RATES: dict[tuple[str, str], tuple[float, float, float]] = {  # learning rates 
 
 
 def trials() -> list[Trial]:
-    """Return what is measured always."""
+    """Return the standard trials."""
     plain = [
         Trial("digits", "none", None, 64.0, max_grad_norm=1e6, rounds=60),
         Trial("cancer", "none", None, 0.5, max_grad_norm=1e6, rounds=60),
@@ -122,7 +122,7 @@ def trials() -> list[Trial]:
         for (data, noise), rates in _RATES.items()
         for epsilon, rate in zip(EPSILONS, rates, strict=True)
     ]
-    few = [  # where noise is loudest, few steps go as far as there is to go
+    few = [  # where noise is largest, more steps gain nothing
         replace(trial, rounds=8, averaging=0.0)
         if (trial.data, trial.noise, trial.epsilon) == ("digits", "local", EPSILONS[0])
         else trial
@@ -132,7 +132,7 @@ def trials() -> list[Trial]:
 
 
 def ablations() -> list[Trial]:
-    """Return the same with local noise and one thing changed at a time."""
+    """Return the trials with local noise, with one setting changed at a time."""
     usual = [trial for trial in trials() if trial.noise == "local"]
     last = [replace(trial, variant="the last model, no mean", averaging=0.0) for trial in usual]
     equal = [replace(trial, variant="all sites with one weight", weighted=False) for trial in usual]

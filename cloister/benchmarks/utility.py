@@ -1,9 +1,9 @@
-"""`cloister bench utility`: how good a model gets for an ε, on real records dealt out to sites that differ.
+"""`cloister bench utility`: a model's accuracy for an ε, on real records at heterogeneous sites.
 
-Each row is a run of as many seeds: local noise, shared noise, and none beside them. A seed deals the records out, by
-Dirichlet(0.5), and with that says which fifth of each site's is held out for the accuracy. Every round runs the code of
-sites: `Study.release` (sampling, clipping, noise), packing, with what is left over carried or the site's share of the
-noise, unpacking, and the mean of the last rounds' models. Encryption, which changes no bit of a sum, is left out.
+Each row averages runs over the same seeds, with local noise, shared noise or none. A seed fixes the partition, by
+Dirichlet(0.5), and the held-out fifth of each site. Every round runs the code of sites: `Study.release` (sampling,
+clipping, noise), packing with carried residuals or the site's share of the noise, unpacking, and the mean of the last
+rounds' models. Encryption, which changes no bit of a sum, is left out.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _HELD_OUT = 0.2
 
 
 def measure(seeds: int, planned: Sequence[Trial], first_seed: int = 0) -> dict[str, Any]:
-    """Train every trial with every seed; say on standard error how far it is."""
+    """Train every trial with every seed; show progress on standard error."""
     found: dict[Trial, list[float]] = {trial: [] for trial in planned}
     spent: dict[Trial, float] = {}
     charge, console = charge_for_nobody(), Console(stderr=True)
@@ -75,7 +75,7 @@ def measure(seeds: int, planned: Sequence[Trial], first_seed: int = 0) -> dict[s
 
 
 def table(report: dict[str, Any]) -> str:
-    """Write a report for people, in 80 columns."""
+    """Format a report as text, in 80 columns."""
     lines = [f"{'test accuracy, %':<42}" + "".join(f"{f'ε = {each:g}':>12}" for each in EPSILONS)]
     for data in DATA:
         rows = [row for row in report["rows"] if row["data"] == data.name]
@@ -98,7 +98,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def deal(data: Data, seed: int, folder: Path) -> Federation:
-    """Make a federation whose sites have their shares of the records."""
+    """Make a federation whose sites share the records."""
     federation = Federation.create(folder, [f"site-{number}" for number in range(1, data.sites + 1)])
     parts = dirichlet(data.labels(), data.sites, _CONCENTRATION, seed)
     terms = SiteTerms(tasks=(data.task,), held_out=_HELD_OUT, file="records.csv", collusion_resistant=False)
@@ -111,7 +111,7 @@ def deal(data: Data, seed: int, folder: Path) -> Federation:
 def train(
     federation: Federation, data: Data, trial: Trial, seed: int, charge: Charge
 ) -> tuple[list[Study], Model, Manifest]:
-    """Sign a trial's run and train it; return all sites' studies, the result, and what was signed."""
+    """Sign a trial's run and train it; return all sites' studies, the resulting model, and the manifest."""
     sizes = {site: len((path / "records.csv").read_text().splitlines()) - 1 for site, path in federation.paths.items()}
     sizes = {site: count - round(count * _HELD_OUT) for site, count in sizes.items()}
     federation.sign(trial.settings(data, sizes))
@@ -124,7 +124,7 @@ def train(
 def _train(
     studies: dict[str, Study], manifest: Manifest, weights: dict[str, float], seed: int, charge: Charge
 ) -> Model:
-    """Train for all rounds; return the result."""
+    """Train for all rounds; return the resulting model."""
     settings, training = manifest.settings, manifest.settings.training
     start = next(iter(studies.values())).start(settings)
     means = PackedMeans(Sites.seeded(studies, weights, manifest, seed), manifest.packing, charge)

@@ -1,10 +1,10 @@
-"""Models to measure training with, and made-up records for them. The records are noise: nothing is to be learnt.
+"""Models for measuring training, with random records from which nothing can be learnt.
 
 mlp                 203k parameters, 784 inputs
 cnn-small            26k, Opacus's own example for MNIST
 cnn-large           422k, two wide convolutions
 transformer         164k, torch's own encoder layers, 64 tokens
-transformer-linear  the same with its attention written out in linear layers, which is all that Opacus can train
+transformer-linear  the same with attention built from linear layers, the only form that Opacus can train
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _VOCABULARY, _TOKENS, _WIDTH, _HEADS, _FEED_FORWARD, _DEPTH = 1000, 64, 64, 4, 2
 
 @dataclass(frozen=True)
 class Specimen:
-    """A model with what it is measured on."""
+    """A model, and the records to measure it with."""
 
     model: Callable[[], nn.Module]
     records: int
-    batches: tuple[int, ...]  # expected records in a step
-    inputs: Callable[[int], Tensor]  # so many records
+    batches: tuple[int, ...]  # expected batch sizes
+    inputs: Callable[[int], Tensor]  # returns the inputs of this many records
     classes: int = _CLASSES
 
 
 class Classify(Task):
-    """Any classifier; it reads no file."""
+    """A classifier on random records; it reads no file."""
 
     def __init__(self, specimen: Specimen) -> None:
         self._specimen = specimen
@@ -59,7 +59,7 @@ class Classify(Task):
 
     @override
     def example(self) -> tuple[Tensor, Tensor]:
-        """Make up a few more."""
+        """Make up four more records."""
         return self._specimen.inputs(4), torch.arange(4).remainder(self._specimen.classes)
 
     @override
@@ -69,7 +69,7 @@ class Classify(Task):
 
 
 class _Attention(nn.Module):
-    """Self-attention of several heads, in linear layers."""
+    """Multi-head self-attention from linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class _Attention(nn.Module):
 
 
 class _Layer(nn.Module):
-    """What `nn.TransformerEncoderLayer` does."""
+    """An equivalent of `nn.TransformerEncoderLayer`."""
 
     def __init__(self) -> None:
         super().__init__()

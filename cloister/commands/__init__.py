@@ -1,4 +1,4 @@
-"""Groups of the command line, one a file."""
+"""The command line's groups and larger commands, one per file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cloister audit`: whether the privacy guarantee holds, tested from outside."""
+"""`cloister audit`: test the privacy guarantee from outside, and state it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def audit_privacy(
     plot: Annotated[Path | None, typer.Option(help="Draw what was seen: a PNG.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Send canaries through a site's own training and try to find them. Exits 1 if a claim is refuted.
+    """Send canaries through a site's own training and try to find them. Exits with 1 if a claim is refuted.
 
-    Nothing is charged to the site's people: all of it is on scratch. With SITE, the result stays in its audit.json.
+    Nothing is charged to the site's people: the audit runs in a scratch folder. With SITE, the result is kept in its
+    audit.json.
     """
     from cloister.audit import privacy  # noqa: PLC0415 - loads torch
 
@@ -53,7 +54,7 @@ def audit_inversion(
     epsilon: Annotated[float, typer.Option(min=0.05, max=50, help="Of the update with differential privacy.")] = 8.0,
     as_json: Json = False,
 ) -> None:
-    """Read a handwritten digit back from an update: from a plain one, one with privacy, one that is encrypted."""
+    """Reconstruct a handwritten digit from updates: plain, with differential privacy, and encrypted."""
     from cloister.audit import inversion  # noqa: PLC0415 - loads torch and matplotlib
 
     report = inversion.demonstrate(out, digit, batch, epsilon)
@@ -69,7 +70,7 @@ def audit_statement(
     out: Annotated[Path | None, typer.Option(help="The folder to write to; `statements` at the site if none.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Put a site's differential privacy in writing: a page to print and the same as JSON."""
+    """Write a site's differential privacy statement, as a printable page and as JSON."""
     from cloister.audit.statement import write_statement  # noqa: PLC0415
 
     with patience("counting ε over all charges"):

@@ -1,4 +1,4 @@
-"""`cloister bench`: measurements, side by side in one run."""
+"""`cloister bench`: benchmarks that compare alternatives in one run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bench_round(
     sites: Annotated[int, typer.Option(min=3, help="Agents.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """A round with no training: a server and agents as processes, TLS and encryption on."""
+    """Measure a round without training: server and agents as processes, with TLS and encryption."""
     from cloister.benchmarks.round import measure, table  # noqa: PLC0415
 
     report = measure(parameters, rounds, sites)
@@ -36,7 +36,7 @@ def bench_encryption(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Bytes and CPU of an encrypted round, beside CKKS as NVFlare ships it, measured in the same run."""
+    """Measure bytes and CPU of an encrypted round, and compare with NVFlare's CKKS in the same run."""
     from cloister.benchmarks.encryption import measure, table  # noqa: PLC0415
 
     report = measure(parameters, sites, tensors)
@@ -50,7 +50,7 @@ def bench_norm(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure, with proofs and without.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """A round in which each site proves how long its update is (`update_norm`), beside one without."""
+    """Measure a round in which each site proves the norm of its update (`update_norm`), and one without."""
     from cloister.benchmarks.norm import measure, table  # noqa: PLC0415
 
     report = measure(parameters, rounds, sites)
@@ -62,7 +62,7 @@ def bench_accuracy(
     seeds: Annotated[int, typer.Option(min=1, help="Trainings with each codec.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """What packing updates into few bits costs the reference study, beside plain float32 averaging."""
+    """Measure the accuracy that packing into few bits costs the reference study, compared with float32 averaging."""
     from cloister.benchmarks.accuracy import measure, table  # noqa: PLC0415
 
     report = measure(seeds)
@@ -75,7 +75,7 @@ def bench_training(
     full: Annotated[bool, typer.Option("--full", help="With Opacus's own ways, too. Takes minutes.")] = False,
     as_json: Json = False,
 ) -> None:
-    """An epoch of DP-SGD beside plain training: seconds and memory."""
+    """Measure time and memory of an epoch of DP-SGD, and of plain training."""
     from cloister.benchmarks.training import EVERY, OURS, measure, table  # noqa: PLC0415
 
     report = measure(repeats, EVERY if full else OURS)
@@ -89,7 +89,7 @@ def bench_adversary(
     seed: Annotated[int, typer.Option(min=0, help="By which the server chooses what it tries.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """A malicious server, and members that lie: whether sites refuse all that is false, and the liar is named."""
+    """Attack sites as a malicious server and as lying members: sites must refuse, and the liar must be named."""
     from cloister.benchmarks.adversary import held, measure, table  # noqa: PLC0415
 
     report = measure(tries, rounds, seed)
@@ -104,7 +104,7 @@ def bench_poisoning(
     rounds: Annotated[int, typer.Option(min=6, help="Rounds of each run.")] = 30,
     as_json: Json = False,
 ) -> None:
-    """A member of four, and of six, that poisons the model: with votes and without."""
+    """Have one member of four, and of six, poison the model, with votes and without."""
     from cloister.benchmarks.poisoning import measure, table  # noqa: PLC0415
 
     report = measure(epsilon, rounds)
@@ -118,7 +118,7 @@ def bench_utility(
     plot: Annotated[Path | None, typer.Option(help="Draw accuracy against ε into this file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """How good a model gets for an ε, with local noise, with shared noise and with none."""
+    """Measure a model's accuracy for an ε, with local noise, shared noise and none."""
     from cloister.benchmarks import trials  # noqa: PLC0415
     from cloister.benchmarks.utility import measure, table  # noqa: PLC0415
 
@@ -136,7 +136,7 @@ def bench_algorithms(
     quick: Annotated[bool, typer.Option("--quick", help="One seed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Every federated algorithm on records that differ much between sites, without noise and at ε = 8."""
+    """Compare the federated algorithms on heterogeneous sites, without noise and at ε = 8."""
     from cloister.benchmarks.algorithms import measure, table  # noqa: PLC0415
 
     report = measure(1 if quick else seeds)

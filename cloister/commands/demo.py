@@ -1,10 +1,10 @@
-"""`cloister demo`: a real federation on this machine, run by the same commands that hospitals would run.
+"""`cloister demo`: a real federation on this machine, run with the same commands that hospitals would use.
 
 1. Make a consortium in a folder: keys, certificates, roster, three hospitals with their own records.
-2. Start `cloister server` and three times `cloister agent`, as processes of their own.
-3. Follow the server's event log until the run is over; stop everything, however it ends. Loss and accuracy are not in
-   it: they are read in the hospitals' own folders, as only a demo can.
-4. Compare: the shared model, each hospital alone, all records pooled without privacy.
+2. Start one `cloister server` and three `cloister agent` processes.
+3. Follow the server's event log until the run is over; stop everything, however it ends. The log has no loss or
+   accuracy: the demo reads these in the hospitals' own folders, which only a demo can do.
+4. Compare the shared model, each hospital alone, and all records pooled without privacy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run_demo(folder: Path, console: Console) -> dict[str, Any]:
     """Run the demo in `folder` and return its summary.
 
     Raises:
-        ConfigError: if the folder holds something else.
+        ConfigError: if the folder holds other files.
         RunError: if the run failed.
     """
     started = time.monotonic()
@@ -59,7 +59,7 @@ def run_demo(folder: Path, console: Console) -> dict[str, Any]:
 
 def _summarise(federation: Federation, settings: RunSettings, terms: SiteTerms, results: Results,
                started: float) -> dict[str, Any]:  # fmt: skip
-    from client.flower import open_site  # noqa: PLC0415 - loads torch, which the agents should have to themselves first
+    from client.flower import open_site  # noqa: PLC0415 - loads torch; let the agents do so first
     from privacy.run.manifest import open_manifest  # noqa: PLC0415
     from simulations.engine.baselines import accuracy_alone, accuracy_pooled, accuracy_together  # noqa: PLC0415
 
@@ -96,7 +96,7 @@ def _summarise(federation: Federation, settings: RunSettings, terms: SiteTerms, 
 
 
 def _print(console: Console, summary: dict[str, Any], federation: Federation) -> None:
-    """Print the summary for people."""
+    """Print the summary as text."""
     alone = " · ".join(f"{value:.2f}" for value in summary["accuracy_alone"].values())
     digest = next(iter(summary["model_digest"].values()))
     epsilon = max(summary["epsilon"].values())

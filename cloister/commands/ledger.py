@@ -1,4 +1,4 @@
-"""`cloister ledger`: what a site has spent on its people, and what a run would add. Only `adopt` changes anything."""
+"""`cloister ledger`: the privacy budget that a site has spent, and what a run would add. Only `adopt` writes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def show(
     rounds: Annotated[bool, typer.Option("--rounds", help="Every entry, not only every run.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Every run's cost, what is spent and left, and whether independent accountants agree; if not, exit 1."""
-    from cloister import accounts  # noqa: PLC0415 - composing takes a moment to load
-    from cloister.views import balance  # noqa: PLC0415 - composing takes a moment to load
+    """Show every run's cost, the spent and remaining budget, and whether accountants agree; if not, exit with 1."""
+    from cloister import accounts  # noqa: PLC0415 - takes a moment to load
+    from cloister.views import balance  # noqa: PLC0415 - takes a moment to load
 
     with patience("counting ε over all charges"):
         report = accounts.report(site)
@@ -46,9 +46,9 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check that nobody without the site's key changed, removed or moved an entry of its ledgers; if so, exit 1.
+    """Check that nobody without the site's key changed, removed or moved an entry of its ledgers; if not, exit with 1.
 
-    Where the signing key is not, the public key that the roster lists does.
+    The signing key is not needed: the public key in the roster suffices.
     """
     from cloister import accounts  # noqa: PLC0415
     from cloister.views import balance  # noqa: PLC0415
@@ -69,7 +69,7 @@ def adopt(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Sign ledgers that were signed with the site's old key with the new one, once, after the site has new keys."""
+    """Sign a site's ledgers with its new key, once, after the site has changed keys."""
     from cloister import accounts  # noqa: PLC0415
 
     if (old_key is None) != unverified:
@@ -90,7 +90,7 @@ def plan(
     run: Annotated[Path, typer.Argument(help="A run's settings, run.toml, or the signed run.")],
     as_json: Json = False,
 ) -> None:
-    """What a run would cost, and whether policy and budget allow it; if not, exit 1. Charges nothing."""
+    """Show a run's cost, and whether policy and budget allow it; if not, exit with 1. Charges nothing."""
     from cloister import accounts  # noqa: PLC0415
     from cloister.views import balance  # noqa: PLC0415
 

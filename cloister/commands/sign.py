@@ -1,4 +1,4 @@
-"""`cloister sign`: from run.toml to a manifest that the coordinator vouches for."""
+"""`cloister sign`: turn run.toml into a manifest signed by the coordinator."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _LONGEST_ROUND = 30 * 86_400.0  # seconds
 
 
 def sign_run(run: Path, coordinator: Path, roster: Path, out: Path) -> dict[str, Any]:
-    """Sign a run, and return what it will cost every site.
+    """Sign a run, and return its cost to every site.
 
     Raises:
-        CloisterError: if settings or keys are wrong, or the run names a site that is no member.
+        CloisterError: if settings or keys are wrong, or the run names a site that is not a member.
     """
     settings = read_toml(run, RunSettings)
     if settings.cohort.round_deadline_seconds > _LONGEST_ROUND:
@@ -41,7 +41,7 @@ def sign_run(run: Path, coordinator: Path, roster: Path, out: Path) -> dict[str,
         members.member(site)
     key = read_signing_key(coordinator / "signing.key")
     document = sign_manifest(completed(settings), key, roster_version=members.version)
-    manifest, digest = open_manifest(document.to_bytes(), members.manifest_key)  # is this key the roster's?
+    manifest, digest = open_manifest(document.to_bytes(), members.manifest_key)  # checks that the roster lists this key
     write_atomically(out, document.to_bytes())
     return {
         "manifest": str(out),

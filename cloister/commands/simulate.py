@@ -1,4 +1,4 @@
-"""`cloister simulate`: a run over the reference study's hospitals, in this process."""
+"""`cloister simulate`: run a study over the reference study's hospitals, in this process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]:
-    """Run the reference study, or the run in a file, in this process; return what came out.
+    """Run the reference study, or the run in a file, in this process; return the results.
 
     Raises:
         CloisterError: if settings are wrong, or the run failed.
@@ -41,7 +41,7 @@ def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]
         msg = f"{run}: this run gathers statistics and trains nothing; use `cloister stats {run}`"
         raise ConfigError(msg)
     if settings:
-        import_class(settings.task)  # or say so before any folder is made
+        import_class(settings.task)  # fail before any folder is made
     study = prepare_study(folder, run, limits=False)
     results = run_here(study, console)
     manifest = _manifest_of(study)
@@ -63,7 +63,7 @@ def _manifest_of(study: Study) -> Manifest:
 
 
 def run_here(study: Study, console: Console) -> Results:
-    """Run a study that was made ready, in this process, and show its rounds.
+    """Run a prepared study in this process, and show its rounds.
 
     Raises:
         CloisterError: if the run failed.

@@ -1,4 +1,4 @@
-"""`cloister stats`: a survey over the reference study's hospitals, here; or what a site has from a real run."""
+"""`cloister stats`: run a survey over the reference study's hospitals, or show a site's figures from a real run."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _ROW = f"{{:<{_NAME}}} {{:>7}} {{:>7}} {{:>7}} {{:>7}} {{:>7}} {{:>7}} {{}}"
 
 
 def survey(run: Path | None, folder: Path, console: Console) -> dict[str, Any]:
-    """Run the reference survey, or the one in a file, in this process; return what all sites found.
+    """Run the reference survey, or the one in a file, in this process; return the figures.
 
     Raises:
         CloisterError: if settings are wrong, or the run failed.
     """
-    from cloister.commands.simulate import run_here  # noqa: PLC0415 - loads torch, which showing a site's figures does not need
+    from cloister.commands.simulate import run_here  # noqa: PLC0415 - loads torch, not needed to show a site's figures
     from simulations.tasks.reference_study import prepare_study  # noqa: PLC0415
 
     started = time.monotonic()
@@ -55,10 +55,10 @@ def survey(run: Path | None, folder: Path, console: Console) -> dict[str, Any]:
 
 
 def latest(site: Path) -> dict[str, Any]:
-    """Return the latest figures that a site has.
+    """Return a site's latest figures.
 
     Raises:
-        ConfigError: if it has none.
+        ConfigError: if it has none, or the file is damaged.
     """
     path = _newest(settings_file(site, "site.toml").parent)
     try:
@@ -78,7 +78,7 @@ def _newest(site: Path) -> Path:
 
 
 def show(report: dict[str, Any], console: Console) -> None:
-    """Print a survey's figures for people, in 80 columns."""
+    """Print a survey's figures, in 80 columns."""
 
     def line(text: str, style: str | None = None) -> None:
         console.print(text.rstrip(), style=style, markup=False, soft_wrap=True)
@@ -105,7 +105,7 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 
 def _show_evaluation(report: dict[str, Any], line: Callable[[str], None]) -> None:
-    """Print how good a model is."""
+    """Print a model's metrics."""
     for name, found in report["metrics"].items():
         line(f"{name:<{_NAME}} {number(found['mean']):>7} ± {number(found['error'], digits=2)}")
     line(f"✓ {report['count']:.0f} ± {report['count_error']:.0f} held-out records at {len(report['sites'])} sites")
@@ -121,7 +121,7 @@ def _privacy(report: dict[str, Any]) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Write a number with so many digits that matter, in seven characters.
+    """Format a number with `digits` significant digits, in seven characters.
 
     >>> [number(value) for value in (0.0, 0.04567, 14.127, 654.9, 123456.0, 1.2e9)]
     ['0', '0.0457', '14.1', '655', '123456', '1.2e+09']

@@ -1,1 +1,1 @@
-"""What people look at: tables, plots, pages and log lines."""
+"""Output for people: tables, plots, pages and log lines."""

@@ -1,4 +1,4 @@
-"""What people see of a site's ledger: its runs, the budget as a bar, and what a planned run would do to it."""
+"""Show a site's ledgers: their runs, the budget as a bar, and the effect of a planned run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROW = "{:<10} {:<10} {:>6} {:>7} {:>6} {:>6} {:>8}  {}"
 
 
 def show(report: dict[str, Any], console: Console, *, rounds: bool) -> None:
-    """Print what stands in a site's ledgers, in 80 columns."""
+    """Print the contents of a site's ledgers, in 80 columns."""
     _line(console, _ROW.format("run", "for", "rounds", "σ", "q", "steps", "ε alone", "charged"), "bold")
     _show_runs(report, console, rounds=rounds)
     if not report["runs"]:
@@ -63,7 +63,7 @@ def _show_balance(of: dict[str, Any], console: Console) -> None:
 
 
 def show_plan(report: dict[str, Any], console: Console) -> None:
-    """Print what a run would do to a ledger, in 80 columns."""
+    """Print the effect of a run on a ledger, in 80 columns."""
     sigma, rate, steps = report["noise_multiplier"], report["sample_rate"], report["steps"]
     _line(
         console, f"{report['run']} costs ε {_number(report['cost'])} by itself (σ {sigma:g}, q {rate:g}, {steps} steps)"
@@ -88,7 +88,7 @@ def show_plan(report: dict[str, Any], console: Console) -> None:
 
 
 def show_verified(report: dict[str, Any], console: Console) -> None:
-    """Print what was verified of a site's ledgers, and what cannot be."""
+    """Print what was verified about a site's ledgers, and what cannot be."""
     for each in report["ledgers"]:
         _line(console, f"✓ {each['ledger']}: whole, and signed with {each['site']}'s key to its last line")
         _line(console, f"  lineage {each['lineage']}, {each['entries']} entries")
@@ -110,8 +110,8 @@ def _row(of: dict[str, Any], name: str, purpose: str, rounds: str, alone: str) -
 
 
 def _bar(spent: float | None, after: float | None, budget: float | None) -> str:
-    """Draw a budget: spent, planned, left."""
-    if not budget:  # without end
+    """Draw a budget as a bar: spent, planned, left."""
+    if not budget:  # infinite
         return "░" * _CELLS
     full, planned = (_CELLS if each is None else min(_CELLS, round(each / budget * _CELLS)) for each in (spent, after))
     return "█" * full + "▒" * (planned - full) + "░" * (_CELLS - planned)

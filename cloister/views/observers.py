@@ -1,4 +1,4 @@
-"""What a run with shared noise costs a site against whom, and what votes cost: as `sign` and `simulate` say it."""
+"""Report ε against each observer of a run with shared noise, and the cost of votes, for `sign` and `simulate`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ if TYPE_CHECKING:
 
     from privacy.run.manifest import Manifest
 
-_MOST_UNDONE = (
-    0.1  # share of good rounds that are undone, up to which who is blamed is to blame: `strategies.suspicion`
-)
+_MOST_UNDONE = 0.1  # share of good rounds undone, above which an honest site may well be blamed: `strategies.suspicion`
 
 
 def against_whom(manifest: Manifest) -> dict[str, Any]:
-    """Return `observers` and `most_parameters` for JSON, where an infinite ε is null; nothing if noise is local."""
+    """Return `observers` and `most_parameters` for JSON, with null for an infinite ε; empty if noise is local."""
     if not manifest.settings.shares_noise:
         return {}
     rows = [asdict(each) for each in observers(manifest, manifest.settings.privacy.delta)]
@@ -30,9 +28,9 @@ def against_whom(manifest: Manifest) -> dict[str, Any]:
 
 
 def cost_of_votes(manifest: Manifest) -> dict[str, Any]:
-    """Return `votes` for JSON, if the run has them: what they cost the records held out, and how often they are wrong.
+    """Return `votes` for JSON, if the run has them: their cost to held-out records, and their error rates.
 
-    That is if all sites vote, of which as many lie as the run is to bear.
+    The rates assume that all sites vote, and as many lie as the run must tolerate.
     """
     settings = manifest.settings
     if settings.vote is None:
@@ -47,7 +45,7 @@ def cost_of_votes(manifest: Manifest) -> dict[str, Any]:
 
 
 def table(report: Mapping[str, Any]) -> list[str]:
-    """Return the lines of that table, if the report has one, and of votes, if the run has them."""
+    """Return the lines of the observers' table and of votes, if the report has them."""
     return [*_shared(report), *_votes(report)]
 
 

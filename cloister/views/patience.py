@@ -1,4 +1,4 @@
-"""A line for whoever waits: said once something takes longer than a second, where no output of it is read."""
+"""Tell a waiting user what is going on, on standard error, if it takes longer than a second."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PATIENCE = 1.0  # seconds
 
 @contextmanager
 def patience(doing: str) -> Iterator[None]:
-    """Say on standard error what is being done, if it is not done within a second."""
+    """Print what is being done on standard error, if it takes longer than a second."""
     timer = threading.Timer(_PATIENCE, lambda: typer.echo(f"{doing} …", err=True))
     timer.daemon = True
     timer.start()

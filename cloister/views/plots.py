@@ -1,4 +1,4 @@
-"""Pictures of what audits and benchmarks saw: the one file that loads matplotlib, and draws without a screen."""
+"""Plot the results of audits and benchmarks. This is the only file that loads matplotlib; it needs no display."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _SIDE = 8  # pixels of a digit
 
 @dataclass(frozen=True)
 class Panel:
-    """One digit of a row of them."""
+    """One digit in a row of digits."""
 
     title: str
     image: NDArray[np.float64]  # (64,), of any range
     caption: str
-    correlation: float | None  # with the first
+    correlation: float | None  # with the first digit
 
 
 def draw_audit(audit: Audit, path: Path) -> None:
-    """Draw scores of canaries that were in and out, with fitted normals; and the three ε side by side."""
+    """Draw the scores of included and excluded canaries with fitted normals, and the three ε side by side."""
     sighting, report = audit.sighting, audit.report
     if sighting is None:
         msg = f"{report['site']}: its task is refused, so that there is nothing to draw"
@@ -63,7 +63,7 @@ def draw_audit(audit: Audit, path: Path) -> None:
 
 
 def draw_digits(panels: Sequence[Panel], path: Path) -> None:
-    """Draw digits side by side, each in its own range of greys, with captions."""
+    """Draw digits side by side with captions, each in its own grey scale."""
     figure = Figure(figsize=(2.6 * len(panels), 3.6), layout="constrained")
     figure.suptitle("One record, read back from the update that was made of it", x=0.01, ha="left")
     for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
@@ -76,7 +76,7 @@ def draw_digits(panels: Sequence[Panel], path: Path) -> None:
 
 
 def draw_utility(report: dict[str, Any], path: Path) -> None:
-    """Draw a panel for each data set: a line for each noise, with deviations; dashed, what there is without privacy."""
+    """Draw a panel per data set, with a line and deviations per kind of noise; dashed, the result without privacy."""
     rows = [row for row in report["rows"] if not row["variant"]]
     names = list(dict.fromkeys(row["data"] for row in rows))
     figure = Figure(figsize=(4.4 * len(names), 3.6), layout="constrained")
@@ -114,7 +114,7 @@ def _save(figure: Figure, path: Path) -> None:
     """Write a picture.
 
     Raises:
-        ConfigError: if it cannot be written, or is of no kind that pictures have.
+        ConfigError: if it cannot be written, or its file type is unknown.
     """
     FigureCanvasAgg(figure)
     try:

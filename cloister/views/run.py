@@ -1,4 +1,4 @@
-"""What a person sees of a run: one row a round, then a summary. Readable in 80 columns and without a terminal."""
+"""Show a run: one row per round and a progress bar, readable in 80 columns and without a terminal; also the log."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 _KIB = 1024
 _ROW = "{:>5}  {:>5}  {:<6}  {:<8}  {:<16}  {:>9}  {:>7}"
-_LARGE = 1000  # from here on, a figure is written with an exponent
-_LONGEST = 2000  # characters of a line of the log
-_WIDE = 1000  # columns for output that is no terminal: lines are never broken there
+_LARGE = 1000  # figures from here on have an exponent
+_LONGEST = 2000  # characters of a log line
+_WIDE = 1000  # columns of output that is not a terminal, so that lines are never broken
 
 
 class _Console(Console):
     @override
     def on_broken_pipe(self) -> None:
-        """Leave it to whoever runs the command; rich would end the process."""
+        """Raise for the command to handle; rich would end the process."""
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def make_console(*, json: bool) -> Console:
-    """Return where people read: standard output, or standard error where a program reads the output."""
+    """Return a console on standard output or, if that carries JSON, on standard error."""
     console = _Console(stderr=json, highlight=False)
     return console if console.is_terminal else _Console(stderr=json, highlight=False, width=_WIDE)
 
 
 def size(count: float) -> str:
-    """Write a number of bytes for people."""
+    """Format a number of bytes."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < _KIB or unit == "GB":
             return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"  # noqa: PLR2004
@@ -48,12 +48,12 @@ def size(count: float) -> str:
 
 
 class RoundTable:
-    """Shows a run's events: a row for every round, a bar at the bottom while it goes on."""
+    """Shows a run's events: a row per round, and a progress bar below."""
 
     def __init__(
         self, console: Console, budget: float | None = None, own: Callable[[int], Mapping[str, float]] | None = None
     ) -> None:
-        """Take a budget to name above the table, and who reads a round's metrics in the sites' own folders."""
+        """Take a budget to show in the header, and a function that reads a round's metrics from the sites' folders."""
         self._console, self._budget, self._own = console, budget, own
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -71,7 +71,7 @@ class RoundTable:
         self._bar.stop()
 
     def status(self, text: str) -> None:
-        """Say what is going on below the table."""
+        """Show a status below the table."""
         self._bar.update(self._task, description=text)
 
     def show(self, event: dict[str, Any]) -> None:
@@ -116,28 +116,28 @@ class RoundTable:
             self._print(f"       {site}: {reason}", "yellow")
 
     def _print(self, text: str, style: str) -> None:
-        # Nothing in a text is an instruction: no [markup], no :emoji:.
+        # Show text literally: no [markup], no :emoji:.
         self._console.print(text, style=style or None, markup=False, emoji=False, soft_wrap=True)
 
 
 def _figure(value: float | None, digits: int) -> str:
-    """Write a number that fits its column, whatever it is."""
+    """Format a number so that it always fits its column."""
     if value is None:
         return "–"
     return f"{value:.{digits}f}" if abs(value) < _LARGE else f"{value:.0e}"
 
 
 class LineFormatter(logging.Formatter):
-    """Writes log entries of which each begins a line and nothing else does, whatever a message or an error says."""
+    """Formats log entries so that only an entry starts at the beginning of a line, whatever its text contains."""
 
     @override
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """Write a record's line; what follows a line break in it is moved in."""
+        """Format a record; indent what follows a line break in it."""
         return _moved_in(super().formatMessage(record))
 
     @override
     def formatException(self, ei: Any) -> str:
-        """Write a traceback, moved in."""
+        """Format a traceback, indented."""
         return "  " + _moved_in(super().formatException(ei))
 
 

@@ -1,4 +1,4 @@
-"""A statement as one page of HTML: no scripts, nothing from elsewhere, made to be read and printed."""
+"""Format a statement as one self-contained HTML page for reading and printing, without scripts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ svg { display: block; width: 100%; height: 1em; margin: .2em 0 .8em }
 
 
 def page(statement: dict[str, Any]) -> str:
-    """Write a statement as HTML."""
+    """Return a statement as HTML."""
     about, guarantee = statement["about"], statement["guarantee"]
     title = f"Differential privacy at {_text(about['site'])}: {_text(about['people'])}"
     budgets = "".join(_budget(each) for each in statement["spending"])
@@ -68,13 +68,13 @@ def page(statement: dict[str, Any]) -> str:
 
 
 def _budget(of: dict[str, Any]) -> str:
-    """Write what was spent of a budget as a sentence and as a bar."""
+    """Return the spent part of a budget as a sentence and a bar."""
     spent, budget = of["epsilon_spent"], of["epsilon_budget"]
     said = (
         f"Records {_text(of['people'])}: ε {_text(spent)} of {_text(budget)} spent, {_text(of['epsilon_left'])} left, "
         f"at δ {_text(of['delta'])} (1 in {1 / of['delta']:,.0f})."
     )
-    # What has no end fills the bar where it was spent, and leaves it empty where it may be.
+    # An infinite spend fills the bar; an infinite budget leaves it empty.
     share = 0.0 if isinstance(budget, str) else 1.0 if isinstance(spent, str) else min(1.0, spent / budget)
     return (
         f'<p class="spent">{said}</p>\n<svg viewBox="0 0 1000 20" preserveAspectRatio="none" role="img" '
@@ -88,7 +88,7 @@ def _lead(name: str) -> str:
 
 
 def _section(value: Any) -> str:  # noqa: ANN401 - whatever JSON has
-    """Write a table of names and values, a table with a head, or a list."""
+    """Return a table of names and values, a table with a header, or a list."""
     if isinstance(value, dict):
         rows = "".join(f"<tr><th>{_label(name)}</th><td>{_section(each)}</td></tr>\n" for name, each in value.items())
         return f"<table>\n{rows}</table>"

@@ -1,4 +1,4 @@
-"""Standard output and error as they are: in any encoding, closed, full, or read by a program that has gone."""
+"""Make standard output and error robust: any encoding, closed, full, or a pipe whose reader has gone."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ _PLAIN = {
     "∞": "inf", "√": "sqrt", "²": "^2", "█": "#", "▒": "+", "░": ".",
     **{bar: str(height) for height, bar in enumerate("▁▂▃▄▅▆▇", start=1)},
 }  # fmt: skip
-"""What to write for a character that the terminal does not have."""
+"""Replacements for characters that the terminal's encoding lacks."""
 
 
 def make_usable() -> None:
-    """Let both streams take any text. What a closed one gets is dropped, as by `/dev/null`."""
+    """Let both streams accept any text; a closed stream discards it, like `/dev/null`."""
     codecs.register_error("cloister", _plain)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for as long as we run
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open until exit
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="cloister")
 
 
 def flush_output() -> OSError | None:
-    """Write what is left for standard output; return why it takes no more, if so."""
+    """Flush standard output; return the error if that fails."""
     error = _flush(sys.stdout)
     return OSError(error.errno, error.strerror, "standard output") if error else None
 
 
 def reader_has_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads any more, as after `| head`."""
+    """Whether standard output is a pipe whose reader has gone, as after `| head`."""
     with suppress(OSError, ValueError):
         poll = select.poll()
-        poll.register(sys.stdout.fileno(), 0)  # errors are told unasked
+        poll.register(sys.stdout.fileno(), 0)  # errors are always reported
         return any(event & select.POLLERR for _, event in poll.poll(0))
     return False
 
 
 def complain(text: str) -> None:
-    """Write a line to standard error; there is nobody to tell if that fails too."""
+    """Write a line to standard error; ignore failures, which nobody could see."""
     with suppress(OSError, ValueError):
-        print(text, file=sys.stderr)  # noqa: T201 - standard error is what it is about
+        print(text, file=sys.stderr)  # noqa: T201 - writes to standard error on purpose
     _flush(sys.stderr)
 
 
 def _flush(stream: TextIO) -> OSError | None:
-    """Flush a stream. If that fails, drop what is left in it: Python would try again as it ends, and say so itself."""
+    """Flush a stream. If that fails, discard its buffer: otherwise Python retries at exit, and prints its own error."""
     try:
         stream.flush()
     except OSError as error:
@@ -70,7 +70,7 @@ def _flush(stream: TextIO) -> OSError | None:
 
 
 def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Replace characters that an encoding does not have, as Python asks an error handler to."""
+    """Replace characters that an encoding lacks; an error handler for `codecs`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     found = error.object[error.start : error.end]
