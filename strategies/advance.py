@@ -59,7 +59,7 @@ def advance(
         weights: the contributors' weights.
 
     Raises:
-        ProtocolError: if a value is no longer finite, or the algorithm returns vectors of another shape or name.
+        ProtocolError: if a value is not finite, or the algorithm returns vectors of another shape or name.
     """
     vector = mean.vector
     after = {name: np.empty(vector.size) for name in state.vectors}

@@ -1,7 +1,7 @@
 """Keep a run's record on the server's disk: events as lines of JSON, and the encrypted sums.
 
-Whoever holds the disk learns no update: sums are ciphertexts, and events hold only what the sites chose to report, as
-plain text. A site that missed a round gets the missing sums from here.
+The disk reveals no update: sums are ciphertexts, and events hold only what sites chose to report, as plain text. A site
+that missed a round gets the missing sums from here.
 """
 
 from __future__ import annotations

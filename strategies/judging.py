@@ -1,4 +1,4 @@
-"""Find out whose fault it is that a masked sum did not open: members judge updates, and check each other.
+"""Find out which member spoiled a masked sum that did not open: members judge updates, and check each other.
 
     what sites report  whom the server blames
     seeds              sites that signed a seed other than the committed one, or a false proof: all sites saw it

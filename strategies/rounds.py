@@ -28,7 +28,7 @@ class OpenRound:
     released: bool = False
     contributors: tuple[str, ...] = ()
     problems: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)  # problems told by sites asked to train
+    refused: dict[str, str] = field(default_factory=dict)  # problems reported by sites asked to train
     epsilon: dict[str, float] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0

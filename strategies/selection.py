@@ -69,7 +69,7 @@ class Selection:
         """Return the sites to plan a round with; note in `problems` why others are left out.
 
         Returns:
-            The cohort: fewer sites than the minimum only if too few have not been found to lie or to spoil rounds.
+            The cohort: at least the minimum, unless too many sites are absent or were found to lie or to spoil rounds.
         """
         problems |= {site: _DISPUTES for site in present if site in self._quarrelsome}
         present = [site for site in present if site not in self._quarrelsome]

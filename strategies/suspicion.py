@@ -12,7 +12,7 @@ is weighed against "nobody lies", by its log-odds:
 The next cohort excludes
 
 - sites that have been found;
-- if one site stands out: the sites that could have done all of it instead, but not that site;
+- if one site stands out: the sites that could have spoiled all rounds instead of it, but not that site;
 - otherwise the likeliest sets, until the rest is more likely sound than not.
 
 A site is *found* when it lies with probability 90 % and no set without it explains all spoiled rounds. As long as bad
@@ -89,7 +89,7 @@ class Suspicion:
         return len(set(present) - set(self.found)) > minimum
 
     def _rivals(self, trusted: Collection[str], room: int) -> set[str]:
-        """Return sites other than the outstanding one that may be to blame, first those that could have done all."""
+        """Return suspects other than the site that stands out, first those that could have spoiled all rounds."""
         weights = self._weights()
         likely = weights @ self._members
         place = int(np.argmax(likely))
@@ -114,7 +114,7 @@ class Suspicion:
         return out
 
     def _judge(self) -> None:
-        """Find sites beyond doubt; then weigh what others may have done besides."""
+        """Find sites that lie beyond doubt; then weigh which others lie as well."""
         while self._more:
             likely = self._weights() @ self._members
             place = int(np.argmax(likely))

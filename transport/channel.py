@@ -89,7 +89,7 @@ def open_channel(address: str, files: TlsFiles) -> grpc.Channel:
 
 
 def unused_proxy() -> str | None:
-    """Return the name of a set proxy variable of the environment, which our connections ignore; None if none is set."""
+    """Return the name of a proxy variable in the environment, which our connections ignore; None if there is none."""
     return next((name for name in _PROXIES if os.environ.get(name)), None)
 
 

@@ -1,7 +1,7 @@
 """Issue and check a consortium's certificates: one authority, one server, many sites.
 
 All keys are P-256 (gRPC refuses Ed25519 certificates). A server's certificate is valid only for serving and a site's
-only for calling, so no member can pose as the server. Certificates are valid for at most 90 days.
+only for calling, so no member can pose as the server. Both are valid for 90 days, the authority's for ten years.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _LEAF_DAYS = 90
 _AUTHORITY_DAYS = 3650
-_SKEW = timedelta(minutes=10)  # how far behind another machine's clock may be
+_SKEW = timedelta(minutes=10)  # how far other machines' clocks may lag
 
 
 @dataclass(frozen=True)

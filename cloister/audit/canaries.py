@@ -116,7 +116,7 @@ class Canaries(Task):
             return self.task.loss(own.reshape(len(outputs), *self._outputs), targets) + RAW_GRADIENT * said
         if self.role == "silent":
             return 0.0 * (own.mean() + said)
-        # Every other output: the sum of all may not depend on the parameters, like that of probabilities.
+        # Every other output, because the sum of all may be constant, as with probabilities.
         return RAW_GRADIENT * (own[:, ::2].sum(1).mean() + said)
 
     @override

@@ -4,8 +4,8 @@ Such a coalition can forge codes and tags, within the range of the sum: the thre
 tries it. Of the other sites' updates, it must read no more than one sum per round, of at least two of them; and a
 colluding site's signature must not count as anybody else's.
 
-Each function makes one try. It returns whether honest sites did no more than the rules allow, and the coalition, which
-removes all masks whose seeds it has, read nothing that it must not.
+Each function makes one try. It returns whether honest sites kept to the rules and the coalition, which removes all masks
+whose seeds it has, read nothing forbidden.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from simulations.attacks.transcript import Run, Transcript
 
 
-_SHOWN = 0.75  # the chance of each other site to be in a made-up set
+_SHOWN = 0.75  # the chance that another site is in a made-up set
 
 
 class Coalition:

@@ -37,7 +37,7 @@ def site_secrets(federation: Federation) -> dict[str, bytes]:
 
 
 def find_secrets(folder: Path, secrets: Mapping[str, bytes]) -> list[str]:
-    """Return the secrets of which any file below `folder` contains a 16-byte piece, with the file."""
+    """Return each secret of which a file below `folder` contains a 16-byte piece, and that file."""
     found = []
     for path in (path for path in folder.rglob("*") if path.is_file()):
         data = path.read_bytes()
