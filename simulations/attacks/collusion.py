@@ -4,8 +4,8 @@ Such a coalition can forge codes and tags, within the range of the sum: the thre
 tries it. Of the other sites' updates, it must read no more than one sum per round, of at least two of them; and a
 colluding site's signature must not count as anybody else's.
 
-Each function makes one try. It returns whether honest sites kept to the rules and the coalition, which removes all masks
-whose seeds it has, read nothing forbidden.
+Each function makes one try. It returns whether honest sites kept to the rules, and the coalition, which removes all
+masks whose seeds it has, read nothing forbidden.
 """
 
 from __future__ import annotations
