@@ -6,6 +6,8 @@ announced with `signal_skip_step`, so that sums gather in `p.summed_grad` and no
 
 from __future__ import annotations
 
+import os
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,7 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         self._ahead: Future[NDArray[np.float64]] | None = None
 
     def draw_ahead(self) -> None:
-        """Start drawing the next step's noise, if another device computes the gradients meanwhile.
+        """Start drawing the next step's noise, if that does not take a core from those that compute the gradients.
 
         Nobody else may draw from the randomness until the step is taken.
         """
@@ -47,8 +49,9 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
 
     @property
     def _draws_ahead(self) -> bool:
-        """Whether to draw ahead. If the CPU computes gradients too, a second thread gains nothing."""
-        return any(parameter.device.type != "cpu" for parameter in self.params)
+        """Whether another device computes the gradients, or torch leaves this process a core."""
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        return cores > torch.get_num_threads() or any(each.device.type != "cpu" for each in self.params)
 
     @property
     def _scale(self) -> float:
