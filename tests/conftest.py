@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from tests.federations import FederationMaker  # loads torch, which most tests have no use for
 
 # On a busy machine any example may take long; pytest's timeout is what ends a test that hangs.
-settings.register_profile("cloister", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The suite tries the same examples in every run. To look for others: make test ARGS=--hypothesis-profile=random
+settings.register_profile("cloister", _PATIENT, derandomize=True)
+settings.register_profile("random", _PATIENT)
 settings.load_profile("cloister")
 
 

@@ -70,6 +70,7 @@ def test_steps_over_all_records_come_to_the_closed_form_at_any_delta(distance: f
 
 
 @few
+@example(Mechanism(10**-2.25, 1e-2, 1), 1e-4)
 @example(Mechanism(10**-1.1875, 10**-1.25, 10), 10**-1.5)  # one direction's losses are all but equal
 @given(
     of=st.builds(
@@ -85,8 +86,9 @@ def test_epsilon_is_finite_and_rises_with_steps_and_rate_and_falls_with_noise_an
 ) -> None:
     sigma, rate, steps = of.noise_multiplier, of.sample_rate, of.steps
     cost = epsilon([of], delta)
-    # Of a smaller δ, where losses are rare beside many small ones, a good part of a bound may be for rounding.
-    loose = 1e-2 if delta > 1e-12 else 0.5
+    # Rounding may be a good part of a bound for a smaller δ, where losses are rare beside many small ones, and for an ε
+    # that protects nobody.
+    loose = 1e-2 if delta > 1e-12 and cost < 100 else 0.5
     assert 0 <= cost < math.inf
     for weaker, less in (
         (Mechanism(sigma * 0.8, rate, steps), delta),
