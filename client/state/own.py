@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from client.state.pending import PendingFiles
 from client.state.vectors import load_vectors, save_vectors
 
 if TYPE_CHECKING:
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
     from strategies.algorithm import Values
 
 
-class Own:
+class Own(PendingFiles):
     """A folder with one file per run, and one for the pending update."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        super().__init__(folder, "own", "own-pending")
 
     def load(self, run: str, names: Sequence[str], size: int) -> dict[str, Values]:
         """Return the vectors `(size,)` with these names; zeros before the first round.
@@ -33,27 +34,11 @@ class Own:
         Raises:
             KeyFileError: if the file is damaged.
         """
-        path = self._path(run)
+        path = self.current(run)
         if not names or not path.exists():
             return {name: np.zeros(size) for name in names}
         return load_vectors(path, names, size)
 
     def keep(self, plan: RoundPlan, vectors: Mapping[str, Values]) -> None:
         """Keep a round's new vectors as pending, before its update is sent."""
-        for older in self._folder.glob(f"{plan.run[:16]}-*.own-pending"):
-            older.unlink()
-        save_vectors(self._pending(plan), vectors)
-
-    def settle(self, plan: RoundPlan, *, contributed: bool) -> None:
-        """Once the round's sum is open, adopt the pending vectors, or drop them if the sum lacks this site's update."""
-        pending = self._pending(plan)
-        if pending.exists() and contributed:
-            pending.replace(self._path(plan.run))
-        else:
-            pending.unlink(missing_ok=True)
-
-    def _path(self, run: str) -> Path:
-        return self._folder / f"{run[:16]}.own"
-
-    def _pending(self, plan: RoundPlan) -> Path:
-        return self._folder / f"{plan.run[:16]}-{plan.round}.own-pending"
+        save_vectors(self.begin(plan), vectors)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from client.state.pending import PendingFiles
 from privacy.storage import open_file, write_atomically
 
 if TYPE_CHECKING:
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 _STEP = 1 << 20  # values at a time
 
 
-class Residuals:
+class Residuals(PendingFiles):
     """A folder with one float32 file per run, and one for the pending update."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        super().__init__(folder, "residual", "pending")
 
     def add_to(self, vector: NDArray[np.float32], run: str) -> None:
         """Add the residual to a new update `(n,)`, in place."""
-        path = self._path(run)
+        path = self.current(run)
         if path.exists() and path.stat().st_size == vector.nbytes:
             with open_file(path) as file:
                 for start in range(0, vector.size, _STEP):
@@ -39,24 +40,8 @@ class Residuals:
 
     def keep(self, plan: RoundPlan, vector: NDArray[np.float32]) -> None:
         """Keep an update's residual as pending, before the update is sent."""
-        for older in self._folder.glob(f"{plan.run[:16]}-*.pending"):
-            older.unlink()
-        write_atomically(self._pending(plan), vector.astype("<f4", copy=False).data)
-
-    def settle(self, plan: RoundPlan, *, contributed: bool) -> None:
-        """Once the round's sum is open, adopt the pending residual, or drop it if the sum lacks this site's update."""
-        pending = self._pending(plan)
-        if pending.exists() and contributed:
-            pending.replace(self._path(plan.run))
-        else:
-            pending.unlink(missing_ok=True)
+        write_atomically(self.begin(plan), vector.astype("<f4", copy=False).data)
 
     def forget(self, run: str) -> None:
         """Drop a run's residual: its update is no longer in the model."""
-        self._path(run).unlink(missing_ok=True)
-
-    def _path(self, run: str) -> Path:
-        return self._folder / f"{run[:16]}.residual"
-
-    def _pending(self, plan: RoundPlan) -> Path:
-        return self._folder / f"{plan.run[:16]}-{plan.round}.pending"
+        self.current(run).unlink(missing_ok=True)
