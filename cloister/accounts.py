@@ -11,7 +11,7 @@ from client.settings import read_site
 from privacy.accounting.accounting import calibrate
 from privacy.config import read_toml
 from privacy.errors import CloisterError, ConfigError, LedgerError, RefusedError
-from privacy.ledger.spending import Balance, excessive, without_infinity
+from privacy.ledger.balance import Balance, excessive, without_infinity
 from privacy.run.calibration import sign_manifest
 from privacy.run.manifest import open_manifest
 from privacy.run.policy import check_policy

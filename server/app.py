@@ -15,8 +15,8 @@ from flwr.serverapp import ServerApp
 
 from privacy.errors import CloisterError, ConfigError, RunError
 from server.settings import read_consortium, read_run
+from strategies.encrypted_strategy import EncryptedStrategy
 from strategies.event_log import EventLog
-from strategies.fedavg import EncryptedFedAvg
 from strategies.ledger_heads import LedgerHeads
 from strategies.sealed_keys import SealedKeys
 from transport.grid import StreamingGrid
@@ -58,7 +58,7 @@ def main(grid: Grid, context: Context) -> None:
     new_epoch = bool(context.run_config.get("new-epoch"))
     heads = LedgerHeads(place.folder / place.settings.ledger_heads, held_out=settings.kind.held_out)
     grid = StreamingGrid(grid)  # adds updates as they arrive: one in memory, not every site's
-    strategy = EncryptedFedAvg(run, roster, event_log, letters, heads, place.tls, new_epoch=new_epoch)
+    strategy = EncryptedStrategy(run, roster, event_log, letters, heads, place.tls, new_epoch=new_epoch)
     try:
         strategy.start(grid, ArrayRecord(), settings.rounds, timeout=settings.cohort.round_deadline_seconds)
         strategy.finish(grid)

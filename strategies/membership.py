@@ -20,7 +20,7 @@ from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.run.clocks import check_clock, tolerance
 from privacy.run.plan import read_plan
 from strategies.attention import GRACE, POLL_SECONDS, Attention
-from strategies.waiting import Waiting
+from strategies.waiting_events import Waiting
 from transport.contents import OPENED, Readiness, content_of
 from transport.masking import REFUSAL, Refusal
 from transport.messages import EVALUATE, QUERY, Delivery, Query, Reached

@@ -16,7 +16,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from client.data.records import read_csv
-from client.dpsgd.dpsgd import _take_steps
+from client.dpsgd.training_steps import _take_steps
 from client.task.task import Task
 from client.work.survey import Survey
 from client.work.training import Study

@@ -205,7 +205,7 @@ def test_importing_cloister_leaves_opacus_as_it_is_for_others() -> None:
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping as Fast
 tables = GradSampleModule.GRAD_SAMPLERS, Fast.GRAD_SAMPLERS, Fast.NORM_SAMPLERS
 before = [dict(table) for table in tables]
-import cloister, client.app, client.dpsgd.dpsgd, cloister.audit.canaries
+import cloister, client.app, client.dpsgd.training_steps, cloister.audit.canaries
 assert [dict(table) for table in (GradSampleModule.GRAD_SAMPLERS, Fast.GRAD_SAMPLERS, Fast.NORM_SAMPLERS)] == before
 """
     finished = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=ROOT)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch.nn.utils import parameters_to_vector
 
-from client.dpsgd.dpsgd import train
+from client.dpsgd.training_steps import train
 from client.task.probe import make_model
 from privacy.noise.randomness import Randomness
 from privacy.run.settings import Privacy, Training

@@ -30,7 +30,7 @@ from client.dpsgd.draws import drawn_since, forked, seed_used
 from client.gradients.choice import make_mode
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet
-from client.gradients.optimizer import CipherOptimizer
+from client.gradients.noisy_optimizer import CipherOptimizer
 from client.task.interactions import ALONE, InteractionError, sketch
 from privacy.errors import TaskError
 from privacy.failures import raised

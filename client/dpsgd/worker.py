@@ -6,8 +6,8 @@ import logging
 import signal
 from typing import TYPE_CHECKING
 
-from client.dpsgd.dpsgd import take_part
 from client.dpsgd.process_group import gather
+from client.dpsgd.training_steps import take_part
 from client.work.works import Works
 
 if TYPE_CHECKING:

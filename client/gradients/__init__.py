@@ -11,7 +11,7 @@ In every mode, the guarantee holds by construction, however a task is written:
   adds nothing.
 - Every trained parameter has gradients from each part of a batch, or the mode says that it has none; a missing gradient
   is an error (`mode`).
-- Noise is added once per step, also to empty batches, and sums are divided by a public number (`optimizer`).
+- Noise is added once per step, also to empty batches, and sums are divided by a public number (`noisy_optimizer`).
 
 Each mode is a gradient-sample mode in the sense of Opacus. `bookkeeping`, `vmap` and `autograd` (`single`) are
 Cloister's; `hooks` and `functorch` are Opacus's own (`opacus_modes`). `choice` picks a mode that agrees with autograd

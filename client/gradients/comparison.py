@@ -23,7 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from client.dpsgd.draws import Draws
 from client.gradients.clipping import clip_factors
 from client.gradients.mode import GradientMode, quiet, trainable
-from client.gradients.optimizer import CipherOptimizer
+from client.gradients.noisy_optimizer import CipherOptimizer
 from privacy.noise.randomness import Randomness
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from opacus.optimizers import DistributedDPOptimizer
 from typing_extensions import override
 
-from client.gradients.optimizer import CipherOptimizer
+from client.gradients.noisy_optimizer import CipherOptimizer
 
 if TYPE_CHECKING:
     from client.dpsgd.process_group import ProcessGroup

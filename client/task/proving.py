@@ -9,7 +9,7 @@ import torch
 
 from client.data.fitness import load_records
 from client.dpsgd.additivity import check_mode
-from client.dpsgd.dpsgd import way_to_train
+from client.dpsgd.training_steps import way_to_train
 from client.state.refusals import Refusals
 from client.task.guard import check_records, check_task
 from client.task.probe import Example, make_model

@@ -16,7 +16,7 @@ import torch
 
 from client.data.fitness import Fitness, example_of, load_records
 from client.data.held_out import split_held_out
-from client.dpsgd.dpsgd import train, way_to_train
+from client.dpsgd.training_steps import train, way_to_train
 from client.state.initial_model import find_model
 from client.state.model_state import check_constants, layout_of, set_constants, tensors_of
 from client.state.refusals import Refusals

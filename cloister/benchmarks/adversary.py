@@ -26,16 +26,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from privacy.errors import CloisterError
 from privacy.parallel import in_processes
-from simulations.attacks.adversary import SITES
 from simulations.attacks.attack_suite import ATTACKS, make_federation, prepare_attacks, quiet_agents, settings
 from simulations.attacks.liars import LIARS, Members
+from simulations.attacks.malicious_server import SITES
 from simulations.engine.inline import run_inline
 from simulations.engine.results import event_log_path, read_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from simulations.attacks.adversary import Adversary
+    from simulations.attacks.malicious_server import MaliciousServer
 
 _ATTACKS, _LIES = tuple(ATTACKS), tuple(LIARS)
 _OTHERS = "others: "  # prefix of counts of members blamed for another's lie
@@ -164,7 +164,7 @@ def _attack(job: _Tries) -> Counter[str]:
     return refused
 
 
-def _try_attacks(server: Adversary, todo: list[str]) -> list[str]:
+def _try_attacks(server: MaliciousServer, todo: list[str]) -> list[str]:
     """Make the tries and return the refused ones; if a try succeeds, leave the rest to another consortium."""
     refused: list[str] = []
     while todo:

@@ -1,7 +1,7 @@
 """Measure time and memory of training with different ways to compute gradients.
 
-The timed code is a site's, `client.dpsgd.dpsgd.train`: Poisson batches, clipping, a cipher's noise, steps. `plain` is
-the same model on the same batches without privacy: torch's mean loss, one backward pass, plain SGD.
+The timed code is a site's, `client.dpsgd.training_steps.train`: Poisson batches, clipping, a cipher's noise, steps.
+`plain` is the same model on the same batches without privacy: torch's mean loss, one backward pass, plain SGD.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from client.dpsgd.dpsgd import train
+from client.dpsgd.training_steps import train
 from client.gradients.choice import Choice, choose
 from client.settings import Computing, Gradients
 from cloister.benchmarks.zoo import SPECIMENS, Classify

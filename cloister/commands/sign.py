@@ -8,7 +8,7 @@ from cloister.views.observers import against_whom, cost_of_votes
 from privacy.accounting.accounting import epsilon
 from privacy.config import read_toml
 from privacy.errors import ConfigError, KeyFileError
-from privacy.ledger.spending import excessive
+from privacy.ledger.balance import excessive
 from privacy.run.calibration import sign_manifest
 from privacy.run.manifest import open_manifest
 from privacy.run.settings import RunSettings

@@ -10,7 +10,7 @@ from cloister.views.observers import against_whom, cost_of_votes
 from cloister.views.run import RoundTable, listen
 from privacy.config import read_toml
 from privacy.errors import ConfigError
-from privacy.ledger.spending import without_infinity
+from privacy.ledger.balance import without_infinity
 from privacy.run.settings import RunSettings
 from server.settings import read_consortium, read_run
 from simulations.engine.inline import run_inline

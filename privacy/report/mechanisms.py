@@ -11,8 +11,8 @@ from privacy.noise.shared import observers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from privacy.ledger.balance import Balance
     from privacy.ledger.entries import Entry
-    from privacy.ledger.spending import Balance
     from privacy.run.manifest import Manifest
 
 _LOCAL, _SHARED = "local", "shared"

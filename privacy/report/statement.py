@@ -14,14 +14,14 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from privacy.ledger.spending import excessive, without_infinity
+from privacy.ledger.balance import excessive, without_infinity
 from privacy.report.mechanisms import against_ledger, against_run, mechanism, randomness, stated_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from privacy.ledger.balance import Balance
     from privacy.ledger.entries import Entry
-    from privacy.ledger.spending import Balance
     from privacy.report.mechanisms import StatedRun
     from privacy.run.policy import Policy
 

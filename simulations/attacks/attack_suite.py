@@ -13,11 +13,11 @@ from typing_extensions import override
 
 from privacy.run.plan import MOST_SEEDS
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
-from simulations.attacks.adversary import SITES, Adversary
-from simulations.attacks.attacks import PROTOCOL_ATTACKS
 from simulations.attacks.backups import BACKUPS
 from simulations.attacks.collusion import COLLUSION
 from simulations.attacks.forged_sums import FORGED_SUMS
+from simulations.attacks.malicious_server import SITES, MaliciousServer
+from simulations.attacks.protocol_attacks import PROTOCOL_ATTACKS
 from simulations.attacks.unmasking import UNMASKING
 from simulations.engine.federation import Federation, SiteTerms
 from simulations.tasks.idle import Idle
@@ -76,13 +76,13 @@ def make_federation(folder: Path, absent: tuple[str, ...] = ()) -> Federation:
     return federation
 
 
-def prepare_attacks(folder: Path, rng: np.random.Generator) -> Adversary:
+def prepare_attacks(folder: Path, rng: np.random.Generator) -> MaliciousServer:
     """Make a consortium, and a server that has played one honest round of each of four runs.
 
     The sums of the first contain every contributor's seeds. The second has so many sites that the server expands the
     seeds to c1, which it can then change. The others have masks, against one colluding site and against two.
     """
-    server = Adversary(make_federation(folder, _ABSENT), rng)
+    server = MaliciousServer(make_federation(folder, _ABSENT), rng)
     server.start(settings("few", SITES))
     server.start(settings("many", SITES + _ABSENT))
     server.start(settings("masked", SITES, colluding=1))
@@ -90,17 +90,17 @@ def prepare_attacks(folder: Path, rng: np.random.Generator) -> Adversary:
     return server
 
 
-def _told(lie: Lie) -> Callable[[Adversary], bool]:
+def _told(lie: Lie) -> Callable[[MaliciousServer], bool]:
     """Return an attack that delivers a forged sum of one round."""
 
-    def attack(server: Adversary) -> bool:
+    def attack(server: MaliciousServer) -> bool:
         run = server.pick_run()
         return server.deliver(run, lie(server.collect(run), run.honest, server.rng))
 
     return attack
 
 
-ATTACKS: dict[str, Callable[[Adversary], bool]] = {
+ATTACKS: dict[str, Callable[[MaliciousServer], bool]] = {
     **{name: _told(lie) for name, lie in FORGED_SUMS.items()},
     **UNMASKING,
     **COLLUSION,

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 
 from privacy.codec.ciphertext import COEFF_MODULUS
 from privacy.errors import RunError
-from simulations.attacks.adversary import SITES
+from simulations.attacks.malicious_server import SITES
 from simulations.attacks.transcript import added, times
 from transport.messages import TRAIN, Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from simulations.attacks.adversary import Adversary
+    from simulations.attacks.malicious_server import MaliciousServer
     from simulations.attacks.transcript import Run, Transcript
 
 _MOMENTS = 0.1, 1.0, 10.0  # seconds allowed for an update; a busy machine needs more
 
 
-def _made_twice(server: Adversary, run: Run) -> tuple[Transcript, str, Transcript]:
+def _made_twice(server: MaliciousServer, run: Run) -> tuple[Transcript, str, Transcript]:
     """Collect a round, restore a site to its state before, and have it make another update for the same plan."""
     victim = server.pick()
     copy = server.copy(victim)
@@ -35,7 +35,7 @@ def _made_twice(server: Adversary, run: Run) -> tuple[Transcript, str, Transcrip
     return made, victim, server.train(run, made.plan, [victim])
 
 
-def update_again(server: Adversary) -> bool:
+def update_again(server: MaliciousServer) -> bool:
     """Replace a site's update with its second one for the same plan, or add a multiple of their difference.
 
     If both had the same pads, their difference would have a valid code and tag, and a server that expands the seeds
@@ -54,7 +54,7 @@ def update_again(server: Adversary) -> bool:
     ][server.rng.integers(4)]())  # fmt: skip
 
 
-def mask_again(server: Adversary) -> bool:
+def mask_again(server: MaliciousServer) -> bool:
     """Have a site reveal the masks of two updates for one plan, or one mask under the other update's header."""
     run = server.runs["masked"]
     made, victim, second = _made_twice(server, run)
@@ -67,7 +67,7 @@ def mask_again(server: Adversary) -> bool:
     return refused and server.deliver(run, mixed.sum(mixed.total(*SITES), mixed.contributions(*SITES)))
 
 
-def plan_that_is_over(server: Adversary) -> bool:
+def plan_that_is_over(server: MaliciousServer) -> bool:
     """Ask a site for a second update after the plan's deadline."""
     run, victim = server.pick_run(), server.pick()
     copy = server.copy(victim)
@@ -83,7 +83,7 @@ def plan_that_is_over(server: Adversary) -> bool:
     raise RunError(msg)
 
 
-BACKUPS: dict[str, Callable[[Adversary], bool]] = {
+BACKUPS: dict[str, Callable[[MaliciousServer], bool]] = {
     "two updates, one from a backup": update_again,
     "two masks, one from a backup": mask_again,
     "a backup, the round being over": plan_that_is_over,

@@ -26,7 +26,7 @@ from privacy.crypto.masking import Masks, mask, open_pairs, open_seed, unmask_su
 from privacy.crypto.pairs import write_pairs
 from privacy.errors import MalformedError
 from privacy.noise.randomness import Randomness
-from simulations.attacks.adversary import SECONDS, SITES
+from simulations.attacks.malicious_server import SECONDS, SITES
 from strategies.masking import next_attempt
 from transport.messages import ACCEPT, AGREE, REVEAL, TRAIN, Letter, Order
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from client.site import Site
     from privacy.run.plan import RoundPlan
-    from simulations.attacks.adversary import Adversary
+    from simulations.attacks.malicious_server import MaliciousServer
     from simulations.attacks.transcript import Run, Transcript
 
 
@@ -48,7 +48,7 @@ _SHOWN = 0.75  # the chance that another site is in a made-up set
 class Coalition:
     """A malicious server, as many colluding sites as the run must tolerate, and the seeds that they have."""
 
-    def __init__(self, server: Adversary, run: Run) -> None:
+    def __init__(self, server: MaliciousServer, run: Run) -> None:
         self.server, self.run = server, run
         sites = server.shuffled()
         self.inside, self.honest = sites[: run.minimum - 2], sites[run.minimum - 2 :]
@@ -151,18 +151,18 @@ def _said(made: Transcript, site: str, name: str) -> Any:  # noqa: ANN401 - what
     return json.loads(made.updates[site].header)[name]
 
 
-def _gather(server: Adversary) -> Coalition:
+def _gather(server: MaliciousServer) -> Coalition:
     return Coalition(server, server.runs[str(server.rng.choice(["masked", "pair"]))])
 
 
-def false_dropout(server: Adversary) -> bool:
+def false_dropout(server: MaliciousServer) -> bool:
     """Tell other sites that a site is absent, but tell the site that it is not, so that both reveal its masks."""
     coalition = _gather(server)
     victim, everyone = coalition.honest[0], frozenset(SITES)
     return _told_apart(coalition, dict.fromkeys(coalition.honest, everyone - {victim}) | {victim: everyone})
 
 
-def told_apart(server: Adversary) -> bool:
+def told_apart(server: MaliciousServer) -> bool:
     """Show each honest site a random set that contains it; colluding sites sign all of them."""
     coalition = _gather(server)
     chances = server.rng.random((len(SITES), len(SITES)))
@@ -192,7 +192,7 @@ def _told_apart(coalition: Coalition, told: Mapping[str, frozenset[str]]) -> boo
     return not coalition.reads_too_much
 
 
-def asked_again(server: Adversary) -> bool:
+def asked_again(server: MaliciousServer) -> bool:
     """Withhold a colluding site's mask once others have revealed theirs, and ask them for the same round again.
 
     Ask with another attempt, without an honest site or with all of them, or with another plan of the same attempt.
@@ -213,7 +213,7 @@ def asked_again(server: Adversary) -> bool:
     return server.refused(server.ask(TRAIN, dict.fromkeys(asked, again)), before) and not coalition.reads_too_much
 
 
-def signed_for_others(server: Adversary) -> bool:
+def signed_for_others(server: MaliciousServer) -> bool:
     """Have a colluding site sign in the name of an honest one; all else is valid."""
     return [_update_for, _agreement_for, _letters_for, _pairs_for][server.rng.integers(4)](_gather(server))
 
@@ -267,7 +267,7 @@ def _pairs_for(coalition: Coalition) -> bool:
     return not fooled and all(victim in names for site, names in shared.items() if site != victim)
 
 
-COLLUSION: dict[str, Callable[[Adversary], bool]] = {
+COLLUSION: dict[str, Callable[[MaliciousServer], bool]] = {
     "with a site: a false dropout": false_dropout,
     "with a site: sets told apart": told_apart,
     "with a site: a round asked again": asked_again,

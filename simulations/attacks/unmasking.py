@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from privacy.crypto.masking import REVEAL_BYTES
-from simulations.attacks.adversary import SECONDS, SITES
+from simulations.attacks.malicious_server import SECONDS, SITES
 from strategies.masking import next_attempt
 from transport.contents import content_of
 from transport.messages import REVEAL, TRAIN, Order
@@ -18,10 +18,10 @@ from transport.messages import REVEAL, TRAIN, Order
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from simulations.attacks.adversary import Adversary
+    from simulations.attacks.malicious_server import MaliciousServer
 
 
-def other_masks(server: Adversary) -> bool:
+def other_masks(server: MaliciousServer) -> bool:
     """Open a masked sum with a site's seed missing, exchanged, made up, or from another round."""
     run = server.runs["masked"]
     made = server.collect(run)
@@ -35,7 +35,7 @@ def other_masks(server: Adversary) -> bool:
     return server.deliver(run, changed.sum(changed.total(*made.updates), changed.contributions(*made.updates)))
 
 
-def two_attempts(server: Adversary) -> bool:
+def two_attempts(server: MaliciousServer) -> bool:
     """Claim that a site dropped out, to get masks of two attempts: a site that revealed in one joins no other."""
     run, rng = server.runs["masked"], server.rng
     *rest, _ = everyone = server.shuffled()
@@ -48,7 +48,7 @@ def two_attempts(server: Adversary) -> bool:
     return server.refused(server.ask(TRAIN, {site: again for site in rest if site in asked}), before)
 
 
-def two_sets(server: Adversary) -> bool:
+def two_sets(server: MaliciousServer) -> bool:
     """Have sites sign one set of contributors, then show them another, or an incomplete set of signatures."""
     run, rng = server.runs["masked"], server.rng
     *rest, gone = everyone = server.shuffled()
@@ -71,7 +71,7 @@ def two_sets(server: Adversary) -> bool:
     return refused and server.refused(server.show(made, headers, told, [site for site in rest if site != gone]), before)
 
 
-def one_update_twice(server: Adversary) -> bool:
+def one_update_twice(server: MaliciousServer) -> bool:
     """Make a second sum with updates of the first: under the same plan with fewer sites, or in another attempt."""
     run, rng = server.runs["masked"], server.rng
     *rest, _ = server.shuffled()
@@ -88,7 +88,7 @@ def one_update_twice(server: Adversary) -> bool:
     return refused
 
 
-def framed(server: Adversary) -> bool:
+def framed(server: MaliciousServer) -> bool:
     """Make an honest site look like a liar, with seeds that it did not reveal for this sum; repeat a round without it.
 
     A round may be summed again without members that are proven liars. If a server could prove that of any member, it
@@ -117,7 +117,7 @@ def framed(server: Adversary) -> bool:
     return server.refused(server.ask(TRAIN, dict.fromkeys(plan.cohort, content)), before)
 
 
-def without_its_own(server: Adversary) -> bool:
+def without_its_own(server: MaliciousServer) -> bool:
     """Have a site agree on a set without its own update, or with its update of another round, and reveal for it."""
     run, rng = server.runs["masked"], server.rng
     *rest, victim = server.shuffled()
@@ -131,7 +131,7 @@ def without_its_own(server: Adversary) -> bool:
     return server.refused(server.agree(mixed, *rest, victim), server.state())
 
 
-def two_cohorts(server: Adversary) -> bool:
+def two_cohorts(server: MaliciousServer) -> bool:
     """Plan one round for two cohorts: below the minimum, overlapping, or to be added into one sum."""
     run, rng = server.runs["many"], server.rng
     sites, absent = server.shuffled(), [site for site in run.manifest.settings.cohort.sizes if site not in SITES]
@@ -159,7 +159,7 @@ def two_cohorts(server: Adversary) -> bool:
     ][rng.integers(3)])  # fmt: skip
 
 
-UNMASKING: dict[str, Callable[[Adversary], bool]] = {
+UNMASKING: dict[str, Callable[[MaliciousServer], bool]] = {
     "a mask withheld or exchanged": other_masks,
     "masks of two attempts": two_attempts,
     "two sets of contributors": two_sets,

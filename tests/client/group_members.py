@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 from typing_extensions import override
 
-from client.dpsgd.dpsgd import take_part, train
 from client.dpsgd.process_group import Order, ProcessGroup, gather
+from client.dpsgd.training_steps import take_part, train
 from client.settings import Gradients
 from privacy.errors import DeviceError
 from privacy.noise.randomness import Randomness

@@ -12,7 +12,7 @@ from typing_extensions import override
 from client.gradients.choice import make_mode
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet, trainable
-from client.gradients.optimizer import CipherOptimizer
+from client.gradients.noisy_optimizer import CipherOptimizer
 from client.settings import Computing, Gradients
 from client.task.task import Task
 from privacy.noise.randomness import Randomness

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from numpy.typing import NDArray
 
-from client.dpsgd.dpsgd import train
+from client.dpsgd.training_steps import train
 from client.flower import open_site
 from client.round.admission import admit
 from client.round.aggregate import open_sum

@@ -19,7 +19,7 @@ from flwr.app import Context, Error, Message
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from client.dpsgd.dpsgd import train
+from client.dpsgd.training_steps import train
 from client.flower import app as client_app
 from client.flower import open_site
 from client.work.local import train_locally

@@ -68,7 +68,7 @@ class Seeding(Made):
 
 def masks_of(kind: type[Made], generator: torch.Generator | None, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The masks of three rounds of ten steps, which all records are in."""
-    monkeypatch.setattr("client.dpsgd.dpsgd._look", lambda *_: None)  # draws masks again on purpose
+    monkeypatch.setattr("client.dpsgd.training_steps._look", lambda *_: None)  # draws masks again on purpose
     # Modes are compared under one seed of torch's own generators, which the one that stands for a device's is not.
     monkeypatch.setattr("client.gradients.comparison.Expected.wrong", lambda *_: None)
     found: list[Tensor] = []

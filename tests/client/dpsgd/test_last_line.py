@@ -15,7 +15,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from client.dpsgd.additivity import check_mode
-from client.dpsgd.dpsgd import train, way_to_train
+from client.dpsgd.training_steps import train, way_to_train
 from client.flower import open_site
 from client.round.admission import admit
 from client.round.readiness import get_ready

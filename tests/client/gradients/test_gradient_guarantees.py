@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.dpsgd.dpsgd import train
-from client.gradients import optimizer
+from client.dpsgd.training_steps import train
+from client.gradients import noisy_optimizer
 from client.gradients.mode import trainable
 from client.settings import Gradients
 from privacy.noise.randomness import Randomness
@@ -180,7 +180,7 @@ def test_sums_are_divided_by_the_declared_size_alone() -> None:
 def test_the_noise_of_a_step_is_drawn_beside_it_in_the_order_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for beside in (True, False):
-        monkeypatch.setattr(optimizer.CipherOptimizer, "_draws_ahead", beside)
+        monkeypatch.setattr(noisy_optimizer.CipherOptimizer, "_draws_ahead", beside)
         model, records = made("twice")
         train(Scores("twice"), model, records, RECORDS, manifest(5, 0.5, 1.0), Randomness.seeded(8))
         found.append(vector(model))

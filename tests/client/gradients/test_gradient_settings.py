@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.dpsgd.dpsgd import train
+from client.dpsgd.training_steps import train
 from client.gradients.choice import choose
 from client.settings import Computing, Gradients, SiteSettings
 from privacy.config import read_toml

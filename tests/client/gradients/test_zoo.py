@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from client.dpsgd.dpsgd import train, way_to_train
+from client.dpsgd.training_steps import train, way_to_train
 from client.settings import Computing
 from client.task import guard
 from client.task.probe import make_model

@@ -14,7 +14,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from client.data.records import read_csv
-from client.dpsgd import dpsgd
+from client.dpsgd import training_steps
 from client.flower import open_site
 from client.round.admission import admit
 from client.round.readiness import get_ready
@@ -201,7 +201,7 @@ def test_a_model_whose_step_does_not_fit_in_memory_is_a_refusal_before_any_charg
 def test_a_step_is_tried_with_as_many_records_as_are_computed_at_a_time(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = Mock(wraps=dpsgd.train)
+    tried = Mock(wraps=training_steps.train)
     monkeypatch.setattr("client.work.training.train", tried)
     federation = make_federation(NOISY)
     ready(federation)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 from typing_extensions import override
 
-from client.dpsgd import dpsgd
+from client.dpsgd import training_steps
 from client.gradients.choice import make_mode
 from client.gradients.clipping import add_clipped
 from cloister.audit.statement import AUDIT
@@ -42,7 +42,7 @@ OWN = 31  # parameters of the reference study's model: 30 weights and a bias
 
 # --- Faults, seeded into the real pipeline. What training takes is changed in one place: here. ---------------------
 
-TRAIN = dpsgd.train
+TRAIN = training_steps.train
 
 
 def _training(
@@ -131,7 +131,7 @@ def _clip_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(type(mode), "fill", _fill_by_layer)  # not earlier: it would not have been chosen
         return mode
 
-    monkeypatch.setattr(dpsgd, "make_mode", broken)
+    monkeypatch.setattr(training_steps, "make_mode", broken)
 
 
 def _charging(monkeypatch: pytest.MonkeyPatch, change: Callable[[Mechanism], Mechanism]) -> None:

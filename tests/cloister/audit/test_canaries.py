@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.dpsgd.dpsgd import way_to_train
+from client.dpsgd.training_steps import way_to_train
 from client.settings import Computing
 from client.task.task import Task
 from cloister.audit.canaries import SETUP, WEIGHT, Canaries, Role, set_up

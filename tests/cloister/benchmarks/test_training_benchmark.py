@@ -51,7 +51,9 @@ def test_the_models_are_as_large_as_they_are_said_to_be() -> None:
 
 
 def test_plain_training_gets_the_batches_that_private_training_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.dpsgd.dpsgd._look", lambda *_: None)  # it computes some records of a batch again
+    monkeypatch.setattr(
+        "client.dpsgd.training_steps._look", lambda *_: None
+    )  # it computes some records of a batch again
     course, seen = Course("mlp", 32), []
 
     class Watching(torch.nn.Linear):

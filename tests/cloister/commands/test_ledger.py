@@ -24,8 +24,8 @@ from cloister.views.patience import patience
 from privacy.accounting import losses
 from privacy.accounting.accounting import RDP, Mechanism, Relation, epsilon
 from privacy.errors import BudgetError, ConfigError, KeyFileError, LedgerError
+from privacy.ledger.balance import excessive
 from privacy.ledger.ledger import Budget, Ledger, Release
-from privacy.ledger.spending import excessive
 from simulations.engine.federation import Federation, SiteTerms
 from tests.privacy.consortium import chained, signing_key
 from transport.pki import key_pem, read_signing_key

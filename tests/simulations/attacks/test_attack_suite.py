@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from privacy.crypto.signing import SIGNATURE_BYTES
-from simulations.attacks.adversary import SITES, Adversary
 from simulations.attacks.attack_suite import ATTACKS, prepare_attacks, quiet_agents
+from simulations.attacks.malicious_server import SITES, MaliciousServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,11 +26,11 @@ TRIES = 24  # of an attack, which chooses among its variants at random
 class AttackSuite:
     """A malicious server whose consortium can be put back to where it began."""
 
-    server: Adversary
+    server: MaliciousServer
     backup: Path
     keys: tuple[int, str]
 
-    def renew(self) -> Adversary:
+    def renew(self) -> MaliciousServer:
         """Put all sites' folders back."""
         for site in SITES:
             rmtree(self.server.federation.paths[site])
@@ -49,7 +49,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> AttackSuite:
 
 
 @pytest.fixture
-def server(suite: AttackSuite) -> Iterator[Adversary]:
+def server(suite: AttackSuite) -> Iterator[MaliciousServer]:
     with quiet_agents():
         yield suite.renew()
 
@@ -101,7 +101,7 @@ OFF: list[tuple[str, object, tuple[str, ...]]] = [
 
 @pytest.mark.parametrize(("attack", "instead", "checks"), OFF, ids=[attack for attack, *_ in OFF])
 def test_without_the_check_that_it_is_aimed_at_an_attack_passes(
-    server: Adversary, attack: str, instead: object, checks: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    server: MaliciousServer, attack: str, instead: object, checks: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for check in checks:
         monkeypatch.setattr(check, instead)

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from client.dpsgd.dpsgd import train
+from client.dpsgd.training_steps import train
 from client.flower import open_site
 from cloister.local import follow, start_agents, start_server
 from cloister.processes import Processes

@@ -64,7 +64,7 @@ Q = TypeVar("Q")
 _KEPT = "models/*", "keys/epochs/*", "ledger/*"
 
 
-class Adversary:
+class MaliciousServer:
     """The server of one consortium, and the random generator that chooses its attacks."""
 
     def __init__(self, federation: Federation, rng: np.random.Generator) -> None:

@@ -61,7 +61,7 @@ _LAST = 0.1  # of a deadline: how long the end of a run waits for sites that are
 _MOST_FAILURES = 3  # rounds in a row without a release, after which the run ends
 
 
-class EncryptedFedAvg(Strategy):
+class EncryptedStrategy(Strategy):
     """Federated averaging over ciphertexts, weighted by the sizes that the manifest declares."""
 
     def __init__(self, run: SignedRun, roster: Roster, event_log: EventLog, letters: SealedKeys, heads: LedgerHeads,

@@ -24,8 +24,8 @@ from privacy.crypto.key_epoch import EpochKeys, SealingKey, seal, write_letters
 from privacy.crypto.signing import SignedDocument
 from privacy.crypto.tag import KEY_BYTES
 from privacy.run.plan import LARGEST_STEP
-from simulations.attacks.adversary import SECONDS, SITES
 from simulations.attacks.forged_sums import STEP, constant_added
+from simulations.attacks.malicious_server import SECONDS, SITES
 from transport.messages import ACCEPT, LEAD, QUERY, TRAIN, Letter, Order, Query
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from privacy.crypto.signing import PrivateKey
-    from simulations.attacks.adversary import Adversary
+    from simulations.attacks.malicious_server import MaliciousServer
 
 
-def key_overheard(server: Adversary) -> bool:
+def key_overheard(server: MaliciousServer) -> bool:
     """Disturb c1 by less than rounding removes, so that one coefficient of the key decides whether the sum opens.
 
     Adding ¼ step to c1 adds ¼ step times each coefficient of the key, −1, 0 or 1, to the same coefficient before
@@ -51,7 +51,7 @@ def key_overheard(server: Adversary) -> bool:
     return server.deliver(run, made.sum(total, made.contributions(*made.updates)))
 
 
-def tried_again(server: Adversary) -> bool:
+def tried_again(server: MaliciousServer) -> bool:
     """Have a sum refused, restart the agents, and deliver another sum of the same plan, or the true one.
 
     A server has only one try per plan: with many, it could guess the code of a sum.
@@ -65,7 +65,7 @@ def tried_again(server: Adversary) -> bool:
     return first and server.deliver(run, sums[server.rng.integers(2)])
 
 
-def distant_deadline(server: Adversary) -> bool:
+def distant_deadline(server: MaliciousServer) -> bool:
     """Plan a round that has ended, or that ends long after its manifest allows, to leave time for backups."""
     run = server.pick_run()
     seconds = float(server.rng.choice([-1.0, 2 * SECONDS, 86_400.0, 10 * 366 * 86_400.0, 1e15]))
@@ -73,7 +73,7 @@ def distant_deadline(server: Adversary) -> bool:
     return server.refused(server.ask_all(TRAIN, Order(run.document, plan.to_bytes())), server.state())
 
 
-def own_keys(server: Adversary) -> bool:
+def own_keys(server: MaliciousServer) -> bool:
     """Deliver keys that the server knows, or letters written to other sites."""
     leader, genuine = server.lead(server.pick())
     rng, roster, before = server.rng, server.roster, server.state()
@@ -100,7 +100,7 @@ def _resealed(letter: bytes, keys: EpochKeys, public: str) -> bytes:
     return line + b"\n" + json.dumps(content, sort_keys=True).encode()
 
 
-def absurd_epoch(server: Adversary) -> bool:
+def absurd_epoch(server: MaliciousServer) -> bool:
     """Ask for keys of an epoch that leaves no room for later ones, or deliver such keys from a colluding site."""
     number = server.epoch + int(server.rng.choice([LARGEST_STEP + 1, 1 << 32, (1 << 62) - server.epoch]))
     if server.rng.integers(2):
@@ -108,7 +108,7 @@ def absurd_epoch(server: Adversary) -> bool:
     return _led_by_one(server, EpochKeys.generate(number))
 
 
-def malformed_keys(server: Adversary) -> bool:
+def malformed_keys(server: MaliciousServer) -> bool:
     """Deliver a colluding site's keys, under which ciphertexts hide little or nothing, or do not decrypt."""
     rng = server.rng
     drawn = np.frombuffer(DecryptionKey.generate().to_bytes(), dtype="<u8", count=RING_DEGREE).copy()
@@ -120,14 +120,14 @@ def malformed_keys(server: Adversary) -> bool:
     return _led_by_one(server, EpochKeys(server.epoch + 1, key, rng.bytes(KEY_BYTES)))
 
 
-def _led_by_one(server: Adversary, keys: EpochKeys) -> bool:
+def _led_by_one(server: MaliciousServer, keys: EpochKeys) -> bool:
     """Return whether all sites refuse the keys that a colluding site made."""
     leader, before = server.pick(), server.state()
     letters = write_letters(keys, server.roster, leader, server.site(leader).signing_key)
     return server.refused(server.ask(ACCEPT, {site: Letter(leader, letters[site]) for site in SITES}), before)
 
 
-def older_epoch(server: Adversary) -> bool:
+def older_epoch(server: MaliciousServer) -> bool:
     """Offer an epoch's keys after those of a newer epoch, and plan a round under them."""
     first, second = (str(site) for site in server.rng.permutation(SITES)[:2])
     _, withheld = server.lead(first)
@@ -142,7 +142,7 @@ def older_epoch(server: Adversary) -> bool:
     return refused and server.refused(server.ask_all(TRAIN, Order(run.document, named.to_bytes())), before)
 
 
-def own_roster(server: Adversary) -> bool:
+def own_roster(server: MaliciousServer) -> bool:
     """Restart sites with an edited roster that has the server's key in a member's place."""
     paths = [server.federation.paths[site] / "keys" / "roster" for site in SITES]
     genuine, before = paths[0].read_bytes(), server.state()
@@ -159,14 +159,14 @@ def own_roster(server: Adversary) -> bool:
     return _refuse_to_start(server, dict.fromkeys(paths, forged), before)
 
 
-def held_out_lineage(server: Adversary) -> bool:
+def held_out_lineage(server: MaliciousServer) -> bool:
     """Restart sites with a lineage whose ledger would be that of another lineage's held-out records."""
     paths, before = [server.federation.paths[site] / "site.toml" for site in SITES], server.state()
     edited = {path: path.read_bytes().replace(b'-patients"', f'-patients{HELD_OUT}"'.encode()) for path in paths}
     return _refuse_to_start(server, edited, before)
 
 
-def _refuse_to_start(server: Adversary, files: dict[Path, bytes], before: dict[Path, str]) -> bool:
+def _refuse_to_start(server: MaliciousServer, files: dict[Path, bytes], before: dict[Path, str]) -> bool:
     """Return whether agents that start with these files refuse to act."""
     genuine = {path: path.read_bytes() for path in files}
     try:
@@ -179,7 +179,7 @@ def _refuse_to_start(server: Adversary, files: dict[Path, bytes], before: dict[P
             path.write_bytes(data)
 
 
-def own_manifest(server: Adversary) -> bool:
+def own_manifest(server: MaliciousServer) -> bool:
     """Edit a run after the coordinator signed it: a smaller minimum, other weights, less noise, masks toggled."""
     run = server.pick_run()
     changes: list[Callable[[dict[str, Any]], None]] = [
@@ -196,7 +196,7 @@ def own_manifest(server: Adversary) -> bool:
     return server.refused(replies, before)
 
 
-def expired_manifest(server: Adversary) -> bool:
+def expired_manifest(server: MaliciousServer) -> bool:
     """Bring back a run that has expired."""
     settings = replace(server.runs["few"].manifest.settings, name="late", valid_days=1e-9)
     run, before = server.sign(settings), server.state()
@@ -207,7 +207,7 @@ def expired_manifest(server: Adversary) -> bool:
 
 
 def _forged(
-    server: Adversary, document: bytes, kind: str, key: PrivateKey, change: Callable[[dict[str, Any]], None]
+    server: MaliciousServer, document: bytes, kind: str, key: PrivateKey, change: Callable[[dict[str, Any]], None]
 ) -> bytes:
     """Edit a signed document; keep its old signature, or sign it with another key."""
     line, _, payload = document.partition(b"\n")
@@ -217,7 +217,7 @@ def _forged(
     return line + b"\n" + edited if server.rng.integers(2) else SignedDocument.make(key, kind, edited).to_bytes()
 
 
-PROTOCOL_ATTACKS: dict[str, Callable[[Adversary], bool]] = {
+PROTOCOL_ATTACKS: dict[str, Callable[[MaliciousServer], bool]] = {
     "the key, a coefficient a plan": key_overheard,
     "a second sum after a restart": tried_again,
     "a plan that ends in years": distant_deadline,

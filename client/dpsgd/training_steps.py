@@ -38,7 +38,7 @@ from client.gradients.choice import Choice, choose, make_mode
 from client.gradients.distributed import DistributedOptimizer
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet, trainable
-from client.gradients.optimizer import CipherOptimizer
+from client.gradients.noisy_optimizer import CipherOptimizer
 from client.settings import Computing
 from client.state.model_state import trained
 from client.task.interactions import InteractionError
