@@ -123,10 +123,10 @@ def agree_on(
     """Have all contributors sign their set; return the agreed sum, and why some did not sign."""
     asked = Shown(members.manifest, total.plan, total.contributions)
     plan, shown = read_plan(total.plan), {site: part.header for site, part in _by_site(headers, total)}
-    absent = absent_from(plan, shown)
+    absent, digest = absent_from(plan, shown), set_digest(shown)
 
     def check(site: str, agreed: Agreed) -> None:
-        check_signed(plan, shown, site, agreed.signature, members.roster)
+        check_signed(plan, digest, site, agreed.signature, members.roster)
         verify_pairs(agreed.sealed, plan, headers[site].pairs, absent, members.roster.member(site).verification_key)
 
     agreed, problems = _ask(grid, members, AGREE, list(headers), asked, check)

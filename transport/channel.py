@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
+import grpc.experimental
 
 from privacy.errors import AuthenticityError, KeyFileError, UnreachableError
 from privacy.failures import reason
@@ -84,7 +85,9 @@ def open_channel(address: str, files: TlsFiles) -> grpc.Channel:
     """Open a channel to the server, as a site."""
     authority, key, certificate = files.read()
     return grpc.secure_channel(
-        str(read_address(address)), grpc.ssl_channel_credentials(authority, key, certificate), options=OPTIONS
+        str(read_address(address)),
+        grpc.ssl_channel_credentials(authority, key, certificate),
+        options=(*OPTIONS, (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1)),
     )
 
 

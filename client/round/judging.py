@@ -36,8 +36,7 @@ def judge(current: Round, body: SignedUpdate, accusation: Accusation | None = No
         AuthenticityError, MalformedError: if the signature on the body or the accusation is invalid.
     """
     site, plan = current.site, current.plan
-    made = site.outbox.last(current.run)
-    if made is None or made.plan != plan or not made.mask or not has_refused(site, plan):
+    if site.outbox.masked(plan) is None or not has_refused(site, plan):
         msg = f"{site.name} has refused no masked sum of this plan of round {plan.round}; it judges no update"
         raise ProtocolError(msg)
     member = claimed_site(body.header, plan)

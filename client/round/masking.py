@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from client.round.aggregate import shown_seeds
 from client.round.norms import Lengths, fix_sum
@@ -83,9 +83,9 @@ def agree(current: Round, contributions: Sequence[Contribution]) -> tuple[bytes,
         AuthenticityError, MalformedError: if a header is invalid.
     """
     site, plan = current.site, current.plan
-    made, headers = _shown(current, contributions)
+    mask, headers = _shown(current, contributions)
     signature = agreement.agree(site.commitments, plan, headers, site.signing_key)
-    masks = _masks(site, made.mask, plan)
+    masks = _masks(site, mask, plan)
     secret = site.keyring.find(plan.keys).secret
     absent = agreement.absent_from(plan, headers)
     sealed = seal_pairs(masks, absent, secret, plan, site.name)
@@ -102,13 +102,13 @@ def reveal(
         AuthenticityError, MalformedError: if a header is invalid, or a contributor did not sign this set.
     """
     site, plan = current.site, current.plan
-    made, headers = _shown(current, contributions)
+    mask, headers = _shown(current, contributions)
     agreement.check_agreed(plan, headers, signatures, site.roster)
     if current.settings.encryption.update_norm is not None:
         fix_sum(site.commitments, plan, summed)
-    committed = commitment(made.mask)
+    committed = commitment(mask)
     agreement.reveal(site.commitments, plan, headers, committed)
-    sealed = seal_seed(made.mask, site.keyring.find(plan.keys).secret, plan, site.name)
+    sealed = seal_seed(mask, site.keyring.find(plan.keys).secret, plan, site.name)
     return sign_seed(sealed, plan, committed, site.signing_key)
 
 
@@ -133,10 +133,10 @@ def prove(current: Round, total: EncryptedSum, signatures: Mapping[str, bytes], 
         msg = f"the run {current.settings.name!r} has no update_norm; {site.name} proves nothing of its update"
         raise ProtocolError(msg)
     reveal(current, total.contributions, signatures, summed)
-    made, _ = _shown(current, total.contributions)
     headers = check_contributions(total.contributions, plan, manifest, site.roster)
     seeds, _ = shown_seeds(site, total, headers, plan, [])
     packing = replace(manifest.packing, update_bound=headers[site.name].update_bound)
+    made = cast("Made", site.outbox.last(plan.run))  # `reveal` checked it
     lengths = Lengths(plan, headers, summed, seeds, packing, update_norm)
     return lengths.prove(site, _unmasked(site, made), site.keyring.shared_with(plan.keys, headers, site.name))
 
@@ -154,14 +154,15 @@ def _masks(site: Site, seed: bytes, plan: RoundPlan) -> Masks:
     return Masks(site.keyring.shared_with(plan.keys, plan.cohort, site.name), seed, plan, site.name)
 
 
-def _shown(current: Round, contributions: Sequence[Contribution]) -> tuple[Made, dict[str, bytes]]:
-    """Check the contributions before revealing a seed; return this site's update, and all headers by site."""
+def _shown(current: Round, contributions: Sequence[Contribution]) -> tuple[bytes, dict[str, bytes]]:
+    """Check the contributions before revealing a seed; return this site's own, and all headers by site."""
     site, plan = current.site, current.plan
-    made = site.outbox.last(current.run)
-    if made is None or made.plan != plan or not made.mask:
+    made = site.outbox.masked(plan)
+    if made is None:
         msg = f"{site.name} has sent no masked update for this plan of round {plan.round}; it shows no seed"
         raise ProtocolError(msg)
+    header, mask = made
     verified = check_contributions(contributions, plan, current.manifest, site.roster)
     headers = {name: part.header for name, part in zip(verified, contributions, strict=True)}
-    agreement.check_set(plan, headers, (site.name, made.update.header), current.settings.cohort.minimum)
-    return made, headers
+    agreement.check_set(plan, headers, (site.name, header), current.settings.cohort.minimum)
+    return mask, headers

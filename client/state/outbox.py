@@ -6,6 +6,8 @@ A retry sends the same bytes again. Training again would be a new release, and c
 from __future__ import annotations
 
 import json
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,9 @@ from privacy.run.plan import read_plan
 from privacy.storage import open_file, write_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+    from typing import BinaryIO
 
     from privacy.run.plan import RoundPlan
 
@@ -37,32 +41,8 @@ class Outbox:
 
     def last(self, run: str) -> Made | None:
         """Return the last update of a run, if there was one."""
-        path = self._path(run)
-        if not path.exists():
-            return None
-        try:
-            with open_file(path) as file:
-                note = json.loads(file.readline())
-                sizes = [int(size) for size in note["chunks"]]
-                if not 0 <= min(sizes, default=0) <= sum(sizes) <= path.stat().st_size:
-                    raise _cut_off()
-                chunks = tuple(file.read(size) for size in sizes)
-                if [len(chunk) for chunk in chunks] != sizes or file.read(1):
-                    raise _cut_off()
-            signature, commitments = (bytes.fromhex(note[name]) for name in ("signature", "commitments"))
-            update = SignedUpdate(note["header"].encode(), signature, chunks, commitments)
-            return Made(read_plan(note["plan"].encode()), update, bytes.fromhex(note["mask"]))
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-            MalformedError,
-        ) as error:
-            msg = f"{path}: this file is damaged; restore it, or move it aside: the site is back in the next round"
-            raise KeyFileError(msg) from error
+        with self._note(run) as note:
+            return note.read() if note else None
 
     def find(self, plan: RoundPlan) -> SignedUpdate | None:
         """Return the update already made for this plan, if there is one.
@@ -70,19 +50,24 @@ class Outbox:
         Raises:
             ProtocolError: if the server asks for the same attempt with another plan, or for an older attempt.
         """
-        last = self.last(plan.run)
-        if last is None:
-            return None
-        made, asked = (last.plan.round, last.plan.attempt), (plan.round, plan.attempt)
+        with self._note(plan.run) as note:
+            if note is None:
+                return None
+            made, asked = (note.plan.round, note.plan.attempt), (plan.round, plan.attempt)
+            if made == asked and note.plan == plan:
+                return note.read().update
         if made > asked:
             msg = f"the server asks for round {plan.round}, attempt {plan.attempt}, after a later one; it is refused"
             raise ProtocolError(msg)
-        if made != asked:
-            return None
-        if last.plan != plan:
+        if made == asked:
             msg = f"the server asks for round {plan.round} twice, with different plans; the second is refused"
             raise ProtocolError(msg)
-        return last.update
+        return None
+
+    def masked(self, plan: RoundPlan) -> tuple[bytes, bytes] | None:
+        """Return the header and the mask's seed of the masked update made for this plan, if there is one."""
+        with self._note(plan.run) as note:
+            return (note.header, note.mask) if note and note.mask and note.plan == plan else None
 
     def keep(self, plan: RoundPlan, update: SignedUpdate, mask: bytes) -> None:
         """Store an update before it is sent."""
@@ -96,9 +81,47 @@ class Outbox:
         }
         write_atomically(self._path(plan.run), json.dumps(note).encode() + b"\n", *update.chunks)
 
+    @contextmanager
+    def _note(self, run: str) -> Iterator[_Note | None]:
+        """Open the file of a run's last update, if there is one, and read its first line."""
+        path = self._path(run)
+        if not path.exists():
+            yield None
+            return
+        try:
+            with open_file(path) as file:
+                yield _Note(file)
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            MalformedError,
+        ) as error:
+            msg = f"{path}: this file is damaged; restore it, or move it aside: the site is back in the next round"
+            raise KeyFileError(msg) from error
+
     def _path(self, run: str) -> Path:
         return self._folder / f"{run[:16]}.update"
 
 
-def _cut_off() -> MalformedError:
-    return MalformedError("it is not as long as it says")
+class _Note:
+    """The first line of an update's file; the update's chunks follow it, and are read only if they are needed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._values = file, json.loads(file.readline())
+        self._sizes = [int(size) for size in self._values["chunks"]]
+        if not 0 <= min(self._sizes, default=0) <= sum(self._sizes) == os.fstat(file.fileno()).st_size - file.tell():
+            msg = "it is not as long as it says"
+            raise MalformedError(msg)
+        self.plan = read_plan(self._values["plan"].encode())
+        self.header = self._values["header"].encode()
+        self.mask = bytes.fromhex(self._values["mask"])
+
+    def read(self) -> Made:
+        """Read the update."""
+        chunks = tuple(self._file.read(size) for size in self._sizes)
+        signature, commitments = (bytes.fromhex(self._values[name]) for name in ("signature", "commitments"))
+        return Made(self.plan, SignedUpdate(self.header, signature, chunks, commitments), self.mask)

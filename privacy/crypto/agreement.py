@@ -150,13 +150,13 @@ def agree(record: Record, plan: RoundPlan, headers: Mapping[str, bytes], key: Pr
     return sign(key, KIND, _statement(plan, agreed))
 
 
-def check_signed(plan: RoundPlan, headers: Mapping[str, bytes], site: str, signature: bytes, roster: Roster) -> None:
-    """Check that a site signed exactly this set.
+def check_signed(plan: RoundPlan, agreed: str, site: str, signature: bytes, roster: Roster) -> None:
+    """Check that a site signed exactly the set with this digest.
 
     Raises:
         AuthenticityError: if it did not.
     """
-    verify(roster.member(site).verification_key, KIND, _statement(plan, set_digest(headers)), signature)
+    verify(roster.member(site).verification_key, KIND, _statement(plan, agreed), signature)
 
 
 def check_agreed(
@@ -167,8 +167,9 @@ def check_agreed(
     Raises:
         AuthenticityError: if one did not.
     """
+    agreed = set_digest(headers)
     for site in headers:
-        check_signed(plan, headers, site, signatures.get(site, b""), roster)
+        check_signed(plan, agreed, site, signatures.get(site, b""), roster)
 
 
 def reveal(record: Record, plan: RoundPlan, headers: Mapping[str, bytes], commitment: str) -> None:

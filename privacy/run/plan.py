@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,12 +57,16 @@ class RoundPlan:
 
     @cached_property
     def _bytes(self) -> bytes:
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 
     @cached_property
     def digest(self) -> str:
         """The digest that every signed update of this round carries."""
         return digest("plan", self.to_bytes())
+
+
+_PLAN = TypeAdapter(RoundPlan)
 
 
 def read_plan(data: bytes) -> RoundPlan:
@@ -72,7 +76,7 @@ def read_plan(data: bytes) -> RoundPlan:
         MalformedError: if it is not a plan, or not in canonical form.
     """
     try:
-        plan = TypeAdapter(RoundPlan).validate_json(data)
+        plan = _PLAN.validate_json(data)
     except ValidationError as error:
         msg = f"the round's plan is malformed ({error.errors()[0]['msg']}); server and sites must run the same version"
         raise MalformedError(msg) from error
