@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import grpc
@@ -13,6 +14,7 @@ from transport.channel import SERVICE, open_channel
 from transport.framing import PROTOCOL, assemble, to_frames
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import Self
 
@@ -38,6 +40,8 @@ class Exchange:
             request_serializer=pb.PullRequest.SerializeToString,
             response_deserializer=pb.Chunk.FromString,
         )
+        self._messages: Iterator[pb.Chunk] = iter(())  # of a `Pull` that lasts until this time, by the monotonic clock
+        self._until = 0.0
         self._push = self._channel.stream_unary(
             f"/{SERVICE}/Push",
             request_serializer=pb.Chunk.SerializeToString,
@@ -56,13 +60,19 @@ class Exchange:
     def pull(self, wait: float = WAIT_SECONDS) -> bytearray | None:
         """Wait for a message for up to `wait` seconds; return its bytes, or None if there was none.
 
+        The next message, which comes once this one is answered, may come in the same stream.
+
         Raises:
             UnreachableError: if the server does not answer.
             AuthenticityError: if the server does not know this site.
         """
         request = pb.PullRequest(protocol=PROTOCOL, wait_seconds=wait)
         try:
-            return assemble(self._pull(request, timeout=wait + _TRANSFER_SECONDS), _MAX_BODY)
+            if time.monotonic() < self._until and (data := assemble(self._messages, _MAX_BODY)) is not None:
+                return data
+            self._until = time.monotonic() + wait
+            self._messages = self._pull(request, timeout=wait + _TRANSFER_SECONDS)
+            return assemble(self._messages, _MAX_BODY)
         except grpc.RpcError as error:
             raise self._named(error) from error
 

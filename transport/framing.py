@@ -46,8 +46,8 @@ class Assembly:
         self._data = bytearray()
         self._total: int | None = None
 
-    def add(self, chunk: pb.Chunk) -> None:
-        """Take the next chunk.
+    def add(self, chunk: pb.Chunk) -> bool:
+        """Take the next chunk; return whether the message is complete.
 
         Raises:
             MalformedError: if the protocol differs, the announced length is over the limit, or the chunks exceed it.
@@ -58,6 +58,7 @@ class Assembly:
             msg = f"a message holds more than the {self._total:,} bytes that it announced; it was dropped"
             raise MalformedError(msg)
         self._data += chunk.data
+        return len(self._data) == self._total
 
     def _check(self, opening: pb.Opening) -> int:
         if opening.protocol != PROTOCOL:
@@ -85,8 +86,9 @@ class Assembly:
 
 
 def assemble(chunks: Iterable[pb.Chunk], limit: int) -> bytearray | None:
-    """Reassemble one message; return None if there are no chunks. See `Assembly` for the errors."""
+    """Reassemble the next message of a stream; None if the stream ended. See `Assembly` for the errors."""
     assembly = Assembly(limit)
     for chunk in chunks:
-        assembly.add(chunk)
+        if assembly.add(chunk):
+            break
     return assembly.finish()

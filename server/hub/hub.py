@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import aclosing
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from transport.framing import PROTOCOL, Assembly, to_frames
 from transport.pki import public_key_digest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from privacy.run.roster import Member, Roster
     from server.hub.mailboxes import Mailboxes
@@ -108,28 +109,37 @@ class Hub:
         if request.protocol != PROTOCOL:
             msg = f"protocol {request.protocol} is not spoken here, only {PROTOCOL}; install the server's version"
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, msg)
-        parts = await self._wait_for_message(member.node_id, min(max(request.wait_seconds, 0.0), _LONGEST_WAIT))
-        if parts is not None:
-            for frame in to_frames(parts):
-                yield frame
+        seconds = min(max(request.wait_seconds, 0.0), _LONGEST_WAIT)
+        async with aclosing(self._messages(member.node_id, seconds)) as messages:
+            async for parts in messages:
+                for frame in to_frames(parts):
+                    yield frame
 
-    async def _wait_for_message(self, node: int, seconds: float) -> tuple[bytes, ...] | None:
-        arrived, loop = asyncio.Event(), asyncio.get_running_loop()
+    async def _messages(self, node: int, seconds: float) -> AsyncGenerator[tuple[bytes, ...]]:
+        """Yield the messages to a site as they come: each once, after the one before it was answered or withdrawn."""
+        changed, loop, sent = asyncio.Event(), asyncio.get_running_loop(), ""
+        deadline = loop.time() + seconds
 
         def wake() -> None:
-            loop.call_soon_threadsafe(arrived.set)
+            loop.call_soon_threadsafe(changed.set)
 
         self._mailboxes.watch(node, wake)
         try:
-            if (parts := self._mailboxes.peek(node)) is None and seconds > 0:
-                async with asyncio.timeout(seconds):
-                    await arrived.wait()
-                parts = self._mailboxes.peek(node)
+            while True:
+                changed.clear()
+                message_id, parts = self._mailboxes.peek(node) or ("", ())
+                if message_id not in {"", sent}:
+                    sent = message_id
+                    yield parts
+                elif not deadline > loop.time():  # also if it is no number
+                    return
+                else:
+                    async with asyncio.timeout_at(deadline):
+                        await changed.wait()
         except TimeoutError:
-            return None
+            return
         finally:
             self._mailboxes.unwatch(node, wake)
-        return parts
 
     async def _push(self, chunks: AsyncIterator[pb.Chunk], context: Context) -> pb.Receipt:
         member = await self._caller(context)

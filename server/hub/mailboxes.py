@@ -54,13 +54,13 @@ class Mailboxes:
             for wake in box.wakers:
                 wake()
 
-    def peek(self, node: int) -> tuple[bytes, ...] | None:
-        """Return the parts of the oldest message that this site has not answered."""
+    def peek(self, node: int) -> tuple[str, tuple[bytes, ...]] | None:
+        """Return the id and the parts of the oldest message that this site has not answered."""
         with self._changed:
-            return next(iter(self._boxes[node].waiting.values()), None)
+            return next(iter(self._boxes[node].waiting.items()), None)
 
     def watch(self, node: int, wake: Callable[[], None]) -> None:
-        """Call `wake` whenever a message is left for the site; the site is online from now on."""
+        """Call `wake` whenever the site's oldest message may be another one; the site is online from now on."""
         with self._changed:
             self._boxes[node].wakers.add(wake)
 
@@ -104,6 +104,8 @@ class Mailboxes:
                 self._answered.popitem(last=False)
             self._replies[message_id] = data, free
             self._changed.notify_all()
+            for wake in self._boxes[node].wakers:
+                wake()
             return True
 
     def take(self, message_ids: AbstractSet[str], seconds: float) -> tuple[str, bytes | bytearray] | None:
@@ -135,7 +137,9 @@ class Mailboxes:
                 if message_id in self._replies:
                     self._replies.pop(message_id)[1]()
                 for box in self._boxes.values():
-                    box.waiting.pop(message_id, None)
+                    if box.waiting.pop(message_id, None) is not None:
+                        for wake in box.wakers:
+                            wake()
 
 
 def _nothing() -> None:

@@ -108,5 +108,13 @@ def test_a_message_that_does_not_announce_itself_is_refused() -> None:
 
 
 def test_only_the_first_announcement_counts() -> None:
+    assembly = Assembly(LIMIT)
+    assembly.add(opening(1, b"x"))
     with pytest.raises(MalformedError, match="more than the 1 bytes"):
-        assemble([opening(1, b"x"), opening(100, b"y")], LIMIT)
+        assembly.add(opening(100, b"y"))
+
+
+def test_messages_of_one_stream_are_read_one_at_a_time() -> None:
+    stream = iter([*to_frames([b"first"]), *to_frames([bytes(FRAME_BYTES + 1)]), *to_frames([b""])])
+    messages = [assemble(stream, LIMIT) for _ in range(4)]
+    assert messages == [b"first", bytes(FRAME_BYTES + 1), b"", None]

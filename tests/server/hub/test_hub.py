@@ -84,6 +84,12 @@ class Caller:
         found = assemble(self._pull(pb.PullRequest(protocol=protocol, wait_seconds=wait), timeout=LONG), LIMIT)
         return None if found is None else bytes(found)
 
+    def messages(self, wait: float) -> Iterator[bytes]:
+        """Read the messages of one stream."""
+        chunks = self._pull(pb.PullRequest(protocol=PROTOCOL, wait_seconds=wait), timeout=LONG)
+        while (found := assemble(chunks, LIMIT)) is not None:
+            yield bytes(found)
+
     def push(self, chunks: Iterator[pb.Chunk]) -> int:
         return int(self._push(chunks, timeout=LONG).status)
 
@@ -207,6 +213,36 @@ def test_a_message_is_offered_again_until_it_is_answered(server: Server, north: 
     assert north.pull() == north.pull() == b"work"
     assert north.push(to_frames([b"done"], "m")) == ACCEPTED
     assert north.pull() is None
+
+
+def test_a_stream_brings_each_message_once_after_the_one_before_was_answered(server: Server, north: Caller) -> None:
+    for name in ("a", "b", "c"):
+        server.mailboxes.put(server.node("north"), name, (name.encode(),))
+    messages = north.messages(wait=LONG)
+    assert next(messages) == b"a"
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, messages)
+        with pytest.raises(TimeoutError):
+            following.result(0.2)  # not before this one is answered
+        assert north.push(to_frames([b"done"], "a")) == ACCEPTED
+        assert following.result(LONG) == b"b"
+    server.mailboxes.withdraw({"b"})
+    assert next(messages) == b"c"
+    assert north.pull() == b"c"  # a new stream starts again with what is not answered
+
+
+def test_an_agent_that_worked_longer_than_a_stream_lasts_gets_the_next_message(server: Server) -> None:
+    files = tls_of(server.federation, "north")
+    server.mailboxes.put(server.node("north"), "a", (b"a",))
+    with Exchange(server.address, files) as exchange:
+        assert bytes(exchange.pull(wait=0.2) or b"") == b"a"
+        await_condition(lambda: server.mailboxes.online(0) == set())  # the stream is over
+        assert exchange.push((b"done",), "a")
+        server.mailboxes.put(server.node("north"), "b", (b"b",))
+        assert bytes(exchange.pull(wait=LONG) or b"") == b"b"
+        assert exchange.push((b"done",), "b")
+        server.mailboxes.put(server.node("north"), "c", (b"c",))
+        assert bytes(exchange.pull(wait=0) or b"") == b"c"  # in the stream of the one before
 
 
 def test_a_waiting_site_gets_a_message_as_soon_as_it_is_there(server: Server, north: Caller) -> None:

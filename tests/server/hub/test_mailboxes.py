@@ -24,10 +24,10 @@ def boxes() -> Mailboxes:
 def test_a_message_is_offered_to_its_site_alone_until_it_is_answered(boxes: Mailboxes) -> None:
     boxes.put(NORTH, "m1", (b"first",))
     boxes.put(NORTH, "m2", (b"second",))
-    assert boxes.peek(NORTH) == boxes.peek(NORTH) == (b"first",)
+    assert boxes.peek(NORTH) == boxes.peek(NORTH) == ("m1", (b"first",))
     assert boxes.peek(SOUTH) is None
     assert boxes.answer(NORTH, "m1", b"done", unnoticed)
-    assert boxes.peek(NORTH) == (b"second",)
+    assert boxes.peek(NORTH) == ("m2", (b"second",))
     assert boxes.take({"m1", "m2"}, 0) == ("m1", b"done")
     assert boxes.take({"m1", "m2"}, 0) is None
 
