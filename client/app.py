@@ -19,14 +19,13 @@ from client.round.key_epochs import accept_letter, accept_pairs, lead_epoch
 from client.round.masking import agree, prove, reveal
 from client.round.readiness import get_ready
 from client.round.receipts import keep_receipt
-from client.round.round import train_round
+from client.round.train_round import train_round
 from client.round.voting import undo, vote
 from client.work.progress import look, shared
 from privacy.errors import CloisterError, DeviceError, StorageError
 from privacy.failures import sentence
 from privacy.run.plan import read_plan
 from privacy.run.votes import Question
-from transport.contents import read_manifest
 from transport.flower import ENDED, FAILED, REFUSED, reply
 from transport.messages import (
     ACCEPT,
@@ -56,13 +55,14 @@ from transport.messages import (
     Undo,
 )
 from transport.reports import LARGEST_EPSILON, Told
+from transport.run_messages import read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from client.round.admission import AdmittedRun, Round
     from client.site import Site
-    from transport.masking import Refusal, Verdict
+    from transport.mask_messages import Refusal, Verdict
     from transport.messages import MessageKind
 
 Q = TypeVar("Q")

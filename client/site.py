@@ -10,7 +10,7 @@ from client.state.commitments import Commitments
 from client.state.keyring import Keyring
 from client.state.models import Models
 from client.state.outbox import Outbox
-from client.state.own import Own
+from client.state.own_vectors import Own
 from client.state.residuals import Residuals
 from client.work.works import Works
 from privacy.crypto.key_epoch import SealingKey

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.settings import read_site
-from privacy.accounting.accounting import calibrate
+from privacy.accounting.calibration import calibrate
 from privacy.config import read_toml
 from privacy.errors import CloisterError, ConfigError, LedgerError, RefusedError
 from privacy.ledger.balance import Balance, excessive, without_infinity
-from privacy.run.calibration import sign_manifest
 from privacy.run.manifest import open_manifest
+from privacy.run.new_manifest import sign_manifest
 from privacy.run.policy import check_policy
 from privacy.run.settings import RunSettings
 from privacy.storage import open_file, read_document

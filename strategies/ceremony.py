@@ -19,8 +19,8 @@ from flwr.app import Message
 
 from privacy.errors import CloisterError, ProtocolError, RunError
 from privacy.run.plan import LARGEST_STEP
-from transport.contents import content_of
 from transport.messages import ACCEPT, LEAD, PAIRS, Keys, Letter, Pairs
+from transport.run_messages import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

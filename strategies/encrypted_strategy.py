@@ -34,11 +34,11 @@ from strategies.metrics import averaged
 from strategies.rounds import OpenRound, first_attempt
 from strategies.selection import Selection
 from strategies.voting import Decision, Voting
-from transport.contents import content_of, sum_from_arrays, sum_to_arrays
 from transport.flower import FAILED, REFUSED
-from transport.masking import Refusal
+from transport.mask_messages import Refusal
 from transport.messages import EVALUATE, TRAIN, Delivery, Order
 from transport.receipts import make_receipt
+from transport.run_messages import content_of, sum_from_arrays, sum_to_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

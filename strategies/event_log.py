@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from privacy.run.plan import read_plan
 from privacy.storage import append, set_aside, write_atomically
 from privacy.untrusted_text import plain
-from transport.contents import sum_from_arrays, sum_to_arrays
 from transport.parcel import decode_arrays, encode_arrays
+from transport.run_messages import sum_from_arrays, sum_to_arrays
 
 if TYPE_CHECKING:
     from pathlib import Path

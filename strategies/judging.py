@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from privacy.crypto.verdict import verify_verdict
 from privacy.errors import RunError
 from strategies.masking import ask_sites
-from transport.masking import CODES, SEEDS, Accusation
+from transport.mask_messages import CODES, SEEDS, Accusation
 from transport.messages import JUDGE, Suspect
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from privacy.run.plan import RoundPlan
     from strategies.bodies import Bodies
     from strategies.membership import Membership
-    from transport.masking import Refusal, Verdict
+    from transport.mask_messages import Refusal, Verdict
 
 _FALSE_SEED = (
     "it signed another seed of a mask than the one to which it committed, or a false proof of its update's length; "

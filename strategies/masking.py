@@ -23,8 +23,8 @@ from privacy.crypto.masking import disputes, verify_pairs, verify_seed
 from privacy.crypto.norm_signature import subject_of, verify_proof
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
 from privacy.run.plan import read_plan
-from transport.contents import content_of
 from transport.messages import AGREE, PROVE, REVEAL, Shown, ToProve
+from transport.run_messages import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -21,9 +21,9 @@ from privacy.run.clocks import check_clock, tolerance
 from privacy.run.plan import read_plan
 from strategies.attention import GRACE, POLL_SECONDS, Attention
 from strategies.waiting_events import Waiting
-from transport.contents import OPENED, Readiness, content_of
-from transport.masking import REFUSAL, Refusal
+from transport.mask_messages import REFUSAL, Refusal
 from transport.messages import EVALUATE, QUERY, Delivery, Query, Reached
+from transport.run_messages import OPENED, Readiness, content_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,8 +13,8 @@ from flwr.app import Message
 from privacy.errors import AuthenticityError, CloisterError
 from privacy.run.votes import Question, check_vote, estimate, is_rejected
 from strategies.event_log import Undone
-from transport.contents import content_of
 from transport.messages import UNDO, Undo
+from transport.run_messages import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from transport import ceremony, contents, masking, votes
+from transport import key_messages, mask_messages, run_messages, vote_messages
 from transport.ledger_head import find_head, put_head, read_head
 from transport.receipts import find_receipt, put_receipt
 from transport.reports import Told
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from privacy.crypto.summation import EncryptedSum
     from privacy.ledger.ledger_head import SignedHead
     from privacy.run.votes import Vote
-    from transport.contents import Opened, Readiness
-    from transport.masking import Accusation, Refusal
+    from transport.mask_messages import Accusation, Refusal
     from transport.receipts import Receipt
+    from transport.run_messages import Opened, Readiness
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -199,129 +199,134 @@ class Undo:
 
 
 def _read_query(content: RecordDict) -> Query:
-    return Query(contents.read_manifest(content), read_head(content), contents.read_sent(content))
+    return Query(run_messages.read_manifest(content), read_head(content), run_messages.read_sent(content))
 
 
 def _read_ready(content: RecordDict) -> Ready:
-    return Ready(contents.read_readiness(content), find_head(content))
+    return Ready(run_messages.read_readiness(content), find_head(content))
 
 
 def _read_led(content: RecordDict) -> Keys:
-    return Keys(*ceremony.read_keys(content), ceremony.read_letters(content), ceremony.read_own_pairs(content))
+    return Keys(
+        *key_messages.read_keys(content), key_messages.read_letters(content), key_messages.read_own_pairs(content)
+    )
 
 
 def _read_keys(content: RecordDict) -> Keys:
-    return Keys(*ceremony.read_keys(content), {}, ceremony.read_own_pairs(content))
+    return Keys(*key_messages.read_keys(content), {}, key_messages.read_own_pairs(content))
 
 
 def _pack_keys(keys: Keys) -> RecordDict:
-    return ceremony.pack_keys(keys.epoch, keys.fingerprint, keys.letters, keys.pairs)
+    return key_messages.pack_keys(keys.epoch, keys.fingerprint, keys.letters, keys.pairs)
 
 
 def _read_shared(content: RecordDict) -> Shared:
-    names = ceremony.read_shared(content)
-    return Shared(ceremony.read_own_pairs(content), names)
+    names = key_messages.read_shared(content)
+    return Shared(key_messages.read_own_pairs(content), names)
 
 
 def _read_order(content: RecordDict) -> Order:
     head = read_head(content)
-    return Order(contents.read_manifest(content), *contents.read_train(content), head)
+    return Order(run_messages.read_manifest(content), *run_messages.read_train(content), head)
 
 
 def _read_trained(content: RecordDict) -> Trained:
-    return Trained(*contents.read_update(content), find_head(content))
+    return Trained(*run_messages.read_update(content), find_head(content))
 
 
 def _pack_shown(shown: Shown) -> RecordDict:
-    return masking.pack_contributors(shown.manifest, shown.plan, shown.contributions, shown.signatures, shown.summed)
+    return mask_messages.pack_contributors(
+        shown.manifest, shown.plan, shown.contributions, shown.signatures, shown.summed
+    )
 
 
 def _read_set(content: RecordDict) -> Shown:
-    return Shown(contents.read_manifest(content), *masking.read_contributors(content))
+    return Shown(run_messages.read_manifest(content), *mask_messages.read_contributors(content))
 
 
 def _read_shown(content: RecordDict) -> Shown:
-    shown = contents.read_manifest(content), *masking.read_contributors(content)
-    return Shown(*shown, masking.read_signatures(content), masking.read_summed(content))
+    shown = run_messages.read_manifest(content), *mask_messages.read_contributors(content)
+    return Shown(*shown, mask_messages.read_signatures(content), mask_messages.read_summed(content))
 
 
 def _read_to_prove(content: RecordDict) -> ToProve:
-    manifest, total = contents.read_manifest(content), contents.read_sum(content)
-    return ToProve(manifest, total, masking.read_signatures(content), masking.read_summed(content))
+    manifest, total = run_messages.read_manifest(content), run_messages.read_sum(content)
+    return ToProve(manifest, total, mask_messages.read_signatures(content), mask_messages.read_summed(content))
 
 
 def _pack_delivery(delivery: Delivery) -> RecordDict:
-    content = contents.pack_sum(delivery.manifest, *delivery.sums)
+    content = run_messages.pack_sum(delivery.manifest, *delivery.sums)
     return put_receipt(content, delivery.receipt) if delivery.receipt else content
 
 
 def _read_delivery(content: RecordDict) -> Delivery:
-    manifest, receipt = contents.read_manifest(content), find_receipt(content)
-    return Delivery(manifest, [contents.take_sum(content)], receipt)
+    manifest, receipt = run_messages.read_manifest(content), find_receipt(content)
+    return Delivery(manifest, [run_messages.take_sum(content)], receipt)
 
 
 def _pack_outcome(outcome: Reached | Refusal) -> RecordDict:
     if isinstance(outcome, Reached):
-        return votes.put_vote(contents.pack_opened(outcome.opened, outcome.metrics.numbers), outcome.vote)
-    return masking.pack_refusal(outcome)
+        return vote_messages.put_vote(run_messages.pack_opened(outcome.opened, outcome.metrics.numbers), outcome.vote)
+    return mask_messages.pack_refusal(outcome)
 
 
 def _read_outcome(content: RecordDict) -> Reached | Refusal:
-    if refusal := masking.find_refusal(content):
+    if refusal := mask_messages.find_refusal(content):
         return refusal
-    return Reached(*contents.read_opened(content), votes.find_vote(content))
+    return Reached(*run_messages.read_opened(content), vote_messages.find_vote(content))
 
 
 QUERY = MessageKind[Query, Ready](
     "query",
-    lambda asked: put_head(contents.pack_query(asked.manifest, asked.sent), asked.head), _read_query,
-    lambda ready: put_head(contents.pack_readiness(ready.readiness), ready.head), _read_ready,
+    lambda asked: put_head(run_messages.pack_query(asked.manifest, asked.sent), asked.head), _read_query,
+    lambda ready: put_head(run_messages.pack_readiness(ready.readiness), ready.head), _read_ready,
 )  # fmt: skip
-LEAD = MessageKind[int, Keys]("query.lead", ceremony.pack_lead, ceremony.read_lead, _pack_keys, _read_led)
+LEAD = MessageKind[int, Keys]("query.lead", key_messages.pack_lead, key_messages.read_lead, _pack_keys, _read_led)
 ACCEPT = MessageKind[Letter, Keys](
     "query.accept",
-    lambda letter: ceremony.pack_letter(letter.leader, letter.sealed),
-    lambda content: Letter(*ceremony.read_letter_from(content)),
+    lambda letter: key_messages.pack_letter(letter.leader, letter.sealed),
+    lambda content: Letter(*key_messages.read_letter_from(content)),
     _pack_keys, _read_keys,
 )  # fmt: skip
 PAIRS = MessageKind[Pairs, Shared](
     "query.pairs",
-    lambda pairs: ceremony.pack_pairs(pairs.fingerprint, pairs.letters),
-    lambda content: Pairs(*ceremony.read_pairs(content)),
-    lambda shared: ceremony.pack_shared(shared.letters, shared.names), _read_shared,
+    lambda pairs: key_messages.pack_pairs(pairs.fingerprint, pairs.letters),
+    lambda content: Pairs(*key_messages.read_pairs(content)),
+    lambda shared: key_messages.pack_shared(shared.letters, shared.names), _read_shared,
 )  # fmt: skip
 TRAIN = MessageKind[Order, Trained](
     "train",
-    lambda order: put_head(contents.pack_train(order.manifest, order.plan, order.sums), order.head), _read_order,
-    lambda made: put_head(contents.pack_update(made.update, made.report.numbers), made.head), _read_trained,
+    lambda order: put_head(run_messages.pack_train(order.manifest, order.plan, order.sums), order.head), _read_order,
+    lambda made: put_head(run_messages.pack_update(made.update, made.report.numbers), made.head), _read_trained,
 )  # fmt: skip
 AGREE = MessageKind[Shown, Agreed](
     "query.agree", _pack_shown, _read_set,
-    lambda agreed: masking.pack_agreed(agreed.signature, agreed.sealed),
-    lambda content: Agreed(*masking.read_agreed(content)),
+    lambda agreed: mask_messages.pack_agreed(agreed.signature, agreed.sealed),
+    lambda content: Agreed(*mask_messages.read_agreed(content)),
 )  # fmt: skip
 REVEAL = MessageKind[Shown, bytes](
-    "query.reveal", _pack_shown, _read_shown, masking.pack_revealed, masking.read_revealed
+    "query.reveal", _pack_shown, _read_shown, mask_messages.pack_revealed, mask_messages.read_revealed
 )
 PROVE = MessageKind[ToProve, bytes](
     "query.prove",
-    lambda asked: masking.pack_to_prove(asked.manifest, asked.total, asked.signatures, asked.summed), _read_to_prove,
-    masking.pack_proof, masking.read_proof,
+    lambda asked: mask_messages.pack_to_prove(asked.manifest, asked.total, asked.signatures, asked.summed),
+    _read_to_prove,
+    mask_messages.pack_proof, mask_messages.read_proof,
 )  # fmt: skip
-EVALUATE = MessageKind[Delivery, Reached | masking.Refusal](
+EVALUATE = MessageKind[Delivery, Reached | mask_messages.Refusal](
     "evaluate", _pack_delivery, _read_delivery, _pack_outcome, _read_outcome
 )
-JUDGE = MessageKind[Suspect, masking.Verdict](
+JUDGE = MessageKind[Suspect, mask_messages.Verdict](
     "query.judge",
-    lambda body: masking.pack_body(body.manifest, body.plan, body.update, body.accusation),
-    lambda content: Suspect(contents.read_manifest(content), *masking.read_body(content)),
-    masking.pack_verdict, masking.read_verdict,
+    lambda body: mask_messages.pack_body(body.manifest, body.plan, body.update, body.accusation),
+    lambda content: Suspect(run_messages.read_manifest(content), *mask_messages.read_body(content)),
+    mask_messages.pack_verdict, mask_messages.read_verdict,
 )  # fmt: skip
 UNDO = MessageKind[Undo, str](
     "query.undo",
-    lambda asked: votes.pack_votes(asked.manifest, asked.round, asked.before, asked.after, asked.votes),
-    lambda content: Undo(contents.read_manifest(content), *votes.read_votes(content)),
-    votes.pack_undone, votes.read_undone,
+    lambda asked: vote_messages.pack_votes(asked.manifest, asked.round, asked.before, asked.after, asked.votes),
+    lambda content: Undo(run_messages.read_manifest(content), *vote_messages.read_votes(content)),
+    vote_messages.pack_undone, vote_messages.read_undone,
 )  # fmt: skip
 
 KINDS: dict[str, MessageKind[Any, Any]] = {

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from client.dpsgd.draws import drawn_since, forked, seed_used
+from client.dpsgd.torch_draws import drawn_since, forked, seed_used
 from client.gradients.choice import make_mode
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet

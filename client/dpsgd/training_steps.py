@@ -32,15 +32,16 @@ import torch
 from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
 
 from client.dpsgd.additivity import ClippedSum, check_batch, check_mode
-from client.dpsgd.draws import forked, seed_all
 from client.dpsgd.process_group import Order
+from client.dpsgd.sampling import Chance
+from client.dpsgd.torch_draws import forked, seed_all
 from client.gradients.choice import Choice, choose, make_mode
 from client.gradients.distributed import DistributedOptimizer
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet, trainable
 from client.gradients.noisy_optimizer import CipherOptimizer
 from client.settings import Computing
-from client.state.model_state import trained
+from client.state.model_parts import trained
 from client.task.interactions import InteractionError
 from privacy.errors import TaskError
 from privacy.noise.randomness import Randomness
@@ -121,7 +122,7 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
     # A run with a seed can be repeated; it protects nobody.
     seed = manifest.settings.seed
     drawn = Randomness.fresh() if seed is None else Randomness.seeded(seed, "torch")
-    chance = _Chance(randomness, training.sample_rate, manifest.update_noise, drawn)
+    chance = Chance(randomness, training.sample_rate, manifest.update_noise, drawn)
     if group is None:
         _take_steps(task, model, records, order, chance, offset)
         return
@@ -143,7 +144,7 @@ def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], orde
     Raises:
         DeviceError: if the group has lost a process.
     """
-    no_noise = _Chance(Randomness.fresh(), 0.0, 0.0, Randomness.fresh())  # nothing is drawn from it
+    no_noise = Chance(Randomness.fresh(), 0.0, 0.0, Randomness.fresh())  # nothing is drawn from it
     offset = torch.zeros(sum(each.numel() for each in trained(model).values())) if order.offset else None
     with group.round():
         _take_steps(task, model, records, order, no_noise, offset, group=group)
@@ -205,21 +206,7 @@ def _made_up(task: Task, model: nn.Module) -> tuple[Tensor, Tensor]:
     return inputs.to(device), targets.to(device)
 
 
-@dataclass(frozen=True)
-class _Chance:
-    """The random parts of a round: sampling, noise and dropout."""
-
-    randomness: Randomness
-    sample_rate: float
-    noise_multiplier: float
-    by_torch: Randomness  # seeds torch's generators, from which dropout draws
-
-    def sample(self, count: int) -> Tensor:
-        """Draw the records of a step's batch, `(count,)` booleans."""
-        return torch.from_numpy(self.randomness.uniform(count) < self.sample_rate)
-
-
-def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, chance: _Chance,
+def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, chance: Chance,
                 offset: Tensor | None, *, group: ProcessGroup | None = None) -> None:  # fmt: skip
     parameters = list(trained(model).values())  # in the order of the layout and of the offset
     if group:

@@ -27,7 +27,7 @@ from privacy.errors import TaskError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from client.gradients.shares import Share
+    from client.gradients.record_gradients import Share
 
 
 class _Start(torch.autograd.Function):

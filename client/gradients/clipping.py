@@ -12,7 +12,7 @@ from torch.backends import cuda, mkldnn
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from client.gradients.shares import Share
+    from client.gradients.record_gradients import Share
 
 _SMALL = 1e-6  # as in Opacus: no division by zero
 _MOST = 1e38  # largest squared norm, near the limit of float32

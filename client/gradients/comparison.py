@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from client.dpsgd.draws import Draws
+from client.dpsgd.torch_draws import Draws
 from client.gradients.clipping import clip_factors
 from client.gradients.mode import GradientMode, quiet, trainable
 from client.gradients.noisy_optimizer import CipherOptimizer

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client.gradients.mode import own
-from client.gradients.shares import Outer, Places, Product, Rows, Share
+from client.gradients.record_gradients import Outer, Places, Product, Rows, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from client.gradients.loss import RecordLoss
-    from client.gradients.shares import Share
+    from client.gradients.record_gradients import Share
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

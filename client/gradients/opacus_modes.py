@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from client.gradients.mode import GradientMode, check_rows, refuse_packed
-from client.gradients.shares import Rows
+from client.gradients.record_gradients import Rows
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
-    from client.gradients.shares import Share
+    from client.gradients.record_gradients import Share
 
 
 class Hooks(GradSampleModule, GradientMode):  # type: ignore[misc]  # opacus is untyped

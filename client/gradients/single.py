@@ -12,7 +12,7 @@ import torch
 from typing_extensions import override
 
 from client.gradients.mode import GradientMode
-from client.gradients.shares import Rows
+from client.gradients.record_gradients import Rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

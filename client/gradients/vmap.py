@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from typing_extensions import override
 
-from client.dpsgd.draws import forked
+from client.dpsgd.torch_draws import forked
 from client.gradients.mode import GradientMode, check_rows
+from client.gradients.record_gradients import Rows
 from client.gradients.recurrent import begin_by_record
-from client.gradients.shares import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

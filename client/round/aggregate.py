@@ -1,4 +1,4 @@
-"""The end of a round at a site: check who contributed to the sum; decrypt it; check its tag; apply the mean.
+"""The end of a round at a site: check the contributors and the MAC, decrypt, check the tag, apply the mean.
 
 Only then does the site keep the model and send its digest. If anything is wrong with the sum, the model does not
 change.
@@ -23,8 +23,8 @@ from privacy.errors import AuthenticityError, CloisterError, ProtocolError
 from strategies.advance import advance
 from strategies.algorithm import Run
 from strategies.averaging import next_bound
-from transport.contents import OPENED, Opened
-from transport.masking import CODES, REFUSAL, SEEDS, VALUES, Refusal
+from transport.mask_messages import CODES, REFUSAL, SEEDS, VALUES, Refusal
+from transport.run_messages import OPENED, Opened
 
 if TYPE_CHECKING:
     from client.round.admission import AdmittedRun

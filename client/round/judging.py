@@ -15,12 +15,12 @@ from privacy.crypto.agreement import accuse
 from privacy.crypto.summation import claimed_site
 from privacy.crypto.verdict import is_right, sign_verdict, verify_verdict
 from privacy.errors import ProtocolError
-from transport.masking import Verdict
+from transport.mask_messages import Verdict
 
 if TYPE_CHECKING:
     from client.round.admission import Round
     from privacy.codec.envelope import SignedUpdate
-    from transport.masking import Accusation
+    from transport.mask_messages import Accusation
 
 
 def judge(current: Round, body: SignedUpdate, accusation: Accusation | None = None) -> Verdict:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from client.round.space import needs, space_for
 from privacy.crypto.signing import sign
 from privacy.errors import ConfigError, RefusedError
-from privacy.noise.shared import share_for
+from privacy.noise.noise_shares import share_for
 from privacy.run.clocks import check_clock, tolerance
-from transport.contents import Readiness
 from transport.pki import read_certificate
+from transport.run_messages import Readiness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

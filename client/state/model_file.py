@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import safe_open
 
-from client.state.model_state import WIDTHS, bytes_of
+from client.state.model_parts import WIDTHS, bytes_of
 from privacy.codec.update import Constant
 from privacy.storage import open_file, write_atomically
 

@@ -5,7 +5,7 @@ Without averaging both are one file in `models/`. With averaging, training conti
 writes leaves a mean that is one round ahead; when the round's sum comes again, it is kept. If the mean is lost, the
 last model counts as lost too: the run's sums restore both.
 
-The algorithm's state (`client.state.states`) is in `outbox/`, and the checkpoint names it.
+The algorithm's state (`client.state.algorithm_states`) is in `outbox/`, and the checkpoint names it.
 
 In a run with votes, which has no averaging, `outbox/` keeps the model before the last round, which may be undone.
 """
@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from client.state.algorithm_states import States
 from client.state.checkpoint import CheckpointStore
-from client.state.states import States
 from privacy.codec.update import Model
 from strategies.advance import State
 from strategies.averaging import include, is_averaged

@@ -28,8 +28,8 @@ from weakref import ref
 import torch
 from torch import nn
 
-from client.dpsgd.draws import forked, seed_cpu
-from client.state.model_state import DTYPES, tensors_of, trained
+from client.dpsgd.torch_draws import forked, seed_cpu
+from client.state.model_parts import DTYPES, tensors_of, trained
 from client.task.independence import REMEMBERS, check_chance, check_independence, check_place
 from client.task.interactions import check_gradients
 from client.task.probe import OWN, Example, Probe, make_model, same

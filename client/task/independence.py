@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from client.dpsgd.draws import Draws, seed_cpu
+from client.dpsgd.torch_draws import Draws, seed_cpu
 from client.task.probe import same
 from privacy.errors import TaskError
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from client.dpsgd.draws import Draws, check_draws
+from client.dpsgd.torch_draws import Draws, check_draws
 from client.gradients.loss import RecordLoss
 from client.task.independence import explained
 from client.task.variations import Variations

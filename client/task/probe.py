@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from client.dpsgd.draws import forked, seed_cpu
+from client.dpsgd.torch_draws import forked, seed_cpu
 from privacy.errors import DataError, TaskError
 from privacy.failures import raised
 

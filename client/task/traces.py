@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.state.model_state import tensors_of
+from client.state.model_parts import tensors_of
 from client.task.variations import Variations
 from privacy.errors import TaskError
 

@@ -18,7 +18,7 @@ from client.data.fitness import Fitness, example_of, load_records
 from client.data.held_out import split_held_out
 from client.dpsgd.training_steps import train, way_to_train
 from client.state.initial_model import find_model
-from client.state.model_state import check_constants, layout_of, set_constants, tensors_of
+from client.state.model_parts import check_constants, layout_of, set_constants, tensors_of
 from client.state.refusals import Refusals
 from client.task.guard import check_task
 from client.task.interactions import InteractionError

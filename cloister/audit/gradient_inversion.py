@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cloister.audit.local_run import Scratch
-from privacy.accounting.accounting import calibrate
+from privacy.accounting.calibration import calibrate
 from privacy.codec.packing import Packing, pack
 from privacy.codec.update import Update, privatise
 from privacy.crypto.key_epoch import EpochKeys

@@ -1,6 +1,6 @@
 """Run one site alone in a scratch folder: with a scratch ledger, real training and codec, and no network.
 
-The parts are the real ones (`client.round.round.train_private`, `pack`, `unpack`), so results here hold at the site.
+The parts are the real ones (`client.round.train_round.train_private`, `pack`, `unpack`), so results hold at the site.
 Encryption and the sum over other sites are left out: they come after the noise and are exact. An audit observes this
 from outside, and never touches the budget of the people in a site's records.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.round.admission import Round
-from client.round.round import train_private
+from client.round.train_round import train_private
 from client.settings import read_site
 from client.site import Site
 from client.work.local import keep_own, local_round

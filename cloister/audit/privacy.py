@@ -31,7 +31,7 @@ from cloister.audit.gradients import check_tasks
 from cloister.audit.local_run import Scratch
 from cloister.audit.statement import AUDIT
 from cloister.audit.whole import check_whole
-from privacy.accounting.accounting import calibrate
+from privacy.accounting.calibration import calibrate
 from privacy.config import read_toml
 from privacy.errors import ConfigError
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings

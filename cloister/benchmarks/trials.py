@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from privacy.accounting.accounting import calibrate
+from privacy.accounting.calibration import calibrate
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from simulations.tasks.digits import digits, write_digits
 from simulations.tasks.hospitals import diagnoses, write_patients

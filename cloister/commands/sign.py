@@ -9,8 +9,8 @@ from privacy.accounting.accounting import epsilon
 from privacy.config import read_toml
 from privacy.errors import ConfigError, KeyFileError
 from privacy.ledger.balance import excessive
-from privacy.run.calibration import sign_manifest
 from privacy.run.manifest import open_manifest
+from privacy.run.new_manifest import sign_manifest
 from privacy.run.settings import RunSettings
 from privacy.storage import write_atomically
 from strategies.registry import completed

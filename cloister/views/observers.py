@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from privacy.accounting.accounting import epsilon
-from privacy.noise.shared import most_parameters, observers
+from privacy.noise.noise_shares import most_parameters, observers
 from privacy.run.votes import errors
 
 if TYPE_CHECKING:

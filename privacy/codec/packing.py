@@ -158,9 +158,9 @@ def pack_with_share(
 ) -> PackedUpdate:
     """Pack an update that has no noise yet, and add this site's share of the sum's noise to its levels.
 
-    The share's variance is in levels² (`privacy.noise.shared`); `randomness` must be fresh. The update is clipped to
-    levels that leave room for the noise on either side, so nothing is clipped after the noise is added and the sum is
-    exact. There is no residual, since it would be unprotected data: zeros overwrite the update in memory.
+    The share's variance is in levels² (`privacy.noise.noise_shares`); `randomness` must be fresh. The update is clipped
+    to levels that leave room for the noise on either side, so nothing is clipped after the noise is added and the sum
+    is exact. There is no residual, since it would be unprotected data: zeros overwrite the update in memory.
 
     Raises:
         MalformedError: if the weight is not in (0, w_max] or a value is not finite.

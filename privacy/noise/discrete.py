@@ -7,7 +7,7 @@ Noise that is computed in floating point and then rounded has gaps and steps tha
 rest, one proposal in 10¹², is decided with as many random bits and decimals as it takes.
 
 A proposal is drawn uniformly from −12s … 12s and accepted with probability exp(−x²/2s²). The untruncated distribution
-has less than 2⁻¹⁰⁰ of its mass beyond 12s (`privacy.noise.shared` accounts for it), so no noise overflows a field.
+has less than 2⁻¹⁰⁰ of its mass beyond 12s (`privacy.noise.noise_shares` accounts for it): no noise overflows a field.
 
     >>> from privacy.noise.randomness import Randomness
     >>> discrete_gaussian(Randomness.seeded(1, "noise"), 6, 10_000).tolist()

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from privacy.noise.shared import observers
+from privacy.noise.noise_shares import observers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

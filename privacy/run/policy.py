@@ -39,7 +39,7 @@ class Policy:
     encryption: tuple[Profile, ...] = ("compact", "precise", "dense")  # encryption itself is not optional
     collusion_resistant: bool = True  # only runs with masks
     bounded_updates: bool = False  # only runs in which every site proves that its update is within an update_norm
-    shared_noise: bool = False  # also runs in which only the sum has all of the noise: `privacy.noise.shared`
+    shared_noise: bool = False  # also runs in which only the sum has all of the noise: `privacy.noise.noise_shares`
     colluding_sites: Annotated[int, Field(ge=0)] = 1  # runs with masks must tolerate at least this many
     vote_epsilon: Annotated[float, Field(ge=0)] = (
         0.0  # the most ε that one vote may cost held-out records; 0 refuses runs with votes

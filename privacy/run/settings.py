@@ -195,7 +195,7 @@ class Privacy:
     delta: Annotated[float, Field(gt=0, lt=1e-2)] = 1e-5
     epsilon: Positive | None = None  # of the whole run, by itself
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # σ, relative to C
-    noise: Literal["local", "shared"] = "local"  # all of it at every site, or only in the sum: `privacy.noise.shared`
+    noise: Literal["local", "shared"] = "local"  # all of it at every site, or only in the sum: `noise_shares`
     colluding_sites: Annotated[int, Field(ge=0)] | None = (
         None  # how many sites may collude with the server; 1 if not given
     )

@@ -24,10 +24,10 @@ from server.settings import read_consortium
 from simulations.attacks import spoilers
 from simulations.engine.inline import serve_inline
 from simulations.engine.results import event_log_path, read_events
-from transport.contents import OPENED, read_opened, read_sum
 from transport.flower import reply
-from transport.masking import CODES, REFUSAL, Refusal, Verdict
+from transport.mask_messages import CODES, REFUSAL, Refusal, Verdict
 from transport.messages import EVALUATE, JUDGE, REVEAL, TRAIN, Reached, Trained
+from transport.run_messages import OPENED, read_opened, read_sum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -24,9 +24,8 @@ from privacy.run.plan import RoundPlan
 from server.settings import read_consortium
 from simulations.attacks.transcript import Run, Transcript
 from simulations.engine.inline import InlineGrid
-from transport.contents import content_of
 from transport.flower import REFUSED
-from transport.masking import find_refusal
+from transport.mask_messages import find_refusal
 from transport.messages import (
     ACCEPT,
     AGREE,
@@ -44,6 +43,7 @@ from transport.messages import (
     Reached,
     Shown,
 )
+from transport.run_messages import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

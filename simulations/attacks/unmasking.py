@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from privacy.crypto.masking import REVEAL_BYTES
 from simulations.attacks.malicious_server import SECONDS, SITES
 from strategies.masking import next_attempt
-from transport.contents import content_of
 from transport.messages import REVEAL, TRAIN, Order
+from transport.run_messages import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from privacy.crypto.key_epoch import SealingKey
-from privacy.run.calibration import sign_manifest
+from privacy.run.new_manifest import sign_manifest
 from privacy.run.roster import Member, Roster, sign_roster
 from privacy.storage import write_atomically
 from strategies.registry import completed

@@ -14,8 +14,8 @@ import numpy as np
 from client.work.local import train_locally
 from privacy.codec.packing import PackedStream, pack, pack_with_share, unpack
 from privacy.codec.update import Update, privatise
+from privacy.noise.noise_shares import share_for
 from privacy.noise.randomness import Randomness
-from privacy.noise.shared import share_for
 from strategies.advance import State, advance, average
 from strategies.algorithm import PLAIN, LocalRound, Run
 from strategies.averaging import next_bound

@@ -25,8 +25,8 @@ from flwr.app import Context, Message, MessageType
 from client.flower import app, open_site
 from simulations.engine.federation import Federation
 from tests.federations import SITES, charges_of, node_of, run_with
-from transport.contents import read_update
 from transport.parcel import decode_reply, encode
+from transport.run_messages import read_update
 
 VICTIM = "north"
 ROOT = Path(__file__).parents[2]

@@ -38,9 +38,9 @@ from tests.federations import (
     tls_of,
 )
 from transport import messages as wire
-from transport.contents import pack_train, read_readiness
 from transport.flower import instruction, stamp
 from transport.parcel import decode_reply, encode
+from transport.run_messages import pack_train, read_readiness
 
 SITE = "north"
 LONG = 20.0

@@ -24,7 +24,7 @@ from privacy.codec.packing import PLAIN_MODULUS
 from privacy.crypto.summation import EncryptedSum
 from privacy.errors import RunError
 from privacy.ledger.ledger import Release
-from privacy.run.calibration import sign_manifest
+from privacy.run.new_manifest import sign_manifest
 from privacy.run.plan import RoundPlan, read_plan
 from privacy.run.settings import RunSettings
 from simulations.engine.federation import Federation
@@ -48,7 +48,9 @@ from tests.federations import (
     watch_releases,
 )
 from transport import messages as wire
-from transport.contents import (
+from transport.flower import instruction, reply, stamp
+from transport.parcel import decode_arrays, decode_instruction, encode
+from transport.run_messages import (
     pack_sum,
     pack_train,
     read_opened,
@@ -57,8 +59,6 @@ from transport.contents import (
     read_update,
     sum_from_arrays,
 )
-from transport.flower import instruction, reply, stamp
-from transport.parcel import decode_arrays, decode_instruction, encode
 
 TRAIN, EVALUATE, QUERY = MessageType.TRAIN, MessageType.EVALUATE, MessageType.QUERY
 SITE = "north"

@@ -19,7 +19,8 @@ from typing_extensions import override
 
 from client.flower import open_site
 from client.state.checkpoint import CheckpointStore
-from privacy.accounting.accounting import Mechanism, calibrate, epsilon
+from privacy.accounting.accounting import Mechanism, epsilon
+from privacy.accounting.calibration import calibrate
 from privacy.config import read_toml
 from privacy.errors import BudgetError, ConfigError, DataError, KeyFileError
 from privacy.ledger.ledger import Budget, Ledger, Release

@@ -10,8 +10,8 @@ import pytest
 
 from client.flower import app as client_app
 from client.flower import open_site
-from client.state.own import Own
-from client.state.states import States
+from client.state.algorithm_states import States
+from client.state.own_vectors import Own
 from privacy.errors import KeyFileError
 from strategies.advance import State
 from tests.federations import SETTINGS, FederationMaker, charges_of, models_of, node_of, restart, run_with, signed_run

@@ -14,7 +14,7 @@ from tests.privacy.golden_wire import instructions, replies
 from tests.privacy.readers import ANSWERED
 from tests.transport.records import everything
 from transport import cloister_pb2 as pb
-from transport import contents
+from transport import run_messages
 from transport.flower import instruction, reply, stamp
 from transport.framing import Assembly, to_frames
 from transport.messages import KINDS
@@ -40,9 +40,9 @@ def message_parsers() -> Iterator[Entry]:
     yield "instruction", decode_instruction, [_joined(encode(to))]
     yield ("reply", lambda data: decode_reply(data, to),
            [_joined(encode(reply(everything(), to))), _joined(encode(reply(Error(100, "no"), to)))])  # fmt: skip
-    yield "arrays", decode_arrays, [_joined(encode_arrays(contents.sum_to_arrays(_SUM)))]
-    yield ("stored sum", lambda data: contents.sum_from_arrays(decode_arrays(data)),
-           [_joined(encode_arrays(contents.sum_to_arrays(_SUM)))])  # fmt: skip
+    yield "arrays", decode_arrays, [_joined(encode_arrays(run_messages.sum_to_arrays(_SUM)))]
+    yield ("stored sum", lambda data: run_messages.sum_from_arrays(decode_arrays(data)),
+           [_joined(encode_arrays(run_messages.sum_to_arrays(_SUM)))])  # fmt: skip
     for name, content in instructions(_RUN).items():
         yield name, partial(_read_asked, KINDS[name].read), [_joined(encode(_ask(content)))]
     for name, content in replies(_RUN).items():
@@ -57,7 +57,7 @@ def _read_asked(read: Callable[[RecordDict], object], data: bytes) -> object:
 
 
 def _read_answered(read: Callable[[RecordDict], object], to: Message, data: bytes) -> object:
-    return read(contents.content_of(decode_reply(data, to)))
+    return read(run_messages.content_of(decode_reply(data, to)))
 
 
 def _ask(content: RecordDict) -> Message:

@@ -20,8 +20,8 @@ from privacy.crypto.encryption import DecryptionKey
 from privacy.crypto.key_epoch import EpochKeys, SealingKey, read_letter, seal, write_letters
 from privacy.crypto.norm_proof import Proof, Statement, all_hold, prove
 from privacy.crypto.signing import SignedDocument, sign
-from privacy.run.calibration import sign_manifest
 from privacy.run.manifest import open_manifest
+from privacy.run.new_manifest import sign_manifest
 from privacy.run.plan import read_plan
 from privacy.run.roster import open_roster, sign_roster
 from tests.fuzz.files import file_parsers

@@ -29,8 +29,8 @@ from privacy.crypto.summation import EncryptedSum, RunningSum
 from privacy.crypto.tag import KEY_BYTES, TaggedUpdate, TagKey
 from privacy.ledger.ledger import Charge, Release
 from privacy.noise.randomness import Randomness
-from privacy.run.calibration import sign_manifest
 from privacy.run.manifest import Manifest, open_manifest
+from privacy.run.new_manifest import sign_manifest
 from privacy.run.plan import RoundPlan
 from privacy.run.roster import Member, Roster
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training

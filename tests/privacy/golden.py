@@ -27,8 +27,8 @@ from privacy.crypto.seal import binding
 from privacy.crypto.signing import sign
 from privacy.ledger.ledger import Charge, Release
 from privacy.noise.randomness import Randomness
-from privacy.run.calibration import sign_manifest
 from privacy.run.manifest import open_manifest
+from privacy.run.new_manifest import sign_manifest
 from privacy.run.plan import RoundPlan
 from privacy.run.roster import sign_roster
 from tests.client.evaluations import made_up_evaluation

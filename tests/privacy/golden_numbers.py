@@ -14,10 +14,10 @@ from privacy.analytics.statistics import Column, Form, encoding_bound
 from privacy.codec.packing import Packing, pack, pack_with_share, unpack
 from privacy.codec.update import Constant, Layout, Update
 from privacy.noise.discrete import reach
+from privacy.noise.noise_shares import share_for
 from privacy.noise.randomness import Randomness
-from privacy.noise.shared import share_for
-from privacy.run.calibration import sign_manifest
 from privacy.run.manifest import open_manifest
+from privacy.run.new_manifest import sign_manifest
 from privacy.run.settings import Encryption, Privacy, Training
 from strategies.advance import State, advance, average
 from strategies.algorithm import Run

@@ -35,8 +35,8 @@ from privacy.crypto.summation import RunningSum, check_sum
 from privacy.crypto.tag import TagKey
 from privacy.ledger.ledger import Charge, Release
 from privacy.noise.randomness import Randomness
-from privacy.run.calibration import sign_manifest
 from privacy.run.manifest import open_manifest
+from privacy.run.new_manifest import sign_manifest
 from privacy.run.plan import MOST_SEEDS, RoundPlan
 from privacy.run.roster import sign_roster
 from privacy.run.settings import Encryption
@@ -56,7 +56,7 @@ from tests.privacy.consortium import (
     signing_key,
     tag_key,
 )
-from transport.contents import sum_to_arrays
+from transport.run_messages import sum_to_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

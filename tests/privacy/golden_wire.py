@@ -16,7 +16,7 @@ from privacy.run.votes import Question, Vote, cast
 from tests.privacy.consortium import make_plan, member, signing_key
 from tests.privacy.readers import ANSWERED
 from transport import cloister_pb2 as pb
-from transport import contents, masking
+from transport import mask_messages, run_messages
 from transport import messages as wire
 from transport.flower import instruction, reply, stamp
 from transport.framing import to_frames
@@ -44,11 +44,11 @@ def signed_head(site: str = "south", lineage: str = "patients") -> SignedHead:
     return SignedHead(HEAD_LINE, sign(signing_key(site), "ledger", f"{site} {lineage} {HEAD_LINE}".encode()))
 
 
-def readiness(run: str) -> contents.Readiness:
+def readiness(run: str) -> run_messages.Readiness:
     """Return what south says of itself."""
-    ready = contents.Readiness("south", _DIGEST, 20, _OTHER, 0.125, 2, "2d" * 32, 5, ["north", "west"], 1.8e9, b"")
+    ready = run_messages.Readiness("south", _DIGEST, 20, _OTHER, 0.125, 2, "2d" * 32, 5, ["north", "west"], 1.8e9, b"")
     signature = sign(signing_key("south"), "readiness", ready.signed_part(run, NODE))
-    return contents.Readiness(**{**vars(ready), "signature": signature})
+    return run_messages.Readiness(**{**vars(ready), "signature": signature})
 
 
 def question(run: str) -> Question:
@@ -77,7 +77,7 @@ def instructions(run: str) -> dict[str, RecordDict]:
         "query.reveal": wire.REVEAL.pack(wire.Shown(manifest, plan, _PARTS, agreed, _DIGEST)),
         "query.prove": wire.PROVE.pack(wire.ToProve(manifest, bare, agreed, _PROVED.digest)),
         "query.judge": wire.JUDGE.pack(
-            wire.Suspect(manifest, plan, _UPDATE, masking.Accusation("north", b"\x09" * 64))
+            wire.Suspect(manifest, plan, _UPDATE, mask_messages.Accusation("north", b"\x09" * 64))
         ),
         "query.undo": wire.UNDO.pack(wire.Undo(manifest, of.round, of.before, of.after, votes(run))),
         "evaluate": wire.EVALUATE.pack(wire.Delivery(manifest, [_PROVED])),
@@ -98,10 +98,12 @@ def replies(run: str) -> dict[str, RecordDict]:
         "agreed": wire.Agreed(b"\5" * 64, b"\6" * 112),
         "revealed": b"\7" * 112,
         "proved": b"\x08" * 100,
-        "verdict": masking.Verdict(right=False, signature=b"\x0a" * 64),
-        "refused": masking.Refusal("seeds", ["east", "west"], b"\x0b" * 64),
+        "verdict": mask_messages.Verdict(right=False, signature=b"\x0a" * 64),
+        "refused": mask_messages.Refusal("seeds", ["east", "west"], b"\x0b" * 64),
         "opened": wire.Reached(
-            contents.Opened(_OTHER, 2.0**-20, b"\x08" * 64), Told({"loss": 0.25, "accuracy": 0.88}), votes(run)["south"]
+            run_messages.Opened(_OTHER, 2.0**-20, b"\x08" * 64),
+            Told({"loss": 0.25, "accuracy": 0.88}),
+            votes(run)["south"],
         ),
         "undone": _DIGEST,
     }
@@ -158,7 +160,7 @@ def messages(run: str) -> dict[str, object]:
 def _words() -> dict[str, object]:
     """Return what south signs of a sum, whether it opened, and of another's update; and what each is about."""
     key, plan = signing_key("south"), make_plan("1" * 64, deadline=1_800_000_000.5)
-    opened, refusal = contents.Opened(_OTHER, 2.0**-20), masking.Refusal("seeds", ["east", "west"])
+    opened, refusal = run_messages.Opened(_OTHER, 2.0**-20), mask_messages.Refusal("seeds", ["east", "west"])
     return {
         "plan": plan.to_bytes().decode(),
         "opened": {
@@ -169,7 +171,7 @@ def _words() -> dict[str, object]:
         "refused": {
             "why": refusal.why,
             "liars": refusal.liars,
-            "signature": sign(key, masking.REFUSAL, refusal.signed_part(plan.digest)).hex(),
+            "signature": sign(key, mask_messages.REFUSAL, refusal.signed_part(plan.digest)).hex(),
         },
         "verdict": {
             "header": "a header",

@@ -41,7 +41,7 @@ from privacy.crypto.summation import RunningSum, check_contributions, check_sum
 from privacy.crypto.tag import TagKey
 from privacy.errors import AuthenticityError, CloisterError, ConfigError, MalformedError, RefusedError
 from privacy.ledger.ledger import Ledger
-from privacy.noise.shared import share_of
+from privacy.noise.noise_shares import share_of
 from privacy.run.clocks import check_clock, tolerance
 from privacy.run.manifest import open_manifest
 from privacy.run.plan import check_plan, read_plan
@@ -50,8 +50,8 @@ from privacy.run.votes import Question, check_rejected
 from tests.privacy.consortium import SECRET, sealing_key, signing_key
 from tests.privacy.vectors import stored
 from transport import cloister_pb2 as pb
-from transport import contents
 from transport import messages as wire
+from transport import run_messages
 from transport.fields import blob
 from transport.flower import instruction, stamp
 from transport.framing import Assembly
@@ -137,7 +137,7 @@ def update(parts: Parts) -> None:
 def addition(parts: Parts) -> None:
     """Updates with one body, added up and closed."""
     asked_for, running = read_plan(parts["plan"]), RunningSum(read_plan(parts["sum's plan"]))
-    for each in contents._split(parts["signed"]):
+    for each in run_messages._split(parts["signed"]):
         site, signed = json.loads(each.header)["site"], SignedUpdate(each.header, each.signature, (parts["chunk"],))
         running.add(verify_update(signed, site, asked_for, _manifest(parts)[0], _roster(parts)))
     running.close()
@@ -145,7 +145,7 @@ def addition(parts: Parts) -> None:
 
 def total(parts: Parts) -> None:
     """A sum as a site gets it, to the mean. The names of its arrays are a part too."""
-    found, (opened, run), members = contents.sum_from_arrays(arrays_of(parts)), _manifest(parts), _roster(parts)
+    found, (opened, run), members = run_messages.sum_from_arrays(arrays_of(parts)), _manifest(parts), _roster(parts)
     asked_for, headers = check_sum(found, run, opened, members)
     nonces = {site: each.nonce for site, each in headers.items()}
     chunks = MacKey(SECRET).check(found.ciphertexts, asked_for, nonces)
@@ -167,7 +167,11 @@ def total(parts: Parts) -> None:
 def contributors(parts: Parts) -> None:
     """A set that a site is asked to sign; and, if it is shown what all signed, to reveal its seed for."""
     opened, run = _manifest(parts)
-    asked_for, shown, site = read_plan(parts["plan"]), tuple(contents._split(parts["shown"])), parts["site"].decode()
+    asked_for, shown, site = (
+        read_plan(parts["plan"]),
+        tuple(run_messages._split(parts["shown"])),
+        parts["site"].decode(),
+    )
     verified = check_contributions(shown, asked_for, opened, _roster(parts))
     signed = {name: each.header for name, each in zip(verified, shown, strict=True)}
     check_set(asked_for, signed, (site, parts["own"]), int(parts["minimum"]))
@@ -209,7 +213,7 @@ def pair(parts: Parts) -> None:
 
 
 def readiness(parts: Parts) -> None:
-    found = contents.read_readiness(reply_of(parts["body"]))
+    found = run_messages.read_readiness(reply_of(parts["body"]))
     signed = found.signed_part(parts["run"].decode(), int(parts["node"]))
     verify(_roster(parts).member(found.site).verification_key, "readiness", signed, found.signature)
 
@@ -318,7 +322,7 @@ def reply_of(body: bytes) -> RecordDict:
     """Return what is in a reply."""
     to = instruction(wire.QUERY.pack(wire.Query(b"")), kind="query", node=12, run_id=7, group="1", ttl=60.0)
     stamp(to, "f" * 32)
-    return contents.content_of(decode_reply(body, to))
+    return run_messages.content_of(decode_reply(body, to))
 
 
 def _manifest(parts: Parts) -> tuple[Manifest, str]:

@@ -94,7 +94,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "agree": ["set"],
         "reveal": ["reveal"],
     },
-    "privacy.noise.shared": {"share_of": ["share"]},
+    "privacy.noise.noise_shares": {"share_of": ["share"]},
     "privacy.crypto.pairs": {"read_pair": ["pair"]},
     "privacy.crypto.key_epoch": {
         "SealingKey.__init__": ["sealing key"],
@@ -121,7 +121,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "field": _MESSAGES,
         "check_names": ["reply shared"],
     },
-    "transport.contents": {
+    "transport.run_messages": {
         "content_of": ["reply revealed"],
         "read_readiness": ["readiness"],
         "read_train": ["message train"],
@@ -138,7 +138,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "read_report": ["reply update"],
         "read_metrics": ["reply opened"],
     },
-    "transport.ceremony": {
+    "transport.key_messages": {
         "read_keys": ["reply leader"],
         "read_letters": ["reply leader"],
         "read_shared": ["reply shared"],
@@ -146,7 +146,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "_read_pairs": ["message query.pairs", "reply keys"],
         "_read_blobs": ["message query.pairs", "reply leader"],
     },
-    "transport.masking": {
+    "transport.mask_messages": {
         "read_contributors": ["message query.agree"],
         "read_signatures": ["message query.reveal"],
         "read_revealed": ["reply revealed"],
@@ -155,7 +155,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "find_refusal": ["reply refused"],
         "read_body": ["message query.judge"],
     },
-    "transport.votes": {"read_votes": ["message query.undo"], "read_undone": ["reply undone"]},
+    "transport.vote_messages": {"read_votes": ["message query.undo"], "read_undone": ["reply undone"]},
     "privacy.run.votes": {
         "Vote.from_bytes": ["message query.undo"],
         "check_vote": ["votes"],
@@ -187,7 +187,7 @@ OWN: dict[str, dict[str, str]] = {
     "privacy.crypto.pedersen": {"generator": "of names that we give"},
     "privacy.crypto.key_epoch": {"seal": "the roster's keys, as they are used"},
     "privacy.ledger.entries": {"_unsigned": "says which line is altered, once one is"},
-    "privacy.noise.shared": {"_clipping_norm": "of a run that trains, as all with shared noise do"},
+    "privacy.noise.noise_shares": {"_clipping_norm": "of a run that trains, as all with shared noise do"},
     "transport.parcel": {"decode_arrays": "the server's own files"},
     "transport.fields": {"lacks": "raises what others ask for"},
     "client.state.keyring": dict.fromkeys(
@@ -221,7 +221,7 @@ TWICE: dict[str, str] = {
     "transport.parcel._value: field is None": "what has no name cannot be looked up",
     "transport.framing.Assembly.add: len(self._data) + len(chunk.data) > self._total": "the end is checked too",
     "transport.reports._read: math.isfinite(value)": "what numbers can be has two ends",
-    "transport.contents.read_train: count <= _MAX_SUMS": "sums that are not there are missed",
+    "transport.run_messages.read_train: count <= _MAX_SUMS": "sums that are not there are missed",
     "privacy.run.settings.Encryption.update_bound: Positive as Annotated[float, Field(gt=0)]": "so has the codec",
     "privacy.run.settings.Cohort.sizes: min_length=1": "nobody is fewer than any minimum",
     "privacy.run.settings.Start: strict=False": "text is never converted from anything",

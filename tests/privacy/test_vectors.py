@@ -64,8 +64,8 @@ from tests.privacy.golden_streams import codes, masks
 from tests.privacy.golden_wire import entry
 from tests.privacy.readers import READERS, arrays_of, reply_of
 from tests.privacy.vectors import good_parts, parts_of, stored
-from transport.contents import sum_from_arrays
 from transport.parcel import decode_instruction
+from transport.run_messages import sum_from_arrays
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -60,8 +60,8 @@ from tests.federations import (
 )
 from tests.privacy.consortium import CHARGE
 from tests.studies import HOLD, HOLD_LOADING, HOLD_SPARE, MET, SPARE, Held
-from transport.contents import sum_from_arrays
 from transport.parcel import decode_arrays
+from transport.run_messages import sum_from_arrays
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
 

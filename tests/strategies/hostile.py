@@ -14,11 +14,11 @@ from tests.federations import (
     Answer,
     node_of,
 )
-from transport.contents import (
+from transport.flower import reply
+from transport.run_messages import (
     pack_update,
     read_update,
 )
-from transport.flower import reply
 
 TRAIN, EVALUATE, QUERY = MessageType.TRAIN, MessageType.EVALUATE, MessageType.QUERY
 HOSTILE = "west"

@@ -50,8 +50,8 @@ from tests.federations import (
 )
 from tests.second.numbers import applied, begun
 from tests.strategies.hostile import EVALUATE, TRAIN
-from transport.contents import read_sum, read_train
 from transport.flower import reply
+from transport.run_messages import read_sum, read_train
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -30,8 +30,8 @@ from tests.federations import (
     with_deadline,
 )
 from tests.strategies.hostile import EVALUATE, QUERY, TRAIN
-from transport.ceremony import pack_keys
 from transport.flower import reply
+from transport.key_messages import pack_keys
 from transport.messages import ACCEPT, LEAD
 
 EAST = "east"

@@ -35,11 +35,11 @@ from tests.federations import (
     with_deadline,
 )
 from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, NOWHERE, QUERY, TRAIN, answering
-from transport.contents import (
+from transport.flower import reply
+from transport.run_messages import (
     pack_readiness,
     read_readiness,
 )
-from transport.flower import reply
 
 BRIEF = 0.2  # seconds; the deadline of a round that will not find enough sites
 COST = epsilon([Mechanism(2.0, 1.0, 1)], TERMS.delta)  # of a round of NOISY

@@ -30,7 +30,8 @@ from tests.federations import (
     run_with,
 )
 from tests.strategies.hostile import HONEST, HOSTILE, NOWHERE, TRAIN, Change, answering, resigned, sending
-from transport.contents import (
+from transport.flower import reply
+from transport.run_messages import (
     Opened,
     Readiness,
     pack_opened,
@@ -38,7 +39,6 @@ from transport.contents import (
     pack_update,
     read_update,
 )
-from transport.flower import reply
 
 
 def _by_another_key(federation: Federation, update: SignedUpdate) -> SignedUpdate:

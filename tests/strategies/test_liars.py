@@ -28,9 +28,8 @@ from strategies.selection import _FOUND
 from tests.client.round.test_masking import MASKED
 from tests.federations import SETTINGS, SITES, Answer, FederationMaker, charges_of, models_of, node_of, run_with
 from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, TRAIN
-from transport.contents import pack_update, read_manifest, read_sum, read_train, read_update
 from transport.flower import reply
-from transport.masking import (
+from transport.mask_messages import (
     Refusal,
     Verdict,
     pack_refusal,
@@ -41,6 +40,7 @@ from transport.masking import (
     read_revealed,
 )
 from transport.messages import JUDGE, REVEAL
+from transport.run_messages import pack_update, read_manifest, read_sum, read_train, read_update
 
 Lie = Callable[[Site, Message, Callable[[], Message]], RecordDict | None]  # what it says instead, if anything
 

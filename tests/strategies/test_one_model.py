@@ -29,7 +29,8 @@ from tests.federations import (
     signed_run,
 )
 from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, NOWHERE, QUERY, answering, lost
-from transport.contents import (
+from transport.flower import reply
+from transport.run_messages import (
     Opened,
     pack_opened,
     pack_readiness,
@@ -37,7 +38,6 @@ from transport.contents import (
     read_readiness,
     read_sum,
 )
-from transport.flower import reply
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from tests.federations import (
 )
 from tests.privacy.consortium import make_plan
 from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, QUERY, answering
-from transport.contents import pack_readiness, read_readiness
 from transport.flower import reply
+from transport.run_messages import pack_readiness, read_readiness
 
 if TYPE_CHECKING:
     from typing import Any

@@ -29,7 +29,7 @@ from tests.federations import (
 )
 from transport.flower import reply
 from transport.messages import UNDO
-from transport.votes import put_vote
+from transport.vote_messages import put_vote
 
 Rejects = Callable[[int, str], bool]  # of a round's number and a site
 

@@ -21,8 +21,8 @@ from strategies.event_log import EventLog
 from strategies.metrics import averaged
 from tests.federations import NOISY, SETTINGS, SITES, FederationMaker, run_with
 from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, QUERY, TRAIN, answering
-from transport.contents import pack_readiness, read_readiness
 from transport.flower import reply
+from transport.run_messages import pack_readiness, read_readiness
 
 ROW = "\r\n    9    4/4  0.001   1.000     0.01                   1 kB   0.01 s"
 SCREAM = "\x1b[2J\x1b[31m\x1b]0;owned\x07\u202eyltsenoh\u2066[red]:pile_of_poo:" + ROW

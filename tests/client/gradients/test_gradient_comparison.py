@@ -14,7 +14,7 @@ from client.gradients.comparison import Expected
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet
 from client.gradients.noisy_optimizer import CipherOptimizer
-from client.gradients.shares import Rows
+from client.gradients.record_gradients import Rows
 from client.gradients.vmap import Vmap
 from client.settings import Gradients
 from privacy.errors import TaskError

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.gradients import shares
+from client.gradients import record_gradients
 from client.gradients.clipping import add_clipped
-from client.gradients.shares import Outer, Places, Product, Rows, Share
+from client.gradients.record_gradients import Outer, Places, Product, Rows, Share
 from client.settings import Gradients
 from tests.client.specimens import MODES, RECORDS, Scores, clipped_sum, made
 
@@ -85,7 +85,7 @@ def test_what_cancels_within_a_record_is_summed_as_its_norm_was_taken() -> None:
 def test_gradients_that_cancel_are_clipped_whether_they_are_kept_or_not(
     kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shares, "KEPT", kept)
+    monkeypatch.setattr(record_gradients, "KEPT", kept)
     draw = torch.Generator().manual_seed(0)
     into, back = torch.randn(8, 2, 6, 50, generator=draw), torch.randn(8, 2, 4, 50, generator=draw)
     into, back = (torch.cat([each, each * sign + 1e-7], 3) for each, sign in ((into, 1), (back, -1)))

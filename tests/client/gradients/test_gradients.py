@@ -10,7 +10,7 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from client.gradients import shares
+from client.gradients import record_gradients
 from client.gradients.choice import choose
 from client.settings import Gradients
 from tests.client.specimens import DEVICES, MODES, RECORDS, SPECIMENS, Scores, clipped_sum, computing, made, one_by_one
@@ -92,7 +92,7 @@ def test_choosing_leaves_the_model_as_it_was(name: str) -> None:
 def test_gradients_too_large_to_keep_are_written_out_some_records_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model, records = made("two dimensions")
     whole = clipped_sum("bookkeeping", Scores(), model, records, 0.1)
-    monkeypatch.setattr(shares, "KEPT", 200)
+    monkeypatch.setattr(record_gradients, "KEPT", 200)
     assert apart(clipped_sum("bookkeeping", Scores(), model, records, 0.1), whole) < 1e-5
 
 

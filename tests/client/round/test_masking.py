@@ -15,7 +15,7 @@ from client.round.admission import admit
 from client.round.aggregate import UnopenedError, open_sum
 from client.round.masking import agree, reveal
 from client.round.readiness import get_ready
-from client.round.round import train_round
+from client.round.train_round import train_round
 from client.site import Site
 from privacy.codec.envelope import Contribution, SignedUpdate, verify_update
 from privacy.crypto.agreement import accuse, check_repeat

@@ -10,7 +10,7 @@ import pytest
 
 from client.flower import open_site
 from client.round import norms
-from client.round import round as rounds
+from client.round import train_round as rounds
 from client.round.admission import Round, admit
 from client.round.aggregate import UnopenedError
 from client.round.masking import prove, reveal
@@ -33,7 +33,7 @@ from tests.client.round.test_masking import (
     updates_of,
 )
 from tests.federations import SETTINGS, FederationMaker, charges_of, models_of, restart, run_with, signed_run
-from transport.masking import VALUES
+from transport.mask_messages import VALUES
 from transport.messages import PROVE
 
 if TYPE_CHECKING:

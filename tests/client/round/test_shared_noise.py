@@ -15,14 +15,14 @@ from client.flower import app, open_site
 from client.round.admission import AdmittedRun, admit
 from client.round.masking import recover
 from client.round.readiness import get_ready
-from client.round.round import train_round
+from client.round.train_round import train_round
 from client.site import Site
 from privacy.accounting.accounting import Mechanism
 from privacy.codec.packing import pack_with_share, unpack
 from privacy.errors import ConfigError, ProtocolError, RefusedError, RunError
 from privacy.ledger.ledger import Charge, Release
+from privacy.noise.noise_shares import Share, share_for
 from privacy.noise.randomness import Randomness
-from privacy.noise.shared import Share, share_for
 from privacy.run.manifest import Manifest
 from privacy.run.plan import RoundPlan
 from privacy.run.settings import Encryption, Privacy

@@ -24,7 +24,7 @@ from privacy.run.settings import Vote as VoteSettings
 from privacy.run.votes import Question, Vote, cast
 from simulations.engine.federation import Federation
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, restart, run_with, signed_run
-from transport.votes import find_vote
+from transport.vote_messages import find_vote
 
 SPENT = 1.0
 VOTED = replace(SETTINGS, rounds=2, vote=VoteSettings(epsilon=SPENT, tolerance=0.0))

@@ -22,8 +22,8 @@ from privacy.run.settings import RunSettings, Training
 from simulations.engine.federation import Federation
 from simulations.engine.results import event_log_path, read_results
 from tests.federations import SETTINGS, SITES, FederationMaker, models_of, own_metrics, restart, run_with, signed_run
-from transport.contents import sum_from_arrays
 from transport.parcel import decode_arrays
+from transport.run_messages import sum_from_arrays
 
 SITE, RUN = "north", "ab" * 32
 ROUNDS, AVERAGED = 5, 3

@@ -19,7 +19,7 @@ from typing_extensions import override
 from client.flower import open_site
 from client.state.checkpoint import Checkpoint, CheckpointStore
 from client.state.initial_model import find_model
-from client.state.model_state import DTYPES, WIDTHS, check_constants, layout_of, set_constants
+from client.state.model_parts import DTYPES, WIDTHS, check_constants, layout_of, set_constants
 from privacy.codec.update import Layout, Model
 from privacy.errors import RefusedError, TaskError
 from privacy.run.settings import Start

@@ -17,8 +17,8 @@ from client.state.residuals import Residuals
 from privacy.run.plan import RoundPlan, read_plan
 from tests.federations import SETTINGS, FederationMaker, models_of, node_of, run_with, signed_run
 from tests.privacy.consortium import make_plan
-from transport.contents import read_train
 from transport.flower import reply
+from transport.run_messages import read_train
 
 RUN, OTHER = "ab" * 32, "cd" * 32
 FIRST = np.array([0.5, -0.25, 1e-9], np.float32)

@@ -35,8 +35,8 @@ from tests.federations import (
     task_name,
     watch_releases,
 )
-from transport.contents import read_sum
 from transport.flower import FAILED, reply
+from transport.run_messages import read_sum
 
 if TYPE_CHECKING:
     from pathlib import Path

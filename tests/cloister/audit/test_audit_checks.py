@@ -9,7 +9,8 @@ import pytest
 
 from cloister.audit.checks import Sighting, check
 from cloister.audit.whole import check_whole
-from privacy.accounting.accounting import Mechanism, calibrate
+from privacy.accounting.accounting import Mechanism
+from privacy.accounting.calibration import calibrate
 
 DELTA = 1e-5
 OWN = {"model.weight": 30, "model.bias": 1}

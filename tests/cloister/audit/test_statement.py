@@ -20,7 +20,7 @@ from privacy.config import read_toml
 from privacy.errors import CloisterError, ConfigError, KeyFileError, LedgerError
 from privacy.ledger.entries import GENESIS
 from privacy.ledger.ledger import Ledger, Release
-from privacy.noise.shared import observers
+from privacy.noise.noise_shares import observers
 from privacy.run.settings import RunSettings
 from server.settings import read_consortium, read_run
 from simulations.engine.federation import Federation, SiteTerms

@@ -14,7 +14,8 @@ from opacus.accountants import RDPAccountant
 
 from client.dpsgd.crosscheck import PRV
 from privacy.accounting.accountants import chained
-from privacy.accounting.accounting import PLD, RDP, Accountant, Mechanism, Relation, calibrate, epsilon
+from privacy.accounting.accounting import PLD, RDP, Accountant, Mechanism, Relation, epsilon
+from privacy.accounting.calibration import calibrate
 from privacy.accounting.renyi import cumulant
 from privacy.errors import ConfigError
 

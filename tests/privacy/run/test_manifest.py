@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from privacy.accounting.accounting import Mechanism, epsilon
 from privacy.crypto.signing import SignedDocument
 from privacy.errors import AuthenticityError, ConfigError, MalformedError, RefusedError
-from privacy.run.calibration import sign_manifest
 from privacy.run.manifest import Manifest, open_manifest
+from privacy.run.new_manifest import sign_manifest
 from privacy.run.settings import Privacy, RunSettings
 from tests.privacy.consortium import make_manifest, relaxed, run_settings, signing_key
 

@@ -11,8 +11,8 @@ from privacy.accounting.accounting import PLD, RDP, Accountant, Mechanism, Relat
 from privacy.errors import BudgetError, MalformedError, RefusedError
 from privacy.ledger.ledger import Budget, Ledger, Release
 from privacy.noise.randomness import Randomness
-from privacy.run.calibration import sign_manifest
 from privacy.run.manifest import open_manifest
+from privacy.run.new_manifest import sign_manifest
 from privacy.run.policy import Policy, check_policy
 from privacy.run.settings import Vote as VoteSettings
 from privacy.run.votes import Errors, Vote, errors, estimate, is_rejected, respond, turned

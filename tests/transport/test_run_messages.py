@@ -19,13 +19,13 @@ from privacy.run.clocks import LATEST
 from privacy.run.policy import METRIC_NAME
 from privacy.untrusted_text import MOST
 from tests.transport.records import config_records, contents, metric_records, names
-from transport import ceremony
-from transport import contents as messages
-from transport.contents import Opened, Readiness
+from transport import key_messages
+from transport import run_messages as messages
 from transport.fields import SITE, blob
 from transport.flower import instruction, reply
 from transport.ledger_head import find_head, put_head, read_head
 from transport.reports import Told
+from transport.run_messages import Opened, Readiness
 
 blobs = st.binary(max_size=16)
 contributions = st.lists(st.builds(Contribution, blobs, blobs, blobs), max_size=3).map(tuple)
@@ -58,10 +58,10 @@ readinesses = st.builds(
 OPENED = Opened("0" * 64, 0.5, b"signature")
 
 READERS: dict[str, Callable[[RecordDict], object]] = {
-    "lead": ceremony.read_lead,
-    "keys": ceremony.read_keys,
-    "letters": ceremony.read_letters,
-    "letter": ceremony.read_letter_from,
+    "lead": key_messages.read_lead,
+    "keys": key_messages.read_keys,
+    "letters": key_messages.read_letters,
+    "letter": key_messages.read_letter_from,
     "manifest": messages.read_manifest,
     "sent": messages.read_sent,
     "readiness": messages.read_readiness,
@@ -202,7 +202,7 @@ def test_a_readiness_that_cannot_be_is_refused(changed: dict[str, Any]) -> None:
 
 def test_a_letter_from_a_name_that_no_site_can_have_is_refused() -> None:
     with pytest.raises(MalformedError, match=r"lacks letter\.leader"):
-        ceremony.read_letter_from(ceremony.pack_letter("\x1b[2J" * 100_000, b"letter"))
+        key_messages.read_letter_from(key_messages.pack_letter("\x1b[2J" * 100_000, b"letter"))
 
 
 def asked() -> Message:

@@ -10,8 +10,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from privacy.codec.envelope import Contribution
 from privacy.crypto.masking import REVEAL_BYTES
-from transport.contents import put_signed, read_signed, sum_to_arrays
 from transport.fields import DIGEST, array_bytes, blob, check_names, field, lacks
+from transport.run_messages import put_signed, read_signed, sum_to_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -37,7 +37,7 @@ from privacy.codec.packing import PackedStream, pack, pack_with_share
 from privacy.codec.update import privatise
 from privacy.crypto.masking import commitment, mask
 from privacy.errors import ProtocolError
-from privacy.noise.shared import share_for
+from privacy.noise.noise_shares import share_for
 from privacy.run.plan import check_plan
 
 if TYPE_CHECKING:

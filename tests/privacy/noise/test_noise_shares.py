@@ -16,8 +16,8 @@ from privacy.codec.packing import Packing, pack_with_share, unpack
 from privacy.codec.update import Update
 from privacy.errors import ConfigError, MalformedError
 from privacy.noise.discrete import reach
+from privacy.noise.noise_shares import Observer, most_parameters, observers, share_for, share_of
 from privacy.noise.randomness import Randomness
-from privacy.noise.shared import Observer, most_parameters, observers, share_for, share_of
 from privacy.run.settings import Privacy, RunSettings, Training
 from tests.privacy.consortium import CHARGE, MODEL, blocks_of, few, joined, make_manifest, run_settings
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.dpsgd.draws import Draws, check_draws, forked
+from client.dpsgd.torch_draws import Draws, check_draws, forked
 from client.task.probe import make_model
 from privacy.errors import TaskError
 from tests.client.specimens import DEVICES

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from privacy.accounting.accounting import calibrate
+from privacy.accounting.calibration import calibrate
 from privacy.crypto.signing import SignedDocument
 from privacy.errors import ConfigError
-from privacy.noise.shared import share_of
+from privacy.noise.noise_shares import share_of
 from privacy.run.manifest import KIND, Manifest
 
 if TYPE_CHECKING:
