@@ -74,7 +74,7 @@ def attend(path: Path, stop: Event) -> None:
     site = Site(place)
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
     if metrics := site.settings.policy.metrics:
-        log.warning("`share` lists %s: told after every round without noise, and in no ε", ", ".join(metrics))
+        log.warning("`share` lists %s: sent after every round without noise, and not covered by ε", ", ".join(metrics))
     with gather(site.device, stop.set) as group:
         site.group = group
         for task, count in site.check_records().items():
@@ -84,7 +84,7 @@ def attend(path: Path, stop: Event) -> None:
             log.info("%d processes train together, this one on %s", group.size, site.device)
         _serve(site, line, make_app(lambda _: site), stop)
     if group and group.lost:
-        msg = f"{site.name} has lost another of its processes and ended; to come back: the same command"
+        msg = f"{site.name} lost another of its processes and ended; to come back, run the same command"
         raise DeviceError(msg)
 
 
@@ -138,7 +138,7 @@ class _Line:
     def broke(self, error: Exception) -> None:
         """Log once that the connection is down."""
         if not self._said:
-            log.warning("%s; trying again until it answers", error)
+            log.warning("%s; retrying until it answers", error)
         self._said = True
 
     def delay(self) -> float:
@@ -172,7 +172,7 @@ def _answer(exchange: Exchange, app: App, context: Context, message: Message, st
     try:
         # If the connection breaks here, the server offers the message again, and the outbox has the same update.
         if not exchange.push(reply, message.metadata.message_id):
-            log.info("a reply came too late; the round had closed")
+            log.info("a reply came too late: the round had closed")
     except ProtocolError as error:
         # The server offers the message again until its round closes, and the reply will be the same: no hurry.
         log.warning("%s", error)
@@ -184,7 +184,7 @@ def _turn(path: Path, stop: Event) -> Iterator[None]:
     """Wait until no other agent of this site runs: two would make two updates for one plan."""
     with path.open("ab") as file:  # the lock lasts until the file is closed, at the latest when the process ends
         while not _locked(file) and not stop.is_set():
-            log.info("another agent of this site is running; this one takes over when that ends")
+            log.info("another agent of this site is running; this one takes over when it ends")
             while not _locked(file) and not stop.wait(_TURN_SECONDS):
                 pass
         yield

@@ -113,7 +113,9 @@ def _answering(
             raise
         except BaseException as error:  # a bug in a task must not end the agent  # noqa: BLE001
             _log(site, message, error)
-            return reply(Error(FAILED, "the site's agent met an unexpected error; the site's own log has it"), message)
+            return reply(
+                Error(FAILED, "the site's agent failed with an unexpected error; see the site's own log"), message
+            )
         site.said.pop(message.metadata.message_type, None)
         return made
 
@@ -227,7 +229,7 @@ def _report(admitted: AdmittedRun) -> Told:
     try:
         spent = admitted.ledger.spent(admitted.limit.delta)
     except Exception as error:  # whatever an accountant raises
-        log.warning("the update is sent without the ε spent, which cannot be computed: %s", sentence(error))
+        log.warning("the update is sent without the ε spent, which could not be computed: %s", sentence(error))
         log.debug("ε", exc_info=error)
         return Told()
     return Told({"epsilon": spent} if spent <= LARGEST_EPSILON else {})  # without noise, it is infinite

@@ -38,10 +38,7 @@ class SiteContext:
         """
         if count == 0:
             held_out = self.settings.data.held_out
-            msg = (
-                f"{self.records_path}: with held_out = {held_out:g} no records are left {what}; change it, or add "
-                "records"
-            )
+            msg = f"{self.records_path}: held_out = {held_out:g} leaves no records {what}; change it, or add records"
             raise DataError(msg)
 
 
@@ -61,7 +58,7 @@ def find_device(wanted: str) -> torch.device:
     if own.size == 1:
         return torch.device("cuda")
     if own.device >= devices:
-        msg = f"torchrun starts {own.size} processes, and there are {devices} CUDA devices; let it start one for each"
+        msg = f"torchrun starts {own.size} processes on {devices} CUDA devices; let it start one process per device"
         raise TaskError(msg)
     torch.cuda.set_device(own.device)
     return torch.device("cuda", own.device)

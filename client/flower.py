@@ -31,7 +31,7 @@ def _site_of(context: Context) -> Site:
     partition = context.node_config.get("partition-id")
     folders = _folders(str(context.run_config.get("sites", "")))
     if not isinstance(partition, int) or partition >= len(folders):
-        msg = "this node does not know its site; set `site` in its configuration, or `sites` in the run's"
+        msg = "this node does not know its site; set `site` in its configuration, or `sites` in that of the run"
         raise ConfigError(msg)
     return open_site(folders[partition])
 

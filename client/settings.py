@@ -29,7 +29,10 @@ HELD_OUT = ".held-out"
 
 def _own_name(lineage: str) -> str:
     if lineage.lower().endswith(HELD_OUT) or not lineage.strip("."):
-        msg = f"no lineage may end in {HELD_OUT}, which names the ledger of the records held out, or be dots alone"
+        msg = (
+            f"a lineage must not end in {HELD_OUT}, which names the ledger of the held-out records, and must not "
+            "consist of dots only"
+        )
         raise ValueError(msg)
     return lineage
 

@@ -60,7 +60,7 @@ class Site(Works):
         self.said: dict[str, str] = {}  # the last error for each kind of message
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
         if (own, self.sealing_key.public) != (listed.signing_key, listed.sealing_key):
-            msg = f"{place.path(keys.roster)} lists other keys for {self.name} than this site has; join again"
+            msg = f"{place.path(keys.roster)} lists keys for {self.name} that are not this site's keys; join again"
             raise KeyFileError(msg)
 
     def algorithm(self, manifest: Manifest) -> Algorithm:

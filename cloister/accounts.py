@@ -113,13 +113,19 @@ def verify(path: Path, heads: Sequence[str] = ()) -> dict[str, Any]:
     place = read_site(path)
     ledgers = [each for each in (place.ledger, place.held_out_ledger) if each.path.exists() or each.last_kept()]
     if not ledgers:
-        msg = f"{place.ledger.path}: there is no ledger; nothing was ever charged for this lineage, or the file is gone"
+        msg = (
+            f"{place.ledger.path}: there is no ledger: nothing was ever charged for this lineage, or the file is "
+            "missing"
+        )
         raise ConfigError(msg)
     verified = [_verified(each) for each in ledgers]
     had = set().union(*(each.entries().heads for each in ledgers))
     for head in heads:
         if head.lower() not in had:
-            msg = f"no ledger of {place.settings.site} has had the head {head}: it is an older copy, or another's head"
+            msg = (
+                f"no ledger of {place.settings.site} contains the head {head}: the ledger is an older copy, or the "
+                "head belongs to another site"
+            )
             raise LedgerError(msg)
     return {"ledgers": verified, "heads": list(heads)}
 

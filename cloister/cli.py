@@ -68,7 +68,7 @@ class _Debug:
 
 @app.command(epilog="Example:  cloister demo --folder /tmp/demo")
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where servers and hospitals get their folders.")] = Path("demo"),
+    folder: Annotated[Path, typer.Option(help="Folder for the files of the server and hospitals.")] = Path("demo"),
     as_json: Json = False,
 ) -> None:
     """Run a real federation here: a server and three hospitals as processes, TLS, privacy, encryption, real data."""
@@ -108,9 +108,9 @@ def sign(
 
 @app.command(epilog="Example:  cloister server server run.manifest")
 def server(
-    consortium: Annotated[Path, typer.Argument(help="consortium.toml, or the folder that holds it.")],
+    consortium: Annotated[Path, typer.Argument(help="consortium.toml, or its folder.")],
     manifest: Annotated[Path, typer.Argument(help="The signed run.")],
-    new_epoch: Annotated[bool, typer.Option("--new-epoch", help="Have the sites make new keys first.")] = False,
+    new_epoch: Annotated[bool, typer.Option("--new-epoch", help="Have the sites make a new key epoch first.")] = False,
 ) -> None:
     """Run the aggregation server until the run is over. It holds no decryption key."""
     from server.process import serve  # noqa: PLC0415 - sites need no server
@@ -118,12 +118,12 @@ def server(
     with RoundTable(make_console(json=False)) as table:
         listen(table)
         serve(consortium, manifest, lambda port: typer.echo(f"listening on port {port}"), new_epoch=new_epoch)
-    typer.echo("✓ the run is over; every site has the result in its own folder")
+    typer.echo("✓ the run has ended; every site has the result in its own folder")
 
 
 @app.command(epilog="Example:  cloister agent north")
 def agent(
-    site: Annotated[Path, typer.Argument(help="site.toml, or the folder that holds it.")],
+    site: Annotated[Path, typer.Argument(help="site.toml, or its folder.")],
 ) -> None:
     """Run a site's agent. Ctrl-C stops it safely."""
     show_log()
@@ -135,15 +135,15 @@ def agent(
         attend(site, threading.Event())
     except KeyboardInterrupt:
         typer.echo(
-            "left; nothing is lost, and what was charged stays charged. To come back: the same command", err=True
+            "left; nothing is lost, and what was charged stays charged. To come back, run the same command", err=True
         )
         raise typer.Exit(_STOPPED) from None
 
 
 @app.command(epilog="Example:  cloister simulate study.toml")
 def simulate(
-    run: Annotated[Path | None, typer.Argument(help="The run's settings; the reference study's if not named.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where the simulated hospitals get their folders.")] = Path("simulation"),
+    run: Annotated[Path | None, typer.Argument(help="The run's settings; by default, the reference study's.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder for the files of the simulated hospitals.")] = Path("simulation"),
     as_json: Json = False,
 ) -> None:
     """Run a study over simulated hospitals in this process: the same apps and bytes, no network, no policy limits."""
@@ -159,9 +159,11 @@ def simulate(
 
 @app.command(epilog="Example:  cloister stats survey.toml --json")
 def stats(
-    run: Annotated[Path | None, typer.Argument(help="The run's settings; the reference survey's if not named.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where the simulated hospitals get their folders.")] = Path("simulation"),
-    site: Annotated[Path | None, typer.Option(help="Simulate nothing; show the latest that this site has.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="The run's settings; by default, the reference survey's.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder for the files of the simulated hospitals.")] = Path("simulation"),
+    site: Annotated[
+        Path | None, typer.Option(help="Show this site's latest statistics instead of simulating a run.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show counts, means, deviations, quantiles and labels over all sites: simulated hospitals, or a site's results."""

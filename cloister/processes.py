@@ -87,7 +87,7 @@ class Processes:
         with suppress(subprocess.TimeoutExpired):
             if child.wait(seconds) == 0:
                 return
-        msg = f"{name} did not end as it should; its log {log} ends with:\n{self.tail(name)}"
+        msg = f"{name} did not end properly; its log {log} ends with:\n{self.tail(name)}"
         raise RunError(msg)
 
     def peak_memory(self, name: str) -> int | None:

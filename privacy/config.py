@@ -35,7 +35,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=True)
 
 def _possible(path: Path) -> Path:
     if "\0" in str(path):
-        msg = "no file's name has a NUL character; remove it"
+        msg = "a file name cannot contain a NUL character; remove it"
         raise ValueError(msg)
     return path
 
@@ -93,8 +93,9 @@ def settings_file(path: Path, name: str) -> Path:
     for folder in file.parents:
         if folder.is_symlink() and len(folder.parts) > _ROOT_LINK:
             msg = (
-                f"{file}: {folder} is a link, and what lies beside the settings, such as ledgers, would be left behind "
-                f"when it leads elsewhere; give {file.parent.resolve() / file.name}, or make {name} alone a link"
+                f"{file}: {folder} is a link; if it were changed, the files beside the settings, such as "
+                f"ledgers, would be left behind; give {file.parent.resolve() / file.name}, or link only {name} "
+                "itself"
             )
             raise ConfigError(msg)
     return file

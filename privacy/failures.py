@@ -22,13 +22,13 @@ _ADVICE = {
     errno.EFBIG: "raise this account's limit on the size of files (ulimit -f)",
     errno.EACCES: "let this account read and write it",
     errno.EPERM: "let this account read and write it",
-    errno.EROFS: "name another place, or make this disk writable",
+    errno.EROFS: "choose another place, or make this disk writable",
     errno.ENOENT: "check the name",
     errno.EISDIR: "name a file",
-    errno.ENOTDIR: "name a folder that can be there",
-    errno.EEXIST: "name another, or move what is there aside",
-    errno.ENOTEMPTY: "name another, or move what is there aside",
-    errno.ELOOP: "mend the link",
+    errno.ENOTDIR: "name a folder that can exist",
+    errno.EEXIST: "choose another name, or move the existing one aside",
+    errno.ENOTEMPTY: "choose another name, or move the existing one aside",
+    errno.ELOOP: "repair the link",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise this account's limit on open files (ulimit -n)",
     errno.ENFILE: "close other programs: this machine has too many files open",
@@ -49,8 +49,8 @@ def sentence(error: BaseException) -> str:
         case OSError():
             return _of_system(error)
         case MemoryError():
-            return "this machine has too little memory left for that; free some, or take a larger one"
-    return f"unexpected {raised(error)}; `cloister --debug …` shows all of it, please report it"
+            return "this machine does not have enough free memory; free some, or use a larger machine"
+    return f"unexpected {raised(error)}; `cloister --debug …` shows the traceback; please report it"
 
 
 def raised(error: BaseException, module: str = "") -> str:
@@ -103,5 +103,5 @@ def reason(error: OSError) -> str:
 def _of_system(error: OSError) -> str:
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
     place = "".join(each if each.isprintable() else "·" for each in name) + ": " * bool(name)
-    advice = _ADVICE.get(error.errno or 0, "check the file, and the disk that it is on")
+    advice = _ADVICE.get(error.errno or 0, "check the file and its disk")
     return f"{place}{reason(error)}; {advice}"

@@ -61,7 +61,10 @@ def _shared_out(work: Callable[[A], B], items: Iterable[A], count: int) -> Itera
             while pending:
                 yield pending.popleft().result()
     except BrokenProcessPool as error:
-        msg = "a process that encrypts was ended from outside; is there memory for encryption_processes in site.toml?"
+        msg = (
+            "an encryption process was killed from outside; check that this machine has memory for the "
+            "encryption_processes in site.toml"
+        )
         raise EncryptionError(msg) from error
 
 

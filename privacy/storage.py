@@ -102,7 +102,7 @@ def private(path: str, flags: int) -> int:
     os.close(descriptor)
     if stat.S_ISDIR(kind):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    raise OSError(errno.EINVAL, "a pipe or a device, and no file", path)
+    raise OSError(errno.EINVAL, "a pipe or a device, not a file", path)
 
 
 def append(path: Path, descriptor: int, data: bytes, *, sync: bool = True) -> None:

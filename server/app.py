@@ -63,7 +63,7 @@ def main(grid: Grid, context: Context) -> None:
         strategy.start(grid, ArrayRecord(), settings.rounds, timeout=settings.cohort.round_deadline_seconds)
         strategy.finish(grid)
         if not strategy.released:
-            msg = "nothing was trained: no round had enough sites; no model was saved"
+            msg = "no round had enough sites: nothing was trained and no model was saved"
             raise RunError(msg)
     except CloisterError as error:
         event_log.record("failed", reason=str(error), rounds=strategy.released)

@@ -62,7 +62,7 @@ class ServerFolder:
         roster = read_roster(self.folder / self.settings.roster, self.folder / self.settings.authority)
         if roster.consortium != self.settings.consortium:
             names = f"{self.settings.consortium}, the roster of {roster.consortium}"
-            msg = f"{self.folder}: consortium.toml is of {names}; bring the one that belongs to the other"
+            msg = f"{self.folder}: consortium.toml is of {names}; replace one of them so that they match"
             raise ConfigError(msg)
         return roster
 
@@ -88,6 +88,6 @@ def read_run(path: Path, roster: Roster) -> SignedRun:
     def opened(document: bytes) -> SignedRun:
         return SignedRun(document, *open_manifest(document, roster.manifest_key))
 
-    run = read_document(path, opened, "name a signed run, `cloister sign RUN.toml` makes one")
+    run = read_document(path, opened, "name a signed run; `cloister sign RUN.toml` makes one")
     run.manifest.check_valid(time.time())
     return run

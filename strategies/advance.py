@@ -70,13 +70,13 @@ def advance(
         with np.errstate(all="ignore"):  # checked below
             found, kept = algorithm.apply(model.vector[part].astype(np.float64), known, given)
             if found.shape != vector[part].shape or kept.keys() != after.keys():
-                msg = f"{type(algorithm).__name__} returns a model or a state of another form; correct its `apply`"
+                msg = f"{type(algorithm).__name__} returns a model or a state with another shape; correct its `apply`"
                 raise ProtocolError(msg)
             vector[part] = found
         for name, values in kept.items():
             after[name][part] = values
     if not is_finite(vector) or not all(np.isfinite(values).all() for values in after.values()):
-        msg = "the model is no longer finite after this round; start a new run with a lower learning rate"
+        msg = "the model is not finite after this round; start a new run with a lower learning rate"
         raise ProtocolError(msg)
     return Model(vector, model.layout), State(after)
 

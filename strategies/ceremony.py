@@ -118,7 +118,7 @@ class Ceremony:
         self._relay(grid, [site for site in sites if site != leader])
         held = self._paired(grid, *self._largest(sites))
         if leader not in held[2] or len(held[2]) < minimum:
-            msg = "too few sites took the keys that it made"
+            msg = "too few sites accepted the keys that it made"
             raise ProtocolError(msg)
         self._event_log.record("epoch", epoch=held[0], keys=held[1], leader=leader, sites=held[2])
         return held
@@ -148,7 +148,7 @@ class Ceremony:
             raise ProtocolError(msg)
         made = LEAD.read_reply(content_of(replies[0]))
         if made.epoch != epoch or set(made.letters) != {member.site for member in self._members.roster.members}:
-            msg = "it made keys of another epoch, or not for all members of the roster"
+            msg = "it made keys of another key epoch, or not for all members of the roster"
             raise ProtocolError(msg)
         self._letters.keep(made.epoch, self._members.roster.version, leader, made.letters)
         self._note(leader, made)

@@ -200,7 +200,7 @@ class EncryptedStrategy(Strategy):
             del told[site]
         if not told:
             self._failures += 1
-            self._record(reason="too few sites opened the sum, or could say so; it is delivered again")
+            self._record(reason="too few sites reported that they opened the sum; it will be delivered again")
             return None
         found = averaged(told, self._manifest.settings.cohort.sizes)
         votes = self._count(current)
@@ -222,13 +222,15 @@ class EncryptedStrategy(Strategy):
         before = self._selection.found
         self._selection.spoiled(current.contributors)
         found = [site for site in self._selection.found if site not in before]
-        reason = "undone: too many sites find its model worse"
+        reason = "undone: too many sites voted that its model is worse"
         if found:
-            reason += f"; {', '.join(found)} spoiled it and others before, and is left out from now on"
+            reason += f"; {', '.join(found)} spoiled this round and earlier ones, and is left out from now on"
         elif not self._selection.can_part(self._there):
-            reason += "; whose doing it was cannot be found, as no site can be spared of the minimum cohort"
+            reason += "; the site responsible cannot be identified, because the minimum cohort can spare no site"
             self._failures += 1
-            current.problems |= dict.fromkeys(current.contributors, "its round was undone, by its doing or another's")
+            current.problems |= dict.fromkeys(
+                current.contributors, "its round was undone; this site or another contributor is responsible"
+            )
         return {**figures, "reason": reason, "found": found}
 
     def _release(self, result: EncryptedSum) -> None:
@@ -298,7 +300,7 @@ class EncryptedStrategy(Strategy):
             self._selection.spoiled(current.contributors)
             if not self._selection.can_part(self._there):  # otherwise the next rounds close in on the liar
                 self._failures += 1
-            self._record(reason="the sum does not open: there is garbage within the masks, and nobody sees whose")
+            self._record(reason="the sum does not open: the values under the masks are wrong, and nobody can see whose")
             return None
         if len(left) < plan.minimum_cohort:
             self._close_unreleased(f"too few sites are left: {current.listed}")
@@ -341,7 +343,9 @@ class EncryptedStrategy(Strategy):
         for site in silent:
             problems[site] = "no update by the round's deadline"
             if self._members.nodes[site] in self._attention.asked(MessageType.TRAIN):
-                problems[site] = "no update yet; it let a round down before, and is not waited for until it sends one"
+                problems[site] = (
+                    "no update yet; it failed an earlier round, so rounds do not wait for it until it sends an update"
+                )
             self._members.doubt(site)
         return total
 

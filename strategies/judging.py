@@ -33,12 +33,9 @@ if TYPE_CHECKING:
     from strategies.membership import Membership
     from transport.mask_messages import Refusal, Verdict
 
-_FALSE_SEED = (
-    "it signed another seed of a mask than the one to which it committed, or a false proof of its update's length; "
-    "it is left out"
-)
+_FALSE_SEED = "it signed a seed that does not match its commitment, or a false norm proof; it is left out"
 _WRONG = "the code or tag of its update was wrong; it is left out"
-_SLANDER = "it said that a right update was wrong; it is left out"
+_SLANDER = "it reported a correct update as wrong; it is left out"
 
 
 class Court:
@@ -93,8 +90,9 @@ class Court:
                 cleared += 1
             if cleared > self._colluding:
                 msg = (
-                    f"the sum of round {plan.round} does not open, though {cleared} sites have found every update in "
-                    "it right: this server did not add them up; look at its memory and disk, and run the same version"
+                    f"the sum of round {plan.round} does not open, although {cleared} sites found every update in it "
+                    "correct: this server did not add them up correctly; check its memory and disk, and run the "
+                    "same version everywhere"
                 )
                 raise RunError(msg)
         return found

@@ -54,5 +54,8 @@ def _read(path: Path) -> dict[str, SignedHead]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, CloisterError) as error:
-        msg = f"{path}: this is no list of ledgers' heads; restore it from backup, without it old ledgers go unnoticed"
+        msg = (
+            f"{path}: this file is not a list of ledger heads; restore it from backup; without it, old copies of "
+            "ledgers go unnoticed"
+        )
         raise LedgerError(msg) from error

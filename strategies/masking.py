@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from strategies.selection import Selection
     from transport.messages import Agreed, MessageKind
 
-_DISPUTE = "it and another site committed to different masks towards each other"
+_DISPUTE = "it and another site committed to different shared masks"
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -215,7 +215,7 @@ def ask_sites(
 ) -> tuple[dict[str, R], dict[str, str], list[str]]:
     """Ask sites; return answers, why others did not answer, and the sites whose answers were garbled."""
     found, garbled, content = dict[str, R](), list[str](), kind.pack(asked)
-    problems = dict.fromkeys(sites, "it did not answer in time, after it had sent its update")
+    problems = dict.fromkeys(sites, "it did not answer in time after sending its update")
     names, seconds = members.names(), members.attention.seconds
     messages = [Message(content, members.nodes[site], kind.name, ttl=seconds, group_id="masks")
                 for site in sites if site in members.nodes]  # fmt: skip

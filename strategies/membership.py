@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from strategies.ledger_heads import LedgerHeads
 
 READINESS = "readiness"
-APART = "it arrived at another model than most sites, and is left out until it has theirs"
-UNDECIDED = "too few others say at which model they arrived"
-UNOPENED = "it says that the sum does not open, which others opened"
-_OTHER = "another model than most sites; install the same versions of torch and of the task"
+APART = "it reached a different model from most sites, and is left out until it has theirs"
+UNDECIDED = "too few other sites report which model they reached"
+UNOPENED = "it reports that the sum does not open, but others opened it"
+_OTHER = "a different model from most sites; install the same versions of torch and the task"
 
 Standing = tuple[str, float]  # digest of a model, and the range of updates that start from it
 T = TypeVar("T")
@@ -143,7 +143,7 @@ class Membership:
         strangers, reasons = online - set(self.nodes.values()), dict[str, str]()
         for site in set(self.listed) - set(here) - self.problems.keys():
             own = self.roster.member(site).node_id in online or not strangers <= self._expected.keys()
-            reasons[site] = "it has not said whether it takes part" if own else "it is not online"
+            reasons[site] = "it has not answered whether it takes part" if own else "it is not online"
         return reasons
 
     def names(self) -> dict[int, str]:
@@ -162,10 +162,10 @@ class Membership:
             ProtocolError: if it has not.
         """
         if (header.layout, header.size) != self.layout:
-            msg = f"{header.site}'s update was not added: its model has other tensors than the other sites'"
+            msg = f"{header.site}'s update was not added: its tensors differ from the other sites'"
             raise ProtocolError(msg)
         if header.update_bound != self.update_bound:
-            msg = f"{header.site}'s update was not added: its values have another range than the other sites'"
+            msg = f"{header.site}'s update was not added: the range of its values differs from the other sites'"
             raise ProtocolError(msg)
         self.bounds[header.site] = header.update_bound
 
@@ -331,7 +331,7 @@ class Membership:
     def _check_model(self, site: str, model: str, bound: float) -> None:
         """Check that a site has the run's current model, or an earlier one."""
         if model == self.model and bound != self.update_bound:
-            msg = f"{site} has the run's model, and another range for its updates"
+            msg = f"{site} has the run's model but another range for its updates"
             raise ProtocolError(msg)
         if model == self.model or self.event_log.behind(model) is not None:
             return

@@ -73,10 +73,13 @@ def check_strategy(policy: Policy, settings: RunSettings, site: str) -> None:
         return
     if allowed is None:
         near = f"; did you mean `{close[0]}`?" if (close := get_close_matches(name, shipped(), n=1)) else ""
-        limit = f"allows those that ship, {', '.join(shipped())}{near}"
+        limit = f"allows only those that ship, {', '.join(shipped())}{near}"
     else:
         limit = "says strategies = [" + ", ".join(f'"{each}"' for each in allowed) + "]"
-    msg = f"{site} does not allow the strategy {name}: its policy {limit}; change the run, or the site its policy"
+    msg = (
+        f"{site} does not allow the strategy {name}: its policy {limit}; change the run, or let the site change its "
+        "policy"
+    )
     raise RefusedError(msg)
 
 
@@ -123,8 +126,8 @@ def find(name: str) -> type[Algorithm]:
         return _imported(name, offered[name].module, offered[name].attr)
     known = sorted({*shipped(), *offered})
     near = get_close_matches(name, known, n=1)
-    hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(known)}"
-    msg = f"there is no strategy {name!r} here; {hint} (or install the package that offers it)"
+    hint = f"did you mean `{near[0]}`?" if near else f"choose one of {', '.join(known)}"
+    msg = f"there is no strategy {name!r} here; {hint} (or install the package that provides it)"
     raise ConfigError(msg)
 
 
@@ -144,7 +147,7 @@ def _imported(name: str, module: str, attribute: str) -> type[Algorithm]:
         raise ConfigError(msg) from error
     methods = ("check", "initial", "local", "keep", "apply")
     if not (isinstance(found, type) and is_dataclass(found)) or not all(hasattr(found, each) for each in methods):
-        msg = f"the strategy {name} is no algorithm; derive a dataclass from cloister.Algorithm"
+        msg = f"the strategy {name} is not an algorithm; derive a dataclass from cloister.Algorithm"
         raise ConfigError(msg)
     return found  # type: ignore[return-value]  # methods are checked by name, not by type
 
@@ -162,7 +165,9 @@ def _make(strategy: Mapping[str, Parameter]) -> Algorithm:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        msg = f"the strategy {name} does not take {where} = {first['input']!r}: {first['msg']}; change it in [strategy]"
+        msg = (
+            f"the strategy {name} does not accept {where} = {first['input']!r}: {first['msg']}; change it in [strategy]"
+        )
         raise ConfigError(msg) from error
 
 
@@ -179,8 +184,8 @@ def _no_parameter(name: str, key: str, known: Iterable[str]) -> str:
 
 def _of_version(strategy: Mapping[str, Parameter], algorithm: Algorithm) -> str:
     return (
-        f"the run uses version {strategy.get('version')} of the strategy {strategy['name']}, and version "
-        f"{algorithm.version} is installed here; install the same version everywhere, or sign the run anew"
+        f"the run uses version {strategy.get('version')} of the strategy {strategy['name']}, but version "
+        f"{algorithm.version} is installed here; install the same version everywhere, or sign the run again"
     )
 
 
@@ -189,7 +194,9 @@ def _unsuitable(settings: RunSettings, algorithm: Algorithm) -> str | None:
     name, kind = settings.strategy["name"], type(algorithm)
     if settings.shares_noise and kind.local is not Algorithm.local:
         # The update that `local` gets, and that `own` is computed from, must have its own noise.
-        return f'with noise = "shared" an update has no noise of its own, which {name} needs; use fedavg or local noise'
+        return (
+            f'with noise = "shared" an update has no noise of its own, but {name} needs it; use fedavg or local noise'
+        )
     if settings.vote and kind.own:
         return f"{name} keeps vectors at the sites, which a vote cannot undo; remove [vote], or use another strategy"
     problem = algorithm.check(Run.of(settings))

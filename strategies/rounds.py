@@ -59,8 +59,8 @@ class OpenRound:
             return  # nothing was charged, others were missing that may return, or it failed later
         if not started or (not before.released and self.refused == before.refused):
             msg = (
-                f"round {self.number} was charged and released nothing: {listed(self.refused)}; the next would be "
-                "charged for the same, so the run was stopped"
+                f"round {self.number} was charged and released nothing: {listed(self.refused)}; the next round would "
+                "be charged in vain too, so the run was stopped"
             )
             raise RunError(msg)
 
@@ -103,4 +103,4 @@ def listed(problems: Mapping[str, str]) -> str:
     """Phrase problems for a message, listing only the first few."""
     few = [f"{site}: {reason}" for site, reason in sorted(problems.items())[:_LISTED]]
     more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
-    return "; ".join(few + more) or "too few sites came"
+    return "; ".join(few + more) or "too few sites took part"

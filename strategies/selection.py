@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from strategies.membership import Membership
 
-_LEFT_OUT = "left out: it let an earlier round down"
-_FOUND = "left out: it spoils rounds that it contributes to"
-_DISPUTES = "left out: its masks do not fit those of more members than may lie together"
-_SUSPECTED = "left out of this round, to see whether it is spoiled without it"
+_LEFT_OUT = "left out: it failed an earlier round"
+_FOUND = "left out: it spoils the rounds to which it contributes"
+_DISPUTES = "left out: its masks disagree with those of more members than may collude"
+_SUSPECTED = "left out to test whether rounds are spoiled without it"
 
 
 class Selection:

@@ -54,17 +54,17 @@ def read_address(text: str, *, listening: bool = False) -> Address:
     if "://" in text:
         wrong = f"leave out {text.partition('://')[0]}://"
     elif any(each.isspace() or not each.isprintable() for each in text):
-        wrong = "leave out blanks, and whatever else does not show"
+        wrong = "leave out spaces and invisible characters"
     elif not text.isascii():
-        wrong = "a name with other letters has an ASCII form that starts with xn--"
+        wrong = "write a name with other letters in its ASCII form, which starts with xn--"
     elif not host.startswith("[") and ":" in host:
-        wrong = "an IPv6 address stands in brackets: [::1]:9440"
+        wrong = "write an IPv6 address in brackets: [::1]:9440"
     elif not colon or not host or host.endswith("]") != host.startswith("["):
         wrong = "write host:port, for example fed.example.org:9440"
     elif not _PORT.fullmatch(port) or not (0 if listening else 1) <= int(port) < _PORTS:
         wrong = f"a port is a number from {0 if listening else 1} to {_PORTS - 1}"
     if wrong:
-        msg = f"{text!a} is no address; {wrong}"
+        msg = f"{text!a} is not an address; {wrong}"
         raise MalformedError(msg)
     return Address(read_host(host), int(port))
 
@@ -84,17 +84,20 @@ def read_host(text: str) -> str:
     if found is not None and (found.version == 6 or inner == text):  # noqa: PLR2004 - an address in brackets is IPv6
         if "%" not in inner:
             return str(found)
-        wrong = "an address of one network card is no other machine's; leave it and the % out"
+        wrong = "an address with a network interface is valid on one machine only; leave out the interface and the %"
     elif inner != text or ":" in text:
-        wrong = "in brackets stands an IPv6 address, and a host has no port and no scheme"
+        wrong = "write only an IPv6 address in brackets, and a host without port and scheme"
     elif text.endswith("."):
-        wrong = "leave out the dot at its end, with which certificates do not fit"
+        wrong = "leave out the dot at its end, which certificates do not match"
     elif len(name) > _LONGEST_NAME or not all(_LABEL.fullmatch(label) for label in name.split(".")):
-        wrong = "a name has letters a to z, digits, hyphens and dots; others have an ASCII form that starts with xn--"
+        wrong = (
+            "a name has letters a to z, digits, hyphens and dots; write other letters in the ASCII form, which "
+            "starts with xn--"
+        )
     elif _NUMBER.fullmatch(name.rpartition(".")[2]):
         wrong = "an IPv4 address has four numbers up to 255"
     if wrong:
-        msg = f"{text!a} is no host; {wrong}"
+        msg = f"{text!a} is not a host; {wrong}"
         raise MalformedError(msg)
     return name
 

@@ -39,7 +39,7 @@ class Cutter:
             ValueError: if bytes are left.
         """
         if self._left:
-            msg = "more follows than it announces"
+            msg = "it is longer than it announces"
             raise ValueError(msg)
 
 
@@ -60,6 +60,6 @@ def split(data: Bytes) -> tuple[bytes, Cutter]:
         raise ValueError(msg)
     end = _LENGTH.size + _LENGTH.unpack_from(view)[0]
     if end > min(len(view), _LARGEST_HEAD):
-        msg = "it was cut short, or its parcel is longer than any that is sent"
+        msg = "it was cut short, or its parcel exceeds the size limit"
         raise ValueError(msg)
     return bytes(view[_LENGTH.size : end]), Cutter(view[end:])

@@ -65,7 +65,7 @@ class TlsFiles:
         try:
             return read_file(self.authority), read_file(self.key), read_file(self.certificate)
         except OSError as error:
-            msg = f"{error.filename}: {reason(error)}; restore the file, or mend its path in the settings"
+            msg = f"{error.filename}: {reason(error)}; restore the file, or correct its path in the settings"
             raise KeyFileError(msg) from error
 
 
@@ -117,8 +117,8 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS) -> None
         raise AuthenticityError(_unaccepted(address, files, error)) from error
     except ssl.SSLError as error:
         msg = (
-            f"somebody answers at {address}, but not with TLS as a Cloister server speaks it "
-            f"({error.reason or error}); check the address"
+            f"something answers at {address}, but not with the TLS of a Cloister server ({error.reason or error}); "
+            "check the address"
         )
         raise UnreachableError(msg) from error
     except OSError as error:
@@ -134,7 +134,7 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=str(files.authority))
     except ssl.SSLError as error:
-        msg = f"{files.authority}: no readable PEM certificate; ask the coordinator for it"
+        msg = f"{files.authority}: not a readable PEM certificate; ask the coordinator for it"
         raise KeyFileError(msg) from error
     _load_pair(context, files)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -146,7 +146,7 @@ def _load_pair(context: ssl.SSLContext, files: TlsFiles) -> None:
     try:
         context.load_cert_chain(files.certificate, files.key, password="")  # otherwise OpenSSL asks on the terminal
     except ssl.SSLError as error:
-        msg = f"{files.certificate} and {files.key} are no matching certificate and key; restore them"
+        msg = f"{files.certificate} and {files.key} are not a matching certificate and key; restore them"
         raise KeyFileError(msg) from error
 
 
@@ -154,17 +154,17 @@ def _unaccepted(address: str, files: TlsFiles, error: ssl.SSLCertVerificationErr
     """Return what is wrong with the server's certificate, as a sentence."""
     if error.verify_code in _OTHER_NAMES:
         return (
-            f"{address} shows a certificate for another name ({error.verify_message}); dial the name that stands in "
-            "it, or ask the coordinator for one with this name"
+            f"{address} presents a certificate for another name ({error.verify_message}); use the name in the "
+            "certificate, or ask the coordinator for a certificate with this name"
         )
     if error.verify_code in {_EXPIRED, _NOT_YET}:
         return (
-            f"{address} shows a certificate that is not valid now ({error.verify_message}); ask the coordinator for a "
-            "new one, or set this machine's clock"
+            f"{address} presents a certificate that is not valid now ({error.verify_message}); ask the coordinator "
+            "for a new one, or set this machine's clock"
         )
     return (
-        f"{address} shows a certificate that {files.authority} does not vouch for ({error.verify_message}); "
-        "check the address, and that both belong to the same consortium"
+        f"{address} presents a certificate that {files.authority} did not issue ({error.verify_message}); check the "
+        "address, and that both belong to the same consortium"
     )
 
 

@@ -63,5 +63,5 @@ def lacks(what: str) -> NoReturn:
     Raises:
         MalformedError: always.
     """
-    msg = f"a message lacks {what}, or holds it in another form; both sides must run the same version"
+    msg = f"a message lacks {what}, or has it in another form; run the same version everywhere"
     raise MalformedError(msg)

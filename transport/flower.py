@@ -73,7 +73,7 @@ def answer(app: App, message: Message, context: Context) -> Message:
         return app(message, context)
     except Exception:  # whatever happened, the node goes on
         log.exception("%s failed", message.metadata.message_type)
-        return reply(Error(FAILED, "the site's agent met an unexpected error; the site's own log has it"), message)
+        return reply(Error(FAILED, "the site's agent failed with an unexpected error; see the site's own log"), message)
 
 
 def quieten() -> None:

@@ -55,19 +55,17 @@ class Assembly:
         if self._total is None:
             self._total = self._check(chunk.opening)
         if len(self._data) + len(chunk.data) > self._total:
-            msg = f"a message holds more than the {self._total:,} bytes that it announced; it was dropped"
+            msg = f"a message is longer than the {self._total:,} bytes that it announced; it was dropped"
             raise MalformedError(msg)
         self._data += chunk.data
         return len(self._data) == self._total
 
     def _check(self, opening: pb.Opening) -> int:
         if opening.protocol != PROTOCOL:
-            msg = (
-                f"protocol {opening.protocol} is not spoken here, only {PROTOCOL}; install the same version everywhere"
-            )
+            msg = f"protocol {opening.protocol} is not supported, only {PROTOCOL}; install the same version everywhere"
             raise MalformedError(msg)
         if opening.total_bytes > self._limit:
-            msg = f"a message of {opening.total_bytes:,} bytes is over the limit of {self._limit:,}; it was not read"
+            msg = f"a message of {opening.total_bytes:,} bytes exceeds the limit of {self._limit:,}; it was not read"
             raise MalformedError(msg)
         return opening.total_bytes
 

@@ -70,7 +70,7 @@ def decode_instruction(data: Bytes) -> Message:
     """
     parcel, arrays = _parse(data)
     if parcel.reply_to or parcel.WhichOneof("body") != "records":
-        msg = "the server sent a message that is no instruction; it must run the same version of Cloister"
+        msg = "the server sent a message that is not an instruction; run the same version everywhere"
         raise MalformedError(msg)
     try:
         message = instruction(
@@ -83,7 +83,7 @@ def decode_instruction(data: Bytes) -> Message:
         )
     except (ValueError, TypeError) as error:
         why = quoted(str(error))
-        msg = f"the server sent a message that Flower does not accept ({why}); it must run the same version"
+        msg = f"the server sent a message that Flower does not accept ({why}); run the same version everywhere"
         raise MalformedError(msg) from error
     stamp(message, parcel.message_id)
     return message
@@ -97,10 +97,10 @@ def decode_reply(data: Bytes, to: Message) -> Message:
     """
     parcel, arrays = _parse(data)
     if parcel.reply_to != to.metadata.message_id:
-        msg = "a reply names another message than the one it was sent for; it was dropped"
+        msg = "a reply names a message other than the one that it answers; it was dropped"
         raise MalformedError(msg)
     if parcel.WhichOneof("body") is None:
-        msg = "a reply holds neither records nor an error; it was dropped"
+        msg = "a reply contains neither records nor an error; it was dropped"
         raise MalformedError(msg)
     try:
         if parcel.WhichOneof("body") == "records":
@@ -109,7 +109,7 @@ def decode_reply(data: Bytes, to: Message) -> Message:
             content = Error(parcel.failure.code, parcel.failure.reason[:1000])
         message = reply(content, to)
     except (ValueError, TypeError) as error:
-        msg = f"a reply holds records that Flower does not accept ({plain(str(error))}); it was dropped"
+        msg = f"a reply contains records that Flower does not accept ({plain(str(error))}); it was dropped"
         raise MalformedError(msg) from error
     stamp(message, parcel.message_id)
     return message
@@ -131,7 +131,7 @@ def decode_arrays(data: Bytes) -> ArrayRecord:
         record = _array_record(pb.Arrays.FromString(head), rest)
         rest.finish()
     except (DecodeError, ValueError, TypeError) as error:
-        msg = f"these bytes hold no arrays ({error}); the file is damaged"
+        msg = f"these bytes contain no arrays ({error}); the file is damaged"
         raise MalformedError(msg) from error
     return record
 
@@ -147,7 +147,7 @@ def _arrays(arrays: ArrayRecord) -> pb.Arrays:
 
 def _array_record(arrays: pb.Arrays, data: Cutter) -> ArrayRecord:
     if len(arrays.entries) > _MOST_ARRAYS:
-        msg = "it has more arrays than any that is sent"
+        msg = "it exceeds the limit on the number of arrays"
         raise ValueError(msg)
     return ArrayRecord(
         {
@@ -162,7 +162,7 @@ def _parse(data: Bytes) -> tuple[pb.Parcel, Cutter]:
         head, rest = split(data)
         return pb.Parcel.FromString(head), rest
     except (DecodeError, ValueError) as error:
-        msg = "these bytes are no Cloister message; both sides must run the same version"
+        msg = "these bytes are not a Cloister message; run the same version everywhere"
         raise MalformedError(msg) from error
 
 
@@ -206,7 +206,7 @@ def _records(records: pb.Records, data: Cutter) -> RecordDict:
 def _value(value: pb.Value) -> Any:  # noqa: ANN401 - whatever scalar or list the sender's record held
     field = value.WhichOneof("value")
     if field is None:
-        msg = "a record holds a value without content"
+        msg = "a record contains a value without content"
         raise ValueError(msg)
     found = getattr(value, field)
     return list(found.items) if field in _LISTS else found

@@ -157,7 +157,7 @@ def read_certificate(path: Path) -> x509.Certificate:
         msg = f"{path}: {reason(error)}; restore this certificate, or ask the coordinator for a new one"
         raise KeyFileError(msg) from error
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
-        msg = f"{path}: no readable PEM certificate; restore it, or ask the coordinator for a new one"
+        msg = f"{path}: not a readable PEM certificate; restore it, or ask the coordinator for a new one"
         raise KeyFileError(msg) from error
     return certificate
 
@@ -173,7 +173,7 @@ def check_server_certificate(path: Path, authority: Path) -> None:
         if not each.not_valid_before_utc <= datetime.now(UTC) < each.not_valid_after_utc:
             begins, ends = (f"{time:%Y-%m-%d %H:%M}" for time in (each.not_valid_before_utc, each.not_valid_after_utc))
             msg = (
-                f"{file}: this certificate is valid from {begins} to {ends} UTC, and not now: it has expired, or this "
+                f"{file}: this certificate is valid from {begins} to {ends} UTC, not now: it has expired, or this "
                 "machine's clock is wrong; ask the coordinator for a new one, or set the clock"
             )
             raise KeyFileError(msg)
@@ -182,13 +182,16 @@ def check_server_certificate(path: Path, authority: Path) -> None:
         uses = list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
         certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except (ValueError, TypeError, InvalidSignature) as error:
-        msg = f"{path}: {authority} did not issue this certificate; bring the server's own"
+        msg = f"{path}: {authority} did not issue this certificate; use the server's own"
         raise KeyFileError(msg) from error
     except x509.ExtensionNotFound as error:
-        msg = f"{path}: the certificate says neither what it is for nor for which name; bring the server's own"
+        msg = f"{path}: the certificate states neither its purpose nor its name; use the server's own"
         raise KeyFileError(msg) from error
     if ExtendedKeyUsageOID.SERVER_AUTH not in uses:
-        msg = f"{path}: this certificate may not serve, it is a site's; bring the server's own, with its key"
+        msg = (
+            f"{path}: this certificate belongs to a site and is not valid for a server; use the server's own, with "
+            "its key"
+        )
         raise KeyFileError(msg)
 
 
@@ -233,9 +236,9 @@ def read_signing_key(path: Path) -> Ed25519PrivateKey:
         msg = f"{path}: {reason(error)}; restore this key from its owner's backup"
         raise KeyFileError(msg) from error
     except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
-        msg = f"{path}: no readable private key, or one with a passphrase; restore it from its owner's backup"
+        msg = f"{path}: not a readable private key, or one with a passphrase; restore it from its owner's backup"
         raise KeyFileError(msg) from error
     if not isinstance(key, Ed25519PrivateKey):
-        msg = f"{path}: this is no Ed25519 key; name the site's signing key"
+        msg = f"{path}: this is not an Ed25519 key; name the site's signing key"
         raise KeyFileError(msg)
     return key

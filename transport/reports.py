@@ -49,7 +49,7 @@ def read_metrics(content: RecordDict) -> Told:
 def _read(content: RecordDict, record: str, can_be: Callable[[str, float], bool]) -> Told:
     values = content.get(record, MetricRecord())
     if not isinstance(values, MetricRecord) or len(values) > MOST_METRICS:
-        return Told(dropped=f"its {record} was left out: it is none that a site can send")
+        return Told(dropped=f"its {record} is invalid, and was left out")
     numbers = {
         name: float(value)
         for name, value in values.items()
@@ -57,5 +57,5 @@ def _read(content: RecordDict, record: str, can_be: Callable[[str, float], bool]
     }
     left = len(values) - len(numbers)
     return Told(
-        numbers, f"{left} of {len(values)} numbers in its {record} cannot be, and were left out" if left else ""
+        numbers, f"{left} of {len(values)} numbers in its {record} are invalid, and were left out" if left else ""
     )

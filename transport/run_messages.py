@@ -78,7 +78,7 @@ def content_of(reply: Message) -> RecordDict:
         ProtocolError: if the reply is an error; quotes the reason.
     """
     if reply.has_error():
-        raise ProtocolError(quoted(reply.error.reason) if reply.error.reason else "it failed without a reason")
+        raise ProtocolError(quoted(reply.error.reason) if reply.error.reason else "it failed without giving a reason")
     return reply.content
 
 
@@ -147,7 +147,7 @@ def read_update(content: RecordDict) -> tuple[SignedUpdate, Told]:
     """Read a signed update, and the valid part of the report beside it."""
     signed, report = read_signed(content), read_report(content)
     if has_unreadable_head(content):
-        report = replace(report, dropped="its ledger's head is none, and was left out")
+        report = replace(report, dropped="its ledger head is malformed, and was left out")
     return signed, report
 
 

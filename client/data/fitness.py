@@ -53,13 +53,16 @@ def load_records(task: Task, name: str, example: Example, path: Path) -> Records
     example.check(inputs, targets, path)
     inputs, targets = inputs.detach(), targets.detach()
     if len(inputs) != len(targets) or len(inputs) == 0:
-        msg = f"{path}: the task read {len(inputs)} inputs and {len(targets)} targets; it needs as many, and some"
+        msg = (
+            f"{path}: the task read {len(inputs)} inputs and {len(targets)} targets; it must return the same number "
+            "of both, at least one"
+        )
         raise DataError(msg)
     for what, part in (("input", inputs), ("target", targets)):
         if len(odd := torch.isfinite(part).logical_not().nonzero()):
             row, *column = (int(each) + 1 for each in odd[0])
             place = f"{what} {', '.join(map(str, column))} of record {row}" if column else f"the {what} of record {row}"
-            msg = f"{path}: {place}, as the task read it, is not finite; mend the record, or the task's scaling"
+            msg = f"{path}: {place}, as the task read it, is not finite; correct the record, or the task's scaling"
             raise DataError(msg)
     return inputs, targets
 
@@ -108,7 +111,7 @@ class Fitness:
                     one = slice(row, row + 1)
                     found = one_a_record(self._task.metrics(outputs[one], targets[one]), 1)
                     if missing := set(names) - set(found):
-                        msg = f"{self._name}: of some records there is no metric {min(missing)!r}; return it for all"
+                        msg = f"{self._name}: some records lack the metric {min(missing)!r}; return it for all"
                         raise TaskError(msg)
 
     def _said(self, path: Path, place: str, problem: str) -> str:

@@ -102,7 +102,7 @@ class _Line:
             at = match.end()
             if not match["comma"]:
                 return fields
-        message = "a quote stands inside a field, or is not closed on its line"
+        message = "a quote is inside a field, or is not closed on its line"
         advice = 'put the whole field in quotes, and write "" for a quote inside it'
         raise self.error((at, len(self.text)), message, advice)
 
@@ -252,13 +252,13 @@ class _Columns:
         if len(fields) != len(self.names):
             surplus = fields[len(self.names)].span[0] if len(fields) > len(self.names) else len(line.text)
             message = f"{len(fields)} fields where the header names {len(self.names)} columns"
-            advice = "match the header: a comma inside a field needs quotes around it, a decimal comma must be a point"
+            advice = "match the header: put a field with a comma in quotes, and write decimal numbers with a point"
             raise line.error((surplus, len(line.text)), message, advice)
         row = [_number(line, fields[place], self.names[place]) for place in self.wanted]
         if self.classes is not None and row[-1] not in self.classes:
             target = self.wanted[-1]
             advice = f"write {' or '.join(f'{value:g}' for value in self.classes)}"
-            message = f"`{self.names[target]}` is {row[-1]:g}, which is no class"
+            message = f"`{self.names[target]}` is {row[-1]:g}, which is not a class"
             raise line.error(fields[target].span, message, advice)
         return row
 

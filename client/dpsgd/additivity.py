@@ -117,7 +117,7 @@ def _check_sum(clipped: ClippedSum, records: Records, rng: torch.Generator, *, h
     apart = whole - torch.stack(rest).sum(0)
     largest = max(float(each.norm()) for each in (whole, *rest))
     if float(apart.norm()) > tolerance * largest + clipped.least:
-        msg = f"what a record adds to an update depends on the other records of its batch; {ALONE}"
+        msg = f"a record's contribution to an update depends on the other records of its batch; {ALONE}"
         raise InteractionError(msg)
 
 
@@ -180,7 +180,7 @@ def _clipping(task: Task, model: nn.Module, choice: Choice, precision: Precision
         raise
     except BaseException as error:
         where = raised(error, type(task).__module__)  # not its message, which may quote a record
-        msg = f"its gradients by {choice.gradients} fail on some records ({where}); mend it"
+        msg = f"its gradients by {choice.gradients} fail on some records ({where}); correct the task there"
         raise TaskError(msg) from error
     finally:
         mode.to_standard_module()

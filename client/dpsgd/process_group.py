@@ -88,7 +88,10 @@ class ProcessGroup:
         with self.talking():
             distributed.all_gather(found, own, group=self._waiting)
         if any(not torch.equal(each, own) for each in found):
-            msg = "this site's processes have not read the same records; do not change the file, and start them again"
+            msg = (
+                "this site's processes read different records; start them again, and leave the file unchanged while "
+                "they run"
+            )
             raise DeviceError(msg)
 
     def hand_out(self, order: Order | None) -> None:
@@ -154,8 +157,8 @@ class ProcessGroup:
             self.lose()
             reason = str(error).strip().partition("\n")[0].partition(". ")[0][:200]
             msg = (
-                f"process {self.rank} of {self.size} has lost another one ({reason}); what was charged stays charged. "
-                "See what the other one said, and start them all again"
+                f"process {self.rank} of {self.size} lost another process ({reason}); what was charged stays "
+                "charged. Read the log of the other process, and start them all again"
             )
             raise DeviceError(msg) from error
 
@@ -197,7 +200,7 @@ def gather(
         try:
             group = _meet(Path(folder), device, when_lost, patience)
         except (RuntimeError, OSError) as error:
-            msg = f"this site's processes have not found each other ({error}); start them all with one torchrun command"
+            msg = f"this site's processes did not find each other ({error}); start them all with one torchrun command"
             raise DeviceError(msg) from error
         try:
             yield group
@@ -240,6 +243,6 @@ def private(folder: Path) -> Path:
     """
     state = folder.stat()
     if state.st_uid != os.getuid() or state.st_mode & (S_IRWXG | S_IRWXO):
-        msg = f"torchrun's store names {folder}, which is not this account's alone; does somebody else reach its port?"
+        msg = f"torchrun's store names {folder}, to which other accounts have access; check who can reach its port"
         raise DeviceError(msg)
     return folder

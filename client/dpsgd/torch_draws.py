@@ -141,11 +141,11 @@ def check_draws(watched: list[Draws]) -> None:
     """
     one, other = watched
     if one.foreign or other.foreign:
-        msg = "its model or loss draws from a generator of its own; use torch's default one, which can be tried"
+        msg = "its model or loss draws from its own generator; use torch's default generator, which can be checked"
         raise TaskError(msg)
     if set(one.states) & set(other.states):
         msg = (
-            "its model or loss draws under a seed that it sets itself, so that a dropout mask goes by a record's place "
-            "in the batch; leave seeds to Cloister"
+            "its model or loss sets the seed of its draws, so a dropout mask depends on a record's place in the "
+            "batch; leave seeds to Cloister"
         )
         raise TaskError(msg)

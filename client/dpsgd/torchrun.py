@@ -30,8 +30,8 @@ def own_place() -> Place:
     )
     if size != here:
         msg = (
-            f"torchrun starts {here} of {size} processes on this machine, and sums without noise would go from one "
-            "machine to another; start all of them on one, with --standalone"
+            f"torchrun starts {here} of {size} processes on this machine, so sums without noise would pass between "
+            "machines; start all of them on one machine, with --standalone"
         )
         raise ConfigError(msg)
     return Place(rank, size, device)

@@ -99,7 +99,7 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
     """
     training, norm = manifest.settings.training, manifest.settings.privacy.max_grad_norm
     if training is None or norm is None:
-        msg = f"the run {manifest.settings.name} gathers statistics; it trains nothing"
+        msg = f"the run {manifest.settings.name} computes statistics; it trains nothing"
         raise TaskError(msg)
     steps = training.steps_per_round if solver.steps is None else solver.steps
     if steps == 0:
@@ -243,7 +243,7 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
         mode.to_standard_module()
     if mode.dropped:
         log.warning(
-            "in %d places of this round's batches a record had no finite gradient; it added nothing", mode.dropped
+            "%d times in this round, a record of a batch had no finite gradient and added nothing", mode.dropped
         )
 
 
@@ -262,9 +262,7 @@ class _Correction:
         for number, parameter in enumerate(self._parameters):
             gradient = parameter.grad
             if gradient is None:
-                msg = (
-                    "a parameter of the model has no gradient, though it is trained; this would be a bug of Cloister's"
-                )
+                msg = "a trained parameter of the model has no gradient; this is a bug in Cloister, please report it"
                 raise TaskError(msg)
             if self._proximal:
                 gradient.add_(parameter.detach() - self._start[number], alpha=self._proximal)

@@ -118,7 +118,7 @@ class BookKeeping(GradientMode):
         if not self._running or not torch.is_grad_enabled():
             return None
         if len(inputs) != 1:
-            msg = f"the model calls {type(layer).__name__} in another way than with its one input"
+            msg = f"the model does not call {type(layer).__name__} with a single input"
             raise TaskError(msg)
         started = None
         if not output.requires_grad:

@@ -76,7 +76,7 @@ def choose(
         try:
             expected = Expected.of(model, RecordLoss(task), records)
         except Exception as error:
-            msg = f"its gradients cannot be computed record by record ({_reason(error)}); change the model accordingly"
+            msg = f"its gradients cannot be computed per record ({_reason(error)}); change the model accordingly"
             raise TaskError(msg) from error
         return _choose(task, model, expected, computing, failed)
 
@@ -97,9 +97,9 @@ def _choose(
     for mode in _IN_TURN:
         tried = failed[mode] if mode in failed else _try(mode, task, model, expected, computing)
         if isinstance(tried, int):
-            return Choice(mode, "; ".join(problems) or "every parameter belongs to a layer that it knows", tried)
+            return Choice(mode, "; ".join(problems) or "it supports all layers with parameters", tried)
         problems.append(f"not {mode}: {tried}")
-    msg = f"no way to compute this model's gradients record by record: {'; '.join(problems)}"
+    msg = f"this model's gradients cannot be computed per record: {'; '.join(problems)}"
     raise TaskError(msg)
 
 
@@ -130,7 +130,7 @@ def _try(mode: Gradients, task: Task, model: nn.Module, expected: Expected, comp
         for precision in (torch.float32, torch.bfloat16)[: 1 + (computing.precision == "bfloat16")]:
             wrapped = make_mode(mode, expected.copy(model), RecordLoss(task), expected.bound, precision)
             if (wrong := expected.wrong(wrapped)) is not None:
-                return f"its gradient of {wrong} is not that of autograd, record by record"
+                return f"its per-record gradient of {wrong} differs from autograd's"
             values = wrapped.values_a_record
     except Exception as error:  # noqa: BLE001 - whatever a mode raises for a model that it cannot handle
         return _reason(error)

@@ -140,9 +140,9 @@ def unknown(model: nn.Module) -> str | None:
             continue
         trained = own(part)
         if trained and type(part) not in KNOWN:
-            return f"it does not know parameters of {type(part).__name__} ({name or 'the model itself'})"
+            return f"it does not support parameters of {type(part).__name__} ({name or 'the model itself'})"
         if trained and isinstance(part, nn.Embedding) and (part.max_norm or part.scale_grad_by_freq or part.sparse):
-            return f"it knows no embedding with max_norm, scale_grad_by_freq or sparse ({name})"
+            return f"it does not support an embedding with max_norm, scale_grad_by_freq or sparse ({name})"
         for parameter in trained:
             if (other := owners.setdefault(id(parameter), name)) != name:
                 return f"{name} and {other} share a parameter"

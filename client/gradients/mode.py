@@ -61,11 +61,14 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
         if len(inputs):
             shares = self.shares(inputs, targets)
             if len(shares) != len(self.trained):
-                msg = f"there are gradients of {len(shares)} of the model's {len(self.trained)} parameters"
+                msg = f"only {len(shares)} of the model's {len(self.trained)} parameters have gradients"
                 raise TaskError(msg)
             known = trainable(self._module)
             if len(known) != len(self.trained) or any(a is not b for a, b in zip(known, self.trained, strict=True)):
-                msg = "the model replaces its parameters or freezes some in forward; keep those that it was made with"
+                msg = (
+                    "the model replaces its parameters or freezes some in forward; keep the parameters that it was "
+                    "made with"
+                )
                 raise TaskError(msg)
         self.dropped += add_clipped(self.trained, shares, len(inputs), self.max_grad_norm)
         if len(inputs):
@@ -88,7 +91,7 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
         with self.autocast(inputs):
             found: Tensor = self(inputs)
         if len(found) != len(inputs):
-            msg = f"the model turns {len(inputs)} records into {len(found)} outputs; keep one row a record"
+            msg = f"the model turns {len(inputs)} records into {len(found)} outputs; keep one row per record"
             raise TaskError(msg)
         return found
 
@@ -121,7 +124,7 @@ def check_rows(rows: int, records: int) -> None:
         TaskError: if the number of rows differs from the number of records.
     """
     if rows != records:
-        msg = "a layer of the model sees other rows than the records; keep one row a record in every layer"
+        msg = "the rows in a layer of the model are not its records; keep one row per record in every layer"
         raise TaskError(msg)
 
 
@@ -133,7 +136,7 @@ def refuse_packed(model: nn.Module) -> list[RemovableHandle]:
 
     def refuse(layer: nn.Module, inputs: tuple[object, ...]) -> None:
         if any(isinstance(each, PackedSequence) for each in inputs):
-            msg = f"{type(layer).__name__} is given packed sequences, which it sorts; give it padded ones"
+            msg = f"{type(layer).__name__} is given packed sequences, which it sorts; pass padded ones"
             raise TaskError(msg)
 
     return [part.register_forward_pre_hook(refuse) for part in model.modules() if isinstance(part, DPRNNBase)]

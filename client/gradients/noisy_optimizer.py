@@ -96,7 +96,7 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
             TaskError: if a parameter has no sum.
         """
         if any(getattr(parameter, "summed_grad", None) is None for parameter in self.params):
-            msg = "a parameter of the model has no gradient, though it is trained; this would be a bug of Cloister's"
+            msg = "a trained parameter of the model has no gradient; this is a bug in Cloister, please report it"
             raise TaskError(msg)
 
     @override

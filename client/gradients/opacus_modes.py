@@ -35,7 +35,7 @@ class Hooks(GradSampleModule, GradientMode):  # type: ignore[misc]  # opacus is 
     def __init__(self, model: nn.Module, *, force_functorch: bool) -> None:
         problems = [str(problem).splitlines()[0] for problem in ModuleValidator.validate(model, strict=False)]
         if problems:
-            msg = f"Opacus cannot differentiate it record by record: {'; '.join(problems)}"
+            msg = f"Opacus cannot compute its gradients per record: {'; '.join(problems)}"
             raise TaskError(msg)
         super().__init__(model, loss_reduction="sum", force_functorch=force_functorch)
         self.autograd_grad_sample_hooks += refuse_packed(model)
@@ -63,7 +63,7 @@ class Hooks(GradSampleModule, GradientMode):  # type: ignore[misc]  # opacus is 
         if parameter.grad_sample is None and not hasattr(parameter, "_current_grad_sample"):
             return None  # the outputs do not depend on its layer
         if not isinstance(parameter.grad_sample, Tensor):
-            msg = "Opacus takes gradients of a layer for those of another call, of which the outputs do not depend"
+            msg = "Opacus attributes the gradients of a layer to a call on which the outputs do not depend"
             raise TaskError(msg)
         check_rows(len(parameter.grad_sample), self._records)
         return Rows(parameter.grad_sample.float())

@@ -111,8 +111,8 @@ def admit(site: Site, document: bytes) -> AdmittedRun:
     manifest, run = site.open_manifest(document)
     if manifest.roster_version != site.roster.version:
         msg = (
-            f"the run is for roster {manifest.roster_version}, {site.name} has {site.roster.version}; "
-            "bring the older one up to date"
+            f"the run is for roster {manifest.roster_version}, and {site.name} has roster {site.roster.version}; "
+            "update the older one"
         )
         raise ProtocolError(msg)
     check_policy(

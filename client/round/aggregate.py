@@ -62,10 +62,13 @@ def open_sum(admitted: AdmittedRun, total: EncryptedSum) -> Checkpoint:
         msg = f"the sum of round {plan.round} does not apply to {site.name}'s model of round {now.round}"
         raise ProtocolError(msg)
     if has_refused(site, plan):
-        msg = f"{site.name} has refused a sum of round {plan.round} before; it opens no other of that plan"
+        msg = f"{site.name} has already refused a sum of round {plan.round}; it opens no other sum of that plan"
         raise ProtocolError(msg)
     if any(header.update_bound != now.update_bound for header in headers.values()):
-        msg = f"the sum of round {plan.round} is of updates in another range than {site.name}'s; it was not opened"
+        msg = (
+            f"the updates in the sum of round {plan.round} have another range than {site.name}'s; the sum was not "
+            "opened"
+        )
         raise ProtocolError(msg)
     packing = replace(manifest.packing, update_bound=now.update_bound)
     del now  # free its memory for the mean
@@ -128,7 +131,7 @@ def _mean(
                    zip(total.contributions, headers, strict=True) if header == liar))  # fmt: skip
         site.commitments.note(plan.run, _refusing(plan), "refused")
         log.warning("round %d: %s", plan.round, error)
-        msg = f"{site.name} does not open the sum of round {plan.round}: it is not that of its contributors' updates"
+        msg = f"{site.name} does not open the sum of round {plan.round}: it is not the sum of its contributors' updates"
         why = SEEDS if liars else CODES if isinstance(error, AuthenticityError) else VALUES
         refusal = Refusal(why, liars)
         signature = sign(site.signing_key, REFUSAL, refusal.signed_part(plan.digest))
@@ -161,6 +164,6 @@ def shown_seeds(
         except AuthenticityError:
             liars.append(header.site)
     if liars:
-        msg = f"{', '.join(liars)} signed other seeds of masks than those to which they committed"
+        msg = f"{', '.join(liars)} signed seeds of masks that do not match their commitments"
         raise AuthenticityError(msg)
     return own, pairs

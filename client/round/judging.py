@@ -37,7 +37,7 @@ def judge(current: Round, body: SignedUpdate, accusation: Accusation | None = No
     """
     site, plan = current.site, current.plan
     if site.outbox.masked(plan) is None or not has_refused(site, plan):
-        msg = f"{site.name} has refused no masked sum of this plan of round {plan.round}; it judges no update"
+        msg = f"{site.name} has not refused a masked sum of this plan of round {plan.round}, so it judges no updates"
         raise ProtocolError(msg)
     member = claimed_site(body.header, plan)
     update = verify_update(body, member, plan, current.manifest, site.roster)

@@ -24,7 +24,7 @@ def lead_epoch(site: Site, epoch: int) -> tuple[EpochKeys, dict[str, bytes]]:
         ProtocolError: if the epoch is not newer than this site's newest.
     """
     if epoch <= site.keyring.latest:
-        msg = f"{site.name} has the keys of epoch {site.keyring.latest}; it makes none of epoch {epoch}"
+        msg = f"{site.name} has the keys of key epoch {site.keyring.latest}; it does not make keys of key epoch {epoch}"
         raise ProtocolError(msg)
     keys = EpochKeys.generate(epoch)
     letters = write_letters(keys, site.roster, site.name, site.signing_key)
@@ -51,7 +51,7 @@ def accept_pairs(site: Site, fingerprint: str, letters: Mapping[str, bytes]) -> 
     """
     keys = site.keyring.current(site.roster.version)
     if keys is None or keys.fingerprint != fingerprint:
-        msg = f"{site.name} shares secrets under its newest keys only"
+        msg = f"{site.name} shares secrets only under its newest keys"
         raise ProtocolError(msg)
     secrets = {}
     for sender, letter in letters.items():

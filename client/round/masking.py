@@ -69,7 +69,10 @@ def recover(current: Round) -> PackedUpdate | None:
         return None
     charge = current.ledger.find(plan.run, plan.round)
     if charge is None:
-        msg = f"{current.ledger.path}: it has no entry for round {plan.round}, which was sent; restore it from backup"
+        msg = (
+            f"{current.ledger.path}: the ledger has no entry for the update of round {plan.round}, which was sent; "
+            "restore it from backup"
+        )
         raise LedgerError(msg)
     return PackedUpdate(_unmasked(site, last), charge)
 
@@ -130,7 +133,7 @@ def prove(current: Round, total: EncryptedSum, signatures: Mapping[str, bytes], 
     site, manifest, plan = current.site, current.manifest, current.plan
     update_norm = current.settings.encryption.update_norm
     if update_norm is None:
-        msg = f"the run {current.settings.name!r} has no update_norm; {site.name} proves nothing of its update"
+        msg = f"the run {current.settings.name!r} has no update_norm; {site.name} proves nothing about its update"
         raise ProtocolError(msg)
     reveal(current, total.contributions, signatures, summed)
     headers = check_contributions(total.contributions, plan, manifest, site.roster)
@@ -159,7 +162,7 @@ def _shown(current: Round, contributions: Sequence[Contribution]) -> tuple[bytes
     site, plan = current.site, current.plan
     made = site.outbox.masked(plan)
     if made is None:
-        msg = f"{site.name} has sent no masked update for this plan of round {plan.round}; it shows no seed"
+        msg = f"{site.name} has sent no masked update for this plan of round {plan.round}; it reveals no seed"
         raise ProtocolError(msg)
     header, mask = made
     verified = check_contributions(contributions, plan, current.manifest, site.roster)

@@ -49,7 +49,10 @@ def fix_sum(record: Record, plan: RoundPlan, summed: str) -> None:
         ProtocolError: if the site has revealed its seed for another sum of this plan, or no sum is named.
     """
     if not summed:
-        msg = f"the server does not say of which sum of round {plan.round} the mask is to come off; no seed is shown"
+        msg = (
+            f"the server does not say for which sum of round {plan.round} it needs the seed of the mask; no seed is "
+            "revealed"
+        )
         raise ProtocolError(msg)
     record.note(plan.run, f"revealing for the sum of plan {plan.digest}", summed)
 
@@ -101,7 +104,7 @@ class Lengths:
                 all sites that signed one.
         """
         if len(total.proofs) != len(self._headers):
-            msg = "the sum comes without proofs of how long its updates are"
+            msg = "the sum comes without the norm proofs of its updates"
             raise AuthenticityError(msg)
         shown = dict[str, bytes]()
         for name, signed in zip(self._headers, total.proofs, strict=True):
@@ -109,7 +112,7 @@ class Lengths:
         read = read_proofs(self._statements.values(), shown)
         liars += [name for name in self._headers if name not in read]
         if liars:
-            msg = f"{', '.join(liars)} signed no proof that its update keeps the run's update_norm"
+            msg = f"{', '.join(liars)} sent no valid proof that the norm of the update is within the run's update_norm"
             raise AuthenticityError(msg)
         self._proofs = list(read.values())
 
@@ -125,5 +128,5 @@ class Lengths:
             MalformedError: if it is not: some site's update differs, and nobody can tell whose.
         """
         if not add_up(self._proofs, self._into.numbers):
-            msg = "the sum is not that of the updates whose length was proved"
+            msg = "the sum is not the sum of the updates whose norms were proved"
             raise MalformedError(msg)

@@ -115,7 +115,7 @@ def check_dates(site: Site, seconds: float) -> None:
     for what, end in ends.items():
         if end < time.time() + seconds:
             date = datetime.fromtimestamp(end, UTC).strftime("%Y-%m-%d %H:%M UTC")
-            msg = f"{site.name}'s {what} ends on {date}, before a round would; it needs a new one from the coordinator"
+            msg = f"{site.name}'s {what} expires on {date}, before a round could end; ask the coordinator for a new one"
             raise RefusedError(msg)
 
 

@@ -37,8 +37,8 @@ def keep_receipt(site: Site, plan: RoundPlan, receipt: Receipt) -> None:
         if not _holds_signed(path):
             write_atomically(path, json.dumps(kept, indent=1).encode() + b"\n")
     except OSError as error:  # the sum goes on without it
-        log.warning("%s: this receipt was not kept: %s", path, error)
-    by = "the server signed why" if signed else "the server says, unsigned,"
+        log.warning("%s: the receipt was not kept: %s", path, error)
+    by = "the server's signed reason" if signed else "the server says, without a signature,"
     log.warning("round %d: this site's update is not in the sum; %s: %s", plan.round, by, quoted(receipt.reason))
 
 

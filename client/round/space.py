@@ -49,7 +49,7 @@ def space_for(needed: dict[Path, int]) -> Iterator[None]:
             try:
                 set_aside(folder / _NAME, size)
             except OSError as error:
-                msg = f"{folder}: a round needs {size} bytes there, and they cannot be written: {sentence(error)}"
+                msg = f"{folder}: a round needs {size} bytes in this folder, which cannot be written: {sentence(error)}"
                 raise StorageError(msg) from error
         yield
     finally:

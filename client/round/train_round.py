@@ -67,7 +67,9 @@ def train_round(current: Round, missed: Sequence[EncryptedSum]) -> SignedUpdate:
     check_plan(plan, current.manifest, current.run, site.name)
     made = site.outbox.find(plan)
     if made is None and ledger.has_left(current.release):
-        msg = f"{site.name} has made its update of round {plan.round} and lost it; it makes no other for the same plan"
+        msg = (
+            f"{site.name} made its update of round {plan.round} and lost it; it does not make another for the same plan"
+        )
         raise ProtocolError(msg)
     if made is None:
         # Keep no reference here, so that the checkpoint's memory is free before the update is encrypted.
@@ -80,10 +82,16 @@ def _starting_point(current: Round) -> Checkpoint:
     """Return the site's model, if the plan starts from it."""
     site, plan, checkpoint = current.site, current.plan, current.checkpoint()
     if plan.round <= checkpoint.round:
-        msg = f"{site.name} has opened round {checkpoint.round} already; it does not train round {plan.round} again"
+        msg = (
+            f"{site.name} has already opened the sum of round {checkpoint.round}; it does not train round "
+            f"{plan.round} again"
+        )
         raise ProtocolError(msg)
     if checkpoint.digest != plan.base_model:
-        msg = f"{site.name} has another model than round {plan.round} starts from; it needs the sums that it missed"
+        msg = (
+            f"{site.name} does not have the model from which round {plan.round} starts; it needs the sums that it "
+            "missed"
+        )
         raise ProtocolError(msg)
     return checkpoint
 
@@ -160,7 +168,7 @@ def _current_keys(site: Site, plan: RoundPlan) -> EpochKeys:
     """Return the site's current keys, if they are the plan's."""
     keys = site.keyring.current(site.roster.version)
     if keys is None or (keys.epoch, keys.fingerprint) != (plan.epoch, plan.keys):
-        has = f"those of epoch {keys.epoch}" if keys else "none for this roster"
-        msg = f"round {plan.round} is planned with keys {plan.keys[:12]} of epoch {plan.epoch}; {site.name} has {has}"
+        has = f"those of key epoch {keys.epoch}" if keys else "none for this roster"
+        msg = f"round {plan.round} needs the keys {plan.keys[:12]} of key epoch {plan.epoch}; {site.name} has {has}"
         raise ProtocolError(msg)
     return keys

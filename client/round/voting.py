@@ -71,14 +71,17 @@ def undo(admitted: AdmittedRun, question: Question, votes: Mapping[str, Vote]) -
     before = admitted.before()
     own = Question(admitted.run, now.round, before.digest, now.digest)
     if admitted.settings.vote is None or question != own:
-        msg = f"the votes are not on {site.name}'s model of round {now.round} and the one before; nothing was undone"
+        msg = (
+            f"the votes do not compare {site.name}'s model of round {now.round} with the model before it; nothing "
+            "was undone"
+        )
         raise ProtocolError(msg)
     cohort = admitted.settings.cohort
     check_rejected(question, votes, cohort.sizes, cohort.minimum, site.roster)
     site.residuals.forget(admitted.run)
     undone = replace(before, round=now.round)
     site.models.go_back(admitted.settings, undone)
-    log.warning("round %d: undone, as half of %d votes or more reject its model", now.round, len(votes))
+    log.warning("round %d: undone, because at least half of %d votes reject its model", now.round, len(votes))
     return undone
 
 
@@ -96,7 +99,7 @@ def _answer(admitted: AdmittedRun, question: Question, release: Release, models:
     site, settings = admitted.site, admitted.settings
     ledger = site.held_out_ledger
     if ledger.has_left(release):
-        msg = f"{ledger.path}: its vote on round {question.round} was cast and lost; it casts no other"
+        msg = f"{ledger.path}: the vote on round {question.round} was cast and lost; the site casts no other"
         raise LedgerError(msg)
     cost = replace(admitted.manifest.votes_cost, steps=1)
     charge = ledger.reserve(release, cost, site.settings.held_out_limit)
@@ -115,10 +118,12 @@ def _is_worse(site: Site, settings: RunSettings, before: Model, after: Model) ->
         study = site.study(settings.task)
         old, new = study.mean_loss(settings, before), study.mean_loss(settings, after)
     except Exception as error:  # a failure must not leave the site without noise
-        log.warning("the model could not be tried on the records held out, which counts as worse: %s", sentence(error))
+        log.warning(
+            "the model could not be evaluated on the held-out records, which counts as worse: %s", sentence(error)
+        )
         log.debug("vote", exc_info=error)
         return True
-    log.info("loss on the records held out: %.4f, before the round %.4f", new, old)
+    log.info("loss on the held-out records: %.4f, before the round %.4f", new, old)
     return not math.isfinite(new) or new > old + tolerance
 
 

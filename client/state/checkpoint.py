@@ -91,7 +91,7 @@ class CheckpointStore:
             msg = f"{path}: this checkpoint is damaged ({error}); move it aside and restart the agent"
             raise KeyFileError(msg) from error
         if model is None or said != run or model.digest != digest:
-            msg = f"{path}: this checkpoint was altered, or is of another run; move it aside and restart the agent"
+            msg = f"{path}: this checkpoint was altered, or belongs to another run; move it aside and restart the agent"
             raise KeyFileError(msg)
         return Checkpoint(run, number, model, bound, average, averaged), state
 

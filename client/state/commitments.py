@@ -35,7 +35,7 @@ class Commitments:
             data = file.read()
             done = _lines(data).get(deed)
             if done not in {None, value}:
-                msg = f"{deed} was done already, with something else; it is not done again"
+                msg = f"{deed} was already recorded with another value; this site does not do it again"
                 raise ProtocolError(msg)
             if done is None:
                 file.truncate(data.rfind(b"\n") + 1)  # drop a torn line: its action was never taken

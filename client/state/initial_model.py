@@ -43,8 +43,8 @@ def find_model(folder: Path, digest: str, layout: Layout, site: str) -> Model:
             if S_ISREG(state.st_mode) and _digest(path, state.st_mtime_ns, state.st_size) == digest:
                 return _read(path, layout, digest)
     msg = (
-        f"{site} does not have the model to start from, the safetensors file with SHA-256 {digest}; "
-        "put it into the site's models/public/"
+        f"{site} does not have the initial model, the safetensors file with SHA-256 {digest}; put it into the site's "
+        "folder models/public"
     )
     raise RefusedError(msg)
 
@@ -61,13 +61,16 @@ def _read(path: Path, layout: Layout, digest: str) -> Model:
     try:
         with open_model(path) as file:
             if name := misfit(file, layout):
-                msg = f"the model with SHA-256 {digest} has other tensors than this run's task: {name}; name another "
+                msg = (
+                    f"the model with SHA-256 {digest} does not have the tensors of this run's task: {name}; name "
+                    "another model "
+                )
                 raise RefusedError(msg + "in [start]")
             model = Model(read_vector(file, layout), read_constants(file, layout))
     except SafetensorError as error:
-        msg = f"the file with SHA-256 {digest} is no whole safetensors file; name another in [start]"
+        msg = f"the file with SHA-256 {digest} is not a complete safetensors file; name another in [start]"
         raise RefusedError(msg) from error
     if not is_finite(model.vector):
-        msg = f"the model with SHA-256 {digest} holds values that are not finite; name another in [start]"
+        msg = f"the model with SHA-256 {digest} contains values that are not finite; name another in [start]"
         raise RefusedError(msg)
     return model

@@ -80,7 +80,9 @@ class Keyring:
         keys, others = self.find(fingerprint), [other for other in cohort if other != site]
         secrets = self._pairs(keys).secrets
         if missing := [other for other in others if other not in secrets]:
-            msg = f"{site} shares no secret for masks with {', '.join(missing)} under the keys of epoch {keys.epoch}"
+            msg = (
+                f"{site} shares no secret for masks with {', '.join(missing)} under the keys of key epoch {keys.epoch}"
+            )
             raise ProtocolError(msg)
         return {other: secrets[other] for other in others}
 
@@ -129,10 +131,16 @@ class Keyring:
         if keys.epoch in held and held[keys.epoch][1].fingerprint == keys.fingerprint:
             return
         if keys.epoch <= self.latest:
-            msg = f"keys of epoch {keys.epoch} are refused: this site has those of epoch {self.latest} already"
+            msg = (
+                f"the keys of key epoch {keys.epoch} are refused: this site already has those of key epoch "
+                f"{self.latest}"
+            )
             raise ProtocolError(msg)
         if keys.epoch > self.latest + LARGEST_STEP:
-            msg = f"keys of epoch {keys.epoch} are refused: that is too far from this site's epoch {self.latest}"
+            msg = (
+                f"the keys of key epoch {keys.epoch} are refused: it is too far from this site's key epoch "
+                f"{self.latest}"
+            )
             raise ProtocolError(msg)
         path = self._folder / f"{keys.epoch:06d}-roster-{roster}.key"
         write_atomically(path, keys.to_bytes())
@@ -157,6 +165,6 @@ def _read_keys(path: Path, epoch: int) -> EpochKeys:
         msg = f"{path}: {error}"
         raise KeyFileError(msg) from error
     if keys.epoch != epoch:
-        msg = f"{path}: these are the keys of epoch {keys.epoch}; restore the file from the site's backup"
+        msg = f"{path}: these are the keys of key epoch {keys.epoch}; restore the file from the site's backup"
         raise KeyFileError(msg)
     return keys

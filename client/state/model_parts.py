@@ -75,7 +75,7 @@ def check_constants(module: nn.Module, layout: Layout) -> None:
         if not np.array_equal(bytes_of(held[constant.name]), constant.values):
             msg = (
                 f"training changed `{constant.name}` of the model, which is neither clipped nor shared; make it a "
-                "parameter with requires_grad=True, or leave it as it is"
+                "parameter with requires_grad=True, or do not change it"
             )
             raise TaskError(msg)
 

@@ -57,10 +57,13 @@ class Outbox:
             if made == asked and note.plan == plan:
                 return note.read().update
         if made > asked:
-            msg = f"the server asks for round {plan.round}, attempt {plan.attempt}, after a later one; it is refused"
+            msg = (
+                f"the server asks for round {plan.round}, attempt {plan.attempt}, after a later attempt; the plan is "
+                "refused"
+            )
             raise ProtocolError(msg)
         if made == asked:
-            msg = f"the server asks for round {plan.round} twice, with different plans; the second is refused"
+            msg = f"the server asks twice for round {plan.round}, with different plans; the second plan is refused"
             raise ProtocolError(msg)
         return None
 
@@ -100,7 +103,10 @@ class Outbox:
             RecursionError,
             MalformedError,
         ) as error:
-            msg = f"{path}: this file is damaged; restore it, or move it aside: the site is back in the next round"
+            msg = (
+                f"{path}: this file is damaged; restore it, or move it aside: the site then takes part again from "
+                "the next round"
+            )
             raise KeyFileError(msg) from error
 
     def _path(self, run: str) -> Path:
@@ -114,7 +120,7 @@ class _Note:
         self._file, self._values = file, json.loads(file.readline())
         self._sizes = [int(size) for size in self._values["chunks"]]
         if not 0 <= min(self._sizes, default=0) <= sum(self._sizes) == os.fstat(file.fileno()).st_size - file.tell():
-            msg = "it is not as long as it says"
+            msg = "its length differs from the length it states"
             raise MalformedError(msg)
         self.plan = read_plan(self._values["plan"].encode())
         self.header = self._values["header"].encode()

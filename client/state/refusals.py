@@ -43,7 +43,7 @@ class Refusals:
         except (TypeError, KeyError) as error:
             raise self._damaged() from error
         if code == code_digest(task):
-            msg = f"{name}: refused since {date}, and its code is the same: {reason}; {self._mend}"
+            msg = f"{name}: refused since {date}, and its code is the same: {reason}; {self._remedy}"
             raise TaskError(msg)
 
     def add(self, name: str, task: Task, reason: str) -> TaskError:
@@ -51,10 +51,10 @@ class Refusals:
         date = datetime.now(UTC).isoformat(timespec="seconds")
         noted = self._read() | {name: {"code": code_digest(task), "date": date, "reason": reason}}
         write_atomically(self._path, json.dumps(noted, indent=1).encode() + b"\n")
-        return TaskError(f"{name}: {reason}; it is refused from now on. {self._mend}")
+        return TaskError(f"{name}: {reason}; it is refused from now on. {self._remedy}")
 
     @property
-    def _mend(self) -> str:
+    def _remedy(self) -> str:
         return f"Change its code, or delete {self._path} once you know that it is sound"
 
     def _read(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Refusals:
         return found
 
     def _damaged(self) -> TaskError:
-        msg = f"{self._path} cannot be read, so that nobody can tell which tasks are refused; restore it from a backup"
+        msg = f"{self._path} cannot be read, so the refused tasks are unknown; restore it from a backup"
         return TaskError(msg)
 
 

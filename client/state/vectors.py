@@ -34,6 +34,6 @@ def load_vectors(path: Path, names: Sequence[str], size: int) -> dict[str, Value
         msg = f"{path}: this file is damaged ({type(error).__name__}); restore it from the site's backup"
         raise KeyFileError(msg) from error
     if found.keys() != set(names) or any((each.shape, each.dtype.str) != ((size,), "<f8") for each in found.values()):
-        msg = f"{path}: this file is of another run; restore the run's own from the site's backup"
+        msg = f"{path}: this file belongs to another run; restore this run's file from the site's backup"
         raise KeyFileError(msg)
     return {name: found[name] for name in names}

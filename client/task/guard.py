@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from client.task.task import Task
 
 
-_ANOTHER = "its model() makes another model each time; draw its first weights from torch's own generator alone"
+_ANOTHER = "its model() makes a different model each time; draw the initial weights only from torch's default generator"
 _SECONDS, _BRIEFLY = 0.5, 0.1  # seconds of optional gradient checks: per set of weights; on a site's own records
 _Marks = dict[str, tuple[torch.Size, bool, int]]
 
@@ -153,7 +153,7 @@ def _check_form(module: nn.Module) -> None:
     """Refuse parameters in a form that cannot be shared."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
-            msg = f"its model's parameter `{name}` has no size yet; use layers that are told theirs, none of nn.Lazy…"
+            msg = f"its model's parameter `{name}` has no size yet; use layers of fixed size, not nn.Lazy…"
             raise TaskError(msg)
         if tensor.requires_grad and tensor.dtype != torch.float32:
             msg = "its model trains parameters that are not float32; make all of them float32, or freeze them"
@@ -163,7 +163,7 @@ def _check_form(module: nn.Module) -> None:
             raise TaskError(msg)
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
-            msg = "its model is compiled by torch.jit, which leaves no layers to look at; return the module itself"
+            msg = "its model is compiled by torch.jit, which hides its layers; return the module itself"
             raise TaskError(msg)
         if getattr(part, "sparse", False):
             msg = f"its model's `{name}` makes sparse gradients, which cannot be clipped; leave out sparse=True"
@@ -171,8 +171,8 @@ def _check_form(module: nn.Module) -> None:
     sizes = [tensor.numel() for tensor in trained(module).values()]
     if not sizes or 0 in sizes:
         msg = (
-            "its model has nothing to train, or parameters without elements; set requires_grad=True on what is to be "
-            "trained"
+            "its model has nothing to train, or parameters without elements; set requires_grad=True on what should "
+            "be trained"
         )
         raise TaskError(msg)
 
@@ -183,7 +183,7 @@ def _check_shared(module: nn.Module) -> None:
     for (_, end, name), (start, _, other) in pairwise(reach):
         if start < end:
             msg = (
-                f"its model's `{name}` and `{other}` share memory without being one parameter; assign the parameter "
+                f"its model's `{name}` and `{other}` share memory but are not one parameter; assign the parameter "
                 "itself to both, or a copy"
             )
             raise TaskError(msg)
@@ -208,13 +208,13 @@ def _check_state(probe: Probe, marks: _Marks, inputs: Tensor, targets: Tensor) -
         loss = probe.loss(outputs, aims)
         _check_unchanged(probe.module, marks, "its loss")
         if not turned and any(parameter.grad is not None for parameter in probe.module.parameters()):
-            msg = "its loss computes gradients by itself; return the loss, and leave backward() to Cloister"
+            msg = "its loss computes gradients itself; return the loss, and leave backward() to Cloister"
             raise TaskError(msg)
         check_leaves(probe, outputs, loss)
         probe.backward(loss)
         _check_unchanged(probe.module, marks, "a backward pass")
     if not (same(inputs, kept[0]) and same(targets, kept[1])):
-        msg = "its model or loss changes the records that it is given; work on new tensors, without inplace=True"
+        msg = "its model or loss changes the records passed to it; work on new tensors, without inplace=True"
         raise TaskError(msg)
     if first is None or not same(first, probe.outputs(inputs).detach()):
         raise TaskError(REMEMBERS)

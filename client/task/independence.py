@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from client.task.probe import Probe
 
 REMEMBERS = (
-    "its model remembers earlier batches; let its outputs depend on its inputs and parameters alone, and change none"
+    "its model remembers earlier batches; let its outputs depend only on its inputs and parameters, and change neither"
 )
 _SEEDS = 40  # for a random model: records that interact in one batch of ten escape one guard in sixty
 _ROUNDING = 1e-6  # relative to the largest output
@@ -66,14 +66,14 @@ def check_chance(probe: Probe, inputs: Tensor) -> None:
     with torch.no_grad():
         probe.outputs(inputs.clone())
         if others != (random.getstate(), repr(np.random.get_state())):  # noqa: NPY002
-            msg = "its model draws from another generator than torch's; use torch's alone, which can be tried"
+            msg = "its model does not draw from torch's default generator; use only that one, which can be checked"
             raise TaskError(msg)
         if torch.equal(before, torch.get_rng_state()):
             return
         for seed in range(1, _SEEDS):
             replaced = next(_replacements(probe, inputs, 0, seed))[1]
             if _differ(probe.outputs(inputs.clone(), seed), replaced, _but(0, inputs)):
-                msg = f"records of a batch meet in its model by chance, in some batches; {_GENERAL}, in no batch"
+                msg = f"its model mixes the records of some batches, at random; {_GENERAL} in any batch"
                 raise TaskError(msg)
 
 
@@ -99,8 +99,8 @@ def check_place(probe: Probe, inputs: Tensor) -> None:
                 for one, other in ((first, outputs[:1]), (last, outputs[-1:]), (turned.flip(0), outputs))
             ):
                 msg = (
-                    "its model gives a record another output in another batch; use neither the number of records nor "
-                    "their place, and batch_first=True for sequences"
+                    "its model gives a record a different output in another batch; use neither the number of records "
+                    "nor their place, and batch_first=True for sequences"
                 )
                 raise TaskError(msg)
     probe.module.train()
@@ -158,33 +158,34 @@ def explained(probe: Probe, inputs: Tensor, replaced: Tensor, kept: Tensor, seed
             probe.outputs(inputs.clone(), seed)
         if draws.by_rejection:
             return (
-                "its model draws gamma, beta, Dirichlet, Poisson or binomial numbers, for which one record takes more "
-                "from torch's generator than another, and moves the next one's; transform normal or uniform numbers"
+                "its model draws gamma, beta, Dirichlet, Poisson or binomial numbers, for which one record takes "
+                "more from torch's generator than another and shifts the draws of the next; transform normal or "
+                "uniform numbers"
             )
         for one, other in zip(_calls(probe, inputs, seed), _calls(probe, replaced, seed), strict=False):
             if any(_differ(a, b, kept) for a, b in zip(one.made, other.made, strict=False)):
                 before = any(_differ(a, b, kept) for a, b in zip(one.taken, other.taken, strict=False))
                 kind = type(one.layer).__name__
                 if one.layer is probe.module and list(one.layer.children()):
-                    return f"records of a batch meet in forward of its model ({kind}); {_GENERAL}"
+                    return f"the forward() of its model ({kind}) mixes the records of a batch; {_GENERAL}"
                 place = f"`{one.name}` ({kind})" if one.name else kind
                 if before:
-                    return f"records of a batch meet in its model before {place}; {_GENERAL}"
-                return f"records of a batch meet in its model's layer {place}; {_mend(one.layer)}"
+                    return f"its model mixes the records of a batch before {place}; {_GENERAL}"
+                return f"its model's layer {place} mixes the records of a batch; {_remedy(one.layer)}"
     return ""
 
 
-_GENERAL = "compute each record by itself: no mean, sum, norm, sorting or attention over dimension 0"
-_MEET = f"records of a batch meet in its model; {_GENERAL}"
+_GENERAL = "compute each record by itself: no mean, sum, norm, sort or attention over dimension 0"
+_MEET = f"its model mixes the records of a batch; {_GENERAL}"
 
 
-def _mend(layer: nn.Module) -> str:
+def _remedy(layer: nn.Module) -> str:
     if isinstance(layer, _BatchNorm):
         return "use GroupNorm or LayerNorm"
     if isinstance(layer, nn.modules.instancenorm._InstanceNorm):  # noqa: SLF001 - has no public name
         return "use it with track_running_stats=False"
     if getattr(layer, "batch_first", True) is False:
-        return "give it batch_first=True, and records in dimension 0"
+        return "set batch_first=True, with the records in dimension 0"
     return _GENERAL
 
 

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from client.task.variations import Making
 
 ALONE = (
-    "compute each record by itself on the way back too: no mean, norm, largest value, length or number of the batch in "
-    "hooks, custom autograd functions, or what the model saves or keeps aside"
+    "compute each record by itself in the backward pass too: no mean, norm, maximum or size of the batch in hooks, "
+    "custom autograd functions, or anything that the model saves"
 )
 _SAME_SHAPE, _OTHER_SHAPE = 1e-4, 5e-3  # tolerance relative to the gradients' norms, in float32
 _ROUNDINGS, _OTHER_ROUNDINGS = 8, 64  # tolerance in units of a coarser type's rounding error
@@ -124,7 +124,7 @@ class _Check:
                 self._check_replacing(size, make)
         self._seed = 0
         if self._differ(_SMALL, _SAME_SHAPE, first, -self._gradient(*batch)):
-            msg = f"its records' gradients depend on earlier batches; {ALONE}"
+            msg = f"the gradients of records depend on earlier batches; {ALONE}"
             raise InteractionError(msg)
 
     def _keep_finite(self) -> None:
@@ -137,7 +137,7 @@ class _Check:
         found = [self._gradient(inputs[row : row + 1], targets[row : row + 1]) for row in range(len(inputs))]
         finite = torch.tensor([bool(each.isfinite().all()) for each in found])
         if not finite.any():
-            msg = "no gradient of its loss is finite; keep logarithms, roots and divisions off nought"
+            msg = "no gradient of its loss is finite; keep logarithms, roots and divisions away from zero"
             raise TaskError(msg)
         self._vary, self._targets = replace(self._vary, records=inputs[finite]), targets[finite]
 
@@ -195,7 +195,7 @@ class _Check:
                 rows = torch.arange(size) % len(inputs)
                 parts = [-each[row] * count for row, count in enumerate(torch.bincount(rows).tolist())]
                 if self._differ(size, _OTHER_SHAPE, self._gradient(inputs[rows], targets[rows]), *parts):
-                    msg = f"a record's gradient is another one in a batch of {size} records than alone; {ALONE}"
+                    msg = f"a record's gradient in a batch of {size} records differs from its gradient alone; {ALONE}"
                     raise InteractionError(msg)
 
     def _check_replacing(self, size: int, make: Making) -> None:

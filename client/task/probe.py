@@ -47,15 +47,15 @@ class Example:
         for name, part in (("inputs", inputs), ("targets", targets)):
             if part.dim() == 0 or len(part) < _FEWEST or len(part) != len(inputs):
                 msg = (
-                    f"its example has {name} {_form(part)}; make up {_FEWEST} records or more, with as many inputs as "
-                    "targets"
+                    f"its example has {name} {_form(part)}; make up at least {_FEWEST} records, with one target per "
+                    "input"
                 )
                 raise TaskError(msg)
             if part.is_complex() or not part.isfinite().all():
                 msg = f"its example has {name} that are complex or not finite; make up finite real numbers"
                 raise TaskError(msg)
             if (part == part[:1]).all():
-                msg = f"its example has the same {name} in every record; make up different ones, of every class"
+                msg = f"its example has the same {name} in every record; make up different records, of every class"
                 raise TaskError(msg)
         return cls(inputs, targets)
 
@@ -74,7 +74,9 @@ class Example:
         """
         read, shown = (f"{_form(a)} and {_form(b)}" for a, b in ((inputs, targets), (self.inputs, self.targets)))
         if read != shown:
-            msg = f"{path}: the task read inputs and targets {read}, but its example has {shown}; mend one of the two"
+            msg = (
+                f"{path}: the task read inputs and targets {read}, but its example has {shown}; correct one of the two"
+            )
             raise DataError(msg)
 
 
@@ -102,15 +104,15 @@ class Probe:
             found: object = self.module(inputs)
         _check_seed(seed, "model")
         if not isinstance(found, Tensor):
-            msg = f"its model returns {_form(found)}; return one tensor with one row for each record"
+            msg = f"its model returns {_form(found)}; return one tensor with one row per record"
             raise TaskError(msg)
         if found.dtype != torch.float32:
-            msg = f"its model returns {_form(found)}; return float32, for instance scores in place of classes"
+            msg = f"its model returns {_form(found)}; return float32, for example scores instead of classes"
             raise TaskError(msg)
         if found.dim() == 0 or len(found) != len(inputs):
             msg = (
-                f"its model makes outputs of shape {tuple(found.shape)} from {len(inputs)} records; keep one row for "
-                "each record, in every layer: flatten from dimension 1 on, and never squeeze dimension 0"
+                f"its model makes outputs of shape {tuple(found.shape)} from {len(inputs)} records; keep one row per "
+                "record in every layer: flatten from dimension 1 on, and never squeeze dimension 0"
             )
             raise TaskError(msg)
         return found
@@ -126,7 +128,7 @@ class Probe:
             found: object = self.task.loss(outputs, targets)
         _check_seed(seed, "loss")
         if not isinstance(found, Tensor) or found.dim() != 0 or found.dtype != torch.float32:
-            msg = f"its loss returns {_form(found)}; return a float32 scalar: the mean of one term for each record"
+            msg = f"its loss returns {_form(found)}; return a float32 scalar: the mean of one term per record"
             raise TaskError(msg)
         return found
 
@@ -162,7 +164,7 @@ def one_a_record(metrics: object, count: int) -> dict[str, Tensor]:
     shapes = {(count,), ()} if count == 1 else {(count,)}
     for name, values in metrics.items():
         if not isinstance(values, Tensor) or values.is_complex() or values.shape not in shapes:
-            msg = f"its metric {name!r} is {_form(values)}; return a tensor `(n,)` with one value for each record"
+            msg = f"its metric {name!r} is {_form(values)}; return a tensor `(n,)` with one value per record"
             raise TaskError(msg)
     return metrics
 
@@ -184,7 +186,7 @@ def make_model(task: Task, seed: int) -> nn.Module:
 
 def _check_seed(seed: int, what: str) -> None:
     if torch.initial_seed() != seed:
-        msg = f"its {what} sets torch's seed, by which dropout repeats its masks; leave seeds to Cloister"
+        msg = f"its {what} sets torch's seed, so dropout repeats its masks; leave seeds to Cloister"
         raise TaskError(msg)
 
 
@@ -221,5 +223,5 @@ def naming(what: str, on: str = "", module: str = "") -> Iterator[None]:
     except BaseException as error:
         words = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         reason = raised(error, module) if module else words
-        msg = f"its {what} fails{on} ({reason}); mend it, or what example() makes up"
+        msg = f"its {what} fails{on} ({reason}); correct it, or what example() makes up"
         raise TaskError(msg) from error

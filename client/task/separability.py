@@ -32,8 +32,8 @@ def check_loss(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
     outputs = probe.outputs(inputs.clone()).detach()
     if probe.loss(outputs, targets).requires_grad:
         msg = (
-            "its loss has a gradient that does not come through the outputs; leave out terms on parameters (weight "
-            "decay, FedProx), and return from the model whatever else the loss is of"
+            "its loss has a gradient that does not pass through the outputs; leave out terms on parameters (weight "
+            "decay, FedProx), and return from the model everything else that the loss needs"
         )
         raise TaskError(msg)
     _check_slope(probe, outputs, targets)
@@ -46,7 +46,7 @@ def check_loss(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
 
 def _check_repeats(probe: Probe, outputs: Tensor, targets: Tensor, value: Tensor) -> None:
     if not same(value, probe.loss(outputs, targets, seed=1)):
-        msg = "its loss gives another value for the same outputs; let it neither draw at random nor remember batches"
+        msg = "its loss gives different values for the same outputs; it must not draw at random or remember batches"
         raise TaskError(msg)
 
 
@@ -58,7 +58,9 @@ def _check_slope(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
         msg = "its loss has no gradient with respect to the outputs; compute it from them with differentiable functions"
         raise TaskError(msg)
     if not (loss.isfinite() and slope.isfinite().all()):
-        msg = "its loss or its gradient is not finite on its example; keep logarithms, roots and divisions off nought"
+        msg = (
+            "its loss or its gradient is not finite on its example; keep logarithms, roots and divisions away from zero"
+        )
         raise TaskError(msg)
 
 
@@ -77,9 +79,9 @@ def _check_terms(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
         else:
             msg = (
                 "its loss over a batch is not the mean of its records' own losses; give each record one term that "
-                "looks at no other, multiply it by that record's own weight, and take the plain mean (no class "
-                "weights, ignore_index or mask that a mean divides by, no pairs or risk sets, no outputs broadcast "
-                "against targets)"
+                "depends on no other record, multiply it by that record's own weight, and take the plain mean (no "
+                "class weights, ignore_index or mask in the divisor of a mean, no pairs or risk sets, no outputs "
+                "broadcast against targets)"
             )
         raise TaskError(msg)
 
@@ -95,8 +97,8 @@ def check_leaves(probe: Probe, outputs: Tensor, loss: Tensor) -> None:
         if id(leaf) not in own:
             name = _name(leaf, probe) or f"one of shape {tuple(leaf.shape)}"
             msg = (
-                f"its outputs or loss depend on a parameter outside the model, {name}, which would be neither clipped "
-                "nor shared; make it a part of the model (nn.ModuleList in place of a list), or detach it"
+                f"its outputs or loss depend on a parameter outside the model, {name}, which would be neither "
+                "clipped nor shared; make it part of the model (with nn.ModuleList instead of a list), or detach it"
             )
             raise TaskError(msg)
     if next(_leaves(loss), None) is None:

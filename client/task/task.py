@@ -72,7 +72,7 @@ class Task(ABC):
         return {}
 
 
-_INSTALL = "install the package that contains it at this site, or mend its name; of a file, PYTHONPATH names the folder"
+_INSTALL = "install its package at this site, or correct its name; for a file, set PYTHONPATH to its folder"
 
 
 def import_task(name: str) -> Task:
@@ -103,7 +103,7 @@ def make(kind: Callable[[], C], name: str) -> C:
     try:
         inspect.signature(kind).bind()
     except TypeError as error:  # Python's message holds only names
-        msg = f"the task {name!r} cannot be made ({error}); let it need no arguments"
+        msg = f"the task {name!r} cannot be constructed ({error}); make its constructor work without arguments"
         raise TaskError(msg) from error
     with foreign(name, "constructor"):
         return kind()

@@ -66,8 +66,8 @@ def check_traces(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
         if one != other_one:
             place, _ = one or other_one
             msg = (
-                f"it keeps something of every batch, in {place}, so that what a record gives may depend on the records "
-                "before it; let nothing but parameters outlast a batch"
+                f"it keeps something of every batch, in {place}, so a record's result may depend on the records "
+                "before it; keep nothing but parameters from one batch to the next"
             )
             raise TaskError(msg)
 

@@ -36,10 +36,10 @@ def foreign(name: str, what: str, kind: type[CloisterError] = TaskError) -> Iter
         raise
     except BaseException as error:
         if is_memory(error):
-            msg = f"{name}: its {what} needs more memory than this machine has left; free some, or take a larger one"
+            msg = f"{name}: its {what} needs more memory than this machine has left; free some, or use a larger machine"
         else:
             where = raised(error, name.partition(":")[0])
-            msg = f"{name}: its {what} raises {where}; mend it there (`cloister --debug …` shows what it says)"
+            msg = f"{name}: its {what} raises {where}; correct it there (`cloister --debug …` shows its message)"
         raise kind(msg) from error
 
 

@@ -136,7 +136,7 @@ def _asked(settings: RunSettings) -> tuple[str, ...]:
 
 def _evaluation(settings: RunSettings) -> Evaluation:
     if settings.evaluation is None:
-        msg = f"the run {settings.name} evaluates nothing"
+        msg = f"the run {settings.name} does not evaluate"
         raise TaskError(msg)
     return settings.evaluation
 

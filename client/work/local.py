@@ -54,7 +54,7 @@ def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callab
     def once(solver: LocalSolver) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
         nonlocal trained
         if trained or (solver.steps is not None and not 0 <= solver.steps <= at.run.steps):
-            msg = f"the strategy {name} trains more often in a round than the run pays for; call train once"
+            msg = f"the strategy {name} trains more often in a round than the run is charged for; call train once"
             raise TaskError(msg)
         trained = True
         try:
@@ -66,7 +66,10 @@ def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callab
     with _blaming(failed), foreign(name, "local()"):
         found = np.require(algorithm.local(at, once), np.float32, ["C", "W", "O"])  # later changed in place
     if found.shape != at.model.shape:
-        msg = f"the strategy {name} sends {found.shape} values, the model has {at.model.shape}; correct its local()"
+        msg = (
+            f"the strategy {name} sends values of shape {found.shape}, but the model has shape {at.model.shape}; "
+            "correct its local()"
+        )
         raise TaskError(msg)
     return Update(found)
 
@@ -93,6 +96,6 @@ def keep_own(current: Round, at: LocalRound, sent: Values) -> None:
     with foreign(name, "keep()"):
         kept = {key: np.asarray(values, np.float64) for key, values in algorithm.keep(at, sent).items()}
     if set(kept) != set(algorithm.own) or any(each.shape != sent.shape for each in kept.values()):
-        msg = f"the strategy {name} keeps other vectors than its `own` names; correct its keep()"
+        msg = f"the strategy {name} keeps vectors other than those in its `own`; correct its keep()"
         raise TaskError(msg)
     current.site.own.keep(current.plan, kept)

@@ -49,7 +49,7 @@ def look(admitted: AdmittedRun, checkpoint: Checkpoint) -> dict[str, float]:
             log.info("round %d of %d: %s on %d held-out records", checkpoint.round, settings.rounds, said, count)
     except Exception as error:
         said = sentence(error)
-        log.warning("round %d: not tried on held-out records, and the run goes on: %s", checkpoint.round, said)
+        log.warning("round %d: not evaluated on held-out records; the run continues: %s", checkpoint.round, said)
         log.debug("round %d", checkpoint.round, exc_info=error)
         return {}
     return found

@@ -83,8 +83,8 @@ def import_survey(name: str) -> Survey:
         sound = False
     if not sound:
         msg = (
-            f"{name!r} needs columns = {{name: (low, high), …}} with one column or more, and classes that are numbers, "
-            "each once; mend the class"
+            f"{name!r} needs columns = {{name: (low, high), …}} with one column or more, and distinct numbers as "
+            "classes; correct the class"
         )
         raise TaskError(msg)
     return survey
@@ -134,7 +134,7 @@ class StatisticsQuery(OneSum):
         try:
             values, labels = (np.asarray(part, np.float64) for part in found)
         except (TypeError, ValueError, RuntimeError) as error:  # its message may quote a record
-            msg = f"{path}: what the survey read is no table of numbers and its labels; mend its `load`"
+            msg = f"{path}: the survey did not read a table of numbers and its labels; correct its `load`"
             raise DataError(msg) from error
         self._check(path, values, labels)
         kept = split_held_out(len(values), self._site.settings.data.held_out)[0]
@@ -150,7 +150,7 @@ class StatisticsQuery(OneSum):
         values, labels = self.records
         if len(values) > 2 * declared:
             # Only a local warning: a run must not fail because of the number of records, which would reveal it.
-            log.warning("%d records, over twice the %d declared; large sums may be cut", len(values), declared)
+            log.warning("%d records, more than twice the declared %d; large sums may be clipped", len(values), declared)
         return noised(self.form(manifest.settings).total(values, labels), manifest, randomness)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
@@ -165,15 +165,15 @@ class StatisticsQuery(OneSum):
         names, classes = tuple(self.survey.columns), np.array(self.survey.classes, np.float32)
         if values.ndim != 2 or values.shape[1] != len(names) or labels.size != len(values):  # noqa: PLR2004 - rows
             msg = (
-                f"{path}: the survey read values of form {values.shape} and labels of form {labels.shape}; "
-                f"it needs (n, {len(names)}), a column each for {', '.join(names)}, and (n,)"
+                f"{path}: the survey read values of shape {values.shape} and labels of shape {labels.shape}; it "
+                f"needs (n, {len(names)}), with the columns {', '.join(names)}, and (n,)"
             )
             raise DataError(msg)
         if len(values) == 0:
-            msg = f"{path}: the survey read no records; it needs some"
+            msg = f"{path}: the survey read no records; it needs at least one"
             raise DataError(msg)
         for row, column in np.argwhere(~np.isfinite(values)):
-            msg = f"{path}: `{names[column]}` of record {row + 1} is not finite; mend the record, or leave it out"
+            msg = f"{path}: `{names[column]}` of record {row + 1} is not finite; correct the record, or leave it out"
             raise DataError(msg)
         for row in np.flatnonzero(~np.isin(labels.reshape(-1).astype(np.float32), classes)) if len(classes) else ():
             found, listed = labels.reshape(-1)[row], ", ".join(f"{each:g}" for each in classes)

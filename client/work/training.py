@@ -178,8 +178,8 @@ class Study:
             if error.__cause__ is None or not is_memory(error.__cause__):
                 raise
             msg = (
-                f"{self._site.name} cannot train {self.name}: a step needs more memory than is left there; set a "
-                "smaller physical_batch in [training] of its site.toml, or take a larger machine"
+                f"{self._site.name} cannot train {self.name}: a step needs more memory than is left; set a smaller "
+                "physical_batch in [training] of its site.toml, or use a larger machine"
             )
             raise RefusedError(msg) from error
         self._fits = True

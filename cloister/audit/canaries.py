@@ -72,7 +72,7 @@ class Canaries(Task):
 
     def __init__(self) -> None:
         if SETUP not in os.environ:
-            msg = f"{SETUP} names no file, so there is nothing for canaries to join; use `cloister audit privacy`"
+            msg = f"{SETUP} names no file to which canaries could be added; use `cloister audit privacy`"
             raise TaskError(msg)
         setup = json.loads(Path(os.environ[SETUP]).read_text(encoding="utf-8"))
         self.task: Task = import_task(setup["task"])
@@ -98,7 +98,7 @@ class Canaries(Task):
         """
         inputs, targets = (part[:MOST_RECORDS] for part in self.task.load(self._file))
         if not len(inputs):
-            msg = f"{self._file}: there is no record for canaries to join; name a file with records"
+            msg = f"{self._file}: the file has no records to which canaries could be added; name a file with records"
             raise DataError(msg)
         self.shape = inputs.shape[1:], inputs.dtype
         numbers = [int(line) + 1 for line in path.read_text(encoding="utf-8").split()]

@@ -11,7 +11,7 @@ from cloister.views.plots import Panel, draw_digits
 
 _CAPTIONS = (
     "what an ordinary federation's server\nreceives: the record itself",
-    "a mixture, but the record with this\nlabel is by far the loudest",
+    "a mixture in which the record with\nthis label dominates",
     "the same attack on what Cloister's\nsites encrypt: clipped, with noise",
     "what Cloister's server receives:\nits first 64 bytes, as pixels",
 )

@@ -76,7 +76,7 @@ class Subject:
         tasks = tuple(task for task in settings.policy.tasks if not is_survey(task))
         if tasks:
             return cls(settings.site, tasks[0], file, device, place.folder, tasks, computing)
-        msg = f"{place.folder}: its policy allows no task that trains; there is no DP-SGD to audit"
+        msg = f"{place.folder}: its policy allows no task that trains, so there is no DP-SGD to audit"
         raise ConfigError(msg)
 
     @classmethod
@@ -103,7 +103,7 @@ def audit(site: Path | None, epsilon: float, canaries: int, console: Console) ->
     """
     started = time.monotonic()
     if canaries < _FEWEST:
-        msg = f"{canaries} canaries tell nothing; take {_FEWEST} or more"
+        msg = f"{canaries} canaries are too few; use {_FEWEST} or more"
         raise ConfigError(msg)
     with TemporaryDirectory(prefix="cloister-audit-") as name:
         folder = Path(name)
@@ -256,7 +256,7 @@ def verdict(report: dict[str, Any]) -> str:
     failed = [each for each in report["checks"] if not each["held"]]
     if failed:
         said = "; ".join(f"{each['name']}: claimed {each['claim']}, seen {each['seen']}" for each in failed)
-        return f"✗ {report['site']}: the guarantee is refuted. {said}. Train on nobody's records until it is mended"
+        return f"✗ {report['site']}: the guarantee is refuted. {said}. Train on no real records until it is fixed"
     return (
         f"✓ {report['site']}: ε {report['epsilon_claimed']:.2f} claimed at δ {report['delta']:g}; "
         f"an attack shows {report['epsilon_lower']:.2f} (implementation test, 95 %) "

@@ -72,6 +72,6 @@ def _last_audit(path: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         report = {}
     if not _NEEDED.issubset(report):
-        msg = f"{path} is no audit of this version; run `cloister audit privacy {path.parent}` again"
+        msg = f"{path} is not an audit by this version; run `cloister audit privacy {path.parent}` again"
         raise ConfigError(msg)
     return report

@@ -40,7 +40,7 @@ _CODECS: dict[str, tuple[Profile, bool] | None] = {
     "precise": ("precise", True),
     "compact": ("compact", True),
     "dense": ("dense", True),
-    "dense, nothing carried": ("dense", False),
+    "dense, without error feedback": ("dense", False),
 }
 
 
@@ -85,7 +85,7 @@ def table(report: dict[str, Any]) -> str:
             f"{row['codec']:<24}{mean + ' ± ' + spread:>16}{row['points_lost']:>13.2f}{row['model_error']:>25.1e}"
         )
     seeds = report["rows"][0]["seeds"]
-    return "\n".join([*lines, "", f"the reference study, {seeds} seeds; ± is their deviation"])
+    return "\n".join([*lines, "", f"the reference study, {seeds} seeds; ± is their standard deviation"])
 
 
 def _train(

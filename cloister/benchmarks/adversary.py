@@ -72,7 +72,7 @@ def measure(tries: int, rounds: int, seed: int) -> dict[str, Any]:
     """
     jobs: list[_Tries | _Rounds] = [*_tries(tries, seed), *_rounds(rounds)]
     console = Console(stderr=True, highlight=False)
-    console.print(f"{tries:,} tries and {rounds:,} honest rounds, {len(SITES)} sites; seed {seed}")
+    console.print(f"{tries:,} attacks and {rounds:,} honest rounds, {len(SITES)} sites; seed {seed}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     found: Counter[str] = Counter()
@@ -115,13 +115,13 @@ def table(report: dict[str, Any]) -> str:
     lines += ["", f"{'honest rounds':<34}{rounds:>8,}{alarms:>10,}", ""]
     if held(report):
         lines += [
-            f"✓ every site refused all {tries:,} tries, and none of {rounds:,} honest rounds",
-            f"✓ each of {lies:,} lies was blamed on the member that told it, and on nobody else",
+            f"✓ every site refused all {tries:,} attacks, and none of {rounds:,} honest rounds",
+            f"✓ each of {lies:,} false messages was blamed on the member that sent it, and on no other",
         ]
     else:
         lines += [
-            f"✗ {tries - refused:,} of {tries:,} tries passed, and {alarms:,} honest rounds were refused",
-            f"✗ of {lies:,} lies {lies - blamed:,} were not blamed on who told them, and {others:,} on others",
+            f"✗ {tries - refused:,} of {tries:,} attacks succeeded, and {alarms:,} honest rounds were refused",
+            f"✗ {lies - blamed:,} of {lies:,} false messages were not blamed on their sender, {others:,} on others",
         ]
     return "\n".join(lines)
 

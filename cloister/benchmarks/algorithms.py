@@ -153,7 +153,7 @@ def table(report: dict[str, Any]) -> str:
                 lines.append(f"  {row['algorithm']:<28}{right:>18}{reached:>18}")
         lines.append("")
     of = f"digits, {SITES} sites, Dirichlet({ALPHA:g}), {report['rows'][0]['seeds']} seeds"
-    return "\n".join([*lines, f"{of}; ± is their deviation; –: not with every seed"])
+    return "\n".join([*lines, f"{of}; ± is their standard deviation; –: not with every seed"])
 
 
 def deal(seed: int, folder: Path) -> Federation:

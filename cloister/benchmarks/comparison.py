@@ -50,7 +50,7 @@ def table(report: dict[str, Any]) -> str:
         sent = (f"{getattr(row, name):,.2f}" for name in _BYTES)
         spent = (f"{1000 * getattr(row, step):,.1f}" for step in STEPS)
         lines.append(_LINE.format(row.pipeline, *sent, *spent, f"{row.max_error:.1e}"))
-    lines += ["", f"{NVFLARE} takes this many times what these take:"]
+    lines += ["", f"{NVFLARE} takes this many times as much as:"]
     for row in rows:
         if row is not theirs:
             ratios = (

@@ -41,9 +41,9 @@ _ZERO = "0" * 64
 _SPREAD = 0.2  # standard deviation of the synthetic updates
 _PROBABILITY = 2.0**-20
 STEPS = {
-    "recover": "decrypt and unmask its own update, at its site",
-    "prove": "project it and prove its length",
-    "check": "check all proofs, and the sum's projections, at a site",
+    "recover": "decrypt and unmask the site's own update",
+    "prove": "project it and prove its norm",
+    "check": "check all proofs and the sum's projections, at a site",
 }
 _TRIES = 3
 
@@ -94,7 +94,7 @@ def table(report: dict[str, Any]) -> str:
         "",
         f"A proof has {report['proof_bytes']:,} bytes.",
         f"An honest update is refused with {odds};",
-        f"one that is {report['caught_from']} times too long passes with one below {_PROBABILITY:.0e}.",
+        f"one whose norm is {report['caught_from']} times the limit passes with one below {_PROBABILITY:.0e}.",
     ]
     return "\n".join(lines)
 

@@ -116,7 +116,7 @@ class Cloister(Pipeline):
         *chunks, digest = upload
         ciphertexts = Ciphertexts.read(chunks, self._count)
         if ciphertexts.digest.encode() != digest:
-            msg = "an update changed on its way through this process; test this machine's memory"
+            msg = "this process changed an update; test this machine's memory"
             raise AuthenticityError(msg)
         self._total.add(ciphertexts)
         self._seeds.append(ciphertexts.seeds)

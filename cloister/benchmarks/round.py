@@ -67,8 +67,8 @@ def in_turn(
     console = Console(stderr=True, highlight=False)
     blocks = [size for size in (rounds - rounds // 2, rounds // 2) if size]
     console.print(
-        f"{' and '.join(kinds)} in turn, {WARM_UP} rounds to warm up each time, then "
-        f"{' and '.join(map(str, blocks))}: {parameters:,} parameters, {sites} agents"
+        f"{' and '.join(kinds)} in turn, each with {WARM_UP} warm-up rounds, then {' and '.join(map(str, blocks))}: "
+        f"{parameters:,} parameters, {sites} agents"
     )
     with TemporaryDirectory(prefix="cloister-bench-") as folder, _model_size(parameters):
         federation = _prepare(Path(folder), sites)
@@ -93,7 +93,7 @@ def table(report: dict[str, Any]) -> str:
         f"a round       {report['median_ms']:.0f} ms: the median of {report['rounds']} ({spread})",
         f"no masks      {report['unmasked_median_ms']:.0f} ms; masked {report['masked_to_unmasked']:.2f} times as long",
         f"a site sends  {report['bytes_up']:,.0f} bytes and gets {report['bytes_down']:,.0f}",
-        f"memory        {site} at a site, {server} at the server, at most, with libraries",
+        f"memory        {site} at a site, {server} at the server: the peak, with libraries",
         f"and ends with the same model as the others: sha256 {report['model'][:16]}…",
     ]
     return "\n".join(lines)
@@ -196,10 +196,12 @@ def _summarise(runs: list[Results], sites: tuple[str, ...], parameters: int) -> 
         events = [event for event in results.events if event["event"] == "round"]
         for event in events:
             if not event["released"] or set(event["sites"]) != set(sites):
-                msg = f"round {event['round']} went without a site, so that its time says nothing: {event['problems']}"
+                msg = (
+                    f"round {event['round']} ran without a site, so its time is not representative: {event['problems']}"
+                )
                 raise RunError(msg)
         if set(results.digests) != set(sites) or len(set(results.digests.values())) != 1:
-            msg = f"the sites do not end with the same model: {results.digests}"
+            msg = f"the sites ended with different models: {results.digests}"
             raise RunError(msg)
         measured += events[WARM_UP:]
     milliseconds = [1000 * event["seconds"] for event in measured]

@@ -93,4 +93,4 @@ def table(report: dict[str, Any]) -> str:
         else:
             chosen = f"  {row['chosen']}" if "chosen" in row else ""
             lines.append(f"{name}{row['seconds']:>9.3f}{row['ratio']:>9.2f}{row['peak_mb']:>9.0f}{chosen}")
-    return "\n".join([*lines, "", f"seconds an epoch, one thread; the fastest of {report['repeats']} turns"])
+    return "\n".join([*lines, "", f"seconds per epoch, one thread; the fastest of {report['repeats']} repetitions"])

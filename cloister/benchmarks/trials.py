@@ -134,8 +134,8 @@ def trials() -> list[Trial]:
 def ablations() -> list[Trial]:
     """Return the trials with local noise, with one setting changed at a time."""
     usual = [trial for trial in trials() if trial.noise == "local"]
-    last = [replace(trial, variant="the last model, no mean", averaging=0.0) for trial in usual]
-    equal = [replace(trial, variant="all sites with one weight", weighted=False) for trial in usual]
+    last = [replace(trial, variant="the last model, not averaged", averaging=0.0) for trial in usual]
+    equal = [replace(trial, variant="all sites with equal weight", weighted=False) for trial in usual]
     quarter = [
         replace(
             trial, variant="a quarter of the records, 4 steps", sample_rate=0.25, steps_per_round=4,

@@ -91,9 +91,9 @@ def table(report: dict[str, Any]) -> str:
     seeds, first = report["rows"][0]["seeds"], report["first_seed"]
     deltas = ", ".join(f"{data.delta:.1e} ({data.name})" for data in DATA)
     return "\n".join([
-        *lines, "", f"seeds {first} to {first + seeds - 1}; ± is their deviation; δ is {deltas}, 1/n^1.1",
-        "Local noise: ε is against everybody. Shared noise: against whoever sees the sums alone.",
-        "Settings were chosen on other splits of the same records, seeds 100 to 239: no ε covers that choice.",
+        *lines, "", f"seeds {first} to {first + seeds - 1}; ± is their standard deviation; δ is {deltas}, 1/n^1.1",
+        "Local noise: ε holds against everyone. Shared noise: against anyone who sees only the sums.",
+        "The settings were chosen on other splits of the same records, seeds 100 to 239; ε does not cover that choice.",
     ])  # fmt: skip
 
 

@@ -6,4 +6,4 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object, alone on the last line.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")]

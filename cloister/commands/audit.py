@@ -12,15 +12,17 @@ from cloister.commands import Json
 from cloister.views.patience import patience
 from cloister.views.run import make_console
 
-audit = typer.Typer(help="Test the privacy guarantee from outside, and state it.", no_args_is_help=True)
+audit = typer.Typer(help="Test the privacy guarantee from outside, or write a privacy statement.", no_args_is_help=True)
 
 
 @audit.command("privacy", epilog="Example:  cloister audit privacy north --plot audit.png")
 def audit_privacy(
-    site: Annotated[Path | None, typer.Argument(help="site.toml, or its folder; the reference study if none.")] = None,
-    epsilon: Annotated[float, typer.Option(min=0.05, max=50, help="What the audited run claims to cost.")] = 8.0,
-    canaries: Annotated[int, typer.Option(min=100, help="Made-up records to look for.")] = 4000,
-    plot: Annotated[Path | None, typer.Option(help="Draw what was seen: a PNG.")] = None,
+    site: Annotated[
+        Path | None, typer.Argument(help="site.toml, or its folder; by default, the reference study.")
+    ] = None,
+    epsilon: Annotated[float, typer.Option(min=0.05, max=50, help="The ε that the audited run claims to cost.")] = 8.0,
+    canaries: Annotated[int, typer.Option(min=100, help="Number of made-up records to detect.")] = 4000,
+    plot: Annotated[Path | None, typer.Option(help="Draw the result into this PNG file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Send canaries through a site's own training and try to find them. Exits with 1 if a claim is refuted.
@@ -48,10 +50,12 @@ def audit_privacy(
 
 @audit.command("inversion", epilog="Example:  cloister audit inversion --out inversion.png")
 def audit_inversion(
-    out: Annotated[Path, typer.Option(help="Where to draw it: a PNG.")] = Path("inversion.png"),
-    digit: Annotated[int, typer.Option(min=0, max=1796, help="Which of scikit-learn's digits.")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG file to draw into.")] = Path("inversion.png"),
+    digit: Annotated[int, typer.Option(min=0, max=1796, help="Index of the digit in scikit-learn's data set.")] = 0,
     batch: Annotated[int, typer.Option(min=2, max=8, help="Records in the small batch.")] = 4,
-    epsilon: Annotated[float, typer.Option(min=0.05, max=50, help="Of the update with differential privacy.")] = 8.0,
+    epsilon: Annotated[
+        float, typer.Option(min=0.05, max=50, help="The ε of the update with differential privacy.")
+    ] = 8.0,
     as_json: Json = False,
 ) -> None:
     """Reconstruct a handwritten digit from updates: plain, with differential privacy, and encrypted."""
@@ -63,11 +67,13 @@ def audit_inversion(
 
 @audit.command("statement", epilog="Example:  cloister audit statement north --run run.manifest")
 def audit_statement(
-    site: Annotated[Path, typer.Argument(help="site.toml, or the folder that holds it.")],
+    site: Annotated[Path, typer.Argument(help="site.toml, or its folder.")],
     run: Annotated[
-        Path | None, typer.Option(help="The signed run that it is about; all of the ledger if none.")
+        Path | None, typer.Option(help="The signed run to state; by default, all runs in the ledger.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder to write to; `statements` at the site if none.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write to; by default, the site's `statements`.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a site's differential privacy statement, as a printable page and as JSON."""
@@ -86,7 +92,7 @@ def audit_statement(
         if statement["guarantee"]["delta_is"].startswith("δ"):
             typer.echo(f"! {statement['guarantee']['delta_is']}")
     if not statement["accounting"]["agree"]:
-        typer.echo("✗ the accountants disagree: trust none of these figures, and report this with the ledger", err=True)
+        typer.echo("✗ the accountants disagree: do not trust these figures; report this with the ledger", err=True)
         raise typer.Exit(1)
 
 

@@ -10,13 +10,13 @@ import typer
 
 from cloister.commands import Json
 
-bench = typer.Typer(help="Measure, side by side with others, on this machine.", no_args_is_help=True)
+bench = typer.Typer(help="Measure on this machine, side by side with other software.", no_args_is_help=True)
 
 
 @bench.command("round", epilog="Example:  cloister bench round --parameters 100000 --json")
 def bench_round(
-    parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")] = 100_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure, with masks and without.")] = 30,
+    parameters: Annotated[int, typer.Option(min=1, help="Number of parameters of the model.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure, both with and without masks.")] = 30,
     sites: Annotated[int, typer.Option(min=3, help="Agents.")] = 3,
     as_json: Json = False,
 ) -> None:
@@ -29,10 +29,13 @@ def bench_round(
 
 @bench.command("encryption", epilog="Example:  cloister bench encryption --parameters 1000000 --json")
 def bench_encryption(
-    parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")] = 1_000_000,
-    sites: Annotated[int, typer.Option(min=2, help="Sites in the sum.")] = 3,
+    parameters: Annotated[int, typer.Option(min=1, help="Number of parameters of the model.")] = 1_000_000,
+    sites: Annotated[int, typer.Option(min=2, help="Number of sites in the sum.")] = 3,
     tensors: Annotated[
-        int | None, typer.Option(min=1, help="Tensors of the model; CKKS encrypts each by itself. As few as can be.")
+        int | None,
+        typer.Option(
+            min=1, help="Number of tensors of the model; CKKS encrypts each separately. By default, as few as possible."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -45,9 +48,9 @@ def bench_encryption(
 
 @bench.command("norm", epilog="Example:  cloister bench norm --parameters 1000000 --json")
 def bench_norm(
-    parameters: Annotated[int, typer.Option(min=1, help="Parameters of the model.")] = 100_000,
-    sites: Annotated[int, typer.Option(min=3, help="Sites in the sum.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure, with proofs and without.")] = 10,
+    parameters: Annotated[int, typer.Option(min=1, help="Number of parameters of the model.")] = 100_000,
+    sites: Annotated[int, typer.Option(min=3, help="Number of sites in the sum.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to measure, both with and without proofs.")] = 10,
     as_json: Json = False,
 ) -> None:
     """Measure a round in which each site proves the norm of its update (`update_norm`), and one without."""
@@ -59,7 +62,7 @@ def bench_norm(
 
 @bench.command("accuracy", epilog="Example:  cloister bench accuracy --seeds 5 --json")
 def bench_accuracy(
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings with each codec.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of trainings with each codec.")] = 5,
     as_json: Json = False,
 ) -> None:
     """Measure the accuracy that packing into few bits costs the reference study, compared with float32 averaging."""
@@ -71,8 +74,8 @@ def bench_accuracy(
 
 @bench.command("training", epilog="Example:  cloister bench training --full --json")
 def bench_training(
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of every way to compute gradients.")] = 5,
-    full: Annotated[bool, typer.Option("--full", help="With Opacus's own ways, too. Takes minutes.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions for every way to compute gradients.")] = 5,
+    full: Annotated[bool, typer.Option("--full", help="Include Opacus's own ways. Takes minutes.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure time and memory of an epoch of DP-SGD, and of plain training."""
@@ -84,9 +87,9 @@ def bench_training(
 
 @bench.command("adversary", epilog="Example:  cloister bench adversary --tries 100 --rounds 50")
 def bench_adversary(
-    tries: Annotated[int, typer.Option(min=1, help="Tries of all attacks together.")] = 1000,
-    rounds: Annotated[int, typer.Option(min=1, help="Honest rounds, for false alarms.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="By which the server chooses what it tries.")] = 1,
+    tries: Annotated[int, typer.Option(min=1, help="Number of attacks, of all kinds together.")] = 1000,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of honest rounds, to count false alarms.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed by which the server chooses its attacks.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Attack sites as a malicious server and as lying members: sites must refuse, and the liar must be named."""
@@ -100,8 +103,8 @@ def bench_adversary(
 
 @bench.command("poisoning", epilog="Example:  cloister bench poisoning --epsilon 2 --json")
 def bench_poisoning(
-    epsilon: Annotated[float, typer.Option(min=0.01, max=20, help="Of one vote, at each site.")] = 3.0,
-    rounds: Annotated[int, typer.Option(min=6, help="Rounds of each run.")] = 30,
+    epsilon: Annotated[float, typer.Option(min=0.01, max=20, help="The ε of one vote, at each site.")] = 3.0,
+    rounds: Annotated[int, typer.Option(min=6, help="Number of rounds of each run.")] = 30,
     as_json: Json = False,
 ) -> None:
     """Have one member of four, and of six, poison the model, with votes and without."""
@@ -113,8 +116,8 @@ def bench_poisoning(
 
 @bench.command("utility", epilog="Example:  cloister bench utility --seeds 5 --plot utility.png")
 def bench_utility(
-    seeds: Annotated[int, typer.Option(min=1, help="Times that records are dealt out anew, for every row.")] = 5,
-    ablations: Annotated[bool, typer.Option("--ablations", help="Also without what the settings owe most to.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of different splits of the records, for every row.")] = 5,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Also without the settings that matter most.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw accuracy against ε into this file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -132,8 +135,8 @@ def bench_utility(
 
 @bench.command("algorithms", epilog="Example:  cloister bench algorithms --quick --json")
 def bench_algorithms(
-    seeds: Annotated[int, typer.Option(min=1, help="Times that records are dealt out anew, for every row.")] = 5,
-    quick: Annotated[bool, typer.Option("--quick", help="One seed.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of different splits of the records, for every row.")] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="Use one seed.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compare the federated algorithms on heterogeneous sites, without noise and at ε = 8."""

@@ -13,7 +13,7 @@ from cloister.views.patience import patience
 from cloister.views.run import make_console
 from privacy.errors import ConfigError
 
-Site = Annotated[Path, typer.Argument(help="site.toml, or the folder that holds it.")]
+Site = Annotated[Path, typer.Argument(help="site.toml, or its folder.")]
 
 ledger = typer.Typer(help="See what a site has spent, check it, and plan ahead.", no_args_is_help=True)
 
@@ -21,7 +21,7 @@ ledger = typer.Typer(help="See what a site has spent, check it, and plan ahead."
 @ledger.command("show", epilog="Example:  cloister ledger show north --rounds")
 def show(
     site: Site,
-    rounds: Annotated[bool, typer.Option("--rounds", help="Every entry, not only every run.")] = False,
+    rounds: Annotated[bool, typer.Option("--rounds", help="Show every entry, not only every run.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show every run's cost, the spent and remaining budget, and whether accountants agree; if not, exit with 1."""
@@ -42,7 +42,8 @@ def show(
 def verify(
     site: Site,
     head: Annotated[
-        list[str] | None, typer.Option(help="A head that was written down, or that a server keeps; may be repeated.")
+        list[str] | None,
+        typer.Option(help="A head that was written down, or that a server keeps; the option may be repeated."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -65,7 +66,7 @@ def adopt(
     site: Site,
     old_key: Annotated[Path | None, typer.Option(help="The signing key that the site had before.")] = None,
     unverified: Annotated[
-        bool, typer.Option("--unverified", help="Take the ledgers as they are: the old key is lost.")
+        bool, typer.Option("--unverified", help="Accept the ledgers as they are: the old key is lost.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -73,14 +74,14 @@ def adopt(
     from cloister import accounts  # noqa: PLC0415
 
     if (old_key is None) != unverified:
-        msg = "name the key that the ledgers were signed with, --old-key, or, if it is lost, say --unverified"
+        msg = "give the key that signed the ledgers as --old-key, or, if it is lost, use --unverified"
         raise ConfigError(msg)
     found = accounts.adopt(site, old_key)
     if as_json:
         typer.echo(json.dumps({"ledgers": found}))
     else:
         for each in found:
-            checked = "verified with the old key" if old_key else "taken as they were"
+            checked = "verified with the old key" if old_key else "accepted as they were"
             typer.echo(f"✓ {each['ledger']}: {each['entries']} entries {checked}, signed with the new one")
 
 

@@ -35,10 +35,10 @@ def simulate(run: Path | None, folder: Path, console: Console) -> dict[str, Any]
     """
     settings = read_toml(run, RunSettings) if run else None
     if settings and settings.start:
-        msg = f"{run}: simulated hospitals are new and have no model that a run could start from; remove [start]"
+        msg = f"{run}: simulated hospitals are new and have no initial model; remove [start]"
         raise ConfigError(msg)
     if settings and settings.statistics:
-        msg = f"{run}: this run gathers statistics and trains nothing; use `cloister stats {run}`"
+        msg = f"{run}: this run computes statistics and trains nothing; use `cloister stats {run}`"
         raise ConfigError(msg)
     if settings:
         import_class(settings.task)  # fail before any folder is made

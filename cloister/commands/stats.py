@@ -42,7 +42,7 @@ def survey(run: Path | None, folder: Path, console: Console) -> dict[str, Any]:
     results = run_here(study, console)
     found = {site: _newest(path) for site, path in study.federation.paths.items()}
     if len({path.read_bytes() for path in found.values()}) != 1:
-        msg = f"the hospitals do not all have the same figures: {', '.join(map(str, found.values()))}"
+        msg = f"the hospitals have different figures: {', '.join(map(str, found.values()))}"
         raise RunError(msg)
     last = next(event for event in reversed(results.events) if event["event"] == "round" and event["released"])
     return {
@@ -64,7 +64,7 @@ def latest(site: Path) -> dict[str, Any]:
     try:
         report: dict[str, Any] = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
-        msg = f"{path}: this file is damaged; restore it, or take it from another site: all have the same"
+        msg = f"{path}: this file is damaged; restore it, or copy it from another site: all sites have the same file"
         raise ConfigError(msg) from error
     return report | {"files": {path.parent.parent.name: str(path)}}
 
@@ -72,7 +72,7 @@ def latest(site: Path) -> dict[str, Any]:
 def _newest(site: Path) -> Path:
     found = sorted((site / FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     if not found:
-        msg = f"{site / FOLDER} holds no figures; they come with a run that has [statistics], once its sum is opened"
+        msg = f"{site / FOLDER} contains no figures; a run with [statistics] adds them once its sum is opened"
         raise ConfigError(msg)
     return found[-1]
 
@@ -99,8 +99,8 @@ def show(report: dict[str, Any], console: Console) -> None:
     width, rank = 100 / report["bins"], 100 * max(column["rank_error"] for column in report["columns"].values())
     line(f"✓ {report['count']:.0f} ± {report['count_error']:.0f} records at {len(report['sites'])} sites")
     line(_privacy(report))
-    line("  ±         standard error of the noise in the mean; for sd it is in the file")
-    line(f"  quantiles right to {1.5 * width:.2g} % of the range, and ± {rank:.0f} % in rank")
+    line("  ±         standard error of the noise in the mean; that of the sd is in the file")
+    line(f"  quantiles accurate to {1.5 * width:.2g} % of the range, and ± {rank:.0f} % in rank")
     line(f"  file      {next(iter(report['files'].values()))}")
 
 
@@ -111,7 +111,7 @@ def _show_evaluation(report: dict[str, Any], line: Callable[[str], None]) -> Non
     line(f"✓ {report['count']:.0f} ± {report['count_error']:.0f} held-out records at {len(report['sites'])} sites")
     line(f"  model     sha256 {report['model']}")
     line(_privacy(report))
-    line("  ±         standard error of the noise, not of how few records there are")
+    line("  ±         standard error of the noise, not of the sampling of records")
     line(f"  file      {next(iter(report['files'].values()))}")
 
 

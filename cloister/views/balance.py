@@ -26,11 +26,9 @@ def show(report: dict[str, Any], console: Console, *, rounds: bool) -> None:
     held_out = report["held_out"]
     _show_runs(held_out, console, rounds=rounds)
     _show_balance(held_out, console)
-    _line(console, "  about     records held out: never trained on, with a budget of their own")
+    _line(console, "  about     held-out records: never trained on, with their own budget")
     if not agree(report):
-        _line(
-            console, "✗ the accountants disagree: trust none of these figures, and report this with the ledger", "red"
-        )
+        _line(console, "✗ the accountants disagree: do not trust these figures; report this with the ledger", "red")
 
 
 def agree(report: dict[str, Any]) -> bool:
@@ -69,7 +67,7 @@ def show_plan(report: dict[str, Any], console: Console) -> None:
         console, f"{report['run']} costs ε {_number(report['cost'])} by itself (σ {sigma:g}, q {rate:g}, {steps} steps)"
     )
     if report["votes"]:
-        _line(console, f"  and its votes ε {_number(report['votes'])} of the records held out")
+        _line(console, f"  and its votes cost ε {_number(report['votes'])} of the held-out records")
     spent, after, budget = report["spent"], report["spent_after"], report["budget"]
     _line(console, f"{_bar(spent, after, budget)} ε {_number(spent)} → {_number(after)} of {_number(budget)}, "
                    f"{_number(report['left_after'])} left")  # fmt: skip
@@ -82,26 +80,26 @@ def show_plan(report: dict[str, Any], console: Console) -> None:
         _line(console, f"✗ {refusal}", "red")
     fits = report["noise_multiplier_that_fits"]
     if fits is None:
-        _line(console, "  no noise makes it fit what is left; plan fewer steps or a lower rate")
+        _line(console, "  no noise makes it fit the remaining budget; plan fewer steps or a lower rate")
     elif fits > sigma:
-        _line(console, f"  noise_multiplier = {fits:g} would fit what is left")
+        _line(console, f"  noise_multiplier = {fits:g} would fit the remaining budget")
 
 
 def show_verified(report: dict[str, Any], console: Console) -> None:
     """Print what was verified about a site's ledgers, and what cannot be."""
     for each in report["ledgers"]:
-        _line(console, f"✓ {each['ledger']}: whole, and signed with {each['site']}'s key to its last line")
+        _line(console, f"✓ {each['ledger']}: complete, and signed with {each['site']}'s key up to its last line")
         _line(console, f"  lineage {each['lineage']}, {each['entries']} entries")
         _line(console, f"  head {each['head']}")
         for before in each["adopted"]:
             whose = f"verified with the key {before['signed_by'][:16]}" if before["signed_by"] else "NOT VERIFIED"
-            _line(console, f"  the first {before['entries']} entries are of before {before['time'][:10]}, {whose}")
+            _line(console, f"  the first {before['entries']} entries date from before {before['time'][:10]}, {whose}")
         kept = "as new as the last head that the site keeps" if each["last_head_kept"] else "no last head is kept here"
         _line(console, f"  {kept}")
     for head in report["heads"]:
-        _line(console, f"✓ has had the head {head}")
-    _line(console, "cannot be known: whether lines are missing at the end that no head here has; a server keeps")
-    _line(console, "  the last one. And whoever has the site's signing key can write all of it anew")
+        _line(console, f"✓ contains the head {head}")
+    _line(console, "not verifiable here: whether the last lines are missing, unless a head shows it; a server keeps")
+    _line(console, "  the last head. Anyone with the site's signing key could also rewrite the whole ledger")
 
 
 def _row(of: dict[str, Any], name: str, purpose: str, rounds: str, alone: str) -> str:

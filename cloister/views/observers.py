@@ -55,12 +55,13 @@ def _votes(report: Mapping[str, Any]) -> list[str]:
     votes = report["votes"]
     stay, go = (f"{votes[name]:.1%}" for name in ("spoiled_round_kept", "good_round_undone"))
     lines = [
-        f"each vote costs the records held out ε {votes['epsilon_of_each']:g}, all of them {votes['epsilon']:.2f}",
-        f"  if all sites vote, {stay} of spoiled rounds stay, and {go} of good ones are undone",
+        f"each vote costs the held-out records ε {votes['epsilon_of_each']:g}, all of them {votes['epsilon']:.2f}",
+        f"  if all sites vote, {stay} of spoiled rounds are kept, and {go} of good ones are undone",
     ]
     if votes["good_round_undone"] > _MOST_UNDONE:
         lines.append(
-            "! luck would undo so many that an honest site may be blamed: take a larger epsilon, or more sites"
+            "! chance would undo so many rounds that an honest site may be blamed: choose a larger epsilon, or more "
+            "sites"
         )
     return lines
 
@@ -68,7 +69,7 @@ def _votes(report: Mapping[str, Any]) -> list[str]:
 def _shared(report: Mapping[str, Any]) -> list[str]:
     if "observers" not in report:
         return []
-    lines = [f"the noise is shared; models of up to {report['most_parameters']:,} parameters. ε against whoever"]
+    lines = [f"the noise is shared; models of up to {report['most_parameters']:,} parameters. ε against anyone who"]
     for row in report["observers"]:
         cost = "∞" if row["epsilon"] is None else f"{row['epsilon']:.2f}"
         mark = "  ← declared, charged" if row["declared"] else ""

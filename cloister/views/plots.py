@@ -40,14 +40,14 @@ def draw_audit(audit: Audit, path: Path) -> None:
     """Draw the scores of included and excluded canaries with fitted normals, and the three ε side by side."""
     sighting, report = audit.sighting, audit.report
     if sighting is None:
-        msg = f"{report['site']}: its task is refused, so that there is nothing to draw"
+        msg = f"{report['site']}: its task is refused, so there is nothing to draw"
         raise ConfigError(msg)
     figure = Figure(figsize=(10, 4), layout="constrained")
     scores, bars = figure.subplots(1, 2, width_ratios=[3, 2])
     edges = np.linspace(sighting.scores.min(), sighting.scores.max(), _BINS)
     for name, chosen, colour in (("not in", ~sighting.included, _OUT), ("in", sighting.included, _IN)):
         _histogram(scores, sighting.scores[chosen], edges, f"canaries {name} the data", colour)
-    scores.axvline(sighting.expected / 2, color=_GREY, linestyle=":", label="threshold, fixed beforehand")
+    scores.axvline(sighting.expected / 2, color=_GREY, linestyle=":", label="threshold, fixed in advance")
     scores.set(xlabel="score: clipped gradients found in the final model", ylabel="density")
     scores.set_title(f"{report['site']}: {report['canaries']} canaries", loc="left")
     scores.legend(frameon=False, fontsize="small")
@@ -65,7 +65,7 @@ def draw_audit(audit: Audit, path: Path) -> None:
 def draw_digits(panels: Sequence[Panel], path: Path) -> None:
     """Draw digits side by side with captions, each in its own grey scale."""
     figure = Figure(figsize=(2.6 * len(panels), 3.6), layout="constrained")
-    figure.suptitle("One record, read back from the update that was made of it", x=0.01, ha="left")
+    figure.suptitle("One record, reconstructed from its update", x=0.01, ha="left")
     for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.imshow(panel.image.reshape(_SIDE, _SIDE), cmap="gray_r")
         axes.set(xticks=[], yticks=[])

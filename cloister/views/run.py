@@ -81,13 +81,13 @@ class RoundTable:
             self._bar.update(self._task, total=event["rounds"], description="rounds")
             limit = f" of {self._budget:g}" if self._budget else ""
             if self._own:
-                self._print("loss, accuracy: each hospital's own, read in its folder; they never left it", "")
+                self._print("loss, accuracy: each hospital's own, read in its folder; they never left the hospital", "")
             self._print(_ROW.format("round", "sites", "loss", "accuracy", f"ε spent{limit}", "sent", "time"), "bold")
         elif event["event"] == "waiting":
             self._print(f"       {len(event['sites'])} of {event['minimum']} sites are ready; waiting", "yellow")
             self._print_problems(event)
         elif event["event"] == "epoch":
-            self._print(f"       keys of epoch {event['epoch']}: made at {event['leader']}, sealed to every site", "")
+            self._print(f"       key epoch {event['epoch']}: made at {event['leader']}, sealed to every site", "")
         elif event["event"] == "round":
             self._show_round(event)
             self._bar.advance(self._task)

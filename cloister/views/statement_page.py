@@ -6,33 +6,34 @@ from html import escape
 from typing import Any
 
 _TITLES = {
-    "about": "What this is about",
+    "about": "Subject",
     "guarantee": "The guarantee",
-    "spending": "Spent, and left to spend",
+    "spending": "Spent and remaining budget",
     "accounting": "How ε is computed",
     "mechanism": "The mechanism",
     "run": "This run",
     "observers": "Who sees what, and ε against them",
-    "composition": "What it composes over",
+    "composition": "Composition",
     "public": "Treated as public",
-    "randomness": "Sources of randomness and of rounding",
-    "audit": "Tested from outside",
+    "randomness": "Randomness and rounding",
+    "audit": "Audit",
     "ledgers": "The ledgers",
     "software": "Software",
-    "not_covered": "What it does not cover",
+    "not_covered": "Not covered",
 }
 _LEADS = {
-    "guarantee": "Whatever left this site would be nearly as likely without any one person's records: no more than "
-    "e to the power of ε times more or less. The smaller ε, the less anybody learns of one person; at 0, nothing. δ is "
-    "the chance, roughly, that this does not hold.",
-    "spending": "Every run adds to what was spent, for ever. What would pass the budget is refused.",
+    "guarantee": "Whatever left this site would be almost as likely without the records of any one person: at most e "
+    "to the power of ε times more or less likely. The smaller ε is, the less anyone learns about one person; at 0, "
+    "nothing. δ is roughly the probability that this does not hold.",
+    "spending": "Every run adds to the spending permanently. A run that would exceed the budget is refused.",
     "accounting": "Independent programs compute the same ε, and must agree.",
-    "mechanism": "σ is the noise's deviation over the most that a record adds; q, a record's chance to be in a step.",
-    "run": "Every ε here is of this run alone.",
-    "observers": "Charged is the row that counts in the ledger.",
-    "public": "No ε protects these.",
-    "audit": "An attack on made-up records gives a lower bound on ε; one above what was claimed refutes the claim.",
-    "ledgers": "A head is the digest of all entries: change one, and it is another.",
+    "mechanism": "σ is the standard deviation of the noise divided by the most that a record adds; q is the "
+    "probability that a record is in a step.",
+    "run": "Every ε here is that of this run alone.",
+    "observers": "The ledger is charged for the row marked as charged.",
+    "public": "ε does not protect these.",
+    "audit": "An attack on made-up records gives a lower bound on ε; a bound above the claimed ε refutes the claim.",
+    "ledgers": "A head is the digest of all entries; it changes if any entry changes.",
 }
 _NAMES = {
     "noise_multiplier": "noise multiplier σ", "sample_rate": "sampling rate q", "clipping_norm": "clipping norm C",
@@ -59,7 +60,7 @@ def page(statement: dict[str, Any]) -> str:
     about, guarantee = statement["about"], statement["guarantee"]
     title = f"Differential privacy at {_text(about['site'])}: {_text(about['people'])}"
     budgets = "".join(_budget(each) for each in statement["spending"])
-    protected = f"Protected is {_text(guarantee['unit'])}: {_text(guarantee['adjacency'])}."
+    protected = f"The unit of protection is {_text(guarantee['unit'])}: {_text(guarantee['adjacency'])}."
     body = "".join(f"<h2>{_TITLES[name]}</h2>\n{_lead(name)}{_section(value)}\n" for name, value in statement.items())
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{_STYLE}</style>\n'
@@ -71,8 +72,8 @@ def _budget(of: dict[str, Any]) -> str:
     """Return the spent part of a budget as a sentence and a bar."""
     spent, budget = of["epsilon_spent"], of["epsilon_budget"]
     said = (
-        f"Records {_text(of['people'])}: ε {_text(spent)} of {_text(budget)} spent, {_text(of['epsilon_left'])} left, "
-        f"at δ {_text(of['delta'])} (1 in {1 / of['delta']:,.0f})."
+        f"Records {_text(of['people'])}: ε {_text(spent)} of {_text(budget)} spent, {_text(of['epsilon_left'])} "
+        f"left, at δ {_text(of['delta'])} (1 in {1 / of['delta']:,.0f})."
     )
     # An infinite spend fills the bar; an infinite budget leaves it empty.
     share = 0.0 if isinstance(budget, str) else 1.0 if isinstance(spent, str) else min(1.0, spent / budget)

@@ -70,12 +70,16 @@ def _refusal(target: float, delta: float, steps: int, rate: float, least: float,
         return f"δ must be above 0 and below 1, not {delta:g}; set delta below 1 over the number of records"
     if not done <= target:
         return (
-            f"what was spent before is ε {done:.6g} at δ {delta:g}, over the ε {target:g} for all of it; ask for more"
+            f"the earlier spending is ε {done:.6g} at δ {delta:g}, which exceeds the total of ε {target:g}; "
+            "raise epsilon"
         )
     if not steps <= MOST_STEPS:
-        return f"{steps:,} steps cannot be accounted for: a run has {MOST_STEPS:,} at most; plan fewer rounds or steps"
-    beside = f" beside what was spent before, which is ε {done:.6g} of it" if done else ""
+        return (
+            f"{steps:,} steps cannot be accounted for: a run may have at most {MOST_STEPS:,}; plan fewer rounds "
+            "or steps"
+        )
+    beside = f", including the earlier spending of ε {done:.6g}" if done else ""
     return (
-        f"even with a noise_multiplier of {MOST_NOISE:,.0f}, the largest, {steps:,} steps at rate {rate:g} cost "
-        f"ε {least:.6g} at δ {delta:g}, over ε {target:g}{beside}; plan fewer steps, a lower rate or a higher epsilon"
+        f"even with a noise_multiplier of {MOST_NOISE:,.0f}, the largest, {steps:,} steps at rate {rate:g} cost ε "
+        f"{least:.6g} at δ {delta:g}{beside}, over ε {target:g}; plan fewer steps, a lower rate or a higher epsilon"
     )

@@ -128,11 +128,14 @@ class SummedCiphertexts:
         if self.c1:
             check_chunks(self.c1, count, C0_BYTES)
         if len(self.codes) != count * CODE_BYTES:
-            msg = f"{len(self.codes)} bytes are not the codes of {count} ciphertexts; the sum was not decrypted"
+            msg = (
+                f"{len(self.codes)} bytes are the wrong length for the codes of {count} ciphertexts; the sum was "
+                "not decrypted"
+            )
             raise MalformedError(msg)
         given = any(self.seeds) + bool(self.c1)
         if given != 1 or (any(self.seeds) and any(len(site) != count * SEED_BYTES for site in self.seeds)):
-            msg = f"the seeds do not belong to a sum of {count} ciphertexts; it was not decrypted"
+            msg = f"the seeds do not belong to a sum of {count} ciphertexts; the sum was not decrypted"
             raise MalformedError(msg)
 
     def chunks(self) -> Iterator[SummedChunk]:
@@ -225,7 +228,7 @@ def residues(c0: bytes | memoryview) -> NDArray[np.uint64]:
 
 def _check_residues(words: NDArray[np.uint64]) -> None:
     if words.size and words.max() >= _Q:
-        msg = "a coefficient is not below the modulus q; these are not ciphertexts of this protocol"
+        msg = "a coefficient is not below the modulus q; these are not Cloister ciphertexts"
         raise MalformedError(msg)
 
 

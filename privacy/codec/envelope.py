@@ -76,7 +76,7 @@ def sign_update(
     """
     release = update.charge.release  # a later attempt may send the same update under other masks
     if (release.run, release.round) != (plan.run, plan.round) or release.attempt > plan.attempt:
-        msg = f"an update that was charged for round {release.round} cannot be sent for round {plan.round}"
+        msg = f"an update charged for round {release.round} cannot be sent for round {plan.round}"
         raise ProtocolError(msg)
     header = UpdateHeader(
         site=site,
@@ -114,11 +114,11 @@ def verify_update(
     header = verify_header(signed.header, signed.signature, site, plan, manifest, roster)
     ciphertexts = Ciphertexts.read(signed.chunks, manifest.packing.ciphertexts(header.size))
     if (ciphertexts.digest, seeds_digest(ciphertexts.seeds)) != (header.ciphertexts, header.seeds):
-        msg = f"the ciphertexts of {site}'s update are not the ones that it signed; it was altered on the way"
+        msg = f"the ciphertexts of {site}'s update are not those that it signed; the update was altered in transit"
         raise AuthenticityError(msg)
     expected = COMMITMENT_BYTES * len(plan.cohort) if header.pairs else 0
     if len(signed.commitments) != expected or pairs_digest(signed.commitments) != header.pairs:
-        msg = f"the commitments of {site}'s update are not the ones that it signed; it was altered on the way"
+        msg = f"the commitments of {site}'s update are not those that it signed; the update was altered in transit"
         raise AuthenticityError(msg)
     contribution = Contribution(signed.header, signed.signature, ciphertexts.seeds)
     return VerifiedUpdate(header, ciphertexts, contribution, signed.commitments)

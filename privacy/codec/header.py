@@ -94,7 +94,7 @@ def verify_header(data: bytes, signature: bytes, site: str, plan: RoundPlan, man
             msg = f"{site}'s update is for another {name.replace('_', ' ')} than the round's; it was not added"
             raise ProtocolError(msg)
     if header.update_bound > manifest.packing.update_bound:
-        msg = f"{site}'s update has a wider range than the run allows; it was not added"
+        msg = f"the range of {site}'s update is wider than the run allows; the update was not added"
         raise ProtocolError(msg)
     if {bool(header.mask), bool(header.pairs)} != {manifest.settings.encryption.collusion_resistant}:
         msg = f"{site}'s update is masked, or not, other than the run says; it was not added"

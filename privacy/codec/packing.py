@@ -85,8 +85,8 @@ class Packing:
             raise ConfigError(msg)
         if not all(_SMALLEST <= value <= _LARGEST for value in (self.update_bound, self.max_weight)):
             msg = (
-                f"update_bound {self.update_bound:g} and weight {self.max_weight:g} "
-                f"must lie between {_SMALLEST:g} and {_LARGEST:g}"
+                f"update_bound {self.update_bound:g} and weight {self.max_weight:g} must be between "
+                f"{_SMALLEST:g} and {_LARGEST:g}"
             )
             raise ConfigError(msg)
 
@@ -135,7 +135,7 @@ class PackedStream(PackedUpdate):
             ProtocolError: if some blocks have not been taken.
         """
         if not self._used_up:
-            msg = "an update's residual is known once all its blocks were taken; take them first"
+            msg = "the residual of an update is known only after all its blocks have been taken; take them first"
             raise ProtocolError(msg)
         return self._residual
 
@@ -175,7 +175,7 @@ def _check(vector: NDArray[np.float32], weight: float, packing: Packing) -> None
         msg = f"the weight {weight} is not in (0, {packing.max_weight}], the range that the manifest fixes"
         raise MalformedError(msg)
     if not is_finite(vector):
-        msg = "the update holds values that are not finite; nothing was encrypted"
+        msg = "the update contains values that are not finite; nothing was encrypted"
         raise MalformedError(msg)
 
 
@@ -256,7 +256,7 @@ def unpack(blocks: Iterable[NDArray[np.uint64]], size: int, weights: Sequence[fl
             or unused.any()
             or len(block) != packing.ciphertexts(used.size)
         ):
-            msg = "the decrypted sum holds values that these contributors cannot have sent; it was altered"
+            msg = "the decrypted sum contains values that these contributors cannot have sent; the sum was altered"
             raise MalformedError(msg)
         mean[done : done + used.size] = (used.astype(np.float64) - contributors * top / 2) * unit
         done += used.size

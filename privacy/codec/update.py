@@ -121,7 +121,7 @@ class Update:
             MalformedError: if a value is not finite.
         """
         if not is_finite(self.vector):
-            msg = "the update holds values that are not finite; lower the learning rate or check the records"
+            msg = "the update contains values that are not finite; lower the learning rate or check the records"
             raise MalformedError(msg)
 
 

@@ -80,10 +80,13 @@ def check_set(plan: RoundPlan, headers: Mapping[str, bytes], own: tuple[str, byt
     """
     site, header = own
     if headers.get(site) != header:
-        msg = f"the sum of round {plan.round} is not of the update that {site} sent; it shows no seed"
+        msg = f"the sum of round {plan.round} does not include the update that {site} sent; {site} reveals no seed"
         raise ProtocolError(msg)
     if len(headers) < minimum:
-        msg = f"the sum of round {plan.round} is over {len(headers)} sites, fewer than {minimum}; {site} shows no seed"
+        msg = (
+            f"the sum of round {plan.round} has too few contributors ({len(headers)} of {minimum}); {site} reveals "
+            "no seed"
+        )
         raise ProtocolError(msg)
 
 
@@ -106,8 +109,8 @@ def check_repeat(record: Record, plan: RoundPlan, contributors: Collection[str])
     proven = {site for site in earlier - plan.members if _is_proven(record, plan.run, site)}
     if set(contributors) != plan.members or not proven or plan.members | proven != earlier:
         msg = (
-            f"{_revealing(plan, 0)} was done already, for another plan; it is repeated over the same sites alone, all "
-            "of them but those that this one knows to have lied"
+            f"the seed for round {plan.round} was already revealed, for another plan; a repetition may leave out "
+            "only contributors that this site knows to have sent something false, and must leave out all of them"
         )
         raise ProtocolError(msg)
 
@@ -127,7 +130,10 @@ def check_unchanged(record: Record, plan: RoundPlan, last: RoundPlan | None) -> 
     """
     before = _revealed(record, plan)
     if before and (last is None or last.digest not in before):
-        msg = f"{_revealing(plan, 0)} was done already, and the update is lost; no other takes its place in this round"
+        msg = (
+            f"the seed for round {plan.round} was already revealed, and the update is lost; no other update "
+            "replaces it in this round"
+        )
         raise ProtocolError(msg)
 
 

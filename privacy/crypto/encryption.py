@@ -71,7 +71,7 @@ class DecryptionKey:
         """
         words = data[:_KEY_BYTES]
         if len(data) != _KEY_BYTES + _DIGEST_BYTES or sha256(words).digest() != data[_KEY_BYTES:]:
-            msg = "the decryption key's file is damaged; restore it from the site's backup"
+            msg = "the decryption key file is damaged; restore it from the site's backup"
             raise KeyFileError(msg)
         return cls(binding().read_key(words))
 
@@ -146,7 +146,7 @@ def _times_ternary(
 
 
 def _malformed_key() -> MalformedError:
-    return MalformedError("these are no keys that an honest site makes; another site must lead the key ceremony")
+    return MalformedError("an honest site would not make these keys; another site must lead the key ceremony")
 
 
 # These may run in another process, so they take the key as bytes.

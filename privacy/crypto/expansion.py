@@ -73,7 +73,8 @@ def add_expanded(total: Words, seeds: bytes) -> None:
     """
     if len(seeds) != len(total) * SEED_BYTES:
         msg = (
-            f"{len(total)} ciphertexts have {len(total) * SEED_BYTES} bytes of seeds, not {len(seeds)}; none was added"
+            f"{len(total)} ciphertexts need {len(total) * SEED_BYTES} bytes of seeds, not {len(seeds)}; no "
+            "seed was added"
         )
         raise MalformedError(msg)
     rows = [seeds[start : start + SEED_BYTES] for start in range(0, len(seeds), SEED_BYTES)]

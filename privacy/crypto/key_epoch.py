@@ -89,7 +89,7 @@ class SealingKey:
         try:
             return _SUITE.decrypt(sealed, MLKEM768X25519PrivateKey(self._mlkem, self._x25519), info=info)
         except InvalidTag as error:
-            msg = "an envelope does not open: it was altered, or sealed to another key than this site's"
+            msg = "a letter does not open: it was altered, or sealed to a key other than this site's"
             raise AuthenticityError(msg) from error
 
 
@@ -138,7 +138,7 @@ class EpochKeys:
         """
         data, said = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
         if sha256(data).digest() != said:
-            msg = "an epoch's keys are damaged; restore them from the site's backup"
+            msg = "the keys of a key epoch are damaged; restore them from the site's backup"
             raise KeyFileError(msg)
         secret = data[8 : 8 + KEY_BYTES]
         decryption = DecryptionKey.from_bytes(data[8 + KEY_BYTES :])
@@ -207,15 +207,20 @@ def read_letter(data: bytes, leader: str, roster: Roster, site: str, key: Sealin
         letter = TypeAdapter(_Letter).validate_json(document.payload)
         sealed = b64decode(letter.sealed, validate=True)
     except (ValidationError, ValueError) as error:
-        msg = f"the letter that brings {site} an epoch's keys is malformed; run the same version everywhere"
+        msg = f"the letter with the keys of a key epoch for {site} is malformed; run the same version everywhere"
         raise MalformedError(msg) from error
     said = (letter.consortium, letter.roster, letter.leader, letter.recipient)
     if said != (roster.consortium, roster.version, leader, site):
-        msg = f"{site} was brought keys of another consortium, roster, leader or recipient; it does not take them"
+        msg = (
+            f"the letter to {site} is for another consortium, roster, leader or recipient; {site} does not "
+            "accept its keys"
+        )
         raise ProtocolError(msg)
     keys = EpochKeys.from_bytes(key.open(sealed, letter.info))
     if (keys.epoch, keys.fingerprint) != (letter.epoch, letter.fingerprint):
-        msg = f"the keys in {leader}'s letter to {site} are not those that it names; it does not take them"
+        msg = (
+            f"the keys in {leader}'s letter to {site} are not those that the letter names; {site} does not accept them"
+        )
         raise AuthenticityError(msg)
     keys.decryption.check_form()
     return keys

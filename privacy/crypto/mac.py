@@ -83,8 +83,8 @@ class MacKey:
             pads = zip(*(_next(stream, len(codes)) for stream in streams), strict=True)
             if [(code + sum(pad)) % COEFF_MODULUS for code, pad in zip(codes, pads, strict=True)] != chunk.codes:
                 msg = (
-                    f"the ciphertexts of round {plan.round} are not the sum of the updates that they are said to hold: "
-                    "the server changed, dropped, doubled or replayed one; nothing was decrypted"
+                    f"the ciphertexts of round {plan.round} are not the sum of the updates that they claim to "
+                    "contain: the server changed, dropped, duplicated or replayed one; nothing was decrypted"
                 )
                 raise AuthenticityError(msg)
             yield chunk

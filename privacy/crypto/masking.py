@@ -146,7 +146,7 @@ def pairs_digest(commitments: bytes) -> str:
         MalformedError: if the length is not a whole number of commitments.
     """
     if len(commitments) % COMMITMENT_BYTES:
-        msg = f"commitments to masks have {COMMITMENT_BYTES} bytes each; run the same version everywhere"
+        msg = f"each commitment to a mask has {COMMITMENT_BYTES} bytes; run the same version everywhere"
         raise MalformedError(msg)
     return merkle.root(_split(commitments)).hex() if commitments else ""
 
@@ -185,7 +185,7 @@ def open_seed(sealed: bytes, secret: bytes, plan: RoundPlan, site: str, committe
         seed = seed_sealer(secret, plan, site, committed).decrypt(_NONCE, sealed, None)
         if commitment(seed) == committed:
             return seed
-    msg = f"the seed of {site}'s mask is not the one to which it committed; the sum was not opened"
+    msg = f"the seed of {site}'s mask does not match its commitment; the sum was not opened"
     raise AuthenticityError(msg)
 
 
@@ -253,7 +253,10 @@ def open_pairs(
             if merkle.root_of(leaf, plan.cohort.index(other), part[SEALED_BYTES:]).hex() == committed:
                 seeds[other] = seed
     if len(seeds) < len(absent) or len(sealed) != length * len(absent):
-        msg = f"the seeds of masks that {site} shares are not those to which it committed; the sum was not opened"
+        msg = (
+            f"the seeds of the masks that {site} shares with others do not match its commitments; the sum was "
+            "not opened"
+        )
         raise AuthenticityError(msg)
     return seeds
 

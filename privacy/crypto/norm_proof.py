@@ -70,7 +70,10 @@ class Statement:
     def __post_init__(self) -> None:
         """Check that no sum of such numbers, masked or not, can wrap around."""
         if self.numbers % 8 or not 0 < self.numbers <= _MOST_NUMBERS or not 0 < self.limit < 1 << _MOST_BITS:
-            msg = f"{self.numbers} numbers have no proof of a limit of {self.limit}; choose a smaller update_norm"
+            msg = (
+                f"the norm of {self.numbers} numbers cannot be proved to be within {self.limit}; choose a "
+                "smaller update_norm"
+            )
             raise ConfigError(msg)
 
     @property
@@ -109,7 +112,10 @@ class Proof:
             MalformedError: if it does not have the form of a proof of this statement.
         """
         if len(data) != statement.proof_bytes:
-            msg = f"{len(data)} bytes are no proof of the length of {statement.site}'s update; run the same version"
+            msg = (
+                f"{len(data)} bytes are not a proof of the norm of {statement.site}'s update; run the same "
+                "version everywhere"
+            )
             raise MalformedError(msg)
         words, scalars = BYTES * _POINTS, BYTES * _POINTS + _MASK_BYTES * ROWS
         commitment, hidden, *rest = (read_point(part) for part in _split(data[:words], BYTES))
@@ -133,7 +139,9 @@ def prove(statement: Statement, numbers: Sequence[int], blinding: int) -> Proof:
     """
     left = statement.limit - sum(number * number for number in numbers)
     if left < 0:
-        msg = f"{statement.site}'s update is longer than the run allows: there is no proof that it is not"
+        msg = (
+            f"{statement.site} has not proved that its update is within the run's update_norm: its proof does not hold"
+        )
         raise ProtocolError(msg)
     return _prove(statement, numbers, blinding, [left >> place & 1 for place in range(statement.bits)])
 

@@ -57,7 +57,7 @@ def read_pair(letter: bytes, keys: EpochKeys, roster: Roster, sender: str, site:
     verify(roster.member(sender).verification_key, KIND, info + sealed, signature)
     secret = key.open(sealed, info)
     if len(secret) != SECRET_BYTES or not sender < site:
-        msg = f"{sender}'s letter to {site} brings no secret that the two could share; run the same version everywhere"
+        msg = f"{sender}'s letter to {site} contains no usable secret for masks; run the same version everywhere"
         raise MalformedError(msg)
     return secret
 

@@ -70,7 +70,7 @@ def read_point(data: bytes) -> bytes:
         MalformedError: if these bytes are not a point of the group, or are the identity.
     """
     if len(data) != BYTES or not crypto_core_ed25519_is_valid_point(data):
-        msg = "a commitment is no point of the group; run the same version everywhere"
+        msg = "a commitment is not a point of the group; run the same version everywhere"
         raise MalformedError(msg)
     return data
 
@@ -83,6 +83,6 @@ def read_scalar(data: bytes) -> int:
     """
     scalar = int.from_bytes(data, "little")
     if len(data) != BYTES or scalar >= ORDER:
-        msg = "a proof holds a number that is too large; run the same version everywhere"
+        msg = "a proof contains a number that is too large; run the same version everywhere"
         raise MalformedError(msg)
     return scalar

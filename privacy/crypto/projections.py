@@ -40,7 +40,7 @@ def stretch(projections: int) -> int:
         ConfigError: if T is not tabulated for this number of projections.
     """
     if projections not in _STRETCH:
-        msg = f"{projections} projections are not foreseen; take one of {', '.join(map(str, _STRETCH))}"
+        msg = f"{projections} projections are not supported; choose one of {', '.join(map(str, _STRETCH))}"
         raise ConfigError(msg)
     return _STRETCH[projections]
 
@@ -97,7 +97,7 @@ class Projection:
             values = block[start : start + _ROWS]
             self._most += float(np.abs(values).sum())
             if self._most >= _EXACT:
-                msg = "the vector is too long to be projected exactly; use a profile with fewer levels"
+                msg = "the values of the vector are too large to be projected exactly; use a profile with fewer levels"
                 raise ConfigError(msg)
             drawn = np.frombuffer(self._stream.bytes(values.size * self._plus.size // 8), dtype=np.uint8)
             bits = np.unpackbits(drawn, bitorder="little").reshape(values.size, self._plus.size)

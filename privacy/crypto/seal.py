@@ -51,7 +51,7 @@ class Seal:
         parameters.set_plain_modulus(PLAIN_MODULUS)
         self._context = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)  # noqa: FBT003 - positional in the binding
         if chain[0].value() != COEFF_MODULUS or not self._context.parameters_set():
-            msg = "this build of TenSEAL chooses another modulus; install the version that pyproject.toml names"
+            msg = "this build of TenSEAL uses a different modulus; install the version that pyproject.toml names"
             raise EncryptionError(msg)
         self._evaluator = seal.Evaluator(self._context)
         self._open_file()
@@ -74,7 +74,7 @@ class Seal:
         """
         with contextlib.suppress(RuntimeError, ValueError):
             return self._load(seal.SecretKey(), self._key_frame + words)
-        msg = "the decryption key's file holds no key for these parameters; restore it from the site's backup"
+        msg = "the decryption key file has no key for these parameters; restore it from the site's backup"
         raise KeyFileError(msg)
 
     def encryptor(self, secret: Any) -> Any:  # noqa: ANN401
@@ -179,5 +179,7 @@ def binding() -> Seal:
 
 
 def _unknown_build() -> EncryptionError:
-    return EncryptionError("this build of TenSEAL saves ciphertexts in a form that Cloister does not know; "
-                           "install the version that pyproject.toml names")  # fmt: skip
+    return EncryptionError(
+        "this build of TenSEAL saves ciphertexts in a format that Cloister cannot read; install the version that "
+        "pyproject.toml names"
+    )

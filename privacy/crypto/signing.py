@@ -57,7 +57,7 @@ def verify(key: PublicKey, kind: str, payload: bytes, signature: bytes) -> None:
         else:
             key.verify(signature, _bound(kind, payload), ECDSA(hashes.SHA256()))
     except InvalidSignature as error:
-        msg = f"the signature of this {kind} does not hold: it was altered, or signed with another key"
+        msg = f"the signature of this {kind} is not valid: the {kind} was altered, or signed with another key"
         raise AuthenticityError(msg) from error
 
 
@@ -92,7 +92,7 @@ class SignedDocument:
             AuthenticityError: if the signature does not hold.
         """
         if len(data) > _MAX_DOCUMENT:
-            msg = f"this {kind} has {len(data) >> 20} MiB, more than the {_MAX_DOCUMENT >> 20} MiB that are read of one"
+            msg = f"this {kind} has {len(data) >> 20} MiB; the limit is {_MAX_DOCUMENT >> 20} MiB"
             raise MalformedError(msg)
         line, newline, payload = data.partition(b"\n")
         words = line.split(b" ")
@@ -108,7 +108,7 @@ class SignedDocument:
             msg = f"the first line of this {kind} was rewritten; ask the coordinator for the original file"
             raise MalformedError(msg)
         if said != kind:
-            msg = f"this is a signed {said[:40]!a}, where a {kind} is needed"
+            msg = f"this is a signed {said[:40]!a}; a {kind} is needed here"
             raise MalformedError(msg)
         verify(key, kind, payload, signature)
         return cls(kind, payload, signature)

@@ -89,11 +89,11 @@ class RunningSum:
         """
         header, wrong = update.header, None
         if header.plan != self.plan.digest:
-            wrong = "it is for another round's plan"
+            wrong = "it is for another plan"
         elif header.site in self._contributions:
-            wrong = "this site's update is in the sum already"
+            wrong = "the sum already contains this site's update"
         elif self._same not in ((), header.shared):
-            wrong = "its model has other tensors than the other sites', or its values another range"
+            wrong = "its tensors or the range of its values differ from the other sites'"
         if wrong:
             msg = f"{header.site}'s update was not added: {wrong}"
             raise ProtocolError(msg)
@@ -117,7 +117,7 @@ class RunningSum:
         if self._c0 is None or len(self._contributions) < self.plan.minimum_cohort:
             msg = (
                 f"round {self.plan.round}: {len(self._contributions)} of the {self.plan.minimum_cohort} sites "
-                "that it needs sent an update; nothing was released"
+                "that the round needs sent an update; nothing was released"
             )
             raise ProtocolError(msg)
         c1 = self._c1.chunks() if self._c1 else ()
@@ -144,11 +144,12 @@ def check_sum(
     expanded = plan.expanded
     for header, contribution in zip(headers.values(), total.contributions, strict=True):
         if not expanded and seeds_digest(contribution.seeds) != header.seeds:
-            msg = f"the seeds of {header.site}'s update are not the ones that it signed; the sum was not opened"
+            msg = f"the seeds of {header.site}'s update are not those that it signed; the sum was not opened"
             raise AuthenticityError(msg)
     if bool(total.c1) != expanded:
         msg = (
-            f"the sum of round {plan.round} has no part c1, or one that its cohort is too small for; it was not opened"
+            f"the sum of round {plan.round} has no part c1, or has one although its cohort is too small; it "
+            "was not opened"
         )
         raise MalformedError(msg)
     size = next(iter(headers.values())).size
@@ -168,14 +169,14 @@ def check_contributions(
     for contribution in contributions:
         site = claimed_site(contribution.header, plan)
         if site in headers:
-            msg = f"a site stands twice in the sum of round {plan.round}; it was not opened"
+            msg = f"a site is named twice in the sum of round {plan.round}; it was not opened"
             raise ProtocolError(msg)
         headers[site] = verify_header(contribution.header, contribution.signature, site, plan, manifest, roster)
     if len(headers) < manifest.settings.cohort.minimum:
-        msg = f"the sum of round {plan.round} is over {len(headers)} sites, fewer than the minimum; it was not opened"
+        msg = f"the sum of round {plan.round} has too few contributors ({len(headers)}); it was not opened"
         raise ProtocolError(msg)
     if len({header.shared for header in headers.values()}) != 1:
-        msg = f"the sum of round {plan.round} is over models with different tensors or ranges; it was not opened"
+        msg = f"the sum of round {plan.round} adds updates with different tensors or ranges; it was not opened"
         raise ProtocolError(msg)
     return headers
 
@@ -189,5 +190,5 @@ def claimed_site(header: bytes, plan: RoundPlan) -> str:
     found = _SITE.search(header)
     if found and (site := found[1].decode()) in plan.members:
         return site
-    msg = "a contribution names no site of the cohort; the sum was not opened"
+    msg = "a contribution names a site outside the cohort; the sum was not opened"
     raise MalformedError(msg)

@@ -102,8 +102,8 @@ class TagKey:
                 expected = (expected + pad.residues(len(block), PLAIN_MODULUS)) % _T
             if (expected != block[:, _PLACE]).any():
                 msg = (
-                    f"the sum of round {plan.round} is not that of the updates it is said to hold: the server changed, "
-                    "dropped, doubled or replayed one; the model stays as it was"
+                    f"the sum of round {plan.round} is not the sum of the updates that it claims to contain: the "
+                    "server changed, dropped, duplicated or replayed one; the model stays as it was"
                 )
                 raise AuthenticityError(msg)
             yield block

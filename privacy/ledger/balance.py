@@ -84,8 +84,8 @@ def excessive(delta: float, records: int) -> str:
     fine = min(_USUAL_DELTA, records**-_EXPONENT)
     digit = 10.0 ** math.floor(math.log10(fine))
     return (
-        f"δ {delta:g} is above 1 over {records:,} records: it leaves room to publish one of them whole; "
-        f"use {math.floor(fine / digit + 1e-9) * digit:.0e} or less"
+        f"δ {delta:g} is above 1 over {records:,} records, which would allow publishing a whole record; use "
+        f"{math.floor(fine / digit + 1e-9) * digit:.0e} or less"
     )
 
 

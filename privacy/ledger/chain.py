@@ -51,7 +51,9 @@ class Chain:
             KeyFileError: if only the public key is here.
         """
         if isinstance(self._key, Ed25519PublicKey):
-            msg = f"{self.path}: nothing is written without {self.site}'s signing key; restore the key from backup"
+            msg = (
+                f"{self.path}: {self.site}'s signing key is missing, so nothing is written; restore the key from backup"
+            )
             raise KeyFileError(msg)
         return self._key
 
@@ -70,7 +72,7 @@ class Chain:
             self._check_not_lost()
             data = b""
         except OSError as error:
-            msg = f"{self.path}: {error.strerror or error}; no update leaves until the ledger can be read"
+            msg = f"{self.path}: {error.strerror or error}; no update is sent until the ledger can be read"
             raise LedgerError(msg) from error
         return self._read(data, last)
 
@@ -112,10 +114,10 @@ class Chain:
             LedgerError: if it does not, so this must be an older copy.
         """
         if head not in entries.heads:
-            ends = f"ends on {entries.charges[-1].time}" if entries.charges else "holds nothing"
+            ends = f"ends on {entries.charges[-1].time}" if entries.charges else "is empty"
             msg = (
-                f"{self.path}: the ledger {ends}, and is older than what {self.site} charged before "
-                f"(head {head[:12]}); restore the newest copy, nothing is charged until then"
+                f"{self.path}: the ledger {ends} and lacks later charges of {self.site} (head {head[:12]}); "
+                "restore the newest copy; nothing is charged until then"
             )
             raise LedgerError(msg)
 
@@ -135,7 +137,7 @@ class Chain:
             if kept and (before is None or kept.is_of(self.whose, before)):
                 self.check_holds(kept.head, entries)
             if not entries.signature or signed_by(self.whose, entries.head, entries.signature, self.public_key):
-                msg = f"{self.path}: nothing in this ledger was signed with another key than {self.site}'s present one"
+                msg = f"{self.path}: this ledger has no entry signed with a key other than {self.site}'s present one"
                 raise LedgerError(msg)
             file.truncate(len(entries.data))
             told = before.public_bytes_raw().hex() if before else ""
@@ -169,7 +171,10 @@ class Chain:
     def _write(self, file: BinaryIO, lines: bytes) -> None:
         append(self.path, file.fileno(), lines)
         if not os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
-            msg = f"{self.path}: another file was put in its place while it was written; no update leaves, try again"
+            msg = (
+                f"{self.path}: another file replaced this ledger while it was being written; no update was sent; "
+                "try again"
+            )
             raise LedgerError(msg)
 
     @contextmanager
@@ -183,11 +188,14 @@ class Chain:
                 yield file, file.read()
         except OSError as error:
             msg = f"{error.filename or self.path}: {error.strerror or error}; "
-            raise LedgerError(msg + "no update leaves until the ledger can be written") from error
+            raise LedgerError(msg + "no update is sent until the ledger can be written") from error
 
     def _check_not_lost(self) -> None:
         if lost(self.path):
-            msg = f"{self.path}: a link to nothing; mount or restore what it leads to, nothing is charged until then"
+            msg = (
+                f"{self.path}: this link leads to a missing file; mount or restore the file; nothing is charged "
+                "until then"
+            )
             raise LedgerError(msg)
 
     def _read(self, data: bytes, last: str | None) -> Entries:

@@ -133,7 +133,7 @@ def read_entries(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey | 
         body = line[_HEAD + _SIGNATURE + 2 :]
         head, last = _chain(head, last, body), line[_HEAD + 1 : _HEAD + _SIGNATURE + 1]
         if line[: -len(body) or None] != head.encode() + b" " + last + b" ":
-            msg = f"{path}:{number}: this entry or one before it was altered; restore the ledger from backup"
+            msg = f"{path}:{number}: this entry or an earlier one was altered; restore the ledger from backup"
             raise LedgerError(msg)
         heads.add(head)
         try:
@@ -143,10 +143,10 @@ def read_entries(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey | 
             else:
                 _take(event, head, charges, left, adoptions)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            msg = f"{path}:{number}: this entry is none of this version's; use the version that wrote it"
+            msg = f"{path}:{number}: this version of Cloister cannot read this entry; use the version that wrote it"
             raise LedgerError(msg) from error
         if found != whose:
-            msg = f"{path}: this ledger is another site's or lineage's; mend `lineage` or the path in site.toml"
+            msg = f"{path}: this ledger belongs to another site or lineage; correct `lineage` or the path in site.toml"
             raise LedgerError(msg)
     if key and not signed_by(whose, head, last, key):
         raise LedgerError(_unsigned(data[:size], path, whose, key))
@@ -222,12 +222,12 @@ def _unsigned(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey) -> s
     number = next(place for place in range(first, len(parts) + 1) if not signed_by(whose, *parts[place - 1], key))
     if number == 1:
         return (
-            f"{path}: this ledger is not signed with {whose.site}'s key; restore it from backup, or, if the site has "
-            "new keys since, see `cloister ledger adopt --help`"
+            f"{path}: this ledger is not signed with {whose.site}'s key; restore it from backup; if the site has "
+            "had new keys since, see `cloister ledger adopt --help`"
         )
     return (
-        f"{path}:{number}: this entry or one before it was altered by somebody who has not {whose.site}'s key; restore "
-        "the ledger from backup"
+        f"{path}:{number}: this entry or an earlier one was altered by someone without {whose.site}'s key; "
+        "restore the ledger from backup"
     )
 
 

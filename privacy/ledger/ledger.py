@@ -80,8 +80,8 @@ class Ledger(Chain):
             if not of_run <= budget.run_epsilon:
                 would, limit = _figures(of_run, budget.run_epsilon)
                 msg = (
-                    f"round {release.round}, attempt {release.attempt}, would bring this run's spending at {self.site} "
-                    f"to ε {would}, over the {limit} of one run; end it"
+                    f"round {release.round}, attempt {release.attempt}, would bring this run's spending at "
+                    f"{self.site} to ε {would}, over the limit of {limit} for one run; end the run"
                 )
                 raise BudgetError(msg)
             head = self.append(file, write_charge(entries, self.whose, self.signing_key, release, mechanism, now()))
@@ -97,15 +97,18 @@ class Ledger(Chain):
         with self.opened() as (file, entries):
             if not entries.has_round_of(release):
                 msg = (
-                    f"{self.path}: no charge for round {release.round}, for which {self.site} made an update; "
-                    "restore the newest copy, nothing leaves until then"
+                    f"{self.path}: there is no charge for round {release.round}, though {self.site} made an "
+                    "update; restore the newest copy; nothing is sent until then"
                 )
                 raise LedgerError(msg)
             before = entries.left.get(release)
             if not before:
                 self.append(file, write_left(entries, self.whose, self.signing_key, release, made, now()))
             elif before != made:
-                msg = f"{self.site} has made another update for round {release.round}; no second one leaves"
+                msg = (
+                    f"{self.site} has already made another update for round {release.round}; it does not send a "
+                    "second one"
+                )
                 raise ProtocolError(msg)
             else:
                 self.sync(file)  # its writer may have been killed before it was on disk
@@ -171,8 +174,8 @@ class Ledger(Chain):
         if not would <= budget.epsilon:  # so that NaN is a refusal
             after, limit = _figures(would, budget.epsilon)
             msg = (
-                f"{what} would bring {self.site}'s spending on {self.lineage!r} to ε {after}, "
-                f"over its budget of {limit} at δ {budget.delta:g}; ask for less, or the site allows more"
+                f"{what} would bring {self.site}'s spending on {self.lineage!r} to ε {after}, over its budget of "
+                f"{limit} at δ {budget.delta:g}; plan a cheaper run, or let the site raise its budget"
             )
             raise BudgetError(msg)
 

@@ -51,7 +51,7 @@ class SignedHead:
             MalformedError: if it cannot be a head.
         """
         if not re.fullmatch("[0-9a-f]{64}", self.head) or len(self.signature) != _SIGNATURE_BYTES:
-            msg = "a message holds a ledger's head in another form; both sides must run the same version"
+            msg = "a message contains a malformed ledger head; run the same version everywhere"
             raise MalformedError(msg)
 
     def is_of(self, whose: Whose, key: Ed25519PublicKey) -> bool:

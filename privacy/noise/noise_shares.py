@@ -90,7 +90,7 @@ def share_of(manifest: Manifest, parameters: int, length: float) -> Share:
     variance = math.ceil((manifest.noise_multiplier * sensitivity) ** 2 / manifest.settings.honest_sites)
     if variance < _LEAST_VARIANCE:
         msg = (
-            f"a site's share of the noise would be {math.sqrt(variance):.1f} levels, and needs to be "
+            f"a site's share of the noise would have a deviation of {math.sqrt(variance):.1f} levels; it needs "
             f'{math.isqrt(_LEAST_VARIANCE)}; use profile = "precise" or a smaller update_bound'
         )
         raise ConfigError(msg)
@@ -140,7 +140,7 @@ def _clipping_norm(manifest: Manifest) -> float:
     settings, training = manifest.settings, manifest.settings.training
     norm = settings.privacy.max_grad_norm
     if training is None or norm is None:
-        msg = f"the run {settings.name} gathers statistics; their noise is local"
+        msg = f"the run {settings.name} computes statistics, whose noise is always local"
         raise ConfigError(msg)
     batch = max(1.0, training.sample_rate * settings.largest_size)
     return norm * training.learning_rate / batch / manifest.packing.unit(1.0)

@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 
 _LOCAL, _SHARED = "local", "shared"
 _WHERE = {
-    _LOCAL: "local: all of it at this site, before encryption. The ε needs no trust in other sites, servers or keys",
-    _SHARED: "shared (discrete): a share at every site, before encryption; only the sum has all of it. The ε needs the "
-    "masks to hold, and that no more sites tell or leave out their shares than the run declares. σ is over C and what "
-    "rounding may add to it",
+    _LOCAL: "local: this site adds all of it before encryption. The ε requires no trust in other sites, servers or "
+    "keys",
+    _SHARED: "shared (discrete): every site adds a share before encryption; only the sum has all of it. The ε holds "
+    "only while the masks do, and while no more sites than the run declares reveal or omit their shares. σ is over C "
+    "and the most that rounding may add to it",
 }
 _DRAWN = {
-    _LOCAL: "normal values by Box and Muller in double precision, added in float32: no defence against attacks on that",
-    _SHARED: "integers of the discrete Gaussian, by exact rejection, added to integers: no floating point in it",
+    _LOCAL: "normal values by the Box-Muller method in double precision, added in float32; not protected against "
+    "floating-point attacks",
+    _SHARED: "integers of the discrete Gaussian by exact rejection sampling, added to integers, without floating point",
 }
 _ROUNDING = {
-    _LOCAL: "stochastic, to integers, from the same kind of source; after the noise, so at no cost",
-    _SHARED: "stochastic, to integers, before the noise; what it adds to a record's influence is covered by more noise",
+    _LOCAL: "stochastic, to integers, from the same kind of source; after the noise, so it costs no ε",
+    _SHARED: "stochastic, to integers, before the noise; extra noise covers what it adds to a record's influence",
 }
 
 
@@ -51,21 +53,22 @@ def mechanism(charges: Sequence[Entry], run: StatedRun | None) -> dict[str, Any]
             continue
         steps[each.release.purpose, of.discrete, of.noise_multiplier, of.sample_rate] += of.steps
     return {
-        "training": "DP-SGD: each record's gradient is clipped to length C, and Gaussian noise of deviation σC added "
-        "to their sum, in every step",
-        "statistics_and_evaluation": "one sum over all records, each a vector of length 1 at most, with Gaussian noise "
-        "of deviation σ",
-        "vote": "one bit about all held-out records, turned over with the chance 1/(1 + e^ε): randomised response",
+        "training": "DP-SGD: in every step, each record's gradient is clipped to norm C and Gaussian noise of standard "
+        "deviation σC is added to their sum",
+        "statistics_and_evaluation": "one sum over all records, each a vector of norm 1 at most, with Gaussian noise "
+        "of standard deviation σ",
+        "vote": "one bit about all held-out records, flipped with probability 1/(1 + e^ε): randomised response",
         "clipping_norm": (_norm(run) if run else None) or "as each run's manifest says; ε does not depend on it",
         "charged": [
             {"for": purpose, "noise_multiplier": sigma, "sample_rate": rate, "steps": count, "discrete": discrete}
             for (purpose, discrete, sigma, rate), count in sorted(steps.items())
         ],
         "votes": [{"epsilon_of_each": each, "count": count} for each, count in sorted(votes.items())] or "none",
-        "sampling": "Poisson: each record is in each training step by a coin of its own, drawn at this site; no "
-        "shuffling, and an empty batch has its noise and counts. Statistics and evaluations use each record once",
+        "sampling": "Poisson: this site draws independently, for each record and training step, whether the record "
+        "is in the batch; no shuffling; an empty batch also gets noise and counts. Statistics and evaluations use "
+        "each record once",
         "enforced_by": "this site's own program: it takes σ, C, q and the number of steps from a manifest that the "
-        "coordinator signed and the site's policy allowed; no message changes them",
+        "coordinator signed and the site's policy allowed; no message can change them",
         "noise": [_WHERE[each] for each in _kinds(charges, run)],
     }
 
@@ -74,7 +77,7 @@ def randomness(charges: Sequence[Entry], run: StatedRun | None) -> dict[str, Any
     """State where random numbers come from."""
     kinds = _kinds(charges, run)
     return {
-        "source": "AES-256 in counter mode under a new key of the operating system's in every round, for noise, "
+        "source": "AES-256 in counter mode under a new key from the operating system in every round, for noise, "
         "sampling and rounding",
         "noise": [f"{each}: {_DRAWN[each]}" for each in kinds],
         "rounding": [f"{each}: {_ROUNDING[each]}" for each in kinds],
@@ -116,9 +119,9 @@ def against_ledger(charges: Sequence[Entry], share: Sequence[str]) -> list[dict[
         beyond += ", and more from runs with shared noise: state such a run for its table"
     return [
         _server(share, beyond),
-        {"who": "the other sites, and whoever has the model", "sees": "sums over all sites", "epsilon": "the ε above"},
-        {"who": "the server together with other sites, or everybody with every key",
-         "sees": "what they have together: at most this site's own updates", "epsilon": beyond},
+        {"who": "the other sites, and anyone with the model", "sees": "sums over all sites", "epsilon": "the ε above"},
+        {"who": "the server together with other sites, or everyone with all keys",
+         "sees": "what they have together; at most this site's own updates", "epsilon": beyond},
     ]  # fmt: skip
 
 
@@ -126,14 +129,14 @@ def against_run(run: StatedRun, balance: Balance, share: Sequence[str]) -> list[
     """State who sees what of a run, and the whole run's ε against each, for rounds with the minimum cohort."""
     settings = run.manifest.settings
     last = settings.cohort.minimum - 1
-    apart = "the sums, less own parts of them"
+    apart = "the sums, less their own parts"
     if not settings.encryption.collusion_resistant:
         apart += "; with the server, this site's updates"
-    server = _server(share, "at most that of the last row, even with every key")
+    server = _server(share, "at most that of the last row, even with all keys")
     rows = [server | {"noise_multiplier": None, "charged": False}]
     for each in observers(run.manifest, balance.limit.delta, balance.ledger.records_per_person):
         others = each.colluding_sites
-        who = f"{others} other sites together" if others > 1 else "one other site" if others else "whoever has the sums"
+        who = f"{others} other sites together" if others > 1 else "one other site" if others else "anyone with the sums"
         rows.append({
             "who": "all other sites together" if others == last else who,
             "sees": "this site's updates" if others == last else apart if others else "sums over all sites",
@@ -160,4 +163,4 @@ def _kinds(charges: Sequence[Entry], run: StatedRun | None) -> list[str]:
 
 
 def _norm(run: StatedRun) -> float | str:
-    return run.manifest.settings.privacy.max_grad_norm or "1, of a record's vector in a sum"
+    return run.manifest.settings.privacy.max_grad_norm or "1, for a record's vector in a sum"

@@ -84,16 +84,16 @@ def _guarantee(account: Account, run: StatedRun | None) -> dict[str, Any]:
     records, site = account.trained.ledger.records_per_person, account.trained.ledger.site
     declared = run.manifest.settings.cohort.sizes.get(site, 0) if run else 0
     known = declared or account.records
-    enough = f"below 1 over the number of records, {known:,}" if known else "not held against a number of records"
+    enough = f"below 1 over the number of records, {known:,}" if known else "not compared with a number of records"
     return {
         "unit": "one person of this site",
         "records_per_person": records,
-        "adjacency": f"add or remove one person with {_records(records)}, leaving their places empty; beside it, "
-        "replace one person by another",
+        "adjacency": f"adding or removing one person with {_records(records)}, leaving their places empty; also "
+        "stated for replacing one person by another",
         "delta": account.trained.limit.delta,
         "delta_is": excessive(account.trained.limit.delta, known) or enough,
         "epsilon_of_one_run_at_most": account.trained.limit.run_epsilon,
-        "enforced": "charged to a ledger, on disk, before records are read; over the budget, nothing is released",
+        "enforced": "charged to a ledger on disk before records are read; nothing is released over the budget",
     }
 
 
@@ -112,7 +112,8 @@ def _accounting(trained: Mapping[str, Any], held_out: Mapping[str, Any]) -> dict
     checks = [("trained on, or in surveys", trained["cross_check"]), ("held out", held_out["cross_check"])]
     return {
         "accountant": "continuous noise: privacy loss distributions, discretised upwards (PLD); discrete noise: Rényi "
-        "divergences (RDP). Over both: RDP, or PLD and RDP at half of δ each, whichever is less. Votes add their own ε",
+        "divergences (RDP). Over both: RDP, or PLD and RDP at half of δ each, whichever is less. Votes add "
+        "their own ε",
         "version": f"cloister {_version('cloister')}, whose tests hold both against Google's dp-accounting",
         "cross_check": [
             {
@@ -133,7 +134,7 @@ def _accounting(trained: Mapping[str, Any], held_out: Mapping[str, Any]) -> dict
 def _composition(account: Account) -> dict[str, Any]:
     charges, trained, held_out = account.charges, account.trained, account.held_out
     metrics = [name for name in account.policy.share if name != "epsilon"]
-    leave = f"{', '.join(metrics)} over held-out records leave without noise, and are NOT in ε"
+    leave = f"{', '.join(metrics)} over held-out records leave the site without noise and are NOT covered by ε"
     purposes = Counter(each.release.purpose for each in charges)
     both = trained.cost([*trained.mechanisms, *held_out.mechanisms])
     return {
@@ -141,14 +142,14 @@ def _composition(account: Account) -> dict[str, Any]:
         "releases": {each: purposes[each] for each in ("training", "statistics", "evaluation", "vote")},
         "over": "all runs, models, surveys and repeated attempts of this site on these people, in one ledger; "
         "evaluations and votes on those held out, in another",
-        "tuning": "each trial that was a run on these records is in; choosing by metrics without noise is not",
-        "metrics": leave if metrics and account.share_held_out else "none leave the site but with noise, and charged",
+        "tuning": "every trial that was a run on these records is included; choosing by metrics without noise is not",
+        "metrics": leave if metrics and account.share_held_out else "none leave the site without noise and a charge",
         "held_out": f"{100 * account.share_held_out:g} % of the records, by their place in the file. A person whose "
-        "records are all on one side has that side's ε. Whose records are on both, or changed sides as the file grew, "
-        "has:",
+        "records are all on one side has that side's ε. A person whose records are on both sides, or changed sides "
+        "as the file grew, has:",
         "epsilon_on_both_sides": both["epsilon"],
         "epsilon_on_both_sides_replace_one": both["epsilon_replace_one"],
-        "several_sites": "a person with records at several sites: their ε add up, and no site can see that",
+        "several_sites": "for a person with records at several sites, the sites' ε add up; no site can see that",
     }
 
 
@@ -162,7 +163,7 @@ def _public(run: StatedRun | None) -> list[str]:
 
 def _audit(report: Mapping[str, Any] | None) -> dict[str, Any]:
     if report is None:
-        return {"result": "not audited; `cloister audit privacy SITE` does it"}
+        return {"result": "not audited; run `cloister audit privacy SITE`"}
     return {
         "result": "passed" if report["passed"] else "REFUTED: " + ", ".join(
             each["name"] for each in report["checks"] if not each["held"]),
@@ -173,8 +174,8 @@ def _audit(report: Mapping[str, Any] | None) -> dict[str, Any]:
         "canaries": report["canaries"],
         "date": report["date"],
         "version": report["version"],
-        "of": "this site's code on scratch, with made-up records and local noise; not of the releases that were "
-        "charged",
+        "of": "this site's code in a scratch folder, with made-up records and local noise; not the charged releases "
+            "themselves",
     }  # fmt: skip
 
 
@@ -194,22 +195,22 @@ def _ledger(balance: Balance) -> dict[str, Any]:
 def _not_covered(account: Account) -> list[str]:
     records = account.trained.ledger.records_per_person
     parts = [
-        "what can be concluded about a person from the model without their record: that is what a model is for",
-        f"people with more records than {records}: the site says how many at most, and nothing counts them",
-        "a task that fools its check: before records are read, it is tried on made-up ones for whatever mixes records",
-        "whether the lineage names all files about the same people: two names are two budgets",
-        "time and sizes of messages, declared sizes, refusals that say that a budget is spent",
+        "what the model tells about a person without using their record: that is what a model is for",
+        f"people with more than {records} records: the site states this maximum, and nothing counts the records",
+        "a task that deceives its guard, which tests it on made-up records for anything that mixes records",
+        "whether the lineage names all files about the same people: two lineages have two budgets",
+        "time and sizes of messages, declared sizes, refusals that reveal a spent budget",
         "this site's own machine, logs and staff; side channels; rounding of gradients in float32",
-        "a ledger replaced by an older copy, where neither the site nor an honest server has a later head",
-        "a ledger rewritten by whoever has this site's signing key",
+        "a ledger replaced by an older copy, if neither the site nor an honest server has a later head",
+        "a ledger rewritten by someone with this site's signing key",
     ]
     if any(each.mechanism.discrete for each in account.charges):
         parts += [
-            "shared noise where more sites leave their shares out, or tell them, than a run declares",
-            "how far a sum of shares is from a discrete Gaussian (below 10⁻²⁶⁰), and its cut ends (below 2⁻¹⁰⁰)",
+            "shared noise, if more sites than a run declares omit or reveal their shares",
+            "the distance of a sum of shares from a discrete Gaussian (below 10⁻²⁶⁰), and its cut tails (below 2⁻¹⁰⁰)",
         ]
     if len(account.policy.share) > ("epsilon" in account.policy.share):
-        parts.append("the metrics that the policy lets out")
+        parts.append("the metrics that the policy allows to leave")
     return parts
 
 

@@ -36,8 +36,8 @@ def check_clock(site: str, there: float, sent: float, received: float, allowed: 
         return
     way = f"{abs(there - sent):.0f} s {'behind' if there < sent else 'ahead of'}"
     msg = (
-        f"{site}'s clock is {way} the server's: it shows {_shown(there)} there, {_shown(sent)} at the server; "
-        "set both by one time server (NTP)"
+        f"{site}'s clock is {way} the server's: it shows {_shown(there)}, the server's {_shown(sent)}; set both "
+        "by the same time server (NTP)"
     )
     raise ProtocolError(msg)
 

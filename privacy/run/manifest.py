@@ -46,7 +46,7 @@ class Manifest:
         """
         if now > self.expires:
             until = datetime.fromtimestamp(self.expires, UTC).isoformat(timespec="seconds")
-            msg = f"the run {self.settings.name!r} was valid until {until}; ask the coordinator to sign it anew"
+            msg = f"the run {self.settings.name!r} expired on {until}; ask the coordinator to sign it again"
             raise RefusedError(msg)
 
     @cached_property
@@ -103,6 +103,7 @@ def open_manifest(data: bytes, key: PublicKey) -> tuple[Manifest, str]:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         msg = (
-            f"this manifest does not fit this version of Cloister ({place}: {first['msg']}); use one version everywhere"
+            f"this manifest does not fit this version of Cloister ({place}: {first['msg']}); use the same "
+            "version everywhere"
         )
         raise MalformedError(msg) from error

@@ -78,10 +78,10 @@ def read_plan(data: bytes) -> RoundPlan:
     try:
         plan = _PLAN.validate_json(data)
     except ValidationError as error:
-        msg = f"the round's plan is malformed ({error.errors()[0]['msg']}); server and sites must run the same version"
+        msg = f"the round's plan is malformed ({error.errors()[0]['msg']}); run the same version everywhere"
         raise MalformedError(msg) from error
     if plan.to_bytes() != data:
-        msg = "the round's plan is not in canonical form; server and sites must run the same version"
+        msg = "the round's plan is not in canonical form; run the same version everywhere"
         raise MalformedError(msg)
     return plan
 
@@ -97,26 +97,26 @@ def check_plan(plan: RoundPlan, manifest: Manifest, run: str, site: str) -> None
         (plan.run == run, "it is for another run"),
         (
             plan.round <= manifest.settings.rounds,
-            f"round {plan.round} is beyond the {manifest.settings.rounds} that were signed and budgeted",
+            f"round {plan.round} is beyond the {manifest.settings.rounds} rounds of the manifest",
         ),
         (site in plan.cohort, f"{site} is not in its cohort"),
         (
             len(set(plan.cohort)) == len(plan.cohort) and set(plan.cohort) <= set(cohort.sizes),
-            "its cohort names sites twice, or sites that the manifest does not",
+            "its cohort names a site twice, or a site that the manifest does not name",
         ),
         (
             cohort.minimum <= plan.minimum_cohort <= len(plan.cohort),
-            f"its cohort may be smaller than the {cohort.minimum} sites that were signed",
+            f"its cohort may be smaller than the {cohort.minimum} sites of the manifest",
         ),
         (
             plan.attempt == 1 or manifest.settings.encryption.collusion_resistant,
-            "it is another attempt, which only a round with masks may need",
+            "it is a second attempt, which only a masked round may need",
         ),
         (plan.roster_version == manifest.roster_version, "its roster version is not the manifest's"),
-        (plan.deadline >= now, "its deadline has passed (or the clocks disagree)"),
+        (plan.deadline >= now, "its deadline has passed, or the clocks disagree"),
         (
             plan.deadline <= now + cohort.round_deadline_seconds + tolerance(cohort.round_deadline_seconds),
-            f"its deadline is over {cohort.round_deadline_seconds:g} s away, which were signed, or the clocks disagree",
+            f"its deadline is more than the signed {cohort.round_deadline_seconds:g} s away, or the clocks disagree",
         ),
     )
     for holds, wrong in checks:

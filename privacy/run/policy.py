@@ -89,10 +89,10 @@ def _check_protection(policy: Policy, settings: RunSettings, site: str) -> None:
     if policy.bounded_updates and settings.encryption.update_norm is None:
         raise _refusal(site, "a run without update_norm", "bounded_updates = true")
     if settings.shares_noise and not policy.shared_noise:
-        raise _refusal(site, "noise of which each site adds only a share", "shared_noise = false")
+        raise _refusal(site, "shared noise", "shared_noise = false")
     masked = policy.collusion_resistant or settings.shares_noise
     if masked and settings.colluding_sites < policy.colluding_sites:
-        asked = f"a run that bears {settings.colluding_sites} colluding sites"
+        asked = f"a run that tolerates {settings.colluding_sites} colluding sites"
         raise _refusal(site, asked, f"colluding_sites = {policy.colluding_sites}")
 
 
@@ -102,13 +102,13 @@ def _check_vote(policy: Policy, manifest: Manifest, vote: Vote, site: str) -> No
     together = epsilon_of([manifest.votes_cost], manifest.settings.privacy.delta)
     if not together <= policy.maximum_epsilon:
         raise _refusal(
-            site, f"a run whose votes cost ε {together:.2f}", f"maximum_epsilon = {policy.maximum_epsilon:g}"
+            site, f"a run whose votes together cost ε {together:.2f}", f"maximum_epsilon = {policy.maximum_epsilon:g}"
         )
 
 
 def _refusal(site: str, asked: str, limit: str) -> RefusedError:
     return RefusedError(
-        f"{site} does not allow {asked}: its policy says {limit}; change the run, or the site its policy"
+        f"{site} does not allow {asked}: its policy says {limit}; change the run, or let the site change its policy"
     )
 
 

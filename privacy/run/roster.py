@@ -104,7 +104,10 @@ def open_roster(data: bytes, authority: PublicKey) -> Roster:
     try:
         roster = _read(document.payload)
     except ValidationError as error:
-        msg = f"this roster does not fit this version of Cloister ({error.errors()[0]['msg']}); use the same everywhere"
+        msg = (
+            f"this roster does not fit this version of Cloister ({error.errors()[0]['msg']}); use the same "
+            "version everywhere"
+        )
         raise MalformedError(msg) from error
     if roster.expires < time.time():
         msg = f"roster {roster.version} of {roster.consortium} has expired; ask the coordinator for a newer one"

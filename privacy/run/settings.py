@@ -89,17 +89,17 @@ class Training:
         privacy, wrong = run.privacy, None
         if not run.encryption.collusion_resistant:
             wrong = (
-                'with noise = "shared" an update by itself has too little noise for anybody to read; '
-                "set collusion_resistant = true in [encryption]"
+                'with noise = "shared" a single update has too little noise to be seen; set collusion_resistant '
+                "= true in [encryption]"
             )
         elif self.steps_per_round != 1:
-            wrong = 'noise = "shared" is added once a round; set steps_per_round = 1, and more rounds'
+            wrong = 'noise = "shared" is added once per round; set steps_per_round = 1 and plan more rounds'
         elif privacy.noise_multiplier == 0:
-            wrong = 'noise_multiplier = 0 leaves no noise to share; give more, or remove noise = "shared"'
+            wrong = 'noise_multiplier = 0 leaves no noise to share; set a larger one, or remove noise = "shared"'
         elif run.honest_sites < 1:
             wrong = (
-                f"colluding_sites = {privacy.colluding_sites} leaves nobody of a minimum cohort of "
-                f"{run.cohort.minimum} to add noise; give fewer"
+                f"colluding_sites = {privacy.colluding_sites} leaves no honest site to add noise in a minimum "
+                f"cohort of {run.cohort.minimum}; set fewer"
             )
         return wrong
 
@@ -134,13 +134,13 @@ class OneSum(ABC):
         elif encryption.update_bound or encryption.profile or run.privacy.max_grad_norm is not None:
             wrong = f"{what} {have} {their} own range, profile and norm; remove update_bound, profile and max_grad_norm"
         elif run.strategy["name"] != FEDAVG["name"]:
-            wrong = f"{what} {take} no strategy, as nothing is trained; remove it"
+            wrong = f"{what} {take} no strategy, because nothing is trained; remove it"
         elif problem := self._problem(run):
             wrong = problem
         elif run.shares_noise:
             wrong = f'{what} {have} local noise; remove noise = "shared"'
         elif encryption.update_norm is not None:
-            wrong = "update_norm is of a run with [training]; remove it"
+            wrong = "update_norm applies only to a run with [training]; remove it"
         elif run.vote:
             wrong = _NO_VOTE
         return wrong
@@ -161,7 +161,7 @@ class Statistics(OneSum):
     _words = "statistics", "take", "have", "their"
 
     def _problem(self, run: RunSettings) -> str | None:
-        return "statistics start from nothing; remove [start]" if run.start else None
+        return "statistics need no initial model; remove [start]" if run.start else None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -183,7 +183,7 @@ class Evaluation(OneSum):
         if len(set(self.metrics)) < len(self.metrics) or any(
             name.partition(" ")[0] in {"loss", "count"} for name in self.metrics
         ):
-            return "the metrics of an evaluation stand there once each; for the loss, give loss_bound"
+            return "name each metric of an evaluation once; for the loss, set loss_bound"
         return None
 
 
@@ -203,7 +203,7 @@ class Privacy:
     def __post_init__(self) -> None:
         """Check that exactly one of ε and the noise multiplier is given."""
         if (self.epsilon is None) == (self.noise_multiplier is None):
-            msg = "give either epsilon or noise_multiplier"
+            msg = "set either epsilon or noise_multiplier"
             raise ValueError(msg)
 
 
@@ -337,7 +337,7 @@ class RunSettings:
         )
 
 
-_NO_VOTE = "a vote is on the last round's model: it needs [training], and no averaging"
+_NO_VOTE = "a vote judges the last round's model: it needs [training] without averaging"
 
 
 def _kinds(run: RunSettings) -> list[RunKind]:
@@ -348,7 +348,7 @@ def _kinds(run: RunSettings) -> list[RunKind]:
 def _contradiction(run: RunSettings) -> str | None:
     """Return a sentence that explains the first contradiction, or None."""
     if len(_kinds(run)) != 1:
-        return "give either [training] or [statistics], or [evaluation]"
+        return "choose exactly one of [training], [statistics] and [evaluation]"
     wrong = run.kind.contradiction(run) or _of_masks(run) or _of_norm(run)
     return wrong or (_NO_VOTE if run.vote and run.kind.averaging else None)
 
@@ -358,12 +358,12 @@ def _of_masks(run: RunSettings) -> str | None:
     colluding = run.colluding_sites
     if not run.encryption.collusion_resistant:
         if run.privacy.colluding_sites is not None:
-            return "colluding_sites is about masks; remove it, or collusion_resistant = false"
+            return "colluding_sites applies to masks; remove it, or remove collusion_resistant = false"
     elif run.cohort.minimum < colluding + 2:
         return (
-            f"of the minimum cohort of {run.cohort.minimum}, {colluding} may collude and two must not, so that "
-            f"nobody knows all but one: set minimum = {colluding + 2} in [cohort]; or allow for fewer with "
-            "colluding_sites in [privacy]; or do without masks, collusion_resistant = false in [encryption]"
+            f"a minimum cohort of {run.cohort.minimum} needs two sites that do not collude beside the "
+            f"{colluding} that may: set minimum = {colluding + 2} in [cohort], allow for fewer with "
+            "colluding_sites in [privacy], or give up masks with collusion_resistant = false in [encryption]"
         )
     return None
 
@@ -373,7 +373,10 @@ def _of_norm(run: RunSettings) -> str | None:
     if run.encryption.update_norm is None:
         return None
     if not run.encryption.collusion_resistant:
-        return "proofs of update_norm hide behind the secrets of masks; set collusion_resistant = true in [encryption]"
+        return "proofs of update_norm need the secrets of masks; set collusion_resistant = true in [encryption]"
     if run.shares_noise:
-        return 'a share of the noise comes after an update is cut to update_norm; remove one, or noise = "shared"'
+        return (
+            "a site's share of the noise is added after its update is clipped to update_norm; remove update_norm "
+            'or noise = "shared"'
+        )
     return None

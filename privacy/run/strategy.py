@@ -36,15 +36,15 @@ def _read(value: object) -> object:
         msg = 'name one, as in strategy = "fedavg", or in a table [strategy] with name = "fedavg"'
         raise ValueError(msg)  # noqa: TRY004 - pydantic reports a ValueError
     if not _NAME.fullmatch(table["name"]):
-        msg = f"{table['name']!r} is no strategy's name; give one that ships, such as fedavg, or module:Class"
+        msg = f"{table['name']!r} is not the name of a strategy; name one that ships, such as fedavg, or module:Class"
         raise ValueError(msg)
     version = table.get("version", 1)
     if type(version) is not int or version < 1:
-        msg = "its version must be a whole number from 1; leave it out, and signing fills it in"
+        msg = "its version must be a whole number from 1; leave it out, and signing sets it"
         raise ValueError(msg)
     for key, parameter in table.items():
         if not isinstance(key, str) or not _KEY.fullmatch(key) or not _is_plain(parameter):
-            msg = f"its parameter {key!r} must be a finite number, a text, true or false, or a table of numbers"
+            msg = f"its parameter {key!r} must be a finite number, a string, true or false, or a table of numbers"
             raise ValueError(msg)
     return table
 

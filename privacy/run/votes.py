@@ -70,7 +70,7 @@ class Vote:
             MalformedError: if `data` is not a vote.
         """
         if len(data) != 1 + SIGNATURE_BYTES or data[0] > 1:
-            msg = "a vote is malformed; both sides must run the same version"
+            msg = "a vote is malformed; run the same version everywhere"
             raise MalformedError(msg)
         return cls(bool(data[0]), data[1:])
 
@@ -116,7 +116,7 @@ def check_rejected(
         ProtocolError: if a vote is not from a site of this run, or the votes do not reject the model.
     """
     if not votes.keys() <= set(sites):
-        msg = "votes are of sites that the run does not name; nothing was undone"
+        msg = "there are votes of sites that the run does not name; nothing was undone"
         raise ProtocolError(msg)
     for site, vote in votes.items():
         check_vote(question, site, vote, roster)

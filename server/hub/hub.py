@@ -98,7 +98,7 @@ class Hub:
         try:
             port = server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            msg = f"cannot listen on {address}, and gRPC does not say why; choose another port in consortium.toml"
+            msg = f"cannot listen on {address}; gRPC gives no reason; choose another port in consortium.toml"
             raise UnreachableError(msg) from error
         await server.start()
         self._server = server
@@ -107,7 +107,7 @@ class Hub:
     async def _pull(self, request: pb.PullRequest, context: Context) -> AsyncIterator[pb.Chunk]:
         member = await self._caller(context)
         if request.protocol != PROTOCOL:
-            msg = f"protocol {request.protocol} is not spoken here, only {PROTOCOL}; install the server's version"
+            msg = f"protocol {request.protocol} is not supported, only {PROTOCOL}; install the server's version"
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, msg)
         seconds = min(max(request.wait_seconds, 0.0), _LONGEST_WAIT)
         async with aclosing(self._messages(member.node_id, seconds)) as messages:
@@ -183,7 +183,7 @@ class Hub:
             assembly.add(chunk)
         data = assembly.finish()
         if data is None or reply_to is None:
-            msg = "an empty body is no reply"
+            msg = "a reply cannot have an empty body"
             raise MalformedError(msg)
         taken = self._mailboxes.answer(member.node_id, reply_to, data, free)
         return pb.Receipt(status=pb.Receipt.ACCEPTED if taken else pb.Receipt.LATE)
@@ -193,7 +193,7 @@ class Hub:
         pem = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
         member = self._members.get(_key_digest(bytes(pem)))
         if member is None:
-            msg = "this certificate belongs to no member of the roster; ask the coordinator to add this site"
+            msg = "the owner of this certificate is not a member of the roster; ask the coordinator to add this site"
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, msg)
             raise AssertionError  # abort always raises
         return member

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from transport.address import Address
 
 _CAUSES = {
-    EADDRINUSE: "another program holds the port; end that, or choose another port",
-    EACCES: "this user may not take that port; choose one above 1023",
-    EADDRNOTAVAIL: "that is no address of this machine; take one that is, or 0.0.0.0 for all",
-    EAFNOSUPPORT: "this machine does not speak that kind of address; take one that it has, or 0.0.0.0 for all",
+    EADDRINUSE: "another program uses the port; stop it, or choose another port",
+    EACCES: "this user may not use that port; choose one above 1023",
+    EADDRNOTAVAIL: "this machine does not have that address; choose one of its own, or 0.0.0.0 for all",
+    EAFNOSUPPORT: "this machine does not support that kind of address; choose one of its own, or 0.0.0.0 for all",
 }
 _ALL = ("0.0.0.0", "::")  # noqa: S104
 _BOTH = {"0.0.0.0": _ALL, "::": _ALL, "localhost": ("127.0.0.1", "::1")}  # noqa: S104 - as gRPC understands them
@@ -47,8 +47,9 @@ def _places(address: Address) -> list[tuple[socket.AddressFamily, Any]]:
         ]
     except OSError as error:
         msg = (
-            f"cannot listen on {address}: the name has no address here ({(error.strerror or str(error)).lower()}); "
-            "write one of this machine's addresses (`listen` in consortium.toml)"
+            f"cannot listen on {address}: the name cannot be resolved here "
+            f"({(error.strerror or str(error)).lower()}); write one of this machine's addresses (`listen` in "
+            "consortium.toml)"
         )
         raise UnreachableError(msg) from error
 

@@ -93,7 +93,7 @@ class Mailboxes:
                 free()
             if message_id in self._answered:
                 if self._answered[message_id] != digest:
-                    msg = "another reply to this message was taken before; this one was refused"
+                    msg = "another reply to this message was already accepted; this one was refused"
                     raise ProtocolError(msg)
                 return True
             self._boxes[node].seen = time.monotonic()  # it is about to ask for more

@@ -79,7 +79,7 @@ def plan_that_is_over(server: MaliciousServer) -> bool:
             Event().wait(plan.deadline - time.time())
             before = server.state()
             return server.refused(server.ask(TRAIN, ask), before)
-    msg = f"{victim} makes no update in {_MOMENTS[-1]:g} s; this benchmark is broken"
+    msg = f"{victim} made no update in {_MOMENTS[-1]:g} s; this benchmark is broken"
     raise RunError(msg)
 
 

@@ -172,7 +172,7 @@ class MaliciousServer:
         contents = {site: Letter(leader, letters[site]) for site in SITES}
         replies = {site: ACCEPT.read_reply(content_of(reply)) for site, reply in self.ask(ACCEPT, contents).items()}
         if any(keys.epoch != self.epoch for keys in replies.values()):
-            msg = f"a site did not take the keys of epoch {self.epoch}; this benchmark is broken"
+            msg = f"a site did not accept the keys of key epoch {self.epoch}; this benchmark is broken"
             raise RunError(msg)
         return {site: keys.pairs for site, keys in replies.items()}
 
@@ -281,7 +281,7 @@ class MaliciousServer:
         outcomes = [EVALUATE.read_reply(content_of(reply)) for reply in replies]
         models = [each.opened.model for each in outcomes if isinstance(each, Reached)]
         if len(models) < len(outcomes) or len(set(models)) != 1:
-            msg = "the sites do not have one model after an honest round; this benchmark is broken"
+            msg = "the sites have different models after an honest round; this benchmark is broken"
             raise RunError(msg)
 
 

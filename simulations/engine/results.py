@@ -76,7 +76,7 @@ def read_results(federation: Federation) -> Results:
     events = read_events(path)
     if not events or events[-1]["event"] != "finished":
         reason = events[-1].get("reason", "it has not finished") if events else "it has not started"
-        msg = f"the run came to no end: {reason}"
+        msg = f"the run did not end properly: {reason}"
         raise RunError(msg)
     paths = {
         site: found

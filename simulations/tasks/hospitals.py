@@ -51,7 +51,7 @@ def write_hospital_records(folders: Mapping[str, Path]) -> dict[str, int]:
     """
     for name in folders:
         if name not in DECLARED_SIZES:
-            msg = f"there is no hospital {name!r}; choose among {', '.join(DECLARED_SIZES)}"
+            msg = f"there is no hospital {name!r}; choose one of {', '.join(DECLARED_SIZES)}"
             raise ConfigError(msg)
     patients = dict(zip(DECLARED_SIZES, _deal(diagnoses()), strict=True))
     for name, folder in folders.items():

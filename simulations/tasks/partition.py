@@ -38,5 +38,5 @@ def dirichlet(labels: NDArray[np.int64], sites: int, concentration: float, seed:
         dealt = [draw.permutation(np.concatenate(part)) for part in parts]
         if min(map(len, dealt)) >= _LEAST:
             return dealt
-    msg = f"{len(labels)} records cannot be dealt out to {sites} sites with {_LEAST} each; take fewer sites"
+    msg = f"{len(labels)} records are too few for {sites} sites with at least {_LEAST} each; use fewer sites"
     raise ConfigError(msg)

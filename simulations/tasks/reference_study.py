@@ -46,11 +46,14 @@ def prepare_study(folder: Path, run: Path | None = None, *, limits: bool = True)
         msg = f"{run}: [cohort.sizes] may name {', '.join(DECLARED_SIZES)}, the hospitals that have records here"
         raise ConfigError(msg)
     if folder.is_symlink():
-        msg = f"{folder} is a link, and this replaces the folder; name the folder itself, or another, with --folder"
+        msg = (
+            f"{folder} is a link, and this command replaces the folder; name the folder itself, or another one, with "
+            "--folder"
+        )
         raise ConfigError(msg)
     if folder.exists() and any(folder.iterdir()):
         if not (folder / _MARK).exists():
-            msg = f"{folder} holds files that were not made here; name another folder with --folder"
+            msg = f"{folder} contains files that this command did not make; name another folder with --folder"
             raise ConfigError(msg)
         shutil.rmtree(folder)
     (folder / "coordinator").mkdir(parents=True)

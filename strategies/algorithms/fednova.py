@@ -41,7 +41,9 @@ class FedNova(Algorithm):
             if site not in run.weights:
                 return f"steps names {site}, which is not in [cohort.sizes]; remove it"
             if count > run.steps:
-                return f"steps gives {site} {count} steps, the run pays for {run.steps}; give it that many or fewer"
+                return (
+                    f"steps gives {site} {count} steps, but the run is charged for {run.steps}; set at most {run.steps}"
+                )
         return None
 
     @override

@@ -43,7 +43,7 @@ class Scaffold(Algorithm):
 
     @override
     def check(self, run: Run) -> str | None:
-        return None if run.steps else "it needs a round of at least one step; set steps_per_round"
+        return None if run.steps else "it needs rounds of at least one step; set steps_per_round"
 
     @override
     def local(self, at: LocalRound, train: Callable[[LocalSolver], Update]) -> Update:

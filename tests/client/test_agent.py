@@ -177,7 +177,7 @@ def test_an_agent_that_is_there_before_the_server_waits_for_it_and_says_so_once(
             await_condition(lambda: len(attempts) >= 3)
         server.open()
         await_condition(lambda: server.online)
-        assert caplog.text.count("trying again until it answers") == 1
+        assert caplog.text.count("retrying until it answers") == 1
         assert f"localhost:{server.port}" in caplog.text
     assert agent.errors == []
 
@@ -190,7 +190,7 @@ def test_an_agent_that_gets_through_the_probe_and_no_further_waits_longer_each_t
             # After a success, it would be half of this at most.
             await_condition(lambda: any(later - earlier > 0.8 for earlier, later in pairwise(attempts)))
         assert agent.errors == []
-    assert caplog.text.count("trying again until it answers") == 1
+    assert caplog.text.count("retrying until it answers") == 1
     assert "online at" not in caplog.text
 
 
@@ -299,7 +299,7 @@ def test_a_reply_that_the_server_refuses_does_not_end_the_agent(
         server.send(after)
         (folder / studies.HOLD).unlink()
         assert server.receive(after).has_content()
-    assert "another reply to this message was taken before" in caplog.text
+    assert "another reply to this message was already accepted" in caplog.text
     assert agent.errors == []
 
 
@@ -326,7 +326,7 @@ def test_bytes_that_are_no_message_do_not_end_the_agent(
     server.send(after)
     server.open()
     with agent_of(federation, server) as agent:
-        await_condition(lambda: "no Cloister message" in caplog.text)
+        await_condition(lambda: "not a Cloister message" in caplog.text)
         server.mailboxes.withdraw({"garbage"})  # nobody will answer it
         assert server.receive(after).has_content()
     assert agent.errors == []
@@ -361,7 +361,7 @@ def test_a_site_of_another_consortium_is_told_and_ends(
 ) -> None:
     server.federation = Federation.create(tmp_path / "another", ("north", "south", "east"))
     server.open()
-    assert f"localhost:{server.port} shows a certificate" in complaint(federation, server, AuthenticityError)
+    assert f"localhost:{server.port} presents a certificate" in complaint(federation, server, AuthenticityError)
 
 
 def _lose_settings(federation: Federation) -> None:
@@ -388,7 +388,7 @@ def _let_roster_expire(federation: Federation) -> None:
     [
         (_lose_settings, ConfigError, "name an existing settings file"),
         (_lose_signing_key, KeyFileError, "restore this key from its owner's backup"),
-        (_mistype_address, ConfigError, "is no address; a port is a number from 1 to 65535"),
+        (_mistype_address, ConfigError, "is not an address; a port is a number from 1 to 65535"),
         (_let_roster_expire, KeyFileError, "has expired; ask the coordinator for a newer one"),
     ],
 )

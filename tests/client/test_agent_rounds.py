@@ -140,7 +140,7 @@ def test_another_plan_for_the_same_attempt_is_refused(federation: Federation, ch
 def test_another_attempt_is_refused_in_a_run_without_masks(federation: Federation) -> None:
     plan = plan_of(federation)
     assert train(federation, plan).has_content()
-    assert "only a round with masks" in str(train(federation, replace(plan, attempt=2)).error.reason)
+    assert "only a masked round" in str(train(federation, replace(plan, attempt=2)).error.reason)
     assert charges_of(federation, SITE) == 1
 
 
@@ -149,7 +149,7 @@ def test_an_attempt_before_the_last_one_is_refused(make_federation: FederationMa
     federation = make_federation(replace(SETTINGS, rounds=2, encryption=masked))
     plan = plan_of(federation)
     assert train(federation, replace(plan, attempt=2)).has_content()
-    assert "after a later one" in str(train(federation, plan).error.reason)
+    assert "after a later attempt" in str(train(federation, plan).error.reason)
     assert charges_of(federation, SITE) == 1
 
 
@@ -243,17 +243,17 @@ def test_a_cohort_that_no_masks_can_be_made_for_costs_nothing(make_federation: F
     ("change", "reason"),
     [
         ({"run": NOWHERE}, "another run"),
-        ({"round": 3}, "beyond the 2 that were signed"),
+        ({"round": 3}, "beyond the 2 rounds of the manifest"),
         ({"cohort": ("east", "south", "west")}, "north is not in its cohort"),
-        ({"cohort": ("north", "north", "south")}, "names sites twice"),
-        ({"cohort": ("elsewhere", "north", "south")}, "or sites that the manifest does not"),
+        ({"cohort": ("north", "north", "south")}, "names a site twice"),
+        ({"cohort": ("elsewhere", "north", "south")}, "or a site that the manifest does not name"),
         ({"minimum_cohort": 2}, "may be smaller than the 3"),
         ({"cohort": ("north", "south")}, "may be smaller than the 3"),
         ({"roster_version": 2}, "roster version"),
-        ({"epoch": 2}, "has those of epoch 1"),
-        ({"keys": "0" * 64}, "is planned with keys 000000000000 of epoch 1"),
+        ({"epoch": 2}, "has those of key epoch 1"),
+        ({"keys": "0" * 64}, "needs the keys 000000000000 of key epoch 1"),
         ({"deadline": 1.0}, "its deadline has passed"),
-        ({"base_model": NOWHERE}, "has another model than round 1 starts from"),
+        ({"base_model": NOWHERE}, "does not have the model from which round 1 starts"),
     ],
     ids=str,
 )
@@ -282,8 +282,8 @@ def _by_a_stranger(document: bytes) -> bytes:
     ("forge", "reason"),
     [
         (_unsigned, "not a signed Cloister manifest"),
-        (_altered, "signature of this manifest does not hold"),
-        (_by_a_stranger, "signature of this manifest does not hold"),
+        (_altered, "signature of this manifest is not valid"),
+        (_by_a_stranger, "signature of this manifest is not valid"),
         (lambda _: b"", "not a signed Cloister manifest"),
     ],
 )
@@ -350,7 +350,7 @@ def test_a_round_whose_sum_a_site_has_opened_is_not_trained_again(federation: Fe
     assert charges_of(federation, SITE) == charges
     for folder in ("ledger", "ledger-heads"):
         rmtree(federation.paths[SITE] / folder)
-    assert "has opened round 1 already" in str(train(federation, plan).error.reason)
+    assert "has already opened the sum of round 1" in str(train(federation, plan).error.reason)
     assert charges_of(federation, SITE) == 0
 
 
@@ -427,8 +427,8 @@ def test_a_sum_of_other_contributions_is_refused_and_the_genuine_one_opens(
 def test_a_sum_that_does_not_decrypt_to_one_is_refused_and_so_is_every_other_of_its_plan(
     federation: Federation, total: EncryptedSum, change: Callable[[EncryptedSum], EncryptedSum]
 ) -> None:
-    assert "it is not that of its contributors' updates" in str(deliver(federation, change(total)).error.reason)
-    assert "it opens no other of that plan" in str(deliver(federation, total).error.reason)
+    assert "it is not the sum of its contributors' updates" in str(deliver(federation, change(total)).error.reason)
+    assert "it opens no other sum of that plan" in str(deliver(federation, total).error.reason)
     assert models_of(federation) == {}
 
 

@@ -182,7 +182,7 @@ def test_noise_is_normal_and_every_round_draws_its_own() -> None:
     ids=["without parameters", "frozen", "with nothing to see", "as a function"],
 )
 def test_batch_normalisation_is_refused_however_it_is_dressed(layer: Callable[[], nn.Module]) -> None:
-    assert complaint(Made(lambda: nn.Sequential(layer(), head()))).startswith("records of a batch meet in its model")
+    assert "mixes the records of a batch" in complaint(Made(lambda: nn.Sequential(layer(), head())))
 
 
 class Burdened(Made):
@@ -210,7 +210,7 @@ class Stepping(Burdened):
 
 def test_a_fedprox_term_in_the_loss_is_refused() -> None:
     # One way to clip drops it silently; another lets it past: an update of norm 60.4 where 0.1 is allowed.
-    assert "does not come through the outputs; leave out terms on parameters" in complaint(Proximal())
+    assert "does not pass through the outputs; leave out terms on parameters" in complaint(Proximal())
 
 
 def test_a_raw_step_of_an_optimizer_is_refused() -> None:
@@ -245,7 +245,7 @@ class Infinite(Tiny):
 
 def test_one_infinite_record_is_refused_before_it_makes_the_model_no_number(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(NOISY, task=task_name(Infinite)))
-    with pytest.raises(DataError, match="is not finite; mend the record"):
+    with pytest.raises(DataError, match="is not finite; correct the record"):
         open_site(federation.paths["north"]).check_records()
     assert charges_of(federation, "north") == 0
 

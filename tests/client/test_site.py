@@ -39,7 +39,7 @@ def test_more_sites_than_any_cache_would_hold_keep_their_records(make_federation
 def test_keys_that_the_roster_does_not_list_are_refused(make_federation: FederationMaker, key: str) -> None:
     federation = make_federation()
     copyfile(federation.paths["south"] / "keys" / key, federation.paths["north"] / "keys" / key)
-    with pytest.raises(KeyFileError, match="roster lists other keys for north than this site has; join again"):
+    with pytest.raises(KeyFileError, match="roster lists keys for north that are not this site's keys; join again"):
         Site(read_site(federation.paths["north"]))
 
 

@@ -76,7 +76,7 @@ def test_a_misspelt_key_is_shown_with_its_line_and_a_caret_and_nothing_is_signed
 def test_statistics_of_a_site_that_has_none_are_no_traceback(tmp_path: Path) -> None:
     refused = _cloister("stats", "--site", tmp_path)
     assert refused.returncode == 1
-    assert "holds no figures; they come with a run that has [statistics]" in refused.stderr
+    assert "contains no figures; a run with [statistics] adds them" in refused.stderr
 
 
 def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:

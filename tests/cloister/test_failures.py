@@ -194,7 +194,7 @@ def test_what_cannot_be_read_or_written_is_named(
         f"{tmp_path}/for_ever.toml: round_deadline_seconds is more than 30 days": sign(
             consortium, "x", run=tmp_path / "for_ever.toml"
         ),
-        f"{tmp_path}/pipe: a pipe or a device, and no file": sign(consortium, "x", run=tmp_path / "pipe"),
+        f"{tmp_path}/pipe: a pipe or a device, not a file": sign(consortium, "x", run=tmp_path / "pipe"),
         f"{tmp_path}/nobody: no such file or folder; name the consortium's with --coordinator": [
             *sign(consortium, "x"), "--coordinator", f"{tmp_path}/nobody"
         ],
@@ -202,10 +202,10 @@ def test_what_cannot_be_read_or_written_is_named(
             *sign(consortium, "x"), "--roster", f"{consortium.server}/consortium.toml"
         ],
         f"{tmp_path}/folder: is a directory; name a file": sign(consortium, tmp_path / "folder"),
-        f"{tmp_path}/file: not a directory; name a folder that can be there": [
+        f"{tmp_path}/file: not a directory; name a folder that can exist": [
             "simulate", "--folder", f"{tmp_path}/file"
         ],
-        f"{tmp_path}/file: file exists; name another": sign(consortium, tmp_path / "file" / "out"),
+        f"{tmp_path}/file: file exists; choose another name": sign(consortium, tmp_path / "file" / "out"),
         f"{tmp_path}/loop: Too many levels of symbolic links": sign(consortium, "x", run=tmp_path / "loop"),
         f"{tmp_path}/latin1.toml:1: not UTF-8 text": sign(consortium, "x", run=tmp_path / "latin1.toml"),
         f"{tmp_path}/folder: Is a directory": sign(consortium, "x", run=tmp_path / "folder"),

@@ -294,5 +294,5 @@ def test_a_folder_that_a_link_leads_to_is_refused_because_ledgers_would_begin_an
     (tmp_path / "release-1" / below / "site.toml").touch()
     (tmp_path / "current").symlink_to("release-1")
     for path in (tmp_path / "current" / below, tmp_path / "current" / below / "site.toml"):
-        with pytest.raises(ConfigError, match=r"current is a link.*release-1.*or make site\.toml alone a link"):
+        with pytest.raises(ConfigError, match=r"current is a link.*release-1.*or link only site\.toml itself"):
             settings_file(path, "site.toml")

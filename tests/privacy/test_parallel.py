@@ -107,7 +107,9 @@ def test_processes_end_when_the_stream_does_or_is_left() -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_process_that_is_ended_from_outside_is_an_error_of_ours() -> None:
-    with pytest.raises(EncryptionError, match="ended from outside; is there memory for encryption_processes"):
+    with pytest.raises(
+        EncryptionError, match="killed from outside; check that this machine has memory for the encryption_processes"
+    ):
         list(in_processes(2)(end, range(80)))
 
 

@@ -103,7 +103,7 @@ def test_an_append_that_fails_leaves_the_file_as_long_as_it_was(tmp_path: Path) 
 @pytest.mark.usefixtures("small_files")
 def test_a_ledger_that_cannot_grow_refuses_and_keeps_its_entries(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger", "north", "patients", signing_key("north"))
-    with pytest.raises(LedgerError, match="no update leaves until the ledger can be written"):
+    with pytest.raises(LedgerError, match="no update is sent until the ledger can be written"):
         ledger.reserve(Release("0" * 64, 1, 1), Mechanism(2.0, 1.0, 1), Budget(9.0, 1e-5))
     assert ledger.path.read_bytes() == b""
     ledger.check_writable()
@@ -121,7 +121,7 @@ def test_a_ledger_on_a_disk_that_is_not_mounted_is_not_an_empty_one(tmp_path: Pa
     link.symlink_to(tmp_path / "disk" / "ledger")
     ledger = Ledger(path, "north", "patients", signing_key("north"))
     for use in (partial(ledger.spent, 1e-5), ledger.check_writable):
-        with pytest.raises(LedgerError, match="a link to nothing; mount or restore what it leads to"):
+        with pytest.raises(LedgerError, match="this link leads to a missing file; mount or restore the file"):
             use()
     assert not list((tmp_path / "disk").iterdir())
 

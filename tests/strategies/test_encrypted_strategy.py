@@ -154,7 +154,7 @@ def test_a_node_that_repeats_another_nodes_word_does_not_speak_for_its_site(fede
         return reply(pack_readiness(word), message) if context.node_id == 12345 else client_app(message, context)
 
     (event,) = run_with(federation, answer, {12345: "north"})
-    assert "signature of this readiness does not hold" in event["problems"]["node 12345"]
+    assert "signature of this readiness is not valid" in event["problems"]["node 12345"]
     assert sorted(event["sites"]) == sorted(SITES)
 
 
@@ -167,7 +167,7 @@ def test_a_member_cannot_speak_for_another_member(federation: Federation) -> Non
         return reply(pack_readiness(forged), message)
 
     (event,) = run_with(federation, answering(federation, QUERY, HOSTILE, claim))
-    assert "signature of this readiness does not hold" in event["problems"][HOSTILE]
+    assert "signature of this readiness is not valid" in event["problems"][HOSTILE]
     assert sorted(event["sites"]) == HONEST
 
 

@@ -140,7 +140,7 @@ def test_a_site_that_ends_with_something_else_is_named_and_the_others_go_on(
 
 def test_a_digest_that_was_signed_for_another_plan_or_by_nobody_does_not_count(federation: Federation) -> None:
     (event,) = run_with(federation, opening(federation, HOSTILE, plan=NOWHERE))
-    assert "signature of this opened does not hold" in event["problems"][HOSTILE]
+    assert "signature of this opened is not valid" in event["problems"][HOSTILE]
     assert event["released"]
 
 

@@ -77,16 +77,16 @@ def test_port_0_is_for_listening_alone() -> None:
         ("[::1]9440", "in brackets|write host:port"),
         ("[::1", "in brackets|write host:port"),
         ("::1]:9440", "in brackets|write host:port"),
-        ("[localhost]:9440", "in brackets stands an IPv6 address"),
-        ("[127.0.0.1]:9440", "in brackets stands an IPv6 address"),
-        ("[fe80::1%eth0]:9440", "one network card"),
+        ("[localhost]:9440", "write only an IPv6 address in brackets"),
+        ("[127.0.0.1]:9440", "write only an IPv6 address in brackets"),
+        ("[fe80::1%eth0]:9440", "a network interface"),
         ("https://fed.example.org:9440", "leave out https://"),
         ("unix:work.sock", "a port is a number"),
         ("ipv4:127.0.0.1:9440", "in brackets"),
-        (" localhost:9440", "leave out blanks"),
-        ("localhost:9440 ", "leave out blanks"),
-        ("local host:9440", "leave out blanks"),
-        ("localhost:9440\n", "leave out blanks"),
+        (" localhost:9440", "leave out spaces"),
+        ("localhost:9440 ", "leave out spaces"),
+        ("local host:9440", "leave out spaces"),
+        ("localhost:9440\n", "leave out spaces"),
         ("klinik-k\u00f6ln.example.org:9440", "xn--"),
         ("fed.example.org.:9440", "the dot at its end"),
         ("*.example.org:9440", "letters a to z"),
@@ -107,5 +107,5 @@ def test_what_is_no_address_is_refused_with_the_reason(wrong: str, why: str) -> 
 
 @pytest.mark.parametrize("wrong", ["", "fed.example.org:9440", "https://fed.example.org", "[fed]", "a b", "127.1"])
 def test_what_is_no_host_is_refused(wrong: str) -> None:
-    with pytest.raises(MalformedError, match="is no host"):
+    with pytest.raises(MalformedError, match="is not a host"):
         read_host(wrong)

@@ -51,7 +51,7 @@ def test_no_chunks_are_no_message() -> None:
 
 
 def test_a_message_over_the_limit_is_refused_at_its_announcement() -> None:
-    with pytest.raises(MalformedError, match="a message of 101 bytes is over the limit of 100"):
+    with pytest.raises(MalformedError, match="a message of 101 bytes exceeds the limit of 100"):
         Assembly(100).add(opening(101))
     assert assembled(to_frames([bytes(100)]), 100) == bytes(100)
 
@@ -72,7 +72,7 @@ def test_never_more_is_held_than_was_announced(announced: int, pieces: list[byte
         assert chunk is not None
         del before
         if len(assembly._data) + len(chunk.data) > announced:
-            with pytest.raises(MalformedError, match="more than"):
+            with pytest.raises(MalformedError, match="longer than"):
                 assembly.add(chunk)
             break
         assembly.add(chunk)
@@ -98,7 +98,7 @@ def test_a_message_that_was_cut_short_is_refused(size: int, kept: int) -> None:
 
 @pytest.mark.parametrize("protocol", [0, PROTOCOL + 1, 2**32 - 1])
 def test_another_protocol_is_refused_by_its_number(protocol: int) -> None:
-    with pytest.raises(MalformedError, match=f"protocol {protocol} is not spoken here"):
+    with pytest.raises(MalformedError, match=f"protocol {protocol} is not supported"):
         Assembly(LIMIT).add(opening(0, protocol=protocol))
 
 
@@ -110,7 +110,7 @@ def test_a_message_that_does_not_announce_itself_is_refused() -> None:
 def test_only_the_first_announcement_counts() -> None:
     assembly = Assembly(LIMIT)
     assembly.add(opening(1, b"x"))
-    with pytest.raises(MalformedError, match="more than the 1 bytes"):
+    with pytest.raises(MalformedError, match="longer than the 1 bytes"):
         assembly.add(opening(100, b"y"))
 
 

@@ -214,7 +214,7 @@ def test_carets_stand_under_the_field_in_a_line_of_any_length(note: str, before:
                 "2: 2 fields where the header names 3 columns",
                 "1,2",
                 "   ^",
-                "match the header: a comma inside a field needs quotes around it, a decimal comma must be a point",
+                "match the header: put a field with a comma in quotes, and write decimal numbers with a point",
             ],
             id="too few fields",
         ),
@@ -224,14 +224,14 @@ def test_carets_stand_under_the_field_in_a_line_of_any_length(note: str, before:
                 "2: 4 fields where the header names 3 columns",
                 "1,2,5,0",
                 "      ^",
-                "match the header: a comma inside a field needs quotes around it, a decimal comma must be a point",
+                "match the header: put a field with a comma in quotes, and write decimal numbers with a point",
             ],
             id="too many fields",
         ),
         pytest.param(
             'size,age,ill\n1,"2,0\n3,4,1\n',
             [
-                "2: a quote stands inside a field, or is not closed on its line",
+                "2: a quote is inside a field, or is not closed on its line",
                 '1,"2,0',
                 "  ^^^^",
                 'put the whole field in quotes, and write "" for a quote inside it',
@@ -278,7 +278,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
 def test_a_target_outside_its_classes_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "patients.csv"
     path.write_text("size,age,ill\n1,2,0\n1,2,2\n")
-    with pytest.raises(DataError, match=r":3: `ill` is 2, which is no class\n    1,2,2\n        \^\nwrite 0 or 1"):
+    with pytest.raises(DataError, match=r":3: `ill` is 2, which is not a class\n    1,2,2\n        \^\nwrite 0 or 1"):
         read_csv(path, features=FEATURES, target="ill", classes=(0.0, 1.0))
 
 

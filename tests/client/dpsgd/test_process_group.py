@@ -98,7 +98,7 @@ def test_a_round_fails_at_the_first_process_when_its_worker(mishap: str, tmp_pat
     with members(f"worker {mishap}", tmp_path) as (first, _):
         code, said = ended(first)
     assert code == 1
-    assert said.startswith("process 0 of 2 has lost another one (")
+    assert said.startswith("process 0 of 2 lost another process (")
     assert "what was charged stays charged" in said
     note = json.loads((tmp_path / "0.json").read_text(encoding="utf-8"))
     assert note["lost"]
@@ -126,14 +126,14 @@ def test_processes_with_other_records_refuse_to_train(tmp_path: Path) -> None:
         for each in both:
             code, said = ended(each)
             assert code == 1
-            assert "have not read the same records" in said
+            assert "read different records" in said
 
 
 def test_processes_meet_in_a_folder_of_their_own_account_only(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     assert private(tmp_path) == tmp_path
     tmp_path.chmod(0o750)
-    with pytest.raises(DeviceError, match="not this account's alone"):
+    with pytest.raises(DeviceError, match="to which other accounts have access"):
         private(tmp_path)
 
 

@@ -74,7 +74,7 @@ def test_what_was_chosen_and_why_is_logged_once_a_task(caplog: pytest.LogCapture
             train(task, model, records, RECORDS, manifest(1, 1.0, 1.0), Randomness.fresh())
     (line,) = [record.getMessage() for record in caplog.records]
     assert "gradients by vmap" in line
-    assert "not bookkeeping: it does not know parameters of MultiheadAttention" in line
+    assert "not bookkeeping: it does not support parameters of MultiheadAttention" in line
 
 
 def test_a_site_says_in_its_settings_how_gradients_are_computed(tmp_path: Path) -> None:

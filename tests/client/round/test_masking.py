@@ -261,9 +261,9 @@ def test_one_set_of_contributors_is_signed_for_a_plan_also_after_a_restart(feder
     fewer = {site: updates[site] for site in COHORT[:3]}
     assert sign(federation, "north", plan, headers(fewer)) == sign(federation, "north", plan, headers(fewer))
     restart(federation, "north")
-    with pytest.raises(ProtocolError, match=r"agreeing on the contributors to plan .* was done already"):
+    with pytest.raises(ProtocolError, match=r"agreeing on the contributors to plan .* was already recorded"):
         sign(federation, "north", plan, headers(updates))
-    with pytest.raises(ProtocolError, match="is not of the update that west sent"):
+    with pytest.raises(ProtocolError, match="does not include the update that west sent"):
         sign(federation, "west", plan, headers(fewer))
 
 
@@ -302,7 +302,7 @@ def test_a_site_that_lost_its_update_makes_no_other_for_the_same_plan(
         update.unlink()
     else:
         update.write_bytes(lost)
-    with pytest.raises(CloisterError, match=r"makes no other for the same plan|is damaged"):
+    with pytest.raises(CloisterError, match=r"does not make another for the same plan|is damaged"):
         train_round(admit(open_site(federation.paths["north"]), signed_run(federation)[0]).round(plan), [])
     assert charges_of(federation, "north") == 1
 
@@ -317,7 +317,7 @@ def test_a_second_seed_is_not_revealed_for_the_same_plan(federation: Federation)
     made = site.outbox.last(plan.run)
     assert made is not None
     site.outbox.keep(plan, made.update, b"another seed of thirty-two bytes")
-    with pytest.raises(ProtocolError, match="done already"):
+    with pytest.raises(ProtocolError, match="already revealed"):
         ask(federation, "north", plan, updates, agreed)
 
 
@@ -346,7 +346,7 @@ def test_a_site_signs_no_set_of_headers_of_another_attempt(federation: Federatio
     whole, again = plan_of(federation), plan_of(federation, 2)
     first = headers(updates_of(federation, whole))
     updates_of(federation, again)
-    with pytest.raises(ProtocolError, match="another attempt"):
+    with pytest.raises(ProtocolError, match="second attempt"):
         sign(federation, "north", again, first)
 
 
@@ -379,7 +379,7 @@ def test_a_sum_with_anothers_seed_or_none_is_not_opened_nor_is_any_other_of_its_
             open_at(federation, site, summed(federation, plan, updates, wrong))
     for site in COHORT:
         restart(federation, site)
-        with pytest.raises(ProtocolError, match="opens no other of that plan"):
+        with pytest.raises(ProtocolError, match="opens no other sum of that plan"):
             open_at(federation, site, summed(federation, plan, updates, seeds))
 
 
@@ -494,5 +494,5 @@ def test_a_site_may_insist_on_masks(make_federation: FederationMaker) -> None:
 
 
 def test_a_site_without_a_masked_update_shows_nothing(federation: Federation) -> None:
-    with pytest.raises(ProtocolError, match="shows no seed"):
+    with pytest.raises(ProtocolError, match="reveals no seed"):
         sign(federation, "north", plan_of(federation), [])

@@ -119,7 +119,7 @@ def test_who_sends_a_long_update_cannot_prove_otherwise_and_is_named(
     first, second = run_with(federation)
     assert (first["released"], list(first["problems"])) == (False, ["west"])
     assert "without the proof of west" in first["reason"]
-    assert "longer than the run allows" in first["problems"]["west"]
+    assert "within the run's update_norm" in first["problems"]["west"]
     assert (second["released"], second["sites"]) == (True, ["east", "north", "south"])
 
 
@@ -141,7 +141,7 @@ def test_who_signs_a_false_proof_is_left_out_and_the_round_repeated_without_it(
     first, second = run_with(federation)
     for event in (first, second):
         assert (event["released"], event["sites"]) == (True, ["east", "north", "south"])
-    assert "a false proof of its update's length" in first["problems"]["west"]
+    assert "a false norm proof" in first["problems"]["west"]
 
 
 def test_a_proof_that_nobody_signed_is_as_if_it_was_kept(
@@ -202,7 +202,7 @@ def test_who_proves_something_of_another_update_spoils_the_sum(
     """West sends a long update, and commits to the projections of nothing, which are short."""
     _too_long(monkeypatch, "west")
     played = Played(federation)
-    with pytest.raises(ProtocolError, match="longer than the run allows"):
+    with pytest.raises(ProtocolError, match="within the run's update_norm"):
         played.prove("west")
     honest = {site: played.prove(site) for site in COHORT if site != "west"}
     monkeypatch.setattr("client.round.masking._unmasked", lambda *_: iter(()))
@@ -247,7 +247,9 @@ def test_a_seed_is_revealed_for_one_sum_and_nothing_proved_of_another(federation
     assert played.reveal("north")  # a retry
     for wrong in ("5a" * 32, ""):
         for ask in (played.reveal, lambda site, digest: played.prove(site, digest=digest)):
-            with pytest.raises(ProtocolError, match=r"was done already, with something else|does not say of which sum"):
+            with pytest.raises(
+                ProtocolError, match=r"was already recorded with another value|does not say for which sum"
+            ):
                 ask("north", wrong)
     assert played.prove("north")
 

@@ -153,7 +153,7 @@ def test_a_site_of_which_no_records_are_left_is_not_charged_and_the_others_go_on
 ) -> None:
     federation = make_federation(NOISY, {SITE: replace(TERMS, held_out=held_out)})
     write_records(federation, "1,2,0", "3,4,1")
-    with pytest.raises(DataError, match=f"with held_out = {held_out:g} no records are left to train on"):
+    with pytest.raises(DataError, match=f"held_out = {held_out:g} leaves no records to train on"):
         ready(federation)
     (event,) = run_with(federation)
     assert event["released"]
@@ -166,10 +166,10 @@ def test_a_survey_and_an_evaluation_need_records_too(make_federation: Federation
     terms = {SITE: replace(TERMS, tasks=(asked,), held_out=0.99), "south": replace(TERMS, held_out=0.0)}
     federation = make_federation(replace(SURVEY, task=asked), terms)
     write_records(federation, "1,2,0", "3,4,1")
-    with pytest.raises(DataError, match="no records are left to add up"):
+    with pytest.raises(DataError, match="leaves no records to add up"):
         ready(federation)
     evaluated = replace(evaluation("0" * 64, metrics=("accuracy",)), task=SETTINGS.task)
-    with pytest.raises(DataError, match="no records are left to evaluate on"):
+    with pytest.raises(DataError, match="leaves no records to evaluate on"):
         open_site(federation.paths["south"]).work(evaluated).check_records(evaluated)
 
 
@@ -193,7 +193,7 @@ def test_a_model_whose_step_does_not_fit_in_memory_is_a_refusal_before_any_charg
 
     monkeypatch.setattr("client.work.training.train", fail)
     federation = make_federation(NOISY)
-    with pytest.raises(RefusedError, match="a step needs more memory than is left there; set a smaller physical_batch"):
+    with pytest.raises(RefusedError, match="a step needs more memory than is left; set a smaller physical_batch"):
         ready(federation)
     assert charges_of(federation, SITE) == 0
 
@@ -244,7 +244,7 @@ def test_a_disk_that_cannot_be_written_is_said_before_any_charge_and_the_others_
 def test_a_ledger_that_cannot_be_written_is_said_before_a_round_is_planned(make_federation: FederationMaker) -> None:
     federation = make_federation(NOISY)
     open_site(federation.paths[SITE]).ledger.path.mkdir(parents=True)
-    with pytest.raises(LedgerError, match="no update leaves until"):
+    with pytest.raises(LedgerError, match="no update is sent until"):
         ready(federation)
 
 
@@ -255,7 +255,7 @@ def test_a_last_head_that_cannot_be_kept_is_said_before_a_round_is_planned(make_
     assert list(heads.iterdir()) == []  # nothing was charged
     heads.rmdir()
     heads.write_text("a file where a folder should be")
-    with pytest.raises(LedgerError, match="ledger-heads: File exists; no update leaves until"):
+    with pytest.raises(LedgerError, match="ledger-heads: File exists; no update is sent until"):
         ready(federation)
 
 

@@ -142,7 +142,7 @@ def test_below_the_minimum_cohort_nothing_opens_and_no_mask_is_asked_for(federat
     assert not models_of(federation)
     assert "query.reveal" not in asked
     plan = plan_of(federation, 2, COHORT[:2], minimum=2)
-    with pytest.raises(ProtocolError, match="its cohort may be smaller than the 3 sites that were signed"):
+    with pytest.raises(ProtocolError, match="its cohort may be smaller than the 3 sites of the manifest"):
         train_round(admit(open_site(federation.paths["east"]), signed_run(federation)[0]).round(plan), [])
 
 

@@ -121,7 +121,7 @@ def test_a_file_of_another_run_or_another_model_is_refused(store: CheckpointStor
         (RUN, replace(LAYOUT, constants=LAYOUT.constants[1:])),
         (RUN, replace(LAYOUT, constants=(replace(LAYOUT.constants[0], digest="0" * 64), *LAYOUT.constants[1:]))),
     ):
-        with pytest.raises(KeyFileError, match=r"was altered, or is of another run; move it aside and restart"):
+        with pytest.raises(KeyFileError, match=r"was altered, or belongs to another run; move it aside and restart"):
             store.load("study", run, layout)
 
 
@@ -177,7 +177,7 @@ def test_a_pipe_in_its_place_is_not_waited_for(store: CheckpointStore, tmp_path:
     (tmp_path / "models").mkdir()
     os.mkfifo(store.path("study", RUN))
     assert store.peek("study", RUN) is None
-    with pytest.raises(OSError, match="a pipe or a device, and no file"):
+    with pytest.raises(OSError, match="a pipe or a device, not a file"):
         store.load("study", RUN, LAYOUT)
 
 

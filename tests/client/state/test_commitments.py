@@ -43,7 +43,7 @@ def test_the_same_again_changes_nothing(once: Commitments, tmp_path: Path) -> No
 def test_something_else_is_refused_also_by_another_process(once: Commitments, tmp_path: Path) -> None:
     once.note(RUN, DEED, "attempt 1")
     for record in (once, Commitments(tmp_path / "outbox")):
-        with pytest.raises(ProtocolError, match="revealing round 1 was done already, with something else"):
+        with pytest.raises(ProtocolError, match="revealing round 1 was already recorded with another value"):
             record.note(RUN, DEED, "attempt 2")
     assert once.find(RUN, DEED) == "attempt 1"
 

@@ -246,7 +246,7 @@ def test_a_file_without_a_constant_or_with_another_type_of_it_is_refused_by_its_
     ):
         data = save(wrong)
         (tmp_path / "base.safetensors").write_bytes(data)
-        with pytest.raises(RefusedError, match=f"has other tensors than this run's task: {BACKBONE}"):
+        with pytest.raises(RefusedError, match=f"does not have the tensors of this run's task: {BACKBONE}"):
             find_model(tmp_path, sha256(data).hexdigest(), layout, "north")
 
 

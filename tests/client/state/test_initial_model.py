@@ -118,7 +118,7 @@ def test_no_run_begins_with_a_model_of_another_task(make_federation: FederationM
     with pytest.raises(RunError, match="no round had enough sites"):
         run_with(federation)
     _, manifest, run = signed_run(federation)
-    with pytest.raises(RefusedError, match="other tensors than this run's task"):
+    with pytest.raises(RefusedError, match="does not have the tensors of this run's task"):
         open_site(federation.paths["north"]).checkpoint(manifest, run)
 
 
@@ -141,7 +141,7 @@ def test_what_is_no_file_that_can_be_read_is_passed_over(tmp_path: Path) -> None
 def test_a_file_that_changed_is_another(tmp_path: Path) -> None:
     find(tmp_path, data := file_of(TENSORS))
     (tmp_path / "public" / "some.safetensors").write_bytes(data[:-1] + b"\x01")
-    with pytest.raises(RefusedError, match="does not have the model to start from"):
+    with pytest.raises(RefusedError, match="does not have the initial model"):
         find_model(tmp_path, sha256(data).hexdigest(), LAYOUT, "north")
 
 
@@ -156,12 +156,12 @@ def test_a_file_that_changed_is_another(tmp_path: Path) -> None:
     ids=["too few", "too many", "another shape", "another name"],
 )
 def test_other_tensors_are_refused(tmp_path: Path, tensors: dict[str, NDArray[np.float32]]) -> None:
-    with pytest.raises(RefusedError, match="other tensors than this run's task"):
+    with pytest.raises(RefusedError, match="does not have the tensors of this run's task"):
         find(tmp_path, file_of(tensors))
 
 
 def test_other_numbers_than_float32_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="other tensors"):
+    with pytest.raises(RefusedError, match="does not have the tensors"):
         find(tmp_path, file_of({name: values.astype(np.float64) for name, values in TENSORS.items()}, kind="F64"))
     with pytest.raises(RefusedError, match="not finite"):
         find(tmp_path, file_of(TENSORS | {"bias": np.array([np.nan], np.float32)}))
@@ -194,5 +194,5 @@ def changed(old: bytes, new: bytes) -> bytes:
     ],
 )
 def test_what_is_no_whole_safetensors_file_is_refused_and_never_unpickled(tmp_path: Path, data: bytes) -> None:
-    with pytest.raises(RefusedError, match="no whole safetensors file"):
+    with pytest.raises(RefusedError, match="not a complete safetensors file"):
         find(tmp_path, data)

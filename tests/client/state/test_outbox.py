@@ -68,7 +68,7 @@ def test_a_later_attempt_or_round_has_no_update_yet(outbox: Outbox) -> None:
 @pytest.mark.parametrize("asked", [(2, 1), (1, 1), (1, 9)])
 def test_what_is_asked_for_after_a_later_plan_is_refused(outbox: Outbox, asked: tuple[int, int]) -> None:
     outbox.keep(plan_of(2, 2), UPDATE, SEED)
-    with pytest.raises(ProtocolError, match=f"asks for round {asked[0]}, attempt {asked[1]}, after a later one"):
+    with pytest.raises(ProtocolError, match=f"asks for round {asked[0]}, attempt {asked[1]}, after a later attempt"):
         outbox.find(plan_of(*asked))
 
 

@@ -69,7 +69,7 @@ def drawn_by(draw: Callable[[], float]) -> nn.Module:
 
 ONE = head()
 UNUSABLE: dict[str, tuple[Task, str]] = {
-    "an example that fails": (Made(example=failing), "its example() fails (ValueError: no such luck); mend it"),
+    "an example that fails": (Made(example=failing), "its example() fails (ValueError: no such luck); correct it"),
     "an example of another kind": (given(np.ones((8, 4))), "its example() fails (AttributeError: "),
     "a single record": (
         given(torch.ones(1, 4), torch.ones(1)), "its example has inputs float32 (n, 4); make up 4 records"),
@@ -78,7 +78,7 @@ UNUSABLE: dict[str, tuple[Task, str]] = {
     "equal records": (given(torch.ones(8, 4)), "its example has the same inputs in every record; make up different"),
     "one class": (given(torch.randn(8, 4), torch.ones(8)), "its example has the same targets in every record; make up"),
     "not finite": (given(torch.full((8, 4), torch.inf)), "its example has inputs that are complex or not finite"),
-    "a model that fails": (Made(failing), "its model() fails (ValueError: no such luck); mend it"),
+    "a model that fails": (Made(failing), "its model() fails (ValueError: no such luck); correct it"),
     "no module": (Made(lambda: cast("Any", 3)), "its model() returns a builtins.int; return a torch.nn.Module"),
     "another width": (
         Made(lambda: nn.Linear(9, 3)), "its model fails on 5 made-up records (RuntimeError: mat1 and mat2"),
@@ -88,9 +88,9 @@ UNUSABLE: dict[str, tuple[Task, str]] = {
     "no parameters": (Made(nn.Identity), "its model has nothing to train"),
     "the same model": (Made(lambda: ONE), "its model() returns the same parameters twice; make a new model every time"),
     "numpy's luck": (
-        Made(lambda: drawn_by(lambda: float(np.random.default_rng().random()))), "its model() makes another"),
+        Made(lambda: drawn_by(lambda: float(np.random.default_rng().random()))), "its model() makes a different"),
     "python's luck": (
-        Made(lambda: drawn_by(random.random)), "its model() makes another model each time; draw its first"),
+        Made(lambda: drawn_by(random.random)), "its model() makes a different model each time; draw the initial"),
     "two outputs": (
         Made(lambda: Through(lambda x: x, head(), Through(two_parts))), "its model returns a builtins.tuple"),
     "complex outputs": (
@@ -100,7 +100,7 @@ UNUSABLE: dict[str, tuple[Task, str]] = {
         "its model returns int64 (n,); return float32"),
     "frozen": (
         Made(lambda: head().requires_grad_(requires_grad=False)),
-        "its model has nothing to train, or parameters without elements; set requires_grad=True on what is to be"),
+        "its model has nothing to train, or parameters without elements; set requires_grad=True on what should be"),
     "two parameters in one memory": (
         Made(Overlaid), "its model's `0.weight` and `1.weight` share memory without being one parameter; assign"),
     "a buffer that no file can hold": (
@@ -110,7 +110,7 @@ UNUSABLE: dict[str, tuple[Task, str]] = {
     "a number as loss": (
         Made(loss=lambda *_: cast("Any", 0.5)), "its loss returns a builtins.float; return a float32 scalar"),
     "a loss that fails": (
-        Made(loss=failing), "its loss() fails on 5 made-up records (ValueError: no such luck); mend it"),
+        Made(loss=failing), "its loss() fails on 5 made-up records (ValueError: no such luck); correct it"),
     "an infinite loss": (Made(loss=lambda outputs, _: outputs.mean() / 0), "its loss or its gradient is not finite"),
     "an infinite slope": (Made(loss=lambda outputs, _: (outputs * 0).sqrt().mean()), "its loss or its gradient is not"),
     "accuracy as loss": (

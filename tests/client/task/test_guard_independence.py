@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from client.task.task import Task
 
 NORMALISE = "use GroupNorm or LayerNorm"
-BY_ITSELF = "compute each record by itself: no mean, sum, norm, sorting or attention over dimension 0"
-FIRST = "give it batch_first=True, and records in dimension 0"
+BY_ITSELF = "compute each record by itself: no mean, sum, norm, sort or attention over dimension 0"
+FIRST = "set batch_first=True, with the records in dimension 0"
 
 
 class Renamed(nn.BatchNorm1d):
@@ -97,9 +97,9 @@ def evaluating() -> nn.Module:
     return nn.BatchNorm1d(8).eval()
 
 
-LAYER_1 = "records of a batch meet in its model's layer `1` ({}); " + NORMALISE
-LAYER_0 = "records of a batch meet in its model's layer `0{}` ({}); "
-BEFORE = "records of a batch meet in its model before `layers.0` (Linear); " + BY_ITSELF
+LAYER_1 = "its model's layer `1` ({}) mixes the records of a batch; " + NORMALISE
+LAYER_0 = "its model's layer `0{}` ({}) mixes the records of a batch; "
+BEFORE = "its model mixes the records of a batch before `layers.0` (Linear); " + BY_ITSELF
 DEPENDENT = {
     "BatchNorm": (normalised(lambda: nn.BatchNorm1d(8)), LAYER_1.format("BatchNorm1d")),
     "BatchNorm without parameters": (
@@ -122,10 +122,10 @@ DEPENDENT = {
     "added up": (after(lambda x: x.cumsum(0)), BEFORE),
     "softmax over records": (after(lambda x: x.softmax(0)), BEFORE),
     "in its own forward": (
-        Made(Residual), "records of a batch meet in its model before `head` (Linear); " + BY_ITSELF),
+        Made(Residual), "its model mixes the records of a batch before `head` (Linear); " + BY_ITSELF),
     "after its last layer": (
         Made(lambda: Through(lambda x: x, head(), Through(lambda x: x - x.mean(0)))),
-        "records of a batch meet in its model before `layers.1.layers` (Sequential); " + BY_ITSELF),
+        "its model mixes the records of a batch before `layers.1.layers` (Sequential); " + BY_ITSELF),
     "attention between records": (
         over_sequences(lambda: nn.TransformerEncoderLayer(WIDTH, 2, 8)),
         LAYER_0.format(".self_attn", "MultiheadAttention") + FIRST),
@@ -138,15 +138,15 @@ DEPENDENT = {
              example=words), LAYER_1.format("BatchNorm1d")),
     "reshaped": (
         over_sequences(lambda: Through(lambda x: x.transpose(0, 1).reshape(x.shape))),
-        "records of a batch meet in its model before `0.layers` (Sequential); "),
-    "over their number": (after(lambda x: x / len(x)), "its model gives a record another output in another batch"),
-    "by their place": (Made(Placed, example=sequences), "its model gives a record another output in another batch"),
+        "its model mixes the records of a batch before `0.layers` (Sequential); "),
+    "over their number": (after(lambda x: x / len(x)), "its model gives a record a different output in another batch"),
+    "by their place": (Made(Placed, example=sequences), "its model gives a record a different output in another batch"),
     "mixed in one batch of ten": (after(lambda x: (x + x.flip(0)) / 2 if torch.rand(()) < 0.1 else x),
-        "records of a batch meet in its model by chance, in some batches; " + BY_ITSELF),
+        "its model mixes the records of some batches, at random; " + BY_ITSELF),
     "mixed by another generator": (after(lambda x: x.flip(0) if random.random() < 0 else x),  # noqa: S311
-        "its model draws from another generator than torch's"),
+        "its model does not draw from torch's default generator"),
     "mixed when it is evaluated": (
-        Made(lambda: Evaluated(head())), "records of a batch meet in forward of its model (Evaluated)"),
+        Made(lambda: Evaluated(head())), "the forward() of its model (Evaluated) mixes the records of a batch"),
     "one row for two": (
         Made(lambda: nn.Sequential(nn.Flatten(), Through(lambda x: x.reshape(-1, 4), head())), example=sequences),
         "its model makes outputs of shape (30, 3) from 5 records; keep one row for each record"),

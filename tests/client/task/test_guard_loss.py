@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 WEIGHTS = torch.tensor([1.0, 5.0, 20.0])
-NO_MEAN = "its loss over a batch is not the mean of its records' own losses; give each record one term that looks at no"
+NO_MEAN = (
+    "its loss over a batch is not the mean of its records' own losses; give each record one term that depends on no"
+)
 
 
 def summed(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ LOSSES: dict[str, tuple[Task, str]] = {
     "outputs broadcast against targets": (Made(loss=broadcast), NO_MEAN),
     "the spread of outputs": (Made(loss=spread), NO_MEAN),
     "the root of the mean": (Made(loss=lambda a, b: functional.cross_entropy(a, b).sqrt()), NO_MEAN),
-    "random weights": (Made(loss=mixed_up), "its loss gives another value for the same outputs; let it neither draw"),
+    "random weights": (Made(loss=mixed_up), "its loss gives different values for the same outputs; it must not draw"),
 }  # fmt: skip
 
 
@@ -114,7 +116,7 @@ def decay(module: nn.Module) -> Tensor:
 
 
 def test_a_fedprox_term_is_refused() -> None:
-    assert complaint(Burdened(proximal)).startswith("its loss has a gradient that does not come through the outputs; ")
+    assert complaint(Burdened(proximal)).startswith("its loss has a gradient that does not pass through the outputs; ")
 
 
 def test_weight_decay_in_the_loss_is_refused() -> None:
@@ -140,7 +142,7 @@ class Remembering(Made):
 
 
 def test_a_term_on_activations_that_the_model_keeps_aside_is_refused() -> None:
-    assert "return from the model whatever else the loss is of" in complaint(Remembering())
+    assert "return from the model everything else that the loss needs" in complaint(Remembering())
 
 
 class Counting(Made):
@@ -157,4 +159,4 @@ class Counting(Made):
 
 
 def test_a_loss_that_changes_from_call_to_call_is_refused() -> None:
-    assert complaint(Counting()).startswith(("its loss over a batch is not", "its loss gives another value"))
+    assert complaint(Counting()).startswith(("its loss over a batch is not", "its loss gives different values"))

@@ -58,7 +58,7 @@ def test_a_task_that_breaks_privacy_costs_nothing_and_reads_nothing(make_federat
         with pytest.raises(TaskError) as caught:
             step()
         assert str(caught.value) == (
-            f"{task_name(Dependent)}: records of a batch meet in its model's layer `0` (BatchNorm1d); "
+            f"{task_name(Dependent)}: its model's layer `0` (BatchNorm1d) mixes the records of a batch; "
             "use GroupNorm or LayerNorm"
         )
     assert Dependent.read == []
@@ -85,7 +85,7 @@ def test_records_of_another_form_than_the_examples_are_refused_when_read(
         open_site(federation.paths[SITE]).check_records()
     assert str(caught.value) == (
         f"{federation.paths[SITE] / 'records.csv'}: the task read inputs and targets {said}, but its example has "
-        "float32 (n, 2) and float32 (n, 1); mend one of the two"
+        "float32 (n, 2) and float32 (n, 1); correct one of the two"
     )
 
 

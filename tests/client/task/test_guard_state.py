@@ -70,7 +70,7 @@ def test_a_factor_of_the_loss_that_would_be_learned_is_refused() -> None:
 def test_layers_in_a_list_are_refused_with_the_mend() -> None:
     said = complaint(Made(Listed))
     assert "of `layers` of its model" in said
-    assert "nn.ModuleList in place of a list" in said
+    assert "nn.ModuleList instead of a list" in said
 
 
 def test_a_parameter_without_a_name_is_told_by_its_shape() -> None:
@@ -183,7 +183,7 @@ class Thawing(nn.Module):
 STATES: dict[str, tuple[Task, str]] = {
     "steps in the loss": (Stepping(at_once=False), "parameters of its model change in its loss, past"),
     "steps in the backward pass": (Stepping(at_once=True), "parameters of its model change in a backward pass, past"),
-    "gradients in the loss": (Learning(), "its loss computes gradients by itself; return the loss, and leave"),
+    "gradients in the loss": (Learning(), "its loss computes gradients itself; return the loss, and leave"),
     "weights that change": (
         Made(lambda: Shrinking(WIDTH, CLASSES)), "its model remembers earlier batches"),
     "an echo": (Made(lambda: Echo(WIDTH, CLASSES)), "its model remembers earlier batches"),

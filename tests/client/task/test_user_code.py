@@ -114,7 +114,7 @@ class Study(Tiny):
     def __init__(self{more}):
         {body}
 """
-MODULES[STUDY.format(more=", path", body="pass")] = "cannot be made (missing a required argument: 'path')"
+MODULES[STUDY.format(more=", path", body="pass")] = "cannot be constructed (missing a required argument: 'path')"
 MODULES[STUDY.format(more="", body=f"raise ValueError({QUOTE!r})")] = "constructor raises ValueError at"
 MODULES[STUDY.format(more="", body="raise SystemExit(0)")] = "constructor raises SystemExit at"
 

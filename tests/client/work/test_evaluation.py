@@ -263,12 +263,12 @@ def test_a_person_reads_it_with_cloister_stats(trained: tuple[Federation, str]) 
     [
         ({"start": None}, "an evaluation needs [start]"),
         ({"rounds": 2}, "an evaluation takes one round; set rounds = 1"),
-        ({"training": Training(1, 1.0, 0.1)}, "give either [training] or [statistics], or [evaluation]"),
+        ({"training": Training(1, 1.0, 0.1)}, "choose exactly one of [training], [statistics] and [evaluation]"),
         ({"privacy": Privacy(noise_multiplier=1.0, max_grad_norm=1.0)}, "an evaluation has its own range"),
         ({"evaluation": Evaluation(metrics=())}, "an evaluation needs metrics, or a loss_bound"),
-        ({"evaluation": Evaluation(metrics=("near", "near"))}, "stand there once each"),
-        ({"evaluation": Evaluation(metrics=("loss",))}, "for the loss, give loss_bound"),
-        ({"evaluation": None, "statistics": Statistics()}, "statistics start from nothing; remove [start]"),
+        ({"evaluation": Evaluation(metrics=("near", "near"))}, "name each metric of an evaluation once"),
+        ({"evaluation": Evaluation(metrics=("loss",))}, "for the loss, set loss_bound"),
+        ({"evaluation": None, "statistics": Statistics()}, "statistics need no initial model; remove [start]"),
         ({"privacy": Privacy(noise_multiplier=1.0, noise="shared")}, "an evaluation has local noise"),
     ],
 )

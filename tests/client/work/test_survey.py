@@ -241,7 +241,7 @@ def test_a_site_has_the_last_word_and_reads_and_spends_nothing_for_what_it_refus
         (replace(SURVEY, task=task_name(studies.NoColumns)), "needs columns"),
         (replace(SURVEY, task=task_name(studies.Backwards)), "needs columns"),
         (replace(SURVEY, task=task_name(studies.Endless)), "needs columns"),
-        (replace(SURVEY, task=task_name(studies.Twice)), "classes that are numbers, each once"),
+        (replace(SURVEY, task=task_name(studies.Twice)), "distinct numbers as classes"),
         (replace(SURVEY, task="tests.studies:HOLD"), "is not a class"),
     ],
 )
@@ -265,12 +265,12 @@ GOOD = [[1.0, 2.0], [3.0, 4.0]]
         ([[np.inf, 2.0], [3.0, 1.0]], [0, 1], "`a` of record 1 is not finite"),
         (GOOD, [0, 7], "the label of record 2 is 7; the survey's classes are 0, 1, 2"),
         (GOOD, [0, np.nan], "the label of record 2 is nan"),
-        (GOOD, [0], r"values of form \(2, 2\) and labels of form \(1,\)"),
-        ([1.0, 2.0], [0, 1], r"it needs \(n, 2\), a column each for a, b, and \(n,\)"),
-        ([[1.0], [2.0]], [0, 1], r"values of form \(2, 1\)"),
+        (GOOD, [0], r"values of shape \(2, 2\) and labels of shape \(1,\)"),
+        ([1.0, 2.0], [0, 1], r"it needs \(n, 2\), with the columns a, b, and \(n,\)"),
+        ([[1.0], [2.0]], [0, 1], r"values of shape \(2, 1\)"),
         (np.zeros((0, 2)), [], "read no records"),
-        ([[1.0, 2.0], [3.0]], [0, 1], "no table of numbers"),
-        ([["a", "b"], ["c", "d"]], [0, 1], "no table of numbers"),
+        ([[1.0, 2.0], [3.0]], [0, 1], "did not read a table of numbers"),
+        ([["a", "b"], ["c", "d"]], [0, 1], "did not read a table of numbers"),
     ],
 )
 def test_records_that_cannot_be_counted_are_refused_and_shown(

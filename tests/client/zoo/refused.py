@@ -119,17 +119,18 @@ REFUSED: dict[str, tuple[Task, str]] = {
         "track_running_stats=False"),
     "`spectral_norm`": (Made(lambda: spectral_norm(head())), "remembers earlier batches"),
     "recurrent layers without `batch_first`, given records first": (
-        Made(LastStep, example=sequences), "give it batch_first=True"),
-    "experts that take a share of the batch": (Made(Capacity), "records of a batch meet"),
-    "losses over pairs of records": (Made(loss=_of_the_batch), "give each record one term that looks at no other"),
+        Made(LastStep, example=sequences), "set batch_first=True"),
+    "experts that take a share of the batch": (Made(Capacity), "mixes the records of a batch"),
+    "losses over pairs of records": (
+        Made(loss=_of_the_batch), "give each record one term that depends on no other record"),
     "Cox's partial likelihood, over risk sets": (Made(lambda: nn.Linear(WIDTH, 1), loss=_cox), "no pairs or risk sets"),
     "gamma, beta, Dirichlet or Poisson draws": (
         Made(lambda: _between(Through(lambda x: x * torch.distributions.Gamma(x.exp(), 1.0).rsample()))),
         "transform normal or uniform numbers"),
     "models compiled by `torch.jit`": (Made(lambda: torch.jit.script(head())), "return the module itself"),
     "a counter, cache, running mean or list that outlasts a batch": (Made(Counting), "in `batches` of its model, so"),
-    "`nn.Lazy…` layers": (Made(lambda: nn.LazyLinear(CLASSES)), "use layers that are told theirs"),
-    "`nn.RReLU`": (Made(lambda: _between(nn.RReLU())), "records of a batch meet"),
+    "`nn.Lazy…` layers": (Made(lambda: nn.LazyLinear(CLASSES)), "use layers of fixed size"),
+    "`nn.RReLU`": (Made(lambda: _between(nn.RReLU())), "mixes the records of a batch"),
     "`nn.Embedding` with `sparse=True`": (
         Made(lambda: _over_words(nn.Embedding(9, 5, sparse=True)), example=words), "leave out sparse=True"),
     "`nn.Embedding` with `max_norm`": (
@@ -139,5 +140,5 @@ REFUSED: dict[str, tuple[Task, str]] = {
         "a record's gradient"),
     "`checkpoint(…, use_reentrant=True)`": (Made(Again), "use_reentrant"),
     "trained parameters in float64 or 16 bits": (Made(lambda: head().double()), "make all of them float32"),
-    "layers in a list": (Made(Listed), "nn.ModuleList in place of a list"),
+    "layers in a list": (Made(Listed), "nn.ModuleList instead of a list"),
 }  # fmt: skip

@@ -249,7 +249,7 @@ def test_an_audit_tries_the_sites_own_task_and_says_why_it_fails(tmp_path: Path)
     report = json.loads(shown.stdout.splitlines()[-1])
     (check,) = report["checks"]
     assert (check["name"], check["held"], report["passed"]) == ("gradients", False, False)
-    assert check["seen"].startswith(f"{name}: its model gives a record another output in another batch")
+    assert check["seen"].startswith(f"{name}: its model gives a record a different output in another batch")
     assert check["seen"] in " ".join(shown.stderr.split())
     assert json.loads((site / AUDIT).read_bytes()) == report
     assert not picture.exists()

@@ -157,7 +157,7 @@ def test_only_the_audit_can_make_them(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_there_must_be_a_record_to_join(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no record for canaries to join"):
+    with pytest.raises(DataError, match="no records to which canaries could be added"):
         _final(tmp_path / "empty", "", [1])
 
 

@@ -82,7 +82,7 @@ def test_a_site_that_released_nothing_says_so_and_gets_no_ledger_by_it(federatio
     assert [(each["epsilon_spent"], each["epsilon_left"]) for each in made["spending"]] == [(0, 10.0)] * 2
     for each in made["ledgers"].values():
         assert (each["entries"], each["first"], each["last"], each["head"]) == (0, None, None, GENESIS)
-    assert made["audit"] == {"result": "not audited; `cloister audit privacy SITE` does it"}
+    assert made["audit"] == {"result": "not audited; run `cloister audit privacy SITE`"}
     assert not (federation.paths["north"] / "ledger").exists()
 
 

@@ -65,8 +65,8 @@ def test_the_table_has_every_attack_and_a_sentence_in_80_columns(report: dict[st
     assert max(map(len, lines)) <= 80
     assert all(any(line.startswith(name) for line in lines) for name in (*ATTACKS, *LIARS))
     assert lines[-2:] == [
-        f"✓ every site refused all {len(ATTACKS)} tries, and none of 5 honest rounds",
-        f"✓ each of {len(LIARS)} lies was blamed on the member that told it, and on nobody else",
+        f"✓ every site refused all {len(ATTACKS)} attacks, and none of 5 honest rounds",
+        f"✓ each of {len(LIARS)} false messages was blamed on the member that sent it, and on no other",
     ]
 
 
@@ -132,4 +132,4 @@ def test_blame_that_misses_the_liar_or_hits_another_is_counted(monkeypatch: pyte
     assert row["blamed"] < row["tries"]
     assert row["others_blamed"]
     assert not adversary.held(report)
-    assert "were not blamed on who told them" in adversary.table(report).splitlines()[-1]
+    assert "were not blamed on their sender" in adversary.table(report).splitlines()[-1]

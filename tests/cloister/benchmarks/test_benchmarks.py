@@ -142,7 +142,7 @@ def test_packing_into_few_bits_costs_no_accuracy() -> None:
     assert rows["float32"]["accuracy_mean"] > 0.9
     assert all(abs(row["points_lost"]) <= 0.3 for row in rows.values())
     assert rows["precise"]["model_error"] < rows["compact"]["model_error"] < rows["dense"]["model_error"]
-    assert 2 * rows["dense"]["model_error"] < rows["dense, nothing carried"]["model_error"]
+    assert 2 * rows["dense"]["model_error"] < rows["dense, without error feedback"]["model_error"]
     assert max(map(len, accuracy.table(report).splitlines())) <= 80
 
 

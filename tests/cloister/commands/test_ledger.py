@@ -138,19 +138,19 @@ def test_a_whole_ledger_is_verified_and_any_other_ends_with_the_reason(federatio
     code, shown = run("verify", federation.paths["north"])
     assert code == 0
     assert all(f"head {each.head}" in shown for each in ledgers)
-    assert shown.count("whole, and signed with north's key to its last line") == 2
+    assert shown.count("complete, and signed with north's key up to its last line") == 2
     assert shown.count("as new as the last head that the site keeps") == 2
-    assert "cannot be known: whether lines are missing at the end that no head here has" in shown
-    assert "whoever has the site's signing key can write all of it anew" in shown
+    assert "not verifiable here: whether the last lines are missing, unless a head shows it" in shown
+    assert "Anyone with the site's signing key could also rewrite the whole ledger" in shown
     for ledger, steps in zip(ledgers, (4, 1), strict=True):
         whole = ledger.path.read_bytes()
         try:
             ledger.path.write_bytes(whole.replace(b'"steps": %d' % steps, b'"steps": 0', 1))
-            with pytest.raises(LedgerError, match=":2: this entry or one before it was altered"):
+            with pytest.raises(LedgerError, match=":2: this entry or an earlier one was altered"):
                 accounts.verify(federation.paths["north"])
         finally:
             ledger.path.write_bytes(whole)
-    with pytest.raises(ConfigError, match="there is no ledger; nothing was ever charged for this lineage"):
+    with pytest.raises(ConfigError, match="there is no ledger: nothing was ever charged for this lineage"):
         accounts.verify(federation.paths["south"])
 
 
@@ -166,7 +166,7 @@ def test_a_chain_that_is_rewritten_with_right_digests_is_not_verified(copy: Path
     for command in ("verify", "show"):
         code, _ = run(command, copy)
         assert code == 1
-    with pytest.raises(LedgerError, match=":2: this entry or one before it was altered by somebody who"):
+    with pytest.raises(LedgerError, match=":2: this entry or an earlier one was altered by someone"):
         accounts.verify(copy)
 
 
@@ -175,20 +175,20 @@ def test_a_ledger_that_lost_its_end_is_found_by_the_head_that_the_site_keeps_or_
     *earlier, last = path.read_bytes().splitlines(keepends=True)
     head = last[:64].decode()
     code, shown = run("verify", copy, "--head", head)
-    assert (code, f"✓ has had the head {head}" in shown) == (0, True)
+    assert (code, f"✓ contains the head {head}" in shown) == (0, True)
     path.write_bytes(b"".join(earlier))
     for look in (accounts.verify, accounts.report, partial(accounts.plan, run=RUN)):  # none counts too little
-        with pytest.raises(LedgerError, match="is older than what north charged before"):
+        with pytest.raises(LedgerError, match="lacks later charges of north"):
             look(copy)
-    with pytest.raises(LedgerError, match="is older than what north charged before"):
+    with pytest.raises(LedgerError, match="lacks later charges of north"):
         read_site(copy).ledger.reserve(Release("e" * 64, 1, 1), TRAINED, Budget(9.0, DELTA))
     path.unlink()
-    with pytest.raises(LedgerError, match="the ledger holds nothing, and is older"):
+    with pytest.raises(LedgerError, match="the ledger is empty and lacks later"):
         accounts.verify(copy)
     path.write_bytes(b"".join(earlier))
     rmtree(copy / "ledger-heads")
     assert "no last head is kept here" in run("verify", copy)[1]
-    with pytest.raises(LedgerError, match=f"no ledger of north has had the head {head}"):
+    with pytest.raises(LedgerError, match=f"no ledger of north contains the head {head}"):
         accounts.verify(copy, [head])
 
 
@@ -232,11 +232,11 @@ def test_a_site_with_new_keys_adopts_its_ledgers_once_and_says_what_was_checked(
     ledger = read_site(copy).ledger
     ledger.reserve(Release("e" * 64, 1, 1), TRAINED, Budget(9.0, DELTA))
     assert len(ledger.mechanisms()) == 6
-    with pytest.raises(LedgerError, match="nothing in this ledger was signed with another key"):
+    with pytest.raises(LedgerError, match="this ledger has no entry signed with a key other than"):
         accounts.adopt(copy, None)
     data = ledger.path.read_bytes()
     ledger.path.write_bytes(data.replace(b'"steps": 4', b'"steps": 0', 1))
-    with pytest.raises(LedgerError, match=":2: this entry or one before it was altered"):
+    with pytest.raises(LedgerError, match=":2: this entry or an earlier one was altered"):
         accounts.verify(copy)
 
 
@@ -247,7 +247,7 @@ def test_an_older_copy_is_not_adopted(copy: Path, tmp_path: Path, *, checked: bo
     old.write_bytes(key.read_bytes())
     key.write_bytes(key_pem(signing_key("north, later")))
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-    with pytest.raises(LedgerError, match="is older than what north charged before"):
+    with pytest.raises(LedgerError, match="lacks later charges of north"):
         accounts.adopt(copy, old if checked else None)
 
 
@@ -266,7 +266,7 @@ def test_a_ledger_is_not_adopted_on_another_key_or_without_a_word(copy: Path, tm
 def test_no_lineage_can_meet_the_ledger_of_the_records_held_out(copy: Path, name: str) -> None:
     file = copy / "site.toml"
     file.write_text(file.read_text().replace('"north-patients"', f'"{name}"'))
-    with pytest.raises(ConfigError, match=r"no lineage may end in \.held-out"):
+    with pytest.raises(ConfigError, match=r"a lineage must not end in \.held-out"):
         read_site(copy)
 
 
@@ -275,7 +275,7 @@ def test_a_delta_above_one_over_the_records_is_warned_of_with_one_that_is_sensib
     (copy / "patients.csv").write_text("a,b\n" + "1,2\n" * 500)
     assert asked("show", copy)["delta_warning"] == ""
     file.write_text(file.read_text().replace("delta = 1e-05", "delta = 0.005"))
-    warning = "δ 0.005 is above 1 over 500 records: it leaves room to publish one of them whole; use 1e-05 or less"
+    warning = "δ 0.005 is above 1 over 500 records, which would allow publishing a whole record; use 1e-05 or less"
     assert asked("show", copy)["delta_warning"] == warning
     assert f"! {warning}" in run("show", copy)[1]
     declared = warning.replace("500", "224")
@@ -340,7 +340,7 @@ def test_a_plan_says_what_would_be_spent_and_which_noise_would_fit(federation: F
     assert found["spent_after"] == epsilon([*EVERYTHING, cost], DELTA)
     assert (found["allowed"], len(found["refusals"])) == (False, 1)
     fits = Mechanism(found["noise_multiplier_that_fits"], cost.sample_rate, cost.steps)
-    assert f"noise_multiplier = {fits.noise_multiplier:g} would fit what is left" in shown
+    assert f"noise_multiplier = {fits.noise_multiplier:g} would fit the remaining budget" in shown
     assert ledger.check_plan(fits, Budget(4.0, DELTA)) <= 4.0
     with pytest.raises(BudgetError):
         ledger.check_plan(Mechanism(fits.noise_multiplier - 0.001, fits.sample_rate, fits.steps), Budget(4.0, DELTA))

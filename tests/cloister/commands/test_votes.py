@@ -30,7 +30,7 @@ def test_a_run_with_votes_says_what_they_cost_and_how_often_they_err(spent: floa
     manifest = signed(Vote(epsilon=spent, tolerance=0.1))
     lines = table(cost_of_votes(manifest))
     assert f"ε {spent:g}, all of them {manifest.settings.rounds * spent:.2f}" in lines[0]
-    assert "of spoiled rounds stay" in lines[1]
+    assert "of spoiled rounds are kept" in lines[1]
     assert any("may be blamed" in line for line in lines) == warned
 
 

@@ -182,7 +182,7 @@ def test_arbitrary_signed_bytes_are_no_header(data: bytes) -> None:
 
 @pytest.mark.parametrize("signer", ["south", "coordinator", "stranger"])
 def test_nobody_can_sign_for_another_site(signer: str) -> None:
-    with pytest.raises(AuthenticityError, match="the signature of this update does not hold"):
+    with pytest.raises(AuthenticityError, match="the signature of this update is not valid"):
         verify(resigned(updates()["north"], signer, {}))
 
 
@@ -265,12 +265,12 @@ def test_a_body_of_another_size_than_its_genuine_header_says_is_malformed(size: 
 
 def test_another_update_of_the_same_site_cannot_be_put_under_a_header() -> None:
     second = this_round().update("north", VECTORS["north"])
-    with pytest.raises(AuthenticityError, match="not the ones that it signed; it was altered on the way"):
+    with pytest.raises(AuthenticityError, match="not those that it signed; the update was altered in transit"):
         verify(replace(updates()["north"], chunks=second.chunks))
 
 
 def test_a_header_whose_seeds_are_not_the_bodys_is_refused_before_it_can_spoil_the_sum() -> None:
-    with pytest.raises(AuthenticityError, match="not the ones that it signed"):
+    with pytest.raises(AuthenticityError, match="not those that it signed"):
         verify(resigned(updates()["north"], "north", {"seeds": OTHER}))
 
 

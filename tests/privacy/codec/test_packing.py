@@ -153,9 +153,9 @@ def test_a_cohort_that_leaves_no_room_is_refused(profile: Profile, cohort: int) 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf, -np.inf, 1e31, 1e-31, 5e-324])
 def test_a_bound_or_weight_that_float32_cannot_hold_is_refused(value: float) -> None:
-    with pytest.raises(ConfigError, match=r"must lie between 1e-30 and 1e\+30"):
+    with pytest.raises(ConfigError, match=r"must be between 1e-30 and 1e\+30"):
         packing_of("compact", update_bound=value)
-    with pytest.raises(ConfigError, match=r"must lie between 1e-30 and 1e\+30"):
+    with pytest.raises(ConfigError, match=r"must be between 1e-30 and 1e\+30"):
         packing_of("compact", max_weight=value)
 
 
@@ -199,7 +199,7 @@ def test_a_field_that_the_contributors_cannot_have_reached_is_refused(profile: P
     total[0, SIZE - 1] = 3 * (packing.levels - 1)
     unpack([total], SIZE, WEIGHTS, packing)
     total[0, SIZE - 1] += 1
-    with pytest.raises(MalformedError, match="values that these contributors cannot have sent; it was altered"):
+    with pytest.raises(MalformedError, match="values that these contributors cannot have sent; the sum was altered"):
         unpack([total], SIZE, WEIGHTS, packing)
 
 
@@ -214,7 +214,7 @@ def test_anything_where_all_sites_leave_zero_is_refused(place: int) -> None:
     packing = packing_of("compact")
     total = true_sum(packing)
     total[0, place] = 1
-    with pytest.raises(MalformedError, match="it was altered"):
+    with pytest.raises(MalformedError, match="the sum was altered"):
         unpack([total], SIZE, WEIGHTS, packing)
 
 

@@ -62,13 +62,15 @@ def test_each_chunk_of_a_large_cohorts_sum_comes_with_its_c1_and_no_seed() -> No
     ],
 )
 def test_seeds_that_do_not_belong_to_a_sum_are_refused(seeds: tuple[bytes, ...]) -> None:
-    with pytest.raises(MalformedError, match="the seeds do not belong to a sum of 2 ciphertexts; it was not decrypted"):
+    with pytest.raises(
+        MalformedError, match="the seeds do not belong to a sum of 2 ciphertexts; the sum was not decrypted"
+    ):
         replace(sum_of(2), seeds=seeds).check(2)
 
 
 @pytest.mark.parametrize("length", [0, 8, 15, 17, 24])
 def test_codes_that_do_not_belong_to_a_sum_are_refused(length: int) -> None:
-    with pytest.raises(MalformedError, match=f"{length} bytes are not the codes of 2 ciphertexts"):
+    with pytest.raises(MalformedError, match=f"{length} bytes are the wrong length for the codes of 2 ciphertexts"):
         replace(sum_of(2), codes=bytes(length)).check(2)
 
 

@@ -154,7 +154,7 @@ def test_any_flipped_bit_of_a_key_file_is_noticed(place: int, bit: int) -> None:
     # Without its digest, almost any key file would pass: whoever used it would send noise, and read noise.
     data = bytearray(decryption_key().to_bytes())
     data[place] ^= 1 << bit
-    with pytest.raises(KeyFileError, match="the decryption key's file is damaged; restore it"):
+    with pytest.raises(KeyFileError, match="the decryption key file is damaged; restore it"):
         DecryptionKey.from_bytes(bytes(data))
 
 
@@ -198,7 +198,7 @@ GENUINE = np.frombuffer(decryption_key().to_bytes()[:-32], "<u8")
     ids=["zero", "one", "minus one", "a constant", "twice a key", "a key but for one word", "random"],
 )
 def test_a_key_that_no_honest_site_makes_is_refused(words: NDArray[np.uint64]) -> None:
-    with pytest.raises(MalformedError, match="no keys that an honest site makes"):
+    with pytest.raises(MalformedError, match="an honest site would not make these keys"):
         key_of(words).check_form()
 
 
@@ -211,7 +211,7 @@ def test_hostile_residues_and_seeds_decrypt_to_noise_and_are_refused(seed: int, 
     assert opened.shape == (1, RING_DEGREE)
     assert opened.max() < PLAIN_MODULUS
     plan = make_plan("ab" * 32)
-    with pytest.raises(AuthenticityError, match="is not that of the updates it is said to hold"):
+    with pytest.raises(AuthenticityError, match="is not the sum of the updates that it claims to contain"):
         list(tag_key().check([opened], plan, {site: nonce_of(site) for site in plan.cohort}))
 
 
@@ -245,7 +245,7 @@ def test_under_another_key_a_sum_is_noise_and_unpacking_refuses_it() -> None:
     packing = Packing.of("compact", cohort=1, update_bound=1.0, max_weight=1.0)
     c0, seeds = encrypt_and_sum([packed(np.ones(9), 1.0, packing)])
     assert isinstance(unpack([decrypted(decryption_key(), [c0], seeds, 1)], 9, [1.0], packing), Update)
-    with pytest.raises(MalformedError, match="it was altered"):
+    with pytest.raises(MalformedError, match="the sum was altered"):
         unpack([decrypted(DecryptionKey.generate(), [c0], seeds, 1)], 9, [1.0], packing)
 
 

@@ -51,7 +51,7 @@ def test_one_sites_update_cannot_be_passed_off_as_the_sum_of_three() -> None:
     total = claimed(replace(honest_sum(), contributions=parts), *[north] * 3)
     opened = decryption_key().decrypt(total.ciphertexts.chunks())
     assert isinstance(unpack(opened, PARAMETERS, [1.0] * 3, this_round().manifest.packing), Update)
-    with pytest.raises(AuthenticityError, match="the seeds of south's update are not the ones that it signed"):
+    with pytest.raises(AuthenticityError, match="the seeds of south's update are not those that it signed"):
         open_sum(total)
 
 

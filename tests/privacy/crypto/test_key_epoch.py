@@ -165,7 +165,7 @@ def test_a_leader_that_names_other_keys_than_it_sealed_is_refused(named: dict[st
     bound = [payload[name] for name in ("consortium", "roster", "epoch", "fingerprint", "leader", "recipient")]
     info = b"cloister epoch " + json.dumps(bound).encode()
     sealed = seal(sealing_key("south").public, keys().to_bytes(), info)
-    with pytest.raises(AuthenticityError, match="not those that it names"):
+    with pytest.raises(AuthenticityError, match="not those that the letter names"):
         read(signed(payload | {"sealed": b64encode(sealed).decode()}))
 
 

@@ -167,9 +167,9 @@ def refused(total: EncryptedSum, of: Round, error: type[CloisterError], said: st
 def test_a_small_cohorts_sum_with_c1_is_refused_with_its_seeds_or_without() -> None:
     of, total = small().of, small().total
     with_c1 = replace(total, c1=expanded(total))
-    said = "has no part c1, or one that its cohort is too small for; it was not opened"
+    said = "has no part c1, or has one although its cohort is too small; it was not opened"
     refused(with_c1, of, MalformedError, said)
-    refused(seedless(with_c1), of, AuthenticityError, "the seeds of site-0's update are not the ones that it signed")
+    refused(seedless(with_c1), of, AuthenticityError, "the seeds of site-0's update are not those that it signed")
     # It would decrypt: nothing but the rule refuses it.
     coefficients = joined(decryption_key().decrypt(seedless(with_c1).ciphertexts.chunks()))
     np.testing.assert_array_equal(coefficients[:, :LAST], small().exact[:, :LAST])
@@ -255,7 +255,7 @@ def test_the_code_and_the_tag_notice_a_server_that_leaves_a_site_out_of_both_par
     for said in (nonces | {absent: nonce_of(absent)}, {site: nonces[site] for site in list(nonces)[1:]}):
         with pytest.raises(AuthenticityError, match="nothing was decrypted"):
             joined(decryption_key().decrypt(mac_key().check(total.ciphertexts, of.plan, said)))
-        with pytest.raises(AuthenticityError, match="is not that of the updates"):
+        with pytest.raises(AuthenticityError, match="is not the sum of the updates"):
             joined(tag_key().check(decryption_key().decrypt(total.ciphertexts.chunks()), of.plan, said))
 
 
@@ -265,7 +265,7 @@ def test_a_header_that_was_signed_anew_is_still_no_contribution_of_another_plan(
     changed = first.header.replace(of.plan.digest.encode(), b"f" * 64)
     parts = (replace(first, header=changed), *total.contributions[1:])
     refused(replace(total, contributions=parts), of, AuthenticityError, "signature")
-    refused(replace(total, contributions=parts[1:]), of, ProtocolError, "fewer than the minimum")
+    refused(replace(total, contributions=parts[1:]), of, ProtocolError, "too few contributors")
 
 
 def test_of_a_large_cohort_an_update_with_too_few_seeds_is_not_added() -> None:

@@ -66,13 +66,13 @@ def test_the_limit_may_be_met_exactly_and_not_passed() -> None:
     squares = sum(number * number for number in NUMBERS)
     exact = replace(STATEMENT, limit=squares)
     assert _holds(exact, prove(exact, NUMBERS, BLINDING))
-    with pytest.raises(ProtocolError, match="north's update is longer"):
+    with pytest.raises(ProtocolError, match="north has not proved that its update is within"):
         prove(replace(STATEMENT, limit=squares - 1), NUMBERS, BLINDING)
 
 
 @pytest.mark.parametrize(("numbers", "limit"), [(0, 9), (12, 9), (1032, 9), (8, 0), (8, -1), (8, 1 << 100)])
 def test_what_could_carry_is_no_statement(numbers: int, limit: int) -> None:
-    with pytest.raises(ConfigError, match="have no proof of a limit"):
+    with pytest.raises(ConfigError, match="cannot be proved to be within"):
         Statement(CONTEXT, "north", numbers, limit)
 
 
@@ -97,7 +97,7 @@ def test_another_number_of_numbers_is_another_proof() -> None:
     wider = replace(STATEMENT, numbers=16)
     proof = prove(wider, [*NUMBERS, *[0] * 8], BLINDING)
     assert proof.commitment == commit(NUMBERS, BLINDING)
-    with pytest.raises(MalformedError, match="are no proof of the length of north's update"):
+    with pytest.raises(MalformedError, match="are not a proof of the norm of north's update"):
         Proof.read(proof.to_bytes(), STATEMENT)
 
 
@@ -266,7 +266,7 @@ def test_the_reader_takes_proofs_or_refuses_in_a_sentence(proof: Proof, junk: by
 def test_each_point_is_looked_at(proof: Proof, place: int) -> None:
     data = bytearray(proof.to_bytes())
     data[BYTES * place : BYTES * (place + 1)] = IDENTITY
-    with pytest.raises(MalformedError, match="no point of the group"):
+    with pytest.raises(MalformedError, match="not a point of the group"):
         Proof.read(bytes(data), STATEMENT)
 
 

@@ -70,7 +70,7 @@ def test_a_site_takes_no_secret_from_one_that_it_writes_to_itself_and_none_of_an
         (forged("north", "south", bytes(33)), "north", "south"),
         (forged("south", "north", bytes(32)), "south", "north"),
     ):
-        with pytest.raises(MalformedError, match="brings no secret"):
+        with pytest.raises(MalformedError, match="contains no usable secret"):
             read(letter, sender, site)
 
 

@@ -65,7 +65,7 @@ def test_the_numbers_are_those_of_the_golden_vector() -> None:
 
 
 def test_a_vector_that_doubles_cannot_add_up_exactly_is_refused() -> None:
-    with pytest.raises(ConfigError, match="too long to be projected"):
+    with pytest.raises(ConfigError, match="too large to be projected"):
         project([np.array([2.0**52, 2.0**52])], SEED, K)
 
 
@@ -80,7 +80,7 @@ def test_the_stretch_is_the_least_that_refuses_one_honest_vector_in_a_billion(pr
 
 
 def test_no_other_number_of_projections_is_foreseen() -> None:
-    with pytest.raises(ConfigError, match="take one of 32, 64, 128"):
+    with pytest.raises(ConfigError, match="choose one of 32, 64, 128"):
         stretch(48)
 
 

@@ -56,7 +56,7 @@ def test_another_key_of_the_same_kind_does_not_verify(curve: str) -> None:
     with pytest.raises(AuthenticityError) as caught:
         SignedDocument.open(document, "roster", OTHERS[curve].public_key())
     assert str(caught.value) == (
-        "the signature of this roster does not hold: it was altered, or signed with another key"
+        "the signature of this roster is not valid: the roster was altered, or signed with another key"
     )
 
 
@@ -78,7 +78,7 @@ def test_one_kind_of_document_never_passes_for_another(curve: str, signed: str, 
     with pytest.raises(AuthenticityError):
         verify(public, read, payload, signature)
     made = SignedDocument(signed, payload, signature)
-    with pytest.raises(MalformedError, match=f"this is a signed '{signed}', where a {read} is needed"):
+    with pytest.raises(MalformedError, match=f"this is a signed '{signed}'; a {read} is needed here"):
         SignedDocument.open(made.to_bytes(), read, public)
     with pytest.raises(AuthenticityError):
         SignedDocument.open(SignedDocument(read, payload, signature).to_bytes(), read, public)
@@ -135,7 +135,7 @@ def test_the_first_line_has_one_form_only() -> None:
         (b"cloister-signed-1 roster 0\nx", "the first line of this roster is damaged"),
         (b"cloister-signed-1 roster \xff\nx", "the first line of this roster is damaged"),
         (b"cloister-signed-1 r\xc3\xb6ster 00\nx", "the first line of this roster is damaged"),
-        (b"cloister-signed-1 manifest 00\nx", "this is a signed 'manifest', where a roster is needed"),
+        (b"cloister-signed-1 manifest 00\nx", "this is a signed 'manifest'; a roster is needed here"),
     ],
 )
 def test_what_is_wrong_with_a_document_is_said(data: bytes, said: str) -> None:
@@ -147,5 +147,5 @@ def test_a_document_that_is_too_large_is_refused_with_its_size() -> None:
     key, room = KEYS["Ed25519"], 64 << 20
     largest = SignedDocument.make(key, "roster", b"x" * (room - 200)).to_bytes()
     assert SignedDocument.open(largest, "roster", key.public_key()).payload == b"x" * (room - 200)
-    with pytest.raises(MalformedError, match="this roster has 64 MiB, more than the 64 MiB that are read of one"):
+    with pytest.raises(MalformedError, match="this roster has 64 MiB; the limit is 64 MiB"):
         SignedDocument.open(largest + bytes(200), "roster", key.public_key())

@@ -103,7 +103,7 @@ def test_over_the_budget_is_refused_with_all_numbers_and_writes_nothing(tmp_path
         ledger(path).reserve(release(3), mechanism, Budget(2.0, 1e-5))
     assert str(caught.value) == (
         f"round 3 would bring north's spending on 'patients' to ε {would:.2f}, over its budget of 2.00 at δ 1e-05; "
-        "ask for less, or the site allows more"
+        "plan a cheaper run, or let the site raise its budget"
     )
     assert path.read_bytes() == before
 
@@ -159,7 +159,7 @@ def test_attempts_cannot_bring_a_run_over_what_one_run_may_spend(tmp_path: Path)
         ledger(path).reserve(Release("a" * 64, 1, 4), ROUND, budget)
     assert path.read_bytes() == before
     ledger(path).reserve(Release("b" * 64, 1, 1), ROUND, budget)
-    with pytest.raises(BudgetError, match="over the nan of one run; end it"):
+    with pytest.raises(BudgetError, match="over the limit of nan for one run; end the run"):
         ledger(path).reserve(Release("b" * 64, 1, 2), ROUND, Budget(100.0, 1e-5, run_epsilon=float("nan")))
 
 
@@ -300,7 +300,7 @@ def test_any_changed_byte_but_the_last_is_found(whole: bytes, where: float, chan
 def test_a_deleted_line_is_found(whole: bytes, number: int) -> None:
     lines = whole.splitlines(keepends=True)
     del lines[number]
-    with pytest.raises(LedgerError, match=f":{number + 1}: this entry or one before it was altered"):
+    with pytest.raises(LedgerError, match=f":{number + 1}: this entry or an earlier one was altered"):
         read(b"".join(lines))
 
 
@@ -325,12 +325,12 @@ def test_a_ledger_that_is_rewritten_without_the_key_is_found_at_the_first_change
         for event, signature in zip(cheaper, signatures, strict=True):
             head, last = sha256(bytes.fromhex(head) + last + event).hexdigest(), signature
             lines += b"%s %s %s\n" % (head.encode(), signature, event)
-        with pytest.raises(LedgerError, match=f":{place + 1}: this entry or one before it was altered by somebody who"):
+        with pytest.raises(LedgerError, match=f":{place + 1}: this entry or an earlier one was altered by someone"):
             read(lines)
         with pytest.raises(LedgerError, match="this ledger is not signed with north's key; restore it from backup"):
             read(other)
         kept = whole.splitlines(keepends=True)[:place] + other.splitlines(keepends=True)[place:]
-        with pytest.raises(LedgerError, match=f":{place + 1}: this entry or one before it was altered"):
+        with pytest.raises(LedgerError, match=f":{place + 1}: this entry or an earlier one was altered"):
             read(b"".join(kept))
 
 
@@ -340,7 +340,7 @@ def test_the_last_entry_cannot_be_changed_either(whole: bytes) -> None:
     cheaper = last.split(b" ", 2)[2].replace(b'"steps": 5', b'"steps": 1')
     forged = sha256(bytes.fromhex(head.decode()) + signature + cheaper.rstrip()).hexdigest().encode()
     for made in (last.split(b" ", 2)[1], signing_key("mallory").sign(forged).hex().encode(), signature):
-        with pytest.raises(LedgerError, match=":6: this entry or one before it was altered by somebody who has not"):
+        with pytest.raises(LedgerError, match=":6: this entry or an earlier one was altered by someone without"):
             read(b"".join(kept) + b" ".join([forged, made, cheaper]))
 
 
@@ -356,7 +356,7 @@ def test_a_ledger_is_read_with_the_public_key_and_not_written(tmp_path: Path, wh
     path.write_bytes(whole)
     auditor = Ledger(path, "north", "patients", KEY.public_key())
     assert (len(auditor.mechanisms()), auditor.head) == (NORMALLY, ledger(path).head)
-    with pytest.raises(KeyFileError, match="nothing is written without north's signing key"):
+    with pytest.raises(KeyFileError, match="north's signing key is missing, so nothing is written"):
         auditor.reserve(release(6), ROUND, AMPLE)
     assert path.read_bytes() == whole
 
@@ -374,7 +374,7 @@ def test_what_another_process_appended_or_cut_is_read_anew(tmp_path: Path, whole
 
 def test_other_line_ends_are_an_edit(whole: bytes) -> None:
     for end in (b"\r\n", b"\n\n"):
-        with pytest.raises(LedgerError, match=r":[12]: this entry or one before it"):
+        with pytest.raises(LedgerError, match=r":[12]: this entry or an earlier one"):
             read(whole.replace(b"\n", end))
 
 
@@ -387,7 +387,7 @@ def test_the_lines_of_another_ledger_do_not_fit(tmp_path: Path, whole: bytes) ->
 
 @pytest.mark.parametrize(("site", "lineage"), [("south", "patients"), ("north", "customers")])
 def test_another_sites_or_lineages_ledger_is_refused(whole: bytes, site: str, lineage: str) -> None:
-    with pytest.raises(LedgerError, match="this ledger is another site's or lineage's; mend `lineage`"):
+    with pytest.raises(LedgerError, match="this ledger belongs to another site or lineage; correct `lineage`"):
         read(whole, site, lineage)
 
 
@@ -422,7 +422,9 @@ def test_another_sites_or_lineages_ledger_is_refused(whole: bytes, site: str, li
     ],
 )
 def test_a_chained_entry_that_this_version_cannot_count_is_never_skipped(whole: bytes, event: bytes) -> None:
-    with pytest.raises(LedgerError, match=":7: this entry is none of this version's; use the version that wrote it"):
+    with pytest.raises(
+        LedgerError, match=":7: this version of Cloister cannot read this entry; use the version that wrote it"
+    ):
         read(chained([*events(whole), event], KEY))
 
 
@@ -439,12 +441,12 @@ def test_arbitrary_lines_are_no_ledger(data: bytes) -> None:
 def test_a_folder_in_its_place_is_a_ledger_error(tmp_path: Path) -> None:
     with pytest.raises(LedgerError) as caught:
         ledger(tmp_path).reserve(release(1), ROUND, AMPLE)
-    assert str(caught.value) == f"{tmp_path}: Is a directory; no update leaves until the ledger can be written"
+    assert str(caught.value) == f"{tmp_path}: Is a directory; no update is sent until the ledger can be written"
 
 
 def test_a_file_in_its_folders_place_is_a_ledger_error(tmp_path: Path) -> None:
     (tmp_path / "folder").touch()
-    with pytest.raises(LedgerError, match="no update leaves until the ledger can be written"):
+    with pytest.raises(LedgerError, match="no update is sent until the ledger can be written"):
         ledger(tmp_path / "folder" / "patients").reserve(release(1), ROUND, AMPLE)
 
 
@@ -476,7 +478,7 @@ def test_a_full_disk_is_a_ledger_error_and_the_ledger_survives_it(tmp_path: Path
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(path), str(room)], capture_output=True, text=True, check=False, timeout=60
     )
-    assert re.search(r"refused: .*patients: File too large; no update leaves", done.stderr), done.stderr
+    assert re.search(r"refused: .*patients: File too large; no update is sent", done.stderr), done.stderr
     assert ledger(path).mechanisms() == before
     ledger(path).reserve(release(9), ROUND, AMPLE)
     assert ledger(path).mechanisms() == [*before, ROUND]
@@ -493,7 +495,7 @@ def test_a_file_that_takes_its_place_while_it_is_written_is_a_ledger_error(tmp_p
             other.replace(path)
             stands = entries.unused(charge, Mechanism(1.0, 0.1, 2))
             write = kept.sync if stands else partial(kept.append, lines=before.splitlines(keepends=True)[-1])
-            with pytest.raises(LedgerError, match="another file was put in its place"):
+            with pytest.raises(LedgerError, match="another file replaced this ledger"):
                 write(file)
         assert path.read_bytes() == before
 

@@ -47,18 +47,18 @@ def test_an_older_copy_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(LedgerError) as caught:
         ledger.check_head(known)
     assert str(caught.value) == (
-        f"{ledger.path}: the ledger ends on {ledger.entries().charges[-1].time}, and is older than what north charged "
-        f"before (head {known.head[:12]}); restore the newest copy, nothing is charged until then"
+        f"{ledger.path}: the ledger ends on {ledger.entries().charges[-1].time} and lacks later charges of north "
+        f"(head {known.head[:12]}); restore the newest copy; nothing is charged until then"
     )
     charged(ledger.path, 1, first=4)  # whatever is charged since then does not make it whole
-    with pytest.raises(LedgerError, match="is older than what north charged before"):
+    with pytest.raises(LedgerError, match="lacks later charges of north"):
         ledger.check_head(known)
 
 
 def test_a_deleted_ledger_is_refused(tmp_path: Path) -> None:
     known = charged(tmp_path / "ledger", 1).sign_head()
     (tmp_path / "ledger").unlink()
-    with pytest.raises(LedgerError, match="the ledger holds nothing, and is older than what north charged before"):
+    with pytest.raises(LedgerError, match="the ledger is empty and lacks later charges of north"):
         Ledger(tmp_path / "ledger", "north", "patients", KEY).check_head(known)
 
 
@@ -97,5 +97,5 @@ def test_the_server_keeps_the_last_head_of_each_site_over_restarts(tmp_path: Pat
 @pytest.mark.parametrize("data", [b"", b"[]", b"{", b'{"north": {}}', b'{"north": {"head": "x", "signature": ""}}'])
 def test_a_damaged_list_of_heads_is_refused_in_our_words(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "heads.json").write_bytes(data)
-    with pytest.raises(LedgerError, match="this is no list of ledgers' heads; restore it from backup"):
+    with pytest.raises(LedgerError, match="this file is not a list of ledger heads; restore it from backup"):
         LedgerHeads(tmp_path / "heads.json")

@@ -55,7 +55,7 @@ def test_a_charge_is_used_again_until_something_leaves_or_its_failure_is_told(pa
     ledger(path).leaves(RELEASE, "a")
     ledger(path).leaves(RELEASE, "a")
     assert ledger(path).has_left(RELEASE)
-    with pytest.raises(ProtocolError, match="no second one leaves"):
+    with pytest.raises(ProtocolError, match="it does not send a second one"):
         ledger(path).leaves(RELEASE, "b")
     assert charge(path) == 3
 

@@ -130,7 +130,9 @@ def test_noise_that_does_not_fit_the_range_is_refused_with_one_that_it_fits() ->
 
 
 def test_a_share_of_few_levels_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"share of the noise would be \d\.\d levels, and needs to be 8; use profile"):
+    with pytest.raises(
+        ConfigError, match=r"share of the noise would have a deviation of \d\.\d levels; it needs 8; use profile"
+    ):
         shared(bound=100.0, sigma=0.05)
 
 

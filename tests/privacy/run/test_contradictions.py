@@ -48,31 +48,34 @@ def test_noise_is_shared_only_where_a_run_asks_for_it() -> None:
     [
         (
             {"encryption": {"collusion_resistant": False}},
-            "an update by itself has too little noise for anybody to read; set collusion_resistant = true in",
+            "a single update has too little noise to be seen; set collusion_resistant = true in",
         ),
-        ({"training": {"steps_per_round": 2}}, "added once a round; set steps_per_round = 1, and more rounds"),
-        ({"training": {"steps_per_round": 0}}, "added once a round; set steps_per_round = 1, and more rounds"),
+        ({"training": {"steps_per_round": 2}}, "added once per round; set steps_per_round = 1 and plan more rounds"),
+        ({"training": {"steps_per_round": 0}}, "added once per round; set steps_per_round = 1 and plan more rounds"),
         (STATISTICS, 'statistics have local noise; remove noise = "shared"'),
         ({"privacy": {"noise_multiplier": 0.0}}, "noise_multiplier = 0 leaves no noise to share"),
         ({"seed": 1}, "a seed makes the noise predictable"),
         (
             {"privacy": {"colluding_sites": 3}},
-            "colluding_sites = 3 leaves nobody of a minimum cohort of 3 to add noise; give fewer",
+            "colluding_sites = 3 leaves no honest site to add noise in a minimum cohort of 3; set fewer",
         ),
         ({"privacy": {"colluding_sites": -1}}, "greater than or equal to 0"),
         (
             {"privacy": {"noise": "local", "colluding_sites": 1}, "encryption": {"collusion_resistant": False}},
-            "colluding_sites is about masks; remove it, or collusion_resistant = false",
+            "colluding_sites applies to masks; remove it, or remove collusion_resistant = false",
         ),
         (
             {"privacy": {"colluding_sites": 2}},
-            "2 may collude and two must not, so that nobody knows all but one: set minimum = 4",
+            "needs two sites that do not collude beside the 2 that may: set minimum = 4",
         ),
         ({"privacy": {"noise": "none"}}, "Input should be 'local' or 'shared'"),
-        ({"encryption": {"update_norm": 1.0}}, "a share of the noise comes after an update is cut to update_norm"),
+        (
+            {"encryption": {"update_norm": 1.0}},
+            "a site's share of the noise is added after its update is clipped to update_norm",
+        ),
         (
             {"privacy": {"noise": "local"}, "encryption": {"update_norm": 1.0, "collusion_resistant": False}},
-            "proofs of update_norm hide behind the secrets of masks; set collusion_resistant = true in [encryption]",
+            "proofs of update_norm need the secrets of masks; set collusion_resistant = true in [encryption]",
         ),
         ({"privacy": {"noise": "local"}, "encryption": {"update_norm": 0.0}}, "greater than 0"),
     ],
@@ -107,5 +110,5 @@ b = 10
 c = 10
 """
     )
-    with pytest.raises(ConfigError, match=r"^[^\n]*run\.toml: with noise = \"shared\" an update by itself [^\n]*$"):
+    with pytest.raises(ConfigError, match=r"^[^\n]*run\.toml: with noise = \"shared\" a single update [^\n]*$"):
         read_toml(path, RunSettings)

@@ -87,8 +87,8 @@ def test_weights_are_declared_sizes_over_the_largest() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"privacy": {"epsilon": 1.0}}, "give either epsilon or noise_multiplier"),
-        ({"privacy": {"noise_multiplier": None}}, "give either epsilon or noise_multiplier"),
+        ({"privacy": {"epsilon": 1.0}}, "set either epsilon or noise_multiplier"),
+        ({"privacy": {"noise_multiplier": None}}, "set either epsilon or noise_multiplier"),
         ({"seed": 1}, "a seed makes the noise predictable; remove it, or set noise_multiplier = 0"),
         (
             {"seed": 1, "privacy": {"noise_multiplier": None, "epsilon": 1.0}},
@@ -98,8 +98,8 @@ def test_weights_are_declared_sizes_over_the_largest() -> None:
             {"cohort": {"sizes": {"a": 1, "b": 1, "c": 1}, "minimum": 4}},
             "the minimum cohort of 4 is more than the 3 sites in sizes",
         ),
-        ({"encryption": {"update_bound": 1e-40}}, "must lie between 1e-30 and 1e+30"),
-        ({"encryption": {"update_bound": 1e40}}, "must lie between 1e-30 and 1e+30"),
+        ({"encryption": {"update_bound": 1e-40}}, "must be between 1e-30 and 1e+30"),
+        ({"encryption": {"update_bound": 1e40}}, "must be between 1e-30 and 1e+30"),
         (
             {"cohort": {"sizes": {f"s{number}": 1 for number in range(4_369)}}},
             "fields of 16 bits have room for 1 to 4368 sites, not 4369; use `precise`",
@@ -124,8 +124,8 @@ SURVEY: dict[str, object] = {
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"statistics": {"bins": 8}}, "give either [training] or [statistics]"),
-        ({"training": None}, "give either [training] or [statistics]"),
+        ({"statistics": {"bins": 8}}, "choose exactly one of [training], [statistics]"),
+        ({"training": None}, "choose exactly one of [training], [statistics]"),
         ({"encryption": {"update_bound": None}}, "a run with [training] needs update_bound in [encryption]"),
         ({"privacy": {"max_grad_norm": None}}, "a run with [training] needs max_grad_norm in [privacy]"),
         (SURVEY | {"rounds": 2}, "statistics take one round; set rounds = 1"),
@@ -236,7 +236,7 @@ def test_a_genuine_manifest_of_another_form_is_refused_with_the_place(changes: d
         open_manifest(signed(json.dumps(payload(**changes)).encode()), COORDINATOR.public_key())
     message = str(caught.value)
     assert message.startswith(f"this manifest does not fit this version of Cloister ({place}: ")
-    assert message.endswith("); use one version everywhere")
+    assert message.endswith("); use the same version everywhere")
 
 
 @relaxed
@@ -248,7 +248,7 @@ def test_arbitrary_signed_bytes_are_no_manifest(data: bytes) -> None:
 
 def test_only_the_coordinator_can_sign_a_run() -> None:
     document = sign_manifest(run_settings(), signing_key("north"), roster_version=3)
-    with pytest.raises(AuthenticityError, match="the signature of this manifest does not hold"):
+    with pytest.raises(AuthenticityError, match="the signature of this manifest is not valid"):
         open_manifest(document.to_bytes(), COORDINATOR.public_key())
 
 
@@ -265,7 +265,7 @@ def test_a_run_is_valid_for_as_long_as_it_says_and_no_longer() -> None:
     manifest, _ = make_manifest(replace(run_settings(), valid_days=2.0))
     made = datetime.fromisoformat(manifest.created).timestamp()
     manifest.check_valid(made + 2 * 86_400 - 5)
-    with pytest.raises(RefusedError, match=r"the run 'study' was valid until .*; ask the coordinator to sign it anew"):
+    with pytest.raises(RefusedError, match=r"the run 'study' expired on .*; ask the coordinator to sign it again"):
         manifest.check_valid(made + 2 * 86_400 + 5)
 
 

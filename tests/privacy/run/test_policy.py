@@ -108,7 +108,7 @@ def test_a_refusal_names_what_was_asked_and_the_limit(limits: Policy, asked: dic
     with pytest.raises(RefusedError) as caught:
         check(limits, **asked)  # type: ignore[arg-type]
     site = asked.get("site", "north")
-    assert str(caught.value) == f"{site} does not allow {said}; change the run, or the site its policy"
+    assert str(caught.value) == f"{site} does not allow {said}; change the run, or let the site change its policy"
 
 
 def test_an_epsilon_that_is_no_number_is_refused() -> None:
@@ -123,13 +123,15 @@ def test_a_site_shares_noise_only_if_it_says_so() -> None:
         encryption=Encryption(update_bound=1.0, profile="precise", collusion_resistant=True),
     )
     manifest = make_manifest(settings)[0]
-    with pytest.raises(RefusedError, match="each site adds only a share: its policy says shared_noise = false"):
+    with pytest.raises(RefusedError, match="does not allow shared noise: its policy says shared_noise = false"):
         check_policy(policy(), manifest, 2.0, "north")
     check_policy(replace(policy(), shared_noise=True), manifest, 2.0, "north")
     with pytest.raises(RefusedError, match=r"minimum_noise_multiplier = 4\.1"):
         check_policy(replace(policy(minimum_noise_multiplier=4.1), shared_noise=True), manifest, 2.0, "north")
     trusting = replace(settings, privacy=replace(settings.privacy, colluding_sites=0))
-    with pytest.raises(RefusedError, match="a run that bears 0 colluding sites: its policy says colluding_sites = 1"):
+    with pytest.raises(
+        RefusedError, match="a run that tolerates 0 colluding sites: its policy says colluding_sites = 1"
+    ):
         check_policy(replace(policy(), shared_noise=True), make_manifest(trusting)[0], 2.0, "north")
 
 

@@ -123,5 +123,5 @@ def test_a_site_takes_part_in_a_vote_by_consent_alone() -> None:
     with pytest.raises(RefusedError, match=r"votes of ε 0\.5: its policy says vote_epsilon = 0;"):
         check_policy(POLICY, manifest, 1.0, "north")
     check_policy(replace(POLICY, vote_epsilon=0.5), manifest, 1.0, "north")
-    with pytest.raises(RefusedError, match="whose votes cost"):
+    with pytest.raises(RefusedError, match="whose votes together cost"):
         check_policy(replace(POLICY, vote_epsilon=0.5, maximum_epsilon=1.0), manifest, 1.0, "north")

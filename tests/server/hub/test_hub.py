@@ -328,7 +328,7 @@ def test_a_body_that_announces_too_much_is_refused_before_it_is_read(server: Ser
     body = Endless(LIMIT + 1, "m")
     code, said = north.refused(iter(body))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
-    assert f"over the limit of {LIMIT:,}" in said
+    assert f"exceeds the limit of {LIMIT:,}" in said
     assert body.count < UNDER_WAY
     assert north.push(to_frames([b"done"], "m")) == ACCEPTED
 
@@ -344,7 +344,7 @@ def test_a_body_longer_than_announced_is_refused_where_it_is_longer(server: Serv
     body = Endless(2 * FRAME_BYTES, "m")
     code, said = north.refused(iter(body))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
-    assert "more than the 2,097,152 bytes" in said
+    assert "longer than the 2,097,152 bytes" in said
     assert body.count < UNDER_WAY
 
 
@@ -352,8 +352,8 @@ def test_a_body_longer_than_announced_is_refused_where_it_is_longer(server: Serv
     ("chunks", "code", "reason"),
     [
         ([chunk(9, b"short", "m")], grpc.StatusCode.INVALID_ARGUMENT, "cut short: 5 of 9"),
-        ([chunk(1, b"x", "m", protocol=2)], grpc.StatusCode.INVALID_ARGUMENT, "protocol 2 is not spoken"),
-        ([chunk(1, b"x", "m", protocol=0)], grpc.StatusCode.INVALID_ARGUMENT, "protocol 0 is not spoken"),
+        ([chunk(1, b"x", "m", protocol=2)], grpc.StatusCode.INVALID_ARGUMENT, "protocol 2 is not supported"),
+        ([chunk(1, b"x", "m", protocol=0)], grpc.StatusCode.INVALID_ARGUMENT, "protocol 0 is not supported"),
         ([], grpc.StatusCode.INVALID_ARGUMENT, "empty body"),
         ([chunk(LIMIT, bytes(2 * FRAME_BYTES), "m")], grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
     ],
@@ -373,7 +373,7 @@ def test_a_body_that_is_wrong_is_refused_and_the_message_stays_open(
 def test_a_site_of_another_protocol_is_told_which_version_to_install(north: Caller) -> None:
     code, said = _refusal(lambda: north.pull(protocol=2))
     assert code == grpc.StatusCode.FAILED_PRECONDITION
-    assert "protocol 2 is not spoken here, only 1" in said
+    assert "protocol 2 is not supported, only 1" in said
 
 
 def test_bytes_that_are_no_request_do_not_harm_the_hub(server: Server, north: Caller) -> None:
@@ -504,9 +504,9 @@ def start_of(server: Server, address: str, tls: TlsFiles | None = None) -> str:
 @pytest.mark.parametrize(
     ("address", "cause"),
     [
-        ("no.such.host.invalid:9440", "the name has no address here"),
-        ("192.0.2.1:9440", "no address of this machine"),  # reserved for documentation
-        ("[2001:db8::1]:9440", "no address of this machine"),
+        ("no.such.host.invalid:9440", "the name cannot be resolved here"),
+        ("192.0.2.1:9440", "this machine does not have that address"),  # reserved for documentation
+        ("[2001:db8::1]:9440", "this machine does not have that address"),
     ],
 )
 def test_why_an_address_cannot_be_listened_on_is_said(server: Server, address: str, cause: str) -> None:
@@ -516,7 +516,7 @@ def test_why_an_address_cannot_be_listened_on_is_said(server: Server, address: s
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may take any port")
 def test_a_port_that_this_user_may_not_take_is_named(server: Server) -> None:
-    assert "may not take that port" in start_of(server, "localhost:1")
+    assert "may not use that port" in start_of(server, "localhost:1")
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "0.0.0.0", "[::]"])  # noqa: S104
@@ -530,16 +530,16 @@ def test_a_port_that_another_program_holds_is_named(server: Server, host: str, h
             assert hub.start(address, server.place.tls) == other.getsockname()[1]
             hub.stop()
         else:
-            assert "another program holds the port" in start_of(server, address)
+            assert "another program uses the port" in start_of(server, address)
 
 
 @pytest.mark.parametrize("address", ["localhost", "localhost:99999", "localhost:-1", "::1:9440", "https://localhost:1"])
 def test_what_is_no_address_is_not_listened_on(server: Server, address: str) -> None:
-    assert f"'{address}' is no address" in start_of(server, address)
+    assert f"'{address}' is not an address" in start_of(server, address)
     toml = server.federation.server / "consortium.toml"
     before = toml.read_text()
     toml.write_text(f'consortium = "demo"\nlisten = "{address}"\n')
-    with pytest.raises(ConfigError, match=r"consortium\.toml:2(?s:.*)is no address"):
+    with pytest.raises(ConfigError, match=r"consortium\.toml:2(?s:.*)is not an address"):
         read_consortium(server.federation.server)
     toml.write_text(before)
 
@@ -554,9 +554,9 @@ def test_a_certificate_that_no_agent_could_accept_is_named_before_anything_is_se
     key = load_pem_private_key(tls.key.read_bytes(), password=None)
     locked.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"pass")))
     wrong = {
-        "no matching certificate and key": replace(tls, key=site.key),
+        "not a matching certificate and key": replace(tls, key=site.key),
         "has expired": certify(tmp_path / "old", authority, name="localhost", days=-1, server=True),
-        "it is a site's": replace(tls, certificate=site.certificate, key=site.key),
+        "belongs to a site": replace(tls, certificate=site.certificate, key=site.key),
         "did not issue this certificate": replace(tls_of(strangers, "north"), authority=tls.authority),
         "locked.key": locked,
     }

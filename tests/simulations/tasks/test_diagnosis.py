@@ -71,7 +71,7 @@ def test_one_hospital_can_be_written_alone(folders: dict[str, Path], tmp_path: P
 
 
 def test_an_unknown_hospital_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no hospital 'west'; choose among north, south, east"):
+    with pytest.raises(ConfigError, match="no hospital 'west'; choose one of north, south, east"):
         write_hospital_records({"north": tmp_path / "north", "west": tmp_path / "west"})
     assert not list(tmp_path.iterdir())
 
@@ -84,7 +84,7 @@ def test_a_diagnosis_that_is_no_class_is_refused(folders: dict[str, Path], tmp_p
     lines = (folders["east"] / FILE_NAME).read_text().splitlines()
     path = tmp_path / FILE_NAME
     path.write_text("\n".join([*lines[:2], lines[2][:-1] + "3"]))
-    with pytest.raises(DataError, match=":3: `malignant` is 3, which is no class"):
+    with pytest.raises(DataError, match=":3: `malignant` is 3, which is not a class"):
         Diagnosis().load(path)
 
 

@@ -31,5 +31,5 @@ def test_the_lower_the_concentration_the_more_sites_differ() -> None:
 
 
 def test_too_few_records_are_refused() -> None:
-    with pytest.raises(ConfigError, match="30 records cannot be dealt out to 4 sites"):
+    with pytest.raises(ConfigError, match="30 records are too few for 4 sites"):
         dirichlet(np.zeros(30, np.int64), 4, 0.5, 0)
