@@ -74,7 +74,9 @@ def attend(path: Path, stop: Event) -> None:
     site = Site(place)
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
     if metrics := site.settings.policy.metrics:
-        log.warning("`share` lists %s: sent after every round without noise, and not covered by ε", ", ".join(metrics))
+        log.warning(
+            "`disclose` lists %s: sent after every round without noise, and not covered by ε", ", ".join(metrics)
+        )
     with gather(site.device, stop.set) as group:
         site.group = group
         for task, count in site.check_records().items():

@@ -170,7 +170,7 @@ def accept_keys(site: Site, letter: Letter) -> Keys:
 def share_secrets(site: Site, pairs: Pairs) -> Shared:
     """Accept the mask secrets that other sites made, and return this site's own."""
     keys = accept_pairs(site, pairs.fingerprint, pairs.letters)
-    return Shared(site.keyring.own_letters(keys), site.keyring.shares_with(keys))
+    return Shared(site.keyring.own_letters(keys), site.keyring.paired_with(keys))
 
 
 def agree_on_contributors(current: Round, shown: Shown) -> Agreed:
@@ -224,7 +224,7 @@ def undo_round(admitted: AdmittedRun, asked: Undo) -> str:
 
 def _report(admitted: AdmittedRun) -> Told:
     """Return what the policy lets out with an update. Omit what cannot be computed: the update is charged already."""
-    if "epsilon" not in admitted.site.settings.policy.share:
+    if "epsilon" not in admitted.site.settings.policy.disclose:
         return Told()
     try:
         spent = admitted.ledger.spent(admitted.limit.delta)

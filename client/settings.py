@@ -46,7 +46,7 @@ class Data:
 
     file: File
     lineage: Lineage  # the people, whatever the file is called; they share one budget
-    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the records that is never trained on
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2  # fraction of the records that is never trained on
     records_per_person: Annotated[int, Field(ge=1, le=1000)] = 1  # at most; every ε holds for a person with this many
 
 

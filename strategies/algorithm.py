@@ -88,8 +88,8 @@ class Mean:
     run: Run
 
     @property
-    def share(self) -> float:
-        """The contributors' share of all sites' weight."""
+    def fraction(self) -> float:
+        """The fraction of all sites' weight that the contributors have."""
         return fsum(self.weights.values()) / fsum(self.run.weights.values())
 
 

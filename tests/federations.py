@@ -116,7 +116,7 @@ def share_keys(federation: Federation) -> None:
     for site, path in federation.paths.items():
         keyring = Keyring(path / "keys" / "epochs")
         keyring.take(keys, 1)
-        keyring.share(keys, {other: _shared(site, other) for other in federation.sites if other != site})
+        keyring.keep_pairs(keys, {other: _shared(site, other) for other in federation.sites if other != site})
 
 
 def _shared(*sites: str) -> bytes:

@@ -21,7 +21,7 @@ def split_held_out(n: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[n
 
     Args:
         n: the number of records.
-        fraction: the share to hold out, from 0 to 1.
+        fraction: the fraction to hold out, from 0 to 1.
 
     Returns:
         Ascending indices `(n - round(n * fraction),)` to train on and `(round(n * fraction),)` to hold out.

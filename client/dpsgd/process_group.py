@@ -116,7 +116,7 @@ class ProcessGroup:
                 distributed.broadcast(data, 0, group=self._waiting)
         return Order(**json.loads(data.numpy().tobytes())) if len(data) else None
 
-    def share(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Copy the first process's values, of any type, to all processes."""
         with self.talking():
             for tensor in tensors:

@@ -210,7 +210,7 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
                 offset: Tensor | None, *, group: ProcessGroup | None = None) -> None:  # fmt: skip
     parameters = list(trained(model).values())  # in the order of the layout and of the offset
     if group:
-        group.share([*model.buffers(), *([] if offset is None else [offset])])
+        group.broadcast([*model.buffers(), *([] if offset is None else [offset])])
         with group.talking():
             model = DifferentiallyPrivateDistributedDataParallel(model)  # copies the first process's parameters
     precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32

@@ -27,7 +27,7 @@ from privacy.errors import TaskError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from client.gradients.record_gradients import Share
+    from client.gradients.record_gradients import RecordGradients
 
 
 class _Start(torch.autograd.Function):
@@ -66,13 +66,13 @@ class BookKeeping(GradientMode):
             hook.remove()
 
     @override
-    def shares(self, inputs: Tensor, targets: Tensor) -> list[Share | None]:
+    def per_record(self, inputs: Tensor, targets: Tensor) -> list[RecordGradients | None]:
         called = self._run(inputs, targets)
         with torch.no_grad():
             found = {
-                id(parameter): share
+                id(parameter): gradient
                 for layer in called
-                for parameter, share in KNOWN[type(layer)](layer, called[layer])
+                for parameter, gradient in KNOWN[type(layer)](layer, called[layer])
             }
         return [found.get(id(parameter)) for parameter in self.trained]  # None: the outputs do not depend on it
 

@@ -12,7 +12,7 @@ from torch.backends import cuda, mkldnn
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from client.gradients.record_gradients import Share
+    from client.gradients.record_gradients import RecordGradients
 
 _SMALL = 1e-6  # as in Opacus: no division by zero
 _MOST = 1e38  # largest squared norm, near the limit of float32
@@ -37,12 +37,14 @@ def clip_factors(squares: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]
     return torch.where(finite, factors, 0.0).float(), finite
 
 
-def add_clipped(parameters: Sequence[Any], shares: Sequence[Share | None], records: int, max_grad_norm: float) -> int:
+def add_clipped(
+    parameters: Sequence[Any], gradients: Sequence[RecordGradients | None], records: int, max_grad_norm: float
+) -> int:
     """Clip every record's gradient over all parameters, and add the sum to every parameter's `summed_grad`.
 
     Args:
         parameters: all trained parameters; Opacus adds attributes to them.
-        shares: the records' gradients of each parameter; None if it has none.
+        gradients: the records' gradients of each parameter; None if it has none.
         records: the number of records.
         max_grad_norm: C.
 
@@ -52,15 +54,15 @@ def add_clipped(parameters: Sequence[Any], shares: Sequence[Share | None], recor
     device, dropped = parameters[0].device, 0
     with torch.no_grad(), _float32(device):
         squares = torch.zeros(records, dtype=torch.float64, device=device)
-        for share in shares:
-            if share is not None:
-                squares += share.squares()
+        for gradient in gradients:
+            if gradient is not None:
+                squares += gradient.squares()
         factors, finite = clip_factors(squares, max_grad_norm)
         if not finite.all():
             dropped, factors = int((~finite).sum()), factors[finite]
-            shares = [share and share.of(finite) for share in shares]
-        for parameter, share in zip(parameters, shares, strict=True):
-            part = torch.zeros_like(parameter) if share is None else share.summed(factors)
+            gradients = [gradient and gradient.of(finite) for gradient in gradients]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            part = torch.zeros_like(parameter) if gradient is None else gradient.summed(factors)
             part = part.to(parameter.dtype).view_as(parameter)
             parameter.summed_grad = part if parameter.summed_grad is None else parameter.summed_grad.add_(part)
     return dropped

@@ -1,7 +1,7 @@
 """The layers that book-keeping knows: per-record gradients from a layer's inputs and the gradients of its outputs.
 
 Every function here takes a layer and its calls in one forward pass. A call is a layer's input `(n, ...)` and the
-gradient of the loss with respect to its output `(n, ...)`. All calls of a layer are one share: their gradients are
+gradient of the loss with respect to its output `(n, ...)`. The gradients of all calls of a layer are
 added before the norm is computed.
 """
 
@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client.gradients.mode import own
-from client.gradients.record_gradients import Outer, Places, Product, Rows, Share
+from client.gradients.record_gradients import Outer, Places, Product, RecordGradients, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 Call = tuple[Tensor, Tensor]
-Shares = list[tuple[Tensor, Share]]  # parameters, each with the records' gradients of it
+LayerGradients = list[tuple[Tensor, RecordGradients]]  # parameters, each with the records' gradients of it
 
 
-def _linear(layer: nn.Linear, calls: Sequence[Call]) -> Shares:
+def _linear(layer: nn.Linear, calls: Sequence[Call]) -> LayerGradients:
     if len(calls) == 1 and calls[0][0].dim() == 2:  # noqa: PLR2004 - one row per record, the usual case
-        shares: Shares = [(layer.weight, Outer(*calls[0]))]
+        found: LayerGradients = [(layer.weight, Outer(*calls[0]))]
         if layer.bias is not None:
-            shares.append((layer.bias, Rows(calls[0][1])))
-        return shares
+            found.append((layer.bias, Rows(calls[0][1])))
+        return found
     inputs, gradients = (_joined([_in_rows(call[side]) for call in calls], 1) for side in (0, 1))
     return _affine(layer, inputs.transpose(1, 2).unsqueeze(1), gradients.transpose(1, 2).unsqueeze(1))
 
@@ -44,8 +44,8 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def _convolution(layer: nn.Conv1d | nn.Conv2d, calls: Sequence[Call]) -> Shares:
-    """Return a convolution's shares: it is a linear map of patches, with one row per position of the output."""
+def _convolution(layer: nn.Conv1d | nn.Conv2d, calls: Sequence[Call]) -> LayerGradients:
+    """Return a convolution's gradients: it is a linear map of patches, with one row per position of the output."""
     inputs = _joined([_patches(layer, each) for each, _ in calls], 2)
     gradients = _joined([each.flatten(2) for _, each in calls], 2)
     return _affine(layer, inputs.unflatten(1, (layer.groups, -1)), gradients.unflatten(1, (layer.groups, -1)))
@@ -64,9 +64,9 @@ def _patches(layer: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
     return functional.unfold(inputs, layer.kernel_size, layer.dilation, stride=layer.stride)
 
 
-def _affine(layer: nn.Linear | nn.Conv1d | nn.Conv2d, inputs: Tensor, gradients: Tensor) -> Shares:
-    """Return the shares of weight and bias, given `(n, groups, d, t)` and `(n, groups, p, t)`."""
-    found: Shares = []
+def _affine(layer: nn.Linear | nn.Conv1d | nn.Conv2d, inputs: Tensor, gradients: Tensor) -> LayerGradients:
+    """Return the gradients of weight and bias, given `(n, groups, d, t)` and `(n, groups, p, t)`."""
+    found: LayerGradients = []
     if inputs.shape[1] == inputs.shape[3] == 1:
         found.append((layer.weight, Outer(inputs[:, 0, :, 0], gradients[:, 0, :, 0])))
     else:
@@ -76,7 +76,7 @@ def _affine(layer: nn.Linear | nn.Conv1d | nn.Conv2d, inputs: Tensor, gradients:
     return found
 
 
-def _embedding(layer: nn.Embedding, calls: Sequence[Call]) -> Shares:
+def _embedding(layer: nn.Embedding, calls: Sequence[Call]) -> LayerGradients:
     indices = _joined([each.reshape(len(each), -1) for each, _ in calls], 1)  # one per record may have no dimension
     gradients = _joined([_in_rows(each) for _, each in calls], 1)
     if layer.padding_idx is not None:  # that row is never trained, so its gradient belongs to no norm
@@ -84,17 +84,17 @@ def _embedding(layer: nn.Embedding, calls: Sequence[Call]) -> Shares:
     return [(layer.weight, Places.looked_up(indices, gradients, layer.num_embeddings))]
 
 
-def _layer_norm(layer: nn.LayerNorm, calls: Sequence[Call]) -> Shares:
+def _layer_norm(layer: nn.LayerNorm, calls: Sequence[Call]) -> LayerGradients:
     last, eps = layer.normalized_shape, layer.eps
     return _scaled(layer, calls, lambda inputs: functional.layer_norm(inputs, last, eps=eps), _but_last(len(last)))
 
 
-def _rms_norm(layer: nn.RMSNorm, calls: Sequence[Call]) -> Shares:
+def _rms_norm(layer: nn.RMSNorm, calls: Sequence[Call]) -> LayerGradients:
     last, eps = list(layer.normalized_shape), layer.eps
     return _scaled(layer, calls, lambda inputs: functional.rms_norm(inputs, last, eps=eps), _but_last(len(last)))
 
 
-def _group_norm(layer: nn.GroupNorm, calls: Sequence[Call]) -> Shares:
+def _group_norm(layer: nn.GroupNorm, calls: Sequence[Call]) -> LayerGradients:
     def over_space(rows: Tensor) -> Tensor:
         return rows.flatten(2).sum(2) if rows.dim() > 2 else rows  # noqa: PLR2004 - records and channels
 
@@ -112,14 +112,14 @@ def _scaled(
     calls: Sequence[Call],
     normalise: Callable[[Tensor], Tensor],
     over_rows: Callable[[Tensor], Tensor],
-) -> Shares:
-    found: Shares = [(layer.weight, Rows(sum(over_rows(normalise(inputs) * back) for inputs, back in calls)))]  # type: ignore[arg-type]  # never 0
+) -> LayerGradients:
+    found: LayerGradients = [(layer.weight, Rows(sum(over_rows(normalise(inputs) * back) for inputs, back in calls)))]  # type: ignore[arg-type]  # never 0
     if (bias := getattr(layer, "bias", None)) is not None:
         found.append((bias, Rows(sum(over_rows(back) for _, back in calls))))  # type: ignore[arg-type]  # never 0
     return found
 
 
-KNOWN: dict[type[nn.Module], Callable[[Any, Sequence[Call]], Shares]] = {
+KNOWN: dict[type[nn.Module], Callable[[Any, Sequence[Call]], LayerGradients]] = {
     nn.Linear: _linear,
     RNNLinear: _linear,  # part of Opacus's recurrent layers, called at every time step
     nn.Conv1d: _convolution,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from client.gradients.loss import RecordLoss
-    from client.gradients.record_gradients import Share
+    from client.gradients.record_gradients import RecordGradients
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -57,11 +57,11 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
             TaskError: if a layer does not keep one row per record, or the model replaces a parameter; clipping would
                 not bound a record's influence.
         """
-        shares: Sequence[Share | None] = [None] * len(self.trained)
+        gradients: Sequence[RecordGradients | None] = [None] * len(self.trained)
         if len(inputs):
-            shares = self.shares(inputs, targets)
-            if len(shares) != len(self.trained):
-                msg = f"only {len(shares)} of the model's {len(self.trained)} parameters have gradients"
+            gradients = self.per_record(inputs, targets)
+            if len(gradients) != len(self.trained):
+                msg = f"only {len(gradients)} of the model's {len(self.trained)} parameters have gradients"
                 raise TaskError(msg)
             known = trainable(self._module)
             if len(known) != len(self.trained) or any(a is not b for a, b in zip(known, self.trained, strict=True)):
@@ -70,12 +70,12 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
                     "made with"
                 )
                 raise TaskError(msg)
-        self.dropped += add_clipped(self.trained, shares, len(inputs), self.max_grad_norm)
+        self.dropped += add_clipped(self.trained, gradients, len(inputs), self.max_grad_norm)
         if len(inputs):
-            self.values_a_record = sum(share.values for share in shares if share) // len(inputs)
+            self.values_a_record = sum(gradient.values for gradient in gradients if gradient) // len(inputs)
 
     @abstractmethod
-    def shares(self, inputs: Tensor, targets: Tensor) -> Sequence[Share | None]:
+    def per_record(self, inputs: Tensor, targets: Tensor) -> Sequence[RecordGradients | None]:
         """Return the records' gradients of each parameter in `trained`; None for a parameter that has none.
 
         Args:

@@ -26,7 +26,7 @@ from client.gradients.record_gradients import Rows
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
-    from client.gradients.record_gradients import Share
+    from client.gradients.record_gradients import RecordGradients
 
 
 class Hooks(GradSampleModule, GradientMode):  # type: ignore[misc]  # opacus is untyped
@@ -49,7 +49,7 @@ class Hooks(GradSampleModule, GradientMode):  # type: ignore[misc]  # opacus is 
         return [each.float() if each.is_floating_point() else each for each in activations], backprops.float()
 
     @override
-    def shares(self, inputs: Tensor, targets: Tensor) -> list[Share | None]:
+    def per_record(self, inputs: Tensor, targets: Tensor) -> list[RecordGradients | None]:
         self._records = len(inputs)
         self._begin_anew()
         try:

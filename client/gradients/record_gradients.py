@@ -35,7 +35,7 @@ _BLOCK = 1024  # values whose squares are added in float32
 _LOST = torch.finfo(torch.float32).tiny  # the most that one square can lose
 
 
-class Share(ABC):
+class RecordGradients(ABC):
     """The records' gradients of one parameter. All tensors are float32."""
 
     @property
@@ -52,8 +52,8 @@ class Share(ABC):
         """Return the sum of gradients weighted by `(n,)`, with as many values as the parameter."""
 
     @abstractmethod
-    def of(self, records: Tensor) -> Share:
-        """Return the share of the records chosen by `(n,)` booleans."""
+    def of(self, records: Tensor) -> RecordGradients:
+        """Return the gradients of the records chosen by `(n,)` booleans."""
 
 
 def _flat(rows: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def _squares(rows: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rows(Share):
+class Rows(RecordGradients):
     """Gradients written out: `(n, ...)`."""
 
     rows: Tensor
@@ -92,7 +92,7 @@ class Rows(Share):
 
 
 @dataclass(frozen=True)
-class Outer(Share):
+class Outer(RecordGradients):
     """g aᵀ, with one row per record: inputs `(n, d)`, gradients of outputs `(n, p)`."""
 
     inputs: Tensor
@@ -113,7 +113,7 @@ class Outer(Share):
 
 
 @dataclass(frozen=True)
-class Product(Share):
+class Product(RecordGradients):
     """Σ g aᵀ over a record's rows, in groups: inputs `(n, groups, d, t)`, gradients of outputs `(n, groups, p, t)`."""
 
     inputs: Tensor
@@ -163,12 +163,12 @@ class Product(Share):
         return total
 
     @override
-    def of(self, records: Tensor) -> Share:
+    def of(self, records: Tensor) -> RecordGradients:
         return self._kept.of(records) if self._kept else Product(self.inputs[records], self.gradients[records])
 
 
 @dataclass(frozen=True)
-class Places(Share):
+class Places(RecordGradients):
     """Gradients of some rows of a table `(size, d)`: for `count` records, records and rows `(k,)`, gradients `(k, d)`.
 
     No record has the same row twice.

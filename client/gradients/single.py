@@ -29,7 +29,7 @@ class Single(GradientMode):
         """Do nothing: there are none."""
 
     @override
-    def shares(self, inputs: Tensor, targets: Tensor) -> list[Rows]:
+    def per_record(self, inputs: Tensor, targets: Tensor) -> list[Rows]:
         singles = [self._of_one(*each) for each in zip(inputs.split(1), targets.split(1), strict=True)]
         return [Rows(torch.stack(each).float()) for each in zip(*singles, strict=True)]
 

@@ -38,7 +38,7 @@ class Vmap(GradientMode):
             hook.remove()
 
     @override
-    def shares(self, inputs: Tensor, targets: Tensor) -> list[Rows]:
+    def per_record(self, inputs: Tensor, targets: Tensor) -> list[Rows]:
         if self._in_one is None:
             self._in_one = self._can_be_one(inputs[:1], targets[:1])
         samples = (self._of_losses if self._in_one else self._of_outputs)(inputs, targets)

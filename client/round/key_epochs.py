@@ -59,7 +59,7 @@ def accept_pairs(site: Site, fingerprint: str, letters: Mapping[str, bytes]) -> 
             secrets[sender] = read_pair(letter, keys, site.roster, sender, site.name, site.sealing_key)
         except CloisterError as error:
             log.warning("the secret of masks shared with %s: %s", sender, error)
-    site.keyring.share(keys, secrets)
+    site.keyring.keep_pairs(keys, secrets)
     return keys
 
 
@@ -67,4 +67,4 @@ def _take(site: Site, keys: EpochKeys) -> None:
     """Keep an epoch's keys, and make the secrets that this site shares with others."""
     site.keyring.take(keys, site.roster.version)
     if not site.keyring.own_letters(keys):
-        site.keyring.share(keys, *write_pairs(keys, site.roster, site.name, site.signing_key))
+        site.keyring.keep_pairs(keys, *write_pairs(keys, site.roster, site.name, site.signing_key))

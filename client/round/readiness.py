@@ -80,7 +80,7 @@ def get_ready(
         epoch=keys.epoch if keys else 0,
         keys=keys.fingerprint if keys else "",
         latest=site.keyring.latest,
-        pairs=site.keyring.shares_with(keys),
+        pairs=site.keyring.paired_with(keys),
         clock=now,
         signature=b"",
     )

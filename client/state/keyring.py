@@ -86,7 +86,7 @@ class Keyring:
             raise ProtocolError(msg)
         return {other: secrets[other] for other in others}
 
-    def shares_with(self, keys: EpochKeys | None) -> list[str]:
+    def paired_with(self, keys: EpochKeys | None) -> list[str]:
         """Return the sites with which this site shares a secret under an epoch's keys."""
         return sorted(self._pairs(keys).secrets) if keys else []
 
@@ -94,7 +94,9 @@ class Keyring:
         """Return the letters with the secrets that this site made for others under an epoch's keys."""
         return self._pairs(keys).letters
 
-    def share(self, keys: EpochKeys, secrets: Mapping[str, bytes], letters: Mapping[str, bytes] | None = None) -> None:
+    def keep_pairs(
+        self, keys: EpochKeys, secrets: Mapping[str, bytes], letters: Mapping[str, bytes] | None = None
+    ) -> None:
         """Keep secrets shared with others, and the letters for them, durably. None is ever replaced."""
         make_folder(self._folder)
         with _alone(self._folder):  # if two processes of the site make secrets, the first one's are kept

@@ -80,12 +80,12 @@ class Models:
         return saved
 
     def _save(self, settings: RunSettings, latest: Checkpoint) -> tuple[Checkpoint, Path]:
-        share = settings.kind.averaging
-        if not share:
+        fraction = settings.kind.averaging
+        if not fraction:
             return latest, self._results.save(settings.name, latest)
         mean = self._mean(settings, latest)
         if mean is None or mean.round != latest.round:
-            mean = _next(mean, latest, averaged=is_averaged(latest.round, settings.rounds, share))
+            mean = _next(mean, latest, averaged=is_averaged(latest.round, settings.rounds, fraction))
             self._results.save(settings.name, mean)
         latest = replace(latest, average=mean.model.digest)
         self._unfinished.save(settings.name, latest)

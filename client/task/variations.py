@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     """Makes records `(n, ...)` of the same form as those given."""
 
 _CODES = (0.0, 1.0, -1.0, 9.0, -9.0, 99.0, -99.0, 999.0, -999.0, -9999.0, 1e6, -1e6)  # codes for missing values
-_FEW = 0.1  # share of a record's values that change
+_FEW = 0.1  # fraction of a record's values that change
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class Variations:
         return (self._integers(high - low + 1, *inputs.shape) + low).to(inputs.dtype)
 
     def _some(self, inputs: Tensor) -> Tensor:
-        share = max(_FEW, 1 / max(1, inputs[0].numel()))
-        return torch.rand(inputs.shape, generator=self.generator) < share
+        fraction = max(_FEW, 1 / max(1, inputs[0].numel()))
+        return torch.rand(inputs.shape, generator=self.generator) < fraction
 
     def _integers(self, below: int, *shape: int) -> Tensor:
         return torch.randint(below, shape, generator=self.generator)

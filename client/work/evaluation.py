@@ -91,9 +91,9 @@ class HeldOutEvaluation(OneSum):
         for name, value in zip(names, total[1:], strict=True):
             asked = settings.evaluation
             top = (asked.loss_bound if asked and name.startswith("loss ") else None) or 1.0
-            share = min(max(float(value) / count, 0.0), 1.0)
-            error = noise * math.hypot(1.0, share) / count  # error of a ratio of two noisy numbers
-            found[name.partition(" ")[0]] = {"mean": _figure(top * share), "error": _figure(top * error)}
+            fraction = min(max(float(value) / count, 0.0), 1.0)
+            error = noise * math.hypot(1.0, fraction) / count  # error of a ratio of two noisy numbers
+            found[name.partition(" ")[0]] = {"mean": _figure(top * fraction), "error": _figure(top * error)}
         write_report(self._site.place.folder, manifest, run, contributors, {
             "task": settings.task,
             "model": settings.start.model if settings.start else "",

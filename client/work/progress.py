@@ -3,8 +3,8 @@
 Each run has a file, `metrics/NAME-RUN.jsonl`, with a line of JSON for each round whose sum the site got in time: round,
 digest of the model, number of records, and the mean of the loss and of each metric. It holds no record and no tensor.
 
-Nothing of it leaves the site, unless the policy's `share` names a metric. Then its mean does, without noise, rounded to
-two digits: all digits of a proportion would reveal the number of records.
+Nothing of it leaves the site, unless the policy's `disclose` names a metric. Then its mean does, without noise,
+rounded to two digits: all digits of a proportion would reveal the number of records.
 """
 
 from __future__ import annotations

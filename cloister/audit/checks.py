@@ -166,8 +166,8 @@ def _sampling(sighting: Sighting) -> Check:
     }
     one_rate = len({one.sample_rate for one in sighting.charged}) == 1
     worst = min(chances, key=lambda name: chances[name])
-    share = total / max(1, steps * size)
-    seen = f"rate {share:.4f}, batches {sizes.min(initial=size)}–{sizes.max(initial=0)}"
+    fraction = total / max(1, steps * size)
+    seen = f"rate {fraction:.4f}, batches {sizes.min(initial=size)}–{sizes.max(initial=0)}"
     if chances[worst] <= FALSE_ALARM / len(chances):
         seen += f"; p = {chances[worst]:.1g} for {worst}"
     held = one_rate and steps > 0 and chances[worst] > FALSE_ALARM / len(chances)

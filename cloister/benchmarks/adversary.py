@@ -141,9 +141,9 @@ def _tries(count: int, seed: int) -> Iterator[_Tries]:
 
 
 def _rounds(count: int) -> Iterator[_Rounds]:
-    for masks, share in ((True, count // 2), (False, count - count // 2)):  # slower ones first: all end together
-        for first in range(0, share, _BATCH):
-            yield _Rounds(min(_BATCH, share - first), masks)
+    for masks, part in ((True, count // 2), (False, count - count // 2)):  # slower ones first: all end together
+        for first in range(0, part, _BATCH):
+            yield _Rounds(min(_BATCH, part - first), masks)
 
 
 def _work(job: _Tries | _Rounds) -> Counter[str]:

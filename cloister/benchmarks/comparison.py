@@ -25,7 +25,7 @@ class Row:
     bytes_down: float  # to one site: the sum, with the contributors' data needed to decrypt it
     client_cpu: float  # encode, tag, encrypt, serialise
     tag_cpu: float  # the tag's part of client_cpu
-    server_cpu: float  # per site: parse, check, add, and a share of closing the sum
+    server_cpu: float  # per site: parse, check, add, and a fraction of closing the sum
     decrypt_cpu: float
     max_error: float  # of the mean, against float64; updates lie within ±1
 

@@ -171,7 +171,9 @@ class _Bench:
         )
         address = start_server(self._processes, self._federation)
         if not self._started:
-            terms = SiteTerms((_TASK,), epsilon=inf, maximum_epsilon=inf, share=("epsilon",), collusion_resistant=False)
+            terms = SiteTerms(
+                (_TASK,), epsilon=inf, maximum_epsilon=inf, disclose=("epsilon",), collusion_resistant=False
+            )
             start_agents(self._processes, self._federation, address, terms)
             self._started = True
         follow(self._processes, self._federation, self._show)

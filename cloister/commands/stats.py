@@ -89,13 +89,13 @@ def show(report: dict[str, Any], console: Console) -> None:
     line(_ROW.format("", "mean", "±", "sd", "5 %", "50 %", "95 %", ""), "bold")
     for name, column in report["columns"].items():
         short = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
-        low, middle, high = (number(column["quantiles"][share]) for share in ("0.05", "0.5", "0.95"))
+        low, middle, high = (number(column["quantiles"][fraction]) for fraction in ("0.05", "0.5", "0.95"))
         mean, error = number(column["mean"]), number(column["mean_error"], digits=2)
         line(_ROW.format(short, mean, error, number(column["deviation"]), low, middle, high, _bars(column)))
     for found in report["classes"]:
-        share = f"{100 * found['share']:.0f} % ± {100 * found['share_error']:.0f}"
+        fraction = f"{100 * found['fraction']:.0f} % ± {100 * found['fraction_error']:.0f}"
         label = f"label {found['label']:g}"
-        line(f"{label:<{_NAME}} {found['count']:7.0f} {found['count_error']:7.0f} {share:>15}")
+        line(f"{label:<{_NAME}} {found['count']:7.0f} {found['count_error']:7.0f} {fraction:>15}")
     width, rank = 100 / report["bins"], 100 * max(column["rank_error"] for column in report["columns"].values())
     line(f"✓ {report['count']:.0f} ± {report['count_error']:.0f} records at {len(report['sites'])} sites")
     line(_privacy(report))
@@ -134,9 +134,9 @@ def number(value: float, digits: int = 3) -> str:
 
 def _bars(column: dict[str, Any]) -> str:
     """Draw a histogram as a line of bars."""
-    shares, cells = column["histogram"], min(_CELLS, len(column["histogram"]))
+    fractions, cells = column["histogram"], min(_CELLS, len(column["histogram"]))
     sums = [0.0] * cells
-    for place, share in enumerate(shares):
-        sums[place * cells // len(shares)] += share
+    for place, fraction in enumerate(fractions):
+        sums[place * cells // len(fractions)] += fraction
     top = max(sums) or 1.0
     return "".join(_LEVELS[round(each / top * (len(_LEVELS) - 1))] for each in sums)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from privacy.run.manifest import Manifest
 
-_MOST_UNDONE = 0.1  # share of good rounds undone, above which an honest site may well be blamed: `strategies.suspicion`
+# Fraction of good rounds undone, above which an honest site may well be blamed: see `strategies.suspicion`.
+_MOST_UNDONE = 0.1
 
 
 def against_whom(manifest: Manifest) -> dict[str, Any]:

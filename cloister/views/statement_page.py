@@ -76,11 +76,11 @@ def _budget(of: dict[str, Any]) -> str:
         f"left, at δ {_text(of['delta'])} (1 in {1 / of['delta']:,.0f})."
     )
     # An infinite spend fills the bar; an infinite budget leaves it empty.
-    share = 0.0 if isinstance(budget, str) else 1.0 if isinstance(spent, str) else min(1.0, spent / budget)
+    fraction = 0.0 if isinstance(budget, str) else 1.0 if isinstance(spent, str) else min(1.0, spent / budget)
     return (
         f'<p class="spent">{said}</p>\n<svg viewBox="0 0 1000 20" preserveAspectRatio="none" role="img" '
         f'aria-label="{said}"><rect width="1000" height="20" fill="#ddd"></rect>'
-        f'<rect width="{1000 * share:.0f}" height="20" fill="#357"></rect></svg>\n'
+        f'<rect width="{1000 * fraction:.0f}" height="20" fill="#357"></rect></svg>\n'
     )
 
 

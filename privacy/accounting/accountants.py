@@ -125,15 +125,15 @@ def chained(spent: Callable[[float], float], delta: float, links: int) -> float:
     This is group privacy (Vadhan 2017, lemma 2.2): loose, but valid for any mechanism. To replace is to remove one and
     add another.
     """
-    share = delta
-    while links > 1 and share > 0:
-        each = float(spent(share))
+    fraction = delta
+    while links > 1 and fraction > 0:
+        each = float(spent(fraction))
         if not links * each <= _LARGEST_CHAIN:
             return math.inf
         growth = math.expm1(links * each) / math.expm1(each) if each > 0 else links
-        if share * growth <= delta:
+        if fraction * growth <= delta:
             return links * each
-        share = 0.99 * delta / growth
+        fraction = 0.99 * delta / growth
     return float(spent(delta)) if links == 1 else math.inf
 
 

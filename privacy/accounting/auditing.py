@@ -61,10 +61,10 @@ def _chance(canaries: int, guesses: int, right: int, epsilon: float, delta: floa
 
     Pr[Binomial(r, e^ε/(e^ε + 1)) ≥ v] + 2mδ · max over i of Pr[v > Binomial ≥ v − i]/i.
     """
-    share = float(special.expit(epsilon))
-    pure = float(stats.binom.sf(right - 1, guesses, share))
+    fraction = float(special.expit(epsilon))
+    pure = float(stats.binom.sf(right - 1, guesses, fraction))
     back = np.arange(1, right + 1)
-    below = np.cumsum(stats.binom.pmf(right - back, guesses, share))
+    below = np.cumsum(stats.binom.pmf(right - back, guesses, fraction))
     return min(1.0, pure + 2 * canaries * delta * float((below / back).max(initial=0.0)))
 
 
@@ -103,7 +103,7 @@ def scale_interval(
     """
     centre, freedom = (float(values.mean()), values.size - 1) if mean is None else (mean, values.size)
     spread = float(((values - centre) ** 2).sum()) / freedom
-    high, low = (float(stats.chi2.ppf(share, freedom)) for share in ((1 + confidence) / 2, (1 - confidence) / 2))
+    high, low = (float(stats.chi2.ppf(fraction, freedom)) for fraction in ((1 + confidence) / 2, (1 - confidence) / 2))
     return math.sqrt(freedom * spread / high), math.sqrt(spread), math.sqrt(freedom * spread / low)
 
 

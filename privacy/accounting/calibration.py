@@ -54,8 +54,8 @@ def calibrate(
         guess = math.isqrt(max(low, 1) * high)
         if abs(moved) < _OFTEN and 0 < above < target < below < math.inf:
             # ε is roughly a power of σ: interpolate linearly between both ends, in logarithms.
-            share = math.log(below / target) / math.log(below / above)
-            guess = round(math.exp(math.log(low) + share * math.log(high / low)))
+            fraction = math.log(below / target) / math.log(below / above)
+            guess = round(math.exp(math.log(low) + fraction * math.log(high / low)))
         guess = min(max(guess, low + 1), high - 1)
         found = cost(guess)
         if found <= target:

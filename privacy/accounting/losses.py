@@ -52,9 +52,9 @@ _USUAL_POINTS, _FEWEST_POINTS = 1 << 16, 1 << 12  # the fewest usually, and for 
 _WORK = 1 << 23  # points of all grids together: many kinds of steps get coarser grids
 _CELLS, _FEWEST_CELLS, _MOST_CELLS = 1 << 17, 1 << 9, 1 << 13  # of losses: for all steps together, and for each
 _ADDED_VARIANCE = 1e-5  # relative, of the total loss, by its grid
-_CUT = math.log(1e-9)  # share of δ that is cut off above, or wraps around
+_CUT = math.log(1e-9)  # fraction of δ that is cut off above, or wraps around
 _CUT_BELOW = math.log(1e-19)  # the mass below the lower cut
-_SPARE = 1e-6  # share of δ for mass that wraps around from above
+_SPARE = 1e-6  # fraction of δ for mass that wraps around from above
 _PASSES, _BETTER = 4, 0.99  # most passes with a new aim, and the factor by which each must improve ε
 _CLOSE, _NEAR = 0.5, 4.0  # how far below the aim ε may come out: relative, and in standard deviations
 _FAR = 25.0  # how far above ε one step's losses count as certain
@@ -249,11 +249,11 @@ class _Losses:
         low = np.floor(self.edges[:-1] / interval).astype(np.int64)
         high = np.maximum(np.ceil(self.edges[1:] / interval).astype(np.int64), low + 1)
         widths = interval * (high - low)
-        shares = np.expm1(interval * low - self.ratios) / np.expm1(-widths)  # that go to the higher point
-        wrong = np.expm1(np.minimum(self.errors, _LARGEST)) / -np.expm1(-widths)  # bounds of the shares' errors
-        shares = np.clip(np.nan_to_num(shares + wrong, nan=1.0), 0.0, 1.0)
+        fractions = np.expm1(interval * low - self.ratios) / np.expm1(-widths)  # that go to the higher point
+        wrong = np.expm1(np.minimum(self.errors, _LARGEST)) / -np.expm1(-widths)  # bounds of the fractions' errors
+        fractions = np.clip(np.nan_to_num(fractions + wrong, nan=1.0), 0.0, 1.0)
         with np.errstate(divide="ignore"):
-            lower, higher = self.masses + np.log1p(-shares), self.masses + np.log(shares)
+            lower, higher = self.masses + np.log1p(-fractions), self.masses + np.log(fractions)
         higher[0] = np.logaddexp(higher[0], self.below)
         return np.concatenate([low, high]), np.concatenate([lower, higher])
 

@@ -42,9 +42,9 @@ class Mixture:
         above, below = self.tail(x, sigma, 1), self.tail(x, sigma, -1)
         right = above[:-1] < below[1:]
         large, small = np.where(right, above[:-1], below[1:]), np.where(right, above[1:], below[:-1])
-        share = -np.expm1(np.minimum(small - large, 0.0))
+        fraction = -np.expm1(np.minimum(small - large, 0.0))
         with np.errstate(divide="ignore"):
-            return large + np.log(share), ULPS * (1 - large) / share
+            return large + np.log(fraction), ULPS * (1 - large) / fraction
 
     def density(self, x: Vector, sigma: float) -> Vector:
         """Return the logarithm of the density over that of N(0, σ²)."""

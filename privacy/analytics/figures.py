@@ -4,8 +4,8 @@ No records are needed here: everything is arithmetic on the released sum. A stan
 is known exactly, and not how representative the records are. All figures have six significant digits, so that every
 site writes the same file.
 
-A column's figures are computed from F, the share of its values below each bin (see `privacy.analytics.sketch`), with h
-the bins' width:
+A column's figures are computed from F, the fraction of its values below each bin (see `privacy.analytics.sketch`), with
+h the bins' width:
 
     mean = 1 − h·Σ F       mean of squares = 1 − 2h·Σ middle·F − h²/6       for a range from 0 to 1
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float64]
 
-SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
+FRACTIONS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def read(form: Form, total: Vector, noise: float) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class _Reader:
         deviation = math.sqrt(max(squares - centre**2, 0.0))
         off = self._error(2 * (centre - self._middles) / self._bins, rising)  # of the variance
         low, width = column.low, column.high - column.low
-        places = low + width * sketch.quantiles(rising, np.array(SHARES))
+        places = low + width * sketch.quantiles(rising, np.array(FRACTIONS))
         ranks = math.hypot(self._noise * sketch.error(self._bins), self._count_error / 2)
         return {
             "low": column.low,
@@ -83,33 +83,31 @@ class _Reader:
             "deviation": _figure(width * deviation),
             # The error of a square root is at most the square root of the error.
             "deviation_error": _figure(width * min(off / 2 / deviation if deviation else math.inf, math.sqrt(off))),
-            "quantiles": {f"{share:g}": _figure(place) for share, place in zip(SHARES, places, strict=True)},
+            "quantiles": {f"{fraction:g}": _figure(place) for fraction, place in zip(FRACTIONS, places, strict=True)},
             "rank_error": _figure(ranks / self._count),
-            "histogram": [_figure(share) for share in sketch.histogram(rising)],
+            "histogram": [_figure(fraction) for fraction in sketch.histogram(rising)],
         }
 
     def _error(self, weights: Vector, below: Vector) -> float:
-        """Return the standard error of a weighted sum of shares, from the column's own noise and the count's."""
+        """Return the standard error of a weighted sum of fractions, from the column's own noise and the count's."""
         own = self._noise * np.sqrt(np.sum(np.square(np.sum(self._rows * weights[:, None], axis=0))))
         shared = self._count_error * np.sum(weights * (below - 0.5))
         return float(np.hypot(own, shared)) / self._count
 
 
 def _classes(classes: tuple[float, ...], counts: Vector, error: float) -> list[dict[str, float]]:
-    """Return how many records have each label, and their share of all records."""
-    found = np.maximum(counts, 0.0)
-    whole = max(float(np.sum(found)), 1.0)
+    """Return how many records have each label, and their fraction of all records."""
+    positive = np.maximum(counts, 0.0)
+    whole = max(float(np.sum(positive)), 1.0)
     return [
         {
             "label": label,
             "count": _figure(count),
             "count_error": _figure(error),
-            "share": _figure(share / whole),
-            "share_error": _figure(
-                error * math.hypot(1 - share / whole, math.sqrt(len(classes) - 1) * share / whole) / whole
-            ),
+            "fraction": _figure(fraction),
+            "fraction_error": _figure(error * math.hypot(1 - fraction, math.sqrt(len(classes) - 1) * fraction) / whole),
         }
-        for label, count, share in zip(classes, counts, found, strict=True)
+        for label, count, fraction in zip(classes, counts, positive / whole, strict=True)
     ]
 
 

@@ -112,27 +112,27 @@ def stated_run(run: StatedRun, balance: Balance) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def against_ledger(charges: Sequence[Entry], share: Sequence[str]) -> list[dict[str, Any]]:
+def against_ledger(charges: Sequence[Entry], disclosed: Sequence[str]) -> list[dict[str, Any]]:
     """State who sees what of all runs together, and at which ε."""
     beyond, shared = "at most the ε above", _SHARED in _kinds(charges, None)
     if shared:
         beyond += ", and more from runs with shared noise: state such a run for its table"
     return [
-        _server(share, beyond),
+        _server(disclosed, beyond),
         {"who": "the other sites, and anyone with the model", "sees": "sums over all sites", "epsilon": "the ε above"},
         {"who": "the server together with other sites, or everyone with all keys",
          "sees": "what they have together; at most this site's own updates", "epsilon": beyond},
     ]  # fmt: skip
 
 
-def against_run(run: StatedRun, balance: Balance, share: Sequence[str]) -> list[dict[str, Any]]:
+def against_run(run: StatedRun, balance: Balance, disclosed: Sequence[str]) -> list[dict[str, Any]]:
     """State who sees what of a run, and the whole run's ε against each, for rounds with the minimum cohort."""
     settings = run.manifest.settings
     last = settings.cohort.minimum - 1
     apart = "the sums, less their own parts"
     if not settings.encryption.collusion_resistant:
         apart += "; with the server, this site's updates"
-    server = _server(share, "at most that of the last row, even with all keys")
+    server = _server(disclosed, "at most that of the last row, even with all keys")
     rows = [server | {"noise_multiplier": None, "charged": False}]
     for each in observers(run.manifest, balance.limit.delta, balance.ledger.records_per_person):
         others = each.colluding_sites
@@ -147,9 +147,9 @@ def against_run(run: StatedRun, balance: Balance, share: Sequence[str]) -> list[
     return rows
 
 
-def _server(share: Sequence[str], beyond: str) -> dict[str, Any]:
-    clear = ", ".join("the ε spent" if each == "epsilon" else each for each in share)
-    shared = f"; in the clear, {clear}" if share else ""
+def _server(disclosed: Sequence[str], beyond: str) -> dict[str, Any]:
+    clear = ", ".join("the ε spent" if each == "epsilon" else each for each in disclosed)
+    shared = f"; in the clear, {clear}" if disclosed else ""
     return {"who": "the server; the network", "sees": f"ciphertexts, sizes and times{shared}",
             "epsilon": f"none from updates while the encryption holds; {beyond}"}  # fmt: skip
 

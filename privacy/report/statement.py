@@ -51,7 +51,7 @@ class Account:
 
 def state(account: Account, run: StatedRun | None) -> dict[str, Any]:
     """Return the statement, section by section, as JSON values."""
-    ledger, charges, share = account.trained.ledger, account.charges, account.policy.share
+    ledger, charges, disclosed = account.trained.ledger, account.charges, account.policy.disclose
     trained, held_out = account.trained.figures(), account.held_out.figures()
     made = {
         "about": {
@@ -68,7 +68,7 @@ def state(account: Account, run: StatedRun | None) -> dict[str, Any]:
     if run:
         made["run"] = stated_run(run, account.of(run))
     made |= {
-        "observers": against_run(run, account.of(run), share) if run else against_ledger(charges, share),
+        "observers": against_run(run, account.of(run), disclosed) if run else against_ledger(charges, disclosed),
         "composition": _composition(account),
         "public": _public(run),
         "randomness": randomness(charges, run),
@@ -133,7 +133,7 @@ def _accounting(trained: Mapping[str, Any], held_out: Mapping[str, Any]) -> dict
 
 def _composition(account: Account) -> dict[str, Any]:
     charges, trained, held_out = account.charges, account.trained, account.held_out
-    metrics = [name for name in account.policy.share if name != "epsilon"]
+    metrics = [name for name in account.policy.disclose if name != "epsilon"]
     leave = f"{', '.join(metrics)} over held-out records leave the site without noise and are NOT covered by ε"
     purposes = Counter(each.release.purpose for each in charges)
     both = trained.cost([*trained.mechanisms, *held_out.mechanisms])
@@ -209,7 +209,7 @@ def _not_covered(account: Account) -> list[str]:
             "shared noise, if more sites than a run declares omit or reveal their shares",
             "the distance of a sum of shares from a discrete Gaussian (below 10⁻²⁶⁰), and its cut tails (below 2⁻¹⁰⁰)",
         ]
-    if len(account.policy.share) > ("epsilon" in account.policy.share):
+    if len(account.policy.disclose) > ("epsilon" in account.policy.disclose):
         parts.append("the metrics that the policy allows to leave")
     return parts
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 METRIC_NAME = r"[A-Za-z0-9][A-Za-z0-9 _.@%+-]{0,39}"
-MOST_METRICS = 16  # entries in `share`
+MOST_METRICS = 16  # entries in `disclose`
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -45,14 +45,14 @@ class Policy:
         0.0  # the most ε that one vote may cost held-out records; 0 refuses runs with votes
     )
     # What else may leave: "epsilon" and, without noise, metrics by name, such as "loss".
-    share: Annotated[tuple[Annotated[str, Field(pattern=f"^{METRIC_NAME}$")], ...], Field(max_length=MOST_METRICS)] = (
-        "epsilon",
-    )
+    disclose: Annotated[
+        tuple[Annotated[str, Field(pattern=f"^{METRIC_NAME}$")], ...], Field(max_length=MOST_METRICS)
+    ] = ("epsilon",)
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that leave the site, without noise and not included in any ε."""
-        return tuple(name for name in self.share if name != "epsilon")
+        return tuple(name for name in self.disclose if name != "epsilon")
 
 
 def check_policy(policy: Policy, manifest: Manifest, epsilon: float, site: str) -> None:

@@ -62,7 +62,7 @@ _TERMS = SiteTerms(
     epsilon=inf,
     maximum_epsilon=inf,
     collusion_resistant=False,
-    share=(),
+    disclose=(),
     device="cpu",
 )
 

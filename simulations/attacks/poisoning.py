@@ -50,7 +50,7 @@ _TERMS = SiteTerms(
     epsilon=inf,
     maximum_epsilon=inf,
     vote_epsilon=inf,
-    share=(),
+    disclose=(),
     device="cpu",
 )
 _MINIMUM = 3

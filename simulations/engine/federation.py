@@ -50,7 +50,7 @@ class SiteTerms:
     shared_noise: bool = False
     colluding_sites: int = 1
     vote_epsilon: float = 0.0
-    share: tuple[str, ...] = ("epsilon",)
+    disclose: tuple[str, ...] = ("epsilon",)
     strategies: tuple[str, ...] | None = None
     file: str = "patients.csv"
     device: str = "auto"
@@ -157,7 +157,7 @@ collusion_resistant = {json.dumps(terms.collusion_resistant)}   # true: only run
 shared_noise = {json.dumps(terms.shared_noise)}   # true: also runs in which a site adds only a share of the noise
 colluding_sites = {terms.colluding_sites}   # a run must bear at least this many sites that join forces with the server
 vote_epsilon = {terms.vote_epsilon}   # the most that a vote on a model may cost the records held out; 0: no votes
-share = {json.dumps(list(terms.share))}   # what else leaves; metrics, if listed here, without noise and in no ε
+disclose = {json.dumps(list(terms.disclose))}   # what else leaves; metrics, if listed here, without noise and in no ε
 {strategies}"""
         write_atomically(self.paths[site] / "site.toml", text.encode())
 

@@ -51,5 +51,5 @@ class FedDyn(Algorithm):
 
     @override
     def apply(self, model: Values, state: Mapping[str, Values], mean: Mean) -> tuple[Values, Mapping[str, Values]]:
-        h = state["h"] - self.alpha * mean.share * mean.values
+        h = state["h"] - self.alpha * mean.fraction * mean.values
         return model + mean.values - h / self.alpha, {"h": h}

@@ -56,5 +56,5 @@ class Scaffold(Algorithm):
 
     @override
     def apply(self, model: Values, state: Mapping[str, Values], mean: Mean) -> tuple[Values, Mapping[str, Values]]:
-        c = state["c"] - mean.share * (state["c"] + mean.values)
+        c = state["c"] - mean.fraction * (state["c"] + mean.values)
         return model + self.server_learning_rate * mean.values, {"c": c}

@@ -162,11 +162,11 @@ def test_an_agent_answers_until_it_is_stopped(federation: Federation, server: Se
 def test_an_agent_warns_of_metrics_that_its_policy_lets_out(
     federation: Federation, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    terms = replace(TERMS, tasks=(task_name(studies.Held),), share=("epsilon", "loss", "accuracy"))
+    terms = replace(TERMS, tasks=(task_name(studies.Held),), disclose=("epsilon", "loss", "accuracy"))
     federation.write_settings(SITE, f"localhost:{server.port}", terms)
     server.open()
     with agent_of(federation, server):
-        await_condition(lambda: "`share` lists loss, accuracy: told after every round without noise" in caplog.text)
+        await_condition(lambda: "`disclose` lists loss, accuracy: sent after every round without noise" in caplog.text)
 
 
 def test_an_agent_that_is_there_before_the_server_waits_for_it_and_says_so_once(

@@ -503,7 +503,7 @@ def _assert_nothing_leaves(answer: Message, federation: Federation) -> None:
 
 
 def test_nothing_that_the_policy_does_not_share_leaves_the_site(make_federation: FederationMaker) -> None:
-    federation = make_federation(NOISY, dict.fromkeys(SITES, replace(TERMS, share=())))
+    federation = make_federation(NOISY, dict.fromkeys(SITES, replace(TERMS, disclose=())))
     (event,) = run_with(federation)
     assert event["epsilon"] == {}
     assert event["metrics"] == {}

@@ -45,7 +45,7 @@ delta = 1e-5
 [policy]
 tasks = ["simulations.tasks.diagnosis:Diagnosis"]
 maximum_epsilon = 3
-share = ["epsilon", "loss"]
+disclose = ["epsilon", "loss"]
 """
 _CSV = b'size,"age",ill,note\r\n1.5,40,0,"says ""no"""\n\n-2e3,.5,1,\n'
 

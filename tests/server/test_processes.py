@@ -147,7 +147,7 @@ def _last_made(folder: Path) -> int:
 def disturbed(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
     settings = with_deadline(replace(SETTINGS, task=task_name(Held), rounds=6), DEADLINE)
     # Metrics are not shared, so that the task's loss is asked for in training alone.
-    terms = replace(TERMS, tasks=(settings.task,), share=("epsilon",))
+    terms = replace(TERMS, tasks=(settings.task,), disclose=("epsilon",))
     with socket.create_server(("localhost", 0)) as free:
         address = f"localhost:{free.getsockname()[1]}"
     make_federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("disturbed"))

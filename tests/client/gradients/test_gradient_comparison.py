@@ -70,9 +70,9 @@ class Forgetful(Vmap):
         self._parts = parts
 
     @override
-    def shares(self, inputs: Tensor, targets: Tensor) -> list[Rows]:
+    def per_record(self, inputs: Tensor, targets: Tensor) -> list[Rows]:
         self._parts -= 1
-        found = super().shares(inputs, targets)
+        found = super().per_record(inputs, targets)
         return found if self._parts >= 0 else [*found[:-1], Rows(torch.zeros_like(found[-1].rows))]
 
 
@@ -89,8 +89,8 @@ def test_a_mode_that_loses_gradients_after_some_parts_is_found(parts: int) -> No
 def test_a_mode_without_the_gradients_of_a_parameter_is_an_error() -> None:
     class Lacking(Vmap):
         @override
-        def shares(self, inputs: Tensor, targets: Tensor) -> list[Rows]:
-            return super().shares(inputs, targets)[:-1]
+        def per_record(self, inputs: Tensor, targets: Tensor) -> list[Rows]:
+            return super().per_record(inputs, targets)[:-1]
 
     model, records = made("mlp")
     mode, right = Lacking(model), make_mode("vmap", model, RecordLoss(Scores()), 1.0, torch.float32)
@@ -125,7 +125,7 @@ def test_parameters_stand_where_they_stood_after_every_part() -> None:
         before = [(key, id(each)) for key, each in model.named_parameters(remove_duplicate=False)]
         with quiet():
             for _ in range(2):
-                mode.shares(*records)
+                mode.per_record(*records)
         assert [(key, id(each)) for key, each in model.named_parameters(remove_duplicate=False)] == before
         assert all(type(each) is nn.Parameter for each in model.parameters())
 
@@ -146,16 +146,16 @@ def test_what_hooks_leave_behind_is_not_added_to_the_next_batch() -> None:
 
     model, (inputs, targets) = Maybe(), made("mlp")[1]
     mode = make_mode("hooks", model, RecordLoss(Scores()), 1.0, torch.float32)
-    first = sizes(mode.shares(inputs, targets))
+    first = sizes(mode.per_record(inputs, targets))
     other = inputs.clone()
     other[0, 0] = 10.0
     with quiet(), pytest.raises(TaskError, match="to a call on which the outputs do not depend"):
-        mode.shares(other, targets)
-    torch.testing.assert_close(sizes(mode.shares(inputs, targets)), first)
+        mode.per_record(other, targets)
+    torch.testing.assert_close(sizes(mode.per_record(inputs, targets)), first)
 
 
-def sizes(shares: Sequence[object]) -> Tensor:
-    return torch.stack([share.squares() for share in shares if isinstance(share, Rows)])
+def sizes(gradients: Sequence[object]) -> Tensor:
+    return torch.stack([share.squares() for share in gradients if isinstance(share, Rows)])
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from client.gradients import record_gradients
 from client.gradients.clipping import add_clipped
-from client.gradients.record_gradients import Outer, Places, Product, Rows, Share
+from client.gradients.record_gradients import Outer, Places, Product, RecordGradients, Rows
 from client.settings import Gradients
 from tests.client.specimens import MODES, RECORDS, Scores, clipped_sum, made
 
@@ -22,7 +22,7 @@ MOST = 1 + 1e-4
 EXPONENTS = st.integers(-46, 38)
 
 
-def clipped(*parts: tuple[Share, Tensor], records: int = 1, bound: float = C) -> Tensor:
+def clipped(*parts: tuple[RecordGradients, Tensor], records: int = 1, bound: float = C) -> Tensor:
     """Return the clipped sum over parameters of these shapes, `(parameters,)`, float64."""
     parameters: list[Any] = [nn.Parameter(shape) for _, shape in parts]
     for each in parameters:
@@ -31,7 +31,7 @@ def clipped(*parts: tuple[Share, Tensor], records: int = 1, bound: float = C) ->
     return torch.cat([each.summed_grad.double().flatten() for each in parameters])
 
 
-def added(*parts: tuple[Share, Tensor], bound: float = C) -> float:
+def added(*parts: tuple[RecordGradients, Tensor], bound: float = C) -> float:
     """Return the norm of what one record adds, in units of C."""
     return float(clipped(*parts, bound=bound).norm()) / bound
 

@@ -38,11 +38,11 @@ def test_secrets_that_several_processes_share_at_once_are_all_kept(tmp_path: Pat
     names, made = [f"site-{number}" for number in range(24)], keys(1)
 
     def share(name: str) -> None:
-        Keyring(tmp_path / "epochs").share(made, {name: name.encode(), "all": name.encode()})
+        Keyring(tmp_path / "epochs").keep_pairs(made, {name: name.encode(), "all": name.encode()})
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(share, names))
-    found = Keyring(tmp_path / "epochs").shares_with(made)
+    found = Keyring(tmp_path / "epochs").paired_with(made)
     assert found == sorted([*names, "all"])
 
 

@@ -35,12 +35,12 @@ from tests.federations import (
 )
 
 COUNTED = task_name(studies.Counted)
-SHARED: tuple[str, ...] = ("epsilon", "loss", "accuracy", "odd")
+DISCLOSED: tuple[str, ...] = ("epsilon", "loss", "accuracy", "odd")
 
 
-def sharing(task: str, **share: tuple[str, ...]) -> dict[str, SiteTerms]:
-    """Terms of the sites that do not share ε alone."""
-    return {site: replace(TERMS, tasks=(task,), share=share.get(site, ("epsilon",))) for site in SITES}
+def disclosing(task: str, **names: tuple[str, ...]) -> dict[str, SiteTerms]:
+    """Terms of the sites that disclose more than ε."""
+    return {site: replace(TERMS, tasks=(task,), disclose=names.get(site, ("epsilon",))) for site in SITES}
 
 
 def numbers_of(replies: list[Message]) -> set[float]:
@@ -91,7 +91,7 @@ def test_a_metric_is_averaged_over_the_sites_that_told_it(
     make_federation: FederationMaker, who: tuple[str, ...]
 ) -> None:
     shares: dict[str, tuple[str, ...]] = {site: ("loss", "accuracy") if site in who else ("loss",) for site in SITES}
-    federation = make_federation(replace(SETTINGS, task=COUNTED), sharing(COUNTED, **shares))
+    federation = make_federation(replace(SETTINGS, task=COUNTED), disclosing(COUNTED, **shares))
     (event,) = run_with(federation)
     assert event["metrics"]["accuracy"] == 1.0
     assert event["sharing"] == sorted(SITES)
@@ -105,7 +105,9 @@ def test_no_number_of_records_leaves_even_where_metrics_do(make_federation: Fede
     # Sizes that are declared are not those that there are, so that a true one would be seen.
     declared = {site: 7 * size for site, size in SIZES.items()}
     settings = replace(SETTINGS, task=COUNTED, cohort=replace(SETTINGS.cohort, sizes=declared))
-    federation = make_federation(settings, sharing(COUNTED, **dict.fromkeys(SITES, (*SHARED, "records", "count"))))
+    federation = make_federation(
+        settings, disclosing(COUNTED, **dict.fromkeys(SITES, (*DISCLOSED, "records", "count")))
+    )
     replies: list[Message] = []
 
     def heard(message: Message, context: Context) -> Message:
@@ -122,9 +124,9 @@ def test_no_number_of_records_leaves_even_where_metrics_do(make_federation: Fede
             assert value == float(f"{value:.2g}")  # a fraction with all its digits would tell
 
 
-@pytest.mark.parametrize("shared", [SHARED, ("epsilon",)], ids=["shared", "kept"])
+@pytest.mark.parametrize("shared", [DISCLOSED, ("epsilon",)], ids=["shared", "kept"])
 def test_a_metric_that_is_no_number_spoils_nothing(make_federation: FederationMaker, shared: tuple[str, ...]) -> None:
-    federation = make_federation(replace(SETTINGS, task=COUNTED), sharing(COUNTED, **dict.fromkeys(SITES, shared)))
+    federation = make_federation(replace(SETTINGS, task=COUNTED), disclosing(COUNTED, **dict.fromkeys(SITES, shared)))
     (event,) = run_with(federation)
     assert event["released"]
     assert event["problems"] == {}
@@ -225,7 +227,7 @@ def test_settings_that_any_tool_writes_share_epsilon_alone(tmp_path: Path) -> No
     federation = Federation(tmp_path, ("north",))
     federation.write_settings("north", "localhost:1", SiteTerms(tasks=(SETTINGS.task,)))
     text: Any = (tmp_path / "north" / "site.toml").read_text()
-    assert 'share = ["epsilon"] ' in text
+    assert 'disclose = ["epsilon"] ' in text
 
 
 def test_an_epsilon_that_cannot_be_computed_does_not_keep_an_update_back(

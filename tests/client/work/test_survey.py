@@ -94,19 +94,19 @@ def hold(found: dict[str, Any], values: ArrayLike, labels: ArrayLike, errors: fl
         assert abs(read["mean"] - own.mean()) <= errors * read["mean_error"] + slack * high
         off = errors * read["deviation_error"] + (high - low) / found["bins"] / 3
         assert abs(read["deviation"] - own.std()) <= off
-        for share in figures.SHARES:
-            middle, bins = read["quantiles"][f"{share:g}"], 1.5 * (high - low) / found["bins"] + slack
+        for fraction in figures.FRACTIONS:
+            middle, bins = read["quantiles"][f"{fraction:g}"], 1.5 * (high - low) / found["bins"] + slack
             rank = errors * read["rank_error"] + slack
             # Noise may put a rank beyond the last record: then the error says nothing on that side.
-            if share - rank > 0:
-                assert np.quantile(own, share - rank, method="inverted_cdf") <= middle + bins
-            if share + rank < 1:
-                assert np.quantile(own, share + rank, method="higher") >= middle - bins
+            if fraction - rank > 0:
+                assert np.quantile(own, fraction - rank, method="inverted_cdf") <= middle + bins
+            if fraction + rank < 1:
+                assert np.quantile(own, fraction + rank, method="higher") >= middle - bins
     for each in found["classes"]:
         assert abs(each["count"] - np.sum(labels == each["label"])) <= errors * each["count_error"] + slack * len(
             values
         )
-        assert abs(each["share"] - np.mean(labels == each["label"])) <= errors * each["share_error"] + slack
+        assert abs(each["fraction"] - np.mean(labels == each["label"])) <= errors * each["fraction_error"] + slack
 
 
 # --- A whole survey -------------------------------------------------------------------------------------------------

@@ -120,8 +120,8 @@ def _put(start: int, end: int, source: int | None) -> Callable[[Randomness], Ran
 
 def _fill_by_layer(mode: GradientMode, inputs: Tensor, targets: Tensor) -> None:
     """Clip every parameter's gradient to C by itself."""
-    shares = mode.shares(inputs, targets) if len(inputs) else [None] * len(mode.trained)
-    for parameter, share in zip(mode.trained, shares, strict=True):
+    gradients = mode.per_record(inputs, targets) if len(inputs) else [None] * len(mode.trained)
+    for parameter, share in zip(mode.trained, gradients, strict=True):
         add_clipped([parameter], [share], len(inputs), mode.max_grad_norm)
 
 

@@ -32,7 +32,7 @@ SITES = ("north", "south", "east")
 RUN = Path(__file__).parents[3] / "simulations" / "tasks" / "diagnosis.toml"
 OTHER = Mechanism(2.0, 1.0, 1)
 DELTA = 1e-5
-TASKS, SHARE = ("simulations.tasks.diagnosis:Diagnosis",), ("epsilon", "loss", "accuracy")
+TASKS, DISCLOSED = ("simulations.tasks.diagnosis:Diagnosis",), ("epsilon", "loss", "accuracy")
 AUDITED = {
     "passed": True, "epsilon_claimed": 8.0, "epsilon_lower": 6.5, "epsilon_formal": 3.1, "confidence": 0.95,
     "canaries": 4000, "date": "2026-01-01T00:00:00+00:00", "version": "0.1.0",
@@ -46,7 +46,7 @@ def federation(tmp_path: Path) -> Federation:
     made = Federation.create(tmp_path / "federation", SITES)
     made.sign(read_toml(RUN, RunSettings))
     for site in SITES:
-        made.write_settings(site, "localhost:1", SiteTerms(TASKS, epsilon=10.0, share=SHARE))
+        made.write_settings(site, "localhost:1", SiteTerms(TASKS, epsilon=10.0, disclose=DISCLOSED))
     return made
 
 

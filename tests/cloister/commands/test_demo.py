@@ -89,7 +89,7 @@ def test_the_demo_shows_metrics_that_no_hospital_let_out(
             assert row[place] == f"{mean:.3f}"
     assert "they never left the hospital" in finished.stderr
     for site in SITES:
-        assert 'share = ["epsilon"] ' in (folder / site / "site.toml").read_text()
+        assert 'disclose = ["epsilon"] ' in (folder / site / "site.toml").read_text()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from privacy.noise.randomness import Randomness
 from tests.privacy.consortium import few, relaxed
 
 BINS = st.integers(1, 70) | st.sampled_from([256, 1024])
-SHARES = np.array(figures.SHARES)
+FRACTIONS = np.array(figures.FRACTIONS)
 
 
 def form_of(columns: int = 3, classes: int = 2, bins: int = 32) -> Form:
@@ -84,12 +84,12 @@ def test_the_error_is_that_of_the_reader(bins: int) -> None:
 @relaxed
 def test_mean_quantiles_and_histogram_are_right_to_a_bin_and_a_half(places: list[float], bins: int) -> None:
     found = np.array(places)
-    shares = 0.5 + sketch.reader(bins) @ sketch.encode(found, bins) / found.size
-    assert 1 - np.mean(shares) == pytest.approx(np.mean(found), abs=1e-9)
-    rising = sketch.monotone(shares)
-    np.testing.assert_allclose(rising, shares, atol=1e-9)
-    for share, place in zip(SHARES, sketch.quantiles(rising, SHARES), strict=True):
-        low, high = (np.quantile(found, share, method=method) for method in ("inverted_cdf", "higher"))
+    fractions = 0.5 + sketch.reader(bins) @ sketch.encode(found, bins) / found.size
+    assert 1 - np.mean(fractions) == pytest.approx(np.mean(found), abs=1e-9)
+    rising = sketch.monotone(fractions)
+    np.testing.assert_allclose(rising, fractions, atol=1e-9)
+    for fraction, place in zip(FRACTIONS, sketch.quantiles(rising, FRACTIONS), strict=True):
+        low, high = (np.quantile(found, fraction, method=method) for method in ("inverted_cdf", "higher"))
         assert low - 1.5 / bins - 1e-6 <= place <= high + 1.5 / bins + 1e-6
     histogram = sketch.histogram(rising)
     assert (histogram >= 0).all()
@@ -106,7 +106,7 @@ def test_without_noise_figures_are_those_of_the_records(classes: int) -> None:
         read, width = found["columns"][column.name], column.high - column.low
         assert read["mean"] == pytest.approx(values[:, number].mean(), rel=1e-5, abs=1e-5)
         assert read["deviation"] == pytest.approx(values[:, number].std(), rel=0.01)
-        exact = np.quantile(values[:, number], SHARES)
+        exact = np.quantile(values[:, number], FRACTIONS)
         np.testing.assert_allclose(list(read["quantiles"].values()), exact, atol=1.5 * width / form.bins)
         assert (read["mean_error"], read["deviation_error"], read["rank_error"]) == (0, 0, 0)
     assert [each["count"] for each in found["classes"]] == [np.sum(labels == each) for each in form.classes]
@@ -133,14 +133,14 @@ def test_errors_are_as_large_as_they_are_said_to_be() -> None:
     form, noise = form_of(5, 2, 16), 4.0
     values, labels = records(form, 800)
     total = form.total(values, labels)
-    off: dict[str, list[float]] = {"count": [], "mean": [], "share": [], "rank": []}
+    off: dict[str, list[float]] = {"count": [], "mean": [], "fraction": [], "rank": []}
     deviations: list[float] = []
     for number in range(60):
         random = Randomness.seeded(number, "noise")
         found = figures.read(form, total + noise * random.gaussian(total.size), noise)
         off["count"].append((found["count"] - 800) / found["count_error"])
         for each in found["classes"]:
-            off["share"].append((each["share"] - np.mean(labels == each["label"])) / each["share_error"])
+            off["fraction"].append((each["fraction"] - np.mean(labels == each["label"])) / each["fraction_error"])
         for place, column in enumerate(found["columns"].values()):
             own = values[:, place]
             off["mean"].append((column["mean"] - own.mean()) / column["mean_error"])
@@ -149,7 +149,7 @@ def test_errors_are_as_large_as_they_are_said_to_be() -> None:
     spread = {name: float(np.sqrt(np.mean(np.square(each)))) for name, each in off.items()}
     assert 0.7 < spread["count"] < 1.3
     assert 0.85 < spread["mean"] < 1.15
-    assert 0.7 < spread["share"] < 1.3
+    assert 0.7 < spread["fraction"] < 1.3
     assert spread["rank"] < 1.3
     assert np.sqrt(np.mean(np.square(deviations))) < 1.2
 
@@ -163,13 +163,13 @@ def test_where_noise_hides_everything_figures_stay_in_range_and_errors_say_so() 
         assert places == sorted(places)
         assert column["low"] <= column["mean"] <= column["high"]
         assert np.isfinite(list(column["quantiles"].values())).all()
-    assert all(0 <= each["share"] <= 1 for each in found["classes"])
+    assert all(0 <= each["fraction"] <= 1 for each in found["classes"])
 
 
-@given(shares=st.lists(st.floats(-2, 3), min_size=1, max_size=50))
+@given(fractions=st.lists(st.floats(-2, 3), min_size=1, max_size=50))
 @relaxed
-def test_shares_made_to_rise_are_a_distribution(shares: list[float]) -> None:
-    rising = sketch.monotone(np.array(shares))
+def test_shares_made_to_rise_are_a_distribution(fractions: list[float]) -> None:
+    rising = sketch.monotone(np.array(fractions))
     assert (np.diff(rising) >= 0).all()
     assert 0 <= rising.min() <= rising.max() <= 1
 

@@ -138,7 +138,7 @@ def test_a_site_shares_noise_only_if_it_says_so() -> None:
 def test_the_defaults_are_the_safe_ones() -> None:
     defaults = Policy(tasks=(), maximum_epsilon=1.0)
     assert not defaults.shared_noise
-    assert (defaults.minimum_noise_multiplier, defaults.minimum_cohort, defaults.share) == (0.5, 3, ("epsilon",))
+    assert (defaults.minimum_noise_multiplier, defaults.minimum_cohort, defaults.disclose) == (0.5, 3, ("epsilon",))
 
 
 @pytest.mark.parametrize(
@@ -150,11 +150,11 @@ def test_the_defaults_are_the_safe_ones() -> None:
         '"maximum_epsilon": 1, "minimum_noise_multiplier": NaN',
         '"maximum_epsilon": 1, "minimum_cohort": 1',
         '"maximum_epsilon": 1, "encryption": ["none"]',
-        '"maximum_epsilon": 1, "share": "loss"',
-        '"maximum_epsilon": 1, "share": [""]',
-        '"maximum_epsilon": 1, "share": ["a\\u001b[2J"]',
-        '"maximum_epsilon": 1, "share": ["%s"]' % ("a" * 41),
-        '"maximum_epsilon": 1, "share": [%s]' % ", ".join(f'"m{i}"' for i in range(17)),  # noqa: UP031
+        '"maximum_epsilon": 1, "disclose": "loss"',
+        '"maximum_epsilon": 1, "disclose": [""]',
+        '"maximum_epsilon": 1, "disclose": ["a\\u001b[2J"]',
+        '"maximum_epsilon": 1, "disclose": ["%s"]' % ("a" * 41),
+        '"maximum_epsilon": 1, "disclose": [%s]' % ", ".join(f'"m{i}"' for i in range(17)),  # noqa: UP031
     ],
 )
 def test_a_policy_out_of_range_is_refused(changes: str) -> None:
