@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from strategies.ledger_heads import LedgerHeads
 
 READINESS = "readiness"
-APART = "it reached a different model from most sites, and is left out until it has theirs"
+APART = "it reached a different model than most sites, and is left out until it has theirs"
 UNDECIDED = "too few other sites report which model they reached"
 UNOPENED = "it reports that the sum does not open, but others opened it"
-_OTHER = "a different model from most sites; install the same versions of torch and the task"
+_OTHER = "a different model than most sites; install the same versions of torch and the task"
 
 Standing = tuple[str, float]  # digest of a model, and the range of updates that start from it
 T = TypeVar("T")

@@ -211,7 +211,7 @@ def test_who_proves_something_of_another_update_spoils_the_sum(
         with pytest.raises(UnopenedError) as caught:
             open_at(federation, site, total)
         assert caught.value.refusal.why == VALUES  # nobody can tell whose they are: later rounds close in on it
-    with pytest.raises(ProtocolError, match="has refused a sum"):  # noted, as after a wrong tag
+    with pytest.raises(ProtocolError, match="has already refused a sum"):  # noted, as after a wrong tag
         open_at(federation, "north", total)
 
 

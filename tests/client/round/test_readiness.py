@@ -318,7 +318,7 @@ def test_a_roster_that_ends_before_a_round_would_is_a_refusal(make_federation: F
     federation = make_federation(NOISY)
     soon = sign_roster(replace(roster_of(federation), expires=time.time() + 30), authority_of(federation).key)
     (federation.paths[SITE] / "keys" / "roster").write_bytes(soon.to_bytes())
-    with pytest.raises(RefusedError, match=r"north's roster ends on 20.* UTC, before a round would"):
+    with pytest.raises(RefusedError, match=r"north's roster expires on 20.* UTC, before a round could end"):
         ready(federation)
 
 
@@ -328,7 +328,7 @@ def test_a_certificate_that_ends_before_a_round_would_is_a_refusal(
     federation = make_federation(NOISY)
     files = certify(tmp_path / "tls", authority_of(federation), name=SITE, days=30 / 86400, server=False)
     files.certificate.replace(federation.paths[SITE] / "keys" / "tls.pem")
-    with pytest.raises(RefusedError, match="north's TLS certificate ends on"):
+    with pytest.raises(RefusedError, match="north's TLS certificate expires on"):
         ready(federation)
 
 

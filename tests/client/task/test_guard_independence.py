@@ -149,12 +149,12 @@ DEPENDENT = {
         Made(lambda: Evaluated(head())), "the forward() of its model (Evaluated) mixes the records of a batch"),
     "one row for two": (
         Made(lambda: nn.Sequential(nn.Flatten(), Through(lambda x: x.reshape(-1, 4), head())), example=sequences),
-        "its model makes outputs of shape (30, 3) from 5 records; keep one row for each record"),
+        "its model makes outputs of shape (30, 3) from 5 records; keep one row per record"),
     "one row for all": (after(lambda x: x.mean(0)), "its model makes outputs of shape (3,) from 5 records; keep"),
     "squeezed": (
         Made(lambda: Through(lambda x: x, nn.Linear(WIDTH, 1), Through(torch.squeeze)),
              lambda outputs, targets: (outputs - targets).square().mean()),
-        "its model makes outputs of shape () from 1 records; keep one row for each record"),
+        "its model makes outputs of shape () from 1 records; keep one row per record"),
 }  # fmt: skip
 
 

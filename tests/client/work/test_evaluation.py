@@ -78,7 +78,7 @@ class Odd(studies.Scored):
 @pytest.mark.parametrize(
     ("alone", "said"),
     [
-        ({"odd": torch.ones(1)}, "of some records there is no metric 'near'"),
+        ({"odd": torch.ones(1)}, "some records lack the metric 'near'"),
         ({"near": "1"}, "its metric 'near' is a builtins.str"),
         ({"near": torch.ones(2)}, "its metric 'near' is float32"),
         ("near", "its metrics() returns a builtins.str"),

@@ -154,7 +154,7 @@ def test_a_metric_that_is_not_one_number_a_record_is_named_and_the_run_goes_on(
     federation = make_federation(replace(SETTINGS, task=task_name(Mistaken)))
     (event,) = run_with(federation)
     assert (event["released"], event["problems"]) == (True, {})
-    assert "round 1: not tried on held-out records, and the run goes on: its metric 'accuracy' is" in caplog.text
+    assert "round 1: not evaluated on held-out records; the run continues: its metric 'accuracy' is" in caplog.text
     assert "Traceback" not in caplog.text
     assert own_metrics(federation, "north") == []
 

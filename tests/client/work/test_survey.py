@@ -298,4 +298,4 @@ def test_more_records_than_were_declared_are_a_warning_at_the_site_alone(
     few = replace(SURVEY, cohort=replace(SURVEY.cohort, sizes=dict.fromkeys(SITES, 5)))
     federation = make_federation(few, everywhere())
     run_with(federation)
-    assert "25 records, over twice the 5 declared" in caplog.text
+    assert "25 records, more than twice the declared 5" in caplog.text

@@ -206,7 +206,7 @@ def test_an_auditor_without_the_signing_key_verifies_with_what_the_roster_lists(
     (copy / "keys" / "signing.key").unlink()
     assert asked("verify", copy) == before
     assert run("show", copy)[0] == 0
-    with pytest.raises(KeyFileError, match="nothing is written without north's signing key"):
+    with pytest.raises(KeyFileError, match="north's signing key is missing, so nothing is written"):
         read_site(copy).ledger.reserve(Release("e" * 64, 1, 1), TRAINED, Budget(9.0, DELTA))
     (copy / "keys" / "roster").unlink()
     with pytest.raises(KeyFileError, match=r"signing\.key"):
@@ -221,7 +221,7 @@ def test_a_site_with_new_keys_adopts_its_ledgers_once_and_says_what_was_checked(
     old.write_bytes(key.read_bytes())
     was = read_site(copy).ledger.public_key.public_bytes_raw().hex()
     key.write_bytes(key_pem(signing_key("north, later")))
-    with pytest.raises(LedgerError, match="not signed with north's key; restore it from backup, or, if "):
+    with pytest.raises(LedgerError, match="not signed with north's key; restore it from backup; if "):
         accounts.verify(copy)
     options = ["--old-key", str(old)] if checked else ["--unverified"]
     code, shown = run("adopt", copy, *options)
