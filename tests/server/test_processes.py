@@ -361,7 +361,7 @@ def _made_again(site: Site, manifest: Manifest, plan: RoundPlan) -> list[NDArray
 # --- Agents that cannot begin ---------------------------------------------------------------------------------------
 
 
-def test_an_agent_process_says_within_seconds_why_it_cannot_begin(
+def test_an_agent_process_reports_within_seconds_why_it_cannot_start(
     make_federation: FederationMaker, tmp_path: Path
 ) -> None:
     federation = make_federation()

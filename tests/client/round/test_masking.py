@@ -401,7 +401,7 @@ def test_a_false_seed_that_its_site_signed_is_evidence_against_it(federation: Fe
 
 
 @pytest.mark.parametrize("shown", ["no seed", "no shared seeds", "seeds shared with another"])
-def test_what_a_server_leaves_out_or_shows_with_another_set_is_evidence_against_nobody(
+def test_what_a_server_omits_or_shows_with_another_set_is_evidence_against_nobody(
     federation: Federation, shown: str
 ) -> None:
     """Else it could have a round added up again without an honest site, and subtract."""
@@ -433,7 +433,7 @@ def test_a_seed_that_was_garbled_on_its_way_is_evidence_against_nobody(federatio
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["with evidence", "without"])
-def test_a_round_is_repeated_after_a_reveal_only_without_members_known_to_lie(
+def test_a_round_is_repeated_after_a_reveal_only_without_members_proven_to_cheat(
     federation: Federation, *, known: bool
 ) -> None:
     whole, fewer = plan_of(federation), plan_of(federation, 2, COHORT[:3])
@@ -493,6 +493,6 @@ def test_a_site_may_insist_on_masks(make_federation: FederationMaker) -> None:
     admit(open_site(masked.paths["north"]), signed_run(masked)[0])
 
 
-def test_a_site_without_a_masked_update_shows_nothing(federation: Federation) -> None:
+def test_a_site_without_a_masked_update_reveals_nothing(federation: Federation) -> None:
     with pytest.raises(ProtocolError, match="reveals no seed"):
         sign(federation, "north", plan_of(federation), [])

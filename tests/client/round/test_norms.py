@@ -254,7 +254,7 @@ def test_a_seed_is_revealed_for_one_sum_and_nothing_proved_of_another(federation
     assert played.prove("north")
 
 
-def test_nothing_is_proved_before_all_have_signed_and_shown_their_seeds(federation: Federation) -> None:
+def test_nothing_is_proved_before_all_have_signed_and_revealed_their_seeds(federation: Federation) -> None:
     played = Played(federation)
     parts = played.total.contributions
     withheld = replace(played.total, contributions=(replace(parts[0], reveal=b""), *parts[1:]))

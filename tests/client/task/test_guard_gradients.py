@@ -441,6 +441,6 @@ ATTACKS: dict[str, Task] = {
 
 
 @pytest.mark.parametrize("task", ATTACKS.values(), ids=ATTACKS.keys())
-def test_a_task_whose_records_meet_anywhere_is_refused(task: Task) -> None:
+def test_a_task_whose_records_interact_anywhere_is_refused(task: Task) -> None:
     SEEN.clear()
     assert complaint(task)

@@ -172,5 +172,5 @@ class Evaluated(nn.Module):
 
 
 @pytest.mark.parametrize(("task", "said"), DEPENDENT.values(), ids=DEPENDENT.keys())
-def test_records_that_meet_are_refused_with_the_place_and_the_mend(task: Task, said: str) -> None:
+def test_records_that_interact_are_refused_with_the_place_and_the_remedy(task: Task, said: str) -> None:
     assert complaint(task).startswith(said)

@@ -87,7 +87,7 @@ def test_a_site_writes_down_how_good_each_rounds_model_is_and_tells_nobody(
 
 
 @pytest.mark.parametrize("who", [("north",), ("north", "west"), SITES], ids=len)
-def test_a_metric_is_averaged_over_the_sites_that_told_it(
+def test_a_metric_is_averaged_over_the_sites_that_reported_it(
     make_federation: FederationMaker, who: tuple[str, ...]
 ) -> None:
     shares: dict[str, tuple[str, ...]] = {site: ("loss", "accuracy") if site in who else ("loss",) for site in SITES}
@@ -123,7 +123,9 @@ def test_no_number_of_records_leaves_even_where_metrics_do(make_federation: Fede
 
 
 @pytest.mark.parametrize("shared", [SHARED, ("epsilon",)], ids=["shared", "kept"])
-def test_a_metric_that_is_no_number_spoils_nothing(make_federation: FederationMaker, shared: tuple[str, ...]) -> None:
+def test_a_metric_that_is_not_a_number_spoils_nothing(
+    make_federation: FederationMaker, shared: tuple[str, ...]
+) -> None:
     federation = make_federation(replace(SETTINGS, task=COUNTED), sharing(COUNTED, **dict.fromkeys(SITES, shared)))
     (event,) = run_with(federation)
     assert event["released"]
@@ -185,7 +187,7 @@ def test_a_run_that_trains_nothing_is_not_looked_at(make_federation: FederationM
     assert not (federation.paths["north"] / "metrics").exists()
 
 
-def test_a_line_that_a_crash_cut_off_stands_by_itself_and_a_round_is_written_down_once(
+def test_a_line_that_a_crash_cut_off_stays_separate_and_a_round_is_recorded_once(
     make_federation: FederationMaker,
 ) -> None:
     federation = make_federation()

@@ -273,7 +273,7 @@ GOOD = [[1.0, 2.0], [3.0, 4.0]]
         ([["a", "b"], ["c", "d"]], [0, 1], "did not read a table of numbers"),
     ],
 )
-def test_records_that_cannot_be_counted_are_refused_and_shown(
+def test_records_that_cannot_be_counted_are_refused_and_named(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, values: ArrayLike, labels: ArrayLike, reason: str
 ) -> None:
     monkeypatch.setattr(studies.Replaced, "read", (values, labels))
@@ -283,9 +283,7 @@ def test_records_that_cannot_be_counted_are_refused_and_shown(
         open_site(federation.paths["north"]).check_records()
 
 
-def test_labels_may_stand_in_a_column_of_their_own(
-    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_may_be_in_a_separate_column(make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(studies.Replaced, "read", (GOOD, [[0], [1]]))
     name = task_name(studies.Replaced)
     federation = make_federation(replace(SURVEY, task=name), everywhere(replace(ALL, tasks=(name,))))
