@@ -116,7 +116,7 @@ def reveal(
 
 
 def prove(current: Round, total: EncryptedSum, signatures: Mapping[str, bytes], summed: str) -> bytes:
-    """Prove that this site's update is no longer than the run allows, once all have revealed their masks' seeds.
+    """Prove that the norm of this site's update is within the run's limit, once all have revealed their masks' seeds.
 
     Proofs follow the rules for seeds: the site proves only for the plan and sum for which it revealed its seed.
 

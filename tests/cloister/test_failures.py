@@ -236,7 +236,7 @@ def test_a_file_that_cannot_be_as_large_is_named_and_nothing_of_it_is_left(
 
 @contextlib.contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Let this process write files of so many bytes at most, as `ulimit -f` does."""
+    """Limit the size of the files that this process writes, in bytes, as `ulimit -f` does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -302,7 +302,7 @@ def _pieces(data: bytes) -> set[bytes]:
 
 
 def _models_and_updates(disturbed: Disturbed) -> list[NDArray[np.float32]]:
-    """All that the run's sums were made from, made again: there is no noise, and a seed.
+    """Rebuild everything that the run's sums were made from: the run has a seed and no noise.
 
     Every model; of every update what training changed, what the site sent, and what that left over.
     """

@@ -280,7 +280,7 @@ def test_what_training_raises_is_raised_as_it_is_also_if_the_algorithm_goes_on(e
         assert caught.value is error
 
 
-# --- Who may use which, and what is said otherwise --------------------------------------------------------------------
+# --- Who may use which strategy, and the messages otherwise -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(

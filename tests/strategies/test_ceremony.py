@@ -346,7 +346,7 @@ def test_sites_that_lost_their_secrets_get_them_again_or_new_keys_if_too_few_are
             file.unlink()
     events = run(federation, name="second", masks=True)
     assert [event["epoch"] for event in epochs(events)] == newer
-    assert contributors(events) == there  # what south itself made for west, it cannot be brought
+    assert contributors(events) == there  # what south itself made for west cannot be delivered to it
 
 
 def test_letters_are_found_by_number_and_name_whatever_the_sites_are_called(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ SITES = ["east", "north", "south", "west", "york"]
 
 
 def selection(liars: int) -> Selection:
-    """Return that of a run over these sites, all of which answer."""
+    """Return the selection of a run over these sites, all of which answer."""
     attention = SimpleNamespace(asked=lambda _: set[int]())
     members = SimpleNamespace(
         listed=SITES, attention=attention, nodes={site: place for place, site in enumerate(SITES)}

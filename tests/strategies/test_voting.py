@@ -41,7 +41,7 @@ WEST = "west"
 def voting(
     federation: Federation, rejects: Rejects, around: Callable[[Message, Message], Message] | None = None
 ) -> Answer:
-    """Let every site vote as told, rather than by its records and luck; and `around` change what it then answers."""
+    """Let every site vote as given, not by its records and chance; let `around` change its replies."""
     _, manifest, run = signed_run(federation)
     names = {node_of(federation, site): site for site in SITES}
 

@@ -1,4 +1,4 @@
-"""Whatever is wrong between an agent and the server is said in plain words, with the address, within five seconds."""
+"""Any fault between an agent and the server is reported in plain words, with the address, within five seconds."""
 
 import socket
 import ssl

@@ -81,7 +81,7 @@ def after_a_layer(change: Callable[[Tensor], Tensor]) -> Made:
 
 
 def again_and_again(work: Callable[[], object]) -> str:
-    """Work until records are found to meet, and return what is said: which of them are looked at is drawn."""
+    """Train until an interaction of records is found; return the message. The checked records are drawn at random."""
     for _ in range(16):
         try:
             work()
@@ -205,7 +205,7 @@ class Flipped(nn.Module):
 
 
 class Sly(Tiny):
-    """Lets records meet in training alone."""
+    """Lets records interact in training only."""
 
     @override
     def model(self) -> nn.Module:
@@ -223,7 +223,7 @@ def test_a_round_in_which_records_interact_sends_nothing_and_the_task_stays_refu
     monkeypatch.setattr(
         "client.work.training.Study.check_memory", lambda *_: None
     )  # its step would find it before any charge
-    unclipped = Privacy(max_grad_norm=1e3, noise_multiplier=2.0)  # so that records which meet show in every batch
+    unclipped = Privacy(max_grad_norm=1e3, noise_multiplier=2.0)  # so that interactions of records show in every batch
     federation = make_federation(replace(NOISY, task=task_name(Sly), privacy=unclipped))
     with pytest.raises(RunError, match="nothing was trained"):
         run_with(federation)

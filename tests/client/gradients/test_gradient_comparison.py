@@ -24,7 +24,7 @@ from tests.client.specimens import MODES, SPECIMENS, Scores, computing, made
 
 
 class Drawing(nn.Module):
-    """Draws at random between two layers, and has a parameter of its own if it is told so."""
+    """Draws at random between two layers; has a parameter of its own if asked."""
 
     def __init__(self, draw: Callable[[Tensor], Tensor], *, bare: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a site can set about its gradients, and what it is told: precision, parts, the choice and its reason."""
+"""What a site can set about its gradients, and what it logs: precision, parts, the choice and its reason."""
 
 import logging
 from pathlib import Path

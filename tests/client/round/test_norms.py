@@ -276,7 +276,7 @@ def test_a_site_that_proves_again_proves_the_same(federation: Federation) -> Non
     played = Played(federation)
     once, again = played.prove("north"), played.prove("north")
     first = slice(SIGNATURE_BYTES, SIGNATURE_BYTES + 32)
-    assert once[first] == again[first]  # the commitment; all else is drawn anew
+    assert once[first] == again[first]  # the commitment; everything else is drawn again
     assert once != again
     assert charges_of(federation, "north") == 1
 

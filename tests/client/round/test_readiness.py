@@ -354,7 +354,7 @@ def test_a_site_whose_clock_is_a_little_off_takes_part(make_federation: Federati
         ready(federation, sent=time.time() + offset)
 
 
-# --- What is said ---------------------------------------------------------------------------------------------------
+# --- Messages -------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_refusal_again_is_logged_once(

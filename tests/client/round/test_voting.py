@@ -104,7 +104,7 @@ def test_a_model_gets_one_vote_however_often_it_is_asked_for(federation: Federat
     site, admitted, now = opened(federation)
     first = voting.vote(admitted, now)
     assert first is not None
-    for _ in range(20):  # each would be turned over anew with a chance of a quarter
+    for _ in range(20):  # each would be flipped with a probability of a quarter
         site, admitted, now = opened(federation)
         assert voting.vote(admitted, now) == first
     assert votes_charged(site) == [1, 2]

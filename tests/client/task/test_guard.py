@@ -37,7 +37,7 @@ class Overlaid(nn.Sequential):
 
 
 class Zeroed(nn.Linear):
-    """Its weights begin at nought."""
+    """Its weights start at zero."""
 
     @override
     def reset_parameters(self) -> None:

@@ -1,4 +1,4 @@
-"""A record's gradient depends on that record alone, or the task is refused, wherever it is that records meet."""
+"""A record's gradient depends on that record alone, or the task is refused, wherever records interact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records that meet in the model are found whatever it is called, and the sentence names the layer and its mend."""
+"""Interactions of records in a model are found whatever its layers are called; messages name layer and remedy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Renamed(nn.BatchNorm1d):
 
 
 class AlwaysFrozen(nn.BatchNorm1d):
-    """It is told to evaluate, again and again, and learns its statistics all the same."""
+    """It is set to evaluation again and again, and still learns its statistics."""
 
     @override
     def train(self, mode: bool = True) -> AlwaysFrozen:
@@ -41,7 +41,7 @@ class AlwaysFrozen(nn.BatchNorm1d):
 
 
 class Residual(nn.Module):
-    """What records have in common comes in with a weight that begins at nought."""
+    """A value common to all records enters with a weight that starts at zero."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ SITE = "north"
 
 
 class Dependent(Tiny):
-    """Its records meet."""
+    """Its records interact."""
 
     read: ClassVar[list[Path]] = []
 

@@ -85,7 +85,7 @@ def report_of(federation: Federation) -> dict[str, Any]:
 
 
 def hold(found: dict[str, Any], values: ArrayLike, labels: ArrayLike, errors: float) -> None:
-    """Check figures against all records in one place, to so many of their errors."""
+    """Check figures against the pooled records, within this many standard errors."""
     values, labels = np.asarray(values), np.asarray(labels)
     slack = 1e-4  # of rounding
     assert abs(found["count"] - len(values)) <= errors * found["count_error"] + slack * len(values)

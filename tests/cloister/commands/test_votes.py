@@ -1,4 +1,4 @@
-"""What votes cost, and how often they err, is said where a run is signed or planned; what they are good for, shown."""
+"""Signing or planning a run states what its votes cost and how often they err; a benchmark shows their use."""
 
 from dataclasses import replace
 

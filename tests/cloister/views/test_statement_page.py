@@ -1,4 +1,4 @@
-"""The page of a statement: all of it is there, it stands by itself, and nothing in it can be taken for markup."""
+"""The page of a statement: it is complete and self-contained, and nothing in it can be taken for markup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For more than 32 sites the server expands the seeds itself: the sum brings c1, as exact and as well guarded."""
+"""For more than 32 sites the server expands the seeds itself: the sum contains c1, as exact and as well protected."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Made(NamedTuple):
 
 
 def make_sum(sites: int, *, profile: Profile = "compact", size: int = PARAMETERS, absent: int = 0) -> Made:
-    """Let so many sites contribute, a few stay away, and the server add."""
+    """Let this many sites contribute, with a few absent, and the server add."""
     sizes = {f"site-{number}": 100 + number for number in range(sites + absent)}
     of = make_round(run_settings(sizes=sizes, minimum=sites, profile=profile), size=size)
     packing, running = of.manifest.packing, RunningSum(of.plan)

@@ -101,7 +101,7 @@ def test_another_number_of_numbers_is_another_proof() -> None:
         Proof.read(proof.to_bytes(), STATEMENT)
 
 
-# --- Forgeries, each of which one check alone finds -----------------------------------------------------------------
+# --- Forgeries that only one check finds -----------------------------------------------------------------------------
 
 
 def _other_point(point: bytes) -> bytes:
@@ -195,7 +195,7 @@ def test_bits_that_are_none_would_help_if_nobody_looked(monkeypatch: pytest.Monk
 
 def _roots_that_cancel() -> list[int]:
     """Return numbers whose squares add up to nothing modulo ℓ: a² + b² + c² + d² ≡ 0, as ℓ ≡ 1 modulo 4."""
-    root = pow(2, (ORDER - 1) // 4, ORDER)  # of −1: 2 is no square
+    root = pow(2, (ORDER - 1) // 4, ORDER)  # of −1: 2 is not a square
     assert root * root % ORDER == ORDER - 1
     return [12345, 12345 * root % ORDER, *[0] * 6]
 

@@ -1,4 +1,4 @@
-"""Projections are exact and add up; an honest vector passes, and one that is too long does as seldom as is said."""
+"""Projections are exact and add up; an honest vector passes, and a too long one passes as rarely as stated."""
 
 from math import inf, sqrt
 

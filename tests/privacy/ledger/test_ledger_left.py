@@ -1,4 +1,4 @@
-"""What was charged leaves once, is charged again once its failure was told, and never leaves on a promise of memory."""
+"""A charged update leaves once, is charged again after a reported failure, and never leaves before it is on disk."""
 
 from __future__ import annotations
 

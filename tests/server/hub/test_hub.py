@@ -489,7 +489,7 @@ def _stalling(reply_to: str) -> Iterator[pb.Chunk]:
 
 
 def start_of(server: Server, address: str, tls: TlsFiles | None = None) -> str:
-    """What is said when a hub is to start there and cannot."""
+    """Return the message when a hub cannot start at an address."""
     hub = Hub(server.place.roster(), Mailboxes(set()), LIMIT)
     try:
         with pytest.raises(CloisterError) as caught:
