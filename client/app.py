@@ -184,7 +184,7 @@ def reveal_mask(current: Round, shown: Shown) -> bytes:
 
 
 def prove_length(current: Round, asked: ToProve) -> bytes:
-    """Prove that this site's update is no longer than the run allows."""
+    """Prove that the norm of this site's update is within the run's limit."""
     return prove(current, asked.total, asked.signatures, asked.summed)
 
 

@@ -67,7 +67,7 @@ class MalformedError(CloisterError):
 
 
 class AuthenticityError(CloisterError):
-    """A signature, certificate or digest does not match what it is said to be."""
+    """A signature, certificate or digest does not match what it claims to be."""
 
     may_leave_site = True
 

@@ -68,11 +68,11 @@ def advance(
         known = {name: values[part] for name, values in state.vectors.items()}
         given = Mean(vector[part].astype(np.float64), weights, run)
         with np.errstate(all="ignore"):  # checked below
-            found, kept = algorithm.apply(model.vector[part].astype(np.float64), known, given)
-            if found.shape != vector[part].shape or kept.keys() != after.keys():
+            new_part, kept = algorithm.apply(model.vector[part].astype(np.float64), known, given)
+            if new_part.shape != vector[part].shape or kept.keys() != after.keys():
                 msg = f"{type(algorithm).__name__} returns a model or a state with another shape; correct its `apply`"
                 raise ProtocolError(msg)
-            vector[part] = found
+            vector[part] = new_part
         for name, values in kept.items():
             after[name][part] = values
     if not is_finite(vector) or not all(np.isfinite(values).all() for values in after.values()):

@@ -136,12 +136,12 @@ class Attention:
         by_name = {each.metadata.message_id: each for each in exchange.waited}
         for reply in replies:
             said = reply.metadata
-            asked = by_node.get(said.src_node_id) or by_name.get(said.reply_to_message_id)
-            if asked is None or (node := _source(reply, asked)) is None:
+            message = by_node.get(said.src_node_id) or by_name.get(said.reply_to_message_id)
+            if message is None or (node := _source(reply, message)) is None:
                 continue  # nobody asked for it
             if said.src_node_id == node:
                 answered.add(node)
-                self._spoke(node, asked.metadata.message_type)
+                self._spoke(node, message.metadata.message_type)
             yield node, reply
             yield from self._others(grid, exchange)
         for node in by_node.keys() - answered:
@@ -160,12 +160,12 @@ class Attention:
 
     def _others(self, grid: Grid, exchange: _Exchange) -> Iterator[tuple[int, Message]]:
         """Yield replies from nodes that are not waited for; keep replies to queries for the next gathering."""
-        for asked, reply in list(self.take(grid)):
-            if asked.metadata.message_id in exchange.pushed:
-                exchange.pushed.discard(asked.metadata.message_id)
-                yield asked.metadata.dst_node_id, reply
-            elif asked.metadata.message_type == MessageType.QUERY:
-                self._late.append((asked, reply))
+        for message, reply in list(self.take(grid)):
+            if message.metadata.message_id in exchange.pushed:
+                exchange.pushed.discard(message.metadata.message_id)
+                yield message.metadata.dst_node_id, reply
+            elif message.metadata.message_type == MessageType.QUERY:
+                self._late.append((message, reply))
 
     def ask(
         self, grid: Grid, messages: Iterable[Message], enough: Callable[[], bool] = lambda: True,
@@ -176,7 +176,7 @@ class Attention:
         return self.hear(grid, grid.send_and_receive(waited, timeout=seconds or self.seconds), enough)
 
 
-def _source(reply: Message, asked: Message) -> int | None:
+def _source(reply: Message, message: Message) -> int | None:
     """Return the node that was asked if the reply is its own or the grid's error in its place, else None."""
-    node = asked.metadata.dst_node_id
+    node = message.metadata.dst_node_id
     return node if reply.metadata.src_node_id == node or reply.has_error() else None

@@ -132,8 +132,8 @@ class Ceremony:
                 held.setdefault((epoch, fingerprint), []).append(site)
         if not held:
             return 0, "", []
-        (epoch, fingerprint), who = max(held.items(), key=lambda each: (len(each[1]), each[0]))
-        return epoch, fingerprint, who
+        (epoch, fingerprint), holders = max(held.items(), key=lambda each: (len(each[1]), each[0]))
+        return epoch, fingerprint, holders
 
     def _lead(self, grid: Grid, leader: str) -> None:
         # Above every credible epoch, for this roster or another: epochs never go back. A number is never reused
@@ -146,12 +146,12 @@ class Ceremony:
         if not replies:
             msg = "it did not answer when asked to lead"
             raise ProtocolError(msg)
-        made = LEAD.read_reply(content_of(replies[0]))
-        if made.epoch != epoch or set(made.letters) != {member.site for member in self._members.roster.members}:
+        keys = LEAD.read_reply(content_of(replies[0]))
+        if keys.epoch != epoch or set(keys.letters) != {member.site for member in self._members.roster.members}:
             msg = "it made keys of another key epoch, or not for all members of the roster"
             raise ProtocolError(msg)
-        self._letters.keep(made.epoch, self._members.roster.version, leader, made.letters)
-        self._note(leader, made)
+        self._letters.keep(keys.epoch, self._members.roster.version, leader, keys.letters)
+        self._note(leader, keys)
 
     def _relay(self, grid: Grid, sites: list[str]) -> None:
         members = self._members
@@ -219,6 +219,6 @@ class Ceremony:
             self._members.problems[worst] = f"it shares no secret for masks with {', '.join(lacks[worst])}"
             left.remove(worst)
 
-    def _message(self, site: str, kind: MessageKind[Q, Any], asked: Q) -> Message:
+    def _message(self, site: str, kind: MessageKind[Q, Any], content: Q) -> Message:
         seconds = self._members.attention.seconds
-        return Message(kind.pack(asked), self._members.nodes[site], kind.name, ttl=seconds, group_id="keys")
+        return Message(kind.pack(content), self._members.nodes[site], kind.name, ttl=seconds, group_id="keys")

@@ -188,26 +188,29 @@ class EncryptedStrategy(Strategy):
         if not current.released:
             return None
         self._voting.begin()
-        said, told, refusals = self._hear(replies)
-        while len(refusals) > len(said) and self._court.is_convinced(refusals):
+        models, reports, refusals = self._hear(replies)
+        while len(refusals) > len(models) and self._court.is_convinced(refusals):
             result = self._repeat(refusals)
             if result is None:
                 return None
             delivered = self._deliver(self._grid, result)
-            said, told, refusals = self._hear(self._grid.send_and_receive(delivered, timeout=self._seconds))
-        for site in self._members.settle(said, current.number):
+            models, reports, refusals = self._hear(self._grid.send_and_receive(delivered, timeout=self._seconds))
+        for site in self._members.settle(models, current.number):
             current.problems[site] = self._members.problems[site]
-            del told[site]
-        if not told:
+            del reports[site]
+        if not reports:
             self._failures += 1
             self._record(reason="too few sites reported that they opened the sum; it will be delivered again")
             return None
-        found = averaged(told, self._manifest.settings.cohort.sizes)
+        metrics = averaged(reports, self._manifest.settings.cohort.sizes)
         votes = self._count(current)
         self._record(
-            model=self._members.model, metrics=found, sharing=sorted(site for site in told if told[site]), **votes
+            model=self._members.model,
+            metrics=metrics,
+            sharing=sorted(site for site in reports if reports[site]),
+            **votes,
         )
-        return MetricRecord(dict(found))
+        return MetricRecord(dict(metrics))
 
     def _count(self, current: OpenRound) -> dict[str, Any]:
         """Count the votes on a round; undo it if they say so, and update the suspicion of who spoils rounds."""
@@ -239,9 +242,9 @@ class EncryptedStrategy(Strategy):
 
     def _deliver(self, grid: Grid, total: EncryptedSum) -> list[Message]:
         """Begin to deliver a sum to every present site of its plan's cohort."""
-        there = [site for site in read_plan(total.plan).cohort if site in self._members.nodes]
-        self._round.bytes_down += total.size * len(there)
-        return self._attention.send(grid, [self._delivery(site, total) for site in there])
+        present = [site for site in read_plan(total.plan).cohort if site in self._members.nodes]
+        self._round.bytes_down += total.size * len(present)
+        return self._attention.send(grid, [self._delivery(site, total) for site in present])
 
     def _delivery(self, site: str, total: EncryptedSum) -> Message:
         """Return the message that delivers a sum to a site; if the site's update is not in it, say why."""
@@ -255,12 +258,12 @@ class EncryptedStrategy(Strategy):
                                                          dict[str, Refusal]]:  # fmt: skip
         """Return the models that sites arrived at with a sum, their metrics, and refusals to open it."""
         current, names = self._round, self._members.names()
-        said: dict[str, Standing] = {}
-        told: dict[str, Mapping[str, float]] = {}
+        models: dict[str, Standing] = {}
+        reports: dict[str, Mapping[str, float]] = {}
         refusals: dict[str, Refusal] = {}
         plan = current.plan.to_bytes() if current.plan else b""
-        for node, reply in self._attention.hear(self._grid, replies, lambda: bool(said or refusals)):
-            if (site := names[node]) in said.keys() | refusals.keys():
+        for node, reply in self._attention.hear(self._grid, replies, lambda: bool(models or refusals)):
+            if (site := names[node]) in models.keys() | refusals.keys():
                 continue
             try:
                 outcome = self._members.read_outcome(site, plan, reply)
@@ -269,12 +272,12 @@ class EncryptedStrategy(Strategy):
                     if self._masks:
                         refusals[site] = outcome
                     continue
-                said[site] = outcome.opened.model, outcome.opened.update_bound
-                told[site] = current.hear(site, outcome.metrics)
+                models[site] = outcome.opened.model, outcome.opened.update_bound
+                reports[site] = current.hear(site, outcome.metrics)
                 self._voting.hear(site, outcome.vote)
             except CloisterError as error:
                 current.problems[site] = str(error)
-        return said, told, refusals
+        return models, reports, refusals
 
     def _repeat(self, refusals: Mapping[str, Refusal]) -> EncryptedSum | None:
         """Find the liars behind a sum that does not open, and add up the other updates again.
@@ -369,9 +372,9 @@ class EncryptedStrategy(Strategy):
         """Return the message that asks a site to train. By its ledger head, the site notices a restored old ledger."""
         return self._message(site, TRAIN, Order(self._document, plan.to_bytes(), sums, self._members.heads.of(site)))
 
-    def _message(self, site: str, kind: MessageKind[Q, Any], asked: Q) -> Message:
+    def _message(self, site: str, kind: MessageKind[Q, Any], content: Q) -> Message:
         group, node = str(self._round.number), self._members.nodes[site]
-        return Message(kind.pack(asked), node, kind.name, ttl=self._seconds, group_id=group)
+        return Message(kind.pack(content), node, kind.name, ttl=self._seconds, group_id=group)
 
     def _close_unreleased(self, reason: str) -> None:
         self._failures += 1

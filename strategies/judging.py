@@ -70,23 +70,23 @@ class Court:
         return {site: _FALSE_SEED for site in sites if named[site] > self._colluding}
 
     def _judged(self, grid: Grid, plan: RoundPlan, bodies: Bodies, sites: Sequence[str]) -> dict[str, str]:
-        found, cleared = dict[str, str](), 0
+        liars, cleared = dict[str, str](), 0
         for judge in sites:
-            if judge in found:
+            if judge in liars:
                 continue
             ends = time.monotonic() + self._members.attention.seconds
-            for site in (each for each in sites if each not in found):
+            for site in (each for each in sites if each not in liars):
                 body = bodies.find(site)
                 verdict = self._ask(grid, plan, body, [judge]).get(judge)
                 if verdict is None or time.monotonic() > ends:  # silent or slow: another site judges
                     break
                 if not verdict.right:
-                    found |= self._tried(grid, plan, body, site, Accusation(judge, verdict.signature), sites)
-                if judge in found:
+                    liars |= self._tried(grid, plan, body, site, Accusation(judge, verdict.signature), sites)
+                if judge in liars:
                     break
             else:
-                if found:
-                    return found
+                if liars:
+                    return liars
                 cleared += 1
             if cleared > self._colluding:
                 msg = (
@@ -95,7 +95,7 @@ class Court:
                     "same version everywhere"
                 )
                 raise RunError(msg)
-        return found
+        return liars
 
     def _tried(
         self, grid: Grid, plan: RoundPlan, body: SignedUpdate, site: str, accusation: Accusation, sites: Sequence[str]
@@ -115,7 +115,7 @@ class Court:
             key = self._members.roster.member(site).verification_key
             verify_verdict(key, plan, body.header, verdict.signature, right=verdict.right)
 
-        asked = Suspect(self._members.manifest, plan.to_bytes(), body, by)
-        found, problems, _ = ask_sites(grid, self._members, JUDGE, asked, sites, check)
+        suspect = Suspect(self._members.manifest, plan.to_bytes(), body, by)
+        verdicts, problems, _ = ask_sites(grid, self._members, JUDGE, suspect, sites, check)
         self._members.problems |= problems
-        return found
+        return verdicts

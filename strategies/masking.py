@@ -121,7 +121,7 @@ def agree_on(
     grid: Grid, members: Membership, total: EncryptedSum, headers: Mapping[str, UpdateHeader]
 ) -> tuple[AgreedSum, dict[str, str]]:
     """Have all contributors sign their set; return the agreed sum, and why some did not sign."""
-    asked = Shown(members.manifest, total.plan, total.contributions)
+    question = Shown(members.manifest, total.plan, total.contributions)
     plan, shown = read_plan(total.plan), {site: part.header for site, part in _by_site(headers, total)}
     absent, digest = absent_from(plan, shown), set_digest(shown)
 
@@ -129,7 +129,7 @@ def agree_on(
         check_signed(plan, digest, site, agreed.signature, members.roster)
         verify_pairs(agreed.sealed, plan, headers[site].pairs, absent, members.roster.member(site).verification_key)
 
-    agreed, problems = _ask(grid, members, AGREE, list(headers), asked, check)
+    agreed, problems = _ask(grid, members, AGREE, list(headers), question, check)
     parts = _by_site(headers, total)
     contributions = tuple(replace(part, pairs=agreed[site].sealed if site in agreed else b"") for site, part in parts)
     signatures = {site: agreed[site].signature for site in headers if site in agreed}
@@ -141,12 +141,12 @@ def add_reveals(
 ) -> tuple[AgreedSum, dict[str, str]]:
     """Ask all contributors for the seeds of their masks; return the sum with them, and why some gave none."""
     total, plan = agreed.total, read_plan(agreed.total.plan)
-    asked = Shown(members.manifest, total.plan, total.contributions, agreed.signatures, summed)
+    question = Shown(members.manifest, total.plan, total.contributions, agreed.signatures, summed)
 
     def check(site: str, seed: bytes) -> None:
         verify_seed(seed, plan, headers[site].mask, members.roster.member(site).verification_key)
 
-    revealed, problems = _ask(grid, members, REVEAL, list(headers), asked, check)
+    revealed, problems = _ask(grid, members, REVEAL, list(headers), question, check)
     parts = _by_site(headers, total)
     contributions = tuple(replace(part, reveal=revealed.get(site, b"")) for site, part in parts)
     return agreed._replace(total=replace(total, contributions=contributions)), problems
@@ -158,14 +158,14 @@ def add_proofs(
     """Ask all contributors for norm proofs; return the sum with them, and why some gave none."""
     total, plan = agreed.total, read_plan(agreed.total.plan)
     bare = replace(total, c0=(), codes=b"", c1=())
-    asked = ToProve(members.manifest, bare, agreed.signatures, total.digest)
+    question = ToProve(members.manifest, bare, agreed.signatures, total.digest)
     shown = {site: part.header for site, part in _by_site(headers, total)}
     subject = subject_of(plan.digest, set_digest(shown), total.digest)
 
     def check(site: str, proof: bytes) -> None:
         verify_proof(proof, subject, members.roster.member(site).verification_key)
 
-    proofs, problems = _ask(grid, members, PROVE, list(headers), asked, check)
+    proofs, problems = _ask(grid, members, PROVE, list(headers), question, check)
     return agreed._replace(total=replace(total, proofs=tuple(proofs.get(site, b"") for site in headers))), problems
 
 
@@ -176,9 +176,9 @@ def check_all_shown(problems: Mapping[str, str], number: int, what: str) -> None
         ProtocolError: if a seed or proof is missing; sites that revealed theirs reveal for no other attempt.
     """
     if problems:
-        who = ", ".join(problems)
+        sites = ", ".join(problems)
         msg = (
-            f"round {number}: without the {what} of {who} the sum cannot be opened; "
+            f"round {number}: without the {what} of {sites} the sum cannot be opened; "
             "the next round starts from its model"
         )
         raise ProtocolError(msg)
@@ -194,42 +194,45 @@ def _ask(
     members: Membership,
     kind: MessageKind[Q, R],
     sites: Sequence[str],
-    asked: Q,
+    question: Q,
     check: Callable[[str, R], object],
 ) -> tuple[dict[str, R], dict[str, str]]:
     """Ask sites, and ask again once if an answer was garbled; return answers, and why others did not answer."""
-    found, problems, garbled = ask_sites(grid, members, kind, asked, sites, check)
+    answers, problems, garbled = ask_sites(grid, members, kind, question, sites, check)
     if garbled:
-        again, still, _ = ask_sites(grid, members, kind, asked, garbled, check)
-        found, problems = found | again, {site: why for site, why in problems.items() if site not in garbled} | still
-    return found, problems
+        again, still, _ = ask_sites(grid, members, kind, question, garbled, check)
+        answers, problems = (
+            answers | again,
+            {site: why for site, why in problems.items() if site not in garbled} | still,
+        )
+    return answers, problems
 
 
 def ask_sites(
     grid: Grid,
     members: Membership,
     kind: MessageKind[Q, R],
-    asked: Q,
+    question: Q,
     sites: Sequence[str],
     check: Callable[[str, R], object],
 ) -> tuple[dict[str, R], dict[str, str], list[str]]:
     """Ask sites; return answers, why others did not answer, and the sites whose answers were garbled."""
-    found, garbled, content = dict[str, R](), list[str](), kind.pack(asked)
+    answers, garbled, content = dict[str, R](), list[str](), kind.pack(question)
     problems = dict.fromkeys(sites, "it did not answer in time after sending its update")
     names, seconds = members.names(), members.attention.seconds
     messages = [Message(content, members.nodes[site], kind.name, ttl=seconds, group_id="masks")
                 for site in sites if site in members.nodes]  # fmt: skip
-    for node, reply in members.attention.ask(grid, messages, lambda: len(found) == len(sites)):
+    for node, reply in members.attention.ask(grid, messages, lambda: len(answers) == len(sites)):
         site = names[node]
-        if site in found:  # a duplicate, or another reply after the first
+        if site in answers:  # a duplicate, or another reply after the first
             continue
         try:
             answer = kind.read_reply(content_of(reply))
             check(site, answer)
-            found[site] = answer
+            answers[site] = answer
             del problems[site]
         except CloisterError as error:
             problems[site] = str(error)
             if isinstance(error, (AuthenticityError, MalformedError)):
                 garbled.append(site)
-    return found, problems, garbled
+    return answers, problems, garbled

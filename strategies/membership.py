@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from strategies.ledger_heads import LedgerHeads
 
 READINESS = "readiness"
-APART = "it reached a different model from most sites, and is left out until it has theirs"
+APART = "it reached a different model than most sites, and is left out until it has theirs"
 UNDECIDED = "too few other sites report which model they reached"
 UNOPENED = "it reports that the sum does not open, but others opened it"
-_OTHER = "a different model from most sites; install the same versions of torch and the task"
+_OTHER = "a different model than most sites; install the same versions of torch and the task"
 
 Standing = tuple[str, float]  # digest of a model, and the range of updates that start from it
 T = TypeVar("T")
@@ -124,9 +124,9 @@ class Membership:
         Raises:
             RunError: if no model has a majority, or too few sites are left that could join it.
         """
-        said = {site: (self.models[site], self.bounds[site]) for site in here}
-        start = most_say(said)
-        others = [site for site in here if said[site] != start]
+        models = {site: (self.models[site], self.bounds[site]) for site in here}
+        start = most_say(models)
+        others = [site for site in here if models[site] != start]
         agree = len(here) - len(others)
         if start is None or agree + len(self.listed) - len(here) < minimum:
             msg = f"{', '.join(others)} start from {_OTHER}"
@@ -204,7 +204,7 @@ class Membership:
             raise ProtocolError(UNOPENED)
         return outcome.opened.model, outcome.opened.update_bound
 
-    def settle(self, said: Mapping[str, Standing], round_number: int) -> set[str]:
+    def settle(self, models: Mapping[str, Standing], round_number: int) -> set[str]:
         """Adopt the model that most sites reached. All others are asked again, and return once they have it.
 
         Returns:
@@ -213,22 +213,22 @@ class Membership:
         Raises:
             RunError: if no majority reached the same model, and liars alone cannot be the cause.
         """
-        agreed = most_say(said)
-        if agreed and list(said.values()).count(agreed) <= self.liars:
+        agreed = most_say(models)
+        if agreed and list(models.values()).count(agreed) <= self.liars:
             agreed = None
-        if agreed is None and len(said) > 2 * self.liars:
-            each = ", ".join(f"{site} {model[:12]}" for site, (model, _) in sorted(said.items()))
+        if agreed is None and len(models) > 2 * self.liars:
+            each = ", ".join(f"{site} {model[:12]}" for site, (model, _) in sorted(models.items()))
             msg = f"round {round_number} left the sites with different models: {each}; the run was stopped"
             raise RunError(msg)
         for site in list(self.nodes):
-            if agreed and said.get(site) == agreed:
+            if agreed and models.get(site) == agreed:
                 self.models[site], self.bounds[site] = agreed
             else:
                 self.doubt(site)
         if agreed:
             self.model, self.update_bound = agreed
             self.event_log.confirm(self.model)
-        apart = {site for site in said if said[site] != agreed}
+        apart = {site for site in models if models[site] != agreed}
         self.problems |= dict.fromkeys(apart, APART if agreed else UNDECIDED)
         return apart
 
@@ -240,7 +240,7 @@ class Membership:
         """
         number, messages, plan = 0, list[Message](), b""
         # A site whose model is unknown to the event log has opened the last sum.
-        said = {site: (self.models[site], self.bounds[site]) for site in sites
+        models = {site: (self.models[site], self.bounds[site]) for site in sites
                 if self.event_log.behind(self.models[site]) is None}  # fmt: skip
         for site in sites:
             sums = self.event_log.missing(self.models[site]) if self.event_log.behind(self.models[site]) == 1 else []
@@ -252,10 +252,10 @@ class Membership:
         names = self.names()
         for node, reply in self.attention.ask(grid, messages):
             try:
-                said[names[node]] = self.read_standing(names[node], plan, reply)
+                models[names[node]] = self.read_standing(names[node], plan, reply)
             except CloisterError as error:
                 self.problems[names[node]] = str(error)
-        return sorted(said.keys() - self.settle(said, number))
+        return sorted(models.keys() - self.settle(models, number))
 
     def catch_up(self, grid: Grid, seconds: float) -> None:
         """Deliver missed sums at the end of a run, so that every site has its model."""
@@ -290,15 +290,15 @@ class Membership:
         message = Message(content, node, MessageType.QUERY, ttl=self.attention.seconds, group_id="ready")
         self.attention.push(grid, [message])
 
-    def _read(self, grid: Grid, asked: Message, reply: Message) -> None:
+    def _read(self, grid: Grid, message: Message, reply: Message) -> None:
         """Read a node's answer; ask again if it speaks for a site other than the one whose head it got."""
-        node = asked.metadata.dst_node_id
+        node = message.metadata.dst_node_id
         supposed = self._claimed.get(node) or self._expected.get(node)
         try:
             answer = QUERY.read_reply(content_of(reply))
             readiness = answer.readiness
             self._verify(node, readiness)
-            check_clock(readiness.site, readiness.clock, asked.metadata.created_at, time.time(), self._tolerance)
+            check_clock(readiness.site, readiness.clock, message.metadata.created_at, time.time(), self._tolerance)
             if self.heads.of(readiness.site) and readiness.site != supposed:
                 self._claimed[node] = readiness.site
                 self._ask(grid, node)
@@ -342,11 +342,11 @@ class Membership:
         raise ProtocolError(msg)
 
 
-def most_say(said: Mapping[str, T]) -> T | None:
+def most_say(claims: Mapping[str, T]) -> T | None:
     """Return what more than half of the sites say; None if there is no majority.
 
     >>> most_say({"east": 1, "north": 2, "south": 1})
     1
     """
-    found, count = Counter(said.values()).most_common(1)[0] if said else (None, 0)
-    return found if 2 * count > len(said) else None
+    claim, count = Counter(claims.values()).most_common(1)[0] if claims else (None, 0)
+    return claim if 2 * count > len(claims) else None

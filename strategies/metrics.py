@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def averaged(told: Mapping[str, Mapping[str, float]], sizes: Mapping[str, int]) -> dict[str, float]:
+def averaged(reports: Mapping[str, Mapping[str, float]], sizes: Mapping[str, int]) -> dict[str, float]:
     """Average each metric over the sites that reported it, weighted by their declared sizes.
 
     If there are more metrics than one site may report, keep those that most sites reported.
@@ -19,9 +19,9 @@ def averaged(told: Mapping[str, Mapping[str, float]], sizes: Mapping[str, int]) 
     >>> averaged({"north": {"loss": 0.5}, "south": {"loss": 0.2, "accuracy": 1.0}}, {"north": 200, "south": 100})
     {'loss': 0.4, 'accuracy': 1.0}
     """
-    found = {}
-    for name, _ in Counter(name for each in told.values() for name in each).most_common(MOST_METRICS):
-        parts = [(sizes.get(site, 0), metrics[name]) for site, metrics in told.items() if name in metrics]
+    averages = {}
+    for name, _ in Counter(name for each in reports.values() for name in each).most_common(MOST_METRICS):
+        parts = [(sizes.get(site, 0), metrics[name]) for site, metrics in reports.items() if name in metrics]
         if whole := sum(size for size, _ in parts):
-            found[name] = sum(size * value for size, value in parts) / whole
-    return found
+            averages[name] = sum(size * value for size, value in parts) / whole
+    return averages

@@ -138,7 +138,7 @@ def _class_of(module: str, name: str) -> type[Algorithm]:
 
 def _imported(name: str, module: str, attribute: str) -> type[Algorithm]:
     try:
-        found: Any = getattr(importlib.import_module(module), attribute, None)
+        imported: Any = getattr(importlib.import_module(module), attribute, None)
     except ModuleNotFoundError as error:
         msg = f"the strategy {name} cannot be imported here: there is no module {error.name!r}; install its package"
         raise ConfigError(msg) from error
@@ -146,10 +146,12 @@ def _imported(name: str, module: str, attribute: str) -> type[Algorithm]:
         msg = f"the strategy {name} cannot be imported here: {module} raises {raised(error, module)}; correct it there"
         raise ConfigError(msg) from error
     methods = ("check", "initial", "local", "keep", "apply")
-    if not (isinstance(found, type) and is_dataclass(found)) or not all(hasattr(found, each) for each in methods):
+    if not (isinstance(imported, type) and is_dataclass(imported)) or not all(
+        hasattr(imported, each) for each in methods
+    ):
         msg = f"the strategy {name} is not an algorithm; derive a dataclass from cloister.Algorithm"
         raise ConfigError(msg)
-    return found  # type: ignore[return-value]  # methods are checked by name, not by type
+    return imported  # type: ignore[return-value]  # methods are checked by name, not by type
 
 
 def _make(strategy: Mapping[str, Parameter]) -> Algorithm:

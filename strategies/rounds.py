@@ -33,11 +33,11 @@ class OpenRound:
     bytes_up: int = 0
     bytes_down: int = 0
 
-    def hear(self, site: str, told: Told) -> Mapping[str, float]:
+    def hear(self, site: str, report: Told) -> Mapping[str, float]:
         """Return the numbers that a site reported with its reply; note if some were left out."""
-        if told.dropped:
-            self.problems[site] = told.dropped
-        return told.numbers
+        if report.dropped:
+            self.problems[site] = report.dropped
+        return report.numbers
 
     @property
     def listed(self) -> str:

@@ -48,8 +48,8 @@ class SealedKeys:
 
     def pairs_to(self, keys: str, site: str, senders: Iterable[str]) -> dict[str, bytes]:
         """Return these senders' letters to a site under the keys with this fingerprint."""
-        found = {sender: self._pairs(keys, sender).get(site) for sender in senders}
-        return {sender: bytes.fromhex(letter) for sender, letter in found.items() if letter}
+        letters = {sender: self._pairs(keys, sender).get(site) for sender in senders}
+        return {sender: bytes.fromhex(letter) for sender, letter in letters.items() if letter}
 
     def _pairs(self, keys: str, sender: str) -> dict[str, str]:
         try:

@@ -83,21 +83,21 @@ class Voting:
     def undo(self, grid: Grid, sites: Iterable[str]) -> None:
         """Have sites whose model was undone go back; ask the others again which model they have."""
         members, names, messages = self._members, self._members.names(), []
-        asked = {site: undone for site in sites if (undone := members.event_log.undone(members.models.get(site, "")))}
-        for site, undone in asked.items():
+        targets = {site: undone for site in sites if (undone := members.event_log.undone(members.models.get(site, "")))}
+        for site, undone in targets.items():
             if site in members.nodes:
                 of = undone.question
                 asking = UNDO.pack(Undo(members.manifest, of.round, of.before, of.after, undone.votes))
                 node, seconds = members.nodes[site], members.attention.seconds
                 messages.append(Message(asking, node, UNDO.name, ttl=seconds, group_id=str(of.round)))
         for node, reply in members.attention.ask(grid, messages):
-            undone = asked[site := names[node]]
+            undone = targets[site := names[node]]
             try:
                 if UNDO.read_reply(content_of(reply)) == undone.question.before:
                     members.models[site], members.bounds[site] = undone.question.before, undone.update_bound
             except CloisterError as error:
                 members.problems[site] = str(error)
-        for site in asked:
+        for site in targets:
             if members.event_log.undone(members.models[site]):
                 members.doubt(site)
 

@@ -21,7 +21,7 @@ class Waiting:
     said: dict[str, str] = field(default_factory=dict)
 
     def say(self, here: list[str], minimum: int, problems: dict[str, str], absent: dict[str, str]) -> None:
-        """Record who is here, how many are needed and what stands in the way, if it is new or time to repeat it."""
+        """Record who is here, how many are needed and what is missing, if it is new or time to repeat it."""
         now = time.monotonic()
         if problems != self.said or now - self.last > _SECONDS:
             self.last, self.said = now, dict(problems)

@@ -87,7 +87,7 @@ def with_deadline(settings: RunSettings, seconds: float) -> RunSettings:
 
 @dataclass(frozen=True)
 class FederationMaker:
-    """Makes federations of four sites with a few records each. Keys are made once; making them anew takes long."""
+    """Makes federations of four sites with a few records each. Keys are made once, since making them takes long."""
 
     keys: Path  # a federation that has only its keys
     folder: Path
@@ -169,7 +169,7 @@ def run_with(
     nodes: Mapping[int, str] | None = None,
     make_grid: Callable[[int, dict[int, Context], Answer], Grid] = InlineGrid,
 ) -> list[dict[str, Any]]:
-    """Run the signed run in this process, each node answering as told; return the events of its rounds.
+    """Run the signed run in this process, each node answering as `answer` says; return the events of its rounds.
 
     Args:
         federation: with a signed run.
@@ -203,13 +203,13 @@ def models_of(federation: Federation) -> dict[str, bytes]:
 
 
 def charges_of(federation: Federation, site: str) -> int:
-    """How many releases stand in a site's ledger."""
+    """How many releases are in a site's ledger."""
     lines = [line for file in (federation.paths[site] / "ledger").glob("*") for line in file.read_text().splitlines()]
     return sum('"steps"' in line for line in lines)
 
 
 def watch_releases(monkeypatch: pytest.MonkeyPatch, work: type[Study | StatisticsQuery]) -> list[str]:
-    """Note, from now on, what stands in a site's ledger when it begins to make what will leave it."""
+    """From now on, note what is in a site's ledger when the site begins to compute a release."""
     seen, release = list[str](), work.release
 
     def watched(self: Any, *arguments: Any) -> Any:  # noqa: ANN401 - of either kind
@@ -228,7 +228,7 @@ def authority_of(federation: Federation) -> Authority:
 
 
 def certify(folder: Path, authority: Authority, *, name: str, days: float, server: bool) -> TlsFiles:
-    """Certify a new key, for so many days from now, or until so many days ago."""
+    """Certify a new key for this many days from now, or until this many days ago."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     use = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
     certificate = (

@@ -34,7 +34,7 @@ def sequences() -> Records:
 
 
 def words() -> Records:
-    """Eight sequences of words, padded at their end with nought: `(8, 6)` and `(8,)`."""
+    """Eight sequences of words, padded at their end with zero: `(8, 6)` and `(8,)`."""
     drawn = torch.randint(1, 9, (8, LENGTH))
     return drawn * (torch.arange(LENGTH) < torch.arange(8).unsqueeze(1) % 5 + 1), torch.arange(8) % CLASSES
 

@@ -82,7 +82,7 @@ class Knowing(Tiny):
 
 
 class Unmeasurable(Knowing):
-    """Its metrics meet a bug, which quotes a record, once there are records."""
+    """Its metrics raise an error that quotes a record, once there are records."""
 
     @override
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:

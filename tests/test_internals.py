@@ -331,7 +331,7 @@ def test_a_rendezvous_yields_store_rank_and_size(monkeypatch: pytest.MonkeyPatch
     assert (store.get("said"), rank, size) == (b"this", 0, 1)
 
 
-def test_torch_shows_every_operation_that_draws() -> None:
+def test_every_torch_operation_that_draws_is_detected() -> None:
     seen = list[bool]()
 
     class Watching(TorchDispatchMode):

@@ -46,8 +46,13 @@ class Assembly:
         self._data = bytearray()
         self._total: int | None = None
 
-    def add(self, chunk: pb.Chunk) -> bool:
-        """Take the next chunk; return whether the message is complete.
+    @property
+    def complete(self) -> bool:
+        """Whether the whole message is there."""
+        return len(self._data) == self._total
+
+    def add(self, chunk: pb.Chunk) -> None:
+        """Take the next chunk.
 
         Raises:
             MalformedError: if the protocol differs, the announced length is over the limit, or the chunks exceed it.
@@ -58,7 +63,6 @@ class Assembly:
             msg = f"a message is longer than the {self._total:,} bytes that it announced; it was dropped"
             raise MalformedError(msg)
         self._data += chunk.data
-        return len(self._data) == self._total
 
     def _check(self, opening: pb.Opening) -> int:
         if opening.protocol != PROTOCOL:
@@ -77,7 +81,7 @@ class Assembly:
         """
         if self._total is None:
             return None
-        if len(self._data) != self._total:
+        if not self.complete:
             msg = f"a message was cut short: {len(self._data):,} of {self._total:,} bytes arrived"
             raise MalformedError(msg)
         return self._data
@@ -87,6 +91,7 @@ def assemble(chunks: Iterable[pb.Chunk], limit: int) -> bytearray | None:
     """Reassemble the next message of a stream; None if the stream ended. See `Assembly` for the errors."""
     assembly = Assembly(limit)
     for chunk in chunks:
-        if assembly.add(chunk):
+        assembly.add(chunk)
+        if assembly.complete:
             break
     return assembly.finish()

@@ -116,7 +116,7 @@ def reveal(
 
 
 def prove(current: Round, total: EncryptedSum, signatures: Mapping[str, bytes], summed: str) -> bytes:
-    """Prove that this site's update is no longer than the run allows, once all have revealed their masks' seeds.
+    """Prove that the norm of this site's update is within the run's limit, once all have revealed their masks' seeds.
 
     Proofs follow the rules for seeds: the site proves only for the plan and sum for which it revealed its seed.
 
@@ -139,18 +139,18 @@ def prove(current: Round, total: EncryptedSum, signatures: Mapping[str, bytes], 
     headers = check_contributions(total.contributions, plan, manifest, site.roster)
     seeds, _ = shown_seeds(site, total, headers, plan, [])
     packing = replace(manifest.packing, update_bound=headers[site.name].update_bound)
-    made = cast("Made", site.outbox.last(plan.run))  # `reveal` checked it
+    kept = cast("Made", site.outbox.last(plan.run))  # `reveal` checked it
     lengths = Lengths(plan, headers, summed, seeds, packing, update_norm)
-    return lengths.prove(site, _unmasked(site, made), site.keyring.shared_with(plan.keys, headers, site.name))
+    return lengths.prove(site, _unmasked(site, kept), site.keyring.shared_with(plan.keys, headers, site.name))
 
 
-def _unmasked(site: Site, made: Made) -> Iterator[NDArray[np.uint64]]:
+def _unmasked(site: Site, kept: Made) -> Iterator[NDArray[np.uint64]]:
     """Decrypt an update of this site, and return it as it was packed."""
-    keys, plan = site.keyring.find(made.plan.keys), made.plan
-    nonces = {site.name: json.loads(made.update.header)["nonce"]}
-    chunks = keys.mac.check(Ciphertexts(made.update.chunks).alone, plan, nonces)
+    keys, plan = site.keyring.find(kept.plan.keys), kept.plan
+    nonces = {site.name: json.loads(kept.update.header)["nonce"]}
+    chunks = keys.mac.check(Ciphertexts(kept.update.chunks).alone, plan, nonces)
     blocks = keys.tag.check(keys.decryption.decrypt(chunks, site.apply), plan, nonces)
-    return _masks(site, made.mask, plan).unmask(blocks)
+    return _masks(site, kept.mask, plan).unmask(blocks)
 
 
 def _masks(site: Site, seed: bytes, plan: RoundPlan) -> Masks:
@@ -160,11 +160,11 @@ def _masks(site: Site, seed: bytes, plan: RoundPlan) -> Masks:
 def _shown(current: Round, contributions: Sequence[Contribution]) -> tuple[bytes, dict[str, bytes]]:
     """Check the contributions before revealing a seed; return this site's own, and all headers by site."""
     site, plan = current.site, current.plan
-    made = site.outbox.masked(plan)
-    if made is None:
+    kept = site.outbox.masked(plan)
+    if kept is None:
         msg = f"{site.name} has sent no masked update for this plan of round {plan.round}; it reveals no seed"
         raise ProtocolError(msg)
-    header, mask = made
+    header, mask = kept
     verified = check_contributions(contributions, plan, current.manifest, site.roster)
     headers = {name: part.header for name, part in zip(verified, contributions, strict=True)}
     agreement.check_set(plan, headers, (site.name, header), current.settings.cohort.minimum)

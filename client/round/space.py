@@ -29,12 +29,12 @@ def needs(admitted: AdmittedRun, layout: Layout) -> dict[Path, int]:
     """Return how many additional bytes a round writes into each folder of a site."""
     folder = admitted.site.place.folder
     update = admitted.manifest.packing.ciphertexts(layout.size) * CIPHERTEXT_BYTES
-    found = {folder / "outbox": update, folder / "models": 4 * layout.size, admitted.ledger.path.parent: 0}
+    sizes = {folder / "outbox": update, folder / "models": 4 * layout.size, admitted.ledger.path.parent: 0}
     for place, size in admitted.work.files(admitted.settings, layout).items():
-        found[place] = found.get(place, 0) + size
+        sizes[place] = sizes.get(place, 0) + size
     kept = len(admitted.algorithm.state) + len(admitted.algorithm.own)
-    found[folder / "outbox"] += 8 * layout.size * kept  # in double precision
-    return {place: size + _SMALL for place, size in found.items()}
+    sizes[folder / "outbox"] += 8 * layout.size * kept  # in double precision
+    return {place: size + _SMALL for place, size in sizes.items()}
 
 
 @contextmanager

@@ -65,17 +65,17 @@ def train_round(current: Round, missed: Sequence[EncryptedSum]) -> SignedUpdate:
         open_sum(current, total)
     current.manifest.check_valid(time.time())
     check_plan(plan, current.manifest, current.run, site.name)
-    made = site.outbox.find(plan)
-    if made is None and ledger.has_left(current.release):
+    update = site.outbox.find(plan)
+    if update is None and ledger.has_left(current.release):
         msg = (
             f"{site.name} made its update of round {plan.round} and lost it; it does not make another for the same plan"
         )
         raise ProtocolError(msg)
-    if made is None:
+    if update is None:
         # Keep no reference here, so that the checkpoint's memory is free before the update is encrypted.
-        made = _make_update(current, _starting_point(current))
-    ledger.leaves(current.release, sha256(made.header).hexdigest())
-    return made
+        update = _make_update(current, _starting_point(current))
+    ledger.leaves(current.release, sha256(update.header).hexdigest())
+    return update
 
 
 def _starting_point(current: Round) -> Checkpoint:
@@ -113,13 +113,13 @@ def _make_update(current: Round, checkpoint: Checkpoint) -> SignedUpdate:
             packed = pack(private, current.weight, packing, current.randomness("rounding"))
         del checkpoint
         tagged = keys.tag.tag(mask(packed, masks), plan, site.name)
-        made = keys.mac.authenticate(keys.decryption.encrypt(tagged, site.apply), plan, site.name)
+        encrypted = keys.mac.authenticate(keys.decryption.encrypt(tagged, site.apply), plan, site.name)
     if isinstance(packed, PackedStream):
         site.residuals.keep(plan, packed.residual)
         if whole is not None:
             keep_own(current, local_round(current, current.checkpoint()), whole - packed.residual)
     signed = sign_update(
-        made, plan, layout, site.name, site.signing_key,
+        encrypted, plan, layout, site.name, site.signing_key,
         weight=current.weight, update_bound=bound, mask=commitment(seed) if seed else "",
         commitments=masks.commitments if masks else b"",
     )  # fmt: skip
@@ -133,8 +133,8 @@ def train_private(current: Round, checkpoint: Checkpoint) -> PrivateUpdate:
     Raises:
         BudgetError: if the budget does not cover the round; no record was read.
     """
-    made, charge = _charge_and_make(current, checkpoint)
-    update = privatise(made, charge)
+    trained, charge = _charge_and_make(current, checkpoint)
+    update = privatise(trained, charge)
     current.site.residuals.add_to(update.vector, current.run)
     return update
 
@@ -142,9 +142,9 @@ def train_private(current: Round, checkpoint: Checkpoint) -> PrivateUpdate:
 def _pack_with_share(current: Round, checkpoint: Checkpoint) -> PackedUpdate:
     """Train without noise, and pack with the site's share of it. There is no residual, since it would have no noise."""
     share = share_for(current.manifest, checkpoint.model)  # any refusal comes before the charge
-    made, charge = _charge_and_make(current, checkpoint)
+    update, charge = _charge_and_make(current, checkpoint)
     return pack_with_share(
-        made, charge, current.weight, current.manifest.packing, current.randomness("rounding"), share.variance
+        update, charge, current.weight, current.manifest.packing, current.randomness("rounding"), share.variance
     )
 
 

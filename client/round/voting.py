@@ -48,12 +48,12 @@ def vote(admitted: AdmittedRun, now: Checkpoint) -> Vote | None:
             return None
         question = Question(admitted.run, now.round, before.digest, now.digest)
         release = Release(question.run, question.round, 1, "vote")
-        made = _kept(site, question) or _answer(admitted, question, release, (before.model, now.model))
-        site.held_out_ledger.leaves(release, sha256(made.to_bytes()).hexdigest())
+        own_vote = _kept(site, question) or _answer(admitted, question, release, (before.model, now.model))
+        site.held_out_ledger.leaves(release, sha256(own_vote.to_bytes()).hexdigest())
     except (CloisterError, OSError) as error:  # the round still gets the digest that it needs
         log.warning("round %d: %s casts no vote: %s", now.round, site.name, error)
         return None
-    return made
+    return own_vote
 
 
 def undo(admitted: AdmittedRun, question: Question, votes: Mapping[str, Vote]) -> Checkpoint:
@@ -105,10 +105,10 @@ def _answer(admitted: AdmittedRun, question: Question, release: Release, models:
     charge = ledger.reserve(release, cost, site.settings.held_out_limit)
     worse = _is_worse(site, settings, *models)
     reject = respond(worse, charge.mechanism.pure, _randomness(site, settings, question))
-    made = cast(question, site.signing_key, reject=reject)
-    note = asdict(question) | {"vote": made.to_bytes().hex()}
+    own_vote = cast(question, site.signing_key, reject=reject)
+    note = asdict(question) | {"vote": own_vote.to_bytes().hex()}
     write_atomically(_path(site, question.run), json.dumps(note).encode())
-    return made
+    return own_vote
 
 
 def _is_worse(site: Site, settings: RunSettings, before: Model, after: Model) -> bool:
@@ -131,8 +131,8 @@ def _kept(site: Site, question: Question) -> Vote | None:
     """Return the vote that this site has kept for this question, or None."""
     try:
         note = json.loads(read_file(_path(site, question.run)))
-        found = Vote.from_bytes(bytes.fromhex(note.pop("vote")))
-        return found if note == asdict(question) else None
+        own_vote = Vote.from_bytes(bytes.fromhex(note.pop("vote")))
+        return own_vote if note == asdict(question) else None
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, MalformedError):
         return None
 

@@ -86,11 +86,11 @@ class CheckpointStore:
                 model = None if misfit(file, layout) else Model(read_vector(file, layout), layout)
             number, bound, averaged = int(note["round"]), float(note["update_bound"]), int(note["averaged"])
             average, state = str(note["average"]), str(note["state"])
-            digest, said = note["model"], note["run"]
+            digest, noted_run = note["model"], note["run"]
         except _MISREAD as error:
             msg = f"{path}: this checkpoint is damaged ({error}); move it aside and restart the agent"
             raise KeyFileError(msg) from error
-        if model is None or said != run or model.digest != digest:
+        if model is None or noted_run != run or model.digest != digest:
             msg = f"{path}: this checkpoint was altered, or belongs to another run; move it aside and restart the agent"
             raise KeyFileError(msg)
         return Checkpoint(run, number, model, bound, average, averaged), state

@@ -22,7 +22,7 @@ class Commitments:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def note(self, run: str, deed: str, value: str) -> None:
+    def note(self, run: str, action: str, value: str) -> None:
         """Record an action and its value before it is taken. Repeating the same changes nothing.
 
         Raises:
@@ -33,20 +33,20 @@ class Commitments:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             data = file.read()
-            done = _lines(data).get(deed)
+            done = _lines(data).get(action)
             if done not in {None, value}:
-                msg = f"{deed} was already recorded with another value; this site does not do it again"
+                msg = f"{action} was already recorded with another value; this site does not do it again"
                 raise ProtocolError(msg)
             if done is None:
                 file.truncate(data.rfind(b"\n") + 1)  # drop a torn line: its action was never taken
-            line = f"{deed}: {value}\n".encode() if done is None else b""
+            line = f"{action}: {value}\n".encode() if done is None else b""
             # Even if empty: a process killed just before this may have left its line unsynced.
             append(self._path(run), file.fileno(), line)
 
-    def find(self, run: str, deed: str) -> str | None:
+    def find(self, run: str, action: str) -> str | None:
         """Return the value recorded for an action, if there is one."""
         path = self._path(run)
-        return _lines(read_file(path)).get(deed) if path.exists() else None
+        return _lines(read_file(path)).get(action) if path.exists() else None
 
     def _path(self, run: str) -> Path:
         return self._folder / f"{run[:16]}.commitments"
@@ -54,4 +54,4 @@ class Commitments:
 
 def _lines(data: bytes) -> dict[str, str]:
     whole = data[: data.rfind(b"\n") + 1].decode(errors="replace")
-    return {deed: value for deed, _, value in (line.partition(": ") for line in whole.splitlines())}
+    return {action: value for action, _, value in (line.partition(": ") for line in whole.splitlines())}

@@ -53,8 +53,8 @@ def misfit(file: safe_open, layout: Layout) -> str:
     if strange := set(file.keys()) ^ set(wanted):
         return min(strange)
     for name, form in wanted.items():
-        found = file.get_slice(name)
-        if (found.get_dtype(), found.get_shape()) != form:
+        tensor = file.get_slice(name)
+        if (tensor.get_dtype(), tensor.get_shape()) != form:
             return name
     return ""
 

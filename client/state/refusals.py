@@ -35,11 +35,11 @@ class Refusals:
         Raises:
             TaskError: if it is refused, or the file of refusals cannot be read.
         """
-        found = self._read().get(name)
-        if found is None:
+        refusal = self._read().get(name)
+        if refusal is None:
             return
         try:
-            code, date, reason = found["code"], found["date"], found["reason"]
+            code, date, reason = refusal["code"], refusal["date"], refusal["reason"]
         except (TypeError, KeyError) as error:
             raise self._damaged() from error
         if code == code_digest(task):
@@ -59,16 +59,16 @@ class Refusals:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = json.loads(read_file(self._path))
+            refusals = json.loads(read_file(self._path))
         except FileNotFoundError as error:
             if lost(self._path):
                 raise self._damaged() from error
             return {}
         except (OSError, ValueError, RecursionError) as error:
             raise self._damaged() from error
-        if not isinstance(found, dict):
+        if not isinstance(refusals, dict):
             raise self._damaged()
-        return found
+        return refusals
 
     def _damaged(self) -> TaskError:
         msg = f"{self._path} cannot be read, so the refused tasks are unknown; restore it from a backup"
@@ -81,9 +81,9 @@ def code_digest(task: Task) -> str:
     top = sys.modules[module.partition(".")[0]]
     # A namespace package has no file of its own, and may have several folders.
     roots = [Path(path) for path in getattr(top, "__path__", [])] or [Path(str(getattr(top, "__file__", "")))]
-    found = sha256(type(task).__qualname__.encode())
+    digest = sha256(type(task).__qualname__.encode())
     for root in roots:
         for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
             if path.is_file():
-                found.update(f"{path.relative_to(root)}\n".encode() + sha256(path.read_bytes()).digest())
-    return found.hexdigest()
+                digest.update(f"{path.relative_to(root)}\n".encode() + sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

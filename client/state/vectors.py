@@ -29,11 +29,13 @@ def load_vectors(path: Path, names: Sequence[str], size: int) -> dict[str, Value
         KeyFileError: if the file is damaged, or holds other vectors.
     """
     try:
-        found = load(read_file(path))
+        vectors = load(read_file(path))
     except (SafetensorError, KeyError, ValueError, OverflowError) as error:
         msg = f"{path}: this file is damaged ({type(error).__name__}); restore it from the site's backup"
         raise KeyFileError(msg) from error
-    if found.keys() != set(names) or any((each.shape, each.dtype.str) != ((size,), "<f8") for each in found.values()):
+    if vectors.keys() != set(names) or any(
+        (each.shape, each.dtype.str) != ((size,), "<f8") for each in vectors.values()
+    ):
         msg = f"{path}: this file belongs to another run; restore this run's file from the site's backup"
         raise KeyFileError(msg)
-    return {name: found[name] for name in names}
+    return {name: vectors[name] for name in names}

@@ -44,15 +44,15 @@ KIND = "agree"
 class Record(Protocol):
     """Durable record of what a site did once, shared by all processes of the site."""
 
-    def note(self, run: str, deed: str, value: str) -> None:
-        """Record that the site is about to do a deed with this value. Recording the same value again has no effect.
+    def note(self, run: str, action: str, value: str) -> None:
+        """Record that the site is about to act with this value. Recording the same value again has no effect.
 
         Raises:
             ProtocolError: if the deed was recorded with another value.
         """
 
-    def find(self, run: str, deed: str) -> str | None:
-        """Return the value recorded for a deed, or None."""
+    def find(self, run: str, action: str) -> str | None:
+        """Return the value recorded for an action, or None."""
 
 
 def set_digest(headers: Mapping[str, bytes]) -> str:

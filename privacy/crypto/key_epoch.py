@@ -193,7 +193,7 @@ def write_letters(keys: EpochKeys, roster: Roster, leader: str, signing_key: Pri
 
 
 def read_letter(data: bytes, leader: str, roster: Roster, site: str, key: SealingKey) -> EpochKeys:
-    """Open the letter that brings `site` the keys of an epoch.
+    """Open the letter with the keys of a key epoch for `site`.
 
     Raises:
         AuthenticityError: if the leader did not sign it, it was sealed to another key, or it holds other keys than it

@@ -43,10 +43,10 @@ class GrpcGrid(ReplyGrid):
         self._mailboxes.put(message.metadata.dst_node_id, message_id, encode(message))
 
     def _next(self, waiting: AbstractSet[str], seconds: float) -> Message | None:
-        found = self._mailboxes.take(waiting, seconds)
-        if found is None:
+        reply = self._mailboxes.take(waiting, seconds)
+        if reply is None:
             return None
-        message_id, data = found
+        message_id, data = reply
         return self._read(data, self._sent.pop(message_id))
 
     def _withdraw(self, message_ids: AbstractSet[str]) -> None:

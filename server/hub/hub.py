@@ -131,7 +131,7 @@ class Hub:
                 if message_id not in {"", sent}:
                     sent = message_id
                     yield parts
-                elif not deadline > loop.time():  # also if it is no number
+                elif not deadline > loop.time():  # also if it is NaN
                     return
                 else:
                     async with asyncio.timeout_at(deadline):

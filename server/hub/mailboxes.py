@@ -117,11 +117,11 @@ class Mailboxes:
         deadline = time.monotonic() + seconds
         with self._changed:
             while True:
-                found = next((each for each in self._replies if each in message_ids), None)
-                if found is not None:
-                    data, free = self._replies.pop(found)
+                message_id = next((each for each in self._replies if each in message_ids), None)
+                if message_id is not None:
+                    data, free = self._replies.pop(message_id)
                     free()
-                    return found, data
+                    return message_id, data
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return None

@@ -83,7 +83,7 @@ CASES = {
 
 
 class Mishap(Scores):
-    """Its worker meets a mishap in training, once it has taken some steps."""
+    """Its worker fails in training, after some steps."""
 
     def __init__(self, signal_number: signal.Signals | None) -> None:
         super().__init__()

@@ -169,7 +169,7 @@ def test_an_agent_warns_of_metrics_that_its_policy_lets_out(
         await_condition(lambda: "`disclose` lists loss, accuracy: sent after every round without noise" in caplog.text)
 
 
-def test_an_agent_that_is_there_before_the_server_waits_for_it_and_says_so_once(
+def test_an_agent_that_starts_before_the_server_waits_for_it_and_logs_that_once(
     federation: Federation, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "cloister.agent"), agent_of(federation, server) as agent:
@@ -318,7 +318,7 @@ def test_a_message_that_the_app_does_not_know_gets_an_error_and_does_not_end_the
 
 
 @pytest.mark.parametrize("data", [b"garbage \xff", b"\x08"], ids=["no parcel", "cut"])
-def test_bytes_that_are_no_message_do_not_end_the_agent(
+def test_bytes_that_are_not_a_message_do_not_end_the_agent(
     federation: Federation, server: Server, caplog: pytest.LogCaptureFixture, data: bytes
 ) -> None:
     after = query(federation)
@@ -346,7 +346,9 @@ def complaint(federation: Federation, server: Server, kind: type[CloisterError])
     return str(error)
 
 
-def test_a_site_that_is_not_in_the_servers_roster_is_told_and_ends(federation: Federation, server: Server) -> None:
+def test_a_site_missing_from_the_servers_roster_gets_the_reason_and_ends(
+    federation: Federation, server: Server
+) -> None:
     roster = roster_of(federation)
     server.open(replace(roster, members=tuple(member for member in roster.members if member.site != SITE)))
     said = complaint(federation, server, AuthenticityError)
@@ -354,7 +356,7 @@ def test_a_site_that_is_not_in_the_servers_roster_is_told_and_ends(federation: F
     assert "ask the coordinator to add this site" in said
 
 
-def test_a_site_of_another_consortium_is_told_and_ends(
+def test_a_site_of_another_consortium_gets_the_reason_and_ends(
     federation: Federation,
     server: Server,
     tmp_path: Any,  # noqa: ANN401
@@ -392,7 +394,7 @@ def _let_roster_expire(federation: Federation) -> None:
         (_let_roster_expire, KeyFileError, "has expired; ask the coordinator for a newer one"),
     ],
 )
-def test_what_is_wrong_at_the_site_itself_is_said_and_ends_the_agent(
+def test_a_fault_of_the_site_itself_is_reported_and_ends_the_agent(
     federation: Federation, server: Server, spoil: Callable[[Federation], None], kind: type[CloisterError], reason: str
 ) -> None:
     spoil(federation)

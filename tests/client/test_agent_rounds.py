@@ -199,7 +199,7 @@ def test_a_crash_after_the_charge_is_not_charged_again_since_nothing_left(
     assert charges_of(federation, SITE) == 1
 
 
-def test_an_error_that_the_server_was_told_of_is_charged_again_each_time(
+def test_an_error_reported_to_the_server_is_charged_again_each_time(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Else a server could ask the same round of the same records as often as it likes, and count how often it fails.
@@ -510,7 +510,7 @@ def test_nothing_that_the_policy_does_not_share_leaves_the_site(make_federation:
     assert event["released"]
 
 
-def test_a_damaged_checkpoint_is_said_at_the_site_and_refused(
+def test_a_damaged_checkpoint_is_reported_at_the_site_and_refused(
     federation: Federation, total: EncryptedSum, caplog: pytest.LogCaptureFixture
 ) -> None:
     deliver(federation, total)

@@ -44,7 +44,7 @@ KEY = signing_key("north")
 # --- Accounting ------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_engine_every_round_does_not_start_again_at_nought(tmp_path: Path) -> None:
+def test_a_new_engine_every_round_does_not_start_again_at_zero(tmp_path: Path) -> None:
     # Opacus shows 2.24 after each of 50 rounds with σ = 1 and q = 1/16, whose true cost is 12.55.
     path, one = tmp_path / "patients", Mechanism(1.0, 1 / 16, 16)
     assert epsilon([one], DELTA) == pytest.approx(2.24, abs=0.01)
@@ -181,7 +181,7 @@ def test_noise_is_normal_and_every_round_draws_its_own() -> None:
     ],
     ids=["without parameters", "frozen", "with nothing to see", "as a function"],
 )
-def test_batch_normalisation_is_refused_however_it_is_dressed(layer: Callable[[], nn.Module]) -> None:
+def test_batch_normalisation_is_refused_in_every_form(layer: Callable[[], nn.Module]) -> None:
     assert "mixes the records of a batch" in complaint(Made(lambda: nn.Sequential(layer(), head())))
 
 
@@ -243,7 +243,7 @@ class Infinite(Tiny):
         return inputs, targets
 
 
-def test_one_infinite_record_is_refused_before_it_makes_the_model_no_number(make_federation: FederationMaker) -> None:
+def test_one_infinite_record_is_refused_before_the_model_is_no_longer_finite(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(NOISY, task=task_name(Infinite)))
     with pytest.raises(DataError, match="is not finite; correct the record"):
         open_site(federation.paths["north"]).check_records()

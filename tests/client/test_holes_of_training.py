@@ -68,7 +68,7 @@ def test_an_empty_batch_is_noise_alone_whatever_the_layers(task: Made) -> None:
 
 
 @pytest.mark.parametrize("loud", [3e38, 1e30, 1e20, 1e12])
-def test_a_record_whose_gradient_is_not_finite_counts_as_nought(loud: float) -> None:
+def test_a_record_whose_gradient_is_not_finite_counts_as_zero(loud: float) -> None:
     # Finite when read, but its square is not: one such record made the model no number.
     task = Made(loss=lambda outputs, _: outputs.square().mean())
     inputs, targets = vectors()

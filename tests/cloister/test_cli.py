@@ -45,7 +45,7 @@ def test_a_misspelt_command_gets_a_suggestion() -> None:
     assert "simulate" in _cloister("simulat").stderr
 
 
-def test_signing_says_what_the_run_will_cost(tmp_path: Path) -> None:
+def test_signing_states_the_cost_of_the_run(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path, ("north", "south", "east"))
     out = tmp_path / "run.manifest"
     arguments = ("--coordinator", tmp_path / "coordinator", "--roster", federation.server / "roster", "--out", out)
@@ -73,7 +73,7 @@ def test_a_misspelt_key_is_shown_with_its_line_and_a_caret_and_nothing_is_signed
     assert not (tmp_path / "run.manifest").exists()
 
 
-def test_statistics_of_a_site_that_has_none_are_no_traceback(tmp_path: Path) -> None:
+def test_a_site_without_statistics_gets_a_message_and_no_traceback(tmp_path: Path) -> None:
     refused = _cloister("stats", "--site", tmp_path)
     assert refused.returncode == 1
     assert "contains no figures; a run with [statistics] adds them" in refused.stderr
@@ -84,7 +84,7 @@ def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
     assert "Traceback" not in _cloister("agent", tmp_path).stderr
 
 
-def test_signing_a_run_that_shares_noise_says_against_whom_it_counts(tmp_path: Path) -> None:
+def test_signing_a_run_with_shared_noise_states_against_whom_it_protects(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path, ("north", "south", "east"))
     run, text = tmp_path / "study.toml", (ROOT / "simulations" / "tasks" / "diagnosis.toml").read_text(encoding="utf-8")
     for old, new in (

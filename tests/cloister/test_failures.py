@@ -145,7 +145,7 @@ def test_a_sentence_never_has_the_words_of_an_exception_that_is_not_ours() -> No
         assert isinstance(error, CloisterError | OSError | MemoryError) or type(error).__name__ in said
 
 
-def test_a_sentence_says_where_an_error_was_raised() -> None:
+def test_a_message_states_where_an_error_was_raised() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         print(1 // 0)  # noqa: T201 - it does not come to that
     assert raised(caught.value).startswith("ZeroDivisionError at tests/cloister/test_failures.py:")
@@ -236,7 +236,7 @@ def test_a_file_that_cannot_be_as_large_is_named_and_nothing_of_it_is_left(
 
 @contextlib.contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Let this process write files of so many bytes at most, as `ulimit -f` does."""
+    """Limit the size of the files that this process writes, in bytes, as `ulimit -f` does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -250,7 +250,7 @@ def _start(*arguments: str, **options: object) -> "subprocess.CompletedProcess[b
     return subprocess.run(command, timeout=60, check=False, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
 
 
-def test_a_latin_1_terminal_gets_what_it_can_show(consortium: Federation, tmp_path: Path) -> None:
+def test_a_latin_1_terminal_gets_only_characters_that_it_can_display(consortium: Federation, tmp_path: Path) -> None:
     terminal = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     signed = _start(*sign(consortium, tmp_path / "run.manifest"), stdout=subprocess.PIPE, env=terminal)
     assert signed.returncode == 0
@@ -260,7 +260,7 @@ def test_a_latin_1_terminal_gets_what_it_can_show(consortium: Federation, tmp_pa
     assert b"Traceback" not in signed.stderr + refused.stderr
 
 
-def test_a_full_disk_under_standard_output_is_said_and_a_reader_that_has_gone_is_not(consortium: Federation) -> None:
+def test_a_full_disk_under_standard_output_is_reported_and_a_closed_pipe_is_not(consortium: Federation) -> None:
     for site, path in consortium.paths.items():
         if not (path / "site.toml").exists():
             consortium.write_settings(site, "localhost:1", SiteTerms(("simulations.tasks.diagnosis:Diagnosis",)))
@@ -279,7 +279,7 @@ def test_a_full_disk_under_standard_output_is_said_and_a_reader_that_has_gone_is
     assert unread.stderr == b""
 
 
-def test_a_closed_standard_output_is_no_error() -> None:
+def test_a_closed_standard_output_is_not_an_error() -> None:
     closed = subprocess.run(
         ["/bin/sh", "-c", f"{sys.executable} -m cloister --version >&-"], timeout=60, check=False, capture_output=True
     )

@@ -109,7 +109,7 @@ def test_a_ledger_of_brackets_is_refused_in_our_words() -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(rb'"run\"', rb'"ran\"'), (rb"round\": 3", rb"round\":[]")])
-def test_a_checkpoint_whose_note_lacks_something_is_refused_in_our_words(before: bytes, after: bytes) -> None:
+def test_a_checkpoint_with_an_incomplete_note_is_refused_with_our_own_message(before: bytes, after: bytes) -> None:
     parser = parsers()["checkpoint"]
     assert before in parser.seeds[0]
     with pytest.raises(KeyFileError, match="damaged"):

@@ -315,7 +315,7 @@ def header_of(update: SignedUpdate) -> dict[str, object]:
 
 
 def resigned(update: SignedUpdate, signer: str, changes: Mapping[str, object], *chunks: bytes) -> SignedUpdate:
-    """Return the update with a changed header, or other chunks, signed anew, as a dishonest site could."""
+    """Return the update with a changed header, or other chunks, signed again, as a dishonest site could."""
     header = header_of(update)
     if chunks:
         ciphertexts = Ciphertexts(chunks)

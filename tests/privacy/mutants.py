@@ -90,7 +90,7 @@ def parsed(module: str) -> ast.Module:
 
 
 def changed(tree: ast.Module, change: Change) -> str:
-    """Return the source of a tree in which something stands in place of something else."""
+    """Return the source of a tree in which one node replaces another."""
     places = {id(node): number for number, node in enumerate(ast.walk(tree))}
     copied = copy.deepcopy(tree)
     others = {places[id(old)]: new for old, new in change.items()}
@@ -99,7 +99,7 @@ def changed(tree: ast.Module, change: Change) -> str:
 
 
 def forget() -> None:
-    """Have what was read be read anew."""
+    """Clear what was read, so that it is read again."""
     for cached in (header._read, roster._read, encryption._key):
         cached.cache_clear()
 
@@ -238,7 +238,7 @@ class _Checks:
 
     @cached_property
     def _assigned(self) -> dict[str, ast.expr]:
-        """What names stand for that are assigned to once."""
+        """The values of names that are assigned once."""
         found: dict[str, list[ast.expr]] = {}
         for node in ast.walk(self._function):
             if isinstance(node, ast.Assign):

@@ -94,7 +94,7 @@ ANSWERED: dict[str, wire.MessageKind[Any, Any]] = {
 
 @contextmanager
 def at(now: bytes) -> Iterator[None]:
-    """Have the clock stand still."""
+    """Stop the clock."""
     with patch.object(time, "time", lambda: float(now)):
         yield
 
@@ -252,13 +252,13 @@ def chunks(parts: Parts) -> None:
 
 
 def clocks(parts: Parts) -> None:
-    """What a site's clock showed between two times of the server's, in a run whose rounds take so many seconds."""
+    """What a site's clock showed between two times of the server's, in a run whose rounds take this many seconds."""
     there, sent, received, seconds = (float(parts[name]) for name in ("there", "sent", "received", "seconds"))
     check_clock("south", there, sent, received, tolerance(seconds))
 
 
 def share(parts: Parts) -> None:
-    """A run with shared noise, and a model of so many parameters and such a length."""
+    """A run with shared noise, and a model with this many parameters and this norm."""
     try:
         share_of(_manifest(parts)[0], int(parts["parameters"]), float(parts["length"]))
     except ConfigError as error:  # as a site says it
@@ -275,7 +275,7 @@ def ledger(parts: Parts) -> None:
 
 
 def epoch(parts: Parts) -> None:
-    """The number of an epoch whose keys a site is brought, while it has those of another."""
+    """The number of a key epoch whose keys a site gets while it has those of another."""
     with tempfile.TemporaryDirectory() as folder:
         keyring = Keyring(Path(folder))
         keyring.take(EpochKeys(int(parts["held"]), _decryption(), SECRET), 3)

@@ -189,7 +189,7 @@ def test_the_first_example_of_the_module_is_what_one_sees() -> None:
         ),
     ],
 )
-def test_each_mistake_is_shown_where_it_stands(text: str, expected: list[str]) -> None:
+def test_each_mistake_is_shown_at_its_place(text: str, expected: list[str]) -> None:
     assert complaint(text) == expected
 
 
@@ -201,7 +201,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_byte_order_mark_is_no_part_of_the_text(end: str) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_text(end: str) -> None:
     text = end.join(['\ufeffname = "s"', "[training]", "rounds = 3", ""])
     assert read(text) == Outer("s", Inner(3))
     shown = complaint(text.replace("rounds", "rouns"))
@@ -275,7 +275,7 @@ def test_any_text_is_read_or_refused_with_our_error(text: str | bytes) -> None:
 # --- Links ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_lies_beside_settings_stays_where_it_is_when_a_link_to_them_leads_elsewhere(tmp_path: Path) -> None:
+def test_files_beside_the_settings_stay_in_place_when_a_link_to_the_settings_changes(tmp_path: Path) -> None:
     for release in ("release-1", "release-2"):
         (tmp_path / release).mkdir()
         (tmp_path / release / "site.toml").touch()
@@ -289,7 +289,7 @@ def test_what_lies_beside_settings_stays_where_it_is_when_a_link_to_them_leads_e
 
 
 @pytest.mark.parametrize("below", [".", "north"])
-def test_a_folder_that_a_link_leads_to_is_refused_because_ledgers_would_begin_anew(tmp_path: Path, below: str) -> None:
+def test_a_linked_folder_is_refused_because_new_ledgers_could_replace_the_old_ones(tmp_path: Path, below: str) -> None:
     (tmp_path / "release-1" / below).mkdir(parents=True)
     (tmp_path / "release-1" / below / "site.toml").touch()
     (tmp_path / "current").symlink_to("release-1")

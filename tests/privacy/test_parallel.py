@@ -170,7 +170,7 @@ def test_what_processes_encrypt_and_decrypt_is_what_one_would(monkeypatch: pytes
         np.testing.assert_array_equal(joined(key.decrypt(made.alone.chunks(), how)), coefficients)
 
 
-def test_a_bad_chunk_is_refused_by_whichever_process_meets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_chunk_is_refused_by_whichever_process_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "_FEW", 1)
     made = uncoded(decryption_key().encrypt(tagged(np.zeros((2 * BLOCK, RING_DEGREE), np.uint64)))).alone
     bad = replace(made, c0=(made.c0[0], b"\xff" * len(made.c0[1])))

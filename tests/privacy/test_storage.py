@@ -51,7 +51,7 @@ def test_what_cannot_be_replaced_stays_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["folder", "pipe", "/dev/zero", "dangling", "loop", "missing", "n" * 300])
-def test_what_is_no_file_is_refused_at_once_and_named(tmp_path: Path, name: str) -> None:
+def test_anything_but_a_file_is_refused_at_once_and_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to("nowhere")

@@ -18,7 +18,7 @@ hostile = st.text(st.characters(exclude_categories=())) | st.text(
 @example(text="\ud800")
 @example(text="\u0627\u0644" * 400)
 @example(text="e\u0301")
-def test_text_of_others_shows_as_it_stands(text: str) -> None:
+def test_foreign_text_is_shown_verbatim(text: str) -> None:
     shown = plain(text)
     assert len(shown) <= MOST
     assert shown.isprintable()

@@ -220,7 +220,7 @@ def test_each_bad_one_is_refused_with_its_own_error(kind: str) -> None:
     assert found == expected
 
 
-def test_names_of_bad_ones_are_said_once() -> None:
+def test_names_of_bad_records_are_reported_once() -> None:
     names = [(bad["kind"], bad["name"]) for bad in stored("bad")["bad"]]
     assert len(set(names)) == len(names)
 
@@ -239,7 +239,7 @@ def test_each_known_reply_holds_what_it_held(kind: str) -> None:
     assert entry(bytes.fromhex(known["body"]), reply_of(bytes.fromhex(known["body"]))) == known
 
 
-def test_the_known_letters_bring_the_known_keys_and_secret() -> None:
+def test_the_known_letters_contain_the_known_keys_and_secret() -> None:
     known, roster = stored("keys"), documents().roster
     key = SealingKey(bytes.fromhex(known["sealing_keys"]["south"]))
     keys = read_letter(known["letter"].encode(), "north", roster, "south", key)

@@ -195,7 +195,7 @@ def _private(site: str) -> bytes:
 
 
 def read_letter(parts: Parts) -> bytes:
-    """Return the key file that a letter brings south."""
+    """Return the key file in a letter to south."""
     leader, site, members = parts["leader"].decode(), parts["site"].decode(), roster(parts["roster"])
     found = signed.read_letter(parts["letter"], leader, members)
     said = [found[name] for name in ("consortium", "roster", "leader", "recipient")]
@@ -211,7 +211,7 @@ def read_letter(parts: Parts) -> bytes:
 
 
 def read_pair(parts: Parts) -> bytes:
-    """Return the secret that a pair letter brings."""
+    """Return the secret in a pair letter."""
     sender, site, members = parts["sender"].decode(), parts["site"].decode(), roster(parts["roster"])
     signature, sealed = parts["letter"][:64], parts["letter"][64:]
     keys = key_file(2)

@@ -235,7 +235,7 @@ def survey_layout(columns: Sequence[Sequence[Any]], classes: Sequence[float], bi
 def evaluation(
     metrics: dict[str, list[float | None]], losses: Sequence[float | None], loss_bound: float | None
 ) -> list[float]:
-    """Return a site's vector of an evaluation, without noise; what is no number is None."""
+    """Return a site's vector of an evaluation, without noise; None where there is no number."""
     columns = [[1.0] * len(losses)]
     columns += [[min(max(value or 0.0, 0.0), 1.0) for value in column] for column in metrics.values()]
     if loss_bound is not None:

@@ -199,7 +199,7 @@ def expand(seed: bytes) -> list[int]:
 
 
 def read_key_file(data: bytes) -> tuple[int, bytes, list[int]] | None:
-    """Return epoch, tag key and the secret as it is saved; None if it is no key file."""
+    """Return epoch, tag key and the secret as it is saved; None if it is not a key file."""
     if len(data) != 8 + 32 + 8 * N + 32 + 32 or sha256(data[:-32]).digest() != data[-32:]:
         return None
     words = data[40:-64]

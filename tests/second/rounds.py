@@ -207,7 +207,7 @@ def check_repeat(record: str, plan: Table, contributors: Collection[str]) -> Non
 
 
 def check_once(record: str, deed: str, value: str) -> None:
-    """Hold a deed against a site's record."""
+    """Check an action against a site's record."""
     done = dict(line.split(": ", 1) for line in record.splitlines())
     need(done.get(deed, value) == value, PROTOCOL, deed)
 

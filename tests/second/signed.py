@@ -366,7 +366,7 @@ def check_asked(plan: Table, manifest: Table, site: str, now: float) -> None:
 
 
 def clocks_differ(seconds: float) -> float:
-    """Return by how much clocks may differ in a run whose rounds take so many seconds."""
+    """Return by how much clocks may differ in a run whose rounds take this many seconds."""
     return min(300.0, seconds / 2)
 
 

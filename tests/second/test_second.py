@@ -149,7 +149,7 @@ def test_masks_of_one_site() -> None:
     assert rounds.commitment(own) == known["commitment"]
 
 
-def test_seeds_that_one_site_shows() -> None:
+def test_seeds_that_one_site_reveals() -> None:
     known = stored("masks")
     plan, secret = signed.read_plan(known["plan"].encode()), bytes.fromhex(known["secret"])
     header = {"site": known["site"], "mask": known["commitment"], "pairs": known["pairs"]}
@@ -202,7 +202,7 @@ def test_a_round_from_updates_to_the_new_model(name: str) -> None:
     assert after[:4] == said["first_of_model"]
 
 
-def test_a_masked_round_from_secrets_to_what_is_shown() -> None:
+def test_a_masked_round_from_secrets_to_revealed_seeds() -> None:
     known, plan = stored("round"), signed.read_plan(stored("round")["plan"].encode())
     parts = rounds.split(b64decode(known["sum"]["contributions"]))
     assert known["absent"] == [site for site in plan["cohort"] if site not in known["sites"]]
@@ -369,7 +369,7 @@ def told(value: object) -> object:
 
 
 @pytest.mark.parametrize("side", ["messages", "replies"])
-def test_bodies_hold_what_is_said_of_them(side: str) -> None:
+def test_bodies_return_what_was_stored(side: str) -> None:
     known = stored("wire")
     for kind, said in known[side].items():
         body = bytes.fromhex(said["body"])

@@ -94,7 +94,7 @@ class Stage:
         (self.federation.paths[VICTIM] / where).unlink()
 
     def begin(self, settings: RunSettings = RUN) -> dict[str, int]:
-        """Sign a run, and start its server; return how many charges stand in the ledgers."""
+        """Sign a run, and start its server; return how many charges are in the ledgers."""
         self.federation.sign(settings)
         for relay in self.relays.values():
             relay.sent = 0

@@ -302,7 +302,7 @@ def _pieces(data: bytes) -> set[bytes]:
 
 
 def _models_and_updates(disturbed: Disturbed) -> list[NDArray[np.float32]]:
-    """All that the run's sums were made from, made again: there is no noise, and a seed.
+    """Rebuild everything that the run's sums were made from: the run has a seed and no noise.
 
     Every model; of every update what training changed, what the site sent, and what that left over.
     """
@@ -361,7 +361,7 @@ def _made_again(site: Site, manifest: Manifest, plan: RoundPlan) -> list[NDArray
 # --- Agents that cannot begin ---------------------------------------------------------------------------------------
 
 
-def test_an_agent_process_says_within_seconds_why_it_cannot_begin(
+def test_an_agent_process_reports_within_seconds_why_it_cannot_start(
     make_federation: FederationMaker, tmp_path: Path
 ) -> None:
     federation = make_federation()

@@ -280,7 +280,7 @@ def test_what_training_raises_is_raised_as_it_is_also_if_the_algorithm_goes_on(e
         assert caught.value is error
 
 
-# --- Who may use which, and what is said otherwise --------------------------------------------------------------------
+# --- Who may use which strategy, and the messages otherwise -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_what_training_raises_is_raised_as_it_is_also_if_the_algorithm_goes_on(e
         ({"name": "tests.toys:ClassVar"}, "is not an algorithm; derive a dataclass from cloister.Algorithm"),
     ],
 )
-def test_the_coordinator_is_told_what_to_change(strategy: dict[str, Any], said: str) -> None:
+def test_the_coordinator_learns_what_to_change(strategy: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         completed(replace(asked("fedavg"), strategy=strategy))
     assert said in str(caught.value)
@@ -338,7 +338,7 @@ def test_what_needs_noise_in_updates_or_cannot_be_undone_is_refused() -> None:
         (None, TOY, "allows only those that ship, fedadagrad"),
     ],
 )
-def test_a_policy_says_which_are_allowed(
+def test_a_policy_lists_the_allowed_strategies(
     make_federation: FederationMaker, allowed: tuple[str, ...] | None, name: str, said: str
 ) -> None:
     terms = replace(TERMS, strategies=allowed)

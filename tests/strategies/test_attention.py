@@ -292,7 +292,7 @@ def test_a_site_that_does_not_come_is_named_and_waited_for_in_the_first_round_al
     assert grids[0]._looks < 120  # within one deadline
 
 
-def test_a_site_that_says_no_is_not_waited_for(make_federation: FederationMaker) -> None:
+def test_a_round_does_not_wait_for_a_site_that_declined(make_federation: FederationMaker) -> None:
     federation = make_federation(SETTINGS)  # with a deadline of a minute, and a test's timeout of two
 
     def answer(message: Message, context: Context) -> Message:

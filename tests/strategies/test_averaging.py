@@ -116,7 +116,7 @@ def test_the_mean_of_constants_is_the_constant(value: float, count: int) -> None
 
 
 @given(models=st.lists(st.lists(st.floats(-100, 100, width=32), min_size=4, max_size=4), min_size=1, max_size=20))
-def test_it_is_the_mean_and_the_same_bits_wherever_the_models_lie(models: list[list[float]]) -> None:
+def test_the_mean_has_the_same_bits_wherever_the_models_are_stored(models: list[list[float]]) -> None:
     found, strided = np.zeros(4, np.float32), np.zeros(8, np.float32)[::2]
     for count, model in enumerate(models, start=1):
         include(found, np.array(model, np.float32), count)
@@ -136,6 +136,6 @@ def test_long_models_are_averaged_as_short_ones() -> None:
 @pytest.mark.parametrize(
     ("rounds", "share", "averaged"), [(5, 0.0, 0), (5, 0.01, 1), (5, 0.5, 3), (6, 0.5, 3), (1, 0.5, 1), (7, 1.0, 7)]
 )
-def test_so_many_of_the_last_rounds_are_averaged(rounds: int, share: float, averaged: int) -> None:
+def test_the_given_number_of_last_rounds_is_averaged(rounds: int, share: float, averaged: int) -> None:
     found = [is_averaged(number, rounds, share) for number in range(1, rounds + 1)]
     assert found == [False] * (rounds - averaged) + [True] * averaged

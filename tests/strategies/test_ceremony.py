@@ -177,7 +177,7 @@ def test_a_leader_that_fails_is_passed_over(federation: Federation, answer: Answ
     assert len(contributors(events)) >= SETTINGS.cohort.minimum
 
 
-def test_a_leader_whose_reply_was_lost_takes_the_keys_of_the_next(federation: Federation) -> None:
+def test_a_leader_whose_reply_was_lost_accepts_the_keys_of_the_next(federation: Federation) -> None:
     events = run(federation, instead(LEAD.name, FIRST, loses))
     (event,) = epochs(events)
     assert event["epoch"] == 2  # it has keys of its own under the number 1, which is not used again
@@ -232,7 +232,7 @@ def test_who_takes_no_keys_and_leads_others_apart_is_left_out_alone(federation: 
     assert contributors(run(federation, app)) == set(SITES) - {"west"}
 
 
-def test_a_leader_whose_letters_open_nowhere_is_passed_over(federation: Federation) -> None:
+def test_a_leader_whose_letters_open_nowhere_is_skipped(federation: Federation) -> None:
     bad = dict.fromkeys(SITES, b"nothing")
     events = run(federation, instead(LEAD.name, FIRST, with_letters(**bad)))
     (event,) = epochs(events)
@@ -318,7 +318,7 @@ def test_a_site_that_takes_no_secrets_is_left_out_of_masked_rounds(federation: F
     assert contributors(events) == set(SITES) - {"west"}
 
 
-def test_a_site_whose_letters_do_not_hold_is_left_out_of_masked_rounds(federation: Federation) -> None:
+def test_a_site_with_invalid_letters_is_left_out_of_masked_rounds(federation: Federation) -> None:
     def lies(message: Message, context: Context) -> Message:
         answer = client_app(message, context)
         false = {site: Array("uint8", (5,), "cloister.bytes.1", b"false") for site in ("south", "west")}
@@ -337,7 +337,7 @@ def test_a_site_whose_letters_do_not_hold_is_left_out_of_masked_rounds(federatio
 @pytest.mark.parametrize(
     ("lost", "newer", "there"), [(("south",), [], {"east", "north", "south"}), (SITES, [2], set(SITES))]
 )
-def test_sites_that_lost_their_secrets_are_brought_them_again_or_new_keys_if_too_few_are_left(
+def test_sites_that_lost_their_secrets_get_them_again_or_new_keys_if_too_few_are_left(
     federation: Federation, lost: tuple[str, ...], newer: list[int], there: set[str]
 ) -> None:
     run(federation, name="first", masks=True)
@@ -346,7 +346,7 @@ def test_sites_that_lost_their_secrets_are_brought_them_again_or_new_keys_if_too
             file.unlink()
     events = run(federation, name="second", masks=True)
     assert [event["epoch"] for event in epochs(events)] == newer
-    assert contributors(events) == there  # what south itself made for west, it cannot be brought
+    assert contributors(events) == there  # what south itself made for west cannot be delivered to it
 
 
 def test_letters_are_found_by_number_and_name_whatever_the_sites_are_called(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_node_that_raises_is_named_and_the_others_go_on(federation: Federation
     assert len(honest) == 1
 
 
-def test_a_task_that_meets_a_bug_is_named_and_the_others_go_on(
+def test_a_task_that_triggers_a_bug_is_named_and_the_others_go_on(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studies.Broken, "bugs", 1)
@@ -108,7 +108,7 @@ def test_a_site_that_does_not_allow_the_run_is_named_with_its_reason_and_the_oth
     assert set(read_results(federation).digests) == set(HONEST)
 
 
-def test_when_too_few_sites_allow_the_run_it_ends_and_says_why(make_federation: FederationMaker) -> None:
+def test_if_too_few_sites_allow_the_run_it_ends_with_the_reason(make_federation: FederationMaker) -> None:
     careful = replace(TERMS, minimum_noise_multiplier=0.5)
     refusing = {"east": careful, "west": careful}
     settings = with_deadline(replace(SETTINGS, rounds=9), BRIEF)

@@ -199,7 +199,7 @@ def test_an_update_of_another_run_is_refused(federation: Federation) -> None:
     ],
     ids=["empty", "an evaluation", "a readiness"],
 )
-def test_a_reply_that_is_no_update_is_refused_by_name(federation: Federation, content: RecordDict) -> None:
+def test_a_reply_that_is_not_an_update_is_refused_by_name(federation: Federation, content: RecordDict) -> None:
     node = answering(federation, TRAIN, HOSTILE, lambda message, _: reply(content, message))
     (event,) = run_with(federation, node)
     assert "run the same version everywhere" in event["problems"][HOSTILE]

@@ -154,7 +154,7 @@ def test_a_seed_that_is_garbled_on_its_way_is_asked_for_again(federation: Federa
     assert garbled
 
 
-def test_who_says_that_a_sum_does_not_open_which_others_opened_is_named(federation: Federation) -> None:
+def test_a_site_that_rejects_a_sum_which_others_opened_is_named(federation: Federation) -> None:
     rounds = run_with(federation, lying(federation, HOSTILE, {EVALUATE: refuse}))
     for event in rounds:
         assert event["released"]
@@ -180,7 +180,7 @@ def test_one_refusal_takes_no_sum_back_that_others_have_opened_without_saying_so
     assert len({models[site] for site in HONEST}) == 1
 
 
-def test_garbage_within_the_masks_costs_rounds_until_it_is_found_whose_it_is(make_federation: FederationMaker) -> None:
+def test_wrong_values_under_the_masks_cost_rounds_until_their_sender_is_found(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(MASKED, rounds=14))
     rounds = run_with(federation, lying(federation, HOSTILE, sending(liars.garbage)))
     assert not rounds[0]["released"]
@@ -209,7 +209,7 @@ def test_a_server_that_adds_up_wrongly_is_named_by_the_sites(
 # --- What a site must see before it judges ----------------------------------------------------------------------------
 
 
-def test_nobody_is_shown_anothers_update_in_a_run_without_masks(make_federation: FederationMaker) -> None:
+def test_nobody_sees_anothers_update_in_a_run_without_masks(make_federation: FederationMaker) -> None:
     federation, asked = make_federation(replace(SETTINGS, rounds=1)), list[str]()
 
     def answer(message: Message, context: Context) -> Message:

@@ -78,8 +78,8 @@ def test_a_ledger_that_is_restored_while_a_run_goes_on_is_noticed_in_the_next_ro
     assert charges_of(federation, "north") == 1
 
 
-def test_nodes_of_other_numbers_get_the_head_once_they_said_whose_they_are(make_federation: FederationMaker) -> None:
-    # On Flower's own engines nodes have any numbers: only a site's signed answer tells whose head to bring.
+def test_nodes_with_other_numbers_get_the_head_once_they_name_their_site(make_federation: FederationMaker) -> None:
+    # On Flower's own engines nodes have any numbers: only a site's signed answer tells whose head to send.
     federation = make_federation(NOISY)
     run_with(federation)
     path = ledger_of(federation)

@@ -82,7 +82,7 @@ def test_a_site_that_starts_from_something_else_is_named_and_the_others_go_on(
         return with_model(federation, message, genuine, model, bound)
 
     (event,) = run_with(federation, answering(federation, QUERY, site, differ))
-    assert "starts from another model than most sites" in event["problems"].pop(site)
+    assert "starts from a different model than most sites" in event["problems"].pop(site)
     assert event["problems"] == {}
     assert event["released"]
     assert sorted(event["sites"]) == sorted(set(SITES) - {site})
@@ -96,7 +96,9 @@ def test_sites_that_start_from_two_models_end_the_run_before_anything_is_spent(f
             return with_model(federation, message, genuine, NOWHERE)
         return genuine
 
-    with pytest.raises(RunError, match=r"start from another model than most sites; install the same versions of torch"):
+    with pytest.raises(
+        RunError, match=r"start from a different model than most sites; install the same versions of torch"
+    ):
         run_with(federation, answer)
     assert {charges_of(federation, site) for site in SITES} == {0}
     assert models_of(federation) == {}

@@ -1,4 +1,4 @@
-"""A site whose update is not in a sum is told why, in a receipt that the server signed and the site keeps."""
+"""A site whose update is not in a sum gets the reason in a receipt that the server signed and the site keeps."""
 
 import json
 from typing import Any

@@ -14,7 +14,7 @@ SITES = ["east", "north", "south", "west", "york"]
 
 
 def selection(liars: int) -> Selection:
-    """Return that of a run over these sites, all of which answer."""
+    """Return the selection of a run over these sites, all of which answer."""
     attention = SimpleNamespace(asked=lambda _: set[int]())
     members = SimpleNamespace(
         listed=SITES, attention=attention, nodes={site: place for place, site in enumerate(SITES)}
@@ -38,7 +38,7 @@ def test_who_disputes_with_another_in_every_round_is_left_out_and_none_of_those(
     assert problems == {"east": _DISPUTES}
 
 
-def test_as_many_as_may_lie_together_leave_no_honest_site_out_for_good() -> None:
+def test_the_tolerated_number_of_colluding_sites_cannot_exclude_an_honest_site_for_good() -> None:
     chosen, problems = selection(2), dict[str, str]()
     chosen.disputed([("east", "west"), ("north", "west")])
     assert "west" in chosen.choose(SITES, 2, problems) + chosen.choose(SITES, 1, problems)

@@ -100,7 +100,7 @@ def test_what_a_round_lacked_decides_whether_it_would_repeat() -> None:
         other.check_repeated(before, started=False)
 
 
-def test_a_site_whose_disk_fails_is_asked_again_and_left_out_until_it_is_mended(
+def test_a_site_whose_disk_fails_is_asked_again_and_left_out_until_it_is_repaired(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     federation = make_federation(replace(NOISY, rounds=2))

@@ -90,7 +90,7 @@ def test_a_spoiled_round_now_and_then_costs_nobody_its_place(count: int, first: 
 
 
 @given(st.integers(4, 9), st.randoms())
-def test_as_long_as_luck_spoils_nothing_only_liars_are_found_however_they_choose_their_rounds(
+def test_while_chance_spoils_nothing_only_liars_are_found_however_they_choose_their_rounds(
     count: int, rng: Random
 ) -> None:
     sites = names(count)
@@ -135,7 +135,7 @@ def test_sites_that_are_away_are_neither_blamed_nor_waited_for(rng: Random) -> N
     assert suspicion.found == (liar,)
 
 
-def test_of_many_sites_one_liar_is_found_where_not_all_pairs_can_be_weighed() -> None:
+def test_among_many_sites_one_liar_is_found_where_not_all_pairs_can_be_weighed() -> None:
     sites = names(200)
     suspicion = Suspicion(sites, 3)  # 20,100 sets of up to two
     play(suspicion, sites, 3, always(sites[150]), 40)

@@ -41,7 +41,7 @@ WEST = "west"
 def voting(
     federation: Federation, rejects: Rejects, around: Callable[[Message, Message], Message] | None = None
 ) -> Answer:
-    """Let every site vote as told, rather than by its records and luck; and `around` change what it then answers."""
+    """Let every site vote as given, not by its records and chance; let `around` change its replies."""
     _, manifest, run = signed_run(federation)
     names = {node_of(federation, site): site for site in SITES}
 
@@ -153,7 +153,7 @@ def test_who_contributed_nothing_has_no_vote(make_federation: FederationMaker) -
     assert not any(event.get("undone") for event in events)
 
 
-def test_whoever_spoils_rounds_is_named_and_left_out_and_the_run_goes_on(make_federation: FederationMaker) -> None:
+def test_a_site_that_spoils_rounds_is_named_and_left_out_and_the_run_goes_on(make_federation: FederationMaker) -> None:
     federation, cohorts = consenting(make_federation, replace(VOTED, rounds=16)), dict[int, bool]()
 
     def watched(message: Message, found: Message) -> Message:
@@ -168,11 +168,11 @@ def test_whoever_spoils_rounds_is_named_and_left_out_and_the_run_goes_on(make_fe
     assert "west spoiled this round and earlier ones, and is left out from now on" in found[0]["reason"]
     later = [event for event in events if event["round"] > found[0]["round"]]
     assert later
-    assert all(WEST not in event["sites"] and "spoils rounds" in event["problems"][WEST] for event in later)
+    assert all(WEST not in event["sites"] and "spoils the rounds" in event["problems"][WEST] for event in later)
     assert not any(event.get("undone") for event in later)
 
 
-def test_where_no_site_can_be_spared_a_run_of_spoiled_rounds_ends_and_says_why(
+def test_if_no_site_can_be_spared_a_run_of_spoiled_rounds_ends_with_the_reason(
     make_federation: FederationMaker,
 ) -> None:
     settings = replace(VOTED, rounds=9, cohort=replace(SETTINGS.cohort, minimum=4))

@@ -95,7 +95,7 @@ def _shown(federation: Federation) -> str:
 
 
 @pytest.mark.parametrize("kind", LIES)
-def test_a_member_that_lies_beside_its_updates_stops_nobody_and_fills_nothing(
+def test_a_member_that_sends_false_data_beside_its_updates_stops_nobody_and_fills_nothing(
     make_federation: FederationMaker, kind: str
 ) -> None:
     lies = LIES[kind]
@@ -127,7 +127,7 @@ def test_a_member_that_lies_beside_its_updates_stops_nobody_and_fills_nothing(
 
 
 @given(told=st.dictionaries(st.sampled_from(SITES), st.dictionaries(st.text(max_size=3), st.floats(-3.4e38, 3.4e38))))
-def test_an_average_lies_between_what_the_sites_told(told: dict[str, dict[str, float]]) -> None:
+def test_an_average_is_between_the_values_that_the_sites_reported(told: dict[str, dict[str, float]]) -> None:
     sizes = SETTINGS.cohort.sizes
     for name, value in averaged(told, sizes).items():
         of = [metrics[name] for metrics in told.values() if name in metrics]
@@ -135,7 +135,7 @@ def test_an_average_lies_between_what_the_sites_told(told: dict[str, dict[str, f
         assert min(of) - slack <= value <= max(of) + slack
 
 
-def test_of_too_many_metrics_those_are_averaged_that_most_sites_told() -> None:
+def test_if_there_are_too_many_metrics_those_reported_by_most_sites_are_averaged() -> None:
     told = {
         "north": {f"n{i}": 1.0 for i in range(16)} | {"loss": 1.0},
         "south": {"loss": 3.0},

@@ -100,12 +100,12 @@ def test_port_0_is_for_listening_alone() -> None:
         ("2130706433:9440", "four numbers"),
     ],
 )  # fmt: skip
-def test_what_is_no_address_is_refused_with_the_reason(wrong: str, why: str) -> None:
+def test_an_invalid_address_is_refused_with_the_reason(wrong: str, why: str) -> None:
     with pytest.raises(MalformedError, match=why):
         read_address(wrong)
 
 
 @pytest.mark.parametrize("wrong", ["", "fed.example.org:9440", "https://fed.example.org", "[fed]", "a b", "127.1"])
-def test_what_is_no_host_is_refused(wrong: str) -> None:
+def test_an_invalid_host_is_refused(wrong: str) -> None:
     with pytest.raises(MalformedError, match="is not a host"):
         read_host(wrong)

@@ -1,4 +1,4 @@
-"""Whatever is wrong between an agent and the server is said in plain words, with the address, within five seconds."""
+"""Any fault between an agent and the server is reported in plain words, with the address, within five seconds."""
 
 import socket
 import ssl
@@ -111,13 +111,17 @@ def test_a_server_of_another_consortium_is_refused(strangers: Federation, addres
     assert "same consortium" in said
 
 
-def test_a_site_that_the_server_refuses_is_told_so(federation: Federation, strangers: Federation, address: str) -> None:
+def test_a_site_that_the_server_refuses_gets_the_reason(
+    federation: Federation, strangers: Federation, address: str
+) -> None:
     files = replace(tls_of(strangers, "north"), authority=tls_of(federation, "north").authority)
     said = complaint(address, files, AuthenticityError)
     assert f"does not accept the certificate {files.certificate}" in said
 
 
-def test_a_site_whose_certificate_has_expired_is_told_so(federation: Federation, address: str, tmp_path: Path) -> None:
+def test_a_site_whose_certificate_has_expired_gets_the_reason(
+    federation: Federation, address: str, tmp_path: Path
+) -> None:
     files = certify(tmp_path / "old", authority_of(federation), name="north", days=-1, server=False)
     assert "does not accept the certificate" in complaint(address, files, AuthenticityError)
 
@@ -175,7 +179,7 @@ def test_a_server_that_speaks_no_tls_is_unreachable_rather_than_refusing(
         complaint(address, tls_of(federation, "north"), UnreachableError)
 
 
-def test_a_server_that_says_nothing_is_not_waited_for(federation: Federation) -> None:
+def test_an_agent_does_not_wait_for_a_silent_server(federation: Federation) -> None:
     with _listening(lambda connection: connection.recv(10_000) and connection.recv(1)) as address:
         assert "timed out" in complaint(address, tls_of(federation, "north"), UnreachableError, seconds=0.3)
     assert PROBE_SECONDS < WITHIN
@@ -191,14 +195,14 @@ def test_a_server_that_only_speaks_old_tls_is_named(federation: Federation) -> N
 
 
 @pytest.mark.parametrize("missing", ["authority", "certificate", "key"])
-def test_a_site_that_lacks_a_file_is_told_which(federation: Federation, missing: str, tmp_path: Path) -> None:
+def test_a_site_that_lacks_a_file_gets_its_name(federation: Federation, missing: str, tmp_path: Path) -> None:
     path = tmp_path / "gone.pem"
     with pytest.raises(KeyFileError, match=f"{path}.*restore the file"):
         probe("localhost:1", replace(tls_of(federation, "north"), **{missing: path}))
 
 
 @pytest.mark.parametrize("damaged", ["authority", "certificate", "key"])
-def test_a_site_whose_file_is_damaged_is_told_which(federation: Federation, damaged: str, tmp_path: Path) -> None:
+def test_a_site_with_a_damaged_file_gets_its_name(federation: Federation, damaged: str, tmp_path: Path) -> None:
     path = tmp_path / "damaged.pem"
     path.write_text("-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n")
     with pytest.raises(KeyFileError, match=str(path)):

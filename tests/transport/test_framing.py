@@ -46,7 +46,7 @@ def test_any_message_within_the_limit_arrives_as_it_was(size: int, cuts: list[fl
     assert not any(frame.HasField("opening") for frame in frames[1:])
 
 
-def test_no_chunks_are_no_message() -> None:
+def test_a_message_has_at_least_one_chunk() -> None:
     assert assemble([], LIMIT) is None
 
 

@@ -99,7 +99,7 @@ class GridContract(ABC):
         assert sorted(each.metadata.reply_to_message_id for each in replies) == sorted(ids)
         assert len({each.metadata.message_id for each in replies} | set(ids)) == 20
 
-    def test_a_reply_says_whom_it_comes_from_and_what_it_is_about(self, grid: ReplyGrid) -> None:
+    def test_a_reply_names_its_sender_and_the_message_it_answers(self, grid: ReplyGrid) -> None:
         for number in grid.get_node_ids():
             (answer,) = grid.send_and_receive([_message(number, group="3")], timeout=LONG)
             meta = answer.metadata

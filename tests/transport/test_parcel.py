@@ -199,7 +199,7 @@ def _altered(message: Message, change: Callable[[pb.Parcel], object]) -> bytes:
     ],
     ids=["nobody", "failure", "a reply", "unknown kind", "no kind", "empty value", "text metric", "flag metric"],
 )
-def test_what_is_no_instruction_is_refused_in_plain_words(change: Callable[[pb.Parcel], object]) -> None:
+def test_a_message_that_is_not_an_instruction_is_refused_in_plain_words(change: Callable[[pb.Parcel], object]) -> None:
     with pytest.raises(MalformedError, match="run the same version everywhere"):
         decode_instruction(_altered(ask(), change))
 

@@ -70,13 +70,13 @@ def test_nobody_else_gives_receipts(server: TlsFiles, make_federation: object, t
     assert not is_signed(receipt, PLAN, "north", server.authority)
 
 
-def test_a_server_without_a_key_says_it_unsigned(server: TlsFiles, tmp_path: Path) -> None:
+def test_a_server_without_a_key_sends_its_reason_unsigned(server: TlsFiles, tmp_path: Path) -> None:
     receipt = make_receipt(replace(server, key=tmp_path / "none"), PLAN, "north", "because")
     assert receipt == Receipt("because")
 
 
 @pytest.mark.parametrize("record", [ArrayRecord(), ConfigRecord(), ConfigRecord({"reason": "r", "certificate": b""})])
-def test_what_is_no_receipt_is_passed_over(record: ArrayRecord | ConfigRecord) -> None:
+def test_anything_but_a_receipt_is_ignored(record: ArrayRecord | ConfigRecord) -> None:
     content = RecordDict()
     assert find_receipt(content) is None
     content["receipt"] = record

@@ -88,7 +88,7 @@ def test_a_sum_is_read_back(manifest: bytes, total: EncryptedSum) -> None:
 
 
 @given(manifest=blobs, head=st.none() | heads)
-def test_a_ledgers_head_is_read_back_beside_what_else_a_message_says(manifest: bytes, head: SignedHead | None) -> None:
+def test_a_ledger_head_is_read_back_with_the_rest_of_a_message(manifest: bytes, head: SignedHead | None) -> None:
     content = put_head(messages.pack_query(manifest, 1.8e9), head)
     assert (messages.read_manifest(content), read_head(content)) == (manifest, head)
 
@@ -268,7 +268,7 @@ def test_records_in_which_one_thing_is_wrong_are_read_or_refused(
     _read(READERS[what], content)
 
 
-def test_a_number_that_is_no_integer_is_not_taken_for_one() -> None:
+def test_a_number_that_is_not_an_integer_is_not_accepted_as_one() -> None:
     content = messages.pack_train(b"", b"", [])
     run = content["run"]
     assert isinstance(run, ConfigRecord)
@@ -286,7 +286,7 @@ def test_ciphertexts_in_another_serialisation_are_refused() -> None:
 
 
 @pytest.mark.parametrize("names", [("1",), ("0", "2"), ("1", "0"), ("0", "x"), ("00",), ("",)])
-def test_chunks_that_are_not_numbered_from_nought_are_refused(names: tuple[str, ...]) -> None:
+def test_chunks_that_are_not_numbered_from_zero_are_refused(names: tuple[str, ...]) -> None:
     content = messages.pack_update(SignedUpdate(b"", b"", ()), {})
     content["ciphertexts"] = ArrayRecord({name: blob(b"x") for name in names})
     with pytest.raises(MalformedError, match="a message lacks ciphertexts"):
@@ -314,7 +314,7 @@ def test_chunks_that_are_not_numbered_from_nought_are_refused(names: tuple[str, 
     ],
     ids=" ".join,
 )
-def test_arrays_that_are_no_sum_are_refused(names: tuple[str, ...]) -> None:
+def test_arrays_that_are_not_a_sum_are_refused(names: tuple[str, ...]) -> None:
     with pytest.raises(MalformedError, match="a message lacks sum"):
         messages.sum_from_arrays(ArrayRecord({name: blob(b"x") for name in names}))
 

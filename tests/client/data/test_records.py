@@ -139,14 +139,14 @@ def test_only_the_block_with_a_fault_is_read_line_by_line(monkeypatch: pytest.Mo
     assert sum(seen) < 500
 
 
-def test_a_byte_order_mark_before_the_header_is_no_part_of_it() -> None:
+def test_a_byte_order_mark_before_the_header_is_ignored() -> None:
     inputs, targets = read("\ufeffsize,age,ill\r\n1,2,0\r\n".encode())
     assert inputs.tolist() == [[1.0, 2.0]]
     assert targets.tolist() == [0.0]
 
 
 @given(TEXT, st.integers(0, 200), st.integers(0, 200))
-def test_carets_stand_under_the_field_in_a_line_of_any_length(note: str, before: int, after: int) -> None:
+def test_carets_are_under_the_field_in_a_line_of_any_length(note: str, before: int, after: int) -> None:
     quoted = note.replace('"', '""')
     line = f'{"n" * before},1,bad,"{quoted}",{"n" * after}'
     where, shown, carets, _ = complaint(f"a,size,age,b,ill\n{line}\n".encode())
@@ -275,7 +275,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
         read_csv(tmp_path / name, features=FEATURES, target="ill")
 
 
-def test_a_target_outside_its_classes_is_shown(tmp_path: Path) -> None:
+def test_a_target_outside_its_classes_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "patients.csv"
     path.write_text("size,age,ill\n1,2,0\n1,2,2\n")
     with pytest.raises(DataError, match=r":3: `ill` is 2, which is not a class\n    1,2,2\n        \^\nwrite 0 or 1"):

@@ -81,7 +81,7 @@ def after_a_layer(change: Callable[[Tensor], Tensor]) -> Made:
 
 
 def again_and_again(work: Callable[[], object]) -> str:
-    """Work until records are found to meet, and return what is said: which of them are looked at is drawn."""
+    """Train until an interaction of records is found; return the message. The checked records are drawn at random."""
     for _ in range(16):
         try:
             work()
@@ -102,7 +102,7 @@ RARE: dict[str, Made] = {
 
 
 @pytest.mark.parametrize("task", RARE.values(), ids=RARE.keys())
-def test_records_that_meet_only_where_no_example_leads_are_found_in_training(task: Made) -> None:
+def test_interactions_of_records_that_no_example_triggers_are_found_in_training(task: Made) -> None:
     torch.manual_seed(2)
     check_task(task, "package:Class")
     manifest = signed(steps=STEPS, norm=0.5)
@@ -158,7 +158,7 @@ def test_what_begins_with_larger_weights_is_found_in_the_round_in_which_it_begin
     ],
     ids=["16 bits", "large parts"],
 )
-def test_what_a_sites_settings_bring_about_is_found_before_it_trains(
+def test_problems_caused_by_a_sites_settings_are_found_before_it_trains(
     change: Callable[[Tensor], Tensor], computing: Computing
 ) -> None:
     task = Made(lambda: Through(nn.Linear(WIDTH, 8), Through(change), nn.Tanh(), head_of(8)))
@@ -167,7 +167,7 @@ def test_what_a_sites_settings_bring_about_is_found_before_it_trains(
         way_to_train(task, task.model(), computing)
 
 
-def test_a_loss_that_branches_on_values_is_no_reason_to_refuse_dropout() -> None:
+def test_a_loss_that_branches_on_values_does_not_make_dropout_refused() -> None:
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         weight = 2.0 if len(targets) == 1 and bool(targets[0] == 0) else 1.0
         return weight * functional.cross_entropy(outputs, targets) if len(targets) == 1 else _mean(outputs, targets)
@@ -205,7 +205,7 @@ class Flipped(nn.Module):
 
 
 class Sly(Tiny):
-    """Lets records meet in training alone."""
+    """Lets records interact in training only."""
 
     @override
     def model(self) -> nn.Module:
@@ -217,13 +217,13 @@ class Sly(Tiny):
         return inputs - inputs.mean(0) if training else inputs
 
 
-def test_a_round_in_which_records_meet_sends_nothing_and_the_task_stays_refused(
+def test_a_round_in_which_records_interact_sends_nothing_and_the_task_stays_refused(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "client.work.training.Study.check_memory", lambda *_: None
     )  # its step would find it before any charge
-    unclipped = Privacy(max_grad_norm=1e3, noise_multiplier=2.0)  # so that records which meet show in every batch
+    unclipped = Privacy(max_grad_norm=1e3, noise_multiplier=2.0)  # so that interactions of records show in every batch
     federation = make_federation(replace(NOISY, task=task_name(Sly), privacy=unclipped))
     with pytest.raises(RunError, match="nothing was trained"):
         run_with(federation)

@@ -129,7 +129,7 @@ def test_processes_with_other_records_refuse_to_train(tmp_path: Path) -> None:
             assert "read different records" in said
 
 
-def test_processes_meet_in_a_folder_of_their_own_account_only(tmp_path: Path) -> None:
+def test_processes_meet_only_in_a_folder_of_their_own_account(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     assert private(tmp_path) == tmp_path
     tmp_path.chmod(0o750)

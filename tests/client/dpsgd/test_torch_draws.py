@@ -161,7 +161,7 @@ def seeded(seed: int, draw: Callable[[], Tensor]) -> Draws:
     return watched
 
 
-def test_draws_under_a_seed_or_from_a_generator_of_ones_own_are_told_from_others() -> None:
+def test_draws_under_an_own_seed_or_generator_are_detected() -> None:
     def hidden() -> Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
@@ -174,7 +174,7 @@ def test_draws_under_a_seed_or_from_a_generator_of_ones_own_are_told_from_others
         check_draws([seeded(seed, lambda: torch.rand(2, generator=torch.Generator())) for seed in (0, 1)])
 
 
-def test_a_task_that_sets_torchs_seed_is_told_so() -> None:
+def test_a_task_that_sets_torchs_seed_is_refused_with_the_reason() -> None:
     class Setting(Made):
         @override
         def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from tests.client.specimens import MODES, SPECIMENS, Scores, computing, made
 
 
 class Drawing(nn.Module):
-    """Draws at random between two layers, and has a parameter of its own if it is told so."""
+    """Draws at random between two layers; has a parameter of its own if asked."""
 
     def __init__(self, draw: Callable[[Tensor], Tensor], *, bare: bool) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def test_a_step_without_the_sum_of_a_parameter_is_an_error(left_out: int) -> Non
     optimizer.close()
 
 
-def test_parameters_stand_where_they_stood_after_every_part() -> None:
+def test_parameters_are_unchanged_after_every_part() -> None:
     for name in ("thrice", "siamese", "tied"):
         model, records = made(name)
         mode = make_mode("vmap", model, RecordLoss(Scores(name)), 1.0, torch.float32)
@@ -192,7 +192,7 @@ def test_a_checkpoint_that_runs_layers_again_is_taken_by_book_keeping() -> None:
     assert choose(Scores(), Checkpointed(), made("mlp")[1], computing("auto")).gradients == "bookkeeping"
 
 
-def test_a_model_of_which_nothing_is_trained_is_refused() -> None:
+def test_a_model_without_trained_parameters_is_refused() -> None:
     model, records = made("mlp")
     model.requires_grad_(False)  # noqa: FBT003 - torch's stubs know no name for it
     with pytest.raises(TaskError, match="every parameter of the model is frozen"):

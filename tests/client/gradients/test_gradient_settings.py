@@ -1,4 +1,4 @@
-"""What a site can set about its gradients, and what it is told: precision, parts, the choice and its reason."""
+"""What a site can set about its gradients, and what it logs: precision, parts, the choice and its reason."""
 
 import logging
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_what_was_chosen_and_why_is_logged_once_a_task(caplog: pytest.LogCapture
     assert "not bookkeeping: it does not support parameters of MultiheadAttention" in line
 
 
-def test_a_site_says_in_its_settings_how_gradients_are_computed(tmp_path: Path) -> None:
+def test_a_sites_settings_choose_how_gradients_are_computed(tmp_path: Path) -> None:
     text = """
 site = "north"
 server = "localhost:1"

@@ -70,7 +70,7 @@ def test_a_mode_that_does_not_give_it_is_refused(name: str, mode: Gradients) -> 
 
 
 @pytest.mark.parametrize("name", SPECIMENS)
-def test_auto_takes_book_keeping_where_it_is_right_and_vmap_elsewhere_and_says_why(name: str) -> None:
+def test_auto_chooses_book_keeping_where_it_is_correct_and_vmap_elsewhere_and_logs_why(name: str) -> None:
     model, records = made(name)
     choice = choose(Scores(), model, records, computing("auto"))
     right = "bookkeeping" in SPECIMENS[name].modes

@@ -85,7 +85,7 @@ def test_recurrent_layers_run_in_sixteen_bits(name: str) -> None:
     assert 0 < moved.norm() < torch.inf
 
 
-def test_the_page_of_models_says_what_is_so() -> None:
+def test_the_page_of_models_is_correct() -> None:
     page = Path("docs/models.md").read_text(encoding="utf-8")
     taken, refused = ([row.strip("| ").split(" | ") for row in part.splitlines() if row.startswith("| ")][1:]
                       for part in page.split("## Taken")[1].split("## Refused"))  # fmt: skip

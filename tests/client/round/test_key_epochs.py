@@ -90,8 +90,8 @@ def test_keys_are_not_current_once_the_roster_is_another(keyring: Keyring, tmp_p
     assert keyring.current(1) is None
 
 
-def test_nobody_uses_the_numbers_of_epochs_up_with_one_letter(keyring: Keyring) -> None:
-    with pytest.raises(ProtocolError, match="too far from this site's epoch 0"):
+def test_one_letter_cannot_use_up_the_numbers_of_key_epochs(keyring: Keyring) -> None:
+    with pytest.raises(ProtocolError, match="too far from this site's key epoch 0"):
         keyring.take(keys(2**62), 1)
     keyring.take(keys(10_000), 1)
 
@@ -110,7 +110,7 @@ def test_only_the_owner_may_read_the_files(keyring: Keyring, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "tag key", "decryption key", "renamed"])
-def test_a_damaged_file_is_said_to_be_one_and_which(keyring: Keyring, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_reported_by_name(keyring: Keyring, tmp_path: Path, damage: str) -> None:
     keyring.take(keys(1), 1)
     (file,) = (tmp_path / "epochs").iterdir()
     data = bytearray(file.read_bytes())
@@ -140,7 +140,7 @@ def sites(make_federation: FederationMaker) -> dict[str, Site]:
     return {site: restart(federation, site) for site in SITES}
 
 
-def test_a_leaders_letters_bring_every_other_site_its_keys(sites: dict[str, Site]) -> None:
+def test_a_leaders_letters_give_every_other_site_its_keys(sites: dict[str, Site]) -> None:
     made, letters = lead_epoch(sites["north"], 1)
     assert set(letters) == set(SITES)
     for name, site in sites.items():

@@ -250,7 +250,7 @@ def test_what_was_revealed_is_on_disk_before_it_leaves_and_binds_a_restarted_sit
     sealed = ask(federation, "north", whole, updates_of(federation, whole))
     assert sealed == ask(federation, "north", whole, updates_of(federation, whole))  # a retry
     north, document = restart(federation, "north"), signed_run(federation)[0]
-    with pytest.raises(ProtocolError, match="revealing for round 1 was done already"):
+    with pytest.raises(ProtocolError, match="the seed for round 1 was already revealed"):
         train_round(admit(north, document).round(fewer), [])
     assert charges_of(federation, "north") == 1
 
@@ -317,7 +317,7 @@ def test_a_second_seed_is_not_revealed_for_the_same_plan(federation: Federation)
     made = site.outbox.last(plan.run)
     assert made is not None
     site.outbox.keep(plan, made.update, b"another seed of thirty-two bytes")
-    with pytest.raises(ProtocolError, match="already revealed"):
+    with pytest.raises(ProtocolError, match="already recorded"):
         ask(federation, "north", plan, updates, agreed)
 
 
@@ -346,7 +346,7 @@ def test_a_site_signs_no_set_of_headers_of_another_attempt(federation: Federatio
     whole, again = plan_of(federation), plan_of(federation, 2)
     first = headers(updates_of(federation, whole))
     updates_of(federation, again)
-    with pytest.raises(ProtocolError, match="second attempt"):
+    with pytest.raises(ProtocolError, match="another attempt"):
         sign(federation, "north", again, first)
 
 
@@ -401,7 +401,7 @@ def test_a_false_seed_that_its_site_signed_is_evidence_against_it(federation: Fe
 
 
 @pytest.mark.parametrize("shown", ["no seed", "no shared seeds", "seeds shared with another"])
-def test_what_a_server_leaves_out_or_shows_with_another_set_is_evidence_against_nobody(
+def test_what_a_server_omits_or_shows_with_another_set_is_evidence_against_nobody(
     federation: Federation, shown: str
 ) -> None:
     """Else it could have a round added up again without an honest site, and subtract."""
@@ -433,14 +433,14 @@ def test_a_seed_that_was_garbled_on_its_way_is_evidence_against_nobody(federatio
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["with evidence", "without"])
-def test_a_round_is_repeated_after_a_reveal_only_without_members_known_to_lie(
+def test_a_round_is_repeated_after_a_reveal_only_without_members_proven_to_cheat(
     federation: Federation, *, known: bool
 ) -> None:
     whole, fewer = plan_of(federation), plan_of(federation, 2, COHORT[:3])
     ask(federation, "north", whole, updates_of(federation, whole))
     north, document = restart(federation, "north"), signed_run(federation)[0]
     if not known:
-        with pytest.raises(ProtocolError, match="revealing for round 1 was done already"):
+        with pytest.raises(ProtocolError, match="the seed for round 1 was already revealed"):
             train_round(admit(north, document).round(fewer), [])
         return
     accuse(north.commitments, whole.run, "west", "what it signed")
@@ -480,7 +480,7 @@ def test_a_repetition_that_is_not_whole_is_refused(federation: Federation) -> No
     record = open_site(federation.paths["north"]).commitments
     accuse(record, whole.run, "east", "what it signed")
     check_repeat(record, fewer, COHORT[1:])
-    with pytest.raises(ProtocolError, match="revealing for round 1 was done already"):
+    with pytest.raises(ProtocolError, match="the seed for round 1 was already revealed"):
         check_repeat(record, fewer, COHORT[1:3])
 
 
@@ -493,6 +493,6 @@ def test_a_site_may_insist_on_masks(make_federation: FederationMaker) -> None:
     admit(open_site(masked.paths["north"]), signed_run(masked)[0])
 
 
-def test_a_site_without_a_masked_update_shows_nothing(federation: Federation) -> None:
+def test_a_site_without_a_masked_update_reveals_nothing(federation: Federation) -> None:
     with pytest.raises(ProtocolError, match="reveals no seed"):
         sign(federation, "north", plan_of(federation), [])

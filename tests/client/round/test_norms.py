@@ -211,7 +211,7 @@ def test_who_proves_something_of_another_update_spoils_the_sum(
         with pytest.raises(UnopenedError) as caught:
             open_at(federation, site, total)
         assert caught.value.refusal.why == VALUES  # nobody can tell whose they are: later rounds close in on it
-    with pytest.raises(ProtocolError, match="has refused a sum"):  # noted, as after a wrong tag
+    with pytest.raises(ProtocolError, match="has already refused a sum"):  # noted, as after a wrong tag
         open_at(federation, "north", total)
 
 
@@ -254,7 +254,7 @@ def test_a_seed_is_revealed_for_one_sum_and_nothing_proved_of_another(federation
     assert played.prove("north")
 
 
-def test_nothing_is_proved_before_all_have_signed_and_shown_their_seeds(federation: Federation) -> None:
+def test_nothing_is_proved_before_all_have_signed_and_revealed_their_seeds(federation: Federation) -> None:
     played = Played(federation)
     parts = played.total.contributions
     withheld = replace(played.total, contributions=(replace(parts[0], reveal=b""), *parts[1:]))
@@ -276,7 +276,7 @@ def test_a_site_that_proves_again_proves_the_same(federation: Federation) -> Non
     played = Played(federation)
     once, again = played.prove("north"), played.prove("north")
     first = slice(SIGNATURE_BYTES, SIGNATURE_BYTES + 32)
-    assert once[first] == again[first]  # the commitment; all else is drawn anew
+    assert once[first] == again[first]  # the commitment; everything else is drawn again
     assert once != again
     assert charges_of(federation, "north") == 1
 

@@ -106,7 +106,7 @@ def test_labels_that_the_loss_cannot_take_cost_nothing_and_the_others_go_on(make
     assert charges_of(federation, SITE) == 0
 
 
-def test_a_record_that_the_loss_cannot_take_is_named_and_not_shown(make_federation: FederationMaker) -> None:
+def test_a_record_that_the_loss_cannot_handle_is_named_but_not_printed(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(NOISY, task=task_name(Classes)))
     path = write_records(federation, *["1,2,0", "3,4,1"] * 40, "5,6,7131")
     for step in (lambda: open_site(path.parent).check_records(), lambda: ready(federation)):
@@ -120,7 +120,7 @@ def test_a_record_that_the_loss_cannot_take_is_named_and_not_shown(make_federati
 
 
 @pytest.mark.parametrize("label", [-1, -100, 2, 2**31, -(2**31)])
-def test_a_label_that_is_no_class_is_named_among_good_ones(make_federation: FederationMaker, label: int) -> None:
+def test_a_label_that_is_not_a_class_is_named_among_good_ones(make_federation: FederationMaker, label: int) -> None:
     """A mean of cross-entropies leaves out labels of -100, and so hides that there is none of that record."""
     federation = make_federation(replace(NOISY, task=task_name(Classes)))
     write_records(federation, *["1,2,0", "3,4,1"] * 40, f"5,6,{label}")
@@ -135,7 +135,7 @@ def test_a_value_whose_loss_is_not_finite_is_named_with_its_column(make_federati
         ready(federation)
 
 
-def test_what_is_said_of_records_depends_on_the_task_alone(make_federation: FederationMaker) -> None:
+def test_statements_about_records_depend_on_the_task_alone(make_federation: FederationMaker) -> None:
     """Else a run, which others sign, could choose what it learns of them."""
     seeds = []
     for name, settings in (("one", NOISY), ("other", replace(NOISY, model_seed=7))):
@@ -148,7 +148,7 @@ def test_what_is_said_of_records_depends_on_the_task_alone(make_federation: Fede
 
 
 @pytest.mark.parametrize("held_out", [0.99, 0.9])
-def test_a_site_of_which_no_records_are_left_is_not_charged_and_the_others_go_on(
+def test_a_site_without_remaining_records_is_not_charged_and_the_others_go_on(
     make_federation: FederationMaker, held_out: float
 ) -> None:
     federation = make_federation(NOISY, {SITE: replace(TERMS, held_out=held_out)})
@@ -198,7 +198,7 @@ def test_a_model_whose_step_does_not_fit_in_memory_is_a_refusal_before_any_charg
     assert charges_of(federation, SITE) == 0
 
 
-def test_a_step_is_tried_with_as_many_records_as_are_computed_at_a_time(
+def test_a_trial_step_uses_a_full_physical_batch(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = Mock(wraps=training_steps.train)
@@ -229,7 +229,7 @@ DISKS = {"outbox": _file_for_a_folder("outbox"), "models": _file_for_a_folder("m
 
 
 @pytest.mark.parametrize("spoil", DISKS.values(), ids=DISKS)
-def test_a_disk_that_cannot_be_written_is_said_before_any_charge_and_the_others_go_on(
+def test_a_disk_that_cannot_be_written_is_reported_before_any_charge_and_the_others_go_on(
     make_federation: FederationMaker, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     federation = make_federation(replace(NOISY, rounds=2))
@@ -241,14 +241,18 @@ def test_a_disk_that_cannot_be_written_is_said_before_any_charge_and_the_others_
     assert f"{federation.paths[SITE]}" in caplog.text
 
 
-def test_a_ledger_that_cannot_be_written_is_said_before_a_round_is_planned(make_federation: FederationMaker) -> None:
+def test_a_ledger_that_cannot_be_written_is_reported_before_a_round_is_planned(
+    make_federation: FederationMaker,
+) -> None:
     federation = make_federation(NOISY)
     open_site(federation.paths[SITE]).ledger.path.mkdir(parents=True)
     with pytest.raises(LedgerError, match="no update is sent until"):
         ready(federation)
 
 
-def test_a_last_head_that_cannot_be_kept_is_said_before_a_round_is_planned(make_federation: FederationMaker) -> None:
+def test_a_last_head_that_cannot_be_stored_is_reported_before_a_round_is_planned(
+    make_federation: FederationMaker,
+) -> None:
     federation = make_federation(NOISY)
     heads = federation.paths[SITE] / "ledger-heads"
     ready(federation)
@@ -302,7 +306,7 @@ def test_a_disk_that_fails_while_a_site_trains_leaves_no_half_file_and_costs_no_
     assert list(folder.rglob(".*")) == []
 
 
-def test_a_damaged_outbox_is_said_before_a_round_is_planned(make_federation: FederationMaker) -> None:
+def test_a_damaged_outbox_is_reported_before_a_round_is_planned(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(NOISY, rounds=2))
     assert train(federation, plan_of(federation)).has_content()
     (update,) = (federation.paths[SITE] / "outbox").glob("*.update")
@@ -318,7 +322,7 @@ def test_a_roster_that_ends_before_a_round_would_is_a_refusal(make_federation: F
     federation = make_federation(NOISY)
     soon = sign_roster(replace(roster_of(federation), expires=time.time() + 30), authority_of(federation).key)
     (federation.paths[SITE] / "keys" / "roster").write_bytes(soon.to_bytes())
-    with pytest.raises(RefusedError, match=r"north's roster ends on 20.* UTC, before a round would"):
+    with pytest.raises(RefusedError, match=r"north's roster expires on 20.* UTC, before a round could end"):
         ready(federation)
 
 
@@ -328,12 +332,12 @@ def test_a_certificate_that_ends_before_a_round_would_is_a_refusal(
     federation = make_federation(NOISY)
     files = certify(tmp_path / "tls", authority_of(federation), name=SITE, days=30 / 86400, server=False)
     files.certificate.replace(federation.paths[SITE] / "keys" / "tls.pem")
-    with pytest.raises(RefusedError, match="north's TLS certificate ends on"):
+    with pytest.raises(RefusedError, match="north's TLS certificate expires on"):
         ready(federation)
 
 
 @pytest.mark.parametrize(("hours", "way"), [(-1, "3600 s ahead of"), (1, "3600 s behind")])
-def test_a_site_whose_clock_disagrees_with_the_servers_says_both_times(
+def test_a_message_about_disagreeing_clocks_states_both_times(
     make_federation: FederationMaker, hours: int, way: str
 ) -> None:
     federation, sent = make_federation(NOISY), time.time() + 3600 * hours
@@ -350,7 +354,7 @@ def test_a_site_whose_clock_is_a_little_off_takes_part(make_federation: Federati
         ready(federation, sent=time.time() + offset)
 
 
-# --- What is said ---------------------------------------------------------------------------------------------------
+# --- Messages -------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_refusal_again_is_logged_once(

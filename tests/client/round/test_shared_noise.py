@@ -200,7 +200,7 @@ def test_one_record_moves_the_levels_by_what_the_noise_is_for(make_federation: F
 
 def test_a_site_that_did_not_opt_in_takes_no_part(make_federation: FederationMaker) -> None:
     federation = make_federation(SHARED, TERMS_OF_ALL | {"north": replace(WILLING, shared_noise=False)})
-    with pytest.raises(RefusedError, match="only a share: its policy says shared_noise = false"):
+    with pytest.raises(RefusedError, match="does not allow shared noise: its policy says shared_noise = false"):
         admit(open_site(federation.paths["north"]), signed_run(federation)[0])
     admit(open_site(federation.paths["south"]), signed_run(federation)[0])
 

@@ -104,7 +104,7 @@ def test_a_model_gets_one_vote_however_often_it_is_asked_for(federation: Federat
     site, admitted, now = opened(federation)
     first = voting.vote(admitted, now)
     assert first is not None
-    for _ in range(20):  # each would be turned over anew with a chance of a quarter
+    for _ in range(20):  # each would be flipped with a probability of a quarter
         site, admitted, now = opened(federation)
         assert voting.vote(admitted, now) == first
     assert votes_charged(site) == [1, 2]
@@ -152,7 +152,7 @@ def test_the_answer_is_whether_the_loss_grew_by_more_than_the_tolerance(
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_is_worse(
+def test_a_loss_that_is_not_a_number_is_worse(
     federation: Federation, monkeypatch: pytest.MonkeyPatch, loss: float
 ) -> None:
     site, admitted, now = opened(federation)
@@ -176,7 +176,7 @@ def test_a_loss_that_cannot_be_computed_is_worse_and_its_words_are_logged_nowher
     assert "47" not in caplog.text
 
 
-def test_a_site_whose_held_out_budget_does_not_cover_all_votes_says_so_before_the_run(
+def test_a_site_whose_held_out_budget_does_not_cover_all_votes_reports_it_before_the_run(
     make_federation: FederationMaker,
 ) -> None:
     federation = make_federation(VOTED, dict.fromkeys(SITES, CONSENT))
@@ -234,7 +234,7 @@ def test_the_first_round_is_undone_too(make_federation: FederationMaker) -> None
     assert again.digest == site.study(VOTED.task).untrained(VOTED.model_seed).digest
 
 
-def test_votes_are_told_only_with_the_digest_of_the_model(make_federation: FederationMaker) -> None:
+def test_votes_are_sent_only_with_the_digest_of_the_model(make_federation: FederationMaker) -> None:
     vote = VoteSettings(epsilon=20.0, tolerance=1e6)  # nobody rejects
     federation = make_federation(replace(VOTED, vote=vote), dict.fromkeys(SITES, replace(CONSENT, vote_epsilon=20.0)))
     told = dict[str, int]()

@@ -193,7 +193,7 @@ def test_what_is_kept_elsewhere_stays_as_it_was(store: CheckpointStore, tmp_path
 
 def test_before_the_first_round_nothing_is_kept_elsewhere(store: CheckpointStore, tmp_path: Path) -> None:
     other = CheckpointStore(tmp_path / "outbox")
-    other.save("study", CHECKPOINT)  # of a run that was begun anew
+    other.save("study", CHECKPOINT)  # of a run that was started again
     store.keep("study", RUN, other)
     assert other.load("study", RUN, LAYOUT) is None
 

@@ -48,7 +48,7 @@ def test_something_else_is_refused_also_by_another_process(once: Commitments, tm
     assert once.find(RUN, DEED) == "attempt 1"
 
 
-def test_deeds_and_runs_are_told_apart(once: Commitments) -> None:
+def test_actions_and_runs_are_kept_apart(once: Commitments) -> None:
     once.note(RUN, DEED, "1")
     once.note(RUN, "revealing round 2", "2")
     once.note(OTHER, DEED, "3")
@@ -56,7 +56,9 @@ def test_deeds_and_runs_are_told_apart(once: Commitments) -> None:
 
 
 @given(st.lists(st.tuples(WORDS, WORDS), max_size=8))
-def test_of_any_deeds_the_first_stands(tmp_path_factory: pytest.TempPathFactory, deeds: list[tuple[str, str]]) -> None:
+def test_the_first_value_of_an_action_is_kept(
+    tmp_path_factory: pytest.TempPathFactory, deeds: list[tuple[str, str]]
+) -> None:
     once, first = Commitments(tmp_path_factory.mktemp("outbox")), dict[str, str]()
     for deed, value in deeds:
         if first.setdefault(deed, value) == value:
@@ -67,7 +69,7 @@ def test_of_any_deeds_the_first_stands(tmp_path_factory: pytest.TempPathFactory,
     assert {deed: once.find(RUN, deed) for deed in first} == first
 
 
-def test_a_line_that_a_crash_cut_off_is_no_deed(once: Commitments, tmp_path: Path) -> None:
+def test_a_line_that_a_crash_cut_off_is_not_a_commitment(once: Commitments, tmp_path: Path) -> None:
     once.note(RUN, "agreeing on round 1", "a set")
     whole = file_of(tmp_path).read_bytes()
     once.note(RUN, DEED, "attempt 1")
@@ -80,7 +82,7 @@ def test_a_line_that_a_crash_cut_off_is_no_deed(once: Commitments, tmp_path: Pat
         assert file_of(tmp_path).read_bytes() == whole + b"revealing round 1: attempt 2\n"
 
 
-def test_a_deed_is_on_the_disk_before_it_is_done_and_again_when_it_was_noted_before(
+def test_a_commitment_is_on_disk_before_the_action_also_if_it_was_recorded_before(
     once: Commitments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced = list[bytes]()
@@ -95,7 +97,7 @@ def test_a_deed_is_on_the_disk_before_it_is_done_and_again_when_it_was_noted_bef
     assert synced == [b"revealing round 1: 1\n", b""]
 
 
-def test_a_full_disk_leaves_the_deed_undone(once: Commitments, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_prevents_the_action(once: Commitments, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 

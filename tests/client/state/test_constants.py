@@ -137,7 +137,7 @@ def test_a_site_with_another_constant_is_noticed_before_anything_is_charged(make
         first, second = run_with(federation, answer)
     finally:
         Frozen.mean = 0.0
-    assert "starts from another model than" in first["problems"]["west"]
+    assert "starts from a different model than" in first["problems"]["west"]
     assert first["sites"] == second["sites"] == ["east", "north", "south"]
     assert charges_of(federation, "west") == 0
 

@@ -92,7 +92,7 @@ def test_the_mean_of_a_run_with_averaging_is_what_the_next_one_starts_from(make_
     assert model.vector.tobytes() == values_of(mean).tobytes()
 
 
-def test_a_site_without_the_model_says_which_it_lacks_and_the_others_go_on(make_federation: FederationMaker) -> None:
+def test_a_site_without_the_initial_model_names_it_and_the_others_go_on(make_federation: FederationMaker) -> None:
     federation = make_federation()
     data = file_of(TENSORS)
     for site in SITES[:3]:
@@ -130,7 +130,7 @@ def test_tensors_are_found_by_their_names_in_whatever_order(tmp_path: Path) -> N
     assert find(tmp_path, file_of(dict(reversed(TENSORS.items())), made="elsewhere")) == WANTED
 
 
-def test_what_is_no_file_that_can_be_read_is_passed_over(tmp_path: Path) -> None:
+def test_unreadable_files_are_skipped(tmp_path: Path) -> None:
     public = tmp_path / "public"
     (public / "a folder.safetensors").mkdir(parents=True)
     (public / "broken.safetensors").symlink_to(tmp_path / "nowhere")
@@ -193,6 +193,6 @@ def changed(old: bytes, new: bytes) -> bytes:
         pickle.dumps(TENSORS),
     ],
 )
-def test_what_is_no_whole_safetensors_file_is_refused_and_never_unpickled(tmp_path: Path, data: bytes) -> None:
+def test_an_incomplete_safetensors_file_is_refused_and_never_unpickled(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(RefusedError, match="not a complete safetensors file"):
         find(tmp_path, data)

@@ -77,7 +77,7 @@ def test_what_is_asked_for_after_a_later_plan_is_refused(outbox: Outbox, asked: 
 )
 def test_another_plan_for_the_same_attempt_is_refused(outbox: Outbox, change: dict[str, object]) -> None:
     outbox.keep(plan_of(), UPDATE, SEED)
-    with pytest.raises(ProtocolError, match="asks for round 1 twice, with different plans"):
+    with pytest.raises(ProtocolError, match="asks twice for round 1, with different plans"):
         outbox.find(replace(plan_of(), **change))  # type: ignore[arg-type]
     assert outbox.find(plan_of()) == UPDATE
 

@@ -59,7 +59,7 @@ def test_a_residual_counts_once_its_sum_is_open_and_is_added_to_what_is_there(
     np.testing.assert_array_equal(vector, FIRST + SECOND)
 
 
-def test_what_is_kept_is_no_view_of_the_update(residuals: Residuals, tmp_path: Path) -> None:
+def test_a_kept_residual_is_not_a_view_of_the_update(residuals: Residuals, tmp_path: Path) -> None:
     vector = FIRST.copy()
     residuals.keep(plan_of(1), vector)
     vector[:] = 7

@@ -37,7 +37,7 @@ class Overlaid(nn.Sequential):
 
 
 class Zeroed(nn.Linear):
-    """Its weights begin at nought."""
+    """Its weights start at zero."""
 
     @override
     def reset_parameters(self) -> None:
@@ -72,9 +72,9 @@ UNUSABLE: dict[str, tuple[Task, str]] = {
     "an example that fails": (Made(example=failing), "its example() fails (ValueError: no such luck); correct it"),
     "an example of another kind": (given(np.ones((8, 4))), "its example() fails (AttributeError: "),
     "a single record": (
-        given(torch.ones(1, 4), torch.ones(1)), "its example has inputs float32 (n, 4); make up 4 records"),
+        given(torch.ones(1, 4), torch.ones(1)), "its example has inputs float32 (n, 4); make up at least 4 records"),
     "fewer targets": (
-        given(torch.randn(8, 4), torch.arange(5)), "its example has targets int64 (n,); make up 4 records"),
+        given(torch.randn(8, 4), torch.arange(5)), "its example has targets int64 (n,); make up at least 4 records"),
     "equal records": (given(torch.ones(8, 4)), "its example has the same inputs in every record; make up different"),
     "one class": (given(torch.randn(8, 4), torch.ones(8)), "its example has the same targets in every record; make up"),
     "not finite": (given(torch.full((8, 4), torch.inf)), "its example has inputs that are complex or not finite"),
@@ -102,7 +102,7 @@ UNUSABLE: dict[str, tuple[Task, str]] = {
         Made(lambda: head().requires_grad_(requires_grad=False)),
         "its model has nothing to train, or parameters without elements; set requires_grad=True on what should be"),
     "two parameters in one memory": (
-        Made(Overlaid), "its model's `0.weight` and `1.weight` share memory without being one parameter; assign"),
+        Made(Overlaid), "its model's `0.weight` and `1.weight` share memory but are not one parameter; assign"),
     "a buffer that no file can hold": (
         Made(lambda: Constant(torch.zeros(3, dtype=torch.complex128))), "its model's `shift` is of torch.complex128"),
     "outputs in its loss": (

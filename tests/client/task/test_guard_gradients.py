@@ -1,4 +1,4 @@
-"""A record's gradient depends on that record alone, or the task is refused, wherever it is that records meet."""
+"""A record's gradient depends on that record alone, or the task is refused, wherever records interact."""
 
 from __future__ import annotations
 
@@ -441,6 +441,6 @@ ATTACKS: dict[str, Task] = {
 
 
 @pytest.mark.parametrize("task", ATTACKS.values(), ids=ATTACKS.keys())
-def test_a_task_whose_records_meet_anywhere_is_refused(task: Task) -> None:
+def test_a_task_whose_records_interact_anywhere_is_refused(task: Task) -> None:
     SEEN.clear()
     assert complaint(task)

@@ -1,4 +1,4 @@
-"""Records that meet in the model are found whatever it is called, and the sentence names the layer and its mend."""
+"""Interactions of records in a model are found whatever its layers are called; messages name layer and remedy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Renamed(nn.BatchNorm1d):
 
 
 class AlwaysFrozen(nn.BatchNorm1d):
-    """It is told to evaluate, again and again, and learns its statistics all the same."""
+    """It is set to evaluation again and again, and still learns its statistics."""
 
     @override
     def train(self, mode: bool = True) -> AlwaysFrozen:
@@ -41,7 +41,7 @@ class AlwaysFrozen(nn.BatchNorm1d):
 
 
 class Residual(nn.Module):
-    """What records have in common comes in with a weight that begins at nought."""
+    """A value common to all records enters with a weight that starts at zero."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,12 +149,12 @@ DEPENDENT = {
         Made(lambda: Evaluated(head())), "the forward() of its model (Evaluated) mixes the records of a batch"),
     "one row for two": (
         Made(lambda: nn.Sequential(nn.Flatten(), Through(lambda x: x.reshape(-1, 4), head())), example=sequences),
-        "its model makes outputs of shape (30, 3) from 5 records; keep one row for each record"),
+        "its model makes outputs of shape (30, 3) from 5 records; keep one row per record"),
     "one row for all": (after(lambda x: x.mean(0)), "its model makes outputs of shape (3,) from 5 records; keep"),
     "squeezed": (
         Made(lambda: Through(lambda x: x, nn.Linear(WIDTH, 1), Through(torch.squeeze)),
              lambda outputs, targets: (outputs - targets).square().mean()),
-        "its model makes outputs of shape () from 1 records; keep one row for each record"),
+        "its model makes outputs of shape () from 1 records; keep one row per record"),
 }  # fmt: skip
 
 
@@ -172,5 +172,5 @@ class Evaluated(nn.Module):
 
 
 @pytest.mark.parametrize(("task", "said"), DEPENDENT.values(), ids=DEPENDENT.keys())
-def test_records_that_meet_are_refused_with_the_place_and_the_mend(task: Task, said: str) -> None:
+def test_records_that_interact_are_refused_with_the_place_and_the_remedy(task: Task, said: str) -> None:
     assert complaint(task).startswith(said)

@@ -85,7 +85,7 @@ LOSSES: dict[str, tuple[Task, str]] = {
 
 
 @pytest.mark.parametrize(("task", "said"), LOSSES.values(), ids=LOSSES.keys())
-def test_a_loss_that_is_no_mean_of_one_term_a_record_is_refused(task: Task, said: str) -> None:
+def test_a_loss_that_is_not_the_mean_of_one_term_per_record_is_refused(task: Task, said: str) -> None:
     assert complaint(task).startswith(said)
 
 

@@ -26,7 +26,7 @@ SITE = "north"
 
 
 class Dependent(Tiny):
-    """Its records meet."""
+    """Its records interact."""
 
     read: ClassVar[list[Path]] = []
 
@@ -89,6 +89,6 @@ def test_records_of_another_form_than_the_examples_are_refused_when_read(
     )
 
 
-def test_as_many_records_as_one_likes_of_the_examples_form_are_taken(make_federation: FederationMaker) -> None:
+def test_any_number_of_records_with_the_examples_form_is_accepted(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(NOISY, task=task_name(Reading)))
     assert open_site(federation.paths[SITE]).check_records() == {task_name(Reading): 4}

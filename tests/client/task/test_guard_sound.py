@@ -70,7 +70,7 @@ def tied() -> nn.Module:
 
 
 class Zeroed(nn.Linear):
-    """Its weights begin at nought."""
+    """Its weights start at zero."""
 
     @override
     def reset_parameters(self) -> None:

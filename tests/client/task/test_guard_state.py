@@ -67,13 +67,13 @@ def test_a_factor_of_the_loss_that_would_be_learned_is_refused() -> None:
     assert task.scale.grad is None
 
 
-def test_layers_in_a_list_are_refused_with_the_mend() -> None:
+def test_layers_in_a_list_are_refused_with_the_remedy() -> None:
     said = complaint(Made(Listed))
     assert "of `layers` of its model" in said
     assert "nn.ModuleList instead of a list" in said
 
 
-def test_a_parameter_without_a_name_is_told_by_its_shape() -> None:
+def test_a_parameter_without_a_name_is_identified_by_its_shape() -> None:
     assert "one of shape (4,)" in complaint(Made(lambda: Through(lambda x: x * GLOBAL, head())))
     assert GLOBAL.grad is None
 
@@ -200,7 +200,7 @@ STATES: dict[str, tuple[Task, str]] = {
 
 
 @pytest.mark.parametrize(("task", "said"), STATES.values(), ids=STATES.keys())
-def test_a_task_whose_runs_leave_something_behind_is_refused(task: Task, said: str) -> None:
+def test_a_task_that_keeps_state_between_runs_is_refused(task: Task, said: str) -> None:
     assert complaint(task).startswith(said)
 
 

@@ -67,7 +67,7 @@ LOADS: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize(("read", "said"), LOADS.values(), ids=LOADS)
-def test_what_a_load_raises_or_returns_is_said_in_one_sentence_without_its_words(
+def test_a_bad_load_is_reported_in_one_sentence_without_its_own_text(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, read: Callable[[], Any], said: str
 ) -> None:
     monkeypatch.setattr(Loading, "read", read, raising=False)
@@ -150,7 +150,7 @@ class Quoting(Tiny):
 
 
 @pytest.mark.parametrize("method", ["loss", "metrics"])
-def test_what_a_task_says_as_it_is_tried_on_a_sites_own_records_is_not_repeated(method: str) -> None:
+def test_text_from_a_task_that_is_tested_on_a_sites_own_records_is_not_repeated(method: str) -> None:
     records = torch.rand(3, 1), torch.rand(3, 1)
     own, made_up = (Probe(Quoting(), nn.Linear(2, 1), kind) for kind in (OWN, MADE_UP))
     with pytest.raises(TaskError) as caught:

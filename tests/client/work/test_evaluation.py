@@ -78,7 +78,7 @@ class Odd(studies.Scored):
 @pytest.mark.parametrize(
     ("alone", "said"),
     [
-        ({"odd": torch.ones(1)}, "of some records there is no metric 'near'"),
+        ({"odd": torch.ones(1)}, "some records lack the metric 'near'"),
         ({"near": "1"}, "its metric 'near' is a builtins.str"),
         ({"near": torch.ones(2)}, "its metric 'near' is float32"),
         ("near", "its metrics() returns a builtins.str"),
@@ -143,7 +143,7 @@ def test_without_noise_the_figures_are_those_of_all_held_out_records(trained: tu
     assert found["epsilon"] is None
 
 
-def test_noise_is_charged_to_the_held_out_ledger_and_told_with_its_error(trained: tuple[Federation, str]) -> None:
+def test_noise_is_charged_to_the_held_out_ledger_and_reported_with_its_error(trained: tuple[Federation, str]) -> None:
     federation, digest = trained
     before = [open_site(path).ledger.mechanisms() for path in federation.paths.values()]
     federation.sign(evaluation(digest, sigma=0.7))

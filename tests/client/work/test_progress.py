@@ -87,7 +87,7 @@ def test_a_site_writes_down_how_good_each_rounds_model_is_and_tells_nobody(
 
 
 @pytest.mark.parametrize("who", [("north",), ("north", "west"), SITES], ids=len)
-def test_a_metric_is_averaged_over_the_sites_that_told_it(
+def test_a_metric_is_averaged_over_the_sites_that_reported_it(
     make_federation: FederationMaker, who: tuple[str, ...]
 ) -> None:
     shares: dict[str, tuple[str, ...]] = {site: ("loss", "accuracy") if site in who else ("loss",) for site in SITES}
@@ -125,7 +125,9 @@ def test_no_number_of_records_leaves_even_where_metrics_do(make_federation: Fede
 
 
 @pytest.mark.parametrize("shared", [DISCLOSED, ("epsilon",)], ids=["shared", "kept"])
-def test_a_metric_that_is_no_number_spoils_nothing(make_federation: FederationMaker, shared: tuple[str, ...]) -> None:
+def test_a_metric_that_is_not_a_number_spoils_nothing(
+    make_federation: FederationMaker, shared: tuple[str, ...]
+) -> None:
     federation = make_federation(replace(SETTINGS, task=COUNTED), disclosing(COUNTED, **dict.fromkeys(SITES, shared)))
     (event,) = run_with(federation)
     assert event["released"]
@@ -156,7 +158,7 @@ def test_a_metric_that_is_not_one_number_a_record_is_named_and_the_run_goes_on(
     federation = make_federation(replace(SETTINGS, task=task_name(Mistaken)))
     (event,) = run_with(federation)
     assert (event["released"], event["problems"]) == (True, {})
-    assert "round 1: not tried on held-out records, and the run goes on: its metric 'accuracy' is" in caplog.text
+    assert "round 1: not evaluated on held-out records; the run continues: its metric 'accuracy' is" in caplog.text
     assert "Traceback" not in caplog.text
     assert own_metrics(federation, "north") == []
 
@@ -187,7 +189,7 @@ def test_a_run_that_trains_nothing_is_not_looked_at(make_federation: FederationM
     assert not (federation.paths["north"] / "metrics").exists()
 
 
-def test_a_line_that_a_crash_cut_off_stands_by_itself_and_a_round_is_written_down_once(
+def test_a_line_that_a_crash_cut_off_stays_separate_and_a_round_is_recorded_once(
     make_federation: FederationMaker,
 ) -> None:
     federation = make_federation()

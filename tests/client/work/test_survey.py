@@ -85,7 +85,7 @@ def report_of(federation: Federation) -> dict[str, Any]:
 
 
 def hold(found: dict[str, Any], values: ArrayLike, labels: ArrayLike, errors: float) -> None:
-    """Check figures against all records in one place, to so many of their errors."""
+    """Check figures against the pooled records, within this many standard errors."""
     values, labels = np.asarray(values), np.asarray(labels)
     slack = 1e-4  # of rounding
     assert abs(found["count"] - len(values)) <= errors * found["count_error"] + slack * len(values)
@@ -273,7 +273,7 @@ GOOD = [[1.0, 2.0], [3.0, 4.0]]
         ([["a", "b"], ["c", "d"]], [0, 1], "did not read a table of numbers"),
     ],
 )
-def test_records_that_cannot_be_counted_are_refused_and_shown(
+def test_records_that_cannot_be_counted_are_refused_and_named(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, values: ArrayLike, labels: ArrayLike, reason: str
 ) -> None:
     monkeypatch.setattr(studies.Replaced, "read", (values, labels))
@@ -283,9 +283,7 @@ def test_records_that_cannot_be_counted_are_refused_and_shown(
         open_site(federation.paths["north"]).check_records()
 
 
-def test_labels_may_stand_in_a_column_of_their_own(
-    make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_may_be_in_a_separate_column(make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(studies.Replaced, "read", (GOOD, [[0], [1]]))
     name = task_name(studies.Replaced)
     federation = make_federation(replace(SURVEY, task=name), everywhere(replace(ALL, tasks=(name,))))
@@ -298,4 +296,4 @@ def test_more_records_than_were_declared_are_a_warning_at_the_site_alone(
     few = replace(SURVEY, cohort=replace(SURVEY.cohort, sizes=dict.fromkeys(SITES, 5)))
     federation = make_federation(few, everywhere())
     run_with(federation)
-    assert "25 records, over twice the 5 declared" in caplog.text
+    assert "25 records, more than twice the declared 5" in caplog.text

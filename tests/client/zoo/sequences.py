@@ -52,7 +52,7 @@ def _recurrent(layer: nn.Module, width: int = WIDTH) -> nn.Module:
 
 
 class Given(nn.Module):
-    """A GRU that is told where it begins, as many textbooks do."""
+    """A GRU with an explicit initial state, as in many textbooks."""
 
     def __init__(self) -> None:
         super().__init__()

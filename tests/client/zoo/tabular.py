@@ -133,7 +133,7 @@ class TwoTowers(nn.Module):
 
 
 def pairs(count: int) -> Records:
-    """Pairs `(n, 2, 4)`, of which every other one is of two that are alike."""
+    """Pairs `(n, 2, 4)`; every other pair has two similar members."""
     one, alike = torch.randn(count, COLUMNS), (torch.arange(count) % 2).float().unsqueeze(1)
     return torch.stack([one, (2 * alike - 1) * one + 0.1 * torch.randn(count, COLUMNS)], 1), alike
 

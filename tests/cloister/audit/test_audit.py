@@ -239,7 +239,7 @@ class ToTheLongest(Diagnosis):
         return inputs * (torch.arange(inputs.shape[1]) < lengths.max())
 
 
-def test_an_audit_tries_the_sites_own_task_and_says_why_it_fails(tmp_path: Path) -> None:
+def test_an_audit_tests_the_sites_own_task_and_reports_why_it_fails(tmp_path: Path) -> None:
     name = f"{ToTheLongest.__module__}:{ToTheLongest.__name__}"
     site = _site(tmp_path, ("simulations.tasks.diagnosis:Diagnosis", name))
     picture = tmp_path / "audit.png"

@@ -25,7 +25,7 @@ def test_a_plain_update_of_one_record_is_that_record(tmp_path: Path) -> None:
     assert batch.correlation > 0.8
 
 
-def test_neither_a_private_nor_an_encrypted_update_shows_the_record(tmp_path: Path) -> None:
+def test_neither_a_private_nor_an_encrypted_update_reveals_the_record(tmp_path: Path) -> None:
     found = [attacks(tmp_path / str(row), row, 2, 1.0)[1][2:] for row in range(5)]
     private, encrypted = (np.mean([each[place].correlation for each in found]) for place in (0, 1))
     # Chance alone makes ±0.06 of the mean of five: 64 pixels each.

@@ -77,7 +77,7 @@ def _state(federation: Federation, *, run: bool = False) -> dict[str, Any]:
     return write_statement(federation.paths["north"], federation.manifest if run else None, None)[0]
 
 
-def test_a_site_that_released_nothing_says_so_and_gets_no_ledger_by_it(federation: Federation) -> None:
+def test_a_site_that_released_nothing_reports_it_without_creating_a_ledger(federation: Federation) -> None:
     made = _state(federation)
     assert [(each["epsilon_spent"], each["epsilon_left"]) for each in made["spending"]] == [(0, 10.0)] * 2
     for each in made["ledgers"].values():
@@ -194,7 +194,7 @@ def test_a_step_without_noise_is_stated_as_infinite_in_plain_json(federation: Fe
     assert json.loads(shown.stdout)["spending"][0]["epsilon_spent"] == "infinite"
 
 
-def test_the_last_audit_stands_in_it_and_a_refuted_one_is_not_called_passed(federation: Federation) -> None:
+def test_it_contains_the_last_audit_and_a_refuted_one_is_not_called_passed(federation: Federation) -> None:
     path = federation.paths["north"] / AUDIT
     path.write_text(json.dumps(AUDITED))
     audit = _state(federation)["audit"]

@@ -53,7 +53,7 @@ def _refuse_all(self: object, total: object, plan: object, sites: object) -> Ite
     raise AuthenticityError
 
 
-def test_every_site_refuses_every_attack_and_no_honest_round_and_who_lies_is_blamed(report: dict[str, Any]) -> None:
+def test_every_site_refuses_every_attack_and_no_honest_round_and_liars_are_blamed(report: dict[str, Any]) -> None:
     assert report["rows"] == [{"attack": name, "tries": 1, "refused": 1} for name in ATTACKS]
     assert report["lies"] == [{"lie": name, "tries": 1, "blamed": 1, "others_blamed": 0} for name in LIARS]
     assert (report["honest_rounds"], report["false_alarms"]) == (5, 0)
@@ -70,7 +70,9 @@ def test_the_table_has_every_attack_and_a_sentence_in_80_columns(report: dict[st
     ]
 
 
-def test_without_code_and_tag_lies_pass_are_counted_and_the_command_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_code_and_tag_false_updates_pass_are_counted_and_the_command_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     _here(monkeypatch)
     monkeypatch.setattr(adversary, "_ATTACKS", (LEFT_OUT,))
     monkeypatch.setattr(adversary, "_LIES", ())

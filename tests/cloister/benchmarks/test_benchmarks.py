@@ -83,7 +83,7 @@ def test_the_table_holds_every_row_and_ratio_in_80_columns(report: dict[str, Any
     lines = encryption.table(report).splitlines()
     assert max(map(len, lines)) <= 80
     named = [line.split()[0] for line in lines if line.startswith((*PROFILES, NVFLARE, SYMMETRIC))]
-    # Figures, then "NVFLARE takes so many times" and ratios.
+    # Figures, then "NVFLARE takes this many times as much" and ratios.
     assert named == [*PROFILES, NVFLARE, SYMMETRIC, NVFLARE, *PROFILES, SYMMETRIC]
     ratio = _row(report, NVFLARE)["bytes_up"] / _row(report, "compact")["bytes_up"]
     assert f"{ratio:.1f}" in next(line for line in reversed(lines) if line.startswith("compact")).split()

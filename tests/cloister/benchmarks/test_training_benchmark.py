@@ -43,7 +43,7 @@ def test_the_table_has_a_line_for_every_row(report: dict[str, Any]) -> None:
     assert "bookkeeping" in table(report)
 
 
-def test_the_models_are_as_large_as_they_are_said_to_be() -> None:
+def test_the_models_have_the_stated_sizes() -> None:
     for name, count in PARAMETERS.items():
         assert sum(parameter.numel() for parameter in SPECIMENS[name].model().parameters()) == count
     sizes = [sum(p.numel() for p in SPECIMENS[name].model().parameters()) for name in SPECIMENS if "trans" in name]
@@ -72,7 +72,7 @@ def test_plain_training_gets_the_batches_that_private_training_draws(monkeypatch
     assert all(torch.equal(*pair) for pair in zip(plain, drawn, strict=True))
 
 
-def test_what_opacus_cannot_train_is_said() -> None:
+def test_models_that_opacus_cannot_train_are_reported() -> None:
     course = Course("transformer", 256)
     assert "cannot be used for this model" in course.refused("hooks")
     assert course.chosen().gradients == "vmap"

@@ -45,7 +45,7 @@ def test_it_trains_what_a_run_trains_bit_for_bit(tmp_path: Path, averaging: floa
     assert len(studies) == CANCER.sites
 
 
-def test_every_trial_gets_a_row_that_says_how_it_was_trained() -> None:
+def test_every_trial_has_a_row_that_describes_its_training() -> None:
     report = measure(1, SHORT, first_seed=7)
     assert json.loads(json.dumps(report)) == report
     assert [(row["noise"], row["epsilon"]) for row in report["rows"]] == [(each.noise, each.epsilon) for each in SHORT]
@@ -62,7 +62,7 @@ def test_every_trial_gets_a_row_that_says_how_it_was_trained() -> None:
     assert max(map(len, shown.splitlines())) <= 120
 
 
-def test_every_trial_costs_what_it_says(tmp_path: Path) -> None:
+def test_every_trial_has_the_stated_cost(tmp_path: Path) -> None:
     federation = deal(CANCER, 0, tmp_path / "bench")
     for trial in [*trials(), *ablations()]:
         if trial.data == CANCER.name and trial.epsilon:

@@ -70,7 +70,7 @@ def test_the_demo_trains_one_model_within_every_hospitals_budget(
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("demo")
-def test_the_demo_shows_metrics_that_no_hospital_let_out(
+def test_the_demo_shows_metrics_that_no_hospital_sent(
     demo: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     folder, finished = demo
@@ -94,7 +94,7 @@ def test_the_demo_shows_metrics_that_no_hospital_let_out(
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("demo")
-def test_the_demo_shows_a_row_a_round_and_leaves_nothing_running(
+def test_the_demo_shows_one_row_per_round_and_leaves_nothing_running(
     demo: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     folder, finished = demo

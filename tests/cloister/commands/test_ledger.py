@@ -111,7 +111,7 @@ def test_it_fits_a_terminal_and_shows_the_budget_as_a_picture(federation: Federa
     assert f"ε {told:.2f} of 4.00, {4 - told:.2f} left" in shown.partition("dddddddd")[2]
 
 
-def test_an_empty_ledger_is_shown_and_nothing_is_made_of_it(federation: Federation) -> None:
+def test_an_empty_ledger_is_shown_and_not_changed(federation: Federation) -> None:
     code, shown = run("show", federation.paths["south"])
     assert code == 0
     assert "nothing was ever charged" in shown
@@ -193,7 +193,7 @@ def test_a_ledger_that_lost_its_end_is_found_by_the_head_that_the_site_keeps_or_
 
 
 @pytest.mark.parametrize("damage", [b"", b"no head", b"\xff", b"0" * 64 + b" " + b"0" * 128 + b"\n"])
-def test_a_last_head_that_the_site_did_not_sign_says_nothing(copy: Path, damage: bytes) -> None:
+def test_a_last_head_that_the_site_did_not_sign_proves_nothing(copy: Path, damage: bytes) -> None:
     for file in (copy / "ledger-heads").iterdir():
         file.write_bytes(damage)
     assert [each["last_head_kept"] for each in accounts.verify(copy)["ledgers"]] == [None, None]
@@ -206,7 +206,7 @@ def test_an_auditor_without_the_signing_key_verifies_with_what_the_roster_lists(
     (copy / "keys" / "signing.key").unlink()
     assert asked("verify", copy) == before
     assert run("show", copy)[0] == 0
-    with pytest.raises(KeyFileError, match="nothing is written without north's signing key"):
+    with pytest.raises(KeyFileError, match="north's signing key is missing, so nothing is written"):
         read_site(copy).ledger.reserve(Release("e" * 64, 1, 1), TRAINED, Budget(9.0, DELTA))
     (copy / "keys" / "roster").unlink()
     with pytest.raises(KeyFileError, match=r"signing\.key"):
@@ -214,14 +214,14 @@ def test_an_auditor_without_the_signing_key_verifies_with_what_the_roster_lists(
 
 
 @pytest.mark.parametrize("checked", [True, False])
-def test_a_site_with_new_keys_adopts_its_ledgers_once_and_says_what_was_checked(
+def test_a_site_with_new_keys_adopts_its_ledgers_once_and_reports_what_was_verified(
     copy: Path, tmp_path: Path, *, checked: bool
 ) -> None:
     old, key = tmp_path / "old.key", copy / "keys" / "signing.key"
     old.write_bytes(key.read_bytes())
     was = read_site(copy).ledger.public_key.public_bytes_raw().hex()
     key.write_bytes(key_pem(signing_key("north, later")))
-    with pytest.raises(LedgerError, match="not signed with north's key; restore it from backup, or, if "):
+    with pytest.raises(LedgerError, match="not signed with north's key; restore it from backup; if "):
         accounts.verify(copy)
     options = ["--old-key", str(old)] if checked else ["--unverified"]
     code, shown = run("adopt", copy, *options)
@@ -263,7 +263,7 @@ def test_a_ledger_is_not_adopted_on_another_key_or_without_a_word(copy: Path, tm
 
 
 @pytest.mark.parametrize("name", ["north.held-out", "North.HELD-OUT", ".", ".."])
-def test_no_lineage_can_meet_the_ledger_of_the_records_held_out(copy: Path, name: str) -> None:
+def test_no_lineage_can_name_the_ledger_of_held_out_records(copy: Path, name: str) -> None:
     file = copy / "site.toml"
     file.write_text(file.read_text().replace('"north-patients"', f'"{name}"'))
     with pytest.raises(ConfigError, match=r"a lineage must not end in \.held-out"):
@@ -316,7 +316,7 @@ def test_thousands_of_entries_are_shown_with_little_work(copy: Path, monkeypatch
     assert max(composed) <= 11
 
 
-def test_whoever_waits_for_longer_than_a_second_is_told_for_what(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wait_of_more_than_a_second_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     with patience("thinking"):
         deadline = time.monotonic() + 30
         while not (said := capsys.readouterr().err) and time.monotonic() < deadline:
@@ -327,7 +327,7 @@ def test_whoever_waits_for_longer_than_a_second_is_told_for_what(capsys: pytest.
     assert capsys.readouterr().err == ""
 
 
-def test_a_plan_says_what_would_be_spent_and_which_noise_would_fit(federation: Federation) -> None:
+def test_a_plan_states_the_cost_and_the_noise_that_would_fit(federation: Federation) -> None:
     ledger = ledger_of(federation, "north")
     before = ledger.path.read_bytes()
     code, shown = run("plan", federation.paths["north"], RUN)

@@ -1,4 +1,4 @@
-"""What votes cost, and how often they err, is said where a run is signed or planned; what they are good for, shown."""
+"""Signing or planning a run states what its votes cost and how often they err; a benchmark shows their use."""
 
 from dataclasses import replace
 
@@ -20,13 +20,13 @@ def signed(vote: Vote | None) -> Manifest:
     return open_manifest(document.to_bytes(), key.public_key())[0]
 
 
-def test_a_run_without_votes_says_nothing_of_them() -> None:
+def test_a_run_without_votes_does_not_mention_them() -> None:
     assert cost_of_votes(signed(None)) == {}
     assert table({}) == []
 
 
 @pytest.mark.parametrize(("spent", "warned"), [(0.5, True), (2.0, False)])
-def test_a_run_with_votes_says_what_they_cost_and_how_often_they_err(spent: float, *, warned: bool) -> None:
+def test_a_run_with_votes_states_their_cost_and_error_rates(spent: float, *, warned: bool) -> None:
     manifest = signed(Vote(epsilon=spent, tolerance=0.1))
     lines = table(cost_of_votes(manifest))
     assert f"ε {spent:g}, all of them {manifest.settings.rounds * spent:.2f}" in lines[0]

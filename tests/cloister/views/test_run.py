@@ -33,7 +33,7 @@ def test_a_row_keeps_its_columns_whatever_the_figures(value: float) -> None:
     assert row[45:] == plain[45:]
 
 
-def test_what_a_site_answered_is_shown_as_it_stands() -> None:
+def test_a_sites_answer_is_shown_verbatim() -> None:
     _, line = shown(EVENT | {"problems": {"a": "“[red]no[/red] :pile_of_poo:”"}})
     assert line == "       a: “[red]no[/red] :pile_of_poo:”"
 

@@ -1,4 +1,4 @@
-"""The page of a statement: all of it is there, it stands by itself, and nothing in it can be taken for markup."""
+"""The page of a statement: it is complete and self-contained, and nothing in it can be taken for markup."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_page_has_every_field_escaped_and_nothing_from_elsewhere(federation:
     assert page(statement) == text
 
 
-def test_the_command_writes_where_it_is_told(federation: Federation, tmp_path: Path) -> None:
+def test_the_command_writes_to_the_given_folder(federation: Federation, tmp_path: Path) -> None:
     arguments = ["audit", "statement", str(federation.paths["north"] / "site.toml"), "--out", str(tmp_path / "out")]
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output

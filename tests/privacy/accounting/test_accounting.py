@@ -127,7 +127,7 @@ def test_many_steps_at_a_small_rate_are_not_free() -> None:
     assert all(epsilon([each], 1e-4, accountant=RDP) >= cost for each, cost in zip(of, costs, strict=True))
 
 
-def test_discrete_steps_over_all_records_cost_what_zero_concentrated_privacy_says() -> None:
+def test_discrete_steps_over_all_records_cost_the_same_as_zero_concentrated_privacy() -> None:
     orders = [1 + number / 1000 for number in range(11, 60_000)]
     rho = 10 / (2 * 5.0**2)
     best = rdp.compute_epsilon(orders, [order * rho for order in orders], DELTA)[0]

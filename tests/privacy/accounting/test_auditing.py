@@ -84,7 +84,7 @@ def test_a_gaussian_s_epsilon_is_the_accountant_s(sigma: float) -> None:
     assert accountant - 2e-3 <= ours <= accountant + 1e-6  # which is rounded up to its interval
 
 
-def test_what_cannot_be_told_apart_costs_nothing() -> None:
+def test_indistinguishable_outputs_cost_nothing() -> None:
     assert gaussian_epsilon(0.0, DELTA) == 0
     assert gaussian_epsilon(1e-6, DELTA) == 0
     assert separation(500, 1000, 500, 1000, 0.95) == 0
@@ -102,7 +102,7 @@ def test_fewer_errors_less_confidence_or_more_delta_never_lower_the_gaussian_bou
 
 
 @pytest.mark.parametrize("mu", [0.3, 1.5, 4.0])
-def test_the_gaussian_bound_passes_the_truth_no_more_often_than_it_says(mu: float) -> None:
+def test_the_gaussian_bound_exceeds_the_truth_no_more_often_than_stated(mu: float) -> None:
     rng = np.random.default_rng(1)
     alarms = rng.binomial(1000, math.erfc(mu / 2 / math.sqrt(2)) / 2, TRIALS)
     misses = rng.binomial(1000, math.erfc(mu / 2 / math.sqrt(2)) / 2, TRIALS)
@@ -111,7 +111,7 @@ def test_the_gaussian_bound_passes_the_truth_no_more_often_than_it_says(mu: floa
 
 
 @pytest.mark.parametrize("truth", [0.5, 2.0, 4.0])
-def test_the_one_run_bound_passes_the_truth_no_more_often_than_it_says(truth: float) -> None:
+def test_the_one_run_bound_exceeds_the_truth_no_more_often_than_stated(truth: float) -> None:
     # Randomised response is the mechanism for which the bound is tight.
     right = np.random.default_rng(2).binomial(1000, 1 / (1 + math.exp(-truth)), TRIALS)
     each = {int(count): one_run_epsilon(1000, 1000, int(count), 0.0, 0.95) for count in np.unique(right)}
@@ -165,7 +165,7 @@ def test_noise_that_comes_again_is_found_in_any_scale_and_independent_noise_is_n
     assert chance < 1e-9
 
 
-def test_nothing_to_compare_is_no_correlation() -> None:
+def test_without_data_there_is_no_correlation() -> None:
     assert largest_correlation(np.ones((1, 50))) == (0.0, 1.0)
     assert largest_correlation(np.zeros((3, 50)))[1] == 1.0
 
@@ -189,7 +189,7 @@ def test_noise_that_is_used_in_two_places_is_found_at_any_shift_and_independent_
 
 
 @pytest.mark.parametrize(("size", "length"), [(1, 0.0), (1, 3.0), (31, 100.0), (10_000, 50.0)])
-def test_a_length_is_at_least_its_limit_as_often_as_it_says(size: int, length: float) -> None:
+def test_a_length_reaches_its_limit_with_the_stated_probability(size: int, length: float) -> None:
     rng = np.random.default_rng(7)
     vector = np.full(size, length / np.sqrt(size))
     limits = np.array([length_at_least(vector + 2 * rng.standard_normal(size), 2.0, 0.95) for _ in range(TRIALS)])

@@ -52,7 +52,7 @@ def theirs(mechanisms: Sequence[Mechanism], delta: float, relation: Relation, *,
 @pytest.mark.parametrize("mechanisms", KINDS, ids=["one", "two", "three", "mixed"])
 @pytest.mark.parametrize("relation", Relation, ids=lambda relation: relation.name)
 @pytest.mark.parametrize("delta", [1e-9, 1e-2])
-def test_epsilon_lies_between_dp_accountings_bounds(
+def test_epsilon_is_between_dp_accountings_bounds(
     relation: Relation, mechanisms: list[Mechanism], delta: float
 ) -> None:
     ours = epsilon(mechanisms, delta, relation=relation)

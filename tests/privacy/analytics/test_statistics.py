@@ -129,7 +129,7 @@ def test_labels_that_float32_rounds_are_still_of_their_class() -> None:
 # --- Reading with noise ---------------------------------------------------------------------------------------------
 
 
-def test_errors_are_as_large_as_they_are_said_to_be() -> None:
+def test_errors_have_the_stated_size() -> None:
     form, noise = form_of(5, 2, 16), 4.0
     values, labels = records(form, 800)
     total = form.total(values, labels)

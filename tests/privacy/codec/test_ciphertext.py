@@ -70,7 +70,7 @@ def test_residues_come_back_in_rows(seed: int, count: int) -> None:
 @few
 @given(place=st.integers(0, 2 * RING_DEGREE - 1), value=st.integers(COEFF_MODULUS, (1 << 60) - 1))
 @example(place=0, value=COEFF_MODULUS)
-def test_a_value_of_q_or_more_is_refused_wherever_it_stands(place: int, value: int) -> None:
+def test_a_value_of_q_or_more_is_refused_at_every_position(place: int, value: int) -> None:
     words = random_residues(1, 2).reshape(-1)
     words[place] = value
     with pytest.raises(MalformedError, match="a coefficient is not below the modulus q"):

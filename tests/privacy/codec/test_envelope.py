@@ -175,7 +175,7 @@ def test_every_field_of_the_header_is_needed() -> None:
 
 @relaxed
 @given(st.binary(max_size=300))
-def test_arbitrary_signed_bytes_are_no_header(data: bytes) -> None:
+def test_arbitrary_signed_bytes_are_not_a_header(data: bytes) -> None:
     with pytest.raises(MalformedError, match="the header of north's update is malformed"):
         verify(SignedUpdate(data, sign(signing_key("north"), "update", data), ()))
 
@@ -269,7 +269,7 @@ def test_another_update_of_the_same_site_cannot_be_put_under_a_header() -> None:
         verify(replace(updates()["north"], chunks=second.chunks))
 
 
-def test_a_header_whose_seeds_are_not_the_bodys_is_refused_before_it_can_spoil_the_sum() -> None:
+def test_a_header_whose_seeds_differ_from_the_bodys_is_refused_before_it_can_spoil_the_sum() -> None:
     with pytest.raises(AuthenticityError, match="not those that it signed"):
         verify(resigned(updates()["north"], "north", {"seeds": OTHER}))
 

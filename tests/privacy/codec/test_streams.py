@@ -72,7 +72,7 @@ def test_nothing_is_packed_before_it_is_taken() -> None:
     np.testing.assert_array_equal(update.vector[done:], values[done:])
 
 
-def test_there_is_no_residual_before_the_last_block_was_taken() -> None:
+def test_there_is_no_residual_before_the_last_block_has_been_taken() -> None:
     packing = packing_of("compact")
     stream = pack(private(np.full(BLOCK * packing.slots + 1, 0.3)), 1.0, packing, Randomness.seeded(1))
     for _ in range(2):

@@ -166,7 +166,7 @@ def test_a_key_file_of_another_length_is_refused(length: int) -> None:
 
 @few
 @given(st.binary(max_size=200) | st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES))
-def test_arbitrary_bytes_are_no_key(data: bytes) -> None:
+def test_arbitrary_bytes_are_not_a_key(data: bytes) -> None:
     with pytest.raises(KeyFileError):
         DecryptionKey.from_bytes(data)
 

@@ -1,4 +1,4 @@
-"""Letters bring every member the same keys, and nobody else any; whatever was altered or misdirected is refused."""
+"""Letters give every member the same keys, and nobody else any; altered or misdirected letters are refused."""
 
 from __future__ import annotations
 

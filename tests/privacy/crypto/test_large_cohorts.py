@@ -1,4 +1,4 @@
-"""For more than 32 sites the server expands the seeds itself: the sum brings c1, as exact and as well guarded."""
+"""For more than 32 sites the server expands the seeds itself: the sum contains c1, as exact and as well protected."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Made(NamedTuple):
 
 
 def make_sum(sites: int, *, profile: Profile = "compact", size: int = PARAMETERS, absent: int = 0) -> Made:
-    """Let so many sites contribute, a few stay away, and the server add."""
+    """Let this many sites contribute, with a few absent, and the server add."""
     sizes = {f"site-{number}": 100 + number for number in range(sites + absent)}
     of = make_round(run_settings(sizes=sizes, minimum=sites, profile=profile), size=size)
     packing, running = of.manifest.packing, RunningSum(of.plan)
@@ -119,7 +119,7 @@ def expanded(total: EncryptedSum) -> tuple[bytes]:
 # --- As it should go -----------------------------------------------------------------------------------------------
 
 
-def test_up_to_32_sites_a_sum_brings_every_seed_and_beyond_c1_alone() -> None:
+def test_a_sum_contains_every_seed_for_up_to_32_sites_and_only_c1_beyond() -> None:
     assert [len(part.seeds) for part in small().total.contributions] == [SEED_BYTES] * MOST_SEEDS
     assert small().total.c1 == ()
     assert {part.seeds for part in large().total.contributions} == {b""}
@@ -259,7 +259,7 @@ def test_the_code_and_the_tag_notice_a_server_that_leaves_a_site_out_of_both_par
             joined(tag_key().check(decryption_key().decrypt(total.ciphertexts.chunks()), of.plan, said))
 
 
-def test_a_header_that_was_signed_anew_is_still_no_contribution_of_another_plan() -> None:
+def test_a_header_that_was_signed_again_is_still_not_a_contribution_to_another_plan() -> None:
     of, total = large().of, large().total
     first = total.contributions[0]
     changed = first.header.replace(of.plan.digest.encode(), b"f" * 64)

@@ -69,7 +69,7 @@ def test_the_inner_product_is_that_of_exact_integers(rows: NDArray[np.uint64], p
     assert [found % Q for found in _inner(rows, parts)] == [each % Q for each in exact]
 
 
-def test_secret_coefficients_and_pads_lie_below_the_modulus_and_fill_its_range() -> None:
+def test_secret_coefficients_and_pads_are_below_the_modulus_and_fill_its_range() -> None:
     pads = KEY._pads(PLAN, "north", nonce_of("north")).residues(4_000, Q).tolist()
     for values in (rho_of(KEY._rho[0]), rho_of(KEY._rho[1]), pads):
         assert len(set(values)) == len(values)

@@ -57,7 +57,7 @@ def test_a_change_of_a_seed_is_refused_where_codes_are_of_c1() -> None:
 
 
 @PLANS
-def test_sums_of_other_updates_than_are_said_are_refused(plan: RoundPlan) -> None:
+def test_sums_of_updates_other_than_the_named_ones_are_refused(plan: RoundPlan) -> None:
     north, south, west = honest(plan).values()
     total = added(plan, north, south, west)
     words = {part: residues(getattr(total, part)[0]) for part in ("c0", "c1") if getattr(total, part)}
@@ -98,7 +98,7 @@ def test_other_contributors_or_another_plan_or_key_are_refused(plan: RoundPlan) 
 
 
 @pytest.mark.parametrize("code", [Q, (1 << 64) - 1])
-def test_a_code_that_is_no_residue_is_refused(code: int) -> None:
+def test_a_code_that_is_not_a_residue_is_refused(code: int) -> None:
     total = added(PLAN, *honest(PLAN, count=1).values())
     assert refused(replace(total, codes=code.to_bytes(8, "little")), PLAN)
     more = int.from_bytes(total.codes, "little") + Q  # the same residue, written otherwise
@@ -106,7 +106,7 @@ def test_a_code_that_is_no_residue_is_refused(code: int) -> None:
 
 
 @PLANS
-def test_words_that_are_no_residues_are_malformed(plan: RoundPlan) -> None:
+def test_words_that_are_not_residues_are_malformed(plan: RoundPlan) -> None:
     total = added(plan, *honest(plan, count=1).values())
     bad = (pack60(np.full(RING_DEGREE, Q, np.uint64)),)
     for lie in (replace(total, c0=bad), *([replace(total, c1=bad)] if plan.expanded else [])):

@@ -32,7 +32,7 @@ Block = NDArray[np.uint64]
 
 
 def update(number: int, rows: int = 1) -> Block:
-    """Coefficients `(rows, 4096)` as packed ones are, small, so that unmasked ones would stand out."""
+    """Coefficients `(rows, 4096)` as packed, but small, so that unmasked ones would be noticed."""
     return np.random.default_rng(number).integers(0, 1 << 20, (rows, RING_DEGREE), np.uint64)
 
 

@@ -57,7 +57,7 @@ def test_an_honest_proof_holds_and_survives_its_way(proof: Proof) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(-(2**44), 2**44), min_size=8, max_size=8), st.integers(0, 2**60))
-def test_whoever_keeps_the_limit_can_prove_it(numbers: list[int], slack: int) -> None:
+def test_every_update_within_the_limit_can_be_proved(numbers: list[int], slack: int) -> None:
     statement = replace(STATEMENT, limit=max(1, sum(number**2 for number in numbers) + slack))
     assert _holds(statement, prove(statement, numbers, BLINDING))
 
@@ -71,7 +71,7 @@ def test_the_limit_may_be_met_exactly_and_not_passed() -> None:
 
 
 @pytest.mark.parametrize(("numbers", "limit"), [(0, 9), (12, 9), (1032, 9), (8, 0), (8, -1), (8, 1 << 100)])
-def test_what_could_carry_is_no_statement(numbers: int, limit: int) -> None:
+def test_a_statement_whose_sums_could_overflow_is_refused(numbers: int, limit: int) -> None:
     with pytest.raises(ConfigError, match="cannot be proved to be within"):
         Statement(CONTEXT, "north", numbers, limit)
 
@@ -101,7 +101,7 @@ def test_another_number_of_numbers_is_another_proof() -> None:
         Proof.read(proof.to_bytes(), STATEMENT)
 
 
-# --- Forgeries, each of which one check alone finds -----------------------------------------------------------------
+# --- Forgeries that only one check finds -----------------------------------------------------------------------------
 
 
 def _other_point(point: bytes) -> bytes:
@@ -195,7 +195,7 @@ def test_bits_that_are_none_would_help_if_nobody_looked(monkeypatch: pytest.Monk
 
 def _roots_that_cancel() -> list[int]:
     """Return numbers whose squares add up to nothing modulo ℓ: a² + b² + c² + d² ≡ 0, as ℓ ≡ 1 modulo 4."""
-    root = pow(2, (ORDER - 1) // 4, ORDER)  # of −1: 2 is no square
+    root = pow(2, (ORDER - 1) // 4, ORDER)  # of −1: 2 is not a square
     assert root * root % ORDER == ORDER - 1
     return [12345, 12345 * root % ORDER, *[0] * 6]
 

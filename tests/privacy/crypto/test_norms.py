@@ -119,7 +119,7 @@ def test_who_proves_something_of_a_short_update_and_sends_a_long_one_spoils_the_
     assert not sites.add_up(proofs, sites.total + 4 * sites.updates["west"])
 
 
-def test_two_liars_may_share_out_their_updates_but_not_make_them_shorter(sites: Sites) -> None:
+def test_two_liars_may_split_their_updates_but_not_shorten_them(sites: Sites) -> None:
     # south and west know each other's numbers: what one leaves out of its own, the other adds.
     y = {site: np.array(_numbers(v)) for site, v in sites.updates.items()}
     moved = y["south"] // 2
@@ -172,7 +172,7 @@ def test_blindings_are_of_one_context_and_pair() -> None:
     assert one != _blinding(_secrets("north"), sha256(CONTEXT).digest(), "north")
 
 
-def test_of_two_honest_sites_nothing_shows_but_the_sum(sites: Sites, proofs: dict[str, bytes]) -> None:
+def test_only_the_sum_of_two_honest_sites_is_visible(sites: Sites, proofs: dict[str, bytes]) -> None:
     # The simulator: from what west knows and the honest sum, it makes one commitment up, and has the other.
     read = read_proofs(sites.statements.values(), proofs)
     honest = sites.updates["north"] + sites.updates["south"]

@@ -52,7 +52,7 @@ def test_a_point_of_twice_the_order_is_refused() -> None:
         b"\xff" * BYTES,
     ],
 )
-def test_what_is_no_point_of_the_group_is_refused(data: bytes) -> None:
+def test_anything_but_a_point_of_the_group_is_refused(data: bytes) -> None:
     with pytest.raises(MalformedError, match="not a point of the group"):
         read_point(data)
 

@@ -1,4 +1,4 @@
-"""Projections are exact and add up; an honest vector passes, and one that is too long does as seldom as is said."""
+"""Projections are exact and add up; an honest vector passes, and a too long one passes as rarely as stated."""
 
 from math import inf, sqrt
 
@@ -79,7 +79,7 @@ def test_the_stretch_is_the_least_that_refuses_one_honest_vector_in_a_billion(pr
     assert exact < refused_though_short(projections) < 30 * exact
 
 
-def test_no_other_number_of_projections_is_foreseen() -> None:
+def test_no_other_number_of_projections_is_supported() -> None:
     with pytest.raises(ConfigError, match="choose one of 32, 64, 128"):
         stretch(48)
 
@@ -92,7 +92,7 @@ def test_who_is_too_long_passes_ever_more_seldom() -> None:
 
 
 @pytest.mark.parametrize(("projections", "times"), [(32, 4.5), (64, 3.8), (128, 2.3)])
-def test_it_is_told_from_how_long_on_one_is_caught(projections: int, times: float) -> None:
+def test_the_report_states_the_norm_from_which_an_update_is_caught(projections: int, times: float) -> None:
     probability = passes_though_long(projections, times)
     assert caught_from(projections, probability) == pytest.approx(times, rel=1e-5)
     assert caught_from(projections, 1e-300) == inf
@@ -112,7 +112,7 @@ def test_the_bounds_hold_for_vectors_of_any_shape(values: list[int]) -> None:
         assert np.exp(h * z).mean() <= 1 / sqrt(1 - 2 * h) + 1e-12
 
 
-def test_as_many_vectors_pass_as_are_expected() -> None:
+def test_the_expected_number_of_vectors_passes() -> None:
     # A thousand projections of one seed are some thirty trials of 32.
     values = np.floor(np.random.default_rng(1).standard_normal(500) * 1000)
     numbers = np.array(project([values], SEED, 1024)).reshape(-1, 32)

@@ -108,7 +108,7 @@ def test_arbitrary_signatures_are_refused(payload: bytes, signature: bytes) -> N
         lambda rest: b"cloister-signed-1 roster " + rest.encode()
     )
 )
-def test_arbitrary_bytes_are_no_document(data: bytes) -> None:
+def test_arbitrary_bytes_are_not_a_document(data: bytes) -> None:
     for key in KEYS.values():
         with pytest.raises((AuthenticityError, MalformedError)):
             SignedDocument.open(data, "roster", key.public_key())
@@ -138,7 +138,7 @@ def test_the_first_line_has_one_form_only() -> None:
         (b"cloister-signed-1 manifest 00\nx", "this is a signed 'manifest'; a roster is needed here"),
     ],
 )
-def test_what_is_wrong_with_a_document_is_said(data: bytes, said: str) -> None:
+def test_a_faulty_document_is_refused_with_the_reason(data: bytes, said: str) -> None:
     with pytest.raises(MalformedError, match=said):
         SignedDocument.open(data, "roster", KEYS["P-256"].public_key())
 

@@ -159,7 +159,7 @@ def test_the_minimum_is_the_manifests_even_if_the_plan_asks_for_less() -> None:
     refused(running.close(), ProtocolError, r"has too few contributors \(2\)")
 
 
-def test_a_sum_in_which_a_site_stands_twice_is_not_opened() -> None:
+def test_a_sum_that_names_a_site_twice_is_not_opened() -> None:
     first, second, _ = honest_sum().contributions
     refused(replace(honest_sum(), contributions=(first, second, second)), ProtocolError, "a site is named twice")
 
@@ -200,7 +200,7 @@ def test_a_sum_with_a_contribution_of_nobody_in_the_cohort_is_not_opened() -> No
     refused(replace(honest_sum(), contributions=parts), MalformedError, "names a site outside the cohort")
 
 
-def test_a_sum_whose_plan_brings_in_a_member_from_outside_of_the_run_is_not_opened() -> None:
+def test_a_sum_whose_plan_names_a_member_outside_the_run_is_not_opened() -> None:
     of = this_round()
     plan = plan_with(of.plan, cohort=("east", "north", "south", "west"))
     update = resigned(updates()["north"], "east", {"site": "east", "plan": plan.digest})
@@ -228,7 +228,7 @@ def test_a_sum_that_was_cut_or_padded_is_not_opened(lengths: tuple[int, ...]) ->
 
 @few
 @given(plan=st.binary(max_size=200), header=st.binary(max_size=200), seeds=st.binary(max_size=100))
-def test_arbitrary_bytes_are_no_sum(plan: bytes, header: bytes, seeds: bytes) -> None:
+def test_arbitrary_bytes_are_not_a_sum(plan: bytes, header: bytes, seeds: bytes) -> None:
     refused(EncryptedSum(plan, (), (), b""), MalformedError, "the round's plan is malformed")
     parts = (Contribution(header, b"", seeds),) * 3
     refused(replace(honest_sum(), contributions=parts), CloisterError)

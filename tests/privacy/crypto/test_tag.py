@@ -116,7 +116,7 @@ def test_the_inner_product_is_exact_also_for_the_largest_secret_coefficients() -
     assert key._inner(coefficients).tolist() == [LAST * ((1 << 48) - 1) * (T - 1) % T]
 
 
-def test_secret_coefficients_and_pads_lie_below_the_modulus_and_fill_its_range() -> None:
+def test_secret_coefficients_and_pads_are_below_the_modulus_and_fill_its_range() -> None:
     for values in (alpha_of(KEY), pads_of(KEY, 4000)):
         assert len(set(values)) == len(values)
         assert max(values) < T
@@ -223,7 +223,7 @@ def test_two_hundred_random_changes_are_all_refused() -> None:
         assert refused(added(total, noise))
 
 
-def test_sums_of_other_updates_than_are_said_are_refused() -> None:
+def test_sums_of_updates_other_than_the_named_ones_are_refused() -> None:
     sent = honest()
     total = added(*sent.values())
     earlier = tagged(untagged(0, 3), "north", replace(PLAN, round=1))

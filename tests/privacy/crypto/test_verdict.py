@@ -92,7 +92,7 @@ def test_a_body_that_no_server_takes_is_judged_by_nobody() -> None:
         judged(of, resigned(update, "north", {}, pack60(words) + b"".join(parts_of(update)[1:])))
 
 
-def test_a_verdict_is_of_one_plan_and_header_and_says_one_thing() -> None:
+def test_a_verdict_applies_to_one_plan_and_header_and_has_one_meaning() -> None:
     of, other = make_round(), make_round(number=2)
     key = signing_key("south").public_key()
     signature = sign_verdict(signing_key("south"), of.plan, b"header", right=False)

@@ -73,7 +73,7 @@ def events(data: bytes) -> list[bytes]:
 # --- Charging ------------------------------------------------------------------------------------------------------
 
 
-def test_a_charge_stands_in_the_file_before_reserve_returns(tmp_path: Path) -> None:
+def test_a_charge_is_in_the_file_before_reserve_returns(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "patients"
     charge = ledger(path).reserve(release(1), ROUND, AMPLE)
     first, second = events(path.read_bytes())
@@ -113,7 +113,7 @@ def test_a_run_without_noise_is_over_any_budget(tmp_path: Path) -> None:
         ledger(tmp_path / "patients").reserve(release(1), Mechanism(0.0, 0.1, 1), Budget(1e6, 1e-5))
 
 
-def test_a_budget_that_is_no_number_allows_nothing(tmp_path: Path) -> None:
+def test_a_budget_that_is_not_a_number_allows_nothing(tmp_path: Path) -> None:
     with pytest.raises(BudgetError):
         ledger(tmp_path / "patients").reserve(release(1), ROUND, Budget(float("nan"), 1e-5))
 
@@ -148,7 +148,7 @@ def test_all_runs_share_the_budget_and_each_attempt_is_charged(tmp_path: Path) -
     assert ledger(path).mechanisms() == [ROUND] * 4
 
 
-def test_attempts_cannot_bring_a_run_over_what_one_run_may_spend(tmp_path: Path) -> None:
+def test_attempts_cannot_exceed_the_budget_of_one_run(tmp_path: Path) -> None:
     # Else a server could ask for attempt after attempt, until the whole budget of the lineage is gone.
     path = tmp_path / "patients"
     budget = Budget(100.0, 1e-5, run_epsilon=epsilon([ROUND] * 3, 1e-5))
@@ -361,7 +361,7 @@ def test_a_ledger_is_read_with_the_public_key_and_not_written(tmp_path: Path, wh
     assert path.read_bytes() == whole
 
 
-def test_what_another_process_appended_or_cut_is_read_anew(tmp_path: Path, whole: bytes) -> None:
+def test_what_another_process_appended_or_cut_is_read_again(tmp_path: Path, whole: bytes) -> None:
     path, lines = tmp_path / "patients", whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:3]))
     kept = ledger(path)
@@ -430,7 +430,7 @@ def test_a_chained_entry_that_this_version_cannot_count_is_never_skipped(whole: 
 
 @relaxed
 @given(st.binary(max_size=300))
-def test_arbitrary_lines_are_no_ledger(data: bytes) -> None:
+def test_arbitrary_lines_are_not_a_ledger(data: bytes) -> None:
     with pytest.raises(LedgerError, match="was altered"):
         read(data + b"\n")
 

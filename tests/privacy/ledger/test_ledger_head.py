@@ -62,7 +62,7 @@ def test_a_deleted_ledger_is_refused(tmp_path: Path) -> None:
         Ledger(tmp_path / "ledger", "north", "patients", KEY).check_head(known)
 
 
-def test_what_this_site_did_not_sign_for_this_lineage_says_nothing(tmp_path: Path) -> None:
+def test_a_head_that_this_site_did_not_sign_for_this_lineage_proves_nothing(tmp_path: Path) -> None:
     ledger, other = charged(tmp_path / "ledger", 1), charged(tmp_path / "other", 2, lineage="customers")
     strange = "ab" * 32
     for head in (

@@ -1,4 +1,4 @@
-"""What was charged leaves once, is charged again once its failure was told, and never leaves on a promise of memory."""
+"""A charged update leaves once, is charged again after a reported failure, and never leaves before it is on disk."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def charge(path: Path) -> int:
     return len(ledger(path).mechanisms())
 
 
-def test_a_charge_is_used_again_until_something_leaves_or_its_failure_is_told(path: Path) -> None:
+def test_a_charge_is_reused_until_a_release_or_a_reported_failure(path: Path) -> None:
     assert [charge(path), charge(path)] == [1, 1]
     ledger(path).fails(RELEASE)
     assert not ledger(path).has_left(RELEASE)
@@ -78,6 +78,6 @@ def test_what_another_process_wrote_is_on_disk_before_it_is_relied_on(path: Path
             assert synced[-2:] == [path, path.parent]
 
 
-def test_the_folders_in_which_it_lies_are_on_disk_too(tmp_path: Path, path: Path, synced: list[Path]) -> None:
+def test_its_parent_folders_are_on_disk_too(tmp_path: Path, path: Path, synced: list[Path]) -> None:
     charge(path)
     assert {tmp_path, tmp_path / "new", path.parent, path} <= set(synced)

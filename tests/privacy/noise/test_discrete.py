@@ -63,7 +63,7 @@ def test_mean_variance_and_tails_are_those_of_a_gaussian(variance: int) -> None:
 
 @few
 @given(variance=variances, count=st.integers(0, 300), seed=st.integers(0, 1 << 32))
-def test_it_is_so_many_whole_numbers_within_reach_and_repeats_only_under_a_seed(
+def test_it_has_the_requested_number_of_integers_within_reach_and_repeats_only_under_a_seed(
     variance: int, count: int, seed: int
 ) -> None:
     drawn = discrete_gaussian(Randomness.seeded(seed), count, variance)

@@ -84,7 +84,7 @@ def test_honest_sites_alone_make_all_of_the_noise(
     assert 4 * reach(share.variance) < manifest.packing.levels
 
 
-def test_one_colluding_site_is_assumed_unless_the_run_says_otherwise() -> None:
+def test_one_colluding_site_is_the_default() -> None:
     assert [shared_settings(colluding=each).honest_sites for each in (None, 0, 1)] == [2, 3, 2]
     assert run_settings().honest_sites == 1
 
@@ -107,7 +107,7 @@ def test_what_the_sum_of_discrete_gaussians_differs_by_needs_no_charge(sites: in
 # --- Which runs cannot ------------------------------------------------------------------------------------------------
 
 
-def test_a_model_may_be_as_large_as_is_said_and_no_larger() -> None:
+def test_a_model_may_have_the_stated_size_and_no_more() -> None:
     manifest = shared()
     most = most_parameters(manifest)
     assert most > 1_000

@@ -62,7 +62,7 @@ def test_counts_are_kept(count: int) -> None:
     assert [each.dtype for each in drawn] == [np.float32, np.float64, np.float64]
 
 
-def test_uniform_values_lie_in_zero_to_one_on_their_grid() -> None:
+def test_uniform_values_are_between_zero_and_one_on_their_grid() -> None:
     stream = Randomness.seeded(9, "uniform")
     for drawn, bits in ((stream.uniform32(500_000), 24), (stream.uniform(500_000), 53)):
         assert drawn.min() >= 0

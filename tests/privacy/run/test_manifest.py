@@ -241,7 +241,7 @@ def test_a_genuine_manifest_of_another_form_is_refused_with_the_place(changes: d
 
 @relaxed
 @given(st.binary(max_size=100) | st.text(max_size=50).map(str.encode) | st.just(b"[" * 10_000))
-def test_arbitrary_signed_bytes_are_no_manifest(data: bytes) -> None:
+def test_arbitrary_signed_bytes_are_not_a_manifest(data: bytes) -> None:
     with pytest.raises(MalformedError, match="this manifest does not fit this version"):
         open_manifest(signed(data), COORDINATOR.public_key())
 
@@ -261,7 +261,7 @@ def test_any_flipped_bit_is_refused(where: float, bit: int) -> None:
         open_manifest(bytes(data), COORDINATOR.public_key())
 
 
-def test_a_run_is_valid_for_as_long_as_it_says_and_no_longer() -> None:
+def test_a_run_is_valid_until_its_stated_end() -> None:
     manifest, _ = make_manifest(replace(run_settings(), valid_days=2.0))
     made = datetime.fromisoformat(manifest.created).timestamp()
     manifest.check_valid(made + 2 * 86_400 - 5)

@@ -81,7 +81,7 @@ def test_any_other_form_of_the_same_plan_is_refused(data: bytes) -> None:
     ],
     ids=repr,
 )
-def test_what_is_no_plan_is_malformed(changes: dict[str, object]) -> None:
+def test_anything_but_a_plan_is_malformed(changes: dict[str, object]) -> None:
     data = json.dumps(asdict(PLAN) | changes, sort_keys=True, separators=(",", ":")).encode()
     with pytest.raises(MalformedError, match="the round's plan is malformed"):
         read_plan(data)
@@ -89,7 +89,7 @@ def test_what_is_no_plan_is_malformed(changes: dict[str, object]) -> None:
 
 @relaxed
 @given(st.binary(max_size=100) | st.text(max_size=60).map(str.encode) | st.just(b"[" * 10_000))
-def test_arbitrary_bytes_are_no_plan(data: bytes) -> None:
+def test_arbitrary_bytes_are_not_a_plan(data: bytes) -> None:
     with pytest.raises(MalformedError):
         read_plan(data)
 
@@ -144,7 +144,7 @@ def test_a_plan_that_does_not_fit_is_refused_with_the_reason(changes: dict[str, 
     assert str(caught.value) == f"north refuses the plan of round {plan.round}: {wrong}"
 
 
-def test_a_plan_whose_deadline_is_further_away_than_was_signed_is_refused() -> None:
+def test_a_plan_whose_deadline_is_further_away_than_signed_is_refused() -> None:
     seconds = MANIFEST.settings.cohort.round_deadline_seconds
     check_plan(plan_with(FITTING, deadline=time.time() + seconds), MANIFEST, FITTING.run, "north")
     far = plan_with(FITTING, deadline=time.time() + seconds + tolerance(seconds) + 60)

@@ -111,12 +111,12 @@ def test_a_refusal_names_what_was_asked_and_the_limit(limits: Policy, asked: dic
     assert str(caught.value) == f"{site} does not allow {said}; change the run, or let the site change its policy"
 
 
-def test_an_epsilon_that_is_no_number_is_refused() -> None:
+def test_an_epsilon_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(RefusedError, match="a run of ε nan"):
         check(policy(), epsilon=math.nan)
 
 
-def test_a_site_shares_noise_only_if_it_says_so() -> None:
+def test_a_site_shares_noise_only_if_its_policy_allows_it() -> None:
     settings = replace(
         run_settings(steps=1),
         privacy=Privacy(max_grad_norm=1.0, noise_multiplier=4.0, noise="shared"),

@@ -114,14 +114,14 @@ def test_a_genuine_roster_of_another_form_is_refused(changes: dict[str, object])
 
 @relaxed
 @given(st.binary(max_size=100) | st.text(max_size=50).map(str.encode))
-def test_arbitrary_signed_bytes_are_no_roster(data: bytes) -> None:
+def test_arbitrary_signed_bytes_are_not_a_roster(data: bytes) -> None:
     with pytest.raises(MalformedError, match="this roster does not fit this version of Cloister"):
         open_roster(signed(data), AUTHORITY.public_key())
 
 
 @relaxed
 @given(st.binary(min_size=32, max_size=32))
-def test_any_32_bytes_may_stand_as_a_key_without_a_crash(key: bytes) -> None:
+def test_any_32_bytes_can_be_read_as_a_key_without_a_crash(key: bytes) -> None:
     from privacy.crypto.signing import verify  # noqa: PLC0415
 
     listed = replace(member("north"), signing_key=key.hex())

@@ -30,7 +30,7 @@ def ballots(rejected: int, kept: int) -> list[Vote]:
 
 
 @pytest.mark.parametrize("spent", [0.1, 1.0, 2.0, 8.0])
-def test_either_answer_is_told_with_a_chance_that_differs_by_the_factor_that_is_charged(spent: float) -> None:
+def test_the_probabilities_of_the_answers_differ_by_the_charged_factor(spent: float) -> None:
     chance = turned(spent)
     assert (1 - chance) / chance == pytest.approx(exp(spent))
     rng, count = Randomness.seeded(1, "votes"), 4000
@@ -111,7 +111,7 @@ def test_errors_are_those_of_every_way_that_luck_may_turn(voters: int, liars: in
 
 
 @pytest.mark.parametrize("data", [b"", bytes(64), bytes(66), b"\2" + bytes(64)])
-def test_what_is_no_vote_is_refused(data: bytes) -> None:
+def test_anything_but_a_vote_is_refused(data: bytes) -> None:
     with pytest.raises(MalformedError):
         Vote.from_bytes(data)
 

@@ -215,7 +215,7 @@ def test_a_message_is_offered_again_until_it_is_answered(server: Server, north: 
     assert north.pull() is None
 
 
-def test_a_stream_brings_each_message_once_after_the_one_before_was_answered(server: Server, north: Caller) -> None:
+def test_a_stream_delivers_each_message_once_after_the_previous_one_was_answered(server: Server, north: Caller) -> None:
     for name in ("a", "b", "c"):
         server.mailboxes.put(server.node("north"), name, (name.encode(),))
     messages = north.messages(wait=LONG)
@@ -287,9 +287,7 @@ def test_the_same_reply_again_gets_the_same_receipt_and_another_is_refused(serve
     assert server.mailboxes.take({"m"}, 0) == ("m", b"done")
 
 
-def test_what_a_server_says_beside_a_refusal_is_short_and_quoted(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_server_adds_to_a_refusal_is_short_and_quoted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> bool:
         raise ProtocolError("\x1b[2J\u202eon\n" * 200)
 
@@ -370,13 +368,13 @@ def test_a_body_that_is_wrong_is_refused_and_the_message_stays_open(
     assert north.push(to_frames([b"done"], "m")) == ACCEPTED
 
 
-def test_a_site_of_another_protocol_is_told_which_version_to_install(north: Caller) -> None:
+def test_a_site_with_another_protocol_learns_which_version_to_install(north: Caller) -> None:
     code, said = _refusal(lambda: north.pull(protocol=2))
     assert code == grpc.StatusCode.FAILED_PRECONDITION
     assert "protocol 2 is not supported, only 1" in said
 
 
-def test_bytes_that_are_no_request_do_not_harm_the_hub(server: Server, north: Caller) -> None:
+def test_bytes_that_are_not_a_request_do_not_harm_the_hub(server: Server, north: Caller) -> None:
     pull = north._channel.unary_stream(f"/{SERVICE}/Pull", bytes, bytes)
     push = north._channel.stream_unary(f"/{SERVICE}/Push", bytes, bytes)
     unknown = north._channel.unary_unary(f"/{SERVICE}/Delete", bytes, bytes)
@@ -491,7 +489,7 @@ def _stalling(reply_to: str) -> Iterator[pb.Chunk]:
 
 
 def start_of(server: Server, address: str, tls: TlsFiles | None = None) -> str:
-    """What is said when a hub is to start there and cannot."""
+    """Return the message when a hub cannot start at an address."""
     hub = Hub(server.place.roster(), Mailboxes(set()), LIMIT)
     try:
         with pytest.raises(CloisterError) as caught:
@@ -509,7 +507,7 @@ def start_of(server: Server, address: str, tls: TlsFiles | None = None) -> str:
         ("[2001:db8::1]:9440", "this machine does not have that address"),
     ],
 )
-def test_why_an_address_cannot_be_listened_on_is_said(server: Server, address: str, cause: str) -> None:
+def test_a_failure_to_listen_is_reported_with_the_reason(server: Server, address: str, cause: str) -> None:
     assert start_of(server, address).startswith(f"cannot listen on {address}: ")
     assert cause in start_of(server, address)
 
@@ -534,7 +532,7 @@ def test_a_port_that_another_program_holds_is_named(server: Server, host: str, h
 
 
 @pytest.mark.parametrize("address", ["localhost", "localhost:99999", "localhost:-1", "::1:9440", "https://localhost:1"])
-def test_what_is_no_address_is_not_listened_on(server: Server, address: str) -> None:
+def test_the_server_does_not_listen_on_an_invalid_address(server: Server, address: str) -> None:
     assert f"'{address}' is not an address" in start_of(server, address)
     toml = server.federation.server / "consortium.toml"
     before = toml.read_text()

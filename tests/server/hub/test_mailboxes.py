@@ -125,7 +125,7 @@ def test_replies_that_nobody_awaits_keep_no_places_of_those_that_are_awaited(box
     assert [place.freed for place in places] == [1, 1, 1, 1]
 
 
-def test_receipts_are_remembered_for_as_many_messages_as_promised(
+def test_receipts_are_remembered_for_the_promised_number_of_messages(
     boxes: Mailboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_REMEMBERED", 2)

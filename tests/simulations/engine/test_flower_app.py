@@ -34,7 +34,7 @@ def test_no_code_travels(tmp_path: Path, folder: Path, limit: int) -> None:
     assert file.stat().st_size < limit
 
 
-def test_the_bundle_says_what_the_repository_says() -> None:
+def test_the_bundle_agrees_with_the_repository() -> None:
     bundle, ours = project(BUNDLE)["project"], project(ROOT)["project"]
     assert flower_part(BUNDLE) == flower_part(ROOT)
     assert (bundle["version"], bundle["license"]) == (ours["version"], ours["license"])

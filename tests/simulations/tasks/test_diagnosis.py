@@ -80,7 +80,7 @@ def test_the_declared_sizes_are_the_counts_to_the_nearest_ten() -> None:
     assert {name: round(count, -1) for name, count in COUNTS.items()} == DECLARED_SIZES
 
 
-def test_a_diagnosis_that_is_no_class_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_diagnosis_that_is_not_a_class_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     lines = (folders["east"] / FILE_NAME).read_text().splitlines()
     path = tmp_path / FILE_NAME
     path.write_text("\n".join([*lines[:2], lines[2][:-1] + "3"]))
