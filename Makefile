@@ -27,8 +27,11 @@ $(INSTALLED): pyproject.toml requirements/lock.txt requirements/torch.txt requir
 demo: setup  ## a server and three hospitals on this machine, training together
 	@$(BIN)/cloister demo $(ARGS)
 
-test: setup  ## all tests but those that run for minutes (those: ARGS='-m soak')
+test: setup  ## all tests but those that run for minutes (those: make soak)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+soak: setup  ## the tests that run for minutes, an hour in all
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak $(ARGS)
 
 check: setup  ## format, lint and types, exactly as CI checks them
 	$(BIN)/ruff format --check

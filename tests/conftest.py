@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -37,6 +37,30 @@ def federation_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     federation = Federation.create(tmp_path_factory.mktemp("keys") / "federation", SITES)
     share_keys(federation)
     return federation.folder
+
+
+_PROVED = set[object]()
+
+
+@pytest.fixture(autouse=True)
+def prove_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let sites try a task once per process on the same records: most tests open sites anew, with the same records.
+
+    The tests of these trials themselves, in tests/client, always try.
+    """
+    training = sys.modules.get("client.work.training")
+    if training is None or "tests/client/" in request.node.nodeid:
+        return
+    prove = training.prove
+
+    def once(task: object, name: str, records: tuple[Any, Any], *settings: object) -> None:
+        read = tuple(hash(part.cpu().numpy().tobytes()) for part in records)
+        key = type(task), name, read, *settings
+        if vars(task) or key not in _PROVED:
+            prove(task, name, records, *settings)
+            _PROVED.add(key)
+
+    monkeypatch.setattr(training, "prove", once)
 
 
 @pytest.fixture

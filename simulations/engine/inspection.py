@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from simulations.engine.federation import Federation
 
 _PEM_PREFIX = 48  # characters at the start of a PEM key that only encode its kind
 _WINDOW = 16  # bytes: long enough never to occur by chance, short enough to find a piece
+_WORD = _WINDOW // 2
 
 
 def site_secrets(federation: Federation) -> dict[str, bytes]:
@@ -38,11 +41,29 @@ def site_secrets(federation: Federation) -> dict[str, bytes]:
 
 def find_secrets(folder: Path, secrets: Mapping[str, bytes]) -> list[str]:
     """Return each secret of which a file below `folder` contains a 16-byte piece, and that file."""
+    pieces = {name: _pieces(secret) for name, secret in secrets.items()}
     found = []
     for path in (path for path in folder.rglob("*") if path.is_file()):
         data = path.read_bytes()
-        for name, secret in secrets.items():
-            pieces = {secret[start : start + _WINDOW] for start in range(0, len(secret) - _WINDOW + 1, _WINDOW // 2)}
-            if any(len(set(piece)) > 2 and piece in data for piece in pieces):  # noqa: PLR2004 - runs of zeros prove nothing
+        words = _words(data)
+        for name, (firsts, whole) in pieces.items():
+            # Few words of the file are the first half of a piece; only those pieces are searched for.
+            likely = np.isin(firsts, words).nonzero()[0]
+            if any(whole[number] in data for number in likely):
                 found.append(f"{name} in {path}")
     return found
+
+
+def _pieces(secret: bytes) -> tuple[NDArray[np.uint64], list[bytes]]:
+    """Cut a secret into overlapping pieces; return their first halves as numbers, and the pieces."""
+    pieces = {secret[start : start + _WINDOW] for start in range(0, len(secret) - _WINDOW + 1, _WINDOW // 2)}
+    whole = [piece for piece in pieces if len(set(piece)) > 2]  # noqa: PLR2004 - runs of zeros prove nothing
+    return np.array([int.from_bytes(piece[:_WORD], "little") for piece in whole], np.uint64), whole
+
+
+def _words(data: bytes) -> NDArray[np.uint64]:
+    """Return the words of 8 bytes at every place in the data, without repetitions."""
+    starts = [
+        np.frombuffer(data[start : start + (len(data) - start) // _WORD * _WORD], "<u8") for start in range(_WORD)
+    ]
+    return np.unique(np.concatenate(starts))

@@ -14,21 +14,20 @@ from simulations.engine.federation import Federation
 from tests.client.killed import ROOT
 from tests.federations import NOISY, FederationMaker, models_of
 
-KILLS = 100  # in each of two runs
-
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     "encryption",
     [NOISY.encryption, replace(NOISY.encryption, collusion_resistant=True)],
     ids=["without masks", "with masks"],
 )
-def test_a_site_that_is_killed_100_times_has_charged_for_all_that_left_it(
-    make_federation: FederationMaker, encryption: Encryption
+def test_a_site_that_is_killed_often_has_charged_for_all_that_left_it(
+    make_federation: FederationMaker, encryption: Encryption, kills: int
 ) -> None:
     federation = make_federation(replace(NOISY, rounds=10, encryption=encryption))
-    found = killed(federation, seed=int(encryption.collusion_resistant))
-    assert len(found["deaths"]) == KILLS
+    found = killed(federation, kills, seed=int(encryption.collusion_resistant))
+    assert len(found["deaths"]) == kills
     cost = Mechanism(2.0, 1.0, 1)
     for left, charged in found["seen"]:
         assert epsilon([cost] * left, 1e-5) <= epsilon([cost] * charged, 1e-5)
@@ -37,8 +36,8 @@ def test_a_site_that_is_killed_100_times_has_charged_for_all_that_left_it(
     assert len(set(models_of(federation).values())) == 1
 
 
-def killed(federation: Federation, *, seed: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.client.killed", str(federation.folder), str(KILLS), str(seed)]
+def killed(federation: Federation, kills: int, *, seed: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.client.killed", str(federation.folder), str(kills), str(seed)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

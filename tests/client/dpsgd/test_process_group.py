@@ -93,7 +93,9 @@ def test_a_worker_listens_on_this_machine_only(found: Path) -> None:
     assert (found / "listening-1").read_text() == "0100007F"  # 127.0.0.1
 
 
-@pytest.mark.parametrize("mishap", ["dies", "stops", "fails"])
+@pytest.mark.parametrize(
+    "mishap", ["dies", *(pytest.param(name, marks=pytest.mark.soak) for name in ("stops", "fails"))]
+)
 def test_a_round_fails_at_the_first_process_when_its_worker(mishap: str, tmp_path: Path) -> None:
     with members(f"worker {mishap}", tmp_path) as (first, _):
         code, said = ended(first)

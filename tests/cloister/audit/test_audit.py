@@ -176,7 +176,21 @@ FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+# Each of these takes as long as a whole audit; tests/cloister/audit/test_audit_checks.py has every check by itself.
+SLOW = {
+    "half the noise",
+    "no noise on one of the model's layers",
+    "clipping by layer",
+    "the same noise in canaries and in the model",
+    "a ledger that skips a step",
+    "a ledger with a lower rate",
+    "the same noise every round",
+}
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=pytest.mark.soak) if fault in SLOW else fault for fault in FAULTS]
+)
 def test_every_seeded_fault_is_found_named_and_fails_the_command(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     seed, named = FAULTS[fault]
     seed(monkeypatch)

@@ -119,17 +119,20 @@ def test_the_idle_model_has_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 @pytest.mark.timeout(300)
-def test_rounds_are_those_of_a_real_federation_also_of_ten_agents_on_few_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sites", [3, pytest.param(10, marks=pytest.mark.soak)])
+def test_rounds_are_those_of_a_real_federation_also_of_ten_agents_on_few_cores(
+    monkeypatch: pytest.MonkeyPatch, sites: int
+) -> None:
     monkeypatch.setenv(PARAMETERS, "5")  # of somebody who uses it, too
-    report = rounds.measure(14, 2, 10)
+    report = rounds.measure(14, 2, sites)
     assert os.environ[PARAMETERS] == "5"
     assert (report["rounds"], report["warm_up"]) == (2, 2 * rounds.WARM_UP)
-    assert (report["parameters"], report["sites"]) == (14, 10)
+    assert (report["parameters"], report["sites"]) == (14, sites)
     assert report["masked_to_unmasked"] == pytest.approx(report["median_ms"] / report["unmasked_median_ms"], abs=1e-3)
     assert 0 < report["min_ms"] <= report["median_ms"] <= report["p95_ms"]
     assert CIPHERTEXT_BYTES < report["bytes_up"] < CIPHERTEXT_BYTES + 2000  # no site is lost: a round without one fails
     assert 0 < report["server_peak_bytes"] < report["site_peak_bytes"]
-    assert report["bytes_down"] == C0_BYTES + 10 * SEED_BYTES + CODE_BYTES
+    assert report["bytes_down"] == C0_BYTES + sites * SEED_BYTES + CODE_BYTES
     assert len(report["model"]) == 64
     assert max(map(len, rounds.table(report).splitlines())) <= 80
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cloister.benchmarks.training import measure, table
-from cloister.benchmarks.training_times import MODES, Course
+from cloister.benchmarks.training_times import MODES, Course, Mode
 from cloister.benchmarks.zoo import SPECIMENS
 
 pytestmark = pytest.mark.timeout(600)  # a process for each row
@@ -15,14 +15,23 @@ pytestmark = pytest.mark.timeout(600)  # a process for each row
 PARAMETERS = {"mlp": 203_530, "cnn-small": 26_010, "cnn-large": 421_642}
 
 
+SOME: tuple[Mode, ...] = ("plain", "auto", "hooks")  # the others take minutes
+
+
+@pytest.fixture(scope="module", params=[SOME, pytest.param(MODES, marks=pytest.mark.soak)], ids=["some", "all"])
+def modes(request: pytest.FixtureRequest) -> tuple[Mode, ...]:
+    found: tuple[Mode, ...] = request.param
+    return found
+
+
 @pytest.fixture(scope="module")
-def report() -> dict[str, Any]:
-    return measure(1, models=["mlp"])
+def report(modes: tuple[Mode, ...]) -> dict[str, Any]:
+    return measure(1, modes, models=["mlp"])
 
 
-def test_every_mode_gets_a_row_of_plain_numbers(report: dict[str, Any]) -> None:
+def test_every_mode_gets_a_row_of_plain_numbers(report: dict[str, Any], modes: tuple[Mode, ...]) -> None:
     assert json.loads(json.dumps(report)) == report
-    assert [(row["batch"], row["mode"]) for row in report["rows"]] == [(b, mode) for b in (32, 256) for mode in MODES]
+    assert [(row["batch"], row["mode"]) for row in report["rows"]] == [(b, mode) for b in (32, 256) for mode in modes]
     for row in report["rows"]:
         assert row["seconds"] > 0
         assert row["ratio"] > 0

@@ -148,7 +148,7 @@ def test_every_site_arrives_at_the_same_mean_of_the_contributors() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("profile", ["compact", "precise"])
+@pytest.mark.parametrize("profile", ["compact", pytest.param("precise", marks=pytest.mark.soak)])
 def test_a_thousand_sites_are_summed_exactly_through_encryption(profile: Profile) -> None:
     made = make_sum(1_000, profile=profile)
     assert len(made.total.contributions) == 1_000

@@ -8,7 +8,7 @@ from privacy.run.settings import Vote
 from simulations.attacks.poisoning import LIAR, SINCE, poisoned_run
 
 
-@pytest.mark.parametrize("sites", [4, 6])
+@pytest.mark.parametrize("sites", [4, pytest.param(6, marks=pytest.mark.soak)])
 def test_with_votes_the_poisoner_is_found_and_the_model_recovers(tmp_path: Path, sites: int) -> None:
     hardly_turned_over = Vote(epsilon=12.0, tolerance=0.1)
     found = poisoned_run(tmp_path / "study", sites, 16, hardly_turned_over)
