@@ -12,6 +12,7 @@ by functions of the task's own packages.
 from __future__ import annotations
 
 import gc
+import io
 import sys
 import types
 import zlib
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
 _PLAIN = (Number, np.generic, str, bytes, bytearray, type(None), count)
 _CACHED = type(lru_cache(len))  # of functions that remember results
 _SERIES = (list, tuple, set, frozenset, deque)
-_SKIPPED = {"torch", "opacus", "client", "privacy", "logging", "_io", "threading", "concurrent", "multiprocessing"}
-"""Packages whose objects may change with every batch without anything being kept of it: files, loggers, threads."""
+_SKIPPED = {"torch", "opacus", "client", "privacy", "logging", "threading", "concurrent", "multiprocessing"}
+"""Packages whose objects may change with every batch without anything being kept of it, such as loggers and threads."""
 _LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "opacus", "client", "privacy"}
-_MOST = 1 << 17  # objects
+_MOST, _LARGE = 1 << 17, 1 << 12  # objects in a walk; in a container that waits for all smaller ones
 
 
 def check_traces(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
@@ -87,7 +88,7 @@ class _Walk:
 
     def all(self) -> Held:
         """Yield values, sizes of containers, and digests of arrays."""
-        waiting = self._roots
+        waiting = deque(self._roots)
         while waiting and len(self._kept) < _MOST:
             path, root, value = waiting.pop()
             place = f"`{path.lstrip('.')}` of {root}" if path else root
@@ -105,7 +106,11 @@ class _Walk:
                 yield place, len(value)
             elif isinstance(value, _CACHED):
                 yield place, value.cache_info().currsize
-            waiting += [(f"{path}{step}", root, inner) for step, inner in self._inside(value)]
+            found = [(f"{path}{step}", root, inner) for step, inner in self._inside(value)]
+            if len(found) <= _LARGE:
+                waiting += found
+            else:
+                waiting.extendleft(found)  # last, in case there are too many
 
     def _inside(self, value: Any) -> Held:  # noqa: ANN401 - anything
         match value:
@@ -126,6 +131,8 @@ class _Walk:
                 if self._is_own(value):
                     yield from ((f".{name}", each) for name, each in vars(value).items() if not name.startswith("__"))
                     yield from (("", each) for each in getattr(value, "__bases__", ()))
+            case io.IOBase():  # a file
+                return
             case _:
                 yield from self._inside_object(value)
 

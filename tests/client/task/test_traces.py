@@ -242,6 +242,25 @@ def test_what_outlasts_a_batch_in_any_object_is_refused(
     assert complaint(task).startswith("it keeps something of every batch, in `")
 
 
+class Wordy(nn.Module):
+    """Counts, beside more objects than anybody looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.count = head(), 0
+        self.words = [[number] for number in range(200_000)]
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        raised(self, inputs)
+        found: Tensor = self.layer(inputs)
+        return found
+
+
+def test_a_count_beside_a_large_vocabulary_is_refused() -> None:
+    assert "`count` of its model" in complaint(Made(Wordy))
+
+
 def test_a_decorator_that_counts_is_refused() -> None:
     assert "count` of its model" in complaint(Made(lambda: Through(Counted(torch.tanh), head())))
 
