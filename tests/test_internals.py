@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from datetime import timedelta
 from pathlib import Path
 from socket import create_server
@@ -33,6 +34,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
@@ -348,6 +350,21 @@ def test_every_torch_operation_that_draws_is_detected() -> None:
         ones + ones
     assert seen.count(True) == 2
     assert not seen[-1]
+
+
+def test_torch_asks_a_mode_how_to_copy_a_tensor() -> None:
+    computed = torch.ones(3, requires_grad=True) * 2
+    with pytest.raises(RuntimeError, match="graph leaves"):
+        deepcopy([computed])
+
+    class Copying(TorchFunctionMode):
+        @override
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            del types
+            return "copied" if func is torch.Tensor.__deepcopy__ else func(*args, **(kwargs or {}))
+
+    with Copying():
+        assert deepcopy([computed]) == ["copied"]
 
 
 def test_torch_calls_back_after_every_step() -> None:

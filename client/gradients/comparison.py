@@ -14,11 +14,13 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, closing, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 from client.dpsgd.torch_draws import Draws
 from client.gradients.clipping import clip_factors
@@ -80,8 +82,9 @@ class Expected:
 
     @staticmethod
     def copy(model: nn.Module) -> nn.Module:
-        """Return a copy without dropout."""
-        model = deepcopy(model)
+        """Return a copy without dropout, and without the graphs of tensors that the model keeps."""
+        with _Detaching():
+            model = deepcopy(model)
         for part in model.modules():
             if isinstance(part, _DropoutNd):
                 part.p = 0.0
@@ -118,6 +121,22 @@ class Expected:
                     names: list[str] = [name for name, each in mode._module.named_parameters() if each.requires_grad]  # noqa: SLF001 - Opacus's
                     return names[far.index(True)]
         return None
+
+
+class _Detaching(TorchFunctionMode):
+    """A context in which copies of computed tensors are constants; torch refuses to copy them with their graphs.
+
+    Models keep such tensors: attention weights to look at, or the weight that `torch.nn.utils.weight_norm` computes.
+    """
+
+    @override
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not Tensor.__deepcopy__ or args[0].is_leaf:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        return memo.setdefault(id(tensor), tensor.detach().clone())
 
 
 def _held_still(*, draws: bool) -> AbstractContextManager[object]:

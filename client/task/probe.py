@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from client.dpsgd.torch_draws import forked, seed_cpu
+from client.state.model_parts import DTYPES
 from privacy.errors import DataError, TaskError
 from privacy.failures import raised
 
@@ -50,6 +51,9 @@ class Example:
                     f"its example has {name} {_form(part)}; make up at least {_FEWEST} records, with one target per "
                     "input"
                 )
+                raise TaskError(msg)
+            if not part.is_complex() and part.dtype not in DTYPES:
+                msg = f"its example has {name} {_form(part)}, with which torch hardly computes; load int32 or float32"
                 raise TaskError(msg)
             if part.is_complex() or not part.isfinite().all():
                 msg = f"its example has {name} that are complex or not finite; make up finite real numbers"

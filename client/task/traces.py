@@ -5,17 +5,22 @@ contribution depends on the records before it, perhaps only after a thousand bat
 walks through a task's objects after a batch, runs other batches and the same batch again, and compares. Values made
 once (a table of positions) or overwritten (attention weights) do not differ.
 
-The walk follows attributes, elements of containers, closures, and names used by functions of the task's own packages.
+The walk follows attributes, slots, elements of containers, closures, what pickling an object would keep, and names used
+by functions of the task's own packages.
 """
 
 from __future__ import annotations
 
+import gc
+import io
 import sys
 import types
 import zlib
 from collections import deque
+from contextvars import ContextVar
 from functools import lru_cache, partial
 from itertools import count, zip_longest
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,18 +32,20 @@ from client.task.variations import Variations
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from client.task.probe import Probe
 
     Held = Iterator[tuple[str, object]]
     """What an object holds, with the path to it."""
 
-_PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None), count)
+_PLAIN = (Number, np.generic, str, bytes, bytearray, type(None), count)
 _CACHED = type(lru_cache(len))  # of functions that remember results
 _SERIES = (list, tuple, set, frozenset, deque)
+_SKIPPED = {"torch", "opacus", "client", "privacy", "logging", "threading", "concurrent", "multiprocessing"}
+"""Packages whose objects may change with every batch without anything being kept of it, such as loggers and threads."""
 _LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "opacus", "client", "privacy"}
-_MOST = 1 << 17  # objects
+_MOST, _LARGE = 1 << 17, 1 << 12  # objects in a walk; in a container that waits for all smaller ones
 
 
 def check_traces(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
@@ -47,11 +54,7 @@ def check_traces(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
     Raises:
         TaskError: names what changes.
     """
-    varied = Variations(inputs, torch.Generator().manual_seed(0)).any(inputs)
-    if inputs.is_floating_point():
-        others = varied * 1.01, varied * 97.3
-    else:
-        others = varied, (inputs + (inputs.amax() - inputs.amin() + 1)).to(inputs.dtype)
+    others = Variations(inputs, torch.Generator().manual_seed(0)).beyond(inputs)
     found = []
     for batch in (inputs, *others, inputs):
         try:
@@ -79,12 +82,13 @@ class _Walk:
         self._roots: list[tuple[str, str, object]] = [("", "its model", probe.module), ("", "the task", probe.task)]
         kinds = [type(probe.task), *(type(part) for part in probe.module.modules())]
         self._own = {kind.__module__.partition(".")[0] for kind in kinds} - _LIBRARIES
-        self._seen = {id(tensor) for tensor in tensors_of(probe.module).values()}
+        self._given = {id(tensor) for tensor in tensors_of(probe.module).values()}
+        self._seen: set[int] = set()
         self._kept: list[object] = []  # so that no new object reuses a seen address
 
     def all(self) -> Held:
         """Yield values, sizes of containers, and digests of arrays."""
-        waiting = self._roots
+        waiting = deque(self._roots)
         while waiting and len(self._kept) < _MOST:
             path, root, value = waiting.pop()
             place = f"`{path.lstrip('.')}` of {root}" if path else root
@@ -96,36 +100,58 @@ class _Walk:
             self._seen.add(id(value))
             self._kept.append(value)
             if isinstance(value, Tensor | np.ndarray):
-                yield place, _digest(value)
+                if id(value) not in self._given:
+                    yield place, _digest(value)
             elif isinstance(value, (*_SERIES, dict)):
                 yield place, len(value)
             elif isinstance(value, _CACHED):
                 yield place, value.cache_info().currsize
-            waiting += [(f"{path}{step}", root, inner) for step, inner in self._inside(value)]
+            found = [(f"{path}{step}", root, inner) for step, inner in self._inside(value)]
+            if len(found) <= _LARGE:
+                waiting += found
+            else:
+                waiting.extendleft(found)  # last, in case there are too many
 
     def _inside(self, value: Any) -> Held:  # noqa: ANN401 - anything
         match value:
-            case dict():
+            case dict() | types.MappingProxyType():
                 yield from ((f"[{str(key)[:40]!r}]", inner) for key, inner in value.items())
+                yield from _attributes(value)
             case list() | tuple() | set() | frozenset() | deque():
                 yield from ((f"[{number}]", inner) for number, inner in enumerate(value))
+                yield from _attributes(value)
+            case np.ndarray():
+                yield from (("", inner) for inner in (value.flat if value.dtype == object else ()))
             case partial() | types.MethodType():
                 parts = ("func", "args", "keywords", "__self__", "__func__")
                 yield from (("", getattr(value, part)) for part in parts if hasattr(value, part))
             case types.FunctionType():
                 yield from self._inside_function(value)
-            case types.ModuleType() | type() if self._is_own(value):
-                yield from ((f".{name}", each) for name, each in vars(value).items() if not name.startswith("__"))
-                yield from (("", each) for each in getattr(value, "__bases__", ()))
+            case types.ModuleType() | type():
+                if self._is_own(value):
+                    yield from ((f".{name}", each) for name, each in vars(value).items() if not name.startswith("__"))
+                    yield from (("", each) for each in getattr(value, "__bases__", ()))
+            case io.IOBase():  # a file
+                return
+            case _:
+                yield from self._inside_object(value)
+
+    def _inside_object(self, value: Any) -> Held:  # noqa: ANN401 - anything
+        match value:
+            case Tensor():
+                yield from _attributes(value)
             case nn.Module():
-                yield from ((f".{name}", each) for name, each in vars(value).items())
+                yield from _attributes(value)
                 yield "", type(value)
                 yield from ((f".{name}", each) for name, each in value.named_children())  # last, so walked first
-            case _ if hasattr(value, "__wrapped__"):
-                yield "", value.__wrapped__
-            case _ if hasattr(value, "__dict__") and self._is_own(type(value)):
-                yield from ((f".{name}", each) for name, each in vars(value).items())
+            case ContextVar():
+                yield "", value.get(None)
+            case torch.Generator():
+                yield "", value.get_state()
+            case _ if type(value).__module__.partition(".")[0] not in _SKIPPED:
+                yield from (("", part) for part in _pickled(value))
                 yield "", type(value)
+                yield from _attributes(value)
 
     def _inside_function(self, value: types.FunctionType) -> Held:
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
@@ -143,12 +169,28 @@ class _Walk:
         return str(name).partition(".")[0] in self._own
 
 
+def _attributes(value: object) -> Held:
+    yield from ((f".{name}", each) for name, each in getattr(value, "__dict__", {}).items())
+
+
 def _names(code: types.CodeType) -> Iterator[str]:
     """Yield the names that a function and its inner functions use."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
+
+
+def _pickled(value: object) -> Sequence[object]:
+    """Return what pickling keeps of an object: slots, positions of iterators, states of generators; else its referents.
+
+    Nothing is unpickled.
+    """
+    try:
+        kept = value.__reduce_ex__(2)
+    except Exception:  # noqa: BLE001 - whatever an object raises that cannot be pickled
+        return gc.get_referents(value)
+    return kept if isinstance(kept, tuple) else ()  # or the name of a global
 
 
 def _digest(value: Tensor | np.ndarray[Any, Any]) -> object:

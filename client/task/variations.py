@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     """Makes records `(n, ...)` of the same form as those given."""
 
 _CODES = (0.0, 1.0, -1.0, 9.0, -9.0, 99.0, -99.0, 999.0, -999.0, -9999.0, 1e6, -1e6)  # codes for missing values
+_MOST = (1 << 63) - 1  # the largest integer that torch draws or adds
 _FEW = 0.1  # fraction of a record's values that change
 
 
@@ -83,7 +84,8 @@ class Variations:
         """Return records in which some values are the smallest or largest of all, or codes for missing values."""
         low, high = self.records.amin(), self.records.amax()
         place = self.records.amin(0), self.records.amax(0)
-        codes = [torch.full_like(place[0], code) for code in _CODES] if inputs.is_floating_point() else []
+        most = torch.finfo(inputs.dtype).max if inputs.is_floating_point() else 0
+        codes = [torch.full_like(place[0], code) for code in _CODES if abs(code) <= most] if most else []
         choices = torch.stack([*place, low.expand_as(place[0]), high.expand_as(place[0]), *codes])
         chosen = _rows(choices).gather(0, self._integers(len(choices), *_rows(inputs).shape)).view_as(inputs)
         return torch.where(self._some(inputs), chosen, inputs)
@@ -113,7 +115,16 @@ class Variations:
     def drawn(self, inputs: Tensor) -> Tensor:
         """Return records of integers drawn between the smallest and the largest of all."""
         low, high = int(self.records.amin()), int(self.records.amax())
-        return (self._integers(high - low + 1, *inputs.shape) + low).to(inputs.dtype)
+        return (self._integers(min(high - low + 1, _MOST), *inputs.shape) + low).to(inputs.dtype)
+
+    def beyond(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return records with values that no given record has, if the type of number has any."""
+        if inputs.is_floating_point():
+            return self.any(inputs) * 1.01, self.any(inputs) * 97.3
+        if inputs.dtype is torch.bool:
+            return self.any(inputs), ~inputs
+        span = int(self.records.amax()) - int(self.records.amin()) + 1
+        return self.any(inputs), (inputs.long() + min(span, _MOST)).to(inputs.dtype)
 
     def _some(self, inputs: Tensor) -> Tensor:
         fraction = max(_FEW, 1 / max(1, inputs[0].numel()))

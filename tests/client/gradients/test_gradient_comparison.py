@@ -20,7 +20,7 @@ from client.settings import Gradients
 from privacy.errors import TaskError
 from privacy.noise.randomness import Randomness
 from tests.client.models import Packed
-from tests.client.specimens import MODES, SPECIMENS, Scores, computing, made
+from tests.client.specimens import MODES, SPECIMENS, Scores, clipped_sum, computing, made, one_by_one
 
 
 class Drawing(nn.Module):
@@ -190,6 +190,42 @@ def test_a_checkpoint_that_runs_layers_again_is_taken_by_book_keeping() -> None:
             return found
 
     assert choose(Scores(), Checkpointed(), made("mlp")[1], computing("auto")).gradients == "bookkeeping"
+
+
+def with_computed_weights() -> nn.Module:
+    """Its weight is computed before each pass, and stays with the layer until the next."""
+    return nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 5)), nn.Tanh(), nn.Linear(5, 2))
+
+
+class Remembering(nn.Module):
+    """Keeps its gate's outputs to look at, with the graph that computed them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.out, self.seen = nn.Linear(3, 3), nn.Linear(3, 2), dict[str, list[Tensor]]()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        gate = self.gate(inputs).softmax(1)
+        self.seen["gate"] = [gate]
+        found: Tensor = self.out(gate * inputs)
+        return found
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(("make", "mode"), [(with_computed_weights, "vmap"), (Remembering, "bookkeeping")])
+def test_a_model_that_keeps_computed_tensors_is_compared_and_summed_as_autograd_does(
+    make: Callable[[], nn.Module], mode: Gradients
+) -> None:
+    torch.manual_seed(0)
+    model, records = make(), made("mlp")[1]
+    for _ in range(2):  # the second time, there are tensors of the first
+        assert choose(Scores(), model, records, computing("auto")).gradients == mode
+        each = one_by_one(Scores(), model, records)
+        bound = float(each.norm(dim=1).median())
+        expected = (bound / (each.norm(dim=1) + 1e-6)).clamp(max=1.0) @ each
+        for tried in (mode, "autograd"):
+            found = clipped_sum(tried, Scores(), model, records, bound)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_model_without_trained_parameters_is_refused() -> None:

@@ -78,6 +78,8 @@ UNUSABLE: dict[str, tuple[Task, str]] = {
     "equal records": (given(torch.ones(8, 4)), "its example has the same inputs in every record; make up different"),
     "one class": (given(torch.randn(8, 4), torch.ones(8)), "its example has the same targets in every record; make up"),
     "not finite": (given(torch.full((8, 4), torch.inf)), "its example has inputs that are complex or not finite"),
+    "unsigned shorts": (
+        given(torch.zeros(8, 4, dtype=torch.uint16)), "its example has inputs uint16 (n, 4), with which torch hardly"),
     "a model that fails": (Made(failing), "its model() fails (ValueError: no such luck); correct it"),
     "no module": (Made(lambda: cast("Any", 3)), "its model() returns a builtins.int; return a torch.nn.Module"),
     "another width": (

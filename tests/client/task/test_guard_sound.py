@@ -100,6 +100,11 @@ class Constants(nn.Module):
         return found
 
 
+def of_type(kind: torch.dtype, inputs: Tensor) -> Made:
+    """Reads inputs of this type, which its model turns into float32."""
+    return Made(lambda: Through(lambda x: x.float() / 64, head()), example=lambda: (inputs.to(kind), vectors()[1]))
+
+
 SOUND: dict[str, Task] = {
     "the reference study": Diagnosis(),
     "the study of nothing": Idle(),
@@ -145,6 +150,11 @@ SOUND: dict[str, Task] = {
         functional.binary_cross_entropy,
         lambda: (torch.randn(4, WIDTH), torch.tensor([[0.0], [1.0], [1.0], [0.0]])),
     ),
+    "truth values": of_type(torch.bool, torch.rand(8, WIDTH) > 0.5),
+    "halves": of_type(torch.float16, torch.randn(8, WIDTH)),
+    "bytes": of_type(torch.uint8, torch.randint(256, (8, WIDTH))),
+    "all of a short integer": of_type(torch.int16, torch.tensor([[-(1 << 15)], [(1 << 15) - 1]]).repeat(4, WIDTH)),
+    "all of a long integer": of_type(torch.int64, torch.randint(-(1 << 62), 1 << 62, (8, WIDTH)) * 2),
 }  # fmt: skip
 
 

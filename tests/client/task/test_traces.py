@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+import queue
+import random
+import threading
+from array import array
+from contextvars import ContextVar
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from functools import cache, lru_cache, update_wrapper
+from itertools import cycle
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +25,7 @@ from client.task.guard import check_task
 from tests.probes import WIDTH, Made, Through, complaint, head, words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 LATE = 10_000  # batches, more than anybody tries
 
@@ -135,6 +146,127 @@ def test_what_outlasts_a_batch_is_refused_and_named(task: Made, place: str) -> N
     said = complaint(task)
     assert said.startswith("it keeps something of every batch, in ")
     assert place in said
+
+
+class Holding(nn.Module):
+    """Has an object of any kind, and does something to it with every batch."""
+
+    def __init__(self, thing: Any, change: Callable[[Any, Tensor], Any]) -> None:  # noqa: ANN401 - anything
+        super().__init__()
+        self.layer, self.thing, self._change = head(), thing, change
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        found = self._change(self.thing, inputs.detach())
+        self.thing = self.thing if found is None else found
+        made: Tensor = self.layer(inputs)
+        return made
+
+
+@dataclass(slots=True)
+class Slotted:
+    count: int = 0
+
+
+class Behind:
+    """Counts in a global when an attribute is read."""
+
+    @property
+    def turn(self) -> None:
+        VOCABULARY[0] = VOCABULARY.get(0, 0) + 1
+
+
+def raised(thing: Any, inputs: Tensor) -> None:  # noqa: ANN401 - anything that has a count
+    thing.count = getattr(thing, "count", 0) + len(inputs)
+
+
+class Counted:
+    """Counts the calls of a function, which it stands for."""
+
+    def __init__(self, called: Callable[[Tensor], Tensor]) -> None:
+        update_wrapper(self, called)
+        self.count, self._called = 0, called
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        self.count += 1
+        return self._called(inputs)
+
+
+def skipped(numbers: Iterator[int]) -> None:
+    next(numbers)
+
+
+def put(kept: ContextVar[int]) -> None:
+    kept.set(kept.get() + 1)
+
+
+def marked() -> nn.Module:
+    """Counts in an attribute of a parameter."""
+
+    def mark(inputs: Tensor) -> Tensor:
+        raised(layer.weight, inputs)
+        return inputs
+
+    layer = nn.Linear(WIDTH, 3)
+    return Through(mark, layer)
+
+
+HELD: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Any]]] = {
+    "a number of numpy's": (lambda: np.float32(0), lambda mean, x: np.float32(0.9) * mean + np.float32(x.mean())),
+    "a date": (lambda: np.datetime64("2020-01-01"), lambda date, _: date + np.timedelta64(1, "D")),
+    "a decimal": (lambda: Decimal(0), lambda number, _: number + 1),
+    "a fraction": (lambda: Fraction(0), lambda number, _: number + 1),
+    "slots": (Slotted, raised),
+    "a namespace": (SimpleNamespace, raised),
+    "a thread's own": (threading.local, raised),
+    "a generator": (lambda: (number for number in range(LATE)), lambda numbers, _: skipped(numbers)),
+    "a range's iterator": (lambda: iter(range(LATE)), lambda numbers, _: skipped(numbers)),
+    "a cycle": (lambda: cycle([0] * 30 + [1]), lambda numbers, _: skipped(numbers)),
+    "an array": (lambda: array("d", [0.0]), lambda numbers, _: numbers.append(1.0)),
+    "an array of objects": (lambda: np.array([0, None], object), lambda them, _: them.put(0, them[0] + 1)),
+    "a queue": (queue.Queue, lambda waiting, x: waiting.put(x.mean(0))),
+    "Python's generator": (lambda: random.Random(0), lambda drawing, _: drawing.seed(drawing.random())),  # noqa: S311
+    "numpy's generator": (lambda: np.random.default_rng(0), lambda drawing, _: drawing.shuffle([1, 2, 3])),
+    "torch's generator": (torch.Generator, lambda drawing, _: skipped(iter(drawing.seed, None))),
+    "a variable of the context": (lambda: ContextVar("kept", default=0), lambda kept, _: put(kept)),
+    "a global, in a property": (Behind, lambda behind, _: behind.turn),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("thing", "change"), HELD.values(), ids=HELD.keys())
+def test_what_outlasts_a_batch_in_any_object_is_refused(
+    thing: Callable[[], Any], change: Callable[[Any, Tensor], Any]
+) -> None:
+    VOCABULARY.clear()
+    task = Made(lambda: Holding(thing(), change))
+    assert complaint(task).startswith("it keeps something of every batch, in `")
+
+
+class Wordy(nn.Module):
+    """Counts, beside more objects than anybody looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.count = head(), 0
+        self.words = [[number] for number in range(200_000)]
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        raised(self, inputs)
+        found: Tensor = self.layer(inputs)
+        return found
+
+
+def test_a_count_beside_a_large_vocabulary_is_refused() -> None:
+    assert "`count` of its model" in complaint(Made(Wordy))
+
+
+def test_a_decorator_that_counts_is_refused() -> None:
+    assert "count` of its model" in complaint(Made(lambda: Through(Counted(torch.tanh), head())))
+
+
+def test_a_count_at_a_parameter_is_refused() -> None:
+    assert "weight'].count` of its model" in complaint(Made(marked))
 
 
 @lru_cache
