@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 _LEFT_OUT = "left out: it let an earlier round down"
 _FOUND = "left out: it spoils rounds that it contributes to"
-_DISPUTES = "left out: its masks do not fit those of more members than may lie together"
+_DISPUTES = (
+    "left out: its masks do not fit those of more members than may lie together; if its keys/epochs is from an old "
+    "backup, `--new-epoch` makes new keys"
+)
 _SUSPECTED = "left out of this round, to see whether it is spoiled without it"
 
 
