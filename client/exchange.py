@@ -66,15 +66,18 @@ class Exchange:
             UnreachableError: if the server does not answer.
             AuthenticityError: if the server does not know this site.
         """
-        request = pb.PullRequest(protocol=PROTOCOL, wait_seconds=wait)
+        until, self._until = self._until, 0.0  # a stream that ended or broke is not read again
         try:
-            if time.monotonic() < self._until and (data := assemble(self._messages, _MAX_BODY)) is not None:
-                return data
-            self._until = time.monotonic() + wait
-            self._messages = self._pull(request, timeout=wait + _TRANSFER_SECONDS)
-            return assemble(self._messages, _MAX_BODY)
+            if not time.monotonic() < until:
+                until = time.monotonic() + wait
+                request = pb.PullRequest(protocol=PROTOCOL, wait_seconds=wait)
+                self._messages = self._pull(request, timeout=wait + _TRANSFER_SECONDS)
+            data = assemble(self._messages, _MAX_BODY)
         except grpc.RpcError as error:
             raise self._named(error) from error
+        if data is not None:
+            self._until = until
+        return data
 
     def push(self, parts: tuple[bytes, ...], reply_to: str) -> bool:
         """Deliver a reply; return whether the server still waited for it.

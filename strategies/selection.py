@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 _LEFT_OUT = "left out: it failed an earlier round"
 _FOUND = "left out: it spoils the rounds to which it contributes"
-_DISPUTES = "left out: its masks disagree with those of more members than may collude"
+_DISPUTES = (
+    "left out: its masks disagree with those of more members than may collude; if its keys/epochs is from an old "
+    "backup, `--new-epoch` makes new keys"
+)
 _SUSPECTED = "left out to test whether rounds are spoiled without it"
 
 

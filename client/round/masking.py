@@ -24,6 +24,7 @@ from privacy.crypto.masking import (
 )
 from privacy.crypto.summation import check_contributions
 from privacy.errors import LedgerError, ProtocolError
+from privacy.run.plan import check_under_way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -82,7 +83,7 @@ def agree(current: Round, contributions: Sequence[Contribution]) -> tuple[bytes,
 
     Raises:
         ProtocolError: if this site sent no masked update for the plan, is not among the contributors, or has signed
-            another set for this plan; or if there are too few contributors.
+            another set for this plan; if there are too few contributors; or if the plan's round is long over.
         AuthenticityError, MalformedError: if a header is invalid.
     """
     site, plan = current.site, current.plan
@@ -165,6 +166,7 @@ def _shown(current: Round, contributions: Sequence[Contribution]) -> tuple[bytes
         msg = f"{site.name} has sent no masked update for this plan of round {plan.round}; it reveals no seed"
         raise ProtocolError(msg)
     header, mask = kept
+    check_under_way(plan, current.settings.cohort.round_deadline_seconds, site.name)
     verified = check_contributions(contributions, plan, current.manifest, site.roster)
     headers = {name: part.header for name, part in zip(verified, contributions, strict=True)}
     agreement.check_set(plan, headers, (site.name, header), current.settings.cohort.minimum)

@@ -93,7 +93,7 @@ class Outbox:
             return
         try:
             with open_file(path) as file:
-                yield _Note(file)
+                yield _Note(file, run)
         except (
             ValueError,
             KeyError,
@@ -116,13 +116,16 @@ class Outbox:
 class _Note:
     """The first line of an update's file; the update's chunks follow it, and are read only if they are needed."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, run: str) -> None:
         self._file, self._values = file, json.loads(file.readline())
         self._sizes = [int(size) for size in self._values["chunks"]]
         if not 0 <= min(self._sizes, default=0) <= sum(self._sizes) == os.fstat(file.fileno()).st_size - file.tell():
             msg = "its length differs from the length it states"
             raise MalformedError(msg)
         self.plan = read_plan(self._values["plan"].encode())
+        if self.plan.run != run:  # the file's name has only a part of the run's
+            msg = "it is of another run"
+            raise MalformedError(msg)
         self.header = self._values["header"].encode()
         self.mask = bytes.fromhex(self._values["mask"])
 

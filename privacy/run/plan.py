@@ -67,6 +67,7 @@ class RoundPlan:
 
 
 _PLAN = TypeAdapter(RoundPlan)
+_MESSAGES = 6  # after a plan's deadline: to agree, reveal and prove, each asked once more if replies are garbled
 
 
 def read_plan(data: bytes) -> RoundPlan:
@@ -84,6 +85,24 @@ def read_plan(data: bytes) -> RoundPlan:
         msg = "the round's plan is not in canonical form; run the same version everywhere"
         raise MalformedError(msg)
     return plan
+
+
+def check_under_way(plan: RoundPlan, seconds: float, site: str) -> None:
+    """Check that a plan's round can still be under way, as a site does before it shows seeds.
+
+    A site restored from an old backup has forgotten which contributors it agreed on, and would sign others.
+
+    Args:
+        plan: a plan for which the site has made an update.
+        seconds: the run's deadline per round: how long a server waits for the replies to one message.
+        site: the site's name.
+
+    Raises:
+        ProtocolError: if it is over.
+    """
+    if time.time() > plan.deadline + _MESSAGES * seconds + tolerance(seconds):
+        msg = f"the plan of round {plan.round} is long over (or the clocks disagree); {site} shows no seed for it"
+        raise ProtocolError(msg)
 
 
 def check_plan(plan: RoundPlan, manifest: Manifest, run: str, site: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import aclosing
+from collections import deque
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,10 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 _LONGEST_WAIT = 60.0  # seconds that a Pull may ask to wait
-_BODY_SECONDS = 600.0  # until a body must be complete
+_BODY_SECONDS = 600.0  # until a body must be complete, in either direction
 _BODIES_AT_ONCE = 4
 _MAX_STREAMS = 16  # open calls per connection
+_PULLS = 4  # open streams of messages per member, over all its connections
 _START_SECONDS = 10.0
 
 
@@ -82,6 +84,7 @@ class Hub:
 
     async def _start(self, address: str, credentials: grpc.ServerCredentials) -> int:
         self._turns = {member.site: asyncio.Semaphore(1) for member in self._members.values()}
+        self._pulls = {member.site: deque[asyncio.Timeout]() for member in self._members.values()}
         self._bodies = asyncio.Semaphore(_BODIES_AT_ONCE)
         server = grpc.aio.server(options=(*OPTIONS, ("grpc.max_concurrent_streams", _MAX_STREAMS)))
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -104,16 +107,48 @@ class Hub:
         self._server = server
         return port
 
-    async def _pull(self, request: pb.PullRequest, context: Context) -> AsyncIterator[pb.Chunk]:
+    async def _pull(self, request: pb.PullRequest, context: Context) -> None:
         member = await self._caller(context)
         if request.protocol != PROTOCOL:
             msg = f"protocol {request.protocol} is not supported, only {PROTOCOL}; install the server's version"
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, msg)
         seconds = min(max(request.wait_seconds, 0.0), _LONGEST_WAIT)
-        async with aclosing(self._messages(member.node_id, seconds)) as messages:
+        with suppress(TimeoutError):
+            await self._send_messages(member, seconds, context)
+            return
+        # By now the message is free. This may take as long as the member wants: it has to read first.
+        msg = f"a message must be read in {_BODY_SECONDS:g} s, and the oldest of more than {_PULLS} streams ends"
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, msg)
+
+    async def _send_messages(self, member: Member, seconds: float, context: Context) -> None:
+        """Send a member its messages.
+
+        Raises:
+            TimeoutError: if it does not read one in time, or has opened too many other streams since.
+        """
+        async with self._newest(member.site), aclosing(self._messages(member.node_id, seconds)) as messages:
             async for parts in messages:
-                for frame in to_frames(parts):
-                    yield frame
+                async with asyncio.timeout(_BODY_SECONDS):
+                    for frame in to_frames(parts):
+                        await context.write(frame)
+
+    @asynccontextmanager
+    async def _newest(self, site: str) -> AsyncGenerator[None]:
+        """Let a member have a few streams at a time: one that is not read holds its message in memory.
+
+        Raises:
+            TimeoutError: as soon as the member has opened too many others since.
+        """
+        async with asyncio.timeout(None) as ends:
+            streams = self._pulls[site]
+            streams.append(ends)
+            if len(streams) > _PULLS:
+                streams.popleft().reschedule(0.0)
+            try:
+                yield
+            finally:
+                if ends in streams:
+                    streams.remove(ends)
 
     async def _messages(self, node: int, seconds: float) -> AsyncGenerator[tuple[bytes, ...]]:
         """Yield the messages to a site as they come: each once, after the one before it was answered or withdrawn."""

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
+from shutil import copytree, rmtree
+from types import SimpleNamespace
 
 import pytest
 from flwr.app import Context, Error, Message, MessageType
@@ -340,6 +343,29 @@ def test_a_site_signs_no_set_without_itself_nor_one_that_is_too_small_or_forged(
             sign(federation, "north", plan, wrong)
     assert not list((federation.paths["north"] / "outbox").glob("*.commitments"))
     assert sign(federation, "north", plan, shown)
+
+
+def test_a_site_restored_from_an_old_backup_shows_no_seed_for_a_plan_that_is_long_over(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has forgotten which set it signed: with two of them, and one more site, a server would read its update."""
+    plan = plan_of(federation)
+    updates = updates_of(federation, plan)
+    first, second = ({site: updates[site] for site in sites} for sites in (COHORT[:3], COHORT[1:]))
+    backup = copytree(federation.paths["north"], tmp_path / "backup")
+    agreed = signatures(signed_by(federation, plan, first))
+    rmtree(federation.paths["north"])
+    copytree(backup, federation.paths["north"])
+    restart(federation, "north")
+    clock, over = time.time, 6 * 60.0 + 30.0  # messages of a round, and by how much clocks may differ
+    monkeypatch.setattr("privacy.run.plan.time", SimpleNamespace(time=lambda: clock() + 60 + over))
+    with pytest.raises(ProtocolError, match=r"round 1 is long over .*; north shows no seed for it"):
+        sign(federation, "north", plan, headers(second))
+    with pytest.raises(ProtocolError, match="long over"):
+        ask(federation, "north", plan, first, agreed)
+    monkeypatch.setattr("privacy.run.plan.time", SimpleNamespace(time=lambda: clock() + over))
+    assert sign(federation, "north", plan, headers(first))[0] == agreed["north"]
+    ask(federation, "north", plan, first, agreed)
 
 
 def test_a_site_signs_no_set_of_headers_of_another_attempt(federation: Federation) -> None:

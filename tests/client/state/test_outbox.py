@@ -142,3 +142,13 @@ def test_a_damaged_file_is_named_with_what_to_do(outbox: Outbox, tmp_path: Path,
     file.write_bytes(DAMAGES[damage](file.read_bytes()))
     with pytest.raises(KeyFileError, match=rf"{file.name}: this file is damaged; restore it, or move it aside"):
         outbox.find(plan_of())
+
+
+def test_an_update_of_another_run_under_this_ones_name_is_not_taken_for_its_own(tmp_path: Path) -> None:
+    """The name has 16 digits of the run's: whoever signs runs can make two that agree in them."""
+    outbox, other = Outbox(tmp_path / "outbox"), RUN[:16] + OTHER[16:]
+    outbox.keep(plan_of(), UPDATE, SEED)
+    for ask in (lambda: outbox.last(other), lambda: outbox.find(plan_of(run=other, attempt=2))):
+        with pytest.raises(KeyFileError, match="damaged"):
+            ask()
+    assert outbox.find(plan_of()) == UPDATE

@@ -5,10 +5,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
+from typing import Any
+from weakref import ref
 
 import grpc
 import pytest
@@ -22,7 +24,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from client.exchange import Exchange
 from privacy.errors import AuthenticityError, CloisterError, ConfigError, ProtocolError, UnreachableError
-from server.hub.hub import Hub
+from server.hub import hub
+from server.hub.hub import _PULLS, Hub
 from server.hub.mailboxes import Mailboxes
 from server.settings import ServerFolder, read_consortium
 from simulations.engine.federation import Federation
@@ -245,6 +248,29 @@ def test_an_agent_that_worked_longer_than_a_stream_lasts_gets_the_next_message(s
         assert bytes(exchange.pull(wait=0) or b"") == b"c"  # in the stream of the one before
 
 
+def test_a_stream_that_broke_is_not_read_again(server: Server) -> None:
+    files, port = tls_of(server.federation, "north"), server.address.rpartition(":")[2]
+    with Exchange(server.address, files) as exchange:
+        server.mailboxes.put(server.node("north"), "a", (b"a",))
+        assert bytes(exchange.pull(wait=3 * LONG) or b"") == b"a"
+        server.hub.stop(grace=0)
+        with pytest.raises(UnreachableError):
+            exchange.pull(wait=LONG)
+        again = Hub(server.place.roster(), server.mailboxes, LIMIT)
+        again.start(f"localhost:{port}", server.place.tls)
+        try:
+            await_condition(lambda: _answers(exchange))
+            assert bytes(exchange.pull(wait=LONG) or b"") == b"a"
+        finally:
+            again.stop(grace=0)
+
+
+def _answers(exchange: Exchange) -> bool:
+    with suppress(UnreachableError):
+        return exchange.pull(wait=0.0) is not None
+    return False
+
+
 def test_a_waiting_site_gets_a_message_as_soon_as_it_is_there(server: Server, north: Caller) -> None:
     with ThreadPoolExecutor(1) as pool:
         pulled = pool.submit(north.pull, wait=LONG)
@@ -410,6 +436,48 @@ def test_a_member_that_stalls_many_bodies_does_not_keep_another_out(
         stop.set()
         for call in calls:
             call.cancel()
+
+
+class Message(list[bytes]):
+    """The parts of a message. A test can see whether they are in memory, which a tuple would not tell."""
+
+
+def _unread(server: Server, north: Caller, count: int) -> tuple[list[Any], list[ref[Message]]]:
+    """Open streams one after the other and read none of them; each gets a message that is then withdrawn."""
+    calls, messages = [], []
+    for number in range(count):
+        message: Any = Message([bytes(UNDER_WAY << 20)])
+        messages.append(ref(message))
+        server.mailboxes.put(server.node("north"), f"m{number}", message)
+        calls.append(north._pull(pb.PullRequest(protocol=PROTOCOL, wait_seconds=0.0)))
+        next(calls[-1])
+        server.mailboxes.withdraw({f"m{number}"})
+        del message
+    return calls, messages
+
+
+def test_a_member_that_does_not_read_its_streams_holds_few_messages(server: Server, north: Caller) -> None:
+    calls, messages = _unread(server, north, _PULLS + 3)
+    try:
+        await_condition(lambda: sum(message() is not None for message in messages) == _PULLS)
+        server.mailboxes.put(server.node("north"), "m", (b"work",))
+        assert north.pull() == b"work"
+        assert _refusal(lambda: list(calls[0]))[0] == grpc.StatusCode.DEADLINE_EXCEEDED
+    finally:
+        for call in calls:
+            call.cancel()
+    await_condition(lambda: server.mailboxes.online(0) == set())
+
+
+def test_a_message_that_is_not_read_in_time_is_free_and_its_site_offline(
+    server: Server, north: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_BODY_SECONDS", 0.5)
+    (call,), (message,) = _unread(server, north, 1)
+    try:
+        await_condition(lambda: message() is None and server.mailboxes.online(0) == set())
+    finally:
+        call.cancel()
 
 
 def test_two_hundred_silent_connections_keep_nobody_out(server: Server, south: Caller) -> None:
