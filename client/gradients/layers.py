@@ -113,10 +113,10 @@ def _scaled(
     normalise: Callable[[Tensor], Tensor],
     over_rows: Callable[[Tensor], Tensor],
 ) -> Shares:
-    found: Shares = [(layer.weight, Rows(sum(over_rows(normalise(inputs) * back) for inputs, back in calls)))]  # type: ignore[arg-type]  # never 0
+    shares: Shares = [(layer.weight, Rows(sum(over_rows(normalise(inputs) * back) for inputs, back in calls)))]  # type: ignore[arg-type]  # never 0
     if (bias := getattr(layer, "bias", None)) is not None:
-        found.append((bias, Rows(sum(over_rows(back) for _, back in calls))))  # type: ignore[arg-type]  # never 0
-    return found
+        shares.append((bias, Rows(sum(over_rows(back) for _, back in calls))))  # type: ignore[arg-type]  # never 0
+    return shares
 
 
 KNOWN: dict[type[nn.Module], Callable[[Any, Sequence[Call]], Shares]] = {

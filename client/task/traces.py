@@ -52,17 +52,17 @@ def check_traces(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
         others = varied * 1.01, varied * 97.3
     else:
         others = varied, (inputs + (inputs.amax() - inputs.amin() + 1)).to(inputs.dtype)
-    found = []
+    traces = []
     for batch in (inputs, *others, inputs):
         try:
             probe.backward(probe.loss(probe.outputs(batch.clone()), targets))
         except TaskError:
             if batch is inputs:
                 raise
-        found.append(list(_Walk(probe).all()))
+        traces.append(list(_Walk(probe).all()))
     for parameter in probe.module.parameters():
         parameter.grad = None
-    for one, other_one in zip_longest(found[0], found[-1]):
+    for one, other_one in zip_longest(traces[0], traces[-1]):
         if one != other_one:
             place, _ = one or other_one
             msg = (

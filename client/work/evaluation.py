@@ -87,19 +87,19 @@ class HeldOutEvaluation(OneSum):
         noise *= math.sqrt(1 + len(names))
         # If noise hides whether there were any records, a count of 1 keeps the figures finite; their errors are large.
         count = max(float(total[0]), 1.0)
-        found = {}
+        metrics = {}
         for name, value in zip(names, total[1:], strict=True):
-            asked = settings.evaluation
-            top = (asked.loss_bound if asked and name.startswith("loss ") else None) or 1.0
+            evaluation = settings.evaluation
+            top = (evaluation.loss_bound if evaluation and name.startswith("loss ") else None) or 1.0
             share = min(max(float(value) / count, 0.0), 1.0)
             error = noise * math.hypot(1.0, share) / count  # error of a ratio of two noisy numbers
-            found[name.partition(" ")[0]] = {"mean": _figure(top * share), "error": _figure(top * error)}
+            metrics[name.partition(" ")[0]] = {"mean": _figure(top * share), "error": _figure(top * error)}
         write_report(self._site.place.folder, manifest, run, contributors, {
             "task": settings.task,
             "model": settings.start.model if settings.start else "",
             "count": _figure(float(total[0])),
             "count_error": _figure(noise),
-            "metrics": found,
+            "metrics": metrics,
         })  # fmt: skip
 
     def _total(self, settings: RunSettings) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -130,8 +130,8 @@ class HeldOutEvaluation(OneSum):
 
 
 def _asked(settings: RunSettings) -> tuple[str, ...]:
-    asked = _evaluation(settings)
-    return (*asked.metrics, *(() if asked.loss_bound is None else (f"loss 0.0 {asked.loss_bound!r}",)))
+    evaluation = _evaluation(settings)
+    return (*evaluation.metrics, *(() if evaluation.loss_bound is None else (f"loss 0.0 {evaluation.loss_bound!r}",)))
 
 
 def _evaluation(settings: RunSettings) -> Evaluation:

@@ -53,7 +53,7 @@ def state(account: Account, run: StatedRun | None) -> dict[str, Any]:
     """Return the statement, section by section, as JSON values."""
     ledger, charges, share = account.trained.ledger, account.charges, account.policy.share
     trained, held_out = account.trained.figures(), account.held_out.figures()
-    made = {
+    statement = {
         "about": {
             "site": ledger.site,
             "people": ledger.lineage,
@@ -66,8 +66,8 @@ def state(account: Account, run: StatedRun | None) -> dict[str, Any]:
         "mechanism": mechanism(charges, run),
     }
     if run:
-        made["run"] = stated_run(run, account.of(run))
-    made |= {
+        statement["run"] = stated_run(run, account.of(run))
+    statement |= {
         "observers": against_run(run, account.of(run), share) if run else against_ledger(charges, share),
         "composition": _composition(account),
         "public": _public(run),
@@ -77,7 +77,7 @@ def state(account: Account, run: StatedRun | None) -> dict[str, Any]:
         "software": {name: _version(name) for name in _LIBRARIES},
         "not_covered": _not_covered(account),
     }
-    return without_infinity(made, "infinite")
+    return without_infinity(statement, "infinite")
 
 
 def _guarantee(account: Account, run: StatedRun | None) -> dict[str, Any]:
