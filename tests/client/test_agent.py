@@ -166,7 +166,7 @@ def test_an_agent_warns_of_metrics_that_its_policy_lets_out(
     federation.write_settings(SITE, f"localhost:{server.port}", terms)
     server.open()
     with agent_of(federation, server):
-        await_condition(lambda: "`share` lists loss, accuracy: told after every round without noise" in caplog.text)
+        await_condition(lambda: "`share` lists loss, accuracy: sent after every round without noise" in caplog.text)
 
 
 def test_an_agent_that_starts_before_the_server_waits_for_it_and_logs_that_once(
