@@ -102,7 +102,7 @@ def _answering(
         site = None
         try:
             site = site_of(context)
-            made = reply(kind.pack_reply(answer(site, message)), message)
+            response = reply(kind.pack_reply(answer(site, message)), message)
         except CloisterError as error:
             _log(site, message, error)
             return reply(Error(ENDED if isinstance(error, DeviceError) else REFUSED, error.public), message)
@@ -117,7 +117,7 @@ def _answering(
                 Error(FAILED, "the site's agent failed with an unexpected error; see the site's own log"), message
             )
         site.said.pop(message.metadata.message_type, None)
-        return made
+        return response
 
     return answered
 
@@ -183,9 +183,9 @@ def reveal_mask(current: Round, shown: Shown) -> bytes:
     return reveal(current, shown.contributions, shown.signatures, shown.summed)
 
 
-def prove_length(current: Round, asked: ToProve) -> bytes:
+def prove_length(current: Round, request: ToProve) -> bytes:
     """Prove that the norm of this site's update is within the run's limit."""
-    return prove(current, asked.total, asked.signatures, asked.summed)
+    return prove(current, request.total, request.signatures, request.summed)
 
 
 def judge_update(current: Round, suspect: Suspect) -> Verdict:
@@ -212,14 +212,14 @@ def open_and_evaluate(admitted: AdmittedRun, delivery: Delivery) -> Reached | Re
     if delivery.receipt:
         keep_receipt(site, read_plan(plan), delivery.receipt)
     own = vote(admitted, checkpoint)
-    found = shared(look(admitted, checkpoint), site.settings.policy)
-    return Reached(vouch(site, plan, checkpoint), Told(found), own)
+    metrics = shared(look(admitted, checkpoint), site.settings.policy)
+    return Reached(vouch(site, plan, checkpoint), Told(metrics), own)
 
 
-def undo_round(admitted: AdmittedRun, asked: Undo) -> str:
+def undo_round(admitted: AdmittedRun, request: Undo) -> str:
     """Restore the previous model, if the sites' votes say so, and return its digest."""
-    question = Question(admitted.run, asked.round, asked.before, asked.after)
-    return undo(admitted, question, asked.votes).digest
+    question = Question(admitted.run, request.round, request.before, request.after)
+    return undo(admitted, question, request.votes).digest
 
 
 def _report(admitted: AdmittedRun) -> Told:

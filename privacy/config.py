@@ -58,8 +58,8 @@ def read_toml(path: Path, into: type[T]) -> T:
     try:
         return TypeAdapter(into).validate_json(json.dumps(tomllib.loads(text), default=_dated))
     except tomllib.TOMLDecodeError as error:
-        found = re.search(r"at line (\d+), column (\d+)", str(error))
-        line, column = (int(found[1]), int(found[2])) if found else (text.count("\n") + 1, 1)
+        place = re.search(r"at line (\d+), column (\d+)", str(error))
+        line, column = (int(place[1]), int(place[2])) if place else (text.count("\n") + 1, 1)
         what = str(error).partition(" (at")[0]
         raise ConfigError(_point(path, text, line, column - 1, 1, f"not valid TOML: {what.lower()}")) from error
     except RecursionError as error:

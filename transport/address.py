@@ -77,13 +77,13 @@ def read_host(text: str) -> str:
     """
     inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     try:
-        found = ipaddress.ip_address(inner)
+        address = ipaddress.ip_address(inner)
     except ValueError:
-        found = None
+        address = None
     name, wrong = inner.lower(), None
-    if found is not None and (found.version == 6 or inner == text):  # noqa: PLR2004 - an address in brackets is IPv6
+    if address is not None and (address.version == 6 or inner == text):  # noqa: PLR2004 - an address in brackets is IPv6
         if "%" not in inner:
-            return str(found)
+            return str(address)
         wrong = "an address with a network interface is valid on one machine only; leave out the interface and the %"
     elif inner != text or ":" in text:
         wrong = "write only an IPv6 address in brackets, and a host without port and scheme"

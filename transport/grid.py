@@ -96,9 +96,9 @@ class ReplyGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that have already arrived."""
         waiting, replies = set(message_ids), []
-        while waiting and (found := self._next(waiting, 0.0)) is not None:
-            waiting.discard(found.metadata.reply_to_message_id)
-            replies.append(found)
+        while waiting and (reply := self._next(waiting, 0.0)) is not None:
+            waiting.discard(reply.metadata.reply_to_message_id)
+            replies.append(reply)
         return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -113,11 +113,11 @@ class ReplyGrid(Grid):
     def _replies(self, waiting: set[str], deadline: float) -> Replies:
         try:
             while waiting:
-                found = self._next(waiting, deadline - time.monotonic())
-                if found is None:
+                reply = self._next(waiting, deadline - time.monotonic())
+                if reply is None:
                     return
-                waiting.discard(found.metadata.reply_to_message_id)
-                yield found
+                waiting.discard(reply.metadata.reply_to_message_id)
+                yield reply
         finally:
             self._withdraw(waiting)
 

@@ -178,14 +178,14 @@ def pack_body(manifest: bytes, plan: bytes, update: SignedUpdate, accusation: Ac
 
 def read_body(content: RecordDict) -> tuple[bytes, SignedUpdate, Accusation | None]:
     """Return the plan, an update, and the accusation against it, if any."""
-    accusation, found = content.get("accusation"), None
+    accusation, parsed = content.get("accusation"), None
     if not isinstance(accusation, ConfigRecord):
         lacks("accusation")
     if accusation:
         site, signature = field(content, "accusation", "site", str), field(content, "accusation", "signature", bytes)
         check_names([site], "accusation.site")
-        found = Accusation(site, signature)
-    return field(content, "run", "plan", bytes), read_signed(content), found
+        parsed = Accusation(site, signature)
+    return field(content, "run", "plan", bytes), read_signed(content), parsed
 
 
 def pack_verdict(verdict: Verdict) -> RecordDict:

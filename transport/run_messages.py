@@ -256,8 +256,8 @@ def _time(content: RecordDict, record: str, name: str) -> float:
     return found
 
 
-def _check_bound(found: float, what: str) -> None:
-    if not 0 < found < math.inf:
+def _check_bound(bound: float, what: str) -> None:
+    if not 0 < bound < math.inf:
         lacks(what)
 
 

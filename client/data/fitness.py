@@ -41,15 +41,15 @@ def load_records(task: Task, name: str, example: Example, path: Path) -> Records
         DataError: if it cannot, or returns anything else.
     """
     with foreign(name, f"load() of {path}", DataError):
-        found: Any = task.load(path)
-    if not isinstance(found, tuple | list) or len(found) != 2:  # noqa: PLR2004 - inputs and targets
-        kind = f"{len(found)} things" if isinstance(found, tuple | list) else f"a {type(found).__name__}"
+        loaded: Any = task.load(path)
+    if not isinstance(loaded, tuple | list) or len(loaded) != 2:  # noqa: PLR2004 - inputs and targets
+        kind = f"{len(loaded)} things" if isinstance(loaded, tuple | list) else f"a {type(loaded).__name__}"
         msg = f"{path}: the load() of {name} returns {kind}; return two tensors, inputs and targets"
         raise DataError(msg)
-    if any(isinstance(part, Tensor) and part.layout != torch.strided for part in found):
+    if any(isinstance(part, Tensor) and part.layout != torch.strided for part in loaded):
         msg = f"{path}: the load() of {name} returns a sparse tensor; return dense ones"
         raise DataError(msg)
-    inputs, targets = found
+    inputs, targets = loaded
     example.check(inputs, targets, path)
     inputs, targets = inputs.detach(), targets.detach()
     if len(inputs) != len(targets) or len(inputs) == 0:
@@ -109,8 +109,8 @@ class Fitness:
                 outputs = self._module(inputs)
                 for row in range(len(inputs)):
                     one = slice(row, row + 1)
-                    found = one_a_record(self._task.metrics(outputs[one], targets[one]), 1)
-                    if missing := set(names) - set(found):
+                    metrics = one_a_record(self._task.metrics(outputs[one], targets[one]), 1)
+                    if missing := set(names) - set(metrics):
                         msg = f"{self._name}: some records lack the metric {min(missing)!r}; return it for all"
                         raise TaskError(msg)
 

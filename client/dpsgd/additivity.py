@@ -71,12 +71,12 @@ class ClippedSum:
         self.mode.fill(inputs, targets)
         self.optimizer.clip_and_accumulate()
         parameters: list[Any] = list(self.optimizer.params)  # to which Opacus adds attributes
-        found = sketch([each.summed_grad for each in parameters])
+        gradient = sketch([each.summed_grad for each in parameters])
         for each in parameters:
             each.summed_grad = None
         self.optimizer.zero_grad(set_to_none=True)
         self.mode.dropped = dropped
-        return found
+        return gradient
 
 
 def check_batch(clipped: ClippedSum, records: Records, rng: torch.Generator) -> None:

@@ -84,10 +84,10 @@ class ProcessGroup:
             DeviceError: if they have not, or a process has ended.
         """
         own = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
-        found = [torch.empty_like(own) for _ in range(self.size)]
+        digests = [torch.empty_like(own) for _ in range(self.size)]
         with self.talking():
-            distributed.all_gather(found, own, group=self._waiting)
-        if any(not torch.equal(each, own) for each in found):
+            distributed.all_gather(digests, own, group=self._waiting)
+        if any(not torch.equal(each, own) for each in digests):
             msg = (
                 "this site's processes read different records; start them again, and leave the file unchanged while "
                 "they run"

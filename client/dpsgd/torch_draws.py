@@ -87,23 +87,23 @@ class Draws(TorchDispatchMode):
     ) -> Any:
         given = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:
-            found = func(*args, **given)
-            if isinstance(found, Tensor) and found.dtype in {torch.bfloat16, torch.float16}:
-                self.rounding = max(self.rounding, torch.finfo(found.dtype).eps)
-            return found
+            outputs = func(*args, **given)
+            if isinstance(outputs, Tensor) and outputs.dtype in {torch.bfloat16, torch.float16}:
+                self.rounding = max(self.rounding, torch.finfo(outputs.dtype).eps)
+            return outputs
         self.by_rejection |= func.overloadpacket.__name__.endswith(_BY_REJECTION)
         own = torch.default_generator
         if (generator := given.get("generator")) is not None and generator is not own:
             self.foreign = True
         before = own.get_state()
-        found = func(*args, **given)
+        outputs = func(*args, **given)
         if torch.equal(before, own.get_state()):
-            return found  # nothing was drawn
+            return outputs  # nothing was drawn
         self.states.append(hash(before.numpy().tobytes()))
         if not self._still:
-            return found
+            return outputs
         own.set_state(before)
-        return _constant(func, args, given, found)
+        return _constant(func, args, given, outputs)
 
 
 def _constant(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> Any:  # noqa: ANN401 - torch's

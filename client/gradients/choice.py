@@ -107,18 +107,18 @@ def make_mode(
     gradients: Gradients, model: nn.Module, loss: RecordLoss, max_grad_norm: float, precision: torch.dtype
 ) -> GradientMode:
     """Wrap a model in a gradient-sample mode."""
-    made: GradientMode
+    mode: GradientMode
     match gradients:
         case "bookkeeping":
-            made = BookKeeping(model)
+            mode = BookKeeping(model)
         case "hooks" | "functorch":
-            made = Hooks(model, force_functorch=gradients == "functorch")
+            mode = Hooks(model, force_functorch=gradients == "functorch")
         case "autograd":
-            made = Single(model)
+            mode = Single(model)
         case _:
-            made = Vmap(model)
-    made.loss, made.max_grad_norm, made.precision, made.trained = loss, max_grad_norm, precision, trainable(model)
-    return made
+            mode = Vmap(model)
+    mode.loss, mode.max_grad_norm, mode.precision, mode.trained = loss, max_grad_norm, precision, trainable(model)
+    return mode
 
 
 def _try(mode: Gradients, task: Task, model: nn.Module, expected: Expected, computing: Computing) -> int | str:

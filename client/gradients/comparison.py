@@ -110,8 +110,8 @@ class Expected:
             for batch, expected in zip(_orders(self.records[0].device), self.sums, strict=True):
                 torch.manual_seed(0)
                 optimizer.take(mode, self.records, batch, _PART)
-                found = [parameter.grad for parameter in mode.trained if parameter.grad is not None]
-                off = [_norm([one - other]) for one, other in zip(found, expected.gradients, strict=True)]
+                gradients = [parameter.grad for parameter in mode.trained if parameter.grad is not None]
+                off = [_norm([one - other]) for one, other in zip(gradients, expected.gradients, strict=True)]
                 if mode.precision is torch.bfloat16:
                     far = [sum(off) > _COARSE * sum(expected.sizes) + _NOISE * self.bound]
                 else:

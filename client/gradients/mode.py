@@ -89,11 +89,11 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
     def outputs(self, inputs: Tensor) -> Tensor:
         """Run the model on `(n, ...)`, in the chosen precision."""
         with self.autocast(inputs):
-            found: Tensor = self(inputs)
-        if len(found) != len(inputs):
-            msg = f"the model turns {len(inputs)} records into {len(found)} outputs; keep one row per record"
+            outputs: Tensor = self(inputs)
+        if len(outputs) != len(inputs):
+            msg = f"the model turns {len(inputs)} records into {len(outputs)} outputs; keep one row per record"
             raise TaskError(msg)
-        return found
+        return outputs
 
     def autocast(self, inputs: Tensor) -> AbstractContextManager[object]:
         """Return the context in which the model runs."""

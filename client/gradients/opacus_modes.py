@@ -83,8 +83,8 @@ def _embedding_grad_sample(layer: nn.Embedding, activations: list[Tensor], backp
     if layer.padding_idx is not None:
         backprops = backprops.masked_fill((activations[0] == layer.padding_idx).unsqueeze(-1), 0.0)
     compute: Any = compute_embedding_grad_sample  # typed for one tensor of activations, but takes a list
-    found: dict[Any, Tensor] = compute(layer, activations, backprops)
-    return found
+    samples: dict[Any, Tensor] = compute(layer, activations, backprops)
+    return samples
 
 
 # Local to this class: Opacus's `register_grad_sampler` would change it for the whole process. Samplers that others

@@ -196,8 +196,8 @@ class Places(RecordGradients):
 
     @override
     def summed(self, factors: Tensor) -> Tensor:
-        found = self.gradients.new_zeros((self.size, self.gradients.shape[1]))
-        return found.index_add_(0, self.rows, self.gradients * factors[self.records].unsqueeze(1))
+        total = self.gradients.new_zeros((self.size, self.gradients.shape[1]))
+        return total.index_add_(0, self.rows, self.gradients * factors[self.records].unsqueeze(1))
 
     @override
     def of(self, records: Tensor) -> Places:

@@ -62,8 +62,8 @@ class Vmap(GradientMode):
             return self.loss.of_one(self._output(values, record), target)
 
         mapped = torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0, 0), randomness="different")
-        found: Sequence[Tensor] = mapped([parameter.detach() for parameter in self.trained], inputs, targets)
-        return found
+        gradients: Sequence[Tensor] = mapped([parameter.detach() for parameter in self.trained], inputs, targets)
+        return gradients
 
     def _of_outputs(self, inputs: Tensor, targets: Tensor) -> Sequence[Tensor]:
         """Map the model alone, over parameters too: every record has its own copy, with its own gradients.
@@ -72,10 +72,10 @@ class Vmap(GradientMode):
         """
         own = [each.detach().expand(len(inputs), *each.shape).requires_grad_() for each in self.trained]
         outputs = torch.func.vmap(self._output, randomness="different")(own, inputs)
-        found: Sequence[Tensor] = torch.autograd.grad(
+        gradients: Sequence[Tensor] = torch.autograd.grad(
             outputs, own, self.loss.gradients(outputs, targets), allow_unused=True, materialize_grads=True
         )
-        return found
+        return gradients
 
     def _output(self, values: Sequence[Tensor], record: Tensor) -> Tensor:
         with self.autocast(record), self._in_place_of_parameters(values):

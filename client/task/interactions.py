@@ -134,8 +134,8 @@ class _Check:
             TaskError: if none is left.
         """
         inputs, targets = self._vary.records, self._targets
-        found = [self._gradient(inputs[row : row + 1], targets[row : row + 1]) for row in range(len(inputs))]
-        finite = torch.tensor([bool(each.isfinite().all()) for each in found])
+        gradients = [self._gradient(inputs[row : row + 1], targets[row : row + 1]) for row in range(len(inputs))]
+        finite = torch.tensor([bool(each.isfinite().all()) for each in gradients])
         if not finite.any():
             msg = "no gradient of its loss is finite; keep logarithms, roots and divisions away from zero"
             raise TaskError(msg)
@@ -156,10 +156,10 @@ class _Check:
             self._floor = _CANCELLED * float(back.norm()) / len(inputs)
         self._probe.backward(outputs, back)
         self._outputs = outputs.detach()
-        found = sketch([torch.zeros_like(each) if each.grad is None else each.grad for each in self._parameters])
+        gradient = sketch([torch.zeros_like(each) if each.grad is None else each.grad for each in self._parameters])
         for each in self._probe.module.parameters():
             each.grad = None
-        return found
+        return gradient
 
     def _check_draws(self, inputs: Tensor, targets: Tensor) -> bool:
         """Return whether the task draws at random; refuse draws that are not allowed."""

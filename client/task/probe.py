@@ -105,21 +105,21 @@ class Probe:
         """
         seed_cpu(seed)
         with self.naming("model", len(inputs)):
-            found: object = self.module(inputs)
+            outputs: object = self.module(inputs)
         _check_seed(seed, "model")
-        if not isinstance(found, Tensor):
-            msg = f"its model returns {_form(found)}; return one tensor with one row per record"
+        if not isinstance(outputs, Tensor):
+            msg = f"its model returns {_form(outputs)}; return one tensor with one row per record"
             raise TaskError(msg)
-        if found.dtype != torch.float32:
-            msg = f"its model returns {_form(found)}; return float32, for example scores instead of classes"
+        if outputs.dtype != torch.float32:
+            msg = f"its model returns {_form(outputs)}; return float32, for example scores instead of classes"
             raise TaskError(msg)
-        if found.dim() == 0 or len(found) != len(inputs):
+        if outputs.dim() == 0 or len(outputs) != len(inputs):
             msg = (
-                f"its model makes outputs of shape {tuple(found.shape)} from {len(inputs)} records; keep one row per "
+                f"its model makes outputs of shape {tuple(outputs.shape)} from {len(inputs)} records; keep one row per "
                 "record in every layer: flatten from dimension 1 on, and never squeeze dimension 0"
             )
             raise TaskError(msg)
-        return found
+        return outputs
 
     def loss(self, outputs: Tensor, targets: Tensor, seed: int = 0) -> Tensor:
         """Return the loss, a scalar.
@@ -129,12 +129,12 @@ class Probe:
         """
         seed_cpu(seed)
         with self.naming("loss()", len(outputs)):
-            found: object = self.task.loss(outputs, targets)
+            loss: object = self.task.loss(outputs, targets)
         _check_seed(seed, "loss")
-        if not isinstance(found, Tensor) or found.dim() != 0 or found.dtype != torch.float32:
-            msg = f"its loss returns {_form(found)}; return a float32 scalar: the mean of one term per record"
+        if not isinstance(loss, Tensor) or loss.dim() != 0 or loss.dtype != torch.float32:
+            msg = f"its loss returns {_form(loss)}; return a float32 scalar: the mean of one term per record"
             raise TaskError(msg)
-        return found
+        return loss
 
     def backward(self, outputs: Tensor, gradient: Tensor | None = None) -> None:
         """Run the backward pass from a loss, or from outputs with this gradient.
@@ -152,8 +152,8 @@ class Probe:
             TaskError: if they are not one number per record.
         """
         with self.naming("metrics()", len(outputs)):
-            found: object = self.task.metrics(outputs, targets)
-        one_a_record(found, len(outputs))
+            metrics: object = self.task.metrics(outputs, targets)
+        one_a_record(metrics, len(outputs))
 
 
 def one_a_record(metrics: object, count: int) -> dict[str, Tensor]:

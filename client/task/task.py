@@ -81,14 +81,14 @@ def import_task(name: str) -> Task:
     Raises:
         TaskError: if there is no such module or class, the class is not a `Task`, or a method is missing.
     """
-    found = import_class(name)
-    if not issubclass(found, Task):
+    imported = import_class(name)
+    if not issubclass(imported, Task):
         msg = f"{name!r} is not a cloister.Task; derive the class from it"
         raise TaskError(msg)
-    if missing := sorted(found.__abstractmethods__):
+    if missing := sorted(imported.__abstractmethods__):
         msg = f"the task {name!r} lacks {', '.join(missing)}; write what is missing"
         raise TaskError(msg)
-    return make(found, name)
+    return make(imported, name)
 
 
 C = TypeVar("C")
@@ -125,11 +125,11 @@ def import_class(name: str) -> type:
         except ModuleNotFoundError as error:
             msg = f"the task {name!r} cannot be imported here: there is no module {error.name!r}; {_INSTALL}"
             raise TaskError(msg) from error
-        found: object = getattr(module, class_name, None)
-    if found is None:
+        imported: object = getattr(module, class_name, None)
+    if imported is None:
         msg = f"the task {name!r} cannot be imported here: {module_name} has no {class_name!r}; {_INSTALL}"
         raise TaskError(msg)
-    if not isinstance(found, type):
+    if not isinstance(imported, type):
         msg = f"{name!r} is not a class; derive one from cloister.Task"
         raise TaskError(msg)
-    return found
+    return imported

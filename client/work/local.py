@@ -64,14 +64,14 @@ def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callab
             raise
 
     with _blaming(failed), foreign(name, "local()"):
-        found = np.require(algorithm.local(at, once), np.float32, ["C", "W", "O"])  # later changed in place
-    if found.shape != at.model.shape:
+        vector = np.require(algorithm.local(at, once), np.float32, ["C", "W", "O"])  # later changed in place
+    if vector.shape != at.model.shape:
         msg = (
-            f"the strategy {name} sends values of shape {found.shape}, but the model has shape {at.model.shape}; "
+            f"the strategy {name} sends values of shape {vector.shape}, but the model has shape {at.model.shape}; "
             "correct its local()"
         )
         raise TaskError(msg)
-    return Update(found)
+    return Update(vector)
 
 
 @contextmanager

@@ -41,23 +41,23 @@ def look(admitted: AdmittedRun, checkpoint: Checkpoint) -> dict[str, float]:
     """
     site, settings = admitted.site, admitted.settings
     try:
-        count, found = admitted.work.measure(settings, site.models.result(settings, checkpoint))
+        count, metrics = admitted.work.measure(settings, site.models.result(settings, checkpoint))
         if count:
             path = site.place.folder / FOLDER / f"{settings.name}-{checkpoint.run[:8]}.jsonl"
-            _append(path, checkpoint, count, found)
-            said = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
-            log.info("round %d of %d: %s on %d held-out records", checkpoint.round, settings.rounds, said, count)
+            _append(path, checkpoint, count, metrics)
+            listed = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+            log.info("round %d of %d: %s on %d held-out records", checkpoint.round, settings.rounds, listed, count)
     except Exception as error:
-        said = sentence(error)
-        log.warning("round %d: not evaluated on held-out records; the run continues: %s", checkpoint.round, said)
+        reason = sentence(error)
+        log.warning("round %d: not evaluated on held-out records; the run continues: %s", checkpoint.round, reason)
         log.debug("round %d", checkpoint.round, exc_info=error)
         return {}
-    return found
+    return metrics
 
 
-def shared(found: Mapping[str, float], policy: Policy) -> dict[str, float]:
+def shared(metrics: Mapping[str, float], policy: Policy) -> dict[str, float]:
     """Return the means that the policy shares, rounded to two digits."""
-    rounded = {name: float(f"{found[name]:.2g}") for name in policy.metrics if name in found}
+    rounded = {name: float(f"{metrics[name]:.2g}") for name in policy.metrics if name in metrics}
     return {name: value for name, value in rounded.items() if abs(value) <= LARGEST_METRIC}
 
 

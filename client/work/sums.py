@@ -67,7 +67,7 @@ def read_sum(manifest: Manifest, model: Model, sites: int) -> tuple[NDArray[np.f
 
 
 def write_report(
-    folder: Path, manifest: Manifest, run: str, contributors: Collection[str], found: Mapping[str, Any]
+    folder: Path, manifest: Manifest, run: str, contributors: Collection[str], results: Mapping[str, Any]
 ) -> None:
     """Write a run's results and their cost into a site's folder; the file is the same at every site."""
     settings, sigma = manifest.settings, manifest.noise_multiplier
@@ -79,7 +79,7 @@ def write_report(
         # Without noise it is infinite, which JSON cannot express.
         "epsilon": round(epsilon([manifest.run_cost], settings.privacy.delta), 4) if sigma else None,
         "delta": settings.privacy.delta,
-        **found,
+        **results,
     }
     path = folder / FOLDER / f"{settings.name}-{run[:8]}.json"
     write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")

@@ -69,11 +69,11 @@ def import_survey(name: str) -> Survey:
     Raises:
         TaskError: if there is no such module or class, it is not a `Survey`, or its columns or classes are invalid.
     """
-    found = import_class(name)
-    if not issubclass(found, Survey):
+    imported = import_class(name)
+    if not issubclass(imported, Survey):
         msg = f"{name!r} is not a cloister.Survey, which a run with [statistics] needs; derive the class from it"
         raise TaskError(msg)
-    survey = make(found, name)
+    survey = make(imported, name)
     try:
         ranges = [(float(low), float(high)) for low, high in survey.columns.values()]
         classes = {np.float32(each) for each in survey.classes}  # labels may have this precision
@@ -130,9 +130,9 @@ class StatisticsQuery(OneSum):
         """
         path = self._site.records_path
         with foreign(self.name, f"load() of {path}", DataError):
-            found: Any = self.survey.load(path)
+            loaded: Any = self.survey.load(path)
         try:
-            values, labels = (np.asarray(part, np.float64) for part in found)
+            values, labels = (np.asarray(part, np.float64) for part in loaded)
         except (TypeError, ValueError, RuntimeError) as error:  # its message may quote a record
             msg = f"{path}: the survey did not read a table of numbers and its labels; correct its `load`"
             raise DataError(msg) from error
@@ -156,8 +156,8 @@ class StatisticsQuery(OneSum):
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
         """Write the report of these sites' sum."""
         form = self.form(manifest.settings)
-        found = figures.read(form, *read_sum(manifest, model, len(contributors)))
-        survey = {"survey": self.name, "bins": form.bins, **found}
+        results = figures.read(form, *read_sum(manifest, model, len(contributors)))
+        survey = {"survey": self.name, "bins": form.bins, **results}
         write_report(self._site.place.folder, manifest, run, contributors, survey)
 
     def _check(self, path: Path, values: NDArray[np.float64], labels: NDArray[np.float64]) -> None:

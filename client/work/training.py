@@ -94,8 +94,8 @@ class Study:
             return self._layout
         of = settings.model_seed, settings.start
         if of not in self._layouts:
-            made = self.start(settings).layout if settings.start else layout_of(self.module(settings.model_seed))
-            self._layouts = {of: made}
+            layout = self.start(settings).layout if settings.start else layout_of(self.module(settings.model_seed))
+            self._layouts = {of: layout}
         return self._layouts[of]
 
     @cached_property
@@ -340,11 +340,11 @@ class Study:
 
     def digest(self) -> bytes:
         """Return a digest of the records to train on."""
-        found = sha256()
+        digest = sha256()
         for part in self.training:
-            found.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            found.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
-        return found.digest()
+            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            digest.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.digest()
 
     @property
     def held_out(self) -> Records:

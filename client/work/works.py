@@ -67,11 +67,11 @@ class Works(SiteContext):
 
     def records_digest(self) -> bytes:
         """Read the records for every task that the policy allows for training; return a digest of them all."""
-        found = sha256()
+        digest = sha256()
         for task in self.settings.policy.tasks:
             if not is_survey(task):
-                found.update(task.encode() + self.study(task).digest())
-        return found.digest()
+                digest.update(task.encode() + self.study(task).digest())
+        return digest.digest()
 
 
 def is_survey(task: str) -> bool:

@@ -20,13 +20,14 @@ _CAPTIONS = (
 def demonstrate(out: Path, row: int, batch: int, epsilon: float) -> dict[str, Any]:
     """Attack a digit in four ways, draw the results, and return their correlations with the digit."""
     with TemporaryDirectory(prefix="cloister-audit-") as folder:
-        truth, found = attacks(Path(folder), row, batch, epsilon)
+        truth, results = attacks(Path(folder), row, batch, epsilon)
     panels = [Panel("the record", truth, "a digit at the site", None)]
     panels += [
-        Panel(each.name, each.image, caption, each.correlation) for each, caption in zip(found, _CAPTIONS, strict=True)
+        Panel(each.name, each.image, caption, each.correlation)
+        for each, caption in zip(results, _CAPTIONS, strict=True)
     ]
     draw_digits(panels, out)
-    rows = [{"update": each.name, "correlation": round(each.correlation, 4)} for each in found]
+    rows = [{"update": each.name, "correlation": round(each.correlation, 4)} for each in results]
     return {"picture": str(out), "epsilon": epsilon, "delta": DELTA, "batch": batch, "rows": rows}
 
 

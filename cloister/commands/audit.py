@@ -32,19 +32,19 @@ def audit_privacy(
     """
     from cloister.audit import privacy  # noqa: PLC0415 - loads torch
 
-    found = privacy.audit(site, epsilon, canaries, make_console(json=True))
+    result = privacy.audit(site, epsilon, canaries, make_console(json=True))
     console = make_console(json=as_json)
-    if plot and found.sighting:
+    if plot and result.sighting:
         from cloister.views.plots import draw_audit  # noqa: PLC0415 - loads matplotlib
 
-        draw_audit(found, plot)
+        draw_audit(result, plot)
     if site:
-        privacy.keep(site, found.report)
-    console.print(privacy.table(found.report))
-    console.print(privacy.verdict(found.report), soft_wrap=True)
+        privacy.keep(site, result.report)
+    console.print(privacy.table(result.report))
+    console.print(privacy.verdict(result.report), soft_wrap=True)
     if as_json:
-        typer.echo(json.dumps(found.report))
-    if not found.report["passed"]:
+        typer.echo(json.dumps(result.report))
+    if not result.report["passed"]:
         raise typer.Exit(1)
 
 

@@ -54,11 +54,11 @@ def verify(
     from cloister import accounts  # noqa: PLC0415
     from cloister.views import balance  # noqa: PLC0415
 
-    found = accounts.verify(site, head or ())
+    report = accounts.verify(site, head or ())
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(report))
     else:
-        balance.show_verified(found, make_console(json=False))
+        balance.show_verified(report, make_console(json=False))
 
 
 @ledger.command("adopt", epilog="Example:  cloister ledger adopt north --old-key backup/signing.key")
@@ -76,11 +76,11 @@ def adopt(
     if (old_key is None) != unverified:
         msg = "give the key that signed the ledgers as --old-key, or, if it is lost, use --unverified"
         raise ConfigError(msg)
-    found = accounts.adopt(site, old_key)
+    report = accounts.adopt(site, old_key)
     if as_json:
-        typer.echo(json.dumps({"ledgers": found}))
+        typer.echo(json.dumps({"ledgers": report}))
     else:
-        for each in found:
+        for each in report:
             checked = "verified with the old key" if old_key else "accepted as they were"
             typer.echo(f"✓ {each['ledger']}: {each['entries']} entries {checked}, signed with the new one")
 

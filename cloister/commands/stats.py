@@ -40,16 +40,16 @@ def survey(run: Path | None, folder: Path, console: Console) -> dict[str, Any]:
             raise ConfigError(msg)
         study = prepare_study(folder, run or own, limits=False)
     results = run_here(study, console)
-    found = {site: _newest(path) for site, path in study.federation.paths.items()}
-    if len({path.read_bytes() for path in found.values()}) != 1:
-        msg = f"the hospitals have different figures: {', '.join(map(str, found.values()))}"
+    files = {site: _newest(path) for site, path in study.federation.paths.items()}
+    if len({path.read_bytes() for path in files.values()}) != 1:
+        msg = f"the hospitals have different figures: {', '.join(map(str, files.values()))}"
         raise RunError(msg)
     last = next(event for event in reversed(results.events) if event["event"] == "round" and event["released"])
     return {
         **latest(next(iter(study.federation.paths.values()))),
         "epsilon_spent": last["epsilon"],
         "bytes_up": last["bytes_up"],
-        "files": {site: str(path) for site, path in found.items()},
+        "files": {site: str(path) for site, path in files.items()},
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -70,11 +70,11 @@ def latest(site: Path) -> dict[str, Any]:
 
 
 def _newest(site: Path) -> Path:
-    found = sorted((site / FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not found:
+    files = sorted((site / FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not files:
         msg = f"{site / FOLDER} contains no figures; a run with [statistics] adds them once its sum is opened"
         raise ConfigError(msg)
-    return found[-1]
+    return files[-1]
 
 
 def show(report: dict[str, Any], console: Console) -> None:

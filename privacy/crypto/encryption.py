@@ -159,8 +159,8 @@ def _key(data: bytes) -> DecryptionKey:
 
 def _encrypt(key: bytes, block: NDArray[np.uint64]) -> tuple[bytes, bytes]:
     """Encrypt `(n, 4096)` coefficients; return packed c0 and seeds."""
-    made = [binding().encrypt(_key(key).encryptor, row) for row in block]
-    return b"".join(pack60(c0) for c0, _ in made), b"".join(seed for _, seed in made)
+    encrypted = [binding().encrypt(_key(key).encryptor, row) for row in block]
+    return b"".join(pack60(c0) for c0, _ in encrypted), b"".join(seed for _, seed in encrypted)
 
 
 def _decrypt(key: bytes, chunk: SummedChunk) -> NDArray[np.uint64]:

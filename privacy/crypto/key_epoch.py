@@ -136,8 +136,8 @@ class EpochKeys:
         Raises:
             KeyFileError: if `data` is damaged.
         """
-        data, said = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-        if sha256(data).digest() != said:
+        data, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+        if sha256(data).digest() != digest:
             msg = "the keys of a key epoch are damaged; restore them from the site's backup"
             raise KeyFileError(msg)
         secret = data[8 : 8 + KEY_BYTES]
@@ -209,8 +209,8 @@ def read_letter(data: bytes, leader: str, roster: Roster, site: str, key: Sealin
     except (ValidationError, ValueError) as error:
         msg = f"the letter with the keys of a key epoch for {site} is malformed; run the same version everywhere"
         raise MalformedError(msg) from error
-    said = (letter.consortium, letter.roster, letter.leader, letter.recipient)
-    if said != (roster.consortium, roster.version, leader, site):
+    named = (letter.consortium, letter.roster, letter.leader, letter.recipient)
+    if named != (roster.consortium, roster.version, leader, site):
         msg = (
             f"the letter to {site} is for another consortium, roster, leader or recipient; {site} does not "
             "accept its keys"

@@ -147,21 +147,21 @@ def prove(statement: Statement, numbers: Sequence[int], blinding: int) -> Proof:
 
 
 def _prove(statement: Statement, numbers: Sequence[int], blinding: int, bits: Sequence[int]) -> Proof:
-    said = _Transcript(statement)
+    transcript = _Transcript(statement)
     masks = [_MARGIN + secrets.randbelow(_MASKS - 2 * _MARGIN) for _ in range(ROWS)]
     hiding, first, second, third, fourth = (secrets.randbelow(ORDER) for _ in range(5))
     commitment, hidden = commit(numbers, blinding), _commit_hidden([*masks, *bits], hiding)
 
-    rows = said.rows(statement.numbers, commitment, hidden)
+    rows = transcript.rows(statement.numbers, commitment, hidden)
     masked = tuple(sum(compress(numbers, row)) + mask for row, mask in zip(rows.tolist(), masks, strict=True))
-    relation = _Relation.of(statement, rows, masked, said.scalar(_words(masked)))
+    relation = _Relation.of(statement, rows, masked, transcript.scalar(_words(masked)))
 
     x = [*numbers, *masks, *bits]
     s = [secrets.randbelow(ORDER) for _ in x]
     starts = commit(s[: len(numbers)], first), _commit_hidden(s[len(numbers) :], second)
     t1, t0 = relation.along(x, s)
     line = _commit_value(t1, third), _commit_value(t0, fourth)
-    e = said.scalar(*starts, *line)
+    e = transcript.scalar(*starts, *line)
     z = tuple((e * known + start) % ORDER for known, start in zip(x, s, strict=True))
     blindings = (e * blinding + first) % ORDER, (e * hiding + second) % ORDER, (e * third + fourth) % ORDER
     return Proof(commitment, hidden, masked, starts, line, z, blindings)
@@ -180,10 +180,10 @@ def all_hold(proofs: Iterable[tuple[Statement, Proof]]) -> bool:
 
 def _equations(statement: Statement, proof: Proof) -> tuple[Terms, Terms, Terms]:
     """Return three linear combinations of points that all equal the identity if the proof holds."""
-    said = _Transcript(statement)
-    rows = said.rows(statement.numbers, proof.commitment, proof.hidden)
-    relation = _Relation.of(statement, rows, proof.masked, said.scalar(_words(proof.masked)))
-    e = said.scalar(*proof.starts, *proof.line)
+    transcript = _Transcript(statement)
+    rows = transcript.rows(statement.numbers, proof.commitment, proof.hidden)
+    relation = _Relation.of(statement, rows, proof.masked, transcript.scalar(_words(proof.masked)))
+    e = transcript.scalar(*proof.starts, *proof.line)
     z, (first, second, third) = proof.answers, proof.blindings
     numbers = zip(z[: statement.numbers], generators("number", statement.numbers), strict=True)
     others = zip(z[statement.numbers :], generators("hidden", ROWS + statement.bits), strict=True)

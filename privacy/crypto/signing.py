@@ -100,15 +100,15 @@ class SignedDocument:
             msg = f"this is not a signed Cloister {kind}; ask the coordinator for the original file"
             raise MalformedError(msg)
         try:
-            said, signature = words[1].decode("ascii"), bytes.fromhex(words[2].decode("ascii"))
+            signed_kind, signature = words[1].decode("ascii"), bytes.fromhex(words[2].decode("ascii"))
         except ValueError as error:
             msg = f"the first line of this {kind} is damaged; ask the coordinator for the original file"
             raise MalformedError(msg) from error
         if signature.hex().encode() != words[2]:  # capitals or spaces: a document has only one form
             msg = f"the first line of this {kind} was rewritten; ask the coordinator for the original file"
             raise MalformedError(msg)
-        if said != kind:
-            msg = f"this is a signed {said[:40]!a}; a {kind} is needed here"
+        if signed_kind != kind:
+            msg = f"this is a signed {signed_kind[:40]!a}; a {kind} is needed here"
             raise MalformedError(msg)
         verify(key, kind, payload, signature)
         return cls(kind, payload, signature)

@@ -187,8 +187,8 @@ def claimed_site(header: bytes, plan: RoundPlan) -> str:
     Raises:
         MalformedError: if it names no member of the cohort.
     """
-    found = _SITE.search(header)
-    if found and (site := found[1].decode()) in plan.members:
+    match = _SITE.search(header)
+    if match and (site := match[1].decode()) in plan.members:
         return site
     msg = "a contribution names a site outside the cohort; the sum was not opened"
     raise MalformedError(msg)

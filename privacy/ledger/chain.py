@@ -140,8 +140,8 @@ class Chain:
                 msg = f"{self.path}: this ledger has no entry signed with a key other than {self.site}'s present one"
                 raise LedgerError(msg)
             file.truncate(len(entries.data))
-            told = before.public_bytes_raw().hex() if before else ""
-            self.append(file, write_adopted(entries, self.whose, self.signing_key, told, now()))
+            key = before.public_bytes_raw().hex() if before else ""
+            self.append(file, write_adopted(entries, self.whose, self.signing_key, key, now()))
 
     @contextmanager
     def opened(self) -> Iterator[tuple[BinaryIO, Entries]]:

@@ -87,7 +87,7 @@ class Ledger(Chain):
             head = self.append(file, write_charge(entries, self.whose, self.signing_key, release, mechanism, now()))
         return Charge(release, mechanism, head)
 
-    def leaves(self, release: Release, made: str) -> None:
+    def leaves(self, release: Release, update: str) -> None:
         """Record that the result of a release, with digest `made`, is about to leave. Repeating this has no effect.
 
         Raises:
@@ -103,8 +103,8 @@ class Ledger(Chain):
                 raise LedgerError(msg)
             before = entries.left.get(release)
             if not before:
-                self.append(file, write_left(entries, self.whose, self.signing_key, release, made, now()))
-            elif before != made:
+                self.append(file, write_left(entries, self.whose, self.signing_key, release, update, now()))
+            elif before != update:
                 msg = (
                     f"{self.site} has already made another update for round {release.round}; it does not send a "
                     "second one"

@@ -132,7 +132,7 @@ def test_another_plan_for_the_same_attempt_is_refused(federation: Federation, ch
     if "deadline" in change:
         change = {"deadline": plan.deadline - 1}
     answer = train(federation, replace(plan, **change))  # type: ignore[arg-type]
-    assert "round 1 twice, with different plans" in str(answer.error.reason)
+    assert "twice for round 1, with different plans" in str(answer.error.reason)
     assert charges_of(federation, SITE) == 1
     assert update_of(train(federation, plan)) == first
 

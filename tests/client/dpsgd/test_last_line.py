@@ -233,7 +233,7 @@ def test_a_round_in_which_records_interact_sends_nothing_and_the_task_stays_refu
     charged = charges_of(federation, name)
     assert not list((folder / "outbox").glob("*"))
     for site in (open_site(folder), restart(federation, name)):
-        with pytest.raises(TaskError, match="and its code is the same: what a record adds") as caught:
+        with pytest.raises(TaskError, match="and its code is the same: a record's contribution") as caught:
             get_ready(admit(site, document), node)
         assert "the reason is in the site's own log" in caught.value.public
     assert charges_of(federation, name) == charged

@@ -112,7 +112,7 @@ def test_a_bug_at_the_first_process_ends_both(tmp_path: Path) -> None:
         (code, said), (workers_code, workers_said) = map(ended, both)
     assert (code, workers_code) == (1, 1)
     assert said.endswith("ValueError: a bug of the task's\n")
-    assert "process 1 of 2 has lost another one" in workers_said
+    assert "process 1 of 2 lost another process" in workers_said
     assert json.loads((tmp_path / "0.json").read_text(encoding="utf-8"))["lost"]
 
 
@@ -120,7 +120,7 @@ def test_a_worker_ends_when_the_first_process_dies(tmp_path: Path) -> None:
     with members("first dies", tmp_path) as both:
         (code, _), (workers_code, said) = map(ended, both)
     assert (code, workers_code) == (MISHAP, 1), said
-    assert "process 1 of 2 has lost another one" in said
+    assert "process 1 of 2 lost another process" in said
 
 
 def test_processes_with_other_records_refuse_to_train(tmp_path: Path) -> None:

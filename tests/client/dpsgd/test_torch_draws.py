@@ -181,4 +181,4 @@ def test_a_task_that_sets_torchs_seed_is_refused_with_the_reason() -> None:
             torch.manual_seed(5)
             return super().loss(outputs, targets)
 
-    assert complaint(Setting()).startswith("its loss sets torch's seed, by which dropout repeats its masks; leave")
+    assert complaint(Setting()).startswith("its loss sets torch's seed, so dropout repeats its masks; leave")
