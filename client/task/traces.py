@@ -15,6 +15,7 @@ import gc
 import io
 import sys
 import types
+import warnings
 import zlib
 from collections import deque
 from contextvars import ContextVar
@@ -62,7 +63,8 @@ def check_traces(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
         except TaskError:
             if batch is inputs:
                 raise
-        found.append(list(_Walk(probe).all()))
+        with warnings.catch_warnings(action="ignore"):  # of attributes and of pickling that libraries give up
+            found.append(list(_Walk(probe).all()))
     for parameter in probe.module.parameters():
         parameter.grad = None
     for one, other_one in zip_longest(found[0], found[-1]):
