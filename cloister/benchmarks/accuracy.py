@@ -40,7 +40,7 @@ _CODECS: dict[str, tuple[Profile, bool] | None] = {
     "precise": ("precise", True),
     "compact": ("compact", True),
     "dense": ("dense", True),
-    "dense, without error feedback": ("dense", False),
+    "dense, no error feedback": ("dense", False),
 }
 
 

@@ -116,12 +116,12 @@ def table(report: dict[str, Any]) -> str:
     if held(report):
         lines += [
             f"✓ every site refused all {tries:,} attacks, and none of {rounds:,} honest rounds",
-            f"✓ each of {lies:,} false messages was blamed on the member that sent it, and on no other",
+            f"✓ each of {lies:,} false messages was blamed on its sender, and on no other member",
         ]
     else:
         lines += [
             f"✗ {tries - refused:,} of {tries:,} attacks succeeded, and {alarms:,} honest rounds were refused",
-            f"✗ {lies - blamed:,} of {lies:,} false messages were not blamed on their sender, {others:,} on others",
+            f"✗ {lies - blamed:,} of {lies:,} false messages were not blamed on their sender; {others:,} on others",
         ]
     return "\n".join(lines)
 

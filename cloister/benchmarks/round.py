@@ -203,7 +203,7 @@ def _summarise(runs: list[Results], sites: tuple[str, ...], parameters: int) -> 
                 )
                 raise RunError(msg)
         if set(results.digests) != set(sites) or len(set(results.digests.values())) != 1:
-            msg = f"the sites ended with different models: {results.digests}"
+            msg = f"the sites do not all have the same model: {results.digests}"
             raise RunError(msg)
         measured += events[WARM_UP:]
     milliseconds = [1000 * event["seconds"] for event in measured]

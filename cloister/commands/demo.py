@@ -64,7 +64,7 @@ def _summarise(federation: Federation, settings: RunSettings, terms: SiteTerms, 
     from simulations.engine.baselines import accuracy_alone, accuracy_pooled, accuracy_together  # noqa: PLC0415
 
     if set(results.digests) != set(federation.sites) or len(set(results.digests.values())) != 1:
-        msg = f"the hospitals have different models: {results.digests}; the logs are in {federation.folder}"
+        msg = f"the hospitals do not all have the same model: {results.digests}; the logs are in {federation.folder}"
         raise RunError(msg)
     if leaked := find_secrets(federation.server, site_secrets(federation)):
         msg = f"the server's folder contains data that only sites may have: {leaked}; please report this"

@@ -66,7 +66,7 @@ def test_the_table_has_every_attack_and_a_sentence_in_80_columns(report: dict[st
     assert all(any(line.startswith(name) for line in lines) for name in (*ATTACKS, *LIARS))
     assert lines[-2:] == [
         f"✓ every site refused all {len(ATTACKS)} attacks, and none of 5 honest rounds",
-        f"✓ each of {len(LIARS)} false messages was blamed on the member that sent it, and on no other",
+        f"✓ each of {len(LIARS)} false messages was blamed on its sender, and on no other member",
     ]
 
 
@@ -86,7 +86,7 @@ def test_without_code_and_tag_false_updates_pass_are_counted_and_the_command_fai
     assert found["rows"][0]["attack"] == LEFT_OUT
     assert found["rows"][0]["refused"] < found["rows"][0]["tries"] == 4
     assert found["false_alarms"] == 0
-    assert "passed" in adversary.table(found)
+    assert "succeeded" in adversary.table(found)
 
 
 def test_a_try_is_refused_only_if_all_sites_refuse_and_none_of_them_by_a_crash(

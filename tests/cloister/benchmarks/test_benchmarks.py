@@ -145,7 +145,7 @@ def test_packing_into_few_bits_costs_no_accuracy() -> None:
     assert rows["float32"]["accuracy_mean"] > 0.9
     assert all(abs(row["points_lost"]) <= 0.3 for row in rows.values())
     assert rows["precise"]["model_error"] < rows["compact"]["model_error"] < rows["dense"]["model_error"]
-    assert 2 * rows["dense"]["model_error"] < rows["dense, without error feedback"]["model_error"]
+    assert 2 * rows["dense"]["model_error"] < rows["dense, no error feedback"]["model_error"]
     assert max(map(len, accuracy.table(report).splitlines())) <= 80
 
 
@@ -175,5 +175,5 @@ def test_the_price_of_proofs_is_that_of_real_ones() -> None:
     assert 32 * (6 + 128 + 128 + 40 + 3) + 15 * 128 < report["proof_bytes"] < 16_000
     told = {"parameters": 300, "sites": 3, "median_ms": 20.0, "plain_median_ms": 10.0, "ratio": 2.0}
     said = norm.table(report | told | {"refused_though_short": 8e-10, "caught_from": 2.3})
-    assert "2.3 times too long passes" in said
+    assert "2.3 times the limit passes" in said
     assert max(map(len, said.splitlines())) <= 80
