@@ -40,16 +40,17 @@ def federation_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 _PROVED = set[object]()
+_TRYING = ("client/data/", "client/dpsgd/", "client/gradients/", "client/task/", "test_holes", "test_refusals")
 
 
 @pytest.fixture(autouse=True)
 def prove_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let sites try a task once per process on the same records: most tests open sites anew, with the same records.
 
-    The tests of these trials themselves, in tests/client, always try.
+    The tests of these trials themselves always try.
     """
     training = sys.modules.get("client.work.training")
-    if training is None or "tests/client/" in request.node.nodeid:
+    if training is None or any(name in request.node.nodeid for name in _TRYING):
         return
     prove = training.prove
 
