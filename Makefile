@@ -30,7 +30,7 @@ demo: setup  ## a server and three hospitals on this machine, training together
 test: setup  ## all tests but those that run for minutes (those: make soak)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
-soak: setup  ## the tests that run for minutes, an hour in all
+soak: setup  ## the tests that run for minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak $(ARGS)
 
 check: setup  ## format, lint and types, exactly as CI checks them
