@@ -31,7 +31,7 @@ from strategies.judging import Court
 from strategies.masking import Masking, next_attempt
 from strategies.membership import UNOPENED, Membership
 from strategies.metrics import averaged
-from strategies.rounds import OpenRound, first_attempt
+from strategies.open_round import OpenRound, first_attempt
 from strategies.selection import Selection
 from strategies.voting import Decision, Voting
 from transport.flower import FAILED, REFUSED

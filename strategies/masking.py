@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from privacy.crypto.summation import EncryptedSum, RunningSum
     from privacy.run.plan import RoundPlan
     from strategies.membership import Membership
-    from strategies.rounds import OpenRound
+    from strategies.open_round import OpenRound
     from strategies.selection import Selection
     from transport.messages import Agreed, MessageKind
 

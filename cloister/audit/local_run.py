@@ -23,7 +23,7 @@ from privacy.noise.randomness import Randomness
 from privacy.run.plan import RoundPlan
 from server.settings import read_consortium, read_run
 from simulations.engine.federation import Federation, SiteTerms
-from simulations.engine.rounds import rounds
+from simulations.engine.keyless_rounds import rounds
 from strategies.advance import advance
 from strategies.algorithm import Run
 

@@ -23,7 +23,7 @@ from privacy.codec.packing import Packing, Profile
 from privacy.noise.randomness import Randomness
 from server.settings import read_consortium, read_run
 from simulations.engine.baselines import accuracy, studies_of, together
-from simulations.engine.rounds import PackedMeans, Sites, rounds
+from simulations.engine.keyless_rounds import PackedMeans, Sites, rounds
 from simulations.tasks.reference_study import prepare_study
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 Handwritten digits are divided among eight sites by Dirichlet(0.1): most sites have two or three digits. Each row
 averages runs over the same seeds, without noise or at ε = 8 with local noise. A seed fixes the partition and each
 site's held-out fifth; the accuracy is the last model's, on all held-out records. Every round runs the code of sites
-except encryption, which changes no bit of a sum (`simulations.engine.rounds`).
+except encryption, which changes no bit of a sum (`simulations.engine.keyless_rounds`).
 
 Without noise, a site takes many steps per round, so that it drifts; with noise, few, because each step adds noise. In
 FedNova, two of the sites take a quarter of the steps, or half. Learning rates and parameters were chosen on other
@@ -27,8 +27,8 @@ from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Train
 from server.settings import read_consortium, read_run
 from simulations.engine.baselines import accuracy, studies_of, together
 from simulations.engine.federation import Federation, SiteTerms
-from simulations.engine.rounds import PackedMeans, Sites
-from simulations.engine.rounds import rounds as rounds_of
+from simulations.engine.keyless_rounds import PackedMeans, Sites
+from simulations.engine.keyless_rounds import rounds as rounds_of
 from simulations.tasks.digits import digits, write_digits
 from simulations.tasks.partition import dirichlet
 

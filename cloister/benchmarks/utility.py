@@ -24,7 +24,7 @@ from privacy.codec.update import Model
 from server.settings import read_consortium, read_run
 from simulations.engine.baselines import accuracy, studies_of, together
 from simulations.engine.federation import Federation, SiteTerms
-from simulations.engine.rounds import PackedMeans, Sites, rounds
+from simulations.engine.keyless_rounds import PackedMeans, Sites, rounds
 from simulations.tasks.partition import dirichlet
 from strategies.averaging import include, is_averaged
 

@@ -99,7 +99,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     width, rank = 100 / report["bins"], 100 * max(column["rank_error"] for column in report["columns"].values())
     line(f"✓ {report['count']:.0f} ± {report['count_error']:.0f} records at {len(report['sites'])} sites")
     line(_privacy(report))
-    line("  ±         standard error of the noise in the mean; that of the sd is in the file")
+    line("  ±         standard error of the noise in the mean; for the sd, see the file")
     line(f"  quantiles accurate to {1.5 * width:.2g} % of the range, and ± {rank:.0f} % in rank")
     line(f"  file      {next(iter(report['files'].values()))}")
 

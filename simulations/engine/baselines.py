@@ -11,7 +11,7 @@ import torch
 
 from client.flower import open_site
 from privacy.noise.randomness import Randomness
-from simulations.engine.rounds import Sites, rounds
+from simulations.engine.keyless_rounds import Sites, rounds
 
 if TYPE_CHECKING:
     from client.task.task import Records

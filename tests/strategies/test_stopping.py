@@ -10,7 +10,7 @@ import pytest
 
 from client.work.training import Study
 from privacy.errors import RunError
-from strategies.rounds import OpenRound
+from strategies.open_round import OpenRound
 from tests import studies
 from tests.federations import (
     NOISY,

@@ -11,7 +11,7 @@ from privacy.codec.packing import Packing
 from privacy.codec.update import Layout, Model, Update
 from privacy.noise.randomness import Randomness
 from simulations.engine.baselines import studies_of
-from simulations.engine.rounds import PackedMeans, Sites, rounds
+from simulations.engine.keyless_rounds import PackedMeans, Sites, rounds
 from tests.federations import FederationMaker, signed_run
 
 START = Model(np.zeros(2, np.float32), Layout((("weight", (2,)),)))
