@@ -139,9 +139,7 @@ def prove(statement: Statement, numbers: Sequence[int], blinding: int) -> Proof:
     """
     left = statement.limit - sum(number * number for number in numbers)
     if left < 0:
-        msg = (
-            f"{statement.site} has not proved that its update is within the run's update_norm: its proof does not hold"
-        )
+        msg = f"the norm of {statement.site}'s update exceeds the run's update_norm, so it cannot be proved"
         raise ProtocolError(msg)
     return _prove(statement, numbers, blinding, [left >> place & 1 for place in range(statement.bits)])
 

@@ -173,7 +173,7 @@ def test_a_revealed_seed_opens_for_its_own_site_and_plan_only() -> None:
         (b"", secret, PLAN, "north", commitment(b"")),
         (seal_seed(b"y" * 32, secret, PLAN, "north"), secret, PLAN, "north", commitment(seed)),
     ):
-        with pytest.raises(AuthenticityError, match="committed"):
+        with pytest.raises(AuthenticityError, match="does not match its commitment"):
             open_seed(*wrong)
 
 
