@@ -88,7 +88,7 @@ def read_plan(data: bytes) -> RoundPlan:
 
 
 def check_under_way(plan: RoundPlan, seconds: float, site: str) -> None:
-    """Check that a plan's round can still be under way, as a site does before it shows seeds.
+    """Check that a plan's round can still be under way, as a site does before it reveals seeds.
 
     A site restored from an old backup has forgotten which contributors it agreed on, and would sign others.
 
@@ -101,7 +101,7 @@ def check_under_way(plan: RoundPlan, seconds: float, site: str) -> None:
         ProtocolError: if it is over.
     """
     if time.time() > plan.deadline + _MESSAGES * seconds + tolerance(seconds):
-        msg = f"the plan of round {plan.round} is long over (or the clocks disagree); {site} shows no seed for it"
+        msg = f"the plan of round {plan.round} is long over (or the clocks disagree); {site} reveals no seed for it"
         raise ProtocolError(msg)
 
 

@@ -47,7 +47,7 @@ _SUM = {
 _SET = {
     "manifest": "text round/manifest", "roster": "text round/roster", "plan": "text round/plan",
     "shown": "base64 round/shown", "site": "text =south", "own": "text round/sites/south/header",
-    "minimum": "text =3", "once": "text =", "agreed": "text =",
+    "minimum": "text =3", "once": "text =", "agreed": "text =", "now": "text =1800000000",
 }  # fmt: skip
 KINDS: dict[str, dict[str, str]] = {
     "sum": _SUM,
@@ -279,6 +279,7 @@ def _sets() -> Iterator[Bad]:
             ("another update of this site's", {"own": resigned(south, {"nonce": OTHER}).header}, P),
             ("without this site", {"site": b"north", "own": b"{}"}, P),
             ("fewer than keep the promise", {"minimum": b"4"}, P),
+            ("a plan that is long over", {"now": b"1900000000"}, P),
         ):
             yield Bad(kind, name, parts, error)
         yield from _repetitions(kind, good)

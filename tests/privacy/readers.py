@@ -44,7 +44,7 @@ from privacy.ledger.ledger import Ledger
 from privacy.noise.noise_shares import share_of
 from privacy.run.clocks import check_clock, tolerance
 from privacy.run.manifest import open_manifest
-from privacy.run.plan import check_plan, read_plan
+from privacy.run.plan import check_plan, check_under_way, read_plan
 from privacy.run.roster import open_roster
 from privacy.run.votes import Question, check_rejected
 from tests.privacy.consortium import SECRET, sealing_key, signing_key
@@ -172,6 +172,8 @@ def contributors(parts: Parts) -> None:
         tuple(run_messages._split(parts["shown"])),
         parts["site"].decode(),
     )
+    with at(parts["now"]):
+        check_under_way(asked_for, opened.settings.cohort.round_deadline_seconds, site)
     verified = check_contributions(shown, asked_for, opened, _roster(parts))
     signed = {name: each.header for name, each in zip(verified, shown, strict=True)}
     check_set(asked_for, signed, (site, parts["own"]), int(parts["minimum"]))

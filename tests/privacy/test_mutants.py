@@ -56,7 +56,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "_of_norm",
         by=["manifest"],
     ),
-    "privacy.run.plan": {"read_plan": ["plan"], "check_plan": ["asked"]},
+    "privacy.run.plan": {"read_plan": ["plan"], "check_plan": ["asked"], "check_under_way": ["set", "reveal"]},
     "privacy.codec.header": {"verify_header": ["header"], "_read": ["header"]},
     "privacy.codec.envelope": {"verify_update": _UPDATES},
     "privacy.crypto.summation": {

@@ -163,6 +163,7 @@ def _contributors(parts: Parts) -> None:
     plan, site = signed.read_plan(parts["plan"]), parts["site"].decode()
     shown = rounds.split(parts["shown"])
     settings, members = manifest(parts["manifest"]), roster(parts["roster"])
+    signed.check_under_way(plan, settings, float(parts["now"]))
     named = zip(rounds.contributors(shown, plan, settings, members), shown, strict=True)
     headers = {name: each.header for name, each in named}
     need(headers.get(site) == parts["own"], PROTOCOL, "not what was sent")

@@ -365,6 +365,12 @@ def check_asked(plan: Table, manifest: Table, site: str, now: float) -> None:
     need(now <= plan["deadline"] <= now + seconds + clocks_differ(seconds), PROTOCOL, "deadline")
 
 
+def check_under_way(plan: Table, manifest: Table, now: float) -> None:
+    """Check that a plan's round may still be under way, before seeds are revealed."""
+    seconds = manifest["settings"]["cohort"]["round_deadline_seconds"]
+    need(now <= plan["deadline"] + 6 * seconds + clocks_differ(seconds), PROTOCOL, "long over")
+
+
 def clocks_differ(seconds: float) -> float:
     """Return by how much clocks may differ in a run whose rounds take this many seconds."""
     return min(300.0, seconds / 2)

@@ -359,7 +359,7 @@ def test_a_site_restored_from_an_old_backup_shows_no_seed_for_a_plan_that_is_lon
     restart(federation, "north")
     clock, over = time.time, 6 * 60.0 + 30.0  # messages of a round, and by how much clocks may differ
     monkeypatch.setattr("privacy.run.plan.time", SimpleNamespace(time=lambda: clock() + 60 + over))
-    with pytest.raises(ProtocolError, match=r"round 1 is long over .*; north shows no seed for it"):
+    with pytest.raises(ProtocolError, match=r"round 1 is long over .*; north reveals no seed for it"):
         sign(federation, "north", plan, headers(second))
     with pytest.raises(ProtocolError, match="long over"):
         ask(federation, "north", plan, first, agreed)
