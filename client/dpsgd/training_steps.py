@@ -14,8 +14,8 @@ every sample and all noise from the round's one random stream. If each process s
 would need a fresh stream for the guarantee to hold, and nobody could repeat the round to check it. Each process sums
 the clipped gradients of its own records in the sample; the first adds the noise; Opacus sums, and all take that step.
 
-`client.gradients` computes a batch's clipped sum. The run's optimizer takes steps with the noisy gradients alone, at the
-learning rates of the run's schedule: that is post-processing, and costs no ε.
+`client.gradients` computes a batch's clipped sum. The run's optimizer takes steps with the noisy gradients alone, at
+the learning rates of the run's schedule: that is post-processing, and costs no ε.
 """
 
 from __future__ import annotations

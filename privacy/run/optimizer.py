@@ -73,18 +73,21 @@ class AdamW:
     weight_decay: Amount = 0.01  # each step shrinks the weights by this times the learning rate
 
 
-def steps_of(epochs: float, sample_rate: float) -> int:
-    """Return the number of steps, at least one, in which each record is used so often on average."""
-    return max(1, round(epochs / sample_rate))
+def steps_of(steps: int | None, epochs: float | None, sample_rate: float) -> int:
+    """Return the number of steps: as given, or at least one in which each record is used so often on average."""
+    return max(1, round((epochs or 0.0) / sample_rate)) if steps is None else steps
 
 
-def check_epochs(epochs: float, sample_rate: float) -> None:
-    """Check that epochs are not too many steps.
+def check_steps(steps: int | None, epochs: float | None, sample_rate: float) -> None:
+    """Check that steps or epochs are given, and that epochs are not too many steps.
 
     Raises:
-        ValueError: if they are.
+        ValueError: says what to change.
     """
-    if epochs / sample_rate > _MOST_STEPS:
+    if (steps is None) == (epochs is None):
+        msg = "set either steps_per_round or epochs_per_round"
+        raise ValueError(msg)
+    if epochs is not None and epochs / sample_rate > _MOST_STEPS:
         msg = (
             f"{epochs:g} epochs at a sample_rate of {sample_rate:g} are more than {_MOST_STEPS:,} steps a round; set "
             "fewer epochs_per_round, or a larger sample_rate"

@@ -19,7 +19,7 @@ from privacy.codec.packing import Packing, Profile
 from privacy.config import STRICT
 from privacy.errors import ConfigError
 from privacy.ledger.entries import Purpose
-from privacy.run.optimizer import Constant, Optimizer, Schedule, Sgd, check_epochs, steps_of
+from privacy.run.optimizer import Constant, Optimizer, Schedule, Sgd, check_steps, steps_of
 from privacy.run.strategy import FEDAVG, Strategy
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -63,7 +63,9 @@ class Training:
     sample_rate: Annotated[float, Field(gt=0, le=1)]  # Poisson: the probability of each record to be in a step
     learning_rate: Positive  # the highest, if a schedule changes it
     steps_per_round: Annotated[int, Field(ge=0)] | None = None  # optimiser steps; 0 measures the protocol alone
-    epochs_per_round: Positive | None = None  # instead: how often a round uses each record, on average
+    epochs_per_round: Annotated[float, Field(gt=0)] | None = (
+        None  # instead: how often a round uses each record, on average
+    )
     optimizer: Optimizer = field(default_factory=Sgd)  # it starts anew each round
     schedule: Schedule = field(default_factory=Constant)  # of the learning rate, over all steps of the run
     averaging: Annotated[float, Field(ge=0, le=1)] = 0.0  # fraction of rounds, at the end, to average into the result
@@ -74,18 +76,12 @@ class Training:
 
     def __post_init__(self) -> None:
         """Check that the number of steps is given once, and is not too large."""
-        if (self.steps_per_round is None) == (self.epochs_per_round is None):
-            msg = "set either steps_per_round or epochs_per_round"
-            raise ValueError(msg)
-        if self.epochs_per_round is not None:
-            check_epochs(self.epochs_per_round, self.sample_rate)
+        check_steps(self.steps_per_round, self.epochs_per_round, self.sample_rate)
 
     @property
     def steps(self) -> int:
         """The number of steps per round, as given or as the epochs say."""
-        if self.steps_per_round is not None:
-            return self.steps_per_round
-        return steps_of(self.epochs_per_round or 0.0, self.sample_rate)
+        return steps_of(self.steps_per_round, self.epochs_per_round, self.sample_rate)
 
     @property
     def plain(self) -> bool:
