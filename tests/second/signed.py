@@ -331,7 +331,7 @@ def _profile(settings: Table) -> str:
     return settings["encryption"]["profile"] or "compact" if settings["training"] else "precise"
 
 
-def _steps(training: Table | None) -> int | None:
+def steps_of(training: Table | None) -> int | None:
     """Return the number of steps per round; none if it is given twice or not at all, or is too large."""
     if training is None:
         return 0
@@ -351,7 +351,7 @@ def _contradictions(settings: Table) -> list[str]:
     masked, asked = encryption["collusion_resistant"], evaluation or {"metrics": ["some"], "loss_bound": None}
     measured = [encryption["update_bound"], privacy["max_grad_norm"]]
     steps, plain = (
-        _steps(training),
+        steps_of(training),
         training
         and (
             training["optimizer"] == {"name": "sgd", **_SGD}
