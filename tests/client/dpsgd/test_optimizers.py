@@ -15,13 +15,13 @@ from torch.nn.utils import parameters_to_vector
 from client.dpsgd.training_steps import train
 from client.flower import app as client_app
 from client.flower import open_site
-from privacy.errors import ConfigError
+from privacy.errors import ConfigError, RefusedError
 from privacy.noise.randomness import Randomness
 from privacy.run.manifest import Manifest
 from privacy.run.optimizer import Adam, AdamW, Constant, Cosine, Linear, Optimizer, Schedule, Sgd, Step
 from privacy.run.settings import Encryption, Privacy
 from strategies.algorithm import NEEDS_PLAIN, Run
-from strategies.registry import completed
+from strategies.registry import algorithm_of, completed
 from tests.client.specimens import RECORDS, Scores, computing, made, manifest
 from tests.federations import SETTINGS, SITES, FederationMaker, run_with, signed_run
 
@@ -165,7 +165,9 @@ def test_a_site_that_restarts_before_each_round_continues_the_schedule(make_fede
 
 @pytest.mark.parametrize("name", ["scaffold", "fednova", "feddyn"])
 @pytest.mark.parametrize("change", [{"optimizer": Adam()}, {"schedule": Cosine()}, {"optimizer": Sgd(momentum=0.1)}])
-def test_algorithms_that_count_on_plain_steps_refuse_others_when_signing(name: str, change: dict[str, Any]) -> None:
+def test_algorithms_that_count_on_plain_steps_refuse_others_at_the_coordinator_and_at_sites(
+    name: str, change: dict[str, Any]
+) -> None:
     training = SETTINGS.training
     assert training is not None
     settings = replace(SETTINGS, training=replace(training, **change), strategy={"name": name})
@@ -173,5 +175,8 @@ def test_algorithms_that_count_on_plain_steps_refuse_others_when_signing(name: s
     with pytest.raises(ConfigError, match="remove optimizer and schedule from") as caught:
         completed(settings)
     assert str(caught.value) == f"{name}: {NEEDS_PLAIN}"
+    strategy = completed(replace(settings, training=training)).strategy  # a coordinator may sign anything
+    with pytest.raises(RefusedError, match=r"north cannot take part: .* remove optimizer and schedule from"):
+        algorithm_of(replace(asked(), settings=replace(settings, strategy=strategy)), "north")
     for other in ("fedavg", "fedprox", "fedadam"):
         assert completed(replace(settings, strategy={"name": other})).strategy["name"] == other

@@ -126,6 +126,8 @@ def test_they_are_named_alone_or_in_tables(lines: str, optimizer: Optimizer, sch
         ('[training.schedule]\nname = "linear"\nwarmup = 0.1', "warmup = 0.1\n^ unknown key; did you mean `warm_up`?"),
         ("optimiser = 3", "optimiser = 3\n^ unknown key; did you mean `optimizer`?"),
         ('[training.optimizer]\nname = "sgd"\nmomentum = 1.0', "momentum = 1.0\n^ must be less than 1"),
+        ('[training.optimizer]\nname = "sgd"\nmomentum = nan', "momentum = nan\n^ must be"),
+        ('[training.schedule]\nname = "linear"\nwarm_up = nan', "warm_up = nan\n^ must be"),
         ('[training.optimizer]\nname = "adam"\nepsilon = 0', "epsilon = 0\n^ must be greater than 0"),
         ('[training.optimizer]\nname = "sgd"\nnesterov = true', "set momentum above 0, or remove nesterov"),
         ('[training.schedule]\nname = "step"\nevery = 0', "every = 0\n^ must be greater than or equal to 1"),
