@@ -17,7 +17,7 @@ import tomllib
 from codecs import BOM_UTF8
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -25,6 +25,8 @@ from privacy.errors import ConfigError
 from privacy.storage import read_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
@@ -116,11 +118,10 @@ def _read(path: Path) -> str:
 
 def _explain(path: Path, text: str, error: ErrorDetails, into: type) -> str:
     """Return a message for a pydantic error that points at its line."""
-    keys = [str(part) for part in error["loc"] if isinstance(part, str)]
+    keys, known = _resolve(into, [part for part in error["loc"] if isinstance(part, str)])
     kind, message = error["type"], error["msg"].removeprefix("Value error, ")
     if kind in _UNKNOWN:
-        near = get_close_matches(keys[-1], _fields(into, keys[:-1]), n=1)
-        message = "unknown key" + (f"; did you mean `{near[0]}`?" if near else "; remove it")
+        message = f"unknown key; {did_you_mean(keys[-1], known) or 'remove it'}"
     elif kind in {"missing", "missing_argument"}:
         table = f" in [{'.'.join(keys[:-1])}]" if keys[:-1] else ""
         return f"{path}: the key `{keys[-1]}` is missing{table}; add it"
@@ -134,11 +135,28 @@ def _explain(path: Path, text: str, error: ErrorDetails, into: type) -> str:
     return _point(path, text, line, column, len(keys[-1]) if keys else 1, message)
 
 
-def _fields(into: Any, table: list[str]) -> list[str]:  # noqa: ANN401 - walks type hints
-    """Return the names of the settings in the table at this path."""
-    for name in table:
-        into = get_type_hints(into).get(name) if dataclasses.is_dataclass(into) else None
-    return [field.name for field in dataclasses.fields(into)] if dataclasses.is_dataclass(into) else []
+def did_you_mean(given: str, known: Iterable[str]) -> str | None:
+    """Return a question that names the known name nearest to a given one, or None if none is near."""
+    near = get_close_matches(given, list(known), n=1)
+    return f"did you mean `{near[0]}`?" if near else None
+
+
+def _resolve(into: Any, path: list[str]) -> tuple[list[str], list[str]]:  # noqa: ANN401 - walks type hints
+    """Return the keys of pydantic's path to a setting, and all keys of the table that holds the last.
+
+    Where a table's `name` chooses its class, the path also has that name, which is no key.
+    """
+    keys, known = list[str](), list[str]()
+    for part in path:
+        classes = [each for each in get_args(into) or (into,) if dataclasses.is_dataclass(each)]
+        chosen = [each for each in classes if getattr(each, "name", None) == part]
+        if len(classes) > 1 and chosen:
+            into = chosen[0]
+            continue
+        keys.append(part)
+        known = [field.name for each in classes for field in dataclasses.fields(each)]
+        into = get_type_hints(classes[0]).get(part) if classes else None
+    return keys, known
 
 
 def _locate(text: str, keys: list[str]) -> tuple[int, int]:

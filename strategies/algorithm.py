@@ -44,20 +44,33 @@ class Run:
     """What the signed manifest fixes for a whole run."""
 
     steps: int  # most optimiser steps of a site in a round
-    learning_rate: float  # of the optimiser
+    learning_rate: float  # of the optimiser; the highest, if a schedule changes it
     weights: Mapping[str, float]  # of every site in the run
+    plain: bool = True  # whether every step is the learning rate times the gradient, and nothing else
 
     @classmethod
     def of(cls, settings: RunSettings) -> Self:
         """Return what a run's settings fix; zero steps if the run does not train."""
         weights = {site: settings.weight(site) for site in settings.cohort.sizes}
         training = settings.training
-        return cls(training.steps_per_round, training.learning_rate, weights) if training else cls(0, 1.0, weights)
+        if training is None:
+            return cls(0, 1.0, weights)
+        return cls(training.steps, training.learning_rate, weights, training.plain)
+
+
+NEEDS_PLAIN = (
+    "it counts on plain steps of one learning rate; remove optimizer and schedule from [training], or use another "
+    "strategy"
+)
+"""What `check` returns for a run that is not plain, if the algorithm needs one."""
 
 
 @dataclass(frozen=True, eq=False)
 class LocalSolver:
-    """Local training: each step adds `proximal · (w − w₀) + offset` to the gradient, after clipping and noise."""
+    """Local training: each step adds `proximal · (w − w₀) + offset` to the gradient, after clipping and noise.
+
+    The run's optimizer takes the step along that sum.
+    """
 
     proximal: float = 0.0  # the pull towards w₀, the model at the start of the round
     offset: Values | None = None  # `(n,)`, in the units of a gradient

@@ -10,13 +10,13 @@ import importlib
 import json
 import pkgutil
 from dataclasses import asdict, fields, is_dataclass, replace
-from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from privacy.config import did_you_mean
 from privacy.errors import ConfigError, RefusedError
 from privacy.failures import raised
 from strategies import algorithms
@@ -72,7 +72,7 @@ def check_strategy(policy: Policy, settings: RunSettings, site: str) -> None:
     if settings.training is None or name in (shipped() if allowed is None else allowed):
         return
     if allowed is None:
-        near = f"; did you mean `{close[0]}`?" if (close := get_close_matches(name, shipped(), n=1)) else ""
+        near = f"; {hint}" if (hint := did_you_mean(name, shipped())) else ""
         limit = f"allows only those that ship, {', '.join(shipped())}{near}"
     else:
         limit = "says strategies = [" + ", ".join(f'"{each}"' for each in allowed) + "]"
@@ -125,8 +125,7 @@ def find(name: str) -> type[Algorithm]:
     if name in offered:
         return _imported(name, offered[name].module, offered[name].attr)
     known = sorted({*shipped(), *offered})
-    near = get_close_matches(name, known, n=1)
-    hint = f"did you mean `{near[0]}`?" if near else f"choose one of {', '.join(known)}"
+    hint = did_you_mean(name, known) or f"choose one of {', '.join(known)}"
     msg = f"there is no strategy {name!r} here; {hint} (or install the package that provides it)"
     raise ConfigError(msg)
 
@@ -179,8 +178,7 @@ def _adapter(kind: type[Algorithm]) -> TypeAdapter[Algorithm]:
 
 
 def _no_parameter(name: str, key: str, known: Iterable[str]) -> str:
-    near = get_close_matches(key, known, n=1)
-    hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(known) or 'none'}; remove it"
+    hint = did_you_mean(key, known) or f"it has {', '.join(known) or 'none'}; remove it"
     return f"the strategy {name} has no parameter {key!r}; {hint}"
 
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 def signed(*, rate: float = 1.0, steps: int = 1, noise: float = 0.0, norm: float = 1.0) -> Manifest:
     """Sign a run with these parameters and a learning rate of 1."""
     asked = run_settings(privacy=Privacy(max_grad_norm=norm, noise_multiplier=noise))
-    return make_manifest(replace(asked, training=Training(steps, rate, 1.0)))[0]
+    return make_manifest(replace(asked, training=Training(steps_per_round=steps, sample_rate=rate, learning_rate=1.0)))[
+        0
+    ]
 
 
 def summed(

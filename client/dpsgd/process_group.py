@@ -24,7 +24,7 @@ import os
 import socket
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from stat import S_IRWXG, S_IRWXO
@@ -32,24 +32,27 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
 from client.dpsgd.torchrun import own_place
+from client.settings import Gradients, Precision
+from privacy.config import STRICT
 from privacy.errors import DeviceError
+from privacy.run.optimizer import Optimizer, Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor
 
-    from client.settings import Gradients, Precision
-
 _PATIENCE = timedelta(minutes=10)
 _FOREVER = timedelta(days=3650)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Order:
     """What workers must know about a round. They draw nothing, so it holds neither noise nor sampling rate."""
 
@@ -60,10 +63,20 @@ class Order:
     precision: Precision
     steps: int
     learning_rate: float
+    optimizer: Optimizer
+    schedule: Schedule
+    number: int  # of the round, from 1
+    rounds: int
+    steps_per_round: int  # of the run; `steps` may be fewer
     max_grad_norm: float
     expected_batch_size: float  # of all processes together
     proximal: float = 0.0  # factor μ: each step's gradient gets μ · (w − w₀)
     offset: bool = False  # whether it also gets a vector, which the first process hands out
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of one of the round's steps, from 1."""
+        before = (self.number - 1) * self.steps_per_round
+        return self.learning_rate * self.schedule.fraction(before + step, self.steps_per_round, self.rounds)
 
 
 class ProcessGroup:
@@ -114,7 +127,7 @@ class ProcessGroup:
             data = torch.empty(int(length), dtype=torch.uint8)
             if len(data):
                 distributed.broadcast(data, 0, group=self._waiting)
-        return Order(**json.loads(data.numpy().tobytes())) if len(data) else None
+        return TypeAdapter(Order).validate_json(data.numpy().tobytes()) if len(data) else None
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Copy the first process's values, of any type, to all processes."""

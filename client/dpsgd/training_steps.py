@@ -14,7 +14,8 @@ every sample and all noise from the round's one random stream. If each process s
 would need a fresh stream for the guarantee to hold, and nobody could repeat the round to check it. Each process sums
 the clipped gradients of its own records in the sample; the first adds the noise; Opacus sums, and all take that step.
 
-`client.gradients` computes a batch's clipped sum.
+`client.gradients` computes a batch's clipped sum. The run's optimizer takes steps with the noisy gradients alone, at
+the learning rates of the run's schedule: that is post-processing, and costs no ε.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import torch
 from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
 
 from client.dpsgd.additivity import ClippedSum, check_batch, check_mode
+from client.dpsgd.optimizers import make_optimizer, set_rate
 from client.dpsgd.process_group import Order
 from client.dpsgd.sampling import Chance
 from client.dpsgd.torch_draws import forked, seed_all
@@ -79,7 +81,7 @@ _WAYS: WeakKeyDictionary[Task, dict[Computing, _Way]] = WeakKeyDictionary()
 
 def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, manifest: Manifest,
           randomness: Randomness, *, solver: LocalSolver = PLAIN, computing: Computing = _DEFAULT,
-          group: ProcessGroup | None = None) -> None:  # fmt: skip
+          group: ProcessGroup | None = None, number: int = 1) -> None:  # fmt: skip
     """Train `model` in place for one round.
 
     Args:
@@ -87,11 +89,12 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         model: on the device to train on.
         records: inputs and targets `(n, ...)`, on the same device.
         size: the number of training records that the site declares in public, about n.
-        manifest: steps, sampling rate, learning rate, clipping norm and σ.
+        manifest: steps, sampling rate, optimizer, learning rates, clipping norm and σ.
         randomness: for sampling and noise; a new one every round.
         solver: what the run's algorithm adds to each step's noisy gradient, and the number of steps.
         computing: the site's settings for computing gradients.
         group: the group whose first process this is; the others must call `take_part`.
+        number: the round's number in the run, from 1; the schedule of learning rates depends on it.
 
     Raises:
         TaskError: if no mode can compute the model's gradients, or the run trains nothing.
@@ -101,7 +104,7 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
     if training is None or norm is None:
         msg = f"the run {manifest.settings.name} computes statistics; it trains nothing"
         raise TaskError(msg)
-    steps = training.steps_per_round if solver.steps is None else solver.steps
+    steps = training.steps if solver.steps is None else solver.steps
     if steps == 0:
         return
     choice = way_to_train(task, model, computing)
@@ -113,6 +116,11 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         precision=computing.precision,
         steps=steps,
         learning_rate=training.learning_rate,
+        optimizer=training.optimizer,
+        schedule=training.schedule,
+        number=number,
+        rounds=manifest.settings.rounds,
+        steps_per_round=training.steps,
         max_grad_norm=norm,
         expected_batch_size=max(1.0, training.sample_rate * size),
         proximal=solver.proximal,
@@ -215,7 +223,7 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
             model = DifferentiallyPrivateDistributedDataParallel(model)  # copies the first process's parameters
     precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32
     mode = make_mode(order.gradients, model, RecordLoss(task), order.max_grad_norm, precision)
-    descent = torch.optim.SGD(trainable(model), lr=order.learning_rate)
+    descent = make_optimizer(order.optimizer, trainable(model), order.learning_rate)
     if order.proximal or offset is not None:
         # Before each step, on the noisy gradient, which all processes share.
         descent.register_step_pre_hook(_Correction(parameters, order.proximal, offset))
@@ -238,6 +246,7 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
                 if step == order.steps and (not group or group.rank == 0):
                     _look(ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm), records, several, order)
                 optimizer.draw_ahead()
+                set_rate(descent, order.rate(step))
                 optimizer.take(mode, records, chosen, order.physical_batch)
     finally:
         mode.to_standard_module()

@@ -151,11 +151,11 @@ def _pack_with_share(current: Round, checkpoint: Checkpoint) -> PackedUpdate:
 def _charge_and_make(current: Round, checkpoint: Checkpoint) -> tuple[Update, Charge]:
     at = local_round(current, checkpoint)  # reads the site's own vectors before the charge
     charge = current.ledger.reserve(current.release, current.manifest.round_cost, current.limit)
-    work, randomness = current.work, current.randomness("training")
+    work, number, randomness = current.work, current.plan.round, current.randomness("training")
     try:
         if not isinstance(work, Study) or current.settings.shares_noise:
-            return work.release(current.manifest, checkpoint.model, randomness), charge
-        train = partial(work.release, current.manifest, checkpoint.model, randomness)
+            return work.release(current.manifest, number, checkpoint.model, randomness), charge
+        train = partial(work.release, current.manifest, number, checkpoint.model, randomness)
         return train_locally(str(current.settings.strategy["name"]), current.algorithm, at, train), charge
     except KeyboardInterrupt:
         raise

@@ -70,12 +70,12 @@ class HeldOutEvaluation(OneSum):
         layout = self.layout(settings)
         return Model(np.zeros(layout.size, np.float32), layout)
 
-    def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
+    def release(self, manifest: Manifest, number: int, model: Model, randomness: Randomness) -> Update:
         """Sum the held-out records' vectors and the noise, `(m,)`, divided by the largest size that a site declares.
 
         Call it once the ledger has the charge: `Mechanism(σ, sample_rate=1, steps=1)`.
         """
-        del model  # all zeros
+        del number, model  # the only round; all zeros
         return noised(self._total(manifest.settings), manifest, randomness)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:

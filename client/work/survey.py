@@ -140,12 +140,12 @@ class StatisticsQuery(OneSum):
         kept = split_held_out(len(values), self._site.settings.data.held_out)[0]
         return values[kept], labels.reshape(-1)[kept]
 
-    def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
+    def release(self, manifest: Manifest, number: int, model: Model, randomness: Randomness) -> Update:
         """Sum the records and the noise, `(m,)`, divided by the largest size that a site declares.
 
         Call it once the ledger has the charge: `Mechanism(σ, sample_rate=1, steps=1)`.
         """
-        del model  # all zeros
+        del number, model  # the only round; all zeros
         declared = manifest.settings.cohort.sizes[self._site.name]
         values, labels = self.records
         if len(values) > 2 * declared:

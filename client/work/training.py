@@ -169,7 +169,7 @@ class Study:
                 inputs, targets = (
                     part[torch.arange(count) % len(part)].to(self._site.device) for part in example_of(self.task)
                 )
-                step = replace(training, steps_per_round=1, sample_rate=1.0)
+                step = replace(training, steps_per_round=1, epochs_per_round=None, sample_rate=1.0)
                 once = replace(manifest, settings=replace(manifest.settings, training=step))
                 with self.refusing():
                     chance = Randomness.fresh()
@@ -193,7 +193,9 @@ class Study:
         )
         return {self._site.place.folder / "outbox": 4 * layout.size * sum(copies)}
 
-    def release(self, manifest: Manifest, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN) -> Update:
+    def release(
+        self, manifest: Manifest, number: int, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN
+    ) -> Update:
         """Train for one round from this model, as the algorithm says; return the change, `(parameters,)`.
 
         Raises:
@@ -208,7 +210,7 @@ class Study:
             with self.refusing():
                 train(
                     self.task, module, records, size, manifest, randomness,
-                    solver=solver, computing=computing, group=group,
+                    number=number, solver=solver, computing=computing, group=group,
                 )  # fmt: skip
         return self.difference(module, model)
 

@@ -65,10 +65,10 @@ class Work(Protocol):
         """Return how many bytes a round writes into each folder, besides its update and its model."""
         ...
 
-    def release(self, manifest: Manifest, model: Model, randomness: Randomness) -> Update:
+    def release(self, manifest: Manifest, number: int, model: Model, randomness: Randomness) -> Update:
         """Make a round's update from the site's records and this model: `(layout.size,)`.
 
-        Call it once the ledger has the charge: `manifest.round_cost`.
+        Call it once the ledger has the charge: `manifest.round_cost`. Rounds have numbers from 1.
         """
         ...
 

@@ -133,8 +133,8 @@ def _settings(epsilon: float, canaries: int) -> RunSettings:
     if training is None or norm is None:
         msg = f"{own}: an audit needs a run that trains"
         raise ConfigError(msg)
-    sigma = calibrate(epsilon, delta, training.sample_rate, training.steps_per_round * run.rounds)
-    steps, size = training.steps_per_round, canaries // 2
+    sigma = calibrate(epsilon, delta, training.sample_rate, training.steps * run.rounds)
+    steps, size = training.steps, canaries // 2
     farthest = steps + 8 * sigma * sqrt(steps)  # whole gradients that a coordinate moves in a round
     return replace(
         run,

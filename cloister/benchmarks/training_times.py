@@ -87,7 +87,7 @@ class Course:
             name="times",
             task="cloister.benchmarks.zoo:Classify",
             rounds=1,
-            training=Training(self.steps, sample_rate=self.sample_rate, learning_rate=_LEARNING_RATE),
+            training=Training(steps_per_round=self.steps, sample_rate=self.sample_rate, learning_rate=_LEARNING_RATE),
             privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
             encryption=Encryption(update_bound=1.0, collusion_resistant=False),
             cohort=Cohort(dict.fromkeys(("one", "two", "three"), count)),

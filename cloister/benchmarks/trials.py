@@ -87,7 +87,12 @@ class Trial:
             name=f"{data.name}-{self.noise}",
             task=data.task,
             rounds=self.rounds,
-            training=Training(self.steps_per_round, self.sample_rate, self.learning_rate, self.averaging),
+            training=Training(
+                steps_per_round=self.steps_per_round,
+                sample_rate=self.sample_rate,
+                learning_rate=self.learning_rate,
+                averaging=self.averaging,
+            ),
             privacy=Privacy(
                 max_grad_norm=self.max_grad_norm,
                 delta=data.delta,

@@ -81,7 +81,7 @@ class RoundTable:
             self._bar.update(self._task, total=event["rounds"], description="rounds")
             limit = f" of {self._budget:g}" if self._budget else ""
             if self._own:
-                self._print("loss, accuracy: each hospital's own, read in its folder; they never left the hospital", "")
+                self._print("loss, accuracy: each hospital's own, read in its folder; they never left it", "")
             self._print(_ROW.format("round", "sites", "loss", "accuracy", f"ε spent{limit}", "sent", "time"), "bold")
         elif event["event"] == "waiting":
             self._print(f"       {len(event['sites'])} of {event['minimum']} sites are ready; waiting", "yellow")

@@ -19,6 +19,7 @@ from privacy.codec.packing import Packing, Profile
 from privacy.config import STRICT
 from privacy.errors import ConfigError
 from privacy.ledger.entries import Purpose
+from privacy.run.optimizer import Constant, Optimizer, Schedule, Sgd, check_steps, steps_of
 from privacy.run.strategy import FEDAVG, Strategy
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -59,19 +60,38 @@ class RunKind(Protocol):
 class Training:
     """`[training]`: what every site does in a round."""
 
-    steps_per_round: Annotated[int, Field(ge=0)]  # optimiser steps; 0 measures the protocol alone
     sample_rate: Annotated[float, Field(gt=0, le=1)]  # Poisson: the probability of each record to be in a step
-    learning_rate: Positive
+    learning_rate: Positive  # the highest, if a schedule changes it
+    steps_per_round: Annotated[int, Field(ge=0)] | None = None  # optimiser steps; 0 measures the protocol alone
+    epochs_per_round: Annotated[float, Field(gt=0)] | None = (
+        None  # instead: how often a round uses each record, on average
+    )
+    optimizer: Optimizer = field(default_factory=Sgd)  # it starts anew each round
+    schedule: Schedule = field(default_factory=Constant)  # of the learning rate, over all steps of the run
     averaging: Annotated[float, Field(ge=0, le=1)] = 0.0  # fraction of rounds, at the end, to average into the result
 
     purpose: ClassVar[Purpose] = "training"
     held_out: ClassVar[bool] = False
     profile: ClassVar[Profile] = "compact"
 
+    def __post_init__(self) -> None:
+        """Check that the number of steps is given once, and is not too large."""
+        check_steps(self.steps_per_round, self.epochs_per_round, self.sample_rate)
+
+    @property
+    def steps(self) -> int:
+        """The number of steps per round, as given or as the epochs say."""
+        return steps_of(self.steps_per_round, self.epochs_per_round, self.sample_rate)
+
+    @property
+    def plain(self) -> bool:
+        """Whether each step is the learning rate times the noisy gradient, and nothing else."""
+        return self.optimizer == Sgd() and self.schedule == Constant()
+
     @property
     def sampling(self) -> tuple[float, int]:
         """The table's sample rate and steps."""
-        return self.sample_rate, self.steps_per_round
+        return self.sample_rate, self.steps
 
     def weight(self, share: float) -> float:
         """Weight updates by the sites' sizes."""
@@ -92,8 +112,10 @@ class Training:
                 'with noise = "shared" a single update has too little noise to be seen; set collusion_resistant '
                 "= true in [encryption]"
             )
-        elif self.steps_per_round != 1:
+        elif self.steps != 1:
             wrong = 'noise = "shared" is added once per round; set steps_per_round = 1 and plan more rounds'
+        elif not self.plain:
+            wrong = 'noise = "shared" needs plain steps of one learning rate; remove optimizer and schedule'
         elif privacy.noise_multiplier == 0:
             wrong = 'noise_multiplier = 0 leaves no noise to share; set a larger one, or remove noise = "shared"'
         elif run.honest_sites < 1:
@@ -196,9 +218,7 @@ class Privacy:
     epsilon: Positive | None = None  # of the whole run, by itself
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # σ, relative to C
     noise: Literal["local", "shared"] = "local"  # all of it at every site, or only in the sum: `noise_shares`
-    colluding_sites: Annotated[int, Field(ge=0)] | None = (
-        None  # how many sites may collude with the server; 1 if not given
-    )
+    colluding_sites: Annotated[int, Field(ge=0)] | None = None  # may collude with the server; 1 if not given
 
     def __post_init__(self) -> None:
         """Check that exactly one of ε and the noise multiplier is given."""
@@ -214,9 +234,8 @@ class Encryption:
     update_bound: Positive | None = None  # the codec's range: values beyond it are clipped; in training only
     profile: Profile | None = None  # in training only; "compact" if not given
     collusion_resistant: bool = True  # masks: a site that colludes with the server cannot read another's update
-    update_norm: Annotated[float, Field(gt=0, le=1e30)] | None = (
-        None  # the largest L2 norm of a site's update, which each site proves; in training only
-    )
+    # The largest L2 norm of a site's update, which each site proves; in training only.
+    update_norm: Annotated[float, Field(gt=0, le=1e30)] | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -266,9 +285,7 @@ class RunSettings:
     encryption: Encryption = field(default_factory=Encryption)
     strategy: Strategy = field(default_factory=FEDAVG.copy)  # the federated algorithm, in training only
     model_seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0  # of the untrained model, the same at all sites
-    valid_days: Annotated[float, Field(gt=0, le=366)] = (
-        30.0  # after signing; a run that lasts longer must be signed again
-    )
+    valid_days: Annotated[float, Field(gt=0, le=366)] = 30.0  # after signing; later, the run must be signed again
     seed: Annotated[int, Field(ge=0)] | None = None  # makes a run without privacy repeatable, for measurements
 
     def __post_init__(self) -> None:
@@ -297,7 +314,7 @@ class RunSettings:
     @property
     def takes_steps(self) -> bool:
         """Whether sites train at all. A run without steps measures the protocol alone."""
-        return self.training is not None and self.training.steps_per_round > 0
+        return self.training is not None and self.training.steps > 0
 
     @property
     def shares_noise(self) -> bool:

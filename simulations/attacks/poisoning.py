@@ -72,10 +72,12 @@ class Poisoned(Study):
     _learnt: NDArray[np.float32] | None = None  # the signs of the parameters to undo
 
     @override
-    def release(self, manifest: Manifest, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN) -> Update:
+    def release(
+        self, manifest: Manifest, number: int, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN
+    ) -> Update:
         self._made += 1
         if self._made < SINCE:
-            return super().release(manifest, model, randomness, solver)
+            return super().release(manifest, number, model, randomness, solver)
         if self._learnt is None:
             self._learnt = np.sign(model.vector)
         return Update(np.asarray(-manifest.packing.update_bound * self._learnt, np.float32))

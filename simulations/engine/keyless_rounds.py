@@ -72,7 +72,7 @@ class Sites:
     def update(self, site: str, number: int, model: Model, solver: LocalSolver = PLAIN) -> Update:
         """Let a site train for a round."""
         randomness = self.randomness(site, number, "training")
-        return self.studies[site].release(self.manifest, model, randomness, solver)
+        return self.studies[site].release(self.manifest, number, model, randomness, solver)
 
     def exact_mean(self, number: int, model: Model) -> Update:
         """Return the exact mean of a round's updates, without a codec."""

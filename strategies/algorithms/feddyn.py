@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from typing_extensions import override
 
 from privacy.config import STRICT
-from strategies.algorithm import Algorithm, LocalSolver
+from strategies.algorithm import NEEDS_PLAIN, Algorithm, LocalSolver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,6 +37,8 @@ class FedDyn(Algorithm):
 
     @override
     def check(self, run: Run) -> str | None:
+        if not run.plain:
+            return NEEDS_PLAIN
         if self.alpha * run.learning_rate >= 1:  # a step would overshoot w₀
             return f"alpha = {self.alpha:g} times the learning rate {run.learning_rate:g} must be below 1; lower one"
         return None

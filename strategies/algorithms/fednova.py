@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from typing_extensions import override
 
 from privacy.config import STRICT
-from strategies.algorithm import Algorithm, LocalSolver
+from strategies.algorithm import NEEDS_PLAIN, Algorithm, LocalSolver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,6 +37,8 @@ class FedNova(Algorithm):
 
     @override
     def check(self, run: Run) -> str | None:
+        if not run.plain:
+            return NEEDS_PLAIN
         for site, count in self.steps.items():
             if site not in run.weights:
                 return f"steps names {site}, which is not in [cohort.sizes]; remove it"

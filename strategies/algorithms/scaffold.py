@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass
 from typing_extensions import override
 
 from privacy.config import STRICT
-from strategies.algorithm import Algorithm, LocalSolver
+from strategies.algorithm import NEEDS_PLAIN, Algorithm, LocalSolver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,6 +43,8 @@ class Scaffold(Algorithm):
 
     @override
     def check(self, run: Run) -> str | None:
+        if not run.plain:
+            return NEEDS_PLAIN
         return None if run.steps else "it needs rounds of at least one step; set steps_per_round"
 
     @override

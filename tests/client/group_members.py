@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from client.settings import Gradients
 from privacy.errors import DeviceError
 from privacy.noise.randomness import Randomness
 from privacy.run.manifest import Manifest
+from privacy.run.optimizer import AdamW, Cosine
 from strategies.algorithm import PLAIN, LocalSolver
 from tests.client.specimens import RECORDS, Scores, computing, made, manifest
 
@@ -40,6 +41,7 @@ class Case:
     records: int = RECORDS
     physical_batch: int = 0
     corrected: bool = False  # as by an algorithm that changes each step
+    number: int = 1  # of the round
 
     def train(self, group: ProcessGroup | None = None, randomness: Randomness | None = None) -> Tensor:
         """Train as one process or as the first one; return the parameters."""
@@ -49,7 +51,8 @@ class Case:
         if self.corrected:
             size = sum(each.numel() for each in model.parameters())
             solver = LocalSolver(proximal=0.3, offset=np.linspace(-1, 1, size), steps=3)
-        train(Scores(self.model), model, records, RECORDS, self.run, drawn, solver=solver, computing=how, group=group)
+        train(Scores(self.model), model, records, RECORDS, self.run, drawn, solver=solver, computing=how, group=group,
+              number=self.number)  # fmt: skip
         return parameters_to_vector(model.parameters()).detach()
 
     def take_part(self, order: Order, group: ProcessGroup) -> Tensor:
@@ -66,6 +69,14 @@ class Case:
         return model, (inputs[: self.records], targets[: self.records])
 
 
+def scheduled() -> Manifest:
+    """Return a run of three rounds with another optimizer, whose learning rate changes from step to step."""
+    run = manifest(4, 0.6, 1.0)
+    assert run.settings.training is not None
+    training = replace(run.settings.training, optimizer=AdamW(weight_decay=0.1), schedule=Cosine(warm_up=0.5))
+    return replace(run, settings=replace(run.settings, rounds=3, training=training))
+
+
 MODES: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "autograd")
 CASES = {
     **{f"{mode}, parts of {size}": Case(manifest(4, 0.6, 1.0), mode, physical_batch=size)
@@ -75,6 +86,7 @@ CASES = {
     "constants": Case(manifest(3, 0.6, 1.0), "vmap", "constants"),
     "without noise": Case(manifest(4, 0.6, 0.0)),
     "corrected": Case(manifest(4, 0.6, 1.0), corrected=True),
+    "adam in the second round of a schedule": Case(scheduled(), corrected=True, number=2),
     "one record, of the first process": Case(manifest(3, 1.0, 1.0), records=1),
     "two records, now one, now the other": Case(manifest(12, 0.5, 1.0), records=2),
     "empty batches": Case(manifest(3, 1e-9, 1.0)),

@@ -172,7 +172,7 @@ def manifest(steps: int, rate: float, noise: float, bound: float = 0.5) -> Manif
         name="test",
         task="tests.studies:Tiny",
         rounds=1,
-        training=Training(steps, rate, learning_rate=0.5),
+        training=Training(steps_per_round=steps, sample_rate=rate, learning_rate=0.5),
         privacy=Privacy(max_grad_norm=bound, noise_multiplier=noise),
         encryption=Encryption(update_bound=1.0, collusion_resistant=False),
         cohort=Cohort(dict.fromkeys(("north", "south", "east"), RECORDS)),

@@ -54,6 +54,7 @@ from tests.privacy.golden_norm import norms
 from tests.privacy.golden_numbers import numbers
 from tests.privacy.golden_rounds import Golden, large_round, masked_round, text
 from tests.privacy.golden_streams import codes, masks
+from tests.privacy.golden_training import trainings
 from tests.privacy.golden_wire import messages
 from tests.privacy.vectors import FOLDER, change, good_parts, store
 
@@ -129,6 +130,7 @@ def write() -> None:
     store("numbers", numbers() | {"evaluation": made_up_evaluation()})
     store("wire", messages(run))
     store("norm", norms())
+    store("training", trainings())
     write_bad()
 
 

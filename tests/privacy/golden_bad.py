@@ -131,7 +131,27 @@ _EVALUATION: dict[str, object] = _STATISTICS | {"settings.statistics": None,
 _VOTE: dict[str, object] = {"epsilon": 1.0, "tolerance": 0.1}
 _MASKED: dict[str, object] = {"settings.encryption.collusion_resistant": True}
 _SHARED: dict[str, object] = _MASKED | {"settings.privacy.noise": "shared", "settings.training.steps_per_round": 1}
+_EPOCHS: dict[str, object] = {"settings.training.steps_per_round": None}
 _INF, _NAN = float("inf"), float("nan")
+_NAMED: list[tuple[str, dict[str, object]]] = [
+    (f"{what}: {name} with {key} = {value!r}", {f"settings.training.{what}": {"name": name, key: value}})
+    for what, name, key, values in (
+        ("optimizer", "sgd", "momentum", (-0.1, 1.0, "0.5")),
+        ("optimizer", "sgd", "nesterov", (True,)),
+        ("optimizer", "sgd", "weight_decay", (-0.1, _INF)),
+        ("optimizer", "sgd", "beta_1", (0.9,)),
+        *[(("optimizer", adam, *each)) for adam in ("adam", "adamw") for each in (
+            ("beta_1", (-0.1, 1.0, "0.5")), ("beta_2", (-0.1, 1.0)), ("epsilon", (0.0, _INF)),
+            ("weight_decay", (-0.1, _INF)), ("momentum", (0.9,)))],
+        *[("schedule", each, "warm_up", (-0.1, 1.1, "0.5")) for each in ("constant", "cosine", "linear", "step")],
+        *[("schedule", each, "final", (-0.1, 1.1)) for each in ("cosine", "linear")],
+        *[("schedule", each, "every", (3,)) for each in ("constant", "cosine", "linear")],
+        ("schedule", "step", "every", (0, "3")),
+        ("schedule", "step", "factor", (0.0, 1.1)),
+        ("schedule", "step", "final", (0.5,)),
+    )
+    for value in values
+]  # fmt: skip
 _MANIFESTS: list[tuple[str, dict[str, object]]] = [
     ("a later version", {"version": 2}),
     ("an unknown key", {"colour": "blue"}),
@@ -166,6 +186,17 @@ _MANIFESTS: list[tuple[str, dict[str, object]]] = [
     ("training: a sample rate above 1", {"settings.training.sample_rate": 1.5}),
     ("training: no learning rate", {"settings.training.learning_rate": 0.0}),
     ("training: an infinite learning rate", {"settings.training.learning_rate": _INF}),
+    ("training: no number of steps", {"settings.training.steps_per_round": None}),
+    ("training: steps and epochs", {"settings.training.epochs_per_round": 1.0}),
+    ("training: no epochs", _EPOCHS | {"settings.training.epochs_per_round": 0.0}),
+    ("training: endless epochs", _EPOCHS | {"settings.training.epochs_per_round": _INF}),
+    ("training: more than 10⁹ steps", _EPOCHS | {"settings.training.epochs_per_round": 1e9}),
+    ("training: another optimizer", {"settings.training.optimizer": "adagrad"}),
+    ("training: an optimizer that is a number", {"settings.training.optimizer": 3}),
+    ("training: an optimizer without a name", {"settings.training.optimizer": {"momentum": 0.5}}),
+    ("training: another schedule", {"settings.training.schedule": "exponential"}),
+    ("training: a schedule that is a list", {"settings.training.schedule": ["cosine"]}),
+    *_NAMED,
     ("training: a negative share to average", {"settings.training.averaging": -0.5}),
     ("training: more than all rounds to average", {"settings.training.averaging": 1.5}),
     ("statistics: an unknown key", _STATISTICS | {"settings.statistics": {"bins": 32, "columns": 3}}),
@@ -224,6 +255,8 @@ _MANIFESTS: list[tuple[str, dict[str, object]]] = [
     ("masks: more may collude than the minimum bears", _MASKED | {"settings.privacy.colluding_sites": 2}),
     ("shared noise: without masks", _SHARED | {"settings.encryption.collusion_resistant": False}),
     ("shared noise: two steps a round", _SHARED | {"settings.training.steps_per_round": 2}),
+    ("shared noise: an optimizer", _SHARED | {"settings.training.optimizer": {"name": "sgd", "weight_decay": 0.1}}),
+    ("shared noise: a schedule", _SHARED | {"settings.training.schedule": "linear"}),
     ("shared noise: of nothing", _SHARED | {"settings.privacy.noise_multiplier": 0.0}),
     ("encryption: an unknown key", {"settings.encryption.scheme": "ckks"}),
     ("encryption: a word for true", {"settings.encryption.collusion_resistant": "yes"}),

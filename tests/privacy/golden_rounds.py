@@ -15,7 +15,7 @@ import numpy as np
 from privacy.codec.ciphertext import Ciphertexts
 from privacy.codec.envelope import sign_update, verify_update
 from privacy.codec.packing import pack, unpack
-from privacy.codec.update import Layout, Model
+from privacy.codec.update import Layout, Model, PackedUpdate
 from privacy.crypto.agreement import absent_from, agree, set_digest
 from privacy.crypto.masking import (
     Masks,
@@ -118,7 +118,7 @@ def masked_round(keys: EpochKeys) -> tuple[dict[str, object], Golden]:
         packed = pack(private(values, charge), manifest.weight(site), packing, rounding)
         blocks = joined(packed.blocks)
         digest = words_digest(blocks)
-        masked = mask(replace(packed, blocks=iter([blocks])), masks[site])
+        masked = mask(PackedUpdate(iter([blocks]), packed.charge), masks[site])
         made = mac_key().authenticate(keys.decryption.encrypt(tag_key().tag(masked, plan, site)), plan, site)
         update = sign_update(
             made, plan, model.layout, site, signing_key(site), weight=manifest.weight(site), update_bound=bound,

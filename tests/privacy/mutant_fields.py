@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -21,8 +21,15 @@ _ALIASES = {
     "Hex32": ["str"],
     "SiteName": ["str"],
     "Profile": ["str"],
+    "Decay": ["Annotated[float, Field(ge=0)]", "Annotated[float, Field(lt=1)]"],
+    "Part": ["Annotated[float, Field(ge=0)]", "Annotated[float, Field(le=1)]"],
+    "Amount": ["Annotated[float, Field(ge=0)]", "Annotated[float, Field(allow_inf_nan=False)]"],
+    "Above": ["Annotated[float, Field(gt=0)]", "Annotated[float, Field(allow_inf_nan=False)]"],
     "Positive": ["Annotated[float, Field(gt=0)]", "Annotated[float, Field(allow_inf_nan=False)]"],
 }
+
+_BETWEEN = {"privacy.run.optimizer": ["privacy.run.settings"]}
+"""Modules that a module's documents are part of, before the reader's."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,9 @@ class FieldMutant:
         with _instead(self.module, self.source):
             reader = importlib.import_module(module)
             if module != self.module:
-                with _instead(module, ast.unparse(parsed(module))) as reader:
-                    pass
+                with ExitStack() as stack:
+                    for each in (*_BETWEEN.get(self.module, ()), module):
+                        reader = stack.enter_context(_instead(each, ast.unparse(parsed(each))))
         forget()
         with patch.object(readers, name, getattr(reader, name)):
             yield

@@ -46,6 +46,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "Privacy.__post_init__",
         "Cohort.__post_init__",
         "RunSettings.__post_init__",
+        "Training.__post_init__",
         "Training.contradiction",
         "Training._of_shared_noise",
         "OneSum.contradiction",
@@ -57,6 +58,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         by=["manifest"],
     ),
     "privacy.run.plan": {"read_plan": ["plan"], "check_plan": ["asked"], "check_under_way": ["set", "reveal"]},
+    "privacy.run.optimizer": _all("Sgd.__post_init__", "check_steps", "_table", by=["manifest"]),
     "privacy.codec.header": {"verify_header": ["header"], "_read": ["header"]},
     "privacy.codec.envelope": {"verify_update": _UPDATES},
     "privacy.crypto.summation": {
@@ -223,6 +225,13 @@ TWICE: dict[str, str] = {
     "transport.reports._read: math.isfinite(value)": "what numbers can be has two ends",
     "transport.run_messages.read_train: count <= _MAX_SUMS": "sums that are not there are missed",
     "privacy.run.settings.Encryption.update_bound: Positive as Annotated[float, Field(gt=0)]": "so has the codec",
+    "privacy.run.optimizer._table: isinstance(table, dict) and table.get('name') not in names": (
+        "the name chooses one of the classes"
+    ),
+    **{
+        f"privacy.run.optimizer.{each}.name: any str": "the name chooses the class"
+        for each in ("Sgd", "Adam", "AdamW", "Constant", "Cosine", "Linear", "Step")
+    },
     "privacy.run.settings.Cohort.sizes: min_length=1": "nobody is fewer than any minimum",
     "privacy.run.settings.Start: strict=False": "text is never converted from anything",
     "privacy.run.roster.Member: strict=False": "text is never converted from anything",
@@ -235,6 +244,7 @@ TWICE: dict[str, str] = {
 FIELDS = {
     "privacy.run.manifest": ("manifest", "privacy.run.manifest", "open_manifest"),
     "privacy.run.settings": ("manifest", "privacy.run.manifest", "open_manifest"),
+    "privacy.run.optimizer": ("manifest", "privacy.run.manifest", "open_manifest"),
     "privacy.run.roster": ("roster", "privacy.run.roster", "open_roster"),
     "privacy.run.plan": ("plan", "privacy.run.plan", "read_plan"),
     "privacy.codec.header": ("header", "privacy.codec.header", "verify_header"),

@@ -61,6 +61,7 @@ from tests.privacy.golden import VECTOR
 from tests.privacy.golden_numbers import numbers
 from tests.privacy.golden_rounds import Golden, model_of, opened, seeds_of
 from tests.privacy.golden_streams import codes, masks
+from tests.privacy.golden_training import steps_and_rates
 from tests.privacy.golden_wire import entry
 from tests.privacy.readers import READERS, arrays_of, reply_of
 from tests.privacy.vectors import good_parts, parts_of, stored
@@ -247,6 +248,14 @@ def test_the_known_letters_contain_the_known_keys_and_secret() -> None:
     assert keys.to_bytes() == good_parts("keys")["data"]
     secret = read_pair(bytes.fromhex(known["pair_letter"]), keys, roster, "north", "south", key)
     assert secret.hex() == known["pair_secret"]
+
+
+def test_the_known_runs_have_the_known_steps_and_learning_rates() -> None:
+    for known in stored("training")["runs"]:
+        manifest, _ = open_manifest(known["manifest"].encode(), signing_key("coordinator").public_key())
+        steps, rates = steps_and_rates(manifest)
+        assert steps == manifest.round_cost.steps == known["steps"]
+        np.testing.assert_allclose(rates, known["rates"], rtol=1e-14)  # other machines may round cosines otherwise
 
 
 def test_what_follows_from_fixed_keys_is_made_as_it_was() -> None:

@@ -195,6 +195,28 @@ def fits(clipped: float, moved: float, variance: int, levels: int) -> bool:
     return moved - clipped <= 0.05 * clipped and variance >= 64 and 4 * math.isqrt(144 * variance) <= levels - 1
 
 
+def rates(training: dict[str, Any], steps: int, rounds: int) -> list[float]:
+    """Return the learning rate of every step of a run."""
+    schedule, total = training["schedule"], steps * rounds
+    warm = round(schedule["warm_up"] * total)
+    return [
+        training["learning_rate"] * min(1.0, n / (warm + 1))
+        * _decayed(schedule, max(0, n - warm - 1) / max(1, total - warm), 1 + (n - 1) // steps)
+        for n in range(1, total + 1)
+    ]  # fmt: skip
+
+
+def _decayed(schedule: dict[str, Any], p: float, number: int) -> float:
+    match schedule["name"]:
+        case "cosine":
+            return float(1 - (1 - schedule["final"]) * (1 - math.cos(math.pi * p)) / 2)
+        case "linear":
+            return float(1 - (1 - schedule["final"]) * p)
+        case "step":
+            return float(schedule["factor"] ** ((number - 1) // schedule["every"]))
+    return 1.0
+
+
 def kernel(bins: int) -> list[list[float]]:
     """Return R: `bins` rows, one column more."""
     angles = [math.pi * (2 * m + 1) / bins for m in range(bins)]

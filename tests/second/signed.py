@@ -227,6 +227,43 @@ def _strategy(value: object) -> Table:
     return found
 
 
+def named(**kinds: dict[str, tuple[Check, object]]) -> Check:
+    """Check a table whose name says what else it has; a name alone is a table of defaults."""
+
+    def check(value: object) -> Table:
+        found = {"name": value} if isinstance(value, str) else value
+        need(isinstance(found, dict) and "name" in found, MALFORMED, "no name")
+        assert isinstance(found, dict)
+        one_of(*kinds)(found["name"])
+        read: Table = table(name=text(), **kinds[found["name"]])(found)
+        return read
+
+    return check
+
+
+_BELOW_ONE, _PART = real(least=0, below=1), real(least=0, most=1)
+_SGD = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+_WARM: dict[str, tuple[Check, object]] = {"warm_up": (_PART, 0.0)}
+
+
+def _adam(weight_decay: float) -> dict[str, tuple[Check, object]]:
+    return {
+        "beta_1": (_BELOW_ONE, 0.9), "beta_2": (_BELOW_ONE, 0.999), "epsilon": (real(above=0), 1e-8),
+        "weight_decay": (real(least=0), weight_decay),
+    }  # fmt: skip
+
+
+_OPTIMIZERS: dict[str, dict[str, tuple[Check, object]]] = {
+    "sgd": {"momentum": (_BELOW_ONE, 0.0), "nesterov": (flag, False), "weight_decay": (real(least=0), 0.0)},
+    "adam": _adam(0.0),
+    "adamw": _adam(0.01),
+}
+_SCHEDULES = {
+    "constant": _WARM,
+    "cosine": _WARM | {"final": (_PART, 0.0)},
+    "linear": _WARM | {"final": (_PART, 0.0)},
+    "step": _WARM | {"every": (integer(1), 10), "factor": (real(above=0, most=1), 0.5)},
+}
 _PROFILES = {"compact": (3, 16), "precise": (2, 24), "dense": (4, 12)}
 _DEFAULTS = {"update_bound": None, "profile": None, "collusion_resistant": True, "update_norm": None}
 _SETTINGS = table(
@@ -238,8 +275,10 @@ _SETTINGS = table(
     valid_days=(real(above=0, most=366), 30.0),
     seed=(nullable(integer(0)), None),
     training=(nullable(table(
-        steps_per_round=integer(0), sample_rate=real(above=0, most=1), learning_rate=real(above=0),
-        averaging=(real(least=0, most=1), 0.0),
+        steps_per_round=(nullable(integer(0)), None), epochs_per_round=(nullable(real(above=0)), None),
+        sample_rate=real(above=0, most=1), learning_rate=real(above=0), averaging=(real(least=0, most=1), 0.0),
+        optimizer=(named(**_OPTIMIZERS), {"name": "sgd", **_SGD}),
+        schedule=(named(**_SCHEDULES), {"name": "constant", "warm_up": 0.0}),
     )), None),
     statistics=(nullable(table(bins=(integer(2, 1024), 32))), None),
     evaluation=(nullable(table(
@@ -292,13 +331,36 @@ def _profile(settings: Table) -> str:
     return settings["encryption"]["profile"] or "compact" if settings["training"] else "precise"
 
 
+def steps_of(training: Table | None) -> int | None:
+    """Return the number of steps per round; none if it is given twice or not at all, or is too large."""
+    if training is None:
+        return 0
+    steps, epochs = training["steps_per_round"], training["epochs_per_round"]
+    if (steps is None) == (epochs is None):
+        return None
+    if steps is not None:
+        return int(steps)
+    quotient = epochs / training["sample_rate"]
+    return max(1, round(quotient)) if quotient <= 1e9 else None
+
+
 def _contradictions(settings: Table) -> list[str]:
     training, statistics, evaluation = (settings[name] for name in ("training", "statistics", "evaluation"))
     privacy, encryption, cohort, start = (settings[name] for name in ("privacy", "encryption", "cohort", "start"))
     colluding, shared = privacy["colluding_sites"], privacy["noise"] == "shared"
     masked, asked = encryption["collusion_resistant"], evaluation or {"metrics": ["some"], "loss_bound": None}
     measured = [encryption["update_bound"], privacy["max_grad_norm"]]
+    steps, plain = (
+        steps_of(training),
+        training
+        and (
+            training["optimizer"] == {"name": "sgd", **_SGD}
+            and training["schedule"] == {"name": "constant", "warm_up": 0}
+        ),
+    )
     wrong = {
+        "steps or epochs": steps is None,
+        "nesterov": bool(training) and training["optimizer"].get("nesterov") and not training["optimizer"]["momentum"],
         "several purposes": sum(each is not None for each in (training, statistics, evaluation)) != 1,
         "ε and σ": (privacy["epsilon"] is None) == (privacy["noise_multiplier"] is None),
         "no range or norm": bool(training) and None in measured,
@@ -316,7 +378,7 @@ def _contradictions(settings: Table) -> list[str]:
         "too few for masks": masked and cohort["minimum"] < (1 if colluding is None else colluding) + 2,
         "colluding without masks": not masked and not shared and colluding is not None,
         "a norm": encryption["update_norm"] is not None and not (training and masked and not shared),
-        "shared noise": shared and not (training and masked and training["steps_per_round"] == 1
+        "shared noise": shared and not (training and masked and steps == 1 and plain
                                         and privacy["noise_multiplier"] != 0
                                         and cohort["minimum"] > (1 if colluding is None else colluding)),
         "levels": levels(_PROFILES[_profile(settings)][1], len(cohort["sizes"])) < 16,

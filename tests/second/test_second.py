@@ -80,6 +80,14 @@ def test_documents_have_their_digests() -> None:
     assert signed.model_digest(known["layout"], values) == known["model_digest"]
 
 
+def test_runs_have_their_steps_and_learning_rates() -> None:
+    for known in stored("training")["runs"]:
+        settings = manifest(known["manifest"].encode())["settings"]
+        assert signed.steps_of(settings["training"]) == known["steps"]
+        found = numbers.rates(settings["training"], known["steps"], settings["rounds"])
+        assert found == pytest.approx(known["rates"], rel=1e-14)
+
+
 def test_a_layout_with_constants() -> None:
     known = stored("numbers")["constants"]
     beside = [[*said, sha256(bytes.fromhex(values)).hexdigest()] for *said, values in known["constants"]]

@@ -184,7 +184,7 @@ def test_one_record_moves_the_levels_by_what_the_noise_is_for(make_federation: F
     for added in (torch.empty(0, 2), torch.tensor([[300.0, -200.0]])):
         more = torch.cat([inputs, added]), torch.cat([targets, 1e3 * torch.ones(len(added), 1)])
         study.__dict__["training"] = more
-        update = study.release(manifest, model, Randomness.seeded(1))
+        update = study.release(manifest, 1, model, Randomness.seeded(1))
         charge = Charge(Release("run", 1, 1), manifest.round_cost, "")
         packed = pack_with_share(
             update, charge, manifest.weight(site), manifest.packing, Randomness.seeded(2), share.variance

@@ -31,7 +31,11 @@ ROUNDS, AVERAGED = 5, 3
 
 def averaging(share: float) -> RunSettings:
     """Five rounds without noise, so that runs can be compared."""
-    return replace(SETTINGS, rounds=ROUNDS, training=Training(1, 1.0, 0.1, averaging=share))
+    return replace(
+        SETTINGS,
+        rounds=ROUNDS,
+        training=Training(steps_per_round=1, sample_rate=1.0, learning_rate=0.1, averaging=share),
+    )
 
 
 def vector_of(file: Path) -> NDArray[np.float32]:

@@ -83,7 +83,11 @@ def values_of(data: bytes) -> NDArray[np.float32]:
 
 
 def test_the_mean_of_a_run_with_averaging_is_what_the_next_one_starts_from(make_federation: FederationMaker) -> None:
-    federation = make_federation(replace(SETTINGS, rounds=4, training=Training(1, 1.0, 0.1, averaging=1.0)))
+    federation = make_federation(
+        replace(
+            SETTINGS, rounds=4, training=Training(steps_per_round=1, sample_rate=1.0, learning_rate=0.1, averaging=1.0)
+        )
+    )
     run_with(federation)
     (mean,) = set(models_of(federation).values())
     named(federation, sha256(mean).hexdigest())

@@ -172,7 +172,7 @@ def test_one_record_changes_a_sites_vector_by_at_most_one(trained: tuple[Federat
     sums = []
     for kept in range(len(inputs) + 1):
         study.__dict__["_records"] = study._records[0], (inputs[:kept], targets[:kept])
-        update = site.work(settings).release(manifest, site.work(settings).start(settings), Randomness.fresh())
+        update = site.work(settings).release(manifest, 1, site.work(settings).start(settings), Randomness.fresh())
         sums.append(update.vector.astype(np.float64) * settings.largest_size)
     lengths = np.linalg.norm(np.diff(sums, axis=0), axis=1)
     assert len(lengths) == len(inputs) > 5
@@ -193,7 +193,7 @@ def test_a_metric_that_compares_records_sees_one_at_a_time(make_federation: Fede
     sums = []
     for held_out in ((inputs, targets), extreme):
         study.__dict__["_records"] = study._records[0], held_out
-        update = work.release(manifest, work.start(settings), Randomness.fresh())
+        update = work.release(manifest, 1, work.start(settings), Randomness.fresh())
         sums.append(update.vector.astype(np.float64) * settings.largest_size)
     assert np.linalg.norm(sums[1] - sums[0]) <= 1 + 1e-5
 
@@ -263,7 +263,10 @@ def test_a_person_reads_it_with_cloister_stats(trained: tuple[Federation, str]) 
     [
         ({"start": None}, "an evaluation needs [start]"),
         ({"rounds": 2}, "an evaluation takes one round; set rounds = 1"),
-        ({"training": Training(1, 1.0, 0.1)}, "choose exactly one of [training], [statistics] and [evaluation]"),
+        (
+            {"training": Training(steps_per_round=1, sample_rate=1.0, learning_rate=0.1)},
+            "choose exactly one of [training], [statistics] and [evaluation]",
+        ),
         ({"privacy": Privacy(noise_multiplier=1.0, max_grad_norm=1.0)}, "an evaluation has its own range"),
         ({"evaluation": Evaluation(metrics=())}, "an evaluation needs metrics, or a loss_bound"),
         ({"evaluation": Evaluation(metrics=("near", "near"))}, "name each metric of an evaluation once"),

@@ -184,7 +184,9 @@ def test_what_a_site_cannot_see_of_its_model_spoils_nothing(
 
 
 def test_a_run_that_trains_nothing_is_not_looked_at(make_federation: FederationMaker) -> None:
-    federation = make_federation(replace(SETTINGS, training=Training(0, 1.0, 0.1)))
+    federation = make_federation(
+        replace(SETTINGS, training=Training(steps_per_round=0, sample_rate=1.0, learning_rate=0.1))
+    )
     run_with(federation)
     assert not (federation.paths["north"] / "metrics").exists()
 
