@@ -117,7 +117,7 @@ READ_BY: dict[str, dict[str, list[str]]] = {
         "_records": _MESSAGES,
         "_value": _MESSAGES,
     },
-    "transport.framing": _all("Assembly.add", "Assembly._check", "Assembly.finish", by=["chunks"]),
+    "transport.framing": _all("Assembly.add", "Assembly.complete", "Assembly._check", "Assembly.finish", by=["chunks"]),
     "transport.fields": {
         "array_bytes": _MESSAGES,
         "field": _MESSAGES,
