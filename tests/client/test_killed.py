@@ -19,8 +19,10 @@ from tests.federations import NOISY, FederationMaker, models_of
 @pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     "encryption",
-    [NOISY.encryption, replace(NOISY.encryption, collusion_resistant=True)],
-    ids=["without masks", "with masks"],
+    [
+        pytest.param(NOISY.encryption, id="without masks", marks=pytest.mark.soak),
+        pytest.param(replace(NOISY.encryption, collusion_resistant=True), id="with masks"),
+    ],
 )
 def test_a_site_that_is_killed_often_has_charged_for_all_that_left_it(
     make_federation: FederationMaker, encryption: Encryption, kills: int

@@ -141,7 +141,9 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("busy", [0.0, 600.0], ids=["idle", "at work"])
+@pytest.mark.parametrize(
+    "busy", [pytest.param(0.0, id="idle", marks=pytest.mark.soak), pytest.param(600.0, id="at work")]
+)
 def test_processes_end_when_their_parent_is_killed(busy: float) -> None:
     command = [sys.executable, "-c", PARENT, str(busy)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:

@@ -119,7 +119,7 @@ def test_who_sends_a_long_update_cannot_prove_otherwise_and_is_named(
     first, second = run_with(federation)
     assert (first["released"], list(first["problems"])) == (False, ["west"])
     assert "without the proof of west" in first["reason"]
-    assert "within the run's update_norm" in first["problems"]["west"]
+    assert "exceeds the run's update_norm" in first["problems"]["west"]
     assert (second["released"], second["sites"]) == (True, ["east", "north", "south"])
 
 
@@ -202,7 +202,7 @@ def test_who_proves_something_of_another_update_spoils_the_sum(
     """West sends a long update, and commits to the projections of nothing, which are short."""
     _too_long(monkeypatch, "west")
     played = Played(federation)
-    with pytest.raises(ProtocolError, match="within the run's update_norm"):
+    with pytest.raises(ProtocolError, match="exceeds the run's update_norm"):
         played.prove("west")
     honest = {site: played.prove(site) for site in COHORT if site != "west"}
     monkeypatch.setattr("client.round.masking._unmasked", lambda *_: iter(()))

@@ -66,7 +66,7 @@ def test_the_limit_may_be_met_exactly_and_not_passed() -> None:
     squares = sum(number * number for number in NUMBERS)
     exact = replace(STATEMENT, limit=squares)
     assert _holds(exact, prove(exact, NUMBERS, BLINDING))
-    with pytest.raises(ProtocolError, match="north has not proved that its update is within"):
+    with pytest.raises(ProtocolError, match="the norm of north's update exceeds"):
         prove(replace(STATEMENT, limit=squares - 1), NUMBERS, BLINDING)
 
 

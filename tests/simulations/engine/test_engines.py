@@ -64,7 +64,7 @@ def _weights(results: Results) -> dict[str, NDArray[np.float32]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
-    ["scaffold", "tests.toys:Slowed", *(pytest.param(name, marks=pytest.mark.soak) for name in ("fedavg", "fedadam"))],
+    ["tests.toys:Slowed", *(pytest.param(name, marks=pytest.mark.soak) for name in STRATEGIES if ":" not in name)],
 )
 def test_with_noise_off_and_a_seed_inline_and_grpc_give_the_bit_identical_model(tmp_path: Path, strategy: str) -> None:
     _, inline = _run_inline(tmp_path / "inline", strategy)
