@@ -1,5 +1,6 @@
 """What several rooms' tests share."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,11 @@ _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("cloister", _PATIENT, derandomize=True)
 settings.register_profile("random", _PATIENT)
 settings.load_profile("cloister")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Run one worker more than there are cores: many tests wait for processes of their own."""
+    return 1 + (os.cpu_count() or 1)
 
 
 @pytest.hookimpl(trylast=True)

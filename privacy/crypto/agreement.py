@@ -48,7 +48,7 @@ class Record(Protocol):
         """Record that the site is about to act with this value. Recording the same value again has no effect.
 
         Raises:
-            ProtocolError: if the deed was recorded with another value.
+            ProtocolError: if the action was recorded with another value.
         """
 
     def find(self, run: str, action: str) -> str | None:

@@ -140,10 +140,10 @@ class Coalition:
 class _Forgetful:
     """The commitments of a site that signs anything."""
 
-    def note(self, run: str, deed: str, value: str) -> None:
+    def note(self, run: str, action: str, value: str) -> None:
         """Note nothing."""
 
-    def find(self, run: str, deed: str) -> None:
+    def find(self, run: str, action: str) -> None:
         """Remember nothing."""
 
 

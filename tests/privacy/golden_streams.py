@@ -71,8 +71,8 @@ def masks(plan: RoundPlan) -> dict[str, object]:
 class _Nothing:
     """A record that is not kept."""
 
-    def note(self, run: str, deed: str, value: str) -> None:
+    def note(self, run: str, action: str, value: str) -> None:
         """Do nothing."""
 
-    def find(self, run: str, deed: str) -> None:
+    def find(self, run: str, action: str) -> None:
         """Find nothing."""

@@ -176,8 +176,8 @@ def _contributors(parts: Parts) -> None:
         rounds.check_once(record, f"revealing for round {plan['round']}", f"{plan['digest']} {own['mask']}")
     else:
         rounds.check_repeat(record, plan, headers)
-        deed = f"agreeing on the contributors to plan {plan['digest']}"
-        rounds.check_once(record, deed, f"{rounds.set_digest(headers)} {','.join(sorted(headers))}")
+        action = f"agreeing on the contributors to plan {plan['digest']}"
+        rounds.check_once(record, action, f"{rounds.set_digest(headers)} {','.join(sorted(headers))}")
 
 
 def _keys(parts: Parts) -> None:

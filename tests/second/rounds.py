@@ -193,11 +193,11 @@ def check_agreed(plan: Table, headers: dict[str, bytes], signatures: dict[str, b
 def check_repeat(record: str, plan: Table, contributors: Collection[str]) -> None:
     """Hold what a site revealed for against another plan of the round, which only repeats it without proven liars."""
     done = dict(line.split(": ", 1) for line in record.splitlines())
-    revealed, deed = "", f"revealing for round {plan['round']}"
-    while deed in done:
-        revealed = done[deed].split(" ")[0]
-        number = int(deed.partition(", repetition ")[2] or 0) + 1
-        deed = f"revealing for round {plan['round']}, repetition {number}"
+    revealed, action = "", f"revealing for round {plan['round']}"
+    while action in done:
+        revealed = done[action].split(" ")[0]
+        number = int(action.partition(", repetition ")[2] or 0) + 1
+        action = f"revealing for round {plan['round']}, repetition {number}"
     if revealed in {"", plan["digest"]}:
         return
     earlier = set(done.get(f"agreeing on the contributors to plan {revealed}", " ").split(" ")[1].split(","))
@@ -206,10 +206,10 @@ def check_repeat(record: str, plan: Table, contributors: Collection[str]) -> Non
     need(all(f"evidence against {site}" in done for site in gone), PROTOCOL, "no evidence")
 
 
-def check_once(record: str, deed: str, value: str) -> None:
+def check_once(record: str, action: str, value: str) -> None:
     """Check an action against a site's record."""
     done = dict(line.split(": ", 1) for line in record.splitlines())
-    need(done.get(deed, value) == value, PROTOCOL, deed)
+    need(done.get(action, value) == value, PROTOCOL, action)
 
 
 # --- Updates and sums -------------------------------------------------------------------------------------------------

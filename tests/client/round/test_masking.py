@@ -342,7 +342,7 @@ def test_a_site_signs_no_set_without_itself_nor_one_that_is_too_small_or_forged(
         with pytest.raises(error):
             sign(federation, "north", plan, wrong)
     assert not list((federation.paths["north"] / "outbox").glob("*.commitments"))
-    assert sign(federation, "north", plan, shown)
+    sign(federation, "north", plan, shown)  # this set it signs
 
 
 def test_a_site_restored_from_an_old_backup_shows_no_seed_for_a_plan_that_is_long_over(

@@ -57,16 +57,16 @@ def test_actions_and_runs_are_kept_apart(once: Commitments) -> None:
 
 @given(st.lists(st.tuples(WORDS, WORDS), max_size=8))
 def test_the_first_value_of_an_action_is_kept(
-    tmp_path_factory: pytest.TempPathFactory, deeds: list[tuple[str, str]]
+    tmp_path_factory: pytest.TempPathFactory, actions: list[tuple[str, str]]
 ) -> None:
     once, first = Commitments(tmp_path_factory.mktemp("outbox")), dict[str, str]()
-    for deed, value in deeds:
-        if first.setdefault(deed, value) == value:
-            once.note(RUN, deed, value)
+    for action, value in actions:
+        if first.setdefault(action, value) == value:
+            once.note(RUN, action, value)
         else:
             with pytest.raises(ProtocolError):
-                once.note(RUN, deed, value)
-    assert {deed: once.find(RUN, deed) for deed in first} == first
+                once.note(RUN, action, value)
+    assert {action: once.find(RUN, action) for action in first} == first
 
 
 def test_a_line_that_a_crash_cut_off_is_not_a_commitment(once: Commitments, tmp_path: Path) -> None:

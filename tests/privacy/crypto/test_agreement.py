@@ -46,12 +46,12 @@ class Commitments:
     def __init__(self) -> None:
         self._done: dict[tuple[str, str], str] = {}
 
-    def note(self, run: str, deed: str, value: str) -> None:
-        if self._done.setdefault((run, deed), value) != value:
-            raise ProtocolError(deed)
+    def note(self, run: str, action: str, value: str) -> None:
+        if self._done.setdefault((run, action), value) != value:
+            raise ProtocolError(action)
 
-    def find(self, run: str, deed: str) -> str | None:
-        return self._done.get((run, deed))
+    def find(self, run: str, action: str) -> str | None:
+        return self._done.get((run, action))
 
 
 @dataclass
@@ -272,11 +272,11 @@ def test_of_a_hundred_thousand_servers_none_learns_more(seed: int) -> None:
     assert first_leak(seed, SOAK)[0] is None
 
 
-def _notes_no(deed: str) -> Callable[[Commitments, str, str, str], None]:
+def _notes_no(action: str) -> Callable[[Commitments, str, str, str], None]:
     genuine = Commitments.note
 
     def note(record: Commitments, run: str, done: str, value: str) -> None:
-        if not done.startswith(deed):
+        if not done.startswith(action):
             genuine(record, run, done, value)
 
     return note
