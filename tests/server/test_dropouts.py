@@ -22,7 +22,7 @@ from tests.federations import NOISY, TERMS, await_condition, charges_of, rounds_
 from tests.server.relays import Relay
 from tests.studies import HOLD, HOLD_SPARE, MET, SPARE, Weighty
 
-pytestmark = [pytest.mark.soak, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
 
 SITES = ("east", "north", "ridge", "south", "west")
 VICTIM = "west"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 HEAVY = ("torch", "tenseal", "opacus", "sklearn")
 
 
-@pytest.mark.soak  # it installs the server's dependencies anew
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_server_runs_where_only_its_own_dependencies_are_installed(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path / "federation", ("north", "south", "east"))

@@ -107,7 +107,6 @@ def test_a_round_fails_at_the_first_process_when_its_worker(mishap: str, tmp_pat
     assert "DeviceError" in note["error"]
 
 
-@pytest.mark.soak
 def test_a_bug_at_the_first_process_ends_both(tmp_path: Path) -> None:
     with members("first fails", tmp_path) as both:
         (code, said), (workers_code, workers_said) = map(ended, both)

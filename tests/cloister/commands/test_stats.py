@@ -71,7 +71,7 @@ def test_each_command_sends_the_other_ones_run_there(tmp_path: Path) -> None:
         simulate(RUN, tmp_path / "training", console)
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_survey_over_the_network_by_real_processes(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path, SITES)
     write_hospital_records(federation.paths)

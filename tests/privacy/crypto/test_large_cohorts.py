@@ -147,8 +147,8 @@ def test_every_site_arrives_at_the_same_mean_of_the_contributors() -> None:
     np.testing.assert_allclose(means[0], expected, rtol=0, atol=of.manifest.packing.max_error(weights) + 1e-6)
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("profile", ["compact", "precise"])
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["compact", pytest.param("precise", marks=pytest.mark.soak)])
 def test_a_thousand_sites_are_summed_exactly_through_encryption(profile: Profile) -> None:
     made = make_sum(1_000, profile=profile)
     assert len(made.total.contributions) == 1_000

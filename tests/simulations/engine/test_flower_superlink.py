@@ -89,7 +89,7 @@ def supernode_key(path: Path) -> Path:
     return public
 
 
-@pytest.mark.soak  # Flower starts a process for each message
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_superlink_and_two_supernodes_over_tls_end_in_one_model(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path / "federation", SITES)
