@@ -1,4 +1,4 @@
-"""One process of a process group, a script: `python -m tests.client.group_members WHAT FOLDER`, once with each RANK.
+"""What each process of a process group runs: `run(WHAT, FOLDER)`, once with each RANK in its environment.
 
 What it found, it writes to FOLDER, named by its rank.
 """
@@ -179,9 +179,10 @@ def main(what: str, folder: Path) -> None:
                 group.compare(bytes([rank]) * 32)
 
 
-if __name__ == "__main__":
+def run(what: str, folder: str) -> None:
+    """Do it; say why the process group broke."""
     try:
-        main(sys.argv[1], Path(sys.argv[2]))
+        main(what, Path(folder))
     except DeviceError as told:
         sys.stdout.write(f"{told}\n")
         sys.exit(1)

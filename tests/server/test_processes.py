@@ -1,6 +1,6 @@
 """A federation as it is deployed: agents are killed, and the run goes on; the server's disk and process hold no secret.
 
-Server and agents are the processes that `cloister server` and `cloister agent` start. Files in the sites' folders make
+Server and agents are processes that do what `cloister server` and `cloister agent` do. Files in the sites' folders make
 a task stop where a test wants to have it (see `tests.studies.Held`), so that what happens here happens in this order:
 
     round 1   waits for east until the deadline; north, south and west train; east comes meanwhile
@@ -58,6 +58,7 @@ from tests.federations import (
     task_name,
     with_deadline,
 )
+from tests.forked import ForkedAgents
 from tests.privacy.consortium import CHARGE
 from tests.studies import HOLD, HOLD_LOADING, HOLD_SPARE, MET, SPARE, Held
 from transport.parcel import decode_arrays
@@ -153,7 +154,7 @@ def disturbed(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -
     make_federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("disturbed"))
     federation = make_federation(settings, dict.fromkeys(SITES, terms), address)
     (federation.server / "consortium.toml").write_text(f'consortium = "demo"\nlisten = "{address}"\n', encoding="utf-8")
-    with Processes() as processes:
+    with ForkedAgents() as processes:
         run = Conductor(processes, federation)
         for site in SITES:
             run.boot(site)
