@@ -4,6 +4,7 @@ For tests that are not about how a process starts. Each process of tests has one
 it.
 """
 
+import logging
 import multiprocessing
 import os
 import subprocess
@@ -69,6 +70,7 @@ def _call(log: Path, env: Mapping[str, str], run: Callable[..., None], arguments
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    logging.getLogger().handlers.clear()  # opacus has set one, when it was loaded
     os.environ.clear()
     os.environ.update(env)
     run(*arguments)

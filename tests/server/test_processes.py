@@ -101,10 +101,12 @@ class Conductor:
         env = {SPARE: "1"} if spare else {}
         self._processes.start(name, path / f"{name}.log", "agent", str(path), env=env)
 
-    def join(self, site: str, *, spare: bool = False) -> None:
-        """Let an agent that was started go on, and wait until it is online."""
-        self.let_go(site, HOLD_SPARE if spare else HOLD_LOADING)
-        self._processes.wait_for_line(site + SPARE * spare, "online at", LONG)
+    def join(self, *sites: str, spare: bool = False) -> None:
+        """Let agents that were started go on, at the same time, and wait until they are online."""
+        for site in sites:
+            self.let_go(site, HOLD_SPARE if spare else HOLD_LOADING)
+        for site in sites:
+            self._processes.wait_for_line(site + SPARE * spare, "online at", LONG)
 
     def kill(self, site: str) -> None:
         """Kill an agent that a file holds."""
@@ -166,8 +168,7 @@ def disturbed(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -
         assert start_server(processes, federation) == address
 
         run.hold("north")
-        for site in ("north", "south", "west"):
-            run.join(site)
+        run.join("north", "south", "west")
         run.held("north")  # in round 1
         run.made("south", 1)
         run.made("west", 1)
