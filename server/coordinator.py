@@ -35,8 +35,16 @@ from privacy.run.enrolment import (
 )
 from privacy.run.roster import Member, Roster, open_roster, sign_roster
 from privacy.storage import read_file, write_atomically
-from transport.address import Address, Dialled, read_host
-from transport.pki import Authority, certificate_pem, key_pem, public_key_digest, read_authority, read_signing_key
+from transport.address import Address, Dialled, read_address, read_host
+from transport.pki import (
+    Authority,
+    certificate_pem,
+    key_pem,
+    public_key_digest,
+    read_authority,
+    read_certificate,
+    read_signing_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,15 +186,23 @@ class Coordinator:
         return self._opened(self._sign(rest, now))
 
     def renew(self) -> Roster:
-        """Sign the same members anew, with a later date of expiry; return the roster.
+        """Sign the same members and the server's key anew, with later dates of expiry; return the roster.
 
         Raises:
             ConfigError: if there is no roster.
+            KeyFileError: if the server's certificate cannot be read.
         """
         now = self.roster()
         if now is None:
             msg = f"{self.settings.consortium} has no members yet; invite one: cloister invite SITE"
             raise ConfigError(msg)
+        certificate = self.roster_path.with_name("tls.pem")
+        key = read_certificate(certificate).public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            msg = f"{certificate}: not a certificate of a P-256 key; restore it from the server"
+            raise KeyFileError(msg)
+        host = read_address(self.settings.server).host
+        write_atomically(certificate, certificate_pem(self._authority.issue_server(host, key)))
         return self._opened(self._sign(now.members, now))
 
     def _opened(self, data: bytes) -> Roster:

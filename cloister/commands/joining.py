@@ -175,7 +175,7 @@ def remove(
 
 @roster.command("renew", epilog="Example:  cloister roster renew")
 def renew(folder: Folder = Path(), as_json: Json = False) -> None:
-    """Sign the same members anew, for another 90 days."""
+    """Sign the same members, and the server's certificate, for another 90 days."""
     from server.coordinator import Coordinator  # noqa: PLC0415
 
     coordinator = Coordinator(folder / "coordinator")

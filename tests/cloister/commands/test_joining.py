@@ -18,6 +18,7 @@ from privacy.errors import AuthenticityError, CloisterError, ConfigError
 from privacy.run.enrolment import read_invitation
 from server.coordinator import Coordinator
 from server.settings import read_consortium
+from transport.pki import check_server_certificate, read_certificate
 
 SITES = ("north", "south", "east")
 TASK = "simulations.tasks.diagnosis:Diagnosis"
@@ -101,11 +102,18 @@ def test_a_site_that_leaves_is_in_no_later_roster_and_others_refuse_an_older_one
         cloister("roster", "remove", "east")
 
 
-@pytest.mark.usefixtures("lungs")
-def test_a_roster_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roster_and_certificates_are_renewed_for_the_same_keys(lungs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = lungs / "server" / "tls.pem", lungs / "north" / "keys" / "tls.pem"
+    before = [read_certificate(file) for file in files]
     later = time.time() + 100 * 86400
     monkeypatch.setattr(time, "time", lambda: later)
     assert report("roster", "renew")["expires"] > later
+    cloister("roster", "approve", "north/north.request")
+    cloister("join", "north.welcome")
+    for file, old in zip(files, before, strict=True):
+        assert read_certificate(file).public_key() == old.public_key()
+        assert read_certificate(file).serial_number != old.serial_number
+    check_server_certificate(files[0], lungs / "server" / "authority.pem")
     assert report("roster", "take", "server/roster", "--site", "north")["version"] == 2
 
 
