@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-
-Records = tuple["Tensor", "Tensor"]
-"""Inputs and targets `(n, ...)`."""
+    from client.data.inputs import Batch
 
 
 class Task(ABC):
@@ -43,18 +41,19 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+    def load(self, path: Path) -> Batch:
         """Read one site's records from `path`, scaled by constants that do not come from the data.
 
         Returns:
-            Inputs `(n, ...)` and targets `(n, ...)`, one row per record.
+            Inputs `(n, ...)` and targets `(n, ...)`, one row per record. Inputs may be one tensor, a tuple of tensors,
+            or a dict of tensors: the model is called with the tensor, `*tuple` or `**dict`.
 
         Raises:
             DataError: if a record cannot be used; say which line, and how to fix it.
         """
 
     @abstractmethod
-    def example(self) -> tuple[Tensor, Tensor]:
+    def example(self) -> Batch:
         """Make up a few records for the checks that precede the first real record: see `client.task.guard`.
 
         Returns:
