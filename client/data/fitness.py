@@ -1,6 +1,6 @@
 """Check that a site's own records suit a task, before a round is charged. Only this site sees the result.
 
-    read   `load` returns inputs and targets in the form of the made-up records
+    read   `load` returns records in the form of the made-up records: see `client.data.own_records`
     run    the untrained model and the loss accept every record, and the loss is finite
 
 The model has seed 0, whatever a run says: so taking part reveals one fact about a site's records, the same in all runs
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from client.data.inputs import Inputs, call, device_of, mapped, move, named, rows, singles, tensors
-from client.data.site_records import InMemory
+from client.data.inputs import Inputs, call, device_of, mapped, move, named, rows, singles
+from client.data.own_records import taken
+from client.data.watching import watched
 from client.gradients.loss import RecordLoss
 from client.task.probe import Example, one_a_record
 from client.task.user_code import foreign, is_memory
@@ -25,57 +26,37 @@ from privacy.errors import CloisterError, DataError, TaskError
 from privacy.failures import raised
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from torch import nn
 
     from client.data.inputs import Batch
+    from client.data.own_records import OwnRecords
     from client.data.site_records import Records
+    from client.settings import Data
     from client.task.task import Task
 
 _AT_ONCE = 64  # records at a time
 _MOST_COLUMNS = 1024  # columns to try one by one
 
 
-def load_records(task: Task, name: str, example: Example, path: Path) -> Records:
-    """Have a task read a site's records: inputs and targets `(n, ...)`, all finite, with n at least 1.
+def load_records(task: Task, name: str, example: Example, path: Path, data: Data | None = None) -> OwnRecords:
+    """Have a task read a site's records, or find them, if it returns a data set.
+
+    Args:
+        task: reads.
+        name: its name.
+        example: the records that it makes up.
+        path: the file of records.
+        data: the site's settings for reading.
 
     Raises:
-        DataError: if it cannot, or returns anything else.
+        DataError: if it cannot, or returns anything else than records.
     """
     with foreign(name, f"load() of {path}", DataError):
         loaded: Any = task.load(path)
-    if not isinstance(loaded, tuple | list) or len(loaded) != 2:  # noqa: PLR2004 - inputs and targets
-        kind = f"{len(loaded)} things" if isinstance(loaded, tuple | list) else f"a {type(loaded).__name__}"
-        msg = f"{path}: the load() of {name} returns {kind}; return two tensors, inputs and targets"
-        raise DataError(msg)
-    inputs, targets = example.checked(loaded[0], loaded[1], path)
-    sizes = sorted({len(part) for part in tensors(inputs)})
-    if sizes != [len(targets)] or len(targets) == 0:
-        msg = (
-            f"{path}: the task read {' and '.join(map(str, sizes))} inputs and {len(targets)} targets; it must return "
-            "the same number of both, at least one"
-        )
-        raise DataError(msg)
-    for what, part in (*named(inputs).items(), ("target", targets)):
-        if (place := _not_finite(what, part)) is not None:
-            msg = f"{path}: {place}, as the task read it, is not finite; correct the record, or the task's scaling"
-            raise DataError(msg)
-    return InMemory(inputs, targets)
-
-
-def _not_finite(what: str, part: Tensor) -> str | None:
-    """Return the place of the first number that is not finite."""
-    odd = torch.isfinite(part).logical_not().nonzero()
-    if not len(odd):
-        return None
-    row, *column = (int(each) + 1 for each in odd[0])
-    what = "input" if what == "inputs" else what
-    numbers = ", ".join(map(str, column))
-    if not column:
-        return f"the {what} of record {row}"
-    return f"{what} {numbers} of record {row}" if " " not in what else f"value {numbers} of {what} of record {row}"
+    return taken(loaded, name, example, path, data)
 
 
 class Fitness:
@@ -85,7 +66,7 @@ class Fitness:
         self._task, self._name, self._module = task, name, module
         self._example, self._losses = example_of(task), RecordLoss(task)
 
-    def check(self, records: Records, numbers: list[int], path: Path) -> None:
+    def check(self, records: Records, numbers: Sequence[int], path: Path) -> None:
         """Compute the loss of every record, in batches and separately.
 
         Args:
@@ -96,7 +77,7 @@ class Fitness:
         Raises:
             DataError: if a record's loss cannot be computed or is not finite; names the record and the part.
         """
-        for start, (inputs, targets) in records.in_order(_AT_ONCE):
+        for start, (inputs, targets) in watched(records, _AT_ONCE, f"checking {self._name}"):
             problem = self._problem(inputs, targets)
             if problem is None:
                 continue
@@ -115,7 +96,7 @@ class Fitness:
             TaskError: if one of `names` is missing, or a metric is not one number per record.
         """
         with foreign(self._name, f"metrics() of the records in {path}", DataError), _aside():
-            for _, (inputs, targets) in records.in_order(_AT_ONCE):
+            for _, (inputs, targets) in watched(records, _AT_ONCE, f"measuring {self._name}"):
                 outputs = call(self._module, inputs)
                 for row in range(len(targets)):
                     one = slice(row, row + 1)

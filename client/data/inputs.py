@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +18,12 @@ Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 Batch = tuple[Inputs, Tensor]
 """Inputs and targets `(n, ...)` of some records."""
+
+Persons = Sequence[int] | Sequence[str] | Tensor | NDArray[Any]
+"""For each record, the person whom it is about `(n,)`: whole numbers or texts."""
+
+Loaded = Batch | tuple[Inputs, Tensor, Persons] | Dataset[Any] | tuple[Dataset[Any], Persons]
+"""What a task's `load` may return."""
 
 
 def as_inputs(found: object) -> Inputs | None:

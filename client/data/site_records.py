@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from typing_extensions import override
 
-from client.data.inputs import Inputs, count, device_of, joined, move, rows
+from client.data.inputs import Inputs, call, count, device_of, joined, move, rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from client.data.inputs import Batch
 
@@ -132,6 +132,29 @@ class InMemory(Records):
 def records_of(records: Records | Batch) -> Records:
     """Return records as one value; a batch stays in memory."""
     return records if isinstance(records, Records) else InMemory(*records)
+
+
+def predictions(model: nn.Module, records: Records, at_once: int) -> tuple[Tensor, Tensor]:
+    """Run a model on all records, without gradients.
+
+    Args:
+        model: on the records' device.
+        records: at least one. Those in memory are computed in one batch.
+        at_once: the number of records read at a time, if they are not in memory.
+
+    Returns:
+        Outputs and targets `(n, ...)`.
+
+    Raises:
+        DataError: if a record cannot be read.
+    """
+    found = []
+    with torch.no_grad():
+        for _, (inputs, targets) in records.in_order(len(records) if records.in_memory else at_once):
+            found.append((call(model, inputs), targets))
+    if len(found) == 1:
+        return found[0]
+    return torch.cat([outputs for outputs, _ in found]), torch.cat([targets for _, targets in found])
 
 
 def pooled(several: Sequence[Records]) -> InMemory:

@@ -75,6 +75,6 @@ def prove_all(folder: Path, name: str, file: Path, device: torch.device, computi
     task = import_task(name)
     Refusals(folder).check(name, task)
     example = check_task(task, name)
-    records = load_records(task, name, example, file)
+    records = load_records(task, name, example, file).records
     prove(task, name, records, device, computing)
     return len(records)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from client.data.inputs import Batch
+    from client.data.inputs import Batch, Loaded
 
 
 class Task(ABC):
@@ -41,12 +41,15 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def load(self, path: Path) -> Batch:
+    def load(self, path: Path) -> Loaded:
         """Read one site's records from `path`, scaled by constants that do not come from the data.
 
         Returns:
             Inputs `(n, ...)` and targets `(n, ...)`, one row per record. Inputs may be one tensor, a tuple of tensors,
-            or a dict of tensors: the model is called with the tensor, `*tuple` or `**dict`.
+            or a dict of tensors: the model is called with the tensor, `*tuple` or `**dict`. Or a map-style
+            `torch.utils.data.Dataset` of pairs, each one record's inputs and target without the first dimension,
+            which are read when they are needed. After either, the persons `(n,)` whom the records are about may
+            follow, as whole numbers or texts: then at most `records_per_person` records of each are used.
 
         Raises:
             DataError: if a record cannot be used; say which line, and how to fix it.

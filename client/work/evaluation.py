@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from client.data.inputs import call
+from client.data.site_records import predictions
 from client.work.sums import OneSum, noised, read_sum, write_report
 from privacy.codec.update import Layout, Model
 from privacy.errors import TaskError
@@ -106,14 +106,13 @@ class HeldOutEvaluation(OneSum):
     def _total(self, settings: RunSettings) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Sum the records' vectors, `(m,)`."""
         study, asked = self._study, _evaluation(settings)
-        inputs, targets = study.held_out.whole()
         total = np.zeros(self.layout(settings).size)
-        if not len(targets):
+        if not len(study.held_out):
             return total
         module = study.load_into(study.module(settings.model_seed), study.start(settings))
         module.eval()
         with torch.no_grad():
-            outputs = call(module, inputs)
+            outputs, targets = predictions(module, study.held_out, study.at_once)
             single = [(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
             columns = [torch.ones(len(targets))]
             # Each record separately, so that its values depend on no other record.

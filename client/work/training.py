@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from client.data.fitness import Fitness, example_of, load_records
-from client.data.held_out import split_held_out
 from client.data.inputs import call, tensors
 from client.data.site_records import InMemory
 from client.dpsgd.training_steps import train, way_to_train
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from client.context import SiteContext
+    from client.data.own_records import Side
     from client.data.site_records import Records
     from client.task.probe import Example
     from client.task.task import Task
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from privacy.run.settings import RunSettings, Start
     from strategies.algorithm import LocalSolver
 
+_SOME = 256  # records of a data set whose digest tells it from another
 _MOST_RECORDS = 4096  # held-out records to measure, so that it takes less time than training
 _BATCH = 256  # records at a time, unless `physical_batch` says otherwise
 _TRIED: WeakKeyDictionary[type[Task], Example] = WeakKeyDictionary()
@@ -139,9 +140,8 @@ class Study:
             return
         training, held_out = self.read
         fitness, path = Fitness(self.task, self.name, self.module(0).to(self._site.device)), self._site.records_path
-        used, kept = split_held_out(len(training) + len(held_out), self._site.settings.data.held_out)
-        fitness.check(training, (used + 1).tolist(), path)
-        fitness.check(held_out, (kept + 1).tolist(), path)
+        for records, side in zip((training, held_out), self._sides, strict=True):
+            fitness.check(records, side.numbers.tolist(), path)
         self._usable = True
 
     def check_metrics(self, names: Collection[str]) -> None:
@@ -245,14 +245,18 @@ class Study:
             return {}
         module = self.load_into(self.module(settings.model_seed), model)
         module.eval()
-        batch = self._site.settings.training.physical_batch or _BATCH
         with torch.no_grad():
-            for _, (inputs, targets) in records.in_order(batch):
+            for _, (inputs, targets) in records.in_order(self.at_once):
                 with foreign(self.name, "loss() or metrics() of held-out records"):
                     found = measure(call(module, inputs), targets)
                 for name, value in found.items():
                     sums[name] += value
         return {name: value / len(records) for name, value in sums.items()}
+
+    @property
+    def at_once(self) -> int:
+        """The number of held-out records computed at a time."""
+        return self._site.settings.training.physical_batch or _BATCH
 
     def _losses(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         return {"loss": float(self.task.loss(outputs, targets)) * len(targets)}
@@ -286,10 +290,14 @@ class Study:
 
     @cached_property
     def _records(self) -> tuple[Records, Records]:
-        records = load_records(self.task, self.name, self._example, self._site.records_path)
-        used, kept = split_held_out(len(records), self._site.settings.data.held_out)
-        device = self._site.device
-        return records.subset(torch.from_numpy(used)).to(device), records.subset(torch.from_numpy(kept)).to(device)
+        used, kept = self._sides
+        return used.records, kept.records
+
+    @cached_property
+    def _sides(self) -> tuple[Side, Side]:
+        data = self._site.settings.data
+        own = load_records(self.task, self.name, self._example, self._site.records_path, data)
+        return own.divided(data, self._site.device)
 
     @cached_property
     def metrics(self) -> frozenset[str]:
@@ -338,9 +346,13 @@ class Study:
             raise self._refusals.add(self.name, self.task, str(error)) from error
 
     def digest(self) -> bytes:
-        """Return a digest of the records to train on."""
-        digest = sha256()
-        inputs, targets = self.training.whole()
+        """Return a digest of the records to train on: of all, or of some if they are read when needed."""
+        records, digest = self.training, sha256()
+        if records.in_memory:
+            inputs, targets = records.whole()
+        else:
+            digest.update(f"{len(records)} ".encode())
+            inputs, targets = records.select(torch.arange(0, len(records), max(1, len(records) // _SOME)))
         for part in (*tensors(inputs), targets):
             digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
             digest.update(part.cpu().contiguous().view(torch.uint8).numpy().data)

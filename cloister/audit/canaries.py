@@ -30,9 +30,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.data import Dataset
 from typing_extensions import override
 
 from client.data.inputs import Inputs, call, mapped, rows, tensors
+from client.data.own_records import taken
+from client.task.probe import Example
 from client.task.task import Task, import_task
 from privacy.errors import DataError, TaskError
 
@@ -112,8 +115,10 @@ class Canaries(Task):
 
     def _read(self) -> Batch:
         loaded: Any = self.task.load(self._file)
-        inputs, targets = loaded
-        return rows(inputs, slice(MOST_RECORDS)), targets[:MOST_RECORDS]
+        if isinstance(loaded, tuple | list) and not isinstance(loaded[0], Dataset):
+            return rows(loaded[0], slice(MOST_RECORDS)), loaded[1][:MOST_RECORDS]
+        records = taken(loaded, type(self.task).__name__, Example.of(self.task), self._file).records
+        return records.select(torch.arange(min(MOST_RECORDS, len(records))))
 
     def _flat(self, inputs: Inputs) -> Tensor:
         """Return each record's values, `(n, d)`, and keep their form."""
