@@ -107,7 +107,7 @@ def test_a_superlink_and_two_supernodes_over_tls_end_in_one_model(tmp_path: Path
     settings = read_toml(ROOT / "simulations" / "tasks" / "diagnosis.toml", RunSettings)
     sizes = {site: settings.cohort.sizes[site] for site in SITES}
     cohort = Cohort(sizes=sizes, minimum=2, round_deadline_seconds=SECONDS)
-    privacy = replace(settings.privacy, colluding_sites=0)  # two that trust each other
+    privacy = replace(settings.privacy, colluding_sites=0) if masks else settings.privacy  # two that trust each other
     encryption = replace(settings.encryption, collusion_resistant=masks)
     federation.sign(replace(settings, rounds=1, cohort=cohort, privacy=privacy, encryption=encryption))
 
