@@ -225,7 +225,7 @@ class Study:
             return 0, {}
         held_out = self.held_out
         step = max(1, math.ceil(len(held_out) / _MOST_RECORDS))
-        records = held_out.subset(torch.arange(0, len(held_out), step))
+        records = held_out.subset(torch.arange(0, len(held_out), step)) if step > 1 else held_out
         return len(records), self._means(settings, model, records, self._losses_and_metrics)
 
     def mean_loss(self, settings: RunSettings, model: Model) -> float:
