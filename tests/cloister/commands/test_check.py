@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
 from cloister.cli import app
-from privacy.run.roster import Roster
 from server.hub.hub import Hub
 from server.hub.mailboxes import Mailboxes
 from server.settings import read_consortium
@@ -51,7 +49,7 @@ def lungs(made: Federation, tmp_path: Path) -> Federation:
 def serving(federation: Federation) -> Iterator[str]:
     """Run the consortium's hub, and give its address."""
     place = read_consortium(federation.server)
-    roster: Roster = place.roster()
+    roster = place.roster()
     hub = Hub(roster, Mailboxes({member.node_id for member in roster.members}), 1 << 20)
     try:
         yield f"localhost:{hub.start('localhost:0', place.tls)}"
@@ -69,8 +67,8 @@ def check(*arguments: str | Path) -> dict[str, dict[str, str]]:
     return {finding["check"]: finding for finding in report["checks"]}
 
 
-def settle(federation: Federation, server: str, **terms: Any) -> Path:
-    federation.write_settings("north", server, replace(SiteTerms(tasks=(TASK,)), **terms))
+def settle(federation: Federation, server: str, tasks: tuple[str, ...] = (TASK,), file: str = "patients.csv") -> Path:
+    federation.write_settings("north", server, SiteTerms(tasks=tasks, file=file))
     return federation.paths["north"]
 
 
