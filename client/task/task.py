@@ -16,13 +16,16 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+from typing_extensions import override
+
+from client.task.scoring import check_names, default_scores, family_of
 from client.task.user_code import foreign
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -34,6 +37,27 @@ Records = tuple["Tensor", "Tensor"]
 
 class Task(ABC):
     """Model, data, loss and metrics of one federated study. Instances hold no data."""
+
+    named_metrics: ClassVar[Sequence[str]] = ()
+    """Metrics by name, such as "auc", which Cloister computes: see `client.task.scoring`. A class may also say
+    `metrics = ["auc"]` instead of writing the method of that name."""
+
+    threshold: ClassVar[float] = 0.5
+    """With two classes: the lowest probability of class 1 that predicts it. For precision, recall, F1, confusion."""
+
+    score_bins: ClassVar[int] = 64
+    """The number of bins of the scores that an evaluation sums; more bins need a little more noise."""
+
+    target_range: ClassVar[tuple[float, float] | None] = None
+    """For RMSE, MAE and R²: the public range to which targets and predictions are clamped."""
+
+    @override
+    def __init_subclass__(cls, **more: object) -> None:
+        """Take metrics that are names for `named_metrics`, so that `metrics` is always a method."""
+        super().__init_subclass__(**more)
+        if "metrics" in vars(cls) and not hasattr(vars(cls)["metrics"], "__get__"):
+            cls.named_metrics = vars(cls)["metrics"]
+            del cls.metrics
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -71,6 +95,16 @@ class Task(ABC):
         del outputs, targets
         return {}
 
+    def scored(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores and labels for the metrics that the task names; override it if outputs have another form.
+
+        Returns:
+            Probabilities, `(n,)` of class 1 or `(n, c)` of all classes, and classes `(n,)` from 0; or predicted values
+            and values, both `(n,)`; or risks from 0 to 1, `(n,)`, and intervals from 0 with events, `(n, 2)`. Each
+            record's depend on that record alone.
+        """
+        return default_scores(family_of(self), outputs, targets)
+
 
 _INSTALL = "install its package at this site, or correct its name; for a file, set PYTHONPATH to its folder"
 
@@ -88,7 +122,13 @@ def import_task(name: str) -> Task:
     if missing := sorted(imported.__abstractmethods__):
         msg = f"the task {name!r} lacks {', '.join(missing)}; write what is missing"
         raise TaskError(msg)
-    return make(imported, name)
+    task = make(imported, name)
+    try:
+        check_names(task)
+    except TaskError as error:
+        msg = f"{name}: {error}"
+        raise TaskError(msg) from error
+    return task
 
 
 C = TypeVar("C")

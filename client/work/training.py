@@ -24,8 +24,10 @@ from client.task.guard import check_task
 from client.task.interactions import InteractionError
 from client.task.probe import make_model, one_a_record
 from client.task.proving import prove
+from client.task.scoring import prediction_of
 from client.task.task import import_task
 from client.task.user_code import foreign, is_memory
+from client.work.scored import Scores
 from privacy.codec.update import Model, Update
 from privacy.errors import RefusedError, TaskError
 from privacy.noise.randomness import Randomness
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from client.context import SiteContext
     from client.task.probe import Example
     from client.task.task import Records, Task
+    from privacy.analytics.scores import Prediction
     from privacy.codec.update import Layout
     from privacy.run.manifest import Manifest
     from privacy.run.settings import RunSettings, Start
@@ -218,13 +221,15 @@ class Study:
         """Do nothing: a site keeps every run's model anyway."""
 
     def measure(self, settings: RunSettings, model: Model) -> tuple[int, dict[str, float]]:
-        """Return the number of held-out records used, evenly spaced, and their mean loss and metrics."""
+        """Return the number of held-out records used, evenly spaced, their mean loss and metrics, and the named ones."""
         if not settings.takes_steps:
             return 0, {}
         inputs, targets = self.held_out
         step = max(1, math.ceil(len(inputs) / _MOST_RECORDS))
-        records = inputs[::step], targets[::step]
-        return len(records[0]), self._means(settings, model, records, self._losses_and_metrics)
+        records, found = (inputs[::step], targets[::step]), Scores(self.task)
+        means = self._means(settings, model, records, found.beside(self._losses_and_metrics))
+        named = found.numbers(self.prediction) if self.prediction else {}
+        return len(records[0]), means | named | means  # of two with one name, the task's own method counts
 
     def mean_loss(self, settings: RunSettings, model: Model) -> float:
         """Return a model's mean loss over all held-out records; there must be at least one."""
@@ -300,6 +305,14 @@ class Study:
         with torch.no_grad():
             outputs = self.module(0)(self._example.inputs)
             return frozenset(self.task.metrics(outputs, self._example.targets))
+
+    @cached_property
+    def prediction(self) -> Prediction | None:
+        """What the task predicts, if it names metrics."""
+        if not self.task.named_metrics:
+            return None
+        with torch.no_grad():
+            return prediction_of(self.task, self.module(0)(self._example.inputs), self._example.targets)
 
     @property
     def read(self) -> tuple[Records, Records]:
