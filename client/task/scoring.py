@@ -15,11 +15,12 @@ A task with other outputs overrides `scored`.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from privacy.analytics.scores import FAMILIES, Prediction
 from privacy.config import did_you_mean
@@ -40,20 +41,41 @@ _MEANT = {
 _MOST_BINS = 1024
 
 
-class Named(Protocol):
+class NamedMetrics:
     """The part of a task that concerns the metrics that it names."""
 
-    named_metrics: Sequence[str]
-    threshold: float
-    score_bins: int
-    target_range: tuple[float, float] | None
+    named_metrics: ClassVar[Sequence[str]] = ()
+    """Metrics by name, such as "auc", which Cloister computes. A class may also say `metrics = ["auc"]`."""
+
+    threshold: ClassVar[float] = 0.5
+    """With two classes: the lowest probability of class 1 that predicts it. For precision, recall, F1, confusion."""
+
+    score_bins: ClassVar[int] = 64
+    """The number of bins of the scores that an evaluation sums; more bins need a little more noise."""
+
+    target_range: ClassVar[tuple[float, float] | None] = None
+    """For RMSE, MAE and R² over all sites: the public range to which targets and predictions are clamped."""
+
+    @override
+    def __init_subclass__(cls, **more: object) -> None:
+        """Take `metrics` that are names for `named_metrics`, so that `metrics` is always a method."""
+        super().__init_subclass__(**more)
+        if "metrics" in vars(cls) and not hasattr(vars(cls)["metrics"], "__get__"):
+            cls.named_metrics = vars(cls)["metrics"]
+            delattr(cls, "metrics")
 
     def scored(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores and labels."""
-        ...
+        """Return scores and labels for the metrics that the task names; override it if outputs have another form.
+
+        Returns:
+            Probabilities, `(n,)` of class 1 or `(n, c)` of all classes, and classes `(n,)` from 0; or predicted values
+            and values, both `(n,)`; or risks from 0 to 1, `(n,)`, and intervals from 0 with events, `(n, 2)`. Each
+            record's depend on that record alone.
+        """
+        return default_scores(family_of(self), outputs, targets)
 
 
-def check_names(task: Named) -> None:
+def check_names(task: NamedMetrics) -> None:
     """Check the metrics that a task names, and its constants.
 
     Raises:
@@ -75,17 +97,17 @@ def check_names(task: Named) -> None:
         one, other, *_ = families.values()
         msg = f"it names {one!r} and {other!r}, which are for different kinds of predictions; name metrics of one kind"
         raise TaskError(msg)
-    _check_constants(task, next(iter(families), None))
+    _check_constants(task, values="values" in families)
 
 
-def _check_constants(task: Named, family: Family | None) -> None:
+def _check_constants(task: NamedMetrics, *, values: bool) -> None:
     if type(task.threshold) not in {int, float} or not 0 < task.threshold < 1:
         msg = f"its threshold is {task.threshold!r}; set a probability between 0 and 1"
         raise TaskError(msg)
     if type(task.score_bins) is not int or not 3 <= task.score_bins <= _MOST_BINS:  # noqa: PLR2004 - two edges and one
         msg = f"its score_bins is {task.score_bins!r}; set a whole number from 3 to {_MOST_BINS}"
         raise TaskError(msg)
-    if family != "values":
+    if not values:
         return
     try:
         low, high = (float(end) for end in task.target_range or ())
@@ -99,7 +121,7 @@ def _check_constants(task: Named, family: Family | None) -> None:
         raise TaskError(msg)
 
 
-def family_of(task: Named) -> Family:
+def family_of(task: NamedMetrics) -> Family:
     """Return what the metrics that a task names are about; there is at least one."""
     return FAMILIES[task.named_metrics[0]]
 
@@ -140,7 +162,7 @@ def _form(part: Tensor) -> str:
     return "(" + ", ".join(("n", *map(str, part.shape[1:]))) + ")"
 
 
-def prediction_of(task: Named, outputs: Tensor, targets: Tensor) -> Prediction:
+def prediction_of(task: NamedMetrics, outputs: Tensor, targets: Tensor) -> Prediction:
     """Return what a task predicts, from the outputs and targets of made-up records.
 
     Raises:
@@ -158,13 +180,13 @@ def prediction_of(task: Named, outputs: Tensor, targets: Tensor) -> Prediction:
     if np.isfinite(scores).all() and not ((scores >= 0) & (scores <= 1)).all():
         msg = "its scored() returns scores beyond 0 and 1; return probabilities, or for times a risk from 0 to 1"
         raise TaskError(msg)
-    if (row := odd_label(found, labels)) is not None:
-        msg = f"its example has a target that is not {_wanted(found)} (record {row + 1}); correct example() or scored()"
+    if (row := found.odd_label(labels)) is not None:
+        msg = f"its example has a target that is not {found.label} (record {row + 1}); correct example() or scored()"
         raise TaskError(msg)
     return found
 
 
-def as_numbers(task: Named, outputs: Tensor, targets: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def as_numbers(task: NamedMetrics, outputs: Tensor, targets: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return a task's scores and labels as `privacy.analytics.scores.Form` takes them.
 
     Raises:
@@ -183,31 +205,8 @@ def as_numbers(task: Named, outputs: Tensor, targets: Tensor) -> tuple[NDArray[n
     wanted = {"classes": (2, 1), "values": (1, 1), "times": (1, 2)}[family]
     if (scores.ndim, labels.ndim) != wanted or len(scores) != len(outputs) or len(labels) != len(outputs):
         msg = (
-            f"its scored() returns scores of shape {scores.shape} and labels of shape {labels.shape} for {len(outputs)} "
-            "records; return one row per record, as cloister.Task.scored describes"
+            f"its scored() returns scores of shape {scores.shape} and labels of shape {labels.shape} for "
+            f"{len(outputs)} records; return one row per record, as cloister.Task.scored describes"
         )
         raise TaskError(msg)
     return scores, labels
-
-
-def odd_label(it: Prediction, labels: NDArray[np.float64]) -> int | None:
-    """Return the row of the first label that is not one, or None."""
-    if it.family == "values":
-        return None
-    numbers = labels if it.family == "classes" else labels[:, 0]
-    right = (numbers >= 0) & (numbers < it.classes) & (numbers == np.floor(numbers))
-    if it.family == "times":
-        right &= np.isin(labels[:, 1], (0.0, 1.0))
-    rows = np.flatnonzero(~right)
-    return int(rows[0]) if len(rows) else None
-
-
-def _wanted(it: Prediction) -> str:
-    if it.family == "times":
-        return f"an interval from 0 to {it.classes - 1} with an event of 0 or 1"
-    return f"a class from 0 to {it.classes - 1}"
-
-
-def label_problem(it: Prediction) -> str:
-    """Say what a label should be, for an error about one that is not."""
-    return f"its label is not {_wanted(it)}"

@@ -7,6 +7,8 @@
         def metrics(self, outputs, targets): return {"accuracy": ((outputs > 0) == (targets > 0.5)).float()[:, 0]}
         def example(self):                  return torch.randn(4, 30), torch.tensor([[0.0], [1.0], [0.0], [1.0]])
 
+Instead of a method, `metrics = ["accuracy", "auc"]` names metrics that Cloister computes: see `client.task.scoring`.
+
 A run names it as `module:Class`. A site imports it only from its own installed packages, and only if its policy lists
 that name: code never travels.
 """
@@ -16,16 +18,14 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from typing_extensions import override
-
-from client.task.scoring import check_names, default_scores, family_of
+from client.task.scoring import NamedMetrics, check_names
 from client.task.user_code import foreign
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -35,29 +35,8 @@ Records = tuple["Tensor", "Tensor"]
 """Inputs and targets `(n, ...)`."""
 
 
-class Task(ABC):
+class Task(NamedMetrics, ABC):
     """Model, data, loss and metrics of one federated study. Instances hold no data."""
-
-    named_metrics: ClassVar[Sequence[str]] = ()
-    """Metrics by name, such as "auc", which Cloister computes: see `client.task.scoring`. A class may also say
-    `metrics = ["auc"]` instead of writing the method of that name."""
-
-    threshold: ClassVar[float] = 0.5
-    """With two classes: the lowest probability of class 1 that predicts it. For precision, recall, F1, confusion."""
-
-    score_bins: ClassVar[int] = 64
-    """The number of bins of the scores that an evaluation sums; more bins need a little more noise."""
-
-    target_range: ClassVar[tuple[float, float] | None] = None
-    """For RMSE, MAE and R²: the public range to which targets and predictions are clamped."""
-
-    @override
-    def __init_subclass__(cls, **more: object) -> None:
-        """Take metrics that are names for `named_metrics`, so that `metrics` is always a method."""
-        super().__init_subclass__(**more)
-        if "metrics" in vars(cls) and not hasattr(vars(cls)["metrics"], "__get__"):
-            cls.named_metrics = vars(cls)["metrics"]
-            del cls.metrics
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -94,16 +73,6 @@ class Task(ABC):
         """Return further metrics by name, one value per record `(n,)`; Cloister averages them over all sites."""
         del outputs, targets
         return {}
-
-    def scored(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores and labels for the metrics that the task names; override it if outputs have another form.
-
-        Returns:
-            Probabilities, `(n,)` of class 1 or `(n, c)` of all classes, and classes `(n,)` from 0; or predicted values
-            and values, both `(n,)`; or risks from 0 to 1, `(n,)`, and intervals from 0 with events, `(n, 2)`. Each
-            record's depend on that record alone.
-        """
-        return default_scores(family_of(self), outputs, targets)
 
 
 _INSTALL = "install its package at this site, or correct its name; for a file, set PYTHONPATH to its folder"

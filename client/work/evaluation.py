@@ -4,10 +4,10 @@ In a run with `[evaluation]`, each held-out record contributes the vector
 
     (1, its metrics clamped to 0 … 1, its loss clamped to 0 … `loss_bound` and divided by `loss_bound` if requested)
 
-and, for metrics that the task only names, the blocks of `privacy.analytics.scores`, each of norm at most 1. All of it is
-divided by the square root of the number of single numbers and blocks, so that no record changes the sum by more than 1
-in L2. With N(0, σ²) added to each number, this is one step of the Gaussian mechanism without sampling, as in a survey.
-Held-out records are never trained on, so releases about them are charged to a ledger of their own.
+and, for metrics that the task only names, the blocks of `privacy.analytics.scores`, each of norm at most 1. All of it
+is divided by the square root of the number of single numbers and blocks, so that no record changes the sum by more than
+1 in L2. With N(0, σ²) added to each number, this is one step of the Gaussian mechanism without sampling, as in a
+survey. Held-out records are never trained on, so releases about them are charged to a ledger of their own.
 
 Each site also computes the named metrics exactly, for itself alone, into `metrics/NAME-RUN.json`.
 """
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from client.task.scoring import as_numbers, label_problem, odd_label
+from client.task.scoring import as_numbers
 from client.task.user_code import foreign
 from client.work.scored import Scores
 from client.work.sums import OWN, OneSum, noised, read_sum, write_report
@@ -89,8 +89,8 @@ class HeldOutEvaluation(OneSum):
                 one = slice(row, row + 1)
                 scores, labels = as_numbers(task, module(inputs[one]), targets[one])
                 problem = None if np.isfinite(scores).all() else "its score is not finite"
-                if odd_label(form.prediction, labels) is not None:
-                    problem = label_problem(form.prediction)
+                if form.prediction.odd_label(labels) is not None:
+                    problem = f"its label is not {form.prediction.label}"
                 if problem:
                     msg = (
                         f"{path}: {study.name} cannot evaluate held-out record {row + 1}: {problem}; correct the "

@@ -36,7 +36,9 @@ class Scores:
         if self._task.named_metrics:
             self._parts.append(as_numbers(self._task, outputs, targets))
 
-    def beside(self, measure: Callable[[Tensor, Tensor], dict[str, float]]) -> Callable[[Tensor, Tensor], dict[str, float]]:
+    def beside(
+        self, measure: Callable[[Tensor, Tensor], dict[str, float]]
+    ) -> Callable[[Tensor, Tensor], dict[str, float]]:
         """Return a function that measures a batch and adds its scores."""
 
         def both(outputs: Tensor, targets: Tensor) -> dict[str, float]:

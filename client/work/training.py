@@ -221,7 +221,7 @@ class Study:
         """Do nothing: a site keeps every run's model anyway."""
 
     def measure(self, settings: RunSettings, model: Model) -> tuple[int, dict[str, float]]:
-        """Return the number of held-out records used, evenly spaced, their mean loss and metrics, and the named ones."""
+        """Return the number of held-out records used, evenly spaced, their mean loss and metrics, and named metrics."""
         if not settings.takes_steps:
             return 0, {}
         inputs, targets = self.held_out

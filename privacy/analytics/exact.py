@@ -35,13 +35,19 @@ def exact(it: Prediction, names: tuple[str, ...], scores: Numbers, labels: Numbe
         labels: classes `(n,)`, values `(n,)`, or times and events `(n, 2)`.
 
     Raises:
-        DataError: if a score is not a finite number.
+        DataError: if a score is not a finite number, or a label is none.
     """
     if not np.isfinite(scores).all():
         row = int(np.flatnonzero(~np.isfinite(scores.reshape(len(scores), -1)).all(axis=1))[0])
         msg = (
             f"the model's score for held-out record {row + 1} is not finite, so {', '.join(names)} cannot be computed; "
             "check the record's values, and the model"
+        )
+        raise DataError(msg)
+    if (odd := it.odd_label(labels)) is not None:
+        msg = (
+            f"the label of held-out record {odd + 1} is not {it.label}, so {', '.join(names)} cannot be computed; "
+            "correct the record"
         )
         raise DataError(msg)
     if it.family == "classes":

@@ -123,4 +123,5 @@ def r_squared(squares: Numbers, mean: Numbers, mean_square: Numbers) -> Numbers:
 def ratio(above: Numbers, below: Numbers, undefined: float = np.nan) -> Numbers:
     """Return a quotient, and `undefined` where the divisor is not positive."""
     above, below = np.broadcast_arrays(np.asarray(above, np.float64), np.asarray(below, np.float64))
-    return np.divide(above, below, out=np.full(above.shape, undefined), where=below > 0)
+    found: Numbers = np.divide(above, below, out=np.full(above.shape, undefined), where=below > 0)
+    return found

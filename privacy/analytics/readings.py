@@ -8,7 +8,7 @@ Noise makes counts negative. The rules: AUC and concordance use the counts as th
 the result; average precision uses cumulative counts made monotone; in other ratios a negative count is 0. The error is
 that of what the rule makes of the counts, moved by the noise without the rule, which would hide it. Results are clamped
 to their range. A class counts only if its number of records exceeds twice its own error: otherwise nobody knows
-whether there is one, and a metric that needs it is undefined.
+whether there is one, and a metric that needs it is undefined. So is R² unless the targets' variance does.
 
 The calibration error is a sum of absolute values, which noise only makes larger: each bin's gap d, with noise s,
 contributes √(d² − s²), or 0. Whatever the gaps are, that has a bias of at most 0.35·s and a variance of at most
@@ -128,21 +128,37 @@ class _Reader:
         blocks, compute, top = _MEANS[name]
 
         def computed(parts: dict[str, Numbers]) -> Numbers:
-            means = {block: parts[block][..., 0] / parts["count"][..., 0] for block in blocks}
+            means = {block: self._positive(block, parts)[..., 0] / parts["count"][..., 0] for block in blocks}
             return compute(self._it, means)
 
         value = float(computed(self._blocks))
         low = -math.inf if name == "r2" else 0.0
+        if name == "r2" and not self._targets_differ():
+            value = math.nan
         return self._said(name, value, self._error(("count", *blocks), computed), low, top(self._it))
+
+    def _targets_differ(self) -> bool:
+        """Return whether the sum shows that targets differ, which R² needs."""
+        mean, square = (
+            float(self._blocks[block][0] / self._blocks["count"][0]) for block in ("target", "target-squared")
+        )
+        error = self._noise * math.hypot(1.0, 2 * mean) / float(self._blocks["count"][0])
+        return square - mean**2 > _CERTAIN * error
+
+    def _positive(self, block: str, parts: dict[str, Numbers]) -> Numbers:
+        """Return a block without negative counts, moved as far as `parts` are from what was released."""
+        released = self._blocks[block]
+        moved: Numbers = np.maximum(released, 0.0) + (parts[block] - released)
+        return moved
 
     def _ratio(self, name: str, parts: dict[str, Numbers]) -> Numbers:
         """Return each class's ratio of counts, `(..., classes)`."""
-        released = self._blocks["confusion"]
-        counts = np.maximum(released, 0.0) + (parts["confusion"] - released)
-        each = np.clip(_RATIOS[name](counts), *_FURTHEST)
-        if name == "balanced_accuracy":
-            return np.repeat(np.mean(each, axis=-1, keepdims=True), 2, axis=-1) if self._it.binary else each
-        return each if self._it.binary else np.nan_to_num(each)
+        each: Numbers = np.clip(_RATIOS[name](self._positive("confusion", parts)), *_FURTHEST)
+        if not self._it.binary:
+            each = np.nan_to_num(each)
+        elif name == "balanced_accuracy":
+            each = np.repeat(np.mean(each, axis=-1, keepdims=True), 2, axis=-1)
+        return each
 
     def _of_ratio(self, name: str) -> dict[str, Any]:
         """Read a metric of the confusion matrix."""
@@ -150,7 +166,8 @@ class _Reader:
             return self._said(name, math.nan, math.nan)
 
         def computed(parts: dict[str, Numbers]) -> Numbers:
-            return np.mean(self._ratio(name, parts)[..., which], axis=-1)
+            mean: Numbers = np.mean(self._ratio(name, parts)[..., which], axis=-1)
+            return mean
 
         return self._said(name, float(computed(self._blocks)), self._error(("confusion",), computed))
 
@@ -173,8 +190,8 @@ class _Reader:
         # Scores of one class tell nothing of another's curve, so all classes' are moved at once.
         scores = self._blocks["scores"]
         lanes = self._noise * np.eye(scores[0].size).reshape(-1, 1, *scores.shape[1:])
-        up, down = (each(self._blocks | {"scores": scores + side * lanes}) for side in (1, -1))
-        squares += float(np.sum(((up - down) / 2 / len(which)) ** 2))
+        high, low = (each(self._blocks | {"scores": scores + side * lanes}) for side in (1, -1))
+        squares += float(np.sum(((high - low) / 2 / len(which)) ** 2))
         found = self._said(name, float(np.mean(each(self._blocks))), math.sqrt(squares))
         if found["value"] is not None:
             counts = _monotone(released)[which]
@@ -246,6 +263,10 @@ def _monotone(counts: Numbers) -> Numbers:
     return np.diff(between, axis=-1, prepend=0.0, append=whole)
 
 
+def _signed_root(squares: Numbers) -> Numbers:
+    return np.sign(squares) * np.sqrt(np.abs(squares))
+
+
 def _brier_top(it: Prediction) -> float:
     """Return the largest Brier score, by convention: 1 with two classes, 2 with more."""
     return 1.0 if it.binary else 2.0
@@ -265,13 +286,11 @@ _CURVES = {
 """A formula, by how much bins can change it, and whether cumulative counts are made monotone."""
 
 Means = dict[str, "Numbers"]
-_MEANS: dict[
-    str, tuple[tuple[str, ...], Callable[[Prediction, Means], Numbers], Callable[[Prediction], float]]
-] = {
+_MEANS: dict[str, tuple[tuple[str, ...], Callable[[Prediction, Means], Numbers], Callable[[Prediction], float]]] = {
     "accuracy": (("accuracy",), lambda _, means: means["accuracy"], lambda _: 1.0),
     "brier": (("brier",), lambda it, means: _brier_top(it) * means["brier"], _brier_top),
     "mae": (("absolute",), lambda it, means: it.width * means["absolute"], lambda it: it.width),
-    "rmse": (("squared",), lambda it, means: it.width * np.sqrt(np.maximum(means["squared"], 0)), lambda it: it.width),
+    "rmse": (("squared",), lambda it, means: it.width * _signed_root(means["squared"]), lambda it: it.width),
     "r2": (
         ("squared", "target", "target-squared"),
         lambda _, means: quality.r_squared(means["squared"], means["target"], means["target-squared"]),

@@ -78,11 +78,33 @@ class Prediction:
         """Whether there are two classes, so that one score says everything."""
         return self.classes == 2  # noqa: PLR2004
 
+    @property
+    def label(self) -> str:
+        """What a label is, in words."""
+        if self.family == "values":
+            return "a number"
+        if self.family == "times":
+            return f"an interval from 0 to {self.classes - 1} with an event of 0 or 1"
+        return f"a class from 0 to {self.classes - 1}"
+
+    def odd_label(self, labels: Numbers) -> int | None:
+        """Return the row of the first label that is none, or None: classes or values `(n,)`, or times `(n, 2)`."""
+        if self.family == "values":
+            right = np.isfinite(labels)
+        else:
+            numbers = labels if self.family == "classes" else labels[:, 0]
+            right = (numbers >= 0) & (numbers < self.classes) & (numbers == np.floor(numbers))
+        if self.family == "times":
+            right &= np.isin(labels[:, 1], (0.0, 1.0))
+        rows = np.flatnonzero(~right)
+        return int(rows[0]) if len(rows) else None
+
     def predicted(self, scores: Numbers) -> NDArray[np.intp]:
         """Return the predicted classes, `(n,)`, from the probabilities of all classes, `(n, c)`."""
         if self.binary:
             return (scores[:, 1] >= self.threshold).astype(np.intp)
-        return np.argmax(scores, axis=1)
+        predicted: NDArray[np.intp] = np.argmax(scores, axis=1)
+        return predicted
 
     def confidence(self, scores: Numbers, labels: NDArray[np.intp]) -> tuple[Numbers, Numbers]:
         """Return confidences and what came true, 0 or 1, both `(n,)`.
@@ -155,19 +177,22 @@ def bin_of(scores: Numbers, bins: int) -> NDArray[np.intp]:
     [0, 1, 32, 62, 63]
     """
     low, high = np.sqrt(scores), np.sqrt(1 - scores)
-    return np.minimum((low / (low + high) * bins).astype(np.intp), bins - 1)
+    found: NDArray[np.intp] = np.minimum((low / (low + high) * bins).astype(np.intp), bins - 1)
+    return found
 
 
 def confidence_bin(confidences: Numbers) -> NDArray[np.intp]:
     """Return the bins of confidences; the bins are of equal width, and the last includes 1."""
-    return np.minimum((confidences * CONFIDENCE_BINS).astype(np.intp), CONFIDENCE_BINS - 1)
+    found: NDArray[np.intp] = np.minimum((confidences * CONFIDENCE_BINS).astype(np.intp), CONFIDENCE_BINS - 1)
+    return found
 
 
 def brier(scores: Numbers, labels: NDArray[np.intp]) -> Numbers:
     """Return each record's squared distance between the probabilities and its class, halved, so from 0 to 1: `(n,)`."""
     truth = np.zeros_like(scores)
     truth[np.arange(len(labels)), labels] = 1
-    return np.sum((scores - truth) ** 2, axis=1) / 2
+    halves: Numbers = np.sum((scores - truth) ** 2, axis=1) / 2
+    return halves
 
 
 def _rows(which: NDArray[np.intp], scores: Numbers, rows: int, bins: int) -> Numbers:
@@ -188,9 +213,9 @@ def _of_classes(it: Prediction, blocks: dict[str, tuple[int, ...]], scores: Numb
         "confusion": cells.astype(np.float64),
         "gaps": np.bincount(bins, true - confidences, CONFIDENCE_BINS),
         "bins": np.bincount(bins, minlength=CONFIDENCE_BINS).astype(np.float64),
-        "accuracy": np.sum(predicted == classes, dtype=np.float64),
+        "accuracy": np.array([np.sum(predicted == classes, dtype=np.float64)]),
         # Probabilities that do not add up to 1 could be further away.
-        "brier": np.sum(np.minimum(brier(scores, classes), 1.0)),
+        "brier": np.array([np.sum(np.minimum(brier(scores, classes), 1.0))]),
     }
     if "scores" in blocks and it.binary:
         parts["scores"] = _rows(classes, scores[:, 1], 2, it.bins)
@@ -209,10 +234,10 @@ def _of_values(it: Prediction, blocks: dict[str, tuple[int, ...]], scores: Numbe
         for part in (scores, labels)
     )
     return {
-        "absolute": np.sum(np.abs(found - true)),
-        "squared": np.sum((found - true) ** 2),
-        "target": np.sum(true),
-        "target-squared": np.sum(true**2),
+        "absolute": np.array([np.sum(np.abs(found - true))]),
+        "squared": np.array([np.sum((found - true) ** 2)]),
+        "target": np.array([np.sum(true)]),
+        "target-squared": np.array([np.sum(true**2)]),
     }
 
 
@@ -228,6 +253,8 @@ def _of_times(it: Prediction, blocks: dict[str, tuple[int, ...]], scores: Number
     }
 
 
-_TOTALS: dict[
-    Family, Callable[[Prediction, dict[str, tuple[int, ...]], Numbers, Numbers], dict[str, Numbers]]
-] = {"classes": _of_classes, "values": _of_values, "times": _of_times}
+_TOTALS: dict[Family, Callable[[Prediction, dict[str, tuple[int, ...]], Numbers, Numbers], dict[str, Numbers]]] = {
+    "classes": _of_classes,
+    "values": _of_values,
+    "times": _of_times,
+}
