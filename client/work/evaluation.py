@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from client.data.inputs import call
+from client.data.site_records import predictions
 from client.task.scoring import as_numbers
 from client.task.user_code import foreign
 from client.work.scored import Scores
@@ -38,10 +40,12 @@ from privacy.storage import make_folder, write_atomically
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from numpy.typing import NDArray
     from torch import nn
 
     from client.context import SiteContext
     from client.work.training import Study
+    from privacy.analytics.scores import Prediction
     from privacy.codec.update import Update
     from privacy.noise.randomness import Randomness
     from privacy.run.manifest import Manifest
@@ -63,12 +67,12 @@ class HeldOutEvaluation(OneSum):
     def count(self) -> int:
         """Return the number of records to evaluate on."""
         self._study.check_usable()
-        return len(self._study.held_out[0])
+        return len(self._study.held_out)
 
     def check_records(self, settings: RunSettings) -> None:
         """Check that there are records to evaluate on, that the task can use each of them, and has the metrics."""
         study = self._study
-        self._site.check_count(len(study.held_out[0]), "to evaluate on")
+        self._site.check_count(len(study.held_out), "to evaluate on")
         study.check_usable()
         asked = self._asked(settings)
         study.check_metrics(asked.means)
@@ -81,22 +85,20 @@ class HeldOutEvaluation(OneSum):
         Raises:
             DataError: names the record for which it does not.
         """
-        study, (inputs, targets) = self._study, self._study.held_out
+        study = self._study
         module = study.module(0).to(self._site.device)
-        path, task = self._site.records_path, study.task
+        path = self._site.records_path
         with foreign(study.name, f"scored() of the records in {path}", DataError), torch.no_grad():
-            for row in range(len(inputs)):
-                one = slice(row, row + 1)
-                scores, labels = as_numbers(task, module(inputs[one]), targets[one])
-                problem = None if np.isfinite(scores).all() else "its score is not finite"
-                if form.prediction.odd_label(labels) is not None:
-                    problem = f"its label is not {form.prediction.label}"
-                if problem:
-                    msg = (
-                        f"{path}: {study.name} cannot evaluate held-out record {row + 1}: {problem}; correct the "
-                        "record, or leave it out"
-                    )
-                    raise DataError(msg)
+            for start, (inputs, targets) in study.held_out.in_order(study.at_once):
+                outputs = call(module, inputs)
+                for row in range(len(targets)):
+                    one = slice(row, row + 1)
+                    if problem := _problem(form.prediction, *as_numbers(study.task, outputs[one], targets[one])):
+                        msg = (
+                            f"{path}: {study.name} cannot evaluate held-out record {start + row + 1}: {problem}; "
+                            "correct the record, or leave it out"
+                        )
+                        raise DataError(msg)
 
     def layout(self, settings: RunSettings) -> Layout:
         """Return the names of the sum's numbers; the loss's name and the blocks' include the public constants."""
@@ -157,13 +159,11 @@ class HeldOutEvaluation(OneSum):
         """Compute the metrics that the task names from this site's records alone; a failure is only logged."""
         study, found = self._study, Scores(self._study.task)
         try:
-            inputs, targets = study.held_out
-            with torch.no_grad():
-                found.add(self._module(settings)(inputs), targets)
+            found.add(*predictions(self._module(settings), study.held_out, study.at_once))
             figures = found.figures(study.prediction) if study.prediction else {}
             path = self._site.place.folder / OWN / f"{settings.name}-{run[:8]}.json"
             make_folder(path.parent)
-            report = {"run": run, "records": len(inputs), "metrics": figures}
+            report = {"run": run, "records": len(study.held_out), "metrics": figures}
             write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             for name, figure in figures.items():
                 log.info("this site alone: %s", shown(name, figure))
@@ -179,14 +179,13 @@ class HeldOutEvaluation(OneSum):
     def _total(self, settings: RunSettings) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Sum the records' vectors, `(m,)`."""
         study, asked = self._study, self._asked(settings)
-        inputs, targets = study.held_out
-        if not len(inputs):
+        if not len(study.held_out):
             return np.zeros(self.layout(settings).size)
         module = self._module(settings)
         with torch.no_grad():
-            outputs = module(inputs)
-            single = [(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(inputs))]
-            columns = [torch.ones(len(inputs))]
+            outputs, targets = predictions(module, study.held_out, study.at_once)
+            single = [(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
+            columns = [torch.ones(len(targets))]
             # Each record separately, so that its values depend on no other record.
             known = [study.task.metrics(*one) for one in single]
             for name in asked.means:
@@ -226,6 +225,13 @@ class HeldOutEvaluation(OneSum):
             )
             raise TaskError(msg)
         return _Asked(tuple(name for name in asked.metrics if name not in names), asked.loss_bound, form)
+
+
+def _problem(it: Prediction, scores: NDArray[np.float64], labels: NDArray[np.float64]) -> str | None:
+    """Return what is wrong with a record's score or label, or None."""
+    if not np.isfinite(scores).all():
+        return "its score is not finite"
+    return f"its label is not {it.label}" if it.odd_label(labels) is not None else None
 
 
 @dataclass(frozen=True)

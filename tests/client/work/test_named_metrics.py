@@ -15,6 +15,7 @@ from rich.console import Console
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 
+from client.data.site_records import InMemory
 from client.flower import open_site
 from cloister.commands import stats
 from privacy.accounting.accounting import Mechanism, epsilon
@@ -36,6 +37,7 @@ from tests.federations import (
     task_name,
     with_deadline,
 )
+from tests.tables import table
 
 if TYPE_CHECKING:
     from simulations.engine.federation import Federation
@@ -72,7 +74,7 @@ def hospitals(make_federation: FederationMaker) -> tuple[Federation, str]:
 
 def fitted(federation: Federation) -> tuple[np.ndarray, np.ndarray]:
     """Weights `(1, 30)` and bias `(1,)` of a model that has seen few of the records."""
-    inputs, targets = open_site(federation.paths["north"]).study(TASK).training
+    inputs, targets = table(open_site(federation.paths["north"]).study(TASK).training)
     model = LogisticRegression(C=0.02).fit(inputs[:40].numpy(), targets[:40, 0].numpy())
     return model.coef_, model.intercept_
 
@@ -95,7 +97,7 @@ def scored(federation: Federation, digest: str, site: str) -> tuple[np.ndarray, 
     """The probabilities and labels of a site's held-out records."""
     study = open_site(federation.paths[site]).study(TASK)
     module = study.load_into(study.module(0), study.start(exam(digest)))
-    inputs, targets = study.held_out
+    inputs, targets = table(study.held_out)
     with torch.no_grad():
         return torch.sigmoid(module(inputs).double())[:, 0].numpy(), targets[:, 0].numpy()
 
@@ -198,9 +200,9 @@ def test_one_record_changes_a_sites_vector_by_at_most_one(hospitals: tuple[Feder
     _, manifest, _ = signed_run(federation)
     settings, site = manifest.settings, open_site(federation.paths["north"])
     study, sums = site.study(TASK), []
-    inputs, targets = (part[:12] for part in study.held_out)
+    inputs, targets = (part[:12] for part in table(study.held_out))
     for kept in range(len(inputs) + 1):
-        study.__dict__["_records"] = study._records[0], (inputs[:kept], targets[:kept])
+        study.__dict__["_records"] = study._records[0], InMemory(inputs[:kept], targets[:kept])
         update = site.work(settings).release(manifest, 1, site.work(settings).start(settings), Randomness.fresh())
         sums.append(update.vector.astype(np.float64) * settings.largest_size)
     lengths = np.linalg.norm(np.diff(sums, axis=0), axis=1)
@@ -255,13 +257,13 @@ def test_a_label_that_is_no_class_and_a_score_that_is_none_are_found_before_a_ch
     settings = exam(digest, 1.0, ("auc",))
     site = open_site(federation.paths["north"])
     study, work = site.study(TASK), site.work(settings)
-    inputs, targets = study.held_out
+    inputs, targets = table(study.held_out)
     fifth = torch.arange(len(inputs))[:, None] == 4
     for odd, said in (
         ((inputs, torch.where(fifth, 0.5, targets)), "its label is not a class from 0 to 1"),
         ((torch.where(fifth, torch.nan, inputs), targets), "its score is not finite"),
     ):
-        study.__dict__["_records"] = study._records[0], odd
+        study.__dict__["_records"] = study._records[0], InMemory(*odd)
         study.__dict__["_usable"] = True
         with pytest.raises(DataError) as caught:
             work.check_records(settings)
