@@ -1,6 +1,7 @@
 """A record moves the sum of scores by a known norm; what is read from a noisy sum is as far off as it states."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from privacy.analytics.exact import exact
 from privacy.analytics.readings import read
 from privacy.analytics.scores import FAMILIES, Form, Prediction, bin_of
 from tests.privacy.consortium import few
+from tests.second import scores as second
 
 Numbers = NDArray[np.float64]
 
@@ -190,3 +192,25 @@ def test_more_bins_tell_more_of_the_order() -> None:
         bounds.append([found[name]["bins"] for name in form.names])
     assert (np.diff(bounds, axis=0) < 0).all()
     assert bounds[-1] == pytest.approx([0, 0], abs=0.004)
+
+
+@pytest.mark.parametrize("it", PREDICTIONS, ids=str)
+def test_the_blocks_are_those_that_the_protocol_describes(it: Prediction) -> None:
+    it = replace(it, bins=7)
+    scores, labels = made(it, 12)
+    ends = (it.low, it.high)
+    for names in (NAMES[it.family], NAMES[it.family][:1], NAMES[it.family][-1:], NAMES[it.family][2:3]):
+        form = Form(it, names)
+        named = second.layout(names, it.family, it.classes, it.threshold, it.bins, ends)
+        assert named == [[name, list(shape)] for name, shape in form.shapes]
+        rows = [
+            [number for name, shape in named for number in second.record(name, shape, score, label, it.threshold, ends)]
+            for score, label in zip(scores.tolist(), _labels(it, labels), strict=True)
+        ]
+        assert form.total(scores, labels) == pytest.approx(np.sum(rows, axis=0), abs=1e-9)
+
+
+def _labels(it: Prediction, labels: Numbers) -> list[Any]:
+    if it.family == "values":
+        return list(labels.tolist())
+    return [tuple(each) if it.family == "times" else each for each in labels.astype(int).tolist()]
