@@ -140,9 +140,7 @@ def decode_arrays(data: Bytes) -> ArrayRecord:
 
 def _fill_arrays(target: pb.Arrays, arrays: ArrayRecord) -> None:
     for name, array in arrays.items():
-        target.entries.add(
-            name=name, dtype=array.dtype, shape=array.shape, stype=array.stype, size=len(array.data)
-        )
+        target.entries.add(name=name, dtype=array.dtype, shape=array.shape, stype=array.stype, size=len(array.data))
 
 
 def _array_record(arrays: pb.Arrays, data: Cutter) -> ArrayRecord:
