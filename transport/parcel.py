@@ -56,9 +56,9 @@ def encode(message: Message) -> tuple[bytes, ...]:
         parcel.failure.reason = message.error.reason or ""
     else:
         parcel.records.SetInParent()  # present even if empty
-        _fill(parcel.records, message.content)
-        arrays = [message.content[name] for name in sorted(parcel.records.arrays)]
-        return framed(parcel.SerializeToString(), (array.data for each in arrays for array in each.values()))
+        arrays = _fill(parcel.records, message.content)
+        data = (array.data for name in sorted(arrays) for array in arrays[name].values())
+        return framed(parcel.SerializeToString(), data)
     return framed(parcel.SerializeToString(), ())
 
 
@@ -162,15 +162,19 @@ def _parse(data: Bytes) -> tuple[pb.Parcel, Cutter]:
         raise MalformedError(msg) from error
 
 
-def _fill(records: pb.Records, content: RecordDict) -> None:
+def _fill(records: pb.Records, content: RecordDict) -> dict[str, ArrayRecord]:
+    """Fill in all records, and return those of arrays, whose bytes follow the parcel."""
+    arrays = dict[str, ArrayRecord]()
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
             records.arrays[name].SetInParent()
             _fill_arrays(records.arrays[name], record)
+            arrays[name] = record
         else:
             values = records.metrics if isinstance(record, MetricRecord) else records.configs
             values[name].SetInParent()
             _fill_values(values[name], record)
+    return arrays
 
 
 def _fill_values(target: pb.Values, values: Mapping[str, Any]) -> None:
