@@ -34,9 +34,10 @@ from client.state.model_parts import DTYPES, tensors_of, trained
 from client.task.independence import REMEMBERS, check_chance, check_independence, check_place
 from client.task.interactions import check_gradients
 from client.task.probe import OWN, Example, Probe, make_model, same
+from client.task.scoring import prediction_of
 from client.task.separability import check_leaves, check_loss
 from client.task.traces import check_traces
-from privacy.errors import TaskError
+from privacy.errors import CloisterError, TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,7 +124,25 @@ def _check(task: Task, example: Example) -> None:
             _scale(probe.module, factor)
             check_gradients(probe, example, 0.0)
     with torch.no_grad():
-        probe.metrics(probe.outputs(inputs), targets)
+        probe.metrics(outputs := probe.outputs(inputs), targets)
+        _check_scored(probe, outputs, targets)
+
+
+def _check_scored(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
+    """Try the scores of the metrics that the task names.
+
+    Raises:
+        TaskError: if they fail, or are not what the metrics need.
+    """
+    if not probe.task.named_metrics:
+        return
+    try:
+        prediction_of(probe.task, outputs, targets)
+    except CloisterError:
+        raise
+    except BaseException:
+        with probe.naming("scored()", len(outputs)):
+            raise
 
 
 def _made(task: Task, inputs: Inputs) -> tuple[nn.Module, _Marks]:

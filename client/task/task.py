@@ -7,6 +7,8 @@
         def metrics(self, outputs, targets): return {"accuracy": ((outputs > 0) == (targets > 0.5)).float()[:, 0]}
         def example(self):                  return torch.randn(4, 30), torch.tensor([[0.0], [1.0], [0.0], [1.0]])
 
+Instead of a method, `metrics = ["accuracy", "auc"]` names metrics that Cloister computes: see `client.task.scoring`.
+
 A run names it as `module:Class`. A site imports it only from its own installed packages, and only if its policy lists
 that name: code never travels.
 """
@@ -18,6 +20,7 @@ import inspect
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, TypeVar
 
+from client.task.scoring import NamedMetrics, check_names
 from client.task.user_code import foreign
 from privacy.errors import TaskError
 
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from client.data.inputs import Batch, Loaded
 
 
-class Task(ABC):
+class Task(NamedMetrics, ABC):
     """Model, data, loss and metrics of one federated study. Instances hold no data."""
 
     @abstractmethod
@@ -90,7 +93,13 @@ def import_task(name: str) -> Task:
     if missing := sorted(imported.__abstractmethods__):
         msg = f"the task {name!r} lacks {', '.join(missing)}; write what is missing"
         raise TaskError(msg)
-    return make(imported, name)
+    task = make(imported, name)
+    try:
+        check_names(task)
+    except TaskError as error:
+        msg = f"{name}: {error}"
+        raise TaskError(msg) from error
+    return task
 
 
 C = TypeVar("C")

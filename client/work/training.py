@@ -25,8 +25,10 @@ from client.task.guard import check_task
 from client.task.interactions import InteractionError
 from client.task.probe import make_model, one_a_record
 from client.task.proving import prove
+from client.task.scoring import prediction_of
 from client.task.task import import_task
 from client.task.user_code import foreign, is_memory
+from client.work.scored import Scores
 from privacy.codec.update import Model, Update
 from privacy.errors import RefusedError, TaskError
 from privacy.noise.randomness import Randomness
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from client.data.site_records import Records
     from client.task.probe import Example
     from client.task.task import Task
+    from privacy.analytics.scores import Prediction
     from privacy.codec.update import Layout
     from privacy.run.manifest import Manifest
     from privacy.run.settings import RunSettings, Start
@@ -220,13 +223,16 @@ class Study:
         """Do nothing: a site keeps every run's model anyway."""
 
     def measure(self, settings: RunSettings, model: Model) -> tuple[int, dict[str, float]]:
-        """Return the number of held-out records used, evenly spaced, and their mean loss and metrics."""
+        """Return the number of held-out records used, evenly spaced, their mean loss and metrics, and named metrics."""
         if not settings.takes_steps:
             return 0, {}
         held_out = self.held_out
         step = max(1, math.ceil(len(held_out) / _MOST_RECORDS))
-        records = held_out.subset(torch.arange(0, len(held_out), step))
-        return len(records), self._means(settings, model, records, self._losses_and_metrics)
+        records = held_out.subset(torch.arange(0, len(held_out), step)) if step > 1 else held_out
+        found = Scores(self.task)
+        means = self._means(settings, model, records, found.beside(self._losses_and_metrics))
+        named = found.numbers(self.prediction) if self.prediction else {}
+        return len(records), means | named | means  # of two with one name, the task's own method counts
 
     def mean_loss(self, settings: RunSettings, model: Model) -> float:
         """Return a model's mean loss over all held-out records; there must be at least one."""
@@ -305,6 +311,14 @@ class Study:
         with torch.no_grad():
             outputs = call(self.module(0), self._example.inputs)
             return frozenset(self.task.metrics(outputs, self._example.targets))
+
+    @cached_property
+    def prediction(self) -> Prediction | None:
+        """What the task predicts, if it names metrics."""
+        if not self.task.named_metrics:
+            return None
+        with torch.no_grad():
+            return prediction_of(self.task, call(self.module(0), self._example.inputs), self._example.targets)
 
     @property
     def read(self) -> tuple[Records, Records]:
