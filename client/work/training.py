@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from client.task.task import Records, Task
     from privacy.codec.update import Layout
     from privacy.run.manifest import Manifest
-    from privacy.run.settings import RunSettings, Start
+    from privacy.run.settings import RunSettings
+    from privacy.run.tables import Start
     from strategies.algorithm import LocalSolver
 
 _MOST_RECORDS = 4096  # held-out records to measure, so that it takes less time than training

@@ -21,6 +21,7 @@ from privacy.errors import ConfigError
 from privacy.ledger.entries import Purpose
 from privacy.run.optimizer import Constant, Optimizer, Schedule, Sgd, check_steps, steps_of
 from privacy.run.strategy import FEDAVG, Strategy
+from privacy.run.tables import Clipping, Start, Vote
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
@@ -155,6 +156,8 @@ class OneSum(ABC):
             wrong = f"{what} {take} one round; set rounds = 1"
         elif encryption.update_bound or encryption.profile or run.privacy.max_grad_norm is not None:
             wrong = f"{what} {have} {their} own range, profile and norm; remove update_bound, profile and max_grad_norm"
+        elif run.privacy.clipping != "flat":
+            wrong = f'{what} {have} no layers to clip; remove clipping = "{run.privacy.clipping}"'
         elif run.strategy["name"] != FEDAVG["name"]:
             wrong = f"{what} {take} no strategy, because nothing is trained; remove it"
         elif problem := self._problem(run):
@@ -214,6 +217,7 @@ class Privacy:
     """`[privacy]`: the noise, given either by the ε that the whole run may cost or by its multiplier."""
 
     max_grad_norm: Positive | None = None  # C, the clipping norm of one record's gradient; in training only
+    clipping: Clipping = "flat"  # or each layer by itself, to C/√L; in training only
     delta: Annotated[float, Field(gt=0, lt=1e-2)] = 1e-5
     epsilon: Positive | None = None  # of the whole run, by itself
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # σ, relative to C
@@ -251,21 +255,6 @@ class Cohort:
         if self.minimum > len(self.sizes):
             msg = f"the minimum cohort of {self.minimum} is more than the {len(self.sizes)} sites in sizes"
             raise ValueError(msg)
-
-
-@dataclass(frozen=True, config=STRICT)
-class Vote:
-    """`[vote]`: after each round every site votes with one bit whether the model got worse: `privacy.run.votes`."""
-
-    epsilon: Annotated[float, Field(gt=0, le=20)]  # of one vote
-    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # how much larger the loss on held-out records may be
-
-
-@dataclass(frozen=True, config=STRICT)
-class Start:
-    """`[start]`: the model from which a run starts, instead of an untrained one."""
-
-    model: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256 of its file, which every site must already have
 
 
 @dataclass(frozen=True, config=STRICT)
