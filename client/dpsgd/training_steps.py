@@ -122,6 +122,7 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         rounds=manifest.settings.rounds,
         steps_per_round=training.steps,
         max_grad_norm=norm,
+        clipping=manifest.settings.privacy.clipping,
         expected_batch_size=max(1.0, training.sample_rate * size),
         proximal=solver.proximal,
         offset=solver.offset is not None,
@@ -222,7 +223,7 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
         with group.talking():
             model = DifferentiallyPrivateDistributedDataParallel(model)  # copies the first process's parameters
     precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32
-    mode = make_mode(order.gradients, model, RecordLoss(task), order.max_grad_norm, precision)
+    mode = make_mode(order.gradients, model, RecordLoss(task), order.max_grad_norm, precision, order.clipping)
     descent = make_optimizer(order.optimizer, trainable(model), order.learning_rate)
     if order.proximal or offset is not None:
         # Before each step, on the noisy gradient, which all processes share.

@@ -36,12 +36,26 @@ def own(part: nn.Module) -> list[nn.Parameter]:
     return [each for each in part._parameters.values() if each is not None and each.requires_grad]  # noqa: SLF001 - torch's
 
 
+def layers_of(model: nn.Module) -> list[int]:
+    """Return the number of each trained parameter's layer, from 0, in the order of `trainable`.
+
+    A layer is a module with parameters of its own, such as weight and bias; a shared parameter is the first one's.
+    """
+    owners: dict[int, int] = {}
+    for part in model.modules():
+        number = len(set(owners.values()))
+        for parameter in own(part):
+            owners.setdefault(id(parameter), number)
+    return [owners[id(parameter)] for parameter in trainable(model)]
+
+
 class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is untyped
     """A gradient-sample mode. As in Opacus, `to_standard_module` returns the model."""
 
     loss: RecordLoss
     max_grad_norm: float
     trained: Sequence[nn.Parameter]  # the model's, when the mode was made
+    layers: Sequence[int] | None = None  # the number of each one's layer, if gradients are clipped layer by layer
     precision: torch.dtype = torch.float32  # of the model's forward and backward pass; norms are always float32
     dropped: int = 0  # records whose gradients were not finite
     values_a_record: int = 0  # values in memory per record, on top of plain training
@@ -70,7 +84,7 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
                     "made with"
                 )
                 raise TaskError(msg)
-        self.dropped += add_clipped(self.trained, gradients, len(inputs), self.max_grad_norm)
+        self.dropped += add_clipped(self.trained, gradients, len(inputs), self.max_grad_norm, self.layers)
         if len(inputs):
             self.values_a_record = sum(gradient.values for gradient in gradients if gradient) // len(inputs)
 
