@@ -189,7 +189,7 @@ class Study:
         """Return the size of the copies of the model that the outbox keeps."""
         copies = (
             not settings.shares_noise,  # the residual
-            settings.kind.averaging > 0,  # the last model, besides the mean
+            settings.kind.mean is not None,  # the last model, besides the mean
             settings.vote is not None,  # the model before, where a hard link is not possible
         )
         return {self._site.place.folder / "outbox": 4 * layout.size * sum(copies)}

@@ -19,6 +19,7 @@ from privacy.codec.packing import Packing, Profile
 from privacy.config import STRICT
 from privacy.errors import ConfigError
 from privacy.ledger.entries import Purpose
+from privacy.run.averaging import Averaging
 from privacy.run.optimizer import Constant, Optimizer, Schedule, Sgd, check_steps, steps_of
 from privacy.run.strategy import FEDAVG, Strategy
 from privacy.run.tables import Clipping, Start, Vote
@@ -45,8 +46,8 @@ class RunKind(Protocol):
         ...
 
     @property
-    def averaging(self) -> float:
-        """The fraction of rounds, at the end, whose models are averaged into the result."""
+    def mean(self) -> Averaging | None:
+        """Which rounds' models are averaged into the result; None if it is the last one."""
         ...
 
     def weight(self, share: float) -> float:
@@ -70,14 +71,17 @@ class Training:
     optimizer: Optimizer = field(default_factory=Sgd)  # it starts anew each round
     schedule: Schedule = field(default_factory=Constant)  # of the learning rate, over all steps of the run
     averaging: Annotated[float, Field(ge=0, le=1)] = 0.0  # fraction of rounds, at the end, to average into the result
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # instead: a moving average over the models of all rounds
+    augmentation_multiplicity: Annotated[int, Field(ge=0, le=1024)] = 0  # augmented copies of each record; 0: as it is
 
     purpose: ClassVar[Purpose] = "training"
     held_out: ClassVar[bool] = False
     profile: ClassVar[Profile] = "compact"
 
     def __post_init__(self) -> None:
-        """Check that the number of steps is given once, and is not too large."""
+        """Check that the number of steps is given once and not too large, and that models are averaged in one way."""
         check_steps(self.steps_per_round, self.epochs_per_round, self.sample_rate)
+        Averaging.of(self.averaging, self.ema_decay)
 
     @property
     def steps(self) -> int:
@@ -88,6 +92,11 @@ class Training:
     def plain(self) -> bool:
         """Whether each step is the learning rate times the noisy gradient, and nothing else."""
         return self.optimizer == Sgd() and self.schedule == Constant()
+
+    @property
+    def mean(self) -> Averaging | None:
+        """Which models are averaged, as the table says."""
+        return Averaging.of(self.averaging, self.ema_decay)
 
     @property
     def sampling(self) -> tuple[float, int]:
@@ -134,9 +143,9 @@ class OneSum(ABC):
     _words: ClassVar[tuple[str, str, str, str]]  # for error messages
 
     @property
-    def averaging(self) -> float:
-        """Zero: there is only one round."""
-        return 0.0
+    def mean(self) -> Averaging | None:
+        """None: there is only one round."""
+        return None
 
     @property
     def sampling(self) -> tuple[float, int]:
@@ -343,7 +352,7 @@ class RunSettings:
         )
 
 
-_NO_VOTE = "a vote judges the last round's model: it needs [training] without averaging"
+_NO_VOTE = "a vote judges the last round's model: it needs [training] without averaging or ema_decay"
 
 
 def _kinds(run: RunSettings) -> list[RunKind]:
@@ -356,7 +365,7 @@ def _contradiction(run: RunSettings) -> str | None:
     if len(_kinds(run)) != 1:
         return "choose exactly one of [training], [statistics] and [evaluation]"
     wrong = run.kind.contradiction(run) or _of_masks(run) or _of_norm(run)
-    return wrong or (_NO_VOTE if run.vote and run.kind.averaging else None)
+    return wrong or (_NO_VOTE if run.vote and run.kind.mean else None)
 
 
 def _of_masks(run: RunSettings) -> str | None:
