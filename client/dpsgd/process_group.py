@@ -67,6 +67,7 @@ class Order:
     optimizer: Optimizer
     schedule: Schedule
     number: int  # of the round, from 1
+    augmentation_multiplicity: int
     rounds: int
     steps_per_round: int  # of the run; `steps` may be fewer
     max_grad_norm: float

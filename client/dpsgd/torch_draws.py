@@ -92,13 +92,13 @@ class Draws(TorchDispatchMode):
                 self.rounding = max(self.rounding, torch.finfo(outputs.dtype).eps)
             return outputs
         self.by_rejection |= func.overloadpacket.__name__.endswith(_BY_REJECTION)
-        own = torch.default_generator
-        if (generator := given.get("generator")) is not None and generator is not own:
-            self.foreign = True
-        before = own.get_state()
+        own, named = torch.default_generator, given.get("generator")  # torch may wrap the same generator anew
+        before, theirs = own.get_state(), named.get_state() if named is not None else None
         outputs = func(*args, **given)
         if torch.equal(before, own.get_state()):
-            return outputs  # nothing was drawn
+            if named is not None and not torch.equal(theirs, named.get_state()):
+                self.foreign = True
+            return outputs  # nothing was drawn, or not from torch's own
         self.states.append(hash(before.numpy().tobytes()))
         if not self._still:
             return outputs

@@ -37,6 +37,7 @@ from client.dpsgd.optimizers import make_optimizer, set_rate
 from client.dpsgd.process_group import Order
 from client.dpsgd.sampling import Chance
 from client.dpsgd.torch_draws import forked, seed_all
+from client.gradients.augmentation import Augmentation
 from client.gradients.choice import Choice, choose, make_mode
 from client.gradients.distributed import DistributedOptimizer
 from client.gradients.loss import RecordLoss
@@ -119,6 +120,7 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         optimizer=training.optimizer,
         schedule=training.schedule,
         number=number,
+        augmentation_multiplicity=training.augmentation_multiplicity,
         rounds=manifest.settings.rounds,
         steps_per_round=training.steps,
         max_grad_norm=norm,
@@ -224,6 +226,8 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
             model = DifferentiallyPrivateDistributedDataParallel(model)  # copies the first process's parameters
     precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32
     mode = make_mode(order.gradients, model, RecordLoss(task), order.max_grad_norm, precision, order.clipping)
+    if order.augmentation_multiplicity:
+        mode.augmentation = Augmentation(task, order.augmentation_multiplicity)
     descent = make_optimizer(order.optimizer, trainable(model), order.learning_rate)
     if order.proximal or offset is not None:
         # Before each step, on the noisy gradient, which all processes share.
@@ -291,8 +295,9 @@ def _look(clipped: ClippedSum, records: tuple[Tensor, Tensor], chosen: Tensor, o
         InteractionError: if they are not; nothing has left the site.
     """
     rng = torch.Generator().manual_seed(_below(1 << 62))
-    most = order.physical_batch if _below(_OFTEN) < order.steps else _SOME
-    some = chosen[torch.randperm(len(chosen), generator=rng)[: min(most, order.physical_batch)].sort()[0]]
+    at_once = clipped.mode.at_once(order.physical_batch)
+    most = at_once if _below(_OFTEN) < order.steps else _SOME
+    some = chosen[torch.randperm(len(chosen), generator=rng)[: min(most, at_once)].sort()[0]]
     inputs, targets = (part[some.to(part.device)] for part in records)
     check_batch(clipped, (inputs, targets), rng)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.hooks import RemovableHandle
 
+    from client.gradients.augmentation import Augmentation
     from client.gradients.loss import RecordLoss
     from client.gradients.record_gradients import RecordGradients
 
@@ -56,6 +57,7 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
     max_grad_norm: float
     trained: Sequence[nn.Parameter]  # the model's, when the mode was made
     layers: Sequence[int] | None = None  # the number of each one's layer, if gradients are clipped layer by layer
+    augmentation: Augmentation | None = None  # makes copies of each record
     precision: torch.dtype = torch.float32  # of the model's forward and backward pass; norms are always float32
     dropped: int = 0  # records whose gradients were not finite
     values_a_record: int = 0  # values in memory per record, on top of plain training
@@ -73,7 +75,8 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
         """
         gradients: Sequence[RecordGradients | None] = [None] * len(self.trained)
         if len(inputs):
-            gradients = self.per_record(inputs, targets)
+            rows = self.augmentation.of(inputs, targets) if self.augmentation else (inputs, targets)
+            gradients = self.per_record(*rows)
             if len(gradients) != len(self.trained):
                 msg = f"only {len(gradients)} of the model's {len(self.trained)} parameters have gradients"
                 raise TaskError(msg)
@@ -84,9 +87,16 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
                     "made with"
                 )
                 raise TaskError(msg)
+        if self.augmentation and self.augmentation.copies > 1:
+            with torch.no_grad():
+                gradients = [each and each.averaged(self.augmentation.copies) for each in gradients]
         self.dropped += add_clipped(self.trained, gradients, len(inputs), self.max_grad_norm, self.layers)
         if len(inputs):
             self.values_a_record = sum(gradient.values for gradient in gradients if gradient) // len(inputs)
+
+    def at_once(self, physical_batch: int) -> int:
+        """Return the number of records whose copies are so many rows, or one record."""
+        return max(1, physical_batch // self.augmentation.copies) if self.augmentation else physical_batch
 
     @abstractmethod
     def per_record(self, inputs: Tensor, targets: Tensor) -> Sequence[RecordGradients | None]:

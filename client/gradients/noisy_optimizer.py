@@ -75,13 +75,13 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
             mode: fills `p.summed_grad`.
             records: inputs and targets `(n, ...)`.
             chosen: the logical batch, `(k,)` indices of records.
-            physical_batch: the number of records computed at a time.
+            physical_batch: the number of records computed at a time, or of their augmented copies.
 
         Raises:
             TaskError: if gradients are not those of single records; clipping would not bound a record's influence.
         """
         inputs, targets = records
-        parts = chosen.to(inputs.device).split(physical_batch)
+        parts = chosen.to(inputs.device).split(mode.at_once(physical_batch))
         for number, part in enumerate(parts, start=1):
             self.signal_skip_step(number < len(parts))
             self.zero_grad(set_to_none=True)
