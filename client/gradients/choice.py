@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _IN_TURN: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "autograd")
 _VALUES = 1 << 24  # values in memory at once: gradients, and the tensors from which they are computed
-_RECORDS = 256  # records at once, at most
+MOST_RECORDS = 256  # records at once, at most, unless the site's settings say how many
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _try(mode: Gradients, task: Task, model: nn.Module, expected: Expected, comp
             values = wrapped.values_a_record
     except Exception as error:  # noqa: BLE001 - whatever a mode raises for a model that it cannot handle
         return _reason(error)
-    return computing.physical_batch or min(_RECORDS, max(1, _VALUES // max(1, values)))
+    return computing.physical_batch or min(MOST_RECORDS, max(1, _VALUES // max(1, values)))
 
 
 def _reason(error: Exception) -> str:
