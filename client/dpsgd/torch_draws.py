@@ -93,12 +93,11 @@ class Draws(TorchDispatchMode):
             return outputs
         self.by_rejection |= func.overloadpacket.__name__.endswith(_BY_REJECTION)
         own, named = torch.default_generator, given.get("generator")  # torch may wrap the same generator anew
-        before, theirs = own.get_state(), named.get_state() if named is not None else None
+        before, theirs = own.get_state(), (named or own).get_state()
         outputs = func(*args, **given)
-        if torch.equal(before, own.get_state()):
-            if named is not None and not torch.equal(theirs, named.get_state()):
-                self.foreign = True
-            return outputs  # nothing was drawn, or not from torch's own
+        if torch.equal(before, own.get_state()):  # nothing was drawn, or not from torch's own
+            self.foreign |= not torch.equal(theirs, (named or own).get_state())
+            return outputs
         self.states.append(hash(before.numpy().tobytes()))
         if not self._still:
             return outputs

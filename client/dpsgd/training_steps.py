@@ -274,13 +274,8 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
                 chosen = group.own_part(chance.sample, count) if group else chance.sample(count).nonzero().squeeze(1)
                 several = chosen if len(chosen) > 1 else several
                 if step == order.steps and (not group or group.rank == 0):
-                    _look(
-                        ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm),
-                        records,
-                        several,
-                        order.steps,
-                        fitted,
-                    )
+                    clipped = ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm)
+                    _look(clipped, records, several, order.steps, fitted)
                 optimizer.draw_ahead()
                 set_rate(descent, order.rate(step))
                 fitted = optimizer.take_what_fits(mode, records, chosen, fitted)

@@ -71,6 +71,7 @@ def _form(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...], torch.device]:
 
 def generator_of(device: torch.device) -> torch.Generator:
     """Return torch's default generator of a device."""
-    if device.type == "cuda":
-        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-    return torch.default_generator
+    if device.type != "cuda":
+        return torch.default_generator
+    number: int | None = device.index  # torch's stubs forget that it may be None
+    return torch.cuda.default_generators[torch.cuda.current_device() if number is None else number]
