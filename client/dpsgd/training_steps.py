@@ -32,6 +32,8 @@ import numpy as np
 import torch
 from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
 
+from client.data.inputs import count, move
+from client.data.site_records import records_of
 from client.dpsgd.additivity import ClippedSum, check_batch, check_mode, memory_of
 from client.dpsgd.optimizers import make_optimizer, set_rate
 from client.dpsgd.process_group import Order
@@ -47,6 +49,7 @@ from client.gradients.noisy_optimizer import CipherOptimizer
 from client.settings import Computing
 from client.state.model_parts import trained
 from client.task.interactions import InteractionError
+from client.task.probe import made_up
 from client.task.user_code import is_memory
 from privacy.errors import TaskError
 from privacy.noise.randomness import Randomness
@@ -57,6 +60,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from client.data.inputs import Batch
+    from client.data.site_records import Records
     from client.dpsgd.process_group import ProcessGroup
     from client.settings import Gradients
     from client.task.task import Task
@@ -84,7 +89,7 @@ class _Way:
 _WAYS: WeakKeyDictionary[Task, dict[Computing, _Way]] = WeakKeyDictionary()
 
 
-def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, manifest: Manifest,
+def train(task: Task, model: nn.Module, records: Records | Batch, size: int, manifest: Manifest,
           randomness: Randomness, *, solver: LocalSolver = PLAIN, computing: Computing = _DEFAULT,
           group: ProcessGroup | None = None, number: int = 1) -> None:  # fmt: skip
     """Train `model` in place for one round.
@@ -92,7 +97,7 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
     Args:
         task: gives the loss.
         model: on the device to train on.
-        records: inputs and targets `(n, ...)`, on the same device.
+        records: the site's, `(n, ...)`, on the same device.
         size: the number of training records that the site declares in public, about n.
         manifest: steps, sampling rate, optimizer, learning rates, clipping norm and σ.
         randomness: for sampling and noise; a new one every round.
@@ -102,6 +107,7 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         number: the round's number in the run, from 1; the schedule of learning rates depends on it.
 
     Raises:
+        DataError: if a record cannot be read.
         TaskError: if no mode can compute the model's gradients, or the run trains nothing.
         DeviceError: if the group has lost a process.
     """
@@ -139,15 +145,15 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
     drawn = Randomness.fresh() if seed is None else Randomness.seeded(seed, "torch")
     chance = Chance(randomness, training.sample_rate, manifest.update_noise, drawn)
     if group is None:
-        fitted = _take_steps(task, model, records, order, chance, offset)
+        fitted = _take_steps(task, model, records_of(records), order, chance, offset)
     else:
         with group.round():
             group.hand_out(order)
-            fitted = _take_steps(task, model, records, order, chance, offset, group=group)
+            fitted = _take_steps(task, model, records_of(records), order, chance, offset, group=group)
     _WAYS[task][computing].choice = replace(choice, physical_batch=fitted)  # the next round starts with what fitted
 
 
-def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, group: ProcessGroup) -> None:
+def take_part(task: Task, model: nn.Module, records: Records | Batch, order: Order, group: ProcessGroup) -> None:
     """Take part in a round, as a worker.
 
     Args:
@@ -163,7 +169,7 @@ def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], orde
     no_noise = Chance(Randomness.fresh(), 0.0, 0.0, Randomness.fresh())  # nothing is drawn from it
     offset = torch.zeros(sum(each.numel() for each in trained(model).values())) if order.offset else None
     with group.round():
-        _take_steps(task, model, records, order, no_noise, offset, group=group)
+        _take_steps(task, model, records_of(records), order, no_noise, offset, group=group)
 
 
 def way_to_train(
@@ -216,9 +222,8 @@ def _choose(task: Task, model: nn.Module, computing: Computing, way: _Way) -> Ch
 
 def _within(task: Task, model: nn.Module, computing: Computing, choice: Choice) -> int:
     """Return how many made-up records can be computed at a time within the memory that the site's settings allow."""
-    inputs, targets = _made_up(task, model)
     (few, some), (many, more) = measured = [
-        (count, memory_of(task, model, (inputs, targets), choice, computing.precision, count)) for count in _MEASURED
+        (rows, memory_of(task, model, _made_up(task, model), choice, computing.precision, rows)) for rows in _MEASURED
     ]
     limit = computing.memory_mb * 1_000_000
     found = rows_within(limit, *measured, most=MOST_RECORDS)
@@ -230,18 +235,18 @@ def _within(task: Task, model: nn.Module, computing: Computing, choice: Choice) 
 def _try(task: Task, model: nn.Module, computing: Computing, choice: Choice) -> None:
     inputs, targets = _made_up(task, model)
     together = _TRIED if choice.gradients == "autograd" else choice.physical_batch  # it computes one record at a time
-    rows = torch.arange(together) % len(inputs)
+    rows = torch.arange(together) % count(inputs)
     check_mode(task, model, (inputs, targets), rows, choice, computing.precision, at_once=together)
 
 
-def _made_up(task: Task, model: nn.Module) -> tuple[Tensor, Tensor]:
+def _made_up(task: Task, model: nn.Module) -> Batch:
     device = next(model.parameters()).device
     with forked():
-        inputs, targets = task.example()
-    return inputs.to(device), targets.to(device)
+        inputs, targets = made_up(task)
+    return move(inputs, device), targets.to(device)
 
 
-def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, chance: Chance,
+def _take_steps(task: Task, model: nn.Module, records: Records, order: Order, chance: Chance,
                 offset: Tensor | None, *, group: ProcessGroup | None = None) -> int:  # fmt: skip
     """Take an order's steps; return the number of records computed at a time, in the end."""
     parameters = list(trained(model).values())  # in the order of the layout and of the offset
@@ -265,13 +270,13 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
         loss_reduction="mean",
         randomness=chance.randomness,
     )
-    count, fitted = len(records[0]), order.physical_batch
+    total, fitted = len(records), order.physical_batch
     try:
         with quiet(), closing(optimizer), forked():
             seed_all(chance.by_torch)  # with a known seed, a dropout mask would link records
             several = torch.empty(0, dtype=torch.int64)
             for step in range(1, order.steps + 1):
-                chosen = group.own_part(chance.sample, count) if group else chance.sample(count).nonzero().squeeze(1)
+                chosen = group.own_part(chance.sample, total) if group else chance.sample(total).nonzero().squeeze(1)
                 several = chosen if len(chosen) > 1 else several
                 if step == order.steps and (not group or group.rank == 0):
                     clipped = ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm)
@@ -311,7 +316,7 @@ class _Correction:
                 gradient.add_(self._offset[number])
 
 
-def _look(clipped: ClippedSum, records: tuple[Tensor, Tensor], chosen: Tensor, steps: int, physical_batch: int) -> None:
+def _look(clipped: ClippedSum, records: Records, chosen: Tensor, steps: int, physical_batch: int) -> None:
     """Check on some records `(k,)` of the last batch that single records' gradients are clipped.
 
     It takes the last batch because faults that start during a round, with larger weights or after many calls, show
@@ -326,11 +331,9 @@ def _look(clipped: ClippedSum, records: tuple[Tensor, Tensor], chosen: Tensor, s
     most = at_once if _below(_OFTEN) < steps else min(_SOME, at_once)
     order = torch.randperm(len(chosen), generator=rng)
     while True:
-        some = chosen[order[:most].sort()[0]]
-        inputs, targets = (part[some.to(part.device)] for part in records)
         try:
             with running_out():
-                check_batch(clipped, (inputs, targets), rng)
+                check_batch(clipped, records.select(chosen[order[:most].sort()[0]]), rng)
         except NoMemoryLeft:
             if most <= 1:
                 raise

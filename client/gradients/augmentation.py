@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from client.data.inputs import as_inputs, mapped, named
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from client.data.inputs import Batch, Inputs
     from client.task.task import Task
 
 
@@ -29,44 +31,49 @@ class Augmentation:
     task: Task
     copies: int  # of each record, at least 1
 
-    def of(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def of(self, inputs: Inputs, targets: Tensor) -> Batch:
         """Return the copies of records `(n, ...)`, and their targets: `(n · copies, ...)`, those of a record together.
 
         Raises:
             TaskError: if the task returns records of another form.
         """
-        return augmented(self.task, inputs.repeat_interleave(self.copies, 0), generator_of(inputs.device)), (
-            targets.repeat_interleave(self.copies, 0)
-        )
+        copies = mapped(lambda each: each.repeat_interleave(self.copies, 0), inputs)
+        return augmented(self.task, copies, generator_of(targets.device)), targets.repeat_interleave(self.copies, 0)
 
 
-def augmented(task: Task, inputs: Tensor, generator: torch.Generator) -> Tensor:
+def augmented(task: Task, inputs: Inputs, generator: torch.Generator) -> Inputs:
     """Return what a task's `augment` makes of records `(n, ...)`, which it may change in place.
 
     Raises:
         TaskError: if that is not records of the same form.
     """
-    return same_form(task.augment(inputs, generator), inputs)
+    form = exact_form(inputs)
+    return checked(task.augment(inputs, generator), form)
 
 
-def same_form(found: object, inputs: Tensor) -> Tensor:
-    """Return what an `augment` made of these inputs.
+def checked(found: object, form: object) -> Inputs:
+    """Return what an `augment` made of inputs of this form.
 
     Raises:
         TaskError: if that is not records of the same form.
     """
-    if not isinstance(found, torch.Tensor) or _form(found) != _form(inputs):
-        kind = " ".join(map(str, _form(found))) if isinstance(found, torch.Tensor) else type(found).__name__
-        msg = (
-            f"its augment() turns {' '.join(map(str, _form(inputs)))} into {kind}; return as many records of the same "
-            "shape, type and device"
-        )
+    inputs = as_inputs(found)
+    if inputs is None or exact_form(inputs) != form:
+        kind = type(found).__name__ if inputs is None else exact_form(inputs)
+        msg = f"its augment() turns {form} into {kind}; return as many records of the same shape, type and device"
         raise TaskError(msg)
-    return found.detach()
+    return mapped(torch.Tensor.detach, inputs)
 
 
-def _form(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...], torch.device]:
-    return tensor.dtype, tuple(tensor.shape), tensor.device
+def exact_form(inputs: Inputs) -> str:
+    """Describe the form of inputs for comparison and for messages.
+
+    >>> exact_form(torch.zeros(5, 4))
+    'inputs torch.float32 (5, 4) on cpu'
+    """
+    return ", ".join(
+        f"{name} {each.dtype} {tuple(each.shape)} on {each.device}" for name, each in named(inputs).items()
+    )
 
 
 def generator_of(device: torch.device) -> torch.Generator:

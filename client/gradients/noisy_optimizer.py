@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from client.data.site_records import Records
     from client.gradients.mode import GradientMode
     from privacy.noise.randomness import Randomness
 
@@ -73,30 +74,28 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         drawn *= self._scale
         return drawn
 
-    def take(self, mode: GradientMode, records: tuple[Tensor, Tensor], chosen: Tensor, physical_batch: int) -> None:
+    def take(self, mode: GradientMode, records: Records, chosen: Tensor, physical_batch: int) -> None:
         """Take one step on the chosen records, in parts. An empty batch gets noise too.
 
         Args:
             mode: fills `p.summed_grad`.
-            records: inputs and targets `(n, ...)`.
+            records: the records `(n, ...)`, on the model's device.
             chosen: the logical batch, `(k,)` indices of records.
             physical_batch: the number of records computed at a time, or of their augmented copies.
 
         Raises:
+            DataError: if a record cannot be read.
             TaskError: if gradients are not those of single records; clipping would not bound a record's influence.
         """
-        inputs, targets = records
-        parts = chosen.to(inputs.device).split(mode.at_once(physical_batch))
-        for number, part in enumerate(parts, start=1):
-            self.signal_skip_step(number < len(parts))
+        size = mode.at_once(physical_batch)
+        for number, (inputs, targets) in enumerate(records.parts(chosen, size), start=1):
+            self.signal_skip_step(number * size < len(chosen))
             self.zero_grad(set_to_none=True)
             with running_out():
-                mode.fill(inputs[part], targets[part])
+                mode.fill(inputs, targets)
             self.step()
 
-    def take_what_fits(
-        self, mode: GradientMode, records: tuple[Tensor, Tensor], chosen: Tensor, physical_batch: int
-    ) -> int:
+    def take_what_fits(self, mode: GradientMode, records: Records, chosen: Tensor, physical_batch: int) -> int:
         """Take one step; start it again with smaller parts if memory runs out before its gradients are computed.
 
         The step has the same records and the same noise. Arguments and errors are those of `take`.

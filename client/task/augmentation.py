@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from client.data.inputs import call, copied, count
 from client.dpsgd.torch_draws import Draws
-from client.gradients.augmentation import augmented, same_form
+from client.gradients.augmentation import augmented, checked, exact_form
 from client.task.independence import check_chance, check_independence, check_place
 from client.task.interactions import check_gradients
 from client.task.probe import Probe, same
@@ -25,6 +26,7 @@ from client.task.traces import check_traces
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
+    from client.data.inputs import Inputs
     from client.task.probe import Example
 
 _ELSEWHERE = (
@@ -45,21 +47,24 @@ def augments(task: Task) -> bool:
 class Augmented(nn.Module):
     """A task's augmentation before its model, so that the guard tries both as one model."""
 
-    def __init__(self, task: Task, module: nn.Module) -> None:
+    def __init__(self, task: Task, module: nn.Module, like: Inputs) -> None:
         super().__init__()
         self.module = module
-        self._task = task
+        self._task, self._form = task, type(like)
 
     @override
-    def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = self.module(augmented(self._task, inputs.clone(), torch.default_generator))
+    def forward(self, *values: Tensor, **named: Tensor) -> Tensor:
+        inputs: Inputs = named or (values if self._form is tuple else values[0])
+        found: Tensor = call(self.module, augmented(self._task, copied(inputs), torch.default_generator))
         return found
 
 
-class _Float(nn.Module):
+class _Flat(nn.Module):
+    """All values of a record in one row, as what the guard compares."""
+
     @override
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs.float()  # what the guard compares
+    def forward(self, *values: Tensor, **named: Tensor) -> Tensor:
+        return torch.cat([each.reshape(len(each), -1).float() for each in (*values, *named.values())], 1)
 
 
 def check_augmentation(probe: Probe, example: Example, seconds: float) -> None:
@@ -79,19 +84,19 @@ def check_augmentation(probe: Probe, example: Example, seconds: float) -> None:
         return
     inputs, targets = example.batch()
     check_variations(probe, inputs)
-    both = Probe(task, Augmented(task, probe.module), probe.records)
+    both = Probe(task, Augmented(task, probe.module, inputs), probe.records)
     check_traces(both, inputs, targets)
     check_gradients(both, example, seconds)
 
 
-def check_variations(probe: Probe, inputs: Tensor) -> None:
+def check_variations(probe: Probe, inputs: Inputs) -> None:
     """Refuse an `augment` that mixes records, or draws from elsewhere.
 
     Raises:
         TaskError: says what to change.
     """
     _check_draws(probe, inputs)
-    alone = Probe(probe.task, Augmented(probe.task, _Float()), probe.records)
+    alone = Probe(probe.task, Augmented(probe.task, _Flat(), inputs), probe.records)
     try:
         check_independence(alone, inputs)
         check_chance(alone, inputs)
@@ -101,14 +106,14 @@ def check_variations(probe: Probe, inputs: Tensor) -> None:
         raise TaskError(_MEET) from error
 
 
-def _check_draws(probe: Probe, inputs: Tensor) -> None:
+def _check_draws(probe: Probe, inputs: Inputs) -> None:
     """Refuse draws from elsewhere, and an `augment` that fails or returns records of another form."""
-    before, found = _states(), list[Tensor]()
+    before, found = _states(), list[Inputs]()
     for _ in range(2):
         generator = torch.Generator().manual_seed(0)
-        with probe.naming("augment()", len(inputs)):
-            made: object = probe.task.augment(inputs.clone(), generator)
-        found.append(same_form(made, inputs))
+        with probe.naming("augment()", count(inputs)):
+            made: object = probe.task.augment(copied(inputs), generator)
+        found.append(checked(made, exact_form(inputs)))
         if generator.initial_seed() != 0:
             raise TaskError(_ELSEWHERE)
     if _states() != before or not same(*found):

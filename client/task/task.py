@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-
-Records = tuple["Tensor", "Tensor"]
-"""Inputs and targets `(n, ...)`."""
+    from client.data.inputs import Batch, Inputs, Loaded
 
 
 class Task(ABC):
@@ -44,18 +42,22 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+    def load(self, path: Path) -> Loaded:
         """Read one site's records from `path`, scaled by constants that do not come from the data.
 
         Returns:
-            Inputs `(n, ...)` and targets `(n, ...)`, one row per record.
+            Inputs `(n, ...)` and targets `(n, ...)`, one row per record. Inputs may be one tensor, a tuple of tensors,
+            or a dict of tensors: the model is called with the tensor, `*tuple` or `**dict`. Or a map-style
+            `torch.utils.data.Dataset` of pairs, each one record's inputs and target without the first dimension,
+            which are read when they are needed. After either, the persons `(n,)` whom the records are about may
+            follow, as whole numbers or texts: then at most `records_per_person` records of each are used.
 
         Raises:
             DataError: if a record cannot be used; say which line, and how to fix it.
         """
 
     @abstractmethod
-    def example(self) -> tuple[Tensor, Tensor]:
+    def example(self) -> Batch:
         """Make up a few records for the checks that precede the first real record: see `client.task.guard`.
 
         Returns:
@@ -67,14 +69,15 @@ class Task(ABC):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss over a batch: a scalar that depends on each record only by its own term."""
 
-    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(self, inputs: Inputs, generator: torch.Generator) -> Inputs:
         """Return a random variation of each record, such as a shift, a mirror image, or other noise.
 
         Sites call it in a run with `augmentation_multiplicity`, and only on records to train on. What it must not do is
         in `client.task.augmentation`.
 
         Args:
-            inputs: records `(n, ...)`, which may be changed in place. A record occurs once for each of its copies.
+            inputs: records `(n, ...)` in the form of `load`'s, which may be changed in place. A record occurs once for
+                each of its copies.
             generator: of the same device; draw from no other.
 
         Returns:
