@@ -71,9 +71,8 @@ def exact_form(inputs: Inputs) -> str:
     >>> exact_form(torch.zeros(5, 4))
     'inputs torch.float32 (5, 4) on cpu'
     """
-    return ", ".join(
-        f"{name} {each.dtype} {tuple(each.shape)} on {each.device}" for name, each in named(inputs).items()
-    )
+    forms = ((name, each.dtype, tuple(each.shape), each.device) for name, each in named(inputs).items())
+    return ", ".join(f"{name} {dtype} {shape} on {device}" for name, dtype, shape, device in forms)
 
 
 def generator_of(device: torch.device) -> torch.Generator:

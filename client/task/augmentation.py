@@ -108,7 +108,7 @@ def check_variations(probe: Probe, inputs: Inputs) -> None:
 
 def _check_draws(probe: Probe, inputs: Inputs) -> None:
     """Refuse draws from elsewhere, and an `augment` that fails or returns records of another form."""
-    before, found = _states(), list[Inputs]()
+    before, found = _states(), []
     for _ in range(2):
         generator = torch.Generator().manual_seed(0)
         with probe.naming("augment()", count(inputs)):

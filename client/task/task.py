@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from client.task.user_code import foreign
 from privacy.errors import TaskError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from client.data.inputs import Batch, Inputs, Loaded
+    from client.data.inputs import Batch, Loaded
 
 
 class Task(ABC):
@@ -69,7 +69,7 @@ class Task(ABC):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss over a batch: a scalar that depends on each record only by its own term."""
 
-    def augment(self, inputs: Inputs, generator: torch.Generator) -> Inputs:
+    def augment(self, inputs: Any, generator: torch.Generator) -> Any:  # noqa: ANN401 - in the form of the task's inputs
         """Return a random variation of each record, such as a shift, a mirror image, or other noise.
 
         Sites call it in a run with `augmentation_multiplicity`, and only on records to train on. What it must not do is

@@ -62,21 +62,20 @@ def test_a_layer_is_a_module_with_parameters_and_a_shared_parameter_counts_once(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("physical_batch", [RECORDS, 2])
 @pytest.mark.parametrize(("name", "mode"), CASES)
 def test_a_mode_gives_the_sum_of_plain_gradients_clipped_layer_by_layer(
-    name: str, mode: Gradients, physical_batch: int, device: str
+    name: str, mode: Gradients, device: str
 ) -> None:
     model, records = made(name, device)
     plain = one_by_one(Scores(), model, records).cpu()
     bound = float(plain.norm(dim=1).median())  # some layers are clipped, some are not
     expected = by_layer(model, plain, bound)
-    found = clipped_sum(mode, Scores(), model, records, bound, physical_batch, clipping="per_layer").cpu()
+    found = clipped_sum(mode, Scores(), model, records, bound, 4, clipping="per_layer").cpu()
     assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(["mlp", "two dimensions", "norms"]),
     scales=st.lists(st.sampled_from([0.0, 1e-3, 1.0, 30.0, 1e4, 1e30, inf, nan]), min_size=RECORDS, max_size=RECORDS),

@@ -23,6 +23,7 @@ from tests.probes import Made, sequences, vectors, words
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from client.data.inputs import Batch, Inputs
     from client.task.task import Task
 
     Augment = Callable[[Tensor, Generator], Tensor]
@@ -194,7 +195,7 @@ def as_a_pair(inputs: Tensor, generator: Generator) -> Tensor:
 @pytest.mark.parametrize(("augment", "found"), [(longer, "(10, 4)"), (as_numbers, "float64"), (as_a_pair, "tuple")])
 def test_it_refuses_records_of_another_form(augment: Augment, found: str) -> None:
     said = complaint(augment)
-    assert said.startswith("its augment() turns torch.float32 (5, 4) cpu into")
+    assert said.startswith("its augment() turns inputs torch.float32 (5, 4) on cpu into")
     assert found in said
 
 
@@ -224,6 +225,28 @@ def test_sequences_and_words_may_be_varied() -> None:
 
     tried(Varying(dropped, sequences))
     tried(Varying(dropped, words))
+
+
+def test_inputs_may_be_several_tensors() -> None:
+    class Several(Made):
+        crossed = False
+
+        @override
+        def example(self) -> Batch:
+            drawn, targets = vectors()
+            return {"one": drawn, "other": drawn[:, 0]}, targets
+
+        @override
+        def augment(self, inputs: Inputs, generator: Generator) -> Inputs:
+            assert isinstance(inputs, dict)
+            other = inputs["other"].roll(1, 0) if self.crossed else inputs["other"]
+            return {"one": noisy(inputs["one"], generator), "other": other}
+
+    task = Several()
+    tried(task)
+    task.crossed = True
+    with pytest.raises(TaskError, match=r"its augment\(\) mixes the records"):
+        tried(task)
 
 
 # --- Runs -----------------------------------------------------------------------------------------------------------
