@@ -222,11 +222,11 @@ def _choose(task: Task, model: nn.Module, computing: Computing, way: _Way) -> Ch
 
 def _within(task: Task, model: nn.Module, computing: Computing, choice: Choice) -> int:
     """Return how many made-up records can be computed at a time within the memory that the site's settings allow."""
-    (few, some), (many, more) = measured = [
+    (few, some), (many, more) = (
         (rows, memory_of(task, model, _made_up(task, model), choice, computing.precision, rows)) for rows in _MEASURED
-    ]
+    )
     limit = computing.memory_mb * 1_000_000
-    found = rows_within(limit, *measured, most=MOST_RECORDS)
+    found = rows_within(limit, (few, some), (many, more), MOST_RECORDS)
     if found == 1 and some - (more - some) * (few - 1) // (many - few) > limit:
         log.warning("a single record's gradients take more than memory_mb = %d", computing.memory_mb)
     return found

@@ -21,12 +21,12 @@ from client.settings import Gradients
 from privacy.noise.randomness import Randomness
 from privacy.run.manifest import Manifest
 from privacy.run.tables import Clipping
+from tests.client.models import WORDS
 from tests.client.specimens import (
     DEVICES,
     MODES,
     RECORDS,
     SPECIMENS,
-    WORDS,
     Scores,
     computing,
     made,
@@ -90,7 +90,8 @@ def by_hand(task: Varied, model: nn.Module, targets: Tensor, bound: float, copie
     rows = torch.cat(task.seen)
     each = one_by_one(task, model, (rows, targets.repeat_interleave(copies)))
     means = each.unflatten(0, (-1, copies)).mean(1)
-    return (bound / (means.norm(dim=1) + 1e-6)).clamp(max=1.0) @ means
+    total: Tensor = (bound / (means.norm(dim=1) + 1e-6)).clamp(max=1.0) @ means
+    return total
 
 
 @pytest.mark.parametrize("device", DEVICES)

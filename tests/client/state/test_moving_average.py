@@ -18,8 +18,8 @@ from privacy.codec.update import Layout, Model
 from privacy.run.averaging import Averaging
 from privacy.run.settings import RunSettings, Training
 from simulations.engine.results import read_results
-from tests.client.state.test_averaged import ROUNDS, SITE, averaging, open_all, restart, result_of, vector_of
-from tests.federations import SETTINGS, SITES, FederationMaker, models_of, run_with, signed_run
+from tests.client.state.test_averaged import ROUNDS, SITE, averaging, open_all, result_of, vector_of
+from tests.federations import SETTINGS, SITES, FederationMaker, models_of, restart, run_with, signed_run
 
 RUN = "ab" * 32
 

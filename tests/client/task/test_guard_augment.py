@@ -232,7 +232,7 @@ def test_inputs_may_be_several_tensors() -> None:
         crossed = False
 
         @override
-        def example(self) -> Batch:
+        def example(self) -> Batch:  # type: ignore[override]  # several tensors
             drawn, targets = vectors()
             return {"one": drawn, "other": drawn[:, 0]}, targets
 
