@@ -110,8 +110,8 @@ CASES = {
     "without noise": Case(manifest(4, 0.6, 0.0)),
     "corrected": Case(manifest(4, 0.6, 1.0), corrected=True),
     "adam in the second round of a schedule": Case(scheduled(), corrected=True, number=2),
-    **{f"layer by layer, {mode}": Case(changed(manifest(4, 0.6, 1.0), clipping="per_layer"), mode) for mode in MODES},
-    **{f"augmented, {mode}": Case(changed(manifest(4, 0.6, 1.0), copies=2), mode, physical_batch=4) for mode in MODES},
+    **{f"augmented, and clipped layer by layer, {mode}":
+       Case(changed(manifest(4, 0.6, 1.0), copies=2, clipping="per_layer"), mode, physical_batch=4) for mode in MODES},
     "one record, of the first process": Case(manifest(3, 1.0, 1.0), records=1),
     "two records, now one, now the other": Case(manifest(12, 0.5, 1.0), records=2),
     "empty batches": Case(manifest(3, 1e-9, 1.0)),
