@@ -54,8 +54,8 @@ PUBLIC = {  # modules that these libraries document; what is in others is theirs
     "opacus.validators", "tenseal",
     "torch", "torch.autograd", "torch.autograd.graph", "torch.backends.cuda", "torch.backends.cudnn",
     "torch.backends.mkldnn", "torch.distributed", "torch.func", "torch.nn", "torch.nn.attention",
-    "torch.nn.functional", "torch.nn.utils.rnn", "torch.optim", "torch.utils.checkpoint", "torch.utils.data",
-    "torch.utils.hooks",
+    "torch.nn.functional", "torch.nn.utils.rnn", "torch.optim", "torch.profiler", "torch.utils.checkpoint",
+    "torch.utils.data", "torch.utils.hooks",
 }  # fmt: skip
 PRIVATE = re.compile(r"^_[a-zA-Z]\w*$")
 
