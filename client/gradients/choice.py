@@ -74,7 +74,7 @@ def choose(
     ):  # the comparison draws from a public seed; training must not
         # An error here comes from the task, not from a mode.
         try:
-            expected = Expected.of(model, RecordLoss(task), records)
+            expected = Expected.of(model, RecordLoss(task, recognise=False), records)
         except Exception as error:
             msg = f"its gradients cannot be computed per record ({_reason(error)}); change the model accordingly"
             raise TaskError(msg) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +19,6 @@ from typing_extensions import override
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from client.gradients.mode import GradientMode
@@ -33,7 +32,8 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         super().__init__(*args, **kwargs)
         self._randomness = randomness
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="noise")
-        self._ahead: Future[NDArray[np.float64]] | None = None
+        self._ahead: Future[None] | None = None
+        self._noise = torch.empty(0)  # of all parameters, written anew in every step
 
     def draw_ahead(self) -> None:
         """Start drawing the next step's noise, if that does not take a core from those that compute the gradients.
@@ -41,13 +41,13 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         Nobody else may draw from the randomness until the step is taken.
         """
         if self._scale > 0 and self._draws_ahead:
-            self._ahead = self._thread.submit(self._draw, self._size)
+            self._ahead = self._thread.submit(self._draw, self._room())
 
     def close(self) -> None:
         """Wait for the thread, and end it."""
         self._thread.shutdown()
 
-    @property
+    @cached_property
     def _draws_ahead(self) -> bool:
         """Whether another device computes the gradients, or torch leaves this process a core."""
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -58,15 +58,17 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         """σC."""
         return float(self.noise_multiplier * self.max_grad_norm)
 
-    @property
-    def _size(self) -> int:
-        """The number of values of noise per step. Do not read it during a pass, which may freeze parameters."""
-        return sum(parameter.numel() for parameter in self.params)
+    def _room(self) -> Tensor:
+        """Return memory for a step's noise, `(values,)`. Do not call it in a pass, which may freeze parameters."""
+        parameters = self.params
+        size = sum(each.numel() for each in parameters)
+        if self._noise.numel() != size:
+            double = any(each.dtype is torch.float64 for each in parameters)
+            self._noise = torch.empty(size, dtype=torch.float64 if double else torch.float32)
+        return self._noise
 
-    def _draw(self, size: int) -> NDArray[np.float64]:
-        drawn = self._randomness.gaussian(size)
-        drawn *= self._scale
-        return drawn
+    def _draw(self, room: Tensor) -> None:
+        self._randomness.fill_gaussian(room.numpy(), self._scale)
 
     def take(self, mode: GradientMode, records: tuple[Tensor, Tensor], chosen: Tensor, physical_batch: int) -> None:
         """Take one step on the chosen records, in parts. An empty batch gets noise too.
@@ -87,6 +89,15 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
             self.zero_grad(set_to_none=True)
             mode.fill(inputs[part], targets[part])
             self.step()
+
+    @override
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Forget gradients; sums too, unless a part of a batch has left them. They are set to None in any case."""
+        del set_to_none
+        for parameter in self.params:
+            parameter.grad = parameter.grad_sample = None
+            if not self._is_last_step_skipped:
+                parameter.summed_grad = None
 
     @override
     def clip_and_accumulate(self) -> None:
@@ -115,19 +126,21 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         """Divide by the public expected batch size, unless the reduction is the sum."""
         if self.loss_reduction == "mean":
             expected: Any = self.expected_batch_size  # optional in Opacus, always set here
-            for parameter in self.params:
-                parameter.grad /= expected
+            torch._foreach_div_([parameter.grad for parameter in self.params], expected)  # noqa: SLF001 - no public name
 
     @override
     def add_noise(self) -> None:
-        """Set every gradient to the clipped sum plus N(0, (σC)²); the noise is drawn in double precision."""
-        drawn = None
+        """Set every gradient to the clipped sum plus N(0, (σC)²), drawn in double precision and rounded to the sum's."""
+        parameters = list[Any](self.params)
+        sums: list[Tensor] = [parameter.summed_grad for parameter in parameters]
         if self._scale > 0:
-            drawn, self._ahead = torch.from_numpy(self._ahead.result() if self._ahead else self._draw(self._size)), None
-        start, parameters = 0, list[Any](self.params)
-        for parameter in parameters:
-            total: Tensor = parameter.summed_grad
-            if drawn is not None:
-                part = drawn[start : (start := start + parameter.numel())]
-                total += part.to(device=total.device, dtype=total.dtype).view_as(total)
+            if self._ahead:
+                self._ahead.result()
+                self._ahead = None
+            else:
+                self._draw(self._room())
+            parts = self._noise.split([each.numel() for each in sums])
+            noise = [part.to(each).view_as(each) for part, each in zip(parts, sums, strict=True)]
+            torch._foreach_add_(sums, noise)  # noqa: SLF001 - no public name
+        for parameter, total in zip(parameters, sums, strict=True):
             parameter.grad, parameter.summed_grad = total, None
