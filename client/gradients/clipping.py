@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,11 +53,9 @@ def add_clipped(
     """
     device, dropped = parameters[0].device, 0
     with torch.no_grad(), _float32(device):
-        squares = torch.zeros(records, dtype=torch.float64, device=device)
-        for gradient in gradients:
-            if gradient is not None:
-                squares += gradient.squares()
-        factors, finite = clip_factors(squares, max_grad_norm)
+        squares = [gradient.squares() for gradient in gradients if gradient is not None]
+        squares = squares or [torch.zeros(records, dtype=torch.float64, device=device)]
+        factors, finite = clip_factors(torch.stack(squares).sum(0), max_grad_norm)
         if not finite.all():
             dropped, factors = int((~finite).sum()), factors[finite]
             gradients = [gradient and gradient.of(finite) for gradient in gradients]
@@ -79,7 +77,7 @@ def _float32(device: torch.device) -> Iterator[None]:
     try:
         for kind in kinds:
             kind.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext():
             yield
     finally:
         for kind, precision in zip(kinds, before, strict=True):

@@ -26,10 +26,9 @@ LayerGradients = list[tuple[Tensor, RecordGradients]]  # parameters, each with t
 
 def _linear(layer: nn.Linear, calls: Sequence[Call]) -> LayerGradients:
     if len(calls) == 1 and calls[0][0].dim() == 2:  # noqa: PLR2004 - one row per record, the usual case
-        found: LayerGradients = [(layer.weight, Outer(*calls[0]))]
-        if layer.bias is not None:
-            found.append((layer.bias, Rows(calls[0][1])))
-        return found
+        outer = Outer(*calls[0])
+        found: LayerGradients = [(layer.weight, outer)]
+        return found if layer.bias is None else [*found, (layer.bias, outer.bias)]
     inputs, gradients = (_joined([_in_rows(call[side]) for call in calls], 1) for side in (0, 1))
     return _affine(layer, inputs.transpose(1, 2).unsqueeze(1), gradients.transpose(1, 2).unsqueeze(1))
 

@@ -44,11 +44,18 @@ class RecordLoss:
         """
         with torch.enable_grad():
             held = outputs.detach().float().requires_grad_()
-            total = sum_of_losses(self._task.loss, held, targets) if self._may_be_known else None
-            if total is None:
-                self._may_be_known, total = False, self.losses(held, targets).sum()
-            (found,) = torch.autograd.grad(total, held)
+            total = self.known_sum(held, targets)
+            (found,) = torch.autograd.grad(self.losses(held, targets).sum() if total is None else total, held)
         return found
+
+    def known_sum(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Return the sum of the records' losses, a scalar that depends on nothing else; None if they are not known.
+
+        A loss that was not known once is mapped from then on.
+        """
+        total = sum_of_losses(self._task.loss, outputs.float(), targets) if self._may_be_known else None
+        self._may_be_known = total is not None
+        return total
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return each record's own loss `(n,)`."""

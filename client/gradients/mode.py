@@ -71,7 +71,7 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
                 )
                 raise TaskError(msg)
         self.dropped += add_clipped(self.trained, gradients, len(inputs), self.max_grad_norm)
-        if len(inputs):
+        if len(inputs) and not self.values_a_record:
             self.values_a_record = sum(gradient.values for gradient in gradients if gradient) // len(inputs)
 
     @abstractmethod

@@ -34,6 +34,7 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="noise")
         self._ahead: Future[None] | None = None
         self._noise = torch.empty(0)  # of all parameters, written anew in every step
+        self._parts: list[Tensor] = []  # of the noise, shaped as the parameters
 
     def draw_ahead(self) -> None:
         """Start drawing the next step's noise, if that does not take a core from those that compute the gradients.
@@ -58,6 +59,12 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         """σC."""
         return float(self.noise_multiplier * self.max_grad_norm)
 
+    @property
+    def _share(self) -> float:
+        """The public number by which sums are multiplied: one over the expected batch size, or 1."""
+        expected: Any = self.expected_batch_size  # optional in Opacus, always set here
+        return 1.0 / float(expected) if self.loss_reduction == "mean" else 1.0
+
     def _room(self) -> Tensor:
         """Return memory for a step's noise, `(values,)`. Do not call it in a pass, which may freeze parameters."""
         parameters = self.params
@@ -65,10 +72,12 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         if self._noise.numel() != size:
             double = any(each.dtype is torch.float64 for each in parameters)
             self._noise = torch.empty(size, dtype=torch.float64 if double else torch.float32)
+            parts = self._noise.split([each.numel() for each in parameters])
+            self._parts = [part.view(each.shape) for part, each in zip(parts, parameters, strict=True)]
         return self._noise
 
     def _draw(self, room: Tensor) -> None:
-        self._randomness.fill_gaussian(room.numpy(), self._scale)
+        self._randomness.fill_gaussian(room.numpy(), self._scale * self._share)
 
     def take(self, mode: GradientMode, records: tuple[Tensor, Tensor], chosen: Tensor, physical_batch: int) -> None:
         """Take one step on the chosen records, in parts. An empty batch gets noise too.
@@ -118,20 +127,16 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         if self._is_last_step_skipped:
             return False
         self.add_noise()
-        self.scale_grad()
         return True
 
     @override
-    def scale_grad(self) -> None:
-        """Divide by the public expected batch size, unless the reduction is the sum."""
-        if self.loss_reduction == "mean":
-            expected: Any = self.expected_batch_size  # optional in Opacus, always set here
-            torch._foreach_div_([parameter.grad for parameter in self.params], expected)  # noqa: SLF001 - no public name
-
-    @override
     def add_noise(self) -> None:
-        """Set every gradient to the clipped sum plus N(0, (σC)²), drawn in double precision and rounded to the sum's."""
-        parameters = list[Any](self.params)
+        """Set every gradient to the clipped sum plus N(0, (σC)²), divided by the public expected batch size.
+
+        The noise is drawn in double precision, and rounded to the parameters' precision. If the reduction is the sum,
+        nothing is divided.
+        """
+        parameters, share = list[Any](self.params), self._share
         sums: list[Tensor] = [parameter.summed_grad for parameter in parameters]
         if self._scale > 0:
             if self._ahead:
@@ -139,8 +144,9 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
                 self._ahead = None
             else:
                 self._draw(self._room())
-            parts = self._noise.split([each.numel() for each in sums])
-            noise = [part.to(each).view_as(each) for part, each in zip(parts, sums, strict=True)]
-            torch._foreach_add_(sums, noise)  # noqa: SLF001 - no public name
+            for noise, total in zip(self._parts, sums, strict=True):
+                torch.add(noise.to(total), total, alpha=share, out=total)
+        elif share != 1.0:
+            torch._foreach_mul_(sums, share)  # noqa: SLF001 - no public name
         for parameter, total in zip(parameters, sums, strict=True):
             parameter.grad, parameter.summed_grad = total, None
