@@ -83,13 +83,13 @@ class BookKeeping(GradientMode):
                 self._taking_notes = True
                 outputs = self.outputs(inputs.detach())
                 self._taking_notes = False
-                noted, edges = self._noted, [edge for *_, edge in self._noted]
-                back: Sequence[Tensor | None]
-                if (total := self.loss.known_sum(outputs, targets)) is not None:
-                    back = torch.autograd.grad(total, edges, allow_unused=True)
-                else:
-                    gradients = self.loss.gradients(outputs, targets).to(outputs.dtype)
-                    back = torch.autograd.grad(outputs, edges, gradients, allow_unused=True)
+                noted = self._noted
+                start, gradients = self.loss.known_sum(outputs, targets), None
+                if start is None:
+                    start, gradients = outputs, self.loss.gradients(outputs, targets).to(outputs.dtype)
+                back: Sequence[Tensor | None] = torch.autograd.grad(
+                    start, [edge for *_, edge in noted], gradients, allow_unused=True
+                )
         finally:
             self._noted, self._taking_notes = [], False
         calls = defaultdict(list)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _IN_TURN: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "autograd")
 _VALUES = 1 << 24  # values in memory at once: gradients, and the tensors from which they are computed
-_RECORDS = 256  # records at once, at most
+_RECORDS = 512  # records at once, at most
 
 
 @dataclass(frozen=True)

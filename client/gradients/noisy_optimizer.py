@@ -146,7 +146,7 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
                 self._draw(self._room())
             for noise, total in zip(self._parts, sums, strict=True):
                 torch.add(noise.to(total), total, alpha=share, out=total)
-        elif share != 1.0:
-            torch._foreach_mul_(sums, share)  # noqa: SLF001 - no public name
         for parameter, total in zip(parameters, sums, strict=True):
+            if not self._scale > 0:
+                total.mul_(share)
             parameter.grad, parameter.summed_grad = total, None

@@ -61,7 +61,7 @@ class Asked(Scores):
 
 def separate(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     """Return every record's gradient, from a batch of one."""
-    rows = []
+    rows: list[Tensor] = []
     for output, target in zip(outputs.split(1), targets.split(1), strict=True):
         held = output.clone().requires_grad_()
         rows.append(*torch.autograd.grad(loss(held, target), held))

@@ -95,7 +95,7 @@ class Shuffled(Randomness):
 class Elsewhere(Randomness):
     """Draws noise and gives the model's own parameters, the first ones, something else in its place."""
 
-    def __init__(self, drawn: Randomness, change: Callable[[NDArray[np.float64]], None]) -> None:
+    def __init__(self, drawn: Randomness, change: Callable[[NDArray[Any]], None]) -> None:
         self._drawn, self._change = drawn, change
 
     @override
