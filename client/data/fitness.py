@@ -28,20 +28,22 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from client.data.sources.registry import Source
     from client.task.task import Records, Task
 
 _AT_ONCE = 64  # records at a time
 _MOST_COLUMNS = 1024  # columns to try one by one
 
 
-def load_records(task: Task, name: str, example: Example, path: Path) -> Records:
+def load_records(task: Task, name: str, example: Example, source: Source) -> Records:
     """Have a task read a site's records: inputs and targets `(n, ...)`, all finite, with n at least 1.
 
     Raises:
         DataError: if it cannot, or returns anything else.
     """
+    path = source.path
     with foreign(name, f"load() of {path}", DataError):
-        loaded: Any = task.load(path)
+        loaded: Any = task.load_from(source)
     if not isinstance(loaded, tuple | list) or len(loaded) != 2:  # noqa: PLR2004 - inputs and targets
         kind = f"{len(loaded)} things" if isinstance(loaded, tuple | list) else f"a {type(loaded).__name__}"
         msg = f"{path}: the load() of {name} returns {kind}; return two tensors, inputs and targets"

@@ -18,6 +18,7 @@ from client.task.task import import_task
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from client.data.sources.registry import Source
     from client.gradients.choice import Choice
     from client.settings import Computing
     from client.task.task import Records, Task
@@ -57,13 +58,13 @@ def prove(task: Task, name: str, records: Records, device: torch.device, computi
         way_to_train(task, module, computing, proof)
 
 
-def prove_all(folder: Path, name: str, file: Path, device: torch.device, computing: Computing) -> int:
+def prove_all(folder: Path, name: str, source: Source, device: torch.device, computing: Computing) -> int:
     """Try a site's task as its agent does when it starts; return the number of records.
 
     Args:
         folder: the site's folder.
         name: the task's name, `module:Class`.
-        file: the file of records.
+        source: the site's records.
         device: the device that trains.
         computing: the site's settings for computing gradients.
 
@@ -74,6 +75,6 @@ def prove_all(folder: Path, name: str, file: Path, device: torch.device, computi
     task = import_task(name)
     Refusals(folder).check(name, task)
     example = check_task(task, name)
-    inputs, targets = load_records(task, name, example, file)
+    inputs, targets = load_records(task, name, example, source)
     prove(task, name, (inputs, targets), device, computing)
     return len(inputs)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from client.data.sources.registry import Source
+
 
 Records = tuple["Tensor", "Tensor"]
 """Inputs and targets `(n, ...)`."""
@@ -52,6 +54,10 @@ class Task(ABC):
         Raises:
             DataError: if a record cannot be used; say which line, and how to fix it.
         """
+
+    def load_from(self, source: Source) -> Records:
+        """Read one site's records; a task that declares their columns or form reads them through the site's source."""
+        return self.load(source.path)
 
     @abstractmethod
     def example(self) -> tuple[Tensor, Tensor]:

@@ -285,7 +285,7 @@ class Study:
 
     @cached_property
     def _records(self) -> tuple[Records, Records]:
-        inputs, targets = load_records(self.task, self.name, self._example, self._site.records_path)
+        inputs, targets = load_records(self.task, self.name, self._example, self._site.source)
         held_out = self._site.settings.data.held_out
         used, kept = (torch.from_numpy(part) for part in split_held_out(len(inputs), held_out))
         device = self._site.device

@@ -14,7 +14,8 @@ In the audited task's own parameters, the contributions of records hide everythi
 
 `CLOISTER_CANARIES` names a file with the task and records that the canaries join, and the number of canaries:
 
-    {"task": "simulations.tasks.diagnosis:Diagnosis", "file": "/srv/north/patients.csv", "count": 4000}
+    {"task": "simulations.tasks.diagnosis:Diagnosis", "file": "/srv/north/patients.csv", "source": null,
+     "folder": "/srv/north", "count": 4000}
 
 A site's own data file then lists the canaries that are in at that site, one number from 0 per line.
 """
@@ -24,14 +25,19 @@ from __future__ import annotations
 import json
 import os
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from typing_extensions import override
 
+from client.data.sources.options import ListedOptions, TableOptions
+from client.data.sources.options import Source as Options
+from client.data.sources.registry import Source
 from client.task.task import Task, import_task
 from privacy.errors import DataError, TaskError
 
@@ -53,9 +59,14 @@ RAW_GRADIENT = 1e3  # far beyond any clipping norm, so that clipping is tested t
 
 
 @contextmanager
-def set_up(path: Path, task: str, file: Path, count: int) -> Iterator[None]:
-    """Have `Canaries` wrap a task with records in `file`, within this context."""
-    path.write_text(json.dumps({"task": task, "file": str(file), "count": count}))
+def set_up(path: Path, task: str, source: Source, count: int) -> Iterator[None]:
+    """Have `Canaries` wrap a task with a site's records, within this context."""
+    own = {
+        "file": str(source.path.resolve()),
+        "source": source.options and asdict(source.options),
+        "folder": str((source.folder or source.path.parent).resolve()),
+    }
+    path.write_text(json.dumps({"task": task, **own, "count": count}))
     before = os.environ.get(SETUP)
     os.environ[SETUP] = str(path)
     try:
@@ -77,7 +88,10 @@ class Canaries(Task):
         setup = json.loads(Path(os.environ[SETUP]).read_text(encoding="utf-8"))
         self.task: Task = import_task(setup["task"])
         self.count: int = setup["count"]
-        self._file = Path(setup["file"])
+        options = TypeAdapter[TableOptions | ListedOptions | None](Options | None).validate_json(
+            json.dumps(setup.get("source"))
+        )
+        self._source = Source(Path(setup["file"]), options, Path(setup["folder"]))
         self._batch: set[int] | None = None  # None while nobody watches
         self._outputs = torch.Size()
         self.shape: tuple[torch.Size, torch.dtype] = torch.Size(), torch.float32
@@ -96,9 +110,9 @@ class Canaries(Task):
         Returns:
             Flattened inputs `(n, …)` with a last column, the canary's number from 1, or 0; and targets `(n, …)`.
         """
-        inputs, targets = (part[:MOST_RECORDS] for part in self.task.load(self._file))
+        inputs, targets = (part[:MOST_RECORDS] for part in self.task.load_from(self._source))
         if not len(inputs):
-            msg = f"{self._file}: the file has no records to which canaries could be added; name a file with records"
+            msg = f"{self._source.path}: it has no records to which canaries could be added; name a file with records"
             raise DataError(msg)
         self.shape = inputs.shape[1:], inputs.dtype
         numbers = [int(line) + 1 for line in path.read_text(encoding="utf-8").split()]

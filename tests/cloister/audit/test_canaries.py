@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
+from client.data.sources.registry import Source
 from client.dpsgd.training_steps import way_to_train
 from client.settings import Computing
 from client.task.task import Task
@@ -82,7 +83,7 @@ def _final(
         training=Training(steps_per_round=3, sample_rate=1.0, learning_rate=1.0),
         encryption=Encryption(update_bound=1.0, profile="precise", collusion_resistant=False),
     )  # fmt: skip
-    with set_up(folder / "canaries.json", task, folder / "words.txt", COUNT):
+    with set_up(folder / "canaries.json", task, Source(folder / "words.txt"), COUNT):
         scratch = Scratch.create(folder / "scratch", settings, "included", "cpu")
         site = scratch.sites["first"]
         (site.place.folder / "included").write_text("\n".join(map(str, included)))
@@ -163,7 +164,7 @@ def test_there_must_be_a_record_to_join(tmp_path: Path) -> None:
 
 def test_their_example_is_made_like_their_records(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("1 2 3 4 5 6\n9 8 7 6 5 4\n")
-    with set_up(tmp_path / "canaries.json", TASK, tmp_path / "words.txt", COUNT):
+    with set_up(tmp_path / "canaries.json", TASK, Source(tmp_path / "words.txt"), COUNT):
         task = Canaries()
         inputs, targets = task.example()
         assert task.loss(task.model()(inputs), targets).isfinite()
