@@ -19,6 +19,7 @@ from cloister import __version__
 from cloister.commands import Json
 from cloister.commands.audit import audit
 from cloister.commands.bench import bench
+from cloister.commands.data import data
 from cloister.commands.ledger import ledger
 from cloister.views.patience import patience
 from cloister.views.run import RoundTable, listen, make_console, show_log
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(audit, name="audit")
 app.add_typer(bench, name="bench")
+app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
 
 
