@@ -86,8 +86,9 @@ class Table(ABC):
             )
         for column in wanted:
             if self.named(column) not in names:
-                near = did_you_mean(self.named(column), names)
-                advice = near or "add it, or say in [data.source.columns] of site.toml what it is called here"
+                advice = "add it, or say in [data.source.columns] of site.toml what it is called here"
+                if near := did_you_mean(self.named(column), names):
+                    advice = f"{near} If so, correct it, or set columns in [data.source]"
                 self.fail(f"there is no column `{self.named(column)}`", advice)
         return {column: names.index(self.named(column)) for column in wanted}
 
