@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -51,17 +51,23 @@ class SqlTable(Table):
                 self._reading(engine) as connection,
                 self._asking("the database refuses the query", "run it there to see why"),
             ):
-                result = connection.exec_driver_sql(self._statement(engine))
-                names = list(result.keys())
-                places = self.places(wanted, [_bare(name, names) for name in names])
-                key = self.places({self.options.order_by: None}, names)[self.options.order_by]
-                for rows in result.partitions(_ROWS):
-                    last = self._check_order(rows, key, start, last)
-                    found = {name: _array([row[place] for row in rows]) for name, place in places.items()}
-                    yield Chunk(found, range(start, start + len(rows)))
-                    start += len(rows)
+                statement = self._statement(engine)
+                with closing(connection.exec_driver_sql(statement)) as result:
+                    names = list(result.keys())
+                    places = self.places(wanted, [_bare(name, names) for name in names])
+                    key = self._key(names)
+                    for rows in result.partitions(_ROWS):
+                        last = self._check_order(rows, key, start, last)
+                        found = {name: _array([row[place] for row in rows]) for name, place in places.items()}
+                        yield Chunk(found, range(start, start + len(rows)))
+                        start += len(rows)
         finally:
             engine.dispose()
+
+    def _key(self, names: Sequence[str]) -> int:
+        if self.options.order_by not in names:
+            self.fail(f"there is no column `{self.options.order_by}` for order_by", "name one of the query's columns")
+        return names.index(self.options.order_by)
 
     def _statement(self, engine: Engine) -> str:
         try:
@@ -113,10 +119,10 @@ class SqlTable(Table):
                 url = url.set(password=os.environ[variable])
             settings["connect_args"] = {"connect_timeout": _PATIENCE} if backend == "postgresql" else {}
         try:
-            with needing("psycopg" if backend == "postgresql" else backend, "sql"):
-                return sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True, **settings)
-        except sa.exc.SQLAlchemyError:
-            self.fail("SQLAlchemy has no driver for url in [data.source]", "install the driver")
+            return sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True, **settings)
+        except (ImportError, sa.exc.SQLAlchemyError):
+            advice = "pip install 'cloister[sql]' brings PostgreSQL's, psycopg; install others, or correct the url"
+            self.fail("the driver of url in [data.source] is not installed", advice)
 
     @contextmanager
     def _reading(self, engine: Engine) -> Iterator[Connection]:
