@@ -35,7 +35,7 @@ class DicomReader(ImageReader):
 
     @override
     def read(self, path: Path) -> Tensor:
-        with needing("pydicom", "imaging"):
+        with needing("pydicom", "imaging", "pydicom"):
             import pydicom  # noqa: F401, PLC0415 - an extra
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they may quote the file

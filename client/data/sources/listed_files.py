@@ -166,9 +166,9 @@ class ListedTable(TextTable):
         Raises:
             DataError: if the table cannot be read.
         """
-        self._paths.clear()
         _, labels, rows = read_tensors(self, (), targets, findings, progress)
         self.files = [(row, self._paths[row]) for row in rows]
+        self._paths.clear()
         return labels
 
     @override

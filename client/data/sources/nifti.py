@@ -36,7 +36,7 @@ class NiftiReader(ImageReader):
 
     @override
     def read(self, path: Path) -> Tensor:
-        with needing("nibabel", "imaging"):
+        with needing("nibabel", "imaging", "nibabel.global"):
             import nibabel  # noqa: F401, PLC0415 - an extra
         with open_file(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -231,8 +231,7 @@ class Encoder:
         places = _floats(coded.indices)
         values = np.where(np.isnan(places), np.nan, days[np.nan_to_num(places).astype(np.int64)])
         expected = "2024-12-31" if self._options.dates == "iso" else self._options.dates
-        advice = f"written as {expected}, or set another form: dates in [data.source]"
-        work.refuse(np.isinf(values), f"not a date {advice}")
+        work.refuse(np.isinf(values), f"not a date written as {expected}; correct it, or set dates in [data.source]")
         return np.where(np.isinf(values), 0.0, values)
 
     def _day(self, text: str) -> float:

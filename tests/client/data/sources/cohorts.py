@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 HEADER = "age,glucose,ward,smoker,admitted,outcome"
 ROWS = ("18,4.0,surgery,yes,2020-01-01,well", "100,12.0,medicine,no,2025-01-01,ill", "59,,oncology,TRUE,2022-07-02,ill")
-SECRET = "4711-Smith"  # stands in cells that no message may quote
+SECRET = "4711-Smith"  # noqa: S105 - stands in cells that no message may quote
 
 
 class Ward(TableTask):
@@ -39,7 +39,7 @@ class Ward(TableTask):
         Flag("smoker", missing=False, code="Condition?code=snomed|77176002"),
         Date("admitted", low=date(2020, 1, 1), high=date(2025, 1, 1), code="Patient.birthDate"),
     ]  # fmt: skip
-    target = Category("outcome", ["well", "ill"])
+    target: ClassVar[AnyColumn | Sequence[AnyColumn]] = Category("outcome", ["well", "ill"])
 
     @override
     def model(self) -> nn.Module:
@@ -58,7 +58,7 @@ TARGETS = [0, 1, 1]
 class Picture(ImageTask):
     """Small grey images of two kinds."""
 
-    size = (4, 6)
+    size: ClassVar[tuple[int, ...]] = (4, 6)
     label = Category("label", ["benign", "malignant"])
 
     @override

@@ -6,7 +6,7 @@ import os
 import struct
 import zlib
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def labels(folder: Path, *rows: str) -> Path:
     return path
 
 
-def save(folder: Path, name: str, pixels: np.ndarray = GREY, **options: object) -> None:
+def save(folder: Path, name: str, pixels: np.ndarray = GREY, **options: Any) -> None:  # noqa: ANN401 - Pillow's
     (folder / name).parent.mkdir(exist_ok=True)
     Image.fromarray(pixels).save(folder / name, **options)
 

@@ -70,9 +70,13 @@ def test_every_problem_has_its_row_and_column(tmp_path: Path) -> None:
     )
     found = problems(path, Parquet())
     assert not any(SECRET in problem for problem in found)
-    assert "patients.parquet, row 2, column `age`: not finite; write the measured value, or leave the record out" in found
+    assert (
+        "patients.parquet, row 2, column `age`: not finite; write the measured value, or leave the record out" in found
+    )
     assert "patients.parquet, row 3, column `age`: no value; fill it in, or leave the record out" in found
-    assert "patients.parquet, row 1, column `glucose`: not a number but a list or structure; convert the column" in found
+    assert (
+        "patients.parquet, row 1, column `glucose`: not a number but a list or structure; convert the column" in found
+    )
     assert "patients.parquet, row 1, column `ward`: not a text but of type binary; convert the column" in found
     assert "patients.parquet, row 1, column `admitted`: not a date but of type int64; convert the column" in found
     assert "patients.parquet, row 2, column `outcome`: no value; fill it in, or leave the record out" in found
@@ -88,7 +92,10 @@ def test_a_folder_of_files_is_one_table_in_the_order_of_their_names(tmp_path: Pa
     assert len(inputs) == len(targets) == 6
     assert inputs[[0, 4], 0].tolist() == [-1, 1]
     (tmp_path / "empty").mkdir()
-    assert complaint(tmp_path / "empty", Parquet()) == "empty: this folder has no file *.parquet; name another, or one file"
+    assert (
+        complaint(tmp_path / "empty", Parquet())
+        == "empty: this folder has no file *.parquet; name another, or one file"
+    )
 
 
 def test_a_damaged_file_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ CREATE TABLE measurement (measurement_id INTEGER PRIMARY KEY, person_id INTEGER 
                           value_as_number NUMERIC(8, 2));
 CREATE TABLE condition_occurrence (condition_occurrence_id INTEGER PRIMARY KEY, person_id INTEGER NOT NULL,
                                    condition_concept_id INTEGER NOT NULL);
-INSERT INTO person VALUES (3, 1960, 8507, 'x'), (1, 1940, 8532, 'x'), (2, 1980, NULL, '4711-Smith'), (4, 2000, 8521, 'x');
+INSERT INTO person VALUES (3, 1960, 8507, 'x'), (1, 1940, 8532, 'x'), (2, 1980, NULL, '4711-Smith'), (4, 2000, 0, 'x');
 INSERT INTO measurement VALUES (1, 1, 3004410, '2024-01-01', 7.5), (2, 1, 3004410, '2023-01-01', 15.5),
                                (3, 3, 3004410, '2024-06-01', 6), (4, 3, 1, '2024-06-01', 100);
 INSERT INTO condition_occurrence VALUES (1, 3, 201826), (2, 2, 5)
@@ -143,14 +143,14 @@ def test_rows_whose_order_is_not_fixed_are_refused(cohort: tuple[Path, Sql]) -> 
     path, options = cohort
     advice = "order_by in [data.source] must be different in every row, so that records keep their places"
     by_sex = Sql(url=options.url, order_by="sex")
-    assert complaint(path, by_sex, Diabetes()) == (
-        f"cohort.sql: row 4 has the same `sex` as the one before; {advice}"
-    )
+    assert complaint(path, by_sex, Diabetes()) == (f"cohort.sql: row 4 has the same `sex` as the one before; {advice}")
     path.write_text("SELECT person_id, NULL AS hba1c FROM person".replace("person_id", "year_of_birth, person_id"))
     with pytest.raises(DataError, match="there is no column `sex`"):
         Diabetes().load_from(Source(path, options))
     path.write_text(QUERY.replace("ELSE 'unknown'", ""))
-    assert "has no `sex`" in complaint(path, by_sex, Diabetes()) or "has the same" in complaint(path, by_sex, Diabetes())
+    assert "has no `sex`" in complaint(path, by_sex, Diabetes()) or "has the same" in complaint(
+        path, by_sex, Diabetes()
+    )
     path.write_text("SELECT person_id, year_of_birth, year_of_birth FROM person")
     assert "columns 2 and 3 have the same name" in complaint(path, options, Diabetes())
     path.write_text(QUERY.replace("FROM person p", "FROM person p WHERE FALSE"))
@@ -205,7 +205,9 @@ def test_the_query_must_be_there(tmp_path: Path) -> None:
 
 def test_values_of_mixed_types_which_sqlite_allows_are_read_as_texts(tmp_path: Path) -> None:
     fill(f"sqlite:///{tmp_path}/omop.db")
-    (tmp_path / "cohort.sql").write_text(QUERY.replace("p.year_of_birth,", "CASE p.person_id WHEN 1 THEN '1940' "
-                                                       f"WHEN 2 THEN '{SECRET}' ELSE 1960 END AS year_of_birth,"))  # fmt: skip
+    mixed = f"CASE p.person_id WHEN 1 THEN '1940' WHEN 2 THEN '{SECRET}' ELSE 1960 END AS year_of_birth,"
+    (tmp_path / "cohort.sql").write_text(QUERY.replace("p.year_of_birth,", mixed))
     found = problems(tmp_path / "cohort.sql", Sql(url="sqlite:///omop.db", order_by="person_id"), Diabetes())
-    assert [problem.partition(";")[0] for problem in found] == ["cohort.sql, row 2, column `year_of_birth`: not a number"]
+    assert [problem.partition(";")[0] for problem in found] == [
+        "cohort.sql, row 2, column `year_of_birth`: not a number"
+    ]

@@ -57,7 +57,7 @@ def test_text_may_have_any_of_the_usual_encodings(tmp_path: Path, encoding: str)
     if encoding == "latin-1":
         said = complaint(write(tmp_path, text.encode(encoding)), Csv())
         assert said == (
-            "patients.csv: line 2 is not utf-8 text; save it as UTF-8, or set encoding = \"windows-1252\" (or "
+            'patients.csv: line 2 is not utf-8 text; save it as UTF-8, or set encoding = "windows-1252" (or '
             '"latin-1", "utf-16") in [data.source]'
         )
 
@@ -77,7 +77,7 @@ def test_semicolons_decimal_commas_and_dates_are_set_and_where_they_are_not_the_
         'patients.csv, line 2, column `glucose`: a decimal comma; set decimal = "," in [data.source]'
     )
     assert complaint(path, Csv(separator=";", decimal=",")).startswith(
-        "patients.csv, line 2, column `admitted`: not a date written as 2024-12-31, or set another form: dates in"
+        "patients.csv, line 2, column `admitted`: not a date written as 2024-12-31; correct it, or set dates in"
     )
     points = write(tmp_path, german.replace("4,0", "1.234,0"))
     assert "a point in a number" in complaint(points, Csv(separator=";", decimal=",", dates="%d.%m.%Y"))
@@ -105,8 +105,8 @@ def test_every_problem_has_its_line_and_column_and_never_the_value(tmp_path: Pat
     assert [problem.partition(";")[0].removeprefix("patients.csv, ") for problem in found] == [
         "line 2, column `age`: not a number",
         "line 4, column `smoker`: neither 1 nor 0",
-        "line 5, column `admitted`: not a date written as 2024-12-31, or set another form: dates in [data.source]",
-        "line 6, column `admitted`: not a date written as 2024-12-31, or set another form: dates in [data.source]",
+        "line 5, column `admitted`: not a date written as 2024-12-31",
+        "line 6, column `admitted`: not a date written as 2024-12-31",
         "line 6, column `outcome`: none of the task's 2 values (well, ill)",
         "line 7: 5 cells where the first line names 6 columns",
         "line 8: a quote is inside a cell, or is not closed on its line",
@@ -188,7 +188,9 @@ def test_reads_back_any_table_that_csv_writes(
     torch.testing.assert_close(torch.cat([inputs, targets], 1), expected.float())
 
 
-@given(st.binary() | st.binary().map(f"{HEADER}\n".encode().__add__) | TEXT.map(lambda text: f"{HEADER}\n{text}".encode()))
+@given(
+    st.binary() | st.binary().map(f"{HEADER}\n".encode().__add__) | TEXT.map(lambda text: f"{HEADER}\n{text}".encode())
+)
 @example(f"{HEADER}\n1,\0,surgery,1,2020-01-01,well".encode())
 @example(b'"' * 5001)
 def test_any_other_bytes_are_a_data_error(data: bytes) -> None:
