@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from client.data.sources.options import Source as SourceOptions
+from client.data.sources.options import SourceOptions
 from client.data.sources.registry import Source
 from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.ledger.ledger import Budget as LedgerBudget

@@ -35,8 +35,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from typing_extensions import override
 
-from client.data.sources.options import ListedOptions, TableOptions
-from client.data.sources.options import Source as Options
+from client.data.sources.options import ListedOptions, SourceOptions, TableOptions
 from client.data.sources.registry import Source
 from client.task.task import Task, import_task
 from privacy.errors import DataError, TaskError
@@ -88,7 +87,7 @@ class Canaries(Task):
         setup = json.loads(Path(os.environ[SETUP]).read_text(encoding="utf-8"))
         self.task: Task = import_task(setup["task"])
         self.count: int = setup["count"]
-        options = TypeAdapter[TableOptions | ListedOptions | None](Options | None).validate_json(
+        options = TypeAdapter[TableOptions | ListedOptions | None](SourceOptions | None).validate_json(
             json.dumps(setup.get("source"))
         )
         self._source = Source(Path(setup["file"]), options, Path(setup["folder"]))

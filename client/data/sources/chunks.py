@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import pyarrow as pa
+
 from privacy.config import did_you_mean
 from privacy.errors import DataError
+from privacy.untrusted_text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +42,28 @@ class Chunk:
     rows: Sequence[int]  # their numbers, for messages
     problems: Sequence[Problem] = ()  # rows that could not be read at all, and are in no column
     units: Mapping[str, Sequence[str | None]] = field(default_factory=dict)  # of each value, where the source says so
+
+
+def array_of(values: Sequence[Any]) -> Any:  # noqa: ANN401 - of PyArrow, which has no types
+    """Return Python values as one array; of mixed types, as texts.
+
+    A text means the same as the value itself: what other rows have must not change what a row becomes.
+    """
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, ValueError, TypeError):
+        return pa.array([_text(value) for value in values], pa.string())
+
+
+def _text(value: object) -> str | None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    # A structure where a table has a value becomes a text that no column takes.
+    return "?" if isinstance(value, dict | list) else str(value)
 
 
 class Table(ABC):
@@ -87,7 +113,7 @@ class Table(ABC):
         for column in wanted:
             if self.named(column) not in names:
                 advice = "add it, or say in [data.source.columns] of site.toml what it is called here"
-                if near := did_you_mean(self.named(column), names):
+                if near := did_you_mean(self.named(column), map(plain, names)):
                     advice = f"{near} If so, correct it, or set columns in [data.source]"
                 self.fail(f"there is no column `{self.named(column)}`", advice)
         return {column: names.index(self.named(column)) for column in wanted}

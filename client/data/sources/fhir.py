@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from typing_extensions import override
 
-from client.data.sources.chunks import Chunk, Table
+from client.data.sources.chunks import Chunk, Table, array_of
 from privacy.config import did_you_mean
 from privacy.failures import reason
 from privacy.storage import open_file
@@ -187,11 +186,11 @@ def _chunk(
     arrays, units = dict[str, Any](), dict[str, list[str | None]]()
     for name, wanted in columns.items():
         if wanted.kind == "Patient":
-            arrays[name] = _array([own[wanted.code] for own, _ in patients])
+            arrays[name] = array_of([own[wanted.code] for own, _ in patients])
             continue
         nothing: _Found = ((0.0, ""), False if wanted.kind == "Condition" else None, None)
         found = [values.get(name, nothing) for _, values in patients]
-        arrays[name], units[name] = _array([value for _, value, _ in found]), [unit for _, _, unit in found]
+        arrays[name], units[name] = array_of([value for _, value, _ in found]), [unit for _, _, unit in found]
     return Chunk(arrays, range(start, start + len(patients)), units=units)
 
 
@@ -252,15 +251,6 @@ def _whole_day(value: Any) -> Any:  # noqa: ANN401
     if not isinstance(value, str) or not re.fullmatch(r"\d{4}(-\d{2})?", value):
         return value
     return f"{value}-01-01"[:10]
-
-
-def _array(values: list[Any]) -> Any:  # noqa: ANN401 - of PyArrow
-    # A structure where FHIR has a value becomes a text that no column accepts.
-    values = ["?" if isinstance(value, dict | list) else value for value in values]
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError, ValueError, TypeError):
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def _refused(constant: str) -> None:

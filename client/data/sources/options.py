@@ -125,7 +125,7 @@ def _source(value: object) -> object:
     return table
 
 
-Source = Annotated[
+SourceOptions = Annotated[
     Annotated[Csv | Parquet | Sql | Images | Dicom | Nifti | Fhir, Field(discriminator="name")],
     BeforeValidator(_source),
 ]

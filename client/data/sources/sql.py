@@ -13,10 +13,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import pyarrow as pa
 from typing_extensions import override
 
-from client.data.sources.chunks import Chunk, Table
+from client.data.sources.chunks import Chunk, Table, array_of
 from client.data.sources.optional import needing
 from privacy.failures import reason
 from privacy.storage import read_file
@@ -58,7 +57,7 @@ class SqlTable(Table):
                     key = self._key(names)
                     for rows in result.partitions(_ROWS):
                         last = self._check_order(rows, key, start, last)
-                        found = {name: _array([row[place] for row in rows]) for name, place in places.items()}
+                        found = {name: array_of([row[place] for row in rows]) for name, place in places.items()}
                         yield Chunk(found, range(start, start + len(rows)))
                         start += len(rows)
         finally:
@@ -159,14 +158,6 @@ class SqlTable(Table):
         except sa.exc.SQLAlchemyError as error:
             kind = type(getattr(error, "orig", None) or error).__name__
             self.fail(f"{problem} ({kind})", advice)
-
-
-def _array(values: list[Any]) -> Any:  # noqa: ANN401 - of PyArrow
-    """Return values as one array; of mixed types, which SQLite allows, as texts."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError, ValueError, TypeError):
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def _bare(name: str, names: Sequence[str]) -> str:
