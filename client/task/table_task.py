@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from client.data.columns import AnyColumn, Category, Date, Flag, check_columns
+from client.data.columns import AnyColumn, Category, Date, Flag, Number, check_columns
 from client.data.sources.registry import Source
 from client.data.sources.table_tensors import Findings, raise_first, read_tensors
 from client.task.task import Task
@@ -85,7 +85,7 @@ def targets_of(target: AnyColumn | Sequence[AnyColumn]) -> Sequence[AnyColumn]:
     Raises:
         TaskError: if these cannot be predicted together.
     """
-    targets = target if isinstance(target, list | tuple) else (target,)
+    targets = (target,) if isinstance(target, Number | Category | Flag | Date) else target
     if not targets or any(isinstance(column, Date) for column in targets):
         msg = "the target of this task must be a Category, or Flags and Numbers"
         raise TaskError(msg)

@@ -105,15 +105,13 @@ class Table(ABC):
         if twice:
             first = names.index(names[twice - 1]) + 1
             self.fail(f"columns {first} and {twice} have the same name", "rename or remove one of them")
-        if unknown := sorted(set(self.options.columns) - set(wanted)):
-            self.fail(
-                f"[data.source.columns] in site.toml names {unknown[0]!r}, which is no column of the task",
-                did_you_mean(unknown[0], wanted) or "remove it",
-            )
         for column in wanted:
             if self.named(column) not in names:
                 advice = "add it, or say in [data.source.columns] of site.toml what it is called here"
-                if near := did_you_mean(self.named(column), map(plain, names)):
+                # Other names may be for columns of the site's other tasks.
+                if column not in self.options.columns and (near := did_you_mean(column, self.options.columns)):
+                    advice = f"of the names in [data.source.columns], {near}"
+                elif near := did_you_mean(self.named(column), map(plain, names)):
                     advice = f"{near} If so, correct it, or set columns in [data.source]"
                 self.fail(f"there is no column `{self.named(column)}`", advice)
         return {column: names.index(self.named(column)) for column in wanted}

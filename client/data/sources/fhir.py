@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from client.data.sources.chunks import Chunk, Table, array_of
-from privacy.config import did_you_mean
 from privacy.failures import reason
 from privacy.storage import open_file
 
@@ -85,9 +84,6 @@ class FhirTable(Table):
     @override
     def chunks(self, wanted: Mapping[str, str | None]) -> Iterator[Chunk]:
         columns = {name: self._wanted(name, code) for name, code in wanted.items()}
-        if unknown := sorted(set(self.options.columns) - set(wanted)):
-            problem = f"[data.source.columns] in site.toml names {unknown[0]!r}, which is no column of the task"
-            self.fail(problem, did_you_mean(unknown[0], wanted) or "remove it")
         patients = _Patients()
         for number, path in enumerate(self._paths(), 1):
             for entry, (key, resource) in enumerate(self._resources(path, number), 1):

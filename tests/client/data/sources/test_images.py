@@ -44,7 +44,9 @@ def save(folder: Path, name: str, pixels: np.ndarray = GREY, **options: Any) -> 
 
 @pytest.mark.parametrize("name", ["a.png", "scans/a.bmp", "a.tiff", "ä b.webp", "a.jpg"])
 def test_an_image_is_read_whatever_its_kind(tmp_path: Path, name: str) -> None:
-    options = {"lossless": True} if name.endswith("webp") else {"quality": 100} if name.endswith("jpg") else {}
+    options: dict[str, Any] = (
+        {"lossless": True} if name.endswith("webp") else {"quality": 100} if name.endswith("jpg") else {}
+    )
     save(tmp_path, name, **options)
     images, targets = read(labels(tmp_path, f"{name},malignant"), Images(), Picture())
     assert images.shape == (1, 1, 4, 6)

@@ -152,8 +152,8 @@ def test_a_site_may_have_its_own_names_units_and_words_for_missing(tmp_path: Pat
     assert "in a unit that the task does not declare; it declares mmol/L, mg/dL" in complaint(
         write(tmp_path, text), Csv(columns={"age": "alter"}, units={"glucose": "g/L"}, missing=("n/v",))
     )
-    assert "names 'agee', which is no column of the task; did you mean `age`?" in complaint(
-        write(tmp_path, text), Csv(columns={"agee": "alter"})
+    assert complaint(write(tmp_path, text), Csv(columns={"agee": "alter", "of another task": "x"})) == (
+        "patients.csv: there is no column `age`; of the names in [data.source.columns], did you mean `agee`?"
     )
 
 
