@@ -39,7 +39,7 @@ class PillowReader(ImageReader):
         with open_file(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                image: Image.Image = Image.open(file, formats=_FORMATS)
+                image = Image.open(file, formats=_FORMATS)
             except Image.DecompressionBombError:
                 self.check_size(1 << 62)
                 raise

@@ -98,9 +98,10 @@ class SqlTable(Table):
     def _engine(self) -> Engine:
         with needing("sqlalchemy", "sql"):
             import sqlalchemy as sa  # noqa: PLC0415 - an extra
+            from sqlalchemy.exc import ArgumentError, SQLAlchemyError  # noqa: PLC0415
         try:
             url = sa.make_url(self.options.url)
-        except (sa.exc.ArgumentError, ValueError):
+        except (ArgumentError, ValueError):
             advice = "write for example postgresql+psycopg://reader@db.example.org/omop, or sqlite:///omop.db"
             self.fail("url in [data.source] is not one that SQLAlchemy reads", advice)
         variable = self.options.password_variable
@@ -119,14 +120,14 @@ class SqlTable(Table):
             settings["connect_args"] = {"connect_timeout": _PATIENCE} if backend == "postgresql" else {}
         try:
             return sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True, **settings)
-        except (ImportError, sa.exc.SQLAlchemyError):
+        except (ImportError, SQLAlchemyError):
             advice = "pip install 'cloister[sql]' brings PostgreSQL's, psycopg; install others, or correct the url"
             self.fail("the driver of url in [data.source] is not installed", advice)
 
     @contextmanager
     def _reading(self, engine: Engine) -> Iterator[Connection]:
         """Connect, read-only where the database knows how, and roll back at the end."""
-        import sqlalchemy as sa  # noqa: PLC0415
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
         options: dict[str, Any] = {"stream_results": True, "max_row_buffer": _ROWS, "no_parameters": True}
         if engine.dialect.name == "postgresql":
@@ -138,7 +139,7 @@ class SqlTable(Table):
         try:
             yield connection
         finally:
-            with self._closing(sa.exc.SQLAlchemyError):
+            with self._closing(SQLAlchemyError):
                 connection.close()
 
     @contextmanager
@@ -151,11 +152,11 @@ class SqlTable(Table):
     @contextmanager
     def _asking(self, problem: str, advice: str) -> Iterator[None]:
         """Turn a database's error into one without its text, which may quote a row."""
-        import sqlalchemy as sa  # noqa: PLC0415
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
         try:
             yield
-        except sa.exc.SQLAlchemyError as error:
+        except SQLAlchemyError as error:
             kind = type(getattr(error, "orig", None) or error).__name__
             self.fail(f"{problem} ({kind})", advice)
 
