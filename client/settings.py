@@ -51,6 +51,8 @@ class Data:
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2  # fraction of the records that is never trained on
     source: SourceOptions | None = None  # for tasks that declare columns or images; None: the file's suffix decides
     records_per_person: Annotated[int, Field(ge=1, le=1000)] = 1  # at most; every ε holds for a person with this many
+    loader_workers: Annotated[int, Field(ge=0, le=64)] = 0  # processes that read a task's Dataset ahead
+    pinned_memory: bool = False  # whether to read a Dataset into memory from which a GPU copies faster
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -58,10 +58,11 @@ def prove_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     training = sys.modules.get("client.work.training")
     if training is None or any(name in request.node.nodeid for name in _TRYING):
         return
-    prove = training.prove
+    prove, tensors = training.prove, training.tensors
 
-    def once(task: object, name: str, records: tuple[Any, Any], *settings: object) -> None:
-        read = tuple(hash(part.cpu().numpy().tobytes()) for part in records)
+    def once(task: object, name: str, records: Any, *settings: object) -> None:  # noqa: ANN401 - a site's records
+        inputs, targets = records.whole()
+        read = tuple(hash(part.cpu().numpy().tobytes()) for part in (*tensors(inputs), targets))
         key = type(task), name, read, *settings
         if vars(task) or key not in _PROVED:
             prove(task, name, records, *settings)

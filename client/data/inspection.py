@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,11 +10,14 @@ import torch
 from client.data.columns import Category, Column, Date, Flag, Number
 from client.data.fitness import Fitness, load_records
 from client.data.held_out import split_held_out
-from client.data.sources.table_tensors import Counts, Findings, read_tensors
+from client.data.own_records import taken
+from client.data.site_records import InMemory
+from client.data.sources.chunks import Problem
+from client.data.sources.table_tensors import Counts, Declared, Findings, read_tensors
 from client.state.refusals import Refusals
 from client.task.guard import check_task
 from client.task.image_task import ImageTask
-from client.task.probe import make_model
+from client.task.probe import form_of, make_model
 from client.task.table_task import TableTask
 from client.task.task import import_task
 from privacy.errors import DataError
@@ -22,14 +25,12 @@ from privacy.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor
-
-    from client.data.columns import AnyColumn
+    from client.data.own_records import OwnRecords
     from client.data.sources.chunks import Table
     from client.data.sources.listed_files import ImageRecords
     from client.settings import SiteFolder
     from client.task.probe import Example
-    from client.task.task import Records, Task
+    from client.task.task import Task
 
 _AT_ONCE = 64  # images at a time
 _KINDS = {Number: "number", Category: "category", Flag: "flag", Date: "date"}
@@ -43,59 +44,54 @@ class _Inspection:
     name: str
     task: Task
     progress: Callable[[int], None]
+    findings: Findings = field(default_factory=Findings)
+    table: Table | None = None
+    own: OwnRecords | None = None  # all records, if the task can read them
 
     def run(self) -> dict[str, Any]:
         """Return the report."""
         example = check_task(self.task, self.name)
         fitness = Fitness(self.task, self.name, make_model(self.task, 0))
-        findings, problem = Findings(), None
-        inputs: Sequence[AnyColumn] = ()
-        targets: Sequence[AnyColumn] = ()
-        table: Table | None = None
+        declared, source, problem = Declared((), ()), self.place.source, None
         try:
             if isinstance(self.task, TableTask):
-                inputs, targets, table = self.task.columns, self.task.targets, self.place.source.table()
-                records = read_tensors(table, inputs, targets, findings, self.progress)[:2]
-                if not findings.problem_count:
-                    self._fit(example, fitness, records)
+                declared, self.table = self.task.declared, source.table()
+                self._take_table(declared, example, fitness)
             elif isinstance(self.task, ImageTask):
-                targets = self.task.targets
-                images = self.task.records(self.place.source, findings, self.progress)
-                table = images.table
-                self._look(example, fitness, images, findings)
+                declared = self.task.declared
+                images = self.task.records(source, self.findings, self.progress)
+                self.table = images.table
+                self._take_images(images, example, fitness)
             else:
-                records = load_records(self.task, self.name, example, self.place.source)
-                findings.records = len(records[0])
-                self._fit(example, fitness, records)
+                self._take(load_records(self.task, self.name, example, source, self.place.settings.data), fitness)
         except DataError as error:
             problem = str(error)
-        problems = [each.sentence(table.path, table.row) for each in findings.problems] if table else []
         return {
             "task": self.name,
-            "records": findings.records,
-            **self._split(findings.records),
-            "columns": [_described(column, findings, "input") for column in inputs]
-            + [_described(column, findings, "target") for column in targets],
-            "inputs": _form(example.inputs),
-            "targets": _form(example.targets),
-            "problem_count": findings.problem_count + (problem is not None),
-            "problems": [*problems, *([problem] if problem else [])],
+            "records": self.findings.records,
+            **self._split(),
+            "columns": self._described(declared.columns, "input") + self._described(declared.targets, "target"),
+            "inputs": form_of(example.inputs),
+            "targets": form_of(example.targets),
+            "problem_count": self.findings.problem_count + (problem is not None),
+            "problems": [*self._sentences(), *([problem] if problem else [])],
         }
 
-    def _split(self, count: int) -> dict[str, int]:
-        used, kept = split_held_out(count, self.place.settings.data.held_out)
-        return {"training": len(used), "held_out": len(kept)}
-
-    def _fit(self, example: Example, fitness: Fitness, records: Records) -> None:
-        """Compute the loss of every record.
+    def _take_table(self, declared: Declared, example: Example, fitness: Fitness) -> None:
+        """Read a table, and compute the loss of every record if there is no problem.
 
         Raises:
-            DataError: if the task cannot use one.
+            DataError: if the table cannot be read, or the task cannot use a record.
         """
-        example.check(*records, self.place.source.path)
-        fitness.check(records, list(range(1, len(records[0]) + 1)), self.place.source.path)
+        if self.table is None:
+            return
+        found = read_tensors(self.table, declared, self.findings, self.progress)
+        if not self.findings.problem_count:
+            persons = [] if found.persons is None else [found.persons]
+            loaded = (found.inputs, found.targets, *persons)
+            self._take(taken(loaded, self.name, example, self.table.path), fitness)
 
-    def _look(self, example: Example, fitness: Fitness, images: ImageRecords, findings: Findings) -> None:
+    def _take_images(self, images: ImageRecords, example: Example, fitness: Fitness) -> None:
         """Read every image, and compute its loss.
 
         Raises:
@@ -103,19 +99,45 @@ class _Inspection:
         """
         batch = list[tuple[int, Any]]()
         for index in range(len(images)):
-            problem, image = images.try_read(index)
-            if problem is not None:
-                findings.add([problem])
-                findings.records -= 1
+            found = images.try_read(index)
+            if isinstance(found, Problem):
+                self.findings.add([found])
+                self.findings.records -= 1
             else:
-                batch.append((index, image))
+                batch.append((index, found))
             if batch and (len(batch) == _AT_ONCE or index == len(images) - 1):
-                places = [place for place, _ in batch]
-                records = torch.stack([image for _, image in batch]), images.targets[places]
-                example.check(*records, images.table.path)
-                fitness.check(records, [place + 1 for place in places], images.table.path)
+                inputs, targets = (torch.stack(parts) for parts in zip(*(record for _, record in batch), strict=True))
+                records = InMemory(*example.checked(inputs, targets, images.table.path))
+                fitness.check(records, [place + 1 for place, _ in batch], images.table.path)
                 batch = []
             self.progress(index + 1)
+        if not self.findings.problem_count:
+            loaded = images if images.persons is None else (images, images.persons)
+            self.own = taken(loaded, self.name, example, images.table.path)
+
+    def _take(self, own: OwnRecords, fitness: Fitness) -> None:
+        """Compute the loss of every record.
+
+        Raises:
+            DataError: if the task cannot use one.
+        """
+        self.own, self.findings.records = own, len(own.records)
+        fitness.check(own.records, range(1, len(own.records) + 1), self.place.source.path)
+
+    def _split(self) -> dict[str, int]:
+        data = self.place.settings.data
+        if self.own is None:
+            used, kept = split_held_out(self.findings.records, data.held_out)
+            return {"training": len(used), "held_out": len(kept)}
+        sides = self.own.divided(data, torch.device("cpu"))
+        return {"training": len(sides[0].numbers), "held_out": len(sides[1].numbers)}
+
+    def _sentences(self) -> list[str]:
+        table = self.table
+        return [each.sentence(table.path, table.row) for each in self.findings.problems] if table else []
+
+    def _described(self, columns: Sequence[Column], role: str) -> list[dict[str, Any]]:
+        return [_described(column, self.findings.counts.get(column.name, Counts()), role) for column in columns]
 
 
 def inspect(place: SiteFolder, name: str, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
@@ -134,13 +156,7 @@ def inspect(place: SiteFolder, name: str, progress: Callable[[int], None] = lamb
     return _Inspection(place, name, task, progress).run()
 
 
-def _form(part: Tensor) -> str:
-    """Return a tensor's type and shape, with n for the number of records."""
-    return f"{str(part.dtype).removeprefix('torch.')} ({', '.join(['n', *map(str, part.shape[1:])])})"
-
-
-def _described(column: Column, findings: Findings, role: str) -> dict[str, Any]:
-    counts = findings.counts.get(column.name, Counts())
+def _described(column: Column, counts: Counts, role: str) -> dict[str, Any]:
     return {
         "column": column.name,
         "role": role,

@@ -32,6 +32,8 @@ import numpy as np
 import torch
 from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
 
+from client.data.inputs import count, move
+from client.data.site_records import records_of
 from client.dpsgd.additivity import ClippedSum, check_batch, check_mode
 from client.dpsgd.optimizers import make_optimizer, set_rate
 from client.dpsgd.process_group import Order
@@ -45,6 +47,7 @@ from client.gradients.noisy_optimizer import CipherOptimizer
 from client.settings import Computing
 from client.state.model_parts import trained
 from client.task.interactions import InteractionError
+from client.task.probe import made_up
 from privacy.errors import TaskError
 from privacy.noise.randomness import Randomness
 from strategies.algorithm import PLAIN
@@ -54,6 +57,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from client.data.inputs import Batch
+    from client.data.site_records import Records
     from client.dpsgd.process_group import ProcessGroup
     from client.settings import Gradients
     from client.task.task import Task
@@ -79,7 +84,7 @@ class _Way:
 _WAYS: WeakKeyDictionary[Task, dict[Computing, _Way]] = WeakKeyDictionary()
 
 
-def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: int, manifest: Manifest,
+def train(task: Task, model: nn.Module, records: Records | Batch, size: int, manifest: Manifest,
           randomness: Randomness, *, solver: LocalSolver = PLAIN, computing: Computing = _DEFAULT,
           group: ProcessGroup | None = None, number: int = 1) -> None:  # fmt: skip
     """Train `model` in place for one round.
@@ -87,7 +92,7 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
     Args:
         task: gives the loss.
         model: on the device to train on.
-        records: inputs and targets `(n, ...)`, on the same device.
+        records: the site's, `(n, ...)`, on the same device.
         size: the number of training records that the site declares in public, about n.
         manifest: steps, sampling rate, optimizer, learning rates, clipping norm and σ.
         randomness: for sampling and noise; a new one every round.
@@ -97,6 +102,7 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         number: the round's number in the run, from 1; the schedule of learning rates depends on it.
 
     Raises:
+        DataError: if a record cannot be read.
         TaskError: if no mode can compute the model's gradients, or the run trains nothing.
         DeviceError: if the group has lost a process.
     """
@@ -132,14 +138,14 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
     drawn = Randomness.fresh() if seed is None else Randomness.seeded(seed, "torch")
     chance = Chance(randomness, training.sample_rate, manifest.update_noise, drawn)
     if group is None:
-        _take_steps(task, model, records, order, chance, offset)
+        _take_steps(task, model, records_of(records), order, chance, offset)
         return
     with group.round():
         group.hand_out(order)
-        _take_steps(task, model, records, order, chance, offset, group=group)
+        _take_steps(task, model, records_of(records), order, chance, offset, group=group)
 
 
-def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, group: ProcessGroup) -> None:
+def take_part(task: Task, model: nn.Module, records: Records | Batch, order: Order, group: ProcessGroup) -> None:
     """Take part in a round, as a worker.
 
     Args:
@@ -155,7 +161,7 @@ def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], orde
     no_noise = Chance(Randomness.fresh(), 0.0, 0.0, Randomness.fresh())  # nothing is drawn from it
     offset = torch.zeros(sum(each.numel() for each in trained(model).values())) if order.offset else None
     with group.round():
-        _take_steps(task, model, records, order, no_noise, offset, group=group)
+        _take_steps(task, model, records_of(records), order, no_noise, offset, group=group)
 
 
 def way_to_train(
@@ -203,18 +209,18 @@ def _choose(task: Task, model: nn.Module, computing: Computing, failed: dict[Gra
 def _try(task: Task, model: nn.Module, computing: Computing, choice: Choice) -> None:
     inputs, targets = _made_up(task, model)
     together = _TRIED if choice.gradients == "autograd" else choice.physical_batch  # it computes one record at a time
-    rows = torch.arange(together) % len(inputs)
+    rows = torch.arange(together) % count(inputs)
     check_mode(task, model, (inputs, targets), rows, choice, computing.precision, at_once=together)
 
 
-def _made_up(task: Task, model: nn.Module) -> tuple[Tensor, Tensor]:
+def _made_up(task: Task, model: nn.Module) -> Batch:
     device = next(model.parameters()).device
     with forked():
-        inputs, targets = task.example()
-    return inputs.to(device), targets.to(device)
+        inputs, targets = made_up(task)
+    return move(inputs, device), targets.to(device)
 
 
-def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, chance: Chance,
+def _take_steps(task: Task, model: nn.Module, records: Records, order: Order, chance: Chance,
                 offset: Tensor | None, *, group: ProcessGroup | None = None) -> None:  # fmt: skip
     parameters = list(trained(model).values())  # in the order of the layout and of the offset
     if group:
@@ -235,13 +241,13 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
         loss_reduction="mean",
         randomness=chance.randomness,
     )
-    count = len(records[0])
+    total = len(records)
     try:
         with quiet(), closing(optimizer), forked():
             seed_all(chance.by_torch)  # with a known seed, a dropout mask would link records
             several = torch.empty(0, dtype=torch.int64)
             for step in range(1, order.steps + 1):
-                chosen = group.own_part(chance.sample, count) if group else chance.sample(count).nonzero().squeeze(1)
+                chosen = group.own_part(chance.sample, total) if group else chance.sample(total).nonzero().squeeze(1)
                 several = chosen if len(chosen) > 1 else several
                 if step == order.steps and (not group or group.rank == 0):
                     _look(ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm), records, several, order)
@@ -279,7 +285,7 @@ class _Correction:
                 gradient.add_(self._offset[number])
 
 
-def _look(clipped: ClippedSum, records: tuple[Tensor, Tensor], chosen: Tensor, order: Order) -> None:
+def _look(clipped: ClippedSum, records: Records, chosen: Tensor, order: Order) -> None:
     """Check on some records `(k,)` of the last batch that single records' gradients are clipped.
 
     It takes the last batch because faults that start during a round, with larger weights or after many calls, show
@@ -292,8 +298,7 @@ def _look(clipped: ClippedSum, records: tuple[Tensor, Tensor], chosen: Tensor, o
     rng = torch.Generator().manual_seed(_below(1 << 62))
     most = order.physical_batch if _below(_OFTEN) < order.steps else _SOME
     some = chosen[torch.randperm(len(chosen), generator=rng)[: min(most, order.physical_batch)].sort()[0]]
-    inputs, targets = (part[some.to(part.device)] for part in records)
-    check_batch(clipped, (inputs, targets), rng)
+    check_batch(clipped, records.select(some), rng)
 
 
 def _below(count: int) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from client.data.inputs import device_of
 from client.gradients.bookkeeping import BookKeeping
 from client.gradients.comparison import Expected
 from client.gradients.layers import unknown
@@ -27,8 +28,7 @@ from privacy.errors import TaskError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
-
+    from client.data.inputs import Batch
     from client.settings import Computing, Gradients
     from client.task.task import Task
 
@@ -49,7 +49,7 @@ class Choice:
 def choose(
     task: Task,
     model: nn.Module,
-    records: tuple[Tensor, Tensor],
+    records: Batch,
     computing: Computing,
     failed: Mapping[Gradients, str] = MappingProxyType({}),
 ) -> Choice:
@@ -68,7 +68,7 @@ def choose(
     if not trainable(model):
         msg = "every parameter of the model is frozen; there is nothing to train"
         raise TaskError(msg)
-    device = records[0].device
+    device = device_of(records[0])
     with torch.random.fork_rng(
         devices=[device] if device.type == "cuda" else []
     ):  # the comparison draws from a public seed; training must not

@@ -13,6 +13,7 @@ from opacus.layers.dp_rnn import DPRNNBase
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from client.data.inputs import call, count, device_of
 from client.gradients.clipping import add_clipped
 from privacy.errors import TaskError
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.hooks import RemovableHandle
 
+    from client.data.inputs import Inputs
     from client.gradients.loss import RecordLoss
     from client.gradients.record_gradients import RecordGradients
 
@@ -46,11 +48,11 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
     dropped: int = 0  # records whose gradients were not finite
     values_a_record: int = 0  # values in memory per record, on top of plain training
 
-    def fill(self, inputs: Tensor, targets: Tensor) -> None:
+    def fill(self, inputs: Inputs, targets: Tensor) -> None:
         """Clip these records' gradients and add them to `p.summed_grad` of every trained parameter.
 
         Args:
-            inputs: `(n, ...)`; without records, sums are zeros.
+            inputs: `(n, ...)`, one tensor, a tuple or a dict; without records, sums are zeros.
             targets: `(n, ...)`.
 
         Raises:
@@ -58,7 +60,7 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
                 not bound a record's influence.
         """
         gradients: Sequence[RecordGradients | None] = [None] * len(self.trained)
-        if len(inputs):
+        if len(targets):
             gradients = self.per_record(inputs, targets)
             if len(gradients) != len(self.trained):
                 msg = f"only {len(gradients)} of the model's {len(self.trained)} parameters have gradients"
@@ -70,12 +72,12 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
                     "made with"
                 )
                 raise TaskError(msg)
-        self.dropped += add_clipped(self.trained, gradients, len(inputs), self.max_grad_norm)
-        if len(inputs):
-            self.values_a_record = sum(gradient.values for gradient in gradients if gradient) // len(inputs)
+        self.dropped += add_clipped(self.trained, gradients, len(targets), self.max_grad_norm)
+        if len(targets):
+            self.values_a_record = sum(gradient.values for gradient in gradients if gradient) // len(targets)
 
     @abstractmethod
-    def per_record(self, inputs: Tensor, targets: Tensor) -> Sequence[RecordGradients | None]:
+    def per_record(self, inputs: Inputs, targets: Tensor) -> Sequence[RecordGradients | None]:
         """Return the records' gradients of each parameter in `trained`; None for a parameter that has none.
 
         Args:
@@ -86,20 +88,20 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
             TaskError: if a layer does not keep one row per record.
         """
 
-    def outputs(self, inputs: Tensor) -> Tensor:
+    def outputs(self, inputs: Inputs) -> Tensor:
         """Run the model on `(n, ...)`, in the chosen precision."""
         with self.autocast(inputs):
-            outputs: Tensor = self(inputs)
-        if len(outputs) != len(inputs):
-            msg = f"the model turns {len(inputs)} records into {len(outputs)} outputs; keep one row per record"
+            outputs: Tensor = call(self, inputs)
+        if len(outputs) != count(inputs):
+            msg = f"the model turns {count(inputs)} records into {len(outputs)} outputs; keep one row per record"
             raise TaskError(msg)
         return outputs
 
-    def autocast(self, inputs: Tensor) -> AbstractContextManager[object]:
+    def autocast(self, inputs: Inputs) -> AbstractContextManager[object]:
         """Return the context in which the model runs."""
         if self.precision is torch.float32:
             return nullcontext()
-        return torch.autocast(inputs.device.type, self.precision, cache_enabled=False)
+        return torch.autocast(device_of(inputs).type, self.precision, cache_enabled=False)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from client.data.site_records import Records
     from client.gradients.mode import GradientMode
     from privacy.noise.randomness import Randomness
 
@@ -68,24 +69,23 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         drawn *= self._scale
         return drawn
 
-    def take(self, mode: GradientMode, records: tuple[Tensor, Tensor], chosen: Tensor, physical_batch: int) -> None:
+    def take(self, mode: GradientMode, records: Records, chosen: Tensor, physical_batch: int) -> None:
         """Take one step on the chosen records, in parts. An empty batch gets noise too.
 
         Args:
             mode: fills `p.summed_grad`.
-            records: inputs and targets `(n, ...)`.
+            records: the records `(n, ...)`, on the model's device.
             chosen: the logical batch, `(k,)` indices of records.
             physical_batch: the number of records computed at a time.
 
         Raises:
+            DataError: if a record cannot be read.
             TaskError: if gradients are not those of single records; clipping would not bound a record's influence.
         """
-        inputs, targets = records
-        parts = chosen.to(inputs.device).split(physical_batch)
-        for number, part in enumerate(parts, start=1):
-            self.signal_skip_step(number < len(parts))
+        for number, (inputs, targets) in enumerate(records.parts(chosen, physical_batch), start=1):
+            self.signal_skip_step(number * physical_batch < len(chosen))
             self.zero_grad(set_to_none=True)
-            mode.fill(inputs[part], targets[part])
+            mode.fill(inputs, targets)
             self.step()
 
     @override

@@ -28,6 +28,7 @@ from weakref import ref
 import torch
 from torch import nn
 
+from client.data.inputs import copied, mapped
 from client.dpsgd.torch_draws import forked, seed_cpu
 from client.state.model_parts import DTYPES, tensors_of, trained
 from client.task.independence import REMEMBERS, check_chance, check_independence, check_place
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from client.data.inputs import Inputs
     from client.task.task import Task
 
 
@@ -124,7 +126,7 @@ def _check(task: Task, example: Example) -> None:
         probe.metrics(probe.outputs(inputs), targets)
 
 
-def _made(task: Task, inputs: Tensor) -> tuple[nn.Module, _Marks]:
+def _made(task: Task, inputs: Inputs) -> tuple[nn.Module, _Marks]:
     """Return a task's model and its marks, having made it several times to check that batches do not change the result.
 
     Raises:
@@ -133,7 +135,7 @@ def _made(task: Task, inputs: Tensor) -> tuple[nn.Module, _Marks]:
     module = make_model(task, 0)
     _check_form(module)
     with torch.no_grad():
-        marks, outputs = _marks(module), Probe(task, module).outputs(inputs.clone())
+        marks, outputs = _marks(module), Probe(task, module).outputs(copied(inputs))
         for turn in ("again", "after another batch"):
             known = [ref(parameter) for parameter in module.parameters()]
             del module  # two models may not fit in memory
@@ -143,8 +145,8 @@ def _made(task: Task, inputs: Tensor) -> tuple[nn.Module, _Marks]:
                 raise TaskError(msg)
             as_made = _marks(module) == marks
             if turn != "again":
-                Probe(task, module).outputs(inputs.flip(0)[:2])
-            if not as_made or not same(outputs, Probe(task, module).outputs(inputs.clone())):
+                Probe(task, module).outputs(_turned(inputs, 2))
+            if not as_made or not same(outputs, Probe(task, module).outputs(copied(inputs))):
                 raise TaskError(_ANOTHER if turn == "again" else REMEMBERS)
     return module, marks
 
@@ -195,13 +197,13 @@ def _reach(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
-def _check_state(probe: Probe, marks: _Marks, inputs: Tensor, targets: Tensor) -> None:
+def _check_state(probe: Probe, marks: _Marks, inputs: Inputs, targets: Tensor) -> None:
     """Refuse a task that changes state when it runs, or trains anything but the model."""
     _check_unchanged(probe.module, marks, "forward")  # earlier checks have already run it
-    kept = inputs.clone(), targets.clone()
+    kept = copied(inputs), targets.clone()
     first = None
     for turned in (False, True):
-        batch, aims = (part.flip(0)[:3] if turned else part for part in (inputs, targets))
+        batch, aims = (_turned(inputs, 3), targets.flip(0)[:3]) if turned else (inputs, targets)
         outputs = probe.outputs(batch)
         first = outputs.detach().clone() if first is None else first
         _check_unchanged(probe.module, marks, "forward")
@@ -220,6 +222,11 @@ def _check_state(probe: Probe, marks: _Marks, inputs: Tensor, targets: Tensor) -
         raise TaskError(REMEMBERS)
     for parameter in probe.module.parameters():
         parameter.grad = None
+
+
+def _turned(inputs: Inputs, most: int) -> Inputs:
+    """Return the last records, in reverse order."""
+    return mapped(lambda each: each.flip(0)[:most], inputs)
 
 
 def _check_unchanged(module: nn.Module, marks: _Marks, when: str) -> None:

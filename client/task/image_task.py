@@ -22,7 +22,7 @@ from typing_extensions import override
 from client.data.columns import AnyColumn, check_columns
 from client.data.sources.listed_files import FILE, ImageForm, ImageRecords
 from client.data.sources.registry import Source
-from client.data.sources.table_tensors import Findings, raise_first
+from client.data.sources.table_tensors import Declared, Findings, raise_first
 from client.task.table_task import made_up_targets, targets_of
 from client.task.task import Task
 from privacy.errors import TaskError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from client.task.task import Records
+    from client.data.inputs import Loaded
 
 _DIMENSIONS = (2, 3)
 _FEWEST = 4  # made-up records
@@ -50,6 +50,9 @@ class ImageTask(Task):
 
     label: ClassVar[AnyColumn | Sequence[AnyColumn]]
     """What to predict: as `target` of a `TableTask`."""
+
+    person: ClassVar[str | None] = None
+    """The column of the table that says whom an image is about, where persons have several."""
 
     def __init_subclass__(cls, **settings: Any) -> None:  # noqa: ANN401 - Python's
         """Check the declarations."""
@@ -81,9 +84,9 @@ class ImageTask(Task):
         return ImageForm(self.channels, tuple(self.size), self.values, self.modality)
 
     @property
-    def targets(self) -> Sequence[AnyColumn]:
-        """The columns to predict."""
-        return targets_of(self.label)
+    def declared(self) -> Declared:
+        """What the task declares of the table that lists its images."""
+        return Declared((), targets_of(self.label), self.person)
 
     def records(
         self, source: Source, findings: Findings, progress: Callable[[int], None] = lambda _: None
@@ -94,34 +97,21 @@ class ImageTask(Task):
             DataError: if the table of labels cannot be read.
         """
         table, reader = source.images(self.form)
-        return ImageRecords(table, table.labels(self.targets, findings, progress), reader, self.transform)
+        return ImageRecords(table, table.labels(self.declared, findings, progress), reader, self.transform)
 
     @override
-    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+    def load(self, path: Path) -> Loaded:
         return self.load_from(Source(path))
 
     @override
-    def load_from(self, source: Source) -> Records:
+    def load_from(self, source: Source) -> Loaded:
         findings = Findings()
         records = self.records(source, findings)
         raise_first(records.table, findings)
-        return whole(records)
+        return records if records.persons is None else (records, records.persons)
 
     @override
     def example(self) -> tuple[Tensor, Tensor]:
-        count = _FEWEST * max(column.width for column in self.targets)
+        count = _FEWEST * max(column.width for column in self.declared.targets)
         images = torch.rand(count, self.channels, *self.size) * 2 - 1
-        return torch.stack([self.transform(image) for image in images]), made_up_targets(self.targets, count)
-
-
-def whole(records: ImageRecords) -> Records:
-    """Read all records into memory: images `(n, channels, *size)` and labels.
-
-    Raises:
-        DataError: if one cannot be used.
-    """
-    first = records[0][0]
-    images = torch.empty(len(records), *first.shape, dtype=first.dtype)
-    for index in range(len(records)):
-        images[index] = records[index][0]
-    return images, records.targets
+        return torch.stack([self.transform(image) for image in images]), made_up_targets(self.declared.targets, count)

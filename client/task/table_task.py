@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from client.data.columns import AnyColumn, Category, Date, Flag, Number, check_columns
 from client.data.sources.registry import Source
-from client.data.sources.table_tensors import Findings, raise_first, read_tensors
+from client.data.sources.table_tensors import Declared, Findings, raise_first, read_tensors
 from client.task.task import Task
 from privacy.errors import TaskError
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from client.task.task import Records
+    from client.data.inputs import Loaded
 
 _FEWEST = 8  # made-up records
 
@@ -43,6 +43,9 @@ class TableTask(Task):
     target: ClassVar[AnyColumn | Sequence[AnyColumn]]
     """What to predict: a `Category`, as the places of its values `(n,)`; or flags and numbers, `(n, targets)`."""
 
+    person: ClassVar[str | None] = None
+    """The column that says whom a record is about, where persons have several; it is no input."""
+
     def __init_subclass__(cls, **settings: Any) -> None:  # noqa: ANN401 - Python's
         """Check the declarations."""
         super().__init_subclass__(**settings)
@@ -53,30 +56,31 @@ class TableTask(Task):
             check_columns((*cls.columns, *targets_of(cls.target)))
 
     @property
-    def targets(self) -> Sequence[AnyColumn]:
-        """The columns to predict."""
-        return targets_of(self.target)
-
-    @property
     def width(self) -> int:
         """The number of inputs of a record."""
         return sum(column.width for column in self.columns)
 
+    @property
+    def declared(self) -> Declared:
+        """What the task declares of its table."""
+        return Declared(self.columns, targets_of(self.target), self.person)
+
     @override
-    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+    def load(self, path: Path) -> Loaded:
         return self.load_from(Source(path))
 
     @override
-    def load_from(self, source: Source) -> Records:
+    def load_from(self, source: Source) -> Loaded:
         findings, table = Findings(), source.table()
-        inputs, targets, _ = read_tensors(table, self.columns, self.targets, findings)
+        found = read_tensors(table, self.declared, findings)
         raise_first(table, findings)
-        return inputs, targets
+        return (found.inputs, found.targets) if found.persons is None else (found.inputs, found.targets, found.persons)
 
     @override
     def example(self) -> tuple[Tensor, Tensor]:
-        count = _FEWEST * max(1, *(column.width for column in (*self.columns, *self.targets)))
-        return torch.cat([_made_up(column, count) for column in self.columns], 1), made_up_targets(self.targets, count)
+        count = _FEWEST * max(1, *(column.width for column in (*self.columns, *self.declared.targets)))
+        inputs = torch.cat([_made_up(column, count) for column in self.columns], 1)
+        return inputs, made_up_targets(self.declared.targets, count)
 
 
 def targets_of(target: AnyColumn | Sequence[AnyColumn]) -> Sequence[AnyColumn]:

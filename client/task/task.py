@@ -27,11 +27,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from client.data.inputs import Batch, Loaded
     from client.data.sources.registry import Source
-
-
-Records = tuple["Tensor", "Tensor"]
-"""Inputs and targets `(n, ...)`."""
 
 
 class Task(ABC):
@@ -45,22 +42,26 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def load(self, path: Path) -> tuple[Tensor, Tensor]:
+    def load(self, path: Path) -> Loaded:
         """Read one site's records from `path`, scaled by constants that do not come from the data.
 
         Returns:
-            Inputs `(n, ...)` and targets `(n, ...)`, one row per record.
+            Inputs `(n, ...)` and targets `(n, ...)`, one row per record. Inputs may be one tensor, a tuple of tensors,
+            or a dict of tensors: the model is called with the tensor, `*tuple` or `**dict`. Or a map-style
+            `torch.utils.data.Dataset` of pairs, each one record's inputs and target without the first dimension,
+            which are read when they are needed. After either, the persons `(n,)` whom the records are about may
+            follow, as whole numbers or texts: then at most `records_per_person` records of each are used.
 
         Raises:
             DataError: if a record cannot be used; say which line, and how to fix it.
         """
 
-    def load_from(self, source: Source) -> Records:
+    def load_from(self, source: Source) -> Loaded:
         """Read one site's records; a task that declares their columns or form reads them through the site's source."""
         return self.load(source.path)
 
     @abstractmethod
-    def example(self) -> tuple[Tensor, Tensor]:
+    def example(self) -> Batch:
         """Make up a few records for the checks that precede the first real record: see `client.task.guard`.
 
         Returns:

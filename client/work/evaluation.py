@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from client.data.site_records import predictions
 from client.work.sums import OneSum, noised, read_sum, write_report
 from privacy.codec.update import Layout, Model
 from privacy.errors import TaskError
@@ -42,12 +43,12 @@ class HeldOutEvaluation(OneSum):
     def count(self) -> int:
         """Return the number of records to evaluate on."""
         self._study.check_usable()
-        return len(self._study.held_out[0])
+        return len(self._study.held_out)
 
     def check_records(self, settings: RunSettings) -> None:
         """Check that there are records to evaluate on, that the task can use each of them, and has the metrics."""
         study = self._study
-        self._site.check_count(len(study.held_out[0]), "to evaluate on")
+        self._site.check_count(len(study.held_out), "to evaluate on")
         study.check_usable()
         study.check_metrics(_evaluation(settings).metrics)
 
@@ -105,16 +106,15 @@ class HeldOutEvaluation(OneSum):
     def _total(self, settings: RunSettings) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Sum the records' vectors, `(m,)`."""
         study, asked = self._study, _evaluation(settings)
-        inputs, targets = study.held_out
         total = np.zeros(self.layout(settings).size)
-        if not len(inputs):
+        if not len(study.held_out):
             return total
         module = study.load_into(study.module(settings.model_seed), study.start(settings))
         module.eval()
         with torch.no_grad():
-            outputs = module(inputs)
-            single = [(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(inputs))]
-            columns = [torch.ones(len(inputs))]
+            outputs, targets = predictions(module, study.held_out, study.at_once)
+            single = [(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
+            columns = [torch.ones(len(targets))]
             # Each record separately, so that its values depend on no other record.
             known = [study.task.metrics(*one) for one in single]
             for name in asked.metrics:

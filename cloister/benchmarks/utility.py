@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import track
 
+from client.data.site_records import pooled
 from cloister.benchmarks.pipelines import charge_for_nobody
 from cloister.benchmarks.trials import DATA, EPSILONS, Data, Trial
 from privacy.accounting.accounting import epsilon
 from privacy.codec.update import Model
 from server.settings import read_consortium, read_run
-from simulations.engine.baselines import accuracy, studies_of, together
+from simulations.engine.baselines import accuracy, studies_of
 from simulations.engine.federation import Federation, SiteTerms
 from simulations.engine.keyless_rounds import PackedMeans, Sites, rounds
 from simulations.tasks.partition import dirichlet
@@ -55,7 +56,7 @@ def measure(seeds: int, planned: Sequence[Trial], first_seed: int = 0) -> dict[s
             if dealt is None or dealt[0] != (data.name, seed):
                 dealt = (data.name, seed), deal(data, seed, Path(folder, f"{data.name}-{seed}"))
             studies, model, manifest = train(dealt[1], data, trial, seed, charge)
-            found[trial].append(accuracy(studies[0], model, together([study.held_out for study in studies])))
+            found[trial].append(accuracy(studies[0], model, pooled([study.held_out for study in studies])))
             spent[trial] = epsilon([manifest.round_cost] * manifest.settings.rounds, data.delta)
     rows = [
         {

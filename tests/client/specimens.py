@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
+from client.data.site_records import InMemory
 from client.gradients.choice import make_mode
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet, trainable
@@ -160,7 +161,7 @@ def clipped_sum(
         randomness=Randomness.seeded(0),
     )
     with quiet():
-        optimizer.take(mode, records, torch.arange(len(records[0])), physical_batch)
+        optimizer.take(mode, InMemory(*records), torch.arange(len(records[0])), physical_batch)
     mode.to_standard_module()
     optimizer.close()
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])

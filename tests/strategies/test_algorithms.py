@@ -50,6 +50,7 @@ from tests.federations import (
 )
 from tests.second.numbers import applied, begun
 from tests.strategies.hostile import EVALUATE, TRAIN
+from tests.tables import table
 from transport.flower import reply
 from transport.run_messages import read_sum, read_train
 
@@ -168,7 +169,7 @@ def reference(
 def descend(
     federation: Federation, site: str, w0: NDArray[np.float64], steps: int, pull: float, offset: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    inputs, targets = (part.double() for part in open_site(federation.paths[site]).study(SETTINGS.task).training)
+    inputs, targets = (part.double() for part in table(open_site(federation.paths[site]).study(SETTINGS.task).training))
     w = w0.copy()
     for _ in range(steps):
         parameters = torch.tensor(w, requires_grad=True)

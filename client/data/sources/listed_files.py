@@ -21,14 +21,13 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from client.data.sources.chunks import Chunk, Problem
-from client.data.sources.table_tensors import Findings, read_tensors
+from client.data.sources.table_tensors import Declared, Findings, TableRecords, read_tensors
 from client.data.sources.text_tables import TextTable
 from privacy.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
-    from client.data.columns import AnyColumn
     from client.data.sources.options import ListedOptions
 
 FILE = "file"
@@ -109,40 +108,41 @@ class ImageRecords(Dataset[tuple[Tensor, Tensor]]):
     Attributes:
         table: the table that lists them.
         targets: the labels of all records, `(n, …)`.
+        persons: whom they are about, if the task names a column for it.
     """
 
     def __init__(
         self,
         table: ListedTable,
-        targets: Tensor,
+        labels: TableRecords,
         reader: ImageReader,
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.table, self.targets = table, targets
+        self.table, self.targets, self.persons = table, labels.targets, labels.persons
         self._reader, self._transform = reader, transform
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        problem, image = self.try_read(index)
-        if problem is not None or image is None:
-            raise DataError(problem.sentence(self.table.path, self.table.row) if problem else "")
-        return (image if self._transform is None else self._transform(image)), self.targets[index]
+        found = self.try_read(index)
+        if isinstance(found, Problem):
+            raise DataError(found.sentence(self.table.path, self.table.row))
+        return found
 
-    def try_read(self, index: int) -> tuple[Problem | None, Tensor | None]:
-        """Read an image, or say what is wrong with it."""
+    def try_read(self, index: int) -> Problem | tuple[Tensor, Tensor]:
+        """Read a record, or say what is wrong with it."""
         row, path = self.table.files[index]
         try:
-            return None, self._reader.form.finish(self._reader.read(path))
+            image = self._reader.form.finish(self._reader.read(path))
         except UnusableError as error:
-            return Problem(row, FILE, str(error)), None
+            return Problem(row, self.table.named(FILE), str(error))
         except (MemoryError, DataError):
             raise
         except Exception:  # noqa: BLE001 - whatever a decoder raises for a damaged file; its text may quote it
-            return Problem(
-                row, FILE, "the file is cut, damaged, or of another kind; copy it again, or leave it out"
-            ), None
+            what = "the file is cut, damaged, or of another kind; copy it again, or leave it out"
+            return Problem(row, self.table.named(FILE), what)
+        return (image if self._transform is None else self._transform(image)), self.targets[index]
 
 
 class ListedTable(TextTable):
@@ -159,17 +159,17 @@ class ListedTable(TextTable):
         self._paths = dict[int, Path]()
 
     def labels(
-        self, targets: Sequence[AnyColumn], findings: Findings, progress: Callable[[int], None] = lambda _: None
-    ) -> Tensor:
+        self, declared: Declared, findings: Findings, progress: Callable[[int], None] = lambda _: None
+    ) -> TableRecords:
         """Read the labels of all records whose row and file name can be used; `findings` has the others.
 
         Raises:
             DataError: if the table cannot be read.
         """
-        _, labels, rows = read_tensors(self, (), targets, findings, progress)
-        self.files = [(row, self._paths[row]) for row in rows]
+        records = read_tensors(self, declared, findings, progress)
+        self.files = [(row, self._paths[row]) for row in records.rows]
         self._paths.clear()
-        return labels
+        return records
 
     @override
     def chunks(self, wanted: Mapping[str, str | None]) -> Iterator[Chunk]:

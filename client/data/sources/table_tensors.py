@@ -61,47 +61,69 @@ class Findings:
         self.problems += problems[: _KEPT - len(self.problems)]
 
 
+@dataclass(frozen=True)
+class Declared:
+    """What a task declares of a table."""
+
+    columns: Sequence[AnyColumn]  # of the inputs
+    targets: Sequence[AnyColumn]  # to predict: one `Category`, or any number of `Number` and `Flag`
+    person: str | None = None  # the column that says whom a record is about
+
+    @property
+    def wanted(self) -> dict[str, str | None]:
+        """The names of all columns, with their codes."""
+        person = {self.person: None} if self.person else {}
+        return person | {column.name: column.code for column in (*self.columns, *self.targets)}
+
+
+@dataclass(frozen=True)
+class TableRecords:
+    """The records of a table that can be used; n may be 0."""
+
+    inputs: Tensor  # (n, width), float32
+    targets: Tensor  # the places of a `Category`'s values `(n,)`, int64, or float32 `(n, targets)`
+    rows: list[int]  # their numbers
+    persons: list[str] | None  # whom they are about, if the task names a column for it
+
+
 def read_tensors(
-    table: Table,
-    columns: Sequence[AnyColumn],
-    targets: Sequence[AnyColumn],
-    findings: Findings,
-    progress: Callable[[int], None] = lambda _: None,
-) -> tuple[Tensor, Tensor, list[int]]:
+    table: Table, declared: Declared, findings: Findings, progress: Callable[[int], None] = lambda _: None
+) -> TableRecords:
     """Read the records of a table that can be used; `findings` has the others.
 
     Args:
         table: the source.
-        columns: the columns of the inputs.
-        targets: the columns to predict: one `Category`, or any number of `Number` and `Flag`.
+        declared: what the task declares.
         findings: is added to.
         progress: is told the number of rows read so far.
-
-    Returns:
-        Inputs `(n, width)`, float32, and targets: the places of a `Category`'s values `(n,)`, int64, or float32
-        `(n, targets)`; and the rows' numbers, `(n,)`. n may be 0.
 
     Raises:
         DataError: if the table cannot be read.
     """
     encoder = Encoder(table.options, findings)
-    wanted = {column.name: column.code for column in (*columns, *targets)}
-    inputs, outputs, rows, read = list[Any](), list[Any](), list[int](), 0
-    for chunk in table.chunks(wanted):
+    inputs, outputs, rows, persons, read = list[Any](), list[Any](), list[int](), list[str](), 0
+    for chunk in table.chunks(declared.wanted):
         read += len(chunk.rows) + len(chunk.problems)
         usable, problems = np.ones(len(chunk.rows), bool), list(chunk.problems)
         parts = [np.zeros((len(chunk.rows), 0), np.float32)]
-        parts += [encoder.inputs(column, chunk, usable, problems) for column in columns]
-        labels = [encoder.target(column, chunk, usable, problems) for column in targets]
+        parts += [encoder.inputs(column, chunk, usable, problems) for column in declared.columns]
+        labels = [encoder.target(column, chunk, usable, problems) for column in declared.targets]
+        named = encoder.texts(declared.person, chunk, usable, problems) if declared.person else []
         findings.add(sorted(problems, key=lambda problem: problem.row))
         inputs.append(np.concatenate(parts, axis=1)[usable])
         outputs.append((labels[0] if labels[0].ndim == 1 else np.concatenate(labels, axis=1))[usable])
         rows += np.asarray(chunk.rows)[usable].tolist()
+        persons += [text for text, use in zip(named, usable, strict=bool(named)) if use]
         progress(read)
     if not read:
         table.fail("no records follow", f"add one {table.row} per record")
     findings.records += len(rows)
-    return torch.from_numpy(np.concatenate(inputs)), torch.from_numpy(np.concatenate(outputs)), rows
+    return TableRecords(
+        torch.from_numpy(np.concatenate(inputs)),
+        torch.from_numpy(np.concatenate(outputs)),
+        rows,
+        persons if declared.person else None,
+    )
 
 
 def raise_first(table: Table, findings: Findings) -> None:
@@ -140,10 +162,22 @@ class Encoder:
         values = self._values(column, chunk, usable, problems)
         return values.astype(np.int64) if isinstance(column, Category) else values.astype(np.float32)[:, None]
 
+    def texts(self, name: str, chunk: Chunk, usable: NDArray[np.bool_], problems: list[Problem]) -> list[str]:
+        """Return what a column names, such as persons, `(n,)`; a row without a name becomes unusable."""
+        work = _Work(chunk, usable, problems, self._options.columns.get(name, name))
+        array = self._trimmed(chunk.columns[name], work)
+        if not _is_plain(array.type):
+            work.refuse(np.ones(len(array), bool), f"not a name but {_kind(array.type)}; convert the column")
+            return [""] * len(array)
+        words = self._without_missing(_words(array))
+        work.refuse(_mask(pc.is_null(words)), "no name of a person; fill it in, or leave the record out")
+        found: list[str] = pc.fill_null(words, "").to_pylist()
+        return found
+
     def _values(
         self, column: AnyColumn, chunk: Chunk, usable: NDArray[np.bool_], problems: list[Problem]
     ) -> NDArray[np.float64]:
-        work = _Work(column, chunk, usable, problems, self._options.columns.get(column.name, column.name))
+        work = _Work(chunk, usable, problems, self._options.columns.get(column.name, column.name))
         counts = self._findings.counts.setdefault(column.name, Counts())
         array = chunk.columns[column.name]
         if pa.types.is_dictionary(array.type):
@@ -253,7 +287,7 @@ class Encoder:
 
     def _places(self, column: Category | Flag, array: Any, work: _Work, counts: Counts) -> NDArray[np.float64]:  # noqa: ANN401
         """Return the place of each value in the column's list; of a flag, 1 or 0."""
-        if pa.types.is_nested(array.type) or not _is_plain(array.type):
+        if not _is_plain(array.type):
             work.refuse(np.ones(len(array), bool), f"not a text but {_kind(array.type)}; convert the column")
             return np.zeros(len(array))
         words = _words(array)
@@ -280,7 +314,6 @@ class Encoder:
 class _Work:
     """The rows of one column in a chunk, and which of them cannot be used."""
 
-    column: AnyColumn
     chunk: Chunk
     usable: NDArray[np.bool_]  # rows of the chunk, over all columns
     problems: list[Problem]

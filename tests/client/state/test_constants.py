@@ -34,6 +34,7 @@ from tests.federations import (
     task_name,
 )
 from tests.studies import Tiny
+from tests.tables import table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -172,7 +173,7 @@ def test_a_buffer_that_only_training_changes_fails_the_round_before_anything_lea
     study = site.study(task_name(Counting))
     model = study.untrained(0)
     module = study.load_into(study.module(0), model)
-    module(study.training[0])
+    module(table(study.training)[0])
     with pytest.raises(TaskError, match="training changed `count` of the model, which is neither clipped nor shared"):
         study.difference(module, model)
 

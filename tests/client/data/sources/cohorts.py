@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
 from client.data.columns import AnyColumn, Category, Date, Flag, Number
+from client.data.sources.listed_files import ImageRecords
 from client.data.sources.registry import Source
 from client.data.sources.table_tensors import Findings, read_tensors
 from client.task.image_task import ImageTask
@@ -72,7 +74,11 @@ class Picture(ImageTask):
 
 def read(path: Path, options: TableOptions | ListedOptions, task: TableTask | ImageTask | None = None) -> list[Tensor]:
     """The records that a task reads."""
-    return list((task or Ward()).load_from(Source(path, options)))
+    loaded: Any = (task or Ward()).load_from(Source(path, options))
+    if isinstance(loaded, ImageRecords):
+        images, labels = zip(*(loaded[index] for index in range(len(loaded))), strict=True)
+        return [torch.stack(images), torch.stack(labels)]
+    return list(loaded)
 
 
 def complaint(path: Path, options: TableOptions | ListedOptions, task: TableTask | ImageTask | None = None) -> str:
@@ -89,5 +95,5 @@ def problems(path: Path, options: TableOptions, task: TableTask | None = None) -
     """Every problem that `cloister data check` would list."""
     findings, task = Findings(), task or Ward()
     table = Source(path, options).table()
-    read_tensors(table, task.columns, task.targets, findings)
+    read_tensors(table, task.declared, findings)
     return [problem.sentence(path, table.row).replace(f"{path.parent}/", "") for problem in findings.problems]

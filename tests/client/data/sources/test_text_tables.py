@@ -6,7 +6,7 @@ import csv
 import io
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from client.data.columns import AnyColumn, Number
 from client.data.sources.options import Csv
 from client.data.sources.registry import Source
-from client.data.sources.table_tensors import Findings, read_tensors
+from client.data.sources.table_tensors import Declared, Findings, read_tensors
 from client.data.sources.text_tables import TextTable
 from privacy.errors import DataError
-from tests.client.data.sources.cohorts import HEADER, INPUTS, ROWS, SECRET, TARGETS, complaint, problems, read
+from tests.client.data.sources.cohorts import HEADER, INPUTS, ROWS, SECRET, TARGETS, Ward, complaint, problems, read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -161,9 +161,9 @@ def test_values_beyond_the_range_are_clipped_and_counted(tmp_path: Path) -> None
     path = write(tmp_path, f"{HEADER}\n-5,99,surgery,yes,1999-01-01,well\n500,2,surgery,yes,2020-01-01,well\n")
     findings = Findings()
     columns: Sequence[AnyColumn] = [Number("age", low=18, high=100), Number("glucose", low=2, high=12)]
-    inputs, _, rows = read_tensors(TextTable(path, Csv()), columns, columns[:1], findings)
-    assert inputs.tolist() == [[-1, 1], [1, -1]]
-    assert rows == [2, 3]
+    found = read_tensors(TextTable(path, Csv()), Declared(columns, columns[:1]), findings)
+    assert found.inputs.tolist() == [[-1, 1], [1, -1]]
+    assert found.rows == [2, 3]
     assert {name: counts.clipped for name, counts in findings.counts.items()} == {"age": 4, "glucose": 1}
 
 
@@ -183,9 +183,9 @@ def test_reads_back_any_table_that_csv_writes(
     with TemporaryDirectory() as folder:
         path = write(Path(folder), file.getvalue())
         table = TextTable(path, Csv(separator=separator))  # type: ignore[arg-type]
-        inputs, targets, _ = read_tensors(table, columns[:1], columns[1:], Findings())
+        found = read_tensors(table, Declared(columns[:1], columns[1:]), Findings())
     expected = torch.tensor([[row[0], row[2]] for row in rows], dtype=torch.float64) / 1e6
-    torch.testing.assert_close(torch.cat([inputs, targets], 1), expected.float())
+    torch.testing.assert_close(torch.cat([found.inputs, found.targets], 1), expected.float())
 
 
 @given(
@@ -209,9 +209,21 @@ def test_where_a_file_is_cut_into_blocks_changes_nothing(
     assert "line 6 has more than 100 characters" in complaint(write(tmp_path, spoiled), Csv())
 
 
-def test_a_task_without_a_source_reads_a_file_by_its_suffix(tmp_path: Path) -> None:
-    from tests.client.data.sources.cohorts import Ward  # noqa: PLC0415
+def test_rows_of_one_person_are_named_by_a_column_of_their_own(tmp_path: Path) -> None:
+    class Visits(Ward):
+        person = "patient"
 
-    assert Ward().load(write(tmp_path, WHOLE))[1].tolist() == TARGETS
+    text = "\n".join([f"{HEADER},patient", *(f"{row},{name}" for row, name in zip(ROWS, ("7", "b", "7"), strict=True))])
+    inputs, _, persons = read(write(tmp_path, text), Csv(), Visits())
+    assert inputs.shape[1] == Visits().width == Ward().width
+    assert persons == ["7", "b", "7"]
+    assert complaint(write(tmp_path, text.replace(",b", ",")), Csv(), Visits()) == (
+        "patients.csv, line 3, column `patient`: no name of a person; fill it in, or leave the record out"
+    )
+
+
+def test_a_task_without_a_source_reads_a_file_by_its_suffix(tmp_path: Path) -> None:
+    loaded: Any = Ward().load(write(tmp_path, WHOLE))
+    assert loaded[1].tolist() == TARGETS
     with pytest.raises(DataError, match=r"reads no file by itself; set source in \[data\] of site\.toml"):
         Ward().load_from(Source(tmp_path / "records.dat"))
