@@ -29,7 +29,7 @@ class _Table:
     columns: dict[str, str] = field(default_factory=dict)  # what the site calls a column of the task
     units: dict[str, str] = field(default_factory=dict)  # the unit in which the site has a column, if it is another
     dates: str = "iso"  # or a format such as "%d.%m.%Y"
-    missing: tuple[str, ...] = MISSING
+    missing: Annotated[tuple[str, ...], Field(strict=False)] = MISSING
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

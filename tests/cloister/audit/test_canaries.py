@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
+from client.data.sources.options import Csv
 from client.data.sources.registry import Source
 from client.dpsgd.training_steps import way_to_train
 from client.settings import Computing
@@ -19,6 +20,8 @@ from cloister.audit.canaries import SETUP, WEIGHT, Canaries, Role, set_up
 from cloister.audit.local_run import Scratch
 from privacy.errors import DataError, TaskError
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
+from tests.client.data.sources.cohorts import HEADER, ROWS, TARGETS, Ward
+from tests.federations import task_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,3 +171,14 @@ def test_their_example_is_made_like_their_records(tmp_path: Path) -> None:
         task = Canaries()
         inputs, targets = task.example()
         assert task.loss(task.model()(inputs), targets).isfinite()
+
+
+def test_they_join_records_that_a_sites_source_reads(tmp_path: Path) -> None:
+    text = "\n".join([HEADER, *ROWS, ""]).replace(",", ";")
+    (tmp_path / "patients.csv").write_text(text, encoding="utf-8")
+    (tmp_path / "included").write_text("4\n7\n")
+    source = Source(tmp_path / "patients.csv", Csv(separator=";", columns={"of another task": "x"}), tmp_path)
+    with set_up(tmp_path / "canaries.json", task_name(Ward), source, COUNT):
+        loaded: Any = Canaries().load(tmp_path / "included")
+    assert loaded[0][:, -1].tolist() == [0, 0, 0, 5, 8]
+    assert loaded[1].tolist() == [*TARGETS, 0, 0]

@@ -82,7 +82,7 @@ def test_a_table_is_described_column_by_column(site: Callable[..., Path]) -> Non
         ["outcome", "(target)", "category", "well,", "ill", "–", "–", "–"],
     ]
     assert "✓ 4 records: 3 to train on, 1 held out" in shown
-    assert "model     gets inputs float32 (n, 7), targets int64 (n)" in shown
+    assert "model     gets inputs float32 (n, 7), targets int64 (n,)" in shown
     found = report(folder)
     assert found["usable"]
     assert (found["site"], found["source"]) == ("north", "csv")
@@ -159,6 +159,17 @@ def test_wrong_settings_are_shown_in_their_line(site: Callable[..., Path], sourc
     with pytest.raises(ConfigError) as caught:
         check(site(source=source))
     assert said in str(caught.value)
+
+
+def test_a_site_may_set_every_option(site: Callable[..., Path]) -> None:
+    source = (
+        '[data.source]\nname = "csv"\nseparator = "\\t"\ndecimal = ","\nencoding = "windows-1252"\n'
+        'dates = "%d.%m.%Y"\nmissing = ["n/v", ""]\ncolumns = { age = "alter" }\nunits = { glucose = "mg/dL" }'
+    )
+    text = "alter\tglucose\tward\tsmoker\tadmitted\toutcome\n18\tn/v\tsurgery\t1\t31.12.2024\twell\n"
+    assert "✓ 1 records: 1 to train on, 0 held out" in check(site(text, source=source))
+    with pytest.raises(ConfigError, match="must be a valid string"):
+        check(site(source='[data.source]\nname = "csv"\nmissing = [1]'))
 
 
 def test_a_task_that_cannot_be_trained_is_refused_as_the_agent_refuses_it(site: Callable[..., Path]) -> None:

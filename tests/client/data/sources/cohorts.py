@@ -52,6 +52,12 @@ class Ward(TableTask):
         return functional.cross_entropy(outputs, targets)
 
 
+class Visits(Ward):
+    """Of each patient, several rows."""
+
+    person = "patient"
+
+
 INPUTS = [[-1.0, -0.6, 1, 0, 0, 1, -1.0], [1.0, 1.0, 0, 1, 0, 0, 1.0], [0.0, 0.0, 0, 0, 1, 1, 0.0]]
 """What `ROWS` become, up to a day's rounding."""
 TARGETS = [0, 1, 1]

@@ -19,7 +19,18 @@ from client.data.sources.registry import Source
 from client.data.sources.table_tensors import Declared, Findings, read_tensors
 from client.data.sources.text_tables import TextTable
 from privacy.errors import DataError
-from tests.client.data.sources.cohorts import HEADER, INPUTS, ROWS, SECRET, TARGETS, Ward, complaint, problems, read
+from tests.client.data.sources.cohorts import (
+    HEADER,
+    INPUTS,
+    ROWS,
+    SECRET,
+    TARGETS,
+    Visits,
+    Ward,
+    complaint,
+    problems,
+    read,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -210,9 +221,6 @@ def test_where_a_file_is_cut_into_blocks_changes_nothing(
 
 
 def test_rows_of_one_person_are_named_by_a_column_of_their_own(tmp_path: Path) -> None:
-    class Visits(Ward):
-        person = "patient"
-
     text = "\n".join([f"{HEADER},patient", *(f"{row},{name}" for row, name in zip(ROWS, ("7", "b", "7"), strict=True))])
     inputs, _, persons = read(write(tmp_path, text), Csv(), Visits())
     assert inputs.shape[1] == Visits().width == Ward().width
