@@ -51,7 +51,8 @@ def _show_result(task: dict[str, Any], console: Console) -> None:
         _line(console, f"  records   {task['records']:,} without problems")
     else:
         _line(
-            console, f"✓ {task['records']:,} records: {task['training']:,} to train on, {task['held_out']:,} held out"
+            console,
+            f"✓ {task['records']:,} record{'s' * (task['records'] != 1)}: {task['training']:,} to train on, {task['held_out']:,} held out",
         )
     _line(console, f"  model     gets inputs {task['inputs']}, targets {task['targets']}")
 

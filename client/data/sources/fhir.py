@@ -96,8 +96,8 @@ class FhirTable(Table):
                     problem = f"entry {entry} of file {number} (in order of names) is not a FHIR resource"
                     self.fail(problem, "correct it, or leave it out")
         if strangers := sum(patients.of(reference) is None for reference in patients.values):
-            problem = f"{strangers:,} patients with wanted observations or conditions have no Patient resource here"
-            self.fail(problem, "add it, or leave their other resources out")
+            problem = f"wanted observations or conditions are about {strangers:,} without a Patient resource here"
+            self.fail(problem, "add these, or leave the others out")
         rows = patients.rows()
         for start in range(0, len(rows), _ROWS):
             yield _chunk(rows[start : start + _ROWS], columns, start + 1)

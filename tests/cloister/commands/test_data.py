@@ -167,7 +167,7 @@ def test_a_site_may_set_every_option(site: Callable[..., Path]) -> None:
         'dates = "%d.%m.%Y"\nmissing = ["n/v", ""]\ncolumns = { age = "alter" }\nunits = { glucose = "mg/dL" }'
     )
     text = "alter\tglucose\tward\tsmoker\tadmitted\toutcome\n18\tn/v\tsurgery\t1\t31.12.2024\twell\n"
-    assert "✓ 1 records: 1 to train on, 0 held out" in check(site(text, source=source))
+    assert "✓ 1 record: 1 to train on, 0 held out" in check(site(text, source=source))
     with pytest.raises(ConfigError, match="must be a valid string"):
         check(site(source='[data.source]\nname = "csv"\nmissing = [1]'))
 

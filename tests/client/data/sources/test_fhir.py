@@ -104,7 +104,7 @@ def test_references_may_be_relative_absolute_or_to_an_entry_of_the_bundle(tmp_pa
     for subject in ("Patient/b", "https://fhir.example.org/r4/Patient/b", "Patient/b/_history/2", "urn:uuid:1"):
         assert row(tmp_path, condition(subject), patient())[-1] == 1
     said = complaint(write(tmp_path, condition("Patient/other"), patient()), Fhir(), Diabetes())
-    assert said.startswith("bundle.json: 1 patients with wanted observations or conditions have no Patient resource")
+    assert said.startswith("bundle.json: wanted observations or conditions are about 1 without a Patient resource")
 
 
 def test_a_folder_of_bundles_and_of_bulk_exports_gives_patients_in_the_order_of_their_ids(tmp_path: Path) -> None:
