@@ -50,10 +50,8 @@ def _show_result(task: dict[str, Any], console: Console) -> None:
         _line(console, f"✗ {count:,} problem{'s' * (count > 1)}: the agent would refuse to train", "red")
         _line(console, f"  records   {task['records']:,} without problems")
     else:
-        _line(
-            console,
-            f"✓ {task['records']:,} record{'s' * (task['records'] != 1)}: {task['training']:,} to train on, {task['held_out']:,} held out",
-        )
+        records = f"{task['records']:,} record{'s' * (task['records'] != 1)}"
+        _line(console, f"✓ {records}: {task['training']:,} to train on, {task['held_out']:,} held out")
     _line(console, f"  model     gets inputs {task['inputs']}, targets {task['targets']}")
 
 
