@@ -1,7 +1,7 @@
 """Cloister: one shared model over data that never leaves its owner.
 
 This is the public API: `Task` to write a study, `Survey` to gather statistics, `Algorithm` to write a federated
-algorithm, `CloisterError` to catch errors.
+algorithm, `save_frozen` and `load_model` for model files, `CloisterError` to catch errors.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from strategies.algorithm import Algorithm, LocalRound, LocalSolver, Mean, Run, 
 
 if TYPE_CHECKING:
     from client.data.records import read_csv
+    from client.state.model_use import load_model, save_frozen
     from client.task.task import Task
     from client.work.survey import Survey
 
@@ -28,7 +29,9 @@ __all__ = [
     "Task",
     "Update",
     "Values",
+    "load_model",
     "read_csv",
+    "save_frozen",
 ]
 
 
@@ -46,5 +49,9 @@ def __getattr__(name: str) -> object:
         from client.data.records import read_csv  # noqa: PLC0415
 
         return read_csv
+    if name in {"load_model", "save_frozen"}:
+        from client.state import model_use  # noqa: PLC0415
+
+        return getattr(model_use, name)
     msg = f"module 'cloister' has no attribute {name!r}"
     raise AttributeError(msg)

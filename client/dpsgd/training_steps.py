@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -43,14 +43,14 @@ from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet, trainable
 from client.gradients.noisy_optimizer import CipherOptimizer
 from client.settings import Computing
-from client.state.model_parts import trained
+from client.state.model_parts import kept, shared
 from client.task.interactions import InteractionError
 from privacy.errors import TaskError
 from privacy.noise.randomness import Randomness
 from strategies.algorithm import PLAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -125,6 +125,7 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         expected_batch_size=max(1.0, training.sample_rate * size),
         proximal=solver.proximal,
         offset=solver.offset is not None,
+        own_steps=min(solver.own_steps, steps),
     )
     offset = None if solver.offset is None else torch.from_numpy(np.asarray(solver.offset, np.float32))
     # A run with a seed can be repeated; it protects nobody.
@@ -153,7 +154,7 @@ def take_part(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], orde
         DeviceError: if the group has lost a process.
     """
     no_noise = Chance(Randomness.fresh(), 0.0, 0.0, Randomness.fresh())  # nothing is drawn from it
-    offset = torch.zeros(sum(each.numel() for each in trained(model).values())) if order.offset else None
+    offset = torch.zeros(sum(each.numel() for each in shared(model, task.local).values())) if order.offset else None
     with group.round():
         _take_steps(task, model, records, order, no_noise, offset, group=group)
 
@@ -216,15 +217,36 @@ def _made_up(task: Task, model: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, chance: Chance,
                 offset: Tensor | None, *, group: ProcessGroup | None = None) -> None:  # fmt: skip
-    parameters = list(trained(model).values())  # in the order of the layout and of the offset
+    parts = list(shared(model, task.local).values()), list(kept(model, task.local).values())
     if group:
         group.broadcast([*model.buffers(), *([] if offset is None else [offset])])
         with group.talking():
             model = DifferentiallyPrivateDistributedDataParallel(model)  # copies the first process's parameters
+    for still, steps in zip(parts if order.own_steps else [[]], order.phases, strict=True):
+        with _frozen(still):
+            _take_phase(task, model, records, order, chance, parts[0], offset, steps, group=group)
+
+
+@contextmanager
+def _frozen(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Leave some trained parameters as they are: they have no gradient, no part in clipping, and no noise."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)  # noqa: FBT003 - torch's stubs know no name for it
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_()
+
+
+def _take_phase(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, chance: Chance,
+                parameters: list[Tensor], offset: Tensor | None, steps: range, *,
+                group: ProcessGroup | None = None) -> None:  # fmt: skip
+    """Take some of a round's steps; `parameters` are those that are shared, in the order of the layout and offset."""
     precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32
     mode = make_mode(order.gradients, model, RecordLoss(task), order.max_grad_norm, precision)
     descent = make_optimizer(order.optimizer, trainable(model), order.learning_rate)
-    if order.proximal or offset is not None:
+    if (order.proximal or offset is not None) and parameters[0].requires_grad:
         # Before each step, on the noisy gradient, which all processes share.
         descent.register_step_pre_hook(_Correction(parameters, order.proximal, offset))
     optimizer = (partial(DistributedOptimizer, group=group) if group else CipherOptimizer)(
@@ -240,7 +262,7 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
         with quiet(), closing(optimizer), forked():
             seed_all(chance.by_torch)  # with a known seed, a dropout mask would link records
             several = torch.empty(0, dtype=torch.int64)
-            for step in range(1, order.steps + 1):
+            for step in steps:
                 chosen = group.own_part(chance.sample, count) if group else chance.sample(count).nonzero().squeeze(1)
                 several = chosen if len(chosen) > 1 else several
                 if step == order.steps and (not group or group.rank == 0):

@@ -16,13 +16,13 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from client.task.user_code import foreign
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -34,6 +34,9 @@ Records = tuple["Tensor", "Tensor"]
 
 class Task(ABC):
     """Model, data, loss and metrics of one federated study. Instances hold no data."""
+
+    local: ClassVar[Sequence[str]] = ()
+    """Names of trained parameters that stay at each site, as patterns of `fnmatch`: `("head.*",)`, `("*.norm?.*",)`."""
 
     @abstractmethod
     def model(self) -> nn.Module:
