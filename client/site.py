@@ -94,10 +94,8 @@ class Site(Works):
         """Return a run's model with this site's own parameters: the last ones, or those with which the run started."""
         if not model.layout.local:
             return model
-        own = self.own_parameters.load(run, model.layout.local)
-        if own is None:
-            own = model.local or self.work(manifest.settings).start(manifest.settings).local
-        return replace(model, local=own)
+        own = self.own_parameters.load(run, model.layout.local) or model.local
+        return replace(model, local=own or self.work(manifest.settings).start(manifest.settings).local)
 
     def _initial_checkpoint(self, manifest: Manifest, run: str) -> Checkpoint:
         start = self.work(manifest.settings).start(manifest.settings)

@@ -69,14 +69,12 @@ NEEDS_PLAIN = (
 class LocalSolver:
     """Local training: each step adds `proximal · (w − w₀) + offset` to the gradient, after clipping and noise.
 
-    The run's optimizer takes the step along that sum. Both are for what is shared: parameters that stay at the site
-    follow their gradient alone.
+    The run's optimizer takes the step along that sum. Parameters that stay at the site follow their gradient alone.
     """
 
     proximal: float = 0.0  # the pull towards w₀, the model at the start of the round
     offset: Values | None = None  # `(n,)`, in the units of a gradient
     steps: int | None = None  # fewer than the run's, if given; the ledger is charged for all of the run's
-    own_steps: int = 0  # the first of these train only what stays at the site; the others then only what is shared
 
 
 PLAIN = LocalSolver()
@@ -119,9 +117,6 @@ class Algorithm(Protocol):
 
     own: ClassVar[tuple[str, ...]] = ()
     """Names of the vectors that stay at a site."""
-
-    personal: ClassVar[bool] = False
-    """Whether it needs a task that keeps parameters at the site (`Task.local`)."""
 
     def check(self, run: Run) -> str | None:
         """Return why this algorithm does not suit a run, and what to change; None if it does."""

@@ -77,6 +77,18 @@ class LocalNorm(Transfer):
     local = ("norm.*",)
 
 
+class InTurn(LocalHead):
+    """FedRep: two steps for the head, then the body's."""
+
+    local_steps = 2
+
+
+class NoneInTurn(Pictures):
+    """Has steps for what stays at the site, and keeps nothing there."""
+
+    local_steps = 2
+
+
 class Misnamed(Pictures):
     """Names a parameter that the network lacks."""
 

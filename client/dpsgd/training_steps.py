@@ -125,7 +125,7 @@ def train(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], size: in
         expected_batch_size=max(1.0, training.sample_rate * size),
         proximal=solver.proximal,
         offset=solver.offset is not None,
-        own_steps=min(solver.own_steps, steps),
+        local_steps=min(task.local_steps, steps),
     )
     offset = None if solver.offset is None else torch.from_numpy(np.asarray(solver.offset, np.float32))
     # A run with a seed can be repeated; it protects nobody.
@@ -222,9 +222,11 @@ def _take_steps(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], or
         group.broadcast([*model.buffers(), *([] if offset is None else [offset])])
         with group.talking():
             model = DifferentiallyPrivateDistributedDataParallel(model)  # copies the first process's parameters
-    for still, steps in zip(parts if order.own_steps else [[]], order.phases, strict=True):
+    for still, steps in zip(parts if order.local_steps else [[]], order.phases, strict=True):
         with _frozen(still):
-            _take_phase(task, model, records, order, chance, parts[0], offset, steps, group=group)
+            _take_phase(
+                task, model, records, order, chance, parameters=parts[0], offset=offset, steps=steps, group=group
+            )
 
 
 @contextmanager
@@ -239,9 +241,9 @@ def _frozen(parameters: Sequence[Tensor]) -> Iterator[None]:
             parameter.requires_grad_()
 
 
-def _take_phase(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, chance: Chance,
-                parameters: list[Tensor], offset: Tensor | None, steps: range, *,
-                group: ProcessGroup | None = None) -> None:  # fmt: skip
+def _take_phase(task: Task, model: nn.Module, records: tuple[Tensor, Tensor], order: Order, chance: Chance, *,
+                parameters: list[Tensor], offset: Tensor | None, steps: range,
+                group: ProcessGroup | None) -> None:  # fmt: skip
     """Take some of a round's steps; `parameters` are those that are shared, in the order of the layout and offset."""
     precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32
     mode = make_mode(order.gradients, model, RecordLoss(task), order.max_grad_norm, precision)

@@ -96,7 +96,6 @@ def ready_to_be_charged(admitted: AdmittedRun, layout: Layout) -> Iterator[None]
         CloisterError: says what prevents the round; nothing is charged.
     """
     check_dates(admitted.site, admitted.settings.cohort.round_deadline_seconds)
-    _check_local(admitted, layout)
     admitted.work.check_records(admitted.settings)
     admitted.ledger.check_writable()
     with space_for(needs(admitted, layout)):
@@ -118,27 +117,6 @@ def check_dates(site: Site, seconds: float) -> None:
             date = datetime.fromtimestamp(end, UTC).strftime("%Y-%m-%d %H:%M UTC")
             msg = f"{site.name}'s {what} expires on {date}, before a round could end; ask the coordinator for a new one"
             raise RefusedError(msg)
-
-
-def _check_local(admitted: AdmittedRun, layout: Layout) -> None:
-    """Check that parameters that stay at the site suit the run.
-
-    Raises:
-        RefusedError: if they do not.
-    """
-    site, task = admitted.site.name, admitted.settings.task
-    if layout.local and admitted.settings.shares_noise:
-        msg = (
-            f"{site} cannot take part: {task} keeps parameters at the site, and these need noise of the site's own in "
-            'every step; set noise = "local" in [privacy]'
-        )
-        raise RefusedError(msg)
-    if admitted.algorithm.personal and not layout.local:
-        msg = (
-            f"{site} cannot take part: the strategy {admitted.settings.strategy['name']} trains parameters that stay "
-            f"at each site, and {task} has none; name them in its `local`, or use another strategy"
-        )
-        raise RefusedError(msg)
 
 
 def _check_share(site: Site, manifest: Manifest, model: Model) -> None:

@@ -60,6 +60,5 @@ class LocalParameters(PendingFiles):
     def keep(self, plan: RoundPlan, values: Mapping[str, NDArray[np.float32]]) -> None:
         """Keep a round's new parameters as pending, before its update is sent."""
         if values:
-            write_atomically(
-                self.begin(plan), save({name: np.ascontiguousarray(each) for name, each in values.items()})
-            )
+            data = save({name: np.ascontiguousarray(each) for name, each in values.items()})
+            write_atomically(self.begin(plan), data)

@@ -94,7 +94,7 @@ def set_constants(module: nn.Module, layout: Layout) -> None:
 
 
 def set_tensors(module: nn.Module, model: Model) -> None:
-    """Copy a model into a module on the CPU: what is shared, what stays at the site if it is there, and the constants."""
+    """Copy a model, with the site's own parameters if it has them, into a module on the CPU."""
     held = tensors_of(module)
     with torch.no_grad():
         for name, values in (*model.layout.unflatten(model.vector).items(), *model.local.items()):

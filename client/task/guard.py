@@ -193,6 +193,10 @@ def _check_local(module: nn.Module, task: Task) -> None:
     if not shared(module, task.local):
         msg = "its `local` keeps every trained parameter at the site; leave something to share"
         raise TaskError(msg)
+    steps: object = task.local_steps
+    if not isinstance(steps, int) or steps < 0 or (steps and not patterns):
+        msg = "its `local_steps` is no number of steps that train what its `local` names; set both, or neither"
+        raise TaskError(msg)
 
 
 def _check_shared(module: nn.Module) -> None:

@@ -38,6 +38,9 @@ class Task(ABC):
     local: ClassVar[Sequence[str]] = ()
     """Names of trained parameters that stay at each site, as patterns of `fnmatch`: `("head.*",)`, `("*.norm?.*",)`."""
 
+    local_steps: ClassVar[int] = 0
+    """How many of a round's steps, the first ones, train only `local`; the others then train only what is shared."""
+
     @abstractmethod
     def model(self) -> nn.Module:
         """Make the untrained model. Cloister seeds torch first, so that every site makes the same model.

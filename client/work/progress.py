@@ -86,13 +86,8 @@ def _append(
 ) -> None:
     """Add a round's line unless the file has it, since a sum may be delivered again."""
     make_folder(path.parent)
-    entry: dict[str, object] = {
-        "round": checkpoint.round,
-        "time": round(time.time(), 3),
-        "model": checkpoint.digest,
-        "records": count,
-    }
-    entry["metrics"] = _finite(found)
+    entry: dict[str, object] = {"round": checkpoint.round, "time": round(time.time(), 3), "model": checkpoint.digest}
+    entry |= {"records": count, "metrics": _finite(found)}
     if personal:
         entry["personal"] = _finite(personal)
     line = json.dumps(entry, allow_nan=False)

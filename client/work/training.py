@@ -123,10 +123,35 @@ class Study:
     def check_records(self, settings: RunSettings) -> None:
         """Check, once per process, that there are records to train on, and that the task can use each of them."""
         self.check_not_refused()
+        self._check_local(settings)
         self._site.check_count(len(self.read[0][0]), "to train on")
         self.check_usable()
         if settings.takes_steps:
             _ = self.training  # also tries the task on some records, now that each is known to be usable
+
+    def _check_local(self, settings: RunSettings) -> None:
+        """Check that a run can train what stays at this site.
+
+        Raises:
+            RefusedError: if it cannot.
+        """
+        training = settings.training
+        if not self.task.local or training is None:
+            return
+        wrong = ""
+        if settings.shares_noise:
+            wrong = (
+                'parameters that stay at the site need noise of the site\'s own in every step; set noise = "local" '
+                "in [privacy]"
+            )
+        elif settings.takes_steps and self.task.local_steps >= training.steps:
+            wrong = (
+                f"it takes {self.task.local_steps} steps for what stays at the site, and a round has {training.steps}; "
+                "set steps_per_round higher in [training]"
+            )
+        if wrong:
+            msg = f"{self._site.name} cannot train {self.name}: {wrong}"
+            raise RefusedError(msg)
 
     def check_usable(self) -> None:
         """Check, once per process, that the task can use every record.

@@ -23,14 +23,13 @@ from client.task.guard import check_task
 from client.task.probe import make_model
 from client.task.task import Task
 from cloister import load_model
-from privacy.errors import ConfigError, KeyFileError, RefusedError, TaskError
+from privacy.errors import KeyFileError, RefusedError, TaskError
 from privacy.noise.randomness import Randomness
 from privacy.run.plan import RoundPlan
 from privacy.run.settings import Encryption, Evaluation, Privacy, Start, Training
 from simulations.engine.federation import Federation
 from simulations.engine.inspection import find_secrets, site_secrets
 from strategies.algorithm import LocalSolver
-from strategies.registry import completed
 from tests.federations import (
     NOISY,
     SETTINGS,
@@ -45,7 +44,7 @@ from tests.federations import (
     signed_run,
     task_name,
 )
-from tests.pictures import AllLocal, LocalHead, LocalNorm, Misnamed, Pictures
+from tests.pictures import AllLocal, InTurn, LocalHead, LocalNorm, Misnamed, NoneInTurn
 from tests.trainings import signed, summed
 
 HEADED = replace(SETTINGS, task=task_name(LocalHead), rounds=2)
@@ -77,18 +76,18 @@ def test_under_noise_masks_and_encryption_they_stay_and_the_shared_rest_is_one_m
 
     assert all(event["released"] for event in run_with(federation, heard))
     (shared,) = set(models_of(federation).values())
-    values = {}
+    values, names = {}, set[str]()
     for site, path in federation.paths.items():
         (file,) = (path / "outbox").glob("*.local")
         assert not list((path / "outbox").glob("*.local-pending"))
         own = load_file(file)
-        assert not any(name.encode() in shared for name in own)
+        names |= set(own)
         values[site] = np.concatenate([each.ravel() for each in own.values()])
     assert len({each.tobytes() for each in values.values()}) == len(SITES)
     secrets = site_secrets(federation)
     assert all(str(next((path / "outbox").glob("*.local"))) in secrets for path in federation.paths.values())
     assert not find_secrets(federation.server, secrets)
-    assert not any(name.encode() in reply for reply in replies for name in own)
+    assert not any(name.encode() in each for each in (shared, *replies) for name in names)
 
 
 def test_a_site_that_restarts_before_each_message_goes_on_with_what_it_kept(make_federation: FederationMaker) -> None:
@@ -148,8 +147,7 @@ def test_a_later_run_and_an_evaluation_start_from_what_each_site_kept(make_feder
 
 def test_fedrep_trains_head_and_body_in_turn_in_a_whole_run(make_federation: FederationMaker) -> None:
     training = Training(steps_per_round=3, sample_rate=1.0, learning_rate=0.1)
-    asked = replace(NOISY, task=HEADED.task, training=training, strategy={"name": "fedrep", "own_steps": 2})
-    federation = make_federation(completed(asked))
+    federation = make_federation(replace(NOISY, task=task_name(InTurn), training=training))
     assert all(event["released"] for event in run_with(federation))
     assert own_of(federation, "north")
 
@@ -177,18 +175,20 @@ def test_a_run_whose_noise_only_the_sum_carries_is_refused(make_federation: Fede
         get_ready_of(federation)
 
 
-def test_fedrep_without_anything_local_is_refused(make_federation: FederationMaker) -> None:
+def test_fedrep_without_a_step_for_what_is_shared_is_refused(make_federation: FederationMaker) -> None:
     training = Training(steps_per_round=2, sample_rate=1.0, learning_rate=0.1)
-    asked = replace(NOISY, task=task_name(Pictures), training=training, strategy={"name": "fedrep"})
-    with pytest.raises(RefusedError, match="name them in its `local`, or use another strategy"):
-        get_ready_of(make_federation(completed(asked)))
-    with pytest.raises(ConfigError, match="own_steps = 2 leaves no step for what is shared"):
-        completed(replace(asked, strategy={"name": "fedrep", "own_steps": 2}))
+    federation = make_federation(replace(NOISY, task=task_name(InTurn), training=training))
+    with pytest.raises(RefusedError, match="takes 2 steps for what stays at the site, and a round has 2"):
+        get_ready_of(federation)
 
 
 @pytest.mark.parametrize(
     ("task", "reason"),
-    [(Misnamed, r"`local` names 'heads\.\*', but no trained parameter"), (AllLocal, "leave something to share")],
+    [
+        (Misnamed, r"`local` names 'heads\.\*', but no trained parameter"),
+        (AllLocal, "leave something to share"),
+        (NoneInTurn, "set both, or neither"),
+    ],
 )
 def test_patterns_that_fit_nothing_or_everything_are_refused(task: type[Task], reason: str) -> None:
     with pytest.raises(TaskError, match=reason):
@@ -212,7 +212,7 @@ def test_what_stays_gets_the_noise_of_every_step() -> None:
 
 
 def test_fedrep_clips_and_moves_one_part_at_a_time() -> None:
-    task, (inputs, targets) = LocalHead(), LocalHead().example()
+    task, (inputs, targets) = InTurn(), InTurn().example()
     module, run = make_model(task, 0), signed(steps=3, norm=0.5)
     before = parameters_to_vector(module.parameters()).detach()
     wanted = make_model(task, 0)
@@ -229,7 +229,7 @@ def test_fedrep_clips_and_moves_one_part_at_a_time() -> None:
         with torch.no_grad():
             for parameter, each in zip(active, total, strict=True):
                 parameter.sub_(each / len(inputs))
-    train(task, module, (inputs, targets), len(inputs), run, Randomness.fresh(), solver=LocalSolver(own_steps=2))
+    train(task, module, (inputs, targets), len(inputs), run, Randomness.fresh())
     after = parameters_to_vector(module.parameters()).detach()
     assert not torch.equal(before, after)
     torch.testing.assert_close(after, parameters_to_vector(wanted.parameters()).detach(), rtol=1e-4, atol=1e-5)
