@@ -1,8 +1,8 @@
 """The trained parameters that stay at a site (`Task.local`), from round to round and across restarts.
 
 They come from the same noisy steps as the update of their round, which the ledger was charged for. As with an
-algorithm's own vectors, new values count once the round's sum, with this site's update in it, has been opened. A site
-that is restored without its outbox starts again at the values that the task makes.
+algorithm's own vectors, new values count once the round's sum, with this site's update in it, has been opened. If the
+file is lost, the site starts again at the values that the task makes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ if TYPE_CHECKING:
     from privacy.run.plan import RoundPlan
 
 
+FOLDER = "local"
+"""The folder in a site's folder."""
+
+
 class LocalParameters(PendingFiles):
     """A folder with one safetensors file per run, and one for the pending update."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "local", "local-pending")
+        super().__init__(folder, "safetensors", "pending")
 
     def load(self, run: str, shapes: Shapes) -> dict[str, NDArray[np.float32]] | None:
         """Return a run's parameters by name; None before the first round with this site's update in its sum.

@@ -13,7 +13,7 @@ from hashlib import file_digest
 from typing import TYPE_CHECKING
 
 from client.state.initial_model import find_model
-from client.state.local_parameters import LocalParameters
+from client.state.local_parameters import FOLDER, LocalParameters
 from client.state.model_file import write_constants
 from client.state.model_parts import layout_of, set_tensors, trained
 from client.task.probe import make_model
@@ -61,7 +61,7 @@ def load_model(task: Task, path: Path, *, personal: bool = False, model_seed: in
     layout, held = layout_of(module, task.local), trained(module)
     vector = layout.flatten({name: held[name].detach().cpu().numpy() for name, _ in layout.shapes})
     model = find_model(path.parent, _digest(path), Model(vector, layout), str(path.parent))
-    own = LocalParameters(path.parent.parent / "outbox").load(model.run, layout.local) if personal else None
+    own = LocalParameters(path.parent.parent / FOLDER).load(model.run, layout.local) if personal else None
     set_tensors(module, replace(model, local=own or {}))
     return module.eval()
 

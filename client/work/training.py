@@ -18,6 +18,7 @@ from client.data.fitness import Fitness, example_of, load_records
 from client.data.held_out import split_held_out
 from client.dpsgd.training_steps import train, way_to_train
 from client.state.initial_model import find_model
+from client.state.local_parameters import FOLDER
 from client.state.model_parts import check_constants, kept, layout_of, set_tensors, tensors_of
 from client.state.refusals import Refusals
 from client.task.guard import check_task
@@ -218,8 +219,10 @@ class Study:
             settings.kind.averaging > 0,  # the last model, besides the mean
             settings.vote is not None,  # the model before, where a hard link is not possible
         )
-        own = sum(math.prod(shape) for _, shape in layout.local)
-        return {self._site.place.folder / "outbox": 4 * (layout.size * sum(copies) + own)}
+        needed = {self._site.place.folder / "outbox": 4 * layout.size * sum(copies)}
+        if layout.local:
+            needed[self._site.place.folder / FOLDER] = 4 * sum(math.prod(shape) for _, shape in layout.local)
+        return needed
 
     def release(
         self, manifest: Manifest, number: int, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN

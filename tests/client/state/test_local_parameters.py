@@ -56,7 +56,7 @@ LAST = 5  # the head's values, which come last in the network
 def own_of(federation: Federation, site: str) -> dict[str, np.ndarray[Any, Any]]:
     """What stays at a site after a run."""
     _, _, run = signed_run(federation)
-    return LocalParameters(federation.paths[site] / "outbox").load(run, SHAPES) or {}
+    return LocalParameters(federation.paths[site] / "local").load(run, SHAPES) or {}
 
 
 # --- In a run ---------------------------------------------------------------------------------------------------------
@@ -78,14 +78,14 @@ def test_under_noise_masks_and_encryption_they_stay_and_the_shared_rest_is_one_m
     (shared,) = set(models_of(federation).values())
     values, names = {}, set[str]()
     for site, path in federation.paths.items():
-        (file,) = (path / "outbox").glob("*.local")
-        assert not list((path / "outbox").glob("*.local-pending"))
+        (file,) = (path / "local").glob("*.safetensors")
+        assert not list((path / "local").glob("*.pending"))
         own = load_file(file)
         names |= set(own)
         values[site] = np.concatenate([each.ravel() for each in own.values()])
     assert len({each.tobytes() for each in values.values()}) == len(SITES)
     secrets = site_secrets(federation)
-    assert all(str(next((path / "outbox").glob("*.local"))) in secrets for path in federation.paths.values())
+    assert all(str(next((path / "local").glob("*.safetensors"))) in secrets for path in federation.paths.values())
     assert not find_secrets(federation.server, secrets)
     assert not any(name.encode() in each for each in (shared, *replies) for name in names)
 
