@@ -37,7 +37,8 @@ class Intents(Task):
     length: ClassVar[int] = 12
     rank: ClassVar[int] = 2
     config: ClassVar[dict[str, Any]] = {
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
 
     @override

@@ -98,7 +98,9 @@ def test_what_is_taken_by_conversion_is_refused_before_and_taken_afterwards(name
 
 def test_the_page_of_models_is_correct() -> None:
     page = Path("docs/models.md").read_text(encoding="utf-8")
-    sections = dict(re.findall(r"^## (Taken|Taken by conversion|Refused)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    sections = dict(
+        re.findall(r"^## (Taken|Taken by conversion|Refused)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    )
     taken, converted, refused = (_rows(sections[name]) for name in ("Taken", "Taken by conversion", "Refused"))
     assert taken == [[name, f"`{architecture.mode}`"] for name, architecture in ZOO.items()]
     assert converted == [[name, each.words, f"`{each.mode}`"] for name, each in CONVERTED.items()]
