@@ -43,10 +43,9 @@ class Intents(Task):
 
     @override
     def model(self) -> nn.Module:
-        return Classifier(
-            BertConfig(vocab_size=self.words, max_position_embeddings=self.length, num_labels=3, **self.config),
-            self.rank,
-        )
+        config = BertConfig(vocab_size=self.words, max_position_embeddings=self.length, **self.config)
+        config.num_labels = 3
+        return Classifier(config, self.rank)
 
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
