@@ -48,6 +48,8 @@ class Data:
     lineage: Lineage  # the people, whatever the file is called; they share one budget
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2  # fraction of the records that is never trained on
     records_per_person: Annotated[int, Field(ge=1, le=1000)] = 1  # at most; every ε holds for a person with this many
+    loader_workers: Annotated[int, Field(ge=0, le=64)] = 0  # processes that read a task's Dataset ahead
+    pinned_memory: bool = False  # whether to read a Dataset into memory from which a GPU copies faster
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -83,6 +85,7 @@ class Computing:
     gradients: Gradients = "auto"  # mode of per-record gradients; see client/gradients
     physical_batch: Annotated[int, Field(ge=0)] = 0  # records computed at a time, to save memory; 0: automatic
     precision: Precision = "float32"  # of the model's passes; norms are always float32
+    memory_mb: Annotated[int, Field(ge=0)] = 0  # if automatic: megabytes that a part may take, measured; 0: any
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -22,7 +22,8 @@ def test_the_task_in_the_readme_reads_records_and_learns_from_them(tmp_path: Pat
     check_task(task, "Diagnosis")
     (tmp_path / "records.csv").write_text("mean_radius,mean_texture,malignant\n14,20,0\n21,30,1\n", encoding="utf-8")
 
-    inputs, targets = task.load(tmp_path / "records.csv")
+    loaded: Any = task.load(tmp_path / "records.csv")
+    inputs, targets = loaded
     outputs = task.model()(inputs)
     loss = task.loss(outputs, targets)
     loss.backward()

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
+    from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+
     from privacy.crypto.signing import PrivateKey
     from privacy.run.roster import Roster
 
@@ -131,7 +133,12 @@ def _host(host: str) -> x509.GeneralName:
 
 def public_key_digest(certificate: x509.Certificate) -> str:
     """Return the SHA-256, in hex, of a certificate's public key, by which the roster lists a site's TLS identity."""
-    return sha256(certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    return key_digest(certificate.public_key())
+
+
+def key_digest(key: CertificatePublicKeyTypes) -> str:
+    """Return the SHA-256, in hex, of a public key as a certificate holds it (SubjectPublicKeyInfo)."""
+    return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def certificate_pem(certificate: x509.Certificate) -> bytes:
@@ -151,15 +158,32 @@ def read_certificate(path: Path) -> x509.Certificate:
         KeyFileError: if there is none.
     """
     try:
-        certificate = x509.load_pem_x509_certificate(read_file(path))
-        certificate.public_key()  # raises if it is unusable
+        data = read_file(path)
     except OSError as error:
         msg = f"{path}: {reason(error)}; restore this certificate, or ask the coordinator for a new one"
         raise KeyFileError(msg) from error
+    return load_certificate(data, str(path))
+
+
+def load_certificate(data: bytes, place: str) -> x509.Certificate:
+    """Read a certificate from PEM; `place` says where it stands, for the error.
+
+    Raises:
+        KeyFileError: if it is none.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(data)
+        certificate.public_key()  # raises if it is unusable
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
-        msg = f"{path}: not a readable PEM certificate; restore it, or ask the coordinator for a new one"
+        msg = f"{place}: not a readable PEM certificate; restore it, or ask the coordinator for a new one"
         raise KeyFileError(msg) from error
     return certificate
+
+
+def authority_fingerprint(certificate: x509.Certificate) -> str:
+    """Return the SHA-256 of a certificate in groups of four digits, for people who compare it."""
+    digits = certificate.fingerprint(hashes.SHA256()).hex()
+    return " ".join(digits[start : start + 4] for start in range(0, len(digits), 4))
 
 
 def check_server_certificate(path: Path, authority: Path) -> None:
@@ -230,15 +254,45 @@ def read_signing_key(path: Path) -> Ed25519PrivateKey:
     Raises:
         KeyFileError: if there is none.
     """
+    key = _read_private_key(path)
+    if not isinstance(key, Ed25519PrivateKey):
+        msg = f"{path}: this is not an Ed25519 key; name the site's signing key"
+        raise KeyFileError(msg)
+    return key
+
+
+def read_tls_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Read a P-256 private key from a PEM file.
+
+    Raises:
+        KeyFileError: if there is none.
+    """
+    key = _read_private_key(path)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        msg = f"{path}: this is not a P-256 key; restore it from its owner's backup"
+        raise KeyFileError(msg)
+    return key
+
+
+def read_authority(key: Path, certificate: Path) -> Authority:
+    """Read the authority's key and certificate.
+
+    Raises:
+        KeyFileError: if one is missing, or they do not belong together.
+    """
+    authority = Authority(read_tls_key(key), read_certificate(certificate))
+    if authority.key.public_key() != authority.certificate.public_key():
+        msg = f"{key} and {certificate} do not belong together; restore both from one backup"
+        raise KeyFileError(msg)
+    return authority
+
+
+def _read_private_key(path: Path) -> object:
     try:
-        key = load_pem_private_key(read_file(path), password=None)
+        return load_pem_private_key(read_file(path), password=None)
     except OSError as error:
         msg = f"{path}: {reason(error)}; restore this key from its owner's backup"
         raise KeyFileError(msg) from error
     except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
         msg = f"{path}: not a readable private key, or one with a passphrase; restore it from its owner's backup"
         raise KeyFileError(msg) from error
-    if not isinstance(key, Ed25519PrivateKey):
-        msg = f"{path}: this is not an Ed25519 key; name the site's signing key"
-        raise KeyFileError(msg)
-    return key

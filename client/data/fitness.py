@@ -1,6 +1,6 @@
 """Check that a site's own records suit a task, before a round is charged. Only this site sees the result.
 
-    read   `load` returns two tensors in the form of the made-up records
+    read   `load` returns records in the form of the made-up records: see `client.data.own_records`
     run    the untrained model and the loss accept every record, and the loss is finite
 
 The model has seed 0, whatever a run says: so taking part reveals one fact about a site's records, the same in all runs
@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from client.data.inputs import Inputs, call, device_of, mapped, move, named, rows, singles
+from client.data.own_records import taken
+from client.data.watching import watched
 from client.gradients.loss import RecordLoss
 from client.task.probe import Example, one_a_record
 from client.task.user_code import foreign, is_memory
@@ -23,48 +26,37 @@ from privacy.errors import CloisterError, DataError, TaskError
 from privacy.failures import raised
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from torch import nn
 
-    from client.task.task import Records, Task
+    from client.data.inputs import Batch
+    from client.data.own_records import OwnRecords
+    from client.data.site_records import Records
+    from client.settings import Data
+    from client.task.task import Task
 
 _AT_ONCE = 64  # records at a time
 _MOST_COLUMNS = 1024  # columns to try one by one
 
 
-def load_records(task: Task, name: str, example: Example, path: Path) -> Records:
-    """Have a task read a site's records: inputs and targets `(n, ...)`, all finite, with n at least 1.
+def load_records(task: Task, name: str, example: Example, path: Path, data: Data | None = None) -> OwnRecords:
+    """Have a task read a site's records, or find them, if it returns a data set.
+
+    Args:
+        task: reads.
+        name: its name.
+        example: the records that it makes up.
+        path: the file of records.
+        data: the site's settings for reading.
 
     Raises:
-        DataError: if it cannot, or returns anything else.
+        DataError: if it cannot, or returns anything else than records.
     """
     with foreign(name, f"load() of {path}", DataError):
         loaded: Any = task.load(path)
-    if not isinstance(loaded, tuple | list) or len(loaded) != 2:  # noqa: PLR2004 - inputs and targets
-        kind = f"{len(loaded)} things" if isinstance(loaded, tuple | list) else f"a {type(loaded).__name__}"
-        msg = f"{path}: the load() of {name} returns {kind}; return two tensors, inputs and targets"
-        raise DataError(msg)
-    if any(isinstance(part, Tensor) and part.layout != torch.strided for part in loaded):
-        msg = f"{path}: the load() of {name} returns a sparse tensor; return dense ones"
-        raise DataError(msg)
-    inputs, targets = loaded
-    example.check(inputs, targets, path)
-    inputs, targets = inputs.detach(), targets.detach()
-    if len(inputs) != len(targets) or len(inputs) == 0:
-        msg = (
-            f"{path}: the task read {len(inputs)} inputs and {len(targets)} targets; it must return the same number "
-            "of both, at least one"
-        )
-        raise DataError(msg)
-    for what, part in (("input", inputs), ("target", targets)):
-        if len(odd := torch.isfinite(part).logical_not().nonzero()):
-            row, *column = (int(each) + 1 for each in odd[0])
-            place = f"{what} {', '.join(map(str, column))} of record {row}" if column else f"the {what} of record {row}"
-            msg = f"{path}: {place}, as the task read it, is not finite; correct the record, or the task's scaling"
-            raise DataError(msg)
-    return inputs, targets
+    return taken(loaded, name, example, path, data)
 
 
 class Fitness:
@@ -74,27 +66,26 @@ class Fitness:
         self._task, self._name, self._module = task, name, module
         self._example, self._losses = example_of(task), RecordLoss(task)
 
-    def check(self, records: Records, rows: list[int], path: Path) -> None:
+    def check(self, records: Records, numbers: Sequence[int], path: Path) -> None:
         """Compute the loss of every record, in batches and separately.
 
         Args:
-            records: inputs and targets `(n, ...)`, on the module's device.
-            rows: the records' numbers, from 1, in the order in which `load` returned them.
+            records: the site's, on the module's device.
+            numbers: the records' numbers, from 1, in the order in which `load` returned them.
             path: the file of records.
 
         Raises:
             DataError: if a record's loss cannot be computed or is not finite; names the record and the part.
         """
-        for start, inputs, targets in _parts(records):
+        for start, (inputs, targets) in watched(records, _AT_ONCE, f"checking {self._name}"):
             problem = self._problem(inputs, targets)
             if problem is None:
                 continue
-            for number in range(len(inputs)):
-                one = inputs[number : number + 1], targets[number : number + 1]
+            for number, one in enumerate(zip(singles(inputs), targets.split(1), strict=True)):
                 if (found := self._problem(*one)) is not None:
-                    place = f"{self._part(*one)} of record {rows[start + number]}"
+                    place = f"{self._part(*one)} of record {numbers[start + number]}"
                     raise DataError(self._said(path, place, found))
-            first, last = rows[start], rows[start + len(inputs) - 1]
+            first, last = numbers[start], numbers[start + len(targets) - 1]
             raise DataError(self._said(path, f"records {first} to {last}", problem))
 
     def check_metrics(self, records: Records, path: Path, names: Collection[str]) -> None:
@@ -105,9 +96,9 @@ class Fitness:
             TaskError: if one of `names` is missing, or a metric is not one number per record.
         """
         with foreign(self._name, f"metrics() of the records in {path}", DataError), _aside():
-            for _, inputs, targets in _parts(records):
-                outputs = self._module(inputs)
-                for row in range(len(inputs)):
+            for _, (inputs, targets) in watched(records, _AT_ONCE, f"measuring {self._name}"):
+                outputs = call(self._module, inputs)
+                for row in range(len(targets)):
                     one = slice(row, row + 1)
                     metrics = one_a_record(self._task.metrics(outputs[one], targets[one]), 1)
                     if missing := set(names) - set(metrics):
@@ -120,29 +111,26 @@ class Fitness:
             f"{problem}; correct the record, or leave it out"
         )
 
-    def _part(self, inputs: Tensor, targets: Tensor) -> str:
+    def _part(self, inputs: Inputs, targets: Tensor) -> str:
         """Name the part of a record that the loss cannot take: with a made-up part instead, the loss works."""
-        made_up = self._example[0][:1].to(inputs.device), self._example[1][:1].to(targets.device)
+        made_up = move(rows(self._example[0], slice(1)), device_of(inputs)), self._example[1][:1].to(targets.device)
         if self._problem(inputs, made_up[1]) is None:
             return "the target"
         if self._problem(made_up[0], targets) is not None:
             return "inputs and target"
-        columns = inputs[0].numel() if inputs.dim() == 2 else 0  # noqa: PLR2004 - a table
-        for column in range(columns if columns <= _MOST_COLUMNS else 0):
-            mended = inputs.clone()
-            mended[0, column] = made_up[0][0, column]
+        for place, mended in _mended(inputs, made_up[0]):
             if self._problem(mended, targets) is None:
-                return f"input column {column + 1}"
+                return place
         return "the inputs"
 
-    def _problem(self, inputs: Tensor, targets: Tensor) -> str | None:
+    def _problem(self, inputs: Inputs, targets: Tensor) -> str | None:
         """Return what is wrong with the loss of these records, or None.
 
         The loss is computed on the CPU: on a GPU, a label out of range breaks everything after it.
         """
         try:
             with _aside():
-                outputs, targets = self._module(inputs).cpu(), targets.cpu()
+                outputs, targets = call(self._module, inputs).cpu(), targets.cpu()
                 # A mean over the batch may hide a record that has no loss of its own: `ignore_index`.
                 losses = self._task.loss(outputs, targets), self._losses.losses(outputs, targets)
                 return None if all(bool(each.isfinite().all()) for each in losses) else "is not finite"
@@ -154,10 +142,17 @@ class Fitness:
             return f"raises {raised(error, self._name.partition(':')[0])}"
 
 
-def _parts(records: Records) -> Iterator[tuple[int, Tensor, Tensor]]:
-    inputs, targets = records
-    for start in range(0, len(inputs), _AT_ONCE):
-        yield start, inputs[start : start + _AT_ONCE], targets[start : start + _AT_ONCE]
+def _mended(inputs: Inputs, made_up: Inputs) -> Iterator[tuple[str, Inputs]]:
+    """Yield the names of a record's parts, and the record with that part made up."""
+    if not isinstance(inputs, Tensor) or not isinstance(made_up, Tensor):
+        for place, part in named(inputs).items():
+            yield place, mapped(lambda own, other, part=part: other if own is part else own, inputs, made_up)
+        return
+    columns = inputs[0].numel() if inputs.dim() == 2 else 0  # noqa: PLR2004 - a table
+    for column in range(columns if columns <= _MOST_COLUMNS else 0):
+        mended = inputs.clone()
+        mended[0, column] = made_up[0, column]
+        yield f"input column {column + 1}", mended
 
 
 @contextmanager
@@ -168,7 +163,7 @@ def _aside() -> Iterator[None]:
         yield
 
 
-def example_of(task: Task) -> Records:
+def example_of(task: Task) -> Batch:
     """Return the records that a task makes up; torch's generator does not change."""
     with torch.random.fork_rng(devices=[]):
         made_up = Example.of(task)

@@ -26,9 +26,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from client.data.inputs import Inputs, rows, singles
+from client.data.site_records import records_of
 from client.dpsgd.torch_draws import drawn_since, forked, seed_used
 from client.gradients.choice import make_mode
 from client.gradients.loss import RecordLoss
+from client.gradients.memory import peak
 from client.gradients.mode import quiet
 from client.gradients.noisy_optimizer import CipherOptimizer
 from client.task.interactions import ALONE, InteractionError, sketch
@@ -41,12 +44,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from client.data.inputs import Batch
+    from client.data.site_records import Records
     from client.gradients.choice import Choice
     from client.gradients.mode import GradientMode
     from client.settings import Precision
     from client.task.task import Task
-
-    Records = tuple[Tensor, Tensor]
 
 _SAME_SHAPE, _OTHER_SHAPE = 2e-4, 2e-2  # tolerance relative to the sums' norms
 _ALONE = 8  # records that are computed one by one
@@ -63,7 +66,7 @@ class ClippedSum:
     least: float = 1e-6
     """Where gradients cancel out, a smaller remainder may be rounding."""
 
-    def of(self, inputs: Tensor, targets: Tensor, seed: int) -> Tensor:
+    def of(self, inputs: Inputs, targets: Tensor, seed: int) -> Tensor:
         """Return a sketch of the sum of clipped gradients of records `(n, ...)`. Call it between steps only."""
         seed_used(seed)
         dropped = self.mode.dropped
@@ -79,7 +82,7 @@ class ClippedSum:
         return gradient
 
 
-def check_batch(clipped: ClippedSum, records: Records, rng: torch.Generator) -> None:
+def check_batch(clipped: ClippedSum, records: Batch, rng: torch.Generator) -> None:
     """Refuse a task if records of a batch interact in its clipped sum. Torch's generators are left as they were.
 
     Args:
@@ -93,27 +96,27 @@ def check_batch(clipped: ClippedSum, records: Records, rng: torch.Generator) -> 
     _check_sum(clipped, records, rng, halves=bool(torch.rand(1, generator=rng) < 1 / 2))
 
 
-def _check_sum(clipped: ClippedSum, records: Records, rng: torch.Generator, *, halves: bool) -> None:
+def _check_sum(clipped: ClippedSum, records: Batch, rng: torch.Generator, *, halves: bool) -> None:
     """Run one of the two checks: `halves` if asked for and possible, else `swapped`."""
-    pairs = len(records[0]) // 2
+    pairs = len(records[1]) // 2
     if not pairs:
         return  # a single record cannot interact
-    rows = torch.arange(2 * pairs)
+    order = torch.arange(2 * pairs)
     one, other = torch.randperm(2 * pairs, generator=rng).split(pairs)
-    swapped = rows.scatter(0, one, other).scatter(0, other, one)
-    first = torch.zeros_like(rows, dtype=torch.bool).index_fill(0, one, value=True)
+    swapped = order.scatter(0, one, other).scatter(0, other, one)
+    first = torch.zeros_like(order, dtype=torch.bool).index_fill(0, one, value=True)
     seed = int(torch.randint(1 << 62, (1,), generator=rng))
 
-    def summed(rows: Tensor) -> Tensor:
-        return clipped.of(records[0][rows], records[1][rows], seed)
+    def summed(chosen: Tensor) -> Tensor:
+        return clipped.of(rows(records[0], chosen), records[1][chosen], seed)
 
     with forked():
-        whole = summed(rows)
+        whole = summed(order)
         if halves and clipped.mode.precision is torch.float32 and not drawn_since(seed):
-            tolerance, rest = _OTHER_SHAPE, [summed(rows[first]), summed(rows[~first])]
+            tolerance, rest = _OTHER_SHAPE, [summed(order[first]), summed(order[~first])]
         else:
             tolerance = _SAME_SHAPE
-            rest = [summed(rows.where(first, swapped)), summed(swapped.where(first, rows)), -summed(swapped)]
+            rest = [summed(order.where(first, swapped)), summed(swapped.where(first, order)), -summed(swapped)]
     apart = whole - torch.stack(rest).sum(0)
     largest = max(float(each.norm()) for each in (whole, *rest))
     if float(apart.norm()) > tolerance * largest + clipped.least:
@@ -121,14 +124,14 @@ def _check_sum(clipped: ClippedSum, records: Records, rng: torch.Generator, *, h
         raise InteractionError(msg)
 
 
-def check_mode(task: Task, model: nn.Module, records: Records, order: Tensor, choice: Choice, precision: Precision,
-               *, at_once: int = _AT_ONCE) -> None:  # fmt: skip
+def check_mode(task: Task, model: nn.Module, records: Records | Batch, order: Tensor, choice: Choice,
+               precision: Precision, *, at_once: int = _AT_ONCE) -> None:  # fmt: skip
     """Refuse a task if records interact in the mode that trains it: unclipped, and clipped to their median norm.
 
     Args:
         task: gives the loss.
         model: on the device that trains it; is not changed.
-        records: inputs and targets `(n, ...)`.
+        records: a site's, or a batch of them.
         order: indices of the records to use, `(k,)`; those after the first batch only as long as there is time.
         choice: the mode.
         precision: of the model's passes.
@@ -138,15 +141,14 @@ def check_mode(task: Task, model: nn.Module, records: Records, order: Tensor, ch
         TaskError: if they interact, or the mode fails.
     """
     device = next(model.parameters()).device
-    chosen = order.to(records[0].device).split(min(at_once, choice.physical_batch))
-    parts = ((records[0][rows].to(device), records[1][rows].to(device)) for rows in chosen)
+    parts = records_of(records).to(device).parts(order, min(at_once, choice.physical_batch))
     first, rng = next(parts), torch.Generator().manual_seed(0)
     with _clipping(task, model, choice, precision, _UNCLIPPED) as clipped:
         norms = [
-            float(clipped.of(first[0][row : row + 1], first[1][row : row + 1], 0).norm())
-            for row in range(min(_ALONE, len(first[0])))
+            float(clipped.of(*one, 0).norm())
+            for one in zip(singles(first[0])[:_ALONE], first[1][:_ALONE].split(1), strict=True)
         ]
-        check_batch(clipped, (first[0][:_AT_ONCE], first[1][:_AT_ONCE]), rng)
+        check_batch(clipped, (rows(first[0], slice(_AT_ONCE)), first[1][:_AT_ONCE]), rng)
     middle = sorted(norms)[len(norms) // 2]
     if not 0 < middle < math.inf:
         return
@@ -157,6 +159,27 @@ def check_mode(task: Task, model: nn.Module, records: Records, order: Tensor, ch
             if time.thread_time() - start > _SECONDS:
                 break
             _check_sum(clipped, part, rng, halves=False)
+
+
+def memory_of(task: Task, model: nn.Module, records: Batch, choice: Choice, precision: Precision, number: int) -> int:
+    """Return the most memory, in bytes, that the gradients of so many records take at any time.
+
+    Args:
+        task: gives the loss.
+        model: on the device that trains it; is not changed.
+        records: inputs and targets `(n, ...)`, used in turn.
+        choice: the mode.
+        precision: of the model's passes.
+        number: of records.
+
+    Raises:
+        TaskError: if the mode fails.
+    """
+    chosen = torch.arange(number, device=records[1].device) % len(records[1])
+    inputs, targets = rows(records[0], chosen), records[1][chosen]
+    with _clipping(task, model, choice, precision, _UNCLIPPED) as clipped:
+        clipped.of(inputs, targets, 0)  # the first time, libraries allocate memory of their own
+        return peak(targets.device, lambda: clipped.of(inputs, targets, 0))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from typing_extensions import override
 
+from client.data.inputs import mapped
 from client.gradients.layers import KNOWN, Call
 from client.gradients.mode import GradientMode, check_rows, own, refuse_packed
 from privacy.errors import TaskError
@@ -27,6 +28,7 @@ from privacy.errors import TaskError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from client.data.inputs import Inputs
     from client.gradients.record_gradients import RecordGradients
 
 
@@ -66,7 +68,7 @@ class BookKeeping(GradientMode):
             hook.remove()
 
     @override
-    def per_record(self, inputs: Tensor, targets: Tensor) -> list[RecordGradients | None]:
+    def per_record(self, inputs: Inputs, targets: Tensor) -> list[RecordGradients | None]:
         called = self._run(inputs, targets)
         with torch.no_grad():
             found = {
@@ -76,12 +78,12 @@ class BookKeeping(GradientMode):
             }
         return [found.get(id(parameter)) for parameter in self.trained]  # None: the outputs do not depend on it
 
-    def _run(self, inputs: Tensor, targets: Tensor) -> dict[nn.Module, list[Call]]:
+    def _run(self, inputs: Inputs, targets: Tensor) -> dict[nn.Module, list[Call]]:
         """Run the model forward and backward; return every layer's calls, in float32."""
         try:
             with self._without_gradients():
                 self._taking_notes = True
-                outputs = self.outputs(inputs.detach())
+                outputs = self.outputs(mapped(Tensor.detach, inputs))
                 self._taking_notes = False
                 noted = self._noted
                 back: Sequence[Tensor | None] = torch.autograd.grad(
@@ -96,8 +98,8 @@ class BookKeeping(GradientMode):
         for (layer, into, _), gradient in zip(noted, back, strict=True):
             if gradient is None:  # the outputs do not depend on it
                 continue
-            check_rows(len(into), len(inputs))
-            check_rows(len(gradient), len(inputs))
+            check_rows(len(into), len(targets))
+            check_rows(len(gradient), len(targets))
             calls[layer].append((into.float() if into.is_floating_point() else into, gradient.float()))
         return calls
 

@@ -22,6 +22,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from client.data.inputs import Batch, call, device_of, rows, singles
+from client.data.site_records import InMemory
 from client.dpsgd.torch_draws import Draws
 from client.gradients.clipping import clip_factors
 from client.gradients.mode import GradientMode, quiet, trainable
@@ -52,13 +54,13 @@ class Sum:
 class Expected:
     """The sums that a mode should compute for a model and some of its records."""
 
-    records: tuple[Tensor, Tensor]
+    records: Batch
     bound: float  # C
     sums: list[Sum]
     draws: bool  # whether the model draws at random
 
     @classmethod
-    def of(cls, model: nn.Module, loss: RecordLoss, records: tuple[Tensor, Tensor]) -> Expected:
+    def of(cls, model: nn.Module, loss: RecordLoss, records: Batch) -> Expected:
         """Compute the expected sums with autograd; the model is not changed.
 
         Args:
@@ -66,14 +68,14 @@ class Expected:
             loss: the loss of single records.
             records: inputs and targets `(n, ...)`; the first four are used, repeated if there are fewer.
         """
-        chosen = torch.arange(_RECORDS, device=records[0].device) % len(records[0])
-        records, model = (records[0][chosen], records[1][chosen]), cls.copy(model)
-        before = _state(records[0].device)
+        chosen = torch.arange(_RECORDS, device=device_of(records[0])) % len(records[1])
+        records, model = (rows(records[0], chosen), records[1][chosen]), cls.copy(model)
+        before = _state(device_of(records[0]))
         first = _norm(next(_one_by_one(model, loss, records)))
-        draws = not torch.equal(_state(records[0].device), before)
+        draws = not torch.equal(_state(device_of(records[0])), before)
         bound, sums = (first / 2 if 0 < first < float("inf") else 1.0), []
         with _held_still(draws=draws):
-            for batch in _orders(records[0].device):
+            for batch in _orders(device_of(records[0])):
                 sums.append(_by_autograd(model, loss, records, batch, bound, draws=draws))
                 with torch.no_grad():
                     for parameter, gradient in zip(trainable(model), sums[-1].gradients, strict=True):
@@ -107,9 +109,9 @@ class Expected:
             randomness=Randomness.seeded(0),
         )
         with quiet(), closing(optimizer), _held_still(draws=self.draws):
-            for batch, expected in zip(_orders(self.records[0].device), self.sums, strict=True):
+            for batch, expected in zip(_orders(device_of(self.records[0])), self.sums, strict=True):
                 torch.manual_seed(0)
-                optimizer.take(mode, self.records, batch, _PART)
+                optimizer.take(mode, InMemory(*self.records), batch, _PART)
                 gradients = [parameter.grad for parameter in mode.trained if parameter.grad is not None]
                 off = [_norm([one - other]) for one, other in zip(gradients, expected.gradients, strict=True)]
                 if mode.precision is torch.bfloat16:
@@ -150,13 +152,13 @@ def _orders(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _by_autograd(
-    model: nn.Module, loss: RecordLoss, records: tuple[Tensor, Tensor], batch: Tensor, bound: float, *, draws: bool
+    model: nn.Module, loss: RecordLoss, records: Batch, batch: Tensor, bound: float, *, draws: bool
 ) -> Sum:
     gradients = [torch.zeros_like(parameter) for parameter in trainable(model)]
     sizes = [0.0] * len(gradients)
     torch.manual_seed(0)
     for part in batch.split(_PART):
-        for single in (_in_one_pass if draws else _one_by_one)(model, loss, (records[0][part], records[1][part])):
+        for single in (_in_one_pass if draws else _one_by_one)(model, loss, (rows(records[0], part), records[1][part])):
             factor, finite = clip_factors(torch.tensor(_norm(single)) ** 2, bound)
             if finite:
                 gradients = [each + float(factor) * own for each, own in zip(gradients, single, strict=True)]
@@ -164,15 +166,15 @@ def _by_autograd(
     return Sum(gradients, sizes)
 
 
-def _one_by_one(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, Tensor]) -> Iterator[list[Tensor]]:
+def _one_by_one(model: nn.Module, loss: RecordLoss, records: Batch) -> Iterator[list[Tensor]]:
     """Yield every record's gradients, parameter by parameter, from one pass per record."""
-    for one in zip(*(each.split(1) for each in records), strict=True):
+    for one in zip(singles(records[0]), records[1].split(1), strict=True):
         yield from _in_one_pass(model, loss, one)
 
 
-def _in_one_pass(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, Tensor]) -> Iterator[list[Tensor]]:
+def _in_one_pass(model: nn.Module, loss: RecordLoss, records: Batch) -> Iterator[list[Tensor]]:
     """Yield every record's gradients, parameter by parameter, from one pass over all records."""
-    outputs = model(records[0])
+    outputs = call(model, records[0])
     back = loss.gradients(outputs, records[1])
     for number in range(len(back)):
         own = torch.zeros_like(back)

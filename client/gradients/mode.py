@@ -13,6 +13,7 @@ from opacus.layers.dp_rnn import DPRNNBase
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from client.data.inputs import call, count, device_of
 from client.gradients.clipping import add_clipped
 from privacy.errors import TaskError
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.hooks import RemovableHandle
 
+    from client.data.inputs import Inputs
+    from client.gradients.augmentation import Augmentation
     from client.gradients.loss import RecordLoss
     from client.gradients.record_gradients import RecordGradients
 
@@ -36,21 +39,36 @@ def own(part: nn.Module) -> list[nn.Parameter]:
     return [each for each in part._parameters.values() if each is not None and each.requires_grad]  # noqa: SLF001 - torch's
 
 
+def layers_of(model: nn.Module) -> list[int]:
+    """Return the number of each trained parameter's layer, from 0, in the order of `trainable`.
+
+    A layer is a module with parameters of its own, such as weight and bias; a shared parameter is the first one's.
+    """
+    owners: dict[int, int] = {}
+    for part in model.modules():
+        number = len(set(owners.values()))
+        for parameter in own(part):
+            owners.setdefault(id(parameter), number)
+    return [owners[id(parameter)] for parameter in trainable(model)]
+
+
 class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is untyped
     """A gradient-sample mode. As in Opacus, `to_standard_module` returns the model."""
 
     loss: RecordLoss
     max_grad_norm: float
     trained: Sequence[nn.Parameter]  # the model's, when the mode was made
+    layers: Sequence[int] | None = None  # the number of each one's layer, if gradients are clipped layer by layer
+    augmentation: Augmentation | None = None  # makes copies of each record
     precision: torch.dtype = torch.float32  # of the model's forward and backward pass; norms are always float32
     dropped: int = 0  # records whose gradients were not finite
     values_a_record: int = 0  # values in memory per record, on top of plain training
 
-    def fill(self, inputs: Tensor, targets: Tensor) -> None:
+    def fill(self, inputs: Inputs, targets: Tensor) -> None:
         """Clip these records' gradients and add them to `p.summed_grad` of every trained parameter.
 
         Args:
-            inputs: `(n, ...)`; without records, sums are zeros.
+            inputs: `(n, ...)`, one tensor, a tuple or a dict; without records, sums are zeros.
             targets: `(n, ...)`.
 
         Raises:
@@ -58,8 +76,9 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
                 not bound a record's influence.
         """
         gradients: Sequence[RecordGradients | None] = [None] * len(self.trained)
-        if len(inputs):
-            gradients = self.per_record(inputs, targets)
+        if len(targets):
+            rows = self.augmentation.of(inputs, targets) if self.augmentation else (inputs, targets)
+            gradients = self.per_record(*rows)
             if len(gradients) != len(self.trained):
                 msg = f"only {len(gradients)} of the model's {len(self.trained)} parameters have gradients"
                 raise TaskError(msg)
@@ -70,12 +89,19 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
                     "made with"
                 )
                 raise TaskError(msg)
-        self.dropped += add_clipped(self.trained, gradients, len(inputs), self.max_grad_norm)
-        if len(inputs):
-            self.values_a_record = sum(gradient.values for gradient in gradients if gradient) // len(inputs)
+        if self.augmentation and self.augmentation.copies > 1:
+            with torch.no_grad():
+                gradients = [each and each.averaged(self.augmentation.copies) for each in gradients]
+        self.dropped += add_clipped(self.trained, gradients, len(targets), self.max_grad_norm, self.layers)
+        if len(targets):
+            self.values_a_record = sum(gradient.values for gradient in gradients if gradient) // len(targets)
+
+    def at_once(self, physical_batch: int) -> int:
+        """Return the number of records whose copies are so many rows, or one record."""
+        return max(1, physical_batch // self.augmentation.copies) if self.augmentation else physical_batch
 
     @abstractmethod
-    def per_record(self, inputs: Tensor, targets: Tensor) -> Sequence[RecordGradients | None]:
+    def per_record(self, inputs: Inputs, targets: Tensor) -> Sequence[RecordGradients | None]:
         """Return the records' gradients of each parameter in `trained`; None for a parameter that has none.
 
         Args:
@@ -86,20 +112,20 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
             TaskError: if a layer does not keep one row per record.
         """
 
-    def outputs(self, inputs: Tensor) -> Tensor:
+    def outputs(self, inputs: Inputs) -> Tensor:
         """Run the model on `(n, ...)`, in the chosen precision."""
         with self.autocast(inputs):
-            outputs: Tensor = self(inputs)
-        if len(outputs) != len(inputs):
-            msg = f"the model turns {len(inputs)} records into {len(outputs)} outputs; keep one row per record"
+            outputs: Tensor = call(self, inputs)
+        if len(outputs) != count(inputs):
+            msg = f"the model turns {count(inputs)} records into {len(outputs)} outputs; keep one row per record"
             raise TaskError(msg)
         return outputs
 
-    def autocast(self, inputs: Tensor) -> AbstractContextManager[object]:
+    def autocast(self, inputs: Inputs) -> AbstractContextManager[object]:
         """Return the context in which the model runs."""
         if self.precision is torch.float32:
             return nullcontext()
-        return torch.autocast(inputs.device.type, self.precision, cache_enabled=False)
+        return torch.autocast(device_of(inputs).type, self.precision, cache_enabled=False)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from client.gradients.record_gradients import Rows
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
+    from client.data.inputs import Inputs
     from client.gradients.record_gradients import RecordGradients
 
 
@@ -49,8 +50,8 @@ class Hooks(GradSampleModule, GradientMode):  # type: ignore[misc]  # opacus is 
         return [each.float() if each.is_floating_point() else each for each in activations], backprops.float()
 
     @override
-    def per_record(self, inputs: Tensor, targets: Tensor) -> list[RecordGradients | None]:
-        self._records = len(inputs)
+    def per_record(self, inputs: Inputs, targets: Tensor) -> list[RecordGradients | None]:
+        self._records = len(targets)
         self._begin_anew()
         try:
             outputs = self.outputs(inputs)

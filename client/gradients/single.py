@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from typing_extensions import override
 
+from client.data.inputs import singles
 from client.gradients.mode import GradientMode
 from client.gradients.record_gradients import Rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from client.data.inputs import Inputs
 
 
 class Single(GradientMode):
@@ -29,11 +32,11 @@ class Single(GradientMode):
         """Do nothing: there are none."""
 
     @override
-    def per_record(self, inputs: Tensor, targets: Tensor) -> list[Rows]:
-        singles = [self._of_one(*each) for each in zip(inputs.split(1), targets.split(1), strict=True)]
-        return [Rows(torch.stack(each).float()) for each in zip(*singles, strict=True)]
+    def per_record(self, inputs: Inputs, targets: Tensor) -> list[Rows]:
+        found = [self._of_one(*each) for each in zip(singles(inputs), targets.split(1), strict=True)]
+        return [Rows(torch.stack(each).float()) for each in zip(*found, strict=True)]
 
-    def _of_one(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    def _of_one(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, ...]:
         outputs = self.outputs(inputs)
         back = self.loss.gradients(outputs, targets).to(outputs.dtype)
         return torch.autograd.grad(outputs, self.trained, back, allow_unused=True, materialize_grads=True)

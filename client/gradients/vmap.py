@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from typing_extensions import override
 
+from client.data.inputs import call, mapped, rows
 from client.dpsgd.torch_draws import forked
 from client.gradients.mode import GradientMode, check_rows
 from client.gradients.record_gradients import Rows
 from client.gradients.recurrent import begin_by_record
+from client.task.user_code import is_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
+
+    from client.data.inputs import Inputs
 
 
 class Vmap(GradientMode):
@@ -38,48 +42,50 @@ class Vmap(GradientMode):
             hook.remove()
 
     @override
-    def per_record(self, inputs: Tensor, targets: Tensor) -> list[Rows]:
+    def per_record(self, inputs: Inputs, targets: Tensor) -> list[Rows]:
         if self._in_one is None:
-            self._in_one = self._can_be_one(inputs[:1], targets[:1])
+            self._in_one = self._can_be_one(rows(inputs, slice(1)), targets[:1])
         samples = (self._of_losses if self._in_one else self._of_outputs)(inputs, targets)
         for each in samples:
-            check_rows(len(each), len(inputs))
+            check_rows(len(each), len(targets))
         return [Rows(each.float()) for each in samples]
 
-    def _can_be_one(self, inputs: Tensor, targets: Tensor) -> bool:
+    def _can_be_one(self, inputs: Inputs, targets: Tensor) -> bool:
         """Return whether one record's loss can be mapped as a whole. The trial does not advance the generator."""
         with forked():
             try:
                 self._of_losses(inputs, targets)
-            except RuntimeError:  # for instance, the loss branches on values; a model that does so fails later too
+            except RuntimeError as error:  # for instance, the loss branches on values; such a model fails later too
+                if is_memory(error):
+                    raise
                 return False
         return True
 
-    def _of_losses(self, inputs: Tensor, targets: Tensor) -> Sequence[Tensor]:
+    def _of_losses(self, inputs: Inputs, targets: Tensor) -> Sequence[Tensor]:
         """Map the gradient of a record's loss."""
 
-        def of_one(values: Sequence[Tensor], record: Tensor, target: Tensor) -> Tensor:
+        def of_one(values: Sequence[Tensor], record: Inputs, target: Tensor) -> Tensor:
             return self.loss.of_one(self._output(values, record), target)
 
         mapped = torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0, 0), randomness="different")
         gradients: Sequence[Tensor] = mapped([parameter.detach() for parameter in self.trained], inputs, targets)
         return gradients
 
-    def _of_outputs(self, inputs: Tensor, targets: Tensor) -> Sequence[Tensor]:
+    def _of_outputs(self, inputs: Inputs, targets: Tensor) -> Sequence[Tensor]:
         """Map the model alone, over parameters too: every record has its own copy, with its own gradients.
 
         Torch does not allow a reduced precision here.
         """
-        own = [each.detach().expand(len(inputs), *each.shape).requires_grad_() for each in self.trained]
+        own = [each.detach().expand(len(targets), *each.shape).requires_grad_() for each in self.trained]
         outputs = torch.func.vmap(self._output, randomness="different")(own, inputs)
         gradients: Sequence[Tensor] = torch.autograd.grad(
             outputs, own, self.loss.gradients(outputs, targets), allow_unused=True, materialize_grads=True
         )
         return gradients
 
-    def _output(self, values: Sequence[Tensor], record: Tensor) -> Tensor:
+    def _output(self, values: Sequence[Tensor], record: Inputs) -> Tensor:
         with self.autocast(record), self._in_place_of_parameters(values):
-            outputs: Tensor = self(record.unsqueeze(0))
+            outputs: Tensor = call(self, mapped(lambda each: each.unsqueeze(0), record))
         check_rows(len(outputs), 1)
         return outputs[0].float()
 

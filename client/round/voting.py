@@ -86,7 +86,7 @@ def undo(admitted: AdmittedRun, question: Question, votes: Mapping[str, Vote]) -
 
 
 def _has_held_out(admitted: AdmittedRun) -> bool:
-    return len(admitted.site.study(admitted.settings.task).held_out[0]) > 0
+    return len(admitted.site.study(admitted.settings.task).held_out) > 0
 
 
 def _answer(admitted: AdmittedRun, question: Question, release: Release, models: tuple[Model, Model]) -> Vote:

@@ -10,6 +10,7 @@ task makes up, and checks that
     4. state        outside the model is not trained, and no batch leaves a trace: `client.task.traces`
     5. the loss     is the mean of one term per record, computed from outputs alone: `client.task.separability`
     6. gradients    of a record do not depend on other records, in the backward pass either: `client.task.interactions`
+    7. augmentation, if the task has any, varies each record by itself: `client.task.augmentation`
 
 Checks 3, 5 and 6 run twice: with the initial weights and with perturbed ones, since weights initialised to zero can
 hide what a layer does. The guard catches mistakes. Only the site's policy keeps out a malicious task, which could read
@@ -29,20 +30,24 @@ from weakref import ref
 import torch
 from torch import nn
 
+from client.data.inputs import copied, mapped
 from client.dpsgd.torch_draws import forked, seed_cpu
 from client.state.model_parts import DTYPES, shared, tensors_of, trained
+from client.task.augmentation import check_augmentation
 from client.task.independence import REMEMBERS, check_chance, check_independence, check_place
 from client.task.interactions import check_gradients
 from client.task.probe import OWN, Example, Probe, make_model, same
+from client.task.scoring import prediction_of
 from client.task.separability import check_leaves, check_loss
 from client.task.traces import check_traces
-from privacy.errors import TaskError
+from privacy.errors import CloisterError, TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
+    from client.data.inputs import Inputs
     from client.task.task import Task
 
 
@@ -79,6 +84,7 @@ def check_records(task: Task, name: str, records: Example) -> None:
         probe = Probe(task, make_model(task, 0), OWN)
         check_gradients(probe, records, _BRIEFLY)
         check_traces(probe, records.inputs, records.targets)
+        check_augmentation(probe, records, _BRIEFLY)
 
 
 @contextmanager
@@ -111,6 +117,7 @@ def _check(task: Task, example: Example) -> None:
         check_independence(probe, inputs)  # it names the layer, unless zero weights hide it
         raise
     _shake(probe.module)
+    check_augmentation(probe, example, 0.0)
     check_independence(probe, inputs)
     check_chance(probe, inputs)
     check_place(probe, inputs)
@@ -122,10 +129,28 @@ def _check(task: Task, example: Example) -> None:
             _scale(probe.module, factor)
             check_gradients(probe, example, 0.0)
     with torch.no_grad():
-        probe.metrics(probe.outputs(inputs), targets)
+        probe.metrics(outputs := probe.outputs(inputs), targets)
+        _check_scored(probe, outputs, targets)
 
 
-def _made(task: Task, inputs: Tensor) -> tuple[nn.Module, _Marks]:
+def _check_scored(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
+    """Try the scores of the metrics that the task names.
+
+    Raises:
+        TaskError: if they fail, or are not what the metrics need.
+    """
+    if not probe.task.named_metrics:
+        return
+    try:
+        prediction_of(probe.task, outputs, targets)
+    except CloisterError:
+        raise
+    except BaseException:
+        with probe.naming("scored()", len(outputs)):
+            raise
+
+
+def _made(task: Task, inputs: Inputs) -> tuple[nn.Module, _Marks]:
     """Return a task's model and its marks, having made it several times to check that batches do not change the result.
 
     Raises:
@@ -135,7 +160,7 @@ def _made(task: Task, inputs: Tensor) -> tuple[nn.Module, _Marks]:
     _check_form(module)
     _check_local(module, task)
     with torch.no_grad():
-        marks, outputs = _marks(module), Probe(task, module).outputs(inputs.clone())
+        marks, outputs = _marks(module), Probe(task, module).outputs(copied(inputs))
         for turn in ("again", "after another batch"):
             known = [ref(parameter) for parameter in module.parameters()]
             del module  # two models may not fit in memory
@@ -145,8 +170,8 @@ def _made(task: Task, inputs: Tensor) -> tuple[nn.Module, _Marks]:
                 raise TaskError(msg)
             as_made = _marks(module) == marks
             if turn != "again":
-                Probe(task, module).outputs(inputs.flip(0)[:2])
-            if not as_made or not same(outputs, Probe(task, module).outputs(inputs.clone())):
+                Probe(task, module).outputs(_turned(inputs, 2))
+            if not as_made or not same(outputs, Probe(task, module).outputs(copied(inputs))):
                 raise TaskError(_ANOTHER if turn == "again" else REMEMBERS)
     return module, marks
 
@@ -217,13 +242,13 @@ def _reach(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
-def _check_state(probe: Probe, marks: _Marks, inputs: Tensor, targets: Tensor) -> None:
+def _check_state(probe: Probe, marks: _Marks, inputs: Inputs, targets: Tensor) -> None:
     """Refuse a task that changes state when it runs, or trains anything but the model."""
     _check_unchanged(probe.module, marks, "forward")  # earlier checks have already run it
-    kept = inputs.clone(), targets.clone()
+    kept = copied(inputs), targets.clone()
     first = None
     for turned in (False, True):
-        batch, aims = (part.flip(0)[:3] if turned else part for part in (inputs, targets))
+        batch, aims = (_turned(inputs, 3), targets.flip(0)[:3]) if turned else (inputs, targets)
         outputs = probe.outputs(batch)
         first = outputs.detach().clone() if first is None else first
         _check_unchanged(probe.module, marks, "forward")
@@ -242,6 +267,11 @@ def _check_state(probe: Probe, marks: _Marks, inputs: Tensor, targets: Tensor) -
         raise TaskError(REMEMBERS)
     for parameter in probe.module.parameters():
         parameter.grad = None
+
+
+def _turned(inputs: Inputs, most: int) -> Inputs:
+    """Return the last records, in reverse order."""
+    return mapped(lambda each: each.flip(0)[:most], inputs)
 
 
 def _check_unchanged(module: nn.Module, marks: _Marks, when: str) -> None:

@@ -12,6 +12,7 @@ import random
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from client.data.inputs import Inputs, copied, count, mapped, rows, tensors
 from client.dpsgd.torch_draws import Draws, seed_cpu
 from client.task.probe import same
 from privacy.errors import TaskError
@@ -37,26 +39,26 @@ _ROUNDING = 1e-6  # relative to the largest output
 _CLOSE = 1e-3  # relative to the largest output: in batches of other sizes, kernels add in another order
 
 
-def check_independence(probe: Probe, inputs: Tensor) -> None:
+def check_independence(probe: Probe, inputs: Inputs) -> None:
     """Refuse a model in which records affect each other's outputs.
 
     Raises:
         TaskError: names the layer, and what to use in its place.
     """
     with torch.no_grad():
-        outputs = probe.outputs(inputs.clone())
-        for record in (0, len(inputs) - 1):
+        outputs = probe.outputs(copied(inputs))
+        for record in (0, count(inputs) - 1):
             for replaced, found in _replacements(probe, inputs, record):
                 kept = _but(record, inputs)
                 if not _differ(outputs, found, kept):
                     continue
-                if not same(outputs, probe.outputs(inputs.clone())):
+                if not same(outputs, probe.outputs(copied(inputs))):
                     raise TaskError(REMEMBERS)
                 if not _rounded(probe, (inputs, replaced), (outputs[kept], found[kept])):
                     raise TaskError(explained(probe, inputs, replaced, kept) or _MEET)
 
 
-def check_chance(probe: Probe, inputs: Tensor) -> None:
+def check_chance(probe: Probe, inputs: Inputs) -> None:
     """Refuse a model in which records affect each other at random, in some batches only.
 
     Raises:
@@ -66,7 +68,7 @@ def check_chance(probe: Probe, inputs: Tensor) -> None:
     seed_cpu(0)
     before = torch.get_rng_state()
     with torch.no_grad():
-        probe.outputs(inputs.clone())
+        probe.outputs(copied(inputs))
         if others != (random.getstate(), repr(np.random.get_state())):  # noqa: NPY002
             msg = "its model does not draw from torch's default generator; use only that one, which can be checked"
             raise TaskError(msg)
@@ -77,12 +79,12 @@ def check_chance(probe: Probe, inputs: Tensor) -> None:
             if seed > _FEW_SEEDS and time.thread_time() - start > _SECONDS:
                 return
             replaced = next(_replacements(probe, inputs, 0, seed))[1]
-            if _differ(probe.outputs(inputs.clone(), seed), replaced, _but(0, inputs)):
+            if _differ(probe.outputs(copied(inputs), seed), replaced, _but(0, inputs)):
                 msg = f"its model mixes the records of some batches, at random; {_GENERAL} in any batch"
                 raise TaskError(msg)
 
 
-def check_place(probe: Probe, inputs: Tensor) -> None:
+def check_place(probe: Probe, inputs: Inputs) -> None:
     """Refuse a model whose output for a record depends on the record's place in the batch, or on the batch's size.
 
     Batches vary in size, and an added record shifts the others.
@@ -93,10 +95,11 @@ def check_place(probe: Probe, inputs: Tensor) -> None:
     probe.module.eval()  # without dropout, which draws by place
     check_independence(probe, inputs)
     with torch.no_grad():
-        outputs = probe.outputs(inputs.clone())
-        if same(outputs, probe.outputs(inputs.clone(), seed=1)):
+        outputs = probe.outputs(copied(inputs))
+        if same(outputs, probe.outputs(copied(inputs), seed=1)):
+            batches = [copied(rows(inputs, part)) for part in (slice(1), slice(-1, None))]
             first, last, turned = (
-                probe.outputs(batch) for batch in (inputs[:1].clone(), inputs[-1:].clone(), inputs.flip(0))
+                probe.outputs(batch) for batch in (*batches, mapped(lambda each: each.flip(0), inputs))
             )
             bound = _CLOSE * outputs.abs().max()
             if any(
@@ -111,26 +114,42 @@ def check_place(probe: Probe, inputs: Tensor) -> None:
     probe.module.train()
 
 
-def _replacements(probe: Probe, inputs: Tensor, record: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def _replacements(probe: Probe, inputs: Inputs, record: int, seed: int = 0) -> Iterator[tuple[Inputs, Tensor]]:
     """Yield the batch with one record replaced, and its outputs.
 
     The replacement is another made-up record; then, for real numbers, also larger values than any record has.
     """
-    replaced = inputs.clone()
-    replaced[record] = inputs[next(row for row in range(len(inputs)) if not same(inputs[row], inputs[record]))]
-    yield replaced, probe.outputs(replaced.clone(), seed)
-    if inputs.is_floating_point():
+    others = (row for row in range(count(inputs)) if not same(_one(inputs, row), _one(inputs, record)))
+    replaced = mapped(partial(_replaced, record=record, by=next(others)), inputs)
+    yield replaced, probe.outputs(copied(replaced), seed)
+    if any(each.is_floating_point() for each in tensors(inputs)):
         for factor in (8.0, -8.0):
-            replaced = inputs.clone()
-            replaced[record] = inputs[record] * factor + factor / 8
+            replaced = mapped(partial(_enlarged, record=record, factor=factor), inputs)
             found = None
             with suppress(TaskError):  # a model need not accept it
-                found = probe.outputs(replaced.clone(), seed)
+                found = probe.outputs(copied(replaced), seed)
             if found is not None:
                 yield replaced, found
 
 
-def _rounded(probe: Probe, batches: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]) -> bool:
+def _replaced(values: Tensor, record: int, by: int) -> Tensor:
+    values = values.clone()
+    values[record] = values[by]
+    return values
+
+
+def _enlarged(values: Tensor, record: int, factor: float) -> Tensor:
+    values = values.clone()
+    if values.is_floating_point():
+        values[record] = values[record] * factor + factor / 8
+    return values
+
+
+def _one(inputs: Inputs, row: int) -> Inputs:
+    return rows(inputs, slice(row, row + 1))
+
+
+def _rounded(probe: Probe, batches: tuple[Inputs, Inputs], outputs: tuple[Tensor, Tensor]) -> bool:
     """Return whether a difference may be rounding, in layers whose number of rows varies (mixtures of experts)."""
     one, other = ([part.shape for call in _calls(probe, batch, 0) for part in call.taken] for batch in batches)
     return one != other and bool((outputs[0] - outputs[1]).abs().max() <= _ROUNDING * outputs[0].abs().max())
@@ -146,7 +165,7 @@ class _Call:
     made: list[Tensor]
 
 
-def explained(probe: Probe, inputs: Tensor, replaced: Tensor, kept: Tensor, seed: int = 0) -> str:
+def explained(probe: Probe, inputs: Inputs, replaced: Inputs, kept: Tensor, seed: int = 0) -> str:
     """Name the first layer in which records that are the same in two batches differ; return "" if there is none.
 
     Args:
@@ -157,10 +176,10 @@ def explained(probe: Probe, inputs: Tensor, replaced: Tensor, kept: Tensor, seed
         seed: seed of random draws.
     """
     with torch.no_grad():
-        if not same(probe.outputs(inputs.clone(), seed), probe.outputs(inputs.clone(), seed)):
+        if not same(probe.outputs(copied(inputs), seed), probe.outputs(copied(inputs), seed)):
             return REMEMBERS
         with Draws() as draws:
-            probe.outputs(inputs.clone(), seed)
+            probe.outputs(copied(inputs), seed)
         if draws.by_rejection:
             return (
                 "its model draws gamma, beta, Dirichlet, Poisson or binomial numbers, for which one record takes "
@@ -194,7 +213,7 @@ def _remedy(layer: nn.Module) -> str:
     return _GENERAL
 
 
-def _calls(probe: Probe, inputs: Tensor, seed: int) -> list[_Call]:
+def _calls(probe: Probe, inputs: Inputs, seed: int) -> list[_Call]:
     """Return all calls of layers, in order."""
     calls: list[_Call] = []
     names = {layer: name for name, layer in probe.module.named_modules()}
@@ -204,7 +223,7 @@ def _calls(probe: Probe, inputs: Tensor, seed: int) -> list[_Call]:
 
     hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in names]
     try:
-        probe.outputs(inputs.clone(), seed)
+        probe.outputs(copied(inputs), seed)
     finally:
         for hook in hooks:
             hook.remove()
@@ -219,8 +238,8 @@ def _tensors(found: object) -> list[Tensor]:
     return [tensor for part in found for tensor in _tensors(part)] if isinstance(found, list | tuple) else []
 
 
-def _but(record: int, inputs: Tensor) -> Tensor:
-    return torch.arange(len(inputs)) != record
+def _but(record: int, inputs: Inputs) -> Tensor:
+    return torch.arange(count(inputs)) != record
 
 
 def _differ(one: Tensor, other: Tensor, kept: Tensor) -> bool:

@@ -22,10 +22,12 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from client.data.inputs import copied, mapped, rows, singles
 from client.dpsgd.torch_draws import Draws, check_draws
 from client.gradients.loss import RecordLoss
 from client.task.independence import explained
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from client.data.inputs import Batch, Inputs
     from client.task.probe import Example, Probe
     from client.task.variations import Making
 
@@ -90,6 +93,11 @@ def _folded(values: Tensor, most: int) -> Tensor:
     return folded
 
 
+def _where(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Return the chosen records `(n,)` from one batch, the rest from another."""
+    return torch.where(chosen.view(-1, *[1] * (one.dim() - 1)), one, other)
+
+
 class _Check:
     def __init__(self, probe: Probe, example: Example) -> None:
         self._probe, self._targets = probe, example.targets
@@ -137,26 +145,26 @@ class _Check:
             TaskError: if none is left.
         """
         inputs, targets = self._vary.records, self._targets
-        gradients = [self._gradient(inputs[row : row + 1], targets[row : row + 1]) for row in range(len(inputs))]
+        gradients = [self._gradient(*one) for one in zip(singles(inputs), targets.split(1), strict=True)]
         finite = torch.tensor([bool(each.isfinite().all()) for each in gradients])
         if not finite.any():
             msg = "no gradient of its loss is finite; keep logarithms, roots and divisions away from zero"
             raise TaskError(msg)
-        self._vary, self._targets = replace(self._vary, records=inputs[finite]), targets[finite]
+        self._vary, self._targets = replace(self._vary, records=rows(inputs, finite)), targets[finite]
 
-    def _batch(self, size: int) -> tuple[Tensor, Tensor]:
-        rows = self._vary.rows(size)
-        return self._vary.records[rows], self._targets[rows]
+    def _batch(self, size: int) -> Batch:
+        chosen = self._vary.rows(size)
+        return rows(self._vary.records, chosen), self._targets[chosen]
 
-    def _gradient(self, inputs: Tensor, targets: Tensor, kept: Tensor | None = None) -> Tensor:
+    def _gradient(self, inputs: Inputs, targets: Tensor, kept: Tensor | None = None) -> Tensor:
         """Return the sum of the gradients of the kept records, `(parameters,)`; inputs are `(n, ...)`."""
-        outputs = self._probe.outputs(inputs.clone(), self._seed)
-        with self._probe.naming("loss()", len(inputs)):
+        outputs = self._probe.outputs(copied(inputs), self._seed)
+        with self._probe.naming("loss()", len(targets)):
             back = self._loss.gradients(outputs, targets)
         if kept is not None:
             back = torch.where(kept.view(-1, *[1] * (back.dim() - 1)), back, 0.0)
         elif not self._floor > 0:
-            self._floor = _CANCELLED * float(back.norm()) / len(inputs)
+            self._floor = _CANCELLED * float(back.norm()) / len(targets)
         self._probe.backward(outputs, back)
         self._outputs = outputs.detach()
         gradient = sketch([torch.zeros_like(each) if each.grad is None else each.grad for each in self._parameters])
@@ -164,7 +172,7 @@ class _Check:
             each.grad = None
         return gradient
 
-    def _check_draws(self, inputs: Tensor, targets: Tensor) -> bool:
+    def _check_draws(self, inputs: Inputs, targets: Tensor) -> bool:
         """Return whether the task draws at random; refuse draws that are not allowed."""
         watched = [Draws(), Draws()]
         for self._seed, draws in enumerate(watched):
@@ -175,29 +183,29 @@ class _Check:
         self._coarse = max(draws.rounding for draws in watched)
         return bool(watched[0].states)
 
-    def _measure(self, inputs: Tensor, targets: Tensor, whole: Tensor) -> None:
+    def _measure(self, inputs: Inputs, targets: Tensor, whole: Tensor) -> None:
         """Compute each record's gradient within its batch; check that they add up to the gradient of the batch."""
-        each = [self._gradient(inputs, targets, torch.arange(len(inputs)) == row) for row in range(len(inputs))]
+        each = [self._gradient(inputs, targets, torch.arange(len(targets)) == row) for row in range(len(targets))]
         self._norm = float(torch.stack([one.norm() for one in each]).mean())
-        if self._differ(len(inputs), _SAME_SHAPE, whole, *(-one for one in each)):
+        if self._differ(len(targets), _SAME_SHAPE, whole, *(-one for one in each)):
             raise InteractionError(_MEET)
 
     def _check_alone(self, sizes: tuple[int, ...], *, still: bool) -> None:
         """Compare gradients of batches of some sizes with those of their records, each alone."""
         distinct = self._vary.rows(len(self._targets))[:_DISTINCT]
-        inputs, targets = self._vary.records[distinct], self._targets[distinct]
+        inputs, targets = rows(self._vary.records, distinct), self._targets[distinct]
         if still:
             try:
                 with Draws(still=True):
-                    self._gradient(inputs[:2], targets[:2])
+                    self._gradient(rows(inputs, slice(2)), targets[:2])
             except TaskError:
                 return  # these draws cannot be held fixed
         with Draws(still=True) if still else nullcontext():
-            each = [self._gradient(inputs[row : row + 1], targets[row : row + 1]) for row in range(len(inputs))]
+            each = [self._gradient(*one) for one in zip(singles(inputs), targets.split(1), strict=True)]
             for size in sizes:
-                rows = torch.arange(size) % len(inputs)
-                parts = [-each[row] * count for row, count in enumerate(torch.bincount(rows).tolist())]
-                if self._differ(size, _OTHER_SHAPE, self._gradient(inputs[rows], targets[rows]), *parts):
+                chosen = torch.arange(size) % len(targets)
+                parts = [-each[row] * times for row, times in enumerate(torch.bincount(chosen).tolist())]
+                if self._differ(size, _OTHER_SHAPE, self._gradient(rows(inputs, chosen), targets[chosen]), *parts):
                     msg = f"a record's gradient in a batch of {size} records differs from its gradient alone; {ALONE}"
                     raise InteractionError(msg)
 
@@ -205,12 +213,11 @@ class _Check:
         """Replace some records of a batch, and check that the others do not change."""
         inputs, targets = self._batch(size)
         first = self._vary.half(size)
-        shape = first.view(-1, *[1] * (inputs.dim() - 1))
         self._seed += 1
         whole = self._gradient(inputs, targets)
         try:
             other = make(inputs)
-            one, two = torch.where(shape, other, inputs), torch.where(shape, inputs, other)
+            one, two = mapped(partial(_where, first), other, inputs), mapped(partial(_where, first), inputs, other)
             changed = [self._gradient(each, targets) for each in (one, two, other)]
         except TaskError:
             return  # a site need not have such records

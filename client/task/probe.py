@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from client.data.inputs import Inputs, as_inputs, call, count, mapped, named, rows, tensors
 from client.dpsgd.torch_draws import forked, seed_cpu
 from client.state.model_parts import DTYPES
 from privacy.errors import DataError, TaskError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from client.data.inputs import Batch
     from client.task.task import Task
 
 MADE_UP, OWN = "made-up record", "record"
@@ -32,7 +34,7 @@ _SIZES = (5, 7, 11, 13, 17, 19, 23)
 class Example:
     """Made-up records in the form that a task reads."""
 
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor
 
     @classmethod
@@ -43,10 +45,10 @@ class Example:
             TaskError: if they cannot be used to try the task.
         """
         seed_cpu(0)
-        with naming("example()"):
-            inputs, targets = (part.detach() for part in task.example())
-        for name, part in (("inputs", inputs), ("targets", targets)):
-            if part.dim() == 0 or len(part) < _FEWEST or len(part) != len(inputs):
+        inputs, targets = made_up(task)
+        inputs, targets = mapped(Tensor.detach, inputs), targets.detach()
+        for name, part in (*named(inputs).items(), ("targets", targets)):
+            if part.dim() == 0 or len(part) < _FEWEST or len(part) != len(tensors(inputs)[0]):
                 msg = (
                     f"its example has {name} {_form(part)}; make up at least {_FEWEST} records, with one target per "
                     "input"
@@ -58,30 +60,38 @@ class Example:
             if part.is_complex() or not part.isfinite().all():
                 msg = f"its example has {name} that are complex or not finite; make up finite real numbers"
                 raise TaskError(msg)
-            if (part == part[:1]).all():
+        for name, parts in (("inputs", tensors(inputs)), ("targets", [targets])):
+            if all((part == part[:1]).all() for part in parts):
                 msg = f"its example has the same {name} in every record; make up different records, of every class"
                 raise TaskError(msg)
         return cls(inputs, targets)
 
-    def batch(self) -> tuple[Tensor, Tensor]:
+    def batch(self) -> Batch:
         """Return a batch of these records whose size differs from all their other dimensions, if possible."""
-        others = (*self.inputs.shape[1:], *self.targets.shape[1:])
+        others = [size for part in (*tensors(self.inputs), self.targets) for size in part.shape[1:]]
         size = next((size for size in _SIZES if size not in others), _SIZES[-1])
-        rows = torch.arange(size) % len(self.inputs)
-        return self.inputs[rows], self.targets[rows]
+        chosen = torch.arange(size) % len(self.targets)
+        return rows(self.inputs, chosen), self.targets[chosen]
 
-    def check(self, inputs: Tensor, targets: Tensor, path: Path) -> None:
-        """Compare the form of a site's own records with these.
+    def check(self, inputs: object, targets: object, path: Path) -> Batch:
+        """Return a site's own records if they have the form of these.
 
         Raises:
-            DataError: if it differs.
+            DataError: if they have not.
         """
-        read, shown = (f"{_form(a)} and {_form(b)}" for a, b in ((inputs, targets), (self.inputs, self.targets)))
-        if read != shown:
+        parts = as_inputs(inputs)
+        if any(part.layout != torch.strided for part in ([*tensors(parts)] if parts is not None else [])) or (
+            isinstance(targets, Tensor) and targets.layout != torch.strided
+        ):
+            msg = f"{path}: its load() returns a sparse tensor; return dense ones"
+            raise DataError(msg)
+        read, shown = (f"{form_of(a)} and {form_of(b)}" for a, b in ((inputs, targets), (self.inputs, self.targets)))
+        if parts is None or not isinstance(targets, Tensor) or read != shown:
             msg = (
                 f"{path}: the task read inputs and targets {read}, but its example has {shown}; correct one of the two"
             )
             raise DataError(msg)
+        return mapped(Tensor.detach, parts), targets.detach()
 
 
 @dataclass(frozen=True)
@@ -97,15 +107,15 @@ class Probe:
         own = type(self.task).__module__ if self.records == OWN else ""
         return naming(what, f" on {count} {self.records}{'s' * (count > 1)}", own)
 
-    def outputs(self, inputs: Tensor, seed: int = 0) -> Tensor:
+    def outputs(self, inputs: Inputs, seed: int = 0) -> Tensor:
         """Return the model's outputs `(n, ...)`, with dropout drawn from the seed.
 
         Raises:
             TaskError: if the model fails, or its outputs are not one float32 row per record.
         """
         seed_cpu(seed)
-        with self.naming("model", len(inputs)):
-            outputs: object = self.module(inputs)
+        with self.naming("model", count(inputs)):
+            outputs: object = call(self.module, inputs)
         _check_seed(seed, "model")
         if not isinstance(outputs, Tensor):
             msg = f"its model returns {_form(outputs)}; return one tensor with one row per record"
@@ -113,10 +123,10 @@ class Probe:
         if outputs.dtype != torch.float32:
             msg = f"its model returns {_form(outputs)}; return float32, for example scores instead of classes"
             raise TaskError(msg)
-        if outputs.dim() == 0 or len(outputs) != len(inputs):
+        if outputs.dim() == 0 or len(outputs) != count(inputs):
             msg = (
-                f"its model makes outputs of shape {tuple(outputs.shape)} from {len(inputs)} records; keep one row per "
-                "record in every layer: flatten from dimension 1 on, and never squeeze dimension 0"
+                f"its model makes outputs of shape {tuple(outputs.shape)} from {count(inputs)} records; keep one row "
+                "per record in every layer: flatten from dimension 1 on, and never squeeze dimension 0"
             )
             raise TaskError(msg)
         return outputs
@@ -154,6 +164,24 @@ class Probe:
         with self.naming("metrics()", len(outputs)):
             metrics: object = self.task.metrics(outputs, targets)
         one_a_record(metrics, len(outputs))
+
+
+def made_up(task: Task) -> Batch:
+    """Return the records that a task makes up, drawn from torch's generator as it is.
+
+    Raises:
+        TaskError: if they are not inputs and targets.
+    """
+    with naming("example()"):
+        inputs, targets = task.example()
+    found = as_inputs(inputs)
+    if found is None or not isinstance(targets, Tensor):
+        msg = (
+            f"its example has inputs and targets {form_of(inputs)} and {form_of(targets)}; return inputs (one tensor, "
+            "or a tuple or dict of tensors) and a tensor of targets"
+        )
+        raise TaskError(msg)
+    return found, targets
 
 
 def one_a_record(metrics: object, count: int) -> dict[str, Tensor]:
@@ -194,9 +222,22 @@ def _check_seed(seed: int, what: str) -> None:
         raise TaskError(msg)
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors are equal bit for bit, except for the sign of zero; NaN equals NaN."""
+def same(one: Inputs, other: Inputs) -> bool:
+    """Return whether tensors are equal bit for bit, except for the sign of zero; NaN equals NaN."""
+    return all(_same(*pair) for pair in zip(tensors(one), tensors(other), strict=True))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def form_of(part: object) -> str:
+    """Return the type and shape of a tensor, or of each of several."""
+    inputs = as_inputs(part)
+    if inputs is None or isinstance(inputs, Tensor):
+        return _form(part)
+    each = [f"{name.removeprefix('input ')} {_form(tensor)}" for name, tensor in named(inputs).items()]
+    return f"({', '.join(each)})"
 
 
 def _form(part: object) -> str:

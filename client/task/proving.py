@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from client.data.fitness import load_records
+from client.data.inputs import move
 from client.dpsgd.additivity import check_mode
 from client.dpsgd.training_steps import way_to_train
 from client.state.refusals import Refusals
@@ -18,9 +19,10 @@ from client.task.task import import_task
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from client.data.site_records import Records
     from client.gradients.choice import Choice
     from client.settings import Computing
-    from client.task.task import Records, Task
+    from client.task.task import Task
 
 _FEW = 32  # records that are tried with variations too
 _LARGE = 1 << 22  # parameters; the mode of a larger model is tried only when it trains
@@ -35,7 +37,7 @@ def prove(task: Task, name: str, records: Records, device: torch.device, computi
     Args:
         task: has passed `check_task`.
         name: its name, `module:Class`.
-        records: inputs and targets `(n, ...)`, at least one.
+        records: the site's, at least one.
         device: the device that trains.
         computing: the site's settings for computing gradients.
 
@@ -43,16 +45,15 @@ def prove(task: Task, name: str, records: Records, device: torch.device, computi
         InteractionError: if records interact.
         TaskError: if the task fails on them, or no mode can compute its gradients.
     """
-    inputs, targets = records
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(secrets.randbits(62)))
-    few = order[:_FEW].to(inputs.device)
-    check_records(task, name, Example(inputs[few].cpu(), targets[few].cpu()))
+    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(secrets.randbits(62)))
+    inputs, targets = records.select(order[:_FEW])
+    check_records(task, name, Example(move(inputs, torch.device("cpu")), targets.cpu()))
     module = make_model(task, 0)
     if sum(parameter.numel() for parameter in module.parameters()) <= _LARGE:
         module = module.to(device)
 
         def proof(choice: Choice) -> None:
-            check_mode(task, module, (inputs, targets), order, choice, computing.precision)
+            check_mode(task, module, records, order, choice, computing.precision)
 
         way_to_train(task, module, computing, proof)
 
@@ -74,6 +75,6 @@ def prove_all(folder: Path, name: str, file: Path, device: torch.device, computi
     task = import_task(name)
     Refusals(folder).check(name, task)
     example = check_task(task, name)
-    inputs, targets = load_records(task, name, example, file)
-    prove(task, name, (inputs, targets), device, computing)
-    return len(inputs)
+    records = load_records(task, name, example, file).records
+    prove(task, name, records, device, computing)
+    return len(records)

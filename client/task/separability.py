@@ -12,24 +12,26 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from client.data.inputs import copied
 from client.task.probe import same
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from client.data.inputs import Inputs
     from client.task.probe import Probe
 
 _RELATIVE, _ABSOLUTE = 1e-4, 1e-6  # relative to the terms; to the outputs
 
 
-def check_loss(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
+def check_loss(probe: Probe, inputs: Inputs, targets: Tensor) -> None:
     """Refuse a loss unless it is the mean of one term per record, each computed from that record's outputs.
 
     Raises:
         TaskError: says what is wrong, and how to write the loss.
     """
-    outputs = probe.outputs(inputs.clone()).detach()
+    outputs = probe.outputs(copied(inputs)).detach()
     if probe.loss(outputs, targets).requires_grad:
         msg = (
             "its loss has a gradient that does not pass through the outputs; leave out terms on parameters (weight "

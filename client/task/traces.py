@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from client.data.inputs import copied
 from client.state.model_parts import tensors_of
 from client.task.variations import Variations
 from privacy.errors import TaskError
@@ -35,6 +36,7 @@ from privacy.errors import TaskError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from client.data.inputs import Inputs
     from client.task.probe import Probe
 
     Held = Iterator[tuple[str, object]]
@@ -49,7 +51,7 @@ _LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "opacus", "client", "p
 _MOST, _LARGE = 1 << 17, 1 << 12  # objects in a walk; in a container that waits for all smaller ones
 
 
-def check_traces(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
+def check_traces(probe: Probe, inputs: Inputs, targets: Tensor) -> None:
     """Refuse a task that keeps something from earlier batches; some of those tried have values that no other has.
 
     Raises:
@@ -59,7 +61,7 @@ def check_traces(probe: Probe, inputs: Tensor, targets: Tensor) -> None:
     found = []
     for batch in (inputs, *others, inputs):
         try:
-            probe.backward(probe.loss(probe.outputs(batch.clone()), targets))
+            probe.backward(probe.loss(probe.outputs(copied(batch)), targets))
         except TaskError:
             if batch is inputs:
                 raise

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from client.data.inputs import Inputs, count, mapped, rows, tensors
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    Making = Callable[[Tensor], Tensor]
+    Making = Callable[[Inputs], Inputs]
     """Makes records `(n, ...)` of the same form as those given."""
 
 _CODES = (0.0, 1.0, -1.0, 9.0, -9.0, 99.0, -99.0, 999.0, -999.0, -9999.0, 1e6, -1e6)  # codes for missing values
@@ -30,21 +32,23 @@ class Variations:
     """Ways to make new records of the same form as given ones.
 
     Args:
-        records: the given records, `(m, ...)`.
+        records: the given records, `(m, ...)`. Each tensor of a tuple or dict varies by itself, but whole records stay
+            together in `replaced` and `repeated`.
         generator: generator for random draws; torch's default one is not used.
     """
 
-    records: Tensor
+    records: Inputs
     generator: torch.Generator
 
-    def rows(self, count: int) -> Tensor:
-        """Return indices of records `(count,)`: all records in turn, in random order."""
-        turns = [self._permutation(len(self.records)) for _ in range(-(-count // len(self.records)))]
-        return torch.cat(turns)[:count]
+    def rows(self, size: int) -> Tensor:
+        """Return indices of records `(size,)`: all records in turn, in random order."""
+        given = len(self)
+        turns = [self._permutation(given) for _ in range(-(-size // given))]
+        return torch.cat(turns)[:size]
 
-    def half(self, count: int) -> Tensor:
-        """Return a random choice among `count` records, `(count,)` booleans: at least one, and not all of several."""
-        return self._permutation(count) < max(1, int(self._integers(count, 1)))
+    def half(self, size: int) -> Tensor:
+        """Return a random choice among `size` records, `(size,)` booleans: at least one, and not all of several."""
+        return self._permutation(size) < max(1, int(self._integers(size, 1)))
 
     @property
     def sound(self) -> tuple[Making, ...]:
@@ -54,87 +58,130 @@ class Variations:
     @property
     def possible(self) -> tuple[Making, ...]:
         """Ways to make new records. A task may fail on them, since a site need not have such records."""
-        made = (self.mixed, self.moved, self.shorter, self.extreme)
-        return (*made, self.scaled, self.absent) if self.records.is_floating_point() else (*made, self.drawn)
+        made: tuple[Making, ...] = (self.mixed, self.moved, self.shorter, self.extreme)
+        real = [each.is_floating_point() for each in tensors(self.records)]
+        made += (self.scaled, self.absent) if any(real) else ()
+        return made if all(real) else (*made, self.drawn)
 
-    def any(self, inputs: Tensor) -> Tensor:
+    def any(self, inputs: Inputs) -> Inputs:
         """Return new records, each made in one of the possible ways but `absent`."""
-        made = torch.stack([make(inputs) for make in self.possible if make != self.absent])
-        return made[self._integers(len(made), len(inputs)), torch.arange(len(inputs))]
+        made = [make(inputs) for make in self.possible if make != self.absent]
+        ways, order = self._integers(len(made), count(inputs)), torch.arange(count(inputs))
+        return mapped(lambda *each: torch.stack(each)[ways, order], *made)
 
-    def replaced(self, inputs: Tensor) -> Tensor:
+    def replaced(self, inputs: Inputs) -> Inputs:
         """Return other given records, drawn at random."""
-        return self.records[self._integers(len(self.records), len(inputs))]
+        return rows(self.records, self._integers(len(self), count(inputs)))
 
-    def repeated(self, inputs: Tensor) -> Tensor:
+    def repeated(self, inputs: Inputs) -> Inputs:
         """Return one given record, repeated."""
-        return self.replaced(inputs[:1]).expand_as(inputs).clone()
+        one = self.replaced(rows(inputs, slice(1)))
+        return mapped(lambda each, of: each.expand_as(of).clone(), one, inputs)
 
-    def mixed(self, inputs: Tensor) -> Tensor:
+    def mixed(self, inputs: Inputs) -> Inputs:
         """Return records that take each value from any record, at the same place."""
-        flat = _rows(self.records)
+        return mapped(self._mixed, inputs, self.records)
+
+    def _mixed(self, inputs: Tensor, given: Tensor) -> Tensor:
+        flat = _rows(given)
         return flat.gather(0, self._integers(len(flat), *_rows(inputs).shape)).view_as(inputs)
 
-    def moved(self, inputs: Tensor) -> Tensor:
+    def moved(self, inputs: Inputs) -> Inputs:
         """Return records in which some values come from any record, at any place."""
-        values = self.records.flatten()
+        return mapped(self._moved, inputs, self.records)
+
+    def _moved(self, inputs: Tensor, given: Tensor) -> Tensor:
+        values = given.flatten()
         return torch.where(self._some(inputs), values[self._integers(len(values), *inputs.shape)], inputs)
 
-    def extreme(self, inputs: Tensor) -> Tensor:
+    def extreme(self, inputs: Inputs) -> Inputs:
         """Return records in which some values are the smallest or largest of all, or codes for missing values."""
-        low, high = self.records.amin(), self.records.amax()
-        place = self.records.amin(0), self.records.amax(0)
+        return mapped(self._extreme, inputs, self.records)
+
+    def _extreme(self, inputs: Tensor, given: Tensor) -> Tensor:
+        low, high = given.amin(), given.amax()
+        place = given.amin(0), given.amax(0)
         most = torch.finfo(inputs.dtype).max if inputs.is_floating_point() else 0
         codes = [torch.full_like(place[0], code) for code in _CODES if abs(code) <= most] if most else []
         choices = torch.stack([*place, low.expand_as(place[0]), high.expand_as(place[0]), *codes])
         chosen = _rows(choices).gather(0, self._integers(len(choices), *_rows(inputs).shape)).view_as(inputs)
         return torch.where(self._some(inputs), chosen, inputs)
 
-    def shorter(self, inputs: Tensor) -> Tensor:
+    def shorter(self, inputs: Inputs) -> Inputs:
         """Return records cut short along their first dimension, and padded with zeros or with other records' ends."""
+        return mapped(self._shorter, inputs, self.records)
+
+    def _shorter(self, inputs: Tensor, given: Tensor) -> Tensor:
         if inputs.dim() == 1:
-            return self.replaced(inputs)
+            return given[self._integers(len(given), len(inputs))]
         long = inputs.shape[1]
         ends = self._integers(long, len(inputs)) + 1
         after = torch.arange(long) >= ends.unsqueeze(1)
-        last = self.replaced(inputs)[:, -1:]
+        last = given[self._integers(len(given), len(inputs))][:, -1:]
         if self._integers(2, 1).item():
             last = torch.zeros_like(last)
         return torch.where(after.view(len(inputs), long, *[1] * (inputs.dim() - 2)), last, inputs)
 
-    def scaled(self, inputs: Tensor) -> Tensor:
-        """Return records scaled by factors between 1/64 and 64, of either sign."""
+    def scaled(self, inputs: Inputs) -> Inputs:
+        """Return records with real numbers scaled by factors between 1/64 and 64, of either sign."""
+        return mapped(lambda each: self._scaled(each) if each.is_floating_point() else each, inputs)
+
+    def _scaled(self, inputs: Tensor) -> Tensor:
         by = torch.exp2(torch.rand(len(inputs), generator=self.generator) * 12 - 6)
         by = torch.where(torch.rand(len(inputs), generator=self.generator) < 1 / 2, by, -by)
         return inputs * by.view(-1, *[1] * (inputs.dim() - 1)).to(inputs.dtype)
 
-    def absent(self, inputs: Tensor) -> Tensor:
-        """Return records in which some values are NaN."""
-        return inputs.masked_fill(self._some(inputs), torch.nan)
+    def absent(self, inputs: Inputs) -> Inputs:
+        """Return records in which some real numbers are NaN."""
+        return mapped(
+            lambda each: each.masked_fill(self._some(each), torch.nan) if each.is_floating_point() else each, inputs
+        )
 
-    def drawn(self, inputs: Tensor) -> Tensor:
-        """Return records of integers drawn between the smallest and the largest of all."""
-        low, high = int(self.records.amin()), int(self.records.amax())
+    def drawn(self, inputs: Inputs) -> Inputs:
+        """Return records with integers drawn between the smallest and the largest of all."""
+        return mapped(self._drawn, inputs, self.records)
+
+    def _drawn(self, inputs: Tensor, given: Tensor) -> Tensor:
+        if inputs.is_floating_point():
+            return inputs
+        low, high = int(given.amin()), int(given.amax())
         return (self._integers(min(high - low + 1, _MOST), *inputs.shape) + low).to(inputs.dtype)
 
-    def beyond(self, inputs: Tensor) -> tuple[Tensor, ...]:
+    def beyond(self, inputs: Inputs) -> tuple[Inputs, ...]:
         """Return records with values that no given record has, if the type of number has any."""
-        if inputs.is_floating_point():
-            return self.any(inputs) * 1.01, self.any(inputs) * 97.3
-        if inputs.dtype is torch.bool:
-            return self.any(inputs), ~inputs
-        span = int(self.records.amax()) - int(self.records.amin()) + 1
-        return self.any(inputs), (inputs.long() + min(span, _MOST)).to(inputs.dtype)
+        one, other = self.any(inputs), self.any(inputs) if _has_real(inputs) else inputs
+        return mapped(_little_more, one), mapped(_much_more, other, inputs, self.records)
 
     def _some(self, inputs: Tensor) -> Tensor:
         fraction = max(_FEW, 1 / max(1, inputs[0].numel()))
         return torch.rand(inputs.shape, generator=self.generator) < fraction
 
+    def __len__(self) -> int:
+        return count(self.records)
+
     def _integers(self, below: int, *shape: int) -> Tensor:
         return torch.randint(below, shape, generator=self.generator)
 
-    def _permutation(self, count: int) -> Tensor:
-        return torch.randperm(count, generator=self.generator)
+    def _permutation(self, size: int) -> Tensor:
+        return torch.randperm(size, generator=self.generator)
+
+
+def _has_real(inputs: Inputs) -> bool:
+    return any(each.is_floating_point() for each in tensors(inputs))
+
+
+def _little_more(made: Tensor) -> Tensor:
+    return made * 1.01 if made.is_floating_point() else made
+
+
+def _much_more(made: Tensor, inputs: Tensor, given: Tensor) -> Tensor:
+    """Return numbers far beyond all given ones: real ones from those made, others from the inputs."""
+    if inputs.is_floating_point():
+        return made * 97.3
+    if inputs.dtype is torch.bool:
+        return ~inputs
+    span = int(given.amax()) - int(given.amin()) + 1
+    return (inputs.long() + min(span, _MOST)).to(inputs.dtype)
 
 
 def _rows(inputs: Tensor) -> Tensor:

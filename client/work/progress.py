@@ -19,6 +19,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from client.work.sums import OWN
 from privacy.failures import sentence
 from privacy.storage import make_folder, private
 from transport.reports import LARGEST_METRIC
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cloister.agent")
 
-FOLDER = "metrics"
 _TAIL = 1 << 16  # bytes: the last rounds' lines
 
 
@@ -49,7 +49,7 @@ def look(admitted: AdmittedRun, checkpoint: Checkpoint) -> dict[str, float]:
         count, metrics = admitted.work.measure(settings, shared_model)
         personal = _of_personal(admitted, checkpoint.run, shared_model)
         if count:
-            path = site.place.folder / FOLDER / f"{settings.name}-{checkpoint.run[:8]}.jsonl"
+            path = site.place.folder / OWN / f"{settings.name}-{checkpoint.run[:8]}.jsonl"
             _append(path, checkpoint, count, metrics, personal)
             found = f"{_listed(metrics)} on {count} held-out records"
             if personal:
@@ -72,13 +72,17 @@ def _of_personal(admitted: AdmittedRun, run: str, model: Model) -> dict[str, flo
 
 
 def _listed(metrics: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+    return ", ".join(f"{name} {_shown(value)}" for name, value in metrics.items())
 
 
 def shared(metrics: Mapping[str, float], policy: Policy) -> dict[str, float]:
     """Return the means that the policy shares, rounded to two digits."""
     rounded = {name: float(f"{metrics[name]:.2g}") for name in policy.metrics if name in metrics}
     return {name: value for name, value in rounded.items() if abs(value) <= LARGEST_METRIC}
+
+
+def _shown(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.3f}"
 
 
 def _append(

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from client.data.held_out import split_held_out
+from client.data.own_records import people
+from client.data.people import divide
 from client.task.task import import_class, make
 from client.task.user_code import foreign
 from client.work.sums import OneSum, noised, read_sum, write_report
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from client.context import SiteContext
+    from client.data.inputs import Persons
     from privacy.codec.update import Layout, Update
     from privacy.noise.randomness import Randomness
     from privacy.run.manifest import Manifest
@@ -52,11 +54,12 @@ class Survey(ABC):
     """The values that the label may have."""
 
     @abstractmethod
-    def load(self, path: Path) -> tuple[ArrayLike, ArrayLike]:
+    def load(self, path: Path) -> tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, Persons]:
         """Read one site's records from `path`, as they were measured.
 
         Returns:
-            Values `(n, columns)`, in the order of `columns`, and labels `(n,)`; arrays or tensors.
+            Values `(n, columns)`, in the order of `columns`, and labels `(n,)`; arrays or tensors. The persons `(n,)`
+            whom the records are about may follow, as whole numbers or texts, as in a task.
 
         Raises:
             DataError: if a record cannot be used; say which line, and how to fix it.
@@ -132,12 +135,15 @@ class StatisticsQuery(OneSum):
         with foreign(self.name, f"load() of {path}", DataError):
             loaded: Any = self.survey.load(path)
         try:
-            values, labels = (np.asarray(part, np.float64) for part in loaded)
+            values, labels, *persons = loaded[:3]
+            values, labels = (np.asarray(part, np.float64) for part in (values, labels))
         except (TypeError, ValueError, RuntimeError) as error:  # its message may quote a record
             msg = f"{path}: the survey did not read a table of numbers and its labels; correct its `load`"
             raise DataError(msg) from error
         self._check(path, values, labels)
-        kept = split_held_out(len(values), self._site.settings.data.held_out)[0]
+        data = self._site.settings.data
+        whose = people(persons[0], len(values), self.name, path) if persons else None
+        kept = divide(len(values), data.held_out, whose, data.records_per_person)[0]
         return values[kept], labels.reshape(-1)[kept]
 
     def release(self, manifest: Manifest, number: int, model: Model, randomness: Randomness) -> Update:

@@ -15,18 +15,22 @@ import numpy as np
 import torch
 
 from client.data.fitness import Fitness, example_of, load_records
-from client.data.held_out import split_held_out
+from client.data.inputs import call, tensors
+from client.data.site_records import InMemory
 from client.dpsgd.training_steps import train, way_to_train
 from client.state.initial_model import find_model
 from client.state.local_parameters import FOLDER
 from client.state.model_parts import check_constants, kept, layout_of, set_tensors, tensors_of
 from client.state.refusals import Refusals
+from client.task.augmentation import augments
 from client.task.guard import check_task
 from client.task.interactions import InteractionError
 from client.task.probe import make_model, one_a_record
 from client.task.proving import prove
+from client.task.scoring import prediction_of
 from client.task.task import import_task
 from client.task.user_code import foreign, is_memory
+from client.work.scored import Scores
 from privacy.codec.update import Model, Update
 from privacy.errors import RefusedError, TaskError
 from privacy.noise.randomness import Randomness
@@ -40,13 +44,18 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from client.context import SiteContext
+    from client.data.own_records import Side
+    from client.data.site_records import Records
     from client.task.probe import Example
-    from client.task.task import Records, Task
+    from client.task.task import Task
+    from privacy.analytics.scores import Prediction
     from privacy.codec.update import Layout
     from privacy.run.manifest import Manifest
-    from privacy.run.settings import RunSettings, Start
+    from privacy.run.settings import RunSettings
+    from privacy.run.tables import Start
     from strategies.algorithm import LocalSolver
 
+_SOME = 256  # records of a data set whose digest tells it from another
 _MOST_RECORDS = 4096  # held-out records to measure, so that it takes less time than training
 _BATCH = 256  # records at a time, unless `physical_batch` says otherwise
 _TRIED: WeakKeyDictionary[type[Task], Example] = WeakKeyDictionary()
@@ -112,6 +121,13 @@ class Study:
             TaskError: if no mode works, or the task is refused.
         """
         self._refusals.check(self.name, self.task)
+        training = settings.training
+        if training and training.augmentation_multiplicity and not augments(self.task):
+            msg = (
+                f"the run asks for augmented copies of records, but {self.name} has no augment(); write it, or remove "
+                "augmentation_multiplicity from [training]"
+            )
+            raise TaskError(msg)
         if settings.takes_steps:
             module = self.module(settings.model_seed).to(self._site.device)
             way_to_train(self.task, module, self._site.settings.training)
@@ -119,13 +135,13 @@ class Study:
     def count(self) -> int:
         """Return the number of records to train on, having checked that the task can use each of them."""
         self.check_usable()
-        return len(self.training[0])
+        return len(self.training)
 
     def check_records(self, settings: RunSettings) -> None:
         """Check, once per process, that there are records to train on, and that the task can use each of them."""
         self.check_not_refused()
         self._check_local(settings)
-        self._site.check_count(len(self.read[0][0]), "to train on")
+        self._site.check_count(len(self.read[0]), "to train on")
         self.check_usable()
         if settings.takes_steps:
             _ = self.training  # also tries the task on some records, now that each is known to be usable
@@ -163,10 +179,9 @@ class Study:
         if self._usable:
             return
         training, held_out = self.read
-        fitness, path = Fitness(self.task, self.name, self.module(0).to(training[0].device)), self._site.records_path
-        used, kept = split_held_out(len(training[0]) + len(held_out[0]), self._site.settings.data.held_out)
-        fitness.check(training, (used + 1).tolist(), path)
-        fitness.check(held_out, (kept + 1).tolist(), path)
+        fitness, path = Fitness(self.task, self.name, self.module(0).to(self._site.device)), self._site.records_path
+        for records, side in zip((training, held_out), self._sides, strict=True):
+            fitness.check(records, side.numbers.tolist(), path)
         self._usable = True
 
     def check_metrics(self, names: Collection[str]) -> None:
@@ -177,7 +192,7 @@ class Study:
             TaskError: if a metric is missing, or is not one number per record.
         """
         _, held_out = self.read
-        fitness = Fitness(self.task, self.name, self.module(0).to(held_out[0].device))
+        fitness = Fitness(self.task, self.name, self.module(0).to(self._site.device))
         fitness.check_metrics(held_out, self._site.records_path, names)
 
     def check_memory(self, manifest: Manifest) -> None:
@@ -193,15 +208,14 @@ class Study:
         try:
             with foreign(self.name, "gradients", TaskError), torch.random.fork_rng(devices=[]):
                 module = self.module(manifest.settings.model_seed).to(self._site.device)
-                count = min(way_to_train(self.task, module, computing).physical_batch, len(self.training[0]))
-                inputs, targets = (
-                    part[torch.arange(count) % len(part)].to(self._site.device) for part in example_of(self.task)
-                )
+                size = min(way_to_train(self.task, module, computing).physical_batch, len(self.training))
+                made_up = InMemory(*example_of(self.task))
+                records = made_up.subset(torch.arange(size) % len(made_up)).to(self._site.device)
                 step = replace(training, steps_per_round=1, epochs_per_round=None, sample_rate=1.0)
                 once = replace(manifest, settings=replace(manifest.settings, training=step))
                 with self.refusing():
                     chance = Randomness.fresh()
-                    train(self.task, module, (inputs, targets), count, once, chance, computing=computing)
+                    train(self.task, module, records, size, once, chance, computing=computing)
         except TaskError as error:
             if error.__cause__ is None or not is_memory(error.__cause__):
                 raise
@@ -216,7 +230,7 @@ class Study:
         """Return the size of the copies of the model that the outbox keeps, and of the site's own parameters."""
         copies = (
             not settings.shares_noise,  # the residual
-            settings.kind.averaging > 0,  # the last model, besides the mean
+            settings.kind.mean is not None,  # the last model, besides the mean
             settings.vote is not None,  # the model before, where a hard link is not possible
         )
         needed = {self._site.place.folder / "outbox": 4 * layout.size * sum(copies)}
@@ -264,13 +278,16 @@ class Study:
         """Do nothing: a site keeps every run's model anyway."""
 
     def measure(self, settings: RunSettings, model: Model) -> tuple[int, dict[str, float]]:
-        """Return the number of held-out records used, evenly spaced, and their mean loss and metrics."""
+        """Return the number of held-out records used, evenly spaced, their mean loss and metrics, and named metrics."""
         if not settings.takes_steps:
             return 0, {}
-        inputs, targets = self.held_out
-        step = max(1, math.ceil(len(inputs) / _MOST_RECORDS))
-        records = inputs[::step], targets[::step]
-        return len(records[0]), self._means(settings, model, records, self._losses_and_metrics)
+        held_out = self.held_out
+        step = max(1, math.ceil(len(held_out) / _MOST_RECORDS))
+        records = held_out.subset(torch.arange(0, len(held_out), step)) if step > 1 else held_out
+        found = Scores(self.task)
+        means = self._means(settings, model, records, found.beside(self._losses_and_metrics))
+        named = found.numbers(self.prediction) if self.prediction else {}
+        return len(records), means | named | means  # of two with one name, the task's own method counts
 
     def mean_loss(self, settings: RunSettings, model: Model) -> float:
         """Return a model's mean loss over all held-out records; there must be at least one."""
@@ -284,20 +301,23 @@ class Study:
         measure: Callable[[Tensor, Tensor], dict[str, float]],
     ) -> dict[str, float]:
         """Return means over records; `measure` returns sums over a batch, given outputs and targets."""
-        (inputs, targets), sums = records, defaultdict[str, float](float)
-        if not len(inputs):
+        sums = defaultdict[str, float](float)
+        if not len(records):
             return {}
         module = self.load_into(self.module(settings.model_seed), model)
         module.eval()
-        batch = self._site.settings.training.physical_batch or _BATCH
         with torch.no_grad():
-            for start in range(0, len(inputs), batch):
-                part = slice(start, start + batch)
+            for _, (inputs, targets) in records.in_order(self.at_once):
                 with foreign(self.name, "loss() or metrics() of held-out records"):
-                    found = measure(module(inputs[part]), targets[part])
+                    found = measure(call(module, inputs), targets)
                 for name, value in found.items():
                     sums[name] += value
-        return {name: value / len(inputs) for name, value in sums.items()}
+        return {name: value / len(records) for name, value in sums.items()}
+
+    @property
+    def at_once(self) -> int:
+        """The number of held-out records computed at a time."""
+        return self._site.settings.training.physical_batch or _BATCH
 
     def _losses(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         return {"loss": float(self.task.loss(outputs, targets)) * len(targets)}
@@ -327,21 +347,29 @@ class Study:
 
     @cached_property
     def _records(self) -> tuple[Records, Records]:
-        inputs, targets = load_records(self.task, self.name, self._example, self._site.records_path)
-        held_out = self._site.settings.data.held_out
-        used, kept = (torch.from_numpy(part) for part in split_held_out(len(inputs), held_out))
-        device = self._site.device
-        return (
-            (inputs[used].to(device), targets[used].to(device)),
-            (inputs[kept].to(device), targets[kept].to(device)),
-        )
+        used, kept = self._sides
+        return used.records, kept.records
+
+    @cached_property
+    def _sides(self) -> tuple[Side, Side]:
+        data = self._site.settings.data
+        own = load_records(self.task, self.name, self._example, self._site.records_path, data)
+        return own.divided(data, self._site.device)
 
     @cached_property
     def metrics(self) -> frozenset[str]:
         """The names of the task's metrics."""
         with torch.no_grad():
-            outputs = self.module(0)(self._example.inputs)
+            outputs = call(self.module(0), self._example.inputs)
             return frozenset(self.task.metrics(outputs, self._example.targets))
+
+    @cached_property
+    def prediction(self) -> Prediction | None:
+        """What the task predicts, if it names metrics."""
+        if not self.task.named_metrics:
+            return None
+        with torch.no_grad():
+            return prediction_of(self.task, call(self.module(0), self._example.inputs), self._example.targets)
 
     @property
     def read(self) -> tuple[Records, Records]:
@@ -350,13 +378,13 @@ class Study:
 
     @cached_property
     def training(self) -> Records:
-        """The records to train on, inputs and targets `(n, ...)`; the first access tries the task on some of them.
+        """The records to train on; the first access tries the task on some of them.
 
         Raises:
             TaskError: if the task fails on them; or if they interact, and the task is refused from now on.
         """
         records, _ = self._records
-        if len(records[0]):
+        if len(records):
             with self.refusing():
                 prove(self.task, self.name, records, self._site.device, self._site.settings.training)
         return records
@@ -383,9 +411,14 @@ class Study:
             raise self._refusals.add(self.name, self.task, str(error)) from error
 
     def digest(self) -> bytes:
-        """Return a digest of the records to train on."""
-        digest = sha256()
-        for part in self.training:
+        """Return a digest of the records to train on: of all, or of some if they are read when needed."""
+        records, digest = self.training, sha256()
+        if records.in_memory:
+            inputs, targets = records.whole()
+        else:
+            digest.update(f"{len(records)} ".encode())
+            inputs, targets = records.select(torch.arange(0, len(records), max(1, len(records) // _SOME)))
+        for part in (*tensors(inputs), targets):
             digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
             digest.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.digest()

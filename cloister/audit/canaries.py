@@ -25,18 +25,24 @@ import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.data import Dataset
 from typing_extensions import override
 
+from client.data.inputs import Inputs, call, mapped, rows, tensors
+from client.data.own_records import taken
+from client.task.probe import Example
 from client.task.task import Task, import_task
 from privacy.errors import DataError, TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from client.data.inputs import Batch
 
 SETUP = "CLOISTER_CANARIES"
 """The environment variable that names the file."""
@@ -80,7 +86,7 @@ class Canaries(Task):
         self._file = Path(setup["file"])
         self._batch: set[int] | None = None  # None while nobody watches
         self._outputs = torch.Size()
-        self.shape: tuple[torch.Size, torch.dtype] = torch.Size(), torch.float32
+        self.form: Inputs = torch.empty(0)  # of the task's own inputs, without records
         self.batches: list[set[int]] = []
         self.role: Role = "beside"
 
@@ -96,17 +102,33 @@ class Canaries(Task):
         Returns:
             Flattened inputs `(n, …)` with a last column, the canary's number from 1, or 0; and targets `(n, …)`.
         """
-        inputs, targets = (part[:MOST_RECORDS] for part in self.task.load(self._file))
-        if not len(inputs):
+        inputs, targets = self._read()
+        if not len(targets):
             msg = f"{self._file}: the file has no records to which canaries could be added; name a file with records"
             raise DataError(msg)
-        self.shape = inputs.shape[1:], inputs.dtype
         numbers = [int(line) + 1 for line in path.read_text(encoding="utf-8").split()]
         # Canaries look like the first record, so that any model accepts them; the model's output for them is ignored.
-        flat = inputs.to(torch.float32).reshape(len(inputs), -1)
+        flat = self._flat(inputs)
         flat = torch.cat([flat, flat[:1].expand(len(numbers), -1)])
-        column = torch.tensor([0] * len(inputs) + numbers, dtype=torch.float32).unsqueeze(1)
+        column = torch.tensor([0] * len(targets) + numbers, dtype=torch.float32).unsqueeze(1)
         return torch.cat([flat, column], 1), torch.cat([targets, targets[:1].expand(len(numbers), *targets.shape[1:])])
+
+    def _read(self) -> Batch:
+        loaded: Any = self.task.load(self._file)
+        if isinstance(loaded, tuple | list) and not isinstance(loaded[0], Dataset):
+            return rows(loaded[0], slice(MOST_RECORDS)), loaded[1][:MOST_RECORDS]
+        records = taken(loaded, type(self.task).__name__, Example.of(self.task), self._file).records
+        return records.select(torch.arange(min(MOST_RECORDS, len(records))))
+
+    def _flat(self, inputs: Inputs) -> Tensor:
+        """Return each record's values, `(n, d)`, and keep their form."""
+        self.form = rows(inputs, slice(0))
+        return torch.cat([each.to(torch.float32).reshape(len(each), -1) for each in tensors(inputs)], 1)
+
+    def unflattened(self, flat: Tensor) -> Inputs:
+        """Return inputs `(n, d)` in the form in which the task's model takes them."""
+        parts = iter(flat.split([each.shape[1:].numel() for each in tensors(self.form)], 1))
+        return mapped(lambda form: next(parts).reshape(len(flat), *form.shape[1:]).to(form.dtype), self.form)
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -123,9 +145,8 @@ class Canaries(Task):
     def example(self) -> tuple[Tensor, Tensor]:
         """Return the other task's made-up records, every other one as a canary."""
         inputs, targets = self.task.example()
-        self.shape = inputs.shape[1:], inputs.dtype
-        numbers = torch.arange(len(inputs)).mul(torch.arange(len(inputs)) % 2).clamp(max=self.count)
-        flat = inputs.to(torch.float32).reshape(len(inputs), -1)
+        numbers = torch.arange(len(targets)).mul(torch.arange(len(targets)) % 2).clamp(max=self.count)
+        flat = self._flat(inputs)
         return torch.cat([flat, numbers.unsqueeze(1)], 1), targets
 
     @contextmanager
@@ -164,9 +185,8 @@ class _Beside(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map `(n, d + 1)` to the model's flattened outputs and a last column of canaries."""
-        form, kind = self._watch.shape
         numbers = inputs[:, -1:]
-        outputs = self.model(inputs[:, :-1].reshape(len(inputs), *form).to(kind))
+        outputs = call(self.model, self._watch.unflattened(inputs[:, :-1]))
         self._watch.see(numbers.detach()[:, 0], outputs.shape[1:])
         flat = outputs.reshape(len(inputs), -1)
         # Unless it is loud, a canary's gradient is in its own coordinate only.

@@ -18,11 +18,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from client.data.site_records import pooled
 from cloister.benchmarks.pipelines import Cloister, charge_for_nobody
 from privacy.codec.packing import Packing, Profile
 from privacy.noise.randomness import Randomness
 from server.settings import read_consortium, read_run
-from simulations.engine.baselines import accuracy, studies_of, together
+from simulations.engine.baselines import accuracy, studies_of
 from simulations.engine.keyless_rounds import PackedMeans, Sites, rounds
 from simulations.tasks.reference_study import prepare_study
 
@@ -103,7 +104,7 @@ def _train(
         pipeline = Cloister(profile, model.layout.size, list(weights.values()), charge)
         mean = PackedMeans(sites, packing, charge, carries=carries, total=pipeline.total)
     *_, model = rounds(model, manifest.settings.rounds, mean)
-    held_out = together([study.held_out for study in studies.values()])
+    held_out = pooled([study.held_out for study in studies.values()])
     return accuracy(next(iter(studies.values())), model, held_out), model.vector
 
 

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import track
 
+from client.data.site_records import pooled
 from cloister.benchmarks.pipelines import charge_for_nobody
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
 from server.settings import read_consortium, read_run
-from simulations.engine.baselines import accuracy, studies_of, together
+from simulations.engine.baselines import accuracy, studies_of
 from simulations.engine.federation import Federation, SiteTerms
 from simulations.engine.keyless_rounds import PackedMeans, Sites
 from simulations.engine.keyless_rounds import rounds as rounds_of
@@ -176,7 +177,7 @@ def learn(federation: Federation, name: str, way: Way, epsilon: float | None, se
     federation.sign(settings_of(name, way, epsilon, sizes))
     manifest = read_run(federation.manifest, read_consortium(federation.server).roster()).manifest
     studies = studies_of(federation, manifest)
-    held_out = together([study.held_out for study in studies.values()])
+    held_out = pooled([study.held_out for study in studies.values()])
     weights = {site: manifest.weight(site) for site in studies}
     first = next(iter(studies.values()))
     means = PackedMeans(Sites.seeded(studies, weights, manifest, seed), manifest.packing, charge)

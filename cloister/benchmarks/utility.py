@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import track
 
+from client.data.site_records import pooled
 from cloister.benchmarks.pipelines import charge_for_nobody
 from cloister.benchmarks.trials import DATA, EPSILONS, Data, Trial
 from privacy.accounting.accounting import epsilon
 from privacy.codec.update import Model
 from server.settings import read_consortium, read_run
-from simulations.engine.baselines import accuracy, studies_of, together
+from simulations.engine.baselines import accuracy, studies_of
 from simulations.engine.federation import Federation, SiteTerms
 from simulations.engine.keyless_rounds import PackedMeans, Sites, rounds
 from simulations.tasks.partition import dirichlet
-from strategies.averaging import include, is_averaged
+from strategies.averaging import include
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,7 @@ def measure(seeds: int, planned: Sequence[Trial], first_seed: int = 0) -> dict[s
             if dealt is None or dealt[0] != (data.name, seed):
                 dealt = (data.name, seed), deal(data, seed, Path(folder, f"{data.name}-{seed}"))
             studies, model, manifest = train(dealt[1], data, trial, seed, charge)
-            found[trial].append(accuracy(studies[0], model, together([study.held_out for study in studies])))
+            found[trial].append(accuracy(studies[0], model, pooled([study.held_out for study in studies])))
             spent[trial] = epsilon([manifest.round_cost] * manifest.settings.rounds, data.delta)
     rows = [
         {
@@ -125,15 +126,15 @@ def _train(
     studies: dict[str, Study], manifest: Manifest, weights: dict[str, float], seed: int, charge: Charge
 ) -> Model:
     """Train for all rounds; return the resulting model."""
-    settings, training = manifest.settings, manifest.settings.training
+    settings = manifest.settings
     start = next(iter(studies.values())).start(settings)
     means = PackedMeans(Sites.seeded(studies, weights, manifest, seed), manifest.packing, charge)
-    share = training.averaging if training else 0.0
+    averaging = settings.kind.mean
     mean, averaged = start.vector, 0
     for number, model in enumerate(rounds(start, settings.rounds, means, means.apply)):
-        averaged += is_averaged(number, settings.rounds, share)
-        if averaged > 1:
-            include(mean, model.vector, averaged)
+        averaged += averaging is not None and number > 0 and averaging.includes(number, settings.rounds)
+        if averaging and averaged > 1:
+            include(mean, model.vector, averaging.window(averaged))
         else:
             mean = model.vector.copy()
     return Model(mean, start.layout)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from typing_extensions import override
 
+from client.data.site_records import InMemory
 from client.flower import open_site
 from client.site import Site
 from client.work.training import Study
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from client.task.task import Records
+    from client.data.site_records import Records
     from privacy.codec.update import Model
     from privacy.noise.randomness import Randomness
     from privacy.run.manifest import Manifest
-    from privacy.run.settings import Vote
+    from privacy.run.tables import Vote
     from strategies.algorithm import LocalSolver
 
 LIAR, SINCE = "site-1", 5
@@ -85,8 +86,8 @@ class Poisoned(Study):
     @property
     @override
     def held_out(self) -> Records:
-        inputs, targets = super().held_out
-        return inputs, 1 - targets
+        inputs, targets = super().held_out.whole()
+        return InMemory(inputs, 1 - targets)
 
 
 class Poisoner(Site):

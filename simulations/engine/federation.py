@@ -5,34 +5,28 @@
     folder/SITE/          site.toml, the site's keys and records
 
 All files have the same form as in a real deployment, so that the demo, the simulations and the tests run the production
-code. The only difference: one program makes what a coordinator and the sites would make.
+code: the functions of `cloister init`, `invite`, `join` and `roster`. The only difference: one program acts for all.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from privacy.crypto.key_epoch import SealingKey
+from client.joining import begin, finish
 from privacy.run.new_manifest import sign_manifest
-from privacy.run.roster import Member, Roster, sign_roster
 from privacy.storage import write_atomically
+from server.coordinator import found
 from strategies.registry import completed
 from transport.address import Address, read_address, read_host
-from transport.pki import Authority, certificate_pem, key_pem, public_key_digest, read_signing_key
+from transport.pki import read_signing_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from privacy.run.settings import RunSettings
-
-_ROSTER_DAYS = 90
 
 
 @dataclass(frozen=True)
@@ -93,37 +87,11 @@ class Federation:
         Raises:
             MalformedError: if the host is malformed.
         """
-        listen = str(Address(read_host(host), 0))
         federation = cls(folder, tuple(sites))
-        authority = Authority.create(consortium)
-        coordinator = Ed25519PrivateKey.generate()
-        ca = certificate_pem(authority.certificate)
-        _write(folder / "coordinator", {
-            "authority.pem": ca, "authority.key": key_pem(authority.key), "signing.key": key_pem(coordinator)
-        })  # fmt: skip
-        members = []
-        for site, path in federation.paths.items():
-            tls, signing = ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
-            certificate = authority.issue_site(site, tls.public_key())
-            sealing = SealingKey.generate()
-            public = signing.public_key().public_bytes_raw().hex()
-            members.append(Member(site, public_key_digest(certificate), public, sealing.public))
-            _write(path / "keys", {
-                "authority.pem": ca, "tls.pem": certificate_pem(certificate), "tls.key": key_pem(tls),
-                "signing.key": key_pem(signing), "sealing.key": sealing.to_bytes(),
-            })  # fmt: skip
-        public = coordinator.public_key().public_bytes_raw().hex()
-        roster = Roster(consortium, 1, time.time() + _ROSTER_DAYS * 86400, public, tuple(members))
-        signed = sign_roster(roster, authority.key).to_bytes()
-        for path in federation.paths.values():
-            write_atomically(path / "keys" / "roster", signed)
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = authority.issue_server(host, key.public_key())
-        settings = f"consortium = {json.dumps(consortium)}\nlisten = {json.dumps(listen)}\n"
-        _write(federation.server, {
-            "authority.pem": ca, "tls.pem": certificate_pem(certificate), "tls.key": key_pem(key), "roster": signed,
-            "consortium.toml": settings.encode(),
-        })  # fmt: skip
+        coordinator = found(folder, consortium, host, listen=Address(read_host(host), 0))
+        requests = [begin(path, coordinator.invite(site)) for site, path in federation.paths.items()]
+        for approval in coordinator.approve(requests)[1]:
+            finish(federation.paths[approval.site], approval.welcome)
         return federation
 
     def write_settings(self, site: str, server: str, terms: SiteTerms) -> None:
@@ -167,8 +135,3 @@ disclose = {json.dumps(list(terms.disclose))}   # what else leaves; metrics, if 
         signed = sign_manifest(completed(settings), key, roster_version=1)
         write_atomically(self.manifest, signed.to_bytes())
         return self.manifest
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, data in files.items():
-        write_atomically(folder / name, data)

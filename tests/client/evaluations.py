@@ -13,10 +13,12 @@ import torch
 from client.flower import open_site
 from client.state.checkpoint import Checkpoint, CheckpointStore
 from client.work.evaluation import HeldOutEvaluation
-from privacy.run.settings import Evaluation, Privacy, RunSettings, Start
+from privacy.run.settings import Evaluation, Privacy, RunSettings
+from privacy.run.tables import Start
 from simulations.engine.federation import Federation
 from tests import studies
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, task_name
+from tests.tables import table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +44,7 @@ def evaluation_of(federation: Federation) -> dict[str, object]:
         privacy=Privacy(noise_multiplier=1.0),
         cohort=SETTINGS.cohort,
     )
-    evaluated, (inputs, targets) = HeldOutEvaluation(study, site), study.held_out
+    evaluated, (inputs, targets) = HeldOutEvaluation(study, site), table(study.held_out)
     module = study.load_into(study.module(0), model)
     with torch.no_grad():
         outputs = module(inputs)

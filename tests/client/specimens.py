@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
+from client.data.site_records import InMemory
 from client.gradients.choice import make_mode
 from client.gradients.loss import RecordLoss
 from client.gradients.mode import quiet, trainable
@@ -18,6 +19,7 @@ from client.task.task import Task
 from privacy.noise.randomness import Randomness
 from privacy.run.manifest import Manifest
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
+from privacy.run.tables import Clipping
 from tests.client.models import (
     WORDS,
     Aside,
@@ -148,9 +150,10 @@ def clipped_sum(
     bound: float,
     physical_batch: int = RECORDS,
     precision: torch.dtype = torch.float32,
+    clipping: Clipping = "flat",
 ) -> Tensor:
     """Return what a mode and the optimizer make of a batch, without noise: `(parameters,)`."""
-    mode = make_mode(gradients, model, RecordLoss(task), bound, precision)
+    mode = make_mode(gradients, model, RecordLoss(task), bound, precision, clipping)
     optimizer = CipherOptimizer(
         torch.optim.SGD(trainable(model), lr=0.0),
         noise_multiplier=0.0,
@@ -160,7 +163,7 @@ def clipped_sum(
         randomness=Randomness.seeded(0),
     )
     with quiet():
-        optimizer.take(mode, records, torch.arange(len(records[0])), physical_batch)
+        optimizer.take(mode, InMemory(*records), torch.arange(len(records[0])), physical_batch)
     mode.to_standard_module()
     optimizer.close()
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])

@@ -12,6 +12,11 @@ from simulations.engine.federation import Federation
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = (
     ["demo"],
+    ["init"],
+    ["invite"],
+    ["join"],
+    ["roster", "approve"],
+    ["check"],
     ["sign"],
     ["server"],
     ["agent"],

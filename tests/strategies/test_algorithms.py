@@ -27,7 +27,8 @@ from privacy.codec.update import Update
 from privacy.errors import ConfigError, RefusedError, RunError, TaskError
 from privacy.noise.randomness import Randomness
 from privacy.run.plan import read_plan
-from privacy.run.settings import Encryption, Privacy, Training, Vote
+from privacy.run.settings import Encryption, Privacy, Training
+from privacy.run.tables import Vote
 from strategies.algorithm import BLOCK, Algorithm, LocalRound, LocalSolver, Mean, Run
 from strategies.algorithms.fedadam import FedAdam
 from strategies.algorithms.fedavg import FedAvg
@@ -50,6 +51,7 @@ from tests.federations import (
 )
 from tests.second.numbers import applied, begun
 from tests.strategies.hostile import EVALUATE, TRAIN
+from tests.tables import table
 from transport.flower import reply
 from transport.run_messages import read_sum, read_train
 
@@ -168,7 +170,7 @@ def reference(
 def descend(
     federation: Federation, site: str, w0: NDArray[np.float64], steps: int, pull: float, offset: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    inputs, targets = (part.double() for part in open_site(federation.paths[site]).study(SETTINGS.task).training)
+    inputs, targets = (part.double() for part in table(open_site(federation.paths[site]).study(SETTINGS.task).training))
     w = w0.copy()
     for _ in range(steps):
         parameters = torch.tensor(w, requires_grad=True)

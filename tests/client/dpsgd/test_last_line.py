@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
+from client.data.site_records import InMemory
 from client.dpsgd.additivity import check_mode
 from client.dpsgd.training_steps import train, way_to_train
 from client.flower import open_site
@@ -123,7 +124,7 @@ def test_one_record_among_many_is_found_when_they_are_read_for_certain(task: Mad
     inputs[111, 2] = 12345.0
     for _ in range(3):
         with pytest.raises(InteractionError):
-            prove(task, "package:Class", (inputs, targets), torch.device("cpu"), Computing())
+            prove(task, "package:Class", InMemory(inputs, targets), torch.device("cpu"), Computing())
 
 
 def test_what_begins_with_larger_weights_is_found_in_the_round_in_which_it_begins() -> None:
@@ -177,7 +178,7 @@ def test_a_loss_that_branches_on_values_does_not_make_dropout_refused() -> None:
 
     task = Made(lambda: nn.Sequential(nn.Dropout(), nn.PReLU(), nn.Linear(WIDTH, CLASSES)), loss)
     check_task(task, "package:Class")
-    prove(task, "package:Class", vectors(), torch.device("cpu"), Computing())
+    prove(task, "package:Class", InMemory(*vectors()), torch.device("cpu"), Computing())
     for _ in range(4):
         summed(task, vectors(), signed(steps=1, norm=0.5))
 
@@ -317,11 +318,11 @@ def test_a_mode_that_fails_on_a_sites_own_records_alone_gives_way_to_the_next() 
     inputs, targets = torch.randn(40, WIDTH), torch.arange(40) % CLASSES
     inputs[17, 0] = 200
     assert way_to_train(task, task.model(), Computing()).gradients == "bookkeeping"
-    prove(task, "package:Class", (inputs, targets), torch.device("cpu"), Computing())
+    prove(task, "package:Class", InMemory(inputs, targets), torch.device("cpu"), Computing())
     assert way_to_train(task, task.model(), Computing()).gradients == "autograd"
     named = Computing(gradients="bookkeeping")
     with pytest.raises(TaskError, match=r"fail|are not its records"):
-        prove(task, "package:Class", (inputs, targets), torch.device("cpu"), named)
+        prove(task, "package:Class", InMemory(inputs, targets), torch.device("cpu"), named)
 
 
 def test_what_a_model_saves_and_cuts_is_found_on_a_sites_own_records() -> None:

@@ -24,6 +24,7 @@ from strategies.algorithm import NEEDS_PLAIN, Run
 from strategies.registry import algorithm_of, completed
 from tests.client.specimens import RECORDS, Scores, computing, made, manifest
 from tests.federations import SETTINGS, SITES, FederationMaker, run_with, signed_run
+from tests.tables import table
 
 RATE, STEPS, ROUNDS = 0.05, 4, 3
 Torch = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -153,7 +154,9 @@ def test_a_site_that_restarts_before_each_round_continues_the_schedule(make_fede
     for number in range(ROUNDS):
         ends = []
         for site in SITES:
-            inputs, targets = (part.double().numpy() for part in sites[site].study(signed.settings.task).training)
+            inputs, targets = (
+                part.double().numpy() for part in table(sites[site].study(signed.settings.task).training)
+            )
             inputs, own = np.hstack([inputs, np.ones((len(inputs), 1))]), model.copy()
             for _ in range(2):
                 slope = 2 * inputs.T @ (inputs @ own - targets[:, 0])

@@ -9,6 +9,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
+from client.data.inputs import Inputs
+from client.data.site_records import InMemory
 from client.gradients.choice import choose, make_mode
 from client.gradients.comparison import Expected
 from client.gradients.loss import RecordLoss
@@ -70,7 +72,7 @@ class Forgetful(Vmap):
         self._parts = parts
 
     @override
-    def per_record(self, inputs: Tensor, targets: Tensor) -> list[Rows]:
+    def per_record(self, inputs: Inputs, targets: Tensor) -> list[Rows]:
         self._parts -= 1
         found = super().per_record(inputs, targets)
         return found if self._parts >= 0 else [*found[:-1], Rows(torch.zeros_like(found[-1].rows))]
@@ -89,7 +91,7 @@ def test_a_mode_that_loses_gradients_after_some_parts_is_found(parts: int) -> No
 def test_a_mode_without_the_gradients_of_a_parameter_is_an_error() -> None:
     class Lacking(Vmap):
         @override
-        def per_record(self, inputs: Tensor, targets: Tensor) -> list[Rows]:
+        def per_record(self, inputs: Inputs, targets: Tensor) -> list[Rows]:
             return super().per_record(inputs, targets)[:-1]
 
     model, records = made("mlp")
@@ -112,9 +114,9 @@ def test_a_step_without_the_sum_of_a_parameter_is_an_error(left_out: int) -> Non
     )
     mode.trained = [each for number, each in enumerate(mode.trained) if number != left_out]
     with pytest.raises(TaskError, match=r"the model replaces its parameters"):
-        optimizer.take(mode, records, torch.arange(6), 6)
+        optimizer.take(mode, InMemory(*records), torch.arange(6), 6)
     with pytest.raises(TaskError, match="a trained parameter of the model has no gradient"):
-        optimizer.take(mode, records, torch.arange(0), 6)
+        optimizer.take(mode, InMemory(*records), torch.arange(0), 6)
     optimizer.close()
 
 

@@ -11,6 +11,7 @@ import torch
 from flwr.app import Context, Error, Message, MessageType
 from numpy.typing import NDArray
 
+from client.data.site_records import InMemory
 from client.flower import app, open_site
 from client.round.admission import AdmittedRun, admit
 from client.round.masking import recover
@@ -43,6 +44,7 @@ from tests.federations import (
     signed_run,
     task_name,
 )
+from tests.tables import table
 from transport.flower import reply
 
 STILL = task_name(studies.Still)
@@ -179,10 +181,10 @@ def test_one_record_moves_the_levels_by_what_the_noise_is_for(make_federation: F
     federation = make_federation(settings, TERMS_OF_ALL)
     opened, manifest, share = share_at(federation, site)
     study, model = opened.study(settings.task), opened.checkpoint(manifest, "run").model
-    inputs, targets = study.training
+    inputs, targets = table(study.training)
     levels = []
     for added in (torch.empty(0, 2), torch.tensor([[300.0, -200.0]])):
-        more = torch.cat([inputs, added]), torch.cat([targets, 1e3 * torch.ones(len(added), 1)])
+        more = InMemory(torch.cat([inputs, added]), torch.cat([targets, 1e3 * torch.ones(len(added), 1)]))
         study.__dict__["training"] = more
         update = study.release(manifest, 1, model, Randomness.seeded(1))
         charge = Charge(Release("run", 1, 1), manifest.round_cost, "")

@@ -22,6 +22,7 @@ from privacy.run.settings import RunSettings, Training
 from simulations.engine.federation import Federation
 from simulations.engine.results import event_log_path, read_results
 from tests.federations import SETTINGS, SITES, FederationMaker, models_of, own_metrics, restart, run_with, signed_run
+from tests.tables import table
 from transport.parcel import decode_arrays
 from transport.run_messages import sum_from_arrays
 
@@ -111,7 +112,7 @@ def test_metrics_are_of_the_result(make_federation: FederationMaker) -> None:
     (last,) = federation.paths[SITE].glob("outbox/*.safetensors")
     site = open_site(federation.paths[SITE])
     study, layout = site.study(manifest.settings.task), site.checkpoint(manifest, run).model.layout
-    inputs, targets = study.held_out
+    inputs, targets = table(study.held_out)
     with torch.no_grad():
         of_result, of_last = (
             float(study.task.loss(study.load_into(study.module(0), Model(vector, layout))(inputs), targets))

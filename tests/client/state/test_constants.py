@@ -23,7 +23,7 @@ from client.state.model_parts import DTYPES, WIDTHS, check_constants, layout_of,
 from client.state.model_use import load_model, save_frozen
 from privacy.codec.update import Layout, Model
 from privacy.errors import RefusedError, TaskError
-from privacy.run.settings import Start
+from privacy.run.tables import Start
 from tests.federations import (
     SETTINGS,
     FederationMaker,
@@ -35,6 +35,7 @@ from tests.federations import (
     task_name,
 )
 from tests.studies import Tiny
+from tests.tables import table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -177,7 +178,7 @@ def test_a_buffer_that_only_training_changes_fails_the_round_before_anything_lea
     study = site.study(task_name(Counting))
     model = study.untrained(0)
     module = study.load_into(study.module(0), model)
-    module(study.training[0])
+    module(table(study.training)[0])
     with pytest.raises(TaskError, match="training changed `count` of the model, which is neither clipped nor shared"):
         study.difference(module, model)
 

@@ -17,6 +17,7 @@ from privacy.errors import CloisterError, DataError, TaskError
 from simulations.engine.federation import SiteTerms
 from tests.federations import task_name
 from tests.studies import QUOTE, Tiny
+from tests.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -86,7 +87,7 @@ def test_records_that_carry_a_gradient_are_taken_without_it(
     monkeypatch.setattr(Loading, "read", lambda: records, raising=False)
     site = site_with(make_federation, task_name(Loading))
     assert site.check_records() == {task_name(Loading): 4}
-    assert not site.study(task_name(Loading)).training[0].requires_grad
+    assert not table(site.study(task_name(Loading)).training)[0].requires_grad
 
 
 def site_with(make_federation: FederationMaker, task: str) -> Any:  # noqa: ANN401 - a Site
@@ -110,6 +111,7 @@ MODULES = {
 }
 STUDY = """
 from tests.studies import Tiny
+from tests.tables import table
 class Study(Tiny):
     def __init__(self{more}):
         {body}

@@ -14,12 +14,14 @@ from rich.console import Console
 from torch import Tensor
 from typing_extensions import override
 
+from client.data.site_records import InMemory
 from client.flower import open_site
 from cloister.commands import stats
 from privacy.accounting.accounting import Mechanism, epsilon
 from privacy.errors import CloisterError, RunError
 from privacy.noise.randomness import Randomness
-from privacy.run.settings import Evaluation, Privacy, RunSettings, Start, Statistics, Training
+from privacy.run.settings import Evaluation, Privacy, RunSettings, Statistics, Training
+from privacy.run.tables import Start
 from simulations.engine.federation import Federation, SiteTerms
 from tests import studies
 from tests.client.evaluations import TASK, TERMS_HALF, evaluation_of
@@ -37,6 +39,7 @@ from tests.federations import (
     with_deadline,
 )
 from tests.second import numbers
+from tests.tables import table
 
 TRAINED = replace(SETTINGS, task=TASK)
 MODEL = "0" * 64
@@ -119,7 +122,7 @@ def expected(federation: Federation, digest: str) -> dict[str, float]:
     for site in SITES:
         study = open_site(federation.paths[site]).study(TASK)
         module = study.load_into(study.module(0), study.start(evaluation(digest)))
-        inputs, targets = study.held_out
+        inputs, targets = table(study.held_out)
         with torch.no_grad():
             outputs = module(inputs)
         found = study.task.metrics(outputs, targets)
@@ -168,10 +171,10 @@ def test_one_record_changes_a_sites_vector_by_at_most_one(trained: tuple[Federat
     _, manifest, _ = signed_run(federation)
     settings, site = manifest.settings, open_site(federation.paths["north"])
     study = site.study(TASK)
-    inputs, targets = study.held_out
+    inputs, targets = table(study.held_out)
     sums = []
     for kept in range(len(inputs) + 1):
-        study.__dict__["_records"] = study._records[0], (inputs[:kept], targets[:kept])
+        study.__dict__["_records"] = study._records[0], InMemory(inputs[:kept], targets[:kept])
         update = site.work(settings).release(manifest, 1, site.work(settings).start(settings), Randomness.fresh())
         sums.append(update.vector.astype(np.float64) * settings.largest_size)
     lengths = np.linalg.norm(np.diff(sums, axis=0), axis=1)
@@ -188,11 +191,11 @@ def test_a_metric_that_compares_records_sees_one_at_a_time(make_federation: Fede
     _, manifest, _ = signed_run(federation)
     site = open_site(federation.paths["north"])
     study, work = site.study(settings.task), site.work(settings)
-    inputs, targets = study.held_out
+    inputs, targets = table(study.held_out)
     extreme = torch.cat([inputs, torch.full((1, 2), 1e6)]), torch.cat([targets, targets[:1]])
     sums = []
     for held_out in ((inputs, targets), extreme):
-        study.__dict__["_records"] = study._records[0], held_out
+        study.__dict__["_records"] = study._records[0], InMemory(*held_out)
         update = work.release(manifest, 1, work.start(settings), Randomness.fresh())
         sums.append(update.vector.astype(np.float64) * settings.largest_size)
     assert np.linalg.norm(sums[1] - sums[0]) <= 1 + 1e-5

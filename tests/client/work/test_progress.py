@@ -33,6 +33,7 @@ from tests.federations import (
     signed_run,
     task_name,
 )
+from tests.tables import table
 
 COUNTED = task_name(studies.Counted)
 DISCLOSED: tuple[str, ...] = ("epsilon", "loss", "accuracy", "odd")
@@ -70,7 +71,7 @@ def test_a_site_writes_down_how_good_each_rounds_model_is_and_tells_nobody(
     for site, path in federation.paths.items():
         lines, opened = own_metrics(federation, site), open_site(path)
         study, checkpoint = opened.study(SETTINGS.task), opened.checkpoint(manifest, run)
-        inputs, targets = study.held_out
+        inputs, targets = table(study.held_out)
         with torch.no_grad():
             loss = float(study.task.loss(study.load_into(study.module(0), checkpoint.model)(inputs), targets))
         assert [line["round"] for line in lines] == [1, 2]
@@ -219,7 +220,7 @@ def test_of_many_held_out_records_some_are_looked_at_in_parts(
     _, manifest, run = signed_run(federation)
     opened = open_site(federation.paths["north"])
     study, model = opened.study(SETTINGS.task), opened.checkpoint(manifest, run).model
-    inputs, targets = (part[::2] for part in study.held_out)
+    inputs, targets = (part[::2] for part in table(study.held_out))
     with torch.no_grad():
         loss = float(study.task.loss(study.load_into(study.module(0), model)(inputs), targets))
     (line,) = own_metrics(federation, "north")

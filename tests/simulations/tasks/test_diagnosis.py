@@ -100,7 +100,8 @@ def test_without_privacy_the_pooled_records_are_learned(folders: dict[str, Path]
     task = import_task("simulations.tasks.diagnosis:Diagnosis")
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for folder in folders.values():
-        inputs, targets = task.load(folder / FILE_NAME)
+        loaded: Any = task.load(folder / FILE_NAME)
+        inputs, targets = loaded
         train, held_out = (torch.from_numpy(part) for part in split_held_out(len(inputs), 0.2))
         parts.append((inputs[train], targets[train], inputs[held_out], targets[held_out]))
     inputs, targets, held_inputs, held_targets = (torch.cat(part) for part in zip(*parts, strict=True))
