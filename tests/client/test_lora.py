@@ -16,7 +16,8 @@ from cloister import load_model, save_frozen
 from privacy.codec.ciphertext import CIPHERTEXT_BYTES
 from privacy.codec.packing import Packing
 from privacy.noise.randomness import Randomness
-from privacy.run.settings import Encryption, Start
+from privacy.run.settings import Encryption
+from privacy.run.tables import Start
 from tests.federations import NOISY, FederationMaker, run_with, task_name
 from tests.trainings import signed
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from client.flower import open_site
 from cloister import load_model, save_frozen
 from privacy.errors import RefusedError
-from privacy.run.settings import Encryption, Evaluation, Privacy, RunSettings, Start
+from privacy.run.settings import Encryption, Evaluation, Privacy, RunSettings
+from privacy.run.tables import Start
 from simulations.engine.federation import Federation
 from tests.federations import NOISY, SITES, FederationMaker, charges_of, restart, run_with, signed_run, task_name
 from tests.pictures import Net, Transfer

@@ -26,7 +26,8 @@ from cloister import load_model
 from privacy.errors import KeyFileError, RefusedError, TaskError
 from privacy.noise.randomness import Randomness
 from privacy.run.plan import RoundPlan
-from privacy.run.settings import Encryption, Evaluation, Privacy, Start, Training
+from privacy.run.settings import Encryption, Evaluation, Privacy, Training
+from privacy.run.tables import Start
 from simulations.engine.federation import Federation
 from simulations.engine.inspection import find_secrets, site_secrets
 from strategies.algorithm import LocalSolver
@@ -45,6 +46,7 @@ from tests.federations import (
     task_name,
 )
 from tests.pictures import AllLocal, InTurn, LocalHead, LocalNorm, Misnamed, NoneInTurn
+from tests.tables import table
 from tests.trainings import signed, summed
 
 HEADED = replace(SETTINGS, task=task_name(LocalHead), rounds=2)
@@ -122,7 +124,7 @@ def test_the_shared_and_the_personal_model_are_compared_at_the_site_alone(
     )
     (path,) = (federation.paths["north"] / "models").glob("*.safetensors")
     study = open_site(federation.paths["north"]).study(HEADED.task)
-    inputs, targets = study.held_out
+    inputs, targets = table(study.held_out)
     for kind in ("metrics", "personal"):
         module = load_model(LocalHead(), path, personal=kind == "personal")
         with torch.no_grad():
