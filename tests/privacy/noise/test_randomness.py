@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -10,6 +12,9 @@ from scipy import special, stats
 
 from privacy.noise.randomness import _BLOCK, Randomness
 from tests.privacy.consortium import relaxed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 labels = st.lists(st.text(max_size=8) | st.integers(-5, 5), max_size=3)
 
@@ -90,11 +95,11 @@ def test_gaussian_variance_and_tails_are_there() -> None:
         assert abs((drawn > beyond).sum() - expected) < 5 * np.sqrt(expected)
 
 
-@pytest.mark.parametrize("number", [np.float32, np.float64])
-def test_memory_is_filled_with_the_same_values_whatever_was_drawn_before(number: type[np.float32 | np.float64]) -> None:
+@pytest.mark.parametrize("number", ["f4", "f8"])
+def test_memory_is_filled_with_the_same_values_whatever_was_drawn_before(number: str) -> None:
     one, other = Randomness.seeded(13), Randomness.seeded(13)
     for count in (3, 0, _BLOCK + 5, 2, 2 * _BLOCK, 7):
-        drawn = np.full(count, np.nan, number)
+        drawn: NDArray[Any] = np.full(count, np.nan, number)
         one.fill_gaussian(drawn, 0.5)
         np.testing.assert_array_equal(drawn, (0.5 * other.gaussian(count)).astype(number))
 
