@@ -19,6 +19,8 @@ from cloister import __version__
 from cloister.commands import Json
 from cloister.commands.audit import audit
 from cloister.commands.bench import bench
+from cloister.commands.check import check
+from cloister.commands.data import data
 from cloister.commands.joining import init, invite, join, roster
 from cloister.commands.ledger import ledger
 from cloister.views.patience import patience
@@ -42,11 +44,13 @@ app = typer.Typer(
 )
 app.add_typer(audit, name="audit")
 app.add_typer(bench, name="bench")
+app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
 app.add_typer(roster, name="roster")
 app.command(epilog="Example:  cloister init lungs --host fed.example.org")(init)
 app.command(epilog="Example:  cloister invite north")(invite)
 app.command(epilog="Example:  cloister join north.invitation")(join)
+app.command(epilog="Examples:  cloister check north;  cloister check --server server")(check)
 
 
 def _version(wanted: bool) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from client.gradients.known_losses import sum_of_losses
+from client.task.user_code import is_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,9 @@ class RecordLoss:
         if self._can_be_mapped:
             try:
                 found: Tensor = self._mapped(outputs, targets)
-            except RuntimeError:  # for instance, the loss branches on values
+            except RuntimeError as error:  # for instance, the loss branches on values
+                if is_memory(error):
+                    raise
                 self._can_be_mapped = False
             else:
                 return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +12,6 @@ from scipy import special, stats
 
 from privacy.noise.randomness import _BLOCK, Randomness
 from tests.privacy.consortium import relaxed
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 labels = st.lists(st.text(max_size=8) | st.integers(-5, 5), max_size=3)
 
@@ -95,11 +92,11 @@ def test_gaussian_variance_and_tails_are_there() -> None:
         assert abs((drawn > beyond).sum() - expected) < 5 * np.sqrt(expected)
 
 
-@pytest.mark.parametrize("number", ["f4", "f8"])
-def test_memory_is_filled_with_the_same_values_whatever_was_drawn_before(number: str) -> None:
+@pytest.mark.parametrize("number", [np.float32, np.float64])
+def test_memory_is_filled_with_the_same_values_whatever_was_drawn_before(number: type[np.float32 | np.float64]) -> None:
     one, other = Randomness.seeded(13), Randomness.seeded(13)
     for count in (3, 0, _BLOCK + 5, 2, 2 * _BLOCK, 7):
-        drawn: NDArray[Any] = np.full(count, np.nan, number)
+        drawn: Any = np.full(count, np.nan, number)
         one.fill_gaussian(drawn, 0.5)
         np.testing.assert_array_equal(drawn, (0.5 * other.gaussian(count)).astype(number))
 
