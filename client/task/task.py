@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from client.task.scoring import NamedMetrics, check_names
 from client.task.user_code import foreign
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import torch
     from torch import Tensor, nn
 
     from client.data.inputs import Batch, Loaded
+    from client.data.sources.registry import Source
 
 
 class Task(NamedMetrics, ABC):
@@ -58,6 +60,10 @@ class Task(NamedMetrics, ABC):
             DataError: if a record cannot be used; say which line, and how to fix it.
         """
 
+    def load_from(self, source: Source) -> Loaded:
+        """Read one site's records; a task that declares their columns or form reads them through the site's source."""
+        return self.load(source.path)
+
     @abstractmethod
     def example(self) -> Batch:
         """Make up a few records for the checks that precede the first real record: see `client.task.guard`.
@@ -70,6 +76,23 @@ class Task(NamedMetrics, ABC):
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss over a batch: a scalar that depends on each record only by its own term."""
+
+    def augment(self, inputs: Any, generator: torch.Generator) -> Any:  # noqa: ANN401 - in the form of the task's inputs
+        """Return a random variation of each record, such as a shift, a mirror image, or other noise.
+
+        Sites call it in a run with `augmentation_multiplicity`, and only on records to train on. What it must not do is
+        in `client.task.augmentation`.
+
+        Args:
+            inputs: records `(n, ...)` in the form of `load`'s, which may be changed in place. A record occurs once for
+                each of its copies.
+            generator: of the same device; draw from no other.
+
+        Returns:
+            Inputs `(n, ...)` of the same form. Each row depends only on the same row and on draws.
+        """
+        del generator
+        return inputs
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return further metrics by name, one value per record `(n,)`; Cloister averages them over all sites."""

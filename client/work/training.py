@@ -21,6 +21,7 @@ from client.dpsgd.training_steps import train, way_to_train
 from client.state.initial_model import find_model
 from client.state.model_parts import check_constants, layout_of, set_constants, tensors_of
 from client.state.refusals import Refusals
+from client.task.augmentation import augments
 from client.task.guard import check_task
 from client.task.interactions import InteractionError
 from client.task.probe import make_model, one_a_record
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
     from privacy.analytics.scores import Prediction
     from privacy.codec.update import Layout
     from privacy.run.manifest import Manifest
-    from privacy.run.settings import RunSettings, Start
+    from privacy.run.settings import RunSettings
+    from privacy.run.tables import Start
     from strategies.algorithm import LocalSolver
 
 _SOME = 256  # records of a data set whose digest tells it from another
@@ -116,6 +118,13 @@ class Study:
             TaskError: if no mode works, or the task is refused.
         """
         self._refusals.check(self.name, self.task)
+        training = settings.training
+        if training and training.augmentation_multiplicity and not augments(self.task):
+            msg = (
+                f"the run asks for augmented copies of records, but {self.name} has no augment(); write it, or remove "
+                "augmentation_multiplicity from [training]"
+            )
+            raise TaskError(msg)
         if settings.takes_steps:
             module = self.module(settings.model_seed).to(self._site.device)
             way_to_train(self.task, module, self._site.settings.training)
@@ -193,7 +202,7 @@ class Study:
         """Return the size of the copies of the model that the outbox keeps."""
         copies = (
             not settings.shares_noise,  # the residual
-            settings.kind.averaging > 0,  # the last model, besides the mean
+            settings.kind.mean is not None,  # the last model, besides the mean
             settings.vote is not None,  # the model before, where a hard link is not possible
         )
         return {self._site.place.folder / "outbox": 4 * layout.size * sum(copies)}
@@ -228,7 +237,8 @@ class Study:
             return 0, {}
         held_out = self.held_out
         step = max(1, math.ceil(len(held_out) / _MOST_RECORDS))
-        records, found = held_out.subset(torch.arange(0, len(held_out), step)), Scores(self.task)
+        records = held_out.subset(torch.arange(0, len(held_out), step)) if step > 1 else held_out
+        found = Scores(self.task)
         means = self._means(settings, model, records, found.beside(self._losses_and_metrics))
         named = found.numbers(self.prediction) if self.prediction else {}
         return len(records), means | named | means  # of two with one name, the task's own method counts
@@ -301,7 +311,7 @@ class Study:
     @cached_property
     def _sides(self) -> tuple[Side, Side]:
         data = self._site.settings.data
-        own = load_records(self.task, self.name, self._example, self._site.records_path, data)
+        own = load_records(self.task, self.name, self._example, self._site.source, data)
         return own.divided(data, self._site.device)
 
     @cached_property

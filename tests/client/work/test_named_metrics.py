@@ -21,7 +21,8 @@ from cloister.commands import stats
 from privacy.accounting.accounting import Mechanism, epsilon
 from privacy.errors import DataError, RunError
 from privacy.noise.randomness import Randomness
-from privacy.run.settings import Evaluation, Privacy, RunSettings, Start
+from privacy.run.settings import Evaluation, Privacy, RunSettings
+from privacy.run.tables import Start
 from simulations.tasks.diagnosis import Diagnosis
 from simulations.tasks.hospitals import diagnoses, write_patients
 from tests.federations import (
