@@ -27,11 +27,14 @@ $(INSTALLED): pyproject.toml requirements/lock.txt requirements/torch.txt requir
 demo: setup  ## a server and three hospitals on this machine, training together
 	@$(BIN)/cloister demo $(ARGS)
 
+# Each of dozens of processes would compile all modules again where the environment keeps Python from writing them.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
 test: setup  ## all tests but those that run for minutes (those: make soak)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 soak: setup  ## the tests that run for minutes
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak $(ARGS)
+	@$(PYTEST) -m soak $(ARGS)
 
 check: setup  ## format, lint and types, exactly as CI checks them
 	$(BIN)/ruff format --check

@@ -11,7 +11,7 @@ from privacy.errors import AuthenticityError, MalformedError, ProtocolError, Unr
 from privacy.untrusted_text import quoted
 from transport import cloister_pb2 as pb
 from transport.channel import SERVICE, open_channel
-from transport.framing import PROTOCOL, assemble, to_frames
+from transport.framing import FRAME_BYTES, PROTOCOL, assemble, to_frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +43,12 @@ class Exchange:
         self._messages: Iterator[pb.Chunk] = iter(())  # of a `Pull` that lasts until this time, by the monotonic clock
         self._until = 0.0
         self._push = self._channel.stream_unary(
+            f"/{SERVICE}/Push",
+            request_serializer=pb.Chunk.SerializeToString,
+            response_deserializer=pb.Receipt.FromString,
+        )
+        # The same call for a reply in one chunk. gRPC starts a thread for each stream of chunks, but none for one.
+        self._push_one = self._channel.unary_unary(
             f"/{SERVICE}/Push",
             request_serializer=pb.Chunk.SerializeToString,
             response_deserializer=pb.Receipt.FromString,
@@ -86,8 +92,12 @@ class Exchange:
             UnreachableError: if the server does not answer; send the same bytes again.
             ProtocolError: if the server refuses it permanently.
         """
+        frames = to_frames(parts, reply_to)
         try:
-            receipt = self._push(to_frames(parts, reply_to), timeout=_TRANSFER_SECONDS)
+            if sum(map(len, parts)) <= FRAME_BYTES:
+                receipt = self._push_one(next(frames), timeout=_TRANSFER_SECONDS)
+            else:
+                receipt = self._push(frames, timeout=_TRANSFER_SECONDS)
         except grpc.RpcError as error:
             raise self._named(error) from error
         return bool(receipt.status == pb.Receipt.ACCEPTED)

@@ -88,6 +88,7 @@ class Computing:
     gradients: Gradients = "auto"  # mode of per-record gradients; see client/gradients
     physical_batch: Annotated[int, Field(ge=0)] = 0  # records computed at a time, to save memory; 0: automatic
     precision: Precision = "float32"  # of the model's passes; norms are always float32
+    memory_mb: Annotated[int, Field(ge=0)] = 0  # if automatic: megabytes that a part may take, measured; 0: any
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -19,6 +19,7 @@ from cloister import __version__
 from cloister.commands import Json
 from cloister.commands.audit import audit
 from cloister.commands.bench import bench
+from cloister.commands.check import check
 from cloister.commands.data import data
 from cloister.commands.joining import init, invite, join, roster
 from cloister.commands.ledger import ledger
@@ -49,6 +50,7 @@ app.add_typer(roster, name="roster")
 app.command(epilog="Example:  cloister init lungs --host fed.example.org")(init)
 app.command(epilog="Example:  cloister invite north")(invite)
 app.command(epilog="Example:  cloister join north.invitation")(join)
+app.command(epilog="Examples:  cloister check north;  cloister check --server server")(check)
 
 
 def _version(wanted: bool) -> None:

@@ -20,25 +20,17 @@ _BLOCK = 1 << 20  # values at a time
 _FINEST = 2.0**-20  # of the manifest's bound: the smallest range
 
 
-def is_averaged(number: int, rounds: int, share: float) -> bool:
-    """Whether a round's model is among the last ⌈share · rounds⌉, whose mean is the result.
-
-    >>> [is_averaged(number, 5, 0.5) for number in (1, 2, 3, 4, 5)]
-    [False, False, True, True, True]
-    """
-    return number > rounds - math.ceil(share * rounds)
-
-
-def include(mean: NDArray[np.float32], latest: NDArray[np.float32], count: int) -> None:
-    """Turn the mean of `count` - 1 models into that of `count`, in place: mean += (latest - mean) / count, `(n,)`.
+def include(mean: NDArray[np.float32], latest: NDArray[np.float32], window: float) -> None:
+    """Include one more model in the mean, in place: mean += (latest - mean) / window, `(n,)`.
 
     With noisy training, the mean of the models is less noisy than the last model (Polyak and Juditsky, 1992; for the
     last part of them only: Shamir and Zhang, 2013). It is computed from models that all sites have: no privacy cost.
+    `privacy.run.averaging` says which models are included, and with which window.
     """
     for start in range(0, mean.size, _BLOCK):
         block = mean[start : start + _BLOCK]
         exact = block.astype(np.float64)
-        exact += (latest[start : start + _BLOCK] - exact) / count
+        exact += (latest[start : start + _BLOCK] - exact) / window
         block[:] = exact
 
 

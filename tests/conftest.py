@@ -1,5 +1,6 @@
 """What several rooms' tests share."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,15 @@ _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("cloister", _PATIENT, derandomize=True)
 settings.register_profile("random", _PATIENT)
 settings.load_profile("cloister")
+
+
+gc.disable()  # until all tests are collected: nothing that collecting makes is garbage, but there is a lot to look at
+
+
+def pytest_collection_finish() -> None:
+    """From now on, look for garbage among what tests make, and no longer among modules and test functions."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from socket import create_server
 from typing import Any, cast
@@ -53,11 +54,16 @@ PUBLIC = {  # modules that these libraries document; what is in others is theirs
     "opacus.validators", "tenseal",
     "torch", "torch.autograd", "torch.autograd.graph", "torch.backends.cuda", "torch.backends.cudnn",
     "torch.backends.mkldnn", "torch.distributed", "torch.func", "torch.nn", "torch.nn.attention",
-    "torch.nn.functional", "torch.nn.utils.rnn", "torch.optim", "torch.utils.checkpoint", "torch.utils.data",
-    "torch.utils.hooks",
+    "torch.nn.functional", "torch.nn.utils.rnn", "torch.optim", "torch.profiler", "torch.utils.checkpoint",
+    "torch.utils.data", "torch.utils.hooks",
 }  # fmt: skip
 PRIVATE = re.compile(r"^_[a-zA-Z]\w*$")
-SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES if not path.name.endswith("_pb2.py")}
+
+
+@cache
+def sources() -> dict[Path, ast.Module]:
+    """Every file of our source, parsed."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES if not path.name.endswith("_pb2.py")}
 
 
 # --- The list --------------------------------------------------------------------------------------------------------
@@ -72,7 +78,7 @@ def listed() -> dict[str, str]:
 def our_own_names() -> set[str]:
     """Names that our source defines or assigns anywhere."""
     found = set()
-    for tree in SOURCES.values():
+    for tree in sources().values():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 found.add(node.name)
@@ -130,7 +136,7 @@ def private_names(kind: type) -> set[str]:
 
 def test_every_internal_that_the_source_uses_is_listed_and_every_one_listed_is_used() -> None:
     own, used = our_own_names(), dict[str, str]()
-    for path, tree in SOURCES.items():
+    for path, tree in sources().items():
         names = {*imported(tree), *(set(mentioned(tree)) - own)}
         if path.relative_to(ROOT).parts[0] in {"client", "simulations", "strategies", "transport", "server"}:
             names |= set(inherited(path))
@@ -138,7 +144,7 @@ def test_every_internal_that_the_source_uses_is_listed_and_every_one_listed_is_u
     assert {name: where for name, where in used.items() if name not in listed()} == {}, (
         "list it in docs/internals.md, with a test here that it behaves as you rely on"
     )
-    text = "".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    text = "".join(path.read_text(encoding="utf-8") for path in sources())
     assert {name for name in listed() if name not in used and not re.search(rf"\b{name}\b", text)} == set()
 
 

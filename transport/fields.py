@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from privacy.errors import MalformedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 T = TypeVar("T")
 DIGEST = r"[0-9a-f]{64}"
@@ -18,6 +21,14 @@ _STYPE = "cloister.bytes.1"
 def blob(data: bytes) -> Array:
     """Wrap opaque bytes."""
     return Array("uint8", (len(data),), _STYPE, data)
+
+
+def blobs(parts: Mapping[str, bytes]) -> ArrayRecord:
+    """Wrap opaque bytes, each under its name."""
+    record = ArrayRecord()  # filled in place: made from a dictionary, it copies every array
+    for name, data in parts.items():
+        record[name] = blob(data)
+    return record
 
 
 def array_bytes(content: RecordDict, record: str, name: str) -> bytes:

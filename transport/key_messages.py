@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from transport.fields import DIGEST, SITE, array_bytes, blob, check_names, field, lacks
+from transport.fields import DIGEST, SITE, array_bytes, blobs, check_names, field, lacks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,8 +30,8 @@ def pack_keys(epoch: int, fingerprint: str, letters: Mapping[str, bytes], pairs:
     """Say which keys this site has now, with its mask secrets and, as the leader, a letter for each member."""
     return RecordDict({
         "keys": ConfigRecord({"epoch": epoch, "fingerprint": fingerprint}),
-        "letters": _blobs(letters),
-        "pairs": _blobs(pairs),
+        "letters": blobs(letters),
+        "pairs": blobs(pairs),
     })  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def read_letters(content: RecordDict) -> dict[str, bytes]:
 
 def pack_letter(leader: str, letter: bytes) -> RecordDict:
     """Deliver a leader's letter to a site."""
-    return RecordDict({"letter": ConfigRecord({"leader": leader}), "sealed": ArrayRecord({"letter": blob(letter)})})
+    return RecordDict({"letter": ConfigRecord({"leader": leader}), "sealed": blobs({"letter": letter})})
 
 
 def read_letter_from(content: RecordDict) -> tuple[str, bytes]:
@@ -70,7 +70,7 @@ def read_own_pairs(content: RecordDict) -> dict[str, bytes]:
 
 def pack_pairs(fingerprint: str, letters: Mapping[str, bytes]) -> RecordDict:
     """Deliver to a site the mask secrets that others made for it under these keys."""
-    return RecordDict({"keys": ConfigRecord({"fingerprint": fingerprint}), "pairs": _blobs(letters)})
+    return RecordDict({"keys": ConfigRecord({"fingerprint": fingerprint}), "pairs": blobs(letters)})
 
 
 def read_pairs(content: RecordDict) -> tuple[str, dict[str, bytes]]:
@@ -80,7 +80,7 @@ def read_pairs(content: RecordDict) -> tuple[str, dict[str, bytes]]:
 
 def pack_shared(letters: Mapping[str, bytes], names: list[str]) -> RecordDict:
     """Send this site's mask secrets, and the sites with which it now shares one."""
-    return RecordDict({"shared": ConfigRecord({"names": names}), "pairs": _blobs(letters)})
+    return RecordDict({"shared": ConfigRecord({"names": names}), "pairs": blobs(letters)})
 
 
 def read_shared(content: RecordDict) -> list[str]:
@@ -88,10 +88,6 @@ def read_shared(content: RecordDict) -> list[str]:
     names = field(content, "shared", "names", list)
     check_names(names, "shared.names")
     return names
-
-
-def _blobs(letters: Mapping[str, bytes]) -> ArrayRecord:
-    return ArrayRecord({site: blob(letter) for site, letter in letters.items()})
 
 
 def _read_pairs(content: RecordDict) -> dict[str, bytes]:

@@ -6,11 +6,11 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from privacy.codec.envelope import Contribution
 from privacy.crypto.masking import REVEAL_BYTES
-from transport.fields import DIGEST, array_bytes, blob, check_names, field, lacks
+from transport.fields import DIGEST, array_bytes, blobs, check_names, field, lacks
 from transport.run_messages import put_signed, read_signed, sum_to_arrays
 
 if TYPE_CHECKING:
@@ -63,15 +63,15 @@ def pack_contributors(
     summed: str = "",
 ) -> RecordDict:
     """Show a site the contributors; before it reveals its seed, also their signatures and the sum's digest."""
-    headers: dict[str, Array] = {}
+    headers: dict[str, bytes] = {}
     for index, part in enumerate(contributions):
-        headers |= {f"header-{index}": blob(part.header), f"signature-{index}": blob(part.signature)}
+        headers |= {f"header-{index}": part.header, f"signature-{index}": part.signature}
     run = ConfigRecord({"manifest": manifest, "plan": plan})
     if summed:
         run["sum"] = summed
     return RecordDict({
         "run": run,
-        "cohort": ArrayRecord(headers),
+        "cohort": blobs(headers),
         "agreed": ConfigRecord(dict(agreed or {})),
     })  # fmt: skip
 
@@ -109,7 +109,7 @@ def read_summed(content: RecordDict) -> str:
 
 def pack_agreed(signature: bytes, sealed: bytes) -> RecordDict:
     """Agree to a set of contributors, and send the sealed seeds of masks shared with absent sites."""
-    return RecordDict({"agree": ConfigRecord({"signature": signature}), "pairs": ArrayRecord({"sealed": blob(sealed)})})
+    return RecordDict({"agree": ConfigRecord({"signature": signature}), "pairs": blobs({"sealed": sealed})})
 
 
 def read_agreed(content: RecordDict) -> tuple[bytes, bytes]:
@@ -141,7 +141,7 @@ def pack_to_prove(manifest: bytes, shown: EncryptedSum, agreed: Mapping[str, byt
 
 def pack_proof(signed: bytes) -> RecordDict:
     """Send a proof, prefixed with its site's signature."""
-    return RecordDict({"norm": ArrayRecord({"proof": blob(signed)})})
+    return RecordDict({"norm": blobs({"proof": signed})})
 
 
 def read_proof(content: RecordDict) -> bytes:

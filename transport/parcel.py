@@ -56,9 +56,9 @@ def encode(message: Message) -> tuple[bytes, ...]:
         parcel.failure.reason = message.error.reason or ""
     else:
         parcel.records.SetInParent()  # present even if empty
-        _fill(parcel.records, message.content)
-        arrays = (message.content.array_records[name] for name in sorted(message.content.array_records))
-        return framed(parcel.SerializeToString(), (array.data for each in arrays for array in each.values()))
+        arrays = _fill(parcel.records, message.content)
+        data = (array.data for name in sorted(arrays) for array in arrays[name].values())
+        return framed(parcel.SerializeToString(), data)
     return framed(parcel.SerializeToString(), ())
 
 
@@ -117,7 +117,9 @@ def decode_reply(data: Bytes, to: Message) -> Message:
 
 def encode_arrays(arrays: ArrayRecord) -> tuple[bytes, ...]:
     """Serialise arrays for a file; return the parts, in the order to write them."""
-    return framed(_arrays(arrays).SerializeToString(), (array.data for array in arrays.values()))
+    head = pb.Arrays()
+    _fill_arrays(head, arrays)
+    return framed(head.SerializeToString(), (array.data for array in arrays.values()))
 
 
 def decode_arrays(data: Bytes) -> ArrayRecord:
@@ -136,25 +138,19 @@ def decode_arrays(data: Bytes) -> ArrayRecord:
     return record
 
 
-def _arrays(arrays: ArrayRecord) -> pb.Arrays:
-    return pb.Arrays(
-        entries=[
-            pb.Arrays.Entry(name=name, dtype=array.dtype, shape=array.shape, stype=array.stype, size=len(array.data))
-            for name, array in arrays.items()
-        ]
-    )
+def _fill_arrays(target: pb.Arrays, arrays: ArrayRecord) -> None:
+    for name, array in arrays.items():
+        target.entries.add(name=name, dtype=array.dtype, shape=array.shape, stype=array.stype, size=len(array.data))
 
 
 def _array_record(arrays: pb.Arrays, data: Cutter) -> ArrayRecord:
     if len(arrays.entries) > _MOST_ARRAYS:
         msg = "it exceeds the limit on the number of arrays"
         raise ValueError(msg)
-    return ArrayRecord(
-        {
-            entry.name: Array(entry.dtype, tuple(entry.shape), entry.stype, data.take(entry.size))
-            for entry in arrays.entries
-        }
-    )
+    record = ArrayRecord()  # filled in place: made from a dictionary, it copies every array
+    for entry in arrays.entries:
+        record[entry.name] = Array(entry.dtype, tuple(entry.shape), entry.stype, data.take(entry.size))
+    return record
 
 
 def _parse(data: Bytes) -> tuple[pb.Parcel, Cutter]:
@@ -166,13 +162,19 @@ def _parse(data: Bytes) -> tuple[pb.Parcel, Cutter]:
         raise MalformedError(msg) from error
 
 
-def _fill(records: pb.Records, content: RecordDict) -> None:
-    for name, arrays in content.array_records.items():
-        records.arrays[name].CopyFrom(_arrays(arrays))
-    for target, source in ((records.metrics, content.metric_records), (records.configs, content.config_records)):
-        for name, values in source.items():
-            target[name].SetInParent()
-            _fill_values(target[name], values)
+def _fill(records: pb.Records, content: RecordDict) -> dict[str, ArrayRecord]:
+    """Fill in all records, and return those of arrays, whose bytes follow the parcel."""
+    arrays = dict[str, ArrayRecord]()
+    for name, record in content.items():
+        if isinstance(record, ArrayRecord):
+            records.arrays[name].SetInParent()
+            _fill_arrays(records.arrays[name], record)
+            arrays[name] = record
+        else:
+            values = records.metrics if isinstance(record, MetricRecord) else records.configs
+            values[name].SetInParent()
+            _fill_values(values[name], record)
+    return arrays
 
 
 def _fill_values(target: pb.Values, values: Mapping[str, Any]) -> None:

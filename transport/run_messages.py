@@ -19,7 +19,7 @@ from privacy.crypto.summation import EncryptedSum
 from privacy.errors import ProtocolError
 from privacy.run.clocks import LATEST
 from privacy.untrusted_text import quoted
-from transport.fields import DIGEST, SITE, array_bytes, blob, check_names, field, lacks
+from transport.fields import DIGEST, SITE, array_bytes, blobs, check_names, field, lacks
 from transport.ledger_head import has_unreadable_head
 from transport.reports import read_metrics, read_report
 
@@ -154,8 +154,8 @@ def read_update(content: RecordDict) -> tuple[SignedUpdate, Told]:
 def put_signed(content: RecordDict, update: SignedUpdate) -> RecordDict:
     """Add a signed update to a message."""
     content["update"] = ConfigRecord({"header": update.header, "signature": update.signature})
-    content["ciphertexts"] = _blobs(update.chunks)
-    content["masks"] = ArrayRecord({"commitments": blob(update.commitments)})
+    content["ciphertexts"] = blobs({str(index): chunk for index, chunk in enumerate(update.chunks)})
+    content["masks"] = blobs({"commitments": update.commitments})
     return content
 
 
@@ -205,7 +205,7 @@ def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:
     arrays = {"plan": total.plan, "codes": total.codes, "contributions": _join(total.contributions)}
     for name, chunks in (("c0", total.c0), ("c1", total.c1), ("proof", total.proofs)):
         arrays |= {f"{name}-{index}": chunk for index, chunk in enumerate(chunks)}
-    return ArrayRecord({name: blob(data) for name, data in arrays.items()})
+    return blobs(arrays)
 
 
 def sum_from_arrays(arrays: ArrayRecord) -> EncryptedSum:
@@ -270,10 +270,6 @@ def _get_sum(content: RecordDict, name: str) -> EncryptedSum:
     if not isinstance(arrays, ArrayRecord):
         lacks(name)
     return sum_from_arrays(arrays)
-
-
-def _blobs(chunks: Sequence[bytes]) -> ArrayRecord:
-    return ArrayRecord({str(index): blob(chunk) for index, chunk in enumerate(chunks)})
 
 
 def _chunks(content: RecordDict) -> tuple[bytes, ...]:

@@ -107,7 +107,7 @@ class _Inspection:
                 batch.append((index, found))
             if batch and (len(batch) == _AT_ONCE or index == len(images) - 1):
                 inputs, targets = (torch.stack(parts) for parts in zip(*(record for _, record in batch), strict=True))
-                records = InMemory(*example.checked(inputs, targets, images.table.path))
+                records = InMemory(*example.check(inputs, targets, images.table.path))
                 fitness.check(records, [place + 1 for place, _ in batch], images.table.path)
                 batch = []
             self.progress(index + 1)

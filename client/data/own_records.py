@@ -78,7 +78,7 @@ def taken(loaded: Any, name: str, example: Example, path: Path, data: Data | Non
     Raises:
         DataError: if it is anything else.
     """
-    parts = tuple(loaded) if isinstance(loaded, tuple | list) else (loaded,)
+    parts = list[Any](loaded) if isinstance(loaded, tuple | list) else [loaded]
     if parts and isinstance(parts[0], Dataset) and len(parts) <= 2:  # noqa: PLR2004 - a data set and persons
         records: Records = _stored(parts[0], name, example, path, data)
         persons = parts[1:]
@@ -111,7 +111,7 @@ def people(found: object, count: int, name: str, path: Path) -> People:
 
 
 def _in_memory(inputs: object, targets: object, example: Example, path: Path) -> InMemory:
-    records = InMemory(*example.checked(inputs, targets, path))
+    records = InMemory(*example.check(inputs, targets, path))
     parts = tensors(records.inputs)
     sizes, count = sorted({len(part) for part in parts}), len(records.targets)
     if sizes != [count] or count == 0:
@@ -144,8 +144,9 @@ def _stored(dataset: Dataset[Any], name: str, example: Example, path: Path, data
     if not hasattr(dataset, "__len__"):
         msg = f"{path}: the load() of {name} returns a data set without a length; return one with len() and indices"
         raise DataError(msg)
+    sized: Any = dataset
     with foreign(name, f"len() of the data set in {path}", DataError):
-        count = len(dataset)
+        count = len(sized)
     if count == 0:
         msg = f"{path}: the task's data set has no records; it needs at least one"
         raise DataError(msg)

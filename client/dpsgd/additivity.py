@@ -31,6 +31,7 @@ from client.data.site_records import records_of
 from client.dpsgd.torch_draws import drawn_since, forked, seed_used
 from client.gradients.choice import make_mode
 from client.gradients.loss import RecordLoss
+from client.gradients.memory import peak
 from client.gradients.mode import quiet
 from client.gradients.noisy_optimizer import CipherOptimizer
 from client.task.interactions import ALONE, InteractionError, sketch
@@ -158,6 +159,27 @@ def check_mode(task: Task, model: nn.Module, records: Records | Batch, order: Te
             if time.thread_time() - start > _SECONDS:
                 break
             _check_sum(clipped, part, rng, halves=False)
+
+
+def memory_of(task: Task, model: nn.Module, records: Batch, choice: Choice, precision: Precision, number: int) -> int:
+    """Return the most memory, in bytes, that the gradients of so many records take at any time.
+
+    Args:
+        task: gives the loss.
+        model: on the device that trains it; is not changed.
+        records: inputs and targets `(n, ...)`, used in turn.
+        choice: the mode.
+        precision: of the model's passes.
+        number: of records.
+
+    Raises:
+        TaskError: if the mode fails.
+    """
+    chosen = torch.arange(number, device=records[1].device) % len(records[1])
+    inputs, targets = rows(records[0], chosen), records[1][chosen]
+    with _clipping(task, model, choice, precision, _UNCLIPPED) as clipped:
+        clipped.of(inputs, targets, 0)  # the first time, libraries allocate memory of their own
+        return peak(targets.device, lambda: clipped.of(inputs, targets, 0))
 
 
 @contextmanager

@@ -42,6 +42,7 @@ from client.settings import Gradients, Precision
 from privacy.config import STRICT
 from privacy.errors import DeviceError
 from privacy.run.optimizer import Optimizer, Schedule
+from privacy.run.tables import Clipping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -66,9 +67,11 @@ class Order:
     optimizer: Optimizer
     schedule: Schedule
     number: int  # of the round, from 1
+    augmentation_multiplicity: int
     rounds: int
     steps_per_round: int  # of the run; `steps` may be fewer
     max_grad_norm: float
+    clipping: Clipping
     expected_batch_size: float  # of all processes together
     proximal: float = 0.0  # factor μ: each step's gradient gets μ · (w − w₀)
     offset: bool = False  # whether it also gets a vector, which the first process hands out

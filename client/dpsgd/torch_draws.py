@@ -92,13 +92,12 @@ class Draws(TorchDispatchMode):
                 self.rounding = max(self.rounding, torch.finfo(outputs.dtype).eps)
             return outputs
         self.by_rejection |= func.overloadpacket.__name__.endswith(_BY_REJECTION)
-        own = torch.default_generator
-        if (generator := given.get("generator")) is not None and generator is not own:
-            self.foreign = True
-        before = own.get_state()
+        own, named = torch.default_generator, given.get("generator")  # torch may wrap the same generator anew
+        before, theirs = own.get_state(), (named or own).get_state()
         outputs = func(*args, **given)
-        if torch.equal(before, own.get_state()):
-            return outputs  # nothing was drawn
+        if torch.equal(before, own.get_state()):  # nothing was drawn, or not from torch's own
+            self.foreign |= not torch.equal(theirs, (named or own).get_state())
+            return outputs
         self.states.append(hash(before.numpy().tobytes()))
         if not self._still:
             return outputs

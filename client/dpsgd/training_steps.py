@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 import secrets
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -34,20 +34,23 @@ from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
 
 from client.data.inputs import count, move
 from client.data.site_records import records_of
-from client.dpsgd.additivity import ClippedSum, check_batch, check_mode
+from client.dpsgd.additivity import ClippedSum, check_batch, check_mode, memory_of
 from client.dpsgd.optimizers import make_optimizer, set_rate
 from client.dpsgd.process_group import Order
 from client.dpsgd.sampling import Chance
 from client.dpsgd.torch_draws import forked, seed_all
-from client.gradients.choice import Choice, choose, make_mode
+from client.gradients.augmentation import Augmentation
+from client.gradients.choice import MOST_RECORDS, Choice, choose, make_mode
 from client.gradients.distributed import DistributedOptimizer
 from client.gradients.loss import RecordLoss
+from client.gradients.memory import NoMemoryLeft, rows_within, running_out
 from client.gradients.mode import quiet, trainable
 from client.gradients.noisy_optimizer import CipherOptimizer
 from client.settings import Computing
 from client.state.model_parts import trained
 from client.task.interactions import InteractionError
 from client.task.probe import made_up
+from client.task.user_code import is_memory
 from privacy.errors import TaskError
 from privacy.noise.randomness import Randomness
 from strategies.algorithm import PLAIN
@@ -71,6 +74,7 @@ _DEFAULT = Computing()
 _TRIED = 32  # made-up records on which the one-by-one mode is tried
 _SOME, _OFTEN = 8, 40  # records checked in a round; a whole part instead, once in 40 steps on average
 _ROUNDING = 1e-5  # in units of C
+_MEASURED = 2, 10  # records at a time, to measure how much memory they take
 
 
 @dataclass
@@ -79,6 +83,7 @@ class _Way:
 
     choice: Choice | None = None
     failed: dict[Gradients, str] = field(default_factory=dict)  # with the reasons
+    most: int | None = None  # records at a time, once memory has run out
 
 
 _WAYS: WeakKeyDictionary[Task, dict[Computing, _Way]] = WeakKeyDictionary()
@@ -125,9 +130,11 @@ def train(task: Task, model: nn.Module, records: Records | Batch, size: int, man
         optimizer=training.optimizer,
         schedule=training.schedule,
         number=number,
+        augmentation_multiplicity=training.augmentation_multiplicity,
         rounds=manifest.settings.rounds,
         steps_per_round=training.steps,
         max_grad_norm=norm,
+        clipping=manifest.settings.privacy.clipping,
         expected_batch_size=max(1.0, training.sample_rate * size),
         proximal=solver.proximal,
         offset=solver.offset is not None,
@@ -138,11 +145,12 @@ def train(task: Task, model: nn.Module, records: Records | Batch, size: int, man
     drawn = Randomness.fresh() if seed is None else Randomness.seeded(seed, "torch")
     chance = Chance(randomness, training.sample_rate, manifest.update_noise, drawn)
     if group is None:
-        _take_steps(task, model, records_of(records), order, chance, offset)
-        return
-    with group.round():
-        group.hand_out(order)
-        _take_steps(task, model, records_of(records), order, chance, offset, group=group)
+        fitted = _take_steps(task, model, records_of(records), order, chance, offset)
+    else:
+        with group.round():
+            group.hand_out(order)
+            fitted = _take_steps(task, model, records_of(records), order, chance, offset, group=group)
+    _WAYS[task][computing].choice = replace(choice, physical_batch=fitted)  # the next round starts with what fitted
 
 
 def take_part(task: Task, model: nn.Module, records: Records | Batch, order: Order, group: ProcessGroup) -> None:
@@ -183,12 +191,15 @@ def way_to_train(
     """
     known = _WAYS.setdefault(task, {}).setdefault(computing, _Way())
     while True:
-        choice = known.choice or _choose(task, model, computing, known.failed)
+        choice = known.choice or _choose(task, model, computing, known)
         try:
             if known.choice is None:
                 _try(task, model, computing, choice)
             proof(choice)
         except TaskError as error:
+            if error.__cause__ and is_memory(error.__cause__) and choice.physical_batch > 1:
+                known.choice, known.most = None, choice.physical_batch // 2
+                continue
             if isinstance(error, InteractionError) or computing.gradients != "auto":
                 raise
             known.choice, known.failed[choice.gradients] = None, str(error)
@@ -202,8 +213,23 @@ def way_to_train(
         return choice
 
 
-def _choose(task: Task, model: nn.Module, computing: Computing, failed: dict[Gradients, str]) -> Choice:
-    return choose(task, model, _made_up(task, model), computing, failed)
+def _choose(task: Task, model: nn.Module, computing: Computing, way: _Way) -> Choice:
+    choice = choose(task, model, _made_up(task, model), computing, way.failed)
+    if computing.memory_mb and not computing.physical_batch:
+        choice = replace(choice, physical_batch=_within(task, model, computing, choice))
+    return choice if way.most is None else replace(choice, physical_batch=min(choice.physical_batch, way.most))
+
+
+def _within(task: Task, model: nn.Module, computing: Computing, choice: Choice) -> int:
+    """Return how many made-up records can be computed at a time within the memory that the site's settings allow."""
+    (few, some), (many, more) = (
+        (rows, memory_of(task, model, _made_up(task, model), choice, computing.precision, rows)) for rows in _MEASURED
+    )
+    limit = computing.memory_mb * 1_000_000
+    found = rows_within(limit, (few, some), (many, more), MOST_RECORDS)
+    if found == 1 and some - (more - some) * (few - 1) // (many - few) > limit:
+        log.warning("a single record's gradients take more than memory_mb = %d", computing.memory_mb)
+    return found
 
 
 def _try(task: Task, model: nn.Module, computing: Computing, choice: Choice) -> None:
@@ -221,14 +247,17 @@ def _made_up(task: Task, model: nn.Module) -> Batch:
 
 
 def _take_steps(task: Task, model: nn.Module, records: Records, order: Order, chance: Chance,
-                offset: Tensor | None, *, group: ProcessGroup | None = None) -> None:  # fmt: skip
+                offset: Tensor | None, *, group: ProcessGroup | None = None) -> int:  # fmt: skip
+    """Take an order's steps; return the number of records computed at a time, in the end."""
     parameters = list(trained(model).values())  # in the order of the layout and of the offset
     if group:
         group.broadcast([*model.buffers(), *([] if offset is None else [offset])])
         with group.talking():
             model = DifferentiallyPrivateDistributedDataParallel(model)  # copies the first process's parameters
     precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32
-    mode = make_mode(order.gradients, model, RecordLoss(task), order.max_grad_norm, precision)
+    mode = make_mode(order.gradients, model, RecordLoss(task), order.max_grad_norm, precision, order.clipping)
+    if order.augmentation_multiplicity:
+        mode.augmentation = Augmentation(task, order.augmentation_multiplicity)
     descent = make_optimizer(order.optimizer, trainable(model), order.learning_rate)
     if order.proximal or offset is not None:
         # Before each step, on the noisy gradient, which all processes share.
@@ -241,7 +270,7 @@ def _take_steps(task: Task, model: nn.Module, records: Records, order: Order, ch
         loss_reduction="mean",
         randomness=chance.randomness,
     )
-    total = len(records)
+    total, fitted = len(records), order.physical_batch
     try:
         with quiet(), closing(optimizer), forked():
             seed_all(chance.by_torch)  # with a known seed, a dropout mask would link records
@@ -250,16 +279,18 @@ def _take_steps(task: Task, model: nn.Module, records: Records, order: Order, ch
                 chosen = group.own_part(chance.sample, total) if group else chance.sample(total).nonzero().squeeze(1)
                 several = chosen if len(chosen) > 1 else several
                 if step == order.steps and (not group or group.rank == 0):
-                    _look(ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm), records, several, order)
+                    clipped = ClippedSum(mode, optimizer, _ROUNDING * order.max_grad_norm)
+                    _look(clipped, records, several, order.steps, fitted)
                 optimizer.draw_ahead()
                 set_rate(descent, order.rate(step))
-                optimizer.take(mode, records, chosen, order.physical_batch)
+                fitted = optimizer.take_what_fits(mode, records, chosen, fitted)
     finally:
         mode.to_standard_module()
     if mode.dropped:
         log.warning(
             "%d times in this round, a record of a batch had no finite gradient and added nothing", mode.dropped
         )
+    return fitted
 
 
 class _Correction:
@@ -285,20 +316,30 @@ class _Correction:
                 gradient.add_(self._offset[number])
 
 
-def _look(clipped: ClippedSum, records: Records, chosen: Tensor, order: Order) -> None:
+def _look(clipped: ClippedSum, records: Records, chosen: Tensor, steps: int, physical_batch: int) -> None:
     """Check on some records `(k,)` of the last batch that single records' gradients are clipped.
 
     It takes the last batch because faults that start during a round, with larger weights or after many calls, show
     there. It costs as much as computing three or four parts. So it checks a whole part once in `_OFTEN` steps on
-    average, and `_SOME` records otherwise.
+    average, and `_SOME` records otherwise; fewer if memory runs out.
 
     Raises:
         InteractionError: if they are not; nothing has left the site.
     """
     rng = torch.Generator().manual_seed(_below(1 << 62))
-    most = order.physical_batch if _below(_OFTEN) < order.steps else _SOME
-    some = chosen[torch.randperm(len(chosen), generator=rng)[: min(most, order.physical_batch)].sort()[0]]
-    check_batch(clipped, records.select(some), rng)
+    at_once = clipped.mode.at_once(physical_batch)
+    most = at_once if _below(_OFTEN) < steps else min(_SOME, at_once)
+    order = torch.randperm(len(chosen), generator=rng)
+    while True:
+        try:
+            with running_out():
+                check_batch(clipped, records.select(chosen[order[:most].sort()[0]]), rng)
+        except NoMemoryLeft:
+            if most <= 1:
+                raise
+        else:
+            return
+        most = max(1, most // 2)
 
 
 def _below(count: int) -> int:

@@ -19,7 +19,7 @@ from client.gradients.bookkeeping import BookKeeping
 from client.gradients.comparison import Expected
 from client.gradients.layers import unknown
 from client.gradients.loss import RecordLoss
-from client.gradients.mode import GradientMode, trainable
+from client.gradients.mode import GradientMode, layers_of, trainable
 from client.gradients.opacus_modes import Hooks
 from client.gradients.single import Single
 from client.gradients.vmap import Vmap
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from client.data.inputs import Batch
     from client.settings import Computing, Gradients
     from client.task.task import Task
+    from privacy.run.tables import Clipping
 
 _IN_TURN: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "autograd")
 _VALUES = 1 << 24  # values in memory at once: gradients, and the tensors from which they are computed
-_RECORDS = 256  # records at once, at most
+MOST_RECORDS = 256  # records at once, at most, unless the site's settings say how many
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,16 @@ def _choose(
 
 
 def make_mode(
-    gradients: Gradients, model: nn.Module, loss: RecordLoss, max_grad_norm: float, precision: torch.dtype
+    gradients: Gradients,
+    model: nn.Module,
+    loss: RecordLoss,
+    max_grad_norm: float,
+    precision: torch.dtype,
+    clipping: Clipping = "flat",
 ) -> GradientMode:
     """Wrap a model in a gradient-sample mode."""
     mode: GradientMode
+    layers = layers_of(model) if clipping == "per_layer" else None
     match gradients:
         case "bookkeeping":
             mode = BookKeeping(model)
@@ -118,6 +125,7 @@ def make_mode(
         case _:
             mode = Vmap(model)
     mode.loss, mode.max_grad_norm, mode.precision, mode.trained = loss, max_grad_norm, precision, trainable(model)
+    mode.layers = layers
     return mode
 
 
@@ -134,7 +142,7 @@ def _try(mode: Gradients, task: Task, model: nn.Module, expected: Expected, comp
             values = wrapped.values_a_record
     except Exception as error:  # noqa: BLE001 - whatever a mode raises for a model that it cannot handle
         return _reason(error)
-    return computing.physical_batch or min(_RECORDS, max(1, _VALUES // max(1, values)))
+    return computing.physical_batch or min(MOST_RECORDS, max(1, _VALUES // max(1, values)))
 
 
 def _reason(error: Exception) -> str:

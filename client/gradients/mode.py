@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from client.data.inputs import Inputs
+    from client.gradients.augmentation import Augmentation
     from client.gradients.loss import RecordLoss
     from client.gradients.record_gradients import RecordGradients
 
@@ -38,12 +39,27 @@ def own(part: nn.Module) -> list[nn.Parameter]:
     return [each for each in part._parameters.values() if each is not None and each.requires_grad]  # noqa: SLF001 - torch's
 
 
+def layers_of(model: nn.Module) -> list[int]:
+    """Return the number of each trained parameter's layer, from 0, in the order of `trainable`.
+
+    A layer is a module with parameters of its own, such as weight and bias; a shared parameter is the first one's.
+    """
+    owners: dict[int, int] = {}
+    for part in model.modules():
+        number = len(set(owners.values()))
+        for parameter in own(part):
+            owners.setdefault(id(parameter), number)
+    return [owners[id(parameter)] for parameter in trainable(model)]
+
+
 class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is untyped
     """A gradient-sample mode. As in Opacus, `to_standard_module` returns the model."""
 
     loss: RecordLoss
     max_grad_norm: float
     trained: Sequence[nn.Parameter]  # the model's, when the mode was made
+    layers: Sequence[int] | None = None  # the number of each one's layer, if gradients are clipped layer by layer
+    augmentation: Augmentation | None = None  # makes copies of each record
     precision: torch.dtype = torch.float32  # of the model's forward and backward pass; norms are always float32
     dropped: int = 0  # records whose gradients were not finite
     values_a_record: int = 0  # values in memory per record, on top of plain training
@@ -61,7 +77,8 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
         """
         gradients: Sequence[RecordGradients | None] = [None] * len(self.trained)
         if len(targets):
-            gradients = self.per_record(inputs, targets)
+            rows = self.augmentation.of(inputs, targets) if self.augmentation else (inputs, targets)
+            gradients = self.per_record(*rows)
             if len(gradients) != len(self.trained):
                 msg = f"only {len(gradients)} of the model's {len(self.trained)} parameters have gradients"
                 raise TaskError(msg)
@@ -72,9 +89,16 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
                     "made with"
                 )
                 raise TaskError(msg)
-        self.dropped += add_clipped(self.trained, gradients, len(targets), self.max_grad_norm)
+        if self.augmentation and self.augmentation.copies > 1:
+            with torch.no_grad():
+                gradients = [each and each.averaged(self.augmentation.copies) for each in gradients]
+        self.dropped += add_clipped(self.trained, gradients, len(targets), self.max_grad_norm, self.layers)
         if len(targets):
             self.values_a_record = sum(gradient.values for gradient in gradients if gradient) // len(targets)
+
+    def at_once(self, physical_batch: int) -> int:
+        """Return the number of records whose copies are so many rows, or one record."""
+        return max(1, physical_batch // self.augmentation.copies) if self.augmentation else physical_batch
 
     @abstractmethod
     def per_record(self, inputs: Inputs, targets: Tensor) -> Sequence[RecordGradients | None]:

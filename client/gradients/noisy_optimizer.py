@@ -6,6 +6,7 @@ announced with `signal_skip_step`, so that sums gather in `p.summed_grad` and no
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ import torch
 from opacus.optimizers import DPOptimizer
 from typing_extensions import override
 
+from client.gradients.memory import NoMemoryLeft, running_out
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from client.data.site_records import Records
     from client.gradients.mode import GradientMode
     from privacy.noise.randomness import Randomness
+
+
+log = logging.getLogger("cloister.agent")
 
 
 class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
@@ -76,17 +81,52 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
             mode: fills `p.summed_grad`.
             records: the records `(n, ...)`, on the model's device.
             chosen: the logical batch, `(k,)` indices of records.
-            physical_batch: the number of records computed at a time.
+            physical_batch: the number of records computed at a time, or of their augmented copies.
 
         Raises:
             DataError: if a record cannot be read.
             TaskError: if gradients are not those of single records; clipping would not bound a record's influence.
         """
-        for number, (inputs, targets) in enumerate(records.parts(chosen, physical_batch), start=1):
-            self.signal_skip_step(number * physical_batch < len(chosen))
+        size = mode.at_once(physical_batch)
+        for number, (inputs, targets) in enumerate(records.parts(chosen, size), start=1):
+            self.signal_skip_step(number * size < len(chosen))
             self.zero_grad(set_to_none=True)
-            mode.fill(inputs, targets)
+            with running_out():
+                mode.fill(inputs, targets)
             self.step()
+
+    def take_what_fits(self, mode: GradientMode, records: Records, chosen: Tensor, physical_batch: int) -> int:
+        """Take one step; start it again with smaller parts if memory runs out before its gradients are computed.
+
+        The step has the same records and the same noise. Arguments and errors are those of `take`.
+
+        Returns:
+            The number of records computed at a time.
+
+        Raises:
+            NoMemoryLeft: if there is too little memory for a single record.
+        """
+        dropped = mode.dropped
+        while True:
+            try:
+                self.take(mode, records, chosen, physical_batch)
+            except NoMemoryLeft:
+                if mode.at_once(physical_batch) <= 1:
+                    raise
+            else:
+                return physical_batch
+            mode.dropped = dropped
+            self._forget()
+            physical_batch = max(1, physical_batch // 2)
+            log.warning("memory ran out in a step: it starts again with %d records at a time", physical_batch)
+
+    def _forget(self) -> None:
+        """Forget the sums of a batch that was not completed, and free their memory."""
+        self._check_skip_next_step()  # was announced for the part that failed
+        self._is_last_step_skipped = False
+        self.zero_grad(set_to_none=True)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     @override
     def clip_and_accumulate(self) -> None:

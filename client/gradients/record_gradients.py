@@ -55,6 +55,10 @@ class RecordGradients(ABC):
     def of(self, records: Tensor) -> RecordGradients:
         """Return the gradients of the records chosen by `(n,)` booleans."""
 
+    @abstractmethod
+    def averaged(self, copies: int) -> RecordGradients:
+        """Return the mean of the gradients of every so many rows, which are copies of one record: `(n / copies,)`."""
+
 
 def _flat(rows: Tensor) -> Tensor:
     """Return `(n, ...)` as `(n, d)`, and `(n,)` as `(n, 1)`."""
@@ -90,6 +94,10 @@ class Rows(RecordGradients):
     def of(self, records: Tensor) -> Rows:
         return Rows(self.rows[records])
 
+    @override
+    def averaged(self, copies: int) -> Rows:
+        return Rows(self.rows.unflatten(0, (-1, copies)).mean(1))
+
 
 @dataclass(frozen=True)
 class Outer(RecordGradients):
@@ -110,6 +118,13 @@ class Outer(RecordGradients):
     @override
     def of(self, records: Tensor) -> Outer:
         return Outer(self.inputs[records], self.gradients[records])
+
+    @override
+    def averaged(self, copies: int) -> Product:
+        inputs, gradients = (
+            each.unflatten(0, (-1, copies)).transpose(1, 2).unsqueeze(1) for each in (self.inputs, self.gradients)
+        )
+        return Product(inputs, gradients / copies)
 
 
 @dataclass(frozen=True)
@@ -166,6 +181,13 @@ class Product(RecordGradients):
     def of(self, records: Tensor) -> RecordGradients:
         return self._kept.of(records) if self._kept else Product(self.inputs[records], self.gradients[records])
 
+    @override
+    def averaged(self, copies: int) -> Product:
+        inputs, gradients = (
+            each.unflatten(0, (-1, copies)).permute(0, 2, 3, 1, 4).flatten(3) for each in (self.inputs, self.gradients)
+        )
+        return Product(inputs, gradients / copies)
+
 
 @dataclass(frozen=True)
 class Places(RecordGradients):
@@ -203,3 +225,10 @@ class Places(RecordGradients):
     def of(self, records: Tensor) -> Places:
         kept, numbers = records[self.records], records.cumsum(0) - 1
         return Places(int(records.sum()), self.size, numbers[self.records[kept]], self.rows[kept], self.gradients[kept])
+
+    @override
+    def averaged(self, copies: int) -> Places:
+        pairs, place = torch.unique(self.records // copies * self.size + self.rows, return_inverse=True)
+        summed = self.gradients.new_zeros((len(pairs), self.gradients.shape[1]))
+        summed.index_add_(0, place, self.gradients / copies)
+        return Places(self.count // copies, self.size, pairs // self.size, pairs % self.size, summed)

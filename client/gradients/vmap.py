@@ -17,6 +17,7 @@ from client.dpsgd.torch_draws import forked
 from client.gradients.mode import GradientMode, check_rows
 from client.gradients.record_gradients import Rows
 from client.gradients.recurrent import begin_by_record
+from client.task.user_code import is_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,7 +55,9 @@ class Vmap(GradientMode):
         with forked():
             try:
                 self._of_losses(inputs, targets)
-            except RuntimeError:  # for instance, the loss branches on values; a model that does so fails later too
+            except RuntimeError as error:  # for instance, the loss branches on values; such a model fails later too
+                if is_memory(error):
+                    raise
                 return False
         return True
 

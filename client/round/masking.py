@@ -89,9 +89,11 @@ def agree(current: Round, contributions: Sequence[Contribution]) -> tuple[bytes,
     site, plan = current.site, current.plan
     mask, headers = _shown(current, contributions)
     signature = agreement.agree(site.commitments, plan, headers, site.signing_key)
+    absent = agreement.absent_from(plan, headers)
+    if not absent:
+        return signature, b""
     masks = _masks(site, mask, plan)
     secret = site.keyring.find(plan.keys).secret
-    absent = agreement.absent_from(plan, headers)
     sealed = seal_pairs(masks, absent, secret, plan, site.name)
     return signature, sign_pairs(sealed, plan, pairs_digest(masks.commitments), absent, site.signing_key)
 

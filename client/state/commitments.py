@@ -33,7 +33,7 @@ class Commitments:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             data = file.read()
-            done = _lines(data).get(action)
+            done = _value(data, action)
             if done not in {None, value}:
                 msg = f"{action} was already recorded with another value; this site does not do it again"
                 raise ProtocolError(msg)
@@ -45,13 +45,20 @@ class Commitments:
 
     def find(self, run: str, action: str) -> str | None:
         """Return the value recorded for an action, if there is one."""
-        path = self._path(run)
-        return _lines(read_file(path)).get(action) if path.exists() else None
+        try:
+            return _value(read_file(self._path(run)), action)
+        except FileNotFoundError:
+            return None
 
     def _path(self, run: str) -> Path:
         return self._folder / f"{run[:16]}.commitments"
 
 
-def _lines(data: bytes) -> dict[str, str]:
-    whole = data[: data.rfind(b"\n") + 1].decode(errors="replace")
-    return {action: value for action, _, value in (line.partition(": ") for line in whole.splitlines())}
+def _value(data: bytes, action: str) -> str | None:
+    """Return an action's value from the whole lines of a file, without splitting them all: a long run has many."""
+    lines, start = b"\n" + data[: data.rfind(b"\n") + 1], f"\n{action}: ".encode()
+    place = lines.rfind(start)
+    if place < 0:
+        return None
+    place += len(start)
+    return lines[place : lines.index(b"\n", place)].decode(errors="replace")

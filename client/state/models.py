@@ -1,9 +1,9 @@
-"""A site's models: each run's result so far and, in a run with `averaging`, the model on which training continues.
+"""A site's models: each run's result so far and, in a run that averages, the model on which training continues.
 
-Without averaging both are one file in `models/`. With averaging, training continues from the last round's model, in
-`outbox/`, while `models/` holds the mean of the last rounds' models. The mean is written first. A crash between the two
-writes leaves a mean that is one round ahead; when the round's sum comes again, it is kept. If the mean is lost, the
-last model counts as lost too: the run's sums restore both.
+Without averaging both are one file in `models/`. With `averaging` or `ema_decay`, training continues from the last
+round's model, in `outbox/`, while `models/` holds the mean of the rounds' models. The mean is written first. A crash
+between the two writes leaves a mean that is one round ahead; when the round's sum comes again, it is kept. If the mean
+is lost, the last model counts as lost too: the run's sums restore both.
 
 The algorithm's state (`client.state.algorithm_states`) is in `outbox/`, and the checkpoint names it.
 
@@ -19,7 +19,7 @@ from client.state.algorithm_states import States
 from client.state.checkpoint import CheckpointStore
 from privacy.codec.update import Model
 from strategies.advance import State
-from strategies.averaging import include, is_averaged
+from strategies.averaging import include
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from client.state.checkpoint import Checkpoint
     from privacy.codec.update import Layout
+    from privacy.run.averaging import Averaging
     from privacy.run.settings import RunSettings
 
 
@@ -49,7 +50,7 @@ class Models:
         Raises:
             KeyFileError: if a file is damaged or of another model.
         """
-        if not settings.kind.averaging:
+        if settings.kind.mean is None:
             return self._whole(self._results.load(settings.name, run, layout), state)
         latest = self._whole(self._unfinished.load(settings.name, run, layout), state)
         mean = self._results.peek(settings.name, run)
@@ -80,12 +81,12 @@ class Models:
         return saved
 
     def _save(self, settings: RunSettings, latest: Checkpoint) -> tuple[Checkpoint, Path]:
-        fraction = settings.kind.averaging
-        if not fraction:
+        averaging = settings.kind.mean
+        if averaging is None:
             return latest, self._results.save(settings.name, latest)
         mean = self._mean(settings, latest)
         if mean is None or mean.round != latest.round:
-            mean = _next(mean, latest, averaged=is_averaged(latest.round, settings.rounds, fraction))
+            mean = _next(mean, latest, averaging, averaged=averaging.includes(latest.round, settings.rounds))
             self._results.save(settings.name, mean)
         latest = replace(latest, average=mean.model.digest)
         self._unfinished.save(settings.name, latest)
@@ -115,12 +116,12 @@ class Models:
         return replace(checkpoint, state=state) if state is not None else None
 
 
-def _next(mean: Checkpoint | None, latest: Checkpoint, *, averaged: bool) -> Checkpoint:
+def _next(mean: Checkpoint | None, latest: Checkpoint, averaging: Averaging, *, averaged: bool) -> Checkpoint:
     """Return the mean after one more round; before averaging starts, that round's model itself."""
     if not averaged or mean is None or not mean.averaged or mean.round > latest.round:
         before = mean.model.digest if mean and mean.round < latest.round else ""
         return replace(latest, average=before, averaged=int(averaged), state=State())
     before, vector = mean.model.digest, mean.model.vector
-    include(vector, latest.model.vector, mean.averaged + 1)
+    include(vector, latest.model.vector, averaging.window(mean.averaged + 1))
     model = Model(vector, latest.model.layout)
     return replace(latest, model=model, average=before, averaged=mean.averaged + 1, state=State())

@@ -10,6 +10,7 @@ task makes up, and checks that
     4. state        outside the model is not trained, and no batch leaves a trace: `client.task.traces`
     5. the loss     is the mean of one term per record, computed from outputs alone: `client.task.separability`
     6. gradients    of a record do not depend on other records, in the backward pass either: `client.task.interactions`
+    7. augmentation, if the task has any, varies each record by itself: `client.task.augmentation`
 
 Checks 3, 5 and 6 run twice: with the initial weights and with perturbed ones, since weights initialised to zero can
 hide what a layer does. The guard catches mistakes. Only the site's policy keeps out a malicious task, which could read
@@ -31,12 +32,14 @@ from torch import nn
 from client.data.inputs import copied, mapped
 from client.dpsgd.torch_draws import forked, seed_cpu
 from client.state.model_parts import DTYPES, tensors_of, trained
+from client.task.augmentation import check_augmentation
 from client.task.independence import REMEMBERS, check_chance, check_independence, check_place
 from client.task.interactions import check_gradients
 from client.task.probe import OWN, Example, Probe, make_model, same
+from client.task.scoring import prediction_of
 from client.task.separability import check_leaves, check_loss
 from client.task.traces import check_traces
-from privacy.errors import TaskError
+from privacy.errors import CloisterError, TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +83,7 @@ def check_records(task: Task, name: str, records: Example) -> None:
         probe = Probe(task, make_model(task, 0), OWN)
         check_gradients(probe, records, _BRIEFLY)
         check_traces(probe, records.inputs, records.targets)
+        check_augmentation(probe, records, _BRIEFLY)
 
 
 @contextmanager
@@ -112,6 +116,7 @@ def _check(task: Task, example: Example) -> None:
         check_independence(probe, inputs)  # it names the layer, unless zero weights hide it
         raise
     _shake(probe.module)
+    check_augmentation(probe, example, 0.0)
     check_independence(probe, inputs)
     check_chance(probe, inputs)
     check_place(probe, inputs)
@@ -123,7 +128,25 @@ def _check(task: Task, example: Example) -> None:
             _scale(probe.module, factor)
             check_gradients(probe, example, 0.0)
     with torch.no_grad():
-        probe.metrics(probe.outputs(inputs), targets)
+        probe.metrics(outputs := probe.outputs(inputs), targets)
+        _check_scored(probe, outputs, targets)
+
+
+def _check_scored(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
+    """Try the scores of the metrics that the task names.
+
+    Raises:
+        TaskError: if they fail, or are not what the metrics need.
+    """
+    if not probe.task.named_metrics:
+        return
+    try:
+        prediction_of(probe.task, outputs, targets)
+    except CloisterError:
+        raise
+    except BaseException:
+        with probe.naming("scored()", len(outputs)):
+            raise
 
 
 def _made(task: Task, inputs: Inputs) -> tuple[nn.Module, _Marks]:

@@ -73,7 +73,7 @@ class Example:
         chosen = torch.arange(size) % len(self.targets)
         return rows(self.inputs, chosen), self.targets[chosen]
 
-    def checked(self, inputs: object, targets: object, path: Path) -> Batch:
+    def check(self, inputs: object, targets: object, path: Path) -> Batch:
         """Return a site's own records if they have the form of these.
 
         Raises:

@@ -7,6 +7,8 @@
         def metrics(self, outputs, targets): return {"accuracy": ((outputs > 0) == (targets > 0.5)).float()[:, 0]}
         def example(self):                  return torch.randn(4, 30), torch.tensor([[0.0], [1.0], [0.0], [1.0]])
 
+Instead of a method, `metrics = ["accuracy", "auc"]` names metrics that Cloister computes: see `client.task.scoring`.
+
 A run names it as `module:Class`. A site imports it only from its own installed packages, and only if its policy lists
 that name: code never travels.
 """
@@ -16,8 +18,9 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from client.task.scoring import NamedMetrics, check_names
 from client.task.user_code import foreign
 from privacy.errors import TaskError
 
@@ -25,13 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import torch
     from torch import Tensor, nn
 
     from client.data.inputs import Batch, Loaded
     from client.data.sources.registry import Source
 
 
-class Task(ABC):
+class Task(NamedMetrics, ABC):
     """Model, data, loss and metrics of one federated study. Instances hold no data."""
 
     @abstractmethod
@@ -73,6 +77,23 @@ class Task(ABC):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss over a batch: a scalar that depends on each record only by its own term."""
 
+    def augment(self, inputs: Any, generator: torch.Generator) -> Any:  # noqa: ANN401 - in the form of the task's inputs
+        """Return a random variation of each record, such as a shift, a mirror image, or other noise.
+
+        Sites call it in a run with `augmentation_multiplicity`, and only on records to train on. What it must not do is
+        in `client.task.augmentation`.
+
+        Args:
+            inputs: records `(n, ...)` in the form of `load`'s, which may be changed in place. A record occurs once for
+                each of its copies.
+            generator: of the same device; draw from no other.
+
+        Returns:
+            Inputs `(n, ...)` of the same form. Each row depends only on the same row and on draws.
+        """
+        del generator
+        return inputs
+
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return further metrics by name, one value per record `(n,)`; Cloister averages them over all sites."""
         del outputs, targets
@@ -95,7 +116,13 @@ def import_task(name: str) -> Task:
     if missing := sorted(imported.__abstractmethods__):
         msg = f"the task {name!r} lacks {', '.join(missing)}; write what is missing"
         raise TaskError(msg)
-    return make(imported, name)
+    task = make(imported, name)
+    try:
+        check_names(task)
+    except TaskError as error:
+        msg = f"{name}: {error}"
+        raise TaskError(msg) from error
+    return task
 
 
 C = TypeVar("C")

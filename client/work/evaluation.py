@@ -4,33 +4,57 @@ In a run with `[evaluation]`, each held-out record contributes the vector
 
     (1, its metrics clamped to 0 … 1, its loss clamped to 0 … `loss_bound` and divided by `loss_bound` if requested)
 
-divided by the square root of its dimension, so that no record changes the sum by more than 1 in L2. With N(0, σ²) added
-to each number, this is one step of the Gaussian mechanism without sampling, as in a survey. Held-out records are never
-trained on, so releases about them are charged to a ledger of their own.
+and, for metrics that the task only names, the blocks of `privacy.analytics.scores`, each of norm at most 1. All of it
+is divided by the square root of the number of single numbers and blocks, so that no record changes the sum by more than
+1 in L2. With N(0, σ²) added to each number, this is one step of the Gaussian mechanism without sampling, as in a
+survey. Held-out records are never trained on, so releases about them are charged to a ledger of their own.
+
+Each site also computes the named metrics exactly, for itself alone, into `metrics/NAME-RUN.json`.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from client.data.inputs import call
 from client.data.site_records import predictions
-from client.work.sums import OneSum, noised, read_sum, write_report
+from client.task.scoring import as_numbers
+from client.task.user_code import foreign
+from client.work.scored import Scores
+from client.work.sums import OWN, OneSum, noised, read_sum, write_report
+from privacy.analytics.readings import read
+from privacy.analytics.scores import Form
 from privacy.codec.update import Layout, Model
-from privacy.errors import TaskError
+from privacy.config import did_you_mean
+from privacy.errors import DataError, TaskError
+from privacy.failures import sentence
+from privacy.storage import make_folder, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
+
+    from numpy.typing import NDArray
+    from torch import nn
 
     from client.context import SiteContext
     from client.work.training import Study
+    from privacy.analytics.scores import Prediction
     from privacy.codec.update import Update
     from privacy.noise.randomness import Randomness
     from privacy.run.manifest import Manifest
     from privacy.run.settings import Evaluation, RunSettings
+
+
+log = logging.getLogger("cloister.agent")
+
+MOST_CLASSES = 32  # of metrics that are read from scores
 
 
 class HeldOutEvaluation(OneSum):
@@ -50,11 +74,37 @@ class HeldOutEvaluation(OneSum):
         study = self._study
         self._site.check_count(len(study.held_out), "to evaluate on")
         study.check_usable()
-        study.check_metrics(_evaluation(settings).metrics)
+        asked = self._asked(settings)
+        study.check_metrics(asked.means)
+        if asked.form:
+            self._check_scores(asked.form)
+
+    def _check_scores(self, form: Form) -> None:
+        """Check that the untrained model gives every held-out record a score, and that its label is one.
+
+        Raises:
+            DataError: names the record for which it does not.
+        """
+        study = self._study
+        module = study.module(0).to(self._site.device)
+        path = self._site.records_path
+        with foreign(study.name, f"scored() of the records in {path}", DataError), torch.no_grad():
+            for start, (inputs, targets) in study.held_out.in_order(study.at_once):
+                outputs = call(module, inputs)
+                for row in range(len(targets)):
+                    one = slice(row, row + 1)
+                    if problem := _problem(form.prediction, *as_numbers(study.task, outputs[one], targets[one])):
+                        msg = (
+                            f"{path}: {study.name} cannot evaluate held-out record {start + row + 1}: {problem}; "
+                            "correct the record, or leave it out"
+                        )
+                        raise DataError(msg)
 
     def layout(self, settings: RunSettings) -> Layout:
-        """Return the names of the sum's numbers; the loss's name includes its bound."""
-        return Layout(tuple((name, (1,)) for name in ("count", *_asked(settings))))
+        """Return the names of the sum's numbers; the loss's name and the blocks' include the public constants."""
+        asked = self._asked(settings)
+        singles = tuple((name, (1,)) for name in ("count", *asked.singles))
+        return Layout(singles + (asked.form.shapes if asked.form else ()))
 
     def start(self, settings: RunSettings) -> Model:
         """Return zeros, to which the sum is added, having checked that the site has the model and the metrics.
@@ -64,10 +114,6 @@ class HeldOutEvaluation(OneSum):
             TaskError: if the task lacks a metric.
         """
         self._study.start(settings)
-        for name in _evaluation(settings).metrics:
-            if name not in self._study.metrics:
-                msg = f"{self._study.name} has no metric {name!r}; name others in [evaluation]"
-                raise TaskError(msg)
         layout = self.layout(settings)
         return Model(np.zeros(layout.size, np.float32), layout)
 
@@ -80,58 +126,155 @@ class HeldOutEvaluation(OneSum):
         return noised(self._total(manifest.settings), manifest, randomness)
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
-        """Write the report of these sites' sum."""
+        """Write the report of these sites' sum, and this site's own exact figures."""
         settings = manifest.settings
         total, noise = read_sum(manifest, model, len(contributors))
-        names = _asked(settings)
-        total *= math.sqrt(1 + len(names))
-        noise *= math.sqrt(1 + len(names))
+        asked = self._asked(settings)
+        total *= math.sqrt(asked.parts)
+        noise *= math.sqrt(asked.parts)
         # If noise hides whether there were any records, a count of 1 keeps the figures finite; their errors are large.
         count = max(float(total[0]), 1.0)
-        found = {}
-        for name, value in zip(names, total[1:], strict=True):
-            asked = settings.evaluation
-            top = (asked.loss_bound if asked and name.startswith("loss ") else None) or 1.0
+        known: dict[str, dict[str, Any]] = {}
+        for name, value in zip(asked.singles, total[1:], strict=False):
+            top = asked.loss_bound if name.startswith("loss ") else 1.0
             fraction = min(max(float(value) / count, 0.0), 1.0)
             error = noise * math.hypot(1.0, fraction) / count  # error of a ratio of two noisy numbers
-            found[name.partition(" ")[0]] = {"mean": _figure(top * fraction), "error": _figure(top * error)}
+            known[name.partition(" ")[0]] = {"mean": _figure(top * fraction), "error": _figure(top * error)}
+        if asked.form:
+            blocks = total[1 + len(asked.singles) :]
+            known |= read(asked.form, np.concatenate([total[:1], blocks]), noise)
         write_report(self._site.place.folder, manifest, run, contributors, {
             "task": settings.task,
             "model": settings.start.model if settings.start else "",
             "count": _figure(float(total[0])),
             "count_error": _figure(noise),
-            "metrics": found,
+            "metrics": known,
         })  # fmt: skip
+        for name, figures in known.items():
+            log.info("over %d sites: %s", len(contributors), shown(name, figures))
+        if asked.form:
+            self._write_own(settings, run)
+
+    def _write_own(self, settings: RunSettings, run: str) -> None:
+        """Compute the metrics that the task names from this site's records alone; a failure is only logged."""
+        study, found = self._study, Scores(self._study.task)
+        try:
+            found.add(*predictions(self._module(settings), study.held_out, study.at_once))
+            figures = found.figures(study.prediction) if study.prediction else {}
+            path = self._site.place.folder / OWN / f"{settings.name}-{run[:8]}.json"
+            make_folder(path.parent)
+            report = {"run": run, "records": len(study.held_out), "metrics": figures}
+            write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            for name, figure in figures.items():
+                log.info("this site alone: %s", shown(name, figure))
+        except Exception as error:
+            log.warning("exact metrics of this site were not computed; the run is complete: %s", sentence(error))
+            log.debug("evaluation", exc_info=error)
+
+    def _module(self, settings: RunSettings) -> nn.Module:
+        """Return the model to evaluate."""
+        study = self._study
+        return study.load_into(study.module(settings.model_seed), study.start(settings)).eval()
 
     def _total(self, settings: RunSettings) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Sum the records' vectors, `(m,)`."""
-        study, asked = self._study, _evaluation(settings)
-        total = np.zeros(self.layout(settings).size)
+        study, asked = self._study, self._asked(settings)
         if not len(study.held_out):
-            return total
-        module = study.load_into(study.module(settings.model_seed), study.start(settings))
-        module.eval()
+            return np.zeros(self.layout(settings).size)
+        module = self._module(settings)
         with torch.no_grad():
             outputs, targets = predictions(module, study.held_out, study.at_once)
             single = [(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
             columns = [torch.ones(len(targets))]
             # Each record separately, so that its values depend on no other record.
             known = [study.task.metrics(*one) for one in single]
-            for name in asked.metrics:
+            for name in asked.means:
                 values = torch.stack([each[name].reshape(()) for each in known]).double().cpu()
                 columns.append(torch.nan_to_num(values, nan=0.0).clamp(0, 1))
-            if asked.loss_bound is not None:
+            if asked.has_loss:
                 losses = torch.stack([study.task.loss(*one) for one in single]).double().cpu()
                 losses = torch.nan_to_num(losses, nan=asked.loss_bound)
                 columns.append(losses.clamp(0, asked.loss_bound) / asked.loss_bound)
-        for place, column in enumerate(columns):
-            total[place] = float(column.sum())
-        return total / math.sqrt(len(columns))
+            total = np.array([float(column.sum()) for column in columns])
+            if asked.form:
+                scores = Scores(study.task)
+                for one in single:
+                    scores.add(*one)
+                total = np.concatenate([total, asked.form.total(*scores.joined())])
+        return total / math.sqrt(asked.parts)
+
+    def _asked(self, settings: RunSettings) -> _Asked:
+        """Return what a run asks for.
+
+        Raises:
+            TaskError: if the task lacks a metric.
+        """
+        study, asked = self._study, _evaluation(settings)
+        names = tuple(name for name in asked.metrics if name not in study.metrics)
+        for name in names:
+            if name not in study.task.named_metrics:
+                has = sorted({*study.metrics, *study.task.named_metrics})
+                near = did_you_mean(name, has) or "name others in [evaluation]"
+                msg = f"{study.name} has no metric {name!r}; {near}"
+                raise TaskError(msg)
+        form = Form(study.prediction, names) if names and study.prediction else None
+        if form and form.prediction.classes > MOST_CLASSES and {"confusion", "times"} & set(form.blocks):
+            msg = (
+                f"{study.name} predicts {form.prediction.classes} classes or intervals; an evaluation counts "
+                f"{MOST_CLASSES} at most: leave out {', '.join(names)} in [evaluation]"
+            )
+            raise TaskError(msg)
+        return _Asked(tuple(name for name in asked.metrics if name not in names), asked.loss_bound, form)
 
 
-def _asked(settings: RunSettings) -> tuple[str, ...]:
-    asked = _evaluation(settings)
-    return (*asked.metrics, *(() if asked.loss_bound is None else (f"loss 0.0 {asked.loss_bound!r}",)))
+def _problem(it: Prediction, scores: NDArray[np.float64], labels: NDArray[np.float64]) -> str | None:
+    """Return what is wrong with a record's score or label, or None."""
+    if not np.isfinite(scores).all():
+        return "its score is not finite"
+    return f"its label is not {it.label}" if it.odd_label(labels) is not None else None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a run asks for: means of metrics, the loss's bound, and metrics that are read from scores."""
+
+    means: tuple[str, ...]
+    bound: float | None
+    form: Form | None
+
+    @property
+    def has_loss(self) -> bool:
+        return self.bound is not None
+
+    @property
+    def loss_bound(self) -> float:
+        return self.bound or 1.0
+
+    @property
+    def singles(self) -> tuple[str, ...]:
+        """The names of the single numbers after the count."""
+        return (*self.means, *(() if self.bound is None else (f"loss 0.0 {self.bound!r}",)))
+
+    @property
+    def parts(self) -> int:
+        """The squared norm of a record's vector, before the division: count, single numbers, and blocks."""
+        return 1 + len(self.singles) + (len(self.form.blocks) if self.form else 0)
+
+
+def shown(name: str, figures: Mapping[str, Any]) -> str:
+    """Return a metric in words, on one line.
+
+    >>> shown("auc", {"value": 0.957, "error": 0.0119, "bins": 0.002})
+    'auc 0.957 ± 0.012, bins ± 0.002'
+    """
+    if "counts" in figures:
+        rows = "; ".join(" ".join(f"{count:.0f}" for count in row) for row in figures["counts"])
+        return f"{name} [{rows}]" + (f" ± {figures['error']:.0f}" if "error" in figures else "")
+    value = figures.get("value", figures.get("mean"))
+    if value is None:
+        return f"{name} undefined: {figures['reason']}"
+    error = f" ± {figures['error']:.3f}" if "error" in figures else ""
+    return f"{name} {value:.3f}{error}" + (f", bins ± {figures['bins']:.3f}" if "bins" in figures else "")
 
 
 def _evaluation(settings: RunSettings) -> Evaluation:

@@ -16,6 +16,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from client.work.sums import OWN
 from privacy.failures import sentence
 from privacy.storage import make_folder, private
 from transport.reports import LARGEST_METRIC
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cloister.agent")
 
-FOLDER = "metrics"
 _TAIL = 1 << 16  # bytes: the last rounds' lines
 
 
@@ -43,9 +43,9 @@ def look(admitted: AdmittedRun, checkpoint: Checkpoint) -> dict[str, float]:
     try:
         count, metrics = admitted.work.measure(settings, site.models.result(settings, checkpoint))
         if count:
-            path = site.place.folder / FOLDER / f"{settings.name}-{checkpoint.run[:8]}.jsonl"
+            path = site.place.folder / OWN / f"{settings.name}-{checkpoint.run[:8]}.jsonl"
             _append(path, checkpoint, count, metrics)
-            listed = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+            listed = ", ".join(f"{name} {_shown(value)}" for name, value in metrics.items())
             log.info("round %d of %d: %s on %d held-out records", checkpoint.round, settings.rounds, listed, count)
     except Exception as error:
         reason = sentence(error)
@@ -59,6 +59,10 @@ def shared(metrics: Mapping[str, float], policy: Policy) -> dict[str, float]:
     """Return the means that the policy shares, rounded to two digits."""
     rounded = {name: float(f"{metrics[name]:.2g}") for name in policy.metrics if name in metrics}
     return {name: value for name, value in rounded.items() if abs(value) <= LARGEST_METRIC}
+
+
+def _shown(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.3f}"
 
 
 def _append(path: Path, checkpoint: Checkpoint, count: int, found: Mapping[str, float]) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from privacy.run.settings import RunSettings
 
 FOLDER = "statistics"
+OWN = "metrics"  # what a site finds out about its held-out records, for itself
 
 log = logging.getLogger("cloister.agent")
 

@@ -21,12 +21,15 @@ from client.dpsgd.training_steps import train, way_to_train
 from client.state.initial_model import find_model
 from client.state.model_parts import check_constants, layout_of, set_constants, tensors_of
 from client.state.refusals import Refusals
+from client.task.augmentation import augments
 from client.task.guard import check_task
 from client.task.interactions import InteractionError
 from client.task.probe import make_model, one_a_record
 from client.task.proving import prove
+from client.task.scoring import prediction_of
 from client.task.task import import_task
 from client.task.user_code import foreign, is_memory
+from client.work.scored import Scores
 from privacy.codec.update import Model, Update
 from privacy.errors import RefusedError, TaskError
 from privacy.noise.randomness import Randomness
@@ -44,9 +47,11 @@ if TYPE_CHECKING:
     from client.data.site_records import Records
     from client.task.probe import Example
     from client.task.task import Task
+    from privacy.analytics.scores import Prediction
     from privacy.codec.update import Layout
     from privacy.run.manifest import Manifest
-    from privacy.run.settings import RunSettings, Start
+    from privacy.run.settings import RunSettings
+    from privacy.run.tables import Start
     from strategies.algorithm import LocalSolver
 
 _SOME = 256  # records of a data set whose digest tells it from another
@@ -113,6 +118,13 @@ class Study:
             TaskError: if no mode works, or the task is refused.
         """
         self._refusals.check(self.name, self.task)
+        training = settings.training
+        if training and training.augmentation_multiplicity and not augments(self.task):
+            msg = (
+                f"the run asks for augmented copies of records, but {self.name} has no augment(); write it, or remove "
+                "augmentation_multiplicity from [training]"
+            )
+            raise TaskError(msg)
         if settings.takes_steps:
             module = self.module(settings.model_seed).to(self._site.device)
             way_to_train(self.task, module, self._site.settings.training)
@@ -190,7 +202,7 @@ class Study:
         """Return the size of the copies of the model that the outbox keeps."""
         copies = (
             not settings.shares_noise,  # the residual
-            settings.kind.averaging > 0,  # the last model, besides the mean
+            settings.kind.mean is not None,  # the last model, besides the mean
             settings.vote is not None,  # the model before, where a hard link is not possible
         )
         return {self._site.place.folder / "outbox": 4 * layout.size * sum(copies)}
@@ -220,13 +232,16 @@ class Study:
         """Do nothing: a site keeps every run's model anyway."""
 
     def measure(self, settings: RunSettings, model: Model) -> tuple[int, dict[str, float]]:
-        """Return the number of held-out records used, evenly spaced, and their mean loss and metrics."""
+        """Return the number of held-out records used, evenly spaced, their mean loss and metrics, and named metrics."""
         if not settings.takes_steps:
             return 0, {}
         held_out = self.held_out
         step = max(1, math.ceil(len(held_out) / _MOST_RECORDS))
-        records = held_out.subset(torch.arange(0, len(held_out), step))
-        return len(records), self._means(settings, model, records, self._losses_and_metrics)
+        records = held_out.subset(torch.arange(0, len(held_out), step)) if step > 1 else held_out
+        found = Scores(self.task)
+        means = self._means(settings, model, records, found.beside(self._losses_and_metrics))
+        named = found.numbers(self.prediction) if self.prediction else {}
+        return len(records), means | named | means  # of two with one name, the task's own method counts
 
     def mean_loss(self, settings: RunSettings, model: Model) -> float:
         """Return a model's mean loss over all held-out records; there must be at least one."""
@@ -305,6 +320,14 @@ class Study:
         with torch.no_grad():
             outputs = call(self.module(0), self._example.inputs)
             return frozenset(self.task.metrics(outputs, self._example.targets))
+
+    @cached_property
+    def prediction(self) -> Prediction | None:
+        """What the task predicts, if it names metrics."""
+        if not self.task.named_metrics:
+            return None
+        with torch.no_grad():
+            return prediction_of(self.task, call(self.module(0), self._example.inputs), self._example.targets)
 
     @property
     def read(self) -> tuple[Records, Records]:

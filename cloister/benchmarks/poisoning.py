@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from privacy.run.settings import Vote
+from privacy.run.tables import Vote
 from simulations.attacks.poisoning import LIAR, SINCE, poisoned_run
 
 _SITES = (4, 6)

@@ -27,7 +27,7 @@ from simulations.engine.baselines import accuracy, studies_of
 from simulations.engine.federation import Federation, SiteTerms
 from simulations.engine.keyless_rounds import PackedMeans, Sites, rounds
 from simulations.tasks.partition import dirichlet
-from strategies.averaging import include, is_averaged
+from strategies.averaging import include
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,15 +126,15 @@ def _train(
     studies: dict[str, Study], manifest: Manifest, weights: dict[str, float], seed: int, charge: Charge
 ) -> Model:
     """Train for all rounds; return the resulting model."""
-    settings, training = manifest.settings, manifest.settings.training
+    settings = manifest.settings
     start = next(iter(studies.values())).start(settings)
     means = PackedMeans(Sites.seeded(studies, weights, manifest, seed), manifest.packing, charge)
-    share = training.averaging if training else 0.0
+    averaging = settings.kind.mean
     mean, averaged = start.vector, 0
     for number, model in enumerate(rounds(start, settings.rounds, means, means.apply)):
-        averaged += is_averaged(number, settings.rounds, share)
-        if averaged > 1:
-            include(mean, model.vector, averaged)
+        averaged += averaging is not None and number > 0 and averaging.includes(number, settings.rounds)
+        if averaging and averaged > 1:
+            include(mean, model.vector, averaging.window(averaged))
         else:
             mean = model.vector.copy()
     return Model(mean, start.layout)

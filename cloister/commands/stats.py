@@ -8,7 +8,7 @@ import time
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from client.work.sums import FOLDER
+from client.work.sums import FOLDER, OWN
 from privacy.config import read_toml, settings_file
 from privacy.errors import ConfigError, RunError
 from privacy.run.settings import RunSettings
@@ -66,7 +66,20 @@ def latest(site: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         msg = f"{path}: this file is damaged; restore it, or copy it from another site: all sites have the same file"
         raise ConfigError(msg) from error
-    return report | {"files": {path.parent.parent.name: str(path)}}
+    return report | _own(path) | {"files": {path.parent.parent.name: str(path)}}
+
+
+def _own(path: Path) -> dict[str, Any]:
+    """Return a site's own exact figures beside its file of a sum, if it has them; no other site does."""
+    own = path.parent.parent / OWN / path.name
+    if not own.exists():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(read_file(own))
+    except (ValueError, RecursionError) as error:
+        msg = f"{own}: this file is damaged; delete it: it holds only this site's own figures"
+        raise ConfigError(msg) from error
+    return {"own": found}
 
 
 def _newest(site: Path) -> Path:
@@ -106,13 +119,45 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 def _show_evaluation(report: dict[str, Any], line: Callable[[str], None]) -> None:
     """Print a model's metrics."""
+    own = report.get("own", {}).get("metrics", {})
     for name, found in report["metrics"].items():
-        line(f"{name:<{_NAME}} {number(found['mean']):>7} ± {number(found['error'], digits=2)}")
+        line(f"{name:<{_NAME}} {_measured(found)}{_alone(own.get(name))}")
+        for row in found.get("counts", []):
+            line(f"{'':<{_NAME}} " + " ".join(f"{count:7.0f}" for count in row))
+        for row in found.get("table", []):
+            line(
+                f"  {row['low']:.1f} to {row['high']:.1f} {row['count']:8.0f} ± {found['count_error']:.0f} records, "
+                f"true − said {row['gap']:+.2f} ± {row['gap_error']:.2f}"
+            )
     line(f"✓ {report['count']:.0f} ± {report['count_error']:.0f} held-out records at {len(report['sites'])} sites")
     line(f"  model     sha256 {report['model']}")
     line(_privacy(report))
     line("  ±         standard error of the noise, not of the sampling of records")
+    if any("bins" in found for found in report["metrics"].values()):
+        line("  bins      how much the scores' order within their bins can change a metric, at most")
+    if own:
+        line(f"  alone     exact, over this site's {report['own']['records']} held-out records; it has not left it")
     line(f"  file      {next(iter(report['files'].values()))}")
+
+
+def _measured(found: dict[str, Any]) -> str:
+    """Return a metric with its error."""
+    if "counts" in found:
+        return f"{'':>7} ± {number(found['error'], digits=2)}, in rows the true classes, in columns the predicted"
+    value = found.get("value", found.get("mean"))
+    if value is None:
+        return f"      – undefined: {found['reason']}"
+    bins = f", bins ± {number(found['bins'], digits=2)}" if "bins" in found else ""
+    return f"{number(value):>7} ± {number(found['error'], digits=2)}{bins}"
+
+
+def _alone(own: dict[str, Any] | None) -> str:
+    """Return what a site knows of a metric by itself."""
+    if own is None:
+        return ""
+    if "counts" in own:
+        return "; alone " + "; ".join(" ".join(map(str, row)) for row in own["counts"])
+    return f"; alone {'undefined' if own['value'] is None else number(own['value'])}"
 
 
 def _privacy(report: dict[str, Any]) -> str:

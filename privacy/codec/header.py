@@ -6,7 +6,7 @@ The header binds the ciphertexts to one site, round, plan and model. Its weight 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -58,7 +58,8 @@ class UpdateHeader:
 
     def to_bytes(self) -> bytes:
         """Return the canonical form of this header, which is signed."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 
 
 _HEADER = TypeAdapter(UpdateHeader)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -70,8 +70,9 @@ _PLAN = TypeAdapter(RoundPlan)
 _MESSAGES = 6  # after a plan's deadline: to agree, reveal and prove, each asked once more if replies are garbled
 
 
+@lru_cache(maxsize=8)
 def read_plan(data: bytes) -> RoundPlan:
-    """Read a plan from the wire.
+    """Read a plan from the wire. The cache is for the several messages of one round.
 
     Raises:
         MalformedError: if it is not a plan, or not in canonical form.

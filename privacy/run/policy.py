@@ -18,7 +18,8 @@ from privacy.errors import RefusedError
 
 if TYPE_CHECKING:
     from privacy.run.manifest import Manifest
-    from privacy.run.settings import RunSettings, Vote
+    from privacy.run.settings import RunSettings
+    from privacy.run.tables import Vote
 
 
 METRIC_NAME = r"[A-Za-z0-9][A-Za-z0-9 _.@%+-]{0,39}"

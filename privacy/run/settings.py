@@ -19,8 +19,10 @@ from privacy.codec.packing import Packing, Profile
 from privacy.config import STRICT
 from privacy.errors import ConfigError
 from privacy.ledger.entries import Purpose
+from privacy.run.averaging import Averaging
 from privacy.run.optimizer import Constant, Optimizer, Schedule, Sgd, check_steps, steps_of
 from privacy.run.strategy import FEDAVG, Strategy
+from privacy.run.tables import Clipping, Start, Vote
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
@@ -44,8 +46,8 @@ class RunKind(Protocol):
         ...
 
     @property
-    def averaging(self) -> float:
-        """The fraction of rounds, at the end, whose models are averaged into the result."""
+    def mean(self) -> Averaging | None:
+        """Which rounds' models are averaged into the result; None if it is the last one."""
         ...
 
     def weight(self, share: float) -> float:
@@ -69,14 +71,17 @@ class Training:
     optimizer: Optimizer = field(default_factory=Sgd)  # it starts anew each round
     schedule: Schedule = field(default_factory=Constant)  # of the learning rate, over all steps of the run
     averaging: Annotated[float, Field(ge=0, le=1)] = 0.0  # fraction of rounds, at the end, to average into the result
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # instead: a moving average over the models of all rounds
+    augmentation_multiplicity: Annotated[int, Field(ge=0, le=1024)] = 0  # augmented copies of each record; 0: as it is
 
     purpose: ClassVar[Purpose] = "training"
     held_out: ClassVar[bool] = False
     profile: ClassVar[Profile] = "compact"
 
     def __post_init__(self) -> None:
-        """Check that the number of steps is given once, and is not too large."""
+        """Check that the number of steps is given once and not too large, and that models are averaged in one way."""
         check_steps(self.steps_per_round, self.epochs_per_round, self.sample_rate)
+        Averaging.of(self.averaging, self.ema_decay)
 
     @property
     def steps(self) -> int:
@@ -87,6 +92,11 @@ class Training:
     def plain(self) -> bool:
         """Whether each step is the learning rate times the noisy gradient, and nothing else."""
         return self.optimizer == Sgd() and self.schedule == Constant()
+
+    @property
+    def mean(self) -> Averaging | None:
+        """Which models are averaged, as the table says."""
+        return Averaging.of(self.averaging, self.ema_decay)
 
     @property
     def sampling(self) -> tuple[float, int]:
@@ -133,9 +143,9 @@ class OneSum(ABC):
     _words: ClassVar[tuple[str, str, str, str]]  # for error messages
 
     @property
-    def averaging(self) -> float:
-        """Zero: there is only one round."""
-        return 0.0
+    def mean(self) -> Averaging | None:
+        """None: there is only one round."""
+        return None
 
     @property
     def sampling(self) -> tuple[float, int]:
@@ -155,6 +165,8 @@ class OneSum(ABC):
             wrong = f"{what} {take} one round; set rounds = 1"
         elif encryption.update_bound or encryption.profile or run.privacy.max_grad_norm is not None:
             wrong = f"{what} {have} {their} own range, profile and norm; remove update_bound, profile and max_grad_norm"
+        elif run.privacy.clipping != "flat":
+            wrong = f'{what} {have} no layers to clip; remove clipping = "{run.privacy.clipping}"'
         elif run.strategy["name"] != FEDAVG["name"]:
             wrong = f"{what} {take} no strategy, because nothing is trained; remove it"
         elif problem := self._problem(run):
@@ -214,6 +226,7 @@ class Privacy:
     """`[privacy]`: the noise, given either by the ε that the whole run may cost or by its multiplier."""
 
     max_grad_norm: Positive | None = None  # C, the clipping norm of one record's gradient; in training only
+    clipping: Clipping = "flat"  # or each layer by itself, to C/√L; in training only
     delta: Annotated[float, Field(gt=0, lt=1e-2)] = 1e-5
     epsilon: Positive | None = None  # of the whole run, by itself
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None  # σ, relative to C
@@ -251,21 +264,6 @@ class Cohort:
         if self.minimum > len(self.sizes):
             msg = f"the minimum cohort of {self.minimum} is more than the {len(self.sizes)} sites in sizes"
             raise ValueError(msg)
-
-
-@dataclass(frozen=True, config=STRICT)
-class Vote:
-    """`[vote]`: after each round every site votes with one bit whether the model got worse: `privacy.run.votes`."""
-
-    epsilon: Annotated[float, Field(gt=0, le=20)]  # of one vote
-    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # how much larger the loss on held-out records may be
-
-
-@dataclass(frozen=True, config=STRICT)
-class Start:
-    """`[start]`: the model from which a run starts, instead of an untrained one."""
-
-    model: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256 of its file, which every site must already have
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -354,7 +352,7 @@ class RunSettings:
         )
 
 
-_NO_VOTE = "a vote judges the last round's model: it needs [training] without averaging"
+_NO_VOTE = "a vote judges the last round's model: it needs [training] without averaging or ema_decay"
 
 
 def _kinds(run: RunSettings) -> list[RunKind]:
@@ -367,7 +365,7 @@ def _contradiction(run: RunSettings) -> str | None:
     if len(_kinds(run)) != 1:
         return "choose exactly one of [training], [statistics] and [evaluation]"
     wrong = run.kind.contradiction(run) or _of_masks(run) or _of_norm(run)
-    return wrong or (_NO_VOTE if run.vote and run.kind.averaging else None)
+    return wrong or (_NO_VOTE if run.vote and run.kind.mean else None)
 
 
 def _of_masks(run: RunSettings) -> str | None:

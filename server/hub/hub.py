@@ -20,6 +20,7 @@ from cryptography import x509
 
 from privacy.errors import CloisterError, MalformedError, ProtocolError, UnreachableError
 from server.hub.listening import check_free
+from server.hub.slots import Slots
 from transport import cloister_pb2 as pb
 from transport.address import read_address
 from transport.channel import OPTIONS, SERVICE, server_credentials
@@ -85,7 +86,7 @@ class Hub:
     async def _start(self, address: str, credentials: grpc.ServerCredentials) -> int:
         self._turns = {member.site: asyncio.Semaphore(1) for member in self._members.values()}
         self._pulls = {member.site: deque[asyncio.Timeout]() for member in self._members.values()}
-        self._bodies = asyncio.Semaphore(_BODIES_AT_ONCE)
+        self._bodies = Slots(_BODIES_AT_ONCE)
         server = grpc.aio.server(options=(*OPTIONS, ("grpc.max_concurrent_streams", _MAX_STREAMS)))
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Pull": grpc.unary_stream_rpc_method_handler(
@@ -198,11 +199,11 @@ class Hub:
 
     def _release_once(self) -> Callable[[], None]:
         """Return a function that frees a body's slot, from any thread; a second call does nothing."""
-        left, loop = [self._bodies.release], asyncio.get_running_loop()
+        left = [self._bodies.release]
 
         def free() -> None:
-            if left and not loop.is_closed():
-                loop.call_soon_threadsafe(left.pop())
+            with suppress(IndexError):
+                left.pop()()
 
         return free
 

@@ -29,6 +29,12 @@ class _Box:
     wakers: set[Callable[[], None]] = field(default_factory=set)
     seen: float = 0.0
 
+    def wake(self) -> None:
+        """Wake the site's streams, unless there is nothing to send."""
+        if self.waiting:
+            for wake in self.wakers:
+                wake()
+
 
 class Mailboxes:
     """One mailbox per site."""
@@ -51,8 +57,7 @@ class Mailboxes:
                 raise ProtocolError(msg)
             box = self._boxes[node]
             box.waiting[message_id] = parts
-            for wake in box.wakers:
-                wake()
+            box.wake()
 
     def peek(self, node: int) -> tuple[str, tuple[bytes, ...]] | None:
         """Return the id and the parts of the oldest message that this site has not answered."""
@@ -104,8 +109,7 @@ class Mailboxes:
                 self._answered.popitem(last=False)
             self._replies[message_id] = data, free
             self._changed.notify_all()
-            for wake in self._boxes[node].wakers:
-                wake()
+            self._boxes[node].wake()
             return True
 
     def take(self, message_ids: AbstractSet[str], seconds: float) -> tuple[str, bytes | bytearray] | None:
@@ -138,8 +142,7 @@ class Mailboxes:
                     self._replies.pop(message_id)[1]()
                 for box in self._boxes.values():
                     if box.waiting.pop(message_id, None) is not None:
-                        for wake in box.wakers:
-                            wake()
+                        box.wake()
 
 
 def _nothing() -> None:

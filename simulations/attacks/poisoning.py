@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from privacy.codec.update import Model
     from privacy.noise.randomness import Randomness
     from privacy.run.manifest import Manifest
-    from privacy.run.settings import Vote
+    from privacy.run.tables import Vote
     from strategies.algorithm import LocalSolver
 
 LIAR, SINCE = "site-1", 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,29 +42,31 @@ def site_secrets(federation: Federation) -> dict[str, bytes]:
 
 def find_secrets(folder: Path, secrets: Mapping[str, bytes]) -> list[str]:
     """Return each secret of which a file below `folder` contains a 16-byte piece, and that file."""
-    pieces = {name: _pieces(secret) for name, secret in secrets.items()}
+    pieces = defaultdict[int, list[tuple[str, bytes]]](list)  # by their first half
+    for name, secret in secrets.items():
+        for piece in _pieces(secret):
+            pieces[int.from_bytes(piece[:_WORD], "little")].append((name, piece))
+    firsts = np.sort(np.array(list(pieces), np.uint64))
     found = []
     for path in (path for path in folder.rglob("*") if path.is_file()):
         data = path.read_bytes()
-        words = _words(data)
-        for name, (firsts, whole) in pieces.items():
-            # Few words of the file are the first half of a piece; only those pieces are searched for.
-            likely = np.isin(firsts, words).nonzero()[0]
-            if any(whole[number] in data for number in likely):
-                found.append(f"{name} in {path}")
+        # Few words of the file are the first half of a piece; only those pieces are searched for.
+        likely = (each for word in _words_among(firsts, data) for each in pieces[word])
+        found += [f"{name} in {path}" for name in dict.fromkeys(name for name, piece in likely if piece in data)]
     return found
 
 
-def _pieces(secret: bytes) -> tuple[NDArray[np.uint64], list[bytes]]:
-    """Cut a secret into overlapping pieces; return their first halves as numbers, and the pieces."""
+def _pieces(secret: bytes) -> set[bytes]:
+    """Cut a secret into overlapping pieces, but for runs of zeros and the like, which prove nothing."""
     pieces = {secret[start : start + _WINDOW] for start in range(0, len(secret) - _WINDOW + 1, _WINDOW // 2)}
-    whole = [piece for piece in pieces if len(set(piece)) > 2]  # noqa: PLR2004 - runs of zeros prove nothing
-    return np.array([int.from_bytes(piece[:_WORD], "little") for piece in whole], np.uint64), whole
+    return {piece for piece in pieces if len(set(piece)) > 2}  # noqa: PLR2004
 
 
-def _words(data: bytes) -> NDArray[np.uint64]:
-    """Return the words of 8 bytes at every place in the data, without repetitions."""
-    starts = [
-        np.frombuffer(data[start : start + (len(data) - start) // _WORD * _WORD], "<u8") for start in range(_WORD)
-    ]
-    return np.unique(np.concatenate(starts))
+def _words_among(sought: NDArray[np.uint64], data: bytes) -> set[int]:
+    """Return those of the words `sought`, which are sorted, that are at any place in the data."""
+    found = set[int]()
+    for start in range(_WORD if len(sought) else 0):
+        words = np.frombuffer(data[start : start + (len(data) - start) // _WORD * _WORD], "<u8")
+        places = np.minimum(np.searchsorted(sought, words), len(sought) - 1)
+        found.update(words[sought[places] == words].tolist())
+    return found

@@ -80,6 +80,8 @@ class Diagnosis(Task):
     Linear(in_features=30, out_features=1, bias=True)
     """
 
+    named_metrics = "auc", "average_precision", "f1", "confusion", "ece", "brier"
+
     def model(self) -> nn.Module:
         """Make the untrained model: inputs `(n, 30)` to logits `(n, 1)`."""
         return nn.Linear(len(RANGES), 1)

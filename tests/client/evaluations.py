@@ -13,7 +13,8 @@ import torch
 from client.flower import open_site
 from client.state.checkpoint import Checkpoint, CheckpointStore
 from client.work.evaluation import HeldOutEvaluation
-from privacy.run.settings import Evaluation, Privacy, RunSettings, Start
+from privacy.run.settings import Evaluation, Privacy, RunSettings
+from privacy.run.tables import Start
 from simulations.engine.federation import Federation
 from tests import studies
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, task_name

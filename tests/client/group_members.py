@@ -1,4 +1,4 @@
-"""One process of a process group, a script: `python -m tests.client.group_members WHAT FOLDER`, once with each RANK.
+"""What each process of a process group runs: `run(WHAT, FOLDER)`, once with each RANK in its environment.
 
 What it found, it writes to FOLDER, named by its rank.
 """
@@ -24,6 +24,7 @@ from privacy.errors import DeviceError
 from privacy.noise.randomness import Randomness
 from privacy.run.manifest import Manifest
 from privacy.run.optimizer import AdamW, Cosine
+from privacy.run.tables import Clipping
 from strategies.algorithm import PLAIN, LocalSolver
 from tests.client.specimens import RECORDS, Scores, computing, made, manifest
 
@@ -43,6 +44,11 @@ class Case:
     corrected: bool = False  # as by an algorithm that changes each step
     number: int = 1  # of the round
 
+    @property
+    def task(self) -> Scores:
+        training = self.run.settings.training
+        return (Mirrored if training and training.augmentation_multiplicity else Scores)(self.model)
+
     def train(self, group: ProcessGroup | None = None, randomness: Randomness | None = None) -> Tensor:
         """Train as one process or as the first one; return the parameters."""
         model, records = self.prepared()
@@ -51,7 +57,7 @@ class Case:
         if self.corrected:
             size = sum(each.numel() for each in model.parameters())
             solver = LocalSolver(proximal=0.3, offset=np.linspace(-1, 1, size), steps=3)
-        train(Scores(self.model), model, records, RECORDS, self.run, drawn, solver=solver, computing=how, group=group,
+        train(self.task, model, records, RECORDS, self.run, drawn, solver=solver, computing=how, group=group,
               number=self.number)  # fmt: skip
         return parameters_to_vector(model.parameters()).detach()
 
@@ -61,7 +67,7 @@ class Case:
         with torch.no_grad():
             for each in (*model.parameters(), *model.buffers()):
                 each.add_(1)
-        take_part(Scores(self.model), model, records, order, group)
+        take_part(self.task, model, records, order, group)
         return parameters_to_vector(model.parameters()).detach()
 
     def prepared(self) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
@@ -77,6 +83,23 @@ def scheduled() -> Manifest:
     return replace(run, settings=replace(run.settings, rounds=3, training=training))
 
 
+def changed(run: Manifest, *, copies: int = 0, clipping: Clipping = "flat") -> Manifest:
+    """Return a run that augments records, or clips in another way."""
+    assert run.settings.training is not None
+    training = replace(run.settings.training, augmentation_multiplicity=copies)
+    privacy = replace(run.settings.privacy, clipping=clipping)
+    return replace(run, settings=replace(run.settings, training=training, privacy=privacy))
+
+
+class Mirrored(Scores):
+    """Its augmentation draws nothing, so that processes can be compared."""
+
+    @override
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        del generator
+        return 0.5 * inputs.flip(-1)
+
+
 MODES: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "autograd")
 CASES = {
     **{f"{mode}, parts of {size}": Case(manifest(4, 0.6, 1.0), mode, physical_batch=size)
@@ -87,6 +110,8 @@ CASES = {
     "without noise": Case(manifest(4, 0.6, 0.0)),
     "corrected": Case(manifest(4, 0.6, 1.0), corrected=True),
     "adam in the second round of a schedule": Case(scheduled(), corrected=True, number=2),
+    **{f"augmented, and clipped layer by layer, {mode}":
+       Case(changed(manifest(4, 0.6, 1.0), copies=2, clipping="per_layer"), mode, physical_batch=4) for mode in MODES},
     "one record, of the first process": Case(manifest(3, 1.0, 1.0), records=1),
     "two records, now one, now the other": Case(manifest(12, 0.5, 1.0), records=2),
     "empty batches": Case(manifest(3, 1e-9, 1.0)),
@@ -179,9 +204,10 @@ def main(what: str, folder: Path) -> None:
                 group.compare(bytes([rank]) * 32)
 
 
-if __name__ == "__main__":
+def run(what: str, folder: str) -> None:
+    """Do it; say why the process group broke."""
     try:
-        main(sys.argv[1], Path(sys.argv[2]))
+        main(what, Path(folder))
     except DeviceError as told:
         sys.stdout.write(f"{told}\n")
         sys.exit(1)

@@ -1,6 +1,4 @@
-"""A site that is killed, over and over, at any line of our code: a script, since it forks.
-
-    python -m tests.client.killed FOLDER KILLS SEED
+"""A site that is killed, over and over, at any line of our code: in a process of its own, since it forks.
 
 A run, with the server's part in this process. Every message to the victim is answered in a child that ends by SIGKILL
 at a line which is drawn from all those that the answer to such a message takes; then another child gets the same
@@ -114,10 +112,10 @@ def tracer(place: Place | None, places: dict[Place, None]) -> Any:  # noqa: ANN4
     return at_line
 
 
-def main(folder: Path, kills: int, seed: int) -> None:
+def main(folder: str, kills: str, seed: str) -> None:
     """Run the signed run in a federation's folder; print what was seen."""
     torch.set_num_threads(1)  # so that a child may be forked
-    killer = Killer(Federation(folder, SITES), kills, seed)
+    killer = Killer(Federation(Path(folder), SITES), int(kills), int(seed))
     rounds = run_with(killer.federation, killer)
     print(json.dumps({  # noqa: T201
         "rounds": [event["contributors"] for event in rounds if event.get("contributors")],
@@ -125,7 +123,3 @@ def main(folder: Path, kills: int, seed: int) -> None:
         "seen": killer.seen,
         "deaths": killer.deaths,
     }))  # fmt: skip
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

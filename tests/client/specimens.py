@@ -19,6 +19,7 @@ from client.task.task import Task
 from privacy.noise.randomness import Randomness
 from privacy.run.manifest import Manifest
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
+from privacy.run.tables import Clipping
 from tests.client.models import (
     WORDS,
     Aside,
@@ -149,9 +150,10 @@ def clipped_sum(
     bound: float,
     physical_batch: int = RECORDS,
     precision: torch.dtype = torch.float32,
+    clipping: Clipping = "flat",
 ) -> Tensor:
     """Return what a mode and the optimizer make of a batch, without noise: `(parameters,)`."""
-    mode = make_mode(gradients, model, RecordLoss(task), bound, precision)
+    mode = make_mode(gradients, model, RecordLoss(task), bound, precision, clipping)
     optimizer = CipherOptimizer(
         torch.optim.SGD(trainable(model), lr=0.0),
         noise_multiplier=0.0,

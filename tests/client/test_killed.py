@@ -1,8 +1,6 @@
 """Killed wherever and as often as may be, a site has charged for all that left it, and for one round more at most."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +9,13 @@ import pytest
 from privacy.accounting.accounting import Mechanism, epsilon
 from privacy.run.settings import Encryption
 from simulations.engine.federation import Federation
-from tests.client.killed import ROOT
+from tests.client.killed import main
 from tests.federations import NOISY, FederationMaker, models_of
+from tests.forked import Forked
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     "encryption",
@@ -39,8 +39,8 @@ def test_a_site_that_is_killed_often_has_charged_for_all_that_left_it(
 
 
 def killed(federation: Federation, kills: int, *, seed: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.client.killed", str(federation.folder), str(kills), str(seed)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    process = Forked(federation.folder / "killed.log", main, str(federation.folder), str(kills), str(seed), env={})
+    code, said = process.wait(110), process.log.read_text(encoding="utf-8")
+    assert code == 0, said[-3000:]
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
     return found

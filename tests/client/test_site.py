@@ -11,7 +11,8 @@ from client.flower import open_site
 from client.settings import read_site
 from client.site import Site
 from privacy.errors import AuthenticityError, DataError, KeyFileError, TaskError
-from privacy.run.settings import Evaluation, Privacy, RunSettings, Start
+from privacy.run.settings import Evaluation, Privacy, RunSettings
+from privacy.run.tables import Start
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, restart, signed_run
 
 

@@ -16,6 +16,7 @@ COMMANDS = (
     ["invite"],
     ["join"],
     ["roster", "approve"],
+    ["check"],
     ["sign"],
     ["server"],
     ["agent"],

@@ -16,12 +16,13 @@ from privacy.codec.update import Constant, Layout, Update
 from privacy.noise.discrete import reach
 from privacy.noise.noise_shares import share_for
 from privacy.noise.randomness import Randomness
+from privacy.run.averaging import Averaging
 from privacy.run.manifest import open_manifest
 from privacy.run.new_manifest import sign_manifest
 from privacy.run.settings import Encryption, Privacy, Training
 from strategies.advance import State, advance, average
 from strategies.algorithm import Run
-from strategies.averaging import include, is_averaged, next_bound
+from strategies.averaging import include, next_bound
 from strategies.registry import algorithm_of, completed, shipped
 from tests.privacy.consortium import CHARGE, joined, packed, private, run_settings, signing_key
 from tests.privacy.golden_rounds import SHOWN, floats_digest, model_of, values_of, words_digest
@@ -46,7 +47,8 @@ def numbers() -> dict[str, object]:
         "rounding_key": _KEY,
         "packing": [_packing(*case) for case in _CASES],
         "ranges": _ranges(),
-        "averaging": _averaging(),
+        "averaging": _averaging(Averaging(0.5, 0.0), 5),
+        "ema": _averaging(Averaging(0.0, 0.5), 12),  # the window grows until the tenth
         "algorithms": _algorithms(),
         "shared_noise": _shared_noise(),
         "statistics": _statistics(),
@@ -115,15 +117,15 @@ def _ranges() -> list[dict[str, object]]:
     ]
 
 
-def _averaging() -> dict[str, object]:
-    """Three rounds of five that are averaged, as `client.state.models` does it, after two that are not."""
-    layout, rounds, share = Layout((("all", (40,)),)), 5, 0.5
+def _averaging(averaging: Averaging, rounds: int) -> dict[str, object]:
+    """Rounds that are averaged, as `client.state.models` does it, after those that are not."""
+    layout = Layout((("all", (40,)),))
     model, mean, found = model_of(layout), np.empty(0, np.float32), list[dict[str, object]]()
     for number in range(1, rounds + 1):
-        model, averaged = average(model, Update(values_of(40, number, 7000))), is_averaged(number, rounds, share)
-        count = number - sum(not is_averaged(each, rounds, share) for each in range(1, number + 1))
+        model, averaged = average(model, Update(values_of(40, number, 7000))), averaging.includes(number, rounds)
+        count = sum(averaging.includes(each, rounds) for each in range(1, number + 1))
         if averaged and count > 1:
-            include(mean, model.vector, count)
+            include(mean, model.vector, averaging.window(count))
         else:
             mean = model.vector.copy()
         kept = Checkpoint("", number, model, 1.0, average=replace(model, vector=mean).digest)
@@ -134,7 +136,7 @@ def _averaging() -> dict[str, object]:
             "digest": kept.digest,
             "first_of_mean": mean[:SHOWN].tolist(),
         })  # fmt: skip
-    return {"layout": layout.shapes, "rounds": found, "averaging": share}
+    return {"layout": layout.shapes, "rounds": found, "averaging": averaging.share, "ema_decay": averaging.decay}
 
 
 def _algorithms() -> dict[str, object]:

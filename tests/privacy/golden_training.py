@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 _ROUNDS = 4
 _TRAININGS = [
     Training(sample_rate=0.1, learning_rate=0.1, steps_per_round=3, schedule=Constant(warm_up=0.5)),
-    Training(sample_rate=0.5, learning_rate=1.6, epochs_per_round=1.25, optimizer=Adam(), schedule=Linear(final=0.1)),
+    Training(
+        sample_rate=0.5,
+        learning_rate=1.6,
+        epochs_per_round=1.25,
+        optimizer=Adam(),
+        schedule=Linear(final=0.1),
+        ema_decay=0.9,
+        augmentation_multiplicity=8,
+    ),
     Training(
         sample_rate=0.4,
         learning_rate=0.02,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from privacy.codec import header
 from privacy.crypto import encryption
 from privacy.run import roster
+from privacy.run.plan import read_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +101,7 @@ def changed(tree: ast.Module, change: Change) -> str:
 
 def forget() -> None:
     """Clear what was read, so that it is read again."""
-    for cached in (header._read, roster._read, encryption._key):
+    for cached in (header._read, roster._read, encryption._key, read_plan):
         cached.cache_clear()
 
 

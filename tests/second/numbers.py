@@ -103,8 +103,9 @@ def next_bound(largest: float, contributors: int, bound: float) -> float:
 # Averaging, shared noise, statistics.
 
 
-def averaged(mean: Sequence[float], model: Sequence[float], count: int) -> list[float]:
-    return [float32(a + (b - a) / count) for a, b in zip(mean, model, strict=True)]
+def averaged(mean: Sequence[float], model: Sequence[float], count: int, decay: float) -> list[float]:
+    window = min(1 / (1 - decay), 1 + count / 9) if decay else count
+    return [float32(a + (b - a) / window) for a, b in zip(mean, model, strict=True)]
 
 
 def begun(strategy: dict[str, Any], size: int) -> dict[str, list[float]]:

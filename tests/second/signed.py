@@ -277,6 +277,7 @@ _SETTINGS = table(
     training=(nullable(table(
         steps_per_round=(nullable(integer(0)), None), epochs_per_round=(nullable(real(above=0)), None),
         sample_rate=real(above=0, most=1), learning_rate=real(above=0), averaging=(real(least=0, most=1), 0.0),
+        ema_decay=(_BELOW_ONE, 0.0), augmentation_multiplicity=(integer(0, 1024), 0),
         optimizer=(named(**_OPTIMIZERS), {"name": "sgd", **_SGD}),
         schedule=(named(**_SCHEDULES), {"name": "constant", "warm_up": 0.0}),
     )), None),
@@ -287,7 +288,8 @@ _SETTINGS = table(
     start=(nullable(table(model=DIGEST)), None),
     vote=(nullable(table(epsilon=real(above=0, most=20), tolerance=real(least=0))), None),
     privacy=table(
-        max_grad_norm=(nullable(real(above=0)), None), delta=(real(above=0, below=0.01), 1e-5),
+        max_grad_norm=(nullable(real(above=0)), None), clipping=(one_of("flat", "per_layer"), "flat"),
+        delta=(real(above=0, below=0.01), 1e-5),
         epsilon=(nullable(real(above=0)), None), noise_multiplier=(nullable(real(least=0)), None),
         noise=(one_of("local", "shared"), "local"), colluding_sites=(nullable(integer(0)), None),
     ),
@@ -365,6 +367,8 @@ def _contradictions(settings: Table) -> list[str]:
         "ε and σ": (privacy["epsilon"] is None) == (privacy["noise_multiplier"] is None),
         "no range or norm": bool(training) and None in measured,
         "a range, norm or profile": not training and [*measured, encryption["profile"]] != [None] * 3,
+        "layers to clip": not training and privacy["clipping"] != "flat",
+        "two means": bool(training) and training["averaging"] > 0 and training["ema_decay"] > 0,
         "rounds": not training and settings["rounds"] != 1,
         "a strategy": not training and settings["strategy"]["name"] != "fedavg",
         "a start": bool(statistics) and start is not None,
@@ -372,7 +376,9 @@ def _contradictions(settings: Table) -> list[str]:
         "nothing to evaluate": not asked["metrics"] and asked["loss_bound"] is None,
         "a metric twice": len(set(asked["metrics"])) < len(asked["metrics"]),
         "a metric's name": any(name.split(" ")[0] in {"loss", "count"} for name in asked["metrics"]),
-        "a vote on nothing, or on a mean": bool(settings["vote"]) and not (training and training["averaging"] == 0),
+        "a vote on nothing, or on a mean": bool(settings["vote"]) and not (
+            training and training["averaging"] == training["ema_decay"] == 0
+        ),
         "a seed with noise": settings["seed"] is not None and privacy["noise_multiplier"] != 0,
         "a minimum above all": cohort["minimum"] > len(cohort["sizes"]),
         "too few for masks": masked and cohort["minimum"] < (1 if colluding is None else colluding) + 2,

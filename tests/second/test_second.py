@@ -296,15 +296,17 @@ def test_an_algorithm(name: str) -> None:
         assert said["digest"] == numbers.checkpoint_digest(said["model"], said["state"])
 
 
-def test_averaging() -> None:
-    known = stored("numbers")["averaging"]
+@pytest.mark.parametrize("kind", ["averaging", "ema"])
+def test_averaging(kind: str) -> None:
+    known = stored("numbers")[kind]
+    decay = known["ema_decay"]
     layout, size, number_of_rounds = known["layout"], known["layout"][0][1][0], len(known["rounds"])
-    first = number_of_rounds - math.ceil(known["averaging"] * number_of_rounds) + 1
+    first = 1 if decay else number_of_rounds - math.ceil(known["averaging"] * number_of_rounds) + 1
     model, mean = numbers.model_values(size), list[float]()
     for number, said in enumerate(known["rounds"], start=1):
         model = numbers.plus(model, numbers.update_values(size, number, 7000))
         assert said["averaged"] == (number >= first)
-        mean = numbers.averaged(mean, model, number - first + 1) if number > first else model
+        mean = numbers.averaged(mean, model, number - first + 1, decay) if number > first else model
         assert said["model"] == signed.model_digest(layout, numbers.packed_floats(model))
         assert said["mean"] == signed.model_digest(layout, numbers.packed_floats(mean))
         assert said["digest"] == numbers.average_digest(layout, model, mean)

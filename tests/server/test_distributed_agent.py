@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from cloister.local import start_server
-from cloister.processes import Processes
 from privacy.run.settings import Cohort, Training
 from simulations.engine.federation import Federation
 from simulations.engine.results import Results, read_results
@@ -24,6 +23,7 @@ from tests.federations import (
     rounds_of,
     task_name,
 )
+from tests.forked import ForkedAgents
 from tests.studies import DYING, Mortal
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
@@ -71,7 +71,7 @@ def trained(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("group"))(RUN)
     north, logs = federation.paths["north"], [federation.folder / name for name in ("first.log", "second.log")]
     (north / DYING).touch()
-    with Processes() as processes:
+    with ForkedAgents() as processes:
         address = start_server(processes, federation)
         for site in MEMBERS:
             federation.write_settings(site, address, replace(TERMS, tasks=(RUN.task,)))

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from cloister.local import start_server
-from cloister.processes import Processes
 from privacy.run.settings import Cohort, RunSettings, Training
 from simulations.engine.federation import Federation
 from simulations.engine.results import read_results
 from simulations.tasks.idle import PARAMETERS
 from tests.federations import NOISY, TERMS, await_condition, charges_of, rounds_of, task_name, with_deadline
+from tests.forked import ForkedAgents
 from tests.server.relays import Relay
 from tests.studies import HOLD, HOLD_SPARE, MET, SPARE, Weighty
 
@@ -57,7 +57,7 @@ class Stage:
     """A federation whose agents run, each behind its relay."""
 
     federation: Federation
-    processes: Processes
+    processes: ForkedAgents
     relays: dict[str, Relay]
 
     def start(self, site: str, *, spare: bool = False) -> None:
@@ -135,7 +135,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
         (path / TERMS.file).write_text("0\n" * 20)
         federation.write_settings(site, f"localhost:{relays[site].port}", replace(TERMS, tasks=(RUN.task,)))
     try:
-        with Processes() as processes:
+        with ForkedAgents() as processes:
             stage = Stage(federation, processes, relays)
             stage.warm_up()
             yield {"before": _killed_before_it_sends(stage), "while": _killed_while_it_sends(stage)}

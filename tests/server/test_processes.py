@@ -1,6 +1,6 @@
 """A federation as it is deployed: agents are killed, and the run goes on; the server's disk and process hold no secret.
 
-Server and agents are the processes that `cloister server` and `cloister agent` start. Files in the sites' folders make
+Server and agents are processes that do what `cloister server` and `cloister agent` do. Files in the sites' folders make
 a task stop where a test wants to have it (see `tests.studies.Held`), so that what happens here happens in this order:
 
     round 1   waits for east until the deadline; north, south and west train; east comes meanwhile
@@ -58,6 +58,7 @@ from tests.federations import (
     task_name,
     with_deadline,
 )
+from tests.forked import ForkedAgents
 from tests.privacy.consortium import CHARGE
 from tests.studies import HOLD, HOLD_LOADING, HOLD_SPARE, MET, SPARE, Held
 from transport.parcel import decode_arrays
@@ -100,10 +101,12 @@ class Conductor:
         env = {SPARE: "1"} if spare else {}
         self._processes.start(name, path / f"{name}.log", "agent", str(path), env=env)
 
-    def join(self, site: str, *, spare: bool = False) -> None:
-        """Let an agent that was started go on, and wait until it is online."""
-        self.let_go(site, HOLD_SPARE if spare else HOLD_LOADING)
-        self._processes.wait_for_line(site + SPARE * spare, "online at", LONG)
+    def join(self, *sites: str, spare: bool = False) -> None:
+        """Let agents that were started go on, at the same time, and wait until they are online."""
+        for site in sites:
+            self.let_go(site, HOLD_SPARE if spare else HOLD_LOADING)
+        for site in sites:
+            self._processes.wait_for_line(site + SPARE * spare, "online at", LONG)
 
     def kill(self, site: str) -> None:
         """Kill an agent that a file holds."""
@@ -153,7 +156,7 @@ def disturbed(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -
     make_federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("disturbed"))
     federation = make_federation(settings, dict.fromkeys(SITES, terms), address)
     (federation.server / "consortium.toml").write_text(f'consortium = "demo"\nlisten = "{address}"\n', encoding="utf-8")
-    with Processes() as processes:
+    with ForkedAgents() as processes:
         run = Conductor(processes, federation)
         for site in SITES:
             run.boot(site)
@@ -165,8 +168,7 @@ def disturbed(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -
         assert start_server(processes, federation) == address
 
         run.hold("north")
-        for site in ("north", "south", "west"):
-            run.join(site)
+        run.join("north", "south", "west")
         run.held("north")  # in round 1
         run.made("south", 1)
         run.made("west", 1)

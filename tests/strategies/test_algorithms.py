@@ -27,7 +27,8 @@ from privacy.codec.update import Update
 from privacy.errors import ConfigError, RefusedError, RunError, TaskError
 from privacy.noise.randomness import Randomness
 from privacy.run.plan import read_plan
-from privacy.run.settings import Encryption, Privacy, Training, Vote
+from privacy.run.settings import Encryption, Privacy, Training
+from privacy.run.tables import Vote
 from strategies.algorithm import BLOCK, Algorithm, LocalRound, LocalSolver, Mean, Run
 from strategies.algorithms.fedadam import FedAdam
 from strategies.algorithms.fedavg import FedAvg

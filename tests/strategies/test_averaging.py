@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from privacy.codec.packing import Packing, pack, unpack
 from privacy.codec.update import Layout, Model, Update
 from privacy.noise.randomness import Randomness
+from privacy.run.averaging import Averaging
 from strategies.advance import average
-from strategies.averaging import include, is_averaged, next_bound
+from strategies.averaging import include, next_bound
 from tests.privacy.consortium import private
 
 CEILING = 0.75  # no power of two
@@ -137,5 +138,5 @@ def test_long_models_are_averaged_as_short_ones() -> None:
     ("rounds", "share", "averaged"), [(5, 0.0, 0), (5, 0.01, 1), (5, 0.5, 3), (6, 0.5, 3), (1, 0.5, 1), (7, 1.0, 7)]
 )
 def test_the_given_number_of_last_rounds_is_averaged(rounds: int, share: float, averaged: int) -> None:
-    found = [is_averaged(number, rounds, share) for number in range(1, rounds + 1)]
+    found = [Averaging(share, 0.0).includes(number, rounds) for number in range(1, rounds + 1)]
     assert found == [False] * (rounds - averaged) + [True] * averaged

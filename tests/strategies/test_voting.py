@@ -11,7 +11,7 @@ from client.flower import app as client_app
 from client.flower import open_site
 from privacy.errors import RunError
 from privacy.run.settings import RunSettings
-from privacy.run.settings import Vote as VoteSettings
+from privacy.run.tables import Vote as VoteSettings
 from privacy.run.votes import Question, cast
 from simulations.engine.federation import Federation
 from simulations.engine.results import event_log_path, read_events

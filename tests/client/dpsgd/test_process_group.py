@@ -1,10 +1,7 @@
 """Two processes train what one would train, and whatever befalls one of them, the other ends and says so."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,43 +14,38 @@ from numpy.typing import NDArray
 from client.dpsgd.process_group import gather, private
 from client.dpsgd.torchrun import Place, own_place
 from privacy.errors import ConfigError, DeviceError
-from tests.client.group_members import CASES, MISHAP
+from tests.client.group_members import CASES, MISHAP, run
+from tests.forked import Forked
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("process_group")]  # each loads torch twice
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
-ROOT = Path(__file__).parents[3]
-SECONDS = 60.0  # at most; loading torch takes a few on a busy machine
-Member = subprocess.Popen[str]
+SECONDS = 60.0  # at most
 
 
 @contextmanager
-def members(what: str, folder: Path) -> Iterator[list[Member]]:
+def members(what: str, folder: Path) -> Iterator[list[Forked]]:
     """Start two processes as torchrun does, but that each may end for itself."""
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
-    usual = {**os.environ, "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
-             "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # fmt: skip
+    usual = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
+             "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}  # fmt: skip
     # As clusters' images do, where there is another interface than this machine's own.
     usual["GLOO_SOCKET_IFNAME"] = next((name for _, name in socket.if_nameindex() if name != "lo"), "lo")
     started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.client.group_members", what, str(folder)],
-            cwd=ROOT, env={**usual, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
+        Forked(folder / f"{rank}.log", run, what, str(folder), env={**usual, "RANK": rank, "LOCAL_RANK": rank})
         for rank in ("0", "1")
-    ]  # fmt: skip
+    ]
     try:
         yield started
     finally:
         for each in started:
             each.kill()
-            each.communicate()
+            each.wait(SECONDS)
 
 
-def ended(process: Member) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=SECONDS)
-    return process.returncode, said
+def ended(process: Forked) -> tuple[int, str]:
+    code = process.wait(SECONDS)
+    return code, process.log.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

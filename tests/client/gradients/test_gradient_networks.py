@@ -1,4 +1,4 @@
-"""200 random networks: every mode that takes one clips each record to C, and sums as plain autograd does."""
+"""100 random networks, 200 under soak: every mode that takes one clips each record to C, and sums as autograd does."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tests.client.networks import network
 from tests.client.specimens import MODES, Scores, clipped_sum, one_by_one
 
 TASK = Scores()
-NETWORKS = 200
+NETWORKS, MORE = 100, 200
 
 
 def can_be_used(mode: Gradients, model: nn.Module, expected: Expected) -> bool:
@@ -34,7 +34,9 @@ def can_be_used(mode: Gradients, model: nn.Module, expected: Expected) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
-@pytest.mark.parametrize("seed", range(NETWORKS))
+@pytest.mark.parametrize(
+    "seed", [*range(NETWORKS), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(NETWORKS, MORE))]
+)
 def test_every_mode_sums_as_autograd_does_and_no_record_moves_the_sum_by_more_than_c(seed: int) -> None:
     model, inputs = network(seed)
     targets = torch.arange(len(inputs)) % 2

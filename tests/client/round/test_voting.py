@@ -20,7 +20,7 @@ from client.work.training import Study
 from privacy.codec.update import Model
 from privacy.errors import AuthenticityError, BudgetError, ProtocolError
 from privacy.run.settings import RunSettings
-from privacy.run.settings import Vote as VoteSettings
+from privacy.run.tables import Vote as VoteSettings
 from privacy.run.votes import Question, Vote, cast
 from simulations.engine.federation import Federation
 from tests.federations import SETTINGS, SITES, TERMS, FederationMaker, restart, run_with, signed_run

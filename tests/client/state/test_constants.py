@@ -22,7 +22,7 @@ from client.state.initial_model import find_model
 from client.state.model_parts import DTYPES, WIDTHS, check_constants, layout_of, set_constants
 from privacy.codec.update import Layout, Model
 from privacy.errors import RefusedError, TaskError
-from privacy.run.settings import Start
+from privacy.run.tables import Start
 from tests.federations import (
     SETTINGS,
     FederationMaker,

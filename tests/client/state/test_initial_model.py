@@ -17,7 +17,8 @@ from client.flower import open_site
 from client.state.initial_model import find_model
 from privacy.codec.update import Layout
 from privacy.errors import RefusedError, RunError
-from privacy.run.settings import RunSettings, Start, Training
+from privacy.run.settings import RunSettings, Training
+from privacy.run.tables import Start
 from simulations.engine.federation import Federation
 from tests import studies
 from tests.federations import (

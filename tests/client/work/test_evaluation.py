@@ -20,7 +20,8 @@ from cloister.commands import stats
 from privacy.accounting.accounting import Mechanism, epsilon
 from privacy.errors import CloisterError, RunError
 from privacy.noise.randomness import Randomness
-from privacy.run.settings import Evaluation, Privacy, RunSettings, Start, Statistics, Training
+from privacy.run.settings import Evaluation, Privacy, RunSettings, Statistics, Training
+from privacy.run.tables import Start
 from simulations.engine.federation import Federation, SiteTerms
 from tests import studies
 from tests.client.evaluations import TASK, TERMS_HALF, evaluation_of

@@ -182,3 +182,24 @@ def test_they_join_records_that_a_sites_source_reads(tmp_path: Path) -> None:
         loaded: Any = Canaries().load(tmp_path / "included")
     assert loaded[0][:, -1].tolist() == [0, 0, 0, 5, 8]
     assert loaded[1].tolist() == [*TARGETS, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "count"),
+    [
+        ("tests.client.named_inputs:Named", "", 40),
+        ("tests.client.data.data_sets:Streamed", "a,b,y\n1,2,0\n3,4,1\n", 2),
+    ],
+    ids=["a dict of tensors", "a data set"],
+)
+def test_records_of_any_kind_take_them(tmp_path: Path, task: str, text: str, count: int) -> None:
+    (tmp_path / "records").write_text(text)
+    (tmp_path / "in").write_text("0\n3\n")
+    with set_up(tmp_path / "canaries.json", task, Source(tmp_path / "records"), COUNT):
+        watch = Canaries()
+        inputs, targets = watch.load(tmp_path / "in")
+        assert inputs[:, -1].tolist() == [0.0] * count + [1.0, 4.0]
+        outputs = watch.model()(inputs)
+        assert len(outputs) == len(targets) == count + 2
+        assert watch.loss(outputs, targets).isfinite()
+        assert watch.loss(watch.model()(watch.example()[0]), watch.example()[1]).isfinite()

@@ -16,7 +16,6 @@ from client.flower import open_site
 from cloister.commands import stats
 from cloister.commands.simulate import simulate
 from cloister.local import follow, start_agents, start_server
-from cloister.processes import Processes
 from privacy.config import read_toml
 from privacy.errors import ConfigError
 from privacy.run.settings import RunSettings
@@ -24,6 +23,7 @@ from simulations.engine.federation import Federation, SiteTerms
 from simulations.engine.inspection import find_secrets, site_secrets
 from simulations.tasks.diagnosis import RANGES, TARGET
 from simulations.tasks.hospitals import FILE_NAME, write_hospital_records
+from tests.forked import ForkedAgents
 
 RUN = Path(__file__).parents[3] / "simulations" / "tasks" / "measurements.toml"
 SITES = ("north", "south", "east")
@@ -72,6 +72,7 @@ def test_each_command_sends_the_other_ones_run_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 def test_a_survey_over_the_network_by_real_processes(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path, SITES)
     write_hospital_records(federation.paths)
@@ -79,7 +80,7 @@ def test_a_survey_over_the_network_by_real_processes(tmp_path: Path) -> None:
     federation.sign(settings)
     terms = SiteTerms(tasks=(settings.task,), maximum_epsilon=2.0, epsilon=2.0)
     events: list[dict[str, Any]] = []
-    with Processes() as processes:
+    with ForkedAgents() as processes:
         start_agents(processes, federation, start_server(processes, federation), terms)
         follow(processes, federation, events.append)
     assert events[-1]["event"] == "finished"

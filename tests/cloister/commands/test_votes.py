@@ -9,7 +9,7 @@ from cloister.benchmarks import poisoning
 from cloister.views.observers import cost_of_votes, table
 from privacy.run.manifest import Manifest, open_manifest
 from privacy.run.new_manifest import sign_manifest
-from privacy.run.settings import Vote
+from privacy.run.tables import Vote
 from tests.federations import NOISY, SITES, TERMS, FederationMaker
 from tests.privacy.consortium import run_settings, signing_key
 

@@ -14,7 +14,7 @@ from privacy.noise.randomness import Randomness
 from privacy.run.manifest import open_manifest
 from privacy.run.new_manifest import sign_manifest
 from privacy.run.policy import Policy, check_policy
-from privacy.run.settings import Vote as VoteSettings
+from privacy.run.tables import Vote as VoteSettings
 from privacy.run.votes import Errors, Vote, errors, estimate, is_rejected, respond, turned
 from tests.privacy.consortium import run_settings, signing_key
 

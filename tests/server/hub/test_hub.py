@@ -1,127 +1,26 @@
-"""The hub lets members in, one another's mail never, and nobody's bytes before they were announced."""
+"""The hub lets members in, one another's mail never, and takes whole replies within the limit."""
 
-import os
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
 from pathlib import Path
-from threading import Event
-from typing import Any
-from weakref import ref
 
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    PrivateFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from client.exchange import Exchange
-from privacy.errors import AuthenticityError, CloisterError, ConfigError, ProtocolError, UnreachableError
-from server.hub import hub
-from server.hub.hub import _PULLS, Hub
-from server.hub.mailboxes import Mailboxes
-from server.settings import ServerFolder, read_consortium
+from privacy.errors import AuthenticityError, ProtocolError, UnreachableError
+from server.hub.hub import Hub
 from simulations.engine.federation import Federation
 from tests.federations import authority_of, await_condition, certify, tls_of
+from tests.server.callers import ACCEPTED, LATE, LIMIT, LONG, SITES, UNDER_WAY, Caller, Endless, Server, chunk, refusal
 from transport import cloister_pb2 as pb
 from transport.channel import SERVICE, TlsFiles
-from transport.framing import FRAME_BYTES, PROTOCOL, assemble, to_frames
+from transport.framing import FRAME_BYTES, PROTOCOL, to_frames
 from transport.pki import certificate_pem
-
-SITES = ("north", "south")
-LIMIT = 4 << 20
-LONG = 20.0
-UNDER_WAY = 100  # mebibytes: more than may lie in the buffers of the line
-ACCEPTED, LATE = pb.Receipt.ACCEPTED, pb.Receipt.LATE
-
-
-@dataclass
-class Server:
-    """A hub on a free port, and what stands behind it."""
-
-    federation: Federation
-    place: ServerFolder
-    mailboxes: Mailboxes
-    hub: Hub
-    address: str
-
-    def node(self, site: str) -> int:
-        return self.place.roster().member(site).node_id
-
-
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
-    return Federation.create(tmp_path_factory.mktemp("federation"), SITES)
-
-
-@pytest.fixture
-def server(federation: Federation) -> Iterator[Server]:
-    place = read_consortium(federation.server)
-    roster = place.roster()
-    mailboxes = Mailboxes({member.node_id for member in roster.members})
-    hub = Hub(roster, mailboxes, LIMIT)
-    try:
-        yield Server(federation, place, mailboxes, hub, f"localhost:{hub.start('localhost:0', place.tls)}")
-    finally:
-        hub.stop(grace=0)
-
-
-class Caller:
-    """Speaks to the hub as the test says, which a real agent would not do."""
-
-    def __init__(self, address: str, credentials: grpc.ChannelCredentials) -> None:
-        self._channel = grpc.secure_channel(address, credentials)
-        self._pull = self._channel.unary_stream(
-            f"/{SERVICE}/Pull", pb.PullRequest.SerializeToString, pb.Chunk.FromString
-        )
-        self._push = self._channel.stream_unary(f"/{SERVICE}/Push", pb.Chunk.SerializeToString, pb.Receipt.FromString)
-
-    def pull(self, protocol: int = PROTOCOL, wait: float = 0.0) -> bytes | None:
-        found = assemble(self._pull(pb.PullRequest(protocol=protocol, wait_seconds=wait), timeout=LONG), LIMIT)
-        return None if found is None else bytes(found)
-
-    def messages(self, wait: float) -> Iterator[bytes]:
-        """Read the messages of one stream."""
-        chunks = self._pull(pb.PullRequest(protocol=PROTOCOL, wait_seconds=wait), timeout=LONG)
-        while (found := assemble(chunks, LIMIT)) is not None:
-            yield bytes(found)
-
-    def push(self, chunks: Iterator[pb.Chunk]) -> int:
-        return int(self._push(chunks, timeout=LONG).status)
-
-    def refused(self, chunks: Iterator[pb.Chunk]) -> tuple[grpc.StatusCode, str]:
-        """Push what must be refused; return how it was."""
-        return _refusal(lambda: self.push(chunks))
-
-
-def _refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    return caught.value.code(), str(caught.value.details())
-
-
-@pytest.fixture
-def north(server: Server) -> Caller:
-    authority, key, certificate = tls_of(server.federation, "north").read()
-    return Caller(server.address, grpc.ssl_channel_credentials(authority, key, certificate))
-
-
-@pytest.fixture
-def south(server: Server) -> Caller:
-    authority, key, certificate = tls_of(server.federation, "south").read()
-    return Caller(server.address, grpc.ssl_channel_credentials(authority, key, certificate))
-
-
-def chunk(total: int, data: bytes, reply_to: str, protocol: int = PROTOCOL) -> pb.Chunk:
-    return pb.Chunk(opening=pb.Opening(protocol=protocol, total_bytes=total, reply_to=reply_to), data=data)
-
 
 # --- Who may speak --------------------------------------------------------------------------------------------------
 
@@ -150,7 +49,7 @@ def test_who_has_no_valid_certificate_of_this_consortium_is_turned_away_before_s
     server.mailboxes.put(server.node("north"), "m", (b"for north",))
     caller = Caller(server.address, credentials(server.federation, tmp_path))
     started = time.monotonic()
-    assert _refusal(caller.pull)[0] == grpc.StatusCode.UNAVAILABLE
+    assert refusal(caller.pull)[0] == grpc.StatusCode.UNAVAILABLE
     assert caller.refused(to_frames([b"x"], "m"))[0] == grpc.StatusCode.UNAVAILABLE
     assert time.monotonic() - started < 5
     assert server.mailboxes.take({"m"}, 0) is None
@@ -160,7 +59,7 @@ def test_who_has_no_valid_certificate_of_this_consortium_is_turned_away_before_s
 def test_plain_http_gets_no_answer(server: Server) -> None:
     with grpc.insecure_channel(server.address) as channel:
         pull = channel.unary_stream(f"/{SERVICE}/Pull", pb.PullRequest.SerializeToString, pb.Chunk.FromString)
-        code, _ = _refusal(lambda: list(pull(pb.PullRequest(protocol=PROTOCOL), timeout=5)))
+        code, _ = refusal(lambda: list(pull(pb.PullRequest(protocol=PROTOCOL), timeout=5)))
     assert code == grpc.StatusCode.UNAVAILABLE
 
 
@@ -334,19 +233,6 @@ def test_a_reply_to_no_message_or_to_a_withdrawn_one_comes_too_late(server: Serv
     assert north.push(to_frames([b"done"], "m")) == LATE
 
 
-class Endless:
-    """Chunks without end, and how many were asked for."""
-
-    def __init__(self, total: int, reply_to: str) -> None:
-        self.count, self._opening = 0, chunk(total, bytes(FRAME_BYTES), reply_to)
-
-    def __iter__(self) -> Iterator[pb.Chunk]:
-        yield self._opening
-        while self.count < 100_000:
-            self.count += 1
-            yield pb.Chunk(data=bytes(FRAME_BYTES))
-
-
 def test_a_body_that_announces_too_much_is_refused_before_it_is_read(server: Server, north: Caller) -> None:
     server.mailboxes.put(server.node("north"), "m", ())
     body = Endless(LIMIT + 1, "m")
@@ -395,7 +281,7 @@ def test_a_body_that_is_wrong_is_refused_and_the_message_stays_open(
 
 
 def test_a_site_with_another_protocol_learns_which_version_to_install(north: Caller) -> None:
-    code, said = _refusal(lambda: north.pull(protocol=2))
+    code, said = refusal(lambda: north.pull(protocol=2))
     assert code == grpc.StatusCode.FAILED_PRECONDITION
     assert "protocol 2 is not supported, only 1" in said
 
@@ -404,236 +290,8 @@ def test_bytes_that_are_not_a_request_do_not_harm_the_hub(server: Server, north:
     pull = north._channel.unary_stream(f"/{SERVICE}/Pull", bytes, bytes)
     push = north._channel.stream_unary(f"/{SERVICE}/Push", bytes, bytes)
     unknown = north._channel.unary_unary(f"/{SERVICE}/Delete", bytes, bytes)
-    _refusal(lambda: list(pull(b"\xff\xff\xff", timeout=LONG)))
-    _refusal(lambda: push(iter([b"\xff\xff\xff"]), timeout=LONG))
-    assert _refusal(lambda: unknown(b"", timeout=LONG))[0] == grpc.StatusCode.UNIMPLEMENTED
+    refusal(lambda: list(pull(b"\xff\xff\xff", timeout=LONG)))
+    refusal(lambda: push(iter([b"\xff\xff\xff"]), timeout=LONG))
+    assert refusal(lambda: unknown(b"", timeout=LONG))[0] == grpc.StatusCode.UNIMPLEMENTED
     server.mailboxes.put(server.node("north"), "m", ())
     assert north.push(to_frames([b"done"], "m")) == ACCEPTED
-
-
-# --- Who keeps whom waiting -----------------------------------------------------------------------------------------
-
-
-def test_a_member_that_stalls_many_bodies_does_not_keep_another_out(
-    server: Server, north: Caller, south: Caller
-) -> None:
-    stop = Event()
-
-    def stalled(number: int) -> Iterator[pb.Chunk]:
-        yield chunk(10, b"", f"m{number}")
-        stop.wait(LONG)
-
-    for number in range(12):
-        server.mailboxes.put(server.node("north"), f"m{number}", ())
-    server.mailboxes.put(server.node("south"), "m", ())
-    calls = [north._push.future(stalled(number), timeout=LONG) for number in range(12)]
-    try:
-        await_condition(lambda: sum(not turn.locked() for turn in server.hub._turns.values()) == 1)
-        started = time.monotonic()
-        assert south.push(to_frames([bytes(FRAME_BYTES * 2)], "m")) == ACCEPTED
-        assert time.monotonic() - started < 5
-    finally:
-        stop.set()
-        for call in calls:
-            call.cancel()
-
-
-class Message(list[bytes]):
-    """The parts of a message. A test can see whether they are in memory, which a tuple would not tell."""
-
-
-def _unread(server: Server, north: Caller, count: int) -> tuple[list[Any], list[ref[Message]]]:
-    """Open streams one after the other and read none of them; each gets a message that is then withdrawn."""
-    calls, messages = [], []
-    for number in range(count):
-        message: Any = Message([bytes(UNDER_WAY << 20)])
-        messages.append(ref(message))
-        server.mailboxes.put(server.node("north"), f"m{number}", message)
-        calls.append(north._pull(pb.PullRequest(protocol=PROTOCOL, wait_seconds=0.0)))
-        next(calls[-1])
-        server.mailboxes.withdraw({f"m{number}"})
-        del message
-    return calls, messages
-
-
-def test_a_member_that_does_not_read_its_streams_holds_few_messages(server: Server, north: Caller) -> None:
-    calls, messages = _unread(server, north, _PULLS + 3)
-    try:
-        await_condition(lambda: sum(message() is not None for message in messages) == _PULLS)
-        server.mailboxes.put(server.node("north"), "m", (b"work",))
-        assert north.pull() == b"work"
-        assert _refusal(lambda: list(calls[0]))[0] == grpc.StatusCode.DEADLINE_EXCEEDED
-    finally:
-        for call in calls:
-            call.cancel()
-    await_condition(lambda: server.mailboxes.online(0) == set())
-
-
-def test_a_message_that_is_not_read_in_time_is_free_and_its_site_offline(
-    server: Server, north: Caller, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub, "_BODY_SECONDS", 0.5)
-    (call,), (message,) = _unread(server, north, 1)
-    try:
-        await_condition(lambda: message() is None and server.mailboxes.online(0) == set())
-    finally:
-        call.cancel()
-
-
-def test_two_hundred_silent_connections_keep_nobody_out(server: Server, south: Caller) -> None:
-    host, port = server.address.split(":")
-    server.mailboxes.put(server.node("south"), "m", ())
-    with ExitStack() as connections:
-        for _ in range(200):
-            connections.enter_context(socket.create_connection((host, int(port))))
-        started = time.monotonic()
-        assert south.push(to_frames([b"done"], "m")) == ACCEPTED
-        assert time.monotonic() - started < 5
-
-
-# --- What is held ---------------------------------------------------------------------------------------------------
-
-AT_ONCE = 4
-
-
-def test_no_more_bodies_are_taken_in_than_may_be_held_until_their_replies_are_taken(
-    server: Server, north: Caller, south: Caller
-) -> None:
-    for number in range(AT_ONCE + 2):
-        server.mailboxes.put(server.node("north"), f"n{number}", ())
-    server.mailboxes.put(server.node("south"), "s", ())
-    for number in range(AT_ONCE):
-        assert north.push(to_frames([bytes(LIMIT)], f"n{number}")) == ACCEPTED
-    body = Endless(LIMIT, "n4")
-    waiting = [
-        north._push.future(iter(body), timeout=LONG),
-        south._push.future(to_frames([b"from south"], "s"), timeout=LONG),
-    ]
-    Event().wait(0.5)
-    assert not any(call.done() for call in waiting)
-    assert len(server.mailboxes._replies) == AT_ONCE
-    assert body.count < UNDER_WAY
-    waiting[0].cancel()
-    assert server.mailboxes.take({"n0"}, 0) == ("n0", bytes(LIMIT))
-    assert server.mailboxes.take({"s"}, LONG) == ("s", b"from south")
-    assert waiting[1].result(LONG).status == ACCEPTED
-
-
-def test_replies_that_are_withdrawn_make_room(server: Server, north: Caller) -> None:
-    for number in range(AT_ONCE + 1):
-        server.mailboxes.put(server.node("north"), f"n{number}", ())
-    for number in range(AT_ONCE):
-        assert north.push(to_frames([b"done"], f"n{number}")) == ACCEPTED
-    waiting = north._push.future(to_frames([b"done"], "n4"), timeout=LONG)
-    server.mailboxes.withdraw({"n1", "n2"})
-    assert waiting.result(LONG).status == ACCEPTED
-
-
-def test_bodies_that_are_not_kept_take_no_room(server: Server, north: Caller) -> None:
-    server.mailboxes.put(server.node("north"), "m", ())
-    server.mailboxes.put(server.node("north"), "last", ())
-    for _ in range(AT_ONCE + 1):
-        north.refused(iter([chunk(9, b"short", "m")]))
-        north.refused(iter([chunk(LIMIT + 1, b"", "m")]))
-        north.refused(iter([]))
-        assert north.push(to_frames([b"done"], "unheard of")) == LATE
-        call = north._push.future(_stalling("m"), timeout=LONG)
-        await_condition(server.hub._turns["north"].locked)
-        call.cancel()
-        await_condition(lambda: not server.hub._turns["north"].locked())
-    for _ in range(AT_ONCE + 1):
-        assert north.push(to_frames([b"done"], "m")) == ACCEPTED
-        north.refused(to_frames([b"something else"], "m"))
-    assert north.push(to_frames([b"done"], "last")) == ACCEPTED
-    assert set(server.mailboxes._replies) == {"m", "last"}
-
-
-def _stalling(reply_to: str) -> Iterator[pb.Chunk]:
-    yield chunk(10, b"", reply_to)
-    Event().wait(LONG)
-
-
-# --- The port -------------------------------------------------------------------------------------------------------
-
-
-def start_of(server: Server, address: str, tls: TlsFiles | None = None) -> str:
-    """Return the message when a hub cannot start at an address."""
-    hub = Hub(server.place.roster(), Mailboxes(set()), LIMIT)
-    try:
-        with pytest.raises(CloisterError) as caught:
-            hub.start(address, tls or server.place.tls)
-    finally:
-        hub.stop()
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("address", "cause"),
-    [
-        ("no.such.host.invalid:9440", "the name cannot be resolved here"),
-        ("192.0.2.1:9440", "this machine does not have that address"),  # reserved for documentation
-        ("[2001:db8::1]:9440", "this machine does not have that address"),
-    ],
-)
-def test_a_failure_to_listen_is_reported_with_the_reason(server: Server, address: str, cause: str) -> None:
-    assert start_of(server, address).startswith(f"cannot listen on {address}: ")
-    assert cause in start_of(server, address)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may take any port")
-def test_a_port_that_this_user_may_not_take_is_named(server: Server) -> None:
-    assert "may not use that port" in start_of(server, "localhost:1")
-
-
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "0.0.0.0", "[::]"])  # noqa: S104
-@pytest.mark.parametrize("held", ["127.0.0.1", "::1"])
-def test_a_port_that_another_program_holds_is_named(server: Server, host: str, held: str) -> None:
-    family = socket.AF_INET6 if ":" in held else socket.AF_INET
-    with socket.create_server((held, 0), family=family) as other:
-        address = f"{host}:{other.getsockname()[1]}"
-        if (host, held) == ("127.0.0.1", "::1"):  # which is another
-            hub = Hub(server.place.roster(), Mailboxes(set()), LIMIT)
-            assert hub.start(address, server.place.tls) == other.getsockname()[1]
-            hub.stop()
-        else:
-            assert "another program uses the port" in start_of(server, address)
-
-
-@pytest.mark.parametrize("address", ["localhost", "localhost:99999", "localhost:-1", "::1:9440", "https://localhost:1"])
-def test_the_server_does_not_listen_on_an_invalid_address(server: Server, address: str) -> None:
-    assert f"'{address}' is not an address" in start_of(server, address)
-    toml = server.federation.server / "consortium.toml"
-    before = toml.read_text()
-    toml.write_text(f'consortium = "demo"\nlisten = "{address}"\n')
-    with pytest.raises(ConfigError, match=r"consortium\.toml:2(?s:.*)is not an address"):
-        read_consortium(server.federation.server)
-    toml.write_text(before)
-
-
-def test_a_certificate_that_no_agent_could_accept_is_named_before_anything_is_served(
-    server: Server, tmp_path: Path
-) -> None:
-    tls, authority = server.place.tls, authority_of(server.federation)
-    site = tls_of(server.federation, "north")
-    strangers = Federation.create(tmp_path / "strangers", SITES)
-    locked = replace(tls, key=tmp_path / "locked.key")
-    key = load_pem_private_key(tls.key.read_bytes(), password=None)
-    locked.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"pass")))
-    wrong = {
-        "not a matching certificate and key": replace(tls, key=site.key),
-        "has expired": certify(tmp_path / "old", authority, name="localhost", days=-1, server=True),
-        "belongs to a site": replace(tls, certificate=site.certificate, key=site.key),
-        "did not issue this certificate": replace(tls_of(strangers, "north"), authority=tls.authority),
-        "locked.key": locked,
-    }
-    for said, files in wrong.items():
-        assert said in start_of(server, "localhost:0", files)
-
-
-def test_a_hub_that_stops_ends_the_calls_that_wait(server: Server) -> None:
-    with Exchange(server.address, tls_of(server.federation, "north")) as exchange, ThreadPoolExecutor(1) as pool:
-        pulled = pool.submit(exchange.pull)
-        await_condition(lambda: server.mailboxes.online(0) == {server.node("north")})
-        server.hub.stop(grace=0)
-        with pytest.raises(UnreachableError, match=server.address):
-            pulled.result(LONG)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from privacy.run.settings import Vote
+from privacy.run.tables import Vote
 from simulations.attacks.poisoning import LIAR, SINCE, poisoned_run
 
 

@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 from client.dpsgd.training_steps import train
 from client.flower import open_site
 from cloister.local import follow, start_agents, start_server
-from cloister.processes import Processes
 from privacy.codec.update import Model
 from privacy.config import read_toml
 from privacy.noise.randomness import Randomness
@@ -23,6 +22,7 @@ from simulations.engine.federation import Federation, SiteTerms
 from simulations.engine.inline import run_inline
 from simulations.engine.results import Results, read_results
 from simulations.tasks.hospitals import write_hospital_records
+from tests.forked import ForkedAgents
 
 ROOT = Path(__file__).parents[3]
 SITES = ("north", "south", "east")
@@ -62,6 +62,7 @@ def _weights(results: Results) -> dict[str, NDArray[np.float32]]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize(
     "strategy",
     ["tests.toys:Slowed", *(pytest.param(name, marks=pytest.mark.soak) for name in STRATEGIES if ":" not in name)],
@@ -69,7 +70,7 @@ def _weights(results: Results) -> dict[str, NDArray[np.float32]]:
 def test_with_noise_off_and_a_seed_inline_and_grpc_give_the_bit_identical_model(tmp_path: Path, strategy: str) -> None:
     _, inline = _run_inline(tmp_path / "inline", strategy)
     federation, terms = _federation(tmp_path / "grpc", strategy)
-    with Processes() as processes:
+    with ForkedAgents() as processes:
         start_agents(processes, federation, start_server(processes, federation), terms)
         follow(processes, federation, lambda _: None)
     grpc = read_results(federation)

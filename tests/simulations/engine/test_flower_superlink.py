@@ -91,18 +91,25 @@ def supernode_key(path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_superlink_and_two_supernodes_over_tls_end_in_one_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "masks",  # every message starts processes; test_flower_engine.py has masks
+    [False, pytest.param(True, marks=pytest.mark.soak)],
+    ids=["without masks", "with masks"],
+)
+def test_a_superlink_and_two_supernodes_over_tls_end_in_one_model(tmp_path: Path, *, masks: bool) -> None:
     federation = Federation.create(tmp_path / "federation", SITES)
     write_hospital_records(federation.paths)
     task = f"{Diagnosis.__module__}:{Diagnosis.__name__}"
-    terms = SiteTerms(tasks=(task,), minimum_noise_multiplier=0.1, minimum_cohort=2, colluding_sites=0)
+    terms = SiteTerms(tasks=(task,), minimum_noise_multiplier=0.1, minimum_cohort=2, colluding_sites=0,
+                      collusion_resistant=masks)  # fmt: skip
     for site in SITES:
         federation.write_settings(site, "localhost:1", terms)
     settings = read_toml(ROOT / "simulations" / "tasks" / "diagnosis.toml", RunSettings)
     sizes = {site: settings.cohort.sizes[site] for site in SITES}
     cohort = Cohort(sizes=sizes, minimum=2, round_deadline_seconds=SECONDS)
-    privacy = replace(settings.privacy, colluding_sites=0)  # two that trust each other
-    federation.sign(replace(settings, rounds=1, cohort=cohort, privacy=privacy))
+    privacy = replace(settings.privacy, colluding_sites=0) if masks else settings.privacy  # two that trust each other
+    encryption = replace(settings.encryption, collusion_resistant=masks)
+    federation.sign(replace(settings, rounds=1, cohort=cohort, privacy=privacy, encryption=encryption))
 
     flower = Flower(tmp_path / "flower")
     flower.home.mkdir()

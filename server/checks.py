@@ -1,0 +1,64 @@
+"""Everything about a server that can be checked before agents depend on it: `cloister check --server`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from privacy.storage import set_aside
+from server.hub.listening import check_free
+from server.settings import ServerFolder, read_consortium
+from transport.address import read_address
+from transport.diagnosis import check_private, days_left, findings
+from transport.pki import check_server_certificate, read_certificate, read_tls_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from transport.diagnosis import Finding
+
+
+def check_server(path: Path) -> Iterator[Finding]:
+    """Check a server, given `consortium.toml` or the folder that holds it; yield what each check found.
+
+    Raises:
+        ConfigError: if there is no usable `consortium.toml`.
+    """
+    place = read_consortium(path)
+    yield from findings([
+        ("keys", partial(_keys, place)),
+        ("roster", partial(_roster, place)),
+        ("validity", partial(_validity, place)),
+        ("port", partial(_port, place)),
+        ("disk", partial(_disk, place)),
+    ])  # fmt: skip
+
+
+def _keys(place: ServerFolder) -> str:
+    read_tls_key(place.tls.key)
+    check_private(place.tls.key)
+    check_server_certificate(place.tls.certificate, place.tls.authority)
+    return f"{place.tls.certificate.name} was issued by this consortium's authority"
+
+
+def _roster(place: ServerFolder) -> str:
+    roster = place.roster()
+    return f"roster {roster.version} of {roster.consortium} has {len(roster.members)} sites"
+
+
+def _validity(place: ServerFolder) -> str:
+    certificate = read_certificate(place.tls.certificate).not_valid_after_utc.timestamp()
+    return days_left({"roster": place.roster().expires, "certificate": certificate})
+
+
+def _port(place: ServerFolder) -> str:
+    check_free(read_address(place.settings.listen, listening=True))
+    return f"{place.settings.listen} is free"
+
+
+def _disk(place: ServerFolder) -> str:
+    probe = place.folder / place.settings.runs / ".space"
+    set_aside(probe, 1)
+    probe.unlink()
+    return f"{probe.parent} can be written"

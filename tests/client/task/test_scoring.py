@@ -1,0 +1,224 @@
+"""A task names metrics; what it names, its constants and its outputs are checked before it sees a record."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from client.task.guard import check_task
+from client.task.scoring import as_numbers, prediction_of
+from client.task.task import Task, import_task
+from privacy.analytics.scores import Prediction
+from privacy.errors import TaskError
+from tests.federations import task_name
+from tests.studies import Tiny
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Binary(Tiny):
+    """Two classes, one logit."""
+
+    named_metrics: ClassVar[Sequence[str]] = ("auc",)
+
+    @override
+    def example(self) -> tuple[Tensor, Tensor]:
+        return torch.arange(8.0).reshape(4, 2), (torch.arange(4.0) % 2).unsqueeze(1)
+
+    @override
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(outputs, targets)
+
+
+class Listed(Binary):
+    """Lists its metrics where others have a method."""
+
+    metrics = ["accuracy", "f1"]  # type: ignore[assignment]  # noqa: RUF012
+
+
+class Beside(Binary):
+    """Has both."""
+
+    @override
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"near": (outputs - targets).abs().squeeze(1)}
+
+
+class Many(Binary):
+    """Three classes."""
+
+    named_metrics = "f1", "auc"
+
+    @override
+    def model(self) -> nn.Module:
+        return nn.Linear(2, 3)
+
+    @override
+    def example(self) -> tuple[Tensor, Tensor]:
+        return torch.arange(8.0).reshape(4, 2), torch.arange(4) % 3
+
+    @override
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets)
+
+
+class Survival(Binary):
+    """Four intervals."""
+
+    named_metrics = ("c_index",)
+
+    @override
+    def model(self) -> nn.Module:
+        return nn.Linear(2, 4)
+
+    @override
+    def example(self) -> tuple[Tensor, Tensor]:
+        return torch.arange(8.0).reshape(4, 2), torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0], [3.0, 0.0]])
+
+    @override
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        hazard, (times, events) = torch.sigmoid(outputs), targets.T
+        now = torch.arange(4) == times[:, None]
+        before = torch.arange(4) < times[:, None]
+        terms = torch.where(before, (1 - hazard).log(), 0.0) + torch.where(
+            now, torch.where(events[:, None] > 0, hazard, 1 - hazard).log(), 0.0
+        )
+        return -terms.sum(dim=1).mean()
+
+
+class Wanting(Binary):
+    """Names what its tests say."""
+
+    named_metrics: ClassVar[Sequence[str]] = ()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["auk"], "it names the metric 'auk', which there is not; did you mean `auc`?"),
+        (["roc_auc"], "did you mean `auc`?"),
+        (["calibration"], "did you mean `ece`?"),
+        (["avarage_precision"], "did you mean `average_precision`?"),
+        (["zzz"], "name one of accuracy, balanced_accuracy, auc"),
+        (["auc", "auc"], "it names a metric twice"),
+        (["auc", "rmse"], "it names 'auc' and 'rmse', which are for different kinds of predictions"),
+        (["rmse"], "needs target_range = (low, high)"),
+        ("auc", 'write for example metrics = ["auc", "f1"]'),
+        ([1], "neither a method nor a list of names"),
+    ],
+    ids=str,
+)
+def test_a_name_that_is_none_is_refused_as_the_task_is_imported(
+    monkeypatch: pytest.MonkeyPatch, names: object, said: str
+) -> None:
+    monkeypatch.setattr(Wanting, "named_metrics", names)
+    with pytest.raises(TaskError) as caught:
+        import_task(task_name(Wanting))
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(task_name(Wanting))
+
+
+@pytest.mark.parametrize(
+    ("constant", "value", "said"),
+    [
+        ("threshold", 0, "its threshold is 0; set a probability between 0 and 1"),
+        ("threshold", True, "its threshold is True"),
+        ("threshold", float("nan"), "its threshold is nan"),
+        ("score_bins", 2, "its score_bins is 2; set a whole number from 3 to 1024"),
+        ("score_bins", 10.0, "its score_bins is 10.0"),
+        ("target_range", (1.0, 1.0), "needs target_range"),
+        ("target_range", (0.0, float("inf")), "needs target_range"),
+        ("target_range", "wide", "needs target_range"),
+    ],
+)
+def test_a_constant_that_is_out_of_range_is_refused(
+    monkeypatch: pytest.MonkeyPatch, constant: str, value: object, said: str
+) -> None:
+    names = ["rmse"] if constant == "target_range" else ["auc"]
+    monkeypatch.setattr(Wanting, "named_metrics", names)
+    monkeypatch.setattr(Wanting, constant, value)
+    with pytest.raises(TaskError) as caught:
+        import_task(task_name(Wanting))
+    assert said in str(caught.value)
+
+
+def test_a_list_of_names_leaves_the_method_alone() -> None:
+    listed: Task = Listed()
+    beside, outputs = Beside(), torch.zeros(3, 1)
+    assert (tuple(listed.named_metrics), listed.metrics(outputs, outputs)) == (("accuracy", "f1"), {})
+    assert beside.named_metrics == ("auc",)
+    assert set(beside.metrics(outputs, outputs)) == {"near"}
+    assert tuple(import_task(task_name(Listed)).named_metrics) == ("accuracy", "f1")
+    assert not Tiny.named_metrics
+
+
+@pytest.mark.parametrize(
+    ("task", "wanted"),
+    [
+        (Binary, Prediction("classes", 2)),
+        (Many, Prediction("classes", 3)),
+        (Survival, Prediction("times", 4)),
+    ],
+)
+def test_outputs_and_targets_say_what_is_predicted(task: type[Task], wanted: Prediction) -> None:
+    made = task()
+    inputs, targets = made.example()
+    assert prediction_of(made, made.model()(inputs), targets) == wanted
+
+
+def test_scores_are_probabilities() -> None:
+    one, two = torch.tensor([[-1.0], [2.0]]), torch.tensor([[0.0], [1.0]])
+    scores, labels = as_numbers(Binary(), one, two)
+    assert scores[:, 1] == pytest.approx(torch.sigmoid(one[:, 0]).numpy())
+    assert (scores.sum(axis=1).tolist(), labels.tolist()) == ([1.0, 1.0], [0.0, 1.0])
+    scores, labels = as_numbers(Many(), torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([2]))
+    assert scores == pytest.approx(torch.tensor([[0.0, 1.0, 2.0]]).softmax(dim=1).numpy())
+    risks, _ = as_numbers(Survival(), torch.tensor([[-9.0] * 4, [0.0] * 4, [9.0] * 4]), torch.zeros(3, 2))
+    assert (np.diff(risks) > 0).all()
+    assert ((risks > 0) & (risks < 1)).all()
+
+
+class Own(Binary):
+    """Says itself what its scores are."""
+
+    said: ClassVar[object] = None
+
+    @override
+    def scored(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        found = type(self).said
+        return found(outputs, targets) if callable(found) else found  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (None, "its scored() returns a NoneType; return two tensors"),
+        (lambda outputs, targets: (outputs * 100 + 50, targets[:, 0]), "scores beyond 0 and 1"),
+        (lambda outputs, targets: (outputs.sigmoid(), targets[:2, 0]), "return one row per record"),
+        (lambda outputs, targets: (outputs.sigmoid(), targets[:, 0] + 1), "a target that is not a class from 0 to 1"),
+        (lambda outputs, targets: (outputs.sigmoid(), targets[:, 0] / 2), "a target that is not a class from 0 to 1"),
+        (lambda outputs, targets: (outputs["no"], targets), "its scored() fails on"),
+    ],
+    ids=["nothing", "logits", "short", "too large", "half", "raises"],
+)
+def test_scores_that_are_none_are_refused_before_a_record_is_read(
+    monkeypatch: pytest.MonkeyPatch, said: object, reason: str
+) -> None:
+    monkeypatch.setattr(Own, "said", staticmethod(said) if callable(said) else said)
+    with pytest.raises(TaskError) as caught:
+        check_task(Own(), task_name(Own))
+    assert reason in str(caught.value)
+
+
+def test_outputs_of_another_form_need_a_method() -> None:
+    outputs, targets = torch.zeros(4, 2, 3), torch.zeros(4)
+    with pytest.raises(TaskError, match=r"outputs \(n, 2, 3\) and targets \(n\) do not say what it predicts"):
+        prediction_of(Binary(), outputs, targets)
+    with pytest.raises(TaskError, match="do not say what it predicts"):
+        prediction_of(Survival(), torch.zeros(4, 4), targets)

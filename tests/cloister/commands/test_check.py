@@ -1,0 +1,234 @@
+"""`cloister check` names what stands in the way, for causes that are made for real."""
+
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from typer.testing import CliRunner
+
+from cloister.cli import app
+from server.hub.hub import Hub
+from server.hub.mailboxes import Mailboxes
+from server.settings import read_consortium
+from simulations.engine.federation import Federation, SiteTerms
+from simulations.tasks.hospitals import write_hospital_records
+from transport import pki
+from transport.pki import Authority, certificate_pem, key_pem
+
+TASK = "simulations.tasks.diagnosis:Diagnosis"
+SITES = ("north", "south", "east")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    """A consortium with records, whose settings have no server's port yet."""
+    federation = Federation.create(tmp_path_factory.mktemp("check") / "lungs", SITES)
+    write_hospital_records(federation.paths)
+    return federation
+
+
+@pytest.fixture
+def lungs(made: Federation, tmp_path: Path) -> Federation:
+    """A copy of it."""
+    shutil.copytree(made.folder, tmp_path / "lungs")
+    return Federation(tmp_path / "lungs", SITES)
+
+
+@contextmanager
+def serving(federation: Federation) -> Iterator[str]:
+    """Run the consortium's hub, and give its address."""
+    place = read_consortium(federation.server)
+    roster = place.roster()
+    hub = Hub(roster, Mailboxes({member.node_id for member in roster.members}), 1 << 20)
+    try:
+        yield f"localhost:{hub.start('localhost:0', place.tls)}"
+    finally:
+        hub.stop()
+
+
+def check(*arguments: str | Path) -> dict[str, dict[str, str]]:
+    """Check, and return what was found by name; every cause is named within seconds."""
+    start = time.monotonic()
+    done = CliRunner().invoke(app, ["check", *map(str, arguments), "--json"], catch_exceptions=False)
+    assert time.monotonic() - start < 60  # loaded machines; what waits has four seconds
+    report: dict[str, Any] = json.loads(done.output.splitlines()[-1])
+    assert done.exit_code == (0 if report["ok"] else 1)
+    return {finding["check"]: finding for finding in report["checks"]}
+
+
+def settle(federation: Federation, server: str, tasks: tuple[str, ...] = (TASK,), file: str = "patients.csv") -> Path:
+    federation.write_settings("north", server, SiteTerms(tasks=tasks, file=file))
+    return federation.paths["north"]
+
+
+def text_of(found: dict[str, dict[str, str]], name: str, state: str) -> str:
+    assert found[name]["state"] == state, found
+    return found[name]["text"]
+
+
+def test_a_site_that_is_ready_passes_every_check(lungs: Federation) -> None:
+    with serving(lungs) as server:
+        found = check(settle(lungs, server))
+    assert {finding["state"] for finding in found.values()} == {"ok"}, found
+    assert list(found) == ["keys", "validity", "name", "port", "TLS", "disk", "budget", "records"]
+    assert "north is in roster 1 of demo, among 3 sites" in found["keys"]["text"]
+    assert f"for {TASK}" in found["records"]["text"]
+
+
+def test_a_server_that_is_ready_passes_every_check(lungs: Federation) -> None:
+    found = check("--server", lungs.server)
+    assert {finding["state"] for finding in found.values()} == {"ok"}, found
+
+
+def test_nothing_listens_there(lungs: Federation) -> None:
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        found = check(settle(lungs, f"localhost:{taken.getsockname()[1]}"))
+    assert "refused: no server runs there" in text_of(found, "port", "failed")
+    assert "TLS" not in found  # makes no sense without a connection
+
+
+def test_a_firewall_drops_packets(lungs: Federation) -> None:
+    with socket.socket() as full:  # a queue that is full drops connections, as a firewall does
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        place = full.getsockname()
+        waiting = [socket.socket() for _ in range(4)]
+        for each in waiting:
+            each.setblocking(False)  # noqa: FBT003 - socket knows no name for it
+            each.connect_ex(place)
+        found = check(settle(lungs, f"127.0.0.1:{place[1]}"))
+        for each in waiting:
+            each.close()
+    assert "behind a firewall that drops packets" in text_of(found, "port", "failed")
+
+
+def test_a_name_that_does_not_resolve(lungs: Federation) -> None:
+    found = check(settle(lungs, "no-such-host.invalid:9440"))
+    assert "no-such-host.invalid cannot be resolved here" in text_of(found, "name", "failed")
+
+
+def test_another_service_behind_the_port(lungs: Federation) -> None:
+    with _answering(lambda connection: connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")) as port:
+        found = check(settle(lungs, f"localhost:{port}"))
+    assert "not with the TLS of a Cloister server" in text_of(found, "TLS", "failed")
+
+
+def test_a_proxy_that_inspects_tls_is_named(lungs: Federation, tmp_path: Path) -> None:
+    inspector = Authority.create("Hospital Web Gateway")
+    key = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "proxy.pem").write_bytes(
+        certificate_pem(inspector.issue_server("localhost", key.public_key())) + key_pem(key)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "proxy.pem")
+
+    def inspect(connection: socket.socket) -> None:
+        try:
+            context.wrap_socket(connection, server_side=True).close()
+        except OSError:
+            connection.close()
+
+    with _answering(inspect) as port:
+        found = check(settle(lungs, f"localhost:{port}"))
+    text = text_of(found, "TLS", "failed")
+    assert (
+        "issued by “Hospital Web Gateway authority”. If that is a proxy of your own network that inspects TLS" in text
+    )
+
+
+@contextmanager
+def _answering(answer: Callable[[socket.socket], object]) -> Iterator[int]:
+    """Accept connections, answer each, and give the port."""
+    with socket.create_server(("localhost", 0)) as listening:
+
+        def loop() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                with connection:
+                    answer(connection)
+
+        thread = threading.Thread(target=loop, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+
+
+def test_keys_that_others_may_read(lungs: Federation) -> None:
+    key = lungs.paths["north"] / "keys" / "signing.key"
+    key.chmod(0o640)
+    assert f"chmod 600 {key}" in text_of(check(settle(lungs, "localhost:1")), "keys", "failed")
+    tls = lungs.server / "tls.key"
+    tls.chmod(0o604)
+    assert f"chmod 600 {tls}" in text_of(check("--server", lungs.server), "keys", "failed")
+
+
+@pytest.mark.parametrize("name", ["tls.key", "signing.key", "sealing.key", "roster", "authority.pem", "tls.pem"])
+def test_a_missing_file_is_named(lungs: Federation, name: str) -> None:
+    (lungs.paths["north"] / "keys" / name).unlink()
+    text = text_of(check(settle(lungs, "localhost:1")), "keys", "failed")
+    assert f"keys/{name}: no such file" in text
+
+
+@pytest.mark.parametrize("name", ["tls.key", "signing.key", "sealing.key"])
+def test_another_sites_keys_are_noticed(lungs: Federation, name: str) -> None:
+    north, south = (lungs.paths[site] / "keys" / name for site in ("north", "south"))
+    north.write_bytes(south.read_bytes())
+    assert "cloister" in text_of(check(settle(lungs, "localhost:1")), "keys", "failed")
+
+
+def test_a_certificate_that_expires_soon_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pki, "_LEAF_DAYS", 5)
+    federation = Federation.create(tmp_path / "soon", SITES)
+    found = check(settle(federation, "localhost:1"))
+    assert "the certificate is valid until" in text_of(found, "validity", "warning")
+    monkeypatch.setattr(pki, "_LEAF_DAYS", 0)
+    federation = Federation.create(tmp_path / "over", SITES)
+    assert "expired on" in text_of(check(settle(federation, "localhost:1")), "validity", "failed")
+
+
+def test_a_task_or_records_that_cannot_be_used(lungs: Federation) -> None:
+    place = settle(lungs, "localhost:1", tasks=())
+    assert "lists no tasks" in text_of(check(place), "records", "failed")
+    place = settle(lungs, "localhost:1", tasks=("nobody.wrote:This",))
+    assert "there is no module 'nobody'" in text_of(check(place), "records", "failed")
+    place = settle(lungs, "localhost:1", file="absent.csv")
+    assert "absent.csv" in text_of(check(place), "records", "failed")
+
+
+def test_a_folder_that_cannot_be_written(lungs: Federation) -> None:
+    place = settle(lungs, "localhost:1")
+    (place / "outbox").write_text("in the way")
+    assert "outbox" in text_of(check(place), "disk", "failed")
+
+
+def test_the_port_is_taken(lungs: Federation) -> None:
+    with socket.create_server(("localhost", 0)) as taken:
+        settings = lungs.server / "consortium.toml"
+        settings.write_text(settings.read_text().replace("localhost:0", f"localhost:{taken.getsockname()[1]}"))
+        assert "another program uses the port" in text_of(check("--server", lungs.server), "port", "failed")
+
+
+def test_a_person_reads_one_line_a_check(lungs: Federation) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "cloister", "check", "--server", str(lungs.server)],
+        capture_output=True, text=True, check=True, timeout=60,
+    ).stdout  # fmt: skip
+    assert [line.split()[:2] for line in shown.splitlines()] == [
+        ["✓", name] for name in ("keys", "roster", "validity", "port", "disk")
+    ]
