@@ -13,6 +13,7 @@ from privacy.errors import DataError, TaskError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from client.data.sources.registry import Source
     from client.dpsgd.process_group import ProcessGroup
     from client.settings import SiteFolder
 
@@ -31,6 +32,11 @@ class SiteContext:
     def records_path(self) -> Path:
         """The file with the site's records."""
         return self.place.path(self.settings.data.file)
+
+    @property
+    def source(self) -> Source:
+        """The site's records, and how to read them."""
+        return self.place.source
 
     def check_count(self, count: int, what: str) -> None:
         """Check that a run has records to work on.

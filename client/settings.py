@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
+from client.data.sources.options import SourceOptions
+from client.data.sources.registry import Source
 from privacy.config import STRICT, File, read_toml, settings_file
 from privacy.ledger.ledger import Budget as LedgerBudget
 from privacy.ledger.ledger import Ledger
@@ -47,6 +49,7 @@ class Data:
     file: File
     lineage: Lineage  # the people, whatever the file is called; they share one budget
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2  # fraction of the records that is never trained on
+    source: SourceOptions | None = None  # for tasks that declare columns or images; None: the file's suffix decides
     records_per_person: Annotated[int, Field(ge=1, le=1000)] = 1  # at most; every ε holds for a person with this many
     loader_workers: Annotated[int, Field(ge=0, le=64)] = 0  # processes that read a task's Dataset ahead
     pinned_memory: bool = False  # whether to read a Dataset into memory from which a GPU copies faster
@@ -126,6 +129,12 @@ class SiteFolder:
     def path(self, relative: Path) -> Path:
         """Resolve a path from the settings."""
         return self.folder / relative
+
+    @property
+    def source(self) -> Source:
+        """The site's records, and how to read them."""
+        data = self.settings.data
+        return Source(self.path(data.file), data.source, self.folder)
 
     @cached_property
     def ledger(self) -> Ledger:

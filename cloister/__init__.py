@@ -1,31 +1,42 @@
 """Cloister: one shared model over data that never leaves its owner.
 
-This is the public API: `Task` to write a study, `Survey` to gather statistics, `Algorithm` to write a federated
-algorithm, `save_frozen` and `load_model` for model files, `CloisterError` to catch errors.
+This is the public API: `Task` to write a study, `TableTask` and `ImageTask` for records that a site's source reads,
+with `Number`, `Category`, `Flag` and `Date` for their columns; `Survey` to gather statistics, `Algorithm` to write a
+federated algorithm, `save_frozen` and `load_model` for model files, `CloisterError` to catch errors.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from privacy.errors import CloisterError
 from strategies.algorithm import Algorithm, LocalRound, LocalSolver, Mean, Run, Update, Values
 
 if TYPE_CHECKING:
+    from client.data.columns import Category, Date, Flag, Number
     from client.data.records import read_csv
     from client.state.model_use import load_model, save_frozen
+    from client.task.image_task import ImageTask
+    from client.task.table_task import TableTask
     from client.task.task import Task
     from client.work.survey import Survey
 
 __version__ = "0.1.0"
 __all__ = [
     "Algorithm",
+    "Category",
     "CloisterError",
+    "Date",
+    "Flag",
+    "ImageTask",
     "LocalRound",
     "LocalSolver",
     "Mean",
+    "Number",
     "Run",
     "Survey",
+    "TableTask",
     "Task",
     "Update",
     "Values",
@@ -35,23 +46,25 @@ __all__ = [
 ]
 
 
+_LAZY = {
+    "Category": "client.data.columns",
+    "Date": "client.data.columns",
+    "Flag": "client.data.columns",
+    "ImageTask": "client.task.image_task",
+    "Number": "client.data.columns",
+    "Survey": "client.work.survey",
+    "TableTask": "client.task.table_task",
+    "Task": "client.task.task",
+    "load_model": "client.state.model_use",
+    "read_csv": "client.data.records",
+    "save_frozen": "client.state.model_use",
+}
+"""Names that only a site needs, and their modules: the server has no torch."""
+
+
 def __getattr__(name: str) -> object:
-    """Import what only a site needs lazily: the server has no torch."""
-    if name == "Task":
-        from client.task.task import Task  # noqa: PLC0415
-
-        return Task
-    if name == "Survey":
-        from client.work.survey import Survey  # noqa: PLC0415
-
-        return Survey
-    if name == "read_csv":
-        from client.data.records import read_csv  # noqa: PLC0415
-
-        return read_csv
-    if name in {"load_model", "save_frozen"}:
-        from client.state import model_use  # noqa: PLC0415
-
-        return getattr(model_use, name)
+    """Import what only a site needs when it is used."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     msg = f"module 'cloister' has no attribute {name!r}"
     raise AttributeError(msg)

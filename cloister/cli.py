@@ -20,6 +20,7 @@ from cloister.commands import Json
 from cloister.commands.audit import audit
 from cloister.commands.bench import bench
 from cloister.commands.check import check
+from cloister.commands.data import data
 from cloister.commands.joining import init, invite, join, roster
 from cloister.commands.ledger import ledger
 from cloister.views.patience import patience
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(audit, name="audit")
 app.add_typer(bench, name="bench")
+app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
 app.add_typer(roster, name="roster")
 app.command(epilog="Example:  cloister init lungs --host fed.example.org")(init)

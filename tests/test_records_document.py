@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from tests.federations import FederationMaker
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "records.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+EXAMPLES = re.findall(
+    r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8").partition("\n## Sources\n")[0], re.DOTALL
+)
 SITE = "north"
 
 

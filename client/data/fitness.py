@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from client.data.inputs import Batch
     from client.data.own_records import OwnRecords
     from client.data.site_records import Records
+    from client.data.sources.registry import Source
     from client.settings import Data
     from client.task.task import Task
 
@@ -41,21 +42,22 @@ _AT_ONCE = 64  # records at a time
 _MOST_COLUMNS = 1024  # columns to try one by one
 
 
-def load_records(task: Task, name: str, example: Example, path: Path, data: Data | None = None) -> OwnRecords:
+def load_records(task: Task, name: str, example: Example, source: Source, data: Data | None = None) -> OwnRecords:
     """Have a task read a site's records, or find them, if it returns a data set.
 
     Args:
         task: reads.
         name: its name.
         example: the records that it makes up.
-        path: the file of records.
+        source: the site's records.
         data: the site's settings for reading.
 
     Raises:
         DataError: if it cannot, or returns anything else than records.
     """
+    path = source.path
     with foreign(name, f"load() of {path}", DataError):
-        loaded: Any = task.load(path)
+        loaded: Any = task.load_from(source)
     return taken(loaded, name, example, path, data)
 
 

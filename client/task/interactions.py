@@ -101,7 +101,7 @@ def _where(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:
 class _Check:
     def __init__(self, probe: Probe, example: Example) -> None:
         self._probe, self._targets = probe, example.targets
-        self._loss = RecordLoss(probe.task)
+        self._loss = RecordLoss(probe.task, recognise=False)
         self._parameters = [each for each in probe.module.parameters() if each.requires_grad]
         self._vary = Variations(example.inputs, torch.Generator().manual_seed(0))
         self._norm, self._floor = 0.0, 0.0  # mean norm of a record's gradient; floor below which all is rounding

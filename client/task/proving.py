@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from client.data.site_records import Records
+    from client.data.sources.registry import Source
     from client.gradients.choice import Choice
     from client.settings import Computing
     from client.task.task import Task
@@ -58,13 +59,13 @@ def prove(task: Task, name: str, records: Records, device: torch.device, computi
         way_to_train(task, module, computing, proof)
 
 
-def prove_all(folder: Path, name: str, file: Path, device: torch.device, computing: Computing) -> int:
+def prove_all(folder: Path, name: str, source: Source, device: torch.device, computing: Computing) -> int:
     """Try a site's task as its agent does when it starts; return the number of records.
 
     Args:
         folder: the site's folder.
         name: the task's name, `module:Class`.
-        file: the file of records.
+        source: the site's records.
         device: the device that trains.
         computing: the site's settings for computing gradients.
 
@@ -75,6 +76,6 @@ def prove_all(folder: Path, name: str, file: Path, device: torch.device, computi
     task = import_task(name)
     Refusals(folder).check(name, task)
     example = check_task(task, name)
-    records = load_records(task, name, example, file).records
+    records = load_records(task, name, example, source).records
     prove(task, name, records, device, computing)
     return len(records)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from client.data.inputs import Batch, Loaded
+    from client.data.sources.registry import Source
 
 
 class Task(NamedMetrics, ABC):
@@ -64,6 +65,10 @@ class Task(NamedMetrics, ABC):
         Raises:
             DataError: if a record cannot be used; say which line, and how to fix it.
         """
+
+    def load_from(self, source: Source) -> Loaded:
+        """Read one site's records; a task that declares their columns or form reads them through the site's source."""
+        return self.load(source.path)
 
     @abstractmethod
     def example(self) -> Batch:

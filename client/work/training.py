@@ -353,7 +353,7 @@ class Study:
     @cached_property
     def _sides(self) -> tuple[Side, Side]:
         data = self._site.settings.data
-        own = load_records(self.task, self.name, self._example, self._site.records_path, data)
+        own = load_records(self.task, self.name, self._example, self._site.source, data)
         return own.divided(data, self._site.device)
 
     @cached_property

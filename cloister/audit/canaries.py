@@ -14,7 +14,8 @@ In the audited task's own parameters, the contributions of records hide everythi
 
 `CLOISTER_CANARIES` names a file with the task and records that the canaries join, and the number of canaries:
 
-    {"task": "simulations.tasks.diagnosis:Diagnosis", "file": "/srv/north/patients.csv", "count": 4000}
+    {"task": "simulations.tasks.diagnosis:Diagnosis", "file": "/srv/north/patients.csv", "source": null,
+     "folder": "/srv/north", "count": 4000}
 
 A site's own data file then lists the canaries that are in at that site, one number from 0 per line.
 """
@@ -24,10 +25,12 @@ from __future__ import annotations
 import json
 import os
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import Dataset
@@ -35,6 +38,8 @@ from typing_extensions import override
 
 from client.data.inputs import Inputs, call, mapped, rows, tensors
 from client.data.own_records import taken
+from client.data.sources.options import ListedOptions, SourceOptions, TableOptions
+from client.data.sources.registry import Source
 from client.task.probe import Example
 from client.task.task import Task, import_task
 from privacy.errors import DataError, TaskError
@@ -59,9 +64,14 @@ RAW_GRADIENT = 1e3  # far beyond any clipping norm, so that clipping is tested t
 
 
 @contextmanager
-def set_up(path: Path, task: str, file: Path, count: int) -> Iterator[None]:
-    """Have `Canaries` wrap a task with records in `file`, within this context."""
-    path.write_text(json.dumps({"task": task, "file": str(file), "count": count}))
+def set_up(path: Path, task: str, source: Source, count: int) -> Iterator[None]:
+    """Have `Canaries` wrap a task with a site's records, within this context."""
+    own = {
+        "file": str(source.path.resolve()),
+        "source": source.options and asdict(source.options),
+        "folder": str((source.folder or source.path.parent).resolve()),
+    }
+    path.write_text(json.dumps({"task": task, **own, "count": count}))
     before = os.environ.get(SETUP)
     os.environ[SETUP] = str(path)
     try:
@@ -83,7 +93,10 @@ class Canaries(Task):
         setup = json.loads(Path(os.environ[SETUP]).read_text(encoding="utf-8"))
         self.task: Task = import_task(setup["task"])
         self.count: int = setup["count"]
-        self._file = Path(setup["file"])
+        options = TypeAdapter[TableOptions | ListedOptions | None](SourceOptions | None).validate_json(
+            json.dumps(setup.get("source"))
+        )
+        self._source = Source(Path(setup["file"]), options, Path(setup["folder"]))
         self._batch: set[int] | None = None  # None while nobody watches
         self._outputs = torch.Size()
         self.form: Inputs = torch.empty(0)  # of the task's own inputs, without records
@@ -104,7 +117,7 @@ class Canaries(Task):
         """
         inputs, targets = self._read()
         if not len(targets):
-            msg = f"{self._file}: the file has no records to which canaries could be added; name a file with records"
+            msg = f"{self._source.path}: it has no records to which canaries could be added; name a file with records"
             raise DataError(msg)
         numbers = [int(line) + 1 for line in path.read_text(encoding="utf-8").split()]
         # Canaries look like the first record, so that any model accepts them; the model's output for them is ignored.
@@ -114,10 +127,10 @@ class Canaries(Task):
         return torch.cat([flat, column], 1), torch.cat([targets, targets[:1].expand(len(numbers), *targets.shape[1:])])
 
     def _read(self) -> Batch:
-        loaded: Any = self.task.load(self._file)
+        loaded: Any = self.task.load_from(self._source)
         if isinstance(loaded, tuple | list) and not isinstance(loaded[0], Dataset):
             return rows(loaded[0], slice(MOST_RECORDS)), loaded[1][:MOST_RECORDS]
-        records = taken(loaded, type(self.task).__name__, Example.of(self.task), self._file).records
+        records = taken(loaded, type(self.task).__name__, Example.of(self.task), self._source.path).records
         return records.select(torch.arange(min(MOST_RECORDS, len(records))))
 
     def _flat(self, inputs: Inputs) -> Tensor:

@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from client.data.sources.registry import Source
     from client.settings import Computing
 
 
-def check_tasks(tasks: Sequence[str], folder: Path, file: Path, device: str, computing: Computing) -> Check:
-    """Test tasks on their examples and on the records in a file.
+def check_tasks(tasks: Sequence[str], folder: Path, source: Source, device: str, computing: Computing) -> Check:
+    """Test tasks on their examples and on a site's records.
 
     Raises:
         DataError: if a record cannot be used.
     """
     try:
-        counts = [prove_all(folder, task, file, find_device(device), computing) for task in tasks]
+        counts = [prove_all(folder, task, source, find_device(device), computing) for task in tasks]
     except TaskError as error:
         return Check("gradients", "a record's own", str(error), held=False)
     return Check("gradients", "a record's own", f"in any batch of {min(counts)} records", held=True)

@@ -23,6 +23,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from client.data.sources.registry import Source
 from client.settings import Computing, read_site
 from client.work.works import is_survey
 from cloister.audit.canaries import WEIGHT, Canaries, Role, set_up
@@ -57,7 +58,7 @@ class Subject:
 
     name: str
     task: str
-    file: Path
+    source: Source
     device: str
     folder: Path
     tasks: tuple[str, ...]  # all training tasks that the policy allows
@@ -72,10 +73,10 @@ class Subject:
         """
         place = read_site(site)
         settings = place.settings
-        file, device, computing = place.path(settings.data.file), settings.device, settings.training
+        source, device, computing = place.source, settings.device, settings.training
         tasks = tuple(task for task in settings.policy.tasks if not is_survey(task))
         if tasks:
-            return cls(settings.site, tasks[0], file, device, place.folder, tasks, computing)
+            return cls(settings.site, tasks[0], source, device, place.folder, tasks, computing)
         msg = f"{place.folder}: its policy allows no task that trains, so there is no DP-SGD to audit"
         raise ConfigError(msg)
 
@@ -84,7 +85,7 @@ class Subject:
         """Return the reference study's smallest hospital, with its records in `folder`."""
         write_hospital_records({"east": folder})
         task = "simulations.tasks.diagnosis:Diagnosis"
-        return cls("the reference study", task, folder / FILE_NAME, "auto", folder, (task,), Computing())
+        return cls("the reference study", task, Source(folder / FILE_NAME), "auto", folder, (task,), Computing())
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,11 @@ def audit(site: Path | None, epsilon: float, canaries: int, console: Console) ->
         folder = Path(name)
         subject = Subject.of(site) if site else Subject.reference(folder / "records")
         settings = _settings(epsilon, canaries)
-        own = check_tasks(subject.tasks, subject.folder, subject.file, subject.device, subject.computing)
+        own = check_tasks(subject.tasks, subject.folder, subject.source, subject.device, subject.computing)
         said = {"site": subject.name, "task": subject.task}
         if not own.held:  # agents refuse the task, and canaries with it
             return Audit(_refused(own, epsilon, settings) | said, None)
-        with set_up(folder / "canaries.json", subject.task, subject.file.resolve(), canaries):
+        with set_up(folder / "canaries.json", subject.task, subject.source, canaries):
             scratch = Scratch.create(folder / "scratch", settings, "included", subject.device)
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
             with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
+from client.data.sources.options import Csv
+from client.data.sources.registry import Source
 from client.dpsgd.training_steps import way_to_train
 from client.settings import Computing
 from client.task.task import Task
@@ -18,6 +20,8 @@ from cloister.audit.canaries import SETUP, WEIGHT, Canaries, Role, set_up
 from cloister.audit.local_run import Scratch
 from privacy.errors import DataError, TaskError
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
+from tests.client.data.sources.cohorts import HEADER, ROWS, TARGETS, Ward
+from tests.federations import task_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +86,7 @@ def _final(
         training=Training(steps_per_round=3, sample_rate=1.0, learning_rate=1.0),
         encryption=Encryption(update_bound=1.0, profile="precise", collusion_resistant=False),
     )  # fmt: skip
-    with set_up(folder / "canaries.json", task, folder / "words.txt", COUNT):
+    with set_up(folder / "canaries.json", task, Source(folder / "words.txt"), COUNT):
         scratch = Scratch.create(folder / "scratch", settings, "included", "cpu")
         site = scratch.sites["first"]
         (site.place.folder / "included").write_text("\n".join(map(str, included)))
@@ -163,7 +167,7 @@ def test_there_must_be_a_record_to_join(tmp_path: Path) -> None:
 
 def test_their_example_is_made_like_their_records(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("1 2 3 4 5 6\n9 8 7 6 5 4\n")
-    with set_up(tmp_path / "canaries.json", TASK, tmp_path / "words.txt", COUNT):
+    with set_up(tmp_path / "canaries.json", TASK, Source(tmp_path / "words.txt"), COUNT):
         task = Canaries()
         inputs, targets = task.example()
         assert task.loss(task.model()(inputs), targets).isfinite()
@@ -180,7 +184,7 @@ def test_their_example_is_made_like_their_records(tmp_path: Path) -> None:
 def test_records_of_any_kind_take_them(tmp_path: Path, task: str, text: str, count: int) -> None:
     (tmp_path / "records").write_text(text)
     (tmp_path / "in").write_text("0\n3\n")
-    with set_up(tmp_path / "canaries.json", task, tmp_path / "records", COUNT):
+    with set_up(tmp_path / "canaries.json", task, Source(tmp_path / "records"), COUNT):
         watch = Canaries()
         inputs, targets = watch.load(tmp_path / "in")
         assert inputs[:, -1].tolist() == [0.0] * count + [1.0, 4.0]
@@ -188,3 +192,14 @@ def test_records_of_any_kind_take_them(tmp_path: Path, task: str, text: str, cou
         assert len(outputs) == len(targets) == count + 2
         assert watch.loss(outputs, targets).isfinite()
         assert watch.loss(watch.model()(watch.example()[0]), watch.example()[1]).isfinite()
+
+
+def test_they_join_records_that_a_sites_source_reads(tmp_path: Path) -> None:
+    text = "\n".join([HEADER, *ROWS, ""]).replace(",", ";")
+    (tmp_path / "patients.csv").write_text(text, encoding="utf-8")
+    (tmp_path / "included").write_text("4\n7\n")
+    source = Source(tmp_path / "patients.csv", Csv(separator=";", columns={"of another task": "x"}), tmp_path)
+    with set_up(tmp_path / "canaries.json", task_name(Ward), source, COUNT):
+        loaded: Any = Canaries().load(tmp_path / "included")
+    assert loaded[0][:, -1].tolist() == [0, 0, 0, 5, 8]
+    assert loaded[1].tolist() == [*TARGETS, 0, 0]

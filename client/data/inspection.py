@@ -1,0 +1,168 @@
+"""Look at a site's records as a task will: what is read, replaced, refused. Only for the site; nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from client.data.columns import Category, Column, Date, Flag, Number
+from client.data.fitness import Fitness, load_records
+from client.data.held_out import split_held_out
+from client.data.own_records import taken
+from client.data.site_records import InMemory
+from client.data.sources.chunks import Problem
+from client.data.sources.table_tensors import Counts, Declared, Findings, read_tensors
+from client.state.refusals import Refusals
+from client.task.guard import check_task
+from client.task.image_task import ImageTask
+from client.task.probe import form_of, make_model
+from client.task.table_task import TableTask
+from client.task.task import import_task
+from privacy.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from client.data.own_records import OwnRecords
+    from client.data.sources.chunks import Table
+    from client.data.sources.listed_files import ImageRecords
+    from client.settings import SiteFolder
+    from client.task.probe import Example
+    from client.task.task import Task
+
+_AT_ONCE = 64  # images at a time
+_KINDS = {Number: "number", Category: "category", Flag: "flag", Date: "date"}
+
+
+@dataclass
+class _Inspection:
+    """One task and what was found so far in a site's records."""
+
+    place: SiteFolder
+    name: str
+    task: Task
+    progress: Callable[[int], None]
+    findings: Findings = field(default_factory=Findings)
+    table: Table | None = None
+    own: OwnRecords | None = None  # all records, if the task can read them
+
+    def run(self) -> dict[str, Any]:
+        """Return the report."""
+        example = check_task(self.task, self.name)
+        fitness = Fitness(self.task, self.name, make_model(self.task, 0))
+        declared, source, problem = Declared((), ()), self.place.source, None
+        try:
+            if isinstance(self.task, TableTask):
+                declared, self.table = self.task.declared, source.table()
+                self._take_table(declared, example, fitness)
+            elif isinstance(self.task, ImageTask):
+                declared = self.task.declared
+                images = self.task.records(source, self.findings, self.progress)
+                self.table = images.table
+                self._take_images(images, example, fitness)
+            else:
+                self._take(load_records(self.task, self.name, example, source, self.place.settings.data), fitness)
+        except DataError as error:
+            problem = str(error)
+        return {
+            "task": self.name,
+            "records": self.findings.records,
+            **self._split(),
+            "columns": self._described(declared.columns, "input") + self._described(declared.targets, "target"),
+            "inputs": form_of(example.inputs),
+            "targets": form_of(example.targets),
+            "problem_count": self.findings.problem_count + (problem is not None),
+            "problems": [*self._sentences(), *([problem] if problem else [])],
+        }
+
+    def _take_table(self, declared: Declared, example: Example, fitness: Fitness) -> None:
+        """Read a table, and compute the loss of every record if there is no problem.
+
+        Raises:
+            DataError: if the table cannot be read, or the task cannot use a record.
+        """
+        if self.table is None:
+            return
+        found = read_tensors(self.table, declared, self.findings, self.progress)
+        if not self.findings.problem_count:
+            persons = [] if found.persons is None else [found.persons]
+            loaded = (found.inputs, found.targets, *persons)
+            self._take(taken(loaded, self.name, example, self.table.path), fitness)
+
+    def _take_images(self, images: ImageRecords, example: Example, fitness: Fitness) -> None:
+        """Read every image, and compute its loss.
+
+        Raises:
+            DataError: if the task cannot use one.
+        """
+        batch = list[tuple[int, Any]]()
+        for index in range(len(images)):
+            found = images.try_read(index)
+            if isinstance(found, Problem):
+                self.findings.add([found])
+                self.findings.records -= 1
+            else:
+                batch.append((index, found))
+            if batch and (len(batch) == _AT_ONCE or index == len(images) - 1):
+                inputs, targets = (torch.stack(parts) for parts in zip(*(record for _, record in batch), strict=True))
+                records = InMemory(*example.check(inputs, targets, images.table.path))
+                fitness.check(records, [place + 1 for place, _ in batch], images.table.path)
+                batch = []
+            self.progress(index + 1)
+        if not self.findings.problem_count:
+            loaded = images if images.persons is None else (images, images.persons)
+            self.own = taken(loaded, self.name, example, images.table.path)
+
+    def _take(self, own: OwnRecords, fitness: Fitness) -> None:
+        """Compute the loss of every record.
+
+        Raises:
+            DataError: if the task cannot use one.
+        """
+        self.own, self.findings.records = own, len(own.records)
+        fitness.check(own.records, range(1, len(own.records) + 1), self.place.source.path)
+
+    def _split(self) -> dict[str, int]:
+        data = self.place.settings.data
+        if self.own is None:
+            used, kept = split_held_out(self.findings.records, data.held_out)
+            return {"training": len(used), "held_out": len(kept)}
+        sides = self.own.divided(data, torch.device("cpu"))
+        return {"training": len(sides[0].numbers), "held_out": len(sides[1].numbers)}
+
+    def _sentences(self) -> list[str]:
+        table = self.table
+        return [each.sentence(table.path, table.row) for each in self.findings.problems] if table else []
+
+    def _described(self, columns: Sequence[Column], role: str) -> list[dict[str, Any]]:
+        return [_described(column, self.findings.counts.get(column.name, Counts()), role) for column in columns]
+
+
+def inspect(place: SiteFolder, name: str, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+    """Return what a task would read of a site's records, with the problems that keep it from training.
+
+    Args:
+        place: the site.
+        name: the task, `module:Class`.
+        progress: is told the number of records read so far.
+
+    Raises:
+        TaskError: if the task cannot be trained, whatever the records.
+    """
+    task = import_task(name)
+    Refusals(place.folder).check(name, task)
+    return _Inspection(place, name, task, progress).run()
+
+
+def _described(column: Column, counts: Counts, role: str) -> dict[str, Any]:
+    return {
+        "column": column.name,
+        "role": role,
+        "kind": _KINDS[type(column)],
+        "range": column.described,
+        "missing": counts.missing,
+        "clipped": counts.clipped,
+        "unknown": counts.unknown,
+    }

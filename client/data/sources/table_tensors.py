@@ -1,0 +1,396 @@
+"""Turn tables into tensors by the columns that a task declares, and count what was missing, clipped or unknown.
+
+Every record is computed by itself, from its own row and public constants. A row that cannot be used is a `Problem`;
+reading goes on, so that `cloister data check` can show them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import compute
+
+from client.data.columns import AnyColumn, Category, Date, Flag, Number
+from client.data.sources.chunks import Problem
+from privacy.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from client.data.sources.chunks import Chunk, Table
+    from client.data.sources.options import ListedOptions, TableOptions
+
+pc: Any = compute  # it makes its functions when it is imported, unseen by type checkers
+
+_NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
+_COMMA = r"^[+-]?[0-9]+,[0-9]+$"
+_LONGEST = 1000  # bytes of a cell
+_KEPT = 100  # problems
+_EPOCH = date(1970, 1, 1)
+
+
+@dataclass
+class Counts:
+    """How many values of a column were replaced, or put elsewhere."""
+
+    missing: int = 0  # by the constant for missing ones
+    clipped: int = 0  # by an end of the range
+    unknown: int = 0  # counted as other
+
+
+@dataclass
+class Findings:
+    """What was found in a site's records. It stays at the site, and is written nowhere."""
+
+    records: int = 0  # that can be used
+    counts: dict[str, Counts] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)  # the first ones
+    problem_count: int = 0
+
+    def add(self, problems: Sequence[Problem]) -> None:
+        """Count problems, and keep the first."""
+        self.problem_count += len(problems)
+        self.problems += problems[: _KEPT - len(self.problems)]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a task declares of a table."""
+
+    columns: Sequence[AnyColumn]  # of the inputs
+    targets: Sequence[AnyColumn]  # to predict: one `Category`, or any number of `Number` and `Flag`
+    person: str | None = None  # the column that says whom a record is about
+
+    @property
+    def wanted(self) -> dict[str, str | None]:
+        """The names of all columns, with their codes."""
+        person = {self.person: None} if self.person else {}
+        return person | {column.name: column.code for column in (*self.columns, *self.targets)}
+
+
+@dataclass(frozen=True)
+class TableRecords:
+    """The records of a table that can be used; n may be 0."""
+
+    inputs: Tensor  # (n, width), float32
+    targets: Tensor  # the places of a `Category`'s values `(n,)`, int64, or float32 `(n, targets)`
+    rows: list[int]  # their numbers
+    persons: list[str] | None  # whom they are about, if the task names a column for it
+
+
+def read_tensors(
+    table: Table, declared: Declared, findings: Findings, progress: Callable[[int], None] = lambda _: None
+) -> TableRecords:
+    """Read the records of a table that can be used; `findings` has the others.
+
+    Args:
+        table: the source.
+        declared: what the task declares.
+        findings: is added to.
+        progress: is told the number of rows read so far.
+
+    Raises:
+        DataError: if the table cannot be read.
+    """
+    encoder = Encoder(table.options, findings)
+    inputs, outputs, rows, persons, read = list[Any](), list[Any](), list[int](), list[str](), 0
+    for chunk in table.chunks(declared.wanted):
+        read += len(chunk.rows) + len(chunk.problems)
+        usable, problems = np.ones(len(chunk.rows), bool), list(chunk.problems)
+        parts = [np.zeros((len(chunk.rows), 0), np.float32)]
+        parts += [encoder.inputs(column, chunk, usable, problems) for column in declared.columns]
+        labels = [encoder.target(column, chunk, usable, problems) for column in declared.targets]
+        named = encoder.texts(declared.person, chunk, usable, problems) if declared.person else []
+        findings.add(sorted(problems, key=lambda problem: problem.row))
+        inputs.append(np.concatenate(parts, axis=1)[usable])
+        outputs.append((labels[0] if labels[0].ndim == 1 else np.concatenate(labels, axis=1))[usable])
+        rows += np.asarray(chunk.rows)[usable].tolist()
+        persons += [text for text, use in zip(named, usable, strict=bool(named)) if use]
+        progress(read)
+    if not read:
+        table.fail("no records follow", f"add one {table.row} per record")
+    findings.records += len(rows)
+    return TableRecords(
+        torch.from_numpy(np.concatenate(inputs)),
+        torch.from_numpy(np.concatenate(outputs)),
+        rows,
+        persons if declared.person else None,
+    )
+
+
+def raise_first(table: Table, findings: Findings) -> None:
+    """Raise the first problem.
+
+    Raises:
+        DataError: if there is any.
+    """
+    if findings.problem_count:
+        more = findings.problem_count - 1
+        rest = f" ({more:,} more; `cloister data check` lists them)" if more else ""
+        raise DataError(findings.problems[0].sentence(table.path, table.row) + rest)
+
+
+class Encoder:
+    """Computes numbers from a chunk's columns; a value that cannot be used makes its row unusable."""
+
+    def __init__(self, options: TableOptions | ListedOptions, findings: Findings) -> None:
+        self._options, self._findings = options, findings
+        self._decimal = getattr(options, "decimal", ".")
+        self._missing = pa.array(options.missing, pa.string())
+
+    def inputs(
+        self, column: AnyColumn, chunk: Chunk, usable: NDArray[np.bool_], problems: list[Problem]
+    ) -> NDArray[np.float32]:
+        """Return a column as inputs `(n, width)`; unusable rows are cleared in `usable` `(n,)`."""
+        values = self._values(column, chunk, usable, problems)
+        if isinstance(column, Category):
+            return np.eye(column.width, dtype=np.float32)[values.astype(np.int64)]
+        return values.astype(np.float32)[:, None]
+
+    def target(
+        self, column: AnyColumn, chunk: Chunk, usable: NDArray[np.bool_], problems: list[Problem]
+    ) -> NDArray[Any]:
+        """Return a column as targets: places `(n,)` of a category's values, else float32 `(n, 1)`."""
+        values = self._values(column, chunk, usable, problems)
+        return values.astype(np.int64) if isinstance(column, Category) else values.astype(np.float32)[:, None]
+
+    def texts(self, name: str, chunk: Chunk, usable: NDArray[np.bool_], problems: list[Problem]) -> list[str]:
+        """Return what a column names, such as persons, `(n,)`; a row without a name becomes unusable."""
+        work = _Work(chunk, usable, problems, self._options.columns.get(name, name))
+        array = self._trimmed(chunk.columns[name], work)
+        if not _is_plain(array.type):
+            work.refuse(np.ones(len(array), bool), f"not a name but {_kind(array.type)}; convert the column")
+            return [""] * len(array)
+        words = self._without_missing(_words(array))
+        work.refuse(_mask(pc.is_null(words)), "no name of a person; fill it in, or leave the record out")
+        found: list[str] = pc.fill_null(words, "").to_pylist()
+        return found
+
+    def _values(
+        self, column: AnyColumn, chunk: Chunk, usable: NDArray[np.bool_], problems: list[Problem]
+    ) -> NDArray[np.float64]:
+        work = _Work(chunk, usable, problems, self._options.columns.get(column.name, column.name))
+        counts = self._findings.counts.setdefault(column.name, Counts())
+        array = chunk.columns[column.name]
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        array = self._trimmed(array, work)
+        match column:
+            case Number():
+                values = self._numbers(column, array, work)
+            case Date():
+                values = self._days(array, work)
+            case _:
+                values = self._places(column, array, work, counts)
+        absent = np.isnan(values)
+        stand_in = _stand_in(column)
+        if stand_in is None:
+            work.refuse(absent, "no value; fill it in, or leave the record out")
+        counts.missing += int((absent & ~work.refused).sum())
+        values = np.where(absent, 0.0 if stand_in is None else stand_in, values)
+        if isinstance(column, Number | Date):
+            low, high = (_plain(end) for end in (column.low, column.high))
+            counts.clipped += int(((values < low) | (values > high))[~work.refused].sum())
+            values = 2 * (np.clip(values, low, high) - low) / (high - low) - 1
+        return values
+
+    def _trimmed(self, array: Any, work: _Work) -> Any:  # noqa: ANN401 - of PyArrow, which has no types
+        """Remove spaces around texts, and refuse long ones."""
+        if not _is_text(array.type):
+            return array
+        array = pc.cast(array, pa.string())
+        long = _mask(pc.greater(pc.binary_length(array), _LONGEST))
+        if long.any():
+            work.refuse(long, f"more than {_LONGEST:,} bytes long; correct the cell")
+            array = pc.if_else(pa.array(long), pa.scalar(None, array.type), array)
+        return pc.utf8_trim_whitespace(array)
+
+    def _numbers(self, column: Number, array: Any, work: _Work) -> NDArray[np.float64]:  # noqa: ANN401
+        kind = array.type
+        if _is_text(kind):
+            array = self._pointed(self._without_missing(array), work)
+        elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)) and not (
+            pa.types.is_boolean(kind) or pa.types.is_null(kind)
+        ):
+            work.refuse(np.ones(len(array), bool), f"not a number but {_kind(kind)}; convert the column")
+            return np.zeros(len(array))
+        values = _floats(array)
+        work.refuse(np.isinf(values), "not finite; write the measured value, or leave the record out")
+        return np.where(np.isinf(values), 0.0, values) * self._factors(column, work, ~np.isnan(values))
+
+    def _without_missing(self, array: Any) -> Any:  # noqa: ANN401
+        return pc.if_else(pc.is_in(array, self._missing), pa.scalar(None, pa.string()), array)
+
+    def _pointed(self, array: Any, work: _Work) -> Any:  # noqa: ANN401
+        """Refuse texts that are no numbers; return the others with a decimal point, or as numbers."""
+        comma = self._decimal == ","
+        if not comma and (plain := _plain_numbers(array)) is not None:
+            return plain
+        pointed = pc.replace_substring(array, ",", ".") if comma else array
+        wrong = ~_mask(pc.match_substring_regex(pointed, _NUMBER), absent=True)
+        if comma:
+            wrong |= (points := _mask(pc.match_substring(array, ".")))
+            work.refuse(points, 'a point in a number, where decimal = ","; write numbers without points')
+        else:
+            commas = _mask(pc.match_substring_regex(array, _COMMA))
+            work.refuse(commas, 'a decimal comma; set decimal = "," in [data.source], or write a point')
+        work.refuse(wrong, "not a number; write a decimal number, or leave the record out")
+        return pc.if_else(pa.array(wrong), pa.scalar("0", array.type), pointed)
+
+    def _factors(self, column: Number, work: _Work, present: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return what to multiply each value by, so that it has the column's unit."""
+        own = self._options.units.get(column.name)
+        if column.name not in work.chunk.units and (factor := column.factor(own)) is not None:
+            return np.full(len(present), factor)
+        units = [unit or own for unit in work.chunk.units.get(column.name, [None] * len(present))]
+        known = {unit: column.factor(unit) for unit in set(units)}
+        wrong = np.array([known[unit] is None for unit in units], bool) & present
+        declared = ", ".join([column.unit or "(none)", *column.convert])
+        work.refuse(wrong, f"in a unit that the task does not declare; it declares {declared}")
+        return np.array([known[unit] or 1.0 for unit in units])
+
+    def _days(self, array: Any, work: _Work) -> NDArray[np.float64]:  # noqa: ANN401
+        kind = array.type
+        if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+            return _floats(pc.cast(pc.cast(array, pa.date32(), safe=False), pa.int32()))
+        if pa.types.is_null(kind):
+            return np.full(len(array), np.nan)
+        if not _is_text(kind):
+            work.refuse(np.ones(len(array), bool), f"not a date but {_kind(kind)}; convert the column")
+            return np.zeros(len(array))
+        coded = pc.dictionary_encode(self._without_missing(array))
+        days = np.array([self._day(text) for text in coded.dictionary.to_pylist()] or [0.0])
+        places = _floats(coded.indices)
+        values = np.where(np.isnan(places), np.nan, days[np.nan_to_num(places).astype(np.int64)])
+        expected = "2024-12-31" if self._options.dates == "iso" else self._options.dates
+        work.refuse(np.isinf(values), f"not a date written as {expected}; correct it, or set dates in [data.source]")
+        return np.where(np.isinf(values), 0.0, values)
+
+    def _day(self, text: str) -> float:
+        """Return the days since 1970 of a date; infinity if it is none."""
+        try:
+            if self._options.dates == "iso":
+                found = datetime.fromisoformat(text)
+            else:
+                found = datetime.strptime(text, self._options.dates)  # noqa: DTZ007 - only the day is used
+        except ValueError:
+            return np.inf
+        return _plain(found.date())
+
+    def _places(self, column: Category | Flag, array: Any, work: _Work, counts: Counts) -> NDArray[np.float64]:  # noqa: ANN401
+        """Return the place of each value in the column's list; of a flag, 1 or 0."""
+        if not _is_plain(array.type):
+            work.refuse(np.ones(len(array), bool), f"not a text but {_kind(array.type)}; convert the column")
+            return np.zeros(len(array))
+        words = _words(array)
+        if isinstance(column, Flag):
+            words = pc.utf8_lower(words)
+            known = [word.lower() for word in (*column.no, *column.yes)]
+        else:
+            known = list(column.values)
+        places = _floats(pc.index_in(words, pa.array(known, words.type)))
+        absent = _mask(pc.or_(pc.is_null(words), pc.fill_null(pc.is_in(_words(array), self._missing), fill_value=True)))
+        unknown = np.isnan(places) & ~absent
+        if isinstance(column, Flag):
+            places = np.where(np.isnan(places), np.nan, places >= len(column.no))
+            work.refuse(unknown, f"neither {' nor '.join((column.yes[0], column.no[0]))}; correct it")
+        elif column.other == "other":
+            counts.unknown += int((unknown & ~work.refused).sum())
+            return np.where(unknown, len(known), places)
+        else:
+            work.refuse(unknown, f"none of the task's {len(known)} values ({_shortened(known)}); correct it")
+        return np.where(unknown, 0.0, places)
+
+
+@dataclass
+class _Work:
+    """The rows of one column in a chunk, and which of them cannot be used."""
+
+    chunk: Chunk
+    usable: NDArray[np.bool_]  # rows of the chunk, over all columns
+    problems: list[Problem]
+    named: str  # what the site calls the column
+    refused: NDArray[np.bool_] = field(init=False)  # rows of this column
+
+    def __post_init__(self) -> None:
+        self.refused = np.zeros(len(self.usable), bool)
+
+    def refuse(self, rows: NDArray[np.bool_], what: str) -> None:
+        """Refuse rows that this column has not refused yet."""
+        for at in np.flatnonzero(rows & ~self.refused):
+            self.problems.append(Problem(int(self.chunk.rows[int(at)]), self.named, what))
+        self.refused |= rows
+        self.usable &= ~rows
+
+
+def _stand_in(column: AnyColumn) -> float | None:
+    """Return the number that stands for a missing value."""
+    if column.missing is None:
+        return None
+    if isinstance(column, Category):
+        return float(column.places.index(column.missing))
+    return _plain(column.missing) if isinstance(column, Number | Date) else float(column.missing)
+
+
+def _plain(value: float | date) -> float:
+    """Return a date as days since 1970."""
+    return float((value - _EPOCH).days) if isinstance(value, date) else float(value)
+
+
+def _plain_numbers(array: Any) -> Any:  # noqa: ANN401
+    """Return texts as numbers, if all are finite ones, or null; much faster than a search for those that are not."""
+    try:
+        values = pc.cast(array, pa.float64())
+    except pa.ArrowInvalid:
+        return None
+    return values if pc.all(pc.is_finite(values), min_count=0).as_py() else None
+
+
+def _words(array: Any) -> Any:  # noqa: ANN401
+    """Return values as texts; floating-point numbers that are whole, as codes with gaps become, as whole ones."""
+    if pa.types.is_floating(array.type):
+        whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), 2.0**53))
+        array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
+        whole = pc.fill_null(whole, fill_value=False)
+        integers = pc.cast(pc.if_else(whole, array, pa.scalar(None, array.type)), pa.int64())
+        return pc.coalesce(pc.cast(integers, pa.string()), pc.cast(array, pa.string()))
+    return pc.cast(array, pa.string())
+
+
+def _floats(array: Any) -> NDArray[np.float64]:  # noqa: ANN401
+    """Return values as numbers `(n,)`, with NaN for null."""
+    values: NDArray[np.float64] = pc.cast(array, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return values
+
+
+def _mask(array: Any, *, absent: bool = False) -> NDArray[np.bool_]:  # noqa: ANN401
+    """Return truth values `(n,)`, with `absent` for null."""
+    values: NDArray[np.bool_] = pc.fill_null(array, absent).to_numpy(zero_copy_only=False)
+    return values
+
+
+def _is_text(kind: Any) -> bool:  # noqa: ANN401
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_plain(kind: Any) -> bool:  # noqa: ANN401
+    """Return whether values of this type have a text that people would write in a list of categories."""
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null, pa.types.is_decimal)
+    return _is_text(kind) or any(test(kind) for test in tests)
+
+
+def _kind(kind: Any) -> str:  # noqa: ANN401
+    """Name a type of PyArrow; its text could hold names of fields."""
+    return "a list or structure" if pa.types.is_nested(kind) else f"of type {kind}"
+
+
+def _shortened(values: Sequence[str]) -> str:
+    return ", ".join(values) if len(values) <= 4 else f"{', '.join(values[:3])}, …"  # noqa: PLR2004

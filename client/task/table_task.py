@@ -1,0 +1,116 @@
+"""A task over tables: it declares its columns, and the site's settings say where they are.
+
+    class Readmission(TableTask):
+        columns = [Number("age", low=18, high=100, missing=45), Category("ward", ["a", "b"], other="other")]
+        target = Flag("readmitted")
+        def model(self):                   return nn.Linear(self.width, 1)
+        def loss(self, outputs, targets):  return F.binary_cross_entropy_with_logits(outputs, targets)
+
+Columns become inputs `(n, width)` in their order: numbers and dates from -1 to 1, flags as 0 or 1, categories as one
+number per value.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from typing_extensions import override
+
+from client.data.columns import AnyColumn, Category, Date, Flag, Number, check_columns
+from client.data.sources.registry import Source
+from client.data.sources.table_tensors import Declared, Findings, raise_first, read_tensors
+from client.task.task import Task
+from privacy.errors import TaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from client.data.inputs import Loaded
+
+_FEWEST = 8  # made-up records
+
+
+class TableTask(Task):
+    """A task whose records are the rows of a table."""
+
+    columns: ClassVar[Sequence[AnyColumn]]
+    """The inputs."""
+
+    target: ClassVar[AnyColumn | Sequence[AnyColumn]]
+    """What to predict: a `Category`, as the places of its values `(n,)`; or flags and numbers, `(n, targets)`."""
+
+    person: ClassVar[str | None] = None
+    """The column that says whom a record is about, where persons have several; it is no input."""
+
+    def __init_subclass__(cls, **settings: Any) -> None:  # noqa: ANN401 - Python's
+        """Check the declarations."""
+        super().__init_subclass__(**settings)
+        if hasattr(cls, "columns") and hasattr(cls, "target"):
+            if not cls.columns:
+                msg = "this task has no columns; declare at least one"
+                raise TaskError(msg)
+            check_columns((*cls.columns, *targets_of(cls.target)))
+
+    @property
+    def width(self) -> int:
+        """The number of inputs of a record."""
+        return sum(column.width for column in self.columns)
+
+    @property
+    def declared(self) -> Declared:
+        """What the task declares of its table."""
+        return Declared(self.columns, targets_of(self.target), self.person)
+
+    @override
+    def load(self, path: Path) -> Loaded:
+        return self.load_from(Source(path))
+
+    @override
+    def load_from(self, source: Source) -> Loaded:
+        findings, table = Findings(), source.table()
+        found = read_tensors(table, self.declared, findings)
+        raise_first(table, findings)
+        return (found.inputs, found.targets) if found.persons is None else (found.inputs, found.targets, found.persons)
+
+    @override
+    def example(self) -> tuple[Tensor, Tensor]:
+        count = _FEWEST * max(1, *(column.width for column in (*self.columns, *self.declared.targets)))
+        inputs = torch.cat([_made_up(column, count) for column in self.columns], 1)
+        return inputs, made_up_targets(self.declared.targets, count)
+
+
+def targets_of(target: AnyColumn | Sequence[AnyColumn]) -> Sequence[AnyColumn]:
+    """Return the columns to predict.
+
+    Raises:
+        TaskError: if these cannot be predicted together.
+    """
+    targets = (target,) if isinstance(target, Number | Category | Flag | Date) else target
+    if not targets or any(isinstance(column, Date) for column in targets):
+        msg = "the target of this task must be a Category, or Flags and Numbers"
+        raise TaskError(msg)
+    if len(targets) > 1 and any(isinstance(column, Category) for column in targets):
+        msg = "a Category must be the only target of this task; declare a Flag for each of its values, or one target"
+        raise TaskError(msg)
+    return targets
+
+
+def made_up_targets(targets: Sequence[AnyColumn], count: int) -> Tensor:
+    """Make up targets that cover every class."""
+    if isinstance(targets[0], Category):
+        return torch.arange(count) % targets[0].width
+    return torch.cat([_made_up(column, count) for column in targets], 1)
+
+
+def _made_up(column: AnyColumn, count: int) -> Tensor:
+    """Make up values of a column `(count, width)`, as inputs: every category and both flags, any number."""
+    match column:
+        case Category():
+            return functional.one_hot(torch.randperm(count) % column.width, column.width).float()
+        case Flag():
+            return torch.arange(float(count)).remainder(2)[:, None]
+    return torch.rand(count, 1) * 2 - 1

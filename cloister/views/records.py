@@ -1,0 +1,59 @@
+"""Show what a site's tasks would read of its records: columns, counts and problems."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from privacy.untrusted_text import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDE = 34  # characters of a range
+_MOST = 20  # problems
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print a report of `cloister data check`, in 80 columns."""
+    for task in report["tasks"]:
+        source = f", source {report['source']}" if report["source"] else ""
+        _line(console, f"{task['task']} reads {report['file']}{source}", "bold")
+        if task["columns"]:
+            console.print(_table(task))
+        _show_result(task, console)
+    _line(console, "  these counts come from the records themselves, without noise: keep them at the site")
+
+
+def _table(task: dict[str, Any]) -> Table:
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("column", "kind", "range"):
+        shown.add_column(name, no_wrap=True)
+    for name in ("missing", "clipped", "unknown"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for column in task["columns"]:
+        name = column["column"] + (" (target)" if column["role"] == "target" else "")
+        counts = [f"{column[each]:,}" if column[each] else "–" for each in ("missing", "clipped", "unknown")]
+        shown.add_row(*(Text(plain(each, _WIDE)) for each in (name, column["kind"], column["range"], *counts)))
+    return shown
+
+
+def _show_result(task: dict[str, Any], console: Console) -> None:
+    count, problems = task["problem_count"], task["problems"]
+    for problem in problems[:_MOST]:
+        _line(console, f"✗ {problem}", "red")
+    if count > len(problems[:_MOST]):
+        _line(console, f"  and {count - len(problems[:_MOST]):,} more")
+    if count:
+        _line(console, f"✗ {count:,} problem{'s' * (count > 1)}: the agent would refuse to train", "red")
+        _line(console, f"  records   {task['records']:,} without problems")
+    else:
+        records = f"{task['records']:,} record{'s' * (task['records'] != 1)}"
+        _line(console, f"✓ {records}: {task['training']:,} to train on, {task['held_out']:,} held out")
+    _line(console, f"  model     gets inputs {task['inputs']}, targets {task['targets']}")
+
+
+def _line(console: Console, text: str, style: str | None = None) -> None:
+    console.print(text.rstrip(), style=style, markup=False, soft_wrap=True)

@@ -1,0 +1,212 @@
+"""A folder of images with a table of labels: what every image becomes, and which files are refused."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from client.data.sources.listed_files import ImageForm
+from client.data.sources.options import Csv, Images
+from client.data.sources.registry import Source
+from client.data.sources.table_tensors import Findings
+from tests.client.data.sources.cohorts import Picture, Ward, complaint, read
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GREY = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+
+
+class Colour(Picture):
+    """The same in colour."""
+
+    channels = 3
+
+
+def labels(folder: Path, *rows: str) -> Path:
+    path = folder / "labels.csv"
+    path.write_text("\n".join(["file,label", *rows, ""]))
+    return path
+
+
+def save(folder: Path, name: str, pixels: np.ndarray = GREY, **options: Any) -> None:  # noqa: ANN401 - Pillow's
+    (folder / name).parent.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(folder / name, **options)
+
+
+@pytest.mark.parametrize("name", ["a.png", "scans/a.bmp", "a.tiff", "ä b.webp", "a.jpg"])
+def test_an_image_is_read_whatever_its_kind(tmp_path: Path, name: str) -> None:
+    options: dict[str, Any] = (
+        {"lossless": True} if name.endswith("webp") else {"quality": 100} if name.endswith("jpg") else {}
+    )
+    save(tmp_path, name, **options)
+    images, targets = read(labels(tmp_path, f"{name},malignant"), Images(), Picture())
+    assert images.shape == (1, 1, 4, 6)
+    torch.testing.assert_close(images[0, 0], torch.from_numpy(GREY) / 127.5 - 1, atol=0.02, rtol=0)
+    assert targets.tolist() == [1]
+
+
+def test_grey_and_colour_become_what_the_task_declares(tmp_path: Path) -> None:
+    colours = np.stack([GREY, GREY * 0, GREY // 2], axis=2)
+    save(tmp_path, "colour.png", colours)
+    save(tmp_path, "grey.png")
+    save(tmp_path, "deep.png", (GREY.astype(np.uint16) * 256))
+    Image.fromarray(colours).convert("P").save(tmp_path / "palette.png")
+    Image.fromarray(colours).convert("RGBA").save(tmp_path / "alpha.png")
+    path = labels(tmp_path, *(f"{name}.png,benign" for name in ("colour", "grey", "palette", "alpha")))
+    images, _ = read(path, Images(), Colour())
+    assert images.shape == (4, 3, 4, 6)
+    torch.testing.assert_close(images[0], torch.from_numpy(colours).permute(2, 0, 1) / 127.5 - 1)
+    torch.testing.assert_close(images[1], (torch.from_numpy(GREY) / 127.5 - 1).expand(3, 4, 6))
+    assert read(path, Images(), Picture())[0].shape == (4, 1, 4, 6)
+
+    class Deep(Picture):
+        values = (0, 65535)
+
+    deep, _ = read(labels(tmp_path, "deep.png,benign"), Images(), Deep())
+    torch.testing.assert_close(deep[0, 0], torch.from_numpy(GREY * 256.0).float() / 32767.5 - 1)
+
+
+def test_other_sizes_are_resized_and_turned_photographs_turned_back(tmp_path: Path) -> None:
+    save(tmp_path, "large.png", np.kron(GREY, np.ones((8, 8), np.uint8)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    save(tmp_path, "turned.png", np.ascontiguousarray(np.rot90(GREY)), exif=exif)
+    images, _ = read(labels(tmp_path, "large.png,benign", "turned.png,benign"), Images(), Picture())
+    expected = torch.from_numpy(GREY) / 127.5 - 1
+    torch.testing.assert_close(images[0, 0], expected, atol=0.1, rtol=0)
+    torch.testing.assert_close(images[1, 0], expected)
+
+
+def test_what_is_beyond_the_declared_values_is_clipped_and_gaps_are_the_lowest() -> None:
+    form = ImageForm(1, (1, 4), (-1000, 400))
+    image = torch.tensor([[[float("nan"), -3000, -300, float("inf")]]])
+    assert form.finish(image).tolist() == [[[-1, -1, 0, 1]]]
+
+
+def test_images_are_read_when_they_are_used_and_in_the_order_of_the_table(tmp_path: Path) -> None:
+    for number in range(5):
+        save(tmp_path, f"{number}.png", np.full((4, 6), number * 50, np.uint8))
+    path = labels(tmp_path, *(f"{number}.png,benign" for number in (3, 1, 4)))
+    records = Picture().records(Source(path, Images()), Findings())
+    (tmp_path / "1.png").unlink()
+    assert len(records) == 3
+    assert records[0][0].mean().item() == pytest.approx(150 / 127.5 - 1)
+    assert records[2][0].mean().item() == pytest.approx(200 / 127.5 - 1)
+    with pytest.raises(Exception, match=r"labels\.csv, line 3, column `file`: the file is cut, damaged, or"):
+        records[1]
+
+
+def test_a_transform_of_the_task_is_applied_to_records_and_examples(tmp_path: Path) -> None:
+    class Summed(Picture):
+        def transform(self, image: torch.Tensor) -> torch.Tensor:
+            return image.sum(0)
+
+    save(tmp_path, "a.png")
+    assert read(labels(tmp_path, "a.png,benign"), Images(), Summed())[0].shape == (1, 4, 6)
+    assert Summed().example()[0].shape[1:] == (4, 6)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG that claims this size."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+             for kind, body in chunks]  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_every_image_that_cannot_be_used_has_its_line(tmp_path: Path) -> None:
+    buffer = BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (60, 60), np.uint8)).save(buffer, "PNG")
+    files = {
+        "cut.png": buffer.getvalue()[:-1500],
+        "stub.png": buffer.getvalue()[:10],
+        "text.png": b"Mrs Smith",
+        "empty.png": b"",
+        "bomb.png": png_of(60_000, 60_000),
+        "large.png": png_of(11_000, 10_000),
+        "page.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    frames = [Image.fromarray(GREY), Image.fromarray(GREY + 1)]
+    frames[0].save(tmp_path / "pages.tiff", save_all=True, append_images=frames[1:])
+    kinds = "not an image of the kinds PNG, JPEG, TIFF, BMP, WEBP, or its start is damaged; convert it"
+    damaged = "the file is cut, damaged, or of another kind; copy it again, or leave it out"
+    large = "larger than 100 megapixels; shrink it, or raise most_megapixels in [data.source]"
+    said = {
+        "cut.png": damaged, "stub.png": (kinds, damaged), "text.png": kinds, "empty.png": kinds, "bomb.png": large,
+        "large.png": large, "page.svg": kinds, "pages.tiff": "several images in one file; save them one by one",
+    }  # fmt: skip
+    for name, expected in said.items():
+        found = complaint(labels(tmp_path, f"{name},benign"), Images(), Picture())
+        assert found.removeprefix("labels.csv, line 2, column `file`: ") in expected, name
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("../outside.png", "leads out of this table's folder; name files in it, such as scans/1.png"),
+        ("scans/../../outside.png", "leads out of this table's folder"),
+        ("/etc/passwd", "leads out of this table's folder"),
+        ("scans\\..\\..\\outside.png", "leads out of this table's folder"),
+        ("link.png", "a link out of this table's folder; copy the file itself here"),
+        ("folder/outside.png", "a link out of this table's folder"),
+        ("loop", "there is no such file; copy it here, or leave the record out"),
+        ("missing.png", "there is no such file"),
+        ("x" * 300, "there is no such file"),
+        ("x" * 2000, "no file name, or a very long one; correct it, or leave the record out"),
+        ('""', "no file name"),
+        (".", "not a file; name one, or leave the record out"),
+        ("pipe", "not a file"),
+    ],
+)
+def test_a_name_may_not_lead_out_of_the_folder(tmp_path: Path, name: str, said: str) -> None:
+    folder = tmp_path / "images"
+    save(folder, "inside.png")
+    save(tmp_path, "outside.png")
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    (folder / "own.png").symlink_to("inside.png")
+    (folder / "folder").symlink_to(tmp_path)
+    (folder / "loop").symlink_to("loop")
+    os.mkfifo(folder / "pipe")
+    found = complaint(labels(folder, "own.png,benign", f"{name},benign"), Images(), Picture())
+    assert found.startswith(f"labels.csv, line 3, column `file`: {said}")
+
+
+def test_labels_are_checked_as_any_column_is(tmp_path: Path) -> None:
+    save(tmp_path, "a.png")
+    said = complaint(labels(tmp_path, "a.png,benign", "a.png,doubtful", "a.png,", "a.png"), Images(), Picture())
+    assert said == (
+        "labels.csv, line 3, column `label`: none of the task's 2 values (benign, malignant); correct it (2 more; "
+        "`cloister data check` lists them)"
+    )
+    path = labels(tmp_path, "a.png;benign")
+    path.write_text("name;finding\na.png;benign\n")
+    own = Images(separator=";", columns={"file": "name", "label": "finding"})
+    assert len(read(path, own, Picture())[0]) == 1
+    assert "there is no column `file`" in complaint(path, Images(separator=";"), Picture())
+
+
+def test_a_source_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = labels(tmp_path)
+    assert complaint(path, Csv(), Picture()) == (
+        "this task reads images, but source in [data] is 'csv'; name images, dicom or nifti"
+    )
+    assert complaint(path, Images(), Ward()) == (
+        "this task reads tables, but source in [data] is 'images'; name csv, parquet, sql or fhir"
+    )
+
+    class Volume(Picture):
+        size = (4, 4, 4)
+
+    assert "images of 3 dimensions, which source 'images' does not have" in complaint(path, Images(), Volume())

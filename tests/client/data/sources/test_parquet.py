@@ -1,0 +1,129 @@
+"""Parquet tables give the same records as text, whatever types their columns have; damaged ones are refused."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+
+from client.data.sources.options import Parquet
+from tests.client.data.sources.cohorts import INPUTS, SECRET, TARGETS, complaint, problems, read
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DAYS = [date(2020, 1, 1), date(2025, 1, 1), date(2022, 7, 2)]
+COLUMNS: dict[str, Any] = {
+    "age": [18, 100, 59],
+    "glucose": [4.0, 12.0, None],
+    "ward": ["surgery", "medicine", "oncology"],
+    "smoker": [True, False, True],
+    "admitted": DAYS,
+    "outcome": ["well", "ill", "ill"],
+    "note": [SECRET] * 3,
+}
+
+
+def write(folder: Path, **columns: Any) -> Path:  # noqa: ANN401 - whatever PyArrow takes
+    path = folder / "patients.parquet"
+    parquet.write_table(pa.table(COLUMNS | columns), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {},
+        {"age": pa.array([18, 100, 59], pa.uint8()), "glucose": [4.0, 12.0, float("nan")]},
+        {"age": [Decimal("18.0"), Decimal("100.0"), Decimal("59.0")], "admitted": pa.array(DAYS, pa.date64())},
+        {"admitted": [datetime(day.year, day.month, day.day, 13, tzinfo=UTC) for day in DAYS]},
+        {"admitted": [str(day) for day in DAYS], "glucose": ["4", "12.0", " NA "], "smoker": [1, 0, 1]},
+        {"ward": pa.array(COLUMNS["ward"]).dictionary_encode(), "smoker": [1.0, None, 1.0]},
+        {"outcome": pa.array(COLUMNS["outcome"], pa.large_string()), "smoker": ["Y", "n", "T"]},
+    ],
+)
+def test_columns_may_have_any_type_that_holds_their_values(tmp_path: Path, columns: dict[str, Any]) -> None:
+    inputs, targets = read(write(tmp_path, **columns), Parquet())
+    torch.testing.assert_close(inputs, torch.tensor(INPUTS), atol=2e-3, rtol=0)
+    assert targets.tolist() == TARGETS
+
+
+def test_codes_that_gaps_have_made_floating_point_are_still_codes(tmp_path: Path) -> None:
+    path = write(tmp_path, ward=[1.0, None, 2.5])
+    assert problems(path, Parquet()) == []  # 1 and 2.5 are other wards, and a missing one is medicine
+    assert read(path, Parquet())[0][:, 2:5].tolist() == [[0, 0, 1], [0, 1, 0], [0, 0, 1]]
+
+
+def test_every_problem_has_its_row_and_column(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        age=[18.0, float("inf"), None],
+        glucose=[[4.0], [1.0], []],
+        ward=[b"a", b"b", b"c"],
+        admitted=[1, 2, 3],
+        outcome=["well", None, SECRET],
+    )
+    found = problems(path, Parquet())
+    assert not any(SECRET in problem for problem in found)
+    assert (
+        "patients.parquet, row 2, column `age`: not finite; write the measured value, or leave the record out" in found
+    )
+    assert "patients.parquet, row 3, column `age`: no value; fill it in, or leave the record out" in found
+    assert (
+        "patients.parquet, row 1, column `glucose`: not a number but a list or structure; convert the column" in found
+    )
+    assert "patients.parquet, row 1, column `ward`: not a text but of type binary; convert the column" in found
+    assert "patients.parquet, row 1, column `admitted`: not a date but of type int64; convert the column" in found
+    assert "patients.parquet, row 2, column `outcome`: no value; fill it in, or leave the record out" in found
+    assert found[-1] == (
+        "patients.parquet, row 3, column `outcome`: none of the task's 2 values (well, ill); correct it"
+    )
+
+
+def test_a_folder_of_files_is_one_table_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name, ages in {"b": [30, 101, 102], "a": [18, 19, 20]}.items():
+        write(tmp_path, age=ages).rename(tmp_path / f"{name}.parquet")
+    inputs, targets = read(tmp_path, Parquet())
+    assert len(inputs) == len(targets) == 6
+    assert inputs[[0, 4], 0].tolist() == [-1, 1]
+    (tmp_path / "empty").mkdir()
+    assert (
+        complaint(tmp_path / "empty", Parquet())
+        == "empty: this folder has no file *.parquet; name another, or one file"
+    )
+
+
+def test_a_damaged_file_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    whole = path.read_bytes()
+    said = "the file of row 1 is not a whole Parquet file, or is encrypted; write it again, as plain Parquet"
+    for data in (b"", whole[:4], whole[: len(whole) // 2], whole[:-1], b"x" * 200):
+        path.write_bytes(data)
+        assert complaint(path, Parquet()) == f"patients.parquet: {said}"
+    path.write_bytes(whole[:4] + bytes(120) + whole[124:])
+    assert "damaged" in complaint(path, Parquet()) or "whole" in complaint(path, Parquet())
+    path.unlink()
+    assert "no such file or directory" in complaint(path, Parquet())
+
+
+def test_a_missing_or_doubled_column_is_refused_and_an_empty_table_too(tmp_path: Path) -> None:
+    table = pa.table(COLUMNS)
+    path = tmp_path / "patients.parquet"
+    parquet.write_table(table.drop_columns(["age"]), path)
+    assert "there is no column `age`" in complaint(path, Parquet())
+    parquet.write_table(table.append_column("ward", table["ward"]), path)
+    assert "columns 3 and 8 have the same name" in complaint(path, Parquet())
+    parquet.write_table(table.slice(0, 0), path)
+    assert complaint(path, Parquet()) == "patients.parquet: no records follow; add one row per record"
+
+
+def test_a_row_group_too_large_for_memory_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.data.sources.parquet._MOST", 10)
+    assert "row group 1 has more than" in complaint(write(tmp_path), Parquet())

@@ -1,0 +1,115 @@
+"""Twelve troubles that data come with: the right records, or one clear sentence before anything is charged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from client.data.sources.options import Csv, Dicom, Images, Sql
+from client.flower import open_site
+from privacy.errors import DataError
+from tests.client.data.sources.cohorts import HEADER, INPUTS, ROWS, TARGETS, Picture, Ward, complaint, read
+from tests.client.data.sources.test_dicom import Scan, dicom, save
+from tests.client.data.sources.test_images import labels
+from tests.client.data.sources.test_sql import QUERY, Diabetes, fill
+from tests.federations import NOISY, SITES, TERMS, FederationMaker, charges_of, restart, run_with, task_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WHOLE = "\n".join([HEADER, *ROWS, ""])
+
+TAKEN: dict[str, tuple[bytes, dict[str, Any]]] = {
+    "a byte order mark": (WHOLE.encode("utf-8-sig"), {}),
+    "semicolons": (WHOLE.replace(",", ";").encode(), {"separator": ";"}),
+    "decimal commas": (WHOLE.replace(",", ";").replace(".", ",").encode(), {"separator": ";", "decimal": ","}),
+    "Latin-1": (WHOLE.replace("oncology", "Köln").encode("latin-1"), {"encoding": "latin-1"}),
+    "missing values": (WHOLE.replace("59,,", "59,NA,").encode(), {}),
+    "a new category": (WHOLE.replace("oncology", "paediatrics").encode(), {}),
+    "dates": (WHOLE.replace("2020-01-01", "01/01/20").replace("2025-01-01", "01/01/25")
+              .replace("2022-07-02", "02/07/22").encode(), {"dates": "%d/%m/%y"}),
+}  # fmt: skip
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "semicolons": (WHOLE.replace(",", ";").encode(), 'its first line names one column; set separator = ";"'),
+    "decimal commas": (
+        WHOLE.replace("4.0", '"4,0"').encode(),
+        'line 2, column `glucose`: a decimal comma; set decimal = ","',
+    ),
+    "Latin-1": (WHOLE.replace("oncology", "Köln").encode("latin-1"), "line 4 is not utf-8 text; save it as UTF-8"),
+    "missing values": (WHOLE.replace("18,", ",").encode(), "line 2, column `age`: no value; fill it in"),
+    "a label out of range": (WHOLE.replace("ill", "4").encode(), "line 3, column `outcome`: none of the task's 2 valu"),
+    "dates": (WHOLE.replace("2020-01-01", "01.01.2020").encode(), "line 2, column `admitted`: not a date written as"),
+    "an empty file": (b"", "the file is empty; name a file with the columns' names and one line per record"),
+}
+
+
+@pytest.mark.parametrize("trouble", TAKEN)
+def test_what_can_be_read_becomes_the_right_records(tmp_path: Path, trouble: str) -> None:
+    data, options = TAKEN[trouble]
+    (tmp_path / "patients.csv").write_bytes(data)
+    inputs, targets = read(tmp_path / "patients.csv", Csv(**options))
+    torch.testing.assert_close(inputs, torch.tensor(INPUTS), atol=2e-3, rtol=0)
+    assert targets.tolist() == TARGETS
+
+
+@pytest.mark.parametrize("trouble", REFUSED)
+def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, trouble: str) -> None:
+    data, said = REFUSED[trouble]
+    (tmp_path / "patients.csv").write_bytes(data)
+    assert said in complaint(tmp_path / "patients.csv", Csv())
+
+
+def test_an_image_that_is_cut_is_one_sentence(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    for name in ("a.png", "a.jpg", "a.tiff", "a.bmp"):
+        Image.fromarray(noise).save(tmp_path / name)
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) * 2 // 3])
+        said = complaint(labels(tmp_path, f"{name},benign"), Images(), Picture())
+        assert said.startswith("labels.csv, line 2, column `file`: "), name
+        assert "damaged" in said, name
+
+
+def test_a_dicom_of_another_modality_is_one_sentence(tmp_path: Path) -> None:
+    said = complaint(save(tmp_path, dicom(Modality="US")), Dicom(), Scan())
+    assert said == (
+        "labels.csv, line 2, column `file`: of another modality than CT, which the task declares; leave the record out"
+    )
+
+
+def test_a_null_in_sql_is_missing_or_one_sentence(tmp_path: Path) -> None:
+    fill(f"sqlite:///{tmp_path}/omop.db")
+    (tmp_path / "cohort.sql").write_text(QUERY)
+    options = Sql(url="sqlite:///omop.db", order_by="person_id")
+    assert read(tmp_path / "cohort.sql", options, Diabetes())[0][1, 4] == -0.5  # the constant for a missing HbA1c
+    (tmp_path / "cohort.sql").write_text(QUERY.replace(" ELSE 'unknown'", ""))
+    assert complaint(tmp_path / "cohort.sql", options, Diabetes()) == (
+        "cohort.sql, row 2, column `sex`: no value; fill it in, or leave the record out (1 more; `cloister data check` "
+        "lists them)"
+    )
+
+
+def test_trouble_at_one_site_costs_it_nothing_and_the_others_go_on(make_federation: FederationMaker) -> None:
+    usual = replace(TERMS, tasks=(task_name(Ward),))
+    federation = make_federation(replace(NOISY, task=task_name(Ward)), dict.fromkeys(SITES, usual))
+    for site in SITES:
+        spoiled, _ = REFUSED["a label out of range"]
+        good = "\n".join([HEADER, *ROWS * 8, ""]).encode()
+        (federation.paths[site] / TERMS.file).write_bytes(spoiled if site == "north" else good)
+        with (federation.paths[site] / "site.toml").open("a") as settings:
+            settings.write('\n[data.source]\nname = "csv"\n')
+    (event,) = run_with(federation)
+    assert event["problems"] == {
+        "north": "“A site's records cannot be used as they are; the reason is in the site's own log”"
+    }
+    assert event["sites"] == sorted(SITES[1:])
+    assert charges_of(federation, "north") == 0
+    assert charges_of(federation, "south") == 1
+    restart(federation, "north")
+    with pytest.raises(DataError, match=r"records\.csv"):
+        open_site(federation.paths["north"]).check_records()

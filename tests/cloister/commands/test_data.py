@@ -1,0 +1,177 @@
+"""`cloister data check`: what a task sees of a site's records, every problem with its place; nothing is written."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from cloister.cli import app
+from privacy.errors import ConfigError, TaskError
+from tests.client.data.sources.cohorts import HEADER, ROWS, SECRET, Picture, Ward
+from tests.federations import task_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SETTINGS = """\
+site = "north"
+server = "localhost:1"
+device = "cpu"
+
+[data]
+file = "{file}"
+lineage = "north-patients"
+held_out = 0.25
+{source}
+[budget]
+epsilon = 3.0
+delta = 1e-5
+
+[policy]
+tasks = [{tasks}]
+maximum_epsilon = 3.0
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a site's folder with records and settings, and no keys: none are needed."""
+
+    def make(records: str = "", *, task: str = "", file: str = "patients.csv", source: str = 'source = "csv"') -> Path:
+        if records:
+            (tmp_path / file).write_text(records)
+        tasks = f'"{task or task_name(Ward)}"'
+        (tmp_path / "site.toml").write_text(SETTINGS.format(file=file, source=source, tasks=tasks))
+        return tmp_path
+
+    return make
+
+
+def check(folder: Path, *options: str, code: int = 0) -> str:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    result = CliRunner().invoke(app, ["data", "check", str(folder), *options])
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before  # nothing is written
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    assert SECRET not in result.output
+    return result.stdout
+
+
+def report(folder: Path, code: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(check(folder, "--json", code=code).splitlines()[-1])
+    return found
+
+
+def test_a_table_is_described_column_by_column(site: Callable[..., Path]) -> None:
+    folder = site("\n".join([HEADER, *ROWS, "150,3,icu,1,1990-01-01,well"]))
+    shown = check(folder)
+    assert max(map(len, shown.replace(str(folder), "").splitlines())) <= 90
+    assert [line.split() for line in shown.splitlines()[1:8]] == [
+        ["column", "kind", "range", "missing", "clipped", "unknown"],
+        ["age", "number", "18", "…", "100", "–", "1", "–"],
+        ["glucose", "number", "2", "…", "12", "mmol/L", "1", "–", "–"],
+        ["ward", "category", "surgery,", "medicine,", "other", "–", "–", "2"],
+        ["smoker", "flag", "1", "or", "0", "–", "–", "–"],
+        ["admitted", "date", "2020-01-01", "…", "2025-01-01", "–", "1", "–"],
+        ["outcome", "(target)", "category", "well,", "ill", "–", "–", "–"],
+    ]
+    assert "✓ 4 records: 3 to train on, 1 held out" in shown
+    assert "model     gets inputs float32 (n, 7), targets int64 (n,)" in shown
+    found = report(folder)
+    assert found["usable"]
+    assert (found["site"], found["source"]) == ("north", "csv")
+    (task,) = found["tasks"]
+    assert (task["records"], task["training"], task["held_out"], task["problems"]) == (4, 3, 1, [])
+    assert [column["clipped"] for column in task["columns"]] == [1, 0, 0, 0, 1, 0]
+
+
+def test_every_problem_is_listed_with_its_place_and_ends_with_1(site: Callable[..., Path]) -> None:
+    bad = [f"18,4,surgery,yes,2020-01-01,{SECRET}"] * 30
+    folder = site("\n".join([HEADER, *ROWS, *bad]))
+    shown = check(folder, code=1)
+    assert f"✗ {folder}/patients.csv, line 5, column `outcome`: none of the task's 2 values (well, ill)" in shown
+    assert "  and 10 more" in shown
+    assert "✗ 30 problems: the agent would refuse to train\n  records   3 without problems" in shown
+    found = report(folder, code=1)
+    assert not found["usable"]
+    assert (found["tasks"][0]["problem_count"], found["tasks"][0]["records"]) == (30, 3)
+
+
+def test_a_file_that_cannot_be_read_at_all_is_a_problem_too(site: Callable[..., Path]) -> None:
+    shown = check(site(), code=1)
+    assert "patients.csv: no such file or directory; name a text file that this account can read" in shown
+    assert "✗ 1 problem: the agent" in shown
+
+
+def test_every_image_is_read(site: Callable[..., Path], tmp_path: Path) -> None:
+    for number in range(70):
+        Image.new("L", (6, 4), number).save(tmp_path / f"{number}.png")
+    rows = [f"{number}.png,{'benign' if number % 2 else 'malignant'}" for number in range(70)]
+    folder = site("\n".join(["file,label", *rows]), task=task_name(Picture), source='source = "images"')
+    assert "✓ 70 records: 52 to train on, 18 held out" in check(folder)
+    (tmp_path / "69.png").write_bytes((tmp_path / "69.png").read_bytes()[:50])
+    shown = check(folder, code=1)
+    assert "labels" not in shown
+    assert "patients.csv, line 71, column `file`: the file is cut, damaged, or of another kind" in shown
+    assert "records   69 without problems" in shown
+
+
+def test_a_task_that_reads_its_own_file_is_described_too(site: Callable[..., Path]) -> None:
+    folder = site("a,b,y\n1,2,3\n4,5,6\n", task="tests.studies:Tiny", source="")
+    assert "✓ 2 records: 2 to train on, 0 held out" in check(folder)
+    (folder / "patients.csv").write_text("a,b,y\n1,2,x\n")
+    assert "patients.csv:2: `y` is not a number" in check(folder, code=1)
+
+
+def test_a_record_whose_loss_cannot_be_computed_is_found(site: Callable[..., Path]) -> None:
+    folder = site("a,b,y\n1,2,3\n1,1e30,1\n", task="tests.studies:Tiny", source="")
+    assert "cannot use input column 2 of record 2" in check(folder, code=1)
+
+
+def test_the_task_may_be_chosen_but_only_from_the_policy(site: Callable[..., Path]) -> None:
+    folder = site("\n".join([HEADER, *ROWS]))
+    assert "3 records" in check(folder, "--task", task_name(Ward))
+    with pytest.raises(ConfigError, match="its policy does not allow the task 'os:path'; list it in `tasks`"):
+        check(folder, "--task", "os:path")
+    with pytest.raises(ConfigError, match="allows no task that trains, so there is nothing to check"):
+        check(site(task="tests.studies:Asked"))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ('source = "cvs"', "there is no source 'cvs'; did you mean `csv`?"),
+        ("source = 3", "must be"),
+        ('[data.source]\nname = "csv"\nseperator = ";"', "unknown key; did you mean `separator`?"),
+        ('[data.source]\nseparator = ";"', "its name is missing; name one of csv, parquet, sql"),
+        ('[data.source]\nname = "csv"\ndecimal = ","', "a comma cannot separate both columns and decimals"),
+        ('[data.source]\nname = "sql"\nurl = "sqlite:///x.db"', "the key `order_by` is missing in [data.source]"),
+        ('[data.source]\nname = "images"\nmost_megapixels = 0', "must be greater than 0"),
+    ],
+)
+def test_wrong_settings_are_shown_in_their_line(site: Callable[..., Path], source: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(site(source=source))
+    assert said in str(caught.value)
+
+
+def test_a_site_may_set_every_option(site: Callable[..., Path]) -> None:
+    source = (
+        '[data.source]\nname = "csv"\nseparator = "\\t"\ndecimal = ","\nencoding = "windows-1252"\n'
+        'dates = "%d.%m.%Y"\nmissing = ["n/v", ""]\ncolumns = { age = "alter" }\nunits = { glucose = "mg/dL" }'
+    )
+    text = "alter\tglucose\tward\tsmoker\tadmitted\toutcome\n18\tn/v\tsurgery\t1\t31.12.2024\twell\n"
+    assert "✓ 1 record: 1 to train on, 0 held out" in check(site(text, source=source))
+    with pytest.raises(ConfigError, match="must be a valid string"):
+        check(site(source='[data.source]\nname = "csv"\nmissing = [1]'))
+
+
+def test_a_task_that_cannot_be_trained_is_refused_as_the_agent_refuses_it(site: Callable[..., Path]) -> None:
+    with pytest.raises(TaskError, match="there is no module 'nowhere'"):
+        check(site(task="nowhere:Task"))
