@@ -24,9 +24,8 @@ from privacy.codec.update import Model
 from server.settings import read_consortium, read_run
 from simulations.engine.baselines import accuracy, studies_of, together
 from simulations.engine.federation import Federation, SiteTerms
-from simulations.engine.keyless_rounds import PackedMeans, Sites, rounds
+from simulations.engine.keyless_rounds import PackedMeans, Sites, result, rounds
 from simulations.tasks.partition import dirichlet
-from strategies.averaging import include, is_averaged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,15 +124,7 @@ def _train(
     studies: dict[str, Study], manifest: Manifest, weights: dict[str, float], seed: int, charge: Charge
 ) -> Model:
     """Train for all rounds; return the resulting model."""
-    settings, training = manifest.settings, manifest.settings.training
+    settings = manifest.settings
     start = next(iter(studies.values())).start(settings)
     means = PackedMeans(Sites.seeded(studies, weights, manifest, seed), manifest.packing, charge)
-    share = training.averaging if training else 0.0
-    mean, averaged = start.vector, 0
-    for number, model in enumerate(rounds(start, settings.rounds, means, means.apply)):
-        averaged += is_averaged(number, settings.rounds, share)
-        if averaged > 1:
-            include(mean, model.vector, averaged)
-        else:
-            mean = model.vector.copy()
-    return Model(mean, start.layout)
+    return result(rounds(start, settings.rounds, means, means.apply), settings)
