@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
 from sklearn.metrics import r2_score, roc_auc_score
 
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     Score = Callable[[NDArray[np.float32], NDArray[np.float32]], float]

@@ -22,9 +22,9 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from client.flower import open_site
 from cloister.benchmarks.pipelines import charge_for_nobody
 from cloister.benchmarks.reference import EPSILONS, REFERENCES, Reference
-from client.flower import open_site
 from privacy.accounting.accounting import epsilon as spent
 from server.settings import read_consortium, read_run
 from simulations.engine.federation import Federation, SiteTerms
@@ -118,8 +118,7 @@ def _cell(federation: Federation, reference: Reference, way: str, seed: int) -> 
     pool = {_POOL: studies.pop(_POOL)}
     cohorts = {"alone": [{site: study} for site, study in studies.items()], "pooled": [pool]}.get(way, [studies])
     start = time.perf_counter()
-    models = [_train(cohort, {site: sizes[site] / max(sizes[each] for each in cohort) for site in cohort}, manifest, seed)
-              for cohort in cohorts]  # fmt: skip
+    models = [_train(cohort, sizes, manifest, seed) for cohort in cohorts]
     cell = {"seconds": (time.perf_counter() - start) / len(cohorts)}
     cell["score"] = fmean(_score(reference, test, model) for model in models)
     if way not in WAYS[:2]:
@@ -129,8 +128,9 @@ def _cell(federation: Federation, reference: Reference, way: str, seed: int) -> 
     return cell
 
 
-def _train(studies: dict[str, Study], weights: dict[str, float], manifest: Manifest, seed: int) -> Model:
+def _train(studies: dict[str, Study], sizes: dict[str, int], manifest: Manifest, seed: int) -> Model:
     """Train for all rounds; return the resulting model."""
+    weights = {site: sizes[site] / max(sizes[each] for each in studies) for site in studies}
     sites = Sites.seeded(studies, weights, manifest, seed)
     start = next(iter(studies.values())).start(manifest.settings)
     means = PackedMeans(sites, manifest.packing, charge_for_nobody())
@@ -171,17 +171,17 @@ def page(report: dict[str, Any]) -> str:
     row = report["rows"][0]
     return f"""# Results of the reference tasks
 
-`make results` writes this page; `make results ARGS=--quick` prints a part of it in about a minute. Each figure is the mean
-over {row["seeds"]} seeds ± their standard deviation; a seed fixes the test set, a fifth of all records, and the partition
-of the rest among {row["sites"]} sites by Dirichlet(0.5). `alone` is the mean over sites that train on their own records,
-`pooled` trains on all records in one place, both without noise. At ε, every site adds noise to each step (DP-SGD), so
-that ε holds against everyone. The settings were chosen on other splits of the same records; no ε covers that choice.
-docs/tasks.md describes the records.
+`make results` writes this page; `make results ARGS=--quick` prints a part of it in about a minute. Each figure is the
+mean over {row["seeds"]} seeds ± their standard deviation; a seed fixes the test set, a fifth of all records, and the
+partition of the rest among {row["sites"]} sites by Dirichlet(0.5). `alone` is the mean over sites that train on their
+own records, `pooled` trains on all records in one place, both without noise. At ε, every site adds noise to each step
+(DP-SGD), so that ε holds against everyone. The settings were chosen on other splits of the same records; no ε covers
+that choice. [tasks.md](tasks.md) describes the records.
 
 {chr(10).join(lines)}
 
-What it costs: the bytes of one site's updates over the whole run at ε = 8, before encryption, and the seconds on one core
-in which all sites train one after another.
+What it costs: the bytes of one site's updates over the whole run at ε = 8, before encryption, and the seconds on one
+core in which all sites train one after another.
 
 {chr(10).join(costs)}
 

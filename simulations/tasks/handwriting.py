@@ -51,7 +51,7 @@ class Handwriting(Task):
             DataError: if the file cannot be used.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 images, labels = archive["images"], archive["labels"]
         except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
             msg = f"{path} is not a NumPy archive with images and labels; write it with numpy.savez"

@@ -47,13 +47,15 @@ class Sensors(Task):
             DataError: if the file cannot be used.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 series, fails = archive["series"].astype(np.float32), archive["fails"].astype(np.float32)
         except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
             msg = f"{path} is not a NumPy archive with series and fails; write it with numpy.savez"
             raise DataError(msg) from error
         if series.shape != (len(fails), STEPS, CHANNELS) or not np.isfinite(series).all():
-            msg = f"{path}: series must be finite numbers (n, {STEPS}, {CHANNELS}), one series per machine; correct them"
+            msg = (
+                f"{path}: series must be finite numbers (n, {STEPS}, {CHANNELS}), one series per machine; correct them"
+            )
             raise DataError(msg)
         if not np.isin(fails, (0, 1)).all():
             msg = f"{path}: fails must be 0 or 1 for every machine; correct them"

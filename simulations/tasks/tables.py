@@ -30,4 +30,5 @@ def to_range(values: Tensor, ranges: Mapping[str, tuple[float, float]]) -> Tenso
     [-1.0, 0.0, 1.0]
     """
     low, high = torch.tensor(list(ranges.values())).T
-    return 2 * (values.clamp(low, high) - low) / (high - low) - 1
+    scaled: Tensor = 2 * (values.clamp(low, high) - low) / (high - low) - 1
+    return scaled
