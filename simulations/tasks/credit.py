@@ -90,8 +90,7 @@ def applications() -> NDArray[np.float64]:
     odds += 1.6 * own * (debt > income - 0.5) + 0.9 * (age < 25)
     default = rng.random(_COUNT) < 1 / (1 + np.exp(-odds))
     table = np.stack([age, income, debt, arrears, employed, own, home, enquiries, default], axis=1)
-    made: NDArray[np.float64] = np.round(table.astype(np.float64), 4)
-    return made
+    return table.astype(np.float64).round(4)
 
 
 def defaults() -> NDArray[np.int64]:

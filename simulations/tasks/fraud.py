@@ -87,8 +87,7 @@ def payments() -> NDArray[np.float64]:
     distance = rng.normal(np.where(abroad, 6.5, 1.5) + buying, 1.2)
     age = rng.uniform(0, 10, _COUNT)
     table = np.stack([amount, hour, abroad, online, last_hour, distance, age, usual, fraud], axis=1)
-    made: NDArray[np.float64] = np.round(np.maximum(table.astype(np.float64), 0), 4)
-    return made
+    return np.maximum(table.astype(np.float64), 0).round(4)
 
 
 def frauds() -> NDArray[np.int64]:

@@ -106,8 +106,7 @@ def cohort() -> NDArray[np.float64]:
         table["horTh"] == "yes", table["age"], table["menostat"] == "Post", table["tsize"], grade,
         np.log1p(table["pnodes"]), np.log1p(table["progrec"]), np.log1p(table["estrec"]), table["time"], table["cens"],
     ]  # fmt: skip
-    made: NDArray[np.float64] = np.round(np.stack([np.asarray(column, np.float64) for column in columns], axis=1), 4)
-    return made
+    return np.stack([np.asarray(column, np.float64) for column in columns], axis=1).round(4)
 
 
 def grades() -> NDArray[np.int64]:
