@@ -53,7 +53,8 @@ def peak(device: torch.device, run: Callable[[], object]) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes to standard error that it starts and stops
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
-    events: list[Any] = profiled.profiler.kineto_results.events()
+    profiler: Any = profiled.profiler  # None before the context
+    events: list[Any] = profiler.kineto_results.events()
     now = most = 0
     for event in sorted((each for each in events if each.name() == "[memory]"), key=lambda each: each.start_ns()):
         now += event.nbytes()

@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from privacy.codec.update import Layout
     from privacy.run.manifest import Manifest
     from privacy.run.settings import RunSettings
-    from privacy.run.tables import Start
     from strategies.algorithm import LocalSolver
 
 _SOME = 256  # records of a data set whose digest tells it from another
@@ -71,7 +70,7 @@ class Study:
         self._refusals.check(name, self.task)
         self._example = _tried(self.task, name)
         self._usable = self._fits = False  # whether the task can use every record, and a step fits in memory
-        self._layouts: dict[tuple[int, Start | None], Layout] = {}  # of one run only, as constants may be large
+        self._layouts: dict[tuple[int, object], Layout] = {}  # of one run only, as constants may be large
 
     def module(self, seed: int) -> nn.Module:
         """Make the untrained module, which is the same at every site."""
@@ -123,9 +122,8 @@ class Study:
         self._refusals.check(self.name, self.task)
         check_asked(self.task, self.name, settings)
         if settings.takes_steps:
-            way_to_train(
-                self.task, self.module(settings.model_seed).to(self._site.device), self._site.settings.training
-            )
+            module = self.module(settings.model_seed).to(self._site.device)
+            way_to_train(self.task, module, self._site.settings.training)
 
     def count(self) -> int:
         """Return the number of records to train on, having checked that the task can use each of them."""
