@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from client.dpsgd.torchrun import own_place
+from client.state.local_parameters import FOLDER, LocalParameters
 from privacy.errors import DataError, TaskError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class SiteContext:
         self.name = self.settings.site
         self.device = find_device(self.settings.device)
         self.group: ProcessGroup | None = None  # the processes that train together
+        self.own_parameters = LocalParameters(folder.folder / FOLDER)
 
     @property
     def records_path(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from client.settings import SiteFolder
+    from privacy.codec.update import Model
     from privacy.parallel import Apply
     from privacy.run.manifest import Manifest
     from privacy.run.roster import Roster
@@ -75,13 +77,25 @@ class Site(Works):
         """Return the site's model in a run: its latest checkpoint, or the model from which all sites start."""
         settings, state = manifest.settings, self.algorithm(manifest).state
         latest = self.models.load(settings, run, self.work(settings).layout(settings), state)
-        return latest or self._initial_checkpoint(manifest, run)
+        return self._own(manifest, latest or self._initial_checkpoint(manifest, run))
 
     def before(self, manifest: Manifest, run: str) -> Checkpoint:
         """Return the site's model before the last round that it opened, in a run with votes."""
         settings, state = manifest.settings, self.algorithm(manifest).state
         kept = self.models.before(settings, run, self.work(settings).layout(settings), state)
-        return kept or self._initial_checkpoint(manifest, run)
+        return self._own(manifest, kept or self._initial_checkpoint(manifest, run))
+
+    def _own(self, manifest: Manifest, checkpoint: Checkpoint) -> Checkpoint:
+        """Return a checkpoint with the parameters that stay at this site."""
+        model = self.personal(manifest, checkpoint.run, checkpoint.model)
+        return checkpoint if model is checkpoint.model else replace(checkpoint, model=model)
+
+    def personal(self, manifest: Manifest, run: str, model: Model) -> Model:
+        """Return a run's model with this site's own parameters: the last ones, or those with which the run started."""
+        if not model.layout.local:
+            return model
+        own = self.own_parameters.load(run, model.layout.local) or model.local
+        return replace(model, local=own or self.work(manifest.settings).start(manifest.settings).local)
 
     def _initial_checkpoint(self, manifest: Manifest, run: str) -> Checkpoint:
         start = self.work(manifest.settings).start(manifest.settings)

@@ -69,7 +69,7 @@ NEEDS_PLAIN = (
 class LocalSolver:
     """Local training: each step adds `proximal · (w − w₀) + offset` to the gradient, after clipping and noise.
 
-    The run's optimizer takes the step along that sum.
+    The run's optimizer takes the step along that sum. Parameters that stay at the site follow their gradient alone.
     """
 
     proximal: float = 0.0  # the pull towards w₀, the model at the start of the round

@@ -358,19 +358,47 @@ def test_every_torch_operation_that_draws_is_detected() -> None:
     assert not seen[-1]
 
 
-def test_torch_asks_a_mode_how_to_copy_a_tensor() -> None:
+def test_torch_asks_a_mode_about_every_function_of_tensors() -> None:
     computed = torch.ones(3, requires_grad=True) * 2
     with pytest.raises(RuntimeError, match="graph leaves"):
         deepcopy([computed])
+    asked: list[object] = []
 
     class Copying(TorchFunctionMode):
         @override
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             del types
+            asked.append(func)
             return "copied" if func is torch.Tensor.__deepcopy__ else func(*args, **(kwargs or {}))
 
+    scores, column = torch.zeros(1, 2), torch.zeros(1, 1)
+    uses: dict[Any, Any] = {
+        functional.cross_entropy: lambda: functional.cross_entropy(scores, torch.zeros(1, dtype=torch.long)),
+        functional.mse_loss: lambda: functional.mse_loss(scores, scores),
+        functional.binary_cross_entropy_with_logits: lambda: nn.BCEWithLogitsLoss()(scores, scores),
+        torch.Tensor.float: column.float,
+        torch.Tensor.long: column.long,
+        torch.Tensor.squeeze: lambda: column.squeeze(1),
+        torch.squeeze: lambda: torch.squeeze(column, 1),
+        torch.Tensor.unsqueeze: lambda: column.unsqueeze(1),
+        torch.unsqueeze: lambda: torch.unsqueeze(column, 1),
+        torch.Tensor.item: column.item,
+        torch.Tensor.tolist: column.tolist,
+        torch.Tensor.numpy: column.numpy,
+        torch.Tensor.__array__: lambda: np.asarray(column),
+        torch.Tensor.__float__: lambda: float(column),
+        torch.Tensor.__bool__: lambda: bool(column),
+        torch.Tensor.__dlpack__: lambda: np.from_dlpack(column),
+        torch.Tensor.data_ptr: column.data_ptr,
+        torch.Tensor.add_: lambda: column.add_(1),
+        torch.rand: lambda: torch.rand(2),
+    }
     with Copying():
         assert deepcopy([computed]) == ["copied"]
+        for func, use in uses.items():
+            asked.clear()
+            use()
+            assert func in asked
 
 
 def test_torch_calls_back_after_every_step() -> None:

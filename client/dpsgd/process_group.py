@@ -75,6 +75,14 @@ class Order:
     expected_batch_size: float  # of all processes together
     proximal: float = 0.0  # factor μ: each step's gradient gets μ · (w − w₀)
     offset: bool = False  # whether it also gets a vector, which the first process hands out
+    local_steps: int = 0  # the first steps, which train only what stays at the site; the others only what is shared
+
+    @property
+    def phases(self) -> list[range]:
+        """The round's steps, from 1, in one or two phases."""
+        if not self.local_steps:
+            return [range(1, self.steps + 1)]
+        return [range(1, self.local_steps + 1), range(self.local_steps + 1, self.steps + 1)]
 
     def rate(self, step: int) -> float:
         """Return the learning rate of one of the round's steps, from 1."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -47,7 +47,7 @@ from client.gradients.memory import NoMemoryLeft, rows_within, running_out
 from client.gradients.mode import quiet, trainable
 from client.gradients.noisy_optimizer import CipherOptimizer
 from client.settings import Computing
-from client.state.model_parts import trained
+from client.state.model_parts import kept, shared
 from client.task.interactions import InteractionError
 from client.task.probe import made_up
 from client.task.user_code import is_memory
@@ -56,7 +56,7 @@ from privacy.noise.randomness import Randomness
 from strategies.algorithm import PLAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -138,6 +138,7 @@ def train(task: Task, model: nn.Module, records: Records | Batch, size: int, man
         expected_batch_size=max(1.0, training.sample_rate * size),
         proximal=solver.proximal,
         offset=solver.offset is not None,
+        local_steps=min(task.local_steps, steps),
     )
     offset = None if solver.offset is None else torch.from_numpy(np.asarray(solver.offset, np.float32))
     # A run with a seed can be repeated; it protects nobody.
@@ -167,7 +168,7 @@ def take_part(task: Task, model: nn.Module, records: Records | Batch, order: Ord
         DeviceError: if the group has lost a process.
     """
     no_noise = Chance(Randomness.fresh(), 0.0, 0.0, Randomness.fresh())  # nothing is drawn from it
-    offset = torch.zeros(sum(each.numel() for each in trained(model).values())) if order.offset else None
+    offset = torch.zeros(sum(each.numel() for each in shared(model, task.local).values())) if order.offset else None
     with group.round():
         _take_steps(task, model, records_of(records), order, no_noise, offset, group=group)
 
@@ -249,19 +250,52 @@ def _made_up(task: Task, model: nn.Module) -> Batch:
 def _take_steps(task: Task, model: nn.Module, records: Records, order: Order, chance: Chance,
                 offset: Tensor | None, *, group: ProcessGroup | None = None) -> int:  # fmt: skip
     """Take an order's steps; return the number of records computed at a time, in the end."""
-    parameters = list(trained(model).values())  # in the order of the layout and of the offset
+    parts = list(shared(model, task.local).values()), list(kept(model, task.local).values())
     if group:
         group.broadcast([*model.buffers(), *([] if offset is None else [offset])])
         with group.talking():
             model = DifferentiallyPrivateDistributedDataParallel(model)  # copies the first process's parameters
+    fitted = order.physical_batch
+    for still, steps in zip(parts if order.local_steps else [[]], order.phases, strict=True):
+        with _frozen(still):
+            phase = _Phase(steps, parts[0], offset, fitted)
+            fitted = _take_phase(task, model, records, order, chance, phase, group=group)
+    return fitted
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """Some of a round's steps: all of them, or those for what stays at the site or for what is shared."""
+
+    steps: range
+    shared: list[Tensor]  # parameters, in the order of the layout and of the offset
+    offset: Tensor | None
+    fitted: int  # records to compute at a time
+
+
+@contextmanager
+def _frozen(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Leave some trained parameters as they are: they have no gradient, no part in clipping, and no noise."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)  # noqa: FBT003 - torch's stubs know no name for it
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_()
+
+
+def _take_phase(task: Task, model: nn.Module, records: Records, order: Order, chance: Chance, phase: _Phase, *,
+                group: ProcessGroup | None) -> int:  # fmt: skip
+    """Take some of a round's steps; return the number of records computed at a time, in the end."""
     precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32
     mode = make_mode(order.gradients, model, RecordLoss(task), order.max_grad_norm, precision, order.clipping)
     if order.augmentation_multiplicity:
         mode.augmentation = Augmentation(task, order.augmentation_multiplicity)
     descent = make_optimizer(order.optimizer, trainable(model), order.learning_rate)
-    if order.proximal or offset is not None:
+    if (order.proximal or phase.offset is not None) and phase.shared[0].requires_grad:
         # Before each step, on the noisy gradient, which all processes share.
-        descent.register_step_pre_hook(_Correction(parameters, order.proximal, offset))
+        descent.register_step_pre_hook(_Correction(phase.shared, order.proximal, phase.offset))
     optimizer = (partial(DistributedOptimizer, group=group) if group else CipherOptimizer)(
         descent,
         noise_multiplier=chance.noise_multiplier,
@@ -270,12 +304,12 @@ def _take_steps(task: Task, model: nn.Module, records: Records, order: Order, ch
         loss_reduction="mean",
         randomness=chance.randomness,
     )
-    total, fitted = len(records), order.physical_batch
+    total, fitted = len(records), phase.fitted
     try:
         with quiet(), closing(optimizer), forked():
             seed_all(chance.by_torch)  # with a known seed, a dropout mask would link records
             several = torch.empty(0, dtype=torch.int64)
-            for step in range(1, order.steps + 1):
+            for step in phase.steps:
                 chosen = group.own_part(chance.sample, total) if group else chance.sample(total).nonzero().squeeze(1)
                 several = chosen if len(chosen) > 1 else several
                 if step == order.steps and (not group or group.rank == 0):

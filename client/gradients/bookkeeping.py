@@ -86,11 +86,11 @@ class BookKeeping(GradientMode):
                 outputs = self.outputs(mapped(Tensor.detach, inputs))
                 self._taking_notes = False
                 noted = self._noted
+                start, gradients = self.loss.known_sum(outputs, targets), None
+                if start is None:
+                    start, gradients = outputs, self.loss.gradients(outputs, targets).to(outputs.dtype)
                 back: Sequence[Tensor | None] = torch.autograd.grad(
-                    outputs,
-                    [edge for *_, edge in noted],
-                    self.loss.gradients(outputs, targets).to(outputs.dtype),
-                    allow_unused=True,
+                    start, [edge for *_, edge in noted], gradients, allow_unused=True
                 )
         finally:
             self._noted, self._taking_notes = [], False

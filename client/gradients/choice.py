@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _IN_TURN: tuple[Gradients, ...] = ("bookkeeping", "vmap", "hooks", "functorch", "autograd")
 _VALUES = 1 << 24  # values in memory at once: gradients, and the tensors from which they are computed
-MOST_RECORDS = 256  # records at once, at most, unless the site's settings say how many
+MOST_RECORDS = 512  # records at once, at most, unless the site's settings say how many
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def choose(
     ):  # the comparison draws from a public seed; training must not
         # An error here comes from the task, not from a mode.
         try:
-            expected = Expected.of(model, RecordLoss(task), records)
+            expected = Expected.of(model, RecordLoss(task, recognise=False), records)
         except Exception as error:
             msg = f"its gradients cannot be computed per record ({_reason(error)}); change the model accordingly"
             raise TaskError(msg) from error

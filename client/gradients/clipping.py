@@ -7,7 +7,7 @@ C/√L. The norm over all layers is again at most C, so the noise and its cost a
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,11 +64,13 @@ def add_clipped(
     device, dropped = parameters[0].device, 0
     layers = [0] * len(parameters) if layers is None else layers
     with torch.no_grad(), _float32(device):
-        squares = torch.zeros(max(layers) + 1, records, dtype=torch.float64, device=device)
+        nothing = torch.zeros(records, dtype=torch.float64, device=device)
+        squares: list[list[Tensor]] = [[] for _ in range(max(layers) + 1)]
         for layer, gradient in zip(layers, gradients, strict=True):
             if gradient is not None:
-                squares[layer] += gradient.squares()
-        factors, finite = clip_factors(squares, max_grad_norm / math.sqrt(len(squares)))
+                squares[layer].append(gradient.squares())
+        sums = torch.stack([torch.stack(parts).sum(0) if parts else nothing for parts in squares])
+        factors, finite = clip_factors(sums, max_grad_norm / math.sqrt(len(sums)))
         finite = finite.all(0)
         if not finite.all():
             dropped, factors = int((~finite).sum()), factors[:, finite]
@@ -91,7 +93,7 @@ def _float32(device: torch.device) -> Iterator[None]:
     try:
         for kind in kinds:
             kind.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext():
             yield
     finally:
         for kind, precision in zip(kinds, before, strict=True):

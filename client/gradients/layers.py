@@ -26,9 +26,10 @@ LayerGradients = list[tuple[Tensor, RecordGradients]]  # parameters, each with t
 
 def _linear(layer: nn.Linear, calls: Sequence[Call]) -> LayerGradients:
     if len(calls) == 1 and calls[0][0].dim() == 2:  # noqa: PLR2004 - one row per record, the usual case
-        found: LayerGradients = [(layer.weight, Outer(*calls[0]))]
+        outer = Outer(*calls[0])
+        found: LayerGradients = [(layer.weight, outer)]
         if layer.bias is not None:
-            found.append((layer.bias, Rows(calls[0][1])))
+            found.append((layer.bias, outer.bias))
         return found
     inputs, gradients = (_joined([_in_rows(call[side]) for call in calls], 1) for side in (0, 1))
     return _affine(layer, inputs.transpose(1, 2).unsqueeze(1), gradients.transpose(1, 2).unsqueeze(1))

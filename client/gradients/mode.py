@@ -93,7 +93,7 @@ class GradientMode(AbstractGradSampleModule):  # type: ignore[misc]  # opacus is
             with torch.no_grad():
                 gradients = [each and each.averaged(self.augmentation.copies) for each in gradients]
         self.dropped += add_clipped(self.trained, gradients, len(targets), self.max_grad_norm, self.layers)
-        if len(targets):
+        if len(targets) and not self.values_a_record:
             self.values_a_record = sum(gradient.values for gradient in gradients if gradient) // len(targets)
 
     def at_once(self, physical_batch: int) -> int:

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +21,6 @@ from client.gradients.memory import NoMemoryLeft, running_out
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from client.data.site_records import Records
@@ -39,7 +38,9 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         super().__init__(*args, **kwargs)
         self._randomness = randomness
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="noise")
-        self._ahead: Future[NDArray[np.float64]] | None = None
+        self._ahead: Future[None] | None = None
+        self._noise = torch.empty(0)  # of all parameters, written anew in every step
+        self._parts: list[Tensor] = []  # of the noise, shaped as the parameters
 
     def draw_ahead(self) -> None:
         """Start drawing the next step's noise, if that does not take a core from those that compute the gradients.
@@ -47,13 +48,13 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         Nobody else may draw from the randomness until the step is taken.
         """
         if self._scale > 0 and self._draws_ahead:
-            self._ahead = self._thread.submit(self._draw, self._size)
+            self._ahead = self._thread.submit(self._draw, self._room())
 
     def close(self) -> None:
         """Wait for the thread, and end it."""
         self._thread.shutdown()
 
-    @property
+    @cached_property
     def _draws_ahead(self) -> bool:
         """Whether another device computes the gradients, or torch leaves this process a core."""
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -65,14 +66,24 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         return float(self.noise_multiplier * self.max_grad_norm)
 
     @property
-    def _size(self) -> int:
-        """The number of values of noise per step. Do not read it during a pass, which may freeze parameters."""
-        return sum(parameter.numel() for parameter in self.params)
+    def _share(self) -> float:
+        """The public number by which sums are multiplied: one over the expected batch size, or 1."""
+        expected: Any = self.expected_batch_size  # optional in Opacus, always set here
+        return 1.0 / float(expected) if self.loss_reduction == "mean" else 1.0
 
-    def _draw(self, size: int) -> NDArray[np.float64]:
-        drawn = self._randomness.gaussian(size)
-        drawn *= self._scale
-        return drawn
+    def _room(self) -> Tensor:
+        """Return memory for a step's noise, `(values,)`. Do not call it in a pass, which may freeze parameters."""
+        parameters = self.params
+        size = sum(each.numel() for each in parameters)
+        if self._noise.numel() != size:
+            double = any(each.dtype is torch.float64 for each in parameters)
+            self._noise = torch.empty(size, dtype=torch.float64 if double else torch.float32)
+            parts = self._noise.split([each.numel() for each in parameters])
+            self._parts = [part.view(each.shape) for part, each in zip(parts, parameters, strict=True)]
+        return self._noise
+
+    def _draw(self, room: Tensor) -> None:
+        self._randomness.fill_gaussian(room.numpy(), self._scale * self._share)
 
     def take(self, mode: GradientMode, records: Records, chosen: Tensor, physical_batch: int) -> None:
         """Take one step on the chosen records, in parts. An empty batch gets noise too.
@@ -129,6 +140,16 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
             torch.cuda.empty_cache()
 
     @override
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Forget gradients; sums too, unless a part of a batch has left them. They are set to None in any case."""
+        del set_to_none
+        parameters: list[Any] = list(self.params)  # to which Opacus adds attributes
+        for parameter in parameters:
+            parameter.grad = parameter.grad_sample = None
+            if not self._is_last_step_skipped:
+                parameter.summed_grad = None
+
+    @override
     def clip_and_accumulate(self) -> None:
         """Check that the mode has clipped and summed the gradients of every parameter.
 
@@ -147,27 +168,26 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
         if self._is_last_step_skipped:
             return False
         self.add_noise()
-        self.scale_grad()
         return True
 
     @override
-    def scale_grad(self) -> None:
-        """Divide by the public expected batch size, unless the reduction is the sum."""
-        if self.loss_reduction == "mean":
-            expected: Any = self.expected_batch_size  # optional in Opacus, always set here
-            for parameter in self.params:
-                parameter.grad /= expected
-
-    @override
     def add_noise(self) -> None:
-        """Set every gradient to the clipped sum plus N(0, (σC)²); the noise is drawn in double precision."""
-        drawn = None
+        """Set every gradient to the clipped sum plus N(0, (σC)²), divided by the public expected batch size.
+
+        The noise is drawn in double precision, and rounded to the parameters' precision. If the reduction is the sum,
+        nothing is divided.
+        """
+        parameters, share = list[Any](self.params), self._share
+        sums: list[Tensor] = [parameter.summed_grad for parameter in parameters]
         if self._scale > 0:
-            drawn, self._ahead = torch.from_numpy(self._ahead.result() if self._ahead else self._draw(self._size)), None
-        start, parameters = 0, list[Any](self.params)
-        for parameter in parameters:
-            total: Tensor = parameter.summed_grad
-            if drawn is not None:
-                part = drawn[start : (start := start + parameter.numel())]
-                total += part.to(device=total.device, dtype=total.dtype).view_as(total)
+            if self._ahead:
+                self._ahead.result()
+                self._ahead = None
+            else:
+                self._draw(self._room())
+            for noise, total in zip(self._parts, sums, strict=True):
+                torch.add(noise.to(total), total, alpha=share, out=total)
+        for parameter, total in zip(parameters, sums, strict=True):
+            if not self._scale > 0:
+                total.mul_(share)
             parameter.grad, parameter.summed_grad = total, None

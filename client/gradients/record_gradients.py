@@ -82,9 +82,13 @@ class Rows(RecordGradients):
 
     rows: Tensor
 
+    @cached_property
+    def _squares(self) -> Tensor:
+        return _squares(self.rows)
+
     @override
     def squares(self) -> Tensor:
-        return _squares(self.rows)
+        return self._squares
 
     @override
     def summed(self, factors: Tensor) -> Tensor:
@@ -106,10 +110,15 @@ class Outer(RecordGradients):
     inputs: Tensor
     gradients: Tensor
 
+    @cached_property
+    def bias(self) -> Rows:
+        """The gradients of a bias that is added to the product; its norms are computed once for both."""
+        return Rows(self.gradients)
+
     @override
     def squares(self) -> Tensor:
-        inputs, gradients = (_squares(each) + each.shape[1] * _LOST for each in (self.inputs, self.gradients))
-        return inputs * gradients
+        inputs = _squares(self.inputs) + self.inputs.shape[1] * _LOST
+        return inputs * (self.bias.squares() + self.gradients.shape[1] * _LOST)
 
     @override
     def summed(self, factors: Tensor) -> Tensor:

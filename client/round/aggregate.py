@@ -86,6 +86,7 @@ def open_sum(admitted: AdmittedRun, total: EncryptedSum) -> Checkpoint:
     admitted.work.opened(manifest, admitted.run, opened.model, headers)
     site.residuals.settle(plan, contributed=site.name in headers)
     site.own.settle(plan, contributed=site.name in headers)
+    site.own_parameters.settle(plan, contributed=site.name in headers)
     opened, path = site.models.save(manifest.settings, opened)
     log.info("round %d of %d opened: %s", plan.round, manifest.settings.rounds, path)
     return opened

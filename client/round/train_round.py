@@ -130,11 +130,14 @@ def _make_update(current: Round, checkpoint: Checkpoint) -> SignedUpdate:
 def train_private(current: Round, checkpoint: Checkpoint) -> PrivateUpdate:
     """Charge the round, make its update, and add the last update's residual (steps 3, 4 and the start of 5).
 
+    Parameters that stay at this site are kept; they count once the round's sum is open.
+
     Raises:
         BudgetError: if the budget does not cover the round; no record was read.
     """
     trained, charge = _charge_and_make(current, checkpoint)
     update = privatise(trained, charge)
+    current.site.own_parameters.keep(current.plan, trained.local)
     current.site.residuals.add_to(update.vector, current.run)
     return update
 

@@ -1,7 +1,7 @@
 """A run's model at one site: one file per run (`client.state.model_file`), replaced as a whole after every round.
 
-The file is the same, bit for bit, at every site that has opened the same sums. A site does not use the constants in it:
-it has them from its task, or from the run's initial model.
+The file is the same, bit for bit, at every site that has opened the same sums. It has only what is trained and shared,
+and names the frozen part by its digest: a site has that from its task, or from the run's initial model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from client.state.model_file import misfit, open_model, read_vector, write_model
-from privacy.codec.update import Model
+from privacy.codec.update import Layout, Model
 from privacy.errors import KeyFileError
 from privacy.storage import link_atomically
 from strategies.advance import State
@@ -23,9 +23,8 @@ from strategies.advance import State
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from privacy.codec.update import Layout
-
-_NOTE = "cloister"
+NOTE = "cloister"
+"""The key of a checkpoint's note in its file's metadata."""
 _MISREAD = SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError
 
 
@@ -66,7 +65,7 @@ class CheckpointStore:
         """Return the round and the digests of model, mean and state that a run's file claims; None if there is none."""
         try:
             with open_model(self.path(name, run)) as file:
-                note = json.loads(file.metadata()[_NOTE])
+                note = json.loads(file.metadata()[NOTE])
             return int(note["round"]), str(note["model"]), str(note["average"]), str(note["state"])
         except (OSError, *_MISREAD):
             return None
@@ -82,8 +81,9 @@ class CheckpointStore:
             return None
         try:
             with open_model(path) as file:
-                note = json.loads(file.metadata()[_NOTE])
-                model = None if misfit(file, layout) else Model(read_vector(file, layout), layout)
+                note = json.loads(file.metadata()[NOTE])
+                trained = Layout(layout.shapes)
+                model = None if misfit(file, trained) else Model(read_vector(file, layout), layout)
             number, bound, averaged = int(note["round"]), float(note["update_bound"]), int(note["averaged"])
             average, state = str(note["average"]), str(note["state"])
             digest, noted_run = note["model"], note["run"]
@@ -115,5 +115,8 @@ class CheckpointStore:
             "averaged": checkpoint.averaged,
             "state": checkpoint.state.digest,
         }
-        write_model(path, checkpoint.model, {_NOTE: json.dumps(note)})
+        layout = checkpoint.model.layout
+        if layout.constants:
+            note |= {"frozen": layout.frozen, "source": layout.source}
+        write_model(path, checkpoint.model, {NOTE: json.dumps(note)})
         return path

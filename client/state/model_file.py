@@ -4,7 +4,8 @@ The library reads the file, and returns nothing before it has checked that heade
 writes it, since the library cannot replace a file atomically, keep it from other accounts, or raise an `OSError` when a
 disk is full. Neither holds the model in memory twice. A file holds numbers only: no pickle, no code.
 
-Besides the trained parameters, the file has the model's constants, as `state_dict` does, for users of the model.
+A run's model is a file of its trained parameters alone, however large the frozen part is; the file names that part by
+its digest. A file may also hold the frozen part alone, or both.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from safetensors import safe_open
 
 from client.state.model_parts import WIDTHS, bytes_of
-from privacy.codec.update import Constant
+from privacy.codec.update import Constant, Layout
 from privacy.storage import open_file, write_atomically
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from privacy.codec.update import Layout, Model
+    from privacy.codec.update import Model
 
 _FLOAT = 4  # bytes
 
@@ -45,6 +46,14 @@ def open_model(path: Path) -> Iterator[safe_open]:
     # No memory map: if somebody truncated the file meanwhile, it would end this process.
     with safe_open(path, "pt", backend="pread") as file:
         yield file
+
+
+def parts_of(file: safe_open, layout: Layout) -> Layout:
+    """Return the parts of a layout of which a file has tensors: what is trained, the constants, or both."""
+    names = set(file.keys())
+    shapes = layout.shapes if names & {name for name, _ in layout.shapes} else ()
+    constants = layout.constants if names & {each.name for each in layout.constants if each.saved} else ()
+    return Layout(shapes, constants) if shapes or constants else layout
 
 
 def misfit(file: safe_open, layout: Layout) -> str:
@@ -79,15 +88,28 @@ def read_constants(file: safe_open, layout: Layout) -> Layout:
 
 
 def write_model(path: Path, model: Model, notes: Mapping[str, str]) -> None:
-    """Replace a model's file atomically: a crash leaves the old or the new one.
+    """Replace the file of a model's trained parameters atomically: a crash leaves the old or the new one.
 
     Raises:
         OSError: if it cannot be written; names `path`.
     """
-    header = json.dumps({"__metadata__": dict(notes), **_describe(model.layout)}).encode()
+    _write(path, model.vector, Layout(model.layout.shapes), notes)
+
+
+def write_constants(path: Path, layout: Layout) -> None:
+    """Replace the file of a layout's constants atomically.
+
+    Raises:
+        OSError: if it cannot be written; names `path`.
+    """
+    _write(path, np.empty(0, np.float32), Layout((), layout.constants), {})
+
+
+def _write(path: Path, vector: NDArray[np.float32], layout: Layout, notes: Mapping[str, str]) -> None:
+    header = json.dumps({**({"__metadata__": dict(notes)} if notes else {}), **_describe(layout)}).encode()
     header += b" " * (-len(header) % 8)
-    values = np.ascontiguousarray(model.vector, dtype="<f4")
-    before, after = ([each.values.data for each in part] for part in _constants_around(model.layout))
+    values = np.ascontiguousarray(vector, dtype="<f4")
+    before, after = ([each.values.data for each in part] for part in _constants_around(layout))
     write_atomically(path, len(header).to_bytes(8, "little"), header, *before, values.data, *after)
 
 

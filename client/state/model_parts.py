@@ -1,6 +1,8 @@
-"""The parts of a model: trained parameters, which are sent, and constants, which do not change.
+"""The parts of a model: trained parameters, shared or local, and constants, which do not change.
 
-    trained   Parameters with `requires_grad`. They are differentiated, clipped, noised, charged and sent.
+    shared    Parameters with `requires_grad`. They are differentiated, clipped, noised, charged and sent.
+    local     Parameters with `requires_grad` whose names the task's `local` matches. They are trained in the same noisy
+              steps, and stay at the site.
     constant  Parameters without it (a frozen backbone, the base under an adapter), and buffers (position ids,
               normalisation constants). They never leave the site, but must be the same at all sites: they are in the
               layout's digest, and in the model's files.
@@ -11,6 +13,7 @@ weights) appears once, under its first name.
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +23,11 @@ from privacy.codec.update import Constant, Layout
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor, nn
+
+    from privacy.codec.update import Model
 
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64",
@@ -42,16 +49,38 @@ def trained(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors_of(module).items() if tensor.requires_grad}
 
 
-def layout_of(module: nn.Module) -> Layout:
-    """Return the names and shapes of trained parameters, and a copy of the constants."""
-    shapes = tuple((name, tuple(tensor.shape)) for name, tensor in trained(module).items())
+def shared(module: nn.Module, local: Sequence[str]) -> dict[str, Tensor]:
+    """Return the trained parameters that are sent, by name."""
+    return {name: tensor for name, tensor in trained(module).items() if not _matches(name, local)}
+
+
+def kept(module: nn.Module, local: Sequence[str]) -> dict[str, Tensor]:
+    """Return the trained parameters that stay at the site, by name."""
+    return {name: tensor for name, tensor in trained(module).items() if _matches(name, local)}
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def layout_of(module: nn.Module, local: Sequence[str] = ()) -> Layout:
+    """Return the names and shapes of trained parameters, and a copy of the constants.
+
+    Args:
+        module: the task's model.
+        local: patterns of the parameters that stay at the site, as `fnmatch` reads them.
+    """
+    shapes, own = (
+        tuple((name, tuple(tensor.shape)) for name, tensor in part.items())
+        for part in (shared(module, local), kept(module, local))
+    )
     saved = {id(tensor) for tensor in _saved(module).values()}
     constants = tuple(
         Constant.of(name, DTYPES[tensor.dtype], tuple(tensor.shape), bytes_of(tensor).copy(), saved=id(tensor) in saved)
         for name, tensor in tensors_of(module).items()
         if not tensor.requires_grad
     )
-    return Layout(shapes, constants)
+    return Layout(shapes, constants, own)
 
 
 def set_constants(module: nn.Module, layout: Layout) -> None:
@@ -62,6 +91,15 @@ def set_constants(module: nn.Module, layout: Layout) -> None:
             if constant.values.size:
                 tensor = held[constant.name]
                 tensor.copy_(torch.from_numpy(constant.values).view(tensor.dtype).view(constant.shape))
+
+
+def set_tensors(module: nn.Module, model: Model) -> None:
+    """Copy a model, with the site's own parameters if it has them, into a module on the CPU."""
+    held = tensors_of(module)
+    with torch.no_grad():
+        for name, values in (*model.layout.unflatten(model.vector).items(), *model.local.items()):
+            held[name].copy_(torch.from_numpy(np.array(values)))
+    set_constants(module, model.layout)
 
 
 def check_constants(module: nn.Module, layout: Layout) -> None:

@@ -19,6 +19,7 @@ the records.
 
 from __future__ import annotations
 
+import fnmatch
 import time
 import warnings
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from torch import nn
 
 from client.data.inputs import copied, mapped
 from client.dpsgd.torch_draws import forked, seed_cpu
-from client.state.model_parts import DTYPES, tensors_of, trained
+from client.state.model_parts import DTYPES, shared, tensors_of, trained
 from client.task.augmentation import check_augmentation
 from client.task.independence import REMEMBERS, check_chance, check_independence, check_place
 from client.task.interactions import check_gradients
@@ -157,6 +158,7 @@ def _made(task: Task, inputs: Inputs) -> tuple[nn.Module, _Marks]:
     """
     module = make_model(task, 0)
     _check_form(module)
+    _check_local(module, task)
     with torch.no_grad():
         marks, outputs = _marks(module), Probe(task, module).outputs(copied(inputs))
         for turn in ("again", "after another batch"):
@@ -199,6 +201,26 @@ def _check_form(module: nn.Module) -> None:
             "its model has nothing to train, or parameters without elements; set requires_grad=True on what should "
             "be trained"
         )
+        raise TaskError(msg)
+
+
+def _check_local(module: nn.Module, task: Task) -> None:
+    """Refuse patterns of local parameters that fit no trained parameter, or all of them."""
+    patterns: object = task.local
+    if not isinstance(patterns, list | tuple) or not all(isinstance(each, str) for each in patterns):
+        msg = 'its `local` is not a list of names; write local = ("head.*",)'
+        raise TaskError(msg)
+    names = list(trained(module))
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            msg = f"its `local` names {pattern!r}, but no trained parameter of its model is called so; correct it"
+            raise TaskError(msg)
+    if not shared(module, task.local):
+        msg = "its `local` keeps every trained parameter at the site; leave something to share"
+        raise TaskError(msg)
+    steps: object = task.local_steps
+    if not isinstance(steps, int) or steps < 0 or (steps and not patterns):
+        msg = "its `local_steps` is no number of steps that train what its `local` names; set both, or neither"
         raise TaskError(msg)
 
 

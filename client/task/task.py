@@ -18,14 +18,14 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from client.task.scoring import NamedMetrics, check_names
 from client.task.user_code import foreign
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import torch
@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 
 class Task(NamedMetrics, ABC):
     """Model, data, loss and metrics of one federated study. Instances hold no data."""
+
+    local: ClassVar[Sequence[str]] = ()
+    """Names of trained parameters that stay at each site, as patterns of `fnmatch`: `("head.*",)`, `("*.norm?.*",)`."""
+
+    local_steps: ClassVar[int] = 0
+    """How many of a round's steps, the first ones, train only `local`; the others then train only what is shared."""
 
     @abstractmethod
     def model(self) -> nn.Module:

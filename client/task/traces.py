@@ -47,7 +47,7 @@ _CACHED = type(lru_cache(len))  # of functions that remember results
 _SERIES = (list, tuple, set, frozenset, deque)
 _SKIPPED = {"torch", "opacus", "client", "privacy", "logging", "threading", "concurrent", "multiprocessing"}
 """Packages whose objects may change with every batch without anything being kept of it, such as loggers and threads."""
-_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "opacus", "client", "privacy"}
+_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "opacus", "client", "privacy", "peft", "transformers"}
 _MOST, _LARGE = 1 << 17, 1 << 12  # objects in a walk; in a container that waits for all smaller ones
 
 
@@ -119,7 +119,9 @@ class _Walk:
     def _inside(self, value: Any) -> Held:  # noqa: ANN401 - anything
         match value:
             case dict() | types.MappingProxyType():
-                yield from ((f"[{str(key)[:40]!r}]", inner) for key, inner in value.items())
+                # A subclass's own `items` may import or compute what is not there yet.
+                held = dict.items(value) if isinstance(value, dict) else value.items()
+                yield from ((f"[{str(key)[:40]!r}]", inner) for key, inner in held)
                 yield from _attributes(value)
             case list() | tuple() | set() | frozenset() | deque():
                 yield from ((f"[{number}]", inner) for number, inner in enumerate(value))

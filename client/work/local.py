@@ -49,7 +49,7 @@ def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callab
             size than the model's.
         MalformedError: if a value is not finite.
     """
-    trained, failed = False, list[BaseException]()
+    trained, failed, made = False, list[BaseException](), list[Update]()
 
     def once(solver: LocalSolver) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
         nonlocal trained
@@ -58,7 +58,8 @@ def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callab
             raise TaskError(msg)
         trained = True
         try:
-            return train(solver).vector
+            made.append(train(solver))
+            return made[0].vector
         except BaseException as error:
             failed.append(error)
             raise
@@ -71,7 +72,7 @@ def train_locally(name: str, algorithm: Algorithm, at: LocalRound, train: Callab
             "correct its local()"
         )
         raise TaskError(msg)
-    return Update(vector)
+    return Update(vector, made[0].local if made else {})  # the algorithm does not see what stays at the site
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 Each run has a file, `metrics/NAME-RUN.jsonl`, with a line of JSON for each round whose sum the site got in time: round,
 digest of the model, number of records, and the mean of the loss and of each metric. It holds no record and no tensor.
+If the task keeps parameters at the site, the means are those of the shared model with the parameters that the task
+makes; `personal` has the means with the site's own.
 
 Nothing of it leaves the site, unless the policy's `disclose` names a metric. Then its mean does, without noise,
 rounded to two digits: all digits of a proportion would reveal the number of records.
@@ -14,6 +16,7 @@ import logging
 import math
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.work.sums import OWN
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from client.round.admission import AdmittedRun
     from client.state.checkpoint import Checkpoint
+    from privacy.codec.update import Model
     from privacy.run.policy import Policy
 
 log = logging.getLogger("cloister.agent")
@@ -41,18 +45,34 @@ def look(admitted: AdmittedRun, checkpoint: Checkpoint) -> dict[str, float]:
     """
     site, settings = admitted.site, admitted.settings
     try:
-        count, metrics = admitted.work.measure(settings, site.models.result(settings, checkpoint))
+        shared_model = replace(site.models.result(settings, checkpoint), local={})
+        count, metrics = admitted.work.measure(settings, shared_model)
+        personal = _of_personal(admitted, checkpoint.run, shared_model)
         if count:
             path = site.place.folder / OWN / f"{settings.name}-{checkpoint.run[:8]}.jsonl"
-            _append(path, checkpoint, count, metrics)
-            listed = ", ".join(f"{name} {_shown(value)}" for name, value in metrics.items())
-            log.info("round %d of %d: %s on %d held-out records", checkpoint.round, settings.rounds, listed, count)
+            _append(path, checkpoint, count, metrics, personal)
+            found = f"{_listed(metrics)} on {count} held-out records"
+            if personal:
+                found += f"; with this site's own parameters {_listed(personal)}"
+            log.info("round %d of %d: %s", checkpoint.round, settings.rounds, found)
     except Exception as error:
         reason = sentence(error)
         log.warning("round %d: not evaluated on held-out records; the run continues: %s", checkpoint.round, reason)
         log.debug("round %d", checkpoint.round, exc_info=error)
         return {}
     return metrics
+
+
+def _of_personal(admitted: AdmittedRun, run: str, model: Model) -> dict[str, float]:
+    """Return the means of a round's model with the parameters that stay at this site; none if the task has none."""
+    if not model.layout.local:
+        return {}
+    personal = admitted.site.personal(admitted.manifest, run, model)
+    return admitted.work.measure(admitted.settings, personal)[1]
+
+
+def _listed(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {_shown(value)}" for name, value in metrics.items())
 
 
 def shared(metrics: Mapping[str, float], policy: Policy) -> dict[str, float]:
@@ -65,15 +85,23 @@ def _shown(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:.3f}"
 
 
-def _append(path: Path, checkpoint: Checkpoint, count: int, found: Mapping[str, float]) -> None:
+def _append(
+    path: Path, checkpoint: Checkpoint, count: int, found: Mapping[str, float], personal: Mapping[str, float]
+) -> None:
     """Add a round's line unless the file has it, since a sum may be delivered again."""
     make_folder(path.parent)
-    metrics = {name: value if math.isfinite(value) else None for name, value in found.items()}
-    entry = {"round": checkpoint.round, "time": round(time.time(), 3), "model": checkpoint.digest}
-    line = json.dumps({**entry, "records": count, "metrics": metrics}, allow_nan=False)
+    entry: dict[str, object] = {"round": checkpoint.round, "time": round(time.time(), 3), "model": checkpoint.digest}
+    entry |= {"records": count, "metrics": _finite(found)}
+    if personal:
+        entry["personal"] = _finite(personal)
+    line = json.dumps(entry, allow_nan=False)
     with open(path, "a+b", opener=private) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
         kept = file.read()
         whole, _, torn = kept.rpartition(b"\n")  # a crash may have torn the last line
         if f'{{"round": {checkpoint.round}, '.encode() not in whole:
             file.write(b"\n" * bool(torn) + line.encode() + b"\n")
+
+
+def _finite(found: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}

@@ -19,9 +19,10 @@ from client.data.inputs import call, tensors
 from client.data.site_records import InMemory
 from client.dpsgd.training_steps import train, way_to_train
 from client.state.initial_model import find_model
-from client.state.model_parts import check_constants, layout_of, set_constants, tensors_of
+from client.state.local_parameters import FOLDER
+from client.state.model_parts import check_constants, kept, layout_of, set_tensors, tensors_of
 from client.state.refusals import Refusals
-from client.task.augmentation import augments
+from client.task.augmentation import check_asked
 from client.task.guard import check_task
 from client.task.interactions import InteractionError
 from client.task.probe import make_model, one_a_record
@@ -79,7 +80,7 @@ class Study:
     def untrained(self, seed: int) -> Model:
         """Return the untrained model."""
         module = self.module(seed)
-        layout = layout_of(module)
+        layout = layout_of(module, self.task.local)
         return Model(_drained(module, layout), layout)
 
     def start(self, settings: RunSettings) -> Model:
@@ -90,8 +91,9 @@ class Study:
         """
         if settings.start is None:
             return self.untrained(settings.model_seed)
-        layout = layout_of(self.module(settings.model_seed))
-        return find_model(self._site.place.folder / "models", settings.start.model, layout, self._site.name)
+        untrained = self.untrained(settings.model_seed)
+        model = find_model(self._site.place.folder / "models", settings.start.model, untrained, self._site.name)
+        return replace(model, local=self._site.own_parameters.load(model.run, model.layout.local) or {})
 
     def layout(self, settings: RunSettings) -> Layout:
         """Return the names and shapes of trained parameters, and the constants with which the run starts.
@@ -99,17 +101,18 @@ class Study:
         Raises:
             RefusedError: as `start` does.
         """
-        if not self._layout.constants:
-            return self._layout
+        if self._unvarying:
+            return self._unvarying
         of = settings.model_seed, settings.start
         if of not in self._layouts:
-            layout = self.start(settings).layout if settings.start else layout_of(self.module(settings.model_seed))
-            self._layouts = {of: layout}
+            self._layouts = {of: self.start(settings).layout}
         return self._layouts[of]
 
     @cached_property
-    def _layout(self) -> Layout:
-        return layout_of(self.module(0))
+    def _unvarying(self) -> Layout | None:
+        """The layout, unless it has constants: these depend on the run."""
+        layout = layout_of(self.module(0), self.task.local)
+        return None if layout.constants else layout
 
     def prepare(self, settings: RunSettings) -> None:
         """Choose the mode that computes gradients, before anything is charged.
@@ -118,16 +121,11 @@ class Study:
             TaskError: if no mode works, or the task is refused.
         """
         self._refusals.check(self.name, self.task)
-        training = settings.training
-        if training and training.augmentation_multiplicity and not augments(self.task):
-            msg = (
-                f"the run asks for augmented copies of records, but {self.name} has no augment(); write it, or remove "
-                "augmentation_multiplicity from [training]"
-            )
-            raise TaskError(msg)
+        check_asked(self.task, self.name, settings)
         if settings.takes_steps:
-            module = self.module(settings.model_seed).to(self._site.device)
-            way_to_train(self.task, module, self._site.settings.training)
+            way_to_train(
+                self.task, self.module(settings.model_seed).to(self._site.device), self._site.settings.training
+            )
 
     def count(self) -> int:
         """Return the number of records to train on, having checked that the task can use each of them."""
@@ -137,10 +135,35 @@ class Study:
     def check_records(self, settings: RunSettings) -> None:
         """Check, once per process, that there are records to train on, and that the task can use each of them."""
         self.check_not_refused()
+        self._check_local(settings)
         self._site.check_count(len(self.read[0]), "to train on")
         self.check_usable()
         if settings.takes_steps:
             _ = self.training  # also tries the task on some records, now that each is known to be usable
+
+    def _check_local(self, settings: RunSettings) -> None:
+        """Check that a run can train what stays at this site.
+
+        Raises:
+            RefusedError: if it cannot.
+        """
+        training = settings.training
+        if not self.task.local or training is None:
+            return
+        wrong = ""
+        if settings.shares_noise:
+            wrong = (
+                'parameters that stay at the site need noise of the site\'s own in every step; set noise = "local" '
+                "in [privacy]"
+            )
+        elif settings.takes_steps and self.task.local_steps >= training.steps:
+            wrong = (
+                f"it takes {self.task.local_steps} steps for what stays at the site, and a round has {training.steps}; "
+                "set steps_per_round higher in [training]"
+            )
+        if wrong:
+            msg = f"{self._site.name} cannot train {self.name}: {wrong}"
+            raise RefusedError(msg)
 
     def check_usable(self) -> None:
         """Check, once per process, that the task can use every record.
@@ -199,18 +222,24 @@ class Study:
         self._fits = True
 
     def files(self, settings: RunSettings, layout: Layout) -> dict[Path, int]:
-        """Return the size of the copies of the model that the outbox keeps."""
+        """Return the size of the copies of the model that the outbox keeps, and of the site's own parameters."""
         copies = (
             not settings.shares_noise,  # the residual
             settings.kind.mean is not None,  # the last model, besides the mean
             settings.vote is not None,  # the model before, where a hard link is not possible
         )
-        return {self._site.place.folder / "outbox": 4 * layout.size * sum(copies)}
+        needed = {self._site.place.folder / "outbox": 4 * layout.size * sum(copies)}
+        if layout.local:
+            needed[self._site.place.folder / FOLDER] = 4 * sum(math.prod(shape) for _, shape in layout.local)
+        return needed
 
     def release(
         self, manifest: Manifest, number: int, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN
     ) -> Update:
-        """Train for one round from this model, as the algorithm says; return the change, `(parameters,)`.
+        """Train for one round from this model, as the algorithm says.
+
+        Returns:
+            The change of what is shared, `(parameters,)`, and the parameters that stay here, after training.
 
         Raises:
             TaskError: if the task was refused before, or is refused from now on.
@@ -226,7 +255,19 @@ class Study:
                     self.task, module, records, size, manifest, randomness,
                     number=number, solver=solver, computing=computing, group=group,
                 )  # fmt: skip
-        return self.difference(module, model)
+        own = self._own(module)
+        return replace(self.difference(module, model), local=own)
+
+    def _own(self, module: nn.Module) -> dict[str, NDArray[np.float32]]:
+        """Return a copy of the parameters that stay at this site.
+
+        Raises:
+            MalformedError: if a value is not finite.
+        """
+        own = {name: np.array(each.detach().cpu().numpy()) for name, each in kept(module, self.task.local).items()}
+        for each in own.values():
+            Update(each.reshape(-1))
+        return own
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
         """Do nothing: a site keeps every run's model anyway."""
@@ -282,12 +323,8 @@ class Study:
         return losses | {name: float(each.sum()) for name, each in metrics.items()}
 
     def load_into(self, module: nn.Module, model: Model) -> nn.Module:
-        """Load a model into a new module, and move the module to the site's device."""
-        held = tensors_of(module)
-        with torch.no_grad():
-            for name, values in model.layout.unflatten(model.vector).items():
-                held[name].copy_(torch.from_numpy(np.array(values)))
-        set_constants(module, model.layout)
+        """Load a model, with the site's own parameters if it has them, into a new module on the site's device."""
+        set_tensors(module, model)
         return module.to(self._site.device)
 
     @staticmethod

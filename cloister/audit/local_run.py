@@ -69,13 +69,15 @@ class Scratch:
 
         def mean(number: int, model: Model) -> Update:
             current = Round(site, manifest, self.run.digest, algorithm, self._plan(site, number, model))
-            before = replace(now, round=number - 1)
+            own = site.personal(manifest, self.run.digest, now.model)
+            before = replace(now, round=number - 1, model=own)
             private = train_private(current, before)
             whole = private.vector.astype(np.float64)
             packed = pack(private, weight, packing, Randomness.fresh())
             decoded = unpack(packed.blocks, model.layout.size, [weight], packing)
             site.residuals.keep(current.plan, packed.residual)
             site.residuals.settle(current.plan, contributed=True)
+            site.own_parameters.settle(current.plan, contributed=True)
             if algorithm.own:
                 keep_own(current, local_round(current, before), whole - packed.residual)
                 site.own.settle(current.plan, contributed=True)

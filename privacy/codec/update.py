@@ -50,12 +50,22 @@ class Constant:
         return cls(name, dtype, shape, saved, sha256(values.data).hexdigest(), values)
 
 
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""Names and shapes of tensors, in the order of their concatenation."""
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of a model's trained tensors, in the order of their concatenation, and its constants."""
+    """Names and shapes of a model's trained tensors, in the order of their concatenation, and its constants.
 
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    Parameters that stay at a site are trained too, but do not belong to the shared model: the digest does not cover
+    them.
+    """
+
+    shapes: Shapes
     constants: tuple[Constant, ...] = ()
+    local: Shapes = field(default=(), compare=False)  # trained, but never sent
+    source: str = field(default="", compare=False)  # SHA-256 of the file with the constants; "" if the task makes them
 
     @classmethod
     def of(cls, tensors: Mapping[str, NDArray[np.float32]]) -> Self:
@@ -72,9 +82,17 @@ class Layout:
         """SHA-256, in hex, of all names, shapes and constants. Sites whose digests differ do not train together."""
         hashed = sha256(b"cloister layout" + json.dumps(self.shapes).encode())
         if self.constants:
-            beside = [(each.name, each.dtype, each.shape, each.digest) for each in self.constants]
-            hashed.update(b"constants" + json.dumps(beside).encode())
+            hashed.update(b"constants" + self._beside)
         return hashed.hexdigest()
+
+    @property
+    def frozen(self) -> str:
+        """SHA-256, in hex, of all constants; "" if there are none."""
+        return sha256(b"cloister constants" + self._beside).hexdigest() if self.constants else ""
+
+    @property
+    def _beside(self) -> bytes:
+        return json.dumps([(each.name, each.dtype, each.shape, each.digest) for each in self.constants]).encode()
 
     def flatten(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Concatenate named tensors to `(size,)`."""
@@ -89,10 +107,15 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model: its trained parameters as one vector `(size,)` of float32, and its layout with the constants."""
+    """A model: its trained parameters as one vector `(size,)` of float32, and its layout with the constants.
+
+    At a site it may have the site's own parameters too, by name. They belong to no digest, and never leave the site.
+    """
 
     vector: NDArray[np.float32]
     layout: Layout
+    local: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # empty: as the task makes them
+    run: str = ""  # the run that made it, if it was read from a file that says so
 
     @cached_property
     def digest(self) -> str:
@@ -110,9 +133,10 @@ def is_finite(vector: NDArray[np.float32]) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """The local model minus the shared one, `(size,)` of float32."""
+    """The local model minus the shared one, `(size,)` of float32; and what stays at the site, after training."""
 
     vector: NDArray[np.float32]
+    local: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse values that are not finite.

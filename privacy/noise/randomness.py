@@ -41,6 +41,7 @@ class Randomness:
 
     def __init__(self, key: bytes) -> None:
         self._stream = Cipher(AES(key), CTR(bytes(16))).encryptor()
+        self._words, self._numbers = np.empty(0, "<i8"), np.empty((3, 0))  # room to work in
 
     @classmethod
     def fresh(cls) -> Self:
@@ -81,33 +82,45 @@ class Randomness:
         return words.astype(np.float64) * 2.0**-53
 
     def gaussian(self, count: int) -> NDArray[np.float64]:
-        """Return `(count,)` samples of N(0, 1), by Box and Muller (1958) in double precision.
+        """Return `(count,)` samples of N(0, 1) in double precision; see `fill_gaussian`."""
+        drawn = np.empty(count)
+        self.fill_gaussian(drawn)
+        return drawn
+
+    def fill_gaussian(self, drawn: NDArray[np.float32] | NDArray[np.float64], deviation: float = 1.0) -> None:
+        """Overwrite `(n,)` numbers with samples of N(0, deviation²), by Box and Muller (1958) in double precision.
 
         Radii √(−2 ln u) use u in (0, 1] in steps of 2⁻⁶², as far as a double can resolve them. Cosine and sine of an
         angle 2φ are computed from t = tan φ, as 2 / (1 + t²) − 1 and 2t / (1 + t²), because this takes only one
-        vectorised function. The work is in place and block by block, so that it stays in the processor's cache.
+        vectorised function. Only finished samples are rounded, if `drawn` has single precision.
+
+        The work is block by block, in memory that is kept from call to call: the system takes longer to provide new
+        memory than the processor takes to draw. On an AMD EPYC (Zen 4), a million samples take 4.5 ms, of which 1 ms
+        is the cipher's.
         """
-        drawn = np.empty(count)
-        for start in range(0, count, _BLOCK):
+        for start in range(0, drawn.size, _BLOCK):
             block = drawn[start : start + _BLOCK]
             half = (block.size + 1) // 2
-            words = self._words(2 * half)
+            words, (doubled, tangent, over) = self._room(half)
+            self._stream.update_into(_ZEROS[: 16 * half], words.data.cast("B"))
             words[:half] |= 1  # never zero, and negative as often as positive
-            doubled, tangent = words.astype(np.float64).reshape(2, half)
-            np.square(np.multiply(doubled, 2.0**-63, out=doubled), out=doubled)  # u²
+            np.multiply(words[:half], 2.0**-63, out=doubled)
+            np.square(doubled, out=doubled)  # u²
             np.log(doubled, out=doubled)
             np.sqrt(np.multiply(doubled, -4.0, out=doubled), out=doubled)  # twice the radius
-            np.tan(np.multiply(tangent, np.pi * 2.0**-64, out=tangent), out=tangent)
-            over = np.square(tangent)
+            if deviation != 1.0:
+                doubled *= deviation
+            np.tan(np.multiply(words[half : 2 * half], np.pi * 2.0**-64, out=tangent), out=tangent)
+            np.square(tangent, out=over)
             over += 1.0
             np.divide(doubled, over, out=over)
-            np.multiply(over[: block.size - half], tangent[: block.size - half], out=block[half:])
+            sines, cosines = block[half:], block[:half]
+            np.multiply(over[: sines.size], tangent[: sines.size], out=sines, casting="same_kind")
             doubled *= 0.5
-            np.subtract(over, doubled, out=block[:half])
-        return drawn
+            np.subtract(over, doubled, out=cosines, casting="same_kind")
 
-    def _words(self, count: int) -> NDArray[np.int64]:
-        """Return `(count,)` words of 64 bits; `count` is at most `_BLOCK`."""
-        words = np.empty(count + _SPARE, dtype="<i8")
-        self._stream.update_into(_ZEROS[: 8 * count], words.data.cast("B"))
-        return words[:count]
+    def _room(self, half: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return `(2 half + 2,)` words and `(3, half)` numbers to work in; `half` is at most `_BLOCK / 2`."""
+        if self._words.size < 2 * half + _SPARE:
+            self._words, self._numbers = np.empty(2 * half + _SPARE, "<i8"), np.empty((3, half))
+        return self._words[: 2 * half + _SPARE], self._numbers[:, :half]

@@ -34,7 +34,7 @@ def site_secrets(federation: Federation) -> dict[str, bytes]:
             for other, secret in json.loads(file.read_bytes())["secrets"].items():
                 secrets[f"{file}, {other}"] = bytes.fromhex(secret)
                 secrets[f"{file}, {other}, in hex"] = secret.encode()
-        for file in path.glob("models/*.safetensors"):
+        for file in (*path.glob("models/*.safetensors"), *path.glob("local/*.safetensors")):
             values = [np.ravel(tensor) for tensor in load(file.read_bytes()).values()]
             secrets[str(file)] = np.concatenate(values).astype("<f4").tobytes()
     return secrets

@@ -5,7 +5,7 @@ Training and codec are those of sites. Keys, ledgers and the network are left ou
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,7 @@ class Sites:
     weights: Mapping[str, float]
     manifest: Manifest
     randomness: Callable[[str, int, str], Randomness]  # by site, round and purpose: "training" or "rounding"
+    local: dict[str, Mapping[str, NDArray[np.float32]]] = field(default_factory=dict)  # what stays at each site
 
     @classmethod
     def seeded(cls, studies: Mapping[str, Study], weights: Mapping[str, float], manifest: Manifest, seed: int) -> Self:
@@ -72,7 +73,10 @@ class Sites:
     def update(self, site: str, number: int, model: Model, solver: LocalSolver = PLAIN) -> Update:
         """Let a site train for a round."""
         randomness = self.randomness(site, number, "training")
-        return self.studies[site].release(self.manifest, number, model, randomness, solver)
+        own = replace(model, local=self.local.get(site, {}))
+        update = self.studies[site].release(self.manifest, number, own, randomness, solver)
+        self.local[site] = update.local
+        return update
 
     def exact_mean(self, number: int, model: Model) -> Update:
         """Return the exact mean of a round's updates, without a codec."""

@@ -97,7 +97,7 @@ def _chained(entries: bytes) -> bytes:
 
 
 def _start(path: Path) -> object:
-    return find_model(path.parent, sha256(path.read_bytes()).hexdigest(), LAYOUT, "north")
+    return find_model(path.parent, sha256(path.read_bytes()).hexdigest(), MODEL, "north")
 
 
 def _rounds() -> Iterator[Entry]:

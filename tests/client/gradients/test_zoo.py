@@ -17,6 +17,7 @@ from client.task.probe import make_model
 from privacy.errors import TaskError
 from privacy.noise.randomness import Randomness
 from tests.client.specimens import manifest
+from tests.client.zoo.converted import CONVERTED
 from tests.client.zoo.images import IMAGES
 from tests.client.zoo.parts import RECORDS, Architecture, Ordinary
 from tests.client.zoo.refused import REFUSED
@@ -87,9 +88,28 @@ def test_recurrent_layers_run_in_sixteen_bits(name: str) -> None:
     assert 0 < moved.norm() < torch.inf
 
 
+@pytest.mark.parametrize("name", CONVERTED)
+def test_what_is_taken_by_conversion_is_refused_before_and_taken_afterwards(name: str) -> None:
+    conversion = CONVERTED[name]
+    with pytest.raises(TaskError):
+        guard.check_task(conversion.before, "zoo:Before")
+    task = conversion.after
+    guard.check_task(task, "zoo:After")
+    assert way_to_train(task, make_model(task, 0), Computing()).gradients == conversion.mode
+
+
 def test_the_page_of_models_is_correct() -> None:
     page = Path("docs/models.md").read_text(encoding="utf-8")
-    taken, refused = ([row.strip("| ").split(" | ") for row in part.splitlines() if row.startswith("| ")][1:]
-                      for part in page.split("## Taken")[1].split("## Refused"))  # fmt: skip
+    sections = dict(
+        re.findall(r"^## (Taken|Taken by conversion|Refused)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    )
+    taken, converted, refused = (_rows(sections[name]) for name in ("Taken", "Taken by conversion", "Refused"))
     assert taken == [[name, f"`{architecture.mode}`"] for name, architecture in ZOO.items()]
-    assert [name for name, _ in refused] == list(REFUSED)
+    assert converted == [[name, each.words, f"`{each.mode}`"] for name, each in CONVERTED.items()]
+    assert [name for name, _, _ in refused] == list(REFUSED)
+    assert all(why and instead for _, why, instead in refused)
+
+
+def _rows(part: str) -> list[list[str]]:
+    """Return the cells of a table's rows, without its head."""
+    return [row.strip("| ").split(" | ") for row in part.splitlines() if row.startswith("| ")][1:]

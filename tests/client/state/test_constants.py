@@ -19,7 +19,8 @@ from typing_extensions import override
 from client.flower import open_site
 from client.state.checkpoint import Checkpoint, CheckpointStore
 from client.state.initial_model import find_model
-from client.state.model_parts import DTYPES, WIDTHS, check_constants, layout_of, set_constants
+from client.state.model_parts import DTYPES, WIDTHS, check_constants, layout_of, set_tensors
+from client.state.model_use import load_model, save_frozen
 from privacy.codec.update import Layout, Model
 from privacy.errors import RefusedError, TaskError
 from privacy.run.tables import Start
@@ -110,19 +111,22 @@ def trained_model(federation: Federation) -> dict[str, Tensor]:
 # --- In a run ---------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_is_trained_travels_and_the_models_file_has_all_of_it(make_federation: FederationMaker) -> None:
+def test_only_what_is_trained_travels_and_is_in_the_models_file(make_federation: FederationMaker) -> None:
     federation = make_federation(RUN)
     assert all(event["released"] for event in run_with(federation))
     _, manifest, run = signed_run(federation)
     model = open_site(federation.paths["north"]).checkpoint(manifest, run).model
     assert model.layout.shapes == (("head.weight", (1, 3)), ("head.bias", (1,)))
-    state, module = trained_model(federation), Frozen().model()
-    module.load_state_dict(state)
     torch.manual_seed(manifest.settings.model_seed)
-    untrained = Frozen().model().state_dict()
-    assert set(state) == {"mean", "head.weight", "head.bias", BACKBONE}
-    assert torch.equal(state[BACKBONE], untrained[BACKBONE])
-    assert not torch.equal(state["head.weight"], untrained["head.weight"])
+    module = Frozen().model()
+    untrained = {name: each.clone() for name, each in module.state_dict().items()}
+    assert set(trained_model(federation)) == {"head.weight", "head.bias"}
+    (path,) = (federation.paths["north"] / "models").glob("*.safetensors")
+    found = load_model(Frozen(), path, model_seed=manifest.settings.model_seed).state_dict()
+    assert torch.equal(found[BACKBONE], untrained[BACKBONE])
+    assert not torch.equal(found["head.weight"], untrained["head.weight"])
+    with pytest.raises(RefusedError, match="was trained over another frozen part than this task has"):
+        load_model(Frozen(), path, model_seed=manifest.settings.model_seed + 1)
 
 
 def test_a_site_with_another_constant_is_noticed_before_anything_is_charged(make_federation: FederationMaker) -> None:
@@ -152,8 +156,9 @@ def test_a_run_takes_constants_from_the_model_that_it_starts_from(make_federatio
         (path / "models" / "public" / "base.safetensors").write_bytes(data)
     federation.sign(replace(RUN, start=Start(sha256(data).hexdigest())))
     assert all(event["released"] for event in run_with(federation))
-    (file,) = {path.read_bytes() for path in federation.folder.glob("*/models/study-*")}
-    found = load(file)
+    path = next(federation.folder.glob("north/models/study-*"))
+    assert set(load(path.read_bytes())) == {"head.weight", "head.bias"}
+    found = load_model(Frozen(), path).state_dict()
     assert torch.equal(found[BACKBONE], public[BACKBONE])
     assert float(found["mean"]) == 1.0
     assert not torch.equal(found["head.weight"], public["head.weight"])
@@ -209,25 +214,28 @@ ANY_CONSTANTS = st.dictionaries(
 
 @pytest.mark.filterwarnings("ignore:Casting complex")
 @given(constants=ANY_CONSTANTS)
-def test_a_models_file_holds_constants_of_every_type_as_torch_reads_them(
+def test_a_file_of_the_frozen_part_holds_constants_of_every_type_as_torch_reads_them(
     constants: dict[str, tuple[torch.dtype, tuple[int, ...], bool, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder, module = tmp_path_factory.mktemp("state"), AnyState(constants)
     layout = layout_of(module)
     model = Model(module.weight.detach().numpy().copy(), layout)
     store = CheckpointStore(folder)
-    path = store.save("study", Checkpoint("0" * 64, 1, model, 0.5))
-    data = path.read_bytes()
-    found = load(data)
-    assert found.keys() == module.state_dict().keys()
-    assert all(torch.equal(found[name], each) for name, each in module.state_dict().items())
-    assert all(offset % width == 0 for offset, width in places(data))
+    digest, path = save_frozen(module, folder / "frozen.safetensors"), folder / "frozen.safetensors"
+    found = load(path.read_bytes())
+    assert found.keys() == module.state_dict().keys() - {"weight"}
+    assert all(torch.equal(found[name], module.state_dict()[name]) for name in found)
+    assert all(offset % width == 0 for offset, width in places(path.read_bytes()))
+    again = AnyState(constants)
+    like = Model(model.vector, layout_of(again))
+    if layout.constants:
+        like = find_model(folder, digest, like, "north")
+        assert (like.digest, like.layout.source) == (model.digest, digest)
+    saved = store.save("study", Checkpoint("0" * 64, 1, like, 0.5))
     read = store.load("study", "0" * 64, layout)
     assert read
     assert read[0].digest == model.digest
-    other = find_model(folder, sha256(data).hexdigest(), layout_of(AnyState(constants)), "north")
-    assert other.digest == model.digest
-    set_constants(again := AnyState(constants), other.layout)
+    set_tensors(again, find_model(folder, sha256(saved.read_bytes()).hexdigest(), like, "north"))
     check_constants(again, layout)
 
 
@@ -235,12 +243,13 @@ def places(data: bytes) -> list[tuple[int, int]]:
     """Where each tensor of a file begins, and how many bytes a number of it takes."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    header.pop("__metadata__")
+    header.pop("__metadata__", None)
     return [(8 + length + each["data_offsets"][0], WIDTHS[each["dtype"]]) for each in header.values()]
 
 
 def test_a_file_without_a_constant_or_with_another_type_of_it_is_refused_by_its_name(tmp_path: Path) -> None:
     layout, state = layout_of(Adapted()), Adapted().state_dict()
+    untrained = Model(np.zeros(layout.size, np.float32), layout)
     for wrong in (
         {name: each for name, each in state.items() if name != BACKBONE},
         state | {BACKBONE: state[BACKBONE].half()},
@@ -248,7 +257,7 @@ def test_a_file_without_a_constant_or_with_another_type_of_it_is_refused_by_its_
         data = save(wrong)
         (tmp_path / "base.safetensors").write_bytes(data)
         with pytest.raises(RefusedError, match=f"does not have the tensors of this run's task: {BACKBONE}"):
-            find_model(tmp_path, sha256(data).hexdigest(), layout, "north")
+            find_model(tmp_path, sha256(data).hexdigest(), untrained, "north")
 
 
 def test_a_layout_without_constants_has_the_digest_of_names_and_shapes_alone() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from client.flower import open_site
 from client.state.initial_model import find_model
-from privacy.codec.update import Layout
+from privacy.codec.update import Layout, Model
 from privacy.errors import RefusedError, RunError
 from privacy.run.settings import RunSettings, Training
 from privacy.run.tables import Start
@@ -33,6 +33,7 @@ from tests.federations import (
 )
 
 LAYOUT = Layout((("weight", (1, 2)), ("bias", (1,))))
+UNTRAINED = Model(np.zeros(3, np.float32), LAYOUT)
 TENSORS = {"weight": np.array([[1.5, -2.0]], np.float32), "bias": np.array([0.25], np.float32)}
 WANTED = [1.5, -2.0, 0.25]
 
@@ -52,7 +53,7 @@ def find(folder: Path, data: bytes) -> list[float]:
     """What is read of a file that lies somewhere in the folder."""
     (folder / "public").mkdir(exist_ok=True)
     (folder / "public" / "some.safetensors").write_bytes(data)
-    found: list[float] = find_model(folder, sha256(data).hexdigest(), LAYOUT, "north").vector.tolist()
+    found: list[float] = find_model(folder, sha256(data).hexdigest(), UNTRAINED, "north").vector.tolist()
     return found
 
 
@@ -147,7 +148,7 @@ def test_a_file_that_changed_is_another(tmp_path: Path) -> None:
     find(tmp_path, data := file_of(TENSORS))
     (tmp_path / "public" / "some.safetensors").write_bytes(data[:-1] + b"\x01")
     with pytest.raises(RefusedError, match="does not have the initial model"):
-        find_model(tmp_path, sha256(data).hexdigest(), LAYOUT, "north")
+        find_model(tmp_path, sha256(data).hexdigest(), UNTRAINED, "north")
 
 
 @pytest.mark.parametrize(

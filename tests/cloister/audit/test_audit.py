@@ -88,14 +88,14 @@ class Shuffled(Randomness):
         return values
 
     @override
-    def gaussian(self, count: int) -> NDArray[np.float64]:
-        return self._drawn.gaussian(count)
+    def fill_gaussian(self, drawn: NDArray[np.float32] | NDArray[np.float64], deviation: float = 1.0) -> None:
+        self._drawn.fill_gaussian(drawn, deviation)
 
 
 class Elsewhere(Randomness):
     """Draws noise and gives the model's own parameters, the first ones, something else in its place."""
 
-    def __init__(self, drawn: Randomness, change: Callable[[NDArray[np.float64]], None]) -> None:
+    def __init__(self, drawn: Randomness, change: Callable[[NDArray[Any]], None]) -> None:
         self._drawn, self._change = drawn, change
 
     @override
@@ -103,10 +103,9 @@ class Elsewhere(Randomness):
         return self._drawn.uniform(count)
 
     @override
-    def gaussian(self, count: int) -> NDArray[np.float64]:
-        values = self._drawn.gaussian(count)
-        self._change(values)
-        return values
+    def fill_gaussian(self, drawn: NDArray[np.float32] | NDArray[np.float64], deviation: float = 1.0) -> None:
+        self._drawn.fill_gaussian(drawn, deviation)
+        self._change(drawn)
 
 
 def _put(start: int, end: int, source: int | None) -> Callable[[Randomness], Randomness]:

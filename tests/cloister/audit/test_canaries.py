@@ -173,17 +173,6 @@ def test_their_example_is_made_like_their_records(tmp_path: Path) -> None:
         assert task.loss(task.model()(inputs), targets).isfinite()
 
 
-def test_they_join_records_that_a_sites_source_reads(tmp_path: Path) -> None:
-    text = "\n".join([HEADER, *ROWS, ""]).replace(",", ";")
-    (tmp_path / "patients.csv").write_text(text, encoding="utf-8")
-    (tmp_path / "included").write_text("4\n7\n")
-    source = Source(tmp_path / "patients.csv", Csv(separator=";", columns={"of another task": "x"}), tmp_path)
-    with set_up(tmp_path / "canaries.json", task_name(Ward), source, COUNT):
-        loaded: Any = Canaries().load(tmp_path / "included")
-    assert loaded[0][:, -1].tolist() == [0, 0, 0, 5, 8]
-    assert loaded[1].tolist() == [*TARGETS, 0, 0]
-
-
 @pytest.mark.parametrize(
     ("task", "text", "count"),
     [
@@ -203,3 +192,14 @@ def test_records_of_any_kind_take_them(tmp_path: Path, task: str, text: str, cou
         assert len(outputs) == len(targets) == count + 2
         assert watch.loss(outputs, targets).isfinite()
         assert watch.loss(watch.model()(watch.example()[0]), watch.example()[1]).isfinite()
+
+
+def test_they_join_records_that_a_sites_source_reads(tmp_path: Path) -> None:
+    text = "\n".join([HEADER, *ROWS, ""]).replace(",", ";")
+    (tmp_path / "patients.csv").write_text(text, encoding="utf-8")
+    (tmp_path / "included").write_text("4\n7\n")
+    source = Source(tmp_path / "patients.csv", Csv(separator=";", columns={"of another task": "x"}), tmp_path)
+    with set_up(tmp_path / "canaries.json", task_name(Ward), source, COUNT):
+        loaded: Any = Canaries().load(tmp_path / "included")
+    assert loaded[0][:, -1].tolist() == [0, 0, 0, 5, 8]
+    assert loaded[1].tolist() == [*TARGETS, 0, 0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from privacy.noise.randomness import _BLOCK, Randomness
 from tests.privacy.consortium import relaxed
@@ -88,3 +90,32 @@ def test_gaussian_variance_and_tails_are_there() -> None:
     for beyond in (3.0, 4.0, 4.5):
         expected = 2 * stats.norm.sf(beyond) * drawn.size
         assert abs((drawn > beyond).sum() - expected) < 5 * np.sqrt(expected)
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64])
+def test_memory_is_filled_with_the_same_values_whatever_was_drawn_before(number: type[np.float32 | np.float64]) -> None:
+    one, other = Randomness.seeded(13), Randomness.seeded(13)
+    for count in (3, 0, _BLOCK + 5, 2, 2 * _BLOCK, 7):
+        drawn: Any = np.full(count, np.nan, number)
+        one.fill_gaussian(drawn, 0.5)
+        np.testing.assert_array_equal(drawn, (0.5 * other.gaussian(count)).astype(number))
+
+
+@pytest.mark.parametrize("millions", [5, pytest.param(1_000, marks=[pytest.mark.soak, pytest.mark.timeout(900)])])
+def test_millions_of_values_have_the_moments_the_shape_and_the_tails_of_a_gaussian(millions: int) -> None:
+    stream, drawn, bins = Randomness.seeded(14, "many"), np.empty(1_000_000, np.float32), 1_000
+    powers, beyond, heights = np.zeros(4), np.zeros(3), np.zeros(bins)
+    for _ in range(millions):
+        stream.fill_gaussian(drawn)
+        values = drawn.astype(np.float64)
+        powers += [(values**power).sum() for power in (1, 2, 3, 4)]
+        beyond += [np.count_nonzero(np.abs(drawn) > limit) for limit in (3, 4, 5)]
+        heights += np.bincount((special.ndtr(values) * bins).astype(np.int64), minlength=bins)
+    count = millions * drawn.size
+    # The variances of a Gaussian's powers 1 to 4.
+    for found, mean, variance in zip(powers / count, (0, 1, 0, 3), (1, 2, 15, 96), strict=True):
+        assert abs(found - mean) < 4.5 * np.sqrt(variance / count)
+    for found, limit in zip(beyond, (3, 4, 5), strict=True):
+        expected = 2 * stats.norm.sf(limit) * count
+        assert abs(found - expected) < 4.5 * np.sqrt(expected)
+    assert stats.chisquare(heights).pvalue > 0.001
