@@ -28,6 +28,7 @@ COMMANDS = (
     ["bench", "round"],
     ["bench", "encryption"],
     ["bench", "adversary"],
+    ["data", "check"],
     ["ledger", "show"],
     ["ledger", "verify"],
     ["ledger", "plan"],
