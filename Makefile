@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench fuzz proto lock clean
+.PHONY: help setup demo test check format bench results fuzz proto lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -48,6 +48,9 @@ format: setup  ## format the code, and mend what ruff can mend
 
 bench: setup  ## measure, side by side with others
 	@$(BIN)/cloister bench $(ARGS)
+
+results: setup  ## train every reference task and write docs/results.md (a part, in a minute: ARGS=--quick)
+	@OMP_NUM_THREADS=1 $(BIN)/cloister bench results --write docs/results.md $(ARGS)
 
 # Not among the locked packages: it has wheels for few platforms.
 fuzz: setup  ## search ten minutes for bytes that break a parser (less: ARGS='--seconds 60')

@@ -68,10 +68,10 @@ class _Listener(TorchFunctionMode):
             rest.pop(0)
         if self.is_known and self.value is None:
             if func in _SUMS and len(batches) == 2 and not rest:  # noqa: PLR2004 - outputs and targets
-                self.total = _SUMS[func](*batches, **(kwargs or {}))
-                if self.total is not None:
-                    self.value = batches[0].new_zeros(())
-                    return self.value
+                if (total := _SUMS[func](*batches, **(kwargs or {}))) is not None:
+                    value = total.new_zeros(())
+                    self.total, self.value = total, value
+                    return value
             elif func in _CONVERSIONS and len(batches) == 1 and not kwargs and _CONVERSIONS[func](batches[0], rest):
                 stand_in: Tensor = func(*args)
                 self._batches.append((stand_in, func(batches[0], *rest)))

@@ -143,7 +143,8 @@ class CipherOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Forget gradients; sums too, unless a part of a batch has left them. They are set to None in any case."""
         del set_to_none
-        for parameter in self.params:
+        parameters: list[Any] = list(self.params)  # to which Opacus adds attributes
+        for parameter in parameters:
             parameter.grad = parameter.grad_sample = None
             if not self._is_last_step_skipped:
                 parameter.summed_grad = None

@@ -28,6 +28,7 @@ from privacy.errors import TaskError
 if TYPE_CHECKING:
     from client.data.inputs import Inputs
     from client.task.probe import Example
+    from privacy.run.settings import RunSettings
 
 _ELSEWHERE = (
     "its augment() draws at random, but not from the generator that it is given, or sets its seed; pass "
@@ -42,6 +43,20 @@ _MEET = (
 def augments(task: Task) -> bool:
     """Return whether a task has an `augment` of its own."""
     return type(task).augment is not Task.augment
+
+
+def check_asked(task: Task, name: str, settings: RunSettings) -> None:
+    """Check that a task, called `name`, can make the copies that a run asks for.
+
+    Raises:
+        TaskError: if it has no `augment`.
+    """
+    if settings.training and settings.training.augmentation_multiplicity and not augments(task):
+        msg = (
+            f"the run asks for augmented copies of records, but {name} has no augment(); write it, or remove "
+            "augmentation_multiplicity from [training]"
+        )
+        raise TaskError(msg)
 
 
 class Augmented(nn.Module):

@@ -21,7 +21,7 @@ from client.state.initial_model import find_model
 from client.state.local_parameters import FOLDER
 from client.state.model_parts import check_constants, drained, kept_values, layout_of, set_tensors
 from client.state.refusals import Refusals
-from client.task.augmentation import augments
+from client.task.augmentation import check_asked
 from client.task.guard import check_task
 from client.task.interactions import InteractionError
 from client.task.probe import make_model, one_a_record
@@ -120,16 +120,11 @@ class Study:
             TaskError: if no mode works, or the task is refused.
         """
         self._refusals.check(self.name, self.task)
-        training = settings.training
-        if training and training.augmentation_multiplicity and not augments(self.task):
-            msg = (
-                f"the run asks for augmented copies of records, but {self.name} has no augment(); write it, or remove "
-                "augmentation_multiplicity from [training]"
-            )
-            raise TaskError(msg)
+        check_asked(self.task, self.name, settings)
         if settings.takes_steps:
-            module = self.module(settings.model_seed).to(self._site.device)
-            way_to_train(self.task, module, self._site.settings.training)
+            way_to_train(
+                self.task, self.module(settings.model_seed).to(self._site.device), self._site.settings.training
+            )
 
     def count(self) -> int:
         """Return the number of records to train on, having checked that the task can use each of them."""

@@ -25,9 +25,8 @@ from privacy.codec.update import Model
 from server.settings import read_consortium, read_run
 from simulations.engine.baselines import accuracy, studies_of
 from simulations.engine.federation import Federation, SiteTerms
-from simulations.engine.keyless_rounds import PackedMeans, Sites, rounds
+from simulations.engine.keyless_rounds import PackedMeans, Sites, result, rounds
 from simulations.tasks.partition import dirichlet
-from strategies.averaging import include
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,12 +128,4 @@ def _train(
     settings = manifest.settings
     start = next(iter(studies.values())).start(settings)
     means = PackedMeans(Sites.seeded(studies, weights, manifest, seed), manifest.packing, charge)
-    averaging = settings.kind.mean
-    mean, averaged = start.vector, 0
-    for number, model in enumerate(rounds(start, settings.rounds, means, means.apply)):
-        averaged += averaging is not None and number > 0 and averaging.includes(number, settings.rounds)
-        if averaging and averaged > 1:
-            include(mean, model.vector, averaging.window(averaged))
-        else:
-            mean = model.vector.copy()
-    return Model(mean, start.layout)
+    return result(rounds(start, settings.rounds, means, means.apply), settings)

@@ -144,3 +144,22 @@ def bench_algorithms(
 
     report = measure(1 if quick else seeds)
     typer.echo(json.dumps(report) if as_json else table(report))
+
+
+@bench.command("results", epilog="Example:  cloister bench results --task credit --seeds 2")
+def bench_results(
+    task: Annotated[list[str] | None, typer.Option(help="Only this reference task; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of different splits of the records, for every figure.")] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="Use one seed, and only the tasks that train fast.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train side by side.")] = 2,
+    write: Annotated[Path | None, typer.Option(help="Also write the results to this file, as Markdown.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train every reference task alone, pooled, federated, and federated at ε = 8, 3 and 1."""
+    from cloister.benchmarks.reference import FAST  # noqa: PLC0415
+    from cloister.benchmarks.results import measure, page, table  # noqa: PLC0415
+
+    report = measure(1 if quick else seeds, task or (FAST if quick else ()), workers=workers)
+    if write and not quick and not task:
+        write.write_text(page(report), encoding="utf-8")
+    typer.echo(json.dumps(report) if as_json else table(report))

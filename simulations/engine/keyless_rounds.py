@@ -13,12 +13,12 @@ import numpy as np
 
 from client.work.local import train_locally
 from privacy.codec.packing import PackedStream, pack, pack_with_share, unpack
-from privacy.codec.update import Update, privatise
+from privacy.codec.update import Model, Update, privatise
 from privacy.noise.noise_shares import share_for
 from privacy.noise.randomness import Randomness
 from strategies.advance import State, advance, average
 from strategies.algorithm import PLAIN, LocalRound, Run
-from strategies.averaging import next_bound
+from strategies.averaging import include, next_bound
 from strategies.registry import algorithm_of
 
 if TYPE_CHECKING:
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
     from client.work.training import Study
     from privacy.codec.packing import Packing
-    from privacy.codec.update import Model, PackedUpdate
+    from privacy.codec.update import PackedUpdate
     from privacy.ledger.ledger import Charge
     from privacy.run.manifest import Manifest
+    from privacy.run.settings import RunSettings
     from strategies.algorithm import LocalSolver, Values
 
 
@@ -53,6 +54,26 @@ def rounds(
     for number in range(1, count + 1):
         start = apply(start, mean(number, start))
         yield start
+
+
+def result(models: Iterable[Model], settings: RunSettings) -> Model:
+    """Return the model with which a run ends: the last, or the mean of the last ones, as the run says.
+
+    Args:
+        models: the model before the first round and after each, as `rounds` yields them.
+        settings: of the run.
+    """
+    averaging, averaged, last = settings.kind.mean, 0, None
+    for number, model in enumerate(models):
+        averaged += averaging is not None and number > 0 and averaging.includes(number, settings.rounds)
+        if last is not None and averaging and averaged > 1:
+            include(last.vector, model.vector, averaging.window(averaged))
+        else:
+            last = Model(model.vector.copy(), model.layout)
+    if last is None:
+        msg = "there are no models"
+        raise ValueError(msg)
+    return last
 
 
 @dataclass(frozen=True)

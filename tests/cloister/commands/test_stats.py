@@ -90,3 +90,32 @@ def test_a_survey_over_the_network_by_real_processes(tmp_path: Path) -> None:
     assert not find_secrets(federation.server, site_secrets(federation))
     for path in federation.paths.values():
         assert 1.9 < open_site(path).ledger.spent(1e-5) <= 2.0 < inf
+
+
+def test_an_evaluation_shows_tables_and_what_is_undefined(tmp_path: Path) -> None:
+    row = {"low": 0.0, "high": 0.1, "count": 31.0, "gap": -0.25, "gap_error": 0.5}
+    metrics = {
+        "auc": {"value": None, "reason": "noise hides whether any record has class 1"},
+        "confusion": {"counts": [[30.0, -2.0], [1.0, 12.0]], "error": 3.0},
+        "ece": {"value": 0.04, "error": 0.02, "count_error": 3.0, "table": [row]},
+    }
+    report = {
+        "metrics": metrics, "count": 40.0, "count_error": 3.0, "sites": ["east", "north"], "model": "ab",
+        "epsilon": None, "delta": 1e-5,
+    }  # fmt: skip
+    own = {"records": 20, "metrics": {"auc": {"value": 0.9}, "ece": {"value": None, "reason": "none"}}}
+    for folder, content in (("statistics", report), ("metrics", own)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "exam-12345678.json").write_text(json.dumps(content))
+    (tmp_path / "site.toml").touch()
+    text = io.StringIO()
+    stats.show(stats.latest(tmp_path), Console(file=text, width=1000))
+    shown = text.getvalue()
+    assert "– undefined: noise hides whether any record has class 1; alone 0.9" in shown
+    assert "     30      -2" in shown
+    assert "0.0 to 0.1       31 ± 3 records, true − said -0.25 ± 0.50" in shown
+    assert "0.04 ± 0.02; alone undefined" in shown.replace("0.0400", "0.04").replace("0.020", "0.02")
+    assert "exact, over this site's 20 held-out records" in shown
+    (tmp_path / "metrics" / "exam-12345678.json").write_text("{")
+    with pytest.raises(ConfigError, match="it holds only this site's own figures"):
+        stats.latest(tmp_path)
