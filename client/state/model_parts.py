@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from privacy.codec.update import Constant, Layout
+from privacy.codec.update import Constant, Layout, Update
 from privacy.errors import TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from privacy.codec.update import Model
@@ -57,6 +58,29 @@ def shared(module: nn.Module, local: Sequence[str]) -> dict[str, Tensor]:
 def kept(module: nn.Module, local: Sequence[str]) -> dict[str, Tensor]:
     """Return the trained parameters that stay at the site, by name."""
     return {name: tensor for name, tensor in trained(module).items() if _matches(name, local)}
+
+
+def kept_values(module: nn.Module, local: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """Return a copy of the trained parameters that stay at the site.
+
+    Raises:
+        MalformedError: if a value is not finite.
+    """
+    own = {name: np.array(each.detach().cpu().numpy()) for name, each in kept(module, local).items()}
+    for each in own.values():
+        Update(each.reshape(-1))
+    return own
+
+
+def drained(module: nn.Module, layout: Layout) -> NDArray[np.float32]:
+    """Move a module's shared parameters into a vector `(size,)`, so that memory need not hold both."""
+    vector, start, held = np.empty(layout.size, dtype=np.float32), 0, tensors_of(module)
+    for name, _ in layout.shapes:
+        parameter = held[name]
+        place = slice(start, start := start + parameter.numel())
+        vector[place] = parameter.detach().cpu().numpy().reshape(-1)
+        parameter.data = parameter.new_empty(0)
+    return vector
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

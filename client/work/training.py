@@ -11,7 +11,6 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 
 from client.data.fitness import Fitness, example_of, load_records
@@ -20,7 +19,7 @@ from client.data.site_records import InMemory
 from client.dpsgd.training_steps import train, way_to_train
 from client.state.initial_model import find_model
 from client.state.local_parameters import FOLDER
-from client.state.model_parts import check_constants, kept, layout_of, set_tensors, tensors_of
+from client.state.model_parts import check_constants, drained, kept_values, layout_of, set_tensors
 from client.state.refusals import Refusals
 from client.task.augmentation import check_asked
 from client.task.guard import check_task
@@ -30,6 +29,7 @@ from client.task.proving import prove
 from client.task.scoring import prediction_of
 from client.task.task import import_task
 from client.task.user_code import foreign, is_memory
+from client.work.personal import check_local
 from client.work.scored import Scores
 from privacy.codec.update import Model, Update
 from privacy.errors import RefusedError, TaskError
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from client.context import SiteContext
@@ -80,7 +79,7 @@ class Study:
         """Return the untrained model."""
         module = self.module(seed)
         layout = layout_of(module, self.task.local)
-        return Model(_drained(module, layout), layout)
+        return Model(drained(module, layout), layout)
 
     def start(self, settings: RunSettings) -> Model:
         """Return the model from which a run starts: an untrained one, or the site's copy of the one that the run names.
@@ -133,35 +132,11 @@ class Study:
     def check_records(self, settings: RunSettings) -> None:
         """Check, once per process, that there are records to train on, and that the task can use each of them."""
         self.check_not_refused()
-        self._check_local(settings)
+        check_local(self.task, self.name, settings, self._site.name)
         self._site.check_count(len(self.read[0]), "to train on")
         self.check_usable()
         if settings.takes_steps:
             _ = self.training  # also tries the task on some records, now that each is known to be usable
-
-    def _check_local(self, settings: RunSettings) -> None:
-        """Check that a run can train what stays at this site.
-
-        Raises:
-            RefusedError: if it cannot.
-        """
-        training = settings.training
-        if not self.task.local or training is None:
-            return
-        wrong = ""
-        if settings.shares_noise:
-            wrong = (
-                'parameters that stay at the site need noise of the site\'s own in every step; set noise = "local" '
-                "in [privacy]"
-            )
-        elif settings.takes_steps and self.task.local_steps >= training.steps:
-            wrong = (
-                f"it takes {self.task.local_steps} steps for what stays at the site, and a round has {training.steps}; "
-                "set steps_per_round higher in [training]"
-            )
-        if wrong:
-            msg = f"{self._site.name} cannot train {self.name}: {wrong}"
-            raise RefusedError(msg)
 
     def check_usable(self) -> None:
         """Check, once per process, that the task can use every record.
@@ -253,19 +228,8 @@ class Study:
                     self.task, module, records, size, manifest, randomness,
                     number=number, solver=solver, computing=computing, group=group,
                 )  # fmt: skip
-        own = self._own(module)
+        own = kept_values(module, self.task.local)
         return replace(self.difference(module, model), local=own)
-
-    def _own(self, module: nn.Module) -> dict[str, NDArray[np.float32]]:
-        """Return a copy of the parameters that stay at this site.
-
-        Raises:
-            MalformedError: if a value is not finite.
-        """
-        own = {name: np.array(each.detach().cpu().numpy()) for name, each in kept(module, self.task.local).items()}
-        for each in own.values():
-            Update(each.reshape(-1))
-        return own
 
     def opened(self, manifest: Manifest, run: str, model: Model, contributors: Collection[str]) -> None:
         """Do nothing: a site keeps every run's model anyway."""
@@ -334,7 +298,7 @@ class Study:
             TaskError: if a constant has changed.
         """
         check_constants(module, model.layout)
-        vector = _drained(module, model.layout)
+        vector = drained(module, model.layout)
         vector -= model.vector
         return Update(vector)
 
@@ -429,14 +393,3 @@ def _tried(task: Task, name: str) -> Example:
     if type(task) not in _TRIED:
         _TRIED[type(task)] = check_task(task, name)
     return _TRIED[type(task)]
-
-
-def _drained(module: nn.Module, layout: Layout) -> NDArray[np.float32]:
-    """Move a module's trained parameters into a vector `(size,)`, so that memory need not hold both."""
-    vector, start, held = np.empty(layout.size, dtype=np.float32), 0, tensors_of(module)
-    for name, _ in layout.shapes:
-        parameter = held[name]
-        place = slice(start, start := start + parameter.numel())
-        vector[place] = parameter.detach().cpu().numpy().reshape(-1)
-        parameter.data = parameter.new_empty(0)
-    return vector
