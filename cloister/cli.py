@@ -50,7 +50,7 @@ app.add_typer(roster, name="roster")
 app.command(epilog="Example:  cloister init lungs --host fed.example.org")(init)
 app.command(epilog="Example:  cloister invite north")(invite)
 app.command(epilog="Example:  cloister join north.invitation")(join)
-app.command(epilog="Examples:  cloister check north;  cloister check --server server")(check)
+app.command(epilog="Example:  cloister check north    (or: cloister check --server server)")(check)
 
 
 def _version(wanted: bool) -> None:

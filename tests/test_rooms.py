@@ -25,7 +25,12 @@ OWNERS = {
     "tenseal": {"privacy/crypto/seal.py", "cloister/benchmarks/encryption.py"},  # the benchmark measures CKKS beside it
     "zstandard": {"privacy/crypto/seal.py"},
     "nacl": {"privacy/crypto/pedersen.py"},
-    "opacus": {"client/dpsgd/training_steps.py", "client/gradients/", "client/dpsgd/crosscheck.py"},
+    "opacus": {
+        "client/dpsgd/training_steps.py",
+        "client/gradients/",
+        "client/dpsgd/crosscheck.py",
+        "simulations/tasks/sensors.py",
+    },
     "torch": {
         "client/",
         "simulations/",

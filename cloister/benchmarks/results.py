@@ -18,19 +18,19 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from client.data.site_records import predictions
 from client.flower import open_site
 from cloister.benchmarks.pipelines import charge_for_nobody
-from cloister.benchmarks.reference import EPSILONS, REFERENCES, Reference
+from cloister.benchmarks.training_times import on_one_thread
 from privacy.accounting.accounting import epsilon as spent
 from server.settings import read_consortium, read_run
 from simulations.engine.federation import Federation, SiteTerms
 from simulations.engine.keyless_rounds import PackedMeans, Sites, result, rounds
 from simulations.tasks.partition import dirichlet
+from simulations.tasks.references import EPSILONS, REFERENCES, Reference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,9 +86,8 @@ def measure(seeds: int, names: Sequence[str] = (), first_seed: int = 0, workers:
 
 def _cells(index: int, seed: int) -> tuple[str, dict[str, dict[str, float]]]:
     """Train one reference task with one seed in every way."""
-    torch.set_num_threads(1)
     reference = REFERENCES[index]
-    with TemporaryDirectory(prefix="cloister-bench-") as folder:
+    with TemporaryDirectory(prefix="cloister-bench-") as folder, on_one_thread():
         federation = _deal(reference, seed, Path(folder))
         found = {way: _cell(federation, reference, way, seed) for way in WAYS}
     return reference.name, found

@@ -156,8 +156,8 @@ def bench_results(
     as_json: Json = False,
 ) -> None:
     """Train every reference task alone, pooled, federated, and federated at ε = 8, 3 and 1."""
-    from cloister.benchmarks.reference import FAST  # noqa: PLC0415
     from cloister.benchmarks.results import measure, page, table  # noqa: PLC0415
+    from simulations.tasks.references import FAST  # noqa: PLC0415
 
     report = measure(1 if quick else seeds, task or (FAST if quick else ()), workers=workers)
     if write and not quick and not task:

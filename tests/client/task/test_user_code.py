@@ -54,7 +54,10 @@ LOADS: dict[str, tuple[Callable[[], Any], str]] = {
     "exit": (lambda: sys.exit(QUOTE), f"raises SystemExit {WHERE}"),
     "recursion": (_endless, f"raises RecursionError {WHERE}"),
     "memory": (_out_of_memory, "needs more memory than this machine has left"),
-    "three": (lambda: (torch.rand(5, 2), torch.rand(5, 1), torch.rand(5)), "returns 3 things; return two tensors"),
+    "three": (
+        lambda: (torch.rand(5, 2), torch.rand(5, 1), torch.rand(5)),
+        "returns after the records does not name persons",
+    ),
     "nothing": (lambda: None, "returns a NoneType; return two tensors"),
     "lists": (lambda: ([[1.0, 2.0]] * 5, [0.0] * 5), "the task read inputs and targets a builtins.list"),
     "sparse": (lambda: (torch.rand(5, 2).to_sparse(), torch.rand(5, 1)), "returns a sparse tensor"),

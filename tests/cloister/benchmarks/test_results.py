@@ -11,8 +11,8 @@ from lifelines.utils import concordance_index
 
 from client.task.task import import_task
 from cloister.benchmarks import results
-from cloister.benchmarks.reference import EPSILONS, FAST, REFERENCES, Recipe, Reference
 from privacy.errors import DataError
+from simulations.tasks.references import EPSILONS, FAST, REFERENCES, Recipe, Reference
 
 EACH = pytest.mark.parametrize("reference", REFERENCES, ids=lambda reference: reference.name)
 

@@ -98,7 +98,7 @@ class Reference:
 
 def _right(outputs: NDArray[np.float32], targets: NDArray[np.float32]) -> float:
     if outputs.shape[1] == 1:
-        return float(((outputs > 0) == (targets > 0.5)).mean())  # noqa: PLR2004 - between 0 and 1
+        return float(((outputs > 0) == (targets > 0.5)).mean())
     return float((outputs.argmax(1) == targets).mean())
 
 
