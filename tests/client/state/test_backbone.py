@@ -10,12 +10,25 @@ from safetensors.torch import load_file, save_file
 
 from client.flower import open_site
 from cloister import load_model, save_frozen
+from cloister.local import follow, start_agents, start_server
+from cloister.processes import Processes
 from privacy.errors import RefusedError
 from privacy.run.settings import Encryption, Evaluation, Privacy, RunSettings
 from privacy.run.tables import Start
 from simulations.engine.federation import Federation
-from tests.federations import NOISY, SITES, FederationMaker, charges_of, restart, run_with, signed_run, task_name
-from tests.pictures import Net, Transfer
+from tests.federations import (
+    NOISY,
+    SETTINGS,
+    SITES,
+    TERMS,
+    FederationMaker,
+    charges_of,
+    restart,
+    run_with,
+    signed_run,
+    task_name,
+)
+from tests.pictures import LocalNorm, Net, Transfer
 
 RUN = replace(
     NOISY, task=task_name(Transfer), rounds=2, encryption=Encryption(update_bound=1.0, collusion_resistant=True)
@@ -111,3 +124,22 @@ def test_a_backbone_with_another_name_or_only_a_part_of_it_is_refused_by_name(ma
         settings = replace(RUN, start=Start(sha256(file.read_bytes()).hexdigest()))
         with pytest.raises(RefusedError, match=rf"does not have the tensors of this run's task: {name}; name another"):
             open_site(federation.paths["north"]).study(RUN.task).start(settings)
+
+
+@pytest.mark.slow
+def test_over_grpc_a_backbone_under_local_normalisation_gives_the_bits_of_an_inline_run(
+    make_federation: FederationMaker,
+) -> None:
+    asked = replace(RUN, task=task_name(LocalNorm), privacy=SETTINGS.privacy, seed=5)
+    inline, grpc = (make_federation(asked, name=name) for name in ("inline", "grpc"))
+    started(inline, asked)
+    run_with(inline)
+    started(grpc, asked)
+    with Processes() as processes:
+        start_agents(processes, grpc, start_server(processes, grpc), replace(TERMS, tasks=(asked.task,)))
+        follow(processes, grpc, lambda _: None)
+    for site in SITES:
+        for part in ("models", "local"):
+            one, other = (load_file(next((each.paths[site] / part).glob("*.safetensors"))) for each in (inline, grpc))
+            assert one.keys() == other.keys()
+            assert all(torch.equal(value, other[name]) for name, value in one.items())
