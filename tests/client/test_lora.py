@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from client.dpsgd.training_steps import train, way_to_train
 from client.settings import Computing
-from client.task.guard import check_task
 from client.task.probe import make_model
 from cloister import load_model, save_frozen
 from privacy.codec.ciphertext import CIPHERTEXT_BYTES
@@ -76,9 +75,10 @@ def test_a_hundred_million_frozen_parameters_cost_their_own_memory_and_an_update
     assert sizes[1] > 1e8
     assert 0.002 < sizes[0] / sizes[1] < 0.006
     frozen = sum(each.numel() * each.element_size() for each in module.parameters() if not each.requires_grad)
-    check_task(task, "tests.language:Base")
     inputs, targets = task.example()
-    train(task, module, (inputs, targets), len(inputs), signed(steps=2, noise=1.0), Randomness.fresh())
+    computing = Computing(gradients="bookkeeping", physical_batch=4)
+    run = signed(steps=1, noise=1.0)
+    train(task, module, (inputs[:4], targets[:4]), 4, run, Randomness.fresh(), computing=computing)
     assert peak() < frozen + 2 * 10**9
     packing = Packing.of("compact", cohort=8, update_bound=1.0, max_weight=1.0)
     assert packing.ciphertexts(sizes[0]) * CIPHERTEXT_BYTES < 1_500_000
