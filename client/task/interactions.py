@@ -52,7 +52,6 @@ _ROUNDINGS, _OTHER_ROUNDINGS = 8, 64  # tolerance in units of a coarser type's r
 _CANCELLED = 1e-5  # relative to the gradients of outputs: where they cancel out, a smaller remainder is rounding
 _DISTINCT = 16  # records whose gradients are computed one by one
 _SMALL, _SIZES, _HUGE = 7, (64, 32, 16), 257  # records in a batch
-_FEWER, _SLOW = 4, 0.1  # records in a batch of a model that takes this many seconds for one record's gradient
 _LARGEST = 0.2  # seconds that the gradient of the larger batch may take; a slower model gets a smaller batch
 _LEAST = 2  # replacements to try however long they take
 _SKETCH = 1 << 18  # values kept of a gradient; larger ones are folded into sums to save memory
@@ -111,30 +110,28 @@ class _Check:
 
     def run(self, seconds: float) -> None:
         start = time.thread_time()
-        batch, small = self._batch(_SMALL), _SMALL
+        batch = self._batch(_SMALL)
         drawn = self._check_draws(*batch)
         began = time.thread_time()
-        if began - start > 2 * _SMALL * _SLOW:
-            batch, small = self._batch(_FEWER), _FEWER
         first = self._gradient(*batch)
         if not first.isfinite().all():  # training drops such records
             self._keep_finite()
-            batch = self._batch(small)
+            batch = self._batch(_SMALL)
             first = self._gradient(*batch)
-        each = (time.thread_time() - began) / small
-        large = next((size for size in _SIZES if size * each < _LARGEST), small)
+        each = (time.thread_time() - began) / _SMALL
+        large = next((size for size in _SIZES if size * each < _LARGEST), _SMALL)
         self._measure(*batch, first)
-        self._check_alone((2, small, large), still=drawn)
+        self._check_alone((2, _SMALL, large), still=drawn)
         sound, possible = self._vary.sound, self._vary.possible
         cases = [(large, self._vary.any), (large, sound[0])]
-        cases += [(small, make) for make in (*possible, *sound)]
+        cases += [(_SMALL, make) for make in (*possible, *sound)]
         cases += [(large, make) for make in (*possible, sound[1])]
         cases += [(_HUGE, self._vary.any), (_HUGE, sound[0])]
         for number, (size, make) in enumerate(cases):
             if number < _LEAST or time.thread_time() - start < seconds:
                 self._check_replacing(size, make)
         self._seed = 0
-        if self._differ(small, _SAME_SHAPE, first, -self._gradient(*batch)):
+        if self._differ(_SMALL, _SAME_SHAPE, first, -self._gradient(*batch)):
             msg = f"the gradients of records depend on earlier batches; {ALONE}"
             raise InteractionError(msg)
 
