@@ -139,7 +139,8 @@ class Broken(Tiny):
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if Broken.bugs > 0 and _trains():
+        outputs.sum()  # so that it is called with the records: see `known_losses`
+        if Broken.bugs > 0 and trains():
             Broken.bugs -= 1
             raise self.kind(QUOTE)
         return super().loss(outputs, targets)
@@ -159,7 +160,7 @@ class Held(Tiny):
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if _trains():
+        if trains():
             _hold(self._folder / HOLD)
         return super().loss(outputs, targets)
 
@@ -179,7 +180,7 @@ class Weighty(Idle):
 
     @override
     def model(self) -> nn.Module:
-        if _trains():
+        if trains():
             _hold(self._folder / HOLD)
         return super().model()
 
@@ -197,17 +198,17 @@ class Mortal(Tiny):
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self._folder and os.environ.get("RANK", "0") != "0" and (self._folder / DYING).exists() and _takes_steps():
+        if self._folder and os.environ.get("RANK", "0") != "0" and (self._folder / DYING).exists() and takes_steps():
             os._exit(9)
         return super().loss(outputs, targets)
 
 
-def _trains() -> bool:
+def trains() -> bool:
     """Whether this is a round, not a trial of the task."""
     return any(frame.f_code is Study.release.__code__ for frame, _ in walk_stack(None))
 
 
-def _takes_steps() -> bool:
+def takes_steps() -> bool:
     """Whether this is within steps of training, in whichever process."""
     return any(frame.f_code is _take_steps.__code__ for frame, _ in walk_stack(None))
 

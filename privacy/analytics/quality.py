@@ -40,7 +40,7 @@ def auc_bound(negative: Numbers, positive: Numbers) -> Numbers:
 def average_precision(negative: Numbers, positive: Numbers) -> Numbers:
     """Return Σ (increase of recall) · precision, over thresholds from the highest cell down; see `auc`.
 
-    >>> average_precision(np.array([1.0, 1.0, 0.0]), np.array([0.0, 1.0, 1.0])).round(4)
+    >>> round(float(average_precision(np.array([1.0, 1.0, 0.0]), np.array([0.0, 1.0, 1.0]))), 4)
     0.8333
     """
     hits, all_ = _from_the_top(positive), _from_the_top(negative + positive)

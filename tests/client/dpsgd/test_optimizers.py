@@ -86,7 +86,7 @@ def by_torch(make: Torch, rates: list[list[float]]) -> Tensor:
 def test_without_noise_each_is_torchs_own_and_starts_anew_in_each_round(name: str) -> None:
     optimizer, make = OPTIMIZERS[name]
     found = trained(asked(optimizer), (1, 2))
-    torch.testing.assert_close(found, by_torch(make, [[RATE] * STEPS] * 2), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, by_torch(make, [[RATE] * STEPS] * 2), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("schedule", [Cosine(warm_up=0.25, final=0.1), Linear(), Step(every=2, factor=0.1)])
@@ -96,9 +96,9 @@ def test_rates_follow_the_schedule_over_all_steps_of_the_run(name: str, schedule
     rates = [RATE * schedule.fraction(step, STEPS, ROUNDS) for step in range(1, STEPS * ROUNDS + 1)]
     rows = [rates[start : start + STEPS] for start in range(0, len(rates), STEPS)]
     found = trained(asked(optimizer, schedule), (1, 2, 3))
-    torch.testing.assert_close(found, by_torch(make, rows), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, by_torch(make, rows), rtol=0, atol=2e-6)
     one = trained(asked(optimizer, schedule), (3,))  # a site that joins late is at the right place too
-    torch.testing.assert_close(one, by_torch(make, rows[2:]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(one, by_torch(make, rows[2:]), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["momentum", "adamw"])
@@ -123,7 +123,7 @@ def test_only_the_noisy_gradient_reaches_the_optimizer(monkeypatch: pytest.Monke
             parameter.grad = gradient
         again.step()
     assert torch.cat([each.flatten() for each in seen[0]]).norm() > 0.5  # a clipped mean is shorter: this has its noise
-    torch.testing.assert_close(found, parameters_to_vector(own).detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, parameters_to_vector(own).detach(), rtol=0, atol=2e-6)
 
 
 def test_a_site_that_restarts_before_each_round_continues_the_schedule(make_federation: FederationMaker) -> None:

@@ -207,7 +207,7 @@ def test_a_trial_step_uses_a_full_physical_batch(
     ready(federation)
     write_records(federation, *["1,2,0", "3,4,1"] * 400)
     ready(federation)
-    assert [len(call.args[2]) for call in tried.call_args_list] == [20, 256]
+    assert [len(call.args[2]) for call in tried.call_args_list] == [20, 512]
 
 
 # --- Disk -----------------------------------------------------------------------------------------------------------

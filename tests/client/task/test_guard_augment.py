@@ -209,12 +209,12 @@ def test_it_names_an_augmentation_that_fails() -> None:
 def test_it_tries_the_augmentation_on_a_sites_own_records_too() -> None:
     def filling(inputs: Tensor, generator: Generator) -> Tensor:
         """A missing value becomes the batch's mean; the example has none."""
-        return noisy(torch.where(inputs == -9, inputs.mean(0), inputs), generator)
+        return noisy(torch.where(inputs == -77.5, inputs.mean(0), inputs), generator)
 
     inputs, targets = torch.randn(32, 4), torch.arange(32) % 3
     task = Varying(filling)
     check_records(task, "package:Class", Example(inputs, targets))
-    inputs[::3, 1] = -9
+    inputs[::3, 1] = -77.5
     with pytest.raises(TaskError, match="mixes the records"):
         check_records(task, "package:Class", Example(inputs, targets))
 
