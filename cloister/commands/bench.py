@@ -160,6 +160,6 @@ def bench_results(
     from simulations.tasks.references import FAST  # noqa: PLC0415
 
     report = measure(1 if quick else seeds, task or (FAST if quick else ()), workers=workers)
-    if write and not quick and not task:
+    if write and not quick:
         write.write_text(page(report), encoding="utf-8")
     typer.echo(json.dumps(report) if as_json else table(report))

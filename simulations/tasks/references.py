@@ -135,8 +135,9 @@ REFERENCES = (
     ),
     Reference(
         "credit", "simulations.tasks.credit:Credit", "AUC", _auc, credit.defaults, credit.write_applications,
-        Recipe(0.5, 30, steps=10, sample_rate=0.1),
-        {epsilon: Recipe(2.0, 30, max_grad_norm=0.3) for epsilon in EPSILONS},
+        Recipe(2.0, 40, steps=10, sample_rate=0.1),
+        {8.0: Recipe(20.0, 60, max_grad_norm=0.3), 3.0: Recipe(20.0, 30, max_grad_norm=0.3),
+         1.0: Recipe(20.0, 30, max_grad_norm=0.3)},
     ),
     Reference(
         "fraud", "simulations.tasks.fraud:Fraud", "AUC", _auc, fraud.frauds, fraud.write_payments,
@@ -147,7 +148,7 @@ REFERENCES = (
         "progression", "simulations.tasks.progression:Progression", "R²", _r2, progression.thirds,
         progression.write_patients,
         Recipe(0.1, 60),
-        {epsilon: Recipe(0.2, 30, max_grad_norm=0.3, averaging=0.5) for epsilon in EPSILONS},
+        {epsilon: Recipe(1.5, 30, max_grad_norm=0.3, averaging=0.5) for epsilon in EPSILONS},
     ),
     Reference(
         "survival", "simulations.tasks.survival:Survival", "C-index", _concordance, survival.grades,
