@@ -142,7 +142,8 @@ REFERENCES = (
     Reference(
         "fraud", "simulations.tasks.fraud:Fraud", "AUC", _auc, fraud.frauds, fraud.write_payments,
         Recipe(0.2, 40, steps=20, sample_rate=0.1),
-        {epsilon: Recipe(2.0, 30, max_grad_norm=0.3) for epsilon in EPSILONS},
+        {8.0: Recipe(60.0, 30, max_grad_norm=0.3), 3.0: Recipe(60.0, 30, max_grad_norm=0.3),
+         1.0: Recipe(20.0, 30, max_grad_norm=0.3)},
     ),
     Reference(
         "progression", "simulations.tasks.progression:Progression", "R²", _r2, progression.thirds,
