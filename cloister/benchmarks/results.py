@@ -175,8 +175,9 @@ def page(report: dict[str, Any]) -> str:
 Each figure is the mean over {row["seeds"]} seeds ± their standard deviation; a seed fixes the test set, a fifth
 of all records, and the partition of the rest among {row["sites"]} sites by Dirichlet(0.5). `alone` is the mean
 over sites that train on their own records, `pooled` trains on all records in one place, both without noise. At
-ε, every site adds noise to each step (DP-SGD), so that ε holds against everyone. The settings were chosen on
-other splits of the same records; no ε covers that choice. [tasks.md](tasks.md) describes the records.
+ε, every site adds noise to each step (DP-SGD), so that ε holds against everyone. Settings were first guesses,
+or chosen on another split of the same records; no ε covers that choice. [tasks.md](tasks.md) describes the
+records.
 
 {chr(10).join(lines)}
 
