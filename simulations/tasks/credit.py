@@ -11,14 +11,11 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.data.records import read_csv
-from client.task.task import Task
-from simulations.tasks.tables import to_range, write_table
+from simulations.tasks.tables import YesOrNo, write_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,28 +37,15 @@ RANGES = {
 TARGET, _SEED, _COUNT = "default", 2024, 6000
 
 
-class Credit(Task):
+class Credit(YesOrNo):
     """Default or not, from eight columns: 321 parameters."""
+
+    ranges, target = RANGES, TARGET
 
     @override
     def model(self) -> nn.Module:
         """Make the untrained model: inputs `(n, 8)` to logits `(n, 1)`."""
         return nn.Sequential(nn.Linear(len(RANGES), 32), nn.Tanh(), nn.Linear(32, 1))
-
-    @override
-    def load(self, path: Path) -> tuple[Tensor, Tensor]:
-        """Read a CSV file with the columns `RANGES` and `TARGET`: `(n, 8)` in -1 … 1, and `(n, 1)`.
-
-        Raises:
-            DataError: if the file or a line of it cannot be used.
-        """
-        columns, defaults = read_csv(path, features=tuple(RANGES), target=TARGET, classes=(0.0, 1.0))
-        return to_range(torch.from_numpy(columns), RANGES), torch.from_numpy(defaults).unsqueeze(1)
-
-    @override
-    def example(self) -> tuple[Tensor, Tensor]:
-        """Make up eight applications, every other one a default."""
-        return torch.rand(8, len(RANGES)) * 2 - 1, torch.arange(8.0).remainder(2).unsqueeze(1)
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from client.data.records import read_csv
-from client.task.task import Task
-from simulations.tasks.tables import to_range, write_table
+from simulations.tasks.tables import YesOrNo, write_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,8 +38,10 @@ TARGET, _SEED, _COUNT = "fraud", 2025, 12_000
 _RATE = 1 / 60
 
 
-class Fraud(Task):
+class Fraud(YesOrNo):
     """Fraud or not, from eight columns: 321 parameters."""
+
+    ranges, target = RANGES, TARGET
 
     @override
     def model(self) -> nn.Module:
@@ -49,21 +49,6 @@ class Fraud(Task):
         last = nn.Linear(32, 1)
         nn.init.constant_(last.bias, float(np.log(_RATE / (1 - _RATE))))
         return nn.Sequential(nn.Linear(len(RANGES), 32), nn.Tanh(), last)
-
-    @override
-    def load(self, path: Path) -> tuple[Tensor, Tensor]:
-        """Read a CSV file with the columns `RANGES` and `TARGET`: `(n, 8)` in -1 … 1, and `(n, 1)`.
-
-        Raises:
-            DataError: if the file or a line of it cannot be used.
-        """
-        columns, frauds = read_csv(path, features=tuple(RANGES), target=TARGET, classes=(0.0, 1.0))
-        return to_range(torch.from_numpy(columns), RANGES), torch.from_numpy(frauds).unsqueeze(1)
-
-    @override
-    def example(self) -> tuple[Tensor, Tensor]:
-        """Make up eight payments, every other one a fraud."""
-        return torch.rand(8, len(RANGES)) * 2 - 1, torch.arange(8.0).remainder(2).unsqueeze(1)
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
