@@ -134,24 +134,24 @@ def _of_run(kind: MessageKind[Q, R], answer: Callable[[AdmittedRun, Q], R]) -> C
 
 def _of_round(kind: MessageKind[P, R], answer: Callable[[Round, P], R]) -> Callable[[Site, Message], R]:
     """Answer a message about a plan, whose run is admitted before anything else is read."""
-    return _of_run(kind, lambda admitted, asked: answer(admitted.round(read_plan(asked.plan)), asked))
+    return _of_run(kind, lambda admitted, request: answer(admitted.round(read_plan(request.plan)), request))
 
 
 def _log(site: Site | None, message: Message, error: BaseException) -> None:
     """Log an error in one sentence, unless only its numbers have changed: the server repeats its messages."""
-    kind, said = message.metadata.message_type, sentence(error)
+    kind, text = message.metadata.message_type, sentence(error)
     before = site.said.get(kind, "") if site else ""
-    if re.sub(r"\d", "", before) != re.sub(r"\d", "", said):
-        log.warning("%s: %s", kind, said)
+    if re.sub(r"\d", "", before) != re.sub(r"\d", "", text):
+        log.warning("%s: %s", kind, text)
     if site:
-        site.said[kind] = said
+        site.said[kind] = text
     log.debug("%s", kind, exc_info=error)
 
 
 def query(site: Site, message: Message) -> Ready:
     """Answer whether this site takes part."""
-    admitted, asked = admit(site, read_manifest(message.content)), QUERY.read(message.content)
-    readiness = get_ready(admitted, message.metadata.dst_node_id, asked.head, asked.sent)
+    admitted, request = admit(site, read_manifest(message.content)), QUERY.read(message.content)
+    readiness = get_ready(admitted, message.metadata.dst_node_id, request.head, request.sent)
     return Ready(readiness, admitted.ledger.sign_head())
 
 
@@ -173,14 +173,14 @@ def share_secrets(site: Site, pairs: Pairs) -> Shared:
     return Shared(site.keyring.own_letters(keys), site.keyring.paired_with(keys))
 
 
-def agree_on_contributors(current: Round, shown: Shown) -> Agreed:
+def agree_on_contributors(current: Round, question: Shown) -> Agreed:
     """Sign the set of contributors to a masked sum, and return the seeds of masks shared with absent sites."""
-    return Agreed(*agree(current, shown.contributions))
+    return Agreed(*agree(current, question.contributions))
 
 
-def reveal_mask(current: Round, shown: Shown) -> bytes:
+def reveal_mask(current: Round, question: Shown) -> bytes:
     """Reveal the seed of this site's mask, once all contributors have signed their set."""
-    return reveal(current, shown.contributions, shown.signatures, shown.summed)
+    return reveal(current, question.contributions, question.signatures, question.summed)
 
 
 def prove_length(current: Round, request: ToProve) -> bytes:

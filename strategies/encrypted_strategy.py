@@ -148,7 +148,7 @@ class EncryptedStrategy(Strategy):
         messages = []
         for site in present:
             sums = self._event_log.missing(self._members.models[site])
-            current.bytes_down += sum(each.size for each in sums)
+            current.bytes_down += sum(total.size for total in sums)
             messages.append(self._order(site, plan, sums))
         return self._attention.send(grid, messages, cohort.minimum)
 
@@ -224,17 +224,17 @@ class EncryptedStrategy(Strategy):
         self._voting.undo(self._grid, list(self._members.nodes))
         before = self._selection.found
         self._selection.spoiled(current.contributors)
-        found = [site for site in self._selection.found if site not in before]
+        excluded = [site for site in self._selection.found if site not in before]
         reason = "undone: too many sites voted that its model is worse"
-        if found:
-            reason += f"; {', '.join(found)} spoiled this round and earlier ones, and is left out from now on"
+        if excluded:
+            reason += f"; {', '.join(excluded)} spoiled this round and earlier ones, and is left out from now on"
         elif not self._selection.can_part(self._there):
             reason += "; the site responsible cannot be identified, because the minimum cohort can spare no site"
             self._failures += 1
             current.problems |= dict.fromkeys(
                 current.contributors, "its round was undone; this site or another contributor is responsible"
             )
-        return {**figures, "reason": reason, "found": found}
+        return {**figures, "reason": reason, "found": excluded}
 
     def _release(self, result: EncryptedSum) -> None:
         self._event_log.release(result)

@@ -82,7 +82,7 @@ class Membership:
             RunError: if too few sites start from the same model.
         """
         begun = time.monotonic()
-        asked, waiting = dict[int, float](), Waiting(self.event_log, begun)
+        times, waiting = dict[int, float](), Waiting(self.event_log, begun)
         while True:
             online, now = set(grid.get_node_ids()), time.monotonic()
             self.attention.see(online)
@@ -95,17 +95,17 @@ class Membership:
             # A site that refused may have been fixed meanwhile: ask it again if the round needs it.
             new = {
                 node for node in strangers - unheard
-                if node not in asked or (len(here) < minimum and now - asked[node] > min(1.0, seconds / 10))
+                if node not in times or (len(here) < minimum and now - times[node] > min(1.0, seconds / 10))
             }  # fmt: skip
             if new:
-                asked |= dict.fromkeys(new, now)
+                times |= dict.fromkeys(new, now)
                 for node in new:
                     self._ask(grid, node)
                 continue
             awaited = {node for node in unheard if self.attention.waits_for(node, MessageType.QUERY)}
             if now - begun < GRACE * seconds:
-                awaited |= unheard & asked.keys()
-            everybody = self.begun or len(here) + len(strangers & asked.keys() - unheard) >= len(self.listed)
+                awaited |= unheard & times.keys()
+            everybody = self.begun or len(here) + len(strangers & times.keys() - unheard) >= len(self.listed)
             if now - begun > seconds or (len(here) >= minimum and everybody and not awaited):
                 break
             needed = minimum if self.begun else len(self.listed)
@@ -217,8 +217,8 @@ class Membership:
         if agreed and list(models.values()).count(agreed) <= self.liars:
             agreed = None
         if agreed is None and len(models) > 2 * self.liars:
-            each = ", ".join(f"{site} {model[:12]}" for site, (model, _) in sorted(models.items()))
-            msg = f"round {round_number} left the sites with different models: {each}; the run was stopped"
+            digests = ", ".join(f"{site} {model[:12]}" for site, (model, _) in sorted(models.items()))
+            msg = f"round {round_number} left the sites with different models: {digests}; the run was stopped"
             raise RunError(msg)
         for site in list(self.nodes):
             if agreed and models.get(site) == agreed:

@@ -54,8 +54,8 @@ class OpenRound:
         Raises:
             RunError: if no round has been released, or the same sites gave the same reasons in the previous round.
         """
-        given, least = len(self.contributors), self.plan.minimum_cohort if self.plan else 0
-        if self.released or not given < least <= given + len(self.refused):
+        count, least = len(self.contributors), self.plan.minimum_cohort if self.plan else 0
+        if self.released or not count < least <= count + len(self.refused):
             return  # nothing was charged, others were missing that may return, or it failed later
         if not started or (not before.released and self.refused == before.refused):
             msg = (

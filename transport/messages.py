@@ -234,9 +234,9 @@ def _read_trained(content: RecordDict) -> Trained:
     return Trained(*run_messages.read_update(content), find_head(content))
 
 
-def _pack_shown(shown: Shown) -> RecordDict:
+def _pack_shown(question: Shown) -> RecordDict:
     return mask_messages.pack_contributors(
-        shown.manifest, shown.plan, shown.contributions, shown.signatures, shown.summed
+        question.manifest, question.plan, question.contributions, question.signatures, question.summed
     )
 
 
@@ -245,8 +245,8 @@ def _read_set(content: RecordDict) -> Shown:
 
 
 def _read_shown(content: RecordDict) -> Shown:
-    shown = run_messages.read_manifest(content), *mask_messages.read_contributors(content)
-    return Shown(*shown, mask_messages.read_signatures(content), mask_messages.read_summed(content))
+    start = run_messages.read_manifest(content), *mask_messages.read_contributors(content)
+    return Shown(*start, mask_messages.read_signatures(content), mask_messages.read_summed(content))
 
 
 def _read_to_prove(content: RecordDict) -> ToProve:
@@ -278,7 +278,7 @@ def _read_outcome(content: RecordDict) -> Reached | Refusal:
 
 QUERY = MessageKind[Query, Ready](
     "query",
-    lambda asked: put_head(run_messages.pack_query(asked.manifest, asked.sent), asked.head), _read_query,
+    lambda query: put_head(run_messages.pack_query(query.manifest, query.sent), query.head), _read_query,
     lambda ready: put_head(run_messages.pack_readiness(ready.readiness), ready.head), _read_ready,
 )  # fmt: skip
 LEAD = MessageKind[int, Keys]("query.lead", key_messages.pack_lead, key_messages.read_lead, _pack_keys, _read_led)
@@ -297,7 +297,7 @@ PAIRS = MessageKind[Pairs, Shared](
 TRAIN = MessageKind[Order, Trained](
     "train",
     lambda order: put_head(run_messages.pack_train(order.manifest, order.plan, order.sums), order.head), _read_order,
-    lambda made: put_head(run_messages.pack_update(made.update, made.report.numbers), made.head), _read_trained,
+    lambda reply: put_head(run_messages.pack_update(reply.update, reply.report.numbers), reply.head), _read_trained,
 )  # fmt: skip
 AGREE = MessageKind[Shown, Agreed](
     "query.agree", _pack_shown, _read_set,
@@ -309,7 +309,7 @@ REVEAL = MessageKind[Shown, bytes](
 )
 PROVE = MessageKind[ToProve, bytes](
     "query.prove",
-    lambda asked: mask_messages.pack_to_prove(asked.manifest, asked.total, asked.signatures, asked.summed),
+    lambda query: mask_messages.pack_to_prove(query.manifest, query.total, query.signatures, query.summed),
     _read_to_prove,
     mask_messages.pack_proof, mask_messages.read_proof,
 )  # fmt: skip
@@ -324,7 +324,7 @@ JUDGE = MessageKind[Suspect, mask_messages.Verdict](
 )  # fmt: skip
 UNDO = MessageKind[Undo, str](
     "query.undo",
-    lambda asked: vote_messages.pack_votes(asked.manifest, asked.round, asked.before, asked.after, asked.votes),
+    lambda undo: vote_messages.pack_votes(undo.manifest, undo.round, undo.before, undo.after, undo.votes),
     lambda content: Undo(run_messages.read_manifest(content), *vote_messages.read_votes(content)),
     vote_messages.pack_undone, vote_messages.read_undone,
 )  # fmt: skip

@@ -231,8 +231,10 @@ def _join(contributions: Sequence[Contribution]) -> bytes:
     """Put all contributions into one array: with a thousand sites, separate arrays would take most of a round."""
     return b"".join(
         _LENGTHS.pack(*map(len, parts)) + b"".join(parts)
-        for each in contributions
-        for parts in [(each.header, each.signature, each.seeds, each.reveal, each.pairs)]
+        for contribution in contributions
+        for parts in [
+            (contribution.header, contribution.signature, contribution.seeds, contribution.reveal, contribution.pairs)
+        ]
     )
 
 
@@ -250,15 +252,15 @@ def _split(data: bytes) -> Iterator[Contribution]:
 
 
 def _time(content: RecordDict, record: str, name: str) -> float:
-    found = field(content, record, name, float)
-    if not 0 <= found <= LATEST:
+    seconds = field(content, record, name, float)
+    if not 0 <= seconds <= LATEST:
         lacks(f"{record}.{name}")
-    return found
+    return seconds
 
 
-def _check_bound(bound: float, what: str) -> None:
+def _check_bound(bound: float, field_name: str) -> None:
     if not 0 < bound < math.inf:
-        lacks(what)
+        lacks(field_name)
 
 
 def _put_sum(content: RecordDict, name: str, total: EncryptedSum) -> None:

@@ -83,10 +83,10 @@ class Fitness:
             problem = self._problem(inputs, targets)
             if problem is None:
                 continue
-            for number, one in enumerate(zip(singles(inputs), targets.split(1), strict=True)):
-                if (found := self._problem(*one)) is not None:
-                    place = f"{self._part(*one)} of record {numbers[start + number]}"
-                    raise DataError(self._said(path, place, found))
+            for number, record in enumerate(zip(singles(inputs), targets.split(1), strict=True)):
+                if (sentence := self._problem(*record)) is not None:
+                    place = f"{self._part(*record)} of record {numbers[start + number]}"
+                    raise DataError(self._said(path, place, sentence))
             first, last = numbers[start], numbers[start + len(targets) - 1]
             raise DataError(self._said(path, f"records {first} to {last}", problem))
 
@@ -135,7 +135,7 @@ class Fitness:
                 outputs, targets = call(self._module, inputs).cpu(), targets.cpu()
                 # A mean over the batch may hide a record that has no loss of its own: `ignore_index`.
                 losses = self._task.loss(outputs, targets), self._losses.losses(outputs, targets)
-                return None if all(bool(each.isfinite().all()) for each in losses) else "is not finite"
+                return None if all(bool(loss.isfinite().all()) for loss in losses) else "is not finite"
         except (CloisterError, KeyboardInterrupt):
             raise
         except BaseException as error:

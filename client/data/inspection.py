@@ -85,10 +85,10 @@ class _Inspection:
         """
         if self.table is None:
             return
-        found = read_tensors(self.table, declared, self.findings, self.progress)
+        tensors_read = read_tensors(self.table, declared, self.findings, self.progress)
         if not self.findings.problem_count:
-            persons = [] if found.persons is None else [found.persons]
-            loaded = (found.inputs, found.targets, *persons)
+            persons = [] if tensors_read.persons is None else [tensors_read.persons]
+            loaded = (tensors_read.inputs, tensors_read.targets, *persons)
             self._take(taken(loaded, self.name, example, self.table.path), fitness)
 
     def _take_images(self, images: ImageRecords, example: Example, fitness: Fitness) -> None:
@@ -99,12 +99,12 @@ class _Inspection:
         """
         batch = list[tuple[int, Any]]()
         for index in range(len(images)):
-            found = images.try_read(index)
-            if isinstance(found, Problem):
-                self.findings.add([found])
+            item = images.try_read(index)
+            if isinstance(item, Problem):
+                self.findings.add([item])
                 self.findings.records -= 1
             else:
-                batch.append((index, found))
+                batch.append((index, item))
             if batch and (len(batch) == _AT_ONCE or index == len(images) - 1):
                 inputs, targets = (torch.stack(parts) for parts in zip(*(record for _, record in batch), strict=True))
                 records = InMemory(*example.check(inputs, targets, images.table.path))
@@ -134,7 +134,7 @@ class _Inspection:
 
     def _sentences(self) -> list[str]:
         table = self.table
-        return [each.sentence(table.path, table.row) for each in self.findings.problems] if table else []
+        return [problem.sentence(table.path, table.row) for problem in self.findings.problems] if table else []
 
     def _described(self, columns: Sequence[Column], role: str) -> list[dict[str, Any]]:
         return [_described(column, self.findings.counts.get(column.name, Counts()), role) for column in columns]

@@ -53,16 +53,16 @@ class Outbox:
         with self._note(plan.run) as note:
             if note is None:
                 return None
-            noted, asked = (note.plan.round, note.plan.attempt), (plan.round, plan.attempt)
-            if noted == asked and note.plan == plan:
+            noted, wanted = (note.plan.round, note.plan.attempt), (plan.round, plan.attempt)
+            if noted == wanted and note.plan == plan:
                 return note.read().update
-        if noted > asked:
+        if noted > wanted:
             msg = (
                 f"the server asks for round {plan.round}, attempt {plan.attempt}, after a later attempt; the plan is "
                 "refused"
             )
             raise ProtocolError(msg)
-        if noted == asked:
+        if noted == wanted:
             msg = f"the server asks twice for round {plan.round}, with different plans; the second plan is refused"
             raise ProtocolError(msg)
         return None

@@ -79,7 +79,7 @@ def import_survey(name: str) -> Survey:
     survey = make(imported, name)
     try:
         ranges = [(float(low), float(high)) for low, high in survey.columns.values()]
-        classes = {np.float32(each) for each in survey.classes}  # labels may have this precision
+        classes = {np.float32(value) for value in survey.classes}  # labels may have this precision
         sound = ranges and all(low < high and math.isfinite(high - low) for low, high in ranges)
         sound = sound and len(classes) == len(survey.classes) and all(map(math.isfinite, classes))
     except (AttributeError, TypeError, ValueError):
@@ -182,6 +182,6 @@ class StatisticsQuery(OneSum):
             msg = f"{path}: `{names[column]}` of record {row + 1} is not finite; correct the record, or leave it out"
             raise DataError(msg)
         for row in np.flatnonzero(~np.isin(labels.reshape(-1).astype(np.float32), classes)) if len(classes) else ():
-            found, listed = labels.reshape(-1)[row], ", ".join(f"{each:g}" for each in classes)
-            msg = f"{path}: the label of record {row + 1} is {found:g}; the survey's classes are {listed}"
+            label, listed = labels.reshape(-1)[row], ", ".join(f"{value:g}" for value in classes)
+            msg = f"{path}: the label of record {row + 1} is {label:g}; the survey's classes are {listed}"
             raise DataError(msg)

@@ -75,21 +75,21 @@ def measure(tries: int, rounds: int, seed: int) -> dict[str, Any]:
     console.print(f"{tries:,} attacks and {rounds:,} honest rounds, {len(SITES)} sites; seed {seed}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    found: Counter[str] = Counter()
+    refusals: Counter[str] = Counter()
     with bar:
         task = bar.add_task("tries and rounds", total=tries + rounds)
         for job, counts in zip(jobs, in_processes(os.cpu_count() or 1, few=0)(_work, jobs), strict=True):
-            found.update(counts)
+            refusals.update(counts)
             bar.update(task, advance=job.count if isinstance(job, _Rounds) else len(job.names))
     played = Counter(_names(tries))
     return {
-        "rows": [{"attack": name, "tries": played[name], "refused": found[name]} for name in _ATTACKS],
+        "rows": [{"attack": name, "tries": played[name], "refused": refusals[name]} for name in _ATTACKS],
         "lies": [
-            {"lie": name, "tries": played[name], "blamed": found[name], "others_blamed": found[_OTHERS + name]}
+            {"lie": name, "tries": played[name], "blamed": refusals[name], "others_blamed": refusals[_OTHERS + name]}
             for name in _LIES
         ],
         "honest_rounds": rounds,
-        "false_alarms": found["honest"],
+        "false_alarms": refusals["honest"],
         "seed": seed,
     }
 

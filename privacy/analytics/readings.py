@@ -70,7 +70,7 @@ class _Reader:
     def figures(self, name: str) -> dict[str, Any]:
         """Return a metric's figures."""
         if name == "confusion":
-            counts = [[_figure(float(each)) for each in row] for row in self._blocks["confusion"]]
+            counts = [[_figure(float(value)) for value in row] for row in self._blocks["confusion"]]
             return {"counts": counts, "error": _figure(self._noise)}
         if name == "ece":
             return self._calibration()
@@ -95,8 +95,8 @@ class _Reader:
             return np.ones(self._it.classes, bool)
         own, classes = self._blocks["totals"], self._it.classes
         error = _CERTAIN * self._noise * math.sqrt(classes)
-        found: NDArray[np.bool_] = own > max(error, 0.5)
-        return found & (np.sum(own) - own > max(error * math.sqrt(classes - 1), 0.5))
+        enough: NDArray[np.bool_] = own > max(error, 0.5)
+        return enough & (np.sum(own) - own > max(error * math.sqrt(classes - 1), 0.5))
 
     def _which(self) -> NDArray[np.intp]:
         """Return the classes over which to average: those with records; with two classes, the second."""
@@ -153,12 +153,12 @@ class _Reader:
 
     def _ratio(self, name: str, parts: dict[str, Numbers]) -> Numbers:
         """Return each class's ratio of counts, `(..., classes)`."""
-        each: Numbers = np.clip(_RATIOS[name](self._positive("confusion", parts)), *_FURTHEST)
+        ratios: Numbers = np.clip(_RATIOS[name](self._positive("confusion", parts)), *_FURTHEST)
         if not self._it.binary:
-            each = np.nan_to_num(each)
+            ratios = np.nan_to_num(ratios)
         elif name == "balanced_accuracy":
-            each = np.repeat(np.mean(each, axis=-1, keepdims=True), 2, axis=-1)
-        return each
+            ratios = np.repeat(np.mean(ratios, axis=-1, keepdims=True), 2, axis=-1)
+        return ratios
 
     def _of_ratio(self, name: str) -> dict[str, Any]:
         """Read a metric of the confusion matrix."""
@@ -180,23 +180,23 @@ class _Reader:
         released = self._counts(self._blocks)
         start = _monotone(released) if monotone else released
 
-        def each(parts: dict[str, Numbers]) -> Numbers:
+        def per_class(parts: dict[str, Numbers]) -> Numbers:
             counts = start + (self._counts(parts) - released)
             return formula(counts[..., 0, :], counts[..., 1, :])[..., which]
 
         squares = 0.0
         for up, down in self._moves("totals"):
-            squares += float(np.sum((np.mean(each(up) - each(down), axis=-1) / 2) ** 2))
+            squares += float(np.sum((np.mean(per_class(up) - per_class(down), axis=-1) / 2) ** 2))
         # Scores of one class tell nothing of another's curve, so all classes' are moved at once.
         scores = self._blocks["scores"]
         lanes = self._noise * np.eye(scores[0].size).reshape(-1, 1, *scores.shape[1:])
-        high, low = (each(self._blocks | {"scores": scores + side * lanes}) for side in (1, -1))
+        high, low = (per_class(self._blocks | {"scores": scores + side * lanes}) for side in (1, -1))
         squares += float(np.sum(((high - low) / 2 / len(which)) ** 2))
-        found = self._said(name, float(np.mean(each(self._blocks))), math.sqrt(squares))
-        if found["value"] is not None:
+        reading = self._said(name, float(np.mean(per_class(self._blocks))), math.sqrt(squares))
+        if reading["value"] is not None:
             counts = _monotone(released)[which]
-            found["bins"] = _figure(min(float(np.mean(bound(counts[:, 0], counts[:, 1]))), 1.0))
-        return found
+            reading["bins"] = _figure(min(float(np.mean(bound(counts[:, 0], counts[:, 1]))), 1.0))
+        return reading
 
     def _counts(self, parts: dict[str, Numbers]) -> Numbers:
         """Return counts in each bin, `(..., curves, 2, bins)`: of all other records, then of the curve's class."""
@@ -217,11 +217,11 @@ class _Reader:
 
         value = float(quality.concordance(counts(self._blocks)))
         error = self._error(("times", "scores"), lambda parts: quality.concordance(counts(parts)))
-        found = self._said("c_index", value, error)
-        if found["value"] is not None:
+        reading = self._said("c_index", value, error)
+        if reading["value"] is not None:
             bound = quality.concordance_bound(_monotone(counts(self._blocks)))
-            found["bins"] = _figure(min(float(bound), 1.0))
-        return found
+            reading["bins"] = _figure(min(float(bound), 1.0))
+        return reading
 
     def _calibration(self) -> dict[str, Any]:
         gaps, counts, noise = self._blocks["gaps"], self._blocks["bins"], self._noise

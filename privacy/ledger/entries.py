@@ -128,7 +128,7 @@ def read_entries(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey | 
     if size == len(known.data):
         return known
     charges, left, heads, adoptions = list(known.charges), dict(known.left), set(known.heads), list(known.adoptions)
-    head, last, found = known.head, known.signature, (whose.site, whose.lineage)
+    head, last, stated = known.head, known.signature, (whose.site, whose.lineage)
     for number, line in enumerate(data[len(known.data) : size].split(b"\n")[:-1], start=known.data.count(b"\n") + 1):
         body = line[_HEAD + _SIGNATURE + 2 :]
         head, last = _chain(head, last, body), line[_HEAD + 1 : _HEAD + _SIGNATURE + 1]
@@ -139,13 +139,13 @@ def read_entries(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey | 
         try:
             event: dict[str, Any] = dict(json.loads(body))
             if number == 1:
-                found = event["site"], event["lineage"]
+                stated = event["site"], event["lineage"]
             else:
                 _take(event, head, charges, left, adoptions)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             msg = f"{path}:{number}: this version of Cloister cannot read this entry; use the version that wrote it"
             raise LedgerError(msg) from error
-        if found != whose:
+        if stated != whose:
             msg = f"{path}: this ledger belongs to another site or lineage; correct `lineage` or the path in site.toml"
             raise LedgerError(msg)
     if key and not signed_by(whose, head, last, key):
@@ -161,10 +161,10 @@ def write_charge(entries: Entries, whose: Whose, key: Ed25519PrivateKey, release
     return _write(entries, whose, key, {**asdict(release), **({"epsilon": pure} if pure else cost), "time": time})
 
 
-def write_left(entries: Entries, whose: Whose, key: Ed25519PrivateKey, release: Release, made: str,
+def write_left(entries: Entries, whose: Whose, key: Ed25519PrivateKey, release: Release, reason: str,
                time: str) -> bytes:  # fmt: skip
     """Return the lines that record in a ledger what is about to leave for a release."""
-    return _write(entries, whose, key, {**asdict(release), "left": made, "time": time})
+    return _write(entries, whose, key, {**asdict(release), "left": reason, "time": time})
 
 
 def write_adopted(entries: Entries, whose: Whose, key: Ed25519PrivateKey, before: str,
@@ -176,8 +176,8 @@ def write_adopted(entries: Entries, whose: Whose, key: Ed25519PrivateKey, before
 def _write(entries: Entries, whose: Whose, key: Ed25519PrivateKey, event: dict[str, Any]) -> bytes:
     head, last, lines = entries.head, entries.signature, b""
     first = [{"site": whose.site, "lineage": whose.lineage, "time": event["time"]}] if head == GENESIS else []
-    for each in [*first, event]:
-        body = json.dumps(each, sort_keys=True).encode()
+    for entry in [*first, event]:
+        body = json.dumps(entry, sort_keys=True).encode()
         head = _chain(head, last, body)
         last = sign(key, KIND, whose.signed_part(head)).hex().encode()
         lines += head.encode() + b" " + last + b" " + body + b"\n"
@@ -206,11 +206,11 @@ def _take(event: dict[str, Any], head: str, charges: list[Entry], left: dict[Rel
 def signed_by(whose: Whose, head: str, signature: bytes, key: Ed25519PublicKey) -> bool:
     """Return whether `signature`, in hex, is this key's signature of a head."""
     try:
-        found = bytes.fromhex(signature.decode("ascii"))
-        verify(key, KIND, whose.signed_part(head), found)
+        parsed = bytes.fromhex(signature.decode("ascii"))
+        verify(key, KIND, whose.signed_part(head), parsed)
     except (ValueError, AuthenticityError):
         return False
-    return found.hex().encode() == signature  # a signature has only one form
+    return parsed.hex().encode() == signature  # a signature has only one form
 
 
 def _unsigned(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey) -> str:
@@ -241,7 +241,7 @@ def _entry(event: dict[str, Any], head: str) -> Entry:
 
 
 def _check(event: dict[str, Any], types: dict[str, set[type]]) -> None:
-    fits = event.keys() == types.keys() and all(type(event[name]) in each for name, each in types.items())
+    fits = event.keys() == types.keys() and all(type(event[name]) in allowed for name, allowed in types.items())
     if not fits or event.get("purpose", "training") not in get_args(Purpose):
         raise ValueError(event)
 

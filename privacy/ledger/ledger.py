@@ -170,11 +170,11 @@ class Ledger(Chain):
         """
         return [entry.mechanism for entry in self.entries().charges]
 
-    def _check(self, would: float, budget: Budget, what: str) -> None:
+    def _check(self, would: float, budget: Budget, purpose: str) -> None:
         if not would <= budget.epsilon:  # so that NaN is a refusal
             after, limit = _figures(would, budget.epsilon)
             msg = (
-                f"{what} would bring {self.site}'s spending on {self.lineage!r} to ε {after}, over its budget of "
+                f"{purpose} would bring {self.site}'s spending on {self.lineage!r} to ε {after}, over its budget of "
                 f"{limit} at δ {budget.delta:g}; plan a cheaper run, or let the site raise its budget"
             )
             raise BudgetError(msg)

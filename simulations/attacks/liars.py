@@ -49,8 +49,8 @@ def _sending(change: Spoiler) -> Lie:
     def lie(site: Site, message: Message, genuine: Callable[[], Message]) -> RecordDict:
         plan = read_plan(TRAIN.read(message.content).plan)
         changed = change(site, plan, TRAIN.read_reply(genuine().content).update)
-        made = site.outbox.last(plan.run)
-        site.outbox.keep(plan, changed, made.mask if made else b"")
+        sent = site.outbox.last(plan.run)
+        site.outbox.keep(plan, changed, sent.mask if sent else b"")
         return TRAIN.pack_reply(Trained(changed))
 
     return lie

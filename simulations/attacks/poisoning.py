@@ -119,7 +119,7 @@ def poisoned_run(folder: Path, sites: int, rounds: int, vote: Vote | None) -> Ou
 
 def _outcome(federation: Federation) -> Outcome:
     events: list[dict[str, Any]] = [
-        each for each in read_events(event_log_path(federation)) if each["event"] == "round"
+        event for event in read_events(event_log_path(federation)) if event["event"] == "round"
     ]
     _, manifest, run = read_run(federation.manifest, read_consortium(federation.server).roster())
     honest = open_site(next(path for name, path in federation.paths.items() if name != LIAR))

@@ -67,13 +67,13 @@ class _Patients:
 
     def rows(self) -> list[tuple[dict[str, Any], dict[str, _Found]]]:
         """Return what each patient has, in the order of their ids."""
-        found: dict[str, dict[str, _Found]] = {key: {} for key in sorted(self.own)}
+        values_of: dict[str, dict[str, _Found]] = {key: {} for key in sorted(self.own)}
         for reference, values in self.values.items():
-            mine = found[self.of(reference) or ""]
+            mine = values_of[self.of(reference) or ""]
             for column, value in values.items():
                 if column not in mine or mine[column][0] < value[0]:
                     mine[column] = value
-        return [(self.own[key], values) for key, values in found.items()]
+        return [(self.own[key], values) for key, values in values_of.items()]
 
 
 class FhirTable(Table):
@@ -108,8 +108,8 @@ class FhirTable(Table):
         if code is None:
             problem = f"the task's column `{name}` has no code"
             self.fail(problem, f"give it one in the task, or in [data.source.columns]; {forms}")
-        if found := _CODE.fullmatch(code):
-            return _Wanted(found["kind"], _SYSTEMS.get(found["system"], found["system"]), found["code"])
+        if match := _CODE.fullmatch(code):
+            return _Wanted(match["kind"], _SYSTEMS.get(match["system"], match["system"]), match["code"])
         kind, _, own = code.partition(".")
         if kind != "Patient" or own not in _OWN:
             self.fail(f"the code of column `{name}` is none that this source reads", forms)
@@ -166,10 +166,10 @@ class FhirTable(Table):
                 patients.aliases[key] = patient
         elif kind in {"Observation", "Condition"}:
             for name, wanted in columns.items():
-                if wanted.kind == kind and (found := _found(resource, wanted)) is not None:
+                if wanted.kind == kind and (measured := _found(resource, wanted)) is not None:
                     values = patients.values.setdefault(str(resource["subject"]["reference"]), {})
-                    if name not in values or values[name][0] < found[0]:
-                        values[name] = found
+                    if name not in values or values[name][0] < measured[0]:
+                        values[name] = measured
 
 
 class _DifferingError(Exception):
@@ -185,8 +185,8 @@ def _chunk(
             arrays[name] = array_of([own[wanted.code] for own, _ in patients])
             continue
         nothing: _Found = ((0.0, ""), False if wanted.kind == "Condition" else None, None)
-        found = [values.get(name, nothing) for _, values in patients]
-        arrays[name], units[name] = array_of([value for _, value, _ in found]), [unit for _, _, unit in found]
+        cells = [values.get(name, nothing) for _, values in patients]
+        arrays[name], units[name] = array_of([value for _, value, _ in cells]), [unit for _, _, unit in cells]
     return Chunk(arrays, range(start, start + len(patients)), units=units)
 
 
