@@ -61,14 +61,14 @@ def raised(error: BaseException, module: str = "") -> str:
     """
     kind = type(error).__name__
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{kind} at {_shown(error.filename)}:{error.lineno}"
+        return f"{kind} at {_relative(error.filename)}:{error.lineno}"
     frames = list(_frames(error.__traceback__))
     package = module.partition(".")[0]
     own = [frame for frame in frames if package and frame[0].partition(".")[0] == package]
     if not (own or frames):
         return kind
     _, file, line = (own or frames)[-1]
-    return f"{kind} at {_shown(file)}:{line}"
+    return f"{kind} at {_relative(file)}:{line}"
 
 
 def _frames(trace: TracebackType | None) -> list[tuple[str, str, int]]:
@@ -82,7 +82,7 @@ def _frames(trace: TracebackType | None) -> list[tuple[str, str, int]]:
     return frames
 
 
-def _shown(file: str) -> str:
+def _relative(file: str) -> str:
     """Return a file's path relative to Cloister's root folder or to the working folder, if it is below one of them."""
     for folder in (_ROOT, Path.cwd()):
         if file.startswith(f"{folder}{os.sep}"):

@@ -55,7 +55,7 @@ class Attention:
         """Whether the server waits for a node's reply to a message of this kind."""
         return not self._silent.get(node, set()) & {_ANY, kind}
 
-    def asked(self, kind: str) -> set[int]:
+    def unanswered(self, kind: str) -> set[int]:
         """Return the nodes that have not answered a pushed message of this kind yet."""
         return {
             message.metadata.dst_node_id for message in self._open.values() if message.metadata.message_type == kind
@@ -124,7 +124,7 @@ class Attention:
             waited = messages
         elif len(waited) < len(messages):
             kind = messages[0].metadata.message_type
-            busy = self.asked(kind) | {message.metadata.dst_node_id for message in waited}
+            busy = self.unanswered(kind) | {message.metadata.dst_node_id for message in waited}
             pushed = self.push(grid, [message for message in messages if message.metadata.dst_node_id not in busy])
         self._exchange = _Exchange(waited, pushed, time.monotonic() + self.seconds)
         return waited

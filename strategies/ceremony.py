@@ -63,7 +63,7 @@ class Ceremony:
         self._members, self._letters, self._event_log = members, letters, event_log
         self._masked = masked
         self._wanted = new_epoch
-        self._asked = 0
+        self._last_epoch = 0
         self._failures: dict[str, int] = {}  # sites that failed to lead are asked last
         self._heard = set[str]()  # sites that had no keys and have led since
         self._parted: dict[str, int] = {}  # how often a site was left out because a shared secret was missing
@@ -139,7 +139,7 @@ class Ceremony:
         # Above every credible epoch, for this roster or another: epochs never go back. A number is never reused
         # either: a leader whose answer was lost holds its own keys under that number.
         seen = self._members.latest.values()
-        self._asked = epoch = next_epoch(seen, max(self._letters.latest, self._asked))
+        self._last_epoch = epoch = next_epoch(seen, max(self._letters.latest, self._last_epoch))
         message = self._message(leader, LEAD, epoch)
         half = self._members.attention.seconds / 2  # leaves time for another leader
         replies = [reply for _, reply in self._members.attention.ask(grid, [message], lambda: False, half)]

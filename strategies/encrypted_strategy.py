@@ -27,7 +27,7 @@ from privacy.run.plan import read_plan
 from strategies.attention import Attention
 from strategies.bodies import Bodies
 from strategies.ceremony import Ceremony
-from strategies.judging import Court
+from strategies.judging import LiarFinder
 from strategies.masking import Masking, next_attempt
 from strategies.membership import UNOPENED, Membership
 from strategies.metrics import averaged
@@ -83,7 +83,7 @@ class EncryptedStrategy(Strategy):
         self._voting = Voting(self._members, self._manifest.settings)
         proofs = self._manifest.settings.encryption.update_norm is not None
         self._masks = Masking(self._members, self._selection, colluding, proofs=proofs) if masked else None
-        self._court, self._bodies = Court(self._members, colluding), Bodies(event_log.folder)
+        self._liar_finder, self._bodies = LiarFinder(self._members, colluding), Bodies(event_log.folder)
         self._before = self._round = OpenRound(0)
         self._seconds = cohort.round_deadline_seconds
         self._there: list[str] = []  # sites present when the round was planned
@@ -189,7 +189,7 @@ class EncryptedStrategy(Strategy):
             return None
         self._voting.begin()
         models, reports, refusals = self._hear(replies)
-        while len(refusals) > len(models) and self._court.is_convinced(refusals):
+        while len(refusals) > len(models) and self._liar_finder.is_convinced(refusals):
             result = self._repeat(refusals)
             if result is None:
                 return None
@@ -222,9 +222,9 @@ class EncryptedStrategy(Strategy):
                 self._selection.sound(current.contributors)
             return figures
         self._voting.undo(self._grid, list(self._members.nodes))
-        before = self._selection.found
+        before = self._selection.excluded
         self._selection.spoiled(current.contributors)
-        excluded = [site for site in self._selection.found if site not in before]
+        excluded = [site for site in self._selection.excluded if site not in before]
         reason = "undone: too many sites voted that its model is worse"
         if excluded:
             reason += f"; {', '.join(excluded)} spoiled this round and earlier ones, and is left out from now on"
@@ -295,7 +295,7 @@ class EncryptedStrategy(Strategy):
             return None
         for site in refusals:
             current.problems.pop(site)
-        liars = self._court.liars(self._grid, plan, self._bodies, current.contributors, refusals)
+        liars = self._liar_finder.liars(self._grid, plan, self._bodies, current.contributors, refusals)
         self._members.expel(liars)
         current.problems |= liars
         left = [site for site in current.contributors if site not in liars]
@@ -345,7 +345,7 @@ class EncryptedStrategy(Strategy):
         self._members.heads.save()
         for site in silent:
             problems[site] = "no update by the round's deadline"
-            if self._members.nodes[site] in self._attention.asked(MessageType.TRAIN):
+            if self._members.nodes[site] in self._attention.unanswered(MessageType.TRAIN):
                 problems[site] = (
                     "no update yet; it failed an earlier round, so rounds do not wait for it until it sends an update"
                 )

@@ -38,7 +38,7 @@ _WRONG = "the code or tag of its update was wrong; it is left out"
 _SLANDER = "it reported a correct update as wrong; it is left out"
 
 
-class Court:
+class LiarFinder:
     """Finds liars, wherever more sites agree than may collude."""
 
     def __init__(self, members: Membership, colluding_sites: int) -> None:

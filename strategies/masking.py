@@ -23,7 +23,7 @@ from privacy.crypto.masking import disputes, verify_pairs, verify_seed
 from privacy.crypto.norm_signature import subject_of, verify_proof
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, ProtocolError
 from privacy.run.plan import read_plan
-from transport.messages import AGREE, PROVE, REVEAL, Shown, ToProve
+from transport.messages import AGREE, PROVE, REVEAL, ContributorSet, ProofRequest
 from transport.run_messages import content_of
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def agree_on(
     grid: Grid, members: Membership, total: EncryptedSum, headers: Mapping[str, UpdateHeader]
 ) -> tuple[AgreedSum, dict[str, str]]:
     """Have all contributors sign their set; return the agreed sum, and why some did not sign."""
-    question = Shown(members.manifest, total.plan, total.contributions)
+    question = ContributorSet(members.manifest, total.plan, total.contributions)
     plan, headers_by_site = read_plan(total.plan), {site: part.header for site, part in _by_site(headers, total)}
     absent, digest = absent_from(plan, headers_by_site), set_digest(headers_by_site)
 
@@ -141,7 +141,7 @@ def add_reveals(
 ) -> tuple[AgreedSum, dict[str, str]]:
     """Ask all contributors for the seeds of their masks; return the sum with them, and why some gave none."""
     total, plan = agreed.total, read_plan(agreed.total.plan)
-    question = Shown(members.manifest, total.plan, total.contributions, agreed.signatures, summed)
+    question = ContributorSet(members.manifest, total.plan, total.contributions, agreed.signatures, summed)
 
     def check(site: str, seed: bytes) -> None:
         verify_seed(seed, plan, headers[site].mask, members.roster.member(site).verification_key)
@@ -158,7 +158,7 @@ def add_proofs(
     """Ask all contributors for norm proofs; return the sum with them, and why some gave none."""
     total, plan = agreed.total, read_plan(agreed.total.plan)
     bare = replace(total, c0=(), codes=b"", c1=())
-    question = ToProve(members.manifest, bare, agreed.signatures, total.digest)
+    question = ProofRequest(members.manifest, bare, agreed.signatures, total.digest)
     headers_by_site = {site: part.header for site, part in _by_site(headers, total)}
     subject = subject_of(plan.digest, set_digest(headers_by_site), total.digest)
 

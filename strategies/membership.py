@@ -22,7 +22,7 @@ from privacy.run.plan import read_plan
 from strategies.attention import GRACE, POLL_SECONDS, Attention
 from strategies.waiting_events import Waiting
 from transport.mask_messages import REFUSAL, Refusal
-from transport.messages import EVALUATE, QUERY, Delivery, Query, Reached
+from transport.messages import EVALUATE, QUERY, Delivery, Query, RoundOutcome
 from transport.run_messages import OPENED, Readiness, content_of
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Membership:
                     self._read(grid, message, reply)
             here = sorted(site for site, node in self.nodes.items() if node in online)
             strangers = online - set(self.nodes.values())
-            unheard = self.attention.asked(MessageType.QUERY) & strangers
+            unheard = self.attention.unanswered(MessageType.QUERY) & strangers
             # A site that refused may have been fixed meanwhile: ask it again if the round needs it.
             new = {
                 node for node in strangers - unheard
@@ -181,14 +181,14 @@ class Membership:
             self.doubt(site)
             self.models.pop(site, None)
 
-    def read_outcome(self, site: str, plan: bytes, reply: Message) -> Reached | Refusal:
+    def read_outcome(self, site: str, plan: bytes, reply: Message) -> RoundOutcome | Refusal:
         """Return a site's signed outcome of a plan's sum: the model it reached, or why it did not open the sum.
 
         Raises:
             CloisterError: if the reply holds no outcome, or its signature is wrong.
         """
         outcome = EVALUATE.read_reply(content_of(reply))
-        word, kind = (outcome.opened, OPENED) if isinstance(outcome, Reached) else (outcome, REFUSAL)
+        word, kind = (outcome.opened, OPENED) if isinstance(outcome, RoundOutcome) else (outcome, REFUSAL)
         key = self.roster.member(site).verification_key
         verify(key, kind, word.signed_part(digest("plan", plan)), word.signature)
         return outcome

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from privacy.run.manifest import Manifest
-    from transport.reports import Told
+    from transport.reports import ReportedNumbers
 
 _LISTED = 5  # problems that a message lists
 
@@ -33,7 +33,7 @@ class OpenRound:
     bytes_up: int = 0
     bytes_down: int = 0
 
-    def hear(self, site: str, report: Told) -> Mapping[str, float]:
+    def hear(self, site: str, report: ReportedNumbers) -> Mapping[str, float]:
         """Return the numbers that a site reported with its reply; note if some were left out."""
         if report.dropped:
             self.problems[site] = report.dropped

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from flwr.app import Message
 
-    from transport.reports import Told
+    from transport.reports import ReportedNumbers
 
 _MAX_SUMS = 10_000
 _SUM = ("plan", "codes", "contributions", "c0", "c1", "proof")  # the arrays of a sum; the last three are numbered
@@ -143,7 +143,7 @@ def pack_update(update: SignedUpdate, report: Mapping[str, float]) -> RecordDict
     return put_signed(RecordDict({"report": MetricRecord(dict(report))}), update)
 
 
-def read_update(content: RecordDict) -> tuple[SignedUpdate, Told]:
+def read_update(content: RecordDict) -> tuple[SignedUpdate, ReportedNumbers]:
     """Read a signed update, and the valid part of the report beside it."""
     signed, report = read_signed(content), read_report(content)
     if has_unreadable_head(content):
@@ -190,7 +190,7 @@ def pack_opened(opened: Opened, metrics: Mapping[str, float]) -> RecordDict:
     return RecordDict({OPENED: ConfigRecord(asdict(opened)), "metrics": MetricRecord(dict(metrics))})
 
 
-def read_opened(content: RecordDict) -> tuple[Opened, Told]:
+def read_opened(content: RecordDict) -> tuple[Opened, ReportedNumbers]:
     """Read the outcome of opening a sum, and the valid metrics beside it."""
     fields: dict[str, type] = {"model": str, "update_bound": float, "signature": bytes}
     opened = Opened(**{name: field(content, OPENED, name, kind) for name, kind in fields.items()})

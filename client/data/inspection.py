@@ -10,7 +10,7 @@ import torch
 from client.data.columns import Category, Column, Date, Flag, Number
 from client.data.fitness import Fitness, load_records
 from client.data.held_out import split_held_out
-from client.data.own_records import taken
+from client.data.own_records import check_loaded
 from client.data.site_records import InMemory
 from client.data.sources.chunks import Problem
 from client.data.sources.table_tensors import Counts, Declared, Findings, read_tensors
@@ -89,7 +89,7 @@ class _Inspection:
         if not self.findings.problem_count:
             persons = [] if tensors_read.persons is None else [tensors_read.persons]
             loaded = (tensors_read.inputs, tensors_read.targets, *persons)
-            self._take(taken(loaded, self.name, example, self.table.path), fitness)
+            self._take(check_loaded(loaded, self.name, example, self.table.path), fitness)
 
     def _take_images(self, images: ImageRecords, example: Example, fitness: Fitness) -> None:
         """Read every image, and compute its loss.
@@ -113,7 +113,7 @@ class _Inspection:
             self.progress(index + 1)
         if not self.findings.problem_count:
             loaded = images if images.persons is None else (images, images.persons)
-            self.own = taken(loaded, self.name, example, images.table.path)
+            self.own = check_loaded(loaded, self.name, example, images.table.path)
 
     def _take(self, own: OwnRecords, fitness: Fitness) -> None:
         """Compute the loss of every record.

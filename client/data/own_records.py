@@ -65,7 +65,7 @@ class OwnRecords:
         return used, kept
 
 
-def taken(loaded: Any, name: str, example: Example, path: Path, data: Data | None = None) -> OwnRecords:  # noqa: ANN401 - whatever a task returns
+def check_loaded(loaded: Any, name: str, example: Example, path: Path, data: Data | None = None) -> OwnRecords:  # noqa: ANN401 - whatever a task returns
     """Check what a task's `load` returned: records of the example's form, at least one; those in memory are finite.
 
     Args:

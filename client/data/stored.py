@@ -42,7 +42,7 @@ _CHUNK = 16  # records that a process reads at a time
 class Unreadable:
     """What is wrong with a record that cannot be used."""
 
-    said: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Feed:
             yield from self._read_ahead(parts)
             return
         for part in parts:
-            yield self._found(self.reader.__getitems__(part))
+            yield self._checked(self.reader.__getitems__(part))
 
     def _read_ahead(self, parts: list[list[int]]) -> Iterator[Batch]:
         chunks = [[part[at : at + _CHUNK] for at in range(0, len(part), _CHUNK)] for part in parts]
@@ -178,9 +178,9 @@ class Feed:
         try:
             batches = iter(self._loader)
             for of_part in chunks:
-                loaded = [self._found(next(batches)) for _ in of_part]
+                loaded = [self._checked(next(batches)) for _ in of_part]
                 if not loaded:
-                    loaded = [self._found(self.reader.__getitems__([]))]
+                    loaded = [self._checked(self.reader.__getitems__([]))]
                 yield joined([inputs for inputs, _ in loaded]), torch.cat([targets for _, targets in loaded])
         except (CloisterError, MemoryError, KeyboardInterrupt):
             raise
@@ -208,9 +208,9 @@ class Feed:
         )
 
     @staticmethod
-    def _found(batch: Batch | Unreadable) -> Batch:
+    def _checked(batch: Batch | Unreadable) -> Batch:
         if isinstance(batch, Unreadable):
-            raise DataError(batch.said)
+            raise DataError(batch.text)
         return batch
 
 

@@ -101,7 +101,7 @@ def _naming(name: str) -> Iterator[None]:
 
 def _check(task: Task, example: Example) -> None:
     inputs, targets = example.batch()
-    module, marks = _made(task, inputs)
+    module, marks = _make_and_check(task, inputs)
     probe = Probe(task, module)
     check_independence(probe, inputs)
     check_chance(probe, inputs)
@@ -150,7 +150,7 @@ def _check_scored(probe: Probe, outputs: Tensor, targets: Tensor) -> None:
             raise
 
 
-def _made(task: Task, inputs: Inputs) -> tuple[nn.Module, _Marks]:
+def _make_and_check(task: Task, inputs: Inputs) -> tuple[nn.Module, _Marks]:
     """Return a task's model and its marks, having made it several times to check that batches do not change the result.
 
     Raises:

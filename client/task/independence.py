@@ -146,7 +146,7 @@ def _one(inputs: Inputs, row: int) -> Inputs:
 
 def _rounded(probe: Probe, batches: tuple[Inputs, Inputs], outputs: tuple[Tensor, Tensor]) -> bool:
     """Return whether a difference may be rounding, in layers whose number of rows varies (mixtures of experts)."""
-    one, other = ([part.shape for call in _calls(probe, batch, 0) for part in call.taken] for batch in batches)
+    one, other = ([part.shape for call in _calls(probe, batch, 0) for part in call.inputs] for batch in batches)
     return one != other and bool((outputs[0] - outputs[1]).abs().max() <= _ROUNDING * outputs[0].abs().max())
 
 
@@ -156,8 +156,8 @@ class _Call:
 
     name: str
     layer: nn.Module
-    taken: list[Tensor]
-    made: list[Tensor]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
 
 
 def explained(probe: Probe, inputs: Inputs, replaced: Inputs, kept: Tensor, seed: int = 0) -> str:
@@ -182,8 +182,8 @@ def explained(probe: Probe, inputs: Inputs, replaced: Inputs, kept: Tensor, seed
                 "uniform numbers"
             )
         for one, other in zip(_calls(probe, inputs, seed), _calls(probe, replaced, seed), strict=False):
-            if any(_differ(a, b, kept) for a, b in zip(one.made, other.made, strict=False)):
-                before = any(_differ(a, b, kept) for a, b in zip(one.taken, other.taken, strict=False))
+            if any(_differ(a, b, kept) for a, b in zip(one.outputs, other.outputs, strict=False)):
+                before = any(_differ(a, b, kept) for a, b in zip(one.inputs, other.inputs, strict=False))
                 kind = type(one.layer).__name__
                 if one.layer is probe.module and list(one.layer.children()):
                     return f"the forward() of its model ({kind}) mixes the records of a batch; {_GENERAL}"

@@ -86,7 +86,7 @@ class _Walk:
         self._roots: list[tuple[str, str, object]] = [("", "its model", probe.module), ("", "the task", probe.task)]
         kinds = [type(probe.task), *(type(part) for part in probe.module.modules())]
         self._own = {kind.__module__.partition(".")[0] for kind in kinds} - _LIBRARIES
-        self._given = {id(tensor) for tensor in tensors_of(probe.module).values()}
+        self._of_model = {id(tensor) for tensor in tensors_of(probe.module).values()}
         self._seen: set[int] = set()
         self._kept: list[object] = []  # so that no new object reuses a seen address
 
@@ -104,7 +104,7 @@ class _Walk:
             self._seen.add(id(value))
             self._kept.append(value)
             if isinstance(value, Tensor | np.ndarray):
-                if id(value) not in self._given:
+                if id(value) not in self._of_model:
                     yield place, _digest(value)
             elif isinstance(value, (*_SERIES, dict)):
                 yield place, len(value)

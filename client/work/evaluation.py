@@ -74,7 +74,7 @@ class HeldOutEvaluation(OneSum):
         study = self._study
         self._site.check_count(len(study.held_out), "to evaluate on")
         study.check_usable()
-        metrics = self._asked(settings)
+        metrics = self._requested(settings)
         study.check_metrics(metrics.means)
         if metrics.form:
             self._check_scores(metrics.form)
@@ -104,7 +104,7 @@ class HeldOutEvaluation(OneSum):
 
     def layout(self, settings: RunSettings) -> Layout:
         """Return the names of the sum's numbers; the loss's name and the blocks' include the public constants."""
-        metrics = self._asked(settings)
+        metrics = self._requested(settings)
         singles = tuple((name, (1,)) for name in ("count", *metrics.singles))
         return Layout(singles + (metrics.form.shapes if metrics.form else ()))
 
@@ -131,7 +131,7 @@ class HeldOutEvaluation(OneSum):
         """Write the report of these sites' sum, and this site's own exact figures."""
         settings = manifest.settings
         total, noise = read_sum(manifest, model, len(contributors))
-        metrics = self._asked(settings)
+        metrics = self._requested(settings)
         total *= math.sqrt(metrics.parts)
         noise *= math.sqrt(metrics.parts)
         # If noise hides whether there were any records, a count of 1 keeps the figures finite; their errors are large.
@@ -153,7 +153,7 @@ class HeldOutEvaluation(OneSum):
             "metrics": known,
         })  # fmt: skip
         for name, figures in known.items():
-            log.info("over %d sites: %s", len(contributors), shown(name, figures))
+            log.info("over %d sites: %s", len(contributors), in_words(name, figures))
         if metrics.form:
             self._write_own(settings, run)
 
@@ -168,7 +168,7 @@ class HeldOutEvaluation(OneSum):
             report = {"run": run, "records": len(study.held_out), "metrics": figures}
             write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             for name, figure in figures.items():
-                log.info("this site alone: %s", shown(name, figure))
+                log.info("this site alone: %s", in_words(name, figure))
         except Exception as error:
             log.warning("exact metrics of this site were not computed; the run is complete: %s", sentence(error))
             log.debug("evaluation", exc_info=error)
@@ -180,7 +180,7 @@ class HeldOutEvaluation(OneSum):
 
     def _total(self, settings: RunSettings) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Sum the records' vectors, `(m,)`."""
-        study, metrics = self._study, self._asked(settings)
+        study, metrics = self._study, self._requested(settings)
         if not len(study.held_out):
             return np.zeros(self.layout(settings).size)
         module = self._module(settings)
@@ -205,7 +205,7 @@ class HeldOutEvaluation(OneSum):
                 total = np.concatenate([total, metrics.form.total(*scores.joined())])
         return total / math.sqrt(metrics.parts)
 
-    def _asked(self, settings: RunSettings) -> _Asked:
+    def _requested(self, settings: RunSettings) -> _Requested:
         """Return what a run asks for.
 
         Raises:
@@ -226,7 +226,7 @@ class HeldOutEvaluation(OneSum):
                 f"{MOST_CLASSES} at most: leave out {', '.join(names)} in [evaluation]"
             )
             raise TaskError(msg)
-        return _Asked(tuple(name for name in evaluation.metrics if name not in names), evaluation.loss_bound, form)
+        return _Requested(tuple(name for name in evaluation.metrics if name not in names), evaluation.loss_bound, form)
 
 
 def _problem(it: Prediction, scores: NDArray[np.float64], labels: NDArray[np.float64]) -> str | None:
@@ -237,7 +237,7 @@ def _problem(it: Prediction, scores: NDArray[np.float64], labels: NDArray[np.flo
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Requested:
     """What a run asks for: means of metrics, the loss's bound, and metrics that are read from scores."""
 
     means: tuple[str, ...]
@@ -263,7 +263,7 @@ class _Asked:
         return 1 + len(self.singles) + (len(self.form.blocks) if self.form else 0)
 
 
-def shown(name: str, figures: Mapping[str, Any]) -> str:
+def in_words(name: str, figures: Mapping[str, Any]) -> str:
     """Return a metric in words, on one line.
 
     >>> shown("auc", {"value": 0.957, "error": 0.0119, "bins": 0.002})

@@ -72,7 +72,7 @@ def _of_personal(admitted: AdmittedRun, run: str, model: Model) -> dict[str, flo
 
 
 def _listed(metrics: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {_shown(value)}" for name, value in metrics.items())
+    return ", ".join(f"{name} {_number(value)}" for name, value in metrics.items())
 
 
 def shared(metrics: Mapping[str, float], policy: Policy) -> dict[str, float]:
@@ -81,7 +81,7 @@ def shared(metrics: Mapping[str, float], policy: Policy) -> dict[str, float]:
     return {name: value for name, value in rounded.items() if abs(value) <= LARGEST_METRIC}
 
 
-def _shown(value: float) -> str:
+def _number(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:.3f}"
 
 

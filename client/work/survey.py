@@ -142,8 +142,8 @@ class StatisticsQuery(OneSum):
             raise DataError(msg) from error
         self._check(path, values, labels)
         data = self._site.settings.data
-        whose = people(persons[0], len(values), self.name, path) if persons else None
-        kept = divide(len(values), data.held_out, whose, data.records_per_person)[0]
+        of_people = people(persons[0], len(values), self.name, path) if persons else None
+        kept = divide(len(values), data.held_out, of_people, data.records_per_person)[0]
         return values[kept], labels.reshape(-1)[kept]
 
     def release(self, manifest: Manifest, number: int, model: Model, randomness: Randomness) -> Update:

@@ -37,7 +37,7 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from client.data.inputs import Inputs, call, mapped, rows, tensors
-from client.data.own_records import taken
+from client.data.own_records import check_loaded
 from client.data.sources.options import ListedOptions, SourceOptions, TableOptions
 from client.data.sources.registry import Source
 from client.task.probe import Example
@@ -106,7 +106,7 @@ class Canaries(Task):
     @override
     def model(self) -> nn.Module:
         """Make the other task's model, with a parallel layer that has one coordinate per canary."""
-        return _Beside(self)
+        return _WithCanaries(self)
 
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
@@ -130,7 +130,7 @@ class Canaries(Task):
         loaded: Any = self.task.load_from(self._source)
         if isinstance(loaded, tuple | list) and not isinstance(loaded[0], Dataset):
             return rows(loaded[0], slice(MOST_RECORDS)), loaded[1][:MOST_RECORDS]
-        records = taken(loaded, type(self.task).__name__, Example.of(self.task), self._source.path).records
+        records = check_loaded(loaded, type(self.task).__name__, Example.of(self.task), self._source.path).records
         return records.select(torch.arange(min(MOST_RECORDS, len(records))))
 
     def _flat(self, inputs: Inputs) -> Tensor:
@@ -186,7 +186,7 @@ class Canaries(Task):
         self._outputs = outputs
 
 
-class _Beside(nn.Module):
+class _WithCanaries(nn.Module):
     """A task's model and the canaries' layer in parallel; inputs and outputs have a last column for canaries."""
 
     def __init__(self, watch: Canaries) -> None:

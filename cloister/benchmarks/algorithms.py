@@ -51,7 +51,7 @@ class Way:
     """An algorithm's settings: the sites' learning rate, and its own parameters."""
 
     learning_rate: float
-    given: Mapping[str, Parameter]
+    parameters: Mapping[str, Parameter]
 
 
 def ways(epsilon: float | None) -> dict[str, Way]:
@@ -99,7 +99,7 @@ def settings_of(name: str, way: Way, epsilon: float | None, sizes: Mapping[str, 
         ),
         encryption=Encryption(update_bound=8.0, profile="precise", collusion_resistant=False),
         cohort=Cohort(sizes=dict(sizes), minimum=len(sizes)),
-        strategy={"name": name, **way.given},
+        strategy={"name": name, **way.parameters},
     )
 
 

@@ -32,10 +32,10 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Found a consortium: make its authority, the coordinator's signing key and the server's certificate."""
-    from server.coordinator import found  # noqa: PLC0415
+    from server.coordinator import create_consortium  # noqa: PLC0415
     from transport.pki import authority_fingerprint, read_certificate  # noqa: PLC0415
 
-    coordinator = found(folder, name, host, port)
+    coordinator = create_consortium(folder, name, host, port)
     fingerprint = authority_fingerprint(read_certificate(coordinator.folder / "authority.pem"))
     if as_json:
         typer.echo(json.dumps({"consortium": name, "server": coordinator.settings.server, "authority": fingerprint}))

@@ -92,8 +92,8 @@ def show_verified(report: dict[str, Any], console: Console) -> None:
         _line(console, f"  lineage {ledger['lineage']}, {ledger['entries']} entries")
         _line(console, f"  head {ledger['head']}")
         for before in ledger["adopted"]:
-            whose = f"verified with the key {before['signed_by'][:16]}" if before["signed_by"] else "NOT VERIFIED"
-            _line(console, f"  the first {before['entries']} entries date from before {before['time'][:10]}, {whose}")
+            check = f"verified with the key {before['signed_by'][:16]}" if before["signed_by"] else "NOT VERIFIED"
+            _line(console, f"  the first {before['entries']} entries date from before {before['time'][:10]}, {check}")
         kept = (
             "as new as the last head that the site keeps" if ledger["last_head_kept"] else "no last head is kept here"
         )

@@ -82,7 +82,7 @@ class _Reader:
             return self._of_ratio(name)
         return self._mean(name)
 
-    def _said(self, name: str, value: float, error: float, low: float = 0.0, high: float = 1.0) -> dict[str, Any]:
+    def _reading(self, name: str, value: float, error: float, low: float = 0.0, high: float = 1.0) -> dict[str, Any]:
         if math.isnan(value):
             missing = np.flatnonzero(~self._certain)
             of_class = f"noise hides whether any record has class {missing[0]}" if len(missing) else ""
@@ -135,7 +135,7 @@ class _Reader:
         low = -math.inf if name == "r2" else 0.0
         if name == "r2" and not self._targets_differ():
             value = math.nan
-        return self._said(name, value, self._error(("count", *blocks), computed), low, top(self._it))
+        return self._reading(name, value, self._error(("count", *blocks), computed), low, top(self._it))
 
     def _targets_differ(self) -> bool:
         """Return whether the sum shows that targets differ, which R² needs."""
@@ -163,18 +163,18 @@ class _Reader:
     def _of_ratio(self, name: str) -> dict[str, Any]:
         """Read a metric of the confusion matrix."""
         if not len(which := self._which()):
-            return self._said(name, math.nan, math.nan)
+            return self._reading(name, math.nan, math.nan)
 
         def computed(parts: dict[str, Numbers]) -> Numbers:
             mean: Numbers = np.mean(self._ratio(name, parts)[..., which], axis=-1)
             return mean
 
-        return self._said(name, float(computed(self._blocks)), self._error(("confusion",), computed))
+        return self._reading(name, float(computed(self._blocks)), self._error(("confusion",), computed))
 
     def _curve(self, name: str) -> dict[str, Any]:
         """Read a metric of the scores of each class and of all others."""
         if not len(which := self._which()):
-            return self._said(name, math.nan, math.nan)
+            return self._reading(name, math.nan, math.nan)
         which = which * (not self._it.binary)  # two classes have one curve
         formula, bound, monotone = _CURVES[name]
         released = self._counts(self._blocks)
@@ -192,7 +192,7 @@ class _Reader:
         lanes = self._noise * np.eye(scores[0].size).reshape(-1, 1, *scores.shape[1:])
         high, low = (per_class(self._blocks | {"scores": scores + side * lanes}) for side in (1, -1))
         squares += float(np.sum(((high - low) / 2 / len(which)) ** 2))
-        reading = self._said(name, float(np.mean(per_class(self._blocks))), math.sqrt(squares))
+        reading = self._reading(name, float(np.mean(per_class(self._blocks))), math.sqrt(squares))
         if reading["value"] is not None:
             counts = _monotone(released)[which]
             reading["bins"] = _figure(min(float(np.mean(bound(counts[:, 0], counts[:, 1]))), 1.0))
@@ -210,14 +210,14 @@ class _Reader:
         times = self._blocks["times"]
         events, all_, error = np.sum(times[:, 1]), np.sum(times), _CERTAIN * self._noise * math.sqrt(len(times))
         if events <= max(error, 0.5) or all_ <= max(math.sqrt(2) * error, 1.5):
-            return self._said("c_index", math.nan, math.nan)
+            return self._reading("c_index", math.nan, math.nan)
 
         def counts(parts: dict[str, Numbers]) -> Numbers:
             return _decoded(parts["scores"], parts["times"])
 
         value = float(quality.concordance(counts(self._blocks)))
         error = self._error(("times", "scores"), lambda parts: quality.concordance(counts(parts)))
-        reading = self._said("c_index", value, error)
+        reading = self._reading("c_index", value, error)
         if reading["value"] is not None:
             bound = quality.concordance_bound(_monotone(counts(self._blocks)))
             reading["bins"] = _figure(min(float(bound), 1.0))

@@ -293,8 +293,8 @@ def _own(seed: bytes, plan: RoundPlan, site: str) -> Randomness:
     return Randomness(_derived(seed, b"own", plan, site.encode()))
 
 
-def _derived(secret: bytes, label: bytes, plan: RoundPlan, whose: bytes) -> bytes:
-    info = b"cloister mask " + label + bytes.fromhex(plan.digest) + whose
+def _derived(secret: bytes, label: bytes, plan: RoundPlan, owner: bytes) -> bytes:
+    info = b"cloister mask " + label + bytes.fromhex(plan.digest) + owner
     return HKDF(hashes.SHA256(), SEED_BYTES, salt=None, info=info).derive(secret)
 
 

@@ -84,7 +84,7 @@ class Ledger(Chain):
                     f"{self.site} to ε {would}, over the limit of {limit} for one run; end the run"
                 )
                 raise BudgetError(msg)
-            head = self.append(file, write_charge(entries, self.whose, self.signing_key, release, mechanism, now()))
+            head = self.append(file, write_charge(entries, self.owner, self.signing_key, release, mechanism, now()))
         return Charge(release, mechanism, head)
 
     def leaves(self, release: Release, update: str) -> None:
@@ -103,7 +103,7 @@ class Ledger(Chain):
                 raise LedgerError(msg)
             before = entries.left.get(release)
             if not before:
-                self.append(file, write_left(entries, self.whose, self.signing_key, release, update, now()))
+                self.append(file, write_left(entries, self.owner, self.signing_key, release, update, now()))
             elif before != update:
                 msg = (
                     f"{self.site} has already made another update for round {release.round}; it does not send a "
@@ -116,7 +116,7 @@ class Ledger(Chain):
     def fails(self, release: Release) -> None:
         """Record that a charged release has failed, before the failure is reported to others."""
         with self.opened() as (file, entries):
-            self.append(file, write_left(entries, self.whose, self.signing_key, release, "", now()))
+            self.append(file, write_left(entries, self.owner, self.signing_key, release, "", now()))
 
     def check_writable(self) -> None:
         """Check, by a sync without a write, that the ledger can be charged, before a round is planned.

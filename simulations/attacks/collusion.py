@@ -52,7 +52,7 @@ class Coalition:
         self.server, self.run = server, run
         sites = server.shuffled()
         self.inside, self.honest = sites[: run.minimum - 2], sites[run.minimum - 2 :]
-        self.made: list[Transcript] = []  # the updates of all sites, for every plan
+        self.transcripts: list[Transcript] = []  # the updates of all sites, for every plan
         self._own: dict[tuple[str, str], bytes] = {}  # seeds of honest sites' own masks, by plan
         self._shared: dict[tuple[str, str, str], bytes] = {}  # seeds of masks between them, by plan
 
@@ -63,8 +63,8 @@ class Coalition:
 
     def train(self, plan: RoundPlan) -> Transcript:
         """Collect the updates of a plan's cohort."""
-        self.made.append(self.server.train(self.run, plan))
-        return self.made[-1]
+        self.transcripts.append(self.server.train(self.run, plan))
+        return self.transcripts[-1]
 
     def agree(self, transcript: Transcript, claimed: AbstractSet[str], sites: Sequence[str]) -> dict[str, bytes]:
         """Show honest sites a set of contributors; return their and the colluding sites' signatures of it."""
@@ -78,7 +78,7 @@ class Coalition:
             if reply.has_content():
                 agreed = AGREE.read_reply(reply.content)
                 signatures[site], sealed = agreed.signature, agreed.sealed
-                key, committed = self.server.roster.member(site).verification_key, _said(transcript, site, "pairs")
+                key, committed = self.server.roster.member(site).verification_key, _stated(transcript, site, "pairs")
                 sealed = verify_pairs(sealed, transcript.plan, committed, absent, key)
                 seeds = open_pairs(sealed, absent, keys.secret, transcript.plan, site, committed)
                 self._shared |= {(transcript.plan.digest, site, other): seed for other, seed in seeds.items()}
@@ -92,7 +92,7 @@ class Coalition:
         replies = self.server.show(transcript, transcript.contributions(*sorted(claimed)), signatures, sites)
         for site, reply in replies.items():
             if reply.has_content():
-                key, committed = self.server.roster.member(site).verification_key, _said(transcript, site, "mask")
+                key, committed = self.server.roster.member(site).verification_key, _stated(transcript, site, "mask")
                 sealed = verify_seed(REVEAL.read_reply(reply.content), transcript.plan, committed, key)
                 self._own[transcript.plan.digest, site] = open_seed(
                     sealed, keys.secret, transcript.plan, site, committed
@@ -104,7 +104,7 @@ class Coalition:
         """Whether the coalition can read an honest site's update, or two sums that contain the same one."""
         sums = {
             frozenset(chosen)
-            for transcript in self.made
+            for transcript in self.transcripts
             for size in range(1, len(self.honest) + 1)
             for chosen in combinations([site for site in self.honest if site in transcript.updates], size)
             if self._reads(transcript, chosen)
@@ -123,7 +123,7 @@ class Coalition:
             return False
         total = transcript.sum(transcript.total(*chosen), transcript.contributions(*chosen)).ciphertexts
         blocks = unmask_sum(keys.decryption.decrypt(total.chunks()), own, pairs, plan)
-        weights, size = [_said(transcript, site, "weight") for site in chosen], _said(transcript, chosen[0], "size")
+        weights, size = [_stated(transcript, site, "weight") for site in chosen], _stated(transcript, chosen[0], "size")
         try:
             unpack(blocks, size, weights, self.run.manifest.packing)
         except MalformedError:
@@ -149,7 +149,7 @@ class _Forgetful:
         """Remember nothing."""
 
 
-def _said(transcript: Transcript, site: str, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
+def _stated(transcript: Transcript, site: str, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
     return json.loads(transcript.updates[site].header)[name]
 
 

@@ -35,13 +35,13 @@ from transport.messages import (
     QUERY,
     REVEAL,
     TRAIN,
+    ContributorSet,
     Delivery,
     Letter,
     Order,
     Pairs,
     Query,
-    Reached,
-    Shown,
+    RoundOutcome,
 )
 from transport.run_messages import content_of
 
@@ -223,7 +223,9 @@ class MaliciousServer:
 
     def agree(self, transcript: Transcript, *contributors: str, sites: Sequence[str] = ()) -> dict[str, Message]:
         """Ask `sites`, by default the contributors, to agree on the contributors."""
-        question = Shown(transcript.run.document, transcript.plan.to_bytes(), transcript.contributions(*contributors))
+        question = ContributorSet(
+            transcript.run.document, transcript.plan.to_bytes(), transcript.contributions(*contributors)
+        )
         return self.ask(AGREE, dict.fromkeys(sites or contributors, question))
 
     def agreed(
@@ -249,7 +251,7 @@ class MaliciousServer:
         sites: Sequence[str],
     ) -> dict[str, Message]:
         """Ask sites for the seeds of their masks, showing these headers and signatures."""
-        question = Shown(transcript.run.document, transcript.plan.to_bytes(), contributions, signatures)
+        question = ContributorSet(transcript.run.document, transcript.plan.to_bytes(), contributions, signatures)
         return self.ask(REVEAL, dict.fromkeys(sites, question))
 
     def deliver(self, run: Run, total: EncryptedSum) -> bool:
@@ -282,7 +284,7 @@ class MaliciousServer:
         total = transcript.sum(transcript.total(*transcript.updates), transcript.contributions(*transcript.updates))
         replies = self.ask_all(EVALUATE, Delivery(transcript.run.document, [total])).values()
         outcomes = [EVALUATE.read_reply(content_of(reply)) for reply in replies]
-        models = [outcome.opened.model for outcome in outcomes if isinstance(outcome, Reached)]
+        models = [outcome.opened.model for outcome in outcomes if isinstance(outcome, RoundOutcome)]
         if len(models) < len(outcomes) or len(set(models)) != 1:
             msg = "the sites have different models after an honest round; this benchmark is broken"
             raise RunError(msg)

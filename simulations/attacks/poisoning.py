@@ -69,15 +69,15 @@ class Outcome:
 class Poisoned(Study):
     """A study whose updates undo what was learnt; flipped held-out labels make its votes support that."""
 
-    _made = 0
+    _count = 0
     _learnt: NDArray[np.float32] | None = None  # the signs of the parameters to undo
 
     @override
     def release(
         self, manifest: Manifest, number: int, model: Model, randomness: Randomness, solver: LocalSolver = PLAIN
     ) -> Update:
-        self._made += 1
-        if self._made < SINCE:
+        self._count += 1
+        if self._count < SINCE:
             return super().release(manifest, number, model, randomness, solver)
         if self._learnt is None:
             self._learnt = np.sign(model.vector)

@@ -206,9 +206,9 @@ def test_an_error_reported_to_the_server_is_charged_again_each_time(
     monkeypatch.setattr(studies.Broken, "bugs", 3)
     federation = make_federation(replace(NOISY, task=task_name(studies.Broken)))
     plan = plan_of(federation)
-    for told in (1, 2, 3):
+    for charge_count in (1, 2, 3):
         assert train(federation, plan).has_error()
-        assert charges_of(federation, SITE) == told
+        assert charges_of(federation, SITE) == charge_count
         restart(federation, SITE)
     update = update_of(train(federation, plan))
     assert charges_of(federation, SITE) == 4
@@ -458,7 +458,7 @@ def test_processes_of_one_site_go_on_from_each_others_models(make_federation: Fe
         total = sum_from_arrays(decode_arrays(file.read_bytes()))
         opening = processes[number % 2]
         opened = open_sum(admit(opening, document), total)
-        assert {each.checkpoint(manifest, run).model.digest for each in processes} == {opened.model.digest}
+        assert {process.checkpoint(manifest, run).model.digest for process in processes} == {opened.model.digest}
     assert models_of(federation)[SITE] == expected
 
 

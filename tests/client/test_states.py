@@ -34,7 +34,9 @@ def test_a_state_comes_back_and_others_of_its_run_can_be_forgotten(tmp_path: Pat
     read = states.load(RUN, STATE.digest, ("v", "m"), SIZE)
     assert read
     assert read.digest == STATE.digest
-    assert [each.tobytes() for each in read.vectors.values()] == [each.tobytes() for each in STATE.vectors.values()]
+    assert [vector.tobytes() for vector in read.vectors.values()] == [
+        vector.tobytes() for vector in STATE.vectors.values()
+    ]
     states.forget(RUN, {STATE.digest})
     assert states.load(RUN, other.digest, ("v", "m"), SIZE) is None
     assert states.load(RUN, STATE.digest, ("v", "m"), SIZE)
@@ -73,8 +75,8 @@ def test_a_damaged_state_is_named_and_never_taken(tmp_path: Path, names: tuple[s
 
 @pytest.mark.parametrize("vectors", [{"m": np.ones(SIZE), "v": np.ones(SIZE)}, {"v": np.ones(SIZE)}])
 def test_names_and_values_are_in_the_digest(vectors: dict[str, np.ndarray]) -> None:
-    found = {State(vectors).digest, State(dict(reversed(vectors.items()))).digest, STATE.digest}
-    assert len(found) == 1 + len(vectors)
+    digests = {State(vectors).digest, State(dict(reversed(vectors.items()))).digest, STATE.digest}
+    assert len(digests) == 1 + len(vectors)
 
 
 def test_what_a_site_keeps_counts_once_the_sum_is_open_with_its_update_in_it(tmp_path: Path) -> None:

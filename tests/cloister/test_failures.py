@@ -95,8 +95,8 @@ def test_every_command_is_tried_here() -> None:
 
 def _commands(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:
     if isinstance(command, click.Group):
-        for name, each in command.commands.items():
-            yield from _commands(each, *names, name)
+        for name, inner in command.commands.items():
+            yield from _commands(inner, *names, name)
     else:
         yield names
 
@@ -110,15 +110,15 @@ def test_whatever_a_command_raises_is_one_sentence(
     for error in ERRORS:
         with monkeypatch.context() as patch:
             patch.setattr(importlib.import_module(module), name, _raising(error))
-            said = _fail(patch, capsys, *command, *arguments)
-        assert said.startswith("✗ "), error
-        assert said.count("\n") == 1, said
-        assert QUOTE not in said
+            message = _fail(patch, capsys, *command, *arguments)
+        assert message.startswith("✗ "), error
+        assert message.count("\n") == 1, message
+        assert QUOTE not in message
     with monkeypatch.context() as patch:
         patch.setattr(importlib.import_module(module), name, _raising(KeyError(QUOTE)))
-        said = _fail(patch, capsys, "--debug", *command, *arguments)
-    assert "Traceback" in said
-    assert QUOTE in said
+        message = _fail(patch, capsys, "--debug", *command, *arguments)
+    assert "Traceback" in message
+    assert QUOTE in message
 
 
 def _raising(error: BaseException) -> Callable[..., object]:
@@ -150,10 +150,10 @@ def _fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
 
 def test_a_sentence_never_has_the_words_of_an_exception_that_is_not_ours() -> None:
     for error in ERRORS:
-        said = sentence(error)
-        assert said
-        assert QUOTE not in said
-        assert isinstance(error, CloisterError | OSError | MemoryError) or type(error).__name__ in said
+        message = sentence(error)
+        assert message
+        assert QUOTE not in message
+        assert isinstance(error, CloisterError | OSError | MemoryError) or type(error).__name__ in message
 
 
 def test_a_message_states_where_an_error_was_raised() -> None:
@@ -223,9 +223,9 @@ def test_what_cannot_be_read_or_written_is_named(
         f"{tmp_path}/{'n' * 300}: file name too long": sign(consortium, tmp_path / ("n" * 300)),
     }  # fmt: skip
     for expected, arguments in cases.items():
-        said = _fail(monkeypatch, capsys, *arguments)
-        assert said.startswith(f"✗ {expected}"), said
-        assert "Traceback" not in said
+        message = _fail(monkeypatch, capsys, *arguments)
+        assert message.startswith(f"✗ {expected}"), message
+        assert "Traceback" not in message
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "file",
         "folder",
@@ -240,8 +240,8 @@ def test_a_file_that_cannot_be_as_large_is_named_and_nothing_of_it_is_left(
     consortium: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with file_size_limit(1000):
-        said = _fail(monkeypatch, capsys, *sign(consortium, tmp_path / "run.manifest"))
-    assert said.startswith(f"✗ {tmp_path / 'run.manifest'}: file too large; raise this account's limit")
+        message = _fail(monkeypatch, capsys, *sign(consortium, tmp_path / "run.manifest"))
+    assert message.startswith(f"✗ {tmp_path / 'run.manifest'}: file too large; raise this account's limit")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -282,11 +282,11 @@ def test_a_full_disk_under_standard_output_is_reported_and_a_closed_pipe_is_not(
     ours, theirs = os.pipe()
     os.close(ours)
     unread = _start("--help", stdout=theirs)
-    shown = _start("ledger", "show", str(consortium.paths["north"]), stdout=theirs)
+    output = _start("ledger", "show", str(consortium.paths["north"]), stdout=theirs)
     os.close(theirs)
-    for each in (unread, shown):
-        assert each.returncode == 1
-        assert b"unexpected" not in each.stderr
+    for text in (unread, output):
+        assert text.returncode == 1
+        assert b"unexpected" not in text.stderr
     assert unread.stderr == b""
 
 
@@ -308,6 +308,6 @@ def test_ctrl_c_stops_any_command(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         with monkeypatch.context() as patch:
             patch.setattr(importlib.import_module(module), name, _raising(KeyboardInterrupt()))
             assert _run(patch, *command, *arguments) == 130
-        said = capsys.readouterr().err
-        assert said.startswith(("stopped", "left; nothing is lost"))
-        assert said.count("\n") == 1
+        message = capsys.readouterr().err
+        assert message.startswith(("stopped", "left; nothing is lost"))
+        assert message.count("\n") == 1

@@ -134,18 +134,18 @@ _SHARED: dict[str, object] = _MASKED | {"settings.privacy.noise": "shared", "set
 _EPOCHS: dict[str, object] = {"settings.training.steps_per_round": None}
 _INF, _NAN = float("inf"), float("nan")
 _NAMED: list[tuple[str, dict[str, object]]] = [
-    (f"{what}: {name} with {key} = {value!r}", {f"settings.training.{what}": {"name": name, key: value}})
-    for what, name, key, values in (
+    (f"{section}: {name} with {key} = {value!r}", {f"settings.training.{section}": {"name": name, key: value}})
+    for section, name, key, values in (
         ("optimizer", "sgd", "momentum", (-0.1, 1.0, "0.5")),
         ("optimizer", "sgd", "nesterov", (True,)),
         ("optimizer", "sgd", "weight_decay", (-0.1, _INF)),
         ("optimizer", "sgd", "beta_1", (0.9,)),
-        *[(("optimizer", adam, *each)) for adam in ("adam", "adamw") for each in (
+        *[(("optimizer", adam, *parameter)) for adam in ("adam", "adamw") for parameter in (
             ("beta_1", (-0.1, 1.0, "0.5")), ("beta_2", (-0.1, 1.0)), ("epsilon", (0.0, _INF)),
             ("weight_decay", (-0.1, _INF)), ("momentum", (0.9,)))],
-        *[("schedule", each, "warm_up", (-0.1, 1.1, "0.5")) for each in ("constant", "cosine", "linear", "step")],
-        *[("schedule", each, "final", (-0.1, 1.1)) for each in ("cosine", "linear")],
-        *[("schedule", each, "every", (3,)) for each in ("constant", "cosine", "linear")],
+        *[("schedule", kind, "warm_up", (-0.1, 1.1, "0.5")) for kind in ("constant", "cosine", "linear", "step")],
+        *[("schedule", kind, "final", (-0.1, 1.1)) for kind in ("cosine", "linear")],
+        *[("schedule", kind, "every", (3,)) for kind in ("constant", "cosine", "linear")],
         ("schedule", "step", "every", (0, "3")),
         ("schedule", "step", "factor", (0.0, 1.1)),
         ("schedule", "step", "final", (0.5,)),
@@ -306,8 +306,8 @@ def _manifests() -> Iterator[Bad]:
         ("not text", text.replace(b"study", b"stud\xff", 1)),
         ("a list", b"[]"),
     ):
-        made = SignedDocument.make(signing_key("coordinator"), "manifest", payload)
-        yield Bad("manifest", name, {"data": made.to_bytes()}, M)
+        signed = SignedDocument.make(signing_key("coordinator"), "manifest", payload)
+        yield Bad("manifest", name, {"data": signed.to_bytes()}, M)
     yield Bad("manifest", "its time is over", {"now": b"1900000000"}, "RefusedError")
 
 
@@ -394,9 +394,9 @@ def _header(changes: Mapping[str, object], signer: str = "north", kind: str = "h
 
 def _headers() -> Iterator[Bad]:
     good = good_parts("header")
-    text, plan, asked = good["header"], json.loads(good["plan"]), json.loads(good["header"])
+    text, plan, header = good["header"], json.loads(good["plan"]), json.loads(good["header"])
     spaced = text + b" "
-    del asked["nonce"]
+    del header["nonce"]
     for name, parts, error in (
         ("another site's key", _header({}, "south"), A),
         ("signed as another kind", {"signature": sign(signing_key("north"), "plan", text)}, A),
@@ -404,7 +404,7 @@ def _headers() -> Iterator[Bad]:
         ("half a signature", {"signature": good["signature"][:32]}, A),
         ("a site that is no member", {"site": b"mallory"}, P),
         ("spaces", {"header": spaced, "signature": sign(signing_key("north"), "update", spaced)}, M),
-        ("a key left out", {"header": (short := canonical(asked)),
+        ("a key left out", {"header": (short := canonical(header)),
                             "signature": sign(signing_key("north"), "update", short)}, M),
     ):  # fmt: skip
         yield Bad("header", name, parts, error)
@@ -455,7 +455,7 @@ def _headers() -> Iterator[Bad]:
     masked = good_parts("masked update")
     for name, key in (("no mask where the run has them", "mask"), ("no masks shared where the run has them", "pairs")):
         parts = _header({key: ""}, "south", "masked update") | {"site": b"south"}
-        yield Bad("header", name, parts | {each: masked[each] for each in ("plan", "manifest", "roster")}, P)
+        yield Bad("header", name, parts | {part: masked[part] for part in ("plan", "manifest", "roster")}, P)
 
 
 def _updates() -> Iterator[Bad]:
@@ -510,13 +510,13 @@ def _shares() -> Iterator[Bad]:
         yield Bad("share", name, parts, "RefusedError")
 
 
-def ledger_lines(bodies: Iterable[bytes], signer: str, before: bytes = b"", whose: str = "north patients") -> bytes:
+def ledger_lines(bodies: Iterable[bytes], signer: str, before: bytes = b"", owner: str = "north patients") -> bytes:
     """Return a ledger with more lines, signed by whoever that is, as docs/protocol.md says."""
     lines = before.splitlines()
     head, signature = (lines[-1].split(b" ", 2)[:2]) if lines else (b"0" * 64, b"")
     for body in bodies:
         head = sha256(bytes.fromhex(head.decode()) + signature + body).hexdigest().encode()
-        signature = sign(signing_key(signer), "ledger", whose.encode() + b" " + head).hex().encode()
+        signature = sign(signing_key(signer), "ledger", owner.encode() + b" " + head).hex().encode()
         lines.append(b" ".join([head, signature, body]))
     return b"".join(line + b"\n" for line in lines)
 
@@ -532,12 +532,12 @@ def _ledgers() -> Iterator[Bad]:
 
     def kept() -> bytes:
         """Recompute digests as somebody without the key would."""
-        head, last, found = "0" * 64, b"", b""
+        head, last, data = "0" * 64, b"", b""
         for line, body in zip(lines, forged("north").splitlines(), strict=True):
             head = sha256(bytes.fromhex(head) + last + body.split(b" ", 2)[2]).hexdigest()
             last = line.split(b" ", 2)[1]
-            found += b" ".join([head.encode(), last, body.split(b" ", 2)[2]]) + b"\n"
-        return found
+            data += b" ".join([head.encode(), last, body.split(b" ", 2)[2]]) + b"\n"
+        return data
 
     head, signature, last = lines[-1].split(b" ", 2)
     for name, bad in (
@@ -578,21 +578,24 @@ def _ledgers() -> Iterator[Bad]:
 
 def joined(contributions: Iterable[Contribution]) -> bytes:
     """Return contributions as they travel."""
-    parts = [(each.header, each.signature, each.seeds, each.reveal, each.pairs) for each in contributions]
-    return b"".join(b"".join([*(len(part).to_bytes(4) for part in each), *each]) for each in parts)
+    parts = [
+        (contribution.header, contribution.signature, contribution.seeds, contribution.reveal, contribution.pairs)
+        for contribution in contributions
+    ]
+    return b"".join(b"".join([*(len(part).to_bytes(4) for part in part), *part]) for part in parts)
 
 
 def split(data: bytes) -> list[Contribution]:
     """Undo `joined`."""
-    found = []
+    contributions = []
     while data:
         lengths = [int.from_bytes(data[start : start + 4]) for start in range(0, 20, 4)]
         data, parts = data[20:], []
         for length in lengths:
             data, part = data[length:], data[:length]
             parts.append(part)
-        found.append(Contribution(*parts))
-    return found
+        contributions.append(Contribution(*parts))
+    return contributions
 
 
 def resigned(part: Contribution, changes: Mapping[str, object], seeds: bytes | None = None) -> Contribution:

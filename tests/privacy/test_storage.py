@@ -28,7 +28,7 @@ def test_the_last_content_is_there_and_nothing_beside_it(tmp_path: Path) -> None
     for content in (b"a" * 10_000, b"", b"short"):
         write_atomically(path, content)
         assert path.read_bytes() == content
-    assert [each.name for each in path.parent.iterdir()] == ["file"]
+    assert [file.name for file in path.parent.iterdir()] == ["file"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -153,7 +153,7 @@ def test_a_second_name_keeps_what_a_file_held_when_it_is_replaced(
         link_atomically(path, second)
         write_atomically(path, b"after")
         assert (path.read_bytes(), second.read_bytes()) == (b"after", content)
-    assert sorted(each.name for each in tmp_path.rglob("*")) == ["model", "model", "other"]
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["model", "model", "other"]
 
 
 def test_a_second_name_that_cannot_be_made_is_named_and_the_old_one_stays(

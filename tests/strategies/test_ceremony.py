@@ -39,10 +39,10 @@ FIRST, SECOND = sorted(SITES)[:2]  # who is asked to lead, in this order
 @pytest.fixture
 def federation(make_federation: FederationMaker) -> Federation:
     """Four sites that share no keys yet."""
-    made = make_federation()
-    for path in made.paths.values():
+    consortium = make_federation()
+    for path in consortium.paths.values():
         rmtree(path / "keys" / "epochs", ignore_errors=True)
-    return made
+    return consortium
 
 
 def run(
@@ -104,12 +104,12 @@ def with_letters(**other: bytes) -> Answer:
     """Lead, and hand in other letters."""
 
     def answer(message: Message, context: Context) -> Message:
-        made = client_app(message, context)
-        letters = made.content["letters"]
+        response = client_app(message, context)
+        letters = response.content["letters"]
         assert isinstance(letters, ArrayRecord)
         for site, data in other.items():
             letters[site] = Array("uint8", (len(data),), "cloister.bytes.1", data)
-        return made
+        return response
 
     return answer
 
@@ -295,7 +295,7 @@ def test_every_two_sites_share_a_secret_of_their_own_fresh_in_each_epoch(federat
         assert contributors(run(federation, name=name, new_epoch=new_epoch, masks=True)) == set(SITES)
         shared = secrets_of(federation)
         assert all(shared[one][other] == shared[other][one] for one in SITES for other in SITES if one != other)
-        fresh = {secret for each in shared.values() for secret in each.values()}
+        fresh = {secret for secrets in shared.values() for secret in secrets.values()}
         assert len(fresh) == len(SITES) * (len(SITES) - 1) // 2
         assert not fresh & seen
         seen |= fresh

@@ -23,7 +23,7 @@ def test_who_is_left_out_of_a_sum_keeps_the_servers_word_why(make_federation: Fe
     federation = make_federation()
     if not tls:
         (federation.server / "tls.key").unlink()
-    (event,) = run_with(federation, sending(federation, lambda made, update: resigned(made, update, update_bound=0.5)))
+    (event,) = run_with(federation, sending(federation, lambda keys, update: resigned(keys, update, update_bound=0.5)))
     assert event["sites"] == HONEST
     (receipt,) = receipts_of(federation, HOSTILE)
     assert receipt["signed"] == tls

@@ -15,7 +15,7 @@ SITES = ["east", "north", "south", "west", "york"]
 
 def selection(liars: int) -> Selection:
     """Return the selection of a run over these sites, all of which answer."""
-    attention = SimpleNamespace(asked=lambda _: set[int]())
+    attention = SimpleNamespace(unanswered=lambda _: set[int]())
     members = SimpleNamespace(
         listed=SITES, attention=attention, nodes={site: place for place, site in enumerate(SITES)}
     )

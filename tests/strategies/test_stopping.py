@@ -127,8 +127,8 @@ def test_a_site_whose_clock_disagrees_is_left_out_by_name_and_the_others_go_on(
     federation = make_federation(SETTINGS)
 
     def shift(message: Message, genuine: Message) -> Message:
-        found = read_readiness(genuine.content)
-        return reply(pack_readiness(replace(found, clock=found.clock + seconds)), message)
+        readiness = read_readiness(genuine.content)
+        return reply(pack_readiness(replace(readiness, clock=readiness.clock + seconds)), message)
 
     (event,) = run_with(federation, answering(federation, QUERY, HOSTILE, shift))
     assert re.match(rf"west's clock is 3[56]\d\d s {way} the server's: it shows", event["problems"][HOSTILE])

@@ -19,8 +19,8 @@ def opening(total: int, data: bytes = b"", protocol: int = PROTOCOL) -> pb.Chunk
 
 
 def assembled(frames: Iterable[pb.Chunk], limit: int = LIMIT) -> bytes | None:
-    found = assemble(frames, limit)
-    return None if found is None else bytes(found)
+    body = assemble(frames, limit)
+    return None if body is None else bytes(body)
 
 
 @given(size=st.integers(0, LIMIT), cuts=st.lists(st.floats(0, 1), max_size=5))

@@ -48,7 +48,7 @@ class _Wanted:
     code: str
 
 
-_Found = tuple[tuple[float, str], Any, str | None]
+_Observation = tuple[tuple[float, str], Any, str | None]
 """When something was observed (and the resource's id), its value and its unit."""
 
 
@@ -57,7 +57,7 @@ class _Patients:
     """What was found so far. References are as resources write them, relative or absolute."""
 
     own: dict[str, dict[str, Any]] = field(default_factory=dict)  # by id
-    values: dict[str, dict[str, _Found]] = field(default_factory=dict)  # by reference, and by column
+    values: dict[str, dict[str, _Observation]] = field(default_factory=dict)  # by reference, and by column
     aliases: dict[str, str] = field(default_factory=dict)  # from the URL of a bundle's entry to the id
 
     def of(self, reference: str) -> str | None:
@@ -65,9 +65,9 @@ class _Patients:
         key = self.aliases.get(reference, reference.partition("Patient/")[2].partition("/")[0])
         return key if key in self.own else None
 
-    def rows(self) -> list[tuple[dict[str, Any], dict[str, _Found]]]:
+    def rows(self) -> list[tuple[dict[str, Any], dict[str, _Observation]]]:
         """Return what each patient has, in the order of their ids."""
-        values_of: dict[str, dict[str, _Found]] = {key: {} for key in sorted(self.own)}
+        values_of: dict[str, dict[str, _Observation]] = {key: {} for key in sorted(self.own)}
         for reference, values in self.values.items():
             mine = values_of[self.of(reference) or ""]
             for column, value in values.items():
@@ -166,7 +166,7 @@ class FhirTable(Table):
                 patients.aliases[key] = patient
         elif kind in {"Observation", "Condition"}:
             for name, wanted in columns.items():
-                if wanted.kind == kind and (measured := _found(resource, wanted)) is not None:
+                if wanted.kind == kind and (measured := _observation(resource, wanted)) is not None:
                     values = patients.values.setdefault(str(resource["subject"]["reference"]), {})
                     if name not in values or values[name][0] < measured[0]:
                         values[name] = measured
@@ -177,14 +177,14 @@ class _DifferingError(Exception):
 
 
 def _chunk(
-    patients: list[tuple[dict[str, Any], dict[str, _Found]]], columns: Mapping[str, _Wanted], start: int
+    patients: list[tuple[dict[str, Any], dict[str, _Observation]]], columns: Mapping[str, _Wanted], start: int
 ) -> Chunk:
     arrays, units = dict[str, Any](), dict[str, list[str | None]]()
     for name, wanted in columns.items():
         if wanted.kind == "Patient":
             arrays[name] = array_of([own[wanted.code] for own, _ in patients])
             continue
-        nothing: _Found = ((0.0, ""), False if wanted.kind == "Condition" else None, None)
+        nothing: _Observation = ((0.0, ""), False if wanted.kind == "Condition" else None, None)
         cells = [values.get(name, nothing) for _, values in patients]
         arrays[name], units[name] = array_of([value for _, value, _ in cells]), [unit for _, _, unit in cells]
     return Chunk(arrays, range(start, start + len(patients)), units=units)
@@ -197,7 +197,7 @@ def _own(patient: Any, name: str) -> Any:  # noqa: ANN401 - JSON
     return _coded(value) if isinstance(value, dict) else _whole_day(value) if name == "birthDate" else value
 
 
-def _found(resource: Any, wanted: _Wanted) -> _Found | None:  # noqa: ANN401
+def _observation(resource: Any, wanted: _Wanted) -> _Observation | None:  # noqa: ANN401
     """Return when something wanted was observed, its value and its unit; None if it is not wanted."""
     void = {resource.get("status")} | {
         coding.get("code") for coding in resource.get("verificationStatus", {}).get("coding", ())

@@ -31,10 +31,10 @@ def test_each_message_about_a_run_is_held_against_the_policy_once(
     def answer(message: Message, context: Context) -> Message:
         check.reset_mock()
         kind = message.metadata.message_type
-        made = client_app(message, context)
+        answer_ = client_app(message, context)
         assert check.call_count == (0 if kind in ABOUT_KEYS else 1), kind
         seen.add(kind)
-        return made
+        return answer_
 
     bounded = replace(MASKED, rounds=1, encryption=replace(MASKED.encryption, update_norm=1e6))
     (event,) = run_with(make_federation(bounded), answer)

@@ -35,15 +35,15 @@ def keyring(tmp_path: Path) -> Keyring:
 
 
 def test_secrets_that_several_processes_share_at_once_are_all_kept(tmp_path: Path) -> None:
-    names, made = [f"site-{number}" for number in range(24)], keys(1)
+    names, epoch = [f"site-{number}" for number in range(24)], keys(1)
 
     def share(name: str) -> None:
-        Keyring(tmp_path / "epochs").keep_pairs(made, {name: name.encode(), "all": name.encode()})
+        Keyring(tmp_path / "epochs").keep_pairs(epoch, {name: name.encode(), "all": name.encode()})
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(share, names))
-    found = Keyring(tmp_path / "epochs").paired_with(made)
-    assert found == sorted([*names, "all"])
+    partners = Keyring(tmp_path / "epochs").paired_with(epoch)
+    assert partners == sorted([*names, "all"])
 
 
 def test_an_empty_keyring_has_nothing(keyring: Keyring) -> None:
@@ -81,10 +81,10 @@ def test_a_restart_keeps_the_keys_of_all_epochs(keyring: Keyring, tmp_path: Path
 
 def test_keys_are_not_current_once_the_roster_is_another(keyring: Keyring, tmp_path: Path) -> None:
     keyring.take(keys(1), 1)
-    for each in (keyring, Keyring(tmp_path / "epochs")):
-        assert each.current(2) is None
-        assert each.latest == 1
-        assert each.find(keys(1).fingerprint).epoch == 1  # what it missed it can still open
+    for ring in (keyring, Keyring(tmp_path / "epochs")):
+        assert ring.current(2) is None
+        assert ring.latest == 1
+        assert ring.find(keys(1).fingerprint).epoch == 1  # what it missed it can still open
     keyring.take(keys(2), 2)
     assert keyring.current(2) is keys(2)
     assert keyring.current(1) is None
@@ -141,10 +141,10 @@ def sites(make_federation: FederationMaker) -> dict[str, Site]:
 
 
 def test_a_leaders_letters_give_every_other_site_its_keys(sites: dict[str, Site]) -> None:
-    made, letters = lead_epoch(sites["north"], 1)
+    keys_, letters = lead_epoch(sites["north"], 1)
     assert set(letters) == set(SITES)
     for name, site in sites.items():
-        assert accept_letter(site, "north", letters[name]).fingerprint == made.fingerprint  # the leader's own as well
+        assert accept_letter(site, "north", letters[name]).fingerprint == keys_.fingerprint  # the leader's own as well
         assert site.keyring.latest == 1
 
 

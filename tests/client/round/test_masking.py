@@ -78,9 +78,11 @@ def headers(updates: dict[str, SignedUpdate]) -> list[Contribution]:
     return [Contribution(update.header, update.signature, b"") for update in updates.values()]
 
 
-def sign(federation: Federation, site: str, plan: RoundPlan, shown: Sequence[Contribution]) -> tuple[bytes, bytes]:
+def sign(
+    federation: Federation, site: str, plan: RoundPlan, contributions: Sequence[Contribution]
+) -> tuple[bytes, bytes]:
     """What a site signs of its contributors, and the seeds that it gives."""
-    return agree(admit(open_site(federation.paths[site]), signed_run(federation)[0]).round(plan), shown)
+    return agree(admit(open_site(federation.paths[site]), signed_run(federation)[0]).round(plan), contributions)
 
 
 def signed_by(
@@ -100,8 +102,10 @@ def ask(
     """Have a site reveal its seed, once all have signed that they contributed."""
     if agreed is None:
         agreed = signatures(signed_by(federation, plan, updates))
-    shown = headers(updates)
-    return reveal(admit(open_site(federation.paths[site]), signed_run(federation)[0]).round(plan), shown, agreed)
+    contributions = headers(updates)
+    return reveal(
+        admit(open_site(federation.paths[site]), signed_run(federation)[0]).round(plan), contributions, agreed
+    )
 
 
 def without_the_last(
@@ -166,11 +170,11 @@ def test_who_drops_out_before_the_sum_is_complete_costs_nobody_anything(federati
     inner = breaking(federation, "west", MessageType.TRAIN)
 
     def answer(message: Message, context: Context) -> Message:
-        made = inner(message, context)
-        if message.metadata.message_type == MessageType.TRAIN and made.has_content():
+        response = inner(message, context)
+        if message.metadata.message_type == MessageType.TRAIN and response.has_content():
             site = str(message.metadata.dst_node_id)
             sent[site] = sent.get(site, 0) + 1
-        return made
+        return response
 
     first, second = run_with(federation, answer)
     for event in (first, second):
@@ -198,10 +202,10 @@ def test_a_sum_without_a_dropout_is_that_of_the_others_updates(make_federation: 
     models = set()
     for masks in (True, False):
         settings = replace(SETTINGS, encryption=replace(SETTINGS.encryption, collusion_resistant=masks))
-        made = make_federation(settings, name=f"masks-{masks}")
-        (event,) = run_with(made, breaking(made, "west", MessageType.TRAIN))
+        masked = make_federation(settings, name=f"masks-{masks}")
+        (event,) = run_with(masked, breaking(masked, "west", MessageType.TRAIN))
         assert (event["released"], event["sites"]) == (True, ["east", "north", "south"])
-        models |= {digest for site, digest in models_of(made).items() if site != "west"}
+        models |= {digest for site, digest in models_of(masked).items() if site != "west"}
     assert len({model[-12:] for model in models}) == 1
 
 
@@ -228,7 +232,7 @@ def test_a_server_that_claims_a_false_dropout_cannot_open_two_sums_of_a_round(
         for plan, updates in ((whole, first), (fewer, second)):
             with suppress(ProtocolError):
                 seeds[plan.attempt][site] = ask(federation, site, plan, updates, signatures(agreed[plan.attempt]))
-        assert sum(site in each for each in seeds.values()) <= 1, "a site revealed for two attempts"
+        assert sum(site in owners for owners in seeds.values()) <= 1, "a site revealed for two attempts"
     opened = 0
     for site, plan, updates in (("north", whole, first), ("south", fewer, second)):
         pairs = {name: sealed for name, (_, sealed) in agreed[plan.attempt].items()}
@@ -317,9 +321,9 @@ def test_a_second_seed_is_not_revealed_for_the_same_plan(federation: Federation)
     agreed = signatures(signed_by(federation, plan, updates))
     assert ask(federation, "north", plan, updates, agreed)
     site = open_site(federation.paths["north"])
-    made = site.outbox.last(plan.run)
-    assert made is not None
-    site.outbox.keep(plan, made.update, b"another seed of thirty-two bytes")
+    entry = site.outbox.last(plan.run)
+    assert entry is not None
+    site.outbox.keep(plan, entry.update, b"another seed of thirty-two bytes")
     with pytest.raises(ProtocolError, match="already recorded"):
         ask(federation, "north", plan, updates, agreed)
 
@@ -329,11 +333,11 @@ def test_a_second_seed_is_not_revealed_for_the_same_plan(federation: Federation)
 
 def test_a_site_signs_no_set_without_itself_nor_one_that_is_too_small_or_forged(federation: Federation) -> None:
     plan = plan_of(federation)
-    shown = headers(updates_of(federation, plan))
-    others = [each for each in shown if b'"site":"north"' not in each.header]
-    forged = [replace(shown[0], signature=bytes(64)), *shown[1:]]
+    contributions = headers(updates_of(federation, plan))
+    others = [value for value in contributions if b'"site":"north"' not in value.header]
+    forged = [replace(contributions[0], signature=bytes(64)), *contributions[1:]]
     for wrong, error in (
-        (shown[:2], ProtocolError),
+        (contributions[:2], ProtocolError),
         ([*others, others[0]], ProtocolError),
         (others, ProtocolError),
         ([], ProtocolError),
@@ -342,7 +346,7 @@ def test_a_site_signs_no_set_without_itself_nor_one_that_is_too_small_or_forged(
         with pytest.raises(error):
             sign(federation, "north", plan, wrong)
     assert not list((federation.paths["north"] / "outbox").glob("*.commitments"))
-    sign(federation, "north", plan, shown)  # this set it signs
+    sign(federation, "north", plan, contributions)  # this set it signs
 
 
 def test_a_site_restored_from_an_old_backup_shows_no_seed_for_a_plan_that_is_long_over(
@@ -409,11 +413,11 @@ def test_a_sum_with_anothers_seed_or_none_is_not_opened_nor_is_any_other_of_its_
             open_at(federation, site, summed(federation, plan, updates, seeds))
 
 
-@pytest.mark.parametrize("whose", ["its own mask", "a mask that it shares"])
-def test_a_false_seed_that_its_site_signed_is_evidence_against_it(federation: Federation, whose: str) -> None:
+@pytest.mark.parametrize("owner", ["its own mask", "a mask that it shares"])
+def test_a_false_seed_that_its_site_signed_is_evidence_against_it(federation: Federation, owner: str) -> None:
     plan, updates, seeds, pairs = without_the_last(federation)
     east, header = open_site(federation.paths["east"]), json.loads(updates["east"].header)
-    if whose == "its own mask":
+    if owner == "its own mask":
         seeds["east"] = sign_seed(seeds["north"][64:], plan, header["mask"], east.signing_key)
     else:
         pairs["east"] = sign_pairs(pairs["north"][64:], plan, header["pairs"], COHORT[3:], east.signing_key)
@@ -422,19 +426,19 @@ def test_a_false_seed_that_its_site_signed_is_evidence_against_it(federation: Fe
         with pytest.raises(UnopenedError) as caught:
             open_at(federation, site, total)
         assert (caught.value.refusal.why, caught.value.refusal.liars) == ("seeds", ["east"])
-        found = restart(federation, site).commitments.find(plan.run, "evidence against east")
-        assert found == sha256(updates["east"].header).hexdigest()
+        digest = restart(federation, site).commitments.find(plan.run, "evidence against east")
+        assert digest == sha256(updates["east"].header).hexdigest()
 
 
-@pytest.mark.parametrize("shown", ["no seed", "no shared seeds", "seeds shared with another"])
+@pytest.mark.parametrize("evidence", ["no seed", "no shared seeds", "seeds shared with another"])
 def test_what_a_server_omits_or_shows_with_another_set_is_evidence_against_nobody(
-    federation: Federation, shown: str
+    federation: Federation, evidence: str
 ) -> None:
     """Else it could have a round added up again without an honest site, and subtract."""
     plan, updates, seeds, pairs = without_the_last(federation)
-    if shown == "no seed":
+    if evidence == "no seed":
         seeds["east"] = b""
-    elif shown == "no shared seeds":
+    elif evidence == "no shared seeds":
         pairs["east"] = b""
     else:
         everyone = updates_of(federation, plan)  # the very same
@@ -490,9 +494,9 @@ def test_a_site_repeats_nothing_with_another_update_than_it_revealed_for(
     accuse(north.commitments, whole.run, "west", "what it signed")
     (update,) = (federation.paths["north"] / "outbox").glob("*.update")
     if other:  # as if a second agent of this site had made one meanwhile
-        made = north.outbox.last(whole.run)
-        assert made is not None
-        north.outbox.keep(plan_of(federation, 2), made.update, made.mask)
+        entry = north.outbox.last(whole.run)
+        assert entry is not None
+        north.outbox.keep(plan_of(federation, 2), entry.update, entry.mask)
     else:
         update.unlink()
     with pytest.raises(ProtocolError, match="the update is lost"):

@@ -75,8 +75,8 @@ class Played:
         return reveal(self.round(site), headers(self.updates), self.signatures, digest)
 
     def prove(self, site: str, total: EncryptedSum | None = None, digest: str | None = None) -> bytes:
-        shown = replace(total or self.total, c0=(), codes=b"")
-        return prove(self.round(site), shown, self.signatures, self.summed if digest is None else digest)
+        total_ = replace(total or self.total, c0=(), codes=b"")
+        return prove(self.round(site), total_, self.signatures, self.summed if digest is None else digest)
 
     def proved(self) -> EncryptedSum:
         return replace(self.total, proofs=tuple(self.prove(site) for site in COHORT))
@@ -89,7 +89,7 @@ def test_a_run_with_a_generous_norm_ends_with_the_same_model_as_one_without(make
     plain = make_federation(replace(SETTINGS, rounds=2), name="plain")
     bounded = make_federation(QUIET, name="bounded")
     assert [event["released"] for event in run_with(plain) + run_with(bounded)] == [True] * 4
-    assert len({file[-12:] for each in (plain, bounded) for file in models_of(each).values()}) == 1
+    assert len({file[-12:] for folder in (plain, bounded) for file in models_of(folder).values()}) == 1
 
 
 def test_updates_are_cut_to_the_norm_and_the_run_goes_on_over_a_dropout(federation: Federation) -> None:
@@ -177,11 +177,11 @@ def test_a_sum_opens_with_every_proof_and_no_other(federation: Federation) -> No
         "cut": (east[:SIGNATURE_BYTES], *others),
         "false, and signed": (_signed(played, "east", _false(east[SIGNATURE_BYTES:])), *others),
     }
-    for what, proofs in wrong.items():
+    for fault, proofs in wrong.items():
         with pytest.raises(UnopenedError) as caught:
             open_at(federation, "north", replace(total, proofs=proofs))
         # What a site signed is its own; what is not signed at all, the server's.
-        assert caught.value.refusal.liars == (["east"] if what == "false, and signed" else []), what
+        assert caught.value.refusal.liars == (["east"] if fault == "false, and signed" else []), fault
         _forget_refusal(federation, played)
     open_at(federation, "north", total)
 

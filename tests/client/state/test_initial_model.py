@@ -53,8 +53,8 @@ def find(folder: Path, data: bytes) -> list[float]:
     """What is read of a file that lies somewhere in the folder."""
     (folder / "public").mkdir(exist_ok=True)
     (folder / "public" / "some.safetensors").write_bytes(data)
-    found: list[float] = find_model(folder, sha256(data).hexdigest(), UNTRAINED, "north").vector.tolist()
-    return found
+    values: list[float] = find_model(folder, sha256(data).hexdigest(), UNTRAINED, "north").vector.tolist()
+    return values
 
 
 def named(federation: Federation, digest: str, settings: RunSettings = SETTINGS) -> None:

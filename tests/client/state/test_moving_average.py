@@ -80,15 +80,15 @@ def test_it_has_the_weights_of_de_et_al(decay: float, rounds: int) -> None:
 
 
 def test_a_round_that_comes_twice_counts_once(tmp_path: Path) -> None:
-    found = []
+    averages = []
     for numbers in ((1, 2, 4), (1, 1, 2, 2, 4, 4)):
         models = Models(tmp_path / f"{len(numbers)}" / "models", tmp_path / f"{len(numbers)}" / "outbox")
         for number in numbers:
             model = Model(np.array([number**2], np.float32), Layout((("all", (1,)),)))
             models.save(moving(0.9), Checkpoint(RUN, number, model, 1.0))
         (file,) = (tmp_path / f"{len(numbers)}" / "models").iterdir()
-        found.append(vector_of(file).tolist())
-    assert found[0] == found[1] == pytest.approx(by_hand([np.array([n], np.float32) for n in (1, 4, 16)], 0.9))
+        averages.append(vector_of(file).tolist())
+    assert averages[0] == averages[1] == pytest.approx(by_hand([np.array([n], np.float32) for n in (1, 4, 16)], 0.9))
 
 
 def test_it_is_another_way_to_average_not_a_second_one() -> None:

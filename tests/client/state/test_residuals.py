@@ -215,8 +215,8 @@ def test_a_round_that_released_nothing_leaves_the_sites_the_older_residual(make_
         if meta.dst_node_id == node:
             left = list(federation.paths[SITE].glob("outbox/*.residual"))
             before[number] = left[0].read_bytes() if left else b""
-        made = app(message, context)
-        return reply(Error(1, "the line broke"), message) if meta.dst_node_id in failing and number == 2 else made
+        response = app(message, context)
+        return reply(Error(1, "the line broke"), message) if meta.dst_node_id in failing and number == 2 else response
 
     rounds = run_with(federation, answer)
     assert [event["released"] for event in rounds] == [True, False, True, True]

@@ -46,12 +46,12 @@ def disclosing(task: str, **names: tuple[str, ...]) -> dict[str, SiteTerms]:
 
 def numbers_of(replies: list[Message]) -> set[float]:
     """Every number in these replies, at whatever place."""
-    found: set[float] = set()
+    numbers: set[float] = set()
     for reply in replies:
         for record in reply.content.values():
             if isinstance(record, (ConfigRecord, MetricRecord)):
-                found |= {value for value in record.values() if isinstance(value, (int, float))}
-    return found
+                numbers |= {value for value in record.values() if isinstance(value, (int, float))}
+    return numbers
 
 
 def test_a_site_writes_down_how_good_each_rounds_model_is_and_tells_nobody(
@@ -96,9 +96,9 @@ def test_a_metric_is_averaged_over_the_sites_that_reported_it(
     (event,) = run_with(federation)
     assert event["metrics"]["accuracy"] == 1.0
     assert event["sharing"] == sorted(SITES)
-    told = {site: float(f"{own_metrics(federation, site)[0]['metrics']['loss']:.2g}") for site in SITES}
+    losses = {site: float(f"{own_metrics(federation, site)[0]['metrics']['loss']:.2g}") for site in SITES}
     assert event["metrics"]["loss"] == pytest.approx(
-        sum(SIZES[site] * told[site] for site in SITES) / sum(SIZES.values())
+        sum(SIZES[site] * losses[site] for site in SITES) / sum(SIZES.values())
     )
 
 

@@ -41,7 +41,7 @@ class Words(Task):
 
     @override
     def load(self, path: Path) -> tuple[Tensor, Tensor]:
-        rows = [[int(each) for each in line.split()] for line in path.read_text().splitlines()]
+        rows = [[int(number) for number in line.split()] for line in path.read_text().splitlines()]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3, 2), torch.ones(len(rows), 4, 2)
 
     @override
@@ -119,15 +119,15 @@ def test_canaries_do_not_touch_the_other_task_s_parameters(tmp_path: Path) -> No
 
 
 def test_silent_canaries_leave_a_model_as_it_is(tmp_path: Path) -> None:
-    found, watch = _final(tmp_path / "silent", "1 2 3 4 5 6\n", [0, 3, 19], "silent")
+    moved, watch = _final(tmp_path / "silent", "1 2 3 4 5 6\n", [0, 3, 19], "silent")
     before = watch.model()
     assert watch.batches == [{0, 3, 19}] * 6
-    assert not found[WEIGHT].any()
+    assert not moved[WEIGHT].any()
     silent, _ = _final(tmp_path / "none", "9 8 7 6 5 4\n", [], "silent")
-    assert [(name, each.shape) for name, each in found.items()] == [
-        (name, tuple(each.shape)) for name, each in before.named_parameters()
+    assert [(name, tensor.shape) for name, tensor in moved.items()] == [
+        (name, tuple(parameter.shape)) for name, parameter in before.named_parameters()
     ]
-    assert all((found[name] == silent[name]).all() for name in found)
+    assert all((moved[name] == silent[name]).all() for name in moved)
 
 
 def test_loud_canaries_move_all_layers_by_one_clipping_norm_in_all_and_records_move_nothing(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_loud_canaries_move_all_layers_by_one_clipping_norm_in_all_and_records_m
     assert all(quiet[name] == pytest.approx(silent[name], abs=1e-5) for name in quiet)
     loud, _ = _final(tmp_path / "loud", "1 2 3 4 5 6\n", [3], "loud")
     moved = {name: loud[name] - silent[name] for name in loud}
-    assert all(each.any() for each in moved.values())
-    length = np.sqrt(sum(float((each.astype(np.float64) ** 2).sum()) for each in moved.values()))
+    assert all(tensor.any() for tensor in moved.values())
+    length = np.sqrt(sum(float((tensor.astype(np.float64) ** 2).sum()) for tensor in moved.values()))
     assert 0.9 <= length / (6 * 0.5 / 10) <= 1.0 + 1e-4  # the gradient turns a little as the model moves
 
 

@@ -173,7 +173,7 @@ def test_the_price_of_proofs_is_that_of_real_ones() -> None:
     assert all(report[f"{step}_ms"] > 0 for step in norm.STEPS)
     # Six points, answers to 128 projections, 128 masks and the bits of the limit, three blindings; 128 masked sums.
     assert 32 * (6 + 128 + 128 + 40 + 3) + 15 * 128 < report["proof_bytes"] < 16_000
-    told = {"parameters": 300, "sites": 3, "median_ms": 20.0, "plain_median_ms": 10.0, "ratio": 2.0}
-    said = norm.table(report | told | {"refused_though_short": 8e-10, "caught_from": 2.3})
-    assert "2.3 times the limit passes" in said
-    assert max(map(len, said.splitlines())) <= 80
+    figures = {"parameters": 300, "sites": 3, "median_ms": 20.0, "plain_median_ms": 10.0, "ratio": 2.0}
+    text = norm.table(report | figures | {"refused_though_short": 8e-10, "caught_from": 2.3})
+    assert "2.3 times the limit passes" in text
+    assert max(map(len, text.splitlines())) <= 80

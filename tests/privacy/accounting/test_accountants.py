@@ -48,7 +48,7 @@ def test_less_noise_a_higher_rate_more_steps_or_a_smaller_delta_never_cost_less(
 def test_nothing_costs_nothing(accountant: Accountant) -> None:
     nothing = [[], [Mechanism(1.0, 0.1, 0)], [Mechanism(0.0, 0.1, 0)], [Mechanism(1.0, 0.0, 5)]]
     nothing.append([Mechanism(0.0, 0.1, 0, discrete=True)])
-    assert [epsilon(each, DELTA, accountant=accountant) for each in nothing] == [0.0] * len(nothing)
+    assert [epsilon(steps, DELTA, accountant=accountant) for steps in nothing] == [0.0] * len(nothing)
 
 
 @ACCOUNTANTS
@@ -103,8 +103,8 @@ def test_neither_order_nor_mixing_of_different_mechanisms_changes_anything(accou
     one, two, three = Mechanism(1.0, 0.1, 20), Mechanism(2.0, 0.05, 30), Mechanism(3.0, 0.05, 30, discrete=True)
     mixed = [Mechanism(1.0, 0.1, 5), two, three, Mechanism(1.0, 0.1, 15)]
     costs = [
-        epsilon(each, DELTA, accountant=accountant)
-        for each in ([one, two, three], [three, two, one], [two, three, one], mixed)
+        epsilon(steps, DELTA, accountant=accountant)
+        for steps in ([one, two, three], [three, two, one], [two, three, one], mixed)
     ]
     assert costs == [pytest.approx(costs[0], rel=1e-9)] * 4
 

@@ -114,8 +114,8 @@ def test_the_gaussian_bound_exceeds_the_truth_no_more_often_than_stated(mu: floa
 def test_the_one_run_bound_exceeds_the_truth_no_more_often_than_stated(truth: float) -> None:
     # Randomised response is the mechanism for which the bound is tight.
     right = np.random.default_rng(2).binomial(1000, 1 / (1 + math.exp(-truth)), TRIALS)
-    each = {int(count): one_run_epsilon(1000, 1000, int(count), 0.0, 0.95) for count in np.unique(right)}
-    bounds = [each[int(count)] for count in right]
+    by_count = {int(count): one_run_epsilon(1000, 1000, int(count), 0.0, 0.95) for count in np.unique(right)}
+    bounds = [by_count[int(count)] for count in right]
     assert 0.01 * TRIALS <= sum(bound > truth for bound in bounds) <= 0.08 * TRIALS
     assert np.mean(bounds) > 0.7 * truth
 

@@ -139,7 +139,7 @@ def test_the_wire_form_is_30792_bytes_a_ciphertext_and_cuts_back(count: int) -> 
     np.testing.assert_array_equal(np.concatenate(list(ciphertexts.residues())), words)
     assert len(ciphertexts.seeds) == count * SEED_BYTES
     counts = [len(chunk) // CIPHERTEXT_BYTES for chunk in chunks]
-    ends = [(each * C0_BYTES, each * (C0_BYTES + SEED_BYTES)) for each in counts]
+    ends = [(number * C0_BYTES, number * (C0_BYTES + SEED_BYTES)) for number in counts]
     cut = [(chunk[seeds:codes], chunk[codes:]) for chunk, (seeds, codes) in zip(chunks, ends, strict=True)]
     assert (ciphertexts.seeds, ciphertexts.codes) == tuple(map(b"".join, zip(*cut, strict=True)))
     assert ciphertexts.alone.codes == ciphertexts.codes

@@ -37,8 +37,8 @@ def test_dense_holds_four_fields_of_twelve_bits() -> None:
     values[0], values[4095 + 7], values[2 * 4095], values[-1] = 1.0, 1.0, 1.0, 1.0
     (row,) = packed(values, 1.0, packing)
     top = packing.levels - 1
-    found = {place: int(row[place]) for place in np.flatnonzero(row)}
-    assert found == {0: top | top << 24, 7: top << 12, 4094: top << 36}
+    nonzero = {place: int(row[place]) for place in np.flatnonzero(row)}
+    assert nonzero == {0: top | top << 24, 7: top << 12, 4094: top << 36}
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -113,11 +113,11 @@ def test_nothing_is_decrypted_of_a_sum_with_any_flipped_bit(part: str, monkeypat
     for bit in [0, 8 * len(data) - 1, *generator.integers(0, 8 * len(data), 20).tolist()]:
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
-        made = bytes(flipped)
+        changed = bytes(flipped)
         lie = {
-            "c0": lambda made=made: replace(total, c0=(made,)),
-            "codes": lambda made=made: replace(total, codes=made),
-            "seeds": lambda made=made: replace(total, contributions=(replace(first, seeds=made), *others)),
+            "c0": lambda changed=changed: replace(total, c0=(changed,)),
+            "codes": lambda changed=changed: replace(total, codes=changed),
+            "seeds": lambda changed=changed: replace(total, contributions=(replace(first, seeds=changed), *others)),
         }[part]()
         with pytest.raises(CloisterError):
             open_sum(lie)

@@ -130,9 +130,9 @@ FORGERIES: dict[str, Callable[[Proof], Proof]] = {
 }
 
 
-@pytest.mark.parametrize("what", FORGERIES)
-def test_a_proof_that_was_altered_does_not_hold(proof: Proof, what: str) -> None:
-    assert not _holds(STATEMENT, FORGERIES[what](proof))
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_proof_that_was_altered_does_not_hold(proof: Proof, forgery: str) -> None:
+    assert not _holds(STATEMENT, FORGERIES[forgery](proof))
 
 
 @pytest.mark.parametrize("place", range(3))
@@ -183,8 +183,8 @@ def test_bits_that_are_none_would_help_if_nobody_looked(monkeypatch: pytest.Monk
     left = LIMIT - sum(number * number for number in long)
     of = _Relation.of
 
-    def without_bits(statement: Statement, *said: object) -> _Relation:
-        relation = of(statement, *said)  # type: ignore[arg-type]
+    def without_bits(statement: Statement, *parts: object) -> _Relation:
+        relation = of(statement, *parts)  # type: ignore[arg-type]
         first = len(relation.squares) - statement.bits
         linear = [*relation.linear[:first], *(1 << place for place in range(statement.bits))]
         return _Relation([*relation.squares[:first], *[0] * statement.bits], linear, relation.constant)
@@ -294,8 +294,8 @@ def write_golden() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(secrets, "randbelow", _draws(7))
         proof = prove(STATEMENT, NUMBERS, BLINDING)
-    found = {
+    golden = {
         "context": CONTEXT.hex(), "site": "north", "numbers": 8, "limit": LIMIT, "y": NUMBERS, "blinding": BLINDING,
         "seed": 7, "proof": b64encode(proof.to_bytes()).decode(),
     }  # fmt: skip
-    GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")

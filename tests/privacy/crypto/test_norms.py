@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from privacy.crypto.norm_proof import Statement
 
 SITES: tuple[str, ...] = ("north", "south", "west")
-PLAN, SET, SUM = (sha256(what).hexdigest() for what in (b"plan", b"set", b"sum"))
+PLAN, SET, SUM = (sha256(name).hexdigest() for name in (b"plan", b"set", b"sum"))
 NONCES = {site: sha256(site.encode()).digest() for site in SITES}
 SUBJECT = subject_of(PLAN, SET, SUM)
 CONTEXT = context_of(SUBJECT, NONCES)
@@ -139,31 +139,31 @@ def test_two_liars_may_split_their_updates_but_not_shorten_them(sites: Sites) ->
 
 @pytest.mark.parametrize("bad", ["none", "empty", "cut", "of another site", "of another round", "altered"])
 def test_a_bad_proof_is_its_owners(sites: Sites, proofs: dict[str, bytes], bad: str) -> None:
-    shown = dict(proofs)
+    changed = dict(proofs)
     later = state(context_of(subject_of(sha256(b"next plan").hexdigest(), SET, SUM), NONCES), "south", LENGTH, K)
     match bad:
         case "none":
-            del shown["south"]
+            del changed["south"]
         case "empty":
-            shown["south"] = b""
+            changed["south"] = b""
         case "cut":
-            shown["south"] = proofs["south"][:-1]
+            changed["south"] = proofs["south"][:-1]
         case "of another site":
-            shown["south"] = proofs["west"]
+            changed["south"] = proofs["west"]
         case "of another round":
-            shown["south"] = prove_norm(later, _numbers(sites.updates["south"]), _secrets("south"))
+            changed["south"] = prove_norm(later, _numbers(sites.updates["south"]), _secrets("south"))
         case _:
-            shown["south"] = proofs["south"][:-1] + bytes([proofs["south"][-1] ^ 1])
-    assert sites.refused(shown) == {"south"}
-    assert not sites.add_up(shown, sites.total)
+            changed["south"] = proofs["south"][:-1] + bytes([proofs["south"][-1] ^ 1])
+    assert sites.refused(changed) == {"south"}
+    assert not sites.add_up(changed, sites.total)
 
 
 @given(st.integers(2, 6))
 def test_blindings_add_up_to_zero_over_all_contributors_and_to_nothing_over_fewer(count: int) -> None:
     names = tuple(f"site-{number}" for number in range(count))
-    found = [_blinding(_secrets(name, names), CONTEXT, name) for name in names]
-    assert sum(found) % ORDER == 0
-    assert all(sum(found[:some]) % ORDER for some in range(1, count))
+    blindings = [_blinding(_secrets(name, names), CONTEXT, name) for name in names]
+    assert sum(blindings) % ORDER == 0
+    assert all(sum(blindings[:some]) % ORDER for some in range(1, count))
 
 
 def test_blindings_are_of_one_context_and_pair() -> None:
@@ -188,7 +188,7 @@ def test_only_the_sum_of_two_honest_sites_is_visible(sites: Sites, proofs: dict[
 
 def test_a_context_is_of_plan_set_sum_and_every_nonce() -> None:
     others = [{**NONCES, site: sha256(b"another").digest()} for site in SITES]
-    found = {
+    contexts = {
         CONTEXT,
         *(context_of(SUBJECT, nonces) for nonces in others),
         *(
@@ -196,7 +196,7 @@ def test_a_context_is_of_plan_set_sum_and_every_nonce() -> None:
             for digests in ((SET, PLAN, SUM), (PLAN, SUM, SET), (SUM, SET, PLAN))
         ),
     }
-    assert len(found) == 7
+    assert len(contexts) == 7
     assert context_of(SUBJECT, dict(reversed(NONCES.items()))) == CONTEXT
 
 

@@ -183,7 +183,7 @@ def test_a_charge_is_as_fast_after_thousands_as_before(tmp_path: Path, monkeypat
         EVENT | {"round": number, "noise_multiplier": 5.0 + number % 10, "sample_rate": 0.001}
         for number in range(1, 3001)
     ]
-    path.write_bytes(chained([json.dumps(each).encode() for each in [opened, *rounds]], KEY))
+    path.write_bytes(chained([json.dumps(event).encode() for event in [opened, *rounds]], KEY))
     verified, parsed, composed = list[str](), list[bytes](), list[int]()
     verify, loads, spent = signing.verify, json.loads, accounting._spent
 
@@ -312,9 +312,9 @@ def test_the_last_entry_cannot_be_changed_either(whole: bytes) -> None:
     head, signature, _ = kept[-1].split(b" ", 2)
     cheaper = last.split(b" ", 2)[2].replace(b'"steps": 5', b'"steps": 1')
     forged = sha256(bytes.fromhex(head.decode()) + signature + cheaper.rstrip()).hexdigest().encode()
-    for made in (last.split(b" ", 2)[1], signing_key("mallory").sign(forged).hex().encode(), signature):
+    for signature_used in (last.split(b" ", 2)[1], signing_key("mallory").sign(forged).hex().encode(), signature):
         with pytest.raises(LedgerError, match=":6: this entry or an earlier one was altered by someone without"):
-            read(b"".join(kept) + b" ".join([forged, made, cheaper]))
+            read(b"".join(kept) + b" ".join([forged, signature_used, cheaper]))
 
 
 def test_a_signature_has_one_form(whole: bytes) -> None:

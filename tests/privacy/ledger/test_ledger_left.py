@@ -26,14 +26,14 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """What was synced to disk since the test began, in order."""
-    found, sync = list[Path](), os.fsync
+    paths, sync = list[Path](), os.fsync
 
     def noting(descriptor: int) -> None:
-        found.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        paths.append(Path(f"/proc/self/fd/{descriptor}").readlink())
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noting)
-    return found
+    return paths
 
 
 def ledger(path: Path) -> Ledger:

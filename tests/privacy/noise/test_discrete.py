@@ -40,10 +40,10 @@ def test_every_integer_comes_as_often_as_it_should(variance: int) -> None:
     values = np.arange(-most, most + 1)
     weights = np.exp(-(values**2) / (2 * variance))
     expected = count * weights / weights.sum()
-    found = np.bincount(drawn + most, minlength=values.size)
+    counts = np.bincount(drawn + most, minlength=values.size)
     often = expected >= 10
-    rest = [found[~often].sum(), expected[~often].sum()]
-    result = stats.chisquare([*found[often], rest[0]], [*expected[often], rest[1]])
+    rest = [counts[~often].sum(), expected[~often].sum()]
+    result = stats.chisquare([*counts[often], rest[0]], [*expected[often], rest[1]])
     assert result.pvalue > 0.001
 
 
@@ -56,9 +56,9 @@ def test_mean_variance_and_tails_are_those_of_a_gaussian(variance: int) -> None:
     # Near a tail's edge an integer more or less counts: half a step is not a deviation.
     step = 0.5 / np.sqrt(variance)
     for beyond in (2.0, 3.0, 4.0):
-        found = (np.abs(drawn) > beyond).sum()
+        beyond_count = (np.abs(drawn) > beyond).sum()
         high, low = (2 * count * stats.norm.sf(beyond + off) for off in (-step, step))
-        assert low - 5 * np.sqrt(low) <= found <= high + 5 * np.sqrt(high)
+        assert low - 5 * np.sqrt(low) <= beyond_count <= high + 5 * np.sqrt(high)
 
 
 @few

@@ -45,7 +45,7 @@ def test_a_run_within_all_limits_is_allowed_up_to_each_of_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "asked", "said"),
+    ("limits", "changes", "message"),
     [
         pytest.param(policy(tasks=()), {}, f"the task {TASK}: its policy says tasks = []", id="no task"),
         pytest.param(
@@ -104,11 +104,11 @@ def test_a_run_within_all_limits_is_allowed_up_to_each_of_them() -> None:
         ),
     ],
 )
-def test_a_refusal_names_what_was_asked_and_the_limit(limits: Policy, asked: dict[str, float], said: str) -> None:
+def test_a_refusal_names_what_was_asked_and_the_limit(limits: Policy, changes: dict[str, float], message: str) -> None:
     with pytest.raises(RefusedError) as caught:
-        check(limits, **asked)  # type: ignore[arg-type]
-    site = asked.get("site", "north")
-    assert str(caught.value) == f"{site} does not allow {said}; change the run, or let the site change its policy"
+        check(limits, **changes)  # type: ignore[arg-type]
+    site = changes.get("site", "north")
+    assert str(caught.value) == f"{site} does not allow {message}; change the run, or let the site change its policy"
 
 
 def test_an_epsilon_that_is_not_a_number_is_refused() -> None:

@@ -34,10 +34,10 @@ def test_the_probabilities_of_the_answers_differ_by_the_charged_factor(spent: fl
     chance = turned(spent)
     assert (1 - chance) / chance == pytest.approx(exp(spent))
     rng, count = Randomness.seeded(1, "votes"), 4000
-    told = [sum(respond(answer, spent, rng) for _ in range(count)) for answer in (True, False)]
+    answers = [sum(respond(answer, spent, rng) for _ in range(count)) for answer in (True, False)]
     deviation = (count * chance * (1 - chance)) ** 0.5
-    assert abs(told[0] - count * (1 - chance)) < 5 * deviation + 1
-    assert abs(told[1] - count * chance) < 5 * deviation + 1
+    assert abs(answers[0] - count * (1 - chance)) < 5 * deviation + 1
+    assert abs(answers[1] - count * chance) < 5 * deviation + 1
 
 
 @pytest.mark.parametrize("accountant", [PLD, RDP])

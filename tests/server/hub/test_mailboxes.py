@@ -46,15 +46,15 @@ def test_the_same_reply_again_gets_the_same_receipt_and_is_handed_over_once(boxe
     assert boxes.take({"m"}, 0) is None
 
 
-@pytest.mark.parametrize("taken", [False, True])
-def test_another_reply_to_the_same_message_is_refused(boxes: Mailboxes, *, taken: bool) -> None:
+@pytest.mark.parametrize("collected", [False, True])
+def test_another_reply_to_the_same_message_is_refused(boxes: Mailboxes, *, collected: bool) -> None:
     boxes.put(NORTH, "m", ())
     boxes.answer(NORTH, "m", b"done", unnoticed)
-    if taken:
+    if collected:
         boxes.take({"m"}, 0)
     with pytest.raises(ProtocolError, match="another reply"):
         boxes.answer(NORTH, "m", b"something else", unnoticed)
-    assert boxes.take({"m"}, 0) == (None if taken else ("m", b"done"))
+    assert boxes.take({"m"}, 0) == (None if collected else ("m", b"done"))
 
 
 def test_a_site_cannot_answer_for_another(boxes: Mailboxes) -> None:

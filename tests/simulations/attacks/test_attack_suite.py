@@ -62,8 +62,8 @@ def anything(*_: Any, **__: Any) -> bool:  # noqa: ANN401
     return False
 
 
-def unsigned(shown: bytes, *_: Any) -> bytes:  # noqa: ANN401
-    return shown[SIGNATURE_BYTES:]
+def unsigned(document: bytes, *_: Any) -> bytes:  # noqa: ANN401
+    return document[SIGNATURE_BYTES:]
 
 
 def one_pad(plan: Any, site: str, nonce: str) -> bytes:  # noqa: ANN401

@@ -18,8 +18,8 @@ def test_a_piece_is_found_at_any_place_of_a_file_and_named_with_every_secret_tha
     (tmp_path / "below").mkdir()
     leak = tmp_path / "below" / "leak"
     leak.write_bytes(bytes(before) + SECRETS["pairs"][301:324] + b"after")
-    found = find_secrets(tmp_path, SECRETS | {"copy": SECRETS["pairs"]})
-    assert sorted(found) == [f"copy in {leak}", f"pairs in {leak}"]
+    leaks = find_secrets(tmp_path, SECRETS | {"copy": SECRETS["pairs"]})
+    assert sorted(leaks) == [f"copy in {leak}", f"pairs in {leak}"]
 
 
 def test_what_is_no_piece_of_a_secret_is_not_found(tmp_path: Path) -> None:

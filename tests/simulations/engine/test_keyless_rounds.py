@@ -49,7 +49,7 @@ def test_what_packing_leaves_over_is_carried_and_the_range_follows(sites: Sites)
     *_, exact = rounds(model, 8, sites.exact_mean)
     *_, carried = rounds(model, 8, PackedMeans(sites, dense, charge_for_nobody()))
     *_, dropped = rounds(model, 8, PackedMeans(sites, dense, charge_for_nobody(), carries=False))
-    far, near = (np.abs(each.vector - exact.vector).max() for each in (dropped, carried))
+    far, near = (np.abs(update.vector - exact.vector).max() for update in (dropped, carried))
     assert near < dense.max_error(list(sites.weights.values()))
     assert near < far
 
