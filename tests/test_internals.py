@@ -160,7 +160,7 @@ def test_every_internal_that_the_source_uses_is_listed_and_every_one_listed_is_u
         ("from torch import nn\nx = vars(y).get('_backward_hooks')", "_backward_hooks"),
     ],
 )
-def test_the_search_finds_a_use_however_it_is_written(text: str, name: str) -> None:
+def test_the_search_finds_every_way_to_use_a_name(text: str, name: str) -> None:
     tree = ast.parse(text)
     assert [*imported(tree), *mentioned(tree)] == [name]
 
@@ -253,7 +253,7 @@ def test_opacus_samples_an_embedding_record_by_record() -> None:
     assert samples.tolist() == [[[1, 1], [1, 1], [0, 0], [0, 0]], [[0, 0], [2, 2], [0, 0], [0, 0]]]
 
 
-def test_opacus_remembers_of_a_pass_what_we_forget_for_it() -> None:
+def test_opacus_keeps_state_of_a_pass_that_we_delete() -> None:
     inputs, layer = torch.rand(2, 3), nn.Linear(3, 1, bias=False)
     model: Any = GradSampleModule(layer, loss_reduction="sum")
     weight: Any = layer.weight  # to which Opacus adds attributes
@@ -326,7 +326,7 @@ def test_a_module_computes_with_the_tensors_in_its_table() -> None:
 
 
 @pytest.mark.parametrize("padding", [(1, 2), "same", "valid"])
-def test_a_convolution_tells_how_it_pads(padding: tuple[int, int] | str) -> None:
+def test_a_convolution_states_its_padding(padding: tuple[int, int] | str) -> None:
     layer, inputs = nn.Conv2d(1, 1, (3, 5), padding=padding), torch.rand(1, 1, 5, 6)
     padded = functional.pad(inputs, layer._reversed_padding_repeated_twice)
     assert torch.equal(layer(inputs), functional.conv2d(padded, layer.weight, layer.bias))

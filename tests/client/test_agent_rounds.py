@@ -226,7 +226,7 @@ def test_an_update_does_not_leave_once_the_ledger_has_no_charge_for_it(federatio
     assert charges_of(federation, SITE) == 0
 
 
-def test_a_cohort_that_no_masks_can_be_made_for_costs_nothing(make_federation: FederationMaker) -> None:
+def test_a_cohort_without_shared_secrets_is_refused_and_costs_nothing(make_federation: FederationMaker) -> None:
     masked = replace(SETTINGS.encryption, collusion_resistant=True)
     sizes = {**SETTINGS.cohort.sizes, "stranger": 10}  # whom no roster lists
     cohort = replace(SETTINGS.cohort, sizes=sizes)
@@ -432,7 +432,7 @@ def test_a_sum_that_does_not_decrypt_to_one_is_refused_and_so_is_every_other_of_
     assert models_of(federation) == {}
 
 
-def test_a_sum_to_which_the_server_added_a_number_of_its_own_is_opened_by_nobody(
+def test_a_sum_with_a_number_added_by_the_server_is_opened_by_no_site(
     federation: Federation, total: EncryptedSum
 ) -> None:
     words = unpack60(total.c0[0]).copy()

@@ -130,7 +130,7 @@ def test_the_ledger_has_the_very_rate_at_which_records_are_drawn(make_federation
     assert drawn / chances == pytest.approx(0.37, abs=4 * np.sqrt(0.37 * 0.63 / chances))
 
 
-def test_a_batch_without_records_has_its_noise_and_counts() -> None:
+def test_empty_batches_get_their_noise() -> None:
     task, manifest = Toy(), signed(rate=1e-12, steps=50, noise=2.0, norm=0.5)
     total = np.concatenate([summed(task, task.example(), manifest) for _ in range(40)])
     assert total.std() == pytest.approx(2.0 * 0.5 * np.sqrt(50), rel=0.15)
@@ -244,7 +244,7 @@ class Infinite(Tiny):
         return inputs, targets
 
 
-def test_one_infinite_record_is_refused_before_the_model_is_no_longer_finite(make_federation: FederationMaker) -> None:
+def test_an_infinite_record_is_refused_before_it_reaches_the_model(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(NOISY, task=task_name(Infinite)))
     with pytest.raises(DataError, match="is not finite; correct the record"):
         open_site(federation.paths["north"]).check_records()
@@ -266,7 +266,7 @@ class _Trap:
 
 
 @pytest.mark.parametrize("write", [lambda trap, path: path.write_bytes(pickle.dumps(trap)), torch.save])
-def test_a_pickle_in_a_checkpoints_place_is_refused_and_not_run(
+def test_a_pickle_in_place_of_a_checkpoint_is_refused_and_not_run(
     tmp_path: Path, write: Callable[[_Trap, Path], object]
 ) -> None:
     store = CheckpointStore(tmp_path)

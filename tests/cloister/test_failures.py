@@ -89,7 +89,7 @@ ERRORS: list[BaseException] = [
 ]
 
 
-def test_every_command_is_tried_here() -> None:
+def test_these_tests_cover_every_command() -> None:
     assert {*_commands(typer.main.get_command(cli.app))} == {*SEAMS}
 
 
@@ -102,7 +102,7 @@ def _commands(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("command", SEAMS, ids=" ".join)
-def test_whatever_a_command_raises_is_one_sentence(
+def test_every_error_of_a_command_is_one_sentence(
     command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place, arguments = SEAMS[command]
@@ -148,7 +148,7 @@ def _fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
     return capsys.readouterr().err
 
 
-def test_a_sentence_never_has_the_words_of_an_exception_that_is_not_ours() -> None:
+def test_the_text_of_foreign_exceptions_is_never_shown() -> None:
     for error in ERRORS:
         message = sentence(error)
         assert message
@@ -191,7 +191,7 @@ def test_a_run_with_a_byte_order_mark_and_carriage_returns_is_signed(
     assert (tmp_path / "run.manifest").exists()
 
 
-def test_what_cannot_be_read_or_written_is_named(
+def test_files_that_cannot_be_read_or_written_are_named(
     consortium: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -236,7 +236,7 @@ def test_what_cannot_be_read_or_written_is_named(
     ]
 
 
-def test_a_file_that_cannot_be_as_large_is_named_and_nothing_of_it_is_left(
+def test_a_file_that_exceeds_the_size_limit_is_named_and_removed(
     consortium: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with file_size_limit(1000):
@@ -297,7 +297,7 @@ def test_a_closed_standard_output_is_not_an_error() -> None:
     assert (closed.returncode, closed.stderr) == (0, b"")
 
 
-def test_every_character_that_is_not_ascii_has_another_form() -> None:
+def test_every_non_ascii_character_has_an_ascii_form() -> None:
     make_usable()
     assert "✓ ε ≥ 3, σ…\udcff".encode("ascii", "cloister") == rb"+ eps >= 3, sigma...\udcff"
 

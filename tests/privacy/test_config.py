@@ -79,7 +79,7 @@ def test_a_good_file_is_read() -> None:
     )
 
 
-def test_the_first_example_of_the_module_is_what_one_sees() -> None:
+def test_an_unknown_key_is_shown_with_its_line_and_a_suggestion() -> None:
     text = "# a study\n" * 6 + "rouns = 20\n"
     lines = complaint(text, RunSettings)
     assert lines == [

@@ -75,7 +75,7 @@ def test_results_are_those_of_map_in_their_order(length: int) -> None:
     assert os.getpid() not in pids[parallel._FEW :]
 
 
-def test_one_process_is_this_one() -> None:
+def test_one_process_means_the_calling_process() -> None:
     assert {pid for _, pid in in_processes(1)(squared, range(100))} == {os.getpid()}
 
 
@@ -160,7 +160,7 @@ def test_processes_end_when_their_parent_is_killed(busy: float) -> None:
 # --- Encryption ----------------------------------------------------------------------------------------------------
 
 
-def test_what_processes_encrypt_and_decrypt_is_what_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_encrypt_and_decrypt_as_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "_FEW", 1)
     apply, key, rows = in_processes(2), decryption_key(), 3 * BLOCK + 1
     coefficients = np.random.default_rng(1).integers(0, 1 << 47, (rows, RING_DEGREE), np.uint64)

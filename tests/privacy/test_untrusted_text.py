@@ -41,7 +41,7 @@ def test_letters_and_signs_stay_as_they_are(text: str) -> None:
 
 
 @given(text=hostile)
-def test_nobody_closes_the_quotation_marks(text: str) -> None:
+def test_foreign_text_cannot_close_the_quotation_marks(text: str) -> None:
     message = quoted(text)
     assert (message[0], message[-1]) == ("“", "”")
     assert not set("“”") & set(message[1:-1])
@@ -50,6 +50,6 @@ def test_nobody_closes_the_quotation_marks(text: str) -> None:
     assert plain(message, MOST + 2) == message
 
 
-def test_megabytes_are_cut_before_they_are_looked_at() -> None:
+def test_long_text_is_cut_before_it_is_processed() -> None:
     assert plain("\x1b" * 10_000_000).startswith("\\x1b\\x1b")
     assert len(quoted("”" * 10_000_000)) <= MOST + 2

@@ -227,7 +227,7 @@ def test_names_of_bad_records_are_reported_once() -> None:
 
 
 @pytest.mark.parametrize("kind", stored("wire")["messages"])
-def test_each_known_message_holds_what_it_held(kind: str) -> None:
+def test_each_known_message_is_read_as_before(kind: str) -> None:
     known = stored("wire")["messages"][kind]
     message = decode_instruction(bytes.fromhex(known["body"]))
     assert entry(bytes.fromhex(known["body"]), message.content) == known
@@ -235,7 +235,7 @@ def test_each_known_message_holds_what_it_held(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", stored("wire")["replies"])
-def test_each_known_reply_holds_what_it_held(kind: str) -> None:
+def test_each_known_reply_is_read_as_before(kind: str) -> None:
     known = stored("wire")["replies"][kind]
     assert entry(bytes.fromhex(known["body"]), reply_of(bytes.fromhex(known["body"]))) == known
 
@@ -258,7 +258,7 @@ def test_the_known_runs_have_the_known_steps_and_learning_rates() -> None:
         np.testing.assert_allclose(rates, known["rates"], rtol=1e-14)  # other machines may round cosines otherwise
 
 
-def test_what_follows_from_fixed_keys_is_made_as_it_was() -> None:
+def test_values_derived_from_fixed_keys_are_unchanged() -> None:
     codes_, plan = stored("codes"), read_plan(stored("masks")["plan"].encode())
     computed = codes(plan, codes_["nonce"], wire()[:C0_BYTES], wire()[C0_BYTES:-CODE_BYTES])
     assert plain(computed) == codes_

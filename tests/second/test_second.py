@@ -53,12 +53,12 @@ def test_the_second_reader_imports_nothing_of_ours() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_reads_what_is_good(kind: str) -> None:
+def test_the_second_reader_accepts_good_documents(kind: str) -> None:
     read(kind, good(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_refuses_what_is_bad_with_the_same_errors(kind: str) -> None:
+def test_the_second_reader_refuses_bad_documents_with_the_same_errors(kind: str) -> None:
     expected = {bad["name"]: bad["error"] for bad in stored("bad")["bad"] if bad["kind"] == kind}
     results = dict.fromkeys(expected, "none")
     for bad in stored("bad")["bad"]:
@@ -407,7 +407,7 @@ def test_failures_chunks_requests_and_receipts() -> None:
     assert list(wire.message(bytes.fromhex(known["receipt"]))) == [(1, 0, 1)]
 
 
-def test_words_of_a_site() -> None:
+def test_readiness_and_ledger_heads_of_a_site() -> None:
     known, members = stored("wire"), roster(stored("documents")["roster"].encode())
     key = bytes.fromhex(signed.member(members, "south")["signing_key"])
     records = wire.read_reply(bytes.fromhex(known["replies"]["readiness"]["body"]), REPLIED_TO, "readiness").configs

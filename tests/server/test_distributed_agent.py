@@ -97,7 +97,7 @@ def test_an_agent_whose_worker_dies_ends_with_its_charge_and_without_an_update(t
     assert "what was charged stays charged" in trained.output[0]
 
 
-def test_started_again_it_trains_with_the_others_to_the_end(trained: Trained) -> None:
+def test_an_agent_that_is_started_again_trains_to_the_end(trained: Trained) -> None:
     released = [event for event in rounds_of(trained.federation) if event["released"]]
     assert [sorted(event["sites"]) for event in released] == [sorted(MEMBERS)] * len(released)
     assert len(released) >= RUN.rounds - 1
@@ -105,7 +105,7 @@ def test_started_again_it_trains_with_the_others_to_the_end(trained: Trained) ->
     assert trained.output[1].count("worker 1 took part in 4 steps") == len(released)
 
 
-def test_there_is_one_agent_and_it_alone_speaks_with_the_server(trained: Trained) -> None:
+def test_only_the_first_process_connects_to_the_server(trained: Trained) -> None:
     for message in trained.output:
         assert message.count("online at") == 1
         assert message.count("worker 1 of 1, on cpu") == 1

@@ -109,7 +109,7 @@ def missing(federation: Federation, site: str, number: int) -> Answer:
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_it_is_plain_float64_arithmetic_under_encryption_and_masks_also_if_a_site_misses_a_round(
+def test_algorithms_equal_float64_arithmetic_under_encryption_and_masks_even_if_a_site_misses_a_round(
     make_federation: FederationMaker, name: str
 ) -> None:
     federation = make_federation(settings_of(name, **GIVEN.get(name, {})))
@@ -181,7 +181,7 @@ def descend(
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_blocks_make_no_difference(name: str) -> None:
+def test_the_size_of_blocks_does_not_change_the_result(name: str) -> None:
     size, draw = 1000, np.random.default_rng(3)
     algorithm = algorithm_with(name)
     run, weights = Run(STEPS, RATE, {"north": 1.0, "south": 0.5}), {"north": 1.0}
@@ -237,7 +237,7 @@ def test_a_correction_is_added_to_the_gradient_that_is_clipped_and_has_its_noise
     )
 
 
-def test_an_algorithm_cannot_train_twice_or_longer_than_is_paid_for() -> None:
+def test_an_algorithm_cannot_train_more_steps_than_were_charged() -> None:
     zeros = np.zeros(3, np.float32)
     at = LocalRound(Run(4, 0.1, {"north": 1.0}), "north", zeros, {}, {})
     done = list[LocalSolver]()
@@ -266,7 +266,7 @@ def test_an_algorithm_cannot_train_twice_or_longer_than_is_paid_for() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("a record"), TaskError("records meet"), KeyboardInterrupt()])
-def test_what_training_raises_is_raised_as_it_is_also_if_the_algorithm_goes_on(error: BaseException) -> None:
+def test_an_error_of_training_is_raised_even_if_the_algorithm_catches_it(error: BaseException) -> None:
     at = LocalRound(Run(4, 0.1, {"north": 1.0}), "north", np.zeros(3, np.float32), {}, {})
 
     class Going(FedAvg):
@@ -303,7 +303,7 @@ def test_what_training_raises_is_raised_as_it_is_also_if_the_algorithm_goes_on(e
         ({"name": "tests.toys:ClassVar"}, "is not an algorithm; derive a dataclass from cloister.Algorithm"),
     ],
 )
-def test_the_coordinator_learns_what_to_change(strategy: dict[str, Any], message: str) -> None:
+def test_a_wrong_strategy_is_refused_with_the_correction(strategy: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         completed(replace(settings_of("fedavg"), strategy=strategy))
     assert message in str(caught.value)
@@ -318,7 +318,7 @@ def test_signing_fills_in_the_version_and_every_parameter() -> None:
     assert parameters_of(find("fedyogi")) == ("server_learning_rate", "beta_1", "tau", "beta_2")
 
 
-def test_what_needs_noise_in_updates_or_cannot_be_undone_is_refused() -> None:
+def test_algorithms_that_cannot_share_noise_or_be_undone_are_refused() -> None:
     shared = replace(
         settings_of("scaffold"),
         training=Training(steps_per_round=1, sample_rate=0.5, learning_rate=RATE),
@@ -377,12 +377,12 @@ def test_a_site_with_another_version_takes_no_part_and_is_charged_nothing(
 # --- Of other packages ------------------------------------------------------------------------------------------------
 
 
-def test_one_of_another_package_by_module_and_class(make_federation: FederationMaker) -> None:
+def test_a_strategy_of_another_package_is_loaded_by_module_and_class(make_federation: FederationMaker) -> None:
     federation = make_federation(settings_of(TOY, part=0.25), dict.fromkeys(SITES, replace(TERMS, strategies=(TOY,))))
     check_toy(federation)
 
 
-def test_one_of_another_package_by_its_entry_point(
+def test_a_strategy_of_another_package_is_loaded_by_its_entry_point(
     make_federation: FederationMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     about = tmp_path / "site" / "toys-1.0.dist-info"

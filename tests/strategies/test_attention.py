@@ -194,7 +194,7 @@ class HostileGrid(InlineGrid):
     st.lists(st.sampled_from([*HARMLESS, *HARMFUL]), min_size=1, max_size=6),
     st.lists(st.sampled_from(sorted(HARMLESS)), min_size=1, max_size=4),
 )
-def test_whatever_a_grid_hands_out_as_replies_the_rounds_go_on(
+def test_rounds_continue_whatever_a_grid_returns_as_replies(
     federation_keys: Path, of_one: list[str], of_others: list[str]
 ) -> None:
     with TemporaryDirectory() as folder:
@@ -276,7 +276,7 @@ def test_the_first_round_waits_for_all_sites_that_the_run_lists(make_federation:
     assert [event["problems"] for event in events] == [{}, {}]
 
 
-def test_a_site_that_does_not_come_is_named_and_waited_for_in_the_first_round_alone(
+def test_an_absent_site_is_named_and_awaited_in_the_first_round_only(
     make_federation: FederationMaker,
 ) -> None:
     federation = make_federation(with_deadline(replace(SETTINGS, rounds=3), 5.0))

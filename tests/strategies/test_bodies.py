@@ -10,7 +10,7 @@ from strategies.bodies import Bodies
 
 
 @pytest.mark.parametrize("most", [1 << 20, 10], ids=["in memory", "on disk"])
-def test_updates_are_found_as_they_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_updates_are_read_back_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(bodies, "_IN_MEMORY", most)
     updates = {
         site: SignedUpdate(b"header of " + site.encode(), bytes(64), (site.encode() * 9, b"", b"rest"), b"masks")

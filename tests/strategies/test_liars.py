@@ -115,7 +115,7 @@ LIES: dict[str, tuple[dict[str, Lie], str]] = {
 
 @pytest.mark.parametrize("site", [HOSTILE, "east"], ids=["last", "first"])
 @pytest.mark.parametrize("lie", LIES)
-def test_who_spoils_a_sum_is_named_and_the_round_goes_on_without_it(
+def test_a_site_that_spoils_a_sum_is_named_and_the_round_goes_on_without_it(
     federation: Federation, lie: str, site: str
 ) -> None:
     lies, reason = LIES[lie]
@@ -131,7 +131,7 @@ def test_who_spoils_a_sum_is_named_and_the_round_goes_on_without_it(
     assert len({models[sibling] for sibling in others}) == 1
 
 
-def test_who_judges_falsely_is_named_with_what_it_did_itself(federation: Federation) -> None:
+def test_a_false_judge_is_named_for_the_false_judgement(federation: Federation) -> None:
     """The first to judge has spoiled the sum, and says that all others did."""
     lies = sending(liars.wrong_code) | {JUDGE.name: call_others_wrong}
     first, second = run_with(federation, lying(federation, "east", lies))
@@ -164,7 +164,7 @@ def test_a_site_that_rejects_a_sum_which_others_opened_is_named(federation: Fede
     assert {charges_of(federation, site) for site in HONEST} == {2}
 
 
-def test_one_refusal_takes_no_sum_back_that_others_have_opened_without_saying_so(federation: Federation) -> None:
+def test_one_refusal_does_not_undo_a_sum_whose_other_replies_were_lost(federation: Federation) -> None:
     lies, lost = lying(federation, HOSTILE, {EVALUATE: refuse}), set[int]()
 
     def answer(message: Message, context: Context) -> Message:
@@ -182,7 +182,7 @@ def test_one_refusal_takes_no_sum_back_that_others_have_opened_without_saying_so
     assert len({models[site] for site in HONEST}) == 1
 
 
-def test_wrong_values_under_the_masks_cost_rounds_until_their_sender_is_found(make_federation: FederationMaker) -> None:
+def test_the_sender_of_wrong_values_under_masks_is_found_after_some_rounds(make_federation: FederationMaker) -> None:
     federation = make_federation(replace(MASKED, rounds=14))
     rounds = run_with(federation, lying(federation, HOSTILE, sending(liars.garbage)))
     assert not rounds[0]["released"]
@@ -211,7 +211,7 @@ def test_a_server_that_adds_up_wrongly_is_named_by_the_sites(
 # --- What a site must see before it judges ----------------------------------------------------------------------------
 
 
-def test_nobody_sees_anothers_update_in_a_run_without_masks(make_federation: FederationMaker) -> None:
+def test_no_site_receives_another_sites_update_without_masks(make_federation: FederationMaker) -> None:
     federation, types = make_federation(replace(SETTINGS, rounds=1)), list[str]()
 
     def answer(message: Message, context: Context) -> Message:

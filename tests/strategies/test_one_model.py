@@ -104,7 +104,7 @@ def test_sites_that_start_from_two_models_end_the_run_before_anything_is_spent(f
     assert models_of(federation) == {}
 
 
-def test_a_site_that_starts_from_another_model_ends_no_run_to_which_an_honest_one_comes_late(
+def test_a_run_continues_if_a_site_claims_another_model_and_an_honest_one_is_late(
     make_federation: FederationMaker,
 ) -> None:
     federation, late = make_federation(replace(SETTINGS, rounds=2)), list[int]()

@@ -19,7 +19,7 @@ def receipts_of(federation: Federation, site: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["signed", "of a server without a key"])
-def test_who_is_left_out_of_a_sum_keeps_the_servers_word_why(make_federation: FederationMaker, *, tls: bool) -> None:
+def test_a_site_left_out_of_a_sum_keeps_the_servers_receipt(make_federation: FederationMaker, *, tls: bool) -> None:
     federation = make_federation()
     if not tls:
         (federation.server / "tls.key").unlink()

@@ -72,7 +72,7 @@ def test_two_liars_are_found_and_left_out(count: int, spoiler: Callable[..., Spo
 
 
 @pytest.mark.parametrize("before", [1, 30])
-def test_good_conduct_is_not_saved_up(before: int) -> None:
+def test_good_rounds_do_not_offset_later_spoiled_rounds(before: int) -> None:
     sites = names(4)
     suspicion = Suspicion(sites, 1)
     outcomes = play(suspicion, sites, 3, lambda cohort, number: number >= before and sites[0] in cohort, before + 30)
@@ -82,7 +82,7 @@ def test_good_conduct_is_not_saved_up(before: int) -> None:
 
 @pytest.mark.parametrize("first", range(10))
 @pytest.mark.parametrize("count", [4, 5, 8, 12])
-def test_a_spoiled_round_now_and_then_costs_nobody_its_place(count: int, first: int) -> None:
+def test_occasional_spoiled_rounds_exclude_no_site(count: int, first: int) -> None:
     sites = names(count)
     suspicion = Suspicion(sites, 1)
     play(suspicion, sites, 3, lambda _, number: number % 10 == first, 100)
@@ -90,9 +90,7 @@ def test_a_spoiled_round_now_and_then_costs_nobody_its_place(count: int, first: 
 
 
 @given(st.integers(4, 9), st.randoms())
-def test_while_chance_spoils_nothing_only_liars_are_found_however_they_choose_their_rounds(
-    count: int, rng: Random
-) -> None:
+def test_without_accidents_only_liars_are_excluded_whatever_rounds_they_spoil(count: int, rng: Random) -> None:
     sites = names(count)
     liar, victim = rng.sample(sites, 2)
     suspicion = Suspicion(sites, 1)
@@ -106,7 +104,7 @@ def test_while_chance_spoils_nothing_only_liars_are_found_however_they_choose_th
     assert set(suspicion.excluded) <= {liar}
 
 
-def test_where_nobody_can_be_left_out_all_take_part_and_nobody_is_found() -> None:
+def test_no_site_is_excluded_if_all_are_needed() -> None:
     sites = names(3)
     suspicion = Suspicion(sites, 1)
     play(suspicion, sites, 3, always(sites[0]), 20)
@@ -115,7 +113,7 @@ def test_where_nobody_can_be_left_out_all_take_part_and_nobody_is_found() -> Non
     assert suspicion.excluded == ()
 
 
-def test_who_is_found_is_left_out_even_where_too_few_are_left() -> None:
+def test_an_excluded_site_stays_out_even_if_too_few_remain() -> None:
     sites = names(4)
     suspicion = Suspicion(sites, 1)
     play(suspicion, sites, 3, always(sites[1]), 30)

@@ -87,9 +87,7 @@ def test_an_undone_round_leaves_all_sites_with_the_model_before_it(
 
 
 @pytest.mark.parametrize("number", [2, 3])
-def test_a_site_that_does_not_hear_of_it_goes_back_when_it_is_there_again(
-    make_federation: FederationMaker, number: int
-) -> None:
+def test_a_site_that_missed_an_undo_applies_it_when_it_returns(make_federation: FederationMaker, number: int) -> None:
     federation, groups = consenting(make_federation), list[str]()
 
     def answer(message: Message, context: Context) -> Message:
@@ -106,7 +104,7 @@ def test_a_site_that_does_not_hear_of_it_goes_back_when_it_is_there_again(
     assert len(set(models_of(federation).values())) == 1
 
 
-def test_a_site_that_missed_the_sum_that_is_undone_has_nothing_to_undo(make_federation: FederationMaker) -> None:
+def test_a_site_that_missed_the_undone_sum_undoes_nothing(make_federation: FederationMaker) -> None:
     federation = consenting(make_federation)
 
     def answer(message: Message, context: Context) -> Message:
@@ -138,7 +136,7 @@ def test_votes_of_fewer_than_the_minimum_or_signed_by_others_do_not_count(make_f
     assert final(federation)["rounds"] == 3
 
 
-def test_who_contributed_nothing_has_no_vote(make_federation: FederationMaker) -> None:
+def test_a_site_that_contributed_nothing_has_no_vote(make_federation: FederationMaker) -> None:
     """West sends no update, and votes against what the others made: it would never come under suspicion."""
     federation = consenting(make_federation)
 

@@ -95,7 +95,7 @@ def _printed(federation: Federation) -> str:
 
 
 @pytest.mark.parametrize("kind", LIES)
-def test_a_member_that_sends_false_data_beside_its_updates_stops_nobody_and_fills_nothing(
+def test_false_data_beside_updates_neither_stops_a_run_nor_fills_a_disk(
     make_federation: FederationMaker, kind: str
 ) -> None:
     lies = LIES[kind]
@@ -157,7 +157,7 @@ values = st.recursive(
 
 @settings(max_examples=30)
 @given(details=st.dictionaries(st.sampled_from("abc"), values))
-def test_the_journal_is_strict_json_of_one_line_an_event_whatever_it_records(
+def test_every_event_is_one_line_of_strict_json(
     tmp_path_factory: pytest.TempPathFactory, details: dict[str, Any]
 ) -> None:
     event_log = EventLog(tmp_path_factory.mktemp("event_log"))

@@ -203,7 +203,7 @@ class GridContract(ABC):
         assert list(grid.pull_messages(ids)) == []
         assert list(grid.pull_messages(["unheard-of"])) == []
 
-    def test_nothing_is_sent_and_nothing_comes(self, grid: ReplyGrid) -> None:
+    def test_sending_no_messages_returns_no_replies(self, grid: ReplyGrid) -> None:
         assert list(grid.send_and_receive([], timeout=LONG)) == []
         assert list(grid.pull_messages([])) == []
 

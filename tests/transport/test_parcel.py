@@ -88,7 +88,7 @@ def test_numbers_that_only_behave_like_pythons_are_carried_as_pythons() -> None:
     assert decode_instruction(sent(ask(content))).content["m"] == MetricRecord({"x": 0.5, "xs": [inf]})
 
 
-def test_nothing_in_a_parcel_is_a_pickle() -> None:
+def test_a_parcel_contains_no_pickle() -> None:
     data = sent(ask(everything()))
     assert b"\x80\x04" not in data
     assert b"\x80\x05" not in data

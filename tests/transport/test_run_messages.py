@@ -124,7 +124,7 @@ def test_replies_are_read_back(
     ],
     ids=repr,
 )  # fmt: skip
-def test_a_metric_that_cannot_be_is_left_out_and_noted_and_the_digest_counts(bad: dict[str, Any]) -> None:
+def test_an_impossible_metric_is_dropped_with_a_note_and_the_digest_counts(bad: dict[str, Any]) -> None:
     content = messages.pack_opened(OPENED, {"loss": 1.0} | bad)
     opened, report = messages.read_opened(content)
     assert (opened, report.numbers) == (OPENED, {"loss": 1.0})
@@ -145,14 +145,14 @@ def test_metrics_of_another_form_are_left_out_whole(record: Any) -> None:  # noq
 
 @pytest.mark.parametrize("epsilon", [nan, inf, -inf, -1e-9, 1e300, 1_000_001.0, [0.5]])
 @given(update=updates)
-def test_an_epsilon_that_cannot_be_is_left_out_and_the_update_counts(update: SignedUpdate, epsilon: Any) -> None:  # noqa: ANN401
+def test_an_impossible_epsilon_is_dropped_and_the_update_counts(update: SignedUpdate, epsilon: Any) -> None:  # noqa: ANN401
     read, report = messages.read_update(messages.pack_update(update, {"epsilon": epsilon}))
     assert (read, report.numbers) == (update, {})
     assert "left out" in report.dropped
 
 
 @given(update=updates, head=config_records | metric_records)
-def test_a_head_that_is_none_does_not_spoil_the_update_beside_it(
+def test_a_malformed_ledger_head_does_not_spoil_the_update(
     update: SignedUpdate, head: ConfigRecord | MetricRecord
 ) -> None:
     content = messages.pack_update(update, {})
@@ -163,13 +163,13 @@ def test_a_head_that_is_none_does_not_spoil_the_update_beside_it(
 
 
 @pytest.mark.parametrize("model", ["", "0" * 63, "A" * 64, "0" * 65, "0" * 64 + "\n", "\x1b[2J" + "0" * 60])
-def test_a_digest_that_is_none_is_refused(model: str) -> None:
+def test_a_malformed_digest_is_refused(model: str) -> None:
     with pytest.raises(MalformedError, match=r"lacks opened\.model"):
         messages.read_opened(messages.pack_opened(replace(OPENED, model=model), {}))
 
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, inf, nan])
-def test_a_range_that_is_none_is_refused(bound: float) -> None:
+def test_a_malformed_range_is_refused(bound: float) -> None:
     with pytest.raises(MalformedError, match=r"lacks opened\.update_bound"):
         messages.read_opened(messages.pack_opened(replace(OPENED, update_bound=bound), {}))
 
@@ -197,7 +197,7 @@ def test_a_reason_is_short_on_one_line_and_in_quotation_marks(reason: str) -> No
      {"pairs": ["a", "a"]}, {"pairs": [1]}, {"epoch": 0, "keys": "\x1b[2J"}],
     ids=repr,
 )  # fmt: skip
-def test_a_readiness_that_cannot_be_is_refused(changed: dict[str, Any]) -> None:
+def test_an_impossible_readiness_is_refused(changed: dict[str, Any]) -> None:
     readiness = Readiness("north", "0" * 64, 3, "0" * 64, 0.5, 1, "0" * 64, 1, ["south"], 1e9, b"")
     assert messages.read_readiness(messages.pack_readiness(readiness)) == readiness
     with pytest.raises(MalformedError, match="a message lacks readiness"):
@@ -248,9 +248,7 @@ anything = st.one_of(
 
 @pytest.mark.parametrize("reader", READERS)
 @given(content=written, data=st.data())
-def test_records_in_which_one_thing_is_wrong_are_read_or_refused(
-    reader: str, content: RecordDict, data: st.DataObject
-) -> None:
+def test_records_with_one_mistake_are_read_or_refused(reader: str, content: RecordDict, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(content)))
     record: Any = content[name]
     change = data.draw(

@@ -99,7 +99,7 @@ WRONG: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize(("persons", "message"), WRONG.values(), ids=WRONG)
-def test_what_does_not_name_persons_is_a_sentence(persons: object, message: str) -> None:
+def test_malformed_persons_are_refused_in_a_sentence(persons: object, message: str) -> None:
     with pytest.raises(DataError) as caught:
         check_loaded(
             (torch.rand(3, 2), torch.rand(3, 1), persons), "package:Class", Example.of(Tiny()), Path("records")

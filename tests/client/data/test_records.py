@@ -107,7 +107,7 @@ LINE = st.tuples(NUMBER, NUMBER, NUMBER, CELLS).map(",".join)
     end=st.sampled_from(["\n", "\r\n", "\r"]),
     block=st.integers(1, 64) | st.just(1 << 20),
 )
-def test_what_is_read_in_bulk_is_what_is_read_line_by_line(lines: list[str], end: str, block: int) -> None:
+def test_bulk_and_line_by_line_reading_agree(lines: list[str], end: str, block: int) -> None:
     data = end.join(["size,age,ill,note", *lines]).encode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BLOCK", block)

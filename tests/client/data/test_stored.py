@@ -227,7 +227,7 @@ def test_a_record_that_cannot_be_used_is_named_before_anything_is_charged(
     assert "\n" not in str(caught.value)
 
 
-def test_an_error_in_the_tasks_own_words_is_theirs() -> None:
+def test_a_data_error_of_the_task_is_shown_as_it_is() -> None:
     with pytest.raises(DataError, match=r"^scan 17 is cut; scan it again$"):
         stored(Spoilt(own_words), Tiny()).whole()
 

@@ -112,13 +112,13 @@ def test_interactions_of_records_that_no_example_triggers_are_found_in_training(
 
 
 @pytest.mark.parametrize("task", RARE.values(), ids=RARE.keys())
-def test_what_is_refused_would_have_been_found_on_the_record_itself(task: Toy) -> None:
+def test_refused_tasks_would_also_be_found_on_single_records(task: Toy) -> None:
     torch.manual_seed(2)
     assert again_and_again(lambda: check_records(task, "package:Class", Example(*loud())))
 
 
 @pytest.mark.parametrize("task", RARE.values(), ids=RARE.keys())
-def test_one_record_among_many_is_found_when_they_are_read_for_certain(task: Toy) -> None:
+def test_a_single_interacting_record_is_found_when_all_are_read(task: Toy) -> None:
     torch.manual_seed(4)
     inputs, targets = torch.randn(500, WIDTH), torch.arange(500) % CLASSES
     inputs[111, 2] = 12345.0
@@ -127,7 +127,7 @@ def test_one_record_among_many_is_found_when_they_are_read_for_certain(task: Toy
             prove(task, "package:Class", InMemory(inputs, targets), torch.device("cpu"), Computing())
 
 
-def test_what_begins_with_larger_weights_is_found_in_the_round_in_which_it_begins() -> None:
+def test_interactions_that_begin_with_larger_weights_are_found_in_that_round() -> None:
     class Grown(nn.Module):
         """Centres its batch once its bias has grown further than anybody tries."""
 
@@ -325,7 +325,7 @@ def test_a_mode_that_fails_on_a_sites_own_records_alone_gives_way_to_the_next() 
         prove(task, "package:Class", InMemory(inputs, targets), torch.device("cpu"), named)
 
 
-def test_what_a_model_saves_and_cuts_is_found_on_a_sites_own_records() -> None:
+def test_activations_saved_in_eight_bits_are_found_on_a_sites_own_records() -> None:
     class Saving(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -83,7 +83,7 @@ def by_torch(make: Torch, rates: list[list[float]]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_without_noise_each_is_torchs_own_and_starts_anew_in_each_round(name: str) -> None:
+def test_without_noise_optimizers_equal_torchs_and_restart_every_round(name: str) -> None:
     optimizer, make = OPTIMIZERS[name]
     parameters = trained(settings_of(optimizer), (1, 2))
     torch.testing.assert_close(parameters, by_torch(make, [[RATE] * STEPS] * 2), rtol=0, atol=2e-6)
@@ -170,9 +170,7 @@ def test_a_site_that_restarts_before_each_round_continues_the_schedule(make_fede
 
 @pytest.mark.parametrize("name", ["scaffold", "fednova", "feddyn"])
 @pytest.mark.parametrize("change", [{"optimizer": Adam()}, {"schedule": Cosine()}, {"optimizer": Sgd(momentum=0.1)}])
-def test_algorithms_that_count_on_plain_steps_refuse_others_at_the_coordinator_and_at_sites(
-    name: str, change: dict[str, Any]
-) -> None:
+def test_algorithms_that_need_plain_steps_refuse_other_optimizers(name: str, change: dict[str, Any]) -> None:
     training = SETTINGS.training
     assert training is not None
     settings = replace(SETTINGS, training=replace(training, **change), strategy={"name": name})

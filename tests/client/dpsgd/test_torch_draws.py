@@ -83,7 +83,7 @@ def masks_of(kind: type[Toy], generator: torch.Generator | None, monkeypatch: py
 
 
 @pytest.mark.parametrize("kind", [Toy, Seeding])
-def test_masks_are_others_in_every_step_and_round_wherever_they_are_drawn(
+def test_dropout_masks_differ_in_every_step_and_round(
     monkeypatch: pytest.MonkeyPatch, device: Device, kind: type[Toy]
 ) -> None:
     for generator in (None, device.generator):
@@ -107,7 +107,7 @@ def test_masks_never_follow_from_the_models_public_seed(device: Device, monkeypa
 
 
 @pytest.mark.parametrize("where", DEVICES)
-def test_generators_are_as_they_were(where: str) -> None:
+def test_generators_are_restored(where: str) -> None:
     on = torch.device(where)
     torch.rand(3, device=on)  # it is in use
     states = torch.get_rng_state(), torch.cuda.get_rng_state() if on.type == "cuda" else None
@@ -140,7 +140,7 @@ DRAWS: dict[str, Callable[[], Tensor]] = {
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS.keys())
-def test_what_is_drawn_can_be_held_still_and_is_noticed(draw: Callable[[], Tensor]) -> None:
+def test_draws_can_be_held_fixed_and_are_detected(draw: Callable[[], Tensor]) -> None:
     torch.manual_seed(1)
     with Draws(still=True) as still:
         values = draw(), draw()

@@ -132,7 +132,7 @@ def test_parameters_are_unchanged_after_every_part() -> None:
         assert all(type(parameter) is nn.Parameter for parameter in model.parameters())
 
 
-def test_what_hooks_leave_behind_is_not_added_to_the_next_batch() -> None:
+def test_state_left_by_hooks_is_not_added_to_the_next_batch() -> None:
     class Maybe(nn.Module):
         """Calls a layer again in vain if the first record says so."""
 

@@ -62,12 +62,12 @@ def test_inputs_of_1e_23_and_gradients_of_1e19_are_clipped_although_their_square
 
 @pytest.mark.parametrize("value", [0.1, 0.7, 1 / 3])
 @pytest.mark.parametrize("size", [10_000_000, 1_000_001])
-def test_ten_million_equal_numbers_have_the_norm_that_they_have(size: int, value: float) -> None:
+def test_the_norm_of_ten_million_equal_numbers_is_exact(size: int, value: float) -> None:
     rows = torch.full((1, size), value)
     assert float(Rows(rows).squares()) == pytest.approx(size * float(rows[0, 0]) ** 2, rel=1e-5)
 
 
-def test_what_cancels_within_a_record_is_summed_as_its_norm_was_taken() -> None:
+def test_cancelling_gradients_are_summed_in_the_same_way_as_their_norms() -> None:
     back, places = torch.tensor([[[1e6, -1e6, 1e6, -1e6 + 0.0625]]]).unsqueeze(0), torch.zeros(1, 4, dtype=torch.long)
     small = 1e-3 * torch.randn(3, 1, 1, 4, generator=torch.Generator().manual_seed(0))
     backs = torch.cat([small, back])  # the last one's gradient is but what rounding leaves

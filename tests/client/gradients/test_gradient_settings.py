@@ -46,7 +46,7 @@ def test_in_bfloat16_no_record_adds_more_than_its_bound_in_float32(name: str, mo
         assert float(total @ exact[number] / (total.norm() * exact[number].norm())) > 0.95
 
 
-def test_what_does_not_work_in_bfloat16_is_not_chosen_for_it() -> None:
+def test_modes_that_fail_in_bfloat16_are_not_chosen_for_it() -> None:
     class Length(nn.Module):
         def forward(self, inputs: Tensor) -> Tensor:
             return torch.complex(inputs, -inputs).abs()
@@ -76,7 +76,7 @@ def test_layers_that_mix_records_are_refused(mode: Gradients) -> None:
             choose(Scores(), Mixing(), records, computing(mode))
 
 
-def test_what_was_chosen_and_why_is_logged_once_a_task(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_chosen_mode_is_logged_once_per_task_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
     task = Scores("attention")
     with caplog.at_level(logging.INFO, "cloister.agent"):
         for _ in range(3):

@@ -53,7 +53,7 @@ def test_a_mode_gives_the_clipped_sum_of_plain_autograd_whole_and_in_parts(
 
 
 @pytest.mark.parametrize("name", ["mlp", "two dimensions", "one dimension", "norms"])
-def test_it_is_what_opacus_itself_gives(name: str) -> None:
+def test_book_keeping_equals_opacus(name: str) -> None:
     model, records = make_specimen(name)
     total = clipped_sum("bookkeeping", Scores(), model, records, 0.3)
     wrapped = GradSampleModule(model, loss_reduction="mean")
@@ -77,7 +77,7 @@ def test_it_is_what_opacus_itself_gives(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "mode"), OTHERS)
-def test_a_mode_that_does_not_give_it_is_refused(name: str, mode: Gradients) -> None:
+def test_a_mode_with_wrong_gradients_is_refused(name: str, mode: Gradients) -> None:
     model, records = make_specimen(name)
     with pytest.raises(Exception, match=f"gradients = '{mode}' cannot be used for this model"):
         choose(Scores(), model, records, computing(mode))

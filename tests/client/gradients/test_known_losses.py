@@ -149,7 +149,7 @@ UNKNOWN: dict[str, Loss] = {
 
 
 @pytest.mark.parametrize("loss", UNKNOWN.values(), ids=UNKNOWN.keys())
-def test_a_loss_that_does_anything_else_is_not_known(loss: Loss) -> None:
+def test_a_loss_with_other_operations_is_not_recognised(loss: Loss) -> None:
     outputs, before = SCORES.clone(), torch.get_rng_state()
     assert sum_of_losses(loss, outputs, CLASSES.clamp(min=0)) is None
     assert torch.equal(outputs, SCORES)
@@ -165,18 +165,18 @@ def test_a_loss_that_does_anything_else_is_not_known(loss: Loss) -> None:
     ],
     ids=["several positions", "other shapes", "weights"],
 )
-def test_what_is_no_plain_mean_over_a_record_is_not_known(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
+def test_a_loss_that_is_not_a_plain_mean_is_not_recognised(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
     assert sum_of_losses(loss, outputs, targets) is None
 
 
-def test_a_loss_gets_no_record_to_keep() -> None:
+def test_a_loss_cannot_keep_records() -> None:
     seen: list[Tensor] = []
     assert sum_of_losses(noted(seen), SCORES, CLASSES) is not None
     assert [tensor.shape for tensor in seen] == [(1, 3)]
     assert not seen[0].any()
 
 
-def test_a_loss_that_changes_its_mind_is_mapped_from_then_on() -> None:
+def test_a_loss_that_changes_is_mapped_from_then_on() -> None:
     calls: list[tuple[int, ...]] = []
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def test_a_loss_that_changes_its_mind_is_mapped_from_then_on() -> None:
     assert len(calls) == 3 * 5 + 1 + 2
 
 
-def test_targets_out_of_range_fail_as_ever() -> None:
+def test_targets_out_of_range_still_fail() -> None:
     for recognise in (True, False):
         with pytest.raises((IndexError, RuntimeError), match=r"out of bounds"):
             RecordLoss(Scores(), recognise=recognise).gradients(SCORES, CLASSES.clamp(min=0) + 7)

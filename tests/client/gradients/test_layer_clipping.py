@@ -108,7 +108,7 @@ def test_a_record_whose_gradient_is_not_finite_in_one_layer_adds_nothing_to_any(
     torch.testing.assert_close(total, expected)
 
 
-def test_a_run_that_asks_for_it_is_trained_so_and_no_other_is() -> None:
+def test_only_runs_that_set_per_layer_clipping_are_clipped_per_layer() -> None:
     run, sums = manifest(1, 1.0, 0.0, C), dict[str, Tensor]()
     for clipping in ("flat", "per_layer"):
         model, records = make_specimen("mlp")

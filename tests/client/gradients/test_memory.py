@@ -156,7 +156,7 @@ def test_the_peak_is_the_most_at_any_time(device: str, capfd: pytest.CaptureFixt
 @given(
     fixed=st.integers(0, 10**9), per_row=st.integers(1, 10**8), limit=st.integers(1, 10**12), most=st.integers(1, 256)
 )
-def test_as_many_rows_as_fit(fixed: int, per_row: int, limit: int, most: int) -> None:
+def test_the_number_of_rows_is_the_largest_that_fits(fixed: int, per_row: int, limit: int, most: int) -> None:
     rows = rows_within(limit, (2, fixed + 2 * per_row), (10, fixed + 10 * per_row), most)
     assert 1 <= rows <= most
     assert rows == 1 or fixed + rows * per_row <= limit
@@ -184,7 +184,7 @@ def test_the_site_bounds_the_memory_of_a_batch(mode: Gradients) -> None:
         assert 1 < choices[4].physical_batch < choices[16].physical_batch
 
 
-def test_what_the_site_says_of_records_comes_before_memory(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sites_setting_for_records_takes_precedence_over_memory(caplog: pytest.LogCaptureFixture) -> None:
     model, _ = make_specimen("mlp")
     assert way_to_train(Scores(), model, Computing(physical_batch=7, memory_mb=1)).physical_batch == 7
     with caplog.at_level(logging.WARNING, "cloister.agent"):

@@ -47,7 +47,7 @@ def drawn(task: Named) -> tuple[nn.Module, Batch]:
 
 
 @pytest.mark.parametrize(("task", "mode"), SOUND.values(), ids=SOUND)
-def test_the_guard_takes_them_and_the_fast_mode_is_chosen(task: Named, mode: Gradients) -> None:
+def test_the_guard_accepts_named_inputs_and_the_fast_mode_is_chosen(task: Named, mode: Gradients) -> None:
     example = check_task(task, "package:Class")
     model, records = drawn(task)
     assert choose(task, model, (example.inputs, example.targets), Computing()).gradients == mode

@@ -66,7 +66,7 @@ def test_the_guard_takes_an_ordinary_architecture_however_long_it_looks(name: st
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_taken_is_refused_with_what_to_change(name: str) -> None:
+def test_unsupported_architectures_are_refused_with_the_remedy(name: str) -> None:
     task, message = REFUSED[name]
 
     def begin() -> None:
@@ -89,7 +89,7 @@ def test_recurrent_layers_run_in_sixteen_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONVERTED)
-def test_what_is_taken_by_conversion_is_refused_before_and_taken_afterwards(name: str) -> None:
+def test_converted_architectures_are_refused_before_and_accepted_after_conversion(name: str) -> None:
     conversion = CONVERTED[name]
     with pytest.raises(TaskError):
         guard.check_task(conversion.before, "zoo:Before")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ABOUT_KEYS = {LEAD.name, ACCEPT.name, PAIRS.name}
 
 
-def test_each_message_about_a_run_is_held_against_the_policy_once(
+def test_each_message_about_a_run_is_checked_against_the_policy_once(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check, seen = Mock(wraps=check_policy), set[str]()

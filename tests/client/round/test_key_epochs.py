@@ -46,7 +46,7 @@ def test_secrets_that_several_processes_share_at_once_are_all_kept(tmp_path: Pat
     assert partners == sorted([*names, "all"])
 
 
-def test_an_empty_keyring_has_nothing(keyring: Keyring) -> None:
+def test_an_empty_keyring_has_no_keys(keyring: Keyring) -> None:
     assert keyring.latest == 0
     assert keyring.current(1) is None
     with pytest.raises(ProtocolError, match="does not have the keys"):
@@ -96,7 +96,7 @@ def test_one_letter_cannot_use_up_the_numbers_of_key_epochs(keyring: Keyring) ->
     keyring.take(keys(10_000), 1)
 
 
-def test_what_another_process_of_the_site_took_is_found(keyring: Keyring, tmp_path: Path) -> None:
+def test_keys_accepted_by_another_process_of_the_site_are_found(keyring: Keyring, tmp_path: Path) -> None:
     assert keyring.current(1) is None
     Keyring(tmp_path / "epochs").take(keys(1), 1)
     current = keyring.current(1)
@@ -149,14 +149,14 @@ def test_a_leaders_letters_give_every_other_site_its_keys(sites: dict[str, Site]
 
 
 @pytest.mark.parametrize("epoch", [1, 0, -1])
-def test_a_site_leads_no_epoch_that_is_not_newer(sites: dict[str, Site], epoch: int) -> None:
+def test_a_site_leads_only_newer_epochs(sites: dict[str, Site], epoch: int) -> None:
     lead_epoch(sites["north"], 1)
     with pytest.raises(ProtocolError, match="does not make keys"):
         lead_epoch(sites["north"], epoch)
     assert sites["north"].keyring.latest == 1
 
 
-def test_a_site_takes_no_older_epoch_and_no_second_of_the_same_number(sites: dict[str, Site]) -> None:
+def test_a_site_accepts_no_older_epoch_and_no_second_one_of_the_same_number(sites: dict[str, Site]) -> None:
     _, old = lead_epoch(sites["north"], 1)
     _, other = lead_epoch(sites["south"], 2)
     _, rival = lead_epoch(sites["east"], 2)

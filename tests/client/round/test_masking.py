@@ -165,7 +165,7 @@ def breaking(federation: Federation, site: str, kind: str) -> Answer:
     return answer
 
 
-def test_who_drops_out_before_the_sum_is_complete_costs_nobody_anything(federation: Federation) -> None:
+def test_a_dropout_before_the_sum_is_complete_costs_no_charge(federation: Federation) -> None:
     sent = dict[str, int]()
     inner = breaking(federation, "west", MessageType.TRAIN)
 
@@ -183,14 +183,14 @@ def test_who_drops_out_before_the_sum_is_complete_costs_nobody_anything(federati
     assert sorted(sent.values()) == [2, 2, 2]  # each update once
 
 
-def test_who_drops_out_before_it_agrees_costs_an_attempt_and_nobody_a_charge(federation: Federation) -> None:
+def test_a_dropout_before_agreement_costs_an_attempt_but_no_charge(federation: Federation) -> None:
     first, second = run_with(federation, breaking(federation, "west", AGREE.name))
     for event, attempts in ((first, 2), (second, 1)):  # it is left out of the next: it would cost an attempt each time
         assert (event["released"], event["attempts"], event["sites"]) == (True, attempts, ["east", "north", "south"])
     assert [charges_of(federation, site) for site in COHORT] == [2, 2, 2, 1]
 
 
-def test_who_keeps_its_seed_costs_the_round_and_is_left_out_of_the_next(federation: Federation) -> None:
+def test_a_site_that_withholds_its_seed_ends_the_round_and_is_left_out_of_the_next(federation: Federation) -> None:
     first, second = run_with(federation, breaking(federation, "west", REVEAL.name))
     assert (first["released"], first["problems"]) == (False, {"west": "“the line broke”"})
     assert "without the mask of west" in first["reason"]
@@ -252,7 +252,7 @@ def test_after_an_attempt_under_other_masks_the_first_is_not_revealed(federation
         ask(federation, "north", whole, first, agreed)
 
 
-def test_what_was_revealed_is_on_disk_before_it_leaves_and_binds_a_restarted_site(federation: Federation) -> None:
+def test_a_reveal_is_on_disk_before_it_leaves_and_binds_a_restarted_site(federation: Federation) -> None:
     whole, fewer = plan_of(federation), plan_of(federation, 2, COHORT[:3])
     sealed = ask(federation, "north", whole, updates_of(federation, whole))
     assert sealed == ask(federation, "north", whole, updates_of(federation, whole))  # a retry
@@ -287,7 +287,7 @@ def test_nothing_is_revealed_before_all_have_signed_this_very_set(federation: Fe
     assert not any("revealing" in path.read_text() for path in federation.paths["north"].glob("outbox/*.commitments"))
 
 
-def test_a_note_that_was_cut_off_is_of_nothing_that_left(federation: Federation) -> None:
+def test_a_truncated_note_is_of_a_reveal_that_never_left(federation: Federation) -> None:
     plan = plan_of(federation)
     updates = updates_of(federation, plan)
     agreed = signatures(signed_by(federation, plan, updates))
@@ -431,9 +431,7 @@ def test_a_false_seed_that_its_site_signed_is_evidence_against_it(federation: Fe
 
 
 @pytest.mark.parametrize("evidence", ["no seed", "no shared seeds", "seeds shared with another"])
-def test_what_a_server_omits_or_shows_with_another_set_is_evidence_against_nobody(
-    federation: Federation, evidence: str
-) -> None:
+def test_omitted_or_mismatched_parts_are_evidence_against_no_site(federation: Federation, evidence: str) -> None:
     """Else it could have a round added up again without an honest site, and subtract."""
     plan, updates, seeds, pairs = without_the_last(federation)
     if evidence == "no seed":
@@ -451,7 +449,7 @@ def test_what_a_server_omits_or_shows_with_another_set_is_evidence_against_nobod
     assert not any("evidence" in path.read_text() for path in federation.paths["north"].glob("outbox/*.commitments"))
 
 
-def test_a_seed_that_was_garbled_on_its_way_is_evidence_against_nobody(federation: Federation) -> None:
+def test_a_garbled_seed_is_evidence_against_no_site(federation: Federation) -> None:
     plan = plan_of(federation)
     updates = updates_of(federation, plan)
     seeds = {site: ask(federation, site, plan, updates) for site in COHORT}

@@ -112,7 +112,7 @@ def _too_long(monkeypatch: pytest.MonkeyPatch, liar: str) -> None:
     monkeypatch.setattr(rounds, "_make_update", lie)
 
 
-def test_who_sends_a_long_update_cannot_prove_otherwise_and_is_named(
+def test_a_site_that_sends_a_long_update_cannot_prove_it_and_is_named(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _too_long(monkeypatch, "west")
@@ -123,14 +123,14 @@ def test_who_sends_a_long_update_cannot_prove_otherwise_and_is_named(
     assert (second["released"], second["sites"]) == (True, ["east", "north", "south"])
 
 
-def test_who_keeps_its_proof_costs_the_round_and_is_left_out_of_the_next(federation: Federation) -> None:
+def test_a_site_that_withholds_its_proof_ends_the_round_and_is_left_out_of_the_next(federation: Federation) -> None:
     first, second = run_with(federation, breaking(federation, "west", PROVE.name))
     assert (first["released"], first["problems"]) == (False, {"west": "“the line broke”"})
     assert "without the proof of west" in first["reason"]
     assert (second["released"], second["sites"]) == (True, ["east", "north", "south"])
 
 
-def test_who_signs_a_false_proof_is_left_out_and_the_round_repeated_without_it(
+def test_a_site_that_signs_a_false_proof_is_left_out_and_the_round_repeated(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lie(statement: Statement, numbers: list[int], secrets: dict[str, bytes]) -> bytes:
@@ -144,9 +144,7 @@ def test_who_signs_a_false_proof_is_left_out_and_the_round_repeated_without_it(
     assert "a false norm proof" in first["problems"]["west"]
 
 
-def test_a_proof_that_nobody_signed_is_as_if_it_was_kept(
-    federation: Federation, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unsigned_proof_counts_as_withheld(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server sees it. Only sites could see that it does not hold, and would take it for the server's doing."""
 
     def lie(proof: bytes, subject: bytes, key: PrivateKey) -> bytes:
@@ -196,9 +194,7 @@ def test_a_proof_of_another_sum_does_not_help(federation: Federation) -> None:
     open_at(federation, "north", total)
 
 
-def test_who_proves_something_of_another_update_spoils_the_sum(
-    federation: Federation, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_proof_about_another_update_spoils_the_sum(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     """West sends a long update, and commits to the projections of nothing, which are short."""
     _too_long(monkeypatch, "west")
     played = Played(federation)

@@ -263,7 +263,7 @@ def test_a_last_head_that_cannot_be_stored_is_reported_before_a_round_is_planned
         ready(federation)
 
 
-def test_room_for_a_round_is_really_taken_up_while_a_site_trains_and_then_given_back(
+def test_disk_space_for_a_round_is_reserved_while_a_site_trains_and_then_freed(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     federation, blocks = make_federation(NOISY), dict[str, int]()

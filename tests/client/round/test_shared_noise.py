@@ -130,7 +130,7 @@ def test_the_charge_is_the_promised_noise_and_nothing_is_carried_over(federation
     assert signed_run(federation)[1].round_cost == Mechanism(2.0, 1.0, 1, discrete=True)
 
 
-def test_below_the_minimum_cohort_nothing_opens_and_no_mask_is_asked_for(federation: Federation) -> None:
+def test_below_the_minimum_cohort_no_sum_opens_and_no_mask_is_requested(federation: Federation) -> None:
     gone = {node_of(federation, site) for site in ("east", "west")}
     types: list[str] = []
 
@@ -177,7 +177,9 @@ def test_another_attempt_sends_the_same_noise_under_other_masks_for_one_charge(f
 
 
 @pytest.mark.parametrize("site", ["north", "east"])
-def test_one_record_moves_the_levels_by_what_the_noise_is_for(make_federation: FederationMaker, site: str) -> None:
+def test_one_record_moves_the_levels_by_at_most_the_sensitivity_of_the_noise(
+    make_federation: FederationMaker, site: str
+) -> None:
     """Through training, rounding and packing: with a record whose gradient is clipped, and without it."""
     settings = replace(SHARED, task=task_name(studies.Wide))
     federation = make_federation(settings, TERMS_OF_ALL)

@@ -139,7 +139,9 @@ def test_without_averaging_there_is_one_file(make_federation: FederationMaker) -
 
 
 @pytest.mark.parametrize("lost", [("models", "outbox"), ("models",), ("outbox",)], ids=" and ".join)
-def test_who_lost_its_models_arrives_at_the_same_bits_by_the_sums(averaged: Federation, lost: tuple[str, ...]) -> None:
+def test_a_site_that_lost_its_models_rebuilds_the_same_bits_from_the_sums(
+    averaged: Federation, lost: tuple[str, ...]
+) -> None:
     expected = models_of(averaged)[SITE]
     for folder in lost:
         rmtree(averaged.paths[SITE] / folder)

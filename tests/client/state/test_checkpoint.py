@@ -47,7 +47,7 @@ def content_of(value: Checkpoint | tuple[Checkpoint, str] | None) -> tuple[objec
     return (checkpoint.model.vector.tobytes(), checkpoint.model.digest, checkpoint.digest, *rest)
 
 
-def test_there_is_none_before_the_first_round(store: CheckpointStore) -> None:
+def test_there_is_no_checkpoint_before_the_first_round(store: CheckpointStore) -> None:
     assert store.load("study", RUN, LAYOUT) is None
     assert store.peek("study", RUN) is None
 
@@ -180,7 +180,7 @@ def test_a_pipe_in_its_place_is_not_waited_for(store: CheckpointStore, tmp_path:
         store.load("study", RUN, LAYOUT)
 
 
-def test_what_is_kept_elsewhere_stays_as_it_was(store: CheckpointStore, tmp_path: Path) -> None:
+def test_a_checkpoint_kept_elsewhere_is_unchanged(store: CheckpointStore, tmp_path: Path) -> None:
     other = CheckpointStore(tmp_path / "outbox")
     store.save("study", CHECKPOINT)
     store.keep("study", RUN, other)

@@ -131,7 +131,7 @@ def test_no_run_begins_with_a_model_of_another_task(make_federation: FederationM
 # --- Files ----------------------------------------------------------------------------------------------------------
 
 
-def test_tensors_are_found_by_their_names_in_whatever_order(tmp_path: Path) -> None:
+def test_tensors_are_found_by_name_in_any_order(tmp_path: Path) -> None:
     assert find(tmp_path, file_of(TENSORS)) == WANTED
     assert find(tmp_path, file_of(dict(reversed(TENSORS.items())), made="elsewhere")) == WANTED
 

@@ -65,7 +65,7 @@ def own_of(federation: Federation, site: str) -> dict[str, np.ndarray[Any, Any]]
 
 
 @pytest.mark.parametrize("task", [LocalHead, LocalNorm])
-def test_under_noise_masks_and_encryption_they_stay_and_the_shared_rest_is_one_model(
+def test_local_parameters_stay_at_their_site_and_the_shared_part_is_one_model(
     make_federation: FederationMaker, task: type[Task]
 ) -> None:
     federation = make_federation(replace(NOISY, task=task_name(task), rounds=2, encryption=MASKED))
@@ -200,14 +200,14 @@ def test_patterns_that_fit_nothing_or_everything_are_refused(task: type[Task], r
 # --- The mechanism ----------------------------------------------------------------------------------------------------
 
 
-def test_what_stays_counts_in_the_norm_to_which_a_record_is_clipped() -> None:
+def test_local_parameters_count_in_the_clipping_norm() -> None:
     inputs, targets = LocalHead().example()
     moved = summed(LocalHead(), (inputs[:1], 100 + targets[:1]), signed(norm=0.5))
     assert np.linalg.norm(moved) == pytest.approx(0.5, rel=1e-4)
     assert 0.1 < np.linalg.norm(moved[-LAST:]) < 0.5
 
 
-def test_what_stays_gets_the_noise_of_every_step() -> None:
+def test_local_parameters_get_the_noise_of_every_step() -> None:
     inputs, targets = (part[:0] for part in LocalHead().example())
     total = [summed(LocalHead(), (inputs, targets), signed(noise=3.0), Randomness.seeded(n))[-LAST:] for n in range(60)]
     assert np.std(total) == pytest.approx(3.0, rel=0.2)

@@ -66,7 +66,7 @@ def test_a_later_attempt_or_round_has_no_update_yet(outbox: Outbox) -> None:
 
 
 @pytest.mark.parametrize("plan", [(2, 1), (1, 1), (1, 9)])
-def test_what_is_asked_for_after_a_later_plan_is_refused(outbox: Outbox, plan: tuple[int, int]) -> None:
+def test_an_earlier_plan_is_refused_after_a_later_one(outbox: Outbox, plan: tuple[int, int]) -> None:
     outbox.keep(plan_of(2, 2), UPDATE, SEED)
     with pytest.raises(ProtocolError, match=f"asks for round {plan[0]}, attempt {plan[1]}, after a later attempt"):
         outbox.find(plan_of(*plan))

@@ -88,11 +88,11 @@ def unchanged(inputs: Tensor, generator: Generator) -> Tensor:
 
 
 @pytest.mark.parametrize("augment", [noisy, scaled_in_place, mirrored, shifted, alike, unchanged])
-def test_it_accepts(augment: Augment) -> None:
+def test_sound_augmentations_are_accepted(augment: Augment) -> None:
     tried(Varying(augment))
 
 
-def test_it_is_part_of_what_the_guard_checks() -> None:
+def test_the_guard_checks_the_augmentation() -> None:
     check_task(Varying(noisy), "package:Class")
     with pytest.raises(TaskError, match=r"package:Class: its augment\(\) mixes the records"):
         check_task(Varying(mixed_up), "package:Class")
@@ -126,7 +126,7 @@ def by_number(inputs: Tensor, generator: Generator) -> Tensor:
 
 
 @pytest.mark.parametrize("augment", [mixed_up, sometimes_mixed, standardised, by_place, by_number])
-def test_it_refuses_what_mixes_records(augment: Augment) -> None:
+def test_it_refuses_augmentations_that_mix_records(augment: Augment) -> None:
     assert complaint(augment).startswith(MEET)
 
 
@@ -168,7 +168,7 @@ def test_it_refuses_the_same_draws_in_every_batch() -> None:
     assert complaint(of_one_seed).startswith(MEET)  # a row's draws depend on its place alone
 
 
-def test_it_refuses_what_remembers_earlier_batches() -> None:
+def test_it_refuses_augmentations_that_remember_earlier_batches() -> None:
     seen = [torch.zeros(())]
 
     def centred(inputs: Tensor, generator: Generator) -> Tensor:

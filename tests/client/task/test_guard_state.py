@@ -204,7 +204,7 @@ def test_a_task_that_keeps_state_between_runs_is_refused(task: Task, message: st
     assert complaint(task).startswith(message)
 
 
-def test_no_gradient_stays_at_a_sound_task() -> None:
+def test_the_guard_leaves_no_gradients_at_a_sound_task() -> None:
     modules: list[nn.Module] = []
 
     def noted() -> nn.Module:

@@ -114,7 +114,7 @@ class Wanting(Binary):
     ],
     ids=str,
 )
-def test_a_name_that_is_none_is_refused_as_the_task_is_imported(
+def test_malformed_metric_names_are_refused_when_the_task_is_imported(
     monkeypatch: pytest.MonkeyPatch, names: object, message: str
 ) -> None:
     monkeypatch.setattr(Wanting, "named_metrics", names)
@@ -166,7 +166,7 @@ def test_a_list_of_names_leaves_the_method_alone() -> None:
         (Survival, Prediction("times", 4)),
     ],
 )
-def test_outputs_and_targets_say_what_is_predicted(task: type[Task], wanted: Prediction) -> None:
+def test_the_prediction_is_inferred_from_outputs_and_targets(task: type[Task], wanted: Prediction) -> None:
     instance = task()
     inputs, targets = instance.example()
     assert prediction_of(instance, instance.model()(inputs), targets) == wanted
@@ -207,7 +207,7 @@ class Own(Binary):
     ],
     ids=["nothing", "logits", "short", "too large", "half", "raises"],
 )
-def test_scores_that_are_none_are_refused_before_a_record_is_read(
+def test_malformed_scores_are_refused_before_a_record_is_read(
     monkeypatch: pytest.MonkeyPatch, result: object, reason: str
 ) -> None:
     monkeypatch.setattr(Own, "answer", staticmethod(result) if callable(result) else result)

@@ -140,7 +140,7 @@ KEPT: dict[str, tuple[Toy, str]] = {
 
 
 @pytest.mark.parametrize(("task", "place"), KEPT.values(), ids=KEPT.keys())
-def test_what_outlasts_a_batch_is_refused_and_named(task: Toy, place: str) -> None:
+def test_state_that_outlasts_a_batch_is_refused_and_named(task: Toy, place: str) -> None:
     VOCABULARY.clear()
     first_of.cache_clear()
     message = complaint(task)
@@ -234,7 +234,7 @@ HELD: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Any]]] = {
 
 
 @pytest.mark.parametrize(("thing", "change"), HELD.values(), ids=HELD.keys())
-def test_what_outlasts_a_batch_in_any_object_is_refused(
+def test_state_that_outlasts_a_batch_in_any_object_is_refused(
     thing: Callable[[], Any], change: Callable[[Any, Tensor], Any]
 ) -> None:
     VOCABULARY.clear()
@@ -292,5 +292,5 @@ class Once(nn.Module):
         return outputs
 
 
-def test_what_is_made_once_or_overwritten_is_taken() -> None:
+def test_state_that_is_made_once_or_overwritten_is_accepted() -> None:
     check_task(Toy(Once), "package:Class")

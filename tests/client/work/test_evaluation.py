@@ -201,7 +201,7 @@ def test_a_metric_that_compares_records_sees_one_at_a_time(make_federation: Fede
     assert np.linalg.norm(sums[1] - sums[0]) <= 1 + 1e-5
 
 
-def test_what_is_held_out_has_a_budget_of_its_own(make_federation: FederationMaker) -> None:
+def test_held_out_records_have_their_own_budget(make_federation: FederationMaker) -> None:
     federation = make_federation(TRAINED, dict.fromkeys(SITES, replace(TERMS_HALF, epsilon=50.0)))
     run_with_budget(federation, None)
     federation = make_federation(TRAINED, dict.fromkeys(SITES, replace(TERMS_HALF, epsilon=50.0)), name="little")
@@ -249,7 +249,7 @@ def test_a_metric_that_the_task_does_not_have_is_refused_before_anything_is_char
     assert charges_of(federation, "north") == charged
 
 
-def test_a_person_reads_it_with_cloister_stats(trained: tuple[Federation, str]) -> None:
+def test_cloister_stats_shows_an_evaluation(trained: tuple[Federation, str]) -> None:
     federation, digest = trained
     federation.sign(evaluation(digest, sigma=0.7))
     run_with(federation)

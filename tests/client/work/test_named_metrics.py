@@ -271,7 +271,7 @@ def test_a_label_that_is_no_class_and_a_score_that_is_none_are_found_before_a_ch
         assert f"cannot evaluate held-out record 5: {message}" in str(caught.value)
 
 
-def test_where_only_one_class_is_held_out_auc_is_undefined_there_and_at_nobody_else(
+def test_auc_is_undefined_only_at_sites_with_one_held_out_class(
     hospitals: tuple[Federation, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     federation, digest = hospitals

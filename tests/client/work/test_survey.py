@@ -177,7 +177,7 @@ def test_a_survey_without_label_takes_tensors(make_federation: FederationMaker) 
     hold(report, *pooled(federation), errors=1.0)
 
 
-def test_what_a_crash_left_unwritten_is_written_when_the_sum_comes_again(make_federation: FederationMaker) -> None:
+def test_a_report_lost_in_a_crash_is_written_when_the_sum_is_delivered_again(make_federation: FederationMaker) -> None:
     federation = make_federation(NOISY, everywhere())
     sums: list[EncryptedSum] = []
 
@@ -219,7 +219,7 @@ def test_the_charge_is_on_disk_before_records_are_added_up(
         (replace(ALL, minimum_cohort=4), "minimum_cohort = 4"),
     ],
 )
-def test_a_site_has_the_last_word_and_reads_and_spends_nothing_for_what_it_refuses(
+def test_a_refused_survey_reads_no_records_and_is_not_charged(
     make_federation: FederationMaker, monkeypatch: pytest.MonkeyPatch, terms: SiteTerms, reason: str
 ) -> None:
     files: list[Path] = []

@@ -203,7 +203,7 @@ def test_every_seeded_fault_is_found_named_and_fails_the_command(monkeypatch: py
     assert all(name in message for name in named)
 
 
-def test_a_sound_pipeline_passes_and_the_attack_comes_near_the_claim(tmp_path: Path) -> None:
+def test_a_sound_pipeline_passes_and_the_measured_epsilon_is_close_to_the_claim(tmp_path: Path) -> None:
     picture = tmp_path / "audit.png"
     result = CliRunner().invoke(app, ["audit", "privacy", "--json", "--plot", str(picture)])
 
@@ -270,7 +270,7 @@ def test_an_audit_tests_the_sites_own_task_and_reports_why_it_fails(tmp_path: Pa
     assert "REFUTED: gradients" in written.stdout
 
 
-def test_a_site_that_only_counts_has_nothing_to_audit(tmp_path: Path) -> None:
+def test_a_site_without_a_training_task_has_nothing_to_audit(tmp_path: Path) -> None:
     site = _site(tmp_path, ("simulations.tasks.measurements:Measurements",))
     result = CliRunner().invoke(app, ["audit", "privacy", str(site)])
     assert "no task that trains" in str(result.exception)

@@ -124,7 +124,7 @@ def test_a_claim_that_the_model_alone_refutes_is_refuted() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_batches_that_no_poisson_sampling_makes_are_found(seed: int) -> None:
+def test_batches_that_are_not_poisson_samples_are_found(seed: int) -> None:
     rng = np.random.default_rng(seed)
     sound, other = _ideal(rng, CLAIM, 12, 4000)
     inside = np.flatnonzero(sound.included)

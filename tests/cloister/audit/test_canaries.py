@@ -100,7 +100,7 @@ def _final(
     return model.layout.unflatten(model.vector), watch
 
 
-def test_a_canary_counts_exactly_one_clipping_norm_a_step_whatever_the_records_are(tmp_path: Path) -> None:
+def test_a_canary_adds_one_clipping_norm_per_step_for_any_records(tmp_path: Path) -> None:
     included = [0, 3, 19]
     one, watch = _final(tmp_path / "one", "1 2 3 4 5 6\n", included)
     many, _ = _final(tmp_path / "many", "9 9 9 9 9 9\n" * 30 + "0 1 2 3 4 5\n", included)
@@ -141,12 +141,12 @@ def test_loud_canaries_move_all_layers_by_one_clipping_norm_in_all_and_records_m
     assert 0.9 <= length / (6 * 0.5 / 10) <= 1.0 + 1e-4  # the gradient turns a little as the model moves
 
 
-def test_steps_without_any_canary_are_counted_all_the_same(tmp_path: Path) -> None:
+def test_steps_without_canaries_are_counted(tmp_path: Path) -> None:
     _, watch = _final(tmp_path / "none", "1 2 3 4 5 6\n", [])
     assert watch.batches == [set()] * 6
 
 
-def test_canaries_are_seen_where_torch_maps_over_records(tmp_path: Path) -> None:
+def test_canaries_work_under_vmap(tmp_path: Path) -> None:
     _, watch = _final(
         tmp_path / "mapped", "1 2 3 4 5 6\n", [0, 3], task="tests.cloister.audit.test_canaries:ScaledWords"
     )
@@ -154,18 +154,18 @@ def test_canaries_are_seen_where_torch_maps_over_records(tmp_path: Path) -> None
     assert watch.batches == [{0, 3}] * 6
 
 
-def test_only_the_audit_can_make_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_audit_can_make_canaries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SETUP, raising=False)
     with pytest.raises(TaskError, match="cloister audit privacy"):
         Canaries()
 
 
-def test_there_must_be_a_record_to_join(tmp_path: Path) -> None:
+def test_canaries_need_at_least_one_record(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no records to which canaries could be added"):
         _final(tmp_path / "empty", "", [1])
 
 
-def test_their_example_is_made_like_their_records(tmp_path: Path) -> None:
+def test_the_canaries_example_has_the_form_of_their_records(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("1 2 3 4 5 6\n9 8 7 6 5 4\n")
     with set_up(tmp_path / "canaries.json", TASK, Source(tmp_path / "words.txt"), COUNT):
         task = Canaries()
@@ -181,7 +181,7 @@ def test_their_example_is_made_like_their_records(tmp_path: Path) -> None:
     ],
     ids=["a dict of tensors", "a data set"],
 )
-def test_records_of_any_kind_take_them(tmp_path: Path, task: str, text: str, count: int) -> None:
+def test_canaries_join_records_of_any_kind(tmp_path: Path, task: str, text: str, count: int) -> None:
     (tmp_path / "records").write_text(text)
     (tmp_path / "in").write_text("0\n3\n")
     with set_up(tmp_path / "canaries.json", task, Source(tmp_path / "records"), COUNT):
@@ -194,7 +194,7 @@ def test_records_of_any_kind_take_them(tmp_path: Path, task: str, text: str, cou
         assert watch.loss(watch.model()(watch.example()[0]), watch.example()[1]).isfinite()
 
 
-def test_they_join_records_that_a_sites_source_reads(tmp_path: Path) -> None:
+def test_canaries_join_records_that_a_sites_source_reads(tmp_path: Path) -> None:
     text = "\n".join([HEADER, *ROWS, ""]).replace(",", ";")
     (tmp_path / "patients.csv").write_text(text, encoding="utf-8")
     (tmp_path / "included").write_text("4\n7\n")

@@ -86,7 +86,7 @@ def test_a_site_that_released_nothing_reports_it_without_creating_a_ledger(feder
     assert not (federation.paths["north"] / "ledger").exists()
 
 
-def test_spending_head_and_composition_are_the_ledger_s(federation: Federation) -> None:
+def test_spending_head_and_composition_come_from_the_ledger(federation: Federation) -> None:
     manifest, digest = _signed(federation)
     ledger = _charge(
         federation, (digest, 1, manifest.round_cost), ("f" * 64, 1, OTHER), (digest, 2, manifest.round_cost)
@@ -113,7 +113,7 @@ def test_spending_head_and_composition_are_the_ledger_s(federation: Federation) 
     assert any("metrics" in sentence for sentence in statement["not_covered"])
 
 
-def test_the_held_out_have_a_budget_beside_and_who_is_on_both_sides_pays_for_both(federation: Federation) -> None:
+def test_held_out_records_have_their_own_budget_and_persons_on_both_sides_pay_twice(federation: Federation) -> None:
     manifest, digest = _signed(federation)
     _charge(federation, (digest, 1, manifest.round_cost))
     held_out = _examine(federation)
@@ -146,7 +146,7 @@ def test_every_epsilon_is_of_a_person_with_all_their_records(federation: Federat
     assert {observer["epsilon"] for observer in statement["observers"][1:]} == {whole}
 
 
-def test_shared_noise_counts_against_the_declared_and_more_against_more(federation: Federation) -> None:
+def test_shared_noise_is_stated_for_the_declared_and_for_more_colluding_sites(federation: Federation) -> None:
     run = read_toml(RUN, RunSettings)
     assert run.training
     federation.sign(replace(
@@ -182,7 +182,7 @@ def test_shared_noise_counts_against_the_declared_and_more_against_more(federati
     assert "shared" not in local["observers"][-1]["epsilon"]
 
 
-def test_accountants_are_held_against_each_other_and_if_they_disagree_it_ends_with_1(
+def test_a_statement_ends_with_1_if_the_accountants_disagree(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _charge(federation, *(("f" * 64, number, Mechanism(2.0, 0.25, 4)) for number in (1, 2, 3)))
@@ -207,7 +207,7 @@ def test_a_step_without_noise_is_stated_as_infinite_in_plain_json(federation: Fe
     assert json.loads(result.stdout)["spending"][0]["epsilon_spent"] == "infinite"
 
 
-def test_it_contains_the_last_audit_and_a_refuted_one_is_not_called_passed(federation: Federation) -> None:
+def test_a_statement_contains_the_last_audit_and_does_not_call_a_refuted_one_passed(federation: Federation) -> None:
     path = federation.paths["north"] / AUDIT
     path.write_text(json.dumps(AUDITED))
     audit = _state(federation)["audit"]

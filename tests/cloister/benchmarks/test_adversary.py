@@ -89,7 +89,7 @@ def test_without_code_and_tag_false_updates_pass_are_counted_and_the_command_fai
     assert "succeeded" in adversary.table(result)
 
 
-def test_a_try_is_refused_only_if_all_sites_refuse_and_none_of_them_by_a_crash(
+def test_an_attempt_counts_as_refused_only_if_all_sites_refuse_without_a_crash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with quiet_agents():
@@ -124,7 +124,7 @@ def _accuse_the_first(*arguments: Any) -> dict[str, str]:  # noqa: ANN401
     return {sites[0]: "whoever it is"}
 
 
-def test_blame_that_misses_the_liar_or_hits_another_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_and_missing_blame_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     _here(monkeypatch)
     monkeypatch.setattr(adversary, "_ATTACKS", ())
     monkeypatch.setattr(adversary, "_LIES", ("a wrong code",))

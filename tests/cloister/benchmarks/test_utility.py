@@ -23,7 +23,7 @@ SHORT = [PLAIN, *(replace(trial, rounds=2) for trial in trials() if trial.data =
 
 
 @pytest.mark.parametrize("averaging", [0.0, 0.6])
-def test_it_trains_what_a_run_trains_bit_for_bit(tmp_path: Path, averaging: float) -> None:
+def test_the_benchmark_trains_the_same_bits_as_a_run(tmp_path: Path, averaging: float) -> None:
     trial, seed = replace(PLAIN, averaging=averaging), 3
     federation = deal(CANCER, seed, tmp_path / "bench")
     studies, model, manifest = train(federation, CANCER, trial, seed, charge_for_nobody())

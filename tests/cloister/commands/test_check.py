@@ -91,7 +91,7 @@ def test_a_server_that_is_ready_passes_every_check(lungs: Federation) -> None:
     assert {finding["state"] for finding in findings.values()} == {"ok"}, findings
 
 
-def test_nothing_listens_there(lungs: Federation) -> None:
+def test_a_port_without_a_server_is_reported(lungs: Federation) -> None:
     with socket.socket() as held:
         held.bind(("localhost", 0))
         findings = check(settle(lungs, f"localhost:{held.getsockname()[1]}"))
@@ -99,7 +99,7 @@ def test_nothing_listens_there(lungs: Federation) -> None:
     assert "TLS" not in findings  # makes no sense without a connection
 
 
-def test_a_firewall_drops_packets(lungs: Federation) -> None:
+def test_a_firewall_that_drops_packets_is_reported(lungs: Federation) -> None:
     with socket.socket() as full:  # a queue that is full drops connections, as a firewall does
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -114,12 +114,12 @@ def test_a_firewall_drops_packets(lungs: Federation) -> None:
     assert "behind a firewall that drops packets" in text_of(findings, "port", "failed")
 
 
-def test_a_name_that_does_not_resolve(lungs: Federation) -> None:
+def test_a_name_that_does_not_resolve_is_reported(lungs: Federation) -> None:
     findings = check(settle(lungs, "no-such-host.invalid:9440"))
     assert "no-such-host.invalid cannot be resolved here" in text_of(findings, "name", "failed")
 
 
-def test_another_service_behind_the_port(lungs: Federation) -> None:
+def test_another_service_behind_the_port_is_reported(lungs: Federation) -> None:
     with _answering(lambda connection: connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")) as port:
         findings = check(settle(lungs, f"localhost:{port}"))
     assert "not with the TLS of a Cloister server" in text_of(findings, "TLS", "failed")
@@ -169,7 +169,7 @@ def _answering(answer: Callable[[socket.socket], object]) -> Iterator[int]:
     thread.join(10)
 
 
-def test_keys_that_others_may_read(lungs: Federation) -> None:
+def test_keys_that_others_may_read_are_reported(lungs: Federation) -> None:
     key = lungs.paths["north"] / "keys" / "signing.key"
     key.chmod(0o640)
     assert f"chmod 600 {key}" in text_of(check(settle(lungs, "localhost:1")), "keys", "failed")
@@ -186,7 +186,7 @@ def test_a_missing_file_is_named(lungs: Federation, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["tls.key", "signing.key", "sealing.key"])
-def test_another_sites_keys_are_noticed(lungs: Federation, name: str) -> None:
+def test_keys_of_another_site_are_reported(lungs: Federation, name: str) -> None:
     north, south = (lungs.paths[site] / "keys" / name for site in ("north", "south"))
     north.write_bytes(south.read_bytes())
     assert "cloister" in text_of(check(settle(lungs, "localhost:1")), "keys", "failed")
@@ -202,7 +202,7 @@ def test_a_certificate_that_expires_soon_is_a_warning(tmp_path: Path, monkeypatc
     assert "expired on" in text_of(check(settle(federation, "localhost:1")), "validity", "failed")
 
 
-def test_a_task_or_records_that_cannot_be_used(lungs: Federation) -> None:
+def test_unusable_tasks_and_records_are_reported(lungs: Federation) -> None:
     place = settle(lungs, "localhost:1", tasks=())
     assert "lists no tasks" in text_of(check(place), "records", "failed")
     place = settle(lungs, "localhost:1", tasks=("nobody.wrote:This",))
@@ -211,20 +211,20 @@ def test_a_task_or_records_that_cannot_be_used(lungs: Federation) -> None:
     assert "absent.csv" in text_of(check(place), "records", "failed")
 
 
-def test_a_folder_that_cannot_be_written(lungs: Federation) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(lungs: Federation) -> None:
     place = settle(lungs, "localhost:1")
     (place / "outbox").write_text("in the way")
     assert "outbox" in text_of(check(place), "disk", "failed")
 
 
-def test_the_port_is_taken(lungs: Federation) -> None:
+def test_a_port_that_is_in_use_is_reported(lungs: Federation) -> None:
     with socket.create_server(("localhost", 0)) as listener:
         settings = lungs.server / "consortium.toml"
         settings.write_text(settings.read_text().replace("localhost:0", f"localhost:{listener.getsockname()[1]}"))
         assert "another program uses the port" in text_of(check("--server", lungs.server), "port", "failed")
 
 
-def test_a_person_reads_one_line_a_check(lungs: Federation) -> None:
+def test_the_report_has_one_line_per_check(lungs: Federation) -> None:
     output = subprocess.run(
         [sys.executable, "-m", "cloister", "check", "--server", str(lungs.server)],
         capture_output=True, text=True, check=True, timeout=60,

@@ -77,7 +77,7 @@ def report_of(*arguments: str | Path) -> dict[str, Any]:
     return report
 
 
-def test_what_is_shown_is_what_the_ledger_holds(federation: Federation) -> None:
+def test_show_reports_the_entries_of_the_ledger(federation: Federation) -> None:
     report = report_of("show", federation.paths["north"])
     spent = epsilon(EVERYTHING, DELTA)
     assert (report["budget"], report["spent"], report["left"]) == (4.0, spent, 4 - spent)
@@ -97,7 +97,7 @@ def test_what_is_shown_is_what_the_ledger_holds(federation: Federation) -> None:
     assert abs(check["prv"] - check["pld"]) < 0.02 < check["rdp"] - check["pld"]
 
 
-def test_it_fits_a_terminal_and_shows_the_budget_as_a_picture(federation: Federation) -> None:
+def test_show_fits_a_terminal_and_draws_the_budget(federation: Federation) -> None:
     code, output = run("show", federation.paths["north"], "--rounds")
     assert code == 0
     assert max(map(len, output.splitlines())) <= 80
@@ -251,7 +251,7 @@ def test_an_older_copy_is_not_adopted(copy: Path, tmp_path: Path, *, checked: bo
         accounts.adopt(copy, old if checked else None)
 
 
-def test_a_ledger_is_not_adopted_on_another_key_or_without_a_word(copy: Path, tmp_path: Path) -> None:
+def test_a_ledger_is_not_adopted_without_its_old_key_or_explicit_consent(copy: Path, tmp_path: Path) -> None:
     strange, data = tmp_path / "strange.key", read_site(copy).ledger.path.read_bytes()
     strange.write_bytes(key_pem(signing_key("mallory")))
     (copy / "keys" / "signing.key").write_bytes(key_pem(signing_key("north, later")))
@@ -270,7 +270,7 @@ def test_no_lineage_can_name_the_ledger_of_held_out_records(copy: Path, name: st
         read_site(copy)
 
 
-def test_a_delta_above_one_over_the_records_is_warned_of_with_one_that_is_sensible(copy: Path) -> None:
+def test_a_delta_above_one_over_the_records_gets_a_warning_with_a_sensible_delta(copy: Path) -> None:
     file = copy / "site.toml"
     (copy / "patients.csv").write_text("a,b\n" + "1,2\n" * 500)
     assert report_of("show", copy)["delta_warning"] == ""

@@ -63,7 +63,7 @@ def test_the_reference_survey_is_within_its_errors_and_fits_a_terminal(tmp_path:
     assert stored == stats.latest(tmp_path / "survey" / "south" / "site.toml")
 
 
-def test_each_command_sends_the_other_ones_run_there(tmp_path: Path) -> None:
+def test_each_command_refers_a_run_of_the_other_kind_to_the_other_command(tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
     with pytest.raises(ConfigError, match="use `cloister simulate`"):
         stats.survey(RUN.with_name("diagnosis.toml"), tmp_path / "survey", console)

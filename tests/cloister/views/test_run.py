@@ -26,7 +26,7 @@ def rows_of(*events: dict[str, object]) -> list[str]:
 
 
 @pytest.mark.parametrize("value", [0.5, -0.5, 3.4e38, -3.4e38, 1e6, 0.0])
-def test_a_row_keeps_its_columns_whatever_the_figures(value: float) -> None:
+def test_a_row_keeps_its_columns_for_all_figures(value: float) -> None:
     (row,) = rows_of(EVENT | {"metrics": {"loss": value, "accuracy": value}, "epsilon": {"a": abs(value)}})
     (plain,) = rows_of(EVENT | {"metrics": {"loss": 0.5, "accuracy": 0.5}})
     assert len(row) <= 80

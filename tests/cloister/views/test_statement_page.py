@@ -60,7 +60,7 @@ class _Reader(HTMLParser):
         self.text += data
 
 
-def test_the_page_has_every_field_escaped_and_nothing_from_elsewhere(federation: Federation) -> None:
+def test_the_page_escapes_every_field_and_loads_nothing(federation: Federation) -> None:
     place = read_site(federation.paths["north"])
     place.ledger.reserve(Release("f" * 64, 1, 1), Mechanism(2.0, 1.0, 1), place.settings.limit)
     statement, path = write_statement(federation.paths["north"], federation.manifest, None)
@@ -90,7 +90,7 @@ def test_the_command_writes_to_the_given_folder(federation: Federation, tmp_path
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["statement.html", "statement.json"]
 
 
-def test_a_budget_is_a_bar_and_one_without_end_stays_empty(federation: Federation) -> None:
+def test_a_budget_is_a_bar_and_an_infinite_budget_is_an_empty_bar(federation: Federation) -> None:
     statement, _ = write_statement(federation.paths["north"], None, None)
     row = statement["spending"][0]
 

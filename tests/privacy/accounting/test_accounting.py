@@ -62,7 +62,7 @@ def test_a_single_unsampled_step_costs_what_the_gaussian_mechanism_does() -> Non
 
 
 @pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
-def test_where_every_record_is_taken_k_records_are_k_times_the_norm(*, discrete: bool) -> None:
+def test_without_sampling_k_records_count_as_k_times_the_norm(*, discrete: bool) -> None:
     three, scaled = Mechanism(6.0, 1.0, 4, discrete), Mechanism(2.0, 1.0, 4, discrete)
     assert epsilon([three], DELTA, group=3) == pytest.approx(epsilon([scaled], DELTA), rel=1e-3)
 
@@ -83,7 +83,7 @@ def test_several_records_cost_less_by_the_mixture_than_by_group_privacy() -> Non
 
 
 @given(link_epsilon=st.floats(1e-6, 5), links=st.integers(1, 6))
-def test_the_ends_of_a_chain_are_as_private_as_its_links_say(link_epsilon: float, links: int) -> None:
+def test_group_privacy_follows_from_the_links_of_a_chain(link_epsilon: float, links: int) -> None:
     # Randomised response, whose δ at any ε is known: what `chained` chose must be within what it was given.
     deltas: list[float] = []
 
@@ -120,7 +120,7 @@ def test_divergences_are_never_below_the_first_terms_of_their_series(
     assert np.all(cumulant(sigma, rate, t, discrete=discrete) > least)
 
 
-def test_many_steps_at_a_small_rate_are_not_free() -> None:
+def test_many_steps_at_a_small_rate_have_a_cost() -> None:
     # They came to 0: divergences were less than the rounding of their sums.
     of = [Mechanism(10**0.5, 1e-6, steps) for steps in (1_000_000, 2_000_000)]
     costs = [epsilon([mechanism], 1e-4) for mechanism in of]
@@ -216,7 +216,7 @@ def test_more_noise_than_floats_can_square_is_only_much_noise(sigma: float) -> N
 
 
 @pytest.mark.parametrize("sigma", [9e-4, 1e-300, 0.0])
-def test_hardly_any_noise_counts_as_none(sigma: float) -> None:
+def test_negligible_noise_counts_as_none(sigma: float) -> None:
     assert epsilon([Mechanism(sigma, 1e-9, 1)], DELTA) == math.inf
 
 

@@ -121,13 +121,15 @@ def test_large_losses_that_are_rarer_than_delta_cost_no_more_than_the_delta_that
         pytest.param(Mechanism(0.01, 0.5, 1), 5409.07, 5410, id="closed form, at twice δ, less ln 2: 5409.07"),
     ],
 )
-def test_rare_and_large_losses_cost_what_others_find(mechanism: Mechanism, low: float, high: float) -> None:
+def test_rare_and_large_losses_cost_the_same_as_other_accountants_find(
+    mechanism: Mechanism, low: float, high: float
+) -> None:
     assert low <= epsilon([mechanism], DELTA) <= high
 
 
 @pytest.mark.parametrize("count", [1, 7, 150, 10_000, 10_000_000])
 @pytest.mark.parametrize("width", [0.3, 5.0, 300.0])
-def test_what_transforms_round_is_added_to_what_they_compose(width: float, count: int) -> None:
+def test_the_rounding_of_transforms_is_added_to_epsilon(width: float, count: int) -> None:
     # Against the same transforms in extended precision, with one step of another kind, whose losses are rare and large.
     points = next_fast_len(30_000, real=True)
     place = np.arange(points)
@@ -175,7 +177,7 @@ def test_tiny_costs_are_neither_lost_nor_made_up(of: Mechanism, low: float, high
         pytest.param([Mechanism(1 + kind / 7, 0.1, 1 + kind) for kind in range(20)], id="twenty kinds"),
     ],
 )
-def test_whatever_is_asked_takes_bounded_work(
+def test_every_query_takes_bounded_work(
     mechanisms: list[Mechanism], group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Every site computes this for a run before it can refuse it.

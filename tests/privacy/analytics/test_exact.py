@@ -128,7 +128,7 @@ def test_concordance(rows: list[tuple[int, bool, int]]) -> None:
     assert figure["value"] == pytest.approx(won / len(comparable), abs=1e-5)
 
 
-def test_of_one_class_alone_a_curve_is_undefined_not_zero() -> None:
+def test_a_curve_of_a_single_class_is_undefined() -> None:
     figures = exact(CLASSES, ALL, binary([0.2, 0.7, 0.9]), np.zeros(3))
     for name in ("auc", "average_precision"):
         assert figures[name] == {"value": None, "reason": "all held-out records have class 0"}

@@ -58,7 +58,7 @@ def summed(form: Form, scores: Numbers, labels: Numbers) -> Numbers:
 
 @few
 @given(st.sampled_from(PREDICTIONS), st.data())
-def test_whatever_a_record_is_it_adds_a_norm_of_one_to_each_block_at_most(it: Prediction, data: st.DataObject) -> None:
+def test_a_record_adds_at_most_norm_one_to_each_block(it: Prediction, data: st.DataObject) -> None:
     names = data.draw(st.lists(st.sampled_from(NAMES[it.family]), min_size=1, unique=True))
     width = it.classes if it.family == "classes" else 1
     scores = np.array(data.draw(st.lists(any_number, min_size=width, max_size=width)))
@@ -163,7 +163,7 @@ def test_a_class_without_records_is_left_out_of_the_mean() -> None:
     assert total["balanced_accuracy"]["value"] == wanted["balanced_accuracy"]["value"] == total["recall"]["value"]
 
 
-def test_of_no_records_nothing_is_claimed() -> None:
+def test_without_records_no_metric_is_claimed() -> None:
     for it in PREDICTIONS:
         form = Form(it, NAMES[it.family])
         size = 1 + sum(math.prod(shape) for _, shape in form.shapes)

@@ -210,7 +210,7 @@ def test_a_field_that_the_contributors_cannot_have_reached_is_refused(profile: P
         pytest.param(RING_DEGREE - 2, id="the last slot"),
     ],
 )
-def test_anything_where_all_sites_leave_zero_is_refused(place: int) -> None:
+def test_nonzero_padding_in_a_sum_is_refused(place: int) -> None:
     packing = packing_of("compact")
     total = true_sum(packing)
     total[0, place] = 1

@@ -268,7 +268,7 @@ def test_whatever_the_server_does_it_learns_sums_of_two_or_more_and_no_update_tw
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("_symbolic_signatures")
 @pytest.mark.parametrize("seed", range(100, 100 + SEEDS))
-def test_of_a_hundred_thousand_servers_none_learns_more(seed: int) -> None:
+def test_none_of_a_hundred_thousand_random_servers_learns_more(seed: int) -> None:
     assert first_leak(seed, SOAK)[0] is None
 
 
@@ -337,7 +337,7 @@ def test_each_rule_is_needed(rule: str, monkeypatch: pytest.MonkeyPatch) -> None
         ([("a", "b"), ("a", "c"), ("a", "d")], 2, {"a"}),
     ],
 )
-def test_who_disputes_with_more_than_may_collude_is_left_out_and_of_others_both(
+def test_a_site_in_dispute_with_more_than_may_collude_is_left_out_otherwise_both(
     pairs: list[tuple[str, str]], colluding: int, out: set[str]
 ) -> None:
     assert without_disputes(pairs, colluding) == out

@@ -127,7 +127,7 @@ def test_a_million_parameters_take_less_than_the_plain_floats(
     assert ciphertexts * CIPHERTEXT_BYTES / 1_000_000 <= bytes_per_parameter < 4
 
 
-def test_what_encryption_makes_is_30792_bytes_a_ciphertext() -> None:
+def test_a_ciphertext_takes_30792_bytes() -> None:
     encrypted = encrypt(np.ones((34, RING_DEGREE), np.uint64))
     assert (encrypted.count, len(encrypted.seeds), encrypted.size) == (34, 34 * SEED_BYTES, 34 * 30_792)
     assert [len(chunk) for chunk in encrypted.chunks] == [32 * CIPHERTEXT_BYTES, 2 * CIPHERTEXT_BYTES]

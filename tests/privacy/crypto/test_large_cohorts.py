@@ -227,7 +227,7 @@ def test_a_change_of_c0_or_c1_is_refused_however_small(part: str, shift: int) ->
         np.testing.assert_array_equal(joined(blocks)[:, :LAST], large().exact[:, :LAST])
 
 
-def test_a_key_cannot_be_overheard_from_which_disturbed_sums_are_opened() -> None:
+def test_refusals_of_disturbed_sums_do_not_reveal_the_key() -> None:
     # ¼ step on c1 adds ¼ step of each of the key's coefficients, −1, 0 or 1; with ⅜ more on one of them, that one is
     # rounded up if it is 1 in the key: by the tag alone, what opens tells the server the key, a coefficient a try.
     total, of = large().total, large().of
@@ -268,7 +268,7 @@ def test_a_header_that_was_signed_again_is_still_not_a_contribution_to_another_p
     refused(replace(total, contributions=parts[1:]), of, ProtocolError, "too few contributors")
 
 
-def test_of_a_large_cohort_an_update_with_too_few_seeds_is_not_added() -> None:
+def test_an_update_of_a_large_cohort_with_too_few_seeds_is_not_added() -> None:
     of = large().of
     update = of.update("site-0", np.zeros(PARAMETERS))
     (chunk,) = update.chunks

@@ -144,7 +144,7 @@ def test_the_honest_sum_of_any_sites_passes(seed: int, count: int, names: list[s
 
 
 @PLANS
-def test_what_a_site_made_itself_passes_alone_with_its_seeds(plan: RoundPlan) -> None:
+def test_a_sites_own_update_passes_alone_with_its_seeds(plan: RoundPlan) -> None:
     authenticated = update("north", 1, plan, count=BLOCK + 1)
     assert not refused(authenticated.alone, plan, ["north"])
     assert refused(authenticated.alone, plan, ["south"])

@@ -33,7 +33,7 @@ def test_other_values_have_another_root(one: list[bytes], other: list[bytes]) ->
     assert (root(one) == root(other)) == (one == other)
 
 
-def test_a_node_passes_for_no_value() -> None:
+def test_a_node_is_not_accepted_as_a_value() -> None:
     values = [b"a", b"b", b"c", b"d"]
     left, right = (root(values[:2]), root(values[2:]))
     assert root([left, right]) != root(values)

@@ -100,21 +100,19 @@ def test_honest_sites_prove_that_their_updates_are_short_and_are_those_of_the_su
     assert sites.add_up(proofs, sites.total)
 
 
-def test_another_sum_is_not_of_what_was_proved(sites: Sites, proofs: dict[str, bytes]) -> None:
+def test_proofs_do_not_hold_for_another_sum(sites: Sites, proofs: dict[str, bytes]) -> None:
     off = sites.total.copy()
     off[17] += 2
     assert not sites.add_up(proofs, off)
     assert not add_up([], _numbers(sites.total))
 
 
-def test_who_sends_a_long_update_can_prove_nothing_of_it(sites: Sites) -> None:
+def test_a_long_update_has_no_valid_proof(sites: Sites) -> None:
     with pytest.raises(ProtocolError, match="the norm of west's update exceeds"):
         prove_norm(sites.statements["west"], _numbers(5 * sites.updates["west"]), _secrets("west"))
 
 
-def test_who_proves_something_of_a_short_update_and_sends_a_long_one_spoils_the_sum(
-    sites: Sites, proofs: dict[str, bytes]
-) -> None:
+def test_a_proof_of_a_short_update_with_a_long_update_spoils_the_sum(sites: Sites, proofs: dict[str, bytes]) -> None:
     assert not sites.refused(proofs)
     assert not sites.add_up(proofs, sites.total + 4 * sites.updates["west"])
 
@@ -138,7 +136,7 @@ def test_two_liars_may_split_their_updates_but_not_shorten_them(sites: Sites) ->
 
 
 @pytest.mark.parametrize("bad", ["none", "empty", "cut", "of another site", "of another round", "altered"])
-def test_a_bad_proof_is_its_owners(sites: Sites, proofs: dict[str, bytes], bad: str) -> None:
+def test_a_bad_proof_is_blamed_on_its_owner(sites: Sites, proofs: dict[str, bytes], bad: str) -> None:
     changed = dict(proofs)
     later = state(context_of(subject_of(sha256(b"next plan").hexdigest(), SET, SUM), NONCES), "south", LENGTH, K)
     match bad:

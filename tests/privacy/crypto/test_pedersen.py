@@ -58,7 +58,7 @@ def test_anything_but_a_point_of_the_group_is_refused(data: bytes) -> None:
 
 
 @given(st.binary(min_size=BYTES, max_size=BYTES))
-def test_whatever_is_read_is_a_valid_point(data: bytes) -> None:
+def test_only_valid_points_are_read(data: bytes) -> None:
     try:
         assert read_point(data) == data
     except MalformedError:

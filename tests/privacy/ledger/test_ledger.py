@@ -91,7 +91,7 @@ def test_a_budget_that_is_not_a_number_allows_nothing(tmp_path: Path) -> None:
         ledger(tmp_path / "patients").reserve(release(1), ROUND, Budget(float("nan"), 1e-5))
 
 
-def test_exactly_the_budget_is_allowed_and_a_hair_more_is_not(tmp_path: Path) -> None:
+def test_the_exact_budget_is_allowed_and_slightly_more_is_refused(tmp_path: Path) -> None:
     exact = epsilon([ROUND, ROUND], 1e-5)
     for spend, path in ((exact, tmp_path / "exact"), (exact - 1e-9, tmp_path / "less")):
         ledger(path).reserve(release(1), ROUND, Budget(spend, 1e-5))
@@ -248,7 +248,7 @@ def test_after_a_torn_tail_the_next_charge_continues_the_chain(tmp_path: Path, w
     assert ledger(path).mechanisms() == [*read(whole), ROUND]
 
 
-def test_a_torn_tail_may_carry_no_news_into_the_next_line(tmp_path: Path, whole: bytes) -> None:
+def test_a_torn_tail_is_removed_even_if_the_next_charge_is_refused(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "patients"
     path.write_bytes(whole[:-1])
     with pytest.raises(BudgetError):  # so that nothing is appended
@@ -334,7 +334,7 @@ def test_a_ledger_is_read_with_the_public_key_and_not_written(tmp_path: Path, wh
     assert path.read_bytes() == whole
 
 
-def test_what_another_process_appended_or_cut_is_read_again(tmp_path: Path, whole: bytes) -> None:
+def test_entries_appended_or_cut_by_another_process_are_read_again(tmp_path: Path, whole: bytes) -> None:
     path, lines = tmp_path / "patients", whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:3]))
     kept = ledger(path)

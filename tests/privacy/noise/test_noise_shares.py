@@ -50,7 +50,7 @@ def shared(**options: float) -> Manifest:
 # --- How much each site adds -----------------------------------------------------------------------------------------
 
 
-def test_a_share_is_what_the_formulae_say() -> None:
+def test_a_share_follows_the_formulae() -> None:
     manifest, parameters, length = shared(), 100, 3.0
     levels = manifest.packing.levels
     assert levels == ((1 << 24) - 2) // 4 + 1
@@ -96,7 +96,7 @@ def test_few_records_and_a_low_rate_are_divided_by_one_at_least_as_in_training()
 
 
 @pytest.mark.parametrize("sites", [2, 10, 100_000])
-def test_what_the_sum_of_discrete_gaussians_differs_by_needs_no_charge(sites: int) -> None:
+def test_the_difference_of_a_sum_of_discrete_gaussians_needs_no_charge(sites: int) -> None:
     """Proposition 14 of the paper, as a logarithm: d·τ at the least share that is allowed, 8 levels."""
     k = np.arange(1, sites)
     exponents = -2 * math.pi**2 * 64 * k / (k + 1)
@@ -139,7 +139,7 @@ def test_a_share_of_few_levels_is_refused() -> None:
 # --- Against whom -----------------------------------------------------------------------------------------------------
 
 
-def test_the_more_collude_the_more_the_run_costs_and_what_is_declared_is_what_it_was_calibrated_to() -> None:
+def test_epsilon_grows_with_colluding_sites_and_is_calibrated_to_the_declared_number() -> None:
     settings = shared_settings(minimum=4)
     settings = replace(settings, privacy=replace(settings.privacy, noise_multiplier=None, epsilon=2.0))
     manifest = make_manifest(settings)[0]
@@ -157,7 +157,7 @@ def test_the_more_collude_the_more_the_run_costs_and_what_is_declared_is_what_it
     assert seen[3].who == "and all other sites: one site's own update"
 
 
-def test_local_noise_counts_on_nobody() -> None:
+def test_local_noise_depends_on_no_other_site() -> None:
     manifest = make_manifest()[0]
     cost = epsilon([manifest.run_cost], DELTA)
     assert {observer.epsilon for observer in observers(manifest, DELTA)} == {cost}
@@ -212,7 +212,7 @@ def test_levels_of_neighbours_are_apart_by_their_distance_and_one_level_a_parame
 
 
 @pytest.mark.parametrize("profile", ["compact", "precise", "dense"])
-def test_nothing_is_cut_after_the_noise(profile: str) -> None:
+def test_levels_are_not_clipped_after_the_noise(profile: str) -> None:
     packing = Packing.of(profile, cohort=1, update_bound=1.0, max_weight=1.0)  # type: ignore[arg-type]
     variance, size = ((packing.levels - 1) // 50) ** 2, 60_000
     for sign in (-1.0, 1.0):

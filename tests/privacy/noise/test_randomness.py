@@ -51,7 +51,7 @@ def test_a_stream_does_not_repeat_itself() -> None:
 
 @relaxed
 @given(st.lists(st.integers(0, 40), max_size=8))
-def test_however_it_is_cut_it_is_one_stream(counts: list[int]) -> None:
+def test_a_stream_does_not_depend_on_the_sizes_of_reads(counts: list[int]) -> None:
     one, parts = Randomness.seeded(4), Randomness.seeded(4)
     assert b"".join(parts.bytes(count) for count in counts) == one.bytes(sum(counts))
 

@@ -67,7 +67,7 @@ def test_the_noise_is_calibrated_over_all_steps_of_the_run() -> None:
     assert epsilon([manifest.round_cost] * 20, 1e-6) == epsilon([manifest.run_cost], 1e-6)
 
 
-def test_noise_that_is_given_is_kept() -> None:
+def test_a_given_noise_multiplier_is_kept() -> None:
     assert make_manifest()[0].noise_multiplier == 1.0
 
 
@@ -137,7 +137,7 @@ SURVEY: dict[str, object] = {
         (SURVEY | {"statistics": {"columns": 3}}, "Unexpected keyword argument"),
     ],
 )
-def test_a_run_trains_or_gathers_statistics_and_has_what_that_takes(changes: dict[str, object], message: str) -> None:
+def test_settings_that_do_not_fit_the_kind_of_run_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         settings_with(**changes)
     assert message in str(caught.value)

@@ -102,7 +102,9 @@ def training_with(optimizer: Optimizer | None = None, schedule: Schedule | None 
         ('[training.schedule]\nname = "step"\nevery = 2\nfactor = 0.1', Sgd(), Step(every=2, factor=0.1)),
     ],
 )
-def test_they_are_named_alone_or_in_tables(lines: str, optimizer: Optimizer, schedule: Schedule) -> None:
+def test_optimizers_and_schedules_are_set_by_name_or_table(
+    lines: str, optimizer: Optimizer, schedule: Schedule
+) -> None:
     training = read(STEPS + lines)
     assert (training.optimizer, training.schedule) == (optimizer, schedule)
     assert training.plain == ((optimizer, schedule) == (Sgd(), Constant()))
@@ -133,14 +135,14 @@ def test_they_are_named_alone_or_in_tables(lines: str, optimizer: Optimizer, sch
         ('[training.schedule]\nname = "step"\nevery = 0', "every = 0\n^ must be greater than or equal to 1"),
     ],
 )
-def test_any_other_is_refused_at_its_line_with_the_nearest_right_name(lines: str, message: str) -> None:
+def test_unknown_optimizers_are_refused_with_their_line_and_the_nearest_name(lines: str, message: str) -> None:
     first, _, second = complaint(STEPS + lines).partition("\n")
     excerpt = f"{first.partition('  ')[2]}\n^ {second.lstrip(' ^')}"
     assert message in excerpt
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 10), (0.26, 3), (2, 20), (0.001, 1), (0.25, 2), (0.36, 4)])
-def test_epochs_are_another_way_to_say_steps(epochs: float, steps: int) -> None:
+def test_epochs_may_be_set_in_place_of_steps(epochs: float, steps: int) -> None:
     training = read(f"epochs_per_round = {epochs}")
     assert training.steps == steps
     assert training.sampling == (0.1, steps)
@@ -162,7 +164,7 @@ def test_epochs_are_another_way_to_say_steps(epochs: float, steps: int) -> None:
         ("epochs_per_round = nan", "must be greater than 0"),
     ],
 )
-def test_the_number_of_steps_is_given_once_and_can_be_taken(lines: str, message: str) -> None:
+def test_contradictory_or_impossible_numbers_of_steps_are_refused(lines: str, message: str) -> None:
     assert message in complaint(lines)
 
 
@@ -188,7 +190,7 @@ def test_shared_noise_needs_plain_steps(training: Training) -> None:
         replace(training_with(AdamW(), Linear(final=1.0)), steps_per_round=None, epochs_per_round=0.5),
     ],
 )
-def test_they_are_signed_and_both_readers_read_them(training: Training) -> None:
+def test_optimizers_are_signed_and_read_by_both_readers(training: Training) -> None:
     key = signing_key("coordinator")
     document = sign_manifest(replace(run_settings(), training=training), key, roster_version=3).to_bytes()
     manifest, _ = open_manifest(document, key.public_key())
@@ -197,7 +199,7 @@ def test_they_are_signed_and_both_readers_read_them(training: Training) -> None:
     assert read_twice == json.loads(json.dumps(asdict(training)))
 
 
-def test_settings_signed_without_them_are_plain() -> None:
+def test_settings_without_optimizers_use_plain_steps() -> None:
     data = json.loads(json.dumps(asdict(run_settings())))
     for key in ("optimizer", "schedule", "epochs_per_round"):
         del data["training"][key]
@@ -205,7 +207,7 @@ def test_settings_signed_without_them_are_plain() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [Sgd(momentum=0.9), Adam(), AdamW()])
-def test_they_change_neither_noise_nor_cost(optimizer: Optimizer) -> None:
+def test_optimizers_change_neither_noise_nor_cost(optimizer: Optimizer) -> None:
     private = replace(run_settings(), privacy=Privacy(max_grad_norm=1.0, epsilon=2.0))
     plain, _ = make_manifest(private)
     other, _ = make_manifest(replace(private, training=training_with(optimizer, Cosine(warm_up=0.1))))

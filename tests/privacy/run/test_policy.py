@@ -135,7 +135,7 @@ def test_a_site_shares_noise_only_if_its_policy_allows_it() -> None:
         check_policy(replace(policy(), shared_noise=True), make_manifest(trusting)[0], 2.0, "north")
 
 
-def test_the_defaults_are_the_safe_ones() -> None:
+def test_the_default_policy_is_safe() -> None:
     defaults = Policy(tasks=(), maximum_epsilon=1.0)
     assert not defaults.shared_noise
     assert (defaults.minimum_noise_multiplier, defaults.minimum_cohort, defaults.disclose) == (0.5, 3, ("epsilon",))

@@ -14,7 +14,7 @@ def message(name: str, ttl: float) -> Message:
     return Message(RecordDict({"said": ConfigRecord({"text": name})}), 5, MessageType.QUERY, ttl=ttl)
 
 
-def test_a_message_that_is_past_its_time_makes_room_for_the_next() -> None:
+def test_an_expired_message_makes_room_for_the_next() -> None:
     mailboxes = Mailboxes({5})
     grid, brief = GrpcGrid(1, mailboxes), message("first", 0.05)
     (first,) = grid.push_messages([brief])

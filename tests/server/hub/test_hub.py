@@ -43,7 +43,7 @@ def _expired(federation: Federation, folder: Path) -> grpc.ChannelCredentials:
 
 
 @pytest.mark.parametrize("credentials", [_no_certificate, _another_authority, _expired])
-def test_who_has_no_valid_certificate_of_this_consortium_is_turned_away_before_speaking(
+def test_callers_without_a_valid_certificate_are_refused_before_they_send_anything(
     server: Server, tmp_path: Path, credentials: Callable[[Federation, Path], grpc.ChannelCredentials]
 ) -> None:
     server.mailboxes.put(server.node("north"), "m", (b"for north",))
@@ -170,7 +170,7 @@ def _answers(exchange: Exchange) -> bool:
     return False
 
 
-def test_a_waiting_site_gets_a_message_as_soon_as_it_is_there(server: Server, north: Caller) -> None:
+def test_a_waiting_site_gets_a_message_as_soon_as_it_arrives(server: Server, north: Caller) -> None:
     with ThreadPoolExecutor(1) as pool:
         pulled = pool.submit(north.pull, wait=LONG)
         await_condition(lambda: server.mailboxes.online(0) == {server.node("north")})
@@ -212,7 +212,9 @@ def test_the_same_reply_again_gets_the_same_receipt_and_another_is_refused(serve
     assert server.mailboxes.take({"m"}, 0) == ("m", b"done")
 
 
-def test_what_a_server_adds_to_a_refusal_is_short_and_quoted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_a_server_adds_to_a_refusal_is_shortened_and_quoted(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> bool:
         raise ProtocolError("\x1b[2J\u202eon\n" * 200)
 

@@ -17,7 +17,7 @@ def test_with_votes_the_poisoner_is_found_and_the_model_recovers(tmp_path: Path,
     assert outcome.accuracy > 0.85
 
 
-def test_without_votes_nobody_notices(tmp_path: Path) -> None:
+def test_without_votes_a_poisoner_is_not_noticed(tmp_path: Path) -> None:
     outcome = poisoned_run(tmp_path / "study", 4, 10, None)
     assert (outcome.found, outcome.undone) == ({}, ())
     assert outcome.accuracy < 0.6

@@ -26,7 +26,7 @@ def flower_part(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("folder", "limit"), [(BUNDLE, 13_000), (ROOT, 30_000)], ids=["bundle", "checkout"])
-def test_no_code_travels(tmp_path: Path, folder: Path, limit: int) -> None:
+def test_the_bundle_contains_no_code(tmp_path: Path, folder: Path, limit: int) -> None:
     subprocess.run([Path(sys.executable).with_name("flwr"), "build", "--app", folder], cwd=tmp_path, check=True)
     (file,) = tmp_path.glob("*.fab")
     with ZipFile(file) as archive:

@@ -43,7 +43,7 @@ def sites(make_federation: FederationMaker) -> Iterator[Sites]:
     open_site.cache_clear()
 
 
-def test_what_packing_leaves_over_is_carried_and_the_range_follows(sites: Sites) -> None:
+def test_residuals_are_carried_over_and_the_range_adapts(sites: Sites) -> None:
     model = next(iter(sites.studies.values())).start(sites.manifest.settings)
     dense = Packing.of("dense", cohort=4, update_bound=1.0, max_weight=1.0)
     *_, exact = rounds(model, 8, sites.exact_mean)

@@ -153,7 +153,7 @@ def test_a_file_of_another_kind_or_modality_is_refused(tmp_path: Path) -> None:
     assert problem_of(labels(tmp_path, "a.dcm,benign")) == "not a DICOM file; name another, or leave the record out"
 
 
-def test_a_file_that_was_cut_is_refused_wherever(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_at_any_length(tmp_path: Path) -> None:
     path = save(tmp_path, dicom())
     whole = (tmp_path / "a.dcm").read_bytes()
     for length in range(140, len(whole), 37):

@@ -73,7 +73,7 @@ def row(folder: Path, *resources: Any) -> list[float]:  # noqa: ANN401 - JSON
     return [*(round(value, 2) for value in inputs[0].tolist()), targets.item()]
 
 
-def test_a_patient_is_one_row_and_what_is_missing_has_the_tasks_constants(tmp_path: Path) -> None:
+def test_a_patient_is_one_row_and_missing_values_become_the_tasks_constants(tmp_path: Path) -> None:
     assert row(tmp_path, patient()) == [0, 0, 1, 0, -0.5, 0, 0, 1, 0]
     full = (
         observation("2339-0", **quantity(100, "mg/dL")),
@@ -152,7 +152,7 @@ def test_every_problem_has_its_patient_and_column_and_never_the_value(tmp_path: 
         ('{"resourceType": "Patient", "id": NaN}', "is not JSON"),
     ],
 )
-def test_what_is_no_bundle_is_refused(tmp_path: Path, data: str, message: str) -> None:
+def test_files_that_are_not_bundles_are_refused(tmp_path: Path, data: str, message: str) -> None:
     (tmp_path / "bundle.json").write_text(data)
     assert message in complaint(tmp_path / "bundle.json", Fhir(), Diabetes())
 

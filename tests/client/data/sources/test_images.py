@@ -86,7 +86,7 @@ def test_other_sizes_are_resized_and_turned_photographs_turned_back(tmp_path: Pa
     torch.testing.assert_close(images[1, 0], expected)
 
 
-def test_what_is_beyond_the_declared_values_is_clipped_and_gaps_are_the_lowest() -> None:
+def test_values_beyond_the_declared_range_are_clipped_and_gaps_become_the_lowest() -> None:
     form = ImageForm(1, (1, 4), (-1000, 400))
     image = torch.tensor([[[float("nan"), -3000, -300, float("inf")]]])
     assert form.finish(image).tolist() == [[[-1, -1, 0, 1]]]

@@ -53,7 +53,7 @@ def test_columns_may_have_any_type_that_holds_their_values(tmp_path: Path, colum
     assert targets.tolist() == TARGETS
 
 
-def test_codes_that_gaps_have_made_floating_point_are_still_codes(tmp_path: Path) -> None:
+def test_codes_stored_as_floats_because_of_gaps_are_read_as_codes(tmp_path: Path) -> None:
     path = write(tmp_path, ward=[1.0, None, 2.5])
     assert problems(path, Parquet()) == []  # 1 and 2.5 are other wards, and a missing one is medicine
     assert read(path, Parquet())[0][:, 2:5].tolist() == [[0, 0, 1], [0, 1, 0], [0, 0, 1]]

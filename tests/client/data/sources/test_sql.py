@@ -102,7 +102,7 @@ def test_an_omop_cohort_gives_the_same_records_from_either_database(cohort: tupl
         assert rows == [pytest.approx(row, abs=1e-2) for row in EXPECTED]
 
 
-def test_a_null_is_missing_and_where_none_may_be_it_has_row_and_column(cohort: tuple[Path, Sql]) -> None:
+def test_a_null_is_a_missing_value_or_a_problem_with_row_and_column(cohort: tuple[Path, Sql]) -> None:
     path, options = cohort
     path.write_text(QUERY.replace(" ELSE 'unknown'", ""))
     assert problems(path, options, Diabetes()) == [

@@ -73,7 +73,7 @@ def test_text_may_have_any_of_the_usual_encodings(tmp_path: Path, encoding: str)
         )
 
 
-def test_semicolons_decimal_commas_and_dates_are_set_and_where_they_are_not_the_message_says_how(
+def test_semicolons_decimal_commas_and_dates_are_read_or_the_message_names_the_option(
     tmp_path: Path,
 ) -> None:
     german = WHOLE.replace(",", ";").replace(".0", ",0")
@@ -131,7 +131,7 @@ def test_every_problem_has_its_line_and_column_and_never_the_value(tmp_path: Pat
     assert complaint(tmp_path / "patients.csv", Csv()).endswith("(12 more; `cloister data check` lists them)")
 
 
-def test_what_is_wrong_with_a_whole_file_is_said_without_a_line(tmp_path: Path) -> None:
+def test_problems_of_a_whole_file_are_reported_without_a_line(tmp_path: Path) -> None:
     path = tmp_path / "patients.csv"
     assert complaint(path, Csv()) == (
         "patients.csv: no such file or directory; name a text file that this account can read"
@@ -210,7 +210,7 @@ def test_any_other_bytes_are_a_data_error(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 7, 64])
-def test_where_a_file_is_cut_into_blocks_changes_nothing(
+def test_the_size_of_blocks_does_not_change_what_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     monkeypatch.setattr("client.data.sources.text_tables._BLOCK", block)

@@ -49,7 +49,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("trouble", TAKEN)
-def test_what_can_be_read_becomes_the_right_records(tmp_path: Path, trouble: str) -> None:
+def test_unusual_but_readable_files_give_the_right_records(tmp_path: Path, trouble: str) -> None:
     data, options = TAKEN[trouble]
     (tmp_path / "patients.csv").write_bytes(data)
     inputs, targets = read(tmp_path / "patients.csv", Csv(**options))
@@ -58,7 +58,7 @@ def test_what_can_be_read_becomes_the_right_records(tmp_path: Path, trouble: str
 
 
 @pytest.mark.parametrize("trouble", REFUSED)
-def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, trouble: str) -> None:
+def test_unreadable_files_are_refused_in_one_sentence(tmp_path: Path, trouble: str) -> None:
     data, message = REFUSED[trouble]
     (tmp_path / "patients.csv").write_bytes(data)
     assert message in complaint(tmp_path / "patients.csv", Csv())
