@@ -164,7 +164,9 @@ def _results(sites: list[str], models: dict[str, str]) -> Results:
         pytest.param(["north", "south", "east"], ["a", "a"], "same model", id="a model is missing"),
     ],
 )
-def test_rounds_with_absent_sites_or_different_models_are_an_error(sites: list[str], models: list[str], complaint: str) -> None:
+def test_rounds_with_absent_sites_or_different_models_are_an_error(
+    sites: list[str], models: list[str], complaint: str
+) -> None:
     held: dict[str, str] = dict(zip(("north", "south", "east"), models, strict=False))
     with pytest.raises(RunError, match=complaint):
         rounds._summarise([_results(sites, held)], ("north", "south", "east"), 14)

@@ -82,7 +82,7 @@ def test_a_site_that_is_ready_passes_every_check(lungs: Federation) -> None:
         findings = check(settle(lungs, server))
     assert {finding["state"] for finding in findings.values()} == {"ok"}, findings
     assert list(findings) == ["keys", "validity", "name", "port", "TLS", "disk", "budget", "records"]
-    assert "north is in roster 1 of demo, among 3 sites" in findings["keys"]["text"]
+    assert "north is in roster 1 of demo (sites: 3)" in findings["keys"]["text"]
     assert f"for {TASK}" in findings["records"]["text"]
 
 
