@@ -31,7 +31,7 @@ def measure(epsilon: float, rounds: int) -> dict[str, Any]:
                 "vote_epsilon": epsilon if vote else None,
                 "accuracy": result.accuracy,
                 "undone": list(result.undone),
-                "found": result.found,
+                "found": result.excluded,
             })  # fmt: skip
     return {"rows": rows, "rounds": rounds, "liar": LIAR, "since": SINCE}
 

@@ -63,7 +63,7 @@ class Outcome:
 
     accuracy: float  # of the last model, on all sites' held-out records
     undone: tuple[int, ...]  # rounds
-    found: dict[str, int]  # sites found to spoil rounds, and the round in which they were found
+    excluded: dict[str, int]  # sites found to spoil rounds, and the round in which they were found
 
 
 class Poisoned(Study):

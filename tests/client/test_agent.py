@@ -23,7 +23,7 @@ from server.hub.mailboxes import Mailboxes
 from server.settings import read_consortium
 from simulations.engine.federation import Federation
 from tests import studies
-from tests.client.test_agent_rounds import plan_of, update_of
+from tests.client.agent_rounds import plan_of, update_of
 from tests.federations import (
     SETTINGS,
     TERMS,

@@ -127,7 +127,7 @@ def write() -> None:
     store("documents", documents | {"signed": text(_signed(update))})
     store("ledger", _ledger())
     store("keys", letters(keys))
-    store("round", round_ | _shown(golden, authenticated.ciphertexts))
+    store("round", round_ | _contributors(golden, authenticated.ciphertexts))
     store("large", large_round(keys)[0])
     store("numbers", numbers() | {"evaluation": made_up_evaluation()})
     store("wire", messages(run))
@@ -167,7 +167,7 @@ def _signed(north: SignedUpdate) -> bytes:
     return golden_bad.joined([one, *others])
 
 
-def _shown(golden: Golden, ciphertexts: Ciphertexts) -> dict[str, object]:
+def _contributors(golden: Golden, ciphertexts: Ciphertexts) -> dict[str, object]:
     """Return what sites are shown of a masked round; and an update with masks whose body is the known ciphertext."""
     contributions = [
         replace(contribution, seeds=b"", reveal=b"", pairs=b"") for contribution in golden.total.contributions

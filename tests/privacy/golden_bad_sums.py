@@ -22,6 +22,7 @@ from privacy.crypto.masking import REVEAL_BYTES, _pair_sealer, seed_sealer, sign
 from privacy.crypto.pairs import _info
 from privacy.crypto.signing import SIGNATURE_BYTES, SignedDocument, sign
 from privacy.run.plan import read_plan
+from tests.privacy.bad_vectors import OTHER, A, Bad, M, P, canonical, changed
 from tests.privacy.consortium import (
     SECRET,
     mac_key,
@@ -30,7 +31,7 @@ from tests.privacy.consortium import (
     signing_key,
     tag_key,
 )
-from tests.privacy.golden_bad import OTHER, A, Bad, M, P, canonical, changed, joined, resigned, split
+from tests.privacy.golden_bad import joined, resigned, split
 from tests.privacy.vectors import good_parts, stored
 
 if TYPE_CHECKING:

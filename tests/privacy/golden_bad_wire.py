@@ -9,8 +9,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from privacy.crypto.signing import sign
 from privacy.run.votes import cast
+from tests.privacy.bad_vectors import OTHER, A, Bad, M, P
 from tests.privacy.consortium import signing_key
-from tests.privacy.golden_bad import OTHER, A, Bad, M, P
 from tests.privacy.golden_wire import (
     NODE,
     answered,

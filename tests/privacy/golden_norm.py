@@ -14,8 +14,8 @@ from privacy.crypto.norm_signature import sign_proof, subject_of
 from privacy.crypto.norms import _blinding, context_of, longest, projection, prove_norm, state
 from privacy.crypto.pedersen import BYTES, IDENTITY, ORDER, generator
 from privacy.crypto.signing import SIGNATURE_BYTES
+from tests.privacy.bad_vectors import Bad
 from tests.privacy.consortium import shared_secrets, signing_key
-from tests.privacy.golden_bad import Bad
 from tests.privacy.vectors import good_parts, stored
 
 if TYPE_CHECKING:

@@ -73,10 +73,10 @@ def written(value: object) -> bytes:
 
 @cache
 def good(kind: str) -> Parts:
-    return {name: _found(place) for name, place in stored("bad")["kinds"][kind].items()}
+    return {name: _value_at(place) for name, place in stored("bad")["kinds"][kind].items()}
 
 
-def _found(place: str) -> bytes:
+def _value_at(place: str) -> bytes:
     encoding, path = place.split(" ", 1)
     if path.startswith("="):
         return path[1:].encode()

@@ -25,7 +25,7 @@ from simulations.attacks import spoilers as liars
 from simulations.engine.federation import Federation
 from strategies import judging, masking
 from strategies.selection import _FOUND
-from tests.client.round.test_masking import MASKED
+from tests.client.round.masked_rounds import MASKED
 from tests.federations import SETTINGS, SITES, Answer, FederationMaker, charges_of, models_of, node_of, run_with
 from tests.strategies.hostile import EVALUATE, HONEST, HOSTILE, TRAIN
 from transport.flower import reply

@@ -25,6 +25,8 @@ from client.task.proving import prove
 from privacy.errors import DataError, TaskError
 from privacy.noise.randomness import Randomness
 from simulations.engine.federation import SiteTerms
+from tests.client.agent_rounds import plan_of
+from tests.client.agent_rounds import train as train_round
 from tests.client.data.data_sets import (
     ODD,
     WIDTH,
@@ -40,8 +42,6 @@ from tests.client.data.data_sets import (
     unknown_name,
 )
 from tests.client.named_inputs import Named, Towers, pairs
-from tests.client.test_agent_rounds import plan_of
-from tests.client.test_agent_rounds import train as train_round
 from tests.federations import NOISY, charges_of, signed_run, task_name
 from tests.studies import QUOTE, Tiny
 from tests.trainings import signed

@@ -11,7 +11,7 @@ from client.flower import app as client_app
 from client.work import works
 from privacy.ledger.entries import Purpose
 from privacy.run.policy import check_policy
-from tests.client.round.test_masking import MASKED
+from tests.client.round.masked_rounds import MASKED
 from tests.federations import FederationMaker, run_with
 from transport.messages import ACCEPT, KINDS, LEAD, PAIRS
 

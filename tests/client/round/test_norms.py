@@ -20,7 +20,7 @@ from privacy.crypto.norms import prove_norm
 from privacy.crypto.pedersen import BYTES
 from privacy.crypto.signing import SIGNATURE_BYTES
 from privacy.errors import AuthenticityError, ProtocolError
-from tests.client.round.test_masking import (
+from tests.client.round.masked_rounds import (
     COHORT,
     MASKED,
     breaking,

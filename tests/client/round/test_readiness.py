@@ -28,7 +28,7 @@ from privacy.errors import (
 )
 from privacy.run.roster import sign_roster
 from tests import studies
-from tests.client.test_agent_rounds import QUERY, ask, plan_of, train
+from tests.client.agent_rounds import QUERY, ask, plan_of, train
 from tests.client.work.test_evaluation import evaluation
 from tests.client.work.test_survey import SURVEY
 from tests.federations import (

@@ -33,7 +33,7 @@ class Architecture:
     records: Callable[[int], Records]
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
     learning_rate: float = 0.5
-    taken: str = "yes"  # or how, in the words of docs/models.md
+    acceptance: str = "yes"  # or how, in the words of docs/models.md
 
 
 class Ordinary(Task):

@@ -115,9 +115,9 @@ class Schedule:
 
     def agree(self) -> None:
         number, plan = self._any_plan()
-        headers = self._shown(number, plan)
+        headers = self._some_headers(number, plan)
         self.sets += [list(headers)] if headers else []
-        for site in self._asked(headers):
+        for site in self._some_honest(headers):
             with suppress(ProtocolError):
                 self._check_set(plan, headers, site)
                 signature = agreement.agree(self.records[site], plan, headers, cast("PrivateKey", site))
@@ -128,11 +128,11 @@ class Schedule:
 
     def reveal(self) -> None:
         number, plan = self._any_plan()
-        headers = self._shown(number, plan)
+        headers = self._some_headers(number, plan)
         digest = set_digest(headers)
         signatures = {site: self.signatures.get((number, site, digest), b"") for site in headers}
         signatures |= {site: _signature(site, plan, headers) for site in headers if site in self.colluders}
-        for site in self._asked(headers):
+        for site in self._some_honest(headers):
             with suppress(ProtocolError, AuthenticityError):
                 self._check_set(plan, headers, site)
                 agreement.check_agreed(plan, headers, signatures, cast("Roster", _Roster()))
@@ -145,7 +145,7 @@ class Schedule:
         number = self.chance.randrange(len(self.plans))
         return number, self.plans[number]
 
-    def _shown(self, number: int, plan: RoundPlan) -> dict[str, bytes]:
+    def _some_headers(self, number: int, plan: RoundPlan) -> dict[str, bytes]:
         """Headers of any members that sent an update for the plan; colluders can always make one."""
         there = [site for site in plan.cohort if (number, site) in self.headers or site in self.colluders]
         for _ in range(self.chance.choice([0, 0, 1, 1, 2])):
@@ -153,7 +153,7 @@ class Schedule:
                 there.remove(self.chance.choice(there))
         return {site: self.headers.get((number, site), b"made up") for site in there}
 
-    def _asked(self, headers: Iterable[str]) -> list[str]:
+    def _some_honest(self, headers: Iterable[str]) -> list[str]:
         return [site for site in headers if site in self.honest and self.chance.random() < 0.65]
 
     def _check_set(self, plan: RoundPlan, headers: Mapping[str, bytes], site: str) -> None:
