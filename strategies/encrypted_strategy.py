@@ -1,6 +1,6 @@
 """The server's half of encrypted federated averaging: a Flower `Strategy` that adds updates that it cannot read.
 
-Where Flower passes "the model" from round to round, this strategy passes the encrypted sum. A round:
+The arrays that Flower passes from round to round stay empty: the server has no model. A round:
 
 1. Plan:  ask which sites are ready, and bind cohort, model, deadline and minimum into a plan (`configure_train`).
 2. Add:   verify each update as it arrives, add it modulo q, close at the deadline (`aggregate_train`).
@@ -38,7 +38,7 @@ from transport.flower import FAILED, REFUSED
 from transport.mask_messages import Refusal
 from transport.messages import EVALUATE, TRAIN, Delivery, Order
 from transport.receipts import make_receipt
-from transport.run_messages import content_of, sum_from_arrays, sum_to_arrays
+from transport.run_messages import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -85,6 +85,7 @@ class EncryptedStrategy(Strategy):
         self._masks = Masking(self._members, self._selection, colluding, proofs=proofs) if masked else None
         self._liar_finder, self._bodies = LiarFinder(self._members, colluding), Bodies(event_log.folder)
         self._before = self._round = OpenRound(0)
+        self._sum: EncryptedSum | None = None  # released, and not sent to the sites yet
         self._seconds = cohort.round_deadline_seconds
         self._there: list[str] = []  # sites present when the round was planned
         self._failures = 0
@@ -154,7 +155,7 @@ class EncryptedStrategy(Strategy):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]
                         ) -> tuple[ArrayRecord | None, MetricRecord | None]:  # fmt: skip
-        """Verify and add updates as they arrive; return the encrypted sum, or None below the minimum."""
+        """Verify and add updates as they arrive; release their sum, unless it is below the minimum."""
         del server_round
         current, plan = self._round, self._round.plan
         if plan is None:
@@ -163,18 +164,19 @@ class EncryptedStrategy(Strategy):
         total = self._collect(plan, replies)
         current.contributors = total.sites
         try:
-            result = self._masks.unmask(self._grid, current, total, self._attempt) if self._masks else total.close()
+            self._sum = self._masks.unmask(self._grid, current, total, self._attempt) if self._masks else total.close()
         except ProtocolError as error:
             self._close_unreleased(str(error))
             return None, None
-        self._release(result)
-        return sum_to_arrays(result), None
+        self._release(self._sum)
+        return None, None
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord,
                            grid: Grid) -> Iterable[Message]:  # fmt: skip
         """Deliver the sum to every site of the cohort that can open it."""
-        del server_round, config
-        return self._deliver(grid, sum_from_arrays(arrays)) if self._round.released else []
+        del server_round, arrays, config
+        total, self._sum = self._sum, None  # its bytes are in memory until the messages are sent, and no longer
+        return self._deliver(grid, total) if total else []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Adopt the model that most sites arrived at, and average the metrics that they report.

@@ -201,7 +201,7 @@ def read_opened(content: RecordDict) -> tuple[Opened, ReportedNumbers]:
 
 
 def sum_to_arrays(total: EncryptedSum) -> ArrayRecord:
-    """Put a sum into the arrays that a Flower strategy passes on as "the model"."""
+    """Put a sum into arrays, for a message or a file; the bytes of ciphertexts and codes are not copied."""
     arrays = {"plan": total.plan, "codes": total.codes, "contributions": _join(total.contributions)}
     for name, chunks in (("c0", total.c0), ("c1", total.c1), ("proof", total.proofs)):
         arrays |= {f"{name}-{index}": chunk for index, chunk in enumerate(chunks)}
