@@ -78,7 +78,7 @@ def measure(seeds: int, names: Sequence[str] = (), first_seed: int = 0, workers:
             "seconds": fmean(cell["seconds"] for cell in cells[reference.name, way]),
             "sites": reference.sites,
             "seeds": seeds,
-            "published": [asdict(each) for each in reference.published],
+            "published": [asdict(figure) for figure in reference.published],
         }
         for reference in chosen
         for way in WAYS
@@ -135,7 +135,7 @@ def _cell(
 
 def _train(studies: dict[str, Study], sizes: dict[str, int], manifest: Manifest, seed: int) -> Model:
     """Train for all rounds; return the resulting model."""
-    weights = {site: sizes[site] / max(sizes[each] for each in studies) for site in studies}
+    weights = {site: sizes[site] / max(sizes[study] for study in studies) for site in studies}
     sites = Sites.seeded(studies, weights, manifest, seed)
     start = next(iter(studies.values())).start(manifest.settings)
     means = PackedMeans(sites, manifest.packing, charge_for_nobody())
@@ -202,7 +202,7 @@ def page(report: dict[str, Any]) -> str:
         private = by_way[WAYS[3]]
         seconds = [f"{by_way[way]['seconds']:.1f}" for way in ("alone", "federated", WAYS[3])]
         costs.append("| " + " | ".join([name, f"{private['delta']:.1e}", f"{private['bytes']:,.0f}", *seconds]) + " |")
-        published += [f"- {name}: {each['what']} ({each['source']})." for each in rows[0]["published"]]
+        published += [f"- {name}: {figure['what']} ({figure['source']})." for figure in rows[0]["published"]]
     row = report["rows"][0]
     return f"""# Results of the reference tasks
 

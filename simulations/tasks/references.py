@@ -5,6 +5,7 @@ last two, were chosen on the split of seed 100, which is not reported; so was ho
 Those of `diagnosis` were chosen for `cloister.benchmarks.trials`. No ε covers that choice. The rest are first guesses.
 Under DP-SGD every task takes few steps on large batches with a small clipping norm, as `cloister.benchmarks.trials`
 explains.
+"""
 
 from __future__ import annotations
 
