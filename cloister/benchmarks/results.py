@@ -148,24 +148,6 @@ def _score(reference: Reference, test: Study, model: Model) -> float:
     return reference.scored(outputs.float().numpy(), targets.numpy())
 
 
-def merge(report: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
-    """Return a report with the rows of an earlier one for tasks that this one lacks, in the order of `REFERENCES`.
-
-    Raises:
-        ConfigError: if the earlier report is of other seeds.
-    """
-    if {(report["first_seed"], row["seeds"]) for row in report["rows"]} != {
-        (earlier["first_seed"], row["seeds"]) for row in earlier["rows"]
-    }:
-        msg = (
-            f"the results written before are of {earlier['rows'][0]['seeds']} seeds; use --seeds "
-            f"{earlier['rows'][0]['seeds']}, or write to another file"
-        )
-        raise ConfigError(msg)
-    rows = _by_task(earlier) | _by_task(report)
-    return {**report, "rows": [row for reference in REFERENCES for row in rows.get(reference.name, ())]}
-
-
 def table(report: dict[str, Any]) -> str:
     """Format a report as text, in 100 columns."""
     lines = [f"{'':<24}" + "".join(f"{way:>15}" for way in WAYS)]
@@ -177,17 +159,26 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{row['sites']} sites, Dirichlet(0.5), {seeds}; ± is their standard deviation"])
 
 
-def write_page(report: dict[str, Any], path: Path) -> None:
-    """Write a report as Markdown, and beside it as JSON, with the rows that the JSON has of other tasks.
+def written_before(path: Path, seeds: int) -> list[dict[str, Any]]:
+    """Return the rows of all tasks that were written beside this page, as JSON; none if there is no such file.
 
     Raises:
-        ConfigError: if the JSON is of other seeds.
+        ConfigError: if they are of another number of seeds.
     """
-    kept = path.with_suffix(".json")
-    if kept.exists():
-        report = merge(report, json.loads(kept.read_bytes()))
-    kept.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    path.write_text(page(report), encoding="utf-8")
+    beside = path.with_suffix(".json")
+    rows: list[dict[str, Any]] = json.loads(beside.read_bytes())["rows"] if beside.exists() else []
+    if any(row["seeds"] != seeds for row in rows):
+        msg = f"{beside} has results of {rows[0]['seeds']} seeds; use --seeds {rows[0]['seeds']}, or another file"
+        raise ConfigError(msg)
+    return rows
+
+
+def write_page(report: dict[str, Any], path: Path, before: Sequence[dict[str, Any]] = ()) -> None:
+    """Write a report as Markdown, and beside it as JSON, with the rows written before of tasks that it lacks."""
+    rows = _by_task({"rows": before}) | _by_task(report)
+    whole = {**report, "rows": [row for reference in REFERENCES for row in rows.get(reference.name, ())]}
+    path.with_suffix(".json").write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    path.write_text(page(whole), encoding="utf-8")
 
 
 def page(report: dict[str, Any]) -> str:
