@@ -103,13 +103,14 @@ def _scattered(images: Tensor) -> Tensor:
     spectrum = torch.fft.fft2(functional.pad(images, (edge,) * 4)).unsqueeze(1)
     first, second = (_modulus(spectrum * wavelets) for wavelets in (small, large))
     both = _modulus((first.unsqueeze(2) * large).flatten(1, 2))
-    smooth = torch.fft.ifft2(torch.cat([spectrum, first, second, both], dim=1) * blur).real
+    smooth: Tensor = torch.fft.ifft2(torch.cat([spectrum, first, second, both], dim=1) * blur).real
     return smooth[:, :, edge : _PADDED - edge : 4, edge : _PADDED - edge : 4]
 
 
 def _modulus(spectrum: Tensor) -> Tensor:
     """Return the spectrum of an image's modulus."""
-    return torch.fft.fft2(torch.fft.ifft2(spectrum).abs())
+    modulus: Tensor = torch.fft.fft2(torch.fft.ifft2(spectrum).abs())
+    return modulus
 
 
 @cache
@@ -134,4 +135,5 @@ def _filters() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _spectrum(kernel: Tensor) -> Tensor:
-    return torch.fft.fft2(torch.fft.ifftshift(kernel)).to(torch.complex64)
+    spectrum: Tensor = torch.fft.fft2(torch.fft.ifftshift(kernel)).to(torch.complex64)
+    return spectrum
