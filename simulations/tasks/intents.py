@@ -3,8 +3,8 @@
 The 3,000 messages are made up, by `messages` below, from public phrases with synonyms, fillers and typing errors. Words
 become numbers by a public hash (Weinberger et al., 2009), so that no vocabulary is learned from a site's messages.
 
-With this many messages, each word's own weights are as good as a transformer without noise, and far better with it: the
-noise of DP-SGD grows with the number of parameters, and the gradient of a linear model does not get lost in it.
+The noise of DP-SGD grows with the number of parameters, and it allows few steps. A weight for each word and intent is
+few enough, and a linear model needs few steps.
 """
 
 from __future__ import annotations
