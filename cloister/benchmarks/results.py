@@ -177,7 +177,9 @@ def write_page(report: dict[str, Any], path: Path, before: Sequence[dict[str, An
     """Write a report as Markdown, and beside it as JSON, with the rows written before of tasks that it lacks."""
     rows = _by_task({"rows": before}) | _by_task(report)
     whole = {**report, "rows": [row for reference in REFERENCES for row in rows.get(reference.name, ())]}
-    path.with_suffix(".json").write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in whole["rows"])
+    beside = f'{{"first_seed": {whole["first_seed"]}, "rows": [\n{lines}\n]}}\n'
+    path.with_suffix(".json").write_text(beside, encoding="utf-8")
     path.write_text(page(whole), encoding="utf-8")
 
 
@@ -203,9 +205,8 @@ only some tasks again and keeps the others' rows; `--quick` takes one seed and w
 Each figure is the mean over {row["seeds"]} seeds ± their standard deviation; a seed fixes the test set, a fifth
 of all records, and the partition of the rest among {row["sites"]} sites by Dirichlet(0.5). `alone` is the mean
 over sites that train on their own records, `pooled` trains on all records in one place, both without noise. At
-ε, every site adds noise to each step (DP-SGD), so that ε holds against everyone. Settings and models were chosen on
-another split of the same records, seed 100, or are first guesses; no ε covers that choice. [tasks.md](tasks.md)
-describes the records.
+ε, every site adds noise to each step (DP-SGD), so that ε holds against everyone. Settings and models were chosen
+on other splits of the same records; no ε covers that choice. [tasks.md](tasks.md) describes the records.
 
 {chr(10).join(lines)}
 
