@@ -22,6 +22,7 @@ from privacy.errors import AuthenticityError, ConfigError, RunError
 from privacy.ledger.ledger import Budget, Ledger, Release
 from simulations.engine.results import Results
 from simulations.tasks.idle import PARAMETERS, Idle
+from tests.forked import ForkedAgents
 from tests.privacy.consortium import signing_key
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def test_the_idle_model_has_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rounds_are_those_of_a_real_federation_also_of_ten_agents_on_few_cores(
     monkeypatch: pytest.MonkeyPatch, sites: int
 ) -> None:
+    monkeypatch.setattr(rounds, "Processes", ForkedAgents)
     monkeypatch.setenv(PARAMETERS, "5")  # of somebody who uses it, too
     report = rounds.measure(14, 1, sites)
     assert os.environ[PARAMETERS] == "5"
