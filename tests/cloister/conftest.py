@@ -1,0 +1,16 @@
+"""What tests of commands share."""
+
+from functools import cache
+
+import pytest
+import typer.main
+import typer.testing
+
+_build = cache(typer.main.get_command)
+
+
+@pytest.fixture(autouse=True)
+def build_commands_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make click's commands from ours once per process: it takes longer than most commands, and nothing changes them."""
+    monkeypatch.setattr(typer.main, "get_command", _build)
+    monkeypatch.setattr(typer.testing, "_get_command", _build)
