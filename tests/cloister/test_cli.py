@@ -1,16 +1,14 @@
 """The command line: help with an example, errors of one sentence, no tracebacks."""
 
 import json
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cloister import cli
 from simulations.engine.federation import Federation
+from tests.cloister.in_process import Run
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = (
@@ -36,32 +34,6 @@ COMMANDS = (
     ["ledger", "verify"],
     ["ledger", "plan"],
 )
-
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def cloister(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process, as its own process would."""
-
-    def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        command = ["cloister", *map(str, arguments)]
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", command)
-            if cwd:
-                patch.chdir(cwd)
-            try:
-                with pytest.raises(SystemExit) as ended:
-                    cli.main()
-            finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
-        assert isinstance(ended.value.code, int)
-        return subprocess.CompletedProcess(command, ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
