@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +23,11 @@ _FORKS.set_forkserver_preload([
     "client.agent", "client.app", "client.dpsgd.process_group", "cloister.cli", "tests.client.group_members",
     "tests.client.killed", "tests.forked", "tests.studies",
 ])  # fmt: skip
+
+
+def start_forking() -> None:
+    """Load all of that now; for tests of code that would otherwise have others load something else."""
+    forkserver.ensure_running()
 
 
 class Forked:
