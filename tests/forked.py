@@ -65,7 +65,7 @@ class ForkedAgents(Processes):
     ) -> subprocess.Popen[bytes]:
         if arguments[0] != "agent":
             return super().start(name, log, *arguments, env=env)
-        child = cast("subprocess.Popen[bytes]", Forked(log, _cloister, *arguments, env=env or {}))
+        child = cast("subprocess.Popen[bytes]", Forked(log, run_command, *arguments, env=env or {}))
         self._children[name] = child, log
         return child
 
@@ -82,7 +82,8 @@ def _call(log: Path, env: Mapping[str, str], run: Callable[..., None], arguments
     run(*arguments)
 
 
-def _cloister(*arguments: str) -> None:
+def run_command(*arguments: str) -> None:
+    """Run `cloister ARGUMENTS` in a forked process."""
     from cloister.cli import main  # noqa: PLC0415 - loads what the tests' own process need not
 
     sys.argv = ["cloister", *arguments]

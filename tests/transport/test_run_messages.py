@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from privacy.codec.envelope import Contribution, SignedUpdate
@@ -217,6 +217,7 @@ def _read(reader: Callable[[RecordDict], object], content: RecordDict) -> None:
 
 
 @pytest.mark.parametrize("what", READERS)
+@settings(max_examples=40)
 @given(content=contents)
 def test_any_records_are_read_or_refused(what: str, content: RecordDict) -> None:
     _read(READERS[what], content)
@@ -243,6 +244,7 @@ anything = st.one_of(
 
 
 @pytest.mark.parametrize("what", READERS)
+@settings(max_examples=50)
 @given(content=written, data=st.data())
 def test_records_in_which_one_thing_is_wrong_are_read_or_refused(
     what: str, content: RecordDict, data: st.DataObject
