@@ -13,7 +13,7 @@ _build = cache(typer.main.get_command)
 
 @pytest.fixture(autouse=True)
 def build_commands_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make click's commands from ours once per process: it takes longer than most commands, and nothing changes them."""
+    """Make click's commands from ours once per process, which takes longer than most of them; nothing changes them."""
     monkeypatch.setattr(typer.main, "get_command", _build)
     monkeypatch.setattr(typer.testing, "_get_command", _build)
 

@@ -127,6 +127,7 @@ def test_a_backbone_with_another_name_or_only_a_part_of_it_is_refused_by_name(ma
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 def test_over_grpc_a_backbone_under_local_normalisation_gives_the_bits_of_an_inline_run(
     make_federation: FederationMaker,
 ) -> None:

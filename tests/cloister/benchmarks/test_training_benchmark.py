@@ -11,7 +11,7 @@ from cloister.benchmarks.training_times import MODES, Course, Mode
 from cloister.benchmarks.zoo import SPECIMENS
 from tests.forked import start_forking
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("training benchmark")]  # a process for each row
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("processes")]  # a process for each row
 
 PARAMETERS = {"mlp": 203_530, "cnn-small": 26_010, "cnn-large": 421_642}
 

@@ -71,7 +71,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("demo")
+@pytest.mark.xdist_group("processes")
 def test_the_demo_trains_one_model_within_every_hospitals_budget(demo: Demo) -> None:
     summary = demo.summary
 
@@ -89,7 +89,7 @@ def test_the_demo_trains_one_model_within_every_hospitals_budget(demo: Demo) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("demo")
+@pytest.mark.xdist_group("processes")
 def test_the_demo_shows_metrics_that_no_hospital_sent(demo: Demo) -> None:
     folder, rounds = demo.folder, demo.summary["rounds"]
     rows = [line.split() for line in demo.stderr.splitlines() if " 3/3 " in line]
@@ -111,7 +111,7 @@ def test_the_demo_shows_metrics_that_no_hospital_sent(demo: Demo) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("demo")
+@pytest.mark.xdist_group("processes")
 def test_the_demo_shows_one_row_per_round_and_leaves_nothing_running(demo: Demo) -> None:
     rows = [line for line in demo.stderr.splitlines() if " 3/3 " in line]
 

@@ -29,7 +29,9 @@ def flower_part(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(("folder", "limit"), [(BUNDLE, 13_000), (ROOT, 30_000)], ids=["bundle", "checkout"])
 def test_no_code_travels(tmp_path: Path, folder: Path, limit: int) -> None:
     # Without the environment and caches, through all of whose files Flower would look for seconds.
-    copy = copytree(folder, tmp_path / "app", ignore=ignore_patterns(".venv", ".git", ".*_cache", ".hypothesis", "__pycache__"))
+    copy = copytree(
+        folder, tmp_path / "app", ignore=ignore_patterns(".venv", ".git", ".*_cache", ".hypothesis", "__pycache__")
+    )
     (tmp_path / "built").mkdir()
     flwr = Path(sys.executable).with_name("flwr")
     subprocess.run([flwr, "build", "--app", copy], cwd=tmp_path / "built", check=True)
