@@ -282,7 +282,7 @@ def test_a_full_disk_under_standard_output_is_reported_and_a_closed_pipe_is_not(
     ours, theirs = os.pipe()
     os.close(ours)
     unread = _start("--help", stdout=theirs)
-    output = _start("ledger", "show", str(consortium.paths["north"]), stdout=theirs)
+    output = _start("ledger", "verify", str(consortium.paths["north"]), stdout=theirs)
     os.close(theirs)
     for text in (unread, output):
         assert text.returncode == 1
