@@ -2,10 +2,13 @@
 
 import json
 import logging
+import socket
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from threading import Event
+from traceback import walk_stack
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import torch
 from flwr.app import Context, Message
 from safetensors import safe_open
 from torch import nn
+from typing_extensions import override
 
 from client.data.site_records import InMemory
 from client.flower import app as client_app
@@ -26,23 +30,28 @@ from privacy.errors import ConfigError, KeyFileError, RefusedError
 from privacy.noise.randomness import Randomness
 from privacy.run.settings import Encryption, Training
 from privacy.run.tables import Start
+from server.hub.mailboxes import Mailboxes
 from simulations.engine.federation import Federation
 from simulations.engine.inspection import find_secrets, site_secrets
 from tests import studies
+from tests.client.test_agent import Server, agent_of, query
 from tests.federations import (
     NOISY,
     SETTINGS,
     SITES,
     TERMS,
     FederationMaker,
+    await_condition,
     models_of,
     restart,
+    roster_of,
     run_with,
     signed_run,
     task_name,
 )
 from tests.pictures import LocalHead
 from tests.studies import Tiny
+from transport.run_messages import read_readiness
 
 DITTO = 'method = "ditto"\nlearning_rate = 0.05\nbatch_size = 8\n'
 TUNED = 'method = "fine-tuning"\nlearning_rate = 0.05\nepochs = 2.0\n'
@@ -310,3 +319,43 @@ def test_layers_that_the_task_lacks_are_named_when_the_agent_starts(make_federat
     federation = personally(make_federation(), DITTO + 'layers = ["heads.*"]\n', ("north",))
     with pytest.raises(ConfigError, match=r"has 'heads\.\*', which no trained parameter of .* they are weight, bias"):
         open_site(federation.paths["north"]).check_records()
+
+
+# --- With an agent ----------------------------------------------------------------------------------------------------
+
+
+class Waiting(Tiny):
+    """Its personal model waits to be trained until a test says so."""
+
+    let_go: ClassVar[Event] = Event()
+
+    @override
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if any(frame.f_code is descend.__code__ for frame, _ in walk_stack(None)):
+            assert Waiting.let_go.wait(60)
+        return super().loss(outputs, targets)
+
+
+def test_an_agent_answers_first_and_then_trains_what_was_left(make_federation: FederationMaker) -> None:
+    with socket.create_server(("localhost", 0)) as free:
+        port = int(free.getsockname()[1])
+    settings = replace(RUN, task=task_name(Waiting))
+    federation = personally(make_federation(settings, server=f"localhost:{port}"), DITTO, ("north",))
+
+    def stopped(message: Message, context: Context) -> Message:
+        open_site(Path(str(context.node_config["site"]))).later = lambda _: None
+        return client_app(message, context)
+
+    run_with(federation, stopped)
+    nodes = {member.node_id for member in roster_of(federation).members}
+    server, folder = Server(federation, Mailboxes(nodes), port), federation.paths["north"] / "personal"
+    asked = query(federation)
+    server.open()
+    server.send(asked)
+    with agent_of(federation, server) as agent:
+        assert read_readiness(server.receive(asked).content).site == "north"
+        assert not list(folder.glob("*.safetensors"))
+        Waiting.let_go.set()
+        await_condition(lambda: not list(folder.glob("*.manifest")))
+        assert file_of(federation, "north").exists()
+    assert agent.errors == []
