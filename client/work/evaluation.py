@@ -4,10 +4,11 @@ In a run with `[evaluation]`, each held-out record contributes the vector
 
     (1, its metrics clamped to 0 … 1, its loss clamped to 0 … `loss_bound` and divided by `loss_bound` if requested)
 
-and, for metrics that the task only names, the blocks of `privacy.analytics.scores`, each of norm at most 1. All of it
-is divided by the square root of the number of single numbers and blocks, so that no record changes the sum by more than
-1 in L2. With N(0, σ²) added to each number, this is one step of the Gaussian mechanism without sampling, as in a
-survey. Held-out records are never trained on, so releases about them are charged to a ledger of their own.
+and, for metrics that the task only names, the blocks of `privacy.analytics.scores`, and for each column of subgroups
+those of `privacy.analytics.subgroups`, each of norm at most 1. All of it is divided by the square root of the number of
+single numbers and blocks, so that no record changes the sum by more than 1 in L2. With N(0, σ²) added to each number,
+this is one step of the Gaussian mechanism without sampling, as in a survey. Held-out records are never trained on, so
+releases about them are charged to a ledger of their own.
 
 Each site also computes the named metrics exactly, for itself alone, into `metrics/NAME-RUN.json`.
 """
@@ -18,19 +19,23 @@ import json
 import logging
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from client.data.inputs import call
+from client.data.fitness import example_of
+from client.data.inputs import call, rows
 from client.data.site_records import predictions
 from client.task.scoring import as_numbers
+from client.task.subgrouping import BY, places_of
 from client.task.user_code import foreign
 from client.work.scored import Scores
 from client.work.sums import OWN, OneSum, noised, read_sum, write_report
 from privacy.analytics.readings import read
 from privacy.analytics.scores import Form
+from privacy.analytics.subgroups import BySubgroup
 from privacy.codec.update import Layout, Model
 from privacy.config import did_you_mean
 from privacy.errors import DataError, TaskError
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from client.context import SiteContext
+    from client.data.inputs import Batch
     from client.work.training import Study
     from privacy.analytics.scores import Prediction
     from privacy.codec.update import Update
@@ -76,10 +82,11 @@ class HeldOutEvaluation(OneSum):
         study.check_usable()
         asked = self._asked(settings)
         study.check_metrics(asked.means)
-        if asked.form:
-            self._check_scores(asked.form)
+        if asked.form or asked.by:
+            self._check_scores(study.prediction)
+        self._check_places(asked.by)
 
-    def _check_scores(self, form: Form) -> None:
+    def _check_scores(self, it: Prediction | None) -> None:
         """Check that the untrained model gives every held-out record a score, and that its label is one.
 
         Raises:
@@ -93,18 +100,46 @@ class HeldOutEvaluation(OneSum):
                 outputs = call(module, inputs)
                 for row in range(len(targets)):
                     one = slice(row, row + 1)
-                    if problem := _problem(form.prediction, *as_numbers(study.task, outputs[one], targets[one])):
+                    if it and (problem := _problem(it, *as_numbers(study.task, outputs[one], targets[one]))):
                         msg = (
                             f"{path}: {study.name} cannot evaluate held-out record {start + row + 1}: {problem}; "
                             "correct the record, or leave it out"
                         )
                         raise DataError(msg)
 
+    def _check_places(self, by: tuple[BySubgroup, ...]) -> None:
+        """Check that the task finds a value for every held-out record in each column of subgroups.
+
+        Raises:
+            DataError: names the record for which it does not.
+        """
+        study, path = self._study, self._site.records_path
+        with foreign(study.name, f"subgroup_of() of the records in {path}", DataError):
+            for each in by:
+                if len(missing := np.flatnonzero(self._places(each) < 0)):
+                    msg = (
+                        f"{path}: {study.name} cannot evaluate held-out record {missing[0] + 1}: its {each.name} is "
+                        f"none of {', '.join(each.values)}; correct the record, or leave it out"
+                    )
+                    raise DataError(msg)
+
+    def _places(self, by: BySubgroup) -> NDArray[np.intp]:
+        """Return the place of each held-out record's value in a column of subgroups, `(n,)`; -1 where it is none."""
+        study = self._study
+        # Each record separately, so that its value depends on no other record.
+        found = [
+            places_of(study.task, by.name, rows(inputs, slice(row, row + 1)), targets[row : row + 1])
+            for _, (inputs, targets) in study.held_out.in_order(study.at_once)
+            for row in range(len(targets))
+        ]
+        return np.concatenate([np.zeros(0, np.intp), *found])
+
     def layout(self, settings: RunSettings) -> Layout:
         """Return the names of the sum's numbers; the loss's name and the blocks' include the public constants."""
         asked = self._asked(settings)
         singles = tuple((name, (1,)) for name in ("count", *asked.singles))
-        return Layout(singles + (asked.form.shapes if asked.form else ()))
+        blocks = *(asked.form.shapes if asked.form else ()), *(shape for by in asked.by for shape in by.shapes)
+        return Layout(singles + blocks)
 
     def start(self, settings: RunSettings) -> Model:
         """Return zeros, to which the sum is added, having checked that the site has the model and the metrics.
@@ -140,22 +175,27 @@ class HeldOutEvaluation(OneSum):
             fraction = min(max(float(value) / count, 0.0), 1.0)
             error = noise * math.hypot(1.0, fraction) / count  # error of a ratio of two noisy numbers
             known[name.partition(" ")[0]] = {"mean": _figure(top * fraction), "error": _figure(top * error)}
+        blocks, apart = _divided(asked, total[1 + len(asked.singles) :])
         if asked.form:
-            blocks = total[1 + len(asked.singles) :]
             known |= read(asked.form, np.concatenate([total[:1], blocks]), noise)
+        subgroups = {by.name: by.read(part, noise) for by, part in zip(asked.by, apart, strict=True)}
         write_report(self._site.place.folder, manifest, run, contributors, {
             "task": settings.task,
             "model": settings.start.model if settings.start else "",
             "count": _figure(float(total[0])),
             "count_error": _figure(noise),
             "metrics": known,
+            **({"subgroups": subgroups} if subgroups else {}),
         })  # fmt: skip
         for name, figures in known.items():
             log.info("over %d sites: %s", len(contributors), shown(name, figures))
-        if asked.form:
-            self._write_own(settings, run)
+        for column, found in subgroups.items():
+            for name, figures in found["gaps"].items():
+                log.info("over %d sites by %s: %s", len(contributors), column, shown(name, figures))
+        if asked.form or asked.by:
+            self._write_own(settings, run, asked.by)
 
-    def _write_own(self, settings: RunSettings, run: str) -> None:
+    def _write_own(self, settings: RunSettings, run: str, by: tuple[BySubgroup, ...]) -> None:
         """Compute the metrics that the task names from this site's records alone; a failure is only logged."""
         study, found = self._study, Scores(self._study.task)
         try:
@@ -164,6 +204,8 @@ class HeldOutEvaluation(OneSum):
             path = self._site.place.folder / OWN / f"{settings.name}-{run[:8]}.json"
             make_folder(path.parent)
             report = {"run": run, "records": len(study.held_out), "metrics": figures}
+            if by and figures:
+                report["subgroups"] = {each.name: each.exact(self._places(each), *found.joined()) for each in by}
             write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             for name, figure in figures.items():
                 log.info("this site alone: %s", shown(name, figure))
@@ -196,11 +238,13 @@ class HeldOutEvaluation(OneSum):
                 losses = torch.nan_to_num(losses, nan=asked.loss_bound)
                 columns.append(losses.clamp(0, asked.loss_bound) / asked.loss_bound)
             total = np.array([float(column.sum()) for column in columns])
-            if asked.form:
+            if asked.form or asked.by:
                 scores = Scores(study.task)
                 for one in single:
                     scores.add(*one)
-                total = np.concatenate([total, asked.form.total(*scores.joined())])
+                blocks = [asked.form.total(*scores.joined())] if asked.form else []
+                apart = [by.total(self._places(by), *scores.joined()) for by in asked.by]
+                total = np.concatenate([total, *blocks, *apart])
         return total / math.sqrt(asked.parts)
 
     def _asked(self, settings: RunSettings) -> _Asked:
@@ -210,7 +254,8 @@ class HeldOutEvaluation(OneSum):
             TaskError: if the task lacks a metric.
         """
         study, asked = self._study, _evaluation(settings)
-        names = tuple(name for name in asked.metrics if name not in study.metrics)
+        others = tuple(name for name in asked.metrics if name not in study.metrics)
+        names = tuple(name for name in others if not name.startswith(BY))
         for name in names:
             if name not in study.task.named_metrics:
                 has = sorted({*study.metrics, *study.task.named_metrics})
@@ -224,7 +269,40 @@ class HeldOutEvaluation(OneSum):
                 f"{MOST_CLASSES} at most: leave out {', '.join(names)} in [evaluation]"
             )
             raise TaskError(msg)
-        return _Asked(tuple(name for name in asked.metrics if name not in names), asked.loss_bound, form)
+        by = tuple(self._by(name.removeprefix(BY), names) for name in others if name.startswith(BY))
+        return _Asked(tuple(name for name in asked.metrics if name not in others), asked.loss_bound, form, by)
+
+    def _by(self, name: str, metrics: tuple[str, ...]) -> BySubgroup:
+        """Return what is measured for each value of a column of subgroups.
+
+        Raises:
+            TaskError: if the task has no such column, names no metric, or does not say where its own records belong.
+        """
+        study, values = self._study, self._study.task.subgroup_values
+        if name not in values:
+            near = did_you_mean(name, values)
+            msg = f"{study.name} has no subgroups {name!r}; {near or 'declare them in its `subgroups`'}"
+            raise TaskError(msg)
+        if study.prediction is None:
+            msg = f"{study.name} names no metrics, so there is nothing to compare by {name}; name some in its `metrics`"
+            raise TaskError(msg)
+        with foreign(study.name, "subgroup_of()"):
+            if (places_of(study.task, name, *self._example) < 0).any():
+                msg = f"{study.name}: its example has a record whose {name} is none of {', '.join(values[name])}"
+                raise TaskError(msg)
+        more = ("confusion",) if study.prediction.family == "classes" and "confusion" not in metrics else ()
+        return BySubgroup(name, values[name], Form(study.prediction, metrics + more), metrics)
+
+    @cached_property
+    def _example(self) -> Batch:
+        return example_of(self._study.task)
+
+
+def _divided(asked: _Asked, sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    """Divide the blocks of a sum into those of all records and those of each column of subgroups."""
+    apart = [by.size for by in asked.by]
+    blocks, *parts = np.split(sums, np.cumsum([sums.size - sum(apart), *apart])[:-1])
+    return blocks, parts
 
 
 def _problem(it: Prediction, scores: NDArray[np.float64], labels: NDArray[np.float64]) -> str | None:
@@ -236,11 +314,12 @@ def _problem(it: Prediction, scores: NDArray[np.float64], labels: NDArray[np.flo
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a run asks for: means of metrics, the loss's bound, and metrics that are read from scores."""
+    """What a run asks for: means of metrics, the loss's bound, metrics that are read from scores, and subgroups."""
 
     means: tuple[str, ...]
     bound: float | None
     form: Form | None
+    by: tuple[BySubgroup, ...] = ()
 
     @property
     def has_loss(self) -> bool:
@@ -258,7 +337,7 @@ class _Asked:
     @property
     def parts(self) -> int:
         """The squared norm of a record's vector, before the division: count, single numbers, and blocks."""
-        return 1 + len(self.singles) + (len(self.form.blocks) if self.form else 0)
+        return 1 + len(self.singles) + (len(self.form.blocks) if self.form else 0) + sum(by.parts for by in self.by)
 
 
 def shown(name: str, figures: Mapping[str, Any]) -> str:
