@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_NAME, _CELL = 23, 16
+_NAME, _CELL = 14, 14
 _SHORT = {
     "selection_rate": "selected",
-    "true_positive_rate": "true positive",
-    "false_positive_rate": "false positive",
+    "true_positive_rate": "true pos.",
+    "false_positive_rate": "false pos.",
 }
 
 
@@ -50,7 +50,7 @@ def _said(figures: dict[str, Any]) -> str:
     if figures["value"] is None:
         return "–"
     error = f" ± {number(figures['error'], digits=2)}" if "error" in figures else ""
-    return number(figures["value"]) + error
+    return number(figures["value"], digits=2) + error
 
 
 def number(value: float, digits: int = 3) -> str:
