@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from client.state.checkpoint import Checkpoint
     from client.state.personal_models import Values
     from client.task.task import Task
-    from privacy.codec.update import Model
+    from privacy.codec.update import Model, Shapes
+    from privacy.run.settings import RunSettings
 
 log = logging.getLogger("cloister.agent")
 
@@ -92,15 +93,11 @@ def _train(admitted: AdmittedRun, checkpoint: Checkpoint, asked: Personal) -> No
         return
     after = After(asked.method, checkpoint.round, checkpoint.digest)
     shared = site.personal(admitted.manifest, admitted.run, site.models.result(settings, checkpoint))
-    module = work.load_into(work.module(settings.model_seed), shared)
-    start = _start(admitted, module, after)
+    start = _start(admitted, shapes_of(work.module(settings.model_seed)), after)
     if start is None:  # the server delivered a sum again
         return
-    steps = math.ceil(asked.epochs * settings.cohort.sizes[site.name] / asked.batch_size)
-    with foreign(work.name, "training of a personal model"):
-        descend(work.task, module, work.training, asked, steps, _randomness(admitted, after), start=start)
-    check_constants(module, shared.layout)
-    values = _values(module)
+    steps = steps_of(asked, settings, site.name)
+    values = train_on(work, settings, shared, asked, steps, _randomness(admitted, after), start=start)
     personal = replace(
         shared,
         vector=shared.layout.flatten(values),
@@ -111,9 +108,36 @@ def _train(admitted: AdmittedRun, checkpoint: Checkpoint, asked: Personal) -> No
     log.info("round %d of %d: personal model: %s", after.round, settings.rounds, path)
 
 
-def _start(admitted: AdmittedRun, module: nn.Module, after: After) -> Values | None:
+def steps_of(asked: Personal, settings: RunSettings, site: str) -> int:
+    """Return how many steps a site takes: its epochs over as many records as it declares."""
+    return math.ceil(asked.epochs * settings.cohort.sizes[site] / asked.batch_size)
+
+
+def train_on(
+    study: Study,
+    settings: RunSettings,
+    shared: Model,
+    asked: Personal,
+    steps: int,
+    randomness: Randomness,
+    *,
+    start: Values,
+) -> dict[str, NDArray[np.float32]]:
+    """Return the trained parameters, by name, of a personal model; see `descend`.
+
+    Raises:
+        TaskError: if the task's code fails, changes a constant, or values stop being finite.
+    """
+    module = study.load_into(study.module(settings.model_seed), shared)
+    with foreign(study.name, "training of a personal model"):
+        descend(study.task, module, study.training, asked, steps, randomness, start=start)
+    check_constants(module, shared.layout)
+    return {name: np.array(each.detach().cpu().numpy()) for name, each in trained(module).items()}
+
+
+def _start(admitted: AdmittedRun, shapes: Shapes, after: After) -> Values | None:
     """Return the values from which training starts, none if from the shared model; None if it is done already."""
-    found = admitted.site.personal_models.load(admitted.run, shapes_of(module))
+    found = admitted.site.personal_models.load(admitted.run, shapes)
     if found is None:
         return {}
     values, before = found
@@ -125,10 +149,6 @@ def _start(admitted: AdmittedRun, module: nn.Module, after: After) -> Values | N
 def _randomness(admitted: AdmittedRun, after: After) -> Randomness:
     seed = admitted.settings.seed
     return Randomness.fresh() if seed is None else Randomness.seeded(seed, admitted.site.name, after.round, "personal")
-
-
-def _values(module: nn.Module) -> dict[str, NDArray[np.float32]]:
-    return {name: np.array(each.detach().cpu().numpy()) for name, each in trained(module).items()}
 
 
 def descend(

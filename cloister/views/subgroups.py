@@ -27,7 +27,9 @@ def show_subgroups(
         line: prints a line.
         own: the same, exactly, of this site alone.
     """
-    names = [name for name in next(iter(found["values"].values())) if name not in {"count", "count_error", "confusion"}]
+    names: list[str] = [
+        name for name in next(iter(found["values"].values())) if name not in {"count", "count_error", "confusion"}
+    ]
     _row(line, f"by {column}", ["records", *(_SHORT.get(name, name) for name in names)])
     for value, figures in found["values"].items():
         count = f"{figures['count']:.0f} ± {figures['count_error']:.0f}"

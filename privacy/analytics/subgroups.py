@@ -160,7 +160,7 @@ def rates(confusion: Numbers, noise: float) -> dict[str, Figures]:
         confusion: counts by true, then predicted class, `(2, 2)`.
         noise: standard deviation of the noise in each; without noise, there are no errors.
     """
-    found = {}
+    found: dict[str, Figures] = {}
     for name, (classes, what) in RATES.items():
         rows = confusion[list(classes)]
         whole, cells = float(np.sum(rows)), len(classes)
@@ -185,7 +185,7 @@ def gap(values: Mapping[str, Figures], rate: str) -> Figures:
     if len(known) < 2:  # noqa: PLR2004 - two make a gap
         return {"value": None, "reason": f"fewer than two subgroups have a {rate.replace('_', ' ')}"}
     high, low = (choose(known, key=lambda name: known[name]["value"]) for choose in (max, min))
-    found = {"value": _figure(known[high]["value"] - known[low]["value"]), "highest": high, "lowest": low}
+    found: Figures = {"value": _figure(known[high]["value"] - known[low]["value"]), "highest": high, "lowest": low}
     if "error" in known[high]:
         found["error"] = _figure(math.hypot(known[high]["error"], known[low]["error"]))
     return found

@@ -192,12 +192,13 @@ def _with_local(task: LocalHead, path: Path) -> nn.Module:
 
 def test_a_step_of_ditto_follows_the_loss_and_the_pull_to_the_shared_model() -> None:
     task, (inputs, targets) = Tiny(), Tiny().example()
-    module, start = make_model(task, 0), {"weight": np.float32([[1.0, -1.0]]), "bias": np.float32([0.5])}
+    module = make_model(task, 0)
+    start = {"weight": np.array([[1.0, -1.0]], np.float32), "bias": np.array([0.5], np.float32)}
     shared = {name: each.detach().clone() for name, each in module.named_parameters()}
     asked = Personal("ditto", learning_rate=0.01, proximal=3.0, batch_size=4)
     wanted = {name: torch.from_numpy(each.copy()).requires_grad_() for name, each in start.items()}
     loss = task.loss(nn.functional.linear(inputs, wanted["weight"], wanted["bias"]), targets)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     descend(task, module, InMemory(inputs, targets), asked, 1, Randomness.fresh(), start=start)
     for name, found in module.named_parameters():
         gradient = wanted[name].grad

@@ -41,6 +41,8 @@ from tests.federations import (
 from tests.tables import table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from privacy.run.settings import RunSettings
     from simulations.engine.federation import Federation
 
@@ -51,7 +53,7 @@ VALUES = {"size": ("small", "large"), "texture": ("even", "uneven", "rough")}
 class Grouped(Diagnosis):
     """Tumours by size and texture."""
 
-    subgroups: ClassVar[dict[str, Any]] = VALUES
+    subgroups: ClassVar[Mapping[str, Sequence[Any]]] = VALUES
 
     @override
     def subgroup_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -79,7 +81,7 @@ def hospitals(make_federation: FederationMaker) -> tuple[Federation, str]:
     return federation, put_model(federation, *fitted(federation))
 
 
-def known(federation: Federation, digest: str, site: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+def known(federation: Federation, digest: str, site: str) -> tuple[dict[str, Any], Any, Any]:
     """The places, predictions and labels of a site's held-out records."""
     study = open_site(federation.paths[site]).study(TASK)
     module = study.load_into(study.module(0), study.start(asked(digest)))
@@ -94,7 +96,8 @@ def test_without_noise_the_table_is_that_of_all_held_out_records(hospitals: tupl
     federation.sign(asked(digest))
     (event,) = run_with(federation)
     assert event["released"]
-    parts, found = [known(federation, digest, site) for site in SITES], report_of(federation)["subgroups"]
+    parts: list[Any] = [known(federation, digest, site) for site in SITES]
+    found = report_of(federation)["subgroups"]
     chosen, true = (np.concatenate([part[number] for part in parts]) for number in (1, 2))
     for column, values in VALUES.items():
         places = np.concatenate([part[0][column] for part in parts])
@@ -109,10 +112,10 @@ def test_without_noise_the_table_is_that_of_all_held_out_records(hospitals: tupl
             rates.append(chosen[own].mean())
         gap = found[column]["gaps"]["demographic_parity_difference"]
         assert gap["value"] == pytest.approx(max(rates) - min(rates), abs=0.004)
-    places, chosen, _ = parts[0]
+    own_places, chosen, _ = parts[0]
     alone = own_report(federation, SITES[0])["subgroups"]["size"]["values"]["large"]
-    assert alone["count"] == np.count_nonzero(places["size"])
-    assert alone["selection_rate"]["value"] == pytest.approx(chosen[places["size"] == 1].mean(), abs=1e-5)
+    assert alone["count"] == np.count_nonzero(own_places["size"])
+    assert alone["selection_rate"]["value"] == pytest.approx(chosen[own_places["size"] == 1].mean(), abs=1e-5)
 
 
 def test_with_noise_it_is_one_charged_release_and_printed_with_its_errors(
@@ -248,8 +251,8 @@ class Ward(TableTask):
         Number("age", low=18, high=100), Category("ward", ["a", "b"], other="other"), Flag("smoker"),
     )  # fmt: skip
     target = Flag("readmitted")
-    subgroups: ClassVar[dict[str, Any]] = {"ward": (), "age": (40, 65), "smoker": ()}
-    metrics = ("auc",)
+    subgroups: ClassVar[Mapping[str, Sequence[Any]]] = {"ward": (), "age": (40, 65), "smoker": ()}
+    named_metrics = ("auc",)
 
     @override
     def model(self) -> torch.nn.Module:
@@ -269,7 +272,8 @@ def test_a_table_declares_subgroups_by_its_columns(tmp_path: Any) -> None:  # no
     assert task.subgroup_values == {
         "ward": ("a", "b", "other"), "age": ("below 40", "40 to below 65", "65 and above"), "smoker": ("no", "yes"),
     }  # fmt: skip
-    inputs, targets = task.load(file)[:2]
+    loaded: Any = task.load(file)
+    inputs, targets = loaded[:2]
     assert places_of(task, "age", inputs, targets).tolist() == [0, 1, 1, 2, 2, 0]
     assert places_of(task, "ward", inputs, targets).tolist() == [0, 1, 2, 0, 1, 2]
     assert places_of(task, "smoker", inputs, targets).tolist() == [0, 1, 0, 1, 0, 1]
