@@ -81,13 +81,13 @@ def load_personal(task: Task, path: Path, *, model_seed: int = 0) -> nn.Module:
         KeyFileError: if its file is damaged.
     """
     module, run = _loaded(task, path, model_seed, personal=True)
-    found = PersonalModels(path.parent.parent / PERSONAL).load(run, shapes_of(module)) if run else None
-    if found is None:
+    stored = PersonalModels(path.parent.parent / PERSONAL).load(run, shapes_of(module)) if run else None
+    if stored is None:
         msg = f"{path}: this site has trained no personal model in that run; set [personal] in its site.toml before"
         raise RefusedError(msg)
     held = trained(module)
     with torch.no_grad():
-        for name, values in found[0].items():
+        for name, values in stored[0].items():
             held[name].copy_(torch.from_numpy(values))
     return module
 

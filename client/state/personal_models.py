@@ -76,23 +76,23 @@ class PersonalModels:
             return None
         data = read_file(path)
         try:
-            found = load(data)
+            tensors = load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             note = json.loads(header["__metadata__"][_NOTE])
             after = After(str(note["method"]), int(note["round"]), str(note["model"]))
         except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             msg = f"{path}: this file is damaged ({type(error).__name__}); move it aside to start the model again"
             raise KeyFileError(msg) from error
-        forms = {name: (values.shape, values.dtype) for name, values in found.items()}
+        forms = {name: (values.shape, values.dtype) for name, values in tensors.items()}
         if forms != {name: (shape, np.dtype("<f4")) for name, shape in shapes}:
             msg = f"{path}: this file does not have the parameters of the run's task; move it aside to start it again"
             raise KeyFileError(msg)
-        return found, after
+        return tensors, after
 
     def save(self, run: str, values: Values, after: After) -> Path:
         """Replace a run's personal model."""
         note = {"run": run, "method": after.method, "round": after.round, "model": after.model}
-        tensors = {name: np.ascontiguousarray(each) for name, each in values.items()}
+        tensors = {name: np.ascontiguousarray(array) for name, array in values.items()}
         data = save(tensors, {"privacy": NOT_PRIVATE, _NOTE: json.dumps(note)})
         write_atomically(self.path(run), data)
         return self.path(run)

@@ -64,7 +64,7 @@ def check_subgroups(task: Subgrouped) -> None:
         msg = 'its subgroups are no table of names; write for example subgroups = {"sex": ("female", "male")}'
         raise TaskError(msg)
     for name, values in task.subgroup_values.items():
-        if not all(_is_name(each) for each in (name, *values)):
+        if not all(_is_name(text) for text in (name, *values)):
             msg = f"its subgroups {name!r} have a name or value that is not a text of 1 to {_LONGEST} characters"
             raise TaskError(msg)
         if not 2 <= len(values) <= MOST_VALUES or len(set(values)) < len(values):  # noqa: PLR2004 - two to compare
@@ -82,8 +82,8 @@ def places_of(task: Subgrouped, name: str, inputs: Inputs, targets: Tensor) -> N
     Raises:
         TaskError: if `subgroup_of` does not return one number per record.
     """
-    found: object = task.subgroup_of(inputs, targets)
-    places: object = found.get(name) if isinstance(found, dict) else None
+    answer: object = task.subgroup_of(inputs, targets)
+    places: object = answer.get(name) if isinstance(answer, dict) else None
     if not isinstance(places, Tensor) or tuple(places.shape) != (len(targets),):
         what = f"of shape {tuple(places.shape)}" if isinstance(places, Tensor) else f"a {type(places).__name__}"
         msg = f"its subgroup_of() returns {what} for {name!r} of {len(targets)} records; return one place per record"

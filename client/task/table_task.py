@@ -78,11 +78,11 @@ class TableTask(Task):
     @override
     def subgroup_of(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         del targets
-        found = {}
+        places = {}
         for name, cuts in self.subgroups.items():
             column, start = self._column(name)
-            found[name] = places_in(column, inputs[:, start : start + column.width], cuts)
-        return found
+            places[name] = places_in(column, inputs[:, start : start + column.width], cuts)
+        return places
 
     def _column(self, name: str) -> tuple[AnyColumn, int]:
         """Return a column and the place of its first input.
@@ -105,9 +105,13 @@ class TableTask(Task):
     @override
     def load_from(self, source: Source) -> Loaded:
         findings, table = Findings(), source.table()
-        found = read_tensors(table, self.declared, findings)
+        loaded = read_tensors(table, self.declared, findings)
         raise_first(table, findings)
-        return (found.inputs, found.targets) if found.persons is None else (found.inputs, found.targets, found.persons)
+        return (
+            (loaded.inputs, loaded.targets)
+            if loaded.persons is None
+            else (loaded.inputs, loaded.targets, loaded.persons)
+        )
 
     @override
     def example(self) -> tuple[Tensor, Tensor]:

@@ -80,13 +80,13 @@ class HeldOutEvaluation(OneSum):
         study = self._study
         self._site.check_count(len(study.held_out), "to evaluate on")
         study.check_usable()
-        asked = self._asked(settings)
-        study.check_metrics(asked.means)
-        if asked.form or asked.by:
+        metrics = self._requested(settings)
+        study.check_metrics(metrics.means)
+        if metrics.form or metrics.by:
             self._check_scores(study.prediction)
-        self._check_places(asked.by)
+        self._check_places(metrics.by)
 
-    def _check_scores(self, it: Prediction | None) -> None:
+    def _check_scores(self, prediction: Prediction | None) -> None:
         """Check that the untrained model gives every held-out record a score, and that its label is one.
 
         Raises:
@@ -99,8 +99,10 @@ class HeldOutEvaluation(OneSum):
             for start, (inputs, targets) in study.held_out.in_order(study.at_once):
                 outputs = call(module, inputs)
                 for row in range(len(targets)):
-                    one = slice(row, row + 1)
-                    if it and (problem := _problem(it, *as_numbers(study.task, outputs[one], targets[one]))):
+                    row_slice = slice(row, row + 1)
+                    if prediction and (
+                        problem := _problem(prediction, *as_numbers(study.task, outputs[row_slice], targets[row_slice]))
+                    ):
                         msg = (
                             f"{path}: {study.name} cannot evaluate held-out record {start + row + 1}: {problem}; "
                             "correct the record, or leave it out"
@@ -115,11 +117,11 @@ class HeldOutEvaluation(OneSum):
         """
         study, path = self._study, self._site.records_path
         with foreign(study.name, f"subgroup_of() of the records in {path}", DataError):
-            for each in by:
-                if len(missing := np.flatnonzero(self._places(each) < 0)):
+            for column in by:
+                if len(missing := np.flatnonzero(self._places(column) < 0)):
                     msg = (
-                        f"{path}: {study.name} cannot evaluate held-out record {missing[0] + 1}: its {each.name} is "
-                        f"none of {', '.join(each.values)}; correct the record, or leave it out"
+                        f"{path}: {study.name} cannot evaluate held-out record {missing[0] + 1}: its {column.name} is "
+                        f"none of {', '.join(column.values)}; correct the record, or leave it out"
                     )
                     raise DataError(msg)
 
@@ -127,19 +129,19 @@ class HeldOutEvaluation(OneSum):
         """Return the place of each held-out record's value in a column of subgroups, `(n,)`; -1 where it is none."""
         study = self._study
         # Each record separately, so that its value depends on no other record.
-        found = [
+        places = [
             places_of(study.task, by.name, rows(inputs, slice(row, row + 1)), targets[row : row + 1])
             for _, (inputs, targets) in study.held_out.in_order(study.at_once)
             for row in range(len(targets))
         ]
-        return np.concatenate([np.zeros(0, np.intp), *found])
+        return np.concatenate([np.zeros(0, np.intp), *places])
 
     def layout(self, settings: RunSettings) -> Layout:
         """Return the names of the sum's numbers; the loss's name and the blocks' include the public constants."""
-        asked = self._asked(settings)
-        singles = tuple((name, (1,)) for name in ("count", *asked.singles))
-        blocks = *(asked.form.shapes if asked.form else ()), *(shape for by in asked.by for shape in by.shapes)
-        return Layout(singles + blocks)
+        metrics = self._requested(settings)
+        singles = tuple((name, (1,)) for name in ("count", *metrics.singles))
+        form = metrics.form.shapes if metrics.form else ()
+        return Layout((*singles, *form, *(shape for by in metrics.by for shape in by.shapes)))
 
     def start(self, settings: RunSettings) -> Model:
         """Return zeros, to which the sum is added, having checked that the site has the model and the metrics.
@@ -164,21 +166,21 @@ class HeldOutEvaluation(OneSum):
         """Write the report of these sites' sum, and this site's own exact figures."""
         settings = manifest.settings
         total, noise = read_sum(manifest, model, len(contributors))
-        asked = self._asked(settings)
-        total *= math.sqrt(asked.parts)
-        noise *= math.sqrt(asked.parts)
+        metrics = self._requested(settings)
+        total *= math.sqrt(metrics.parts)
+        noise *= math.sqrt(metrics.parts)
         # If noise hides whether there were any records, a count of 1 keeps the figures finite; their errors are large.
         count = max(float(total[0]), 1.0)
         known: dict[str, dict[str, Any]] = {}
-        for name, value in zip(asked.singles, total[1:], strict=False):
-            top = asked.loss_bound if name.startswith("loss ") else 1.0
+        for name, value in zip(metrics.singles, total[1:], strict=False):
+            top = metrics.loss_bound if name.startswith("loss ") else 1.0
             fraction = min(max(float(value) / count, 0.0), 1.0)
             error = noise * math.hypot(1.0, fraction) / count  # error of a ratio of two noisy numbers
             known[name.partition(" ")[0]] = {"mean": _figure(top * fraction), "error": _figure(top * error)}
-        blocks, apart = _divided(asked, total[1 + len(asked.singles) :])
-        if asked.form:
-            known |= read(asked.form, np.concatenate([total[:1], blocks]), noise)
-        subgroups = {by.name: by.read(part, noise) for by, part in zip(asked.by, apart, strict=True)}
+        blocks, by_subgroup = _divided(metrics, total[1 + len(metrics.singles) :])
+        if metrics.form:
+            known |= read(metrics.form, np.concatenate([total[:1], blocks]), noise)
+        subgroups = {by.name: by.read(part, noise) for by, part in zip(metrics.by, by_subgroup, strict=True)}
         write_report(self._site.place.folder, manifest, run, contributors, {
             "task": settings.task,
             "model": settings.start.model if settings.start else "",
@@ -188,27 +190,29 @@ class HeldOutEvaluation(OneSum):
             **({"subgroups": subgroups} if subgroups else {}),
         })  # fmt: skip
         for name, figures in known.items():
-            log.info("over %d sites: %s", len(contributors), shown(name, figures))
-        for column, found in subgroups.items():
-            for name, figures in found["gaps"].items():
-                log.info("over %d sites by %s: %s", len(contributors), column, shown(name, figures))
-        if asked.form or asked.by:
-            self._write_own(settings, run, asked.by)
+            log.info("over %d sites: %s", len(contributors), in_words(name, figures))
+        for column, table in subgroups.items():
+            for name, figures in table["gaps"].items():
+                log.info("over %d sites by %s: %s", len(contributors), column, in_words(name, figures))
+        if metrics.form or metrics.by:
+            self._write_own(settings, run, metrics.by)
 
     def _write_own(self, settings: RunSettings, run: str, by: tuple[BySubgroup, ...]) -> None:
         """Compute the metrics that the task names from this site's records alone; a failure is only logged."""
-        study, found = self._study, Scores(self._study.task)
+        study, scores = self._study, Scores(self._study.task)
         try:
-            found.add(*predictions(self._module(settings), study.held_out, study.at_once))
-            figures = found.figures(study.prediction) if study.prediction else {}
+            scores.add(*predictions(self._module(settings), study.held_out, study.at_once))
+            figures = scores.figures(study.prediction) if study.prediction else {}
             path = self._site.place.folder / OWN / f"{settings.name}-{run[:8]}.json"
             make_folder(path.parent)
             report = {"run": run, "records": len(study.held_out), "metrics": figures}
             if by and figures:
-                report["subgroups"] = {each.name: each.exact(self._places(each), *found.joined()) for each in by}
+                report["subgroups"] = {
+                    column.name: column.exact(self._places(column), *scores.joined()) for column in by
+                }
             write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             for name, figure in figures.items():
-                log.info("this site alone: %s", shown(name, figure))
+                log.info("this site alone: %s", in_words(name, figure))
         except Exception as error:
             log.warning("exact metrics of this site were not computed; the run is complete: %s", sentence(error))
             log.debug("evaluation", exc_info=error)
@@ -220,7 +224,7 @@ class HeldOutEvaluation(OneSum):
 
     def _total(self, settings: RunSettings) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Sum the records' vectors, `(m,)`."""
-        study, asked = self._study, self._asked(settings)
+        study, metrics = self._study, self._requested(settings)
         if not len(study.held_out):
             return np.zeros(self.layout(settings).size)
         module = self._module(settings)
@@ -229,32 +233,32 @@ class HeldOutEvaluation(OneSum):
             single = [(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
             columns = [torch.ones(len(targets))]
             # Each record separately, so that its values depend on no other record.
-            known = [study.task.metrics(*one) for one in single]
-            for name in asked.means:
-                values = torch.stack([each[name].reshape(()) for each in known]).double().cpu()
+            known = [study.task.metrics(*record) for record in single]
+            for name in metrics.means:
+                values = torch.stack([metrics[name].reshape(()) for metrics in known]).double().cpu()
                 columns.append(torch.nan_to_num(values, nan=0.0).clamp(0, 1))
-            if asked.has_loss:
-                losses = torch.stack([study.task.loss(*one) for one in single]).double().cpu()
-                losses = torch.nan_to_num(losses, nan=asked.loss_bound)
-                columns.append(losses.clamp(0, asked.loss_bound) / asked.loss_bound)
+            if metrics.has_loss:
+                losses = torch.stack([study.task.loss(*record) for record in single]).double().cpu()
+                losses = torch.nan_to_num(losses, nan=metrics.loss_bound)
+                columns.append(losses.clamp(0, metrics.loss_bound) / metrics.loss_bound)
             total = np.array([float(column.sum()) for column in columns])
-            if asked.form or asked.by:
+            if metrics.form or metrics.by:
                 scores = Scores(study.task)
-                for one in single:
-                    scores.add(*one)
-                blocks = [asked.form.total(*scores.joined())] if asked.form else []
-                apart = [by.total(self._places(by), *scores.joined()) for by in asked.by]
-                total = np.concatenate([total, *blocks, *apart])
-        return total / math.sqrt(asked.parts)
+                for record in single:
+                    scores.add(*record)
+                blocks = [metrics.form.total(*scores.joined())] if metrics.form else []
+                by_subgroup = [by.total(self._places(by), *scores.joined()) for by in metrics.by]
+                total = np.concatenate([total, *blocks, *by_subgroup])
+        return total / math.sqrt(metrics.parts)
 
-    def _asked(self, settings: RunSettings) -> _Asked:
+    def _requested(self, settings: RunSettings) -> _Requested:
         """Return what a run asks for.
 
         Raises:
             TaskError: if the task lacks a metric.
         """
-        study, asked = self._study, _evaluation(settings)
-        others = tuple(name for name in asked.metrics if name not in study.metrics)
+        study, evaluation = self._study, _evaluation(settings)
+        others = tuple(name for name in evaluation.metrics if name not in study.metrics)
         names = tuple(name for name in others if not name.startswith(BY))
         for name in names:
             if name not in study.task.named_metrics:
@@ -270,7 +274,8 @@ class HeldOutEvaluation(OneSum):
             )
             raise TaskError(msg)
         by = tuple(self._by(name.removeprefix(BY), names) for name in others if name.startswith(BY))
-        return _Asked(tuple(name for name in asked.metrics if name not in others), asked.loss_bound, form, by)
+        means = tuple(name for name in evaluation.metrics if name not in others)
+        return _Requested(means, evaluation.loss_bound, form, by)
 
     def _by(self, name: str, metrics: tuple[str, ...]) -> BySubgroup:
         """Return what is measured for each value of a column of subgroups.
@@ -298,10 +303,10 @@ class HeldOutEvaluation(OneSum):
         return example_of(self._study.task)
 
 
-def _divided(asked: _Asked, sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+def _divided(metrics: _Requested, sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
     """Divide the blocks of a sum into those of all records and those of each column of subgroups."""
-    apart = [by.size for by in asked.by]
-    blocks, *parts = np.split(sums, np.cumsum([sums.size - sum(apart), *apart])[:-1])
+    sizes = [by.size for by in metrics.by]
+    blocks, *parts = np.split(sums, np.cumsum([sums.size - sum(sizes), *sizes])[:-1])
     return blocks, parts
 
 
@@ -313,7 +318,7 @@ def _problem(it: Prediction, scores: NDArray[np.float64], labels: NDArray[np.flo
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Requested:
     """What a run asks for: means of metrics, the loss's bound, metrics that are read from scores, and subgroups."""
 
     means: tuple[str, ...]
@@ -340,10 +345,10 @@ class _Asked:
         return 1 + len(self.singles) + (len(self.form.blocks) if self.form else 0) + sum(by.parts for by in self.by)
 
 
-def shown(name: str, figures: Mapping[str, Any]) -> str:
+def in_words(name: str, figures: Mapping[str, Any]) -> str:
     """Return a metric in words, on one line.
 
-    >>> shown("auc", {"value": 0.957, "error": 0.0119, "bins": 0.002})
+    >>> in_words("auc", {"value": 0.957, "error": 0.0119, "bins": 0.002})
     'auc 0.957 ± 0.012, bins ± 0.002'
     """
     if "counts" in figures:

@@ -56,7 +56,7 @@ def check_layers(personal: Personal, module: nn.Module, name: str) -> None:
     """
     names = tuple(trained(module))
     for pattern in personal.layers:
-        if not any(matches(each, (pattern,)) for each in names):
+        if not any(matches(parameter, (pattern,)) for parameter in names):
             msg = (
                 f"`layers` in [personal] of site.toml has {pattern!r}, which no trained parameter of {name} matches; "
                 f"they are {', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''}"

@@ -58,8 +58,8 @@ log = logging.getLogger("cloister.agent")
 
 def is_due(admitted: AdmittedRun, number: int) -> bool:
     """Return whether this site trains a personal model after a round."""
-    asked, settings = admitted.site.settings.personal, admitted.settings
-    return asked is not None and settings.takes_steps and (asked.method == "ditto" or number == settings.rounds)
+    options, settings = admitted.site.settings.personal, admitted.settings
+    return options is not None and settings.takes_steps and (options.method == "ditto" or number == settings.rounds)
 
 
 def train_later(admitted: AdmittedRun, number: int) -> None:
@@ -78,26 +78,26 @@ def train_personal(admitted: AdmittedRun) -> None:
     """Train this site's personal model of a run on, compare it with the shared one, and keep it; log a failure."""
     site = admitted.site
     try:
-        checkpoint, asked = admitted.checkpoint(), site.settings.personal
-        if asked and is_due(admitted, checkpoint.round):
-            _train(admitted, checkpoint, asked)
+        checkpoint, options = admitted.checkpoint(), site.settings.personal
+        if options and is_due(admitted, checkpoint.round):
+            _train(admitted, checkpoint, options)
         site.personal_models.settle(admitted.run)
     except Exception as error:
         log.warning("the personal model was not trained; the run does not depend on it: %s", sentence(error))
         log.debug("personal model", exc_info=error)
 
 
-def _train(admitted: AdmittedRun, checkpoint: Checkpoint, asked: Personal) -> None:
+def _train(admitted: AdmittedRun, checkpoint: Checkpoint, options: Personal) -> None:
     site, settings, work = admitted.site, admitted.settings, admitted.work
     if not isinstance(work, Study):
         return
-    after = After(asked.method, checkpoint.round, checkpoint.digest)
+    after = After(options.method, checkpoint.round, checkpoint.digest)
     shared = site.personal(admitted.manifest, admitted.run, site.models.result(settings, checkpoint))
     start = _start(admitted, shapes_of(work.module(settings.model_seed)), after)
     if start is None:  # the server delivered a sum again
         return
-    steps = steps_of(asked, settings, site.name)
-    values = train_on(work, settings, shared, asked, steps, _randomness(admitted, after), start=start)
+    steps = steps_of(options, settings, site.name)
+    values = train_on(work, settings, shared, options, steps, _randomness(admitted, after), start=start)
     personal = replace(
         shared,
         vector=shared.layout.flatten(values),
@@ -108,16 +108,16 @@ def _train(admitted: AdmittedRun, checkpoint: Checkpoint, asked: Personal) -> No
     log.info("round %d of %d: personal model: %s", after.round, settings.rounds, path)
 
 
-def steps_of(asked: Personal, settings: RunSettings, site: str) -> int:
+def steps_of(options: Personal, settings: RunSettings, site: str) -> int:
     """Return how many steps a site takes: its epochs over as many records as it declares."""
-    return math.ceil(asked.epochs * settings.cohort.sizes[site] / asked.batch_size)
+    return math.ceil(options.epochs * settings.cohort.sizes[site] / options.batch_size)
 
 
 def train_on(
     study: Study,
     settings: RunSettings,
     shared: Model,
-    asked: Personal,
+    options: Personal,
     steps: int,
     randomness: Randomness,
     *,
@@ -130,17 +130,17 @@ def train_on(
     """
     module = study.load_into(study.module(settings.model_seed), shared)
     with foreign(study.name, "training of a personal model"):
-        descend(study.task, module, study.training, asked, steps, randomness, start=start)
+        descend(study.task, module, study.training, options, steps, randomness, start=start)
     check_constants(module, shared.layout)
-    return {name: np.array(each.detach().cpu().numpy()) for name, each in trained(module).items()}
+    return {name: np.array(parameter.detach().cpu().numpy()) for name, parameter in trained(module).items()}
 
 
 def _start(admitted: AdmittedRun, shapes: Shapes, after: After) -> Values | None:
     """Return the values from which training starts, none if from the shared model; None if it is done already."""
-    found = admitted.site.personal_models.load(admitted.run, shapes)
-    if found is None:
+    stored = admitted.site.personal_models.load(admitted.run, shapes)
+    if stored is None:
         return {}
-    values, before = found
+    values, before = stored
     if before == after:
         return None
     return values if before.method == after.method == "ditto" else {}
@@ -155,7 +155,7 @@ def descend(
     task: Task,
     module: nn.Module,
     records: Records,
-    asked: Personal,
+    options: Personal,
     steps: int,
     randomness: Randomness,
     *,
@@ -167,7 +167,7 @@ def descend(
         task: gives the loss.
         module: the shared model, on the records' device.
         records: the site's records to train on; at least one.
-        asked: the site's settings.
+        options: the site's settings.
         steps: how many steps to take.
         randomness: for batches, and for what the model draws.
         start: values from which parameters start, by name; the others start as the module has them.
@@ -176,24 +176,24 @@ def descend(
         TaskError: if values stop being finite.
     """
     held = trained(module)
-    chosen = {name: each for name, each in held.items() if matches(name, asked.layers)}
-    towards = {name: each.detach().clone() for name, each in chosen.items()} if asked.pull else {}
+    chosen = {name: parameter for name, parameter in held.items() if matches(name, options.layers)}
+    towards = {name: parameter.detach().clone() for name, parameter in chosen.items()} if options.pull else {}
     with torch.no_grad():
         for name in chosen.keys() & start.keys():
             chosen[name].copy_(torch.from_numpy(start[name]))
-    optimizer = make_optimizer(asked.optimizer, list(chosen.values()), asked.learning_rate)
+    optimizer = make_optimizer(options.optimizer, list(chosen.values()), options.learning_rate)
     module.train()
     with forked(), _only(held, chosen):
         seed_all(randomness)
-        for batch in _batches(len(records), asked.batch_size, steps):
+        for batch in _batches(len(records), options.batch_size, steps):
             inputs, targets = records.select(batch)
             optimizer.zero_grad()
             loss: Any = task.loss(call(module, inputs), targets)
             loss.backward()
             for name, shared in towards.items():
-                _pull(chosen[name], shared, asked.pull)
+                _pull(chosen[name], shared, options.pull)
             optimizer.step()
-    if not all(bool(each.isfinite().all()) for each in chosen.values()):
+    if not all(bool(parameter.isfinite().all()) for parameter in chosen.values()):
         msg = "its values are no longer finite; lower learning_rate in [personal] of site.toml"
         raise TaskError(msg)
 
@@ -201,13 +201,13 @@ def descend(
 @contextmanager
 def _only(held: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> Iterator[None]:
     """Let only some of the trained parameters have gradients."""
-    for name, each in held.items():
-        each.requires_grad_(name in chosen)
+    for name, parameter in held.items():
+        parameter.requires_grad_(name in chosen)
     try:
         yield
     finally:
-        for each in held.values():
-            each.requires_grad_()
+        for parameter in held.values():
+            parameter.requires_grad_()
 
 
 def _batches(count: int, size: int, steps: int) -> Iterator[Tensor]:

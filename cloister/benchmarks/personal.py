@@ -46,7 +46,9 @@ KINDS = ("alone", "shared", "fine-tuning", "ditto")
 
 def measure(seeds: int, first_seed: int = 0) -> dict[str, Any]:
     """Train with every seed, without noise and with; show progress on standard error."""
-    found: dict[tuple[str, float | None], list[float]] = {(kind, epsilon): [] for epsilon in TARGETS for kind in KINDS}
+    accuracies: dict[tuple[str, float | None], list[float]] = {
+        (kind, epsilon): [] for epsilon in TARGETS for kind in KINDS
+    }
     charge, console = charge_for_nobody(), Console(stderr=True)
     with TemporaryDirectory(prefix="cloister-bench-") as folder:
         for seed in track(range(first_seed, first_seed + seeds), "training", console=console, transient=True,
@@ -54,13 +56,13 @@ def measure(seeds: int, first_seed: int = 0) -> dict[str, Any]:
             federation = deal(seed, Path(folder, str(seed)))
             for epsilon in TARGETS:
                 for kind, right in compare(federation, epsilon, seed, charge).items():
-                    found[kind, epsilon].append(right)
+                    accuracies[kind, epsilon].append(right)
     rows = [
         {
             "model": kind, "data": "digits", "sites": SITES, "alpha": ALPHA, "epsilon": epsilon, "seeds": seeds,
-            "accuracy_mean": fmean(each), "accuracy_std": pstdev(each),
+            "accuracy_mean": fmean(values), "accuracy_std": pstdev(values),
         }
-        for (kind, epsilon), each in found.items()
+        for (kind, epsilon), values in accuracies.items()
     ]  # fmt: skip
     return {"rows": rows, "first_seed": first_seed}
 
@@ -80,23 +82,23 @@ def compare(federation: Federation, epsilon: float | None, seed: int, charge: Ch
     of: dict[str, dict[str, Model]] = {kind: {} for kind in KINDS}
     for site, study in studies.items():
         of["shared"][site], of["ditto"][site] = last, _with(last, ditto[site])
-        for kind, start, asked in (("alone", study.start(settings), ALONE), ("fine-tuning", last, TUNED)):
-            of[kind][site] = _with(last, _trained(study, settings, start, asked, (seed, site, 0)))
+        for kind, start, options in (("alone", study.start(settings), ALONE), ("fine-tuning", last, TUNED)):
+            of[kind][site] = _with(last, _trained(study, settings, start, options, (seed, site, 0)))
     counts = [len(study.held_out) for study in studies.values()]
     return {
         kind: float(np.average([accuracy(studies[site], model, studies[site].held_out)
-                                for site, model in each.items()], weights=counts))
-        for kind, each in of.items()
+                                for site, model in own_models.items()], weights=counts))
+        for kind, own_models in of.items()
     }  # fmt: skip
 
 
 def _trained(
-    study: Study, settings: RunSettings, shared: Model, asked: Personal, stream: tuple[int, str, int],
+    study: Study, settings: RunSettings, shared: Model, options: Personal, stream: tuple[int, str, int],
     start: Values | None = None,
 ) -> Values:  # fmt: skip
     seed, site, number = stream
     randomness = Randomness.seeded(seed, site, number, "personal")
-    return train_on(study, settings, shared, asked, steps_of(asked, settings, site), randomness, start=start or {})
+    return train_on(study, settings, shared, options, steps_of(options, settings, site), randomness, start=start or {})
 
 
 def _with(model: Model, values: Values) -> Model:

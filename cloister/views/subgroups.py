@@ -17,27 +17,27 @@ _SHORT = {
 
 
 def show_subgroups(
-    column: str, found: dict[str, Any], line: Callable[[str], None], own: dict[str, Any] | None = None
+    column: str, table: dict[str, Any], line: Callable[[str], None], own: dict[str, Any] | None = None
 ) -> None:
     """Print one column's subgroups: a row for each value, then the gaps.
 
     Args:
         column: the column's name.
-        found: its values and gaps, from a sum over sites.
+        table: its values and gaps, from a sum over sites.
         line: prints a line.
         own: the same, exactly, of this site alone.
     """
     names: list[str] = [
-        name for name in next(iter(found["values"].values())) if name not in {"count", "count_error", "confusion"}
+        name for name in next(iter(table["values"].values())) if name not in {"count", "count_error", "confusion"}
     ]
     _row(line, f"by {column}", ["records", *(_SHORT.get(name, name) for name in names)])
-    for value, figures in found["values"].items():
+    for value, figures in table["values"].items():
         count = f"{figures['count']:.0f} ± {figures['count_error']:.0f}"
         _row(line, f"  {value}", [count, *(_said(figures[name]) for name in names)])
         if own:
             alone = own["values"][value]
             _row(line, "    alone", [str(alone["count"]), *(_said(alone[name]) for name in names)])
-    for name, gap in found["gaps"].items():
+    for name, gap in table["gaps"].items():
         between = f", {gap['highest']} over {gap['lowest']}" if gap["value"] is not None else f": {gap['reason']}"
         alone = f"; alone {_said(own['gaps'][name])}" if own else ""
         line(f"  {name.replace('_', ' ')} {_said(gap)}{between}{alone}")

@@ -96,7 +96,7 @@ class BySubgroup:
         of_values = [self.form.total(scores[places == place], labels[places == place])
                      for place in range(len(self.values))]  # fmt: skip
         cuts = np.cumsum(self._sizes)[:-1]
-        blocks = zip(*(np.split(each, cuts) for each in of_values), strict=True)
+        blocks = zip(*(np.split(vector, cuts) for vector in of_values), strict=True)
         return np.concatenate([counts, *(part for block in blocks for part in block)])
 
     def read(self, sums: Numbers, noise: float) -> Figures:
@@ -109,7 +109,7 @@ class BySubgroup:
         count = len(self.values)
         cuts = np.cumsum([count, *(count * size for size in self._sizes)])[:-1]
         counts, *blocks = (part.reshape(count, -1) for part in np.split(sums, cuts))
-        found = {}
+        by_value = {}
         for place, value in enumerate(self.values):
             parts = [block[place] for block in blocks]
             figures: Figures = {"count": _figure(float(counts[place, 0])), "count_error": _figure(noise)}
@@ -118,8 +118,8 @@ class BySubgroup:
             if self._has_rates:
                 matrix = dict(zip(self.form.blocks, parts, strict=True))["confusion"]
                 figures |= rates(matrix.reshape(2, 2), noise)
-            found[value] = figures
-        return self._with_gaps(found)
+            by_value[value] = figures
+        return self._with_gaps(by_value)
 
     def exact(self, places: Places, scores: Numbers, labels: Numbers) -> Figures:
         """Return the same figures without errors, from one site's records, for that site's eyes only.
@@ -127,18 +127,18 @@ class BySubgroup:
         Raises:
             DataError: if a score is not a finite number, or a label is none.
         """
-        found: dict[str, Figures] = {}
+        by_value: dict[str, Figures] = {}
         for place, value in enumerate(self.values):
             own = places == place
-            found[value] = {"count": int(np.count_nonzero(own))}
+            by_value[value] = {"count": int(np.count_nonzero(own))}
             if not own.any():
-                found[value] |= {name: {"value": None, "reason": "no held-out records"} for name in self.asked}
+                by_value[value] |= {name: {"value": None, "reason": "no held-out records"} for name in self.asked}
             else:
-                found[value] |= exact(self.form.prediction, self.asked, scores[own], labels[own])
+                by_value[value] |= exact(self.form.prediction, self.asked, scores[own], labels[own])
             if self._has_rates:
                 counts = exact(self.form.prediction, ("confusion",), scores[own], labels[own])["confusion"]["counts"]
-                found[value] |= rates(np.array(counts, np.float64), 0.0)
-        return self._with_gaps(found)
+                by_value[value] |= rates(np.array(counts, np.float64), 0.0)
+        return self._with_gaps(by_value)
 
     @property
     def _has_rates(self) -> bool:
@@ -148,9 +148,9 @@ class BySubgroup:
     def _sizes(self) -> list[int]:
         return [math.prod(shape) for _, shape in self.form.shapes]
 
-    def _with_gaps(self, found: dict[str, Figures]) -> Figures:
-        gaps = {name: gap(found, rate) for name, rate in GAPS.items()} if self._has_rates else {}
-        return {"values": found, "gaps": gaps}
+    def _with_gaps(self, by_value: dict[str, Figures]) -> Figures:
+        gaps = {name: gap(by_value, rate) for name, rate in GAPS.items()} if self._has_rates else {}
+        return {"values": by_value, "gaps": gaps}
 
 
 def rates(confusion: Numbers, noise: float) -> dict[str, Figures]:
@@ -160,19 +160,19 @@ def rates(confusion: Numbers, noise: float) -> dict[str, Figures]:
         confusion: counts by true, then predicted class, `(2, 2)`.
         noise: standard deviation of the noise in each; without noise, there are no errors.
     """
-    found: dict[str, Figures] = {}
+    figures: dict[str, Figures] = {}
     for name, (classes, what) in RATES.items():
         rows = confusion[list(classes)]
         whole, cells = float(np.sum(rows)), len(classes)
         if whole <= max(CERTAIN * noise * math.sqrt(2 * cells), 0.5):
             hidden = f"noise hides whether there are any {what}" if noise else f"no held-out {what}"
-            found[name] = {"value": None, "reason": hidden}
+            figures[name] = {"value": None, "reason": hidden}
             continue
         positive = np.maximum(rows, 0.0)  # a negative count is 0
         rate = float(np.sum(positive[:, 1]) / np.sum(positive))
         error = noise * math.sqrt(cells * ((1 - rate) ** 2 + rate**2)) / float(np.sum(positive))
-        found[name] = {"value": _figure(rate)} | ({"error": _figure(error)} if noise else {})
-    return found
+        figures[name] = {"value": _figure(rate)} | ({"error": _figure(error)} if noise else {})
+    return figures
 
 
 def gap(values: Mapping[str, Figures], rate: str) -> Figures:
@@ -181,14 +181,14 @@ def gap(values: Mapping[str, Figures], rate: str) -> Figures:
     >>> gap({"a": {"tpr": {"value": 0.9, "error": 0.03}}, "b": {"tpr": {"value": 0.7, "error": 0.04}}}, "tpr")
     {'value': 0.2, 'highest': 'a', 'lowest': 'b', 'error': 0.05}
     """
-    known = {name: found[rate] for name, found in values.items() if found[rate]["value"] is not None}
+    known = {name: figures[rate] for name, figures in values.items() if figures[rate]["value"] is not None}
     if len(known) < 2:  # noqa: PLR2004 - two make a gap
         return {"value": None, "reason": f"fewer than two subgroups have a {rate.replace('_', ' ')}"}
     high, low = (choose(known, key=lambda name: known[name]["value"]) for choose in (max, min))
-    found: Figures = {"value": _figure(known[high]["value"] - known[low]["value"]), "highest": high, "lowest": low}
+    difference: Figures = {"value": _figure(known[high]["value"] - known[low]["value"]), "highest": high, "lowest": low}
     if "error" in known[high]:
-        found["error"] = _figure(math.hypot(known[high]["error"], known[low]["error"]))
-    return found
+        difference["error"] = _figure(math.hypot(known[high]["error"], known[low]["error"]))
+    return difference
 
 
 def _figure(value: float) -> float:

@@ -23,7 +23,7 @@ def test_rows_say_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         (kind, epsilon) for epsilon in (None, 8.0) for kind in personal.KINDS
     ]
     right = {(row["model"], row["epsilon"]): row["accuracy_mean"] for row in report["rows"]}
-    assert all(0.05 < each <= 1 for each in right.values())
+    assert all(0.05 < accuracy <= 1 for accuracy in right.values())
     assert right["ditto", 8.0] > right["shared", 8.0]
     assert right["alone", None] == right["alone", 8.0]  # it knows nothing of the others
     assert max(map(len, personal.table(report).splitlines())) <= 105

@@ -175,7 +175,9 @@ def test_fine_tuning_trains_the_named_layers_once_after_the_last_round(make_fede
     assert [line["round"] for line in compared(federation, "north")] == [2]
     (path,) = (federation.paths["north"] / "models").glob("*.safetensors")
     shared, personal = (load(LocalHead(), path) for load in (_with_local, load_personal))
-    changed = {name for name, each in personal.state_dict().items() if not torch.equal(each, shared.state_dict()[name])}
+    changed = {
+        name for name, tensor in personal.state_dict().items() if not torch.equal(tensor, shared.state_dict()[name])
+    }
     assert changed == {"head.weight", "head.bias", "norm.bias"}
     (file,) = (federation.paths["north"] / "personal").iterdir()
     with safe_open(file, "np") as opened:
@@ -194,18 +196,18 @@ def test_a_step_of_ditto_follows_the_loss_and_the_pull_to_the_shared_model() -> 
     task, (inputs, targets) = Tiny(), Tiny().example()
     module = make_model(task, 0)
     start = {"weight": np.array([[1.0, -1.0]], np.float32), "bias": np.array([0.5], np.float32)}
-    shared = {name: each.detach().clone() for name, each in module.named_parameters()}
+    shared = {name: tensor.detach().clone() for name, tensor in module.named_parameters()}
     asked = Personal("ditto", learning_rate=0.01, proximal=3.0, batch_size=4)
-    wanted = {name: torch.from_numpy(each.copy()).requires_grad_() for name, each in start.items()}
+    wanted = {name: torch.from_numpy(tensor.copy()).requires_grad_() for name, tensor in start.items()}
     loss = task.loss(nn.functional.linear(inputs, wanted["weight"], wanted["bias"]), targets)
     loss.backward()
     descend(task, module, InMemory(inputs, targets), asked, 1, Randomness.fresh(), start=start)
-    for name, found in module.named_parameters():
+    for name, parameter in module.named_parameters():
         gradient = wanted[name].grad
         assert gradient is not None
         by_hand = wanted[name].detach() - 0.01 * (gradient + 3.0 * (wanted[name].detach() - shared[name]))
-        torch.testing.assert_close(found.detach(), by_hand)
-        assert found.requires_grad
+        torch.testing.assert_close(parameter.detach(), by_hand)
+        assert parameter.requires_grad
 
 
 def test_the_number_of_steps_and_the_size_of_batches_tell_nothing_of_the_number_of_records() -> None:
@@ -288,9 +290,9 @@ def test_a_damaged_file_or_another_tasks_is_named(tmp_path: Path) -> None:
     assert store.load(run, shapes) is None
     after = After("ditto", 3, "cd" * 32)
     path = store.save(run, {"weight": np.ones((1, 2), np.float32)}, after)
-    found = store.load(run, shapes)
-    assert found is not None
-    assert found[1] == after
+    stored = store.load(run, shapes)
+    assert stored is not None
+    assert stored[1] == after
     with pytest.raises(KeyFileError, match="does not have the parameters of the run's task"):
         store.load(run, (("weight", (2, 2)),))
     path.write_bytes(path.read_bytes()[:-1])

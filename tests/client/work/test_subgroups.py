@@ -86,7 +86,7 @@ def known(federation: Federation, digest: str, site: str) -> tuple[dict[str, Any
     study = open_site(federation.paths[site]).study(TASK)
     module = study.load_into(study.module(0), study.start(asked(digest)))
     inputs, targets = table(study.held_out)
-    places = {name: each.numpy() for name, each in Grouped().subgroup_of(inputs, targets).items()}
+    places = {name: tensor.numpy() for name, tensor in Grouped().subgroup_of(inputs, targets).items()}
     with torch.no_grad():
         return places, module(inputs)[:, 0].numpy() >= 0, targets[:, 0].numpy() == 1
 
@@ -97,20 +97,20 @@ def test_without_noise_the_table_is_that_of_all_held_out_records(hospitals: tupl
     (event,) = run_with(federation)
     assert event["released"]
     parts: list[Any] = [known(federation, digest, site) for site in SITES]
-    found = report_of(federation)["subgroups"]
+    subgroups = report_of(federation)["subgroups"]
     chosen, true = (np.concatenate([part[number] for part in parts]) for number in (1, 2))
     for column, values in VALUES.items():
         places = np.concatenate([part[0][column] for part in parts])
         rates = []
         for place, value in enumerate(values):
-            own, figures = places == place, found[column]["values"][value]
+            own, figures = places == place, subgroups[column]["values"][value]
             assert figures["count"] == pytest.approx(own.sum(), abs=0.1)
             assert figures["selection_rate"]["value"] == pytest.approx(chosen[own].mean(), abs=0.002)
             assert figures["true_positive_rate"]["value"] == pytest.approx(chosen[own & true].mean(), abs=0.002)
             assert figures["false_positive_rate"]["value"] == pytest.approx(chosen[own & ~true].mean(), abs=0.002)
             assert figures["auc"]["value"] > 0.8
             rates.append(chosen[own].mean())
-        gap = found[column]["gaps"]["demographic_parity_difference"]
+        gap = subgroups[column]["gaps"]["demographic_parity_difference"]
         assert gap["value"] == pytest.approx(max(rates) - min(rates), abs=0.004)
     own_places, chosen, _ = parts[0]
     alone = own_report(federation, SITES[0])["subgroups"]["size"]["values"]["large"]
@@ -127,21 +127,21 @@ def test_with_noise_it_is_one_charged_release_and_printed_with_its_errors(
     run_with(federation)
     for path in federation.paths.values():
         assert open_site(path).held_out_ledger.mechanisms() == [Mechanism(0.2, 1.0, 1)]
-    found = report_of(federation)
+    report = report_of(federation)
     # Count, confusion, scores; for each of two columns the same again: nine parts.
-    assert found["count_error"] == pytest.approx(0.2 * np.sqrt(4 * 9), rel=0.01)
-    large = found["subgroups"]["size"]["values"]["large"]
-    assert large["count_error"] == found["count_error"]
+    assert report["count_error"] == pytest.approx(0.2 * np.sqrt(4 * 9), rel=0.01)
+    large = report["subgroups"]["size"]["values"]["large"]
+    assert large["count_error"] == report["count_error"]
     assert 0 < large["selection_rate"]["error"] < 0.2
     assert "over 4 sites by size: demographic_parity_difference 0." in caplog.text
     report, text = stats.latest(federation.paths["north"]), io.StringIO()
     stats.show(report, Console(file=text, width=1000))
     lines = text.getvalue().splitlines()
-    start = next(number for number, each in enumerate(lines) if each.startswith("by size"))
+    start = next(number for number, text_line in enumerate(lines) if text_line.startswith("by size"))
     assert lines[start].split() == ["by", "size", "records", "auc", "selected", "true", "pos.", "false", "pos."]
     assert lines[start + 1].startswith("  small")
     assert lines[start + 2].startswith("    alone")
-    gap = next(each for each in lines if each.startswith("  demographic parity difference"))
+    gap = next(text_line for text_line in lines if text_line.startswith("  demographic parity difference"))
     assert ", large over small; alone 0." in gap
     assert json.loads(json.dumps(report))["subgroups"]["texture"]["values"].keys() == set(VALUES["texture"])
 
@@ -202,8 +202,8 @@ def test_a_record_that_is_in_no_subgroup_is_named(
     work, (inputs, _) = site.work(settings), table(site.study(TASK).held_out)
     work.check_records(settings)
 
-    def odd(_: Grouped, found: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        fifth = (found == inputs[4]).all(1)
+    def odd(_: Grouped, inputs_: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        fifth = (inputs_ == inputs[4]).all(1)
         return {"size": torch.where(fifth, 2, 0), "texture": torch.zeros(len(targets))}
 
     monkeypatch.setattr(Grouped, "subgroup_of", odd)
@@ -229,12 +229,12 @@ def test_declarations_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_places_that_are_not_one_per_record_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, targets = Grouped().example()
-    for found, said in (
+    for answer, said in (
         ({"size": torch.zeros(1)}, "of shape"),
         ({"size": [0] * len(targets)}, "a list"),
         ({}, "a NoneType"),
     ):
-        monkeypatch.setattr(Grouped, "subgroup_of", lambda *_, found=found: found)
+        monkeypatch.setattr(Grouped, "subgroup_of", lambda *_, answer=answer: answer)
         with pytest.raises(TaskError, match=said):
             places_of(Grouped(), "size", inputs, targets)
     with pytest.raises(TaskError, match="but no subgroup_of"):

@@ -18,7 +18,7 @@ SEX = BySubgroup("sex", ("female", "male", "other"), Form(TWO, ("auc", "brier", 
 COUNT = 3000
 
 
-def made(seed: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def made_up(seed: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Places, probabilities and classes of records whose scores are worse in the second subgroup."""
     rng = np.random.default_rng(seed)
     places, labels = rng.integers(0, 3, COUNT), rng.integers(0, 2, COUNT)
@@ -36,23 +36,23 @@ def by_hand(places: np.ndarray, scores: np.ndarray, labels: np.ndarray, place: i
 
 
 def test_without_noise_each_subgroup_has_the_figures_of_its_own_records() -> None:
-    records = made()
+    records = made_up()
     noiseless, alone = SEX.read(SEX.total(*records), 0.0), SEX.exact(*records)
     for place, value in enumerate(SEX.values):
-        found, true, own = noiseless["values"][value], alone["values"][value], by_hand(*records, place)
-        assert found["count"] == true["count"] == np.count_nonzero(records[0] == place)
+        noisy, true, own = noiseless["values"][value], alone["values"][value], by_hand(*records, place)
+        assert noisy["count"] == true["count"] == np.count_nonzero(records[0] == place)
         for name in RATES:
-            assert found[name]["value"] == true[name]["value"] == pytest.approx(own[name], abs=1e-6)
+            assert noisy[name]["value"] == true[name]["value"] == pytest.approx(own[name], abs=1e-6)
         kept = records[0] == place
         assert true["auc"] == exact(TWO, ("auc",), records[1][kept], records[2][kept])["auc"]
-        assert abs(found["auc"]["value"] - true["auc"]["value"]) <= found["auc"]["bins"]
-        assert found["brier"]["value"] == pytest.approx(true["brier"]["value"], abs=1e-5)
-        assert "confusion" not in found
+        assert abs(noisy["auc"]["value"] - true["auc"]["value"]) <= noisy["auc"]["bins"]
+        assert noisy["brier"]["value"] == pytest.approx(true["brier"]["value"], abs=1e-5)
+        assert "confusion" not in noisy
     for name, rate in GAPS.items():
-        each = [by_hand(*records, place)[rate] for place in range(3)]
-        assert noiseless["gaps"][name]["value"] == pytest.approx(max(each) - min(each), abs=1e-5)
-        assert noiseless["gaps"][name]["highest"] == SEX.values[int(np.argmax(each))]
-        assert alone["gaps"][name]["lowest"] == SEX.values[int(np.argmin(each))]
+        rates_ = [by_hand(*records, place)[rate] for place in range(3)]
+        assert noiseless["gaps"][name]["value"] == pytest.approx(max(rates_) - min(rates_), abs=1e-5)
+        assert noiseless["gaps"][name]["highest"] == SEX.values[int(np.argmax(rates_))]
+        assert alone["gaps"][name]["lowest"] == SEX.values[int(np.argmin(rates_))]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_one_record_adds_at_most_one_to_each_block_and_only_to_its_own_subgroup(
 
 
 def test_the_blocks_are_those_that_the_protocol_describes() -> None:
-    places, scores, labels = (part[:20] for part in made())
+    places, scores, labels = (part[:20] for part in made_up())
     named = second.by_subgroup("sex", SEX.values, ("auc", "brier"), "classes", 2, 0.5, 16, (0.0, 1.0))
     assert named == [[name, list(shape)] for name, shape in SEX.shapes]
     rows = []
@@ -91,16 +91,16 @@ def test_the_blocks_are_those_that_the_protocol_describes() -> None:
 
 
 def test_errors_are_the_deviations_that_noise_makes() -> None:
-    rng, sums, noise = np.random.default_rng(5), SEX.total(*made()), 8.0
+    rng, sums, noise = np.random.default_rng(5), SEX.total(*made_up()), 8.0
     reads = [SEX.read(sums + rng.normal(0, noise, sums.size), noise) for _ in range(300)]
     for value in SEX.values:
         for name in (*RATES, "auc"):
-            found = np.array([read["values"][value][name]["value"] for read in reads])
+            readings = np.array([read["values"][value][name]["value"] for read in reads])
             stated = np.mean([read["values"][value][name]["error"] for read in reads])
-            assert np.std(found) == pytest.approx(stated, rel=0.25), (value, name)
+            assert np.std(readings) == pytest.approx(stated, rel=0.25), (value, name)
     name = "demographic_parity_difference"  # far apart, so that chance does not choose the two
-    found = np.array([read["gaps"][name]["value"] for read in reads])
-    assert np.std(found) == pytest.approx(np.mean([read["gaps"][name]["error"] for read in reads]), rel=0.25)
+    readings = np.array([read["gaps"][name]["value"] for read in reads])
+    assert np.std(readings) == pytest.approx(np.mean([read["gaps"][name]["error"] for read in reads]), rel=0.25)
 
 
 def test_what_noise_hides_is_undefined_and_makes_no_gap() -> None:
@@ -112,7 +112,7 @@ def test_what_noise_hides_is_undefined_and_makes_no_gap() -> None:
     assert empty == {"value": None, "reason": "no held-out records"}
     values = {"a": {"selection_rate": {"value": 0.5}}, "b": {"selection_rate": empty}}
     assert gap(values, "selection_rate") == {"value": None, "reason": "fewer than two subgroups have a selection rate"}
-    places, scores, labels = (part[:30] for part in made())
+    places, scores, labels = (part[:30] for part in made_up())
     alone = SEX.exact(np.zeros_like(places), scores, labels)
     assert alone["values"]["male"]["auc"] == {"value": None, "reason": "no held-out records"}
     assert alone["gaps"]["demographic_parity_difference"]["value"] is None
