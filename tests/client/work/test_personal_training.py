@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import nn
 from typing_extensions import override
 
+from client.app import undo_round
 from client.data.site_records import InMemory
 from client.flower import app as client_app
 from client.flower import open_site
@@ -34,6 +35,7 @@ from server.hub.mailboxes import Mailboxes
 from simulations.engine.federation import Federation
 from simulations.engine.inspection import find_secrets, site_secrets
 from tests import studies
+from tests.client.round.test_voting import CONSENT, VOTED, cast_by, keeping, opened, question_of
 from tests.client.test_agent import Server, agent_of, query
 from tests.federations import (
     NOISY,
@@ -51,12 +53,14 @@ from tests.federations import (
 )
 from tests.pictures import LocalHead
 from tests.studies import Tiny
+from transport.messages import Undo
 from transport.run_messages import read_readiness
 
 DITTO = 'method = "ditto"\nlearning_rate = 0.05\nbatch_size = 8\n'
 TUNED = 'method = "fine-tuning"\nlearning_rate = 0.05\nepochs = 2.0\n'
 STEPS = Training(steps_per_round=3, sample_rate=1.0, learning_rate=0.1)
 RUN = replace(SETTINGS, rounds=2, training=STEPS)
+SHAPES = (("weight", (1, 2)), ("bias", (1,)))
 
 
 def personally(federation: Federation, text: str, sites: tuple[str, ...] = SITES) -> Federation:
@@ -269,6 +273,23 @@ def test_an_agent_that_was_stopped_before_training_it_does_so_when_it_starts(
         before = compared(stopped, site)
         go_on(opened)
         assert compared(stopped, site) == before
+
+
+def test_if_the_last_round_is_undone_the_model_before_it_is_fine_tuned(make_federation: FederationMaker) -> None:
+    settings = replace(VOTED, rounds=1, training=STEPS)
+    federation = personally(make_federation(settings, dict.fromkeys(SITES, CONSENT)), TUNED)
+    run_with(federation, keeping)
+    site, admitted, now = opened(federation)
+    stored = site.personal_models.load(admitted.run, SHAPES)
+    assert stored is not None
+    assert stored[1] == After("fine-tuning", 1, now.digest)
+    question = question_of(site, admitted, now)
+    votes = cast_by(federation, question, dict.fromkeys(SITES, True))
+    undone = undo_round(admitted, Undo(b"", question.round, question.before, question.after, votes))
+    again = site.personal_models.load(admitted.run, SHAPES)
+    assert again is not None
+    assert again[1] == After("fine-tuning", 1, undone)
+    assert [line["model"] for line in compared(federation, "north")] == [now.digest, undone]
 
 
 def test_a_failure_is_logged_and_the_run_goes_on(
