@@ -26,16 +26,16 @@ import numpy as np
 import torch
 
 from client.data.fitness import example_of
-from client.data.inputs import call, rows
+from client.data.inputs import call
 from client.data.site_records import predictions
 from client.task.scoring import as_numbers
 from client.task.subgrouping import BY, places_of
 from client.task.user_code import foreign
 from client.work.scored import Scores
+from client.work.subgrouped import by_subgroup, held_out_places
 from client.work.sums import OWN, OneSum, noised, read_sum, write_report
 from privacy.analytics.readings import read
 from privacy.analytics.scores import Form
-from privacy.analytics.subgroups import BySubgroup
 from privacy.codec.update import Layout, Model
 from privacy.config import did_you_mean
 from privacy.errors import DataError, TaskError
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from client.data.inputs import Batch
     from client.work.training import Study
     from privacy.analytics.scores import Prediction
+    from privacy.analytics.subgroups import BySubgroup
     from privacy.codec.update import Update
     from privacy.noise.randomness import Randomness
     from privacy.run.manifest import Manifest
@@ -118,23 +119,12 @@ class HeldOutEvaluation(OneSum):
         study, path = self._study, self._site.records_path
         with foreign(study.name, f"subgroup_of() of the records in {path}", DataError):
             for column in by:
-                if len(missing := np.flatnonzero(self._places(column) < 0)):
+                if len(missing := np.flatnonzero(held_out_places(study, column.name) < 0)):
                     msg = (
                         f"{path}: {study.name} cannot evaluate held-out record {missing[0] + 1}: its {column.name} is "
                         f"none of {', '.join(column.values)}; correct the record, or leave it out"
                     )
                     raise DataError(msg)
-
-    def _places(self, by: BySubgroup) -> NDArray[np.intp]:
-        """Return the place of each held-out record's value in a column of subgroups, `(n,)`; -1 where it is none."""
-        study = self._study
-        # Each record separately, so that its value depends on no other record.
-        places = [
-            places_of(study.task, by.name, rows(inputs, slice(row, row + 1)), targets[row : row + 1])
-            for _, (inputs, targets) in study.held_out.in_order(study.at_once)
-            for row in range(len(targets))
-        ]
-        return np.concatenate([np.zeros(0, np.intp), *places])
 
     def layout(self, settings: RunSettings) -> Layout:
         """Return the names of the sum's numbers; the loss's name and the blocks' include the public constants."""
@@ -177,10 +167,10 @@ class HeldOutEvaluation(OneSum):
             fraction = min(max(float(value) / count, 0.0), 1.0)
             error = noise * math.hypot(1.0, fraction) / count  # error of a ratio of two noisy numbers
             known[name.partition(" ")[0]] = {"mean": _figure(top * fraction), "error": _figure(top * error)}
-        blocks, by_subgroup = _divided(metrics, total[1 + len(metrics.singles) :])
+        blocks, parts = _divided(metrics, total[1 + len(metrics.singles) :])
         if metrics.form:
             known |= read(metrics.form, np.concatenate([total[:1], blocks]), noise)
-        subgroups = {by.name: by.read(part, noise) for by, part in zip(metrics.by, by_subgroup, strict=True)}
+        subgroups = {by.name: by.read(part, noise) for by, part in zip(metrics.by, parts, strict=True)}
         write_report(self._site.place.folder, manifest, run, contributors, {
             "task": settings.task,
             "model": settings.start.model if settings.start else "",
@@ -208,7 +198,7 @@ class HeldOutEvaluation(OneSum):
             report = {"run": run, "records": len(study.held_out), "metrics": figures}
             if by and figures:
                 report["subgroups"] = {
-                    column.name: column.exact(self._places(column), *scores.joined()) for column in by
+                    column.name: column.exact(held_out_places(study, column.name), *scores.joined()) for column in by
                 }
             write_atomically(path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             for name, figure in figures.items():
@@ -247,8 +237,8 @@ class HeldOutEvaluation(OneSum):
                 for record in single:
                     scores.add(*record)
                 blocks = [metrics.form.total(*scores.joined())] if metrics.form else []
-                by_subgroup = [by.total(self._places(by), *scores.joined()) for by in metrics.by]
-                total = np.concatenate([total, *blocks, *by_subgroup])
+                parts = [by.total(held_out_places(study, by.name), *scores.joined()) for by in metrics.by]
+                total = np.concatenate([total, *blocks, *parts])
         return total / math.sqrt(metrics.parts)
 
     def _requested(self, settings: RunSettings) -> _Requested:
@@ -295,8 +285,7 @@ class HeldOutEvaluation(OneSum):
             if (places_of(study.task, name, *self._example) < 0).any():
                 msg = f"{study.name}: its example has a record whose {name} is none of {', '.join(values[name])}"
                 raise TaskError(msg)
-        more = ("confusion",) if study.prediction.family == "classes" and "confusion" not in metrics else ()
-        return BySubgroup(name, values[name], Form(study.prediction, metrics + more), metrics)
+        return by_subgroup(study, name, study.prediction, metrics)
 
     @cached_property
     def _example(self) -> Batch:

@@ -146,6 +146,33 @@ def test_with_noise_it_is_one_charged_release_and_printed_with_its_errors(
     assert json.loads(json.dumps(report))["subgroups"]["texture"]["values"].keys() == set(VALUES["texture"])
 
 
+def test_after_the_last_round_of_training_a_site_compares_them_for_itself(
+    hospitals: tuple[Federation, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation, _ = hospitals
+    caplog.set_level("INFO", "cloister.agent")
+    federation.sign(replace(SETTINGS, task=TASK, rounds=2))
+    events = run_with(federation)
+    assert not any(event.get("metrics") for event in events)
+    (path,) = (federation.paths["north"] / "metrics").glob("*.subgroups.json")
+    report = json.loads(path.read_text())
+    assert report["records"] == len(open_site(federation.paths["north"]).study(TASK).held_out)
+    for column, values in VALUES.items():
+        counts = {value: report["subgroups"][column]["values"][value]["count"] for value in values}
+        assert sum(counts.values()) == report["records"]
+    size = report["subgroups"]["size"]
+    rates = [figures["selection_rate"]["value"] for figures in size["values"].values()]
+    assert size["gaps"]["demographic_parity_difference"]["value"] == pytest.approx(max(rates) - min(rates), abs=1e-5)
+    assert {"auc", "true_positive_rate"} <= size["values"]["large"].keys()
+    assert caplog.text.count("this site alone by size: demographic_parity_difference 0.") == len(SITES)
+
+    monkeypatch.setattr(Grouped, "subgroup_of", lambda *_: {})
+    federation.sign(replace(SETTINGS, name="again", task=TASK))
+    (event,) = run_with(federation)
+    assert (event["released"], event["problems"]) == (True, {})
+    assert "subgroups were not compared; the run is complete" in caplog.text
+
+
 def test_one_record_changes_a_sites_vector_by_at_most_one(hospitals: tuple[Federation, str]) -> None:
     federation, digest = hospitals
     federation.sign(asked(digest))
