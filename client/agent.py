@@ -29,7 +29,7 @@ from transport.memory import return_memory
 from transport.parcel import decode_instruction, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from threading import Event
     from typing import BinaryIO
@@ -70,8 +70,10 @@ def attend(path: Path, stop: Event) -> None:
     from client.app import make_app  # noqa: PLC0415
     from client.dpsgd.process_group import gather  # noqa: PLC0415
     from client.site import Site  # noqa: PLC0415
+    from client.work.personal_training import go_on  # noqa: PLC0415
 
-    site = Site(place)
+    site, waiting = Site(place), list["Callable[[], None]"]()
+    site.later = waiting.append
     site.apply = in_processes(place.settings.encryption_processes or os.cpu_count() or 1)
     if metrics := site.settings.policy.metrics:
         log.warning(
@@ -84,13 +86,14 @@ def attend(path: Path, stop: Event) -> None:
         if group:
             group.compare(site.records_digest())
             log.info("%d processes train together, this one on %s", group.size, site.device)
-        _serve(site, line, make_app(lambda _: site), stop)
+        site.later(lambda: go_on(site))
+        _serve(site, line, make_app(lambda _: site), stop, waiting)
     if group and group.lost:
         msg = f"{site.name} lost another of its processes and ended; to come back, run the same command"
         raise DeviceError(msg)
 
 
-def _serve(site: Site, line: _Line, app: App, stop: Event) -> None:
+def _serve(site: Site, line: _Line, app: App, stop: Event, waiting: list[Callable[[], None]]) -> None:
     place = site.place
     with _turn(place.folder / _TURN, stop):
         while not stop.is_set():
@@ -100,7 +103,7 @@ def _serve(site: Site, line: _Line, app: App, stop: Event) -> None:
             line.status = _limits(site)
             try:
                 with Exchange(place.settings.server, place.tls) as exchange:
-                    answer_all(exchange, app, _context(site), stop, line)
+                    answer_all(exchange, app, _context(site), stop, line, waiting)
             except (UnreachableError, MalformedError) as error:
                 line.broke(error)
                 stop.wait(line.delay())
@@ -149,8 +152,23 @@ class _Line:
         return self._delay * random.uniform(0.5, 1.0)  # noqa: S311 - guards nothing
 
 
-def answer_all(exchange: Exchange, app: App, context: Context, stop: Event, line: _Line | None = None) -> None:
+def answer_all(
+    exchange: Exchange,
+    app: App,
+    context: Context,
+    stop: Event,
+    line: _Line | None = None,
+    waiting: list[Callable[[], None]] | None = None,
+) -> None:
     """Pull messages and push what the app makes of them, until `stop` is set.
+
+    Args:
+        exchange: with the server.
+        app: answers messages.
+        context: the node's.
+        stop: ends this.
+        line: logs whether the connection is up.
+        waiting: work to which the app adds, to be done once its answer is delivered.
 
     Raises:
         CloisterError: if the connection breaks, the server refuses the site, or sends something that is not a message.
@@ -164,6 +182,8 @@ def answer_all(exchange: Exchange, app: App, context: Context, stop: Event, line
             message, data = decode_instruction(data), None  # free the raw bytes, which may be large
             _answer(exchange, app, context, message, stop)
             del message
+        while waiting and not stop.is_set():
+            waiting.pop(0)()
         if line and (wait or data is not None):
             line.works()
         wait = WAIT_SECONDS

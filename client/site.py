@@ -57,6 +57,7 @@ class Site(Works):
         self.own = Own(place.folder / "outbox")
         self.commitments = Commitments(place.folder / "outbox")
         self.apply: Apply = map  # runs encryption and decryption: an agent uses several processes
+        self.later: Callable[[Callable[[], None]], object] = _at_once  # an agent answers the server first
         # Every message carries its manifest. Known ones are recognised by their bytes, signature included.
         self.open_manifest = lru_cache(_RUNS)(partial(open_manifest, key=self.roster.manifest_key))
         self.last_errors: dict[str, str] = {}  # the last error for each kind of message
@@ -101,6 +102,10 @@ class Site(Works):
         start = self.work(manifest.settings).start(manifest.settings)
         state = State.start(self.algorithm(manifest), start.layout.size)
         return Checkpoint(run, 0, start, manifest.packing.update_bound, state=state)
+
+
+def _at_once(work: Callable[[], None]) -> None:
+    work()
 
 
 def _read_key(path: Path, kind: Callable[[bytes], K]) -> K:

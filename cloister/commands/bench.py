@@ -146,6 +146,18 @@ def bench_algorithms(
     typer.echo(json.dumps(report) if as_json else table(report))
 
 
+@bench.command("personal", epilog="Example:  cloister bench personal --seeds 5 --json")
+def bench_personal(
+    seeds: Annotated[int, typer.Option(min=1, help="Number of different splits of the records, for every row.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Compare the shared model with those that each site trains for itself (`[personal]`), on its own records."""
+    from cloister.benchmarks.personal import measure, table  # noqa: PLC0415
+
+    report = measure(seeds)
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
 @bench.command("results", epilog="Example:  cloister bench results --task credit --seeds 2")
 def bench_results(
     task: Annotated[list[str] | None, typer.Option(help="Only this reference task; may be repeated.")] = None,

@@ -49,6 +49,7 @@ SEAMS = {  # what each command calls, and how it is called
     ("bench", "encryption"): ("cloister.benchmarks.encryption.measure", []),
     ("bench", "accuracy"): ("cloister.benchmarks.accuracy.measure", []),
     ("bench", "algorithms"): ("cloister.benchmarks.algorithms.measure", []),
+    ("bench", "personal"): ("cloister.benchmarks.personal.measure", []),
     ("bench", "results"): ("cloister.benchmarks.results.measure", []),
     ("bench", "training"): ("cloister.benchmarks.training.measure", []),
     ("bench", "adversary"): ("cloister.benchmarks.adversary.measure", []),
