@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
 from client.dpsgd.training_steps import train
@@ -69,11 +70,12 @@ class Course:
     def _batches(self) -> list[Tensor]:
         """The batches that `train` draws from the randomness below."""
         randomness, found = self._randomness(), []
+        noise = np.empty(sum(parameter.numel() for parameter in self._model.parameters()), np.float32)
         for _ in range(self.steps):
             found.append(
                 (torch.from_numpy(randomness.uniform(len(self._records[0]))) < self.sample_rate).nonzero()[:, 0]
             )
-            randomness.gaussian(sum(parameter.numel() for parameter in self._model.parameters()))
+            randomness.fill_gaussian(noise)
         return found
 
     @staticmethod
