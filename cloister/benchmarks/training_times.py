@@ -6,6 +6,7 @@ The timed code is a site's, `client.dpsgd.training_steps.train`: Poisson batches
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -112,9 +113,9 @@ class Course:
         return ""
 
     def seconds(self, mode: Mode) -> float:
-        """Train for an epoch and return the time that it took, in seconds."""
+        """Train for an epoch and return the processor time that it took, in seconds."""
         batches, manifest, records = self._batches, self._manifest, self._records
-        start = time.perf_counter()
+        start = time.process_time()
         if mode == "plain":
             self._train_plain(batches)
         else:
@@ -127,7 +128,7 @@ class Course:
                 self._randomness(),
                 computing=self._settings(mode),
             )
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     def peak_bytes(self, mode: Mode) -> int:
         """Return the peak of additional memory during training, in bytes. Call it in a fresh process."""
@@ -160,6 +161,24 @@ def on_one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Limit torch to one thread within this context and, on Linux, this thread and those that it starts to one core.
+
+    On a second core, a site would draw the noise while torch computes gradients, which plain training cannot use.
+    """
+    with on_one_thread():
+        if sys.platform != "linux":
+            yield
+            return
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(before)})
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
 
 
 def _peak(*, begin_anew: bool = False) -> int:
