@@ -39,7 +39,7 @@ def clip_factors(squares: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]
     """
     finite = squares < _MOST  # False for NaN too
     factors = squares.sqrt().add_(_SMALL).reciprocal_().mul_(max_grad_norm).clamp_(max=1.0)
-    return (factors if finite.all() else factors.masked_fill_(~finite, 0.0)).float(), finite
+    return factors.masked_fill_(~finite, 0.0).float(), finite
 
 
 def add_clipped(

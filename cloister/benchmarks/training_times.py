@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from client.task.task import Task
+
 Mode = Literal["plain", "auto", "hooks", "functorch"]
 MODES: tuple[Mode, ...] = ("plain", "auto", "hooks", "functorch")
 _LEARNING_RATE = 1e-3
@@ -85,17 +87,7 @@ class Course:
 
     @cached_property
     def _manifest(self) -> Manifest:
-        count = SPECIMENS[self.specimen].records
-        settings = RunSettings(
-            name="times",
-            task="cloister.benchmarks.zoo:Classify",
-            rounds=1,
-            training=Training(steps_per_round=self.steps, sample_rate=self.sample_rate, learning_rate=_LEARNING_RATE),
-            privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
-            encryption=Encryption(update_bound=1.0, collusion_resistant=False),
-            cohort=Cohort(dict.fromkeys(("one", "two", "three"), count)),
-        )
-        return Manifest(settings, 1.0, roster_version=1, nonce="0" * 16, created="", expires=0.0)
+        return manifest_of(Classify, SPECIMENS[self.specimen].records, self.steps, self.sample_rate)
 
     def chosen(self) -> Choice:
         """Return what `auto` chooses."""
@@ -134,9 +126,9 @@ class Course:
         """Return the peak of additional memory during training, in bytes. Call it in a fresh process."""
         batches, _ = self._batches, self._manifest  # create them before measuring
         self._train_plain(batches[:1])
-        before = _peak(begin_anew=True)
+        before = peak_memory(begin_anew=True)
         self.seconds(mode)
-        return _peak() - before
+        return peak_memory() - before
 
     def _settings(self, mode: Gradients | Literal["plain"]) -> Computing:
         if mode == "auto" or mode == "plain":  # noqa: PLR1714 - narrows the type
@@ -150,6 +142,20 @@ class Course:
             optimizer.zero_grad()
             self._task.loss(self._model(inputs[batch]), targets[batch]).backward()
             optimizer.step()
+
+
+def manifest_of(task: type[Task], count: int, steps: int, sample_rate: float) -> Manifest:
+    """Return a run of one round of DP-SGD, with σ = 1, for sites with `count` records each."""
+    settings = RunSettings(
+        name="times",
+        task=f"{task.__module__}:{task.__name__}",
+        rounds=1,
+        training=Training(steps_per_round=steps, sample_rate=sample_rate, learning_rate=_LEARNING_RATE),
+        privacy=Privacy(max_grad_norm=1.0, noise_multiplier=1.0),
+        encryption=Encryption(update_bound=1.0, collusion_resistant=False),
+        cohort=Cohort(dict.fromkeys(("one", "two", "three"), count)),
+    )
+    return Manifest(settings, 1.0, roster_version=1, nonce="0" * 16, created="", expires=0.0)
 
 
 @contextmanager
@@ -181,12 +187,18 @@ def on_one_core() -> Iterator[None]:
             os.sched_setaffinity(0, before)
 
 
-def _peak(*, begin_anew: bool = False) -> int:
-    """Return this process's peak memory, in bytes; on Linux, since the last call with `begin_anew`."""
-    status = Path("/proc/self/status")
-    if not status.exists():
+def peak_memory(process: int | None = None, *, begin_anew: bool = False) -> int:
+    """Return a process's peak memory, in bytes; on Linux, since the last call with `begin_anew`.
+
+    Args:
+        process: its number, on Linux; None: this process.
+        begin_anew: forget the peak so far.
+    """
+    folder = Path(f"/proc/{process or 'self'}")
+    if not folder.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if begin_anew:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # see proc(5)
-    (line,) = [each for each in status.read_text(encoding="utf-8").splitlines() if each.startswith("VmHWM:")]
+        (folder / "clear_refs").write_text("5", encoding="ascii")  # see proc(5)
+    status = (folder / "status").read_text(encoding="utf-8")
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024

@@ -90,6 +90,19 @@ def bench_training(
     typer.echo(json.dumps(report) if as_json else table(report))
 
 
+@bench.command("records", epilog="Example:  cloister bench records --full --json")
+def bench_records(
+    records: Annotated[int, typer.Option(min=64, help="Number of images; tables have 20 times as many rows.")] = 512,
+    full: Annotated[bool, typer.Option("--full", help="Also 100,000 images. Takes minutes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the share of a training step that reading records takes, and the memory, for several sources."""
+    from cloister.benchmarks.records import MANY, measure, table  # noqa: PLC0415
+
+    report = measure(records, MANY if full else 0)
+    typer.echo(json.dumps(report) if as_json else table(report))
+
+
 @bench.command("adversary", epilog="Example:  cloister bench adversary --tries 100 --rounds 50")
 def bench_adversary(
     tries: Annotated[int, typer.Option(min=1, help="Number of attacks, of all kinds together.")] = 1000,
