@@ -11,6 +11,7 @@ import os
 import sqlite3
 import time
 from contextlib import closing
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -63,7 +64,7 @@ class Scans(ImageTask):
         widths = (_CHANNELS, 16, 32, 64)
         layers = [
             nn.Sequential(nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(4, after), nn.ReLU())
-            for before, after in zip(widths, widths[1:], strict=False)
+            for before, after in pairwise(widths)
         ]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(1024, len(_CLASSES)))
 
@@ -138,7 +139,7 @@ def write_sqlite(folder: Path, count: int) -> Path:
         database.execute(f"CREATE TABLE rows (number INTEGER PRIMARY KEY, {', '.join(rows)})")
         places = ", ".join("?" * (1 + len(rows)))
         values = zip(range(count), *(column.tolist() for column in rows.values()), strict=True)
-        database.executemany(f"INSERT INTO rows VALUES ({places})", values)
+        database.executemany(f"INSERT INTO rows VALUES ({places})", values)  # noqa: S608 - places only
     path = folder / "rows.sql"
     path.write_text("SELECT * FROM rows", encoding="utf-8")
     return path

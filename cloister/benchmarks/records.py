@@ -70,4 +70,6 @@ def table(report: dict[str, Any]) -> str:
     ]
     each = max(row["worker_mb"] for row in report["rows"])
     more = [f"each worker, a process that reads ahead, takes {each:.0f} MB besides"] if each else []
-    return "\n".join([*lines, "", "an epoch of DP-SGD in batches of 32; tables are read once, when they are opened", *more])
+    return "\n".join(
+        [*lines, "", "an epoch of DP-SGD in batches of 32; tables are read once, when they are opened", *more]
+    )

@@ -94,4 +94,6 @@ def table(report: dict[str, Any]) -> str:
         else:
             chosen = f"  {row['chosen']}" if "chosen" in row else ""
             lines.append(f"{name}{row['seconds']:>9.3f}{row['ratio']:>9.2f}{row['peak_mb']:>9.0f}{chosen}")
-    return "\n".join([*lines, "", f"processor seconds per epoch, one core; the fastest of {report['repeats']} repetitions"])
+    return "\n".join(
+        [*lines, "", f"processor seconds per epoch, one core; the fastest of {report['repeats']} repetitions"]
+    )

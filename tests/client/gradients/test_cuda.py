@@ -29,9 +29,7 @@ CASES = [(name, mode) for name, specimen in SPECIMENS.items() for mode in MODES 
 
 @pytest.mark.parametrize("physical_batch", [RECORDS, 4])
 @pytest.mark.parametrize(("name", "mode"), CASES)
-def test_a_mode_gives_the_clipped_sum_that_the_processor_gives(
-    name: str, mode: Gradients, physical_batch: int
-) -> None:
+def test_a_mode_gives_the_clipped_sum_that_the_processor_gives(name: str, mode: Gradients, physical_batch: int) -> None:
     here, there = (
         clipped_sum(mode, Scores(), *made(name, device), 0.3, physical_batch).cpu() for device in ("cpu", "cuda")
     )
