@@ -46,11 +46,11 @@ def measure(count: int, many: int = 0, rows: Sequence[tuple[str, int]] = ROWS) -
         tables = {"parquet": write_parquet, "sql": write_sqlite}
         for source in tables.keys() & {source for source, _ in rows}:
             paths[source] = (tables[source](folder, _A_TABLE_HAS * count), _A_TABLE_HAS * count)
-        found = [_row(source, workers, *paths[source]) for source, workers in rows]
+        measurements = [_row(source, workers, *paths[source]) for source, workers in rows]
         if many:
             (folder / "many").mkdir()
-            found.append(_row("images", 2, write_images(folder / "many", many, _FILES), many))
-    return {"rows": found}
+            measurements.append(_row("images", 2, write_images(folder / "many", many, _FILES), many))
+    return {"rows": measurements}
 
 
 def _row(source: str, workers: int, path: Path, count: int) -> dict[str, Any]:
@@ -68,8 +68,8 @@ def table(report: dict[str, Any]) -> str:
         f"{row['ms_per_record']:>11.3f}{row['share_of_step']:>11.1%}{row['peak_mb']:>9.0f}"
         for row in report["rows"]
     ]
-    each = max(row["worker_mb"] for row in report["rows"])
-    more = [f"each worker, a process that reads ahead, takes {each:.0f} MB besides"] if each else []
+    worker = max(row["worker_mb"] for row in report["rows"])
+    more = [f"each worker, a process that reads ahead, takes {worker:.0f} MB besides"] if worker else []
     return "\n".join(
         [*lines, "", "an epoch of DP-SGD in batches of 32; tables are read once, when they are opened", *more]
     )

@@ -72,14 +72,14 @@ class Course:
     @cached_property
     def _batches(self) -> list[Tensor]:
         """The batches that `train` draws from the randomness below."""
-        randomness, found = self._randomness(), []
+        randomness, batches = self._randomness(), []
         noise = np.empty(sum(parameter.numel() for parameter in self._model.parameters()), np.float32)
         for _ in range(self.steps):
-            found.append(
+            batches.append(
                 (torch.from_numpy(randomness.uniform(len(self._records[0]))) < self.sample_rate).nonzero()[:, 0]
             )
             randomness.fill_gaussian(noise)
-        return found
+        return batches
 
     @staticmethod
     def _randomness() -> Randomness:
@@ -200,5 +200,5 @@ def peak_memory(process: int | None = None, *, begin_anew: bool = False) -> int:
     if begin_anew:
         (folder / "clear_refs").write_text("5", encoding="ascii")  # see proc(5)
     status = (folder / "status").read_text(encoding="utf-8")
-    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    (line,) = [text for text in status.splitlines() if text.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024

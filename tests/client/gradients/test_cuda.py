@@ -38,13 +38,13 @@ def test_a_mode_gives_the_clipped_sum_that_the_processor_gives(name: str, mode: 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_round_draws_the_same_noise_from_the_cipher_on_every_device(mode: Gradients) -> None:
-    found = []
+    models = []
     for device in ("cpu", "cuda"):
         model, records = made("mlp", device)
         run = manifest(4, 0.6, 1.0)
         train(Scores(), model, records, RECORDS, run, Randomness.seeded(5), computing=computing(mode))
-        found.append(torch.cat([parameter.detach().flatten().cpu() for parameter in model.parameters()]))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+        models.append(torch.cat([parameter.detach().flatten().cpu() for parameter in model.parameters()]))
+    torch.testing.assert_close(models[1], models[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mlp", "two dimensions", "norms"])
