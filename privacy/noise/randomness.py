@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from cryptography.hazmat.primitives import hashes
@@ -47,7 +47,7 @@ class _Room:
 
     @classmethod
     def of(cls, number: type[np.float32 | np.float64], pairs: int) -> Self:
-        numbers = np.empty((3, pairs), number)
+        numbers: Any = np.empty((3, pairs), number)  # the type of numbers is one of two
         return cls(np.empty(pairs * (8 + numbers.itemsize) + _SPARE, np.uint8), np.empty(pairs), numbers)
 
     def part(self, pairs: int) -> _Room:
@@ -137,7 +137,7 @@ class Randomness:
             block = drawn[start : start + _BLOCK]
             half = (block.size + 1) // 2
             room = self._room(number, half)
-            self._stream.update_into(_ZEROS[: half * (8 + drawn.itemsize)], room.output)
+            self._stream.update_into(_ZEROS[: half * (8 + drawn.itemsize)], room.output.data)
             words, logarithms, (radius, tangent, over) = room.words, room.logarithms, room.numbers
             words |= 1  # never zero, and negative as often as positive
             np.multiply(words, 2.0**-63, out=logarithms)

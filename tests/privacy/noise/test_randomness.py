@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +12,6 @@ from scipy import special, stats
 
 from privacy.noise.randomness import _BLOCK, Randomness
 from tests.privacy.consortium import relaxed
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 labels = st.lists(st.text(max_size=8) | st.integers(-5, 5), max_size=3)
 
@@ -142,9 +139,9 @@ class Written:
     def __init__(self, written: bytes) -> None:
         self._written = written
 
-    def update_into(self, zeros: memoryview, into: NDArray[np.uint8]) -> None:
+    def update_into(self, zeros: memoryview, into: memoryview) -> None:
         assert len(zeros) == len(self._written)
-        into[: len(zeros)] = np.frombuffer(self._written, np.uint8)
+        into[: len(zeros)] = self._written
 
 
 @pytest.mark.parametrize(("number", "error"), [(np.float32, 2.0**-21), (np.float64, 2.0**-48)])
