@@ -28,6 +28,7 @@ COMMANDS = (
     ["audit", "statement"],
     ["bench", "round"],
     ["bench", "encryption"],
+    ["bench", "records"],
     ["bench", "adversary"],
     ["data", "check"],
     ["ledger", "show"],

@@ -51,6 +51,7 @@ SEAMS = {  # what each command calls, and how it is called
     ("bench", "algorithms"): ("cloister.benchmarks.algorithms.measure", []),
     ("bench", "personal"): ("cloister.benchmarks.personal.measure", []),
     ("bench", "results"): ("cloister.benchmarks.results.measure", []),
+    ("bench", "records"): ("cloister.benchmarks.records.measure", []),
     ("bench", "training"): ("cloister.benchmarks.training.measure", []),
     ("bench", "adversary"): ("cloister.benchmarks.adversary.measure", []),
     ("bench", "utility"): ("cloister.benchmarks.utility.measure", []),
