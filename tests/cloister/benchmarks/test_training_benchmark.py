@@ -12,7 +12,7 @@ from cloister.benchmarks.zoo import SPECIMENS
 
 pytestmark = pytest.mark.timeout(600)  # a process for each row
 
-PARAMETERS = {"mlp": 203_530, "cnn-small": 26_010, "cnn-large": 421_642}
+PARAMETERS = {"mlp": 203_530, "cnn-small": 26_010, "cnn-large": 421_642, "gru": 2_210}
 
 
 OURS: tuple[Mode, ...] = ("plain", "auto")  # the others take minutes
@@ -88,3 +88,7 @@ def test_models_that_opacus_cannot_train_are_reported() -> None:
     assert "cannot be used for this model" in course.refused("hooks")
     assert course.chosen().gradients == "vmap"
     assert Course("transformer-linear", 256).chosen().gradients == "bookkeeping"
+
+
+def test_the_gru_is_trained_by_book_keeping() -> None:
+    assert Course("gru", 256).chosen().gradients == "bookkeeping"
