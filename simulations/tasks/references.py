@@ -14,7 +14,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 
 from privacy.accounting.calibration import calibrate
 from privacy.run.settings import Cohort, Encryption, Privacy, RunSettings, Training
-from simulations.tasks import credit, fraud, handwriting, intents, photographs, progression, recommendation, sensors, survival
+from simulations.tasks import chest, credit, fraud, handwriting, intents, photographs, progression, recommendation, sensors, survival
 from simulations.tasks.hospitals import diagnoses
 from simulations.tasks.hospitals import write_patients as write_tumours
 
@@ -193,9 +193,16 @@ REFERENCES = (
     Reference(
         "photographs", "simulations.tasks.photographs:Photographs", "accuracy", _right, photographs.findings,
         photographs.write_photographs,
-        Recipe(0.1, 15, steps=20, sample_rate=0.05),
-        {epsilon: Recipe(1.0, 20, max_grad_norm=0.3) for epsilon in EPSILONS},
+        Recipe(0.2, 20, steps=10, sample_rate=0.05),
+        {epsilon: Recipe(2.0, 16, max_grad_norm=0.3) for epsilon in EPSILONS},
         source="images",
+    ),
+    Reference(
+        "chest", "simulations.tasks.chest:Chest", "accuracy", _right, lambda: chest.patients()[0],
+        chest.write_radiographs,
+        Recipe(0.3, 20, steps=10, sample_rate=0.05),
+        {epsilon: Recipe(2.0, 16, max_grad_norm=0.3) for epsilon in EPSILONS},
+        source="dicom", records_per_person=2,
     ),
 )  # fmt: skip
 
