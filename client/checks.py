@@ -50,7 +50,7 @@ def check_site(path: Path) -> Iterator[Finding]:
 def _keys(place: SiteFolder) -> str:
     """Check that the site's keys are there, are private, belong together, and are those in the roster."""
     keys = place.settings.keys
-    private = [place.path(each) for each in (keys.tls_key, keys.signing_key, keys.sealing_key)]
+    private = [place.path(key) for key in (keys.tls_key, keys.signing_key, keys.sealing_key)]
     for path in private:
         read_file(path)
     check_private(*private)
@@ -64,7 +64,7 @@ def _keys(place: SiteFolder) -> str:
     if listed != (key_digest(tls), signing, SealingKey(read_file(private[2])).public):
         msg = f"roster {roster.version} lists other keys for {member.site}; take in the latest: cloister roster take"
         raise KeyFileError(msg)
-    return f"{member.site} is in roster {roster.version} of {roster.consortium}, among {len(roster.members)} sites"
+    return f"{member.site} is in roster {roster.version} of {roster.consortium} (sites: {len(roster.members)})"
 
 
 def _validity(place: SiteFolder) -> str:

@@ -18,7 +18,7 @@ from flwr.app import Error
 from flwr.serverapp import Grid
 
 from privacy.errors import MalformedError
-from transport.flower import SERVER_NODE, adopt_identity, describe_run, instruction, reply, stamp
+from transport.flower import MALFORMED, SERVER_NODE, adopt_identity, describe_run, instruction, reply, stamp
 from transport.parcel import decode_reply
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     Replies = Generator[Message, None, None]
 
 DEFAULT_TIMEOUT = 3600.0  # seconds, if the caller gives none
-_MALFORMED = 102  # error code in place of a reply that could not be read
 _POLL_SECONDS = 0.5  # between two polls of one of Flower's own grids
 
 
@@ -63,7 +62,7 @@ class ReplyGrid(Grid):
         try:
             return decode_reply(data, instruction)
         except MalformedError as error:
-            return reply(Error(_MALFORMED, str(error)), instruction)
+            return reply(Error(MALFORMED, str(error)), instruction)
 
     def set_run(self, run: Run) -> None:
         """Set the run that messages belong to."""
@@ -175,11 +174,11 @@ class StreamingGrid(Grid):
         """Poll for one reply at a time: Flower's grids fetch the bodies of all requested replies at once."""
         while sent:
             for message_id in list(sent):
-                for found in self._grid.pull_messages([message_id]):
+                for pulled in self._grid.pull_messages([message_id]):
                     message = sent.pop(message_id)
                     # Flower's own errors (a lost node, an expired message) come from the server's node.
-                    lost = found.has_error() and found.metadata.src_node_id != message.metadata.dst_node_id
-                    yield reply(found.error, message) if lost else found
+                    lost = pulled.has_error() and pulled.metadata.src_node_id != message.metadata.dst_node_id
+                    yield reply(pulled.error, message) if lost else pulled
             left = deadline - time.monotonic()
             if left <= 0:
                 return
