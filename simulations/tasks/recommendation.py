@@ -40,6 +40,7 @@ FILMS = tuple(f"film {number:02}" for number in range(1, 61))
 
 _LOW, _HIGH = 1, 5  # stars; 0 stands for a film that a person did not rate
 _MIDDLE = (_LOW + _HIGH) / 2
+_COLUMNS = Declared((Number("stars", low=_LOW, high=_HIGH),), (Category("film", FILMS),), "person")
 _FACTORS = 4
 _PERSONAL = 0.8  # scale of a person's level, against the films' factors
 _SEED, _PERSONS, _TASTES = 2028, 2000, 4
@@ -67,14 +68,13 @@ class Recommendation(Task):
         Raises:
             DataError: if the table or a row of it cannot be used.
         """
-        columns = Declared((Number("stars", low=_LOW, high=_HIGH),), (Category("film", FILMS),), "person")
         findings, table = Findings(), source.table()
-        found = read_tensors(table, columns, findings)
+        listed = read_tensors(table, _COLUMNS, findings)
         raise_first(table, findings)
         rows: dict[str, int] = {}
-        of = [rows.setdefault(person, len(rows)) for person in found.persons or ()]
+        row_of = [rows.setdefault(person, len(rows)) for person in listed.persons or ()]
         stars = np.zeros((len(rows), len(FILMS)), np.float32)
-        stars[of, found.targets.numpy()] = _MIDDLE + (_HIGH - _LOW) / 2 * found.inputs[:, 0].numpy()
+        stars[row_of, listed.targets.numpy()] = _MIDDLE + (_HIGH - _LOW) / 2 * listed.inputs[:, 0].numpy()
         return torch.from_numpy(stars), torch.from_numpy(stars), list(rows)
 
     @override

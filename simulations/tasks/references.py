@@ -193,14 +193,14 @@ REFERENCES = (
     Reference(
         "photographs", "simulations.tasks.photographs:Photographs", "accuracy", _right, photographs.findings,
         photographs.write_photographs,
-        Recipe(0.2, 20, steps=10, sample_rate=0.05),
+        Recipe(0.5, 30, steps=10, sample_rate=0.05),
         {epsilon: Recipe(2.0, 16, max_grad_norm=0.3) for epsilon in EPSILONS},
         source="images",
     ),
     Reference(
         "chest", "simulations.tasks.chest:Chest", "accuracy", _right, lambda: chest.patients()[0],
         chest.write_radiographs,
-        Recipe(0.3, 20, steps=10, sample_rate=0.05),
+        Recipe(0.3, 30, steps=10, sample_rate=0.05),
         {epsilon: Recipe(2.0, 16, max_grad_norm=0.3) for epsilon in EPSILONS},
         source="dicom", records_per_person=2,
     ),
