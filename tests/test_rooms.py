@@ -49,8 +49,8 @@ OWNERS = {
     },
     "pyarrow": {"client/data/", "cloister/benchmarks/record_times.py"},  # the benchmark writes files to read
     "sqlalchemy": {"client/data/sources/sql.py"},
-    "PIL": {"client/data/sources/images.py", "cloister/benchmarks/record_times.py"},
-    "pydicom": {"client/data/sources/dicom.py"},
+    "PIL": {"client/data/sources/images.py", "cloister/benchmarks/record_times.py", "simulations/tasks/photographs.py"},
+    "pydicom": {"client/data/sources/dicom.py", "simulations/tasks/chest.py"},
     "nibabel": {"client/data/sources/nifti.py"},
     "matplotlib": {"cloister/views/plots.py"},
     "grpc": {"transport/channel.py", "server/hub/hub.py", "client/exchange.py"},

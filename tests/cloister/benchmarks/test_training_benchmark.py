@@ -13,7 +13,7 @@ from tests.forked import start_forking
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("processes")]  # a process for each row
 
-PARAMETERS = {"mlp": 203_530, "cnn-small": 26_010, "cnn-large": 421_642}
+PARAMETERS = {"mlp": 203_530, "cnn-small": 26_010, "cnn-large": 421_642, "gru": 2_210}
 
 
 OURS: tuple[Mode, ...] = ("plain", "auto")  # the others take minutes
@@ -90,3 +90,7 @@ def test_models_that_opacus_cannot_train_are_reported() -> None:
     assert "cannot be used for this model" in course.refused("hooks")
     assert course.chosen().gradients == "vmap"
     assert Course("transformer-linear", 256).chosen().gradients == "bookkeeping"
+
+
+def test_the_gru_is_trained_by_book_keeping() -> None:
+    assert Course("gru", 256).chosen().gradients == "bookkeeping"
