@@ -20,9 +20,11 @@ from flwr.app import Context, RecordDict
 
 from client.dpsgd.torchrun import own_place
 from client.exchange import WAIT_SECONDS, Exchange
+from client.joining import take_roster
 from client.settings import SiteFolder, read_site
-from privacy.errors import DeviceError, MalformedError, ProtocolError, UnreachableError
+from privacy.errors import AuthenticityError, DeviceError, MalformedError, ProtocolError, UnreachableError
 from privacy.parallel import in_processes
+from privacy.storage import read_file
 from transport.channel import probe, unused_proxy
 from transport.flower import answer
 from transport.memory import return_memory
@@ -100,10 +102,25 @@ def _serve(site: Site, line: _Line, app: App, stop: Event) -> None:
             line.status = _limits(site)
             try:
                 with Exchange(place.settings.server, place.tls) as exchange:
+                    _take_roster(site, exchange)
                     answer_all(exchange, app, _context(site), stop, line)
             except (UnreachableError, MalformedError) as error:
                 line.broke(error)
                 stop.wait(line.delay())
+
+
+def _take_roster(site: Site, exchange: Exchange) -> None:
+    """Take the server's roster if it is newer than the site's. What the authority did not sign changes nothing."""
+    data, place = exchange.roster(), site.place
+    if data is None or data == read_file(place.path(place.settings.keys.roster)):
+        return
+    try:
+        roster = take_roster(place.folder, place.settings.keys, site.name, data)
+    except (AuthenticityError, MalformedError, ProtocolError) as error:
+        log.info("kept roster %d, as the server's cannot be taken: %s", site.roster.version, error)
+        return
+    site.use_roster(roster)
+    log.info("took roster %d, of %d sites", roster.version, len(roster.members))
 
 
 class _Line:

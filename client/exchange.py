@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WAIT_SECONDS = 20.0
 _TRANSFER_SECONDS = 600.0
 _MAX_BODY = 4 << 30
+_ROSTER_SECONDS, _LARGEST_ROSTER = 60.0, 64 << 20
 
 _REFUSALS = {grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED}
 _MISFITS = {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS,
@@ -37,6 +38,11 @@ class Exchange:
         self._channel = open_channel(address, tls)
         self._pull = self._channel.unary_stream(
             f"/{SERVICE}/Pull",
+            request_serializer=pb.PullRequest.SerializeToString,
+            response_deserializer=pb.Chunk.FromString,
+        )
+        self._roster = self._channel.unary_stream(
+            f"/{SERVICE}/Roster",
             request_serializer=pb.PullRequest.SerializeToString,
             response_deserializer=pb.Chunk.FromString,
         )
@@ -84,6 +90,20 @@ class Exchange:
         if data is not None:
             self._until = until
         return data
+
+    def roster(self) -> bytes | None:
+        """Return the roster with which the server runs, not checked yet; None if the server sends none.
+
+        Raises:
+            UnreachableError: if the server does not answer.
+            AuthenticityError: if the server does not know this site.
+        """
+        try:
+            request = pb.PullRequest(protocol=PROTOCOL)
+            data = assemble(self._roster(request, timeout=_ROSTER_SECONDS), _LARGEST_ROSTER)
+        except grpc.RpcError as error:
+            raise self._named(error) from error
+        return bytes(data) if data else None
 
     def push(self, parts: tuple[bytes, ...], reply_to: str) -> bool:
         """Deliver a reply; return whether the server still waited for it.

@@ -49,7 +49,6 @@ class Site(Works):
         self.signing_key: Ed25519PrivateKey = read_signing_key(place.path(keys.signing_key))
         self.sealing_key = _read_key(place.path(keys.sealing_key), SealingKey)
         self.keyring = Keyring(place.path(keys.epochs))
-        self.roster: Roster = _read_roster(place)
         self.ledger, self.held_out_ledger = place.ledger, place.held_out_ledger
         self.models = Models(place.folder / "models", place.folder / "outbox")
         self.outbox = Outbox(place.folder / "outbox")
@@ -57,13 +56,18 @@ class Site(Works):
         self.own = Own(place.folder / "outbox")
         self.commitments = Commitments(place.folder / "outbox")
         self.apply: Apply = map  # runs encryption and decryption: an agent uses several processes
-        # Every message carries its manifest. Known ones are recognised by their bytes, signature included.
-        self.open_manifest = lru_cache(_RUNS)(partial(open_manifest, key=self.roster.manifest_key))
         self.said: dict[str, str] = {}  # the last error for each kind of message
+        self.use_roster(_read_roster(place))
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
         if (own, self.sealing_key.public) != (listed.signing_key, listed.sealing_key):
             msg = f"{place.path(keys.roster)} lists keys for {self.name} that are not this site's keys; join again"
             raise KeyFileError(msg)
+
+    def use_roster(self, roster: Roster) -> None:
+        """Take a roster for all that follows."""
+        self.roster = roster
+        # Every message carries its manifest. Known ones are recognised by their bytes, signature included.
+        self.open_manifest = lru_cache(_RUNS)(partial(open_manifest, key=roster.manifest_key))
 
     def algorithm(self, manifest: Manifest) -> Algorithm:
         """Return the federated algorithm of a run that the policy allows.

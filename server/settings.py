@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Joining:
+    """`[joining]`: where invited sites ask to join."""
+
+    listen: ListenedOn
+    authority: File | None = None  # the coordinator's folder, if it is on this machine: sites are answered at once
+
+
+@dataclass(frozen=True, config=STRICT)
 class ConsortiumSettings:
     """`consortium.toml`."""
 
@@ -35,6 +43,7 @@ class ConsortiumSettings:
     epochs: File = Path("epochs")  # letters with the keys of epochs, sealed to the sites
     ledger_heads: File = Path("ledger-heads.json")  # the last head that each site sent, kept on its behalf
     max_update_megabytes: Annotated[int, Field(ge=1)] = 1024
+    joining: Joining | None = None
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -182,7 +182,11 @@ def load_certificate(data: bytes, place: str) -> x509.Certificate:
 
 def authority_fingerprint(certificate: x509.Certificate) -> str:
     """Return the SHA-256 of a certificate in groups of four digits, for people who compare it."""
-    digits = certificate.fingerprint(hashes.SHA256()).hex()
+    return grouped(certificate.fingerprint(hashes.SHA256()).hex())
+
+
+def grouped(digits: str) -> str:
+    """Return hexadecimal digits in groups of four, for people who compare them."""
     return " ".join(digits[start : start + 4] for start in range(0, len(digits), 4))
 
 
@@ -225,9 +229,18 @@ def read_authority_key(path: Path) -> ec.EllipticCurvePublicKey:
     Raises:
         KeyFileError: if the file holds no P-256 certificate.
     """
-    key = read_certificate(path).public_key()
+    return authority_key(read_certificate(path), str(path))
+
+
+def authority_key(certificate: x509.Certificate, place: str) -> ec.EllipticCurvePublicKey:
+    """Return the public key in the authority's certificate; `place` says where it stands, for the error.
+
+    Raises:
+        KeyFileError: if it is not a P-256 key.
+    """
+    key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        msg = f"{path}: the authority's certificate has no P-256 key; ask the coordinator for the right file"
+        msg = f"{place}: the authority's certificate has no P-256 key; ask the coordinator for the right file"
         raise KeyFileError(msg)
     return key
 

@@ -22,14 +22,17 @@ _GRACE = 2.0  # seconds after an agent's last call during which it still counts 
 class GrpcGrid(ReplyGrid):
     """Sends through mailboxes that agents pull from."""
 
-    def __init__(self, run_id: int, mailboxes: Mailboxes) -> None:
+    def __init__(self, run_id: int, mailboxes: Mailboxes, nodes: AbstractSet[int] | None = None) -> None:
+        """Take the nodes of the run's roster; None: every node that comes."""
         super().__init__(run_id)
+        self._nodes = nodes
         self._mailboxes = mailboxes
         self._sent: dict[str, Message] = {}
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the sites that are online."""
-        return sorted(self._mailboxes.online(_GRACE))
+        online = self._mailboxes.online(_GRACE)
+        return sorted(online if self._nodes is None else online & self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages and return their ids. Withdraw earlier messages that have expired."""

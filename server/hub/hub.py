@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -47,8 +47,9 @@ _START_SECONDS = 10.0
 class Hub:
     """Serves the mailboxes on one port, in its own thread."""
 
-    def __init__(self, roster: Roster, mailboxes: Mailboxes, max_body_bytes: int) -> None:
+    def __init__(self, roster: Roster, mailboxes: Mailboxes, max_body_bytes: int, roster_file: bytes = b"") -> None:
         self._members = {member.tls_key: member for member in roster.members}
+        self._roster_file = roster_file
         self._mailboxes, self._limit = mailboxes, max_body_bytes
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hub", daemon=True)
@@ -72,6 +73,18 @@ class Hub:
             msg = f"cannot listen on {place}: the port did not open within {_START_SECONDS:g} s; try again"
             raise UnreachableError(msg) from error
 
+    def admit(self, roster: Roster) -> None:
+        """Serve the members of a newer roster, and nobody else: also cut the open calls of those that left."""
+        self._loop.call_soon_threadsafe(self._admit, {member.tls_key: member for member in roster.members})
+
+    def _admit(self, members: dict[str, Member]) -> None:
+        self._mailboxes.admit({member.node_id for member in members.values()})
+        self._members = members
+        stay = {member.site for member in members.values()}
+        for site in self._calls.keys() - stay:
+            for ends in self._calls[site]:
+                ends.reschedule(0.0)
+
     def stop(self, grace: float = 2.0) -> None:
         """Let open calls finish, then close the port. Safe to call more than once."""
         if self._loop.is_closed():
@@ -84,13 +97,19 @@ class Hub:
         self._loop.close()
 
     async def _start(self, address: str, credentials: grpc.ServerCredentials) -> int:
-        self._turns = {member.site: asyncio.Semaphore(1) for member in self._members.values()}
-        self._pulls = {member.site: deque[asyncio.Timeout]() for member in self._members.values()}
+        self._turns = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(1))
+        self._pulls = defaultdict[str, deque[asyncio.Timeout]](deque)
+        self._calls = defaultdict[str, set[asyncio.Timeout]](set)
         self._bodies = Slots(_BODIES_AT_ONCE)
         server = grpc.aio.server(options=(*OPTIONS, ("grpc.max_concurrent_streams", _MAX_STREAMS)))
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Pull": grpc.unary_stream_rpc_method_handler(
                 self._pull,
+                request_deserializer=pb.PullRequest.FromString,
+                response_serializer=pb.Chunk.SerializeToString,
+            ),
+            "Roster": grpc.unary_stream_rpc_method_handler(
+                self._roster,
                 request_deserializer=pb.PullRequest.FromString,
                 response_serializer=pb.Chunk.SerializeToString,
             ),
@@ -110,16 +129,43 @@ class Hub:
 
     async def _pull(self, request: pb.PullRequest, context: Context) -> None:
         member = await self._caller(context)
-        if request.protocol != PROTOCOL:
-            msg = f"protocol {request.protocol} is not supported, only {PROTOCOL}; install the server's version"
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, msg)
+        await self._check_protocol(request, context)
         seconds = min(max(request.wait_seconds, 0.0), _LONGEST_WAIT)
         with suppress(TimeoutError):
             await self._send_messages(member, seconds, context)
             return
+        await self._caller(context)  # which refuses a site that has left
         # By now the message is free. This may take as long as the member wants: it has to read first.
         msg = f"a message must be read in {_BODY_SECONDS:g} s, and the oldest of more than {_PULLS} streams ends"
         await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, msg)
+
+    async def _check_protocol(self, request: pb.PullRequest, context: Context) -> None:
+        if request.protocol != PROTOCOL:
+            msg = f"protocol {request.protocol} is not supported, only {PROTOCOL}; install the server's version"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, msg)
+
+    async def _roster(self, request: pb.PullRequest, context: Context) -> None:
+        """Send the roster with which the server runs."""
+        await self._caller(context)
+        await self._check_protocol(request, context)
+        if self._roster_file:
+            async with asyncio.timeout(_LONGEST_WAIT):
+                for frame in to_frames((self._roster_file,)):
+                    await context.write(frame)
+
+    @asynccontextmanager
+    async def _until_it_leaves(self, member: Member) -> AsyncGenerator[None]:
+        """Let a member's call go on until its membership ends.
+
+        Raises:
+            TimeoutError: as soon as the roster does not list it any more.
+        """
+        async with asyncio.timeout(None) as ends:
+            self._calls[member.site].add(ends)
+            try:
+                yield
+            finally:
+                self._calls[member.site].discard(ends)
 
     async def _send_messages(self, member: Member, seconds: float, context: Context) -> None:
         """Send a member its messages.
@@ -127,7 +173,11 @@ class Hub:
         Raises:
             TimeoutError: if it does not read one in time, or has opened too many other streams since.
         """
-        async with self._newest(member.site), aclosing(self._messages(member.node_id, seconds)) as messages:
+        async with (
+            self._until_it_leaves(member),
+            self._newest(member.site),
+            aclosing(self._messages(member.node_id, seconds)) as messages,
+        ):
             async for parts in messages:
                 async with asyncio.timeout(_BODY_SECONDS):
                     for frame in to_frames(parts):
@@ -181,7 +231,7 @@ class Hub:
         member = await self._caller(context)
         try:
             # One body per member at a time: a member that stalls keeps nobody else out.
-            async with asyncio.timeout(_BODY_SECONDS), self._turns[member.site]:
+            async with self._until_it_leaves(member), asyncio.timeout(_BODY_SECONDS), self._turns[member.site]:
                 await self._bodies.acquire()
                 free = self._release_once()
                 try:
@@ -190,6 +240,7 @@ class Hub:
                     free()
                     raise
         except TimeoutError:
+            await self._caller(context)  # which refuses a site that has left
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"a body must be complete in {_BODY_SECONDS:g} s")
         except ProtocolError as error:
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
