@@ -75,7 +75,7 @@ class JoiningPort:
 
     def _serve(self, connection: socket.socket, address: str) -> None:
         try:
-            connection.settimeout(_HANDSHAKE_SECONDS)
+            connection.settimeout(min(_HANDSHAKE_SECONDS, self._seconds))
             with joining_context(self._tls).wrap_socket(connection, server_side=True) as secured:
                 self._talk(Line(secured, self._seconds), address)
         except UnreachableError:

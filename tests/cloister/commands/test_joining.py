@@ -2,12 +2,10 @@
 
 import json
 import time
-from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from typer.testing import CliRunner
 
 from client.joining import begin
@@ -18,6 +16,7 @@ from privacy.errors import AuthenticityError, CloisterError, ConfigError
 from privacy.run.invitation import read_invitation
 from server.coordinator import Coordinator
 from server.settings import read_consortium
+from tests.private_keys import forms_of_private_keys
 from transport.pki import check_server_certificate, read_certificate
 
 SITES = ("north", "south", "east")
@@ -63,12 +62,7 @@ def test_three_sites_join_and_open_with_the_keys_that_they_made(lungs: Path) -> 
 
 def test_no_private_key_leaves_the_folder_in_which_it_was_made(lungs: Path) -> None:
     for site in SITES:
-        secrets = [(lungs / site / "keys" / "sealing.key").read_bytes()]
-        for name in ("tls.key", "signing.key"):
-            key = load_pem_private_key((lungs / site / "keys" / name).read_bytes(), None)
-            der = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-            secrets += [der, der[-32:] if name == "signing.key" else key.private_numbers().private_value.to_bytes(32)]  # type: ignore[union-attr]
-        forms = [form for secret in secrets for form in (secret, secret.hex().encode(), b64encode(secret))]
+        forms = forms_of_private_keys(lungs / site)
         outside = [path for path in lungs.rglob("*") if path.is_file() and lungs / site / "keys" not in path.parents]
         assert len(outside) > 15
         for path in outside:

@@ -2,7 +2,7 @@
 
 import json
 import socket
-import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,7 +15,6 @@ from client.settings import read_site
 from cloister.cli import app
 from privacy.errors import AuthenticityError, CloisterError, MalformedError, UnreachableError
 from privacy.run.invitation import Invitation, read_invitation
-from server.coordinator import Coordinator
 from server.process import open_joining_port
 from server.settings import read_consortium
 from tests.private_keys import forms_of_private_keys
@@ -46,14 +45,14 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     monkeypatch.chdir(tmp_path)
     with ExitStack() as stack:
 
-        def made(*options: str, name: str = "lungs") -> Path:
+        def found_consortium(*options: str, name: str = "lungs") -> Path:
             folder = tmp_path / name
             cloister("init", name, "--host", "localhost", "--joining-port", str(unused_port()), "--folder", folder,
                      *options)  # fmt: skip
             open_joining_port(read_consortium(folder / "server"), stack)
             return folder
 
-        yield made
+        yield found_consortium
 
 
 @pytest.fixture
@@ -201,7 +200,6 @@ def test_where_no_joining_port_answers_the_cause_is_named(online: Path) -> None:
     refused(at(unused_port()), UnreachableError, "connection refused; have the coordinator start the server")
     with socket.create_server(("localhost", 0)) as other:
         other.settimeout(10)
-        import threading
 
         def speak() -> None:
             caller, _ = other.accept()
