@@ -24,7 +24,9 @@ class RosterWatch:
     """Looks at the roster's file, in a thread of its own, and reports each newer roster."""
 
     def __init__(self, place: ServerFolder, taken: Callable[[Roster], None], version: int = 0) -> None:
-        self._place, self._taken, self._version = place, taken, version
+        self._place, self._taken = place, taken
+        self.version = version  # of the latest roster
+        self.looks = 0  # how often the file has been read
         self._seen: tuple[int, int] | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="roster", daemon=True)
@@ -45,16 +47,17 @@ class RosterWatch:
                 if (now := (state.st_mtime_ns, state.st_ino)) != self._seen:
                     self._seen = now
                     self._look()
+                    self.looks += 1
 
     def _look(self) -> None:
         try:
             roster = self._place.roster()
         except (CloisterError, OSError) as error:
-            log.warning("the server goes on with roster %d: %s", self._version, error)
+            log.warning("the server goes on with roster %d: %s", self.version, error)
             return
-        if roster.version > self._version:
-            self._version = roster.version
+        if roster.version > self.version:
+            self.version = roster.version
             log.info("took roster %d, of %d sites", roster.version, len(roster.members))
             self._taken(roster)
-        elif roster.version < self._version:
-            log.warning("the server goes on with roster %d, as its file now has only %d", self._version, roster.version)
+        elif roster.version < self.version:
+            log.warning("the server goes on with roster %d, as its file now has only %d", self.version, roster.version)
