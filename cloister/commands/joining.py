@@ -120,6 +120,8 @@ def _ask(place: Path, invitation: Invitation, minutes: float, *, as_json: bool) 
     if version is None:
         _say_kept(place, invitation, as_json=as_json)
     else:
+        if not as_json:
+            _say_keys(place, invitation)
         _say_member(place, invitation.site, version, as_json=as_json)
 
 
@@ -167,7 +169,7 @@ def _say_member(place: Path, site: str, version: int, *, as_json: bool, again: b
         typer.echo(json.dumps({"site": site, "member": True, "folder": str(place), "roster": version}))
         return
     typer.echo(f"✓ {site} is a member{' already; nothing was changed' if again else ''}, in roster {version}")
-    typer.echo(f"next: fill in {place / 'site.toml'}, then: cloister agent {place}")
+    typer.echo(f"next, once {place / 'site.toml'} is filled in: cloister agent {place}")
 
 
 def read(path: Path) -> bytes:
