@@ -14,6 +14,7 @@ import logging
 import os
 import random
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
@@ -24,14 +25,13 @@ from client.joining import take_roster
 from client.settings import SiteFolder, read_site
 from privacy.errors import AuthenticityError, DeviceError, MalformedError, ProtocolError, UnreachableError
 from privacy.parallel import in_processes
-from privacy.storage import read_file
 from transport.channel import probe, unused_proxy
 from transport.flower import answer
 from transport.memory import return_memory
 from transport.parcel import decode_instruction, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from threading import Event
     from typing import BinaryIO
@@ -102,8 +102,8 @@ def _serve(site: Site, line: _Line, app: App, stop: Event) -> None:
             line.status = _limits(site)
             try:
                 with Exchange(place.settings.server, place.tls) as exchange:
-                    _take_roster(site, exchange)
-                    answer_all(exchange, app, _context(site), stop, line)
+                    look = partial(_take_roster, site, exchange)
+                    answer_all(exchange, app, _context(site), stop, line, look)
             except (UnreachableError, MalformedError) as error:
                 line.broke(error)
                 stop.wait(line.delay())
@@ -111,13 +111,13 @@ def _serve(site: Site, line: _Line, app: App, stop: Event) -> None:
 
 def _take_roster(site: Site, exchange: Exchange) -> None:
     """Take the server's roster if it is newer than the site's. What the authority did not sign changes nothing."""
-    data, place = exchange.roster(), site.place
-    if data is None or data == read_file(place.path(place.settings.keys.roster)):
+    data, place = exchange.roster(site.roster.version), site.place
+    if data is None:
         return
     try:
         roster = take_roster(place.folder, place.settings.keys, site.name, data)
     except (AuthenticityError, MalformedError, ProtocolError) as error:
-        log.info("kept roster %d, as the server's cannot be taken: %s", site.roster.version, error)
+        log.warning("kept roster %d, as the server's cannot be taken: %s", site.roster.version, error)
         return
     site.use_roster(roster)
     log.info("took roster %d, of %d sites", roster.version, len(roster.members))
@@ -166,18 +166,28 @@ class _Line:
         return self._delay * random.uniform(0.5, 1.0)  # noqa: S311 - guards nothing
 
 
-def answer_all(exchange: Exchange, app: App, context: Context, stop: Event, line: _Line | None = None) -> None:
-    """Pull messages and push what the app makes of them, until `stop` is set.
+def answer_all(
+    exchange: Exchange,
+    app: App,
+    context: Context,
+    stop: Event,
+    line: _Line | None = None,
+    look: Callable[[], None] = lambda: None,
+) -> None:
+    """Pull messages and push what the app makes of them, until `stop` is set; call `look` before each stream of them.
 
     Raises:
         CloisterError: if the connection breaks, the server refuses the site, or sends something that is not a message.
     """
     wait = 0.0  # the first answer comes at once, and shows that gRPC gets through
+    look()
     while not stop.is_set():
         data = exchange.pull(wait)
         if line and not wait:
             line.stands()
-        if data is not None:
+        if data is None:
+            look()
+        else:
             message, data = decode_instruction(data), None  # free the raw bytes, which may be large
             _answer(exchange, app, context, message, stop)
             del message

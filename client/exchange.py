@@ -11,7 +11,7 @@ from privacy.errors import AuthenticityError, MalformedError, ProtocolError, Unr
 from privacy.untrusted_text import quoted
 from transport import cloister_pb2 as pb
 from transport.channel import SERVICE, open_channel
-from transport.framing import FRAME_BYTES, PROTOCOL, assemble, to_frames
+from transport.framing import FRAME_BYTES, PROTOCOL, assemble, roster_request, to_frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ class Exchange:
         )
         self._roster = self._channel.unary_stream(
             f"/{SERVICE}/Roster",
-            request_serializer=pb.PullRequest.SerializeToString,
+            request_serializer=None,
             response_deserializer=pb.Chunk.FromString,
         )
         self._messages: Iterator[pb.Chunk] = iter(())  # of a `Pull` that lasts until this time, by the monotonic clock
@@ -91,16 +91,15 @@ class Exchange:
             self._until = until
         return data
 
-    def roster(self) -> bytes | None:
-        """Return the roster with which the server runs, not checked yet; None if the server sends none.
+    def roster(self, version: int = 0) -> bytes | None:
+        """Return the roster with which the server runs, not checked yet; None unless it is newer than `version`.
 
         Raises:
             UnreachableError: if the server does not answer.
             AuthenticityError: if the server does not know this site.
         """
         try:
-            request = pb.PullRequest(protocol=PROTOCOL)
-            data = assemble(self._roster(request, timeout=_ROSTER_SECONDS), _LARGEST_ROSTER)
+            data = assemble(self._roster(roster_request(version), timeout=_ROSTER_SECONDS), _LARGEST_ROSTER)
         except grpc.RpcError as error:
             raise self._named(error) from error
         return bytes(data) if data else None

@@ -203,9 +203,17 @@ def take_roster(folder: Path, keys: Keys, site: str, data: bytes) -> Roster:
         AuthenticityError: if the authority did not sign it, it has expired, is older than the site's, or lists other
             keys for this site.
     """
-    roster = _check_roster(folder, keys, site, data, read_authority_key(folder / keys.authority))
-    write_atomically(folder / keys.roster, data)
+    path, authority = folder / keys.roster, read_authority_key(folder / keys.authority)
+    roster = _check_roster(folder, keys, site, data, authority)
+    if path.exists() and (kept := read_file(path)) != data:  # sums of rounds under it may still come
+        write_atomically(older_roster(path, open_roster(kept, authority, expired=True).version), kept)
+    write_atomically(path, data)
     return roster
+
+
+def older_roster(path: Path, version: int) -> Path:
+    """Return where a site keeps an older version of its roster."""
+    return path.with_name(f"{path.name}-{version}")
 
 
 def _check_roster(folder: Path, keys: Keys, site: str, data: bytes, authority: PublicKey) -> Roster:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
+from client.joining import older_roster
 from client.state.checkpoint import Checkpoint
 from client.state.commitments import Commitments
 from client.state.keyring import Keyring
@@ -18,10 +19,11 @@ from privacy.crypto.key_epoch import SealingKey
 from privacy.errors import KeyFileError
 from privacy.failures import reason
 from privacy.run.manifest import open_manifest
+from privacy.run.roster import open_roster
 from privacy.storage import read_file
 from strategies.advance import State
 from strategies.registry import algorithm_of
-from transport.pki import read_roster, read_signing_key
+from transport.pki import read_authority_key, read_roster, read_signing_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +59,7 @@ class Site(Works):
         self.commitments = Commitments(place.folder / "outbox")
         self.apply: Apply = map  # runs encryption and decryption: an agent uses several processes
         self.said: dict[str, str] = {}  # the last error for each kind of message
+        self._older: dict[int, Roster] = {}
         self.use_roster(_read_roster(place))
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()
         if (own, self.sealing_key.public) != (listed.signing_key, listed.sealing_key):
@@ -68,6 +71,19 @@ class Site(Works):
         self.roster = roster
         # Every message carries its manifest. Known ones are recognised by their bytes, signature included.
         self.open_manifest = lru_cache(_RUNS)(partial(open_manifest, key=roster.manifest_key))
+
+    def roster_under(self, fingerprint: str) -> Roster:
+        """Return the roster for which a key epoch was made: its members are those of the rounds under these keys."""
+        version = self.keyring.roster_of(fingerprint)
+        if version is None or version == self.roster.version:
+            return self.roster
+        if version not in self._older:
+            keys = self.settings.keys
+            path, authority = older_roster(self.place.path(keys.roster), version), self.place.path(keys.authority)
+            if not path.exists():
+                return self.roster
+            self._older[version] = open_roster(read_file(path), read_authority_key(authority), expired=True)
+        return self._older[version]
 
     def algorithm(self, manifest: Manifest) -> Algorithm:
         """Return the federated algorithm of a run that the policy allows.

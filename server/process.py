@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, RecordDict
 
 from privacy.errors import ConfigError
-from privacy.storage import read_file
 from server.app import app
 from server.hub.grid import GrpcGrid
 from server.hub.hub import Hub
 from server.hub.mailboxes import Mailboxes
 from server.joining.listener import JoiningPort
 from server.joining.requests import Requests
-from server.roster_watch import RosterWatch
+from server.roster_watch import NewRosters, RosterWatch
 from server.settings import read_consortium, read_run
 from transport.flower import SERVER_NODE, quieten
 from transport.memory import return_memory
@@ -37,17 +36,17 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
     quieten()
     return_memory()
     place = read_consortium(consortium)
-    roster = place.roster()
+    roster, roster_file = place.signed_roster()
     run_id = int(read_run(manifest, roster).digest[:15], 16)
     nodes = {member.node_id for member in roster.members}
     mailboxes = Mailboxes(nodes)
-    roster_file = read_file(place.folder / place.settings.roster)
     hub = Hub(roster, mailboxes, place.settings.max_update_megabytes << 20, roster_file)
     with ExitStack() as stack:
         stack.callback(hub.stop)
         port = hub.start(place.settings.listen, place.tls)
         open_joining_port(place, stack)
-        watch = RosterWatch(place, hub.admit, roster.version)
+        rosters = NewRosters(hub)
+        watch = RosterWatch(place, rosters.take, roster.version)
         stack.callback(watch.stop)
         watch.start()
         listening(port)
@@ -58,7 +57,7 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
             state=RecordDict(),
             run_config={"consortium": str(consortium), "manifest": str(manifest), "new-epoch": new_epoch},
         )
-        app(GrpcGrid(run_id, mailboxes, nodes), context)
+        app(GrpcGrid(run_id, mailboxes, nodes, rosters.next), context)
 
 
 def let_join(consortium: Path, listening: Callable[[int], None], ended: threading.Event) -> None:

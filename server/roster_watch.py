@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from privacy.run.roster import Roster
+    from server.hub.hub import Hub
     from server.settings import ServerFolder
 
 log = logging.getLogger("cloister.roster")
@@ -20,10 +21,33 @@ log = logging.getLogger("cloister.roster")
 _SECONDS = 0.5  # between two looks at the file
 
 
+class NewRosters:
+    """Hands a newer roster to the hub at once, for who may call, and to the run between two rounds."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub, self._lock = hub, threading.Lock()
+        self._newest: tuple[Roster, bytes] | None = None
+
+    def take(self, roster: Roster, roster_file: bytes) -> None:
+        """Serve its members, and nobody else, from now on."""
+        with self._lock:
+            self._newest = roster, roster_file
+        self._hub.admit(roster)
+
+    def next(self) -> Roster | None:
+        """Return the roster under which the next rounds go on, having offered it to the agents; None if none is new."""
+        with self._lock:
+            newest, self._newest = self._newest, None
+        if newest is None:
+            return None
+        self._hub.offer(newest[0].version, newest[1])
+        return newest[0]
+
+
 class RosterWatch:
     """Looks at the roster's file, in a thread of its own, and reports each newer roster."""
 
-    def __init__(self, place: ServerFolder, taken: Callable[[Roster], None], version: int = 0) -> None:
+    def __init__(self, place: ServerFolder, taken: Callable[[Roster, bytes], None], version: int = 0) -> None:
         self._place, self._taken = place, taken
         self.version = version  # of the latest roster
         self.looks = 0  # how often the file has been read
@@ -51,13 +75,13 @@ class RosterWatch:
 
     def _look(self) -> None:
         try:
-            roster = self._place.roster()
+            roster, data = self._place.signed_roster()
         except (CloisterError, OSError) as error:
             log.warning("the server goes on with roster %d: %s", self.version, error)
             return
         if roster.version > self.version:
             self.version = roster.version
             log.info("took roster %d, of %d sites", roster.version, len(roster.members))
-            self._taken(roster)
+            self._taken(roster, data)
         elif roster.version < self.version:
             log.warning("the server goes on with roster %d, as its file now has only %d", self.version, roster.version)

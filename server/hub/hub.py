@@ -24,7 +24,7 @@ from server.hub.slots import Slots
 from transport import cloister_pb2 as pb
 from transport.address import read_address
 from transport.channel import OPTIONS, SERVICE, server_credentials
-from transport.framing import PROTOCOL, Assembly, to_frames
+from transport.framing import PROTOCOL, Assembly, read_roster_request, to_frames
 from transport.pki import public_key_digest
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class Hub:
 
     def __init__(self, roster: Roster, mailboxes: Mailboxes, max_body_bytes: int, roster_file: bytes = b"") -> None:
         self._members = {member.tls_key: member for member in roster.members}
-        self._roster_file = roster_file
+        self._version, self._roster_file = roster.version, roster_file
+        self._streams = set[asyncio.Event]()  # one for each stream, which ends when a newer roster is offered
         self._mailboxes, self._limit = mailboxes, max_body_bytes
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hub", daemon=True)
@@ -76,6 +77,15 @@ class Hub:
     def admit(self, roster: Roster) -> None:
         """Serve the members of a newer roster, and nobody else: also cut the open calls of those that left."""
         self._loop.call_soon_threadsafe(self._admit, {member.tls_key: member for member in roster.members})
+
+    def offer(self, version: int, roster_file: bytes) -> None:
+        """Have the agents take a newer roster before their next message."""
+        asyncio.run_coroutine_threadsafe(self._offer(version, roster_file), self._loop).result(_START_SECONDS)
+
+    async def _offer(self, version: int, roster_file: bytes) -> None:
+        self._version, self._roster_file = version, roster_file
+        for changed in self._streams:
+            changed.set()
 
     def _admit(self, members: dict[str, Member]) -> None:
         self._mailboxes.admit({member.node_id for member in members.values()})
@@ -109,9 +119,7 @@ class Hub:
                 response_serializer=pb.Chunk.SerializeToString,
             ),
             "Roster": grpc.unary_stream_rpc_method_handler(
-                self._roster,
-                request_deserializer=pb.PullRequest.FromString,
-                response_serializer=pb.Chunk.SerializeToString,
+                self._roster, request_deserializer=None, response_serializer=pb.Chunk.SerializeToString
             ),
             "Push": grpc.stream_unary_rpc_method_handler(
                 self._push, request_deserializer=pb.Chunk.FromString, response_serializer=pb.Receipt.SerializeToString
@@ -129,7 +137,9 @@ class Hub:
 
     async def _pull(self, request: pb.PullRequest, context: Context) -> None:
         member = await self._caller(context)
-        await self._check_protocol(request, context)
+        if request.protocol != PROTOCOL:
+            msg = f"protocol {request.protocol} is not supported, only {PROTOCOL}; install the server's version"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, msg)
         seconds = min(max(request.wait_seconds, 0.0), _LONGEST_WAIT)
         with suppress(TimeoutError):
             await self._send_messages(member, seconds, context)
@@ -139,16 +149,14 @@ class Hub:
         msg = f"a message must be read in {_BODY_SECONDS:g} s, and the oldest of more than {_PULLS} streams ends"
         await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, msg)
 
-    async def _check_protocol(self, request: pb.PullRequest, context: Context) -> None:
-        if request.protocol != PROTOCOL:
-            msg = f"protocol {request.protocol} is not supported, only {PROTOCOL}; install the server's version"
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, msg)
-
-    async def _roster(self, request: pb.PullRequest, context: Context) -> None:
-        """Send the roster with which the server runs."""
+    async def _roster(self, request: bytes, context: Context) -> None:
+        """Send the roster with which the server runs, if it is newer than the agent's."""
         await self._caller(context)
-        await self._check_protocol(request, context)
-        if self._roster_file:
+        try:
+            known = read_roster_request(request)
+        except MalformedError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if self._roster_file and self._version > known:
             async with asyncio.timeout(_LONGEST_WAIT):
                 for frame in to_frames((self._roster_file,)):
                     await context.write(frame)
@@ -203,15 +211,16 @@ class Hub:
 
     async def _messages(self, node: int, seconds: float) -> AsyncGenerator[tuple[bytes, ...]]:
         """Yield the messages to a site as they come: each once, after the one before it was answered or withdrawn."""
-        changed, loop, sent = asyncio.Event(), asyncio.get_running_loop(), ""
+        changed, loop, sent, roster = asyncio.Event(), asyncio.get_running_loop(), "", self._version
         deadline = loop.time() + seconds
 
         def wake() -> None:
             loop.call_soon_threadsafe(changed.set)
 
         self._mailboxes.watch(node, wake)
+        self._streams.add(changed)
         try:
-            while True:
+            while self._version == roster:
                 changed.clear()
                 message_id, parts = self._mailboxes.peek(node) or ("", ())
                 if message_id not in {"", sent}:
@@ -225,6 +234,7 @@ class Hub:
         except TimeoutError:
             return
         finally:
+            self._streams.discard(changed)
             self._mailboxes.unwatch(node, wake)
 
     async def _push(self, chunks: AsyncIterator[pb.Chunk], context: Context) -> pb.Receipt:

@@ -15,7 +15,7 @@ from privacy.storage import read_file, write_atomically
 from server.coordinator import Coordinator
 from server.hub.hub import Hub
 from server.hub.mailboxes import Mailboxes
-from server.roster_watch import RosterWatch
+from server.roster_watch import NewRosters, RosterWatch
 from server.settings import read_consortium
 from simulations.engine.federation import Federation
 from tests.federations import await_condition, tls_of
@@ -35,7 +35,8 @@ class Watched:
         self.mailboxes = Mailboxes({member.node_id for member in self.roster.members})
         self.hub = Hub(self.roster, self.mailboxes, LIMIT, self.roster_file)
         self.address = f"localhost:{self.hub.start('localhost:0', self.place.tls)}"
-        self.watch = RosterWatch(self.place, self.hub.admit, self.roster.version)
+        self.rosters = NewRosters(self.hub)
+        self.watch = RosterWatch(self.place, self.rosters.take, self.roster.version)
         self.watch.start()
 
     def exchange(self, site: str) -> Exchange:
@@ -91,7 +92,12 @@ def test_a_site_that_joins_is_served_without_a_restart(watched: Watched) -> None
 
     await_condition(served, SECONDS)
     with watched.exchange("north") as exchange:
-        assert exchange.roster() == watched.roster_file  # of the run that is going on
+        assert exchange.roster() == watched.roster_file  # of the round that is going on
+        newer = watched.rosters.next()
+        assert newer is not None
+        assert newer.version == 2
+        assert exchange.roster(1) == read_file(watched.federation.server / "roster")
+        assert exchange.roster(2) is None
 
 
 def test_an_older_or_damaged_roster_changes_nothing(watched: Watched) -> None:

@@ -18,7 +18,6 @@ from server.joining.listener import JoiningPort
 from server.joining.requests import Requests
 from server.settings import read_consortium
 from transport.joining import Line, State, read_greeting, read_standing
-from transport.pki import read_certificate
 
 SECONDS = 1.0  # that a connection may take here
 
@@ -104,7 +103,6 @@ def test_the_greeting_carries_the_authority(port: Port, tmp_path: Path) -> None:
     with port.line() as line:
         der = read_greeting(line)
     assert ssl.DER_cert_to_PEM_cert(der).encode() == (tmp_path / "server" / "authority.pem").read_bytes()
-    assert read_certificate(tmp_path / "server" / "authority.pem")
 
 
 def test_connections_are_limited_by_address_and_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
