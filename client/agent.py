@@ -21,9 +21,9 @@ from flwr.app import Context, RecordDict
 
 from client.dpsgd.torchrun import own_place
 from client.exchange import WAIT_SECONDS, Exchange
-from client.joining import take_roster
 from client.settings import SiteFolder, read_site
-from privacy.errors import AuthenticityError, DeviceError, MalformedError, ProtocolError, UnreachableError
+from client.upkeep import Upkeep
+from privacy.errors import DeviceError, MalformedError, ProtocolError, UnreachableError
 from privacy.parallel import in_processes
 from transport.channel import probe, unused_proxy
 from transport.flower import answer
@@ -93,7 +93,7 @@ def attend(path: Path, stop: Event) -> None:
 
 
 def _serve(site: Site, line: _Line, app: App, stop: Event) -> None:
-    place = site.place
+    place, upkeep = site.place, Upkeep(site)
     with _turn(place.folder / _TURN, stop):
         while not stop.is_set():
             if not line.check():
@@ -102,25 +102,11 @@ def _serve(site: Site, line: _Line, app: App, stop: Event) -> None:
             line.status = _limits(site)
             try:
                 with Exchange(place.settings.server, place.tls) as exchange:
-                    look = partial(_take_roster, site, exchange)
+                    look = partial(upkeep.look, exchange)
                     answer_all(exchange, app, _context(site), stop, line, look)
             except (UnreachableError, MalformedError) as error:
                 line.broke(error)
                 stop.wait(line.delay())
-
-
-def _take_roster(site: Site, exchange: Exchange) -> None:
-    """Take the server's roster if it is newer than the site's. What the authority did not sign changes nothing."""
-    data, place = exchange.roster(site.roster.version), site.place
-    if data is None:
-        return
-    try:
-        roster = take_roster(place.folder, place.settings.keys, site.name, data)
-    except (AuthenticityError, MalformedError, ProtocolError) as error:
-        log.warning("kept roster %d, as the server's cannot be taken: %s", site.roster.version, error)
-        return
-    site.use_roster(roster)
-    log.info("took roster %d, of %d sites", roster.version, len(roster.members))
 
 
 class _Line:

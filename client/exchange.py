@@ -46,6 +46,7 @@ class Exchange:
             request_serializer=None,
             response_deserializer=pb.Chunk.FromString,
         )
+        self._renew = self._channel.unary_unary(f"/{SERVICE}/Renew", None, None)
         self._messages: Iterator[pb.Chunk] = iter(())  # of a `Pull` that lasts until this time, by the monotonic clock
         self._until = 0.0
         self._push = self._channel.stream_unary(
@@ -103,6 +104,18 @@ class Exchange:
         except grpc.RpcError as error:
             raise self._named(error) from error
         return bytes(data) if data else None
+
+    def renewed_certificate(self) -> bytes | None:
+        """Return a newer certificate for this site's key, not checked yet; None if the server has none.
+
+        Raises:
+            UnreachableError: if the server does not answer.
+            AuthenticityError: if the server does not know this site.
+        """
+        try:
+            return self._renew(b"", timeout=_ROSTER_SECONDS) or None
+        except grpc.RpcError as error:
+            raise self._named(error) from error
 
     def push(self, parts: tuple[bytes, ...], reply_to: str) -> bool:
         """Deliver a reply; return whether the server still waited for it.

@@ -23,7 +23,7 @@ from cloister.commands.check import check
 from cloister.commands.data import data
 from cloister.commands.joining import init, invite, join
 from cloister.commands.ledger import ledger
-from cloister.commands.roster import roster
+from cloister.commands.roster import remove, renew, roster
 from cloister.views.patience import patience
 from cloister.views.run import RoundTable, listen, make_console, show_log
 from cloister.views.terminal import complain, flush_output, make_usable, reader_has_gone
@@ -51,6 +51,8 @@ app.add_typer(roster, name="roster")
 app.command(epilog="Example:  cloister init lungs --host fed.example.org")(init)
 app.command(epilog="Example:  cloister invite north")(invite)
 app.command(epilog="Example:  cloister join north.invitation")(join)
+app.command("revoke", epilog="Example:  cloister revoke north")(remove)
+app.command(epilog="Example:  cloister renew")(renew)
 app.command(epilog="Example:  cloister check north    (or: cloister check --server server)")(check)
 
 

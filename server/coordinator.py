@@ -1,4 +1,4 @@
-"""The coordinator's part in a consortium: found it, invite sites, approve them, renew and end memberships.
+"""The coordinator's part in a consortium: invite sites, approve them, renew and end memberships.
 
     coordinator/   authority.pem, authority.key, signing.key, coordinator.toml, invitations/
     server/        consortium.toml, authority.pem, tls.pem, tls.key, roster, invitations/, requests/, welcomes/
@@ -10,7 +10,6 @@ network: requests and welcomes are files. Of an invitation it keeps only what ve
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import AfterValidator, ValidationError
 from pydantic.dataclasses import dataclass as settings
@@ -32,11 +30,9 @@ from privacy.run.enrolment import JoinRequest, number_of, open_request, write_we
 from privacy.run.invitation import VALID_HOURS, Invitation, InvitationRecord, Port, read_record, record_name
 from privacy.run.roster import Member, Roster, open_roster, sign_roster
 from privacy.storage import read_file, write_atomically
-from transport.address import Address, Dialled, read_address, read_host
+from transport.address import Dialled, read_address
 from transport.pki import (
-    Authority,
     certificate_pem,
-    key_pem,
     public_key_digest,
     read_authority,
     read_certificate,
@@ -49,19 +45,21 @@ if TYPE_CHECKING:
 ROSTER_DAYS = 90
 """How long a roster is valid."""
 
-PORT = 9440
-"""The port on which a server listens, unless the coordinator says otherwise."""
-
-JOINING_PORT = 9441
-"""The port at which sites ask to join, unless the coordinator says otherwise."""
-
 INVITATIONS, REQUESTS, WELCOMES = "invitations", "requests", "welcomes"
 """Folders at the server: what it needs to recognise invited sites, what they ask, and what they get."""
+
+RENEWALS, ANSWERS = "renewals", "answers"
+"""Folder at the server, with certificates that sites want renewed; and in it, one with the new ones."""
 
 _LONGEST_NAME = 64
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """Check the name of a consortium.
+
+    Raises:
+        ValueError: if it is not one.
+    """
     if not name or len(name) > _LONGEST_NAME or not name.isprintable():
         msg = f"a consortium's name has 1 to {_LONGEST_NAME} printable characters"
         raise ValueError(msg)
@@ -72,7 +70,7 @@ def _printable(name: str) -> str:
 class CoordinatorSettings:
     """`coordinator.toml`."""
 
-    consortium: Annotated[str, AfterValidator(_printable)]
+    consortium: Annotated[str, AfterValidator(printable)]
     server: Dialled  # host:port, which agents dial
     joining_port: Port = 0  # of the same host, where sites ask to join; 0: with files only
     roster: File = Path("../server/roster")
@@ -216,11 +214,35 @@ class Coordinator:
         with self._alone():
             return self._renew()
 
-    def _renew(self) -> Roster:
-        now = self.roster()
-        if now is None:
-            msg = f"{self.settings.consortium} has no members yet; invite one: cloister invite SITE"
-            raise ConfigError(msg)
+    def recertify(self, site: str, certificate: x509.Certificate) -> bytes:
+        """Return a new certificate, as PEM, for the key in a member's present one.
+
+        Raises:
+            AuthenticityError: if the roster does not list that key for this site.
+        """
+        roster, key = self.roster(), certificate.public_key()
+        listed = {member.site: member.tls_key for member in roster.members} if roster else {}
+        if not isinstance(key, ec.EllipticCurvePublicKey) or listed.get(site) != public_key_digest(certificate):
+            msg = f"the roster lists no such key for {site}, so its certificate is not renewed"
+            raise AuthenticityError(msg)
+        return certificate_pem(self._authority.issue_site(site, key))
+
+    def recertify_waiting(self) -> list[str]:
+        """Answer the sites that asked the server for new certificates; return their names."""
+        renewed = []
+        for path in sorted((self._server / RENEWALS).glob("*.pem")):
+            site, certificate = path.stem, read_certificate(path)
+            write_atomically(self._server / RENEWALS / ANSWERS / path.name, self.recertify(site, certificate))
+            path.unlink()
+            renewed.append(site)
+        return renewed
+
+    def renew_server(self) -> None:
+        """Certify the server's key anew.
+
+        Raises:
+            KeyFileError: if the server's certificate cannot be read.
+        """
         certificate = self._server / "tls.pem"
         key = read_certificate(certificate).public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey):
@@ -228,6 +250,13 @@ class Coordinator:
             raise KeyFileError(msg)
         host = read_address(self.settings.server).host
         write_atomically(certificate, certificate_pem(self._authority.issue_server(host, key)))
+
+    def _renew(self) -> Roster:
+        now = self.roster()
+        if now is None:
+            msg = f"{self.settings.consortium} has no members yet; invite one: cloister invite SITE"
+            raise ConfigError(msg)
+        self.renew_server()
         return self._opened(self._sign(now.members, now))
 
     def _opened(self, data: bytes) -> Roster:
@@ -281,79 +310,6 @@ class Coordinator:
             os.close(folder)  # which ends the lock
 
 
-def found(
-    folder: Path,
-    consortium: str,
-    host: str,
-    port: int = PORT,
-    listen: Address | None = None,
-    *,
-    joining_port: int = 0,
-    online: bool = False,
-) -> Coordinator:
-    """Make a consortium's authority, coordinator and server in `folder`; return its coordinator.
-
-    Args:
-        folder: where `coordinator/` and `server/` are made.
-        consortium: the consortium's name, for people.
-        host: the name or address that agents dial.
-        port: the port that agents dial.
-        listen: where the server listens; by default on the same port, on all addresses of its machine.
-        joining_port: where sites ask to join, on all addresses of its machine; 0: with files only.
-        online: whether the server's machine has the coordinator's folder, so that sites are answered at once.
-
-    Raises:
-        ConfigError: if the name is not one, or the folder holds a consortium already.
-        MalformedError: if the host is malformed.
-    """
-    try:
-        _printable(consortium)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    host = read_host(host)
-    coordinator, server = folder / "coordinator", folder / "server"
-    for path in (coordinator / "authority.key", server / "tls.key"):
-        if path.exists():
-            msg = f"{path} exists already; a new consortium would replace it: name another folder with --folder"
-            raise ConfigError(msg)
-    authority, key = Authority.create(consortium), ec.generate_private_key(ec.SECP256R1())
-    ca, name = certificate_pem(authority.certificate), f"consortium = {json.dumps(consortium)}\n"
-    _write(coordinator, {
-        "authority.pem": ca,
-        "authority.key": key_pem(authority.key),
-        "signing.key": key_pem(Ed25519PrivateKey.generate()),
-        "coordinator.toml": (
-            f"{name}server = {json.dumps(str(Address(host, port)))}   # which agents dial\n"
-            f"joining_port = {joining_port}   # of the same host, where sites ask to join; 0: with files only\n"
-        ).encode(),
-    })  # fmt: skip
-    listening = listen or _everywhere(port)
-    _write(server, {
-        "authority.pem": ca,
-        "tls.pem": certificate_pem(authority.issue_server(host, key.public_key())),
-        "tls.key": key_pem(key),
-        "consortium.toml": (
-            f"{name}listen = {json.dumps(str(listening))}\n{_joining_text(joining_port, online=online)}"
-        ).encode(),
-    })  # fmt: skip
-    return Coordinator(coordinator)
-
-
-def _everywhere(port: int) -> Address:
-    return Address("0.0.0.0", port)  # noqa: S104 - a server is there to be reached
-
-
-def _joining_text(port: int, *, online: bool) -> str:
-    if not port:
-        return ""
-    mark = "" if online else "# "
-    return f"""
-[joining]                       # where invited sites ask to join; without it, they join with files only
-listen = "{_everywhere(port)}"
-{mark}authority = "../coordinator"   # the coordinator's folder: with it on this machine, sites are answered at once
-"""
-
-
 def _certified_key(request: JoinRequest) -> ec.EllipticCurvePublicKey:
     """Return the TLS key of an authenticated request, having checked that the site has its private half.
 
@@ -370,8 +326,3 @@ def _certified_key(request: JoinRequest) -> ec.EllipticCurvePublicKey:
         msg = f"{request.site} does not prove that it has a P-256 key; have it make a new request: cloister join"
         raise MalformedError(msg)
     return key
-
-
-def _write(folder: Path, files: dict[str, bytes]) -> None:
-    for name, data in files.items():
-        write_atomically(folder / name, data)

@@ -13,6 +13,7 @@ from server.hub.grid import GrpcGrid
 from server.hub.hub import Hub
 from server.hub.mailboxes import Mailboxes
 from server.joining.listener import JoiningPort
+from server.joining.renewals import Renewals
 from server.joining.requests import Requests
 from server.roster_watch import NewRosters, RosterWatch
 from server.settings import read_consortium, read_run
@@ -40,11 +41,14 @@ def serve(consortium: Path, manifest: Path, listening: Callable[[int], None], *,
     run_id = int(read_run(manifest, roster).digest[:15], 16)
     nodes = {member.node_id for member in roster.members}
     mailboxes = Mailboxes(nodes)
-    hub = Hub(roster, mailboxes, place.settings.max_update_megabytes << 20, roster_file)
+    renewals = Renewals(place)
+    hub = Hub(roster, mailboxes, place.settings.max_update_megabytes << 20, roster_file, renewals.certificate)
     with ExitStack() as stack:
         stack.callback(hub.stop)
         port = hub.start(place.settings.listen, place.tls)
         open_joining_port(place, stack)
+        stack.callback(renewals.stop)
+        renewals.start()
         rosters = NewRosters(hub)
         watch = RosterWatch(place, rosters.take, roster.version)
         stack.callback(watch.stop)

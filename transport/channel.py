@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.experimental
 
-from privacy.errors import AuthenticityError, KeyFileError, UnreachableError
+from privacy.errors import AuthenticityError, CloisterError, KeyFileError, UnreachableError
 from privacy.failures import reason
 from privacy.storage import read_file
 from transport.address import read_address
@@ -78,7 +78,30 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     authority, key, certificate = files.read()
     _load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files)
     check_server_certificate(files.certificate, files.authority)
-    return grpc.ssl_server_credentials([(key, certificate)], root_certificates=authority, require_client_auth=True)
+    initial = grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=authority)
+    return grpc.dynamic_ssl_server_credentials(
+        initial, _Renewed(files, certificate), require_client_authentication=True
+    )
+
+
+class _Renewed:
+    """Tells gRPC, for every new connection, whether the server's certificate was renewed."""
+
+    def __init__(self, files: TlsFiles, certificate: bytes) -> None:
+        self._files, self._certificate = files, certificate
+
+    def __call__(self) -> grpc.ServerCertificateConfiguration | None:
+        """Return the new identity; None if it is as before, or cannot be used."""
+        try:
+            authority, key, certificate = self._files.read()
+            if certificate == self._certificate:
+                return None
+            _load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self._files)
+            check_server_certificate(self._files.certificate, self._files.authority)
+        except (CloisterError, OSError):  # gRPC goes on with what it has
+            return None
+        self._certificate = certificate
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=authority)
 
 
 def joining_context(files: TlsFiles) -> ssl.SSLContext:

@@ -39,7 +39,7 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Found a consortium: make its authority, the coordinator's signing key and the server's certificate."""
-    from server.coordinator import found  # noqa: PLC0415
+    from server.founding import found  # noqa: PLC0415
     from transport.pki import authority_fingerprint, read_certificate  # noqa: PLC0415
 
     if joining_port == port:

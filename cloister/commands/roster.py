@@ -77,27 +77,36 @@ def approve(
     _tell(coordinator.roster_path, found)
 
 
-@roster.command("remove", epilog="Example:  cloister roster remove north")
+@roster.command("remove", epilog="Example:  cloister roster remove north    (the same as: cloister revoke north)")
 def remove(
     site: Annotated[str, typer.Argument(help="The site that leaves.")],
     folder: Folder = Path(),
     as_json: Json = False,
 ) -> None:
-    """End a site's membership. The others make new keys before the next run, and the server refuses the site."""
+    """End a site's membership: a running server cuts its connections within seconds, and the others make new keys."""
     from server.coordinator import Coordinator  # noqa: PLC0415
 
     coordinator = Coordinator(folder / "coordinator")
     _changed(coordinator.roster_path, coordinator.remove(site), f"{site} is no longer a member", as_json=as_json)
 
 
-@roster.command("renew", epilog="Example:  cloister roster renew")
+@roster.command("renew", epilog="Example:  cloister roster renew    (the same as: cloister renew)")
 def renew(folder: Folder = Path(), as_json: Json = False) -> None:
-    """Sign the same members, and the server's certificate, for another 90 days."""
+    """Sign the same members and the server's certificate, and those that sites want renewed, for another 90 days.
+
+    A running server and its agents take all of it without a restart.
+    """
     from server.coordinator import Coordinator  # noqa: PLC0415
 
     coordinator = Coordinator(folder / "coordinator")
-    found = coordinator.renew()
-    _changed(coordinator.roster_path, found, f"valid until {date(found.expires)}", as_json=as_json)
+    signed, sites = coordinator.renew(), coordinator.recertify_waiting()
+    if as_json:
+        typer.echo(json.dumps({**_report(signed), "certificates": sites}))
+        return
+    typer.echo(f"✓ valid until {date(signed.expires)}")
+    if sites:
+        typer.echo(f"✓ new certificates for {', '.join(sites)}, whose agents take them from the server")
+    _tell(coordinator.roster_path, signed)
 
 
 @roster.command("take", epilog="Example:  cloister roster take roster --site north")

@@ -19,6 +19,7 @@ import grpc.aio
 from cryptography import x509
 
 from privacy.errors import CloisterError, MalformedError, ProtocolError, UnreachableError
+from privacy.failures import sentence
 from server.hub.listening import check_free
 from server.hub.slots import Slots
 from transport import cloister_pb2 as pb
@@ -47,7 +48,16 @@ _START_SECONDS = 10.0
 class Hub:
     """Serves the mailboxes on one port, in its own thread."""
 
-    def __init__(self, roster: Roster, mailboxes: Mailboxes, max_body_bytes: int, roster_file: bytes = b"") -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        mailboxes: Mailboxes,
+        max_body_bytes: int,
+        roster_file: bytes = b"",
+        renewed: Callable[[Member, bytes], bytes] = lambda *_: b"",
+    ) -> None:
+        """Take the run's roster, the mailboxes, the most that a reply may have, and what renews certificates."""
+        self._renewed = renewed
         self._members = {member.tls_key: member for member in roster.members}
         self._version, self._roster_file = roster.version, roster_file
         self._streams = set[asyncio.Event]()  # one for each stream, which ends when a newer roster is offered
@@ -121,6 +131,9 @@ class Hub:
             "Roster": grpc.unary_stream_rpc_method_handler(
                 self._roster, request_deserializer=None, response_serializer=pb.Chunk.SerializeToString
             ),
+            "Renew": grpc.unary_unary_rpc_method_handler(
+                self._renew, request_deserializer=None, response_serializer=None
+            ),
             "Push": grpc.stream_unary_rpc_method_handler(
                 self._push, request_deserializer=pb.Chunk.FromString, response_serializer=pb.Receipt.SerializeToString
             ),
@@ -160,6 +173,16 @@ class Hub:
             async with asyncio.timeout(_LONGEST_WAIT):
                 for frame in to_frames((self._roster_file,)):
                     await context.write(frame)
+
+    async def _renew(self, _: bytes, context: Context) -> bytes:
+        """Return a newer certificate for the caller's key, as PEM; nothing if there is none."""
+        member = await self._caller(context)
+        try:
+            async with self._turns[member.site]:
+                return await asyncio.to_thread(self._renewed, member, _presented(context))
+        except (CloisterError, OSError) as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, sentence(error))
+        raise AssertionError  # abort always raises
 
     @asynccontextmanager
     async def _until_it_leaves(self, member: Member) -> AsyncGenerator[None]:
@@ -287,13 +310,17 @@ class Hub:
 
     async def _caller(self, context: Context) -> Member:
         """Return the calling member; abort the call of anyone else."""
-        pem = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
-        member = self._members.get(_key_digest(bytes(pem)))
+        member = self._members.get(_key_digest(_presented(context)))
         if member is None:
             msg = "the owner of this certificate is not a member of the roster; ask the coordinator to add this site"
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, msg)
             raise AssertionError  # abort always raises
         return member
+
+
+def _presented(context: Context) -> bytes:
+    """Return the caller's certificate, as PEM."""
+    return bytes(next(iter(context.auth_context().get("x509_pem_cert", ())), b""))
 
 
 @lru_cache(maxsize=4096)

@@ -15,6 +15,8 @@ COMMANDS = (
     ["init"],
     ["invite"],
     ["join"],
+    ["revoke"],
+    ["renew"],
     ["roster", "approve"],
     ["check"],
     ["sign"],

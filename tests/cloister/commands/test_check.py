@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from client.joining import begin
 from cloister.cli import app
-from server.coordinator import found
+from server.founding import found
 from server.hub.hub import Hub
 from server.hub.mailboxes import Mailboxes
 from server.settings import read_consortium

@@ -12,7 +12,8 @@ import pytest
 from client.joining import ask, begin
 from privacy.errors import UnreachableError
 from privacy.run.invitation import Invitation
-from server.coordinator import Coordinator, found
+from server.coordinator import Coordinator
+from server.founding import found
 from server.joining.limits import A_MINUTE, AT_ONCE, AT_ONCE_FROM_ONE, Limits
 from server.joining.listener import JoiningPort
 from server.joining.requests import Requests
