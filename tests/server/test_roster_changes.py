@@ -1,6 +1,6 @@
 """Members come and go while a run goes on, in processes: the run goes on under the newer roster, with new keys.
 
-round 1   the coordinator renews the roster meanwhile
+round 1   the coordinator renews the roster meanwhile, and north its certificate, of which two thirds are over
 round 2   west is revoked while it and the others train
 round 3   without west
 """
@@ -19,6 +19,7 @@ from privacy.run.settings import Encryption
 from server.coordinator import Coordinator
 from simulations.engine.federation import Federation
 from simulations.engine.results import event_log_path, read_events
+from tests.aged import age
 from tests.federations import (
     SETTINGS,
     SITES,
@@ -31,6 +32,7 @@ from tests.federations import (
 from tests.forked import ForkedAgents
 from tests.server.test_processes import Conductor
 from tests.studies import HOLD_LOADING, Held
+from transport.pki import read_certificate, renewal_is_due
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes"), pytest.mark.timeout(300)]
 
@@ -59,7 +61,12 @@ def changed(federation_keys: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         address = f"localhost:{free.getsockname()[1]}"
     make_federation = FederationMaker(federation_keys, tmp_path_factory.mktemp("changed"))
     federation = make_federation(settings, dict.fromkeys(SITES, terms), address)
-    (federation.server / "consortium.toml").write_text(f'consortium = "demo"\nlisten = "{address}"\n', encoding="utf-8")
+    joining = '[joining]\nlisten = "localhost:0"\nauthority = "../coordinator"\n'
+    (federation.server / "consortium.toml").write_text(
+        f'consortium = "demo"\nlisten = "{address}"\n{joining}', encoding="utf-8"
+    )
+    age(federation, federation.server, days=70)
+    age(federation, federation.paths["north"] / "keys", days=70, site="north")
     coordinator = Coordinator(federation.folder / "coordinator")
     with ForkedAgents() as processes:
         run = Conductor(processes, federation)
@@ -104,6 +111,13 @@ def test_every_roster_has_keys_of_its_own(changed: Changed) -> None:
 def test_who_was_revoked_is_out_within_seconds_and_knows_why(changed: Changed) -> None:
     assert changed.seconds < 5
     assert "not a member of the roster" in changed.west
+
+
+def test_certificates_are_renewed_meanwhile(changed: Changed) -> None:
+    for files in (changed.federation.server, changed.federation.paths["north"] / "keys"):
+        assert not renewal_is_due(read_certificate(files / "tls.pem"))
+    log = (changed.federation.paths["north"] / "north.log").read_text(encoding="utf-8")
+    assert "renewed this site's certificate, until" in log
 
 
 def test_the_others_have_one_model(changed: Changed) -> None:
