@@ -64,7 +64,7 @@ def _keys(place: SiteFolder) -> str:
     if listed != (key_digest(tls), signing, SealingKey(read_file(private[2])).public):
         msg = f"roster {roster.version} lists other keys for {member.site}; take in the latest: cloister roster take"
         raise KeyFileError(msg)
-    return f"{member.site} is in roster {roster.version} of {roster.consortium}, among {len(roster.members)} sites"
+    return f"{member.site} is in roster {roster.version} of {roster.consortium} (sites: {len(roster.members)})"
 
 
 def _validity(place: SiteFolder) -> str:

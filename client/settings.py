@@ -83,7 +83,7 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, config=STRICT)
 class Computing:
-    """`[training]`: how this site computes what a run asks for. It changes neither the model nor the privacy."""
+    """`[training]`: how this site computes what a run asks for. Privacy does not depend on it."""
 
     gradients: Gradients = "auto"  # mode of per-record gradients; see client/gradients
     physical_batch: Annotated[int, Field(ge=0)] = 0  # records computed at a time, to save memory; 0: automatic

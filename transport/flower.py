@@ -31,6 +31,7 @@ SERVER_NODE = 1
 REFUSED = 100  # error code of a site that refuses
 FAILED = 101  # error code of an exception in a node's app
 ENDED = 102  # error code of an agent that exits after this reply; its successor may succeed
+MALFORMED = 103  # error code in place of a reply that could not be read
 
 log = logging.getLogger("cloister.agent")
 

@@ -18,7 +18,7 @@ from flwr.app import Error
 from flwr.serverapp import Grid
 
 from privacy.errors import MalformedError
-from transport.flower import SERVER_NODE, adopt_identity, describe_run, instruction, reply, stamp
+from transport.flower import MALFORMED, SERVER_NODE, adopt_identity, describe_run, instruction, reply, stamp
 from transport.parcel import decode_reply
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     Replies = Generator[Message, None, None]
 
 DEFAULT_TIMEOUT = 3600.0  # seconds, if the caller gives none
-_MALFORMED = 102  # error code in place of a reply that could not be read
 _POLL_SECONDS = 0.5  # between two polls of one of Flower's own grids
 
 
@@ -69,7 +68,7 @@ class ReplyGrid(Grid):
         try:
             return decode_reply(data, instruction)
         except MalformedError as error:
-            return reply(Error(_MALFORMED, str(error)), instruction)
+            return reply(Error(MALFORMED, str(error)), instruction)
 
     def set_run(self, run: Run) -> None:
         """Set the run that messages belong to."""

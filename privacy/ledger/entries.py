@@ -41,6 +41,7 @@ _NUMBER = {int, float}
 _WHAT: dict[str, set[type]] = {"run": {str}, "round": {int}, "attempt": {int}, "time": {str}}
 _TYPES = _WHAT | {"noise_multiplier": _NUMBER, "sample_rate": _NUMBER, "steps": {int}, "discrete": {bool}}
 _TYPES |= {"purpose": {str}}
+_RECORDS: dict[str, set[type]] = {"records_per_person": {int}}  # only in charges for more than one
 _VOTED = _WHAT | {"purpose": {str}, "epsilon": _NUMBER}
 _LEFT = _WHAT | {"left": {str}, "purpose": {str}}
 _ADOPTED: dict[str, set[type]] = {"adopted": {str}, "time": {str}}
@@ -65,6 +66,7 @@ class Entry:
     mechanism: Mechanism
     time: str  # of the charge, ISO 8601
     head: str  # digest of all lines up to here
+    records_per_person: int = 1  # the most that the site used of one person under this charge
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,16 @@ class Entries:
     signature: bytes = b""  # the site's, of the head, in hex; empty if the ledger is
     data: bytes = b""  # all lines, without a torn last one
 
-    def unused(self, release: Release, mechanism: Mechanism) -> Entry | None:
+    @property
+    def records_per_person(self) -> int:
+        """The most records of one person that any charge was made for."""
+        return max((charge.records_per_person for charge in self.charges), default=1)
+
+    def unused(self, release: Release, mechanism: Mechanism, records_per_person: int) -> Entry | None:
         """Return the charge for a release of this cost if nothing has left for it yet, or None."""
         own = next((entry for entry in reversed(self.charges) if entry.release == release), None)
-        return own if own and own.mechanism == mechanism and release not in self.left else None
+        fits = own and own.mechanism == mechanism and own.records_per_person >= records_per_person
+        return own if fits and release not in self.left else None
 
     def has_round_of(self, release: Release) -> bool:
         """Return whether any attempt at a release's round was charged: with masks, later ones resend its update."""
@@ -154,11 +162,14 @@ def read_entries(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey | 
 
 
 def write_charge(entries: Entries, whose: Whose, key: Ed25519PrivateKey, release: Release, mechanism: Mechanism,
-                 time: str) -> bytes:  # fmt: skip
+                 *, records_per_person: int, time: str) -> bytes:  # fmt: skip
     """Return the lines that append a charge to a ledger."""
     cost = asdict(mechanism)
     pure = cost.pop("pure")
-    return _write(entries, whose, key, {**asdict(release), **({"epsilon": pure} if pure else cost), "time": time})
+    event = {**asdict(release), **({"epsilon": pure} if pure else cost), "time": time}
+    if records_per_person > 1:
+        event["records_per_person"] = records_per_person
+    return _write(entries, whose, key, event)
 
 
 def write_left(entries: Entries, whose: Whose, key: Ed25519PrivateKey, release: Release, made: str,
@@ -232,12 +243,16 @@ def _unsigned(data: bytes, path: Path, whose: Whose, key: Ed25519PublicKey) -> s
 
 
 def _entry(event: dict[str, Any], head: str) -> Entry:
+    types = _VOTED if event["purpose"] == "vote" else _TYPES
+    _check(event, types | _RECORDS if "records_per_person" in event else types)
+    records = event.get("records_per_person", 1)
+    if "records_per_person" in event and records < 2:  # noqa: PLR2004 - one record is not written
+        raise ValueError(event)
     if event["purpose"] == "vote":
-        _check(event, _VOTED)
-        return Entry(_release(event), Mechanism.response(event["epsilon"]), event["time"], head)
-    _check(event, _TYPES)
-    mechanism = Mechanism(event["noise_multiplier"], event["sample_rate"], event["steps"], event["discrete"])
-    return Entry(_release(event), mechanism, event["time"], head)
+        mechanism = Mechanism.response(event["epsilon"])
+    else:
+        mechanism = Mechanism(event["noise_multiplier"], event["sample_rate"], event["steps"], event["discrete"])
+    return Entry(_release(event), mechanism, event["time"], head, records)
 
 
 def _check(event: dict[str, Any], types: dict[str, set[type]]) -> None:

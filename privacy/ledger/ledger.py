@@ -8,7 +8,8 @@ Tests check each of these rules:
   release that has not left is not charged again; an entry of its own records when it leaves.
 - A release that failed is charged again when it is requested again: the failure was reported, and may reveal something
   about records.
-- Entries are events (σ, sampling rate, steps, whether the noise is discrete); ε is computed from them, per person.
+- Entries are events (σ, sampling rate, steps, whether the noise is discrete); ε is computed from them, per person. It
+  holds for the most records per person that any entry was charged for, also after the site has lowered the number.
 - Each entry is signed with the site's key over the digest of all before it, so edits, deletions and swaps without that
   key are detected. See `privacy.ledger.entries`.
 - An older copy of the file, or its absence, is detected by the last head, which the site keeps in another folder and
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+    from privacy.ledger.entries import Entries
+
 __all__ = ["Budget", "Charge", "Ledger", "Release"]
 
 
@@ -55,12 +58,26 @@ class Charge:
 
 
 class Ledger(Chain):
-    """An append-only file of charges. Every ε is per person, and a person may have several records."""
+    """An append-only file of charges. Every ε is per person, and a person may have several records.
+
+    Args:
+        path, site, lineage, key, last: as of `Chain`.
+        records_per_person: the most records of one person that the site uses from now on.
+    """
 
     def __init__(self, path: Path, site: str, lineage: str, key: Ed25519PrivateKey | Ed25519PublicKey, *,
                  records_per_person: int = 1, last: Path | None = None) -> None:  # fmt: skip
         super().__init__(path, site, lineage, key, last)
-        self.records_per_person = records_per_person
+        self._records_per_person = records_per_person
+
+    @property
+    def records_per_person(self) -> int:
+        """The most records of one person, now or under any charge. Every ε is for a person with this many.
+
+        Raises:
+            LedgerError: as `entries`.
+        """
+        return self._most_records(self.entries())
 
     def reserve(self, release: Release, mechanism: Mechanism, budget: Budget) -> Charge:
         """Charge a release before any record is used for it. If it is charged and nothing has left, return that charge.
@@ -70,13 +87,13 @@ class Ledger(Chain):
             LedgerError: if the ledger cannot be trusted or written; nothing may be released then.
         """
         with self.opened() as (file, entries):
-            if (unused := entries.unused(release, mechanism)) is not None:
+            if (unused := entries.unused(release, mechanism, self._records_per_person)) is not None:
                 self.sync(file)  # its writer may have been killed before it was on disk
                 return Charge(release, mechanism, unused.head)
             charged = [entry.mechanism for entry in entries.charges]
-            self._check(self.cost([*charged, mechanism], budget.delta), budget, f"round {release.round}")
+            self._check(self._cost([*charged, mechanism], budget.delta, entries), budget, f"round {release.round}")
             own = [entry.mechanism for entry in entries.charges if entry.release.run == release.run]
-            of_run = self.cost([*own, mechanism], budget.delta)
+            of_run = self._cost([*own, mechanism], budget.delta, entries)
             if not of_run <= budget.run_epsilon:
                 would, limit = _figures(of_run, budget.run_epsilon)
                 msg = (
@@ -84,7 +101,11 @@ class Ledger(Chain):
                     f"{self.site} to ε {would}, over the limit of {limit} for one run; end the run"
                 )
                 raise BudgetError(msg)
-            head = self.append(file, write_charge(entries, self.whose, self.signing_key, release, mechanism, now()))
+            lines = write_charge(
+                entries, self.whose, self.signing_key, release, mechanism,
+                records_per_person=self._records_per_person, time=now(),
+            )  # fmt: skip
+            head = self.append(file, lines)
         return Charge(release, mechanism, head)
 
     def leaves(self, release: Release, update: str) -> None:
@@ -155,8 +176,18 @@ class Ledger(Chain):
         return self.cost(self.mechanisms(), delta)
 
     def cost(self, mechanisms: Iterable[Mechanism], delta: float) -> float:
-        """Return the ε of these mechanisms for a person of this lineage."""
-        return epsilon(mechanisms, delta, group=self.records_per_person)
+        """Return the ε of these mechanisms for a person of this lineage.
+
+        Raises:
+            LedgerError: as `entries`.
+        """
+        return self._cost(mechanisms, delta, self.entries())
+
+    def _cost(self, mechanisms: Iterable[Mechanism], delta: float, entries: Entries) -> float:
+        return epsilon(mechanisms, delta, group=self._most_records(entries))
+
+    def _most_records(self, entries: Entries) -> int:
+        return max(self._records_per_person, entries.records_per_person)
 
     def runs(self) -> set[str]:
         """Return the runs with at least one charge."""

@@ -204,6 +204,8 @@ def _ledger() -> dict[str, object]:
         charge | {"run": other, "attempt": 2, "purpose": "evaluation"} | cost | {"sample_rate": 1, "steps": 1},
         charge | {"run": other, "purpose": "vote", "epsilon": 0.5},
         charge | {"run": other, "purpose": "vote", "left": "56" * 32},
+        charge | {"run": other, "round": 2} | cost | {"records_per_person": 3},
+        charge | {"run": other, "round": 2, "purpose": "vote", "epsilon": 0.5, "records_per_person": 3},
     ]
     bodies = [
         json.dumps(event | {"time": f"2026-01-01T00:{minute:02}:00+00:00"}, sort_keys=True).encode()

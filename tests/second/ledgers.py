@@ -13,7 +13,10 @@ _NUMBER: set[type] = {int, float}
 _WHAT: dict[str, set[type]] = {"run": {str}, "round": {int}, "attempt": {int}, "purpose": {str}, "time": {str}}
 _CHARGE = _WHAT | {"noise_multiplier": _NUMBER, "sample_rate": _NUMBER, "steps": {int}, "discrete": {bool}}
 _VOTE = _WHAT | {"epsilon": _NUMBER}
-_LINES: list[dict[str, set[type]]] = [_CHARGE, _VOTE, _WHAT | {"left": {str}}, {"adopted": {str}, "time": {str}}]
+_LINES: list[dict[str, set[type]]] = [
+    _CHARGE, _VOTE, *(charge | {"records_per_person": {int}} for charge in (_CHARGE, _VOTE)),
+    _WHAT | {"left": {str}}, {"adopted": {str}, "time": {str}},
+]  # fmt: skip
 _PURPOSES = {"training", "statistics", "evaluation", "vote"}
 
 
@@ -42,6 +45,7 @@ def read_lines(data: bytes, site: str, lineage: str, key: bytes) -> list[Line]:
             need(event.get("purpose", "training") in _PURPOSES, LEDGER, "purpose")
             votes = "left" in event or (event.get("purpose") == "vote") == ("epsilon" in event)
             need(votes, LEDGER, "a vote, or none")
+            need(event.get("records_per_person", 2) >= 2, LEDGER, "records of a person")
         else:
             need([event.get(name) for name in ("site", "lineage")] == [site, lineage], LEDGER, "whose")
         found.append(Line(head, signature.decode("ascii", "replace"), event))

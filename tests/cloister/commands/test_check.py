@@ -84,7 +84,7 @@ def test_a_site_that_is_ready_passes_every_check(lungs: Federation) -> None:
         found = check(settle(lungs, server))
     assert {finding["state"] for finding in found.values()} == {"ok"}, found
     assert list(found) == ["keys", "validity", "name", "port", "TLS", "disk", "budget", "records"]
-    assert "north is in roster 1 of demo, among 3 sites" in found["keys"]["text"]
+    assert "north is in roster 1 of demo (sites: 3)" in found["keys"]["text"]
     assert f"for {TASK}" in found["records"]["text"]
 
 

@@ -176,6 +176,30 @@ def test_every_epsilon_is_that_of_a_person_with_all_their_records(tmp_path: Path
     assert double.spent(1e-5) == of_two
 
 
+def test_a_lowered_number_of_records_does_not_lower_what_was_spent(tmp_path: Path) -> None:
+    path = tmp_path / "patients"
+    Ledger(path, "north", "patients", KEY, records_per_person=3).reserve(release(1), ROUND, AMPLE)
+    lowered = ledger(path)
+    assert lowered.records_per_person == 3
+    assert lowered.spent(1e-5) == epsilon([ROUND], 1e-5, group=3)
+    both = epsilon([ROUND, ROUND], 1e-5, group=3)
+    with pytest.raises(BudgetError):
+        lowered.reserve(release(2), ROUND, Budget(both - 0.01, 1e-5))
+    lowered.reserve(release(2), ROUND, Budget(both, 1e-5))
+    assert Ledger(path, "north", "patients", KEY, records_per_person=4).spent(1e-5) == epsilon(
+        [ROUND, ROUND], 1e-5, group=4
+    )
+
+
+def test_a_charge_for_fewer_records_of_a_person_is_not_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "patients"
+    charge = ledger(path).reserve(release(1), ROUND, AMPLE)
+    assert ledger(path).reserve(release(1), ROUND, AMPLE) == charge
+    Ledger(path, "north", "patients", KEY, records_per_person=2).reserve(release(1), ROUND, AMPLE)
+    assert ledger(path).mechanisms() == [ROUND, ROUND]
+    assert ledger(path).records_per_person == 2
+
+
 def test_a_charge_is_as_fast_after_thousands_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Not timed: what is read, verified and composed is counted. Ten calibrations, hundreds of rounds with each.
     path, opened = tmp_path / "patients", {"site": "north", "lineage": "patients", "time": ""}
@@ -387,6 +411,9 @@ def test_another_sites_or_lineages_ledger_is_refused(whole: bytes, site: str, li
                 {"purpose": "fun"},
                 {"purpose": ["training"]},
                 {"group": 2},
+                {"records_per_person": 1},
+                {"records_per_person": True},
+                {"records_per_person": "2"},
                 {"round": None},
                 {"adopted": 5},
                 {"left": 5},

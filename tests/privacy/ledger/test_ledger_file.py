@@ -69,7 +69,7 @@ def test_a_file_that_takes_its_place_while_it_is_written_is_a_ledger_error(tmp_p
         kept = ledger(path)
         with kept.opened() as (file, entries):
             other.replace(path)
-            stands = entries.unused(charge, Mechanism(1.0, 0.1, 2))
+            stands = entries.unused(charge, Mechanism(1.0, 0.1, 2), 1)
             write = kept.sync if stands else partial(kept.append, lines=before.splitlines(keepends=True)[-1])
             with pytest.raises(LedgerError, match="another file replaced this ledger"):
                 write(file)
