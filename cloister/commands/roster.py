@@ -146,7 +146,7 @@ def _changed(path: Path, found: Roster, what: str, *, as_json: bool) -> None:
 
 def _tell(path: Path, found: Roster) -> None:
     typer.echo(f"✓ {path}: roster {found.version} of {len(found.members)} sites")
-    typer.echo("  a running server and its agents take it by themselves; sign runs anew")
+    typer.echo("  a running server and its agents take it by themselves")
 
 
 def _report(found: Roster) -> dict[str, Any]:
