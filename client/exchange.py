@@ -43,10 +43,10 @@ class Exchange:
         )
         self._roster = self._channel.unary_stream(
             f"/{SERVICE}/Roster",
-            request_serializer=None,
+            request_serializer=bytes,
             response_deserializer=pb.Chunk.FromString,
         )
-        self._renew = self._channel.unary_unary(f"/{SERVICE}/Renew", None, None)
+        self._renew = self._channel.unary_unary(f"/{SERVICE}/Renew", bytes, bytes)
         self._messages: Iterator[pb.Chunk] = iter(())  # of a `Pull` that lasts until this time, by the monotonic clock
         self._until = 0.0
         self._push = self._channel.stream_unary(

@@ -49,8 +49,8 @@ class Upkeep:
             return
         try:
             roster = take_roster(place.folder, place.settings.keys, site.name, data)
-        except (AuthenticityError, MalformedError, ProtocolError) as error:
-            log.warning("kept roster %d, as the server's cannot be taken: %s", site.roster.version, error)
+        except (AuthenticityError, MalformedError, ProtocolError, OSError) as error:
+            log.warning("kept roster %d, as the server's cannot be taken: %s", site.roster.version, sentence(error))
             return
         site.use_roster(roster)
         log.info("took roster %d, of %d sites", roster.version, len(roster.members))
@@ -69,10 +69,10 @@ class Upkeep:
         try:
             new = load_certificate(data, "the server's answer")
             check_renewed(new, old, read_certificate(files.authority))
-        except (AuthenticityError, KeyFileError) as error:
-            log.warning("kept the certificate, as the server's cannot be taken: %s", error)
+            write_atomically(files.certificate, data)
+        except (AuthenticityError, KeyFileError, OSError) as error:
+            log.warning("kept the certificate, as the server's cannot be taken: %s", sentence(error))
             return
-        write_atomically(files.certificate, data)
         log.info("renewed this site's certificate, until %s", f"{new.not_valid_after_utc:%Y-%m-%d}")
 
     def _warn(self) -> None:

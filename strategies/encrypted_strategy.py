@@ -139,6 +139,7 @@ class EncryptedStrategy(Strategy):
         self._grid, cohort, seconds = grid, self._manifest.settings.cohort, self._seconds
         if roster := self._newer_roster():
             self._members.use_roster(roster)
+            self._event_log.record("roster", version=roster.version, sites=list(self._members.listed))
         present = self._members.gather(grid, cohort.minimum, seconds)
         self._voting.undo(grid, present)
         present = [site for site in present if site in self._members.nodes]

@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.experimental
@@ -79,9 +79,8 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     _load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files)
     check_server_certificate(files.certificate, files.authority)
     initial = grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=authority)
-    return grpc.dynamic_ssl_server_credentials(
-        initial, _Renewed(files, certificate), require_client_authentication=True
-    )
+    renewed: Any = _Renewed(files, certificate)  # grpc's types omit that it may return None
+    return grpc.dynamic_ssl_server_credentials(initial, renewed, require_client_authentication=True)
 
 
 class _Renewed:

@@ -98,7 +98,8 @@ class JoiningPort:
         answer = self._requests.answer(invited, read_request(line))
         line.send(answer.to_bytes())
         if answer.outcome is Outcome.REFUSED:
-            log.warning("%s asked to join as %s and was refused: %s", address, invited.site, answer.content.decode())
+            why = answer.content.decode(errors="replace")
+            log.warning("%s asked to join as %s and was refused: %s", address, invited.site, why)
         elif answer.outcome is Outcome.KEPT:
             log.info("%s asks to join; the coordinator approves it with: cloister roster approve", invited.site)
         else:

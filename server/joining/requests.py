@@ -7,12 +7,14 @@ does.
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from privacy.errors import AuthenticityError, CloisterError, ConfigError
+from privacy.errors import CloisterError, ConfigError
+from privacy.failures import sentence
 from privacy.run.enrolment import open_request
 from privacy.run.invitation import number_of_proof, read_record, record_name
 from privacy.storage import read_file, write_atomically
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
     from privacy.run.invitation import InvitationRecord
     from server.settings import ServerFolder
+
+
+log = logging.getLogger("cloister.joining")
 
 
 class Requests:
@@ -73,9 +78,12 @@ class Requests:
         try:
             with self._turn:
                 return self._answer(record, data)
-        except CloisterError as error:
-            text = error.public if not isinstance(error, AuthenticityError) else str(error)
-            return Answer(Outcome.REFUSED, text.encode()[:LARGEST_SENTENCE])
+        except (CloisterError, OSError) as error:
+            if isinstance(error, CloisterError) and error.may_leave_site:
+                return Answer(Outcome.REFUSED, str(error).encode()[:LARGEST_SENTENCE])
+            log.warning("the request of %s could not be answered: %s", record.site, sentence(error))
+            text = "the server cannot answer now; tell the coordinator, who finds the reason in its log, and try again"
+            return Answer(Outcome.REFUSED, text.encode())
 
     def _answer(self, record: InvitationRecord, data: bytes) -> Answer:
         request, path = open_request(data, record), self._path(REQUESTS, record)

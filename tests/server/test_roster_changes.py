@@ -101,6 +101,11 @@ def test_no_round_is_lost(changed: Changed) -> None:
     assert sorted(rounds[2]["sites"]) == sorted(STAYED)
 
 
+def test_the_server_says_under_which_roster_it_goes_on(changed: Changed) -> None:
+    rosters = [event for event in changed.events if event["event"] == "roster"]
+    assert [(event["version"], len(event["sites"])) for event in rosters] == [(2, 4), (3, 3)]
+
+
 def test_every_roster_has_keys_of_its_own(changed: Changed) -> None:
     epochs = [event for event in changed.events if event["event"] == "epoch"]
     assert [event["epoch"] for event in epochs] == [2, 3]  # the first was made before
