@@ -22,6 +22,7 @@ from privacy.run.enrolment import (
     write_welcome,
 )
 from privacy.run.invitation import Invitation, read_invitation, read_record
+from transport.framing import read_roster_request, roster_request
 from transport.joining import (
     Answer,
     Outcome,
@@ -84,6 +85,7 @@ def joining_parsers() -> Iterator[Entry]:
         signed_welcome,
         [SignedDocument.open(authority_in(welcome)[1], "welcome", authority.public_key()).payload],
     )
+    yield "request for a roster", read_roster_request, [roster_request(3)]
     yield "greeting of a joining port", lambda data: read_greeting(_Bytes(data)), [greeting(b"a certificate")]
     yield "standing of an invitation", lambda data: read_standing(_Bytes(data)), [Standing(State.OPEN).to_bytes()]
     yield "request at a joining port", lambda data: read_request(_Bytes(data)), [request_bytes(request)]
