@@ -58,7 +58,7 @@ class Site(Works):
         self.own = Own(place.folder / "outbox")
         self.commitments = Commitments(place.folder / "outbox")
         self.apply: Apply = map  # runs encryption and decryption: an agent uses several processes
-        self.said: dict[str, str] = {}  # the last error for each kind of message
+        self.last_errors: dict[str, str] = {}  # the last error for each kind of message
         self._older: dict[int, Roster] = {}
         self.use_roster(_read_roster(place))
         listed, own = self.roster.member(self.name), self.signing_key.public_key().public_bytes_raw().hex()

@@ -86,7 +86,7 @@ def open_file(path: Path) -> BinaryIO:
 
 def lost(path: Path) -> bool:
     """Return whether a path or its folder is a dangling link, for example to a disk that is not mounted."""
-    return any(each.is_symlink() and not each.exists() for each in (path, path.parent))
+    return any(part.is_symlink() and not part.exists() for part in (path, path.parent))
 
 
 def private(path: str, flags: int) -> int:

@@ -24,7 +24,7 @@ JOINING_PORT = 9441
 """The port at which sites ask to join, unless the coordinator says otherwise."""
 
 
-def found(
+def create_consortium(
     folder: Path,
     consortium: str,
     host: str,

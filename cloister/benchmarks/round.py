@@ -75,11 +75,11 @@ def in_turn(
         total = len(kinds) * sum(size + WARM_UP for size in blocks)
         with Processes() as processes, _bar(console, total) as advance:
             bench = _Bench(federation, processes, advance)
-            found: dict[str, list[Results]] = {kind: [] for kind in kinds}
+            results: dict[str, list[Results]] = {kind: [] for kind in kinds}
             for size in blocks:
                 for kind, encryption in kinds.items():
-                    found[kind].append(bench.run(size, encryption))
-            reports = {kind: _summarise(runs, federation.sites, parameters) for kind, runs in found.items()}
+                    results[kind].append(bench.run(size, encryption))
+            reports = {kind: _summarise(runs, federation.sites, parameters) for kind, runs in results.items()}
     return reports, bench.peaks
 
 

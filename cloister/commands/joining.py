@@ -39,13 +39,13 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Found a consortium: make its authority, the coordinator's signing key and the server's certificate."""
-    from server.founding import found  # noqa: PLC0415
+    from server.founding import create_consortium  # noqa: PLC0415
     from transport.pki import authority_fingerprint, read_certificate  # noqa: PLC0415
 
     if joining_port == port:
         msg = f"port {port} is for agents; choose another --joining-port"
         raise ConfigError(msg)
-    coordinator = found(folder, name, host, port, joining_port=joining_port, online=online)
+    coordinator = create_consortium(folder, name, host, port, joining_port=joining_port, online=online)
     fingerprint = authority_fingerprint(read_certificate(coordinator.folder / "authority.pem"))
     if as_json:
         typer.echo(json.dumps({"consortium": name, "server": coordinator.settings.server, "authority": fingerprint}))

@@ -28,18 +28,18 @@ def show(folder: Folder = Path(), as_json: Json = False) -> None:
     from server.coordinator import Coordinator  # noqa: PLC0415
 
     coordinator = Coordinator(folder / "coordinator")
-    found = coordinator.roster()
+    current = coordinator.roster()
     if as_json:
-        typer.echo(json.dumps(_report(found) if found else {"version": 0, "members": []}))
+        typer.echo(json.dumps(_report(current) if current else {"version": 0, "members": []}))
         return
-    if found is None:
+    if current is None:
         typer.echo(f"{coordinator.settings.consortium} has no members yet; invite one: cloister invite SITE")
         return
     table = Table("site", "signing key", "TLS key")
-    for member in found.members:
+    for member in current.members:
         table.add_row(member.site, f"{member.signing_key[:16]}…", f"{member.tls_key[:16]}…")
     console = make_console(json=False)
-    console.print(f"{found.consortium}, roster {found.version}, valid until {date(found.expires)}")
+    console.print(f"{current.consortium}, roster {current.version}, valid until {date(current.expires)}")
     console.print(table)
 
 
@@ -63,18 +63,18 @@ def approve(
     if not waiting:
         _report_none(coordinator, as_json=as_json)
         return
-    found, approvals = coordinator.approve(waiting)
+    current, approvals = coordinator.approve(waiting)
     for approval in approvals:
         coordinator.leave_at_server(approval)
         if requests:
             write_atomically(Path(f"{approval.site}.welcome"), approval.welcome)
     if as_json:
-        typer.echo(json.dumps({"version": found.version, "sites": [approval.site for approval in approvals]}))
+        typer.echo(json.dumps({"version": current.version, "sites": [approval.site for approval in approvals]}))
         return
     for approval in approvals:
         how = f"send it {approval.site}.welcome" if requests else "its next `cloister join` takes the welcome"
         typer.echo(f"✓ {approval.site} is a member; {how}")
-    _tell(coordinator.roster_path, found)
+    _tell(coordinator.roster_path, current)
 
 
 @roster.command("remove", epilog="Example:  cloister roster remove north    (the same as: cloister revoke north)")
@@ -120,11 +120,11 @@ def take(
     from client.settings import read_site  # noqa: PLC0415
 
     place = read_site(site)
-    found = take_roster(place.folder, place.settings.keys, place.settings.site, read(document))
+    current = take_roster(place.folder, place.settings.keys, place.settings.site, read(document))
     if as_json:
-        typer.echo(json.dumps(_report(found)))
+        typer.echo(json.dumps(_report(current)))
     else:
-        typer.echo(f"✓ {place.settings.site} has roster {found.version}, of {len(found.members)} sites")
+        typer.echo(f"✓ {place.settings.site} has roster {current.version}, of {len(current.members)} sites")
         typer.echo(f"  if its agent runs, restart it: cloister agent {site}")
 
 
@@ -136,23 +136,23 @@ def _report_none(coordinator: Coordinator, *, as_json: bool) -> None:
         typer.echo("no site waits to be approved")
 
 
-def _changed(path: Path, found: Roster, what: str, *, as_json: bool) -> None:
+def _changed(path: Path, current: Roster, message: str, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(_report(found)))
+        typer.echo(json.dumps(_report(current)))
         return
-    typer.echo(f"✓ {what}")
-    _tell(path, found)
+    typer.echo(f"✓ {message}")
+    _tell(path, current)
 
 
-def _tell(path: Path, found: Roster) -> None:
-    typer.echo(f"✓ {path}: roster {found.version} of {len(found.members)} sites")
+def _tell(path: Path, current: Roster) -> None:
+    typer.echo(f"✓ {path}: roster {current.version} of {len(current.members)} sites")
     typer.echo("  a running server and its agents take it by themselves")
 
 
-def _report(found: Roster) -> dict[str, Any]:
+def _report(current: Roster) -> dict[str, Any]:
     return {
-        "consortium": found.consortium,
-        "version": found.version,
-        "expires": found.expires,
-        "members": [member.site for member in found.members],
+        "consortium": current.consortium,
+        "version": current.version,
+        "expires": current.expires,
+        "members": [member.site for member in current.members],
     }

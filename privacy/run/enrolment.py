@@ -158,9 +158,9 @@ def open_welcome(document: bytes, authority: PublicKey) -> Welcome:
     return _read(SignedDocument.open(document, _WELCOME, authority).payload, Welcome, "welcome")
 
 
-def _read(data: bytes, into: type[T], what: str) -> T:
+def _read(data: bytes, into: type[T], kind: str) -> T:
     try:
         return TypeAdapter(into).validate_json(data)
     except ValidationError as error:
-        msg = f"this {what} is damaged, or of another version of Cloister; ask for the original, and use one version"
+        msg = f"this {kind} is damaged, or of another version of Cloister; ask for the original, and use one version"
         raise MalformedError(msg) from error

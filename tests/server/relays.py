@@ -58,9 +58,9 @@ class Relay:
                 if self.record:
                     self.seen += piece
                 target.sendall(piece)
-        for each in (source, target):
+        for side in (source, target):
             with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+                side.shutdown(socket.SHUT_RDWR)
 
     def _passes(self, count: int) -> bool:
         with self._lock:

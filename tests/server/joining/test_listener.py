@@ -13,7 +13,7 @@ from client.joining import ask, begin
 from privacy.errors import UnreachableError
 from privacy.run.invitation import Invitation
 from server.coordinator import Coordinator
-from server.founding import found
+from server.founding import create_consortium
 from server.joining.limits import A_MINUTE, AT_ONCE, AT_ONCE_FROM_ONE, Limits
 from server.joining.listener import JoiningPort
 from server.joining.requests import Requests
@@ -43,7 +43,7 @@ class Port:
 
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[Port]:
-    coordinator = found(tmp_path, "lungs", "localhost", joining_port=9441, online=True)
+    coordinator = create_consortium(tmp_path, "lungs", "localhost", joining_port=9441, online=True)
     place = read_consortium(tmp_path / "server")
     joining = JoiningPort(Requests(place), place.tls, SECONDS)
     with ExitStack() as stack:
