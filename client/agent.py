@@ -14,6 +14,7 @@ import logging
 import os
 import random
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
@@ -21,6 +22,7 @@ from flwr.app import Context, RecordDict
 from client.dpsgd.torchrun import own_place
 from client.exchange import WAIT_SECONDS, Exchange
 from client.settings import SiteFolder, read_site
+from client.upkeep import Upkeep
 from privacy.errors import DeviceError, MalformedError, ProtocolError, UnreachableError
 from privacy.parallel import in_processes
 from transport.channel import probe, unused_proxy
@@ -94,7 +96,7 @@ def attend(path: Path, stop: Event) -> None:
 
 
 def _serve(site: Site, line: _Line, app: App, stop: Event, waiting: list[Callable[[], None]]) -> None:
-    place = site.place
+    place, upkeep = site.place, Upkeep(site)
     with _turn(place.folder / _TURN, stop):
         while not stop.is_set():
             if not line.check():
@@ -103,7 +105,8 @@ def _serve(site: Site, line: _Line, app: App, stop: Event, waiting: list[Callabl
             line.status = _limits(site)
             try:
                 with Exchange(place.settings.server, place.tls) as exchange:
-                    answer_all(exchange, app, _context(site), stop, line, waiting)
+                    look = partial(upkeep.look, exchange)
+                    answer_all(exchange, app, _context(site), stop, line, waiting, look=look)
             except (UnreachableError, MalformedError) as error:
                 line.broke(error)
                 stop.wait(line.delay())
@@ -159,6 +162,8 @@ def answer_all(
     stop: Event,
     line: _Line | None = None,
     waiting: list[Callable[[], None]] | None = None,
+    *,
+    look: Callable[[], None] = lambda: None,
 ) -> None:
     """Pull messages and push what the app makes of them, until `stop` is set.
 
@@ -169,16 +174,20 @@ def answer_all(
         stop: ends this.
         line: logs whether the connection is up.
         waiting: work to which the app adds, to be done once its answer is delivered.
+        look: called before each wait for a message.
 
     Raises:
         CloisterError: if the connection breaks, the server refuses the site, or sends something that is not a message.
     """
     wait = 0.0  # the first answer comes at once, and shows that gRPC gets through
+    look()
     while not stop.is_set():
         data = exchange.pull(wait)
         if line and not wait:
             line.stands()
-        if data is not None:
+        if data is None:
+            look()
+        else:
             message, data = decode_instruction(data), None  # free the raw bytes, which may be large
             _answer(exchange, app, context, message, stop)
             del message

@@ -57,13 +57,13 @@ class Forked:
 
 
 class ForkedAgents(Processes):
-    """Agents are forked; other commands are started as usual."""
+    """What sites run is forked; other commands are started as usual."""
 
     @override
     def start(
         self, name: str, log: Path, *arguments: str, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        if arguments[0] != "agent":
+        if arguments[0] not in {"agent", "join"}:
             return super().start(name, log, *arguments, env=env)
         child = cast("subprocess.Popen[bytes]", Forked(log, run_command, *arguments, env=env or {}))
         self._children[name] = child, log

@@ -107,13 +107,13 @@ def admit(site: Site, document: bytes) -> AdmittedRun:
     Raises:
         AuthenticityError: if the coordinator did not sign it.
         RefusedError: if the policy does not allow it, or this site lacks its algorithm.
-        ProtocolError: if it is for another roster than the site's.
+        ProtocolError: if it is for a newer roster than the site's.
     """
     manifest, run = site.open_manifest(document)
-    if manifest.roster_version != site.roster.version:
+    if manifest.roster_version > site.roster.version:  # a run goes on under newer rosters, without who left
         msg = (
-            f"the run is for roster {manifest.roster_version}, and {site.name} has roster {site.roster.version}; "
-            "update the older one"
+            f"the run is for roster {manifest.roster_version}, and {site.name} has only roster {site.roster.version}; "
+            "take the newer one: cloister roster take"
         )
         raise ProtocolError(msg)
     check_policy(

@@ -16,6 +16,8 @@ COMMANDS = (
     ["init"],
     ["invite"],
     ["join"],
+    ["revoke"],
+    ["renew"],
     ["roster", "approve"],
     ["check"],
     ["sign"],

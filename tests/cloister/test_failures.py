@@ -27,9 +27,11 @@ QUOTE = "Mrs Smith, 1961"
 
 SEAMS = {  # what each command calls, and how it is called
     ("demo",): ("cloister.commands.demo.run_demo", []),
-    ("init",): ("server.coordinator.found", ["lungs", "--host", "localhost"]),
+    ("init",): ("server.founding.create_consortium", ["lungs", "--host", "localhost"]),
     ("invite",): ("server.coordinator.Coordinator", ["north"]),
-    ("join",): ("cloister.commands.joining._read", ["north.invitation"]),
+    ("join",): ("cloister.commands.joining.read", ["north.invitation"]),
+    ("revoke",): ("server.coordinator.Coordinator", ["north"]),
+    ("renew",): ("server.coordinator.Coordinator", []),
     ("roster", "show"): ("server.coordinator.Coordinator", []),
     ("roster", "approve"): ("server.coordinator.Coordinator", ["north.request"]),
     ("roster", "remove"): ("server.coordinator.Coordinator", ["north"]),
