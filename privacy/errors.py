@@ -60,6 +60,10 @@ class KeyFileError(CloisterError):
     """A key or certificate file is missing or unusable."""
 
 
+class VaultError(CloisterError):
+    """A site's encrypted folder could not be opened, or a file in it was altered."""
+
+
 class MalformedError(CloisterError):
     """Bytes from outside do not have the form that the protocol fixes."""
 

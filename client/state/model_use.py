@@ -18,6 +18,7 @@ from client.state.model_file import write_constants
 from client.state.model_parts import layout_of, set_tensors, trained
 from client.task.probe import make_model
 from privacy.codec.update import Model
+from privacy.storage import open_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,5 +68,5 @@ def load_model(task: Task, path: Path, *, personal: bool = False, model_seed: in
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file_digest(file, "sha256").hexdigest()

@@ -14,14 +14,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.work.sums import OWN
 from privacy.failures import sentence
-from privacy.storage import make_folder, private
+from privacy.log_file import opened_log
+from privacy.storage import make_folder
 from transport.reports import LARGEST_METRIC
 
 if TYPE_CHECKING:
@@ -95,12 +95,10 @@ def _append(
     if personal:
         entry["personal"] = _finite(personal)
     line = json.dumps(entry, allow_nan=False)
-    with open(path, "a+b", opener=private) as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-        kept = file.read()
-        whole, _, torn = kept.rpartition(b"\n")  # a crash may have torn the last line
+    with opened_log(path) as file:
+        whole, _, torn = file.data[-_TAIL:].rpartition(b"\n")  # a crash may have torn the last line
         if f'{{"round": {checkpoint.round}, '.encode() not in whole:
-            file.write(b"\n" * bool(torn) + line.encode() + b"\n")
+            file.append(b"\n" * bool(torn) + line.encode() + b"\n", sync=False)
 
 
 def _finite(found: Mapping[str, float]) -> dict[str, float | None]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -14,12 +12,14 @@ from privacy.crypto.signing import sign
 from privacy.errors import KeyFileError, LedgerError
 from privacy.ledger.entries import KIND, Entries, Whose, read_entries, signed_by, write_adopted
 from privacy.ledger.ledger_head import LastHead, SignedHead
-from privacy.storage import append, lost, make_folder, open_file, private
+from privacy.log_file import opened_log, read_log
+from privacy.storage import lost, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from typing import BinaryIO
+
+    from privacy.log_file import LogFile
 
 
 class Chain:
@@ -65,9 +65,7 @@ class Chain:
         """
         last = self.last_kept()  # read before the file, to which another process may append, so never ahead of it
         try:
-            with open_file(self.path) as file:
-                fcntl.flock(file, fcntl.LOCK_SH)
-                data = file.read()
+            data = read_log(self.path)
         except FileNotFoundError:
             self._check_not_lost()
             data = b""
@@ -139,12 +137,12 @@ class Chain:
             if not entries.signature or signed_by(self.whose, entries.head, entries.signature, self.public_key):
                 msg = f"{self.path}: this ledger has no entry signed with a key other than {self.site}'s present one"
                 raise LedgerError(msg)
-            file.truncate(len(entries.data))
+            file.keep(len(entries.data))
             key = before.public_bytes_raw().hex() if before else ""
             self.append(file, write_adopted(entries, self.whose, self.signing_key, key, now()))
 
     @contextmanager
-    def opened(self) -> Iterator[tuple[BinaryIO, Entries]]:
+    def opened(self) -> Iterator[tuple[LogFile, Entries]]:
         """Lock the file, read it, and cut off a torn last line.
 
         Raises:
@@ -153,10 +151,10 @@ class Chain:
         with self._locked() as (file, data):
             entries = self._read(data, self.last_kept())
             if len(entries.data) != len(data):
-                file.truncate(len(entries.data))
+                file.keep(len(entries.data))
             yield file, entries
 
-    def append(self, file: BinaryIO, lines: bytes) -> str:
+    def append(self, file: LogFile, lines: bytes) -> str:
         """Append lines and sync them to disk; return the new head."""
         self._write(file, lines)
         head, signature, _ = lines.splitlines()[-1].split(b" ", 2)
@@ -164,13 +162,13 @@ class Chain:
             self._last.keep(SignedHead(head.decode(), bytes.fromhex(signature.decode())))
         return head.decode()
 
-    def sync(self, file: BinaryIO) -> None:
+    def sync(self, file: LogFile) -> None:
         """Sync the file to disk, including what other processes wrote."""
         self._write(file, b"")
 
-    def _write(self, file: BinaryIO, lines: bytes) -> None:
-        append(self.path, file.fileno(), lines)
-        if not os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+    def _write(self, file: LogFile, lines: bytes) -> None:
+        file.append(lines)
+        if not file.is_in_place():
             msg = (
                 f"{self.path}: another file replaced this ledger while it was being written; no update was sent; "
                 "try again"
@@ -178,14 +176,12 @@ class Chain:
             raise LedgerError(msg)
 
     @contextmanager
-    def _locked(self) -> Iterator[tuple[BinaryIO, bytes]]:
+    def _locked(self) -> Iterator[tuple[LogFile, bytes]]:
         self._check_not_lost()  # opening a dangling link would create an empty ledger at its target
         try:
             make_folder(self.path.parent)
-            with open(self.path, "a+b", opener=private) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                file.seek(0)
-                yield file, file.read()
+            with opened_log(self.path) as file:
+                yield file, file.data
         except OSError as error:
             msg = f"{error.filename or self.path}: {error.strerror or error}; "
             raise LedgerError(msg + "no update is sent until the ledger can be written") from error

@@ -17,6 +17,8 @@ COMMANDS = (
     ["join"],
     ["roster", "approve"],
     ["check"],
+    ["protect"],
+    ["export"],
     ["sign"],
     ["server"],
     ["agent"],

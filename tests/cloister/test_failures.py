@@ -36,6 +36,8 @@ SEAMS = {  # what each command calls, and how it is called
     ("roster", "renew"): ("server.coordinator.Coordinator", []),
     ("roster", "take"): ("client.settings.read_site", ["roster", "--site", "north"]),
     ("check",): ("client.checks.check_site", ["north"]),
+    ("protect",): ("client.settings.read_site", ["north"]),
+    ("export",): ("client.settings.read_site", ["north", "models/a", "a"]),
     ("data", "check"): ("cloister.own_records.report", ["north"]),
     ("sign",): ("cloister.commands.sign.sign_run", ["run.toml"]),
     ("server",): ("server.process.serve", ["server", "run.manifest"]),
