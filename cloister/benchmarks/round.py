@@ -89,9 +89,12 @@ def in_turn(
         f"{' and '.join(kinds)} in turn, each with {WARM_UP} warm-up rounds, then {' and '.join(map(str, blocks))}: "
         f"{parameters:,} parameters, {sites} agents"
     )
-    with TemporaryDirectory(prefix="cloister-bench-") as folder, _model_size(parameters):
+    with TemporaryDirectory(prefix="cloister-bench-") as folder, _variable(PARAMETERS, parameters):
         total = len(kinds) * sum(size + WARM_UP for size in blocks)
         with ExitStack() as stack:
+            key_file = Path(folder) / "sites.key"
+            write_atomically(key_file, os.urandom(32))
+            stack.enter_context(_variable(KEY_FILE_VARIABLE, key_file))
             advance = stack.enter_context(_bar(console, total))
             benches = {
                 encrypted: _Bench(
@@ -149,12 +152,8 @@ def _prepare(folder: Path, sites: int, *, encrypted: bool) -> Federation:
     settings.write_text(settings.read_text().replace(":0", f":{_free_port()}"))
     for path in federation.paths.values():
         (path / SiteTerms.file).write_text(_RECORDS, encoding="utf-8")
-    if encrypted:
-        key_file = folder / "sites.key"
-        write_atomically(key_file, os.urandom(32))
-        os.environ[KEY_FILE_VARIABLE] = str(key_file)  # for the agents
-        for path in federation.paths.values():
-            protect(path, read_key_file(key_file), ())
+        if encrypted:
+            protect(path, read_key_file(Path(os.environ[KEY_FILE_VARIABLE])), ())
     return federation
 
 
@@ -175,16 +174,16 @@ def _bar(console: Console, total: int) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def _model_size(parameters: int) -> Iterator[None]:
-    """Set the model's size for agents that start within this context."""
-    before = os.environ.get(PARAMETERS)
-    os.environ[PARAMETERS] = str(parameters)
+def _variable(name: str, value: object) -> Iterator[None]:
+    """Set a variable of the environment for agents that start within this context."""
+    before = os.environ.get(name)
+    os.environ[name] = str(value)
     try:
         yield
     finally:
-        del os.environ[PARAMETERS]
+        del os.environ[name]
         if before is not None:
-            os.environ[PARAMETERS] = before
+            os.environ[name] = before
 
 
 class _Bench:

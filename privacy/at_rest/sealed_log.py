@@ -5,8 +5,8 @@
 Nonces are random, since a record that was cut off after a failed append is followed by another at the same position.
 The associated data are those of the file (`privacy.at_rest.sealed`), the record's number, and which part it is.
 
-A crash may tear the last record: it is cut short, or ends in zeros, where nothing was written. It is then dropped.
-Every other difference is an alteration: the length is sealed, so that no edit can pass a whole record off as a torn one.
+A crash may tear the last record: it is cut short, or ends in zeros that nobody wrote. It is dropped.
+Everything else is an alteration: the length is sealed, so that no edit can pass a whole record off as a torn one.
 A file that ends after an earlier record looks whole; whoever needs more keeps a head elsewhere, as the ledger does.
 """
 
