@@ -133,7 +133,7 @@ def probe(address: str, files: TlsFiles, seconds: float = PROBE_SECONDS) -> None
 def _context(files: TlsFiles) -> ssl.SSLContext:
     authority, _, _ = files.read()
     try:
-        context = ssl.create_default_context(cadata=authority.decode("ascii"))
+        context = ssl.create_default_context(cadata=authority.decode("ascii") or "-")  # "" would mean the system's
     except (ssl.SSLError, ValueError) as error:
         msg = f"{files.authority}: not a readable PEM certificate; ask the coordinator for it"
         raise KeyFileError(msg) from error
